@@ -1,0 +1,1 @@
+//! The service: intents, records, outcomes and wire formats.

@@ -1,0 +1,3 @@
+//! The `hotslot` binary.
+
+fn main() {}

@@ -1,0 +1,98 @@
+//! A PCI function of the host, as libvirt's node device describes it.
+
+use crate::pci::{PciAddress, PciClass, PciId};
+
+/// One PCI function of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Where the host sees it.
+    pub address: PciAddress,
+    /// libvirt's node device name (`pci_0000_3b_00_1`).
+    pub name: String,
+    /// Vendor id.
+    pub vendor_id: PciId,
+    /// Product id.
+    pub product_id: PciId,
+    /// Vendor's name from libvirt's id table.
+    pub vendor_name: Option<String>,
+    /// Product's name from libvirt's id table.
+    pub product_name: Option<String>,
+    /// Class code. libvirt before 5.3 does not say it.
+    pub class: Option<PciClass>,
+    /// What it is to SR-IOV.
+    pub role: Role,
+    /// The IOMMU group; none without an IOMMU.
+    pub iommu_group: Option<IommuGroup>,
+    /// The NUMA node of the slot, where the platform says it.
+    pub numa_node: Option<u32>,
+    /// The host driver bound to it (`igbvf`, `vfio-pci`); none when unbound.
+    pub driver: Option<String>,
+    /// libvirt's node device name of the parent (`computer` on the root bus).
+    pub parent: Option<String>,
+    /// Whether it is a bridge or a port (`<capability type='pci-bridge'/>` or class 0x06): never assignable.
+    pub bridge: bool,
+    /// Whether it has a PCI Express capability; a conventional device needs a conventional slot.
+    pub express: bool,
+    /// The PCI Express link, where libvirt says it.
+    pub link: Option<Link>,
+    /// Serial number of the card from its vital product data.
+    pub serial: Option<String>,
+    /// Network interfaces on it, by their host names. Known only where children were read.
+    pub net: Vec<String>,
+    /// Block devices on it, by their host names. Known only where children were read.
+    pub block: Vec<String>,
+}
+
+/// What a function is to SR-IOV (PCI Express Base Specification, chapter 9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Neither PF nor VF.
+    Plain,
+    /// A physical function, with or without virtual functions enabled.
+    Physical {
+        /// How many VFs it can have (`sriov_totalvfs`).
+        max_vfs: u32,
+        /// The VFs it has now, in order of address.
+        vfs: Vec<PciAddress>,
+    },
+    /// A virtual function.
+    Virtual {
+        /// Its physical function.
+        parent: PciAddress,
+    },
+}
+
+/// The smallest set of functions that the IOMMU can isolate: all of one group, or none, go to a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IommuGroup {
+    /// The kernel's number of the group; it may change from boot to boot, and when VFs come and go.
+    pub number: u32,
+    /// All members, the device itself among them, in order of address.
+    pub members: Vec<PciAddress>,
+}
+
+/// A PCI Express link: what the port could do, and what it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The fastest speed the device can do, in GT/s, as libvirt writes it (`2.5`, `16`).
+    pub max_speed: Option<String>,
+    /// The widest the device can do, in lanes.
+    pub max_width: Option<u32>,
+    /// The speed now, in GT/s.
+    pub speed: Option<String>,
+    /// The width now, in lanes.
+    pub width: Option<u32>,
+}
+
+impl HostDevice {
+    /// Whether a sibling in this state keeps its IOMMU group from being given to a guest: it is bound to a
+    /// host driver that does its own DMA. Unbound functions, VFIO drivers and bridges' port driver do not.
+    pub fn blocks_its_group(&self) -> bool {
+        let harmless = |driver: &str| {
+            matches!(driver, "pci-stub" | "pcieport")
+                || driver.starts_with("vfio")
+                || driver.ends_with("vfio_pci")
+        };
+        !self.bridge && self.driver.as_deref().is_some_and(|driver| !harmless(driver))
+    }
+}

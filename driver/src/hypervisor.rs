@@ -1,0 +1,299 @@
+//! The port: what hotslot asks of a hypervisor, and the events it hears from it.
+//!
+//! It speaks libvirt's verbs and keeps libvirt's meanings: [`Hypervisor::attach`] returning means that the
+//! device is in the domain; [`Hypervisor::detach`] on a live domain returning means that the guest was
+//! asked. What makes an answer out of these is [`crate::hotplug`].
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::device::HostDevice;
+use crate::domain::DomainXml;
+use crate::pci::PciAddress;
+
+/// One host's hypervisor.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Who answers at the other end.
+    async fn host(&self) -> Result<HostInfo, Error>;
+
+    /// Every PCI function of the host, in order of address.
+    async fn devices(&self) -> Result<Vec<HostDevice>, Error>;
+
+    /// One PCI function; [`ErrorKind::NoDevice`] when the host has none there.
+    async fn device(&self, address: PciAddress) -> Result<HostDevice, Error>;
+
+    /// Every domain, running or not.
+    async fn domains(&self) -> Result<Vec<DomainInfo>, Error>;
+
+    /// One domain with its documents; [`ErrorKind::NoDomain`] when there is none of that UUID.
+    async fn domain(&self, domain: Uuid) -> Result<DomainView, Error>;
+
+    /// Attaches the device that `xml` describes. When it returns, the device is in the documents of `scope`.
+    async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error>;
+
+    /// Detaches by alias. In the persistent document it is gone when this returns; in a live domain the
+    /// guest has been asked, and [`Event::DeviceRemoved`] tells when it let go.
+    /// [`ErrorKind::DeviceMissing`] when the document has no such alias.
+    async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error>;
+
+    /// Sends one command to the guest's agent and returns its answer, both JSON as QEMU's guest agent
+    /// protocol has them. [`ErrorKind::AgentAway`] when no agent answers within `timeout`.
+    async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error>;
+
+    /// Sends one command to QEMU's monitor (QMP) and returns its answer. libvirt marks the domain as tainted.
+    async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error>;
+
+    /// Everything that happens from now on. A receiver that lags has lost events and must compare afresh.
+    fn events(&self) -> broadcast::Receiver<Event>;
+
+    /// Whether the hypervisor can be reached now. `Err` says why not, for people.
+    fn connection(&self) -> Result<(), String>;
+}
+
+/// Who answers at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInfo {
+    /// The host's own name.
+    pub hostname: String,
+    /// libvirt's name of the driver: `QEMU`.
+    pub hypervisor_type: String,
+    /// The hypervisor's version as libvirt counts: major × 1,000,000 + minor × 1,000 + release.
+    pub hypervisor_version: u64,
+    /// libvirt's version, counted alike.
+    pub libvirt_version: u64,
+    /// Whether all that it answers is simulated.
+    pub simulated: bool,
+}
+
+/// A domain in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainInfo {
+    /// The domain's UUID.
+    pub uuid: Uuid,
+    /// The domain's name.
+    pub name: String,
+    /// What it is doing.
+    pub state: DomainState,
+    /// Whether it has a definition that outlives its run.
+    pub persistent: bool,
+}
+
+/// A domain with its documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainView {
+    /// What a listing says of it.
+    pub info: DomainInfo,
+    /// The running guest's document; none when it is shut off.
+    pub live: Option<DomainXml>,
+    /// The definition it will start from next; none when it is transient.
+    pub persistent: Option<DomainXml>,
+}
+
+/// What a domain is doing (`virDomainState`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DomainState {
+    /// It runs.
+    Running,
+    /// It runs but is blocked on a resource.
+    Blocked,
+    /// It is paused.
+    Paused,
+    /// It is shutting down.
+    ShuttingDown,
+    /// It is off.
+    ShutOff,
+    /// It crashed.
+    Crashed,
+    /// Its guest suspended itself to memory.
+    Suspended,
+    /// libvirt does not say.
+    Unknown,
+}
+
+impl DomainState {
+    /// Whether there is a QEMU process that devices can be plugged into.
+    pub fn is_active(self) -> bool {
+        match self {
+            Self::Running | Self::Blocked | Self::Paused | Self::ShuttingDown | Self::Suspended => true,
+            Self::ShutOff | Self::Crashed | Self::Unknown => false,
+        }
+    }
+}
+
+/// Where an attach takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// In the running guest only.
+    Live,
+    /// In the persistent definition only.
+    Config,
+    /// In both, in one call.
+    LiveAndConfig,
+}
+
+/// Where a detach takes effect: never in both at once, for the definition is done first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DetachScope {
+    /// In the running guest.
+    Live,
+    /// In the persistent definition.
+    Config,
+}
+
+/// Something that happened on a host, as it was heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The connection is up, for the first time or again: events were missed, compare afresh.
+    Connected,
+    /// The connection is gone.
+    Disconnected {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A domain's life went on.
+    Lifecycle {
+        /// Which domain.
+        domain: Uuid,
+        /// What happened.
+        change: Lifecycle,
+    },
+    /// A device was added to a running domain.
+    DeviceAdded {
+        /// Which domain.
+        domain: Uuid,
+        /// The device's alias.
+        alias: String,
+    },
+    /// A device is gone from a running domain.
+    DeviceRemoved {
+        /// Which domain.
+        domain: Uuid,
+        /// The alias it had.
+        alias: String,
+    },
+    /// The guest refused to let a device go.
+    DeviceRemovalFailed {
+        /// Which domain.
+        domain: Uuid,
+        /// The device's alias.
+        alias: String,
+    },
+    /// The guest's agent connected or went.
+    Agent {
+        /// Which domain.
+        domain: Uuid,
+        /// Whether it is there now.
+        connected: bool,
+    },
+    /// A node device came, went or changed.
+    NodeDevice {
+        /// libvirt's name of it; a child's name (`net_…`) too.
+        name: String,
+        /// What happened.
+        change: NodeChange,
+    },
+}
+
+/// What happened to a domain (`virDomainEventType`, and the reboot event).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lifecycle {
+    /// A definition was made or changed.
+    Defined,
+    /// Its definition is gone.
+    Undefined,
+    /// It started.
+    Started,
+    /// It was paused.
+    Suspended,
+    /// It goes on.
+    Resumed,
+    /// It stopped: shut down, destroyed, crashed, migrated away, or saved.
+    Stopped,
+    /// Its guest has shut down; `Stopped` follows.
+    Shutdown,
+    /// Its guest suspended itself.
+    PmSuspended,
+    /// It crashed.
+    Crashed,
+    /// Its guest rebooted.
+    Rebooted,
+}
+
+/// What happened to a node device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeChange {
+    /// It came.
+    Created,
+    /// It went.
+    Deleted,
+    /// Its description changed.
+    Updated,
+}
+
+/// A call to a hypervisor that did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{operation}: {message}")]
+pub struct Error {
+    /// What kind of failure it is: what callers decide on.
+    pub kind: ErrorKind,
+    /// What was asked, with its subject: `attach to domain g1`.
+    pub operation: String,
+    /// The hypervisor's own words.
+    pub message: String,
+}
+
+impl Error {
+    /// Makes an error.
+    pub fn new(kind: ErrorKind, operation: impl Into<String>, message: impl fmt::Display) -> Self {
+        Self { kind, operation: operation.into(), message: message.to_string() }
+    }
+}
+
+/// What kind of failure a hypervisor's error is.
+///
+/// All but [`Away`](Self::Away), [`TimedOut`](Self::TimedOut) and [`UnplugPending`](Self::UnplugPending) are
+/// refusals: nothing was done. Those three leave it open whether it was, until the domain is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No connection to the hypervisor, or it broke while the call was out.
+    Away,
+    /// The call did not come back in time.
+    TimedOut,
+    /// No domain of that UUID.
+    NoDomain,
+    /// The host has no such PCI function.
+    NoDevice,
+    /// The domain's document has no such device.
+    DeviceMissing,
+    /// The device is held by a domain already (libvirt's text names it).
+    InUse,
+    /// A sibling in the IOMMU group is bound to a host driver, or the group is open elsewhere.
+    GroupNotViable,
+    /// No free PCI slot of the right kind in the guest.
+    NoFreePort,
+    /// The guest address asked for is taken, does not exist or cannot be hot-plugged.
+    BadGuestAddress,
+    /// Not an endpoint, or not to be assigned for another reason.
+    NotAssignable,
+    /// The domain is not running.
+    NotRunning,
+    /// The persistent definition has the device already.
+    AlreadyDefined,
+    /// The host cannot pass devices through: no IOMMU, or no vfio-pci.
+    NoPassthrough,
+    /// An earlier removal of this device is still under way.
+    UnplugPending,
+    /// The guest's agent does not answer.
+    AgentAway,
+    /// The hypervisor does not know this call.
+    Unsupported,
+    /// A document could not be understood.
+    Document,
+    /// Anything else that was refused.
+    Refused,
+}

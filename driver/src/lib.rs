@@ -1,0 +1,19 @@
+//! The hypervisor side of hotslot: PCI and libvirt. It knows no HTTP and no SQL.
+//!
+//! ```text
+//! pci, device, domain    values: parsed once, never invalid
+//! xml                    documents in and out: node device, domain, hostdev; no connection here
+//! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
+//! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
+//! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
+//! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
+//! ```
+
+pub mod device;
+pub mod domain;
+pub mod hypervisor;
+pub mod libvirt;
+pub mod pci;
+pub mod sim;
+pub mod topology;
+pub mod xml;
