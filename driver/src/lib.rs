@@ -11,6 +11,8 @@
 
 pub mod device;
 pub mod domain;
+pub mod guest;
+pub mod hotplug;
 pub mod hypervisor;
 pub mod libvirt;
 pub mod pci;

@@ -28,6 +28,13 @@ pub struct FreePorts {
     pub conventional: Vec<PciAddress>,
 }
 
+impl FreePorts {
+    /// How many devices of a kind (PCI Express or conventional) there is room for.
+    pub fn count_for(&self, express: bool) -> usize {
+        if express { self.express.len() } else { self.conventional.len() }
+    }
+}
+
 impl Topology {
     /// Numbers the buses of a domain as its firmware does.
     pub fn of(_domain: &DomainXml) -> Self {

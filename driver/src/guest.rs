@@ -1,0 +1,145 @@
+//! The guest's own view of its PCI buses, asked of its agent or of QEMU.
+//!
+//! The bus numbers are in the bridges: each bridge on the way from the root bus to the device is asked for
+//! the bus behind it, and the function found there must have the ids of the device that was plugged. Slot
+//! and function are libvirt's; only the bus is the firmware's (or the guest kernel's) to choose.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::hypervisor::{Error, ErrorKind, Hypervisor};
+use crate::pci::{PciAddress, PciId};
+use crate::topology::Hop;
+
+const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks the guest's agent where the device is: reads the bridges' `secondary_bus_number` and the function's
+/// `uevent` in the guest's sysfs (Linux 4.19 or later). None when the guest does not show it (yet).
+///
+/// # Errors
+/// [`ErrorKind::AgentAway`] without an agent, [`ErrorKind::Unsupported`] when it may not read files.
+pub async fn ask_agent(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    path: &[Hop],
+    computed: PciAddress,
+    ids: (PciId, PciId),
+) -> Result<Option<PciAddress>, Error> {
+    let mut bus = path.first().map_or(computed.bus(), |hop| hop.bridge.bus());
+    for hop in path {
+        let file = format!("/sys/bus/pci/devices/{}/secondary_bus_number", hop.bridge.on_bus(bus));
+        let Some(text) = read_file(hypervisor, domain, &file).await? else { return Ok(None) };
+        let Ok(secondary) = text.trim().parse() else { return Ok(None) };
+        bus = secondary;
+    }
+    let address = computed.on_bus(bus);
+    let file = format!("/sys/bus/pci/devices/{address}/uevent");
+    let Some(uevent) = read_file(hypervisor, domain, &file).await? else { return Ok(None) };
+    let wanted = format!("PCI_ID={}:{}", ids.0, ids.1);
+    Ok(uevent.lines().any(|line| line.eq_ignore_ascii_case(&wanted)).then_some(address))
+}
+
+/// Reads a file of the guest; none when the guest has no such file.
+async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Result<Option<String>, Error> {
+    let ask = async |execute: &str, arguments: Value| -> Result<Value, Error> {
+        let command = json!({ "execute": execute, "arguments": arguments }).to_string();
+        let answer = hypervisor.agent(domain, &command, AGENT_TIMEOUT).await?;
+        let document = |error: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Document, format!("read the guest agent's answer to {execute}"), error)
+        };
+        let mut answer: Value = serde_json::from_str(&answer).map_err(|error| document(&error))?;
+        answer.get_mut("return").map(Value::take).ok_or_else(|| document(&"it has no `return`"))
+    };
+    let handle = match ask("guest-file-open", json!({ "path": path, "mode": "r" })).await {
+        Ok(handle) => handle,
+        // The agent's own refusal: no such file.
+        Err(error) if error.kind == ErrorKind::Refused => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let read = ask("guest-file-read", json!({ "handle": handle, "count": 4096 })).await;
+    let closed = ask("guest-file-close", json!({ "handle": handle })).await;
+    let read = read?;
+    closed?;
+    let text = read.get("buf-b64").and_then(Value::as_str).unwrap_or_default();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| {
+        Error::new(ErrorKind::Document, "read the guest agent's answer to guest-file-read", error)
+    })?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Asks QEMU where the device with this alias is (`query-pci`). None when QEMU does not list it, or its
+/// firmware has not numbered the buses yet.
+///
+/// libvirt marks the domain as tainted by custom monitor commands, so this is asked only when configured.
+///
+/// # Errors
+/// What the hypervisor answers, and [`ErrorKind::Document`] for an answer that cannot be read.
+pub async fn ask_monitor(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    alias: &str,
+) -> Result<Option<PciAddress>, Error> {
+    let answer = hypervisor.monitor(domain, r#"{"execute":"query-pci"}"#).await?;
+    let document = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Document, "read QEMU's answer to query-pci", error)
+    };
+    let answer: QueryPci = serde_json::from_str(&answer).map_err(|error| document(&error))?;
+    let mut found = answer.buses.iter().flat_map(|bus| &bus.devices).filter_map(|device| device.find(alias));
+    match (found.next(), found.next()) {
+        (Some(device), None) => PciAddress::new(0, device.bus, device.slot, device.function)
+            .map(Some)
+            .map_err(|error| document(&error)),
+        // Not there, or named twice: then neither is to be trusted.
+        (None, _) | (Some(_), Some(_)) => Ok(None),
+    }
+}
+
+/// QMP's `PciInfo` (QEMU, `qapi/pci.json`), as far as it is read.
+#[derive(Deserialize)]
+struct QueryPci {
+    #[serde(rename = "return")]
+    buses: Vec<QueryBus>,
+}
+
+#[derive(Deserialize)]
+struct QueryBus {
+    #[serde(default)]
+    devices: Vec<QueryDevice>,
+}
+
+#[derive(Deserialize)]
+struct QueryDevice {
+    bus: u32,
+    slot: u32,
+    function: u32,
+    #[serde(default)]
+    qdev_id: String,
+    pci_bridge: Option<QueryBridge>,
+}
+
+#[derive(Deserialize)]
+struct QueryBridge {
+    bus: QueryBridgeBus,
+    #[serde(default)]
+    devices: Vec<QueryDevice>,
+}
+
+#[derive(Deserialize)]
+struct QueryBridgeBus {
+    secondary: u32,
+}
+
+impl QueryDevice {
+    /// The device of this alias here or behind this bridge; not behind a bridge that has no number yet.
+    fn find(&self, alias: &str) -> Option<&Self> {
+        if self.qdev_id == alias {
+            return Some(self);
+        }
+        let bridge = self.pci_bridge.as_ref().filter(|bridge| bridge.bus.secondary != 0)?;
+        bridge.devices.iter().find_map(|device| device.find(alias))
+    }
+}

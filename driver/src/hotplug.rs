@@ -1,0 +1,412 @@
+//! Plug and unplug, over the port: what makes an answer out of libvirt's verbs.
+//!
+//! ```text
+//! plug     preflight → render → attach → read back            │ undo: detach what a failed attach left
+//! unplug   subscribe → definition → ask the guest → wait → read back, again until it is gone
+//! ```
+//! libvirt's detach returning means *asked*; *gone* means that the device is not in the live document.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::device::HostDevice;
+use crate::domain::{DomainXml, Hostdev, UserAlias};
+use crate::hypervisor::{
+    DetachScope, DomainState, DomainView, Error, ErrorKind, Event, Hypervisor, Lifecycle, Scope,
+};
+use crate::pci::PciAddress;
+use crate::topology::Topology;
+use crate::xml::hostdev::{HostdevSpec, Templates};
+
+/// How long and how often a guest is asked to let a device go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetachLimits {
+    /// How often it is asked, at least 1.
+    pub attempts: u32,
+    /// How long each attempt waits for the guest.
+    pub timeout: Duration,
+}
+
+impl Default for DetachLimits {
+    /// Nova's: `device_detach_attempts` 8, `device_detach_timeout` 20 s.
+    fn default() -> Self {
+        Self { attempts: 8, timeout: Duration::from_secs(20) }
+    }
+}
+
+/// Where a domain's documents have an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Presence {
+    /// In the running guest.
+    pub live: bool,
+    /// In the persistent definition.
+    pub config: bool,
+    /// The address at which the guest sees it, or will when it starts; worked out from the document.
+    pub inner_address: Option<PciAddress>,
+}
+
+impl Presence {
+    /// Looks for an attachment in a domain's documents.
+    pub fn of(view: &DomainView, alias: UserAlias) -> Self {
+        let live = view.live.as_ref().and_then(|document| Some((document, document.hostdev(alias)?)));
+        let config = view.persistent.as_ref().and_then(|document| Some((document, document.hostdev(alias)?)));
+        let seen = if view.live.is_some() { live } else { config };
+        Self {
+            live: live.is_some(),
+            config: config.is_some(),
+            inner_address: seen.and_then(|(document, hostdev)| inner_address(document, hostdev)),
+        }
+    }
+
+    /// Whether no document has it.
+    pub fn is_absent(self) -> bool {
+        !self.live && !self.config
+    }
+}
+
+fn inner_address(document: &DomainXml, hostdev: &Hostdev) -> Option<PciAddress> {
+    Topology::of(document).guest_address(hostdev.guest?)
+}
+
+/// How an unplug ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unplugged {
+    /// The device is in no document of the domain.
+    Gone,
+    /// The guest refused; the device is where it was.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The guest was asked and has not answered; it may let go at any time.
+    Pending {
+        /// Why, as far as it can be seen.
+        reason: String,
+    },
+}
+
+/// Looks whether `devices` could be plugged into a domain, before any host driver is touched: libvirt
+/// unbinds the host driver first and finds out later, and a failed attach takes the host's device down.
+///
+/// # Errors
+/// The error that libvirt would give, with what to do about it in the text.
+pub async fn preflight(
+    hypervisor: &dyn Hypervisor,
+    view: &DomainView,
+    devices: &[HostDevice],
+) -> Result<(), Error> {
+    let operation = || format!("attach to domain {}", view.info.name);
+    match view.info.state {
+        DomainState::Running | DomainState::Blocked | DomainState::Paused | DomainState::ShutOff => {}
+        state @ (DomainState::ShuttingDown
+        | DomainState::Crashed
+        | DomainState::Suspended
+        | DomainState::Unknown) => {
+            let message = format!("the domain is {state:?}; attach when it runs, is paused or is shut off");
+            return Err(Error::new(ErrorKind::NotRunning, operation(), message));
+        }
+    }
+    if view.live.is_none() && view.persistent.is_none() {
+        return Err(Error::new(
+            ErrorKind::NotRunning,
+            operation(),
+            "the domain has no document to attach to",
+        ));
+    }
+    for device in devices {
+        not_in_documents(view, device)
+            .map_err(|message| Error::new(ErrorKind::AlreadyDefined, operation(), message))?;
+        assignable(hypervisor, device, &operation).await?;
+    }
+    if let Some(live) = &view.live {
+        free_ports(live, devices)
+            .map_err(|message| Error::new(ErrorKind::NoFreePort, operation(), message))?;
+    } else {
+        // libvirt takes anything into a definition and fails at start: what a live attach finds out by
+        // itself is looked up here.
+        not_in_use(hypervisor, devices, &operation).await?;
+    }
+    Ok(())
+}
+
+fn not_in_documents(view: &DomainView, device: &HostDevice) -> Result<(), String> {
+    let has = |document: &Option<DomainXml>| {
+        document.as_ref().is_some_and(|d| d.hostdevs.iter().any(|hostdev| hostdev.source == device.address))
+    };
+    match (has(&view.live), has(&view.persistent)) {
+        (false, false) => Ok(()),
+        (true, _) => Err(format!(
+            "{} is in the running domain already, attached by someone else; detach it there first",
+            device.address
+        )),
+        (false, true) => Err(format!(
+            "{} is in the domain's definition already, put there by someone else; \
+             remove it there first (virsh detach-device --config)",
+            device.address
+        )),
+    }
+}
+
+async fn assignable(
+    hypervisor: &dyn Hypervisor,
+    device: &HostDevice,
+    operation: &impl Fn() -> String,
+) -> Result<(), Error> {
+    if device.bridge {
+        let message = format!("{} is a bridge or port; only endpoints can be assigned", device.address);
+        return Err(Error::new(ErrorKind::NotAssignable, operation(), message));
+    }
+    let Some(group) = &device.iommu_group else {
+        let message = format!(
+            "{} is in no IOMMU group; switch the IOMMU on in firmware and kernel (intel_iommu=on), \
+             see `hotslot doctor`",
+            device.address
+        );
+        return Err(Error::new(ErrorKind::NoPassthrough, operation(), message));
+    };
+    for member in group.members.iter().filter(|member| **member != device.address) {
+        let sibling = match hypervisor.device(*member).await {
+            Ok(sibling) => sibling,
+            Err(error) if error.kind == ErrorKind::NoDevice => continue,
+            Err(error) => return Err(error),
+        };
+        if let Some(driver) = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group()) {
+            let message = format!(
+                "IOMMU group {} of {} is not viable: its member {member} is bound to the host driver \
+                 {driver}; unbind it first (virsh nodedev-detach {})",
+                group.number, device.address, sibling.name
+            );
+            return Err(Error::new(ErrorKind::GroupNotViable, operation(), message));
+        }
+    }
+    Ok(())
+}
+
+fn free_ports(live: &DomainXml, devices: &[HostDevice]) -> Result<(), String> {
+    let free = Topology::of(live).free_ports();
+    for (kind, express) in [("PCI Express", true), ("conventional PCI", false)] {
+        let wanted = devices.iter().filter(|device| device.express == express).count();
+        let room = free.count_for(express);
+        if wanted > room {
+            return Err(format!(
+                "no free hot-plug port: {wanted} {kind} device(s) wanted, room for {room}; detach something, \
+                 or add {} to the domain's definition and power-cycle the guest",
+                if express { "pcie-root-port controllers" } else { "a pcie-to-pci-bridge controller" }
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn not_in_use(
+    hypervisor: &dyn Hypervisor,
+    devices: &[HostDevice],
+    operation: &impl Fn() -> String,
+) -> Result<(), Error> {
+    let wanted: HashSet<PciAddress> = devices.iter().map(|device| device.address).collect();
+    for info in hypervisor.domains().await?.into_iter().filter(|info| info.state.is_active()) {
+        let holds = match hypervisor.domain(info.uuid).await {
+            Ok(view) => view.live,
+            Err(error) if error.kind == ErrorKind::NoDomain => None,
+            Err(error) => return Err(error),
+        };
+        let taken = holds.iter().flat_map(|live| &live.hostdevs).find(|held| wanted.contains(&held.source));
+        if let Some(held) = taken {
+            let message = format!("{} is in use by domain {}; detach it there first", held.source, info.name);
+            return Err(Error::new(ErrorKind::InUse, operation(), message));
+        }
+    }
+    Ok(())
+}
+
+/// Plugs one device and reads it back.
+///
+/// # Errors
+/// A refusal has left nothing behind, or its text says what could not be undone.
+/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the domain is read again.
+pub async fn plug(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &HostdevSpec,
+    scope: Scope,
+) -> Result<Presence, Error> {
+    let xml = render(templates, spec)?;
+    let attached = hypervisor.attach(domain, &xml, scope).await;
+    if let Err(error) = &attached
+        && matches!(error.kind, ErrorKind::Away | ErrorKind::TimedOut)
+    {
+        return Err(error.clone());
+    }
+    let presence = Presence::of(&hypervisor.domain(domain).await?, spec.alias);
+    let complete = match scope {
+        Scope::Live => presence.live,
+        Scope::Config => presence.config,
+        Scope::LiveAndConfig => presence.live && presence.config,
+    };
+    let error = match attached {
+        Ok(()) if complete => return Ok(presence),
+        Ok(()) => Error::new(
+            ErrorKind::Refused,
+            format!("attach {} to domain {domain}", spec.source),
+            "the hypervisor said yes, but the device is not in the domain's document",
+        ),
+        Err(error) => error,
+    };
+    if presence.is_absent() {
+        return Err(error);
+    }
+    // One side took it and the other did not: take it back.
+    match unplug(hypervisor, templates, domain, spec, DetachLimits::default()).await {
+        Ok(Unplugged::Gone) => Err(error),
+        Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
+            let message = format!("{}; and taking it back: {reason}", error.message);
+            Err(Error::new(ErrorKind::TimedOut, error.operation, message))
+        }
+        Err(undo) => {
+            let message = format!("{}; and taking it back failed: {undo}", error.message);
+            Err(Error::new(ErrorKind::TimedOut, error.operation, message))
+        }
+    }
+}
+
+/// Unplugs one device: out of the definition first, then out of the running guest, until it is gone, refused
+/// or the limits are used up.
+///
+/// # Errors
+/// What the hypervisor refused; the guest then has the device still.
+pub async fn unplug(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &HostdevSpec,
+    limits: DetachLimits,
+) -> Result<Unplugged, Error> {
+    let alias = spec.alias;
+    // Before the first call: a removal must not happen unheard.
+    let mut events = hypervisor.events();
+    let name = alias.to_string();
+    let mut presence = match read(hypervisor, domain, alias).await? {
+        Some((presence, _)) => presence,
+        None => return Ok(Unplugged::Gone),
+    };
+    let was_persistent = presence.config;
+    if presence.config {
+        ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
+    }
+    for attempt in 1..=limits.attempts.max(1) {
+        if !presence.live {
+            break;
+        }
+        match hypervisor.detach(domain, &name, DetachScope::Live).await {
+            Err(error) if error.kind == ErrorKind::UnplugPending => {}
+            asked => ignore_missing(asked)?,
+        }
+        tracing::debug!(domain = %domain, alias = %name, attempt, "asked the guest to let go");
+        let refused = wait(&mut events, domain, &name, limits.timeout).await;
+        presence = match read(hypervisor, domain, alias).await? {
+            Some((presence, _)) => presence,
+            None => return Ok(Unplugged::Gone),
+        };
+        if refused && presence.live {
+            let mut reason = "the guest refused to let the device go".to_owned();
+            if was_persistent && let Err(error) = restore(hypervisor, templates, domain, spec).await {
+                reason = format!("{reason}; and it is no longer in the domain's definition: {error}");
+            }
+            return Ok(Unplugged::Refused { reason });
+        }
+    }
+    let Some((presence, state)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+    if presence.is_absent() {
+        return Ok(Unplugged::Gone);
+    }
+    let reason = match state {
+        DomainState::Paused => "the guest is paused and cannot answer; it lets go when it is resumed",
+        DomainState::Suspended => "the guest is suspended and cannot answer; it lets go when it is woken",
+        DomainState::Running
+        | DomainState::Blocked
+        | DomainState::ShuttingDown
+        | DomainState::ShutOff
+        | DomainState::Crashed
+        | DomainState::Unknown => {
+            "the guest was asked and has not let go (still booting, or without a hot-plug driver?); \
+             it may do so later, a reboot of the guest completes it"
+        }
+    };
+    Ok(Unplugged::Pending { reason: reason.into() })
+}
+
+/// A device that stays in the guest stays after its power cycle too: puts it back into the definition.
+async fn restore(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &HostdevSpec,
+) -> Result<(), Error> {
+    let xml = render(templates, spec)?;
+    hypervisor.attach(domain, &xml, Scope::Config).await
+}
+
+fn render(templates: &Templates, spec: &HostdevSpec) -> Result<String, Error> {
+    let operation = || format!("render the document of {}", spec.source);
+    templates.render(spec).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
+}
+
+async fn read(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    alias: UserAlias,
+) -> Result<Option<(Presence, DomainState)>, Error> {
+    match hypervisor.domain(domain).await {
+        Ok(view) => Ok(Some((Presence::of(&view, alias), view.info.state))),
+        Err(error) if error.kind == ErrorKind::NoDomain => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A detach of what is not there has nothing left to do; the document is read afterwards in any case.
+fn ignore_missing(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error)
+            if matches!(
+                error.kind,
+                ErrorKind::DeviceMissing | ErrorKind::NoDomain | ErrorKind::NotRunning
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Waits until something is heard that is worth another look at the document. True when the guest refused.
+async fn wait(
+    events: &mut tokio::sync::broadcast::Receiver<Event>,
+    domain: Uuid,
+    name: &str,
+    timeout: Duration,
+) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match tokio::time::timeout_at(deadline, events.recv()).await {
+            Err(_) | Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => return false,
+            Ok(Ok(Event::DeviceRemoved { domain: d, alias })) if d == domain && alias == name => {
+                return false;
+            }
+            Ok(Ok(Event::DeviceRemovalFailed { domain: d, alias })) if d == domain && alias == name => {
+                return true;
+            }
+            Ok(Ok(Event::Lifecycle { domain: d, change: Lifecycle::Stopped | Lifecycle::Crashed }))
+                if d == domain =>
+            {
+                return false;
+            }
+            Ok(Ok(Event::Disconnected { .. })) => return false,
+            Ok(Ok(_)) => {}
+        }
+    }
+}
