@@ -1,12 +1,153 @@
 //! libvirt's domain document → [`DomainXml`].
 
+use std::collections::HashMap;
+
+use roxmltree::Node;
+
 use super::XmlError;
-use crate::domain::DomainXml;
+use super::read::{self, Fault, child, children, required, required_attribute, required_number};
+use crate::domain::{ControllerModel, DomainXml, Hostdev, PciController};
+use crate::pci::PciAddress;
+
+/// The namespace of `<qemu:override>`.
+const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
+/// The namespace in which OpenStack Nova writes its metadata; a version follows.
+const NOVA: &str = "http://openstack.org/xmlns/libvirt/nova/";
+/// The name of the guest agent's channel.
+const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// Reads one domain document, live or persistent.
 ///
 /// # Errors
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
-pub fn parse(_xml: &str) -> Result<DomainXml, XmlError> {
-    Err(XmlError { document: "domain".into(), element: "domain".into(), reason: "not read yet".into() })
+pub fn parse(xml: &str) -> Result<DomainXml, XmlError> {
+    let document = read::document(xml, "domain", "domain")?;
+    let root = document.root_element();
+    let name = read::required_text(root, "name").map_err(|fault| fault.in_document("domain"))?;
+    domain(root, &name).map_err(|fault| fault.in_document(format!("domain {name}")))
+}
+
+fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
+    let os_type = required(required(root, "os")?, "type")?;
+    let devices = required(root, "devices")?;
+    let reserves = bus_reserves(root)?;
+    Ok(DomainXml {
+        uuid: read::value(required(root, "uuid")?)?,
+        name: name.to_owned(),
+        arch: required_attribute(os_type, "arch")?,
+        machine: os_type.attribute("machine").unwrap_or_default().to_owned(),
+        created: created(root),
+        controllers: children(devices, "controller")
+            .filter(|controller| controller.attribute("type") == Some("pci"))
+            .map(|node| controller(node, &reserves))
+            .collect::<Result<_, _>>()?,
+        hostdevs: hostdevs(devices)?,
+        occupied: devices
+            .children()
+            .filter_map(|device| guest_address(device).transpose())
+            .collect::<Result<_, _>>()?,
+        agent_connected: children(devices, "channel").filter_map(|channel| child(channel, "target")).any(
+            |target| {
+                target.attribute("name") == Some(AGENT) && target.attribute("state") == Some("connected")
+            },
+        ),
+    })
+}
+
+/// Where a device sits in the guest; none when it has no PCI address, or an empty one that libvirt has yet
+/// to fill (`<address type='pci'/>`).
+fn guest_address(device: Node<'_, '_>) -> Result<Option<PciAddress>, Fault> {
+    let Some(node) = child(device, "address").filter(|node| node.attribute("type") == Some("pci")) else {
+        return Ok(None);
+    };
+    let address = read::pci_address(node)?;
+    let empty = address.domain() == 0 && address.bus() == 0 && address.slot() == 0;
+    Ok((!empty).then_some(address))
+}
+
+fn alias(device: Node<'_, '_>) -> Option<String> {
+    child(device, "alias")?.attribute("name").map(str::to_owned)
+}
+
+/// When Nova made the domain: `<creationTime>` in its namespace, whatever prefix that has.
+fn created(root: Node<'_, '_>) -> Option<String> {
+    let nova = |node: &Node<'_, '_>| node.tag_name().namespace().is_some_and(|uri| uri.starts_with(NOVA));
+    child(root, "metadata")?
+        .descendants()
+        .find(|node| node.tag_name().name() == "creationTime" && nova(node))
+        .and_then(read::text)
+}
+
+/// The `bus-reserve` of each device that has one by `<qemu:override>`, under the device's alias.
+fn bus_reserves<'a>(root: Node<'a, '_>) -> Result<HashMap<&'a str, u8>, Fault> {
+    let named = |name: &'static str| move |node: &Node<'_, '_>| node.tag_name() == (QEMU, name).into();
+    let mut reserves = HashMap::new();
+    for device in root.children().filter(named("override")).flat_map(|node| node.children()) {
+        let properties = device.children().filter(named("frontend")).flat_map(|node| node.children());
+        for property in properties.filter(|node| node.attribute("name") == Some("bus-reserve")) {
+            if let Some(alias) = device.attribute("alias") {
+                reserves.insert(alias, required_number(property, "value")?);
+            }
+        }
+    }
+    Ok(reserves)
+}
+
+fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, u8>) -> Result<PciController, Fault> {
+    let index = required_number(node, "index")?;
+    let target = child(node, "target");
+    let alias = alias(node);
+    // A persistent document has no alias, but an override speaks of the one that libvirt will give.
+    let reserve = match &alias {
+        Some(alias) => reserves.get(alias.as_str()),
+        None => reserves.get(format!("pci.{index}").as_str()),
+    };
+    Ok(PciController {
+        index,
+        model: model(node)?,
+        address: guest_address(node)?,
+        bus_nr: target.map_or(Ok(None), |target| read::number(target, "busNr"))?,
+        hotplug: target.and_then(|target| target.attribute("hotplug")) != Some("off"),
+        bus_reserve: reserve.copied().unwrap_or(0),
+        alias,
+    })
+}
+
+fn model(controller: Node<'_, '_>) -> Result<ControllerModel, Fault> {
+    let name: String = required_attribute(controller, "model")?;
+    Ok(match name.as_str() {
+        "pci-root" => ControllerModel::PciRoot,
+        "pcie-root" => ControllerModel::PcieRoot,
+        "pci-bridge" => ControllerModel::PciBridge,
+        "dmi-to-pci-bridge" => ControllerModel::DmiToPciBridge,
+        "pcie-to-pci-bridge" => ControllerModel::PcieToPciBridge,
+        "pcie-root-port" => ControllerModel::RootPort,
+        "pcie-switch-upstream-port" => ControllerModel::SwitchUpstream,
+        "pcie-switch-downstream-port" => ControllerModel::SwitchDownstream,
+        "pci-expander-bus" => ControllerModel::PciExpander,
+        "pcie-expander-bus" => ControllerModel::PcieExpander,
+        // What it does to the numbering cannot be known, so neither can any guest address.
+        unknown => {
+            return Err(Fault::at(controller, format_args!("unknown PCI controller model '{unknown}'")));
+        }
+    })
+}
+
+fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
+    let mut hostdevs = Vec::new();
+    for device in devices.children() {
+        let interface = match (device.tag_name().name(), device.attribute("type")) {
+            ("hostdev", Some("pci")) => false,
+            ("interface", Some("hostdev")) => true,
+            _ => continue,
+        };
+        hostdevs.push(Hostdev {
+            source: read::pci_address(required(required(device, "source")?, "address")?)?,
+            guest: guest_address(device)?,
+            alias: alias(device),
+            managed: device.attribute("managed") == Some("yes"),
+            interface,
+        });
+    }
+    Ok(hostdevs)
 }

@@ -3,6 +3,7 @@
 pub mod domain;
 pub mod hostdev;
 pub mod nodedev;
+mod read;
 
 /// A document that could not be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,14 @@
 //! libvirt's node device document → [`HostDevice`].
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use roxmltree::Node;
+
 use super::XmlError;
-use crate::device::HostDevice;
+use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
+use crate::device::{HostDevice, IommuGroup, Link, Role};
+use crate::pci::{PciAddress, PciClass};
 
 /// What a node device document describes, as far as hotslot reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,15 +18,16 @@ pub enum NodeDevice {
     Pci(Box<HostDevice>),
     /// A network interface.
     Net {
-        /// The node device that it is on.
-        parent: String,
+        /// The PCI function that it is on; none for a virtual one.
+        function: Option<PciAddress>,
         /// Its name on the host.
         interface: String,
     },
     /// A block device.
     Block {
-        /// The node device that it is on.
-        parent: String,
+        /// The PCI function that it is on. None where sysfs does not place it below one: virtual devices,
+        /// and namespaces of an NVMe subsystem with multipath, which may have several.
+        function: Option<PciAddress>,
         /// Its path on the host, `/dev/nvme0n1`.
         path: String,
     },
@@ -31,12 +39,148 @@ pub enum NodeDevice {
 ///
 /// # Errors
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
-pub fn parse(_xml: &str) -> Result<NodeDevice, XmlError> {
+pub fn parse(xml: &str) -> Result<NodeDevice, XmlError> {
+    let document = read::document(xml, "node device", "device")?;
+    let device = document.root_element();
+    let name = read::required_text(device, "name").map_err(|fault| fault.in_document("node device"))?;
+    node_device(device, &name).map_err(|fault| fault.in_document(format!("node device {name}")))
+}
+
+fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
+    for capability in children(device, "capability") {
+        match capability.attribute("type") {
+            Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
+            Some("net") => {
+                let interface = read::required_text(capability, "interface")?;
+                return Ok(NodeDevice::Net { function: owner(device), interface });
+            }
+            Some("storage") => {
+                let path = read::required_text(capability, "block")?;
+                return Ok(NodeDevice::Block { function: owner(device), path });
+            }
+            Some(_) | None => {}
+        }
+    }
     Ok(NodeDevice::Other)
+}
+
+/// The PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or
+/// USB devices stand between; where there is no path, the parent.
+fn owner(device: Node<'_, '_>) -> Option<PciAddress> {
+    match child_text(device, "path") {
+        Some(path) => path.rsplit('/').find_map(|part| part.parse().ok()),
+        None => PciAddress::from_node_name(&child_text(device, "parent")?).ok(),
+    }
+}
+
+fn function(device: Node<'_, '_>, name: &str, pci: Node<'_, '_>) -> Result<HostDevice, Fault> {
+    let class: Option<PciClass> = child(pci, "class").map(read::value).transpose()?;
+    let express = child(pci, "pci-express");
+    Ok(HostDevice {
+        address: own_address(pci)?,
+        name: name.to_owned(),
+        vendor_id: required_attribute(required(pci, "vendor")?, "id")?,
+        product_id: required_attribute(required(pci, "product")?, "id")?,
+        vendor_name: child_text(pci, "vendor"),
+        product_name: child_text(pci, "product"),
+        class,
+        role: role(pci)?,
+        iommu_group: child(pci, "iommuGroup").map(iommu_group).transpose()?,
+        numa_node: child(pci, "numa").map(|numa| required_number(numa, "node")).transpose()?,
+        driver: child(device, "driver").and_then(|driver| child_text(driver, "name")),
+        parent: child_text(device, "parent"),
+        bridge: capability(pci, "pci-bridge").is_some() || class.is_some_and(PciClass::is_bridge),
+        express: express.is_some(),
+        link: express.map(link).transpose()?.flatten(),
+        serial: serial(pci),
+        net: Vec::new(),
+        block: Vec::new(),
+    })
+}
+
+/// The address in `<domain>`, `<bus>`, `<slot>` and `<function>`.
+fn own_address(pci: Node<'_, '_>) -> Result<PciAddress, Fault> {
+    let number = |name| read::value(required(pci, name)?);
+    let [domain, bus, slot, function] =
+        [number("domain")?, number("bus")?, number("slot")?, number("function")?];
+    PciAddress::new(domain, bus, slot, function).map_err(|error| {
+        let hint = if domain > 0xffff { ": libvirt cannot assign devices of such domains (VMD)" } else { "" };
+        Fault::at(pci, format_args!("{error}{hint}"))
+    })
+}
+
+fn capability<'a, 'input: 'a>(pci: Node<'a, 'input>, kind: &str) -> Option<Node<'a, 'input>> {
+    children(pci, "capability").find(|capability| capability.attribute("type") == Some(kind))
+}
+
+fn addresses(node: Node<'_, '_>) -> Result<Vec<PciAddress>, Fault> {
+    let mut addresses: Vec<_> = children(node, "address").map(read::pci_address).collect::<Result<_, _>>()?;
+    addresses.sort();
+    Ok(addresses)
+}
+
+fn role(pci: Node<'_, '_>) -> Result<Role, Fault> {
+    if let Some(physical) = capability(pci, "phys_function") {
+        return Ok(Role::Virtual { parent: read::pci_address(required(physical, "address")?)? });
+    }
+    let Some(virtuals) = capability(pci, "virt_functions") else { return Ok(Role::Plain) };
+    let vfs = addresses(virtuals)?;
+    let max_vfs = read::number(virtuals, "maxCount")?.unwrap_or(vfs.len() as u32);
+    Ok(Role::Physical { max_vfs, vfs })
+}
+
+fn iommu_group(group: Node<'_, '_>) -> Result<IommuGroup, Fault> {
+    Ok(IommuGroup { number: required_number(group, "number")?, members: addresses(group)? })
+}
+
+/// The link; none when the device has none (an endpoint integrated into the root complex).
+fn link(express: Node<'_, '_>) -> Result<Option<Link>, Fault> {
+    let side = |validity| children(express, "link").find(|link| link.attribute("validity") == Some(validity));
+    let width = |side: Option<Node<'_, '_>>| side.map_or(Ok(None), |link| read::number(link, "width"));
+    let speed = |side: Option<Node<'_, '_>>| side?.attribute("speed").map(str::to_owned);
+    let (cap, sta) = (side("cap"), side("sta"));
+    Ok((cap.is_some() || sta.is_some()).then_some(Link {
+        max_speed: speed(cap),
+        max_width: width(cap)?,
+        speed: speed(sta),
+        width: width(sta)?,
+    }))
+}
+
+fn serial(pci: Node<'_, '_>) -> Option<String> {
+    children(capability(pci, "vpd")?, "fields").find_map(|fields| child_text(fields, "serial_number"))
 }
 
 /// Writes the network interfaces and block devices among `nodes` into the functions among `nodes` that they
 /// are on, and returns those functions in order of address.
-pub fn attach_children(_nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
-    Vec::new()
+pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
+    let mut devices = BTreeMap::new();
+    let mut net: Vec<(PciAddress, String)> = Vec::new();
+    let mut block: Vec<(PciAddress, String)> = Vec::new();
+    for node in nodes {
+        match node {
+            NodeDevice::Pci(device) => drop(devices.insert(device.address, *device)),
+            NodeDevice::Net { function: Some(function), interface } => net.push((function, interface)),
+            NodeDevice::Block { function: Some(function), path } => {
+                let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+                block.push((function, name.unwrap_or(path)));
+            }
+            NodeDevice::Net { function: None, .. }
+            | NodeDevice::Block { function: None, .. }
+            | NodeDevice::Other => {}
+        }
+    }
+    net.sort();
+    block.sort();
+    for (function, interface) in net {
+        if let Some(device) = devices.get_mut(&function) {
+            device.net.push(interface);
+        }
+    }
+    for (function, name) in block {
+        if let Some(device) = devices.get_mut(&function) {
+            device.block.push(name);
+        }
+    }
+    devices.into_values().collect()
 }

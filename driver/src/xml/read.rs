@@ -1,0 +1,149 @@
+//! Reading a document: elements by name, values from attributes and texts, and faults that name the element.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use roxmltree::{Document, Node};
+
+use super::XmlError;
+use crate::pci::PciAddress;
+
+/// What is wrong with a document, and at which element; [`Fault::in_document`] adds which document.
+#[derive(Debug)]
+pub(super) struct Fault {
+    element: String,
+    reason: String,
+}
+
+impl Fault {
+    pub(super) fn at(node: Node<'_, '_>, reason: impl Display) -> Self {
+        let line = node.document().text_pos_at(node.range().start).row;
+        Self { element: path(node), reason: format!("{reason} (line {line})") }
+    }
+
+    pub(super) fn in_document(self, document: impl Into<String>) -> XmlError {
+        XmlError { document: document.into(), element: self.element, reason: self.reason }
+    }
+}
+
+/// The root element of `xml`, which must be `root`. `kind` names the document for people.
+pub(super) fn document<'input>(
+    xml: &'input str,
+    kind: &str,
+    root: &str,
+) -> Result<Document<'input>, XmlError> {
+    let refuse = |reason: String| XmlError { document: kind.into(), element: root.into(), reason };
+    let document = Document::parse(xml).map_err(|error| refuse(format!("not well-formed XML: {error}")))?;
+    let found = document.root_element();
+    if is(found, root) {
+        Ok(document)
+    } else {
+        Err(refuse(format!("the document's root is <{}>", found.tag_name().name())))
+    }
+}
+
+fn is(node: Node<'_, '_>, name: &str) -> bool {
+    node.is_element() && node.tag_name() == name.into()
+}
+
+/// The path of an element below the root: `devices/hostdev/source/address`; the root's is its own name.
+fn path(node: Node<'_, '_>) -> String {
+    let mut names: Vec<&str> =
+        node.ancestors().filter(Node::is_element).map(|element| element.tag_name().name()).collect();
+    if names.len() > 1 {
+        names.pop();
+    }
+    names.reverse();
+    names.join("/")
+}
+
+/// The children of this name, in document order. Elements of other namespaces are others.
+pub(super) fn children<'a, 'input: 'a>(
+    node: Node<'a, 'input>,
+    name: &'static str,
+) -> impl Iterator<Item = Node<'a, 'input>> {
+    node.children().filter(move |child| is(*child, name))
+}
+
+/// The first child of this name.
+pub(super) fn child<'a, 'input: 'a>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+    children(node, name).next()
+}
+
+/// The first child of this name, which must be there.
+pub(super) fn required<'a, 'input: 'a>(
+    node: Node<'a, 'input>,
+    name: &'static str,
+) -> Result<Node<'a, 'input>, Fault> {
+    child(node, name).ok_or_else(|| Fault::at(node, format_args!("it has no <{name}>")))
+}
+
+/// The text of an element without the blanks around it; none when there is nothing else.
+pub(super) fn text(node: Node<'_, '_>) -> Option<String> {
+    node.text().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// The text of the first child of this name.
+pub(super) fn child_text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
+    child(node, name).and_then(text)
+}
+
+/// The text of the first child of this name, which must be there and have one.
+pub(super) fn required_text(node: Node<'_, '_>, name: &'static str) -> Result<String, Fault> {
+    let child = required(node, name)?;
+    text(child).ok_or_else(|| Fault::at(child, "it is empty"))
+}
+
+/// A value of this type in the text of an element.
+pub(super) fn value<T: FromStr<Err: Display>>(node: Node<'_, '_>) -> Result<T, Fault> {
+    let text = node.text().unwrap_or_default().trim();
+    text.parse().map_err(|error| Fault::at(node, format_args!("`{text}`: {error}")))
+}
+
+/// A value of this type in an attribute, which must be there.
+pub(super) fn required_attribute<T: FromStr<Err: Display>>(
+    node: Node<'_, '_>,
+    name: &'static str,
+) -> Result<T, Fault> {
+    let text = node.attribute(name).ok_or_else(|| missing(node, name))?;
+    text.parse().map_err(|error| Fault::at(node, format_args!("{name}='{text}': {error}")))
+}
+
+/// A number as libvirt writes it: decimal, or hexadecimal after `0x`.
+pub(super) fn parse_number(text: &str) -> Result<u32, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+/// A number in an attribute; none when it is not there.
+pub(super) fn number<T: TryFrom<u32, Error: Display>>(
+    node: Node<'_, '_>,
+    name: &'static str,
+) -> Result<Option<T>, Fault> {
+    let Some(text) = node.attribute(name) else { return Ok(None) };
+    let refuse = |reason: &dyn Display| Fault::at(node, format_args!("{name}='{text}': {reason}"));
+    let number = parse_number(text).map_err(|error| refuse(&error))?;
+    T::try_from(number).map(Some).map_err(|error| refuse(&error))
+}
+
+/// A number in an attribute, which must be there.
+pub(super) fn required_number<T: TryFrom<u32, Error: Display>>(
+    node: Node<'_, '_>,
+    name: &'static str,
+) -> Result<T, Fault> {
+    number(node, name)?.ok_or_else(|| missing(node, name))
+}
+
+fn missing(node: Node<'_, '_>, attribute: &str) -> Fault {
+    Fault::at(node, format_args!("it has no attribute {attribute}"))
+}
+
+/// The address in the attributes of an `<address domain= bus= slot= function=>`; what is missing is 0.
+pub(super) fn pci_address(node: Node<'_, '_>) -> Result<PciAddress, Fault> {
+    let number = |name| number(node, name).map(Option::unwrap_or_default);
+    let [domain, bus, slot, function] =
+        [number("domain")?, number("bus")?, number("slot")?, number("function")?];
+    PciAddress::new(domain, bus, slot, function).map_err(|error| Fault::at(node, error))
+}

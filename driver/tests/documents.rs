@@ -1,0 +1,298 @@
+//! What is read of libvirt's documents: captured ones of several libvirt versions, and broken ones.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+
+use hotslot_driver::device::{IommuGroup, Link, Role};
+use hotslot_driver::domain::{ControllerModel, DomainXml, UserAlias};
+use hotslot_driver::pci::PciAddress;
+use hotslot_driver::xml::nodedev::{self, NodeDevice, attach_children};
+use hotslot_driver::xml::{XmlError, domain};
+use proptest::prelude::*;
+
+fn at(address: &str) -> PciAddress {
+    address.parse().unwrap()
+}
+
+fn data(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn device(path: &str) -> hotslot_driver::device::HostDevice {
+    let NodeDevice::Pci(device) = nodedev::parse(&data(path)).unwrap() else { panic!("{path}") };
+    *device
+}
+
+fn guest(path: &str) -> DomainXml {
+    domain::parse(&data(path)).unwrap()
+}
+
+/// Every document below `tests/data` of this kind (`nodedev`, `domain`).
+fn documents(kind: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    };
+    entries(&root).iter().flat_map(|version| entries(&version.join(kind))).collect()
+}
+
+#[test]
+fn an_sriov_network_card_is_read_whole() {
+    let pf = device("libvirt-11.3/nodedev/pf-igb.xml");
+    assert_eq!(pf.address, at("0000:01:00.0"));
+    assert_eq!(pf.name, "pci_0000_01_00_0");
+    assert_eq!(pf.parent.as_deref(), Some("pci_0000_00_06_0"));
+    assert_eq!((pf.vendor_id.to_string(), pf.product_id.to_string()), ("8086".into(), "10c9".into()));
+    assert_eq!(pf.vendor_name.as_deref(), Some("Intel Corporation"));
+    assert_eq!(pf.product_name.as_deref(), Some("82576 Gigabit Network Connection"));
+    assert_eq!(pf.class.unwrap().description(), "network controller");
+    assert_eq!(pf.driver.as_deref(), Some("igb"));
+    assert_eq!(pf.role, Role::Physical { max_vfs: 7, vfs: vec![at("01:10.0"), at("01:10.2")] });
+    assert_eq!(pf.iommu_group, Some(IommuGroup { number: 13, members: vec![at("01:00.0")] }));
+    assert!(pf.express && !pf.bridge);
+    let speed = || Some("2.5".to_owned());
+    let link = Link { max_speed: speed(), max_width: Some(1), speed: speed(), width: Some(1) };
+    assert_eq!(pf.link, Some(link));
+
+    let vf = device("libvirt-11.3/nodedev/vf-igb.xml");
+    assert_eq!(vf.role, Role::Virtual { parent: pf.address });
+    assert_eq!(vf.address, at("01:10.0"), "slots are decimal in a node device");
+    assert_eq!(device("libvirt-11.3/nodedev/vf-igb-while-attached.xml").driver.as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn a_physical_function_is_one_with_all_its_vfs_off_too() {
+    let nvme = device("libvirt-11.3/nodedev/pf-nvme-sriov-off.xml");
+    assert_eq!(nvme.role, Role::Physical { max_vfs: 2, vfs: Vec::new() });
+    assert_eq!(nvme.class.unwrap().description(), "NVMe controller");
+}
+
+#[test]
+fn bridges_conventional_devices_and_groups_are_told_apart() {
+    let port = device("libvirt-11.3/nodedev/root-port.xml");
+    assert!(port.bridge && port.express);
+    assert_eq!(port.parent.as_deref(), Some("computer"));
+
+    let edu = device("libvirt-11.3/nodedev/edu-shared-group.xml");
+    assert!(!edu.express && !edu.bridge);
+    assert_eq!((edu.link, edu.driver, edu.vendor_name), (None, None, None));
+    let members = ["05:00.0", "06:01.0", "06:02.0", "06:03.0"].map(at).to_vec();
+    assert_eq!(edu.iommu_group, Some(IommuGroup { number: 17, members }), "in order of address");
+}
+
+#[test]
+fn serial_and_numa_node_are_read_where_they_are_told() {
+    let dpu = device("libvirt-9.0/nodedev/pci_0000_42_00_0.xml");
+    assert_eq!(dpu.serial.as_deref(), Some("MT2113X00000"));
+    assert_eq!(dpu.numa_node, Some(1));
+    assert_eq!(dpu.link.unwrap().max_speed.as_deref(), Some("16"));
+    let igb = device("libvirt-11.3/nodedev/pf-igb.xml");
+    assert_eq!((igb.serial, igb.numa_node), (None, None));
+}
+
+#[test]
+fn what_is_no_pci_function_is_other() {
+    assert_eq!(nodedev::parse(&data("libvirt-11.3/nodedev/computer.xml")), Ok(NodeDevice::Other));
+}
+
+#[test]
+fn interfaces_and_disks_find_the_function_they_are_on() {
+    let mut hba = device("libvirt-9.0/nodedev/pci_0000_03_00_0.xml");
+    hba.address = at("03:00.0");
+    let parse = |name: &str| nodedev::parse(&data(&format!("libvirt-9.0/nodedev/{name}.xml"))).unwrap();
+    let devices = attach_children(vec![
+        parse("net_enp66s0f0np0_b8_ce_f6_00_00_01"),
+        parse("pci_0000_42_00_0"),
+        parse("block_sda_Virtual_0001"),
+        parse("block_nvme0n1_QEMU_NVMe_Ctrl_NV0001_1"),
+        NodeDevice::Pci(Box::new(hba)),
+    ]);
+    let [hba, dpu] = &devices[..] else { panic!("{devices:?}") };
+    assert_eq!(hba.block, ["sda"], "through a SCSI host; the multipath namespace has no function of its own");
+    assert_eq!(dpu.net, ["enp66s0f0np0"]);
+}
+
+#[test]
+fn a_device_in_a_32_bit_pci_domain_is_refused_by_name() {
+    let vmd = data("libvirt-11.3/nodedev/pf-igb.xml").replace("<domain>0<", "<domain>65536<");
+    let error = nodedev::parse(&vmd).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "node device pci_0000_01_00_0: <capability>: PCI domain 0x10000 is out of range 0 to 0xffff: \
+         libvirt cannot assign devices of such domains (VMD) (line 8)"
+    );
+}
+
+#[test]
+fn a_running_guest_is_read_whole() {
+    let g4 = guest("libvirt-11.3/domain/q35-switch-pxb.xml");
+    assert_eq!((g4.name.as_str(), g4.arch.as_str(), g4.machine.as_str()), ("g4", "x86_64", "pc-q35-10.0"));
+    assert_eq!(g4.uuid.to_string(), "3303e79c-ed89-4efe-810d-a4e9e41bd8ed");
+    assert!(g4.agent_connected);
+    assert_eq!(g4.created, None);
+    assert_eq!(g4.controllers.len(), 10);
+    let expander = &g4.controllers[4];
+    assert_eq!((expander.index, expander.model), (4, ControllerModel::PcieExpander));
+    assert_eq!((expander.bus_nr, expander.address), (Some(128), Some(at("00:06.0"))));
+    assert_eq!(expander.alias.as_deref(), Some("pci.4"));
+    let sources: Vec<_> = g4.hostdevs.iter().map(|hostdev| hostdev.source).collect();
+    assert_eq!(sources, ["01:10.0", "01:10.2", "02:00.0", "00:10.0"].map(at));
+    assert_eq!(g4.hostdevs[0].guest, Some(at("08:00.0")), "libvirt's numbering");
+    assert!(g4.hostdevs[0].managed && !g4.hostdevs[0].interface);
+    // 9 controllers with an address, virtio-serial, SATA, 4 hostdevs; the roots and the sources are none.
+    assert_eq!(g4.occupied.len(), 15);
+}
+
+#[test]
+fn a_host_device_is_found_by_the_alias_of_its_attachment() {
+    let alias = UserAlias::parse("ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c").unwrap();
+    let instance = guest("libvirt-9.0/domain/instance-0000002a.xml");
+    let vf = instance.hostdev(alias).unwrap();
+    assert_eq!(vf.source, at("3b:02.3"));
+    assert!(vf.interface && vf.managed);
+    let lab = guest("libvirt-11.3/domain/q35-user-alias.xml");
+    assert_eq!(lab.hostdevs[0].alias.as_deref(), Some("ua-gpu0"), "somebody else's alias is kept as it is");
+    assert_eq!(lab.hostdev(alias), None);
+}
+
+#[test]
+fn a_definition_of_nova_tells_its_age_and_only_its_pci_devices() {
+    let instance = guest("libvirt-9.0/domain/instance-0000002a.xml");
+    assert_eq!(instance.created.as_deref(), Some("2023-05-11 08:14:02"));
+    let [interface, hostdev] = &instance.hostdevs[..] else { panic!("{:?}", instance.hostdevs) };
+    assert_eq!((interface.guest, hostdev.guest), (Some(at("02:00.0")), None));
+    assert!(!hostdev.managed);
+    assert!(!instance.controllers[1].hotplug && instance.controllers[2].hotplug);
+    assert_eq!(instance.controllers[3].bus_nr, Some(200));
+    assert!(instance.occupied.contains(&at("01:00.0")), "an NVMe disk's guest address");
+    assert!(!instance.occupied.contains(&at("81:00.0")), "not its host address");
+    assert!(!instance.agent_connected);
+}
+
+#[test]
+fn an_override_reserves_buses_and_a_prefix_does_not_hide_the_age() {
+    let live = guest("libvirt-10/nova-live.xml");
+    assert_eq!(live.created.as_deref(), Some("2024-10-02 11:40:37"));
+    let reserves: Vec<_> = live.controllers.iter().map(|controller| controller.bus_reserve).collect();
+    assert_eq!(reserves, [0, 3, 0]);
+    assert!(!live.agent_connected, "the channel is there, the agent is not");
+
+    // The definition has no aliases of controllers, and the override means the same ones.
+    let definition = data("libvirt-10/nova-live.xml").replace("<alias name='pci.1'/>", "");
+    assert_eq!(domain::parse(&definition).unwrap().controllers[1].bus_reserve, 3);
+}
+
+#[test]
+fn old_libvirt_and_new_libvirt_say_the_same_of_a_guest() {
+    for (old, new) in [("g1", "q35-before"), ("g4", "q35-switch-pxb"), ("g5", "i440fx")] {
+        let old = guest(&format!("libvirt-9.0/domain/{old}.xml"));
+        let new = guest(&format!("libvirt-11.3/domain/{new}.xml"));
+        let shape = |guest: &DomainXml| -> Vec<_> {
+            guest.controllers.iter().map(|c| (c.index, c.model, c.address, c.bus_nr, c.hotplug)).collect()
+        };
+        assert_eq!(shape(&old), shape(&new));
+        assert_eq!(old.occupied, new.occupied);
+    }
+}
+
+#[test]
+fn every_document_is_read() {
+    for (kind, least) in [("nodedev", 20), ("domain", 8)] {
+        let documents = documents(kind);
+        assert!(documents.len() >= least, "{kind}: {}", documents.len());
+        for path in documents {
+            let xml = std::fs::read_to_string(&path).unwrap();
+            let error = if kind == "domain" { domain::parse(&xml).err() } else { nodedev::parse(&xml).err() };
+            assert_eq!(error, None, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_understood_is_named_with_its_document_element_and_line() {
+    let g5 = data("libvirt-11.3/domain/i440fx.xml");
+    let refusal = |from: &str, to: &str| {
+        assert!(g5.contains(from), "{from}");
+        domain::parse(&g5.replacen(from, to, 1)).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal("bus='0x01' slot='0x10'", "bus='0x01' slot='0x20'"),
+        "domain g5: <devices/hostdev/source/address>: PCI slot 0x20 is out of range 0 to 0x1f (line 77)"
+    );
+    assert_eq!(
+        refusal("slot='0x1a'", "slot='here'"),
+        "domain g5: <devices/hostdev/address>: slot='here': invalid digit found in string (line 80)"
+    );
+    assert_eq!(
+        refusal("model='pci-root'", "model='pci-bush'"),
+        "domain g5: <devices/controller>: unknown PCI controller model 'pci-bush' (line 33)"
+    );
+    assert_eq!(
+        refusal("index='0' model='pci-root'", "model='pci-root'"),
+        "domain g5: <devices/controller>: it has no attribute index (line 33)"
+    );
+    assert_eq!(refusal("<name>g5</name>", ""), "domain: <domain>: it has no <name> (line 1)");
+    assert!(refusal("10944870-", "x").starts_with("domain g5: <uuid>: `x0be8"));
+    assert!(refusal("</devices>", "").starts_with("domain: <domain>: not well-formed XML: "));
+    assert_eq!(
+        domain::parse("<network/>").unwrap_err().to_string(),
+        "domain: <domain>: the document's root is <network>"
+    );
+}
+
+#[test]
+fn a_document_made_to_harm_is_an_error() {
+    let deep = format!("{}{}", "<domain>".repeat(100_000), "</domain>".repeat(100_000));
+    let laughs = "<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;'>]><domain><name>&b;</name></domain>";
+    for xml in [deep.as_str(), laughs, "", "\0", "<domain", "<?xml version='1.0'?>"] {
+        let error: XmlError = domain::parse(xml).unwrap_err();
+        assert!(error.to_string().starts_with("domain: <domain>: "), "{error}");
+        assert!(nodedev::parse(xml).is_err());
+    }
+}
+
+/// A captured document with a piece cut out, doubled, or overwritten.
+fn broken() -> impl Strategy<Value = String> {
+    let all: Vec<String> = ["domain", "nodedev"]
+        .iter()
+        .flat_map(|kind| documents(kind))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let noise = prop_oneof![
+        Just(String::new()),
+        Just("<".into()),
+        Just("0xffffffffff".into()),
+        Just("-1".into()),
+        Just("pci".into()),
+        Just("<address type='pci' bus='255'/>".into()),
+        "\\PC{0,8}",
+    ];
+    (prop::sample::select(all), any::<prop::sample::Index>(), 0usize..200, noise).prop_map(
+        |(document, start, length, noise)| {
+            let characters: Vec<char> = document.chars().collect();
+            let start = start.index(characters.len());
+            let end = (start + length).min(characters.len());
+            characters[..start]
+                .iter()
+                .chain(&noise.chars().collect::<Vec<_>>())
+                .chain(&characters[end..])
+                .collect()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_broken_document_makes_a_parser_panic(xml in broken(), cut in any::<prop::sample::Index>()) {
+        let end = (0..=cut.index(xml.len() + 1)).rev().find(|end| xml.is_char_boundary(*end)).unwrap();
+        for xml in [&xml, &xml[..end]] {
+            for error in [domain::parse(xml).err(), nodedev::parse(xml).err()].into_iter().flatten() {
+                prop_assert!(!error.element.is_empty() && !error.reason.is_empty());
+            }
+        }
+    }
+}
