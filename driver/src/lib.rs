@@ -7,8 +7,10 @@
 //! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
 //! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
 //! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
+//! capture                a host's documents, written into a directory as they are
 //! ```
 
+pub mod capture;
 pub mod device;
 pub mod domain;
 pub mod guest;

@@ -1,0 +1,350 @@
+//! The adapter to real hosts: a libvirt connection behind the port.
+//!
+//! ```text
+//! mod          the port's verbs, in libvirt's calls
+//! link         the connection, kept up: connect, keepalive, reconnect
+//! calls        the one door to blocking calls: threads, limits, spans
+//! error        libvirt's error → ErrorKind
+//! event_loop   libvirt's event loop, one thread for the process
+//! ffi          libvirt's callbacks → events; the only unsafe code
+//! ```
+//!
+//! Four safe calls of `virt` 0.5 swallow errors (`attach_device`, `state`, `set_memory`, `block_info`); clippy
+//! refuses them here.
+
+mod calls;
+mod error;
+mod event_loop;
+mod ffi;
+mod link;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tracing::debug;
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::sys;
+
+use self::calls::{Calls, Verb};
+use self::error::Fault;
+use self::link::State;
+use crate::capture::Documents;
+use crate::device::HostDevice;
+use crate::hypervisor::{
+    DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Scope,
+};
+use crate::pci::PciAddress;
+use crate::xml::{self, nodedev};
+
+/// How to keep a connection and how long to wait for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How often an idle connection is tested, in whole seconds; zero leaves keepalive off.
+    pub keepalive: Duration,
+    /// How many tests may go unanswered before the connection is given up.
+    pub keepalive_count: u32,
+    /// The wait before the first try to reconnect; it doubles from try to try.
+    pub reconnect_first: Duration,
+    /// The longest wait between two tries.
+    pub reconnect_longest: Duration,
+    /// How long a call that reads may take.
+    pub read_limit: Duration,
+    /// How long attach and detach may take: the first device pins all of the guest's memory, some devices
+    /// take seconds to reset.
+    pub change_limit: Duration,
+    /// How many calls are under way at once. Less than libvirtd's `max_client_requests` (5), or slow calls
+    /// hold up keepalive and the connection is given up.
+    pub parallel_calls: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keepalive: Duration::from_secs(5),
+            keepalive_count: 3,
+            reconnect_first: Duration::from_millis(250),
+            reconnect_longest: Duration::from_secs(30),
+            read_limit: Duration::from_secs(15),
+            change_limit: Duration::from_secs(120),
+            parallel_calls: 4,
+        }
+    }
+}
+
+/// A host reached through libvirt.
+///
+/// A call that libvirt never answers keeps its thread; a program that must end all the same ends its runtime
+/// with `shutdown_timeout` or `shutdown_background`.
+#[derive(Debug)]
+pub struct Libvirt {
+    calls: Calls,
+    events: broadcast::Sender<Event>,
+    state: Arc<watch::Sender<State>>,
+    keeper: JoinHandle<()>,
+    options: Options,
+}
+
+/// Events that a slow receiver may be behind before it loses some.
+const EVENTS: usize = 1024;
+
+impl Libvirt {
+    /// Starts to keep a connection to `uri` (<https://libvirt.org/uri.html>) and returns at once, whether or
+    /// not anyone answers there. Must be called in a tokio runtime.
+    pub fn connect(uri: impl Into<String>, options: Options) -> Arc<Self> {
+        let state = Arc::new(watch::Sender::new(Err("not connected yet".to_owned())));
+        let events = broadcast::Sender::new(EVENTS);
+        let keeper = link::keep(uri.into(), options.clone(), Arc::clone(&state), events.clone());
+        Arc::new(Self {
+            calls: Calls::new(state.subscribe(), options.parallel_calls),
+            keeper: tokio::spawn(keeper),
+            events,
+            state,
+            options,
+        })
+    }
+
+    /// Every document that describes the host to hotslot, as libvirt prints it.
+    ///
+    /// # Errors
+    /// As the port's calls.
+    pub async fn documents(&self) -> Result<Documents, Error> {
+        let limit = self.options.change_limit;
+        let work = |connect: &Connect| {
+            let devices = node_documents(connect, PCI_NET_STORAGE)?;
+            let mut domains = Vec::new();
+            for domain in connect.list_all_domains(0)? {
+                let document = || Ok::<_, Fault>((domain.name()?, domain.xml_desc(0)?));
+                domains.extend(unless_gone(document())?);
+            }
+            Ok(Documents { devices, domains })
+        };
+        self.calls.run(Verb::Read, limit, "read every document".to_owned(), work).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        operation: impl Into<String>,
+        work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), work).await
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        operation: String,
+        domain: Uuid,
+        work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
+        self.calls.run(Verb::Change, limit, operation, work).await
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        self.keeper.abort();
+        drop(self.state.send_replace(Err("closed".to_owned())));
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn host(&self) -> Result<HostInfo, Error> {
+        self.read("ask who the host is", |connect| {
+            Ok(HostInfo {
+                hostname: connect.hostname()?,
+                hypervisor_type: connect.driver_type()?,
+                hypervisor_version: connect.hyp_version()?.into(),
+                libvirt_version: connect.lib_version()?.into(),
+                simulated: false,
+            })
+        })
+        .await
+    }
+
+    async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
+        self.read("list the host's devices", |connect| {
+            Ok(nodedev::attach_children(understood(node_documents(connect, PCI_NET_STORAGE)?)))
+        })
+        .await
+    }
+
+    async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
+        self.read(format!("read device {address}"), move |connect| {
+            let document = connect.lookup_node_device_by_name(&address.node_name())?.xml_desc(0)?;
+            let node = nodedev::parse(&document)?;
+            // Children are found by reading all of their kind: libvirt lists none by parent.
+            let kinds = if let nodedev::NodeDevice::Pci(device) = &node {
+                match device.class.map(|class| class.base()) {
+                    Some(0x01) => sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE,
+                    Some(0x02) => sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET,
+                    Some(_) => 0,
+                    None => NET_STORAGE,
+                }
+            } else {
+                0
+            };
+            let mut nodes = if kinds == 0 { Vec::new() } else { understood(node_documents(connect, kinds)?) };
+            nodes.push(node);
+            nodedev::attach_children(nodes).pop().ok_or_else(|| Fault {
+                kind: ErrorKind::NoDevice,
+                message: format!("{} is not a PCI device", address.node_name()),
+            })
+        })
+        .await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
+        self.read("list the domains", |connect| {
+            let mut infos = Vec::new();
+            for domain in connect.list_all_domains(0)? {
+                infos.extend(unless_gone(domain_info(&domain))?);
+            }
+            Ok(infos)
+        })
+        .await
+    }
+
+    async fn domain(&self, domain: Uuid) -> Result<DomainView, Error> {
+        self.read(format!("read domain {domain}"), move |connect| {
+            let domain = connect.lookup_domain_by_uuid(domain)?;
+            // Read again what was read while the domain started or stopped.
+            for _ in 0..3 {
+                let active = domain.is_active()?;
+                let info = domain_info(&domain)?;
+                let document = |wanted: bool, flags| -> Result<_, Fault> {
+                    Ok(if wanted { Some(xml::domain::parse(&domain.xml_desc(flags)?)?) } else { None })
+                };
+                let live = document(active, 0)?;
+                let persistent = document(info.persistent, sys::VIR_DOMAIN_XML_INACTIVE)?;
+                if domain.is_active()? == active {
+                    return Ok(DomainView { info, live, persistent });
+                }
+            }
+            let message = "it starts and stops faster than it can be read".to_owned();
+            Err(Fault { kind: ErrorKind::TimedOut, message })
+        })
+        .await
+    }
+
+    async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error> {
+        let xml = xml.to_owned();
+        let flags = match scope {
+            Scope::Live => sys::VIR_DOMAIN_AFFECT_LIVE,
+            Scope::Config => sys::VIR_DOMAIN_AFFECT_CONFIG,
+            Scope::LiveAndConfig => sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_DOMAIN_AFFECT_CONFIG,
+        };
+        let operation = format!("attach to domain {domain}");
+        self.change(self.options.change_limit, operation, domain, move |domain| {
+            domain.attach_device_flags(&xml, flags)
+        })
+        .await
+    }
+
+    async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error> {
+        let operation = format!("detach {alias} from domain {domain}");
+        let alias = alias.to_owned();
+        let flags = match scope {
+            DetachScope::Live => sys::VIR_DOMAIN_AFFECT_LIVE,
+            DetachScope::Config => sys::VIR_DOMAIN_AFFECT_CONFIG,
+        };
+        self.change(self.options.change_limit, operation, domain, move |domain| {
+            ffi::detach_device_alias(domain, &alias, flags)
+        })
+        .await
+    }
+
+    async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
+        let operation = format!("ask the guest agent of domain {domain}");
+        let command = command.to_owned();
+        // libvirt counts whole seconds, and 0 would mean not to wait at all.
+        let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
+        let answer = self.change(timeout, operation, domain, move |domain| {
+            domain.qemu_agent_command(&command, seconds, 0)
+        });
+        answer.await.map_err(|mut error| {
+            // Whatever the time-out, libvirt first waits 5 s for a sign of life from the agent.
+            if error.kind == ErrorKind::TimedOut {
+                error.kind = ErrorKind::AgentAway;
+            }
+            error
+        })
+    }
+
+    async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error> {
+        let operation = format!("ask the monitor of domain {domain}");
+        let command = command.to_owned();
+        self.change(self.options.read_limit, operation, domain, move |domain| {
+            domain.qemu_monitor_command(&command, 0)
+        })
+        .await
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn connection(&self) -> Result<(), String> {
+        self.state.borrow().as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+}
+
+const NET_STORAGE: sys::virConnectListAllNodeDeviceFlags =
+    sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
+const PCI_NET_STORAGE: sys::virConnectListAllNodeDeviceFlags =
+    sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV | NET_STORAGE;
+
+/// The name and document of every node device of these kinds. One that is gone by the time it is read, or
+/// that libvirt cannot describe, is left out.
+fn node_documents(
+    connect: &Connect,
+    kinds: sys::virConnectListAllNodeDeviceFlags,
+) -> Result<Vec<(String, String)>, Fault> {
+    let mut documents = Vec::new();
+    for node in connect.list_all_node_devices(kinds)? {
+        let name = node.name()?;
+        match node.xml_desc(0).map_err(Fault::from) {
+            Ok(document) => documents.push((name, document)),
+            Err(fault) if fault.kind == ErrorKind::Away => return Err(fault),
+            Err(fault) => debug!("left out node device {name}: {}", fault.message),
+        }
+    }
+    Ok(documents)
+}
+
+/// The node devices that hotslot understands; it cannot assign the others either (32-bit PCI domains).
+fn understood(documents: Vec<(String, String)>) -> Vec<nodedev::NodeDevice> {
+    let parsed = |(name, document): (String, String)| {
+        nodedev::parse(&document).map_err(|error| debug!("left out node device {name}: {error}")).ok()
+    };
+    documents.into_iter().filter_map(parsed).collect()
+}
+
+fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
+    let state = match domain.info()?.state.to_raw() {
+        sys::VIR_DOMAIN_RUNNING => DomainState::Running,
+        sys::VIR_DOMAIN_BLOCKED => DomainState::Blocked,
+        sys::VIR_DOMAIN_PAUSED => DomainState::Paused,
+        sys::VIR_DOMAIN_SHUTDOWN => DomainState::ShuttingDown,
+        sys::VIR_DOMAIN_SHUTOFF => DomainState::ShutOff,
+        sys::VIR_DOMAIN_CRASHED => DomainState::Crashed,
+        sys::VIR_DOMAIN_PMSUSPENDED => DomainState::Suspended,
+        _ => DomainState::Unknown,
+    };
+    Ok(DomainInfo { uuid: domain.uuid()?, name: domain.name()?, state, persistent: domain.is_persistent()? })
+}
+
+/// Leaves out a domain that is gone since it was listed.
+fn unless_gone<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(fault) if fault.kind == ErrorKind::NoDomain => Ok(None),
+        Err(fault) => Err(fault),
+    }
+}
