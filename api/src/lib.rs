@@ -1,1 +1,20 @@
-//! The service: intents, records, outcomes and wire formats.
+//! The service: it keeps the records and serves the routes, and delegates to the driver.
+//!
+//! ```text
+//! http          routes, wire formats, status codes
+//! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
+//! inventory     device specs, aliases, the device table, which device a request gets
+//! host          the configured hypervisors
+//! store         SQL, one file a table
+//! config        hotslot.toml
+//! ```
+
+pub mod attachment;
+pub mod config;
+pub mod error;
+pub mod host;
+pub mod http;
+pub mod id;
+pub mod inventory;
+pub mod service;
+pub mod store;

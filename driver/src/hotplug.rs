@@ -238,7 +238,7 @@ pub async fn plug(
     let xml = render(templates, spec)?;
     let attached = hypervisor.attach(domain, &xml, scope).await;
     if let Err(error) = &attached
-        && matches!(error.kind, ErrorKind::Away | ErrorKind::TimedOut)
+        && error.kind.leaves_it_open()
     {
         return Err(error.clone());
     }

@@ -256,8 +256,7 @@ impl Error {
 
 /// What kind of failure a hypervisor's error is.
 ///
-/// All but [`Away`](Self::Away), [`TimedOut`](Self::TimedOut) and [`UnplugPending`](Self::UnplugPending) are
-/// refusals: nothing was done. Those three leave it open whether it was, until the domain is read again.
+/// All but those of [`leaves_it_open`](Self::leaves_it_open) are refusals: nothing was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// No connection to the hypervisor, or it broke while the call was out.
@@ -296,4 +295,11 @@ pub enum ErrorKind {
     Document,
     /// Anything else that was refused.
     Refused,
+}
+
+impl ErrorKind {
+    /// Whether it is open if the call took effect: only reading the domain again can tell.
+    pub fn leaves_it_open(self) -> bool {
+        matches!(self, Self::Away | Self::TimedOut)
+    }
 }

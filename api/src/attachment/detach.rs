@@ -1,0 +1,110 @@
+//! Detach: asked, and gone only when no document of the domain has the device.
+
+use std::sync::Arc;
+
+use hotslot_driver::hotplug::{self, Unplugged};
+
+use super::{Observation, State};
+use crate::error::Error;
+use crate::host::Host;
+use crate::id::{AttachmentId, ServerId};
+use crate::service::{Service, hostdev_spec};
+use crate::store::Attachment;
+
+impl Service {
+    /// A server's attachment, ended or not.
+    ///
+    /// # Errors
+    /// [`Error::NoAttachment`].
+    pub async fn attachment_of(&self, server: ServerId, id: AttachmentId) -> Result<Attachment, Error> {
+        let found = self.store.attachment(id).await?.filter(|attachment| attachment.server == server);
+        found.ok_or(Error::NoAttachment(id))
+    }
+
+    /// Records that an attachment is to go, and answers the work of making it go; none when it is gone already.
+    ///
+    /// # Errors
+    /// [`Error::NoAttachment`]; [`Error::Conflict`] while it is still being attached; [`Error::HostAway`].
+    pub async fn begin_detach(
+        self: &Arc<Self>,
+        server: ServerId,
+        id: AttachmentId,
+    ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
+        let attachment = self.attachment_of(server, id).await?;
+        let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
+            Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
+        })?;
+        match attachment.state {
+            // Asked again: the same outcome.
+            State::Detached => return Ok(None),
+            State::Failed => return Err(Error::NoAttachment(id)),
+            State::Attaching => {
+                return Err(Error::Conflict(format!(
+                    "attachment {id} is still attaching; try again when it is attached"
+                )));
+            }
+            State::Attached | State::Detaching => {}
+        }
+        host.ready().await?;
+        self.settle(id, &Observation::AskedToDetach).await?;
+        let service = Arc::clone(self);
+        Ok(Some(tokio::spawn(async move { service.detach_now(&host, id).await })))
+    }
+
+    /// Makes an attachment that is recorded as detaching go.
+    pub(crate) async fn detach_now(self: &Arc<Self>, host: &Host, id: AttachmentId) -> Result<(), Error> {
+        let _in_flight = self.work_on([id]);
+        let Some(attachment) = self.store.attachment(id).await?.filter(|row| !row.state.is_final()) else {
+            return Ok(());
+        };
+        let device = self.store.device(attachment.device).await?;
+        let device =
+            device.ok_or_else(|| Error::Internal(format!("the device of attachment {id} is lost")))?;
+        let address = device.facts.address;
+        let spec = hostdev_spec(&attachment, &device);
+        let unplugged = hotplug::unplug(
+            host.hypervisor.as_ref(),
+            &self.templates,
+            attachment.server.0,
+            &spec,
+            self.detach_limits(),
+        )
+        .await;
+        match unplugged {
+            Ok(Unplugged::Gone) => {
+                self.settle(id, &Observation::Gone { reason: None }).await?;
+                tracing::info!(
+                    server.id = %attachment.server, attachment.id = %id, pci.address = %address,
+                    "detached {address} from server {}", attachment.server
+                );
+                Ok(())
+            }
+            Ok(Unplugged::Refused { reason }) => {
+                self.settle(id, &Observation::DetachRefused { reason: reason.clone() }).await?;
+                Err(Error::Conflict(format!(
+                    "{address} stays attached: {reason}; ask again when the guest can let go"
+                )))
+            }
+            Ok(Unplugged::Pending { reason }) => {
+                let row = self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
+                if row.is_some_and(|row| row.state == State::Detached) {
+                    return Ok(());
+                }
+                Err(Error::Conflict(format!(
+                    "{address} is not gone yet and stays detaching: {reason}; ask again, or wait for it"
+                )))
+            }
+            Err(error) => {
+                // What was refused is as it was; what is unknown is settled when the host answers again.
+                let reason = error.to_string();
+                let seen = if error.kind.leaves_it_open() {
+                    Observation::StillThere { reason }
+                } else {
+                    Observation::DetachRefused { reason }
+                };
+                self.settle(id, &seen).await?;
+                Err(host.error(format!("detaching {address} failed"))(error))
+            }
+        }
+    }
+}

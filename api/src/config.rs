@@ -1,0 +1,425 @@
+//! `hotslot.toml`: one typed struct. Unknown keys are refused with the nearest known one.
+//!
+//! Every key is documented in `hotslot.example.toml`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The REST API.
+    pub api: Api,
+    /// The database.
+    pub database: Database,
+    /// Which devices may be given away, and by which names.
+    pub pci: Pci,
+    /// How devices are plugged.
+    pub attach: Attach,
+    /// How guests are asked to let devices go.
+    pub detach: Detach,
+    /// How records and hypervisors are kept in agreement.
+    pub reconcile: Reconcile,
+    /// How libvirt is talked to.
+    pub libvirt: Libvirt,
+    /// The hosts; none means the local `qemu:///system`.
+    pub hypervisor: Vec<Hypervisor>,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Where to listen: a loopback address with port, or `unix:/path`.
+    pub listen: Listen,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))) }
+    }
+}
+
+/// Where the API listens. Nothing but this machine can reach it until there is identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A loopback address and port.
+    Tcp(SocketAddr),
+    /// A unix socket's path.
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if Path::new(path).is_absolute() {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(format!("`{text}` names no absolute path; write unix:/run/hotslot/api.sock"))
+            };
+        }
+        let address: SocketAddr = text.parse().map_err(|_| {
+            format!("`{text}` is neither an address with port (127.0.0.1:9774) nor a socket (unix:/path)")
+        })?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err(format!(
+                "{address} can be reached from other machines, and hotslot asks nobody who they are yet; \
+                 listen on 127.0.0.1, [::1] or unix:/path, and put what authenticates in front"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// `[database]`
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// `sqlite:///path`.
+    pub url: String,
+}
+
+impl Default for Database {
+    /// In systemd's state directory when it gives one, else in `/var/lib/hotslot`.
+    fn default() -> Self {
+        let directory = std::env::var("STATE_DIRECTORY").unwrap_or_else(|_| "/var/lib/hotslot".into());
+        Self { url: format!("sqlite://{directory}/hotslot.db") }
+    }
+}
+
+impl fmt::Debug for Database {
+    /// A database URL may carry a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.url.split(':').next().unwrap_or_default();
+        f.debug_struct("Database").field("url", &format_args!("\"{scheme}:…\"")).finish()
+    }
+}
+
+/// `[pci]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pci {
+    /// Nova's `[pci] device_spec`, each a JSON object or a list of them. Empty: nothing is assignable.
+    #[serde(alias = "passthrough_whitelist")]
+    pub device_spec: Vec<String>,
+    /// Nova's `[pci] alias`, each a JSON object.
+    pub alias: Vec<String>,
+    /// A directory whose files replace the embedded templates of the same name.
+    pub templates: Option<PathBuf>,
+}
+
+/// `[attach]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attach {
+    /// Who is asked to confirm the guest's address.
+    pub verify: Verify,
+}
+
+/// Who confirms where the guest sees a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// The guest's agent, where there is one.
+    #[default]
+    Agent,
+    /// QEMU's monitor. libvirt marks the domain as tainted (custom-monitor).
+    Monitor,
+    /// Nobody: addresses stay `computed`.
+    Off,
+}
+
+/// `[detach]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detach {
+    /// How often a guest is asked, at least 1.
+    pub attempts: u32,
+    /// How long each attempt waits, in seconds.
+    pub timeout: Seconds,
+}
+
+impl Default for Detach {
+    fn default() -> Self {
+        Self { attempts: 8, timeout: Seconds(Duration::from_secs(20)) }
+    }
+}
+
+/// `[reconcile]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reconcile {
+    /// Seconds between two comparisons of everything; events are followed at once in any case.
+    pub interval: Seconds,
+}
+
+impl Default for Reconcile {
+    fn default() -> Self {
+        Self { interval: Seconds(Duration::from_secs(300)) }
+    }
+}
+
+/// `[libvirt]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Libvirt {
+    /// Seconds between two keepalive messages.
+    pub keepalive_interval: Seconds,
+    /// How many of them may stay unanswered.
+    pub keepalive_count: u32,
+    /// Seconds that a call which only reads may take.
+    pub call_timeout: Seconds,
+    /// Seconds that an attach or detach call may take.
+    pub attach_timeout: Seconds,
+}
+
+impl Default for Libvirt {
+    fn default() -> Self {
+        Self {
+            keepalive_interval: Seconds(Duration::from_secs(5)),
+            keepalive_count: 3,
+            call_timeout: Seconds(Duration::from_secs(30)),
+            attach_timeout: Seconds(Duration::from_secs(120)),
+        }
+    }
+}
+
+/// `[[hypervisor]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hypervisor {
+    /// The host's name in listings and records; it must stay the same.
+    pub name: String,
+    /// Any libvirt URI, or `sim:///path/to/dir`.
+    pub uri: String,
+}
+
+/// A length of time, written as seconds: 20, or 0.5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seconds(pub Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a number of seconds, such as 20 or 0.5")]
+        enum Number {
+            Whole(u64),
+            Fraction(f64),
+        }
+        let seconds = match Number::deserialize(deserializer)? {
+            Number::Whole(seconds) => seconds as f64,
+            Number::Fraction(seconds) => seconds,
+        };
+        const DAY: f64 = 86_400.0;
+        if seconds > 0.0 && seconds <= DAY {
+            Ok(Self(Duration::from_secs_f64(seconds)))
+        } else {
+            Err(serde::de::Error::custom(format!("{seconds} is not between 0 and {DAY} seconds")))
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be: TOML's own report, with line and key.
+    #[error("{path}: {report}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// What is wrong and where, and what would be right.
+        report: String,
+    },
+    /// A value cannot be used.
+    #[error("{key}: {reason}")]
+    Value {
+        /// The key, with its place: `[pci] device_spec[2]`.
+        key: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file, the place, and what would be right.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        Self::parse(&text).map_err(|error| match error {
+            ConfigError::Syntax { report, .. } => ConfigError::Syntax { path: name, report },
+            other @ (ConfigError::Read { .. } | ConfigError::Value { .. }) => other,
+        })
+    }
+
+    /// Reads and checks a text.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place, and what would be right.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: "configuration".into(),
+            report: format!("{}{}", error.to_string().trim_end(), nearest(error.message())),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key: &str, reason: String| Err(ConfigError::Value { key: key.into(), reason });
+        if self.detach.attempts == 0 {
+            return bad("[detach] attempts", "a guest must be asked at least once".into());
+        }
+        if !self.database.url.starts_with("sqlite://") {
+            return bad(
+                "[database] url",
+                "only SQLite is known yet; write sqlite:///var/lib/hotslot/hotslot.db".into(),
+            );
+        }
+        let mut names = std::collections::HashSet::new();
+        for hypervisor in &self.hypervisor {
+            if hypervisor.name.trim().is_empty() {
+                return bad("[[hypervisor]] name", "a host needs a name".into());
+            }
+            if !names.insert(&hypervisor.name) {
+                return bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+            }
+            if !hypervisor.uri.contains("://") {
+                let reason = format!(
+                    "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
+                    hypervisor.uri
+                );
+                return bad("[[hypervisor]] uri", reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// The configured hosts, or the local one when none is.
+    pub fn hypervisors(&self) -> Vec<Hypervisor> {
+        if self.hypervisor.is_empty() {
+            vec![Hypervisor { name: "localhost".into(), uri: "qemu:///system".into() }]
+        } else {
+            self.hypervisor.clone()
+        }
+    }
+}
+
+/// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
+fn nearest(message: &str) -> String {
+    if !message.starts_with("unknown field") {
+        return String::new();
+    }
+    let mut words = message.split('`').skip(1).step_by(2);
+    let Some(unknown) = words.next() else { return String::new() };
+    match words.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))) {
+        Some(known) => format!("\ndid you mean `{known}`?"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.api.listen.to_string(), "http://127.0.0.1:9774");
+        assert_eq!(config.hypervisors()[0].uri, "qemu:///system");
+        assert!(config.pci.device_spec.is_empty());
+        assert_eq!((config.detach.attempts, config.detach.timeout.0.as_secs()), (8, 20));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        let report = error("[api]\nlisen = '127.0.0.1:1'");
+        assert!(report.contains("line 2"), "{report}");
+        assert!(report.contains("did you mean `listen`?"), "{report}");
+        assert!(error("[hypervisors]").contains("did you mean `hypervisor`?"));
+        assert!(error("[pci]\ndevice_specs = []").contains("did you mean `device_spec`?"));
+    }
+
+    #[test]
+    fn only_this_machine_can_be_served() {
+        for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
+            Config::parse(&format!("[api]\nlisten = '{good}'")).unwrap();
+        }
+        assert!(error("[api]\nlisten = '0.0.0.0:9774'").contains("other machines"));
+        assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
+        assert!(error("[api]\nlisten = 'localhost'").contains("127.0.0.1:9774"));
+    }
+
+    #[test]
+    fn values_out_of_range_say_what_would_be_right() {
+        assert!(error("[detach]\nattempts = 0").contains("at least once"));
+        assert!(error("[detach]\ntimeout = -1").contains("seconds"));
+        assert!(error("[detach]\ntimeout = 'long'").contains("seconds"));
+        assert!(error("[database]\nurl = 'mysql://x'").contains("sqlite:///"));
+        assert!(error("[[hypervisor]]\nname='a'\nuri='qemu'").contains("qemu:///system"));
+        assert!(
+            error(
+                "[[hypervisor]]\nname='a'\nuri='test:///default'\n[[hypervisor]]\nname='a'\nuri='sim:///x'"
+            )
+            .contains("two hosts")
+        );
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        let database = Database { url: "postgres://hotslot:secret@db/hotslot".into() };
+        assert!(!format!("{database:?}").contains("secret"));
+    }
+
+    #[test]
+    fn the_example_file_is_the_default_configuration() {
+        let example = include_str!("../../hotslot.example.toml");
+        Config::parse(example).unwrap();
+        // Every commented key is a real one.
+        let uncommented: String = example
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .collect::<Vec<_>>()
+            .join("\n");
+        Config::parse(&uncommented).unwrap();
+    }
+}

@@ -1,0 +1,83 @@
+//! What can go wrong with a request, in the service's own words.
+//!
+//! Which HTTP status a variant gets is said in one place, [`crate::http::error`].
+
+use hotslot_driver::hypervisor;
+
+use crate::id::{AttachmentId, ServerId};
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself is wrong: what, and what would be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// No alias of that name.
+    #[error("no PCI alias is called `{name}`; configured: {known}")]
+    UnknownAlias {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are, for people.
+        known: String,
+    },
+    /// Fewer devices are free than were asked for.
+    #[error("alias `{alias}` asks for {wanted} device(s), {free} free on host {host}; {advice}")]
+    TooFewFree {
+        /// The alias.
+        alias: String,
+        /// How many were wanted.
+        wanted: usize,
+        /// How many are free.
+        free: usize,
+        /// On which host.
+        host: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// No such server on any host.
+    #[error("server {0} not found; GET servers lists those there are")]
+    NoServer(ServerId),
+    /// No such attachment of that server.
+    #[error("PCI attachment {0} of that server not found; GET os-pci_attachments lists those there are")]
+    NoAttachment(AttachmentId),
+    /// Something else that is named in the path is not there.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The request does not go with the state that things are in.
+    #[error("{0}")]
+    Conflict(String),
+    /// A host's hypervisor cannot be reached.
+    #[error("the hypervisor of host {host} is away: {reason}; try again later")]
+    HostAway {
+        /// The host's name.
+        host: String,
+        /// Why, as far as it is known.
+        reason: String,
+    },
+    /// A call to the hypervisor failed.
+    #[error("{context}: {source}")]
+    Hypervisor {
+        /// What was being done, with what became of it.
+        context: String,
+        /// The failure.
+        source: hypervisor::Error,
+    },
+    /// The database failed.
+    #[error("the database failed")]
+    Store(#[from] sqlx::Error),
+    /// A row that cannot become a value of ours.
+    #[error("table {table}, row {row}: column {column}: {reason}")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// The row's id.
+        row: String,
+        /// The column.
+        column: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Our own fault.
+    #[error("{0}")]
+    Internal(String),
+}

@@ -1,0 +1,117 @@
+//! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
+use hotslot_driver::libvirt::{Libvirt, Options};
+use tokio::sync::watch;
+
+use crate::config;
+use crate::error::Error;
+use crate::id::ServerId;
+use crate::store::HypervisorRow;
+
+/// How long a request waits for a host that was just reached to be compared with the records.
+const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One configured host.
+pub struct Host {
+    /// Its row.
+    pub row: HypervisorRow,
+    /// Its configured name.
+    pub name: String,
+    /// Its configured URI.
+    pub uri: String,
+    /// The hypervisor on it.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Whether records and hypervisor have been brought together since the connection came up.
+    synced: watch::Sender<bool>,
+}
+
+impl Host {
+    pub(crate) fn new(
+        row: HypervisorRow,
+        configured: &config::Hypervisor,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Self {
+        let synced = watch::Sender::new(false);
+        Self { row, name: configured.name.clone(), uri: configured.uri.clone(), hypervisor, synced }
+    }
+
+    pub(crate) fn set_synced(&self, synced: bool) {
+        self.synced.send_replace(synced);
+    }
+
+    /// Whether the records agree with the hypervisor, as far as events tell.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Waits until requests may be answered: the hypervisor is reached and the records agree with it.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`].
+    pub async fn ready(&self) -> Result<(), Error> {
+        let away = |reason: String| Error::HostAway { host: self.name.clone(), reason };
+        self.hypervisor.connection().map_err(away)?;
+        let mut synced = self.synced.subscribe();
+        match tokio::time::timeout(SYNC_PATIENCE, synced.wait_for(|synced| *synced)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(away("it was reached, but its devices are still being read".into())),
+        }
+    }
+
+    /// A server of this host; none when it has no such server.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`] and what the hypervisor answers.
+    pub async fn server(&self, server: ServerId) -> Result<Option<DomainView>, Error> {
+        match self.hypervisor.domain(server.0).await {
+            Ok(view) => Ok(Some(view)),
+            Err(error) if error.kind == ErrorKind::NoDomain => Ok(None),
+            Err(error) => Err(self.error(format!("look up server {server}"))(error)),
+        }
+    }
+
+    /// Puts a failure of this host's hypervisor into the service's words.
+    pub fn error(
+        &self,
+        context: impl Into<String>,
+    ) -> impl FnOnce(hotslot_driver::hypervisor::Error) -> Error {
+        let context = context.into();
+        move |error| {
+            if error.kind == ErrorKind::Away {
+                Error::HostAway { host: self.name.clone(), reason: error.message }
+            } else {
+                Error::Hypervisor { context, source: error }
+            }
+        }
+    }
+}
+
+/// Opens the hypervisor that a URI names. A libvirt host that is away now is connected to later.
+///
+/// # Errors
+/// [`config::ConfigError::Value`] for a simulated host whose directory cannot be used.
+pub fn open(
+    configured: &config::Hypervisor,
+    options: &config::Libvirt,
+) -> Result<Arc<dyn Hypervisor>, config::ConfigError> {
+    if configured.uri.starts_with("sim://") {
+        return Err(config::ConfigError::Value {
+            key: format!("[[hypervisor]] {}", configured.name),
+            reason: "simulated hosts are not there yet".into(),
+        });
+    }
+    Ok(Libvirt::connect(
+        &configured.uri,
+        Options {
+            keepalive: options.keepalive_interval.0,
+            keepalive_count: options.keepalive_count,
+            read_limit: options.call_timeout.0,
+            change_limit: options.attach_timeout.0,
+            ..Options::default()
+        },
+    ))
+}

@@ -1,0 +1,202 @@
+//! `servers/{server_id}/os-pci_attachments`: plug a device into a server, list what is plugged, unplug it.
+//!
+//! The bodies are seed 001's (the wiki page "Nova/pci hotplug"); the keys beyond the seed's seven say what state
+//! an attachment is in.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Version;
+use super::body::{id, read, time};
+use super::error::Fault;
+use super::servers::ServerPath;
+use crate::attachment::State as AttachmentState;
+use crate::attachment::attach::AttachRequest;
+use crate::error::Error;
+use crate::id::{AttachmentId, ServerId};
+use crate::inventory::AliasRequests;
+use crate::service::Service;
+use crate::store::{Attachment, Device, InnerSource};
+
+const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    #[serde(rename = "pciAttachment")]
+    attachment: CreateAttachment,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateAttachment {
+    #[serde(rename = "pci_passthrough:alias")]
+    alias: String,
+    /// Whether the device goes into the persistent definition too, to be there after a power cycle.
+    #[serde(default = "yes")]
+    persistent: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An attachment on the wire: the seed's seven keys, and its state.
+#[derive(Serialize)]
+struct Wire {
+    attachment_id: AttachmentId,
+    #[serde(rename = "serverId")]
+    server_id: ServerId,
+    dev_id: String,
+    address: String,
+    inner_address: Option<String>,
+    vendor_id: String,
+    product_id: String,
+
+    inner_address_source: Option<InnerSource>,
+    status: AttachmentState,
+    status_reason: Option<String>,
+    alias: String,
+    persistent: bool,
+    host: Option<String>,
+    created_at: String,
+    updated_at: Option<String>,
+    attached_at: Option<String>,
+}
+
+fn wire(service: &Service, attachment: Attachment, device: Device) -> Wire {
+    Wire {
+        attachment_id: attachment.id,
+        server_id: attachment.server,
+        dev_id: device.facts.dev_id(),
+        address: device.facts.address.to_string(),
+        inner_address: attachment.inner.map(|inner| inner.address.to_string()),
+        vendor_id: device.facts.vendor_id.to_string(),
+        product_id: device.facts.product_id.to_string(),
+        inner_address_source: attachment.inner.map(|inner| inner.source),
+        status: attachment.state,
+        status_reason: attachment.reason,
+        alias: attachment.alias,
+        persistent: attachment.persistent,
+        host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
+        created_at: time(attachment.created_at),
+        updated_at: attachment.updated_at.map(time),
+        attached_at: attachment.attached_at.map(time),
+    }
+}
+
+async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
+    let device = service.store.device(attachment.device).await?;
+    let device = device
+        .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
+    Ok(wire(service, attachment, device))
+}
+
+#[derive(Deserialize)]
+pub(super) struct AttachmentPath {
+    server_id: String,
+    attachment_id: String,
+}
+
+impl AttachmentPath {
+    fn ids(&self) -> Result<(ServerId, AttachmentId), Error> {
+        Ok((id(&self.server_id, "server")?, id(&self.attachment_id, "PCI attachment")?))
+    }
+}
+
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<ServerPath>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Fault> {
+    let body: CreateBody = read(&headers, body, EXAMPLE)?;
+    let aliases: AliasRequests = body
+        .attachment
+        .alias
+        .parse()
+        .map_err(|error| Error::Invalid(format!("pci_passthrough:alias: {error}")))?;
+    let request =
+        AttachRequest { server: path.id()?, aliases: aliases.0, persistent: body.attachment.persistent };
+    let attached = service.attach(request).await?;
+    let devices: Vec<_> =
+        attached.into_iter().map(|(attachment, device)| wire(&service, attachment, device)).collect();
+    Ok(Json(json!({ "pci_devices": devices })))
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<ServerPath>,
+) -> Result<Json<Value>, Fault> {
+    let server = path.id()?;
+    let rows = service.store.attachments_of(server).await?;
+    if rows.is_empty() {
+        // A server without attachments is not the same as no server.
+        service.find(server).await?;
+    }
+    listed(&service, rows).await
+}
+
+/// All servers' attachments; not in the seed.
+pub(super) async fn list_all(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+    let rows = service.store.attachments().await?;
+    listed(&service, rows).await
+}
+
+async fn listed(service: &Service, rows: Vec<Attachment>) -> Result<Json<Value>, Fault> {
+    let mut attachments = Vec::new();
+    for row in rows {
+        attachments.push(with_device(service, row).await?);
+    }
+    Ok(Json(json!({ "pciAttachment": attachments })))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<AttachmentPath>,
+) -> Result<Json<Value>, Fault> {
+    let (server, id) = path.ids()?;
+    let attachment = service.attachment_of(server, id).await?;
+    if attachment.state.is_final() {
+        return Err(Error::NoAttachment(id).into());
+    }
+    Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
+}
+
+/// v2 answers 200 once the device is gone; v2.1 and v3 answer 202 at once, and the detach goes on.
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    Extension(version): Extension<Version>,
+    Path(path): Path<AttachmentPath>,
+) -> Result<Response, Fault> {
+    let (server, id) = path.ids()?;
+    let work = service.begin_detach(server, id).await?;
+    match version {
+        Version::V2 => {
+            if let Some(work) = work {
+                work.await.map_err(|error| {
+                    Error::Internal(format!("the detach ended without an answer: {error}"))
+                })??;
+            }
+            Ok(StatusCode::OK.into_response())
+        }
+        Version::V21 | Version::V3 => {
+            if let Some(work) = work {
+                tokio::spawn(async move {
+                    if let Ok(Err(error)) = work.await {
+                        tracing::warn!(attachment.id = %id, %error, "detach of attachment {id} is not done");
+                    }
+                });
+            }
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The one door to a status code: what each error is to HTTP, in Nova's fault form.
+//!
+//! What the client sees is the error's own words; causes that are ours go to the log.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use hotslot_driver::hypervisor::ErrorKind;
+use serde_json::json;
+
+use crate::error::Error;
+
+/// After how many seconds a client may try a host that is away again.
+const RETRY_AFTER: &str = "5";
+
+/// A status and what is said with it.
+#[derive(Debug)]
+pub(super) struct Fault {
+    status: StatusCode,
+    message: String,
+}
+
+impl Fault {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Invalid(_) | Error::UnknownAlias { .. } | Error::TooFewFree { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::Conflict(_) => StatusCode::CONFLICT,
+            Error::HostAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Hypervisor { source, .. } => of_kind(source.kind),
+            Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status != StatusCode::INTERNAL_SERVER_ERROR {
+            return Self::new(status, error.to_string());
+        }
+        tracing::error!(error = ?error, "a request failed: {error}");
+        let message = "Unexpected API error: the service's log has the cause under this answer's \
+                       x-openstack-request-id.";
+        Self::new(status, message)
+    }
+}
+
+fn of_kind(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Away | ErrorKind::TimedOut => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::NoDomain => StatusCode::NOT_FOUND,
+        ErrorKind::NoDevice
+        | ErrorKind::DeviceMissing
+        | ErrorKind::InUse
+        | ErrorKind::GroupNotViable
+        | ErrorKind::NoFreePort
+        | ErrorKind::BadGuestAddress
+        | ErrorKind::NotAssignable
+        | ErrorKind::NotRunning
+        | ErrorKind::AlreadyDefined
+        | ErrorKind::NoPassthrough
+        | ErrorKind::UnplugPending
+        | ErrorKind::AgentAway => StatusCode::CONFLICT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        // The hypervisor's own failure, not the caller's and not ours.
+        ErrorKind::Document | ErrorKind::Refused => StatusCode::BAD_GATEWAY,
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let name = match self.status.as_u16() {
+            400 => "badRequest",
+            401 => "unauthorized",
+            403 => "forbidden",
+            404 => "itemNotFound",
+            405 => "badMethod",
+            409 => "conflictingRequest",
+            413 | 429 => "overLimit",
+            415 => "badMediaType",
+            501 => "notImplemented",
+            503 => "serviceUnavailable",
+            _ => "computeFault",
+        };
+        let body = json!({ name: { "code": self.status.as_u16(), "message": self.message } });
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        response
+    }
+}
+
+pub(super) async fn no_route(uri: Uri) -> Fault {
+    Fault::new(StatusCode::NOT_FOUND, format!("no such path: {}; GET / lists the versions", uri.path()))
+}
+
+pub(super) async fn no_method(method: axum::http::Method, uri: Uri) -> Fault {
+    Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not know the method {method}", uri.path()))
+}

@@ -1,0 +1,106 @@
+//! The routes: one file a resource, one door to a status code ([`error`]).
+//!
+//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. Nobody is asked
+//! who they are yet, so the tenant in a path is taken as it is.
+
+mod attachments;
+mod body;
+pub mod error;
+mod health;
+mod hypervisors;
+mod pci;
+mod servers;
+mod versions;
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::service::Service;
+
+/// The largest request body, in bytes.
+const BODY_LIMIT: usize = 64 * 1024;
+
+/// Which API a path belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// Seed 001's v2: DELETE waits and answers 200.
+    V2,
+    /// Nova's v2.1: as v3.
+    V21,
+    /// Seed 001's v3: DELETE answers 202 at once.
+    V3,
+}
+
+/// All routes.
+pub fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/", get(versions::all))
+        .route("/v2", get(versions::v2))
+        .route("/v2/", get(versions::v2))
+        .route("/v2.1", get(versions::v21))
+        .route("/v2.1/", get(versions::v21))
+        .route("/v3", get(versions::v3))
+        .route("/v3/", get(versions::v3))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .nest("/v2/{tenant_id}", resources(Version::V2))
+        .nest("/v2.1/{project_id}", resources(Version::V21))
+        .nest("/v2.1", resources(Version::V21))
+        .nest("/v3", resources(Version::V3))
+        .fallback(error::no_route)
+        .method_not_allowed_fallback(error::no_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), identify))
+        .with_state(service)
+}
+
+fn resources(version: Version) -> Router<Arc<Service>> {
+    Router::new()
+        .route("/servers", get(servers::list))
+        .route("/servers/detail", get(servers::detail))
+        .route("/servers/{server_id}", get(servers::show))
+        .route("/servers/{server_id}/os-pci_attachments", post(attachments::create).get(attachments::list))
+        .route(
+            "/servers/{server_id}/os-pci_attachments/{attachment_id}",
+            get(attachments::show).delete(attachments::delete),
+        )
+        .route("/os-pci_attachments", get(attachments::list_all))
+        .route("/os-pci", get(pci::list))
+        .route("/os-pci/detail", get(pci::detail))
+        .route("/os-pci/{device_id}", get(pci::show))
+        .route("/os-hypervisors", get(hypervisors::list))
+        .route("/os-hypervisors/detail", get(hypervisors::detail))
+        .route("/os-hypervisors/{hypervisor_id}", get(hypervisors::show))
+        .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
+        .method_not_allowed_fallback(error::no_method)
+        .layer(Extension(version))
+}
+
+/// Gives every request an id, a span and the headers that Nova's clients read.
+async fn identify(State(_): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let id = format!("req-{}", Uuid::new_v4().hyphenated());
+    let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(HeaderName::from_static("x-openstack-request-id"), id.clone());
+        headers.insert(HeaderName::from_static("x-compute-request-id"), id);
+    }
+    for (name, value) in [
+        ("openstack-api-version", "compute 2.1"),
+        ("x-openstack-nova-api-version", "2.1"),
+        ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    response
+}

@@ -1,0 +1,204 @@
+//! `servers`: libvirt's domains, in Nova's words.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{OriginalUri, Path, Query, State};
+use axum::http::HeaderMap;
+use hotslot_driver::hypervisor::{DomainInfo, DomainState};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::{base, id};
+use super::error::Fault;
+use crate::error::Error;
+use crate::host::Host;
+use crate::id::ServerId;
+use crate::service::Service;
+use crate::store::DeviceStatus;
+
+#[derive(Deserialize)]
+pub(super) struct ServerPath {
+    server_id: String,
+}
+
+impl ServerPath {
+    pub(super) fn id(&self) -> Result<ServerId, Error> {
+        id(&self.server_id, "server")
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Filter {
+    name: Option<String>,
+    host: Option<String>,
+    status: Option<String>,
+}
+
+impl Filter {
+    fn passes(&self, host: &Host, info: &DomainInfo) -> bool {
+        self.name.as_deref().is_none_or(|name| info.name.contains(name))
+            && self.host.as_deref().is_none_or(|name| host.name == name)
+            && self.status.as_deref().is_none_or(|word| word.eq_ignore_ascii_case(status(info.state)))
+    }
+}
+
+/// Nova's word for what a domain is doing.
+pub(super) fn status(state: DomainState) -> &'static str {
+    match state {
+        DomainState::Running | DomainState::Blocked | DomainState::ShuttingDown => "ACTIVE",
+        DomainState::Paused => "PAUSED",
+        DomainState::Suspended => "SUSPENDED",
+        DomainState::ShutOff | DomainState::Crashed => "SHUTOFF",
+        DomainState::Unknown => "UNKNOWN",
+    }
+}
+
+/// Nova's `vm_state` and `power_state` (`nova/compute/power_state.py`).
+fn power(state: DomainState) -> (&'static str, u8) {
+    match state {
+        DomainState::Running | DomainState::Blocked | DomainState::ShuttingDown => ("active", 1),
+        DomainState::Paused => ("paused", 3),
+        DomainState::Suspended => ("suspended", 7),
+        DomainState::ShutOff => ("stopped", 4),
+        DomainState::Crashed => ("stopped", 6),
+        DomainState::Unknown => ("error", 0),
+    }
+}
+
+fn brief(base: &str, prefix: &str, host: &Host, info: &DomainInfo) -> Value {
+    let href = format!("{base}{prefix}/servers/{}", info.uuid);
+    json!({
+        "id": info.uuid,
+        "name": info.name,
+        "status": status(info.state),
+        "host": host.name,
+        "links": [
+            { "rel": "self", "href": href },
+            { "rel": "bookmark", "href": format!("{base}/servers/{}", info.uuid) },
+        ],
+    })
+}
+
+/// The part of a path before the resource: `/v2/tenant`, `/v2.1`.
+fn prefix(uri: &OriginalUri) -> String {
+    uri.path().split("/servers").next().unwrap_or_default().to_owned()
+}
+
+/// Which devices each server has, by Nova's `os-pci` ids.
+async fn devices(service: &Service) -> Result<BTreeMap<ServerId, Vec<Value>>, Error> {
+    let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
+    for device in service.store.devices().await? {
+        if let (Some(server), DeviceStatus::Allocated) = (device.server, device.status) {
+            owned.entry(server).or_default().push(json!({ "id": device.id }));
+        }
+    }
+    Ok(owned)
+}
+
+/// Nova's keys of a server beyond the brief ones. `created` is Nova's, where Nova made the domain; libvirt keeps
+/// no such time.
+fn full(
+    brief: Value,
+    uri: &OriginalUri,
+    host: &Host,
+    info: &DomainInfo,
+    created: Option<&str>,
+    devices: Option<Vec<Value>>,
+) -> Value {
+    let (vm_state, power_state) = power(info.state);
+    let mut server = brief;
+    let tenant = uri.path().strip_prefix("/v2/").and_then(|rest| rest.split('/').next());
+    for (key, value) in [
+        ("tenant_id", json!(tenant)),
+        ("user_id", Value::Null),
+        ("created", json!(created)),
+        ("updated", Value::Null),
+        ("metadata", json!({})),
+        ("addresses", json!({})),
+        ("OS-EXT-SRV-ATTR:host", json!(host.name)),
+        ("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host.name)),
+        ("OS-EXT-SRV-ATTR:instance_name", json!(info.name)),
+        ("OS-EXT-STS:vm_state", json!(vm_state)),
+        ("OS-EXT-STS:power_state", json!(power_state)),
+        ("OS-EXT-STS:task_state", Value::Null),
+        ("os-pci:pci_devices", json!(devices.unwrap_or_default())),
+    ] {
+        server[key] = value;
+    }
+    server
+}
+
+/// The servers of all hosts that answer, in order of host and name.
+async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
+    let mut found = Vec::new();
+    for host in &service.hosts {
+        match host.hypervisor.domains().await {
+            Ok(mut domains) => {
+                domains.sort_by(|a, b| a.name.cmp(&b.name));
+                found.extend(domains.into_iter().map(|info| (Arc::clone(host), info)));
+            }
+            // A host that is away takes its own servers out of the list and nothing else.
+            Err(error) => tracing::warn!(host = %host.name, %error, "left out of the list of servers"),
+        }
+    }
+    found.retain(|(host, info)| filter.passes(host, info));
+    found
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    Query(filter): Query<Filter>,
+) -> Json<Value> {
+    let (base, prefix) = (base(&headers), prefix(&uri));
+    let servers: Vec<_> = everywhere(&service, &filter)
+        .await
+        .iter()
+        .map(|(host, info)| brief(&base, &prefix, host, info))
+        .collect();
+    Json(json!({ "servers": servers }))
+}
+
+pub(super) async fn detail(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    Query(filter): Query<Filter>,
+) -> Result<Json<Value>, Fault> {
+    let (base, prefix) = (base(&headers), prefix(&uri));
+    let mut owned = devices(&service).await?;
+    let mut servers = Vec::new();
+    for (host, info) in everywhere(&service, &filter).await {
+        // A domain that vanished since is left out.
+        let Ok(Some(view)) = host.server(ServerId(info.uuid)).await else { continue };
+        let created = view.live.or(view.persistent).and_then(|document| document.created);
+        let devices = owned.remove(&ServerId(info.uuid));
+        servers.push(full(
+            brief(&base, &prefix, &host, &info),
+            &uri,
+            &host,
+            &info,
+            created.as_deref(),
+            devices,
+        ));
+    }
+    Ok(Json(json!({ "servers": servers })))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    Path(path): Path<ServerPath>,
+) -> Result<Json<Value>, Fault> {
+    let server = path.id()?;
+    let (host, view) = service.find(server).await?;
+    let devices = devices(&service).await?.remove(&server);
+    let info = view.info;
+    let created = view.live.or(view.persistent).and_then(|document| document.created);
+    let brief = brief(&base(&headers), &prefix(&uri), &host, &info);
+    Ok(Json(json!({ "server": full(brief, &uri, &host, &info, created.as_deref(), devices) })))
+}

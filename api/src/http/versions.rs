@@ -1,0 +1,49 @@
+//! Version documents, as Nova's clients discover them.
+
+use axum::Json;
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+
+use super::body::base;
+
+fn version(headers: &HeaderMap, id: &str, status: &str, path: &str) -> Value {
+    // Microversions begin with v2.1; 2.1 is all of them so far.
+    let micro = if id == "v2.1" { "2.1" } else { "" };
+    json!({
+        "id": id,
+        "status": status,
+        "version": micro,
+        "min_version": micro,
+        "updated": "2026-11-21T00:00:00Z",
+        "links": [{ "rel": "self", "href": format!("{}/{path}/", base(headers)) }],
+        "media-types": [{ "base": "application/json", "type": "application/json" }],
+    })
+}
+
+fn every(headers: &HeaderMap) -> [Value; 3] {
+    [
+        version(headers, "v2.0", "SUPPORTED", "v2"),
+        version(headers, "v2.1", "CURRENT", "v2.1"),
+        version(headers, "v3.0", "EXPERIMENTAL", "v3"),
+    ]
+}
+
+pub(super) async fn all(headers: HeaderMap) -> (StatusCode, Json<Value>) {
+    (StatusCode::OK, Json(json!({ "versions": every(&headers) })))
+}
+
+fn one(headers: &HeaderMap, index: usize) -> Json<Value> {
+    Json(json!({ "version": every(headers)[index] }))
+}
+
+pub(super) async fn v2(headers: HeaderMap) -> Json<Value> {
+    one(&headers, 0)
+}
+
+pub(super) async fn v21(headers: HeaderMap) -> Json<Value> {
+    one(&headers, 1)
+}
+
+pub(super) async fn v3(headers: HeaderMap) -> Json<Value> {
+    one(&headers, 2)
+}

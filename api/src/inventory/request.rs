@@ -1,0 +1,93 @@
+//! `a1:2,b1:1`: which devices a request wants (Nova's `pci_passthrough:alias`).
+
+use std::str::FromStr;
+
+/// How many devices of which kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasRequest {
+    /// The alias.
+    pub name: String,
+    /// How many, 1 to 256.
+    pub count: usize,
+}
+
+/// A text that asks for nothing that could be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not NAME:COUNT[,NAME:COUNT…] with counts of 1 to 256, such as a1:2,b1:1: {reason}")]
+pub struct RequestError {
+    text: String,
+    reason: String,
+}
+
+/// The parts of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AliasRequests(pub(crate) Vec<AliasRequest>);
+
+impl FromStr for AliasRequests {
+    type Err = RequestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = |reason: String| RequestError { text: text.chars().take(300).collect(), reason };
+        let part = |part: &str| {
+            let (name, count) =
+                part.split_once(':').ok_or_else(|| error(format!("`{}` has no count", part.trim())))?;
+            let name = name.trim();
+            if name.is_empty() {
+                return Err(error("a name is missing".into()));
+            }
+            let digits = count.trim_end();
+            let count = Some(digits)
+                .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|digits| digits.parse().ok())
+                .filter(|count| (1..=256).contains(count))
+                .ok_or_else(|| error(format!("`{digits}` is no such count")))?;
+            Ok(AliasRequest { name: name.to_owned(), count })
+        };
+        let parts = text.split(',').map(part).collect::<Result<Vec<_>, _>>()?;
+        if parts.iter().map(|part| part.count).sum::<usize>() > 256 {
+            return Err(error("that is more than 256 devices".into()));
+        }
+        Ok(Self(parts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn parts_are_read_as_nova_reads_them() {
+        let read = |text: &str| {
+            let requests: AliasRequests = text.parse().unwrap();
+            requests.0.into_iter().map(|part| (part.name, part.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(read("a1:2"), [("a1".into(), 2)]);
+        assert_eq!(read("a1:2, b1:1"), [("a1".into(), 2), ("b1".into(), 1)]);
+        assert_eq!(read(" a1 :1,a1:1"), [("a1".into(), 1), ("a1".into(), 1)]);
+        for bad in [
+            "",
+            "a1",
+            "a1:",
+            "a1:0",
+            "a1:-1",
+            "a1: 1",
+            "a1:x",
+            ":1",
+            "a1:1,",
+            "a1:1:1",
+            "a1:257",
+            "a1:200,b:100",
+        ] {
+            assert!(bad.parse::<AliasRequests>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC*") {
+            let _ = text.parse::<AliasRequests>();
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The table `attachments`: the promise that a device is, or will be, in a server.
+//!
+//! A device's status follows its attachment's state, in the same transaction.
+
+use hotslot_driver::pci::PciAddress;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Columns, Millis, Store, now, words};
+use crate::attachment::State;
+use crate::error::Error;
+use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+
+words! {
+    /// How an inner address was obtained.
+    InnerSource {
+        /// Worked out from the domain's topology by the numbering that firmware does.
+        Computed = "computed",
+        /// The guest's agent or QEMU confirmed it.
+        Verified = "verified",
+    }
+}
+
+/// Where the guest sees a device, and how that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerAddress {
+    /// The address that the guest's `lspci` shows.
+    pub address: PciAddress,
+    /// How it was obtained.
+    pub source: InnerSource,
+}
+
+/// A row of `attachments`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its id; `ua-<id>` is the device's alias in the domain.
+    pub id: AttachmentId,
+    /// The request that it came with.
+    pub request: RequestId,
+    /// The host.
+    pub hypervisor: HypervisorId,
+    /// The server.
+    pub server: ServerId,
+    /// The device.
+    pub device: DeviceId,
+    /// The alias by which it was asked for.
+    pub alias: String,
+    /// Whether it goes into the persistent definition.
+    pub persistent: bool,
+    /// Whether libvirt binds the drivers.
+    pub managed: bool,
+    /// Where it is on its way.
+    pub state: State,
+    /// What there is to say about that.
+    pub reason: Option<String>,
+    /// Where the guest sees it.
+    pub inner: Option<InnerAddress>,
+    /// When it was asked for.
+    pub created_at: Millis,
+    /// When the row last changed.
+    pub updated_at: Option<Millis>,
+    /// When it was first attached.
+    pub attached_at: Option<Millis>,
+    /// When it ended.
+    pub ended_at: Option<Millis>,
+}
+
+/// An attachment that is to be reserved.
+#[derive(Debug, Clone)]
+pub struct NewAttachment {
+    /// Its id.
+    pub id: AttachmentId,
+    /// The device it wants.
+    pub device: DeviceId,
+    /// The alias by which it was asked for.
+    pub alias: String,
+    /// Whether libvirt binds the drivers.
+    pub managed: bool,
+}
+
+/// What an observation makes of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The new state.
+    pub state: State,
+    /// What there is to say about it.
+    pub reason: Option<String>,
+    /// Where the guest sees it.
+    pub inner: Option<InnerAddress>,
+}
+
+fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
+    use sqlx::Row as _;
+    let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+    let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
+    let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
+    Ok(Attachment {
+        id: columns.parse("id")?,
+        request: columns.parse("request_id")?,
+        hypervisor: HypervisorId(columns.get("hypervisor_id")?),
+        server: columns.parse("server_uuid")?,
+        device: DeviceId(columns.get("device_id")?),
+        alias: columns.get("alias_name")?,
+        persistent: columns.get::<i64>("persistent")? != 0,
+        managed: columns.get::<i64>("managed")? != 0,
+        state: columns.parse("state")?,
+        reason: columns.get("state_reason")?,
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
+        created_at: columns.get("created_at")?,
+        updated_at: columns.get("updated_at")?,
+        attached_at: columns.get("attached_at")?,
+        ended_at: columns.get("ended_at")?,
+    })
+}
+
+impl Store {
+    /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
+    /// none. False when one of the devices, or a PF or VF of it, is not free any more.
+    ///
+    /// # Errors
+    /// The database's; then nothing was claimed.
+    pub async fn reserve(
+        &self,
+        hypervisor: HypervisorId,
+        server: ServerId,
+        request: RequestId,
+        persistent: bool,
+        wanted: &[NewAttachment],
+    ) -> Result<bool, Error> {
+        let mut tx = self.write.begin().await?;
+        for new in wanted {
+            // The row is the lock: two requests at once never get the same device.
+            let claimed = sqlx::query(
+                "UPDATE pci_devices SET status = 'claimed', instance_uuid = $2, request_id = $3, updated_at = $4
+                 WHERE id = $1 AND status = 'available' AND deleted = 0
+                   AND NOT EXISTS (
+                       SELECT 1 FROM pci_devices AS relative
+                       WHERE relative.compute_node_id = pci_devices.compute_node_id
+                         AND relative.deleted = 0
+                         AND relative.instance_uuid IS NOT NULL
+                         AND (relative.parent_addr = pci_devices.address
+                              OR relative.address = pci_devices.parent_addr))",
+            )
+            .bind(new.device.0)
+            .bind(server.to_string())
+            .bind(request.to_string())
+            .bind(now())
+            .execute(&mut *tx)
+            .await?;
+            if claimed.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query(
+                "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
+                     persistent, managed, state, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9)",
+            )
+            .bind(new.id.to_string())
+            .bind(request.to_string())
+            .bind(hypervisor.0)
+            .bind(server.to_string())
+            .bind(new.device.0)
+            .bind(&new.alias)
+            .bind(i64::from(persistent))
+            .bind(i64::from(new.managed))
+            .bind(now())
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Writes what observations made of some attachments, and their devices' status with it, in one
+    /// transaction. An attachment that has ended stays ended.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle(&self, outcomes: &[(AttachmentId, Settled)]) -> Result<(), Error> {
+        let mut tx = self.write.begin().await?;
+        for (id, settled) in outcomes {
+            let state = settled.state;
+            let changed = sqlx::query(
+                "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
+                     updated_at = $6,
+                     attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
+                     ended_at = CASE WHEN $2 IN ('detached', 'failed') THEN $6 END
+                 WHERE id = $1 AND ended_at IS NULL",
+            )
+            .bind(id.to_string())
+            .bind(state.as_str())
+            .bind(&settled.reason)
+            .bind(settled.inner.map(|inner| inner.address.to_string()))
+            .bind(settled.inner.map(|inner| inner.source.as_str()))
+            .bind(now())
+            .execute(&mut *tx)
+            .await?;
+            if changed.rows_affected() == 0 {
+                continue;
+            }
+            let status = state.device_status();
+            sqlx::query(
+                "UPDATE pci_devices SET status = $2,
+                     instance_uuid = CASE WHEN $2 = 'available' THEN NULL ELSE instance_uuid END,
+                     request_id = CASE WHEN $2 = 'available' THEN NULL ELSE request_id END,
+                     updated_at = $3
+                 WHERE id = (SELECT device_id FROM attachments WHERE id = $1) AND status <> $2",
+            )
+            .bind(id.to_string())
+            .bind(status.as_str())
+            .bind(now())
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// One attachment, ended ones too.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
+        let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(attachment).transpose()
+    }
+
+    /// Every attachment that has not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
+                .fetch_all(&self.read)
+                .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// A server's attachments that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
+        let rows = sqlx::query(
+            "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
+             ORDER BY created_at, device_id",
+        )
+        .bind(server.to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(attachment).collect()
+    }
+}
