@@ -45,7 +45,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     for host in &service.hosts {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
-    tracing::info!("listening on {listen}");
+    tracing::info!("listening on {}", socket.name(&listen)?);
     let router = http::router(std::sync::Arc::clone(&service));
     let (stopping, stop) = tokio::sync::watch::channel(false);
     let mut stopped = stop.clone();
@@ -90,6 +90,14 @@ enum Socket {
 }
 
 impl Socket {
+    /// Where it listens, with the port that the system chose for port 0.
+    fn name(&self, listen: &Listen) -> std::io::Result<Listen> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
+            Self::Unix(_) => Ok(listen.clone()),
+        }
+    }
+
     async fn bind(listen: &Listen) -> std::io::Result<Self> {
         match listen {
             Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),

@@ -1,0 +1,52 @@
+# Two commands: `make demo` shows hotslot at work in the lab, `make test` passes all tests.
+# The others are parts of these.
+
+SHELL := /bin/bash
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+export RUSTDOCFLAGS := -D warnings
+STEP := tools/step
+
+.PHONY: help demo demo-stop test check lab-test bench install install-lab build release lab lab-down clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+demo: install install-lab release lab ## plug a VF into a running guest through REST, and leave the service up
+	@$(STEP) "demo" vagrant/demo
+
+demo-stop: ## stop what `make demo` left up
+	@vagrant/down
+
+test: check install-lab release lab lab-test ## all tests, the lab's among them
+
+check: install ## the quick part: format, lints, licences, docs, tests on the simulated host
+	@$(STEP) "format" cargo fmt --all --check
+	@$(STEP) "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
+	@$(STEP) "licences and bans" cargo deny --log-level error check licenses bans sources
+	@$(STEP) "docs" cargo doc --quiet --workspace --no-deps --document-private-items
+	@$(STEP) "build" cargo build --quiet --workspace
+	@$(STEP) "quick tests" cargo test --quiet --workspace
+
+lab-test: ## the tests in the lab, which must be up (make lab)
+	@$(STEP) "lab tests" cargo test -p hotslot-tests --features lab --test lab -- --test-threads 1
+
+bench: install install-lab release lab ## measure attach, detach, start and memory against floors of the same run
+	@$(STEP) "benchmarks" cargo bench -p hotslot-tests
+
+install: ## what compiling and the quick tests need
+	@$(STEP) "install for build" tools/install build
+
+install-lab: ## what the lab needs
+	@$(STEP) "install for the lab" tools/install lab
+
+build:
+	@$(STEP) "build" cargo build --quiet --workspace
+
+release:
+	@$(STEP) "release build" cargo build --quiet --release -p hotslot
+
+lab: install-lab ## bring the lab up
+	@$(STEP) "lab up" vagrant/up
+
+lab-down: ## take the lab down
+	@$(STEP) "lab down" vagrant/down
