@@ -1,0 +1,79 @@
+//! The libvirt adapter against libvirt's own test driver: in this process, and behind a libvirtd of ours that
+//! is frozen, killed and started again. Needs libvirt 11 and `libvirtd` (Debian: `libvirt-daemon`).
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on")]
+
+mod daemon;
+mod outage;
+mod test_driver;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hotslot_driver::hypervisor::{Event, Hypervisor};
+use hotslot_driver::libvirt::{Libvirt, Options};
+use tokio::sync::broadcast::Receiver;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+/// The domain of [`host_file`].
+const G1: Uuid = Uuid::from_u128(0x10000000_0000_4000_8000_000000000001);
+
+/// Longer than anything here takes, keepalive included.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the tests wait for is quick.
+fn options() -> Options {
+    Options { reconnect_first: Duration::from_millis(20), ..Options::default() }
+}
+
+/// Writes a host for the test driver into `dir`: the captured node devices and one running domain.
+fn host_file(dir: &Path) -> PathBuf {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libvirt-9.0/nodedev");
+    let mut devices: Vec<_> = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path()).collect();
+    devices.sort();
+    let devices: String = devices.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let domain = format!(
+        "<domain type='test'>
+          <name>g1</name><uuid>{G1}</uuid><memory>65536</memory>
+          <os><type arch='x86_64'>hvm</type></os>
+          <devices/>
+        </domain>"
+    );
+    let file = dir.join("host.xml");
+    // A domain kind of PCI that Linux has and libvirt cannot assign: it must not spoil the listing.
+    let vmd = "<device><name>pci_10000_e0_00_0</name><capability type='pci'><domain>65536</domain><bus>224</bus>
+        <slot>0</slot><function>0</function><product id='0x0a54'/><vendor id='0x8086'/></capability></device>";
+    std::fs::write(&file, format!("<node>{domain}{devices}{vmd}</node>")).unwrap();
+    file
+}
+
+/// A connection that is up.
+async fn connected(uri: String, options: Options) -> Arc<Libvirt> {
+    let libvirt = Libvirt::connect(&uri, options);
+    let mut events = libvirt.events();
+    if libvirt.connection().is_err() {
+        expect(&mut events, |event| *event == Event::Connected).await;
+    }
+    assert_eq!(libvirt.connection(), Ok(()), "{uri}");
+    libvirt
+}
+
+/// Waits for an event.
+async fn expect(events: &mut Receiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
+    let mut heard = Vec::new();
+    let found = timeout(PATIENCE, async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if wanted(&event) {
+                return event;
+            }
+            heard.push(event);
+        }
+    });
+    match found.await {
+        Ok(event) => event,
+        Err(_) => panic!("not heard within {PATIENCE:?}; heard: {heard:?}"),
+    }
+}

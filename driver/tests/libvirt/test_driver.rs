@@ -1,0 +1,124 @@
+//! What the test driver can do: the inventory, attach and detach with their events, and libvirt's refusals.
+//! The same story goes in this process and over a socket.
+
+use std::time::Duration;
+
+use hotslot_driver::hypervisor::{DetachScope, DomainState, Error, ErrorKind, Event, Hypervisor, Scope};
+use hotslot_driver::libvirt::Libvirt;
+use hotslot_driver::pci::PciAddress;
+use uuid::Uuid;
+
+use crate::daemon::Daemon;
+use crate::{G1, PATIENCE, connected, expect, host_file, options};
+
+const ALIAS: &str = "ua-7c9a1f0e-5d55-4a7e-9f43-0d2f0c3a1b11";
+
+fn hostdev(address: PciAddress) -> String {
+    format!(
+        "<hostdev mode='subsystem' type='pci' managed='yes'><alias name='{ALIAS}'/><source><address
+           domain='{:#x}' bus='{:#x}' slot='{:#x}' function='{:#x}'/></source></hostdev>",
+        address.domain(),
+        address.bus(),
+        address.slot(),
+        address.function()
+    )
+}
+
+fn kind<T: std::fmt::Debug>(answer: Result<T, Error>) -> ErrorKind {
+    answer.unwrap_err().kind
+}
+
+#[tokio::test]
+async fn in_this_process() {
+    let dir = tempfile::tempdir().unwrap();
+    story(format!("test://{}", host_file(dir.path()).display())).await;
+}
+
+#[tokio::test]
+async fn over_a_socket() {
+    let daemon = Daemon::start();
+    story(daemon.uri()).await;
+}
+
+async fn story(uri: String) {
+    let libvirt = connected(uri, options()).await;
+    inventory(&libvirt).await;
+    attach_and_detach(&libvirt).await;
+    refusals(&libvirt).await;
+}
+
+async fn inventory(libvirt: &Libvirt) {
+    let host = libvirt.host().await.unwrap();
+    assert_eq!((host.hypervisor_type.as_str(), host.simulated), ("TEST", false));
+    assert!(host.libvirt_version >= 11_000_000, "{host:?}");
+
+    let devices = libvirt.devices().await.unwrap();
+    assert!(devices.is_sorted_by_key(|device| device.address) && devices.len() == 9, "{devices:#?}");
+    let nic: PciAddress = "0000:42:00.0".parse().unwrap();
+    let listed = devices.iter().find(|device| device.address == nic).unwrap();
+    assert_eq!(listed.net, ["enp66s0f0np0"]);
+    assert_eq!(&libvirt.device(nic).await.unwrap(), listed);
+
+    let domains = libvirt.domains().await.unwrap();
+    let [g1] = &domains[..] else { panic!("{domains:?}") };
+    assert_eq!((g1.uuid, g1.name.as_str(), g1.state, g1.persistent), (G1, "g1", DomainState::Running, true));
+
+    let documents = libvirt.documents().await.unwrap();
+    let (names, _): (Vec<&str>, Vec<&str>) =
+        documents.devices.iter().map(|(name, text)| (name.as_str(), text.as_str())).unzip();
+    assert!(names.contains(&"pci_10000_e0_00_0"), "left out as not understood: {names:?}");
+    assert!(names.contains(&"net_enp66s0f0np0_b8_ce_f6_00_00_01"), "{names:?}");
+    assert!(documents.domains[0].1.starts_with("<domain type='test' id='1'"), "{documents:?}");
+}
+
+async fn attach_and_detach(libvirt: &Libvirt) {
+    let vf: PciAddress = "0000:01:10.0".parse().unwrap();
+    let mut events = libvirt.events();
+    let before = libvirt.domain(G1).await.unwrap();
+    assert!(before.live.as_ref().unwrap().hostdevs.is_empty());
+    assert!(before.persistent.is_some());
+
+    libvirt.attach(G1, &hostdev(vf), Scope::Live).await.unwrap();
+    let added = Event::DeviceAdded { domain: G1, alias: ALIAS.into() };
+    expect(&mut events, |event| *event == added).await;
+    let view = libvirt.domain(G1).await.unwrap();
+    let [plugged] = &view.live.unwrap().hostdevs[..] else { panic!("not there") };
+    assert_eq!((plugged.source, plugged.alias.as_deref()), (vf, Some(ALIAS)));
+
+    libvirt.detach(G1, ALIAS, DetachScope::Live).await.unwrap();
+    let removed = Event::DeviceRemoved { domain: G1, alias: ALIAS.into() };
+    expect(&mut events, |event| *event == removed).await;
+    assert_eq!(libvirt.domain(G1).await.unwrap(), before);
+}
+
+async fn refusals(libvirt: &Libvirt) {
+    let nobody = Uuid::from_u128(1);
+    let nowhere: PciAddress = "0000:7f:1f.7".parse().unwrap();
+    assert_eq!(kind(libvirt.domain(nobody).await), ErrorKind::NoDomain);
+    assert_eq!(kind(libvirt.attach(nobody, &hostdev(nowhere), Scope::Live).await), ErrorKind::NoDomain);
+    assert_eq!(kind(libvirt.device(nowhere).await), ErrorKind::NoDevice);
+    assert_eq!(kind(libvirt.detach(G1, "ua-x", DetachScope::Live).await), ErrorKind::DeviceMissing);
+    assert_eq!(kind(libvirt.attach(G1, "<hostdev type='pci'/>", Scope::Live).await), ErrorKind::Document);
+    assert_eq!(kind(libvirt.monitor(G1, "{}").await), ErrorKind::Unsupported);
+    let error = libvirt.agent(G1, "{\"execute\": \"guest-ping\"}", Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.operation.contains(&G1.to_string()), "{error}");
+    libvirt.attach(G1, "a\0b", Scope::Live).await.unwrap_err();
+    assert_eq!(libvirt.connection(), Ok(()), "a refusal is no broken connection");
+}
+
+/// No daemon: the caller is told at once, and why.
+#[tokio::test]
+async fn nobody_there() {
+    let begun = std::time::Instant::now();
+    let libvirt = Libvirt::connect("qemu+unix:///system?socket=/nonexistent/sock", options());
+    let error = libvirt.domains().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Away);
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+    let told = tokio::time::timeout(PATIENCE, async {
+        while !libvirt.connection().unwrap_err().contains("/nonexistent/sock") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    told.await.expect("nobody says why");
+}
