@@ -115,7 +115,7 @@ impl Libvirt {
     pub async fn documents(&self) -> Result<Documents, Error> {
         let limit = self.options.change_limit;
         let work = |connect: &Connect| {
-            let devices = node_documents(connect, PCI_NET_STORAGE)?;
+            let devices = node_documents(connect)?;
             let mut domains = Vec::new();
             for domain in connect.list_all_domains(0)? {
                 let document = || Ok::<_, Fault>((domain.name()?, domain.xml_desc(0)?));
@@ -170,29 +170,22 @@ impl Hypervisor for Libvirt {
 
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
         self.read("list the host's devices", |connect| {
-            Ok(nodedev::attach_children(understood(node_documents(connect, PCI_NET_STORAGE)?)))
+            // One that is not understood is left out: libvirt cannot assign it either (32-bit PCI domains).
+            let understood = |(name, document): (String, String)| {
+                nodedev::parse(&document).map_err(|error| debug!("left out node device {name}: {error}")).ok()
+            };
+            let nodes = node_documents(connect)?.into_iter().filter_map(understood).collect();
+            Ok(nodedev::attach_children(nodes))
         })
         .await
     }
 
+    /// Without its children: libvirt lists none by parent, and reading all of their kind takes as long as
+    /// half an attach.
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
         self.read(format!("read device {address}"), move |connect| {
             let document = connect.lookup_node_device_by_name(&address.node_name())?.xml_desc(0)?;
-            let node = nodedev::parse(&document)?;
-            // Children are found by reading all of their kind: libvirt lists none by parent.
-            let kinds = if let nodedev::NodeDevice::Pci(device) = &node {
-                match device.class.map(|class| class.base()) {
-                    Some(0x01) => sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE,
-                    Some(0x02) => sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET,
-                    Some(_) => 0,
-                    None => NET_STORAGE,
-                }
-            } else {
-                0
-            };
-            let mut nodes = if kinds == 0 { Vec::new() } else { understood(node_documents(connect, kinds)?) };
-            nodes.push(node);
-            nodedev::attach_children(nodes).pop().ok_or_else(|| Fault {
+            nodedev::attach_children(vec![nodedev::parse(&document)?]).pop().ok_or_else(|| Fault {
                 kind: ErrorKind::NoDevice,
                 message: format!("{} is not a PCI device", address.node_name()),
             })
@@ -295,19 +288,16 @@ impl Hypervisor for Libvirt {
     }
 }
 
-const NET_STORAGE: sys::virConnectListAllNodeDeviceFlags =
-    sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
-const PCI_NET_STORAGE: sys::virConnectListAllNodeDeviceFlags =
-    sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV | NET_STORAGE;
+/// PCI functions, and the network interfaces and block devices that may be on them.
+const KINDS: sys::virConnectListAllNodeDeviceFlags = sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
+    | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET
+    | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
 
-/// The name and document of every node device of these kinds. One that is gone by the time it is read, or
-/// that libvirt cannot describe, is left out.
-fn node_documents(
-    connect: &Connect,
-    kinds: sys::virConnectListAllNodeDeviceFlags,
-) -> Result<Vec<(String, String)>, Fault> {
+/// The name and document of every node device of [`KINDS`]. One that is gone by the time it is read, or that
+/// libvirt cannot describe, is left out.
+fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     let mut documents = Vec::new();
-    for node in connect.list_all_node_devices(kinds)? {
+    for node in connect.list_all_node_devices(KINDS)? {
         let name = node.name()?;
         match node.xml_desc(0).map_err(Fault::from) {
             Ok(document) => documents.push((name, document)),
@@ -316,14 +306,6 @@ fn node_documents(
         }
     }
     Ok(documents)
-}
-
-/// The node devices that hotslot understands; it cannot assign the others either (32-bit PCI domains).
-fn understood(documents: Vec<(String, String)>) -> Vec<nodedev::NodeDevice> {
-    let parsed = |(name, document): (String, String)| {
-        nodedev::parse(&document).map_err(|error| debug!("left out node device {name}: {error}")).ok()
-    };
-    documents.into_iter().filter_map(parsed).collect()
 }
 
 fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
