@@ -46,8 +46,8 @@ pub(super) struct Listening {
 
 /// Listens to a connection: its close, and every event of the port.
 ///
-/// What the hypervisor has no events of is left out (the test driver has none of the guest agent before
-/// libvirt 11, a daemon without a node device driver none of those); anything else is an error.
+/// Events that the hypervisor does not have (those of node devices, where the daemon has no driver for them)
+/// are left out; anything else is an error.
 pub(super) fn listen(connect: Connect, ears: &Arc<Ears>) -> Result<Listening, Error> {
     let mut listening = Listening { connect, domain_events: Vec::new(), node_events: Vec::new() };
     listening.hear_close(ears)?;

@@ -92,11 +92,14 @@ pub struct Libvirt {
 /// Events that a slow receiver may be behind before it loses some.
 const EVENTS: usize = 1024;
 
+/// Why there is no connection before the first try has ended.
+const NOT_YET: &str = "not connected yet";
+
 impl Libvirt {
     /// Starts to keep a connection to `uri` (<https://libvirt.org/uri.html>) and returns at once, whether or
     /// not anyone answers there. Must be called in a tokio runtime.
     pub fn connect(uri: impl Into<String>, options: Options) -> Arc<Self> {
-        let state = Arc::new(watch::Sender::new(Err("not connected yet".to_owned())));
+        let state = Arc::new(watch::Sender::new(Err(NOT_YET.to_owned())));
         let events = broadcast::Sender::new(EVENTS);
         let keeper = link::keep(uri.into(), options.clone(), Arc::clone(&state), events.clone());
         Arc::new(Self {
@@ -106,6 +109,17 @@ impl Libvirt {
             state,
             options,
         })
+    }
+
+    /// Waits for the first try to connect to end; later, answers as [`Hypervisor::connection`] does. For
+    /// programs that have nothing to do without the host.
+    ///
+    /// # Errors
+    /// Why there is no connection, for people.
+    pub async fn tried(&self) -> Result<(), String> {
+        let mut state = self.state.subscribe();
+        let tried = state.wait_for(|state| state.as_ref().err().is_none_or(|why| why != NOT_YET)).await;
+        tried.map_err(|error| error.to_string())?.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
     /// Every document that describes the host to hotslot, as libvirt prints it.

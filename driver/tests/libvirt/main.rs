@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::hypervisor::{Event, Hypervisor};
+use hotslot_driver::hypervisor::Event;
 use hotslot_driver::libvirt::{Libvirt, Options};
 use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
@@ -52,11 +52,7 @@ fn host_file(dir: &Path) -> PathBuf {
 /// A connection that is up.
 async fn connected(uri: String, options: Options) -> Arc<Libvirt> {
     let libvirt = Libvirt::connect(&uri, options);
-    let mut events = libvirt.events();
-    if libvirt.connection().is_err() {
-        expect(&mut events, |event| *event == Event::Connected).await;
-    }
-    assert_eq!(libvirt.connection(), Ok(()), "{uri}");
+    assert_eq!(timeout(PATIENCE, libvirt.tried()).await, Ok(Ok(())), "{uri}");
     libvirt
 }
 
