@@ -1,6 +1,19 @@
 //! The `hotslot` binary: the service, and the commands a person types.
+//!
+//! One noun, one file. All commands but `serve`, `doctor` and `capture` ask the service, by [`client`]; [`output`]
+//! prints what it answers, and [`exit`] says how it ended.
 
+mod attach;
+mod attachment;
+mod client;
+mod detach;
+mod device;
+mod exit;
+mod host;
+mod output;
 mod serve;
+mod server;
+mod wait;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -9,15 +22,25 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::client::{Address, Client};
+use crate::exit::Exit;
+use crate::output::Format;
+
 /// Hot-plugs PCI devices into running libvirt guests, and says where the guest sees them.
-#[derive(Parser)]
-#[command(version)]
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
+    /// Where the service is: http://HOST:PORT or unix:/path/to/socket.
+    #[arg(long, global = true, env = "HOTSLOT_URL", default_value = "http://127.0.0.1:9774")]
+    url: Address,
+    /// A table for people, or the API's own JSON for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Format,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the REST API.
     Serve {
@@ -25,11 +48,51 @@ enum Command {
         #[arg(long, env = "HOTSLOT_CONFIG")]
         config: Option<PathBuf>,
     },
+    #[command(flatten)]
+    Ask(Question),
+}
+
+/// The commands that ask the service.
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// The hosts.
+    #[command(subcommand)]
+    Host(host::HostCommand),
+    /// The hosts' PCI devices.
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
+    /// The guests.
+    #[command(subcommand)]
+    Server(server::ServerCommand),
+    /// What is plugged into which guest.
+    #[command(subcommand)]
+    Attachment(attachment::AttachmentCommand),
+    /// Plug devices into a guest, all or none.
+    #[command(after_help = "Examples:\n  hotslot attach vm1 a1\n  hotslot attach vm1 a1 b1:2")]
+    Attach(attach::Attach),
+    /// Unplug devices, and wait until their guests let go.
+    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait")]
+    Detach(detach::Detach),
+}
+
+/// What every command that asks the service is given.
+struct Cli {
+    client: Client,
+    format: Format,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.command {
+    run(arguments)
+        .unwrap_or_else(|error| {
+            eprintln!("hotslot: {error:#}");
+            Exit::of(&error)
+        })
+        .into()
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    match arguments.command {
         Command::Serve { config } => {
             let filter = EnvFilter::try_from_env("HOTSLOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
             tracing_subscriber::fmt()
@@ -37,14 +100,25 @@ fn main() -> ExitCode {
                 .with_ansi(std::io::stderr().is_terminal())
                 .with_writer(std::io::stderr)
                 .init();
-            serve::run(config.as_deref())
+            serve::run(config.as_deref()).map(|()| Exit::Done)
         }
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("hotslot: {error:#}");
-            ExitCode::FAILURE
+        Command::Ask(question) => {
+            let cli = Cli { client: Client::new(arguments.url)?, format: arguments.output };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(question.ask(&cli))
+        }
+    }
+}
+
+impl Question {
+    async fn ask(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match self {
+            Self::Host(command) => command.run(cli).await,
+            Self::Device(command) => command.run(cli).await,
+            Self::Server(command) => command.run(cli).await,
+            Self::Attachment(command) => command.run(cli).await,
+            Self::Attach(command) => command.run(cli).await,
+            Self::Detach(command) => command.run(cli).await,
         }
     }
 }

@@ -1,0 +1,143 @@
+//! `hotslot attachment`: what is plugged into which guest.
+
+use std::collections::HashMap;
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Column, Format, at, column};
+use crate::{Cli, device, server};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AttachmentCommand {
+    /// The devices that are plugged into guests, or on their way in or out.
+    List {
+        /// Only those of this guest: its UUID or its name.
+        server: Option<String>,
+    },
+    /// One attachment, with all that is known of it.
+    Show {
+        /// Its id, or as much of the beginning as tells it from the others.
+        attachment: String,
+    },
+}
+
+impl AttachmentCommand {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match self {
+            Self::List { server } => list(cli, server.as_deref()).await,
+            Self::Show { attachment } => show(cli, &attachment).await,
+        }
+    }
+}
+
+/// What a table shows of attachments, but for their server.
+pub(crate) fn columns() -> Vec<Column<'static>> {
+    vec![
+        column("ID", "/attachment_id"),
+        column("ALIAS", "/alias"),
+        Column("VENDOR:PRODUCT", Box::new(device::ids)),
+        column("ADDRESS", "/address"),
+        Column("INNER ADDRESS", Box::new(inner_address)),
+        column("STATUS", "/status"),
+        column("REASON", "/status_reason"),
+    ]
+}
+
+/// All attachments of all servers.
+pub(crate) async fn all(cli: &Cli) -> Result<Vec<Value>, Failure> {
+    cli.client.items(&["os-pci_attachments"], "pciAttachment").await
+}
+
+/// The attachment whose id begins so.
+pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Value, Failure> {
+    let begins =
+        |attachment: &&Value| at(attachment, "/attachment_id").starts_with(&prefix.to_ascii_lowercase());
+    let found: Vec<_> = attachments.iter().filter(begins).collect();
+    match found[..] {
+        [one] => Ok(one),
+        [] => {
+            let message = format!("no PCI attachment {prefix}; `hotslot attachment list`");
+            Err(Failure::new(Exit::NotFound, message))
+        }
+        _ => {
+            let ids: Vec<_> =
+                found.iter().map(|attachment| format!("\n  {}", at(attachment, "/attachment_id"))).collect();
+            let message = format!("several PCI attachments begin with `{prefix}`:{}", ids.concat());
+            Err(Failure::new(Exit::Usage, message))
+        }
+    }
+}
+
+async fn list(cli: &Cli, server: Option<&str>) -> anyhow::Result<Exit> {
+    let attachments = match server {
+        Some(server) => {
+            let id = server::find(cli, server).await?;
+            cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?
+        }
+        None => all(cli).await?,
+    };
+    let people = cli.format == Format::Table && !attachments.is_empty();
+    let names = if people { server::names(cli).await? } else { HashMap::new() };
+    let called = |attachment: &Value| server::called(&names, &at(attachment, "/serverId"));
+    let mut columns = columns();
+    columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
+    output::list(cli.format, "PCI attachments", &attachments, &columns)?;
+    Ok(Exit::Done)
+}
+
+async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
+    let attachments = all(cli).await?;
+    let lines = [
+        column("ID", "/attachment_id"),
+        column("Server", "/serverId"),
+        column("Host", "/host"),
+        column("Alias", "/alias"),
+        column("Node device", "/dev_id"),
+        Column("Vendor:product", Box::new(device::ids)),
+        column("Address", "/address"),
+        Column("Inner address", Box::new(inner_address)),
+        column("Status", "/status"),
+        column("Reason", "/status_reason"),
+        column("Persistent", "/persistent"),
+        column("Created", "/created_at"),
+        column("Attached", "/attached_at"),
+        column("Updated", "/updated_at"),
+    ];
+    output::show(cli.format, find(&attachments, prefix)?, &lines)?;
+    Ok(Exit::Done)
+}
+
+/// Where the guest sees the device, and how that is known.
+fn inner_address(attachment: &Value) -> String {
+    match (at(attachment, "/inner_address"), at(attachment, "/inner_address_source")) {
+        (address, source) if address == "-" || source == "-" => address,
+        (address, source) => format!("{address} ({source})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_is_enough_when_it_is_the_only_one() {
+        let attachments = ["a1b2", "a1c3", "ff00"].map(|id| json!({ "attachment_id": id }));
+        assert_eq!(find(&attachments, "F").unwrap()["attachment_id"], "ff00");
+        assert_eq!(find(&attachments, "a1c").unwrap()["attachment_id"], "a1c3");
+        let several = find(&attachments, "a1").unwrap_err();
+        assert_eq!(several.exit(), Exit::Usage);
+        assert!(several.to_string().contains("a1b2") && several.to_string().contains("a1c3"), "{several}");
+        assert_eq!(find(&attachments, "0").unwrap_err().exit(), Exit::NotFound);
+    }
+
+    #[test]
+    fn an_inner_address_says_how_it_is_known() {
+        let attachment = json!({ "inner_address": "0000:02:00.0", "inner_address_source": "verified" });
+        assert_eq!(inner_address(&attachment), "0000:02:00.0 (verified)");
+        assert_eq!(inner_address(&json!({ "inner_address": null, "inner_address_source": null })), "-");
+    }
+}

@@ -1,0 +1,193 @@
+//! The service as its client sees it: paths in, JSON or a failure with its exit code out.
+//!
+//! Only this machine is spoken to, over loopback or a unix socket: no TLS, no proxy. An answer is waited for as
+//! long as it takes, since a guest may take minutes to let a device go.
+
+use std::error::Error as _;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use reqwest::{Method, Url};
+use serde_json::Value;
+
+use crate::exit::{Exit, Failure};
+
+/// Where the service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    Http(Url),
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if Path::new(path).is_absolute() {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err("a socket needs an absolute path, such as unix:/run/hotslot/api.sock".into())
+            };
+        }
+        match Url::parse(text) {
+            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self::Http(url)),
+            Ok(_) | Err(_) => Err("write http://127.0.0.1:9774 or unix:/path/to/socket".into()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(url) => f.write_str(url.as_str().trim_end_matches('/')),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    address: Address,
+    base: Url,
+}
+
+impl Client {
+    pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
+        let builder = reqwest::Client::builder().no_proxy();
+        let (builder, base) = match &address {
+            Address::Http(url) => (builder, url.clone()),
+            Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),
+        };
+        Ok(Self { http: builder.build()?, address, base })
+    }
+
+    /// One resource, by the segments of its path below `/v2.1`.
+    pub(crate) async fn get(&self, path: &[&str]) -> Result<Value, Failure> {
+        self.send(Method::GET, "v2.1", path, None).await
+    }
+
+    /// What a resource has under `key`.
+    pub(crate) async fn item(&self, path: &[&str], key: &str) -> Result<Value, Failure> {
+        Ok(self.get(path).await?[key].take())
+    }
+
+    /// The list that a resource has under `key`.
+    pub(crate) async fn items(&self, path: &[&str], key: &str) -> Result<Vec<Value>, Failure> {
+        if let Value::Array(items) = self.item(path, key).await? {
+            Ok(items)
+        } else {
+            Err(self.strange(&format!("its answer has no list `{key}`")))
+        }
+    }
+
+    pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.send(Method::POST, "v2.1", path, Some(body)).await
+    }
+
+    /// Deletes and waits until it is gone (v2), or only asks for it (v3).
+    pub(crate) async fn delete(&self, path: &[&str], wait: bool) -> Result<(), Failure> {
+        // v2 has a tenant in its path; nobody is asked which.
+        let version = if wait { "v2/-" } else { "v3" };
+        self.send(Method::DELETE, version, path, None).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        version: &str,
+        path: &[&str],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(version.split('/')).extend(path);
+        }
+        let mut request = self.http.request(method, url);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        if !status.is_success() {
+            let message = fault(&answer)
+                .unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+            return Err(Failure::new(Exit::of_status(status.as_u16()), message));
+        }
+        if answer.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&answer).map_err(|_| self.strange("it answers no JSON"))
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let mut cause = error.source();
+        while let Some(deeper) = cause.and_then(|cause| cause.source()) {
+            cause = Some(deeper);
+        }
+        let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
+        let address = &self.address;
+        let message = if error.is_connect() {
+            format!(
+                "cannot reach the hotslot service at {address}: {cause}; is `hotslot serve` running? \
+                 (--url or HOTSLOT_URL says where)"
+            )
+        } else {
+            format!(
+                "lost the hotslot service at {address}: {cause}; what it began is on record: \
+                 `hotslot attachment list`"
+            )
+        };
+        Failure::new(Exit::Away, message)
+    }
+
+    fn strange(&self, what: &str) -> Failure {
+        Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
+    }
+}
+
+/// The message of a fault: `{"itemNotFound": {"code": 404, "message": "…"}}`.
+fn fault(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let (_, fault) = body.as_object()?.iter().next()?;
+    Some(fault["message"].as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_http_or_a_socket() {
+        for good in ["http://127.0.0.1:9774", "http://[::1]:9774", "unix:/run/hotslot/api.sock"] {
+            assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
+        }
+        for bad in ["127.0.0.1:9774", "localhost", "https://127.0.0.1", "unix:api.sock", "http://", ""] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fault_says_its_message() {
+        let body = br#"{"conflictingRequest": {"code": 409, "message": "busy"}}"#;
+        assert_eq!(fault(body).as_deref(), Some("busy"));
+        for other in ["", "<html>", "{}", "[]", r#"{"x": 1}"#] {
+            assert_eq!(fault(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_there_is_said_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("api.sock"));
+        let failure = Client::new(address).unwrap().get(&["servers"]).await.unwrap_err();
+        let said = failure.to_string();
+        assert!(said.contains("cannot reach the hotslot service at unix:/"), "{said}");
+        assert!(said.contains("No such file"), "{said}");
+        assert_eq!(Exit::of(&failure.into()), Exit::Away);
+    }
+}

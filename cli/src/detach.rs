@@ -1,0 +1,98 @@
+//! `hotslot detach`: unplugs devices, and waits until their guests let go.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Format, at};
+use crate::wait::waiting;
+use crate::{Cli, attachment};
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// Which: ids of attachments, or as much of their beginnings as tells them from the others.
+    #[arg(required = true, value_name = "ATTACHMENT")]
+    attachments: Vec<String>,
+    /// Ask for it, and do not wait until the guests let go.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Detach {
+    /// Detaches all that it can; the worst outcome is that of the command.
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let all = attachment::all(cli).await?;
+        let mut asked: Vec<(String, Result<Value, Failure>)> = Vec::new();
+        for prefix in &self.attachments {
+            let found = attachment::find(&all, prefix).cloned();
+            let id = found.as_ref().map_or_else(|_| prefix.clone(), |found| at(found, "/attachment_id"));
+            if asked.iter().all(|(other, _)| *other != id) {
+                asked.push((id, found));
+            }
+        }
+        let what = match &asked[..] {
+            [(id, _)] => format!("detaching {id}"),
+            several => format!("detaching {} devices", several.len()),
+        };
+        let outcomes = waiting(&what, detach(cli, asked, !self.no_wait)).await?;
+        let done = if self.no_wait { "detaching" } else { "detached" };
+        if cli.format == Format::Json {
+            output::json(&outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
+        }
+        for Outcome { id, result } in &outcomes {
+            match result {
+                Ok(address) if cli.format == Format::Table => {
+                    output::print(&format!("{done} {id} ({address})\n"))?;
+                }
+                Ok(_) => {}
+                Err(failure) => eprintln!("hotslot: {failure}"),
+            }
+        }
+        let exits =
+            outcomes.iter().map(|outcome| outcome.result.as_ref().map_or_else(Failure::exit, |_| Exit::Done));
+        Ok(exits.max().unwrap_or(Exit::Done))
+    }
+}
+
+/// What became of one attachment: the device's address, or why it is there still.
+struct Outcome {
+    id: String,
+    result: Result<String, Failure>,
+}
+
+impl Outcome {
+    fn json(&self, done: &str) -> Value {
+        let (status, error) = match &self.result {
+            Ok(_) => (done, None),
+            Err(failure) => ("failed", Some(failure.to_string())),
+        };
+        json!({ "attachment_id": self.id, "status": status, "error": error })
+    }
+}
+
+/// Detaches all at once, since each guest takes its time, and answers in the order asked.
+async fn detach(cli: &Cli, asked: Vec<(String, Result<Value, Failure>)>, wait: bool) -> Vec<Outcome> {
+    let tasks: Vec<_> = asked
+        .into_iter()
+        .map(|(id, found)| {
+            let client = cli.client.clone();
+            tokio::spawn(async move {
+                let result = match found {
+                    Ok(attachment) => {
+                        let path = ["servers", &at(&attachment, "/serverId"), "os-pci_attachments", &id];
+                        let told =
+                            |failure: Failure| Failure::new(failure.exit(), format!("{id}: {failure}"));
+                        client.delete(&path, wait).await.map(|()| at(&attachment, "/address")).map_err(told)
+                    }
+                    Err(failure) => Err(failure),
+                };
+                Outcome { id, result }
+            })
+        })
+        .collect();
+    let mut outcomes = Vec::new();
+    for task in tasks {
+        outcomes.extend(task.await);
+    }
+    outcomes
+}

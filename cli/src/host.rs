@@ -1,0 +1,77 @@
+//! `hotslot host`: the configured hosts.
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use crate::Cli;
+use crate::exit::Exit;
+use crate::output::{self, Column, at, column};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// The configured hosts, and whether their hypervisors can be reached.
+    List,
+}
+
+impl HostCommand {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let Self::List = self;
+        let hosts = cli.client.items(&["os-hypervisors", "detail"], "hypervisors").await?;
+        let columns = [
+            column("NAME", "/hypervisor_hostname"),
+            column("STATE", "/state"),
+            Column("HYPERVISOR", Box::new(hypervisor)),
+            Column("LIBVIRT", Box::new(|host| version(&host["libvirt_version"]).unwrap_or("-".into()))),
+            column("URI", "/uri"),
+            column("REASON", "/state_reason"),
+        ];
+        output::list(cli.format, "hosts", &hosts, &columns)?;
+        Ok(Exit::Done)
+    }
+}
+
+/// The hosts that are away, each with the reason, from their listing.
+pub(crate) fn away(hosts: &[Value]) -> Vec<String> {
+    let down = hosts.iter().filter(|host| host["state"] == "down");
+    down.map(|host| format!("{} ({})", at(host, "/hypervisor_hostname"), at(host, "/state_reason"))).collect()
+}
+
+fn hypervisor(host: &Value) -> String {
+    let kind = at(host, "/hypervisor_type");
+    let named = match version(&host["hypervisor_version"]) {
+        Some(version) => format!("{kind} {version}"),
+        None => kind,
+    };
+    if host["simulated"] == true { format!("{named} (simulated)") } else { named }
+}
+
+/// libvirt's number of a version: major × 1,000,000 + minor × 1,000 + release.
+fn version(number: &Value) -> Option<String> {
+    let number = number.as_u64()?;
+    Some(format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_simulated_host_is_marked() {
+        let host = json!({ "hypervisor_type": "QEMU", "hypervisor_version": 10_000_002, "simulated": false });
+        assert_eq!(hypervisor(&host), "QEMU 10.0.2");
+        let host = json!({ "hypervisor_type": "QEMU", "hypervisor_version": 10_000_002, "simulated": true });
+        assert_eq!(hypervisor(&host), "QEMU 10.0.2 (simulated)");
+        assert_eq!(hypervisor(&json!({ "hypervisor_type": null })), "-");
+    }
+
+    #[test]
+    fn hosts_that_are_away_are_named_with_the_reason() {
+        let hosts = [
+            json!({ "hypervisor_hostname": "a", "state": "up", "state_reason": null }),
+            json!({ "hypervisor_hostname": "b", "state": "down", "state_reason": "refused" }),
+        ];
+        assert_eq!(away(&hosts), ["b (refused)"]);
+    }
+}

@@ -1,0 +1,129 @@
+//! What a command prints: tables for people, the API's JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+/// For whom to print: tables for people, or the API's own JSON (a list or an object) for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+/// A column: its title, and what it shows of an item.
+pub(crate) struct Column<'a>(pub(crate) &'static str, pub(crate) Box<dyn Fn(&Value) -> String + 'a>);
+
+/// A column that shows what an item has at a JSON pointer.
+pub(crate) fn column(title: &'static str, pointer: &'static str) -> Column<'static> {
+    Column(title, Box::new(move |item| at(item, pointer)))
+}
+
+/// What an item has at a JSON pointer, for people: `-` where there is nothing.
+pub(crate) fn at(item: &Value, pointer: &str) -> String {
+    fn text(value: &Value) -> String {
+        match value {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            Value::Bool(true) => "yes".into(),
+            Value::Bool(false) => "no".into(),
+            Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+            Value::Number(_) | Value::Object(_) => value.to_string(),
+        }
+    }
+    match item.pointer(pointer).map(text) {
+        Some(text) if !text.is_empty() => text,
+        Some(_) | None => "-".into(),
+    }
+}
+
+/// Prints items, one a line. None at all is said on stderr: `no devices`.
+pub(crate) fn list(
+    format: Format,
+    noun: &str,
+    items: &[Value],
+    columns: &[Column<'_>],
+) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return json(&items.into());
+    }
+    if items.is_empty() {
+        eprintln!("no {noun}");
+        return Ok(());
+    }
+    let titles = columns.iter().map(|column| column.0.to_owned()).collect();
+    let rows = items.iter().map(|item| columns.iter().map(|column| (column.1)(item)).collect());
+    print(&aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>()))
+}
+
+/// Prints one item, a line for each thing there is to say of it.
+pub(crate) fn show(format: Format, item: &Value, lines: &[Column<'_>]) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return json(item);
+    }
+    let rows: Vec<_> = lines.iter().map(|line| vec![format!("{}:", line.0), (line.1)(item)]).collect();
+    print(&aligned(&rows))
+}
+
+/// Prints JSON.
+pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Prints text. Whoever stops reading (`| head`) has read enough.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Rows with their cells one below the other, three spaces apart.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}   ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn cells_stand_one_below_the_other_and_no_line_ends_in_spaces() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let text =
+            aligned(&[row(["NAME", "STATE", "X"]), row(["büro-1", "up", ""]), row(["b", "down", "y"])]);
+        assert_eq!(text, "NAME     STATE   X\nbüro-1   up\nb        down    y\n");
+    }
+
+    #[test]
+    fn values_are_shown_for_people() {
+        let item = json!({
+            "name": "a", "none": null, "list": ["x", 1], "empty": [], "yes": true,
+            "group": { "number": 22 }, "text": "",
+        });
+        let shown = ["/name", "/list", "/yes", "/group/number"].map(|pointer| at(&item, pointer));
+        assert_eq!(shown, ["a", "x,1", "yes", "22"]);
+        for nothing in ["/none", "/empty", "/text", "/not/there"] {
+            assert_eq!(at(&item, nothing), "-", "{nothing}");
+        }
+    }
+}

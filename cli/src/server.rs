@@ -1,0 +1,119 @@
+//! `hotslot server`: the guests, and what is plugged into them.
+
+use std::collections::HashMap;
+
+use clap::Subcommand;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Format, at, column};
+use crate::{Cli, attachment, host};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// The guests of all hosts.
+    List {
+        /// Only those of this host.
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// One guest, and the devices that are plugged into it.
+    Show {
+        /// Its UUID or its name.
+        server: String,
+    },
+}
+
+impl ServerCommand {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match self {
+            Self::List { host } => list(cli, host.as_deref()).await,
+            Self::Show { server } => show(cli, &server).await,
+        }
+    }
+}
+
+async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
+    let hosts = match host {
+        Some(host) => vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?],
+        None => cli.client.items(&["os-hypervisors"], "hypervisors").await?,
+    };
+    let name = host.map(|_| at(&hosts[0], "/hypervisor_hostname"));
+    let mut servers = cli.client.items(&["servers"], "servers").await?;
+    servers.retain(|server| name.as_ref().is_none_or(|name| server["host"] == *name));
+    let columns =
+        [column("ID", "/id"), column("NAME", "/name"), column("STATUS", "/status"), column("HOST", "/host")];
+    output::list(cli.format, "servers", &servers, &columns)?;
+    let away = host::away(&hosts);
+    for host in &away {
+        eprintln!("hotslot: the servers of host {host} are left out: it is away");
+    }
+    Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
+}
+
+async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
+    let id = find(cli, server).await?;
+    let mut server = cli.client.item(&["servers", &id], "server").await?;
+    let attachments = cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?;
+    let lines = [
+        column("ID", "/id"),
+        column("Name", "/name"),
+        column("Status", "/status"),
+        column("Host", "/host"),
+        column("Created", "/created"),
+    ];
+    if cli.format == Format::Json {
+        server["pciAttachment"] = Value::Array(attachments);
+        output::json(&server)?;
+    } else {
+        output::show(cli.format, &server, &lines)?;
+        if !attachments.is_empty() {
+            output::print("\n")?;
+        }
+        output::list(cli.format, "PCI attachments", &attachments, &attachment::columns())?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The UUID of the server that a person named by UUID or name.
+pub(crate) async fn find(cli: &Cli, server: &str) -> Result<String, Failure> {
+    if let Ok(id) = Uuid::try_parse(server) {
+        return Ok(id.to_string());
+    }
+    let servers = cli.client.items(&["servers"], "servers").await?;
+    let found: Vec<_> = servers.iter().filter(|candidate| candidate["name"] == server).collect();
+    match found[..] {
+        [one] => Ok(at(one, "/id")),
+        [] => {
+            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
+            let away = host::away(&hosts);
+            Err(if away.is_empty() {
+                Failure::new(Exit::NotFound, format!("no server is called `{server}`; `hotslot server list`"))
+            } else {
+                let away = away.join(", ");
+                let message = format!("no server that can be seen is called `{server}`; away: {away}");
+                Failure::new(Exit::Away, message)
+            })
+        }
+        _ => {
+            let ids: Vec<_> = found
+                .iter()
+                .map(|server| format!("\n  {} on {}", at(server, "/id"), at(server, "/host")))
+                .collect();
+            let message = format!("several servers are called `{server}`; give the UUID:{}", ids.concat());
+            Err(Failure::new(Exit::Usage, message))
+        }
+    }
+}
+
+/// The names of the servers that can be seen, by UUID.
+pub(crate) async fn names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
+    let servers = cli.client.items(&["servers"], "servers").await?;
+    Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
+}
+
+/// A server for people: its name, or its UUID where the name cannot be seen.
+pub(crate) fn called(names: &HashMap<String, String>, id: &str) -> String {
+    names.get(id).map_or(id, String::as_str).to_owned()
+}
