@@ -44,8 +44,8 @@ pub struct PciController {
     pub bus_nr: Option<u8>,
     /// Whether devices may be plugged into it while the guest runs (`<target hotplug='off'/>` says no).
     pub hotplug: bool,
-    /// Bus numbers that firmware leaves free behind it (`bus-reserve` through `qemu:override`).
-    pub bus_reserve: u8,
+    /// Bus numbers that firmware keeps behind it (`bus-reserve` through `qemu:override`); 0 is not none.
+    pub bus_reserve: Option<u8>,
 }
 
 /// The `model` of a PCI controller (libvirt, "Controllers").

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::device::HostDevice;
-use crate::domain::{DomainXml, Hostdev, UserAlias};
+use crate::domain::{ControllerModel, DomainXml, Hostdev, UserAlias};
 use crate::hypervisor::{
     DetachScope, DomainState, DomainView, Error, ErrorKind, Event, Hypervisor, Lifecycle, Scope,
 };
@@ -188,16 +188,20 @@ async fn assignable(
 
 fn free_ports(live: &DomainXml, devices: &[HostDevice]) -> Result<(), String> {
     let free = Topology::of(live).free_ports();
-    for (kind, express) in [("PCI Express", true), ("conventional PCI", false)] {
-        let wanted = devices.iter().filter(|device| device.express == express).count();
-        let room = free.count_for(express);
-        if wanted > room {
-            return Err(format!(
-                "no free hot-plug port: {wanted} {kind} device(s) wanted, room for {room}; detach something, \
-                 or add {} to the domain's definition and power-cycle the guest",
-                if express { "pcie-root-port controllers" } else { "a pcie-to-pci-bridge controller" }
-            ));
-        }
+    let mut left = free.clone();
+    let pcie = live.controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot);
+    if let Some(device) = devices.iter().find(|device| left.take(device.express).is_none()) {
+        let (kind, cure) = match (device.express, pcie) {
+            (true, true) => ("PCI Express", "pcie-root-port controllers"),
+            (false, true) => ("conventional PCI", "a pcie-to-pci-bridge controller"),
+            (_, false) => ("PCI", "a pci-bridge controller"),
+        };
+        let wanted = devices.iter().filter(|other| !pcie || other.express == device.express).count();
+        let room = free.count_for(device.express);
+        return Err(format!(
+            "no free hot-plug port: {wanted} {kind} device(s) wanted, room for {room}; detach something, \
+             or add {cure} to the domain's definition and power-cycle the guest"
+        ));
     }
     Ok(())
 }

@@ -87,6 +87,11 @@ impl PciAddress {
         Self { bus, ..self }
     }
 
+    /// Function 0 of the same slot.
+    pub fn function_zero(self) -> Self {
+        Self { function: 0, ..self }
+    }
+
     /// libvirt's node device name of the function: `pci_0000_3b_00_1`.
     pub fn node_name(self) -> String {
         format!("pci_{:04x}_{:02x}_{:02x}_{:x}", self.domain, self.bus, self.slot, self.function)

@@ -1,14 +1,39 @@
 //! A domain's PCI tree: the bus numbers that its firmware gives, and its free hot-plug ports.
 //!
 //! libvirt's `bus` is a controller's index. The guest's bus numbers are those that firmware wrote into the
-//! bridges.
+//! bridges; slot and function are libvirt's. SeaBIOS and OVMF number alike:
+//!
+//! - depth first from bus 0, on each bus in order of (slot, function) whatever the controllers' indexes;
+//!   each bridge takes the next number, then the bridges behind it. Empty ports take one too, endpoints none.
+//! - an expander is a root of its own: a `pcie-expander-bus` is bus `busNr`; a `pci-expander-bus` has a
+//!   hidden bridge at `busNr:00.0`, so it is bus `busNr + 1`. The bridges on it follow; bus 0's do not shift.
+//! - a bridge with a `bus-reserve` of N keeps N numbers after its own, used or not.
+//! - a function other than 0 is found only where its slot has a function 0.
+//!
+//! Where they differ, or the numbers run out or run into the next root's, nothing is known from there on.
 
-use crate::domain::DomainXml;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::domain::{ControllerModel, DomainXml, PciController};
 use crate::pci::PciAddress;
 
 /// The PCI tree of one domain document.
 #[derive(Debug)]
-pub struct Topology {}
+pub struct Topology {
+    /// The guest's bus of each controller that the guest can see, by libvirt's index.
+    buses: BTreeMap<u8, Bus>,
+    /// Every function of the guest, in libvirt's numbering.
+    functions: BTreeSet<PciAddress>,
+    free: FreePorts,
+}
+
+/// A bus as the guest has it.
+#[derive(Debug, Clone)]
+struct Bus {
+    number: u8,
+    /// The bridges from its root bus down to it.
+    path: Vec<Hop>,
+}
 
 /// One bridge on the way from the root bus to a device, as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +44,15 @@ pub struct Hop {
     pub secondary: u8,
 }
 
-/// What room a guest has for hot-plugging.
+/// What room a guest has for hot-plugging, in libvirt's numbering and in the order in which libvirt takes it.
+///
+/// In a guest without PCI Express (i440fx) every device goes into a conventional slot: both lists are the
+/// same, and a slot taken for one kind is gone for the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreePorts {
-    /// Free addresses for PCI Express devices, in the order in which libvirt takes them, in libvirt's numbering.
+    /// Free addresses for PCI Express devices.
     pub express: Vec<PciAddress>,
-    /// Free addresses for conventional PCI devices, in the order in which libvirt takes them.
+    /// Free addresses for conventional PCI devices.
     pub conventional: Vec<PciAddress>,
 }
 
@@ -33,28 +61,206 @@ impl FreePorts {
     pub fn count_for(&self, express: bool) -> usize {
         if express { self.express.len() } else { self.conventional.len() }
     }
+
+    /// Takes the address that libvirt gives to the next device of a kind; none when there is none left.
+    pub fn take(&mut self, express: bool) -> Option<PciAddress> {
+        let taken = *if express { &self.express } else { &self.conventional }.first()?;
+        self.express.retain(|address| *address != taken);
+        self.conventional.retain(|address| *address != taken);
+        Some(taken)
+    }
 }
 
 impl Topology {
     /// Numbers the buses of a domain as its firmware does.
-    pub fn of(_domain: &DomainXml) -> Self {
-        Self {}
+    pub fn of(domain: &DomainXml) -> Self {
+        let mut functions: BTreeSet<PciAddress> = domain.occupied.iter().copied().collect();
+        functions.extend(implicit(domain));
+        let controllers = by_index(domain);
+        Self { buses: number(&controllers, &functions), free: free(&controllers, &functions), functions }
     }
 
     /// The address at which the guest sees what libvirt has at `address`; none when the guest cannot see it
-    /// (no such bus, or behind a bridge that firmware does not find).
-    pub fn guest_address(&self, _address: PciAddress) -> Option<PciAddress> {
-        None
+    /// (no such bus, or behind a bridge that firmware does not find), or when it cannot be known.
+    pub fn guest_address(&self, address: PciAddress) -> Option<PciAddress> {
+        let bus = self.buses.get(&address.bus()).filter(|_| address.domain() == 0)?;
+        visible(address, &self.functions).then(|| address.on_bus(bus.number))
     }
 
     /// The bridges from the root bus down to the bus of `address` (libvirt's numbering), outermost first;
     /// with them a guest can be asked for its own numbers. None when there is no such bus.
-    pub fn path(&self, _address: PciAddress) -> Option<Vec<Hop>> {
-        None
+    pub fn path(&self, address: PciAddress) -> Option<Vec<Hop>> {
+        self.buses.get(&address.bus()).filter(|_| address.domain() == 0).map(|bus| bus.path.clone())
     }
 
     /// The free hot-plug addresses.
     pub fn free_ports(&self) -> FreePorts {
-        FreePorts { express: Vec::new(), conventional: Vec::new() }
+        self.free.clone()
     }
+}
+
+/// The controllers by index; of two with one index, which libvirt does not write, the first.
+fn by_index(domain: &DomainXml) -> BTreeMap<u8, &PciController> {
+    let mut controllers = BTreeMap::new();
+    for controller in &domain.controllers {
+        controllers.entry(controller.index).or_insert(controller);
+    }
+    controllers
+}
+
+/// The functions that a machine has without its document saying so: the host bridge, and the south bridge
+/// with function 0 of its slot (PIIX3 in slot 1 of i440fx, ICH9 in slot 0x1f of q35).
+fn implicit(domain: &DomainXml) -> Vec<PciAddress> {
+    if !matches!(domain.arch.as_str(), "x86_64" | "i686") {
+        return Vec::new();
+    }
+    let q35 = domain.controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot);
+    let south_bridge = if q35 { 0x1f } else { 1 };
+    [(0, 0), (south_bridge, 0)]
+        .into_iter()
+        .filter_map(|(slot, function)| PciAddress::new(0, 0, slot, function).ok())
+        .collect()
+}
+
+/// Whether firmware and guest find a function: they look at the others only where there is a function 0.
+fn visible(address: PciAddress, functions: &BTreeSet<PciAddress>) -> bool {
+    address.function() == 0 || functions.contains(&address.function_zero())
+}
+
+/// The guest's bus of each controller that it can see, by libvirt's index.
+fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAddress>) -> BTreeMap<u8, Bus> {
+    let mut bridges: BTreeMap<u8, Vec<(PciAddress, &PciController)>> = BTreeMap::new();
+    for controller in controllers.values().filter(|controller| is_bridge(controller.model)) {
+        if let Some(address) = controller.address.filter(|address| visible(*address, functions)) {
+            bridges.entry(address.bus()).or_default().push((address, controller));
+        }
+    }
+    bridges.values_mut().for_each(|bus| bus.sort_by_key(|(address, _)| *address));
+
+    let mut roots: Vec<(u8, &PciController)> =
+        controllers.values().filter_map(|controller| Some((root_bus(controller)?, *controller))).collect();
+    roots.sort_by_key(|(bus, _)| *bus);
+
+    let mut numbered = BTreeMap::new();
+    let mut reach: Option<u8> = None;
+    for (position, (bus, root)) in roots.iter().enumerate() {
+        let mut tree = Tree { bridges: &bridges, last: Some(*bus), buses: BTreeMap::new() };
+        tree.root(*bus, root);
+        // Where one root's numbers run into the next root's, SeaBIOS and OVMF part ways.
+        let limit = roots.get(position + 1).map_or(u16::from(u8::MAX) + 1, |(next, _)| u16::from(*next));
+        if reach.is_none_or(|reach| reach < *bus) {
+            numbered.extend(tree.buses.into_iter().filter(|(_, bus)| u16::from(bus.number) < limit));
+        }
+        reach = reach.max(Some(tree.last.unwrap_or(u8::MAX)));
+    }
+    numbered
+}
+
+/// The root buses being numbered: one tree.
+struct Tree<'a> {
+    /// The visible bridges on each bus (libvirt's index), in the order in which firmware finds them.
+    bridges: &'a BTreeMap<u8, Vec<(PciAddress, &'a PciController)>>,
+    /// The last number given; none when it is not known what comes next.
+    last: Option<u8>,
+    buses: BTreeMap<u8, Bus>,
+}
+
+impl Tree<'_> {
+    fn root(&mut self, bus: u8, root: &PciController) {
+        let mut path = Vec::new();
+        let mut number = bus;
+        if root.model == ControllerModel::PciExpander {
+            let (Some(behind), Ok(bridge)) = (self.next(), PciAddress::new(0, bus.into(), 0, 0)) else {
+                return;
+            };
+            path.push(Hop { bridge, secondary: behind });
+            number = behind;
+        }
+        self.bus(root.index, Bus { number, path });
+    }
+
+    /// Takes a bus and everything behind it. It ends, for each index is on one bus, and no root on any.
+    fn bus(&mut self, index: u8, bus: Bus) {
+        for (address, bridge) in self.bridges.get(&index).into_iter().flatten() {
+            let Some(secondary) = self.next() else { break };
+            let mut path = bus.path.clone();
+            path.push(Hop { bridge: address.on_bus(bus.number), secondary });
+            self.bus(bridge.index, Bus { number: secondary, path });
+            if let Some(reserve) = bridge.bus_reserve {
+                self.reserve(secondary, reserve);
+            }
+        }
+        self.buses.insert(index, bus);
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        self.last = self.last.and_then(|last| last.checked_add(1));
+        self.last
+    }
+
+    /// Keeps `reserve` numbers after `bridge`. With no more than are used SeaBIOS 1.16 starts to give
+    /// numbers twice, where OVMF goes on.
+    fn reserve(&mut self, bridge: u8, reserve: u8) {
+        let Some(last) = self.last else { return };
+        self.last = bridge.checked_add(reserve).filter(|kept| *kept > last);
+        if self.last.is_none() {
+            self.buses.retain(|_, bus| bus.number <= bridge);
+        }
+    }
+}
+
+/// The number of the root bus that a controller is, or that its hidden bridge is on.
+fn root_bus(controller: &PciController) -> Option<u8> {
+    match controller.model {
+        ControllerModel::PciRoot | ControllerModel::PcieRoot => (controller.index == 0).then_some(0),
+        ControllerModel::PciExpander | ControllerModel::PcieExpander => controller.bus_nr,
+        ControllerModel::PciBridge
+        | ControllerModel::DmiToPciBridge
+        | ControllerModel::PcieToPciBridge
+        | ControllerModel::RootPort
+        | ControllerModel::SwitchUpstream
+        | ControllerModel::SwitchDownstream => None,
+    }
+}
+
+fn is_bridge(model: ControllerModel) -> bool {
+    match model {
+        ControllerModel::PciRoot
+        | ControllerModel::PcieRoot
+        | ControllerModel::PciExpander
+        | ControllerModel::PcieExpander => false,
+        ControllerModel::PciBridge
+        | ControllerModel::DmiToPciBridge
+        | ControllerModel::PcieToPciBridge
+        | ControllerModel::RootPort
+        | ControllerModel::SwitchUpstream
+        | ControllerModel::SwitchDownstream => true,
+    }
+}
+
+/// The free hot-plug addresses: libvirt goes through the controllers by index and takes the first slot
+/// without any function (`domain_addr.c`).
+fn free(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAddress>) -> FreePorts {
+    let taken: BTreeSet<PciAddress> = functions.iter().map(|address| address.function_zero()).collect();
+    let mut free = FreePorts { express: Vec::new(), conventional: Vec::new() };
+    for controller in controllers.values().filter(|controller| controller.hotplug) {
+        let (kind, slots) = match controller.model {
+            ControllerModel::RootPort | ControllerModel::SwitchDownstream => (&mut free.express, 0..=0),
+            ControllerModel::PciRoot | ControllerModel::PciBridge | ControllerModel::PcieToPciBridge => {
+                (&mut free.conventional, 1..=0x1f)
+            }
+            ControllerModel::PciExpander => (&mut free.conventional, 0..=0x1f),
+            // libvirt hot-plugs nothing into these.
+            ControllerModel::PcieRoot
+            | ControllerModel::DmiToPciBridge
+            | ControllerModel::SwitchUpstream
+            | ControllerModel::PcieExpander => continue,
+        };
+        let addresses = slots.filter_map(|slot| PciAddress::new(0, controller.index.into(), slot, 0).ok());
+        kind.extend(addresses.filter(|address| !taken.contains(address)));
+    }
+    if controllers.values().all(|controller| controller.model != ControllerModel::PcieRoot) {
+        free.express.clone_from(&free.conventional);
+    }
+    free
 }

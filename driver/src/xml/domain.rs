@@ -108,7 +108,7 @@ fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, u8>) -> Result<PciCon
         address: guest_address(node)?,
         bus_nr: target.map_or(Ok(None), |target| read::number(target, "busNr"))?,
         hotplug: target.and_then(|target| target.attribute("hotplug")) != Some("off"),
-        bus_reserve: reserve.copied().unwrap_or(0),
+        bus_reserve: reserve.copied(),
         alias,
     })
 }

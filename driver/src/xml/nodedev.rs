@@ -25,8 +25,7 @@ pub enum NodeDevice {
     },
     /// A block device.
     Block {
-        /// The PCI function that it is on. None where sysfs does not place it below one: virtual devices,
-        /// and namespaces of an NVMe subsystem with multipath, which may have several.
+        /// The PCI function that it is on (one of them, for a disk with several paths); none for a virtual one.
         function: Option<PciAddress>,
         /// Its path on the host, `/dev/nvme0n1`.
         path: String,
@@ -65,12 +64,18 @@ fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
 }
 
 /// The PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or
-/// USB devices stand between; where there is no path, the parent.
+/// USB devices stand between. A namespace of an NVMe subsystem with multipath is virtual there, but its link
+/// in `/dev/disk/by-path` names a function. Where there is no path, the parent.
 fn owner(device: Node<'_, '_>) -> Option<PciAddress> {
-    match child_text(device, "path") {
-        Some(path) => path.rsplit('/').find_map(|part| part.parse().ok()),
-        None => PciAddress::from_node_name(&child_text(device, "parent")?).ok(),
-    }
+    let Some(path) = child_text(device, "path") else {
+        return PciAddress::from_node_name(&child_text(device, "parent")?).ok();
+    };
+    let by_sysfs = path.rsplit('/').find_map(|part| part.parse().ok());
+    by_sysfs.or_else(|| {
+        children(device, "devnode")
+            .filter_map(read::text)
+            .find_map(|link| link.strip_prefix("/dev/disk/by-path/pci-")?.split('-').next()?.parse().ok())
+    })
 }
 
 fn function(device: Node<'_, '_>, name: &str, pci: Node<'_, '_>) -> Result<HostDevice, Fault> {

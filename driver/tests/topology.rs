@@ -1,0 +1,306 @@
+//! The computed bus numbers against QEMU's own view, the guest's own view, and written expectations.
+//! `tests/data/README.md` says how to add a topology.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use hotslot_driver::domain::{ControllerModel, DomainXml, PciController};
+use hotslot_driver::pci::PciAddress;
+use hotslot_driver::topology::{FreePorts, Topology};
+use hotslot_driver::xml::domain;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn at(address: &str) -> PciAddress {
+    address.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The documents below `tests/data/libvirt-11.3/domain` and `tests/data/topology` with the files beside them
+/// whose names go on with `suffix`.
+fn with_beside(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let files = |folder: &str| -> Vec<PathBuf> {
+        std::fs::read_dir(data.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let files: Vec<PathBuf> = ["libvirt-11.3/domain", "topology"].into_iter().flat_map(files).collect();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut found = Vec::new();
+    for document in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "xml")) {
+        let stem = format!("{}.", document.file_stem().unwrap().to_str().unwrap());
+        let beside =
+            files.iter().filter(|path| name(path).starts_with(&stem) && name(path).ends_with(suffix));
+        let beside: Vec<String> = beside.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        if !beside.is_empty() {
+            let guest = domain::parse(&std::fs::read_to_string(document).unwrap()).unwrap();
+            found.push((name(document), guest, beside));
+        }
+    }
+    found
+}
+
+fn guest(name: &str) -> DomainXml {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libvirt-11.3/domain").join(name);
+    domain::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// What `info pci` shows: where each id is (an i440fx expander's is on two devices), and the bus behind each
+/// bridge.
+#[derive(Default)]
+struct InfoPci {
+    ids: HashMap<String, Vec<PciAddress>>,
+    behind: HashMap<PciAddress, u8>,
+}
+
+impl InfoPci {
+    fn read(text: &str) -> Self {
+        let mut info = Self::default();
+        let mut address = None;
+        for line in text.lines().map(str::trim) {
+            if let Some(rest) = line.strip_prefix("Bus ") {
+                let numbers: Vec<u32> = rest
+                    .split(|c: char| !c.is_ascii_digit())
+                    .filter_map(|number| number.parse().ok())
+                    .collect();
+                address = Some(PciAddress::new(0, numbers[0], numbers[1], numbers[2]).unwrap());
+            } else if let Some(bus) = line.strip_prefix("secondary bus ") {
+                info.behind.insert(address.unwrap(), bus.trim_end_matches('.').parse().unwrap());
+            } else if let Some(id) = line.strip_prefix("id \"") {
+                info.ids.entry(id.trim_end_matches('"').to_owned()).or_default().push(address.unwrap());
+            }
+        }
+        info
+    }
+}
+
+#[test]
+fn every_device_is_where_qemu_says_it_is() {
+    let mut proven = 0;
+    for (name, guest, views) in with_beside("info-pci.txt") {
+        let topology = Topology::of(&guest);
+        let devices = guest.controllers.iter().map(|controller| (&controller.alias, controller.address));
+        let devices = devices.chain(guest.hostdevs.iter().map(|hostdev| (&hostdev.alias, hostdev.guest)));
+        let devices: Vec<_> =
+            devices.filter_map(|(alias, address)| Some((alias.as_ref()?, address?))).collect();
+        for view in views.iter().map(|text| InfoPci::read(text)) {
+            for (alias, address) in &devices {
+                let computed = topology.guest_address(*address).unwrap();
+                let seen = view.ids.get(*alias).unwrap_or_else(|| panic!("{name}: QEMU has no {alias}"));
+                assert!(
+                    seen.contains(&computed),
+                    "{name}: {alias} is computed at {computed}, seen at {seen:?}"
+                );
+                for hop in topology.path(*address).unwrap() {
+                    assert_eq!(view.behind.get(&hop.bridge), Some(&hop.secondary), "{name}: {hop:?}");
+                }
+                proven += 1;
+            }
+        }
+    }
+    assert!(proven >= 130, "only {proven} devices were looked up");
+}
+
+#[test]
+fn every_device_is_where_the_guest_sees_it() {
+    let views = with_beside("lspci.txt");
+    assert!(views.len() >= 5);
+    for (name, guest, views) in views {
+        let topology = Topology::of(&guest);
+        let seen: HashSet<PciAddress> =
+            views[0].lines().map(|line| at(line.split_whitespace().next().unwrap())).collect();
+        for address in &guest.occupied {
+            let computed = topology.guest_address(*address).unwrap();
+            assert!(seen.contains(&computed), "{name}: {address} is computed at {computed}, not seen there");
+        }
+    }
+}
+
+#[test]
+fn every_written_expectation_holds() {
+    let expectations = with_beside("expected");
+    assert!(expectations.len() >= 11);
+    for (name, guest, files) in expectations {
+        let topology = Topology::of(&guest);
+        let free = topology.free_ports();
+        for line in files[0].lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["express", ..] => assert_free(&name, &free.express, &words[1..]),
+                ["conventional", ..] => assert_free(&name, &free.conventional, &words[1..]),
+                [libvirt, "-"] => assert_eq!(topology.guest_address(at(libvirt)), None, "{name}: {line}"),
+                [libvirt, expected] => {
+                    assert_eq!(topology.guest_address(at(libvirt)), Some(at(expected)), "{name}: {line}");
+                }
+                _ => panic!("{name}: `{line}` is no expectation"),
+            }
+        }
+    }
+}
+
+fn assert_free(name: &str, free: &[PciAddress], expected: &[&str]) {
+    let more = expected.last() == Some(&"...");
+    let expected: Vec<PciAddress> =
+        expected.iter().filter(|word| !matches!(**word, "-" | "...")).map(|word| at(word)).collect();
+    let compared = if more { &free[..expected.len().min(free.len())] } else { free };
+    assert_eq!(compared, expected, "{name}");
+    assert!(!more || free.len() > expected.len(), "{name}: no more than these");
+}
+
+#[test]
+fn ports_are_taken_in_the_order_in_which_libvirt_took_them() {
+    // What was attached, one after the other, between the two documents: none is an address chosen by hand.
+    for (before, after, kinds) in [
+        ("q35-before.xml", "q35-after.xml", vec![Some(true); 4]),
+        ("q35b-before.xml", "q35b-after.xml", vec![Some(true)]),
+        ("i440fx-before.xml", "i440fx-after.xml", vec![Some(true), None, Some(false), Some(true)]),
+    ] {
+        let mut free = Topology::of(&guest(before)).free_ports();
+        let attached = guest(after).hostdevs;
+        assert_eq!(attached.len(), kinds.len());
+        for (hostdev, express) in attached.iter().zip(kinds) {
+            if let Some(express) = express {
+                assert_eq!(free.take(express), hostdev.guest, "{after}: {}", hostdev.source);
+            }
+        }
+        for express in [true, false] {
+            let left = free.count_for(express);
+            assert_eq!(std::iter::from_fn(|| free.take(express)).count(), left);
+        }
+        assert_eq!(free, FreePorts { express: Vec::new(), conventional: Vec::new() });
+    }
+}
+
+#[test]
+fn a_definition_is_numbered_as_the_running_guest_is() {
+    let (live, definition) = (guest("switch-after.xml"), guest("switch-after-inactive.xml"));
+    for address in &live.occupied {
+        assert_eq!(
+            Topology::of(&live).guest_address(*address),
+            Topology::of(&definition).guest_address(*address)
+        );
+    }
+}
+
+const MODELS: [ControllerModel; 10] = [
+    ControllerModel::PciRoot,
+    ControllerModel::PcieRoot,
+    ControllerModel::PciBridge,
+    ControllerModel::DmiToPciBridge,
+    ControllerModel::PcieToPciBridge,
+    ControllerModel::RootPort,
+    ControllerModel::SwitchUpstream,
+    ControllerModel::SwitchDownstream,
+    ControllerModel::PciExpander,
+    ControllerModel::PcieExpander,
+];
+
+/// Any guest at all: with buses that do not exist, cycles, two controllers of one index, several roots.
+fn any_guest() -> impl Strategy<Value = DomainXml> {
+    let address =
+        (0u32..8, 0u32..4, 0u32..3).prop_map(|(bus, slot, f)| PciAddress::new(0, bus, slot, f).unwrap());
+    let controller = (
+        (0u8..12, prop::sample::select(&MODELS[..])),
+        (prop::option::weighted(0.9, address.clone()), prop::option::of(any::<u8>())),
+        (any::<bool>(), prop::option::weighted(0.1, any::<u8>())),
+    )
+        .prop_map(|((index, model), (address, bus_nr), (hotplug, bus_reserve))| PciController {
+            index,
+            model,
+            address,
+            alias: None,
+            bus_nr,
+            hotplug,
+            bus_reserve,
+        });
+    (prop::collection::vec(controller, 0..14), prop::collection::vec(address, 0..6), any::<bool>()).prop_map(
+        |(mut controllers, mut occupied, root)| {
+            if root {
+                controllers[..].iter_mut().take(1).for_each(|first| {
+                    (first.index, first.model, first.address) = (0, ControllerModel::PcieRoot, None);
+                });
+            }
+            occupied.extend(controllers.iter().filter_map(|controller| controller.address));
+            DomainXml {
+                uuid: Uuid::nil(),
+                name: "any".into(),
+                arch: "x86_64".into(),
+                machine: "pc-q35-10.0".into(),
+                created: None,
+                controllers,
+                hostdevs: Vec::new(),
+                occupied,
+                agent_connected: false,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn numbers_are_unique_and_grow_downwards(guest in any_guest()) {
+        let topology = Topology::of(&guest);
+        let bus = |index| PciAddress::new(0, index, 0, 0).unwrap();
+        let mut numbers = HashSet::new();
+        for index in 0..=255 {
+            let Some(path) = topology.path(bus(index)) else { continue };
+            let number = topology.guest_address(bus(index)).unwrap().bus();
+            prop_assert!(numbers.insert(number), "bus {number} twice");
+            let buses: Vec<u8> = path
+                .first()
+                .map(|hop| hop.bridge.bus())
+                .into_iter()
+                .chain(path.iter().map(|hop| hop.secondary))
+                .collect();
+            prop_assert!(buses.is_sorted_by(|parent, child| parent < child), "{path:?}");
+            prop_assert_eq!(buses.last().copied().unwrap_or(number), number);
+            prop_assert!(path.windows(2).all(|hops| hops[1].bridge.bus() == hops[0].secondary));
+        }
+    }
+
+    #[test]
+    fn free_ports_are_free_and_hot_pluggable(guest in any_guest()) {
+        let free = Topology::of(&guest).free_ports();
+        for address in free.express.iter().chain(&free.conventional) {
+            prop_assert_eq!(address.function(), 0);
+            prop_assert!(guest.occupied.iter().all(|taken| taken.function_zero() != *address));
+            let controller = guest.controllers.iter().find(|controller| controller.index == address.bus());
+            prop_assert!(controller.is_some_and(|controller| controller.hotplug));
+        }
+        prop_assert!(free.express.is_sorted() && free.conventional.is_sorted());
+    }
+}
+
+#[test]
+fn numbers_that_run_out_are_not_known() {
+    // 30 slots of pcie.0 with eight ports each: 240 buses; a switch in the first one: beyond 255.
+    let mut controllers = vec![controller(0, ControllerModel::PcieRoot, None)];
+    for port in 1..=240u32 {
+        let address = PciAddress::new(0, 0, 1 + (port - 1) / 8, (port - 1) % 8).ok();
+        controllers.push(controller(port as u8, ControllerModel::RootPort, address));
+    }
+    controllers.push(controller(241, ControllerModel::SwitchUpstream, PciAddress::new(0, 1, 0, 0).ok()));
+    for port in 242..=255u32 {
+        let address = PciAddress::new(0, 241, port - 242, 0).ok();
+        controllers.push(controller(port as u8, ControllerModel::SwitchDownstream, address));
+    }
+    let mut guest = guest("q35-before.xml");
+    guest.occupied = controllers.iter().filter_map(|controller| controller.address).collect();
+    guest.controllers = controllers;
+    let topology = Topology::of(&guest);
+    assert_eq!(topology.guest_address(at("f0:00.0")), Some(at("ff:00.0")), "exactly the last number");
+
+    guest.controllers[240].bus_reserve = Some(1);
+    let topology = Topology::of(&guest);
+    assert_eq!(topology.guest_address(at("ef:00.0")), Some(at("fe:00.0")));
+    guest.controllers[1].bus_reserve = Some(16);
+    let topology = Topology::of(&guest);
+    assert_eq!(topology.guest_address(at("ef:00.0")), Some(at("ff:00.0")));
+    assert_eq!(topology.guest_address(at("f0:00.0")), None);
+}
+
+fn controller(index: u8, model: ControllerModel, address: Option<PciAddress>) -> PciController {
+    PciController { index, model, address, alias: None, bus_nr: None, hotplug: true, bus_reserve: None }
+}
