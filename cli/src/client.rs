@@ -95,6 +95,14 @@ impl Client {
         self.send(Method::DELETE, version, path, None).await.map(drop)
     }
 
+    /// A path that belongs to no version, such as `readyz`; 503 is an answer there.
+    pub(crate) async fn probe(&self, path: &str) -> Result<Value, Failure> {
+        let mut url = self.base.clone();
+        url.set_path(path);
+        let response = self.http.get(url).send().await.map_err(|error| self.unreachable(&error))?;
+        response.json().await.map_err(|_| self.strange("it answers no JSON"))
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -45,10 +45,13 @@ fn hypervisor(host: &Value) -> String {
     if host["simulated"] == true { format!("{named} (simulated)") } else { named }
 }
 
-/// libvirt's number of a version: major × 1,000,000 + minor × 1,000 + release.
 fn version(number: &Value) -> Option<String> {
-    let number = number.as_u64()?;
-    Some(format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000))
+    number.as_u64().map(dotted)
+}
+
+/// libvirt's number of a version (major × 1,000,000 + minor × 1,000 + release) as people write it.
+pub(crate) fn dotted(version: u64) -> String {
+    format!("{}.{}.{}", version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
 }
 
 #[cfg(test)]

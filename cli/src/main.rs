@@ -1,13 +1,15 @@
 //! The `hotslot` binary: the service, and the commands a person types.
 //!
-//! One noun, one file. All commands but `serve`, `doctor` and `capture` ask the service, by [`client`]; [`output`]
+//! One noun, one file. Those of [`Question`] ask the service, by [`client`]; [`output`]
 //! prints what it answers, and [`exit`] says how it ended.
 
 mod attach;
 mod attachment;
+mod capture;
 mod client;
 mod detach;
 mod device;
+mod doctor;
 mod exit;
 mod host;
 mod output;
@@ -48,6 +50,11 @@ enum Command {
         #[arg(long, env = "HOTSLOT_CONFIG")]
         config: Option<PathBuf>,
     },
+    /// What this host lacks for passing devices through, and what to do about it.
+    Doctor(doctor::Doctor),
+    /// Write a host's documents into a directory, for bug reports and simulated hosts.
+    #[command(after_help = "Example:\n  hotslot capture qemu:///system /tmp/node1")]
+    Capture(capture::Capture),
     #[command(flatten)]
     Ask(Question),
 }
@@ -102,12 +109,21 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config.as_deref()).map(|()| Exit::Done)
         }
+        Command::Doctor(doctor) => until_done(doctor.run(arguments.url, arguments.output)),
+        Command::Capture(capture) => until_done(capture.run()),
         Command::Ask(question) => {
             let cli = Cli { client: Client::new(arguments.url)?, format: arguments.output };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(question.ask(&cli))
+            until_done(question.ask(&cli))
         }
     }
+}
+
+fn until_done(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(command);
+    // A libvirt call that hangs keeps its thread; it must not keep the process.
+    runtime.shutdown_background();
+    outcome
 }
 
 impl Question {

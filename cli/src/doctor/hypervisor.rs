@@ -1,0 +1,193 @@
+//! What answers at a libvirt URI: whether it can be reached, what it is, and whether its guests have room.
+
+use std::time::Duration;
+
+use hotslot_driver::hypervisor::{HostInfo, Hypervisor};
+use hotslot_driver::libvirt::{Libvirt, Options};
+use hotslot_driver::topology::Topology;
+
+use super::{Finding, Level};
+use crate::host::dotted;
+
+/// How long a libvirt that does not answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Devices are detached by alias (`virDomainDetachDeviceAlias`), which came with this version.
+const NEEDED: u64 = 4_004_000;
+/// The oldest version whose documents are in the tests.
+const TESTED: u64 = 9_000_000;
+/// How many guests are named at most.
+const NAMED: usize = 10;
+
+/// Every check of the libvirt at `uri`.
+pub(super) async fn look(uri: &str) -> Vec<Finding> {
+    let libvirt = Libvirt::connect(uri, Options::default());
+    let tried = tokio::time::timeout(PATIENCE, libvirt.tried()).await;
+    let reached = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
+    if let Err(reason) = reached {
+        let says = format!("{uri} cannot be reached: {reason}");
+        return vec![Finding::bad("libvirt", Level::Fail, says, remedy(uri, &reason))];
+    }
+    let mut findings = match libvirt.host().await {
+        Ok(host) => versions(uri, &host),
+        Err(error) => {
+            vec![Finding::bad("libvirt", Level::Fail, error.to_string(), remedy(uri, &error.message))]
+        }
+    };
+    findings.push(devices(&*libvirt).await);
+    findings.push(guests(&*libvirt).await);
+    findings
+}
+
+fn versions(uri: &str, host: &HostInfo) -> Vec<Finding> {
+    let found = dotted(host.libvirt_version);
+    let libvirt = if host.libvirt_version < NEEDED {
+        let says = format!("{found} at {uri} cannot detach by alias");
+        Finding::bad("libvirt", Level::Fail, says, format!("upgrade to libvirt {} or newer", dotted(NEEDED)))
+    } else if host.libvirt_version < TESTED {
+        let says = format!("{found} at {uri} is older than what hotslot is tested with");
+        Finding::bad("libvirt", Level::Warn, says, format!("libvirt {} or newer is better", dotted(TESTED)))
+    } else {
+        Finding::ok("libvirt", format!("{found} answers at {uri}"))
+    };
+    let kind = &host.hypervisor_type;
+    let hypervisor = if kind != "QEMU" {
+        let says = format!("{uri} is {kind}, and hotslot plugs into QEMU's guests");
+        Finding::bad("qemu", Level::Fail, says, "give a URI such as qemu:///system")
+    } else {
+        Finding::ok("qemu", dotted(host.hypervisor_version))
+    };
+    vec![libvirt, hypervisor]
+}
+
+async fn devices(hypervisor: &dyn Hypervisor) -> Finding {
+    let check = "devices";
+    let install = "install and start libvirt's node device driver (libvirt-daemon-driver-nodedev; \
+                   `systemctl enable --now virtnodedevd.socket` where libvirt runs as several daemons)";
+    match hypervisor.devices().await {
+        Ok(devices) if devices.is_empty() => {
+            Finding::bad(check, Level::Fail, "libvirt lists no PCI devices", install)
+        }
+        Ok(devices) => {
+            let grouped = devices.iter().filter(|device| device.iommu_group.is_some() && !device.bridge);
+            let says =
+                format!("{} PCI functions, {} that could be passed through", devices.len(), grouped.count());
+            Finding::ok(check, says)
+        }
+        Err(error) => Finding::bad(check, Level::Fail, error.to_string(), install),
+    }
+}
+
+/// Whether each guest has a port that a device can be plugged into.
+async fn guests(hypervisor: &dyn Hypervisor) -> Finding {
+    let check = "guests";
+    let domains = match hypervisor.domains().await {
+        Ok(domains) => domains,
+        Err(error) => {
+            return Finding::bad(check, Level::Fail, error.to_string(), "`virsh list --all` says more");
+        }
+    };
+    let mut full = Vec::new();
+    for domain in &domains {
+        // A domain that is gone by now, or that cannot be read, is none that could be full.
+        let Ok(view) = hypervisor.domain(domain.uuid).await else { continue };
+        let document = view.live.or(view.persistent);
+        if document.is_some_and(|document| Topology::of(&document).free_ports().count_for(true) == 0) {
+            full.push(domain.name.as_str());
+        }
+    }
+    if full.is_empty() {
+        return Finding::ok(check, format!("{}, each with a free hot-plug port", domains.len()));
+    }
+    let more = if full.len() > NAMED { ", …" } else { "" };
+    let named = full.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    let says = format!("{} of {} have no free hot-plug port: {named}{more}", full.len(), domains.len());
+    let fix = "shut it off, `virsh edit` it, and add one <controller type='pci' model='pcie-root-port'/> for each \
+               device to come (i440fx: model='pci-bridge')";
+    Finding::bad(check, Level::Warn, says, fix)
+}
+
+/// What to do about a libvirt that cannot be reached, by its own words.
+fn remedy(uri: &str, reason: &str) -> String {
+    let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if says(&["ssh: ", "Host key"]) {
+        "`ssh` to that machine must work without a question, as the user who serves".into()
+    } else if says(&["Permission denied", "authentication", "polkit", "access denied"]) {
+        "let this user in: `usermod -aG libvirt USER` and log in again, or run as root".into()
+    } else if says(&["No such file or directory"]) {
+        "`systemctl enable --now libvirtd` (or virtqemud.socket and virtnodedevd.socket); when there is no such \
+         unit, install libvirt-daemon-system and qemu-system-x86"
+            .into()
+    } else if says(&["Connection refused", "Connection reset", "no answer within"]) {
+        "nobody answers there: `systemctl restart libvirtd` (or virtqemud), and look at `journalctl -u libvirtd`".into()
+    } else if says(&["QEMU binary", "emulator"]) {
+        "install qemu-system-x86, and restart libvirtd".into()
+    } else if says(&["no connection driver", "unable to connect to server", "no polkit"]) {
+        format!("is {uri} right? libvirt's QEMU driver is in libvirt-daemon-driver-qemu")
+    } else {
+        format!("`virsh -c '{uri}' version` tries the same; `journalctl -u libvirtd` says more")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(libvirt_version: u64, hypervisor_type: &str) -> HostInfo {
+        HostInfo {
+            hostname: "node1".into(),
+            hypervisor_type: hypervisor_type.into(),
+            hypervisor_version: 10_000_002,
+            libvirt_version,
+            simulated: false,
+        }
+    }
+
+    fn levels(findings: &[Finding]) -> Vec<Level> {
+        findings.iter().map(|finding| finding.level).collect()
+    }
+
+    #[test]
+    fn old_versions_are_told_from_too_old_ones() {
+        let look = |version, kind| levels(&versions("qemu:///system", &host(version, kind)));
+        assert_eq!(look(11_003_000, "QEMU"), [Level::Ok, Level::Ok]);
+        assert_eq!(look(6_000_000, "QEMU"), [Level::Warn, Level::Ok]);
+        assert_eq!(look(4_000_000, "QEMU"), [Level::Fail, Level::Ok]);
+        assert_eq!(look(11_003_000, "LXC"), [Level::Ok, Level::Fail]);
+    }
+
+    #[test]
+    fn each_typical_reason_has_its_remedy() {
+        for (reason, fix) in [
+            (
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied",
+                "usermod -aG libvirt",
+            ),
+            ("authentication unavailable: no polkit agent available", "usermod -aG libvirt"),
+            (
+                "Failed to connect socket to '/x': No such file or directory",
+                "systemctl enable --now libvirtd",
+            ),
+            ("Failed to connect socket to '/x': Connection refused", "systemctl restart libvirtd"),
+            ("no connection driver available for xen:///system", "is xen:///system right?"),
+            ("Cannot recv data: ssh: Could not resolve hostname node9", "`ssh` to that machine"),
+            ("something new", "virsh -c 'xen:///system' version"),
+        ] {
+            let remedy = remedy("xen:///system", reason);
+            assert!(remedy.contains(fix), "{reason}: {remedy}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_is_one_finding_with_its_remedy() {
+        let findings = look("qemu+unix:///system?socket=/nonexistent/libvirt-sock").await;
+        let [finding] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!(finding.level, Level::Fail);
+        assert!(finding.says.contains("No such file or directory"), "{}", finding.says);
+    }
+
+    #[tokio::test]
+    async fn a_libvirt_that_is_not_qemu_is_told() {
+        let findings = look("test:///default").await;
+        assert_eq!(levels(&findings)[..2], [Level::Ok, Level::Fail], "{findings:?}");
+    }
+}

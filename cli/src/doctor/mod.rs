@@ -1,0 +1,143 @@
+//! `hotslot doctor`: what a host lacks for passing devices through, each with the remedy.
+//!
+//! ```text
+//! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; below a root that tests choose
+//! hypervisor    what answers at a libvirt URI, and its guests
+//! ```
+
+mod hypervisor;
+mod machine;
+
+use std::path::Path;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::client::{Address, Client};
+use crate::exit::Exit;
+use crate::output::{self, Format};
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The libvirt to look at.
+    #[arg(long, default_value = "qemu:///system")]
+    uri: String,
+}
+
+/// What one check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    check: &'static str,
+    level: Level,
+    says: String,
+    fix: Option<String>,
+}
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Info,
+    /// Works, but not well, or not for all.
+    Warn,
+    /// No device can be passed through until it is mended.
+    Fail,
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+impl Finding {
+    fn ok(check: &'static str, says: impl Into<String>) -> Self {
+        Self { check, level: Level::Ok, says: says.into(), fix: None }
+    }
+
+    fn bad(check: &'static str, level: Level, says: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, level, says: says.into(), fix: Some(fix.into()) }
+    }
+
+    fn json(&self) -> Value {
+        json!({ "check": self.check, "level": self.level.word(), "says": self.says, "fix": self.fix })
+    }
+}
+
+impl Doctor {
+    /// Fails when a check does.
+    pub(crate) async fn run(self, service: Address, format: Format) -> anyhow::Result<Exit> {
+        let mut findings = if is_local(&self.uri) {
+            machine::look(Path::new("/"))
+        } else {
+            let says =
+                format!("{} is on another machine, whose IOMMU and VFIO cannot be seen from here", self.uri);
+            vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` there")]
+        };
+        findings.extend(hypervisor::look(&self.uri).await);
+        findings.push(look_at_service(service).await?);
+        if format == Format::Json {
+            output::json(&findings.iter().map(Finding::json).collect())?;
+        } else {
+            output::print(&report(&findings))?;
+        }
+        let fails = findings.iter().any(|finding| finding.level == Level::Fail);
+        Ok(if fails { Exit::Failed } else { Exit::Done })
+    }
+}
+
+/// Whether a libvirt URI names no machine: `qemu:///system`, `qemu+unix:///system?socket=…`.
+fn is_local(uri: &str) -> bool {
+    uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
+}
+
+async fn look_at_service(address: Address) -> anyhow::Result<Finding> {
+    let said = address.to_string();
+    let (level, says) = match Client::new(address)?.probe("readyz").await {
+        Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {said}")),
+        Ok(ready) => (Level::Info, format!("not ready at {said}: {ready}")),
+        Err(failure) => (Level::Info, failure.to_string()),
+    };
+    Ok(Finding { check: "service", level, says, fix: None })
+}
+
+/// The findings for people, each remedy below what it mends.
+fn report(findings: &[Finding]) -> String {
+    let rows = findings.iter().flat_map(|finding| {
+        let row = [finding.level.word(), finding.check, &finding.says].map(str::to_owned).to_vec();
+        let fix = finding.fix.iter().map(|fix| vec![String::new(), String::new(), format!("fix: {fix}")]);
+        std::iter::once(row).chain(fix).collect::<Vec<_>>()
+    });
+    output::aligned(&rows.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_stands_below_what_it_mends() {
+        let findings = [Finding::ok("kvm", "good"), Finding::bad("iommu", Level::Fail, "off", "turn it on")];
+        assert_eq!(
+            report(&findings),
+            "ok     kvm     good\nfail   iommu   off\n               fix: turn it on\n"
+        );
+    }
+
+    #[test]
+    fn only_uris_without_a_machine_are_local() {
+        for local in ["qemu:///system", "qemu+unix:///system?socket=/run/x", "test:///default"] {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["qemu+ssh://node2/system", "qemu+tls://[::1]/system"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
+}
