@@ -1,0 +1,171 @@
+//! Attach: what libvirt checks, in its order, and what it changes.
+//!
+//! ```text
+//! document → running? → definition: there already? alias? room?
+//!          → guest: alias? → host device: there? endpoint? in use? group in use?
+//!          → (host driver unbound) → room? → group viable?      a failure here bounces the host driver
+//! ```
+
+use uuid::Uuid;
+
+use crate::device::Role;
+use crate::hypervisor::{Event, Scope};
+use crate::pci::PciAddress;
+
+use super::document::Document;
+use super::host::Host;
+use super::plug::Plug;
+use super::refusal::{self, Refusal};
+
+impl Host {
+    /// Attaches the device that `xml` describes.
+    pub(super) fn attach(&mut self, uuid: Uuid, xml: &str, scope: Scope) -> Result<(), Refusal> {
+        let (to_live, to_config) = match scope {
+            Scope::Live => (true, false),
+            Scope::Config => (false, true),
+            Scope::LiveAndConfig => (true, true),
+        };
+        let domain = self.domain(uuid)?;
+        let plug = Plug::parse(xml)?;
+        let live = domain.live.as_ref().filter(|_| to_live);
+        if to_live && live.is_none() {
+            return Err(refusal::not_running());
+        }
+        let persistent = domain.persistent.as_ref().filter(|_| to_config);
+        if to_config && persistent.is_none() {
+            return Err(refusal::transient());
+        }
+        let persistent = persistent.map(|document| self.definition_with(document, &plug)).transpose()?;
+        let live = match live {
+            None => None,
+            Some(document) => {
+                check_alias(document, &plug)?;
+                self.check_free(uuid, plug.source, plug.managed, plug.interface)?;
+                let alias = plug.alias.clone().unwrap_or_else(|| Plug::own_alias(document.parsed()));
+                match self.guest_with(document, &plug, &alias) {
+                    Ok(document) => Some((document, alias)),
+                    Err(refused) => {
+                        self.bounce(plug.source);
+                        return Err(refused);
+                    }
+                }
+            }
+        };
+        if let Some((live, alias)) = live {
+            self.hold(uuid, plug.source);
+            self.domain_mut(uuid)?.live = Some(live);
+            if !self.lose_event {
+                self.emit(Event::DeviceAdded { domain: uuid, alias });
+            }
+        }
+        if persistent.is_some() {
+            self.domain_mut(uuid)?.persistent = persistent;
+        }
+        self.save(uuid);
+        Ok(())
+    }
+
+    /// The definition with the device. libvirt takes a device that is not there, or that another domain has.
+    fn definition_with(&self, document: &Document, plug: &Plug) -> Result<Document, Refusal> {
+        if document.parsed().hostdevs.iter().any(|held| held.source == plug.source) {
+            return Err(refusal::already_defined());
+        }
+        check_alias(document, plug)?;
+        let express = self.is_express(plug.source);
+        match document.place(plug.guest, express, false) {
+            Ok(guest) => document.with(plug, None, guest),
+            Err(full) if plug.guest.is_none() && express => {
+                let wider = document.with_root_port().map_err(|_| full)?;
+                wider.with(plug, None, wider.place(None, express, false)?)
+            }
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// The running guest's document with the device: what libvirt finds out once the host driver is unbound.
+    fn guest_with(&self, document: &Document, plug: &Plug, alias: &str) -> Result<Document, Refusal> {
+        let guest = document.place(plug.guest, self.is_express(plug.source), true)?;
+        self.check_viable(&[plug.source])?;
+        document.with(plug, Some(alias), guest)
+    }
+
+    /// Whether a function may be given to a domain, as far as libvirt looks before it touches the host
+    /// driver.
+    pub(super) fn check_free(
+        &self,
+        domain: Uuid,
+        address: PciAddress,
+        managed: bool,
+        interface: bool,
+    ) -> Result<(), Refusal> {
+        let device = self.devices.get(address).ok_or_else(|| refusal::no_such_function(address))?;
+        if device.info.bridge {
+            return Err(refusal::not_an_endpoint());
+        }
+        if device.info.iommu_group.is_none() {
+            return Err(refusal::no_passthrough());
+        }
+        if interface && !matches!(device.info.role, Role::Virtual { .. }) {
+            return Err(refusal::not_a_virtual_function());
+        }
+        if let Some(holder) = device.holder {
+            return Err(refusal::in_use(address, self.name_of(holder)));
+        }
+        if !managed && !device.rests_on_vfio() {
+            return Err(refusal::unmanaged(address));
+        }
+        // What libvirt does with a PF whose VFs are in guests was not measured; here the VF is in use.
+        let mut siblings = self.devices.siblings(&device.info);
+        let held_sibling = siblings.find_map(|sibling| {
+            let holder = sibling.holder.filter(|holder| *holder != domain)?;
+            Some((sibling.info.address, self.name_of(holder)))
+        });
+        match self.held_vf(device).or(held_sibling) {
+            Some((held, holder)) => Err(refusal::in_use(held, holder)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether QEMU can open the groups of functions that are being given to one guest.
+    pub(super) fn check_viable(&self, given: &[PciAddress]) -> Result<(), Refusal> {
+        for device in given.iter().filter_map(|address| self.devices.get(*address)) {
+            let blocks = |address: PciAddress| !given.contains(&address);
+            let mut siblings =
+                self.devices.siblings(&device.info).filter(|sibling| blocks(sibling.info.address));
+            if siblings.any(|sibling| sibling.info.blocks_its_group()) {
+                let group = device.info.iommu_group.as_ref().map_or(0, |group| group.number);
+                return Err(refusal::not_viable(device.info.address, group));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a function to a domain. A physical function's virtual ones vanish with its host driver.
+    pub(super) fn hold(&mut self, domain: Uuid, address: PciAddress) {
+        let Some(device) = self.devices.get_mut(address) else { return };
+        device.holder = Some(domain);
+        device.releasing = false;
+        let vfs = if device.rests_on_host_driver() {
+            let info = device.info.clone();
+            self.devices.virtual_functions(&info)
+        } else {
+            Vec::new()
+        };
+        for vf in vfs {
+            self.vanish(vf);
+        }
+        self.refresh(address);
+    }
+
+    /// Whether a function goes to a PCI Express port. One that is not there counts as express.
+    pub(super) fn is_express(&self, address: PciAddress) -> bool {
+        self.devices.get(address).is_none_or(|device| device.info.express)
+    }
+}
+
+fn check_alias(document: &Document, plug: &Plug) -> Result<(), Refusal> {
+    match plug.alias.as_deref().filter(|alias| document.has_alias(alias)) {
+        Some(alias) => Err(refusal::duplicate_alias(alias)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,227 @@
+//! The control socket: makes things happen to a simulated host that on a real one happen by themselves.
+//!
+//! One line in, one line out: `ok`, or `error: …`.
+//! ```text
+//! start|shutdown|destroy|crash|reboot|pause|resume|undefine GUEST
+//! guest GUEST KEY=VALUE…       any key of [guest.…] in host.toml, `-` or `_` alike: guest g1 unplug=ignore
+//!                              unplug=slow 500 is short for unplug=normal unplug_ms=500
+//! agent GUEST connected|gone
+//! device add NAME|FILE         one that had gone, or one of a file
+//! device remove NAME           a guest that has it is asked to let go first
+//! device driver NAME [DRIVER]  binds another driver to one that no guest has, or none
+//! disconnect | reconnect       libvirtd goes away, and is back
+//! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` lets hung calls go on
+//! latency OPERATION MS
+//! ```
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::hypervisor::Lifecycle;
+use crate::pci::PciAddress;
+
+use super::Inner;
+use super::config::{Fault, Guest, Operation, take_fault};
+use super::device::Device;
+use super::host::Host;
+use super::open::read_device;
+use super::refusal::Refusal;
+
+const SOCKET: &str = "control";
+
+/// Sends one line to the process that has a simulated host open, and returns its answer: `ok` or `error: …`.
+///
+/// # Errors
+/// When no process has `dir` open, or it does not answer.
+pub fn control(dir: &Path, line: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(dir.join(SOCKET))?;
+    stream.write_all(format!("{}\n", line.trim_end()).as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    match answer.strip_suffix('\n') {
+        Some(answer) => Ok(answer.to_owned()),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the simulated host went away")),
+    }
+}
+
+/// Makes the socket; one that a killed process left behind is replaced, for the directory is ours.
+pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
+    let path = dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    UnixListener::bind(path)
+}
+
+/// Serves everyone who comes.
+pub(super) async fn serve(door: UnixListener, inner: Arc<Inner>) {
+    while let Ok((stream, _)) = door.accept().await {
+        let answering = answer(stream, inner.clone());
+        tokio::spawn(super::until_closed(inner.clone(), answering));
+    }
+}
+
+async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = tokio::io::BufReader::new(read).lines();
+    while let Some(line) = lines.next_line().await? {
+        let answer = match inner.with(|host, now| host.command(&line, now)) {
+            Ok(()) => "ok\n".to_owned(),
+            Err(reason) => format!("error: {}\n", reason.replace('\n', " ")),
+        };
+        write.write_all(answer.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+impl Host {
+    /// Does what one line says.
+    pub(super) fn command(&mut self, line: &str, now: Instant) -> Result<(), String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let of_guest = |host: &Self, name: &str| host.guest_named(name);
+        let done = match words[..] {
+            ["start", name] => self.start(of_guest(self, name)?, now),
+            ["shutdown", name] => {
+                self.stop(of_guest(self, name)?, &[Lifecycle::Shutdown, Lifecycle::Stopped], now)
+            }
+            ["destroy" | "crash", name] => self.stop(of_guest(self, name)?, &[Lifecycle::Stopped], now),
+            ["reboot", name] => self.reboot(of_guest(self, name)?, now),
+            ["pause", name] => self.pause(of_guest(self, name)?),
+            ["resume", name] => self.resume(of_guest(self, name)?, now),
+            ["undefine", name] => self.undefine(of_guest(self, name)?),
+            ["agent", name, "connected"] => self.set_agent(of_guest(self, name)?, true),
+            ["agent", name, "gone"] => self.set_agent(of_guest(self, name)?, false),
+            ["guest", name, ..] => return self.retell(of_guest(self, name)?, &words[2..]),
+            ["device", "add", name] => return self.add_device(name),
+            ["device", "remove", name] => self.remove_device(address(name)?, now),
+            ["device", "driver", name] => self.bind(address(name)?, None),
+            ["device", "driver", name, driver] => self.bind(address(name)?, Some(driver.to_owned())),
+            ["disconnect"] => {
+                self.disconnect("disconnected by hand", None);
+                return Ok(());
+            }
+            ["reconnect"] => {
+                self.reconnect();
+                return Ok(());
+            }
+            ["fault", "clear"] => {
+                self.faults.clear();
+                self.unhang.send_modify(|generation| *generation += 1);
+                return Ok(());
+            }
+            ["fault", operation, action, ..] => {
+                let fault = format!("operation={operation} action={action}");
+                let keys = words[3..].iter().copied();
+                let table = table(fault.split(' ').chain(keys))?;
+                self.faults.push(Fault::deserialize(table).map_err(|error| error.message().to_owned())?);
+                return Ok(());
+            }
+            ["latency", operation, ms] => {
+                let operation = toml::Value::String(operation.to_owned());
+                let operation =
+                    Operation::deserialize(operation).map_err(|error| error.message().to_owned())?;
+                let ms = ms.parse().map_err(|_| format!("`{ms}` is no number of milliseconds"))?;
+                self.config.latency.insert(operation, ms);
+                return Ok(());
+            }
+            _ => return Err(format!("`{line}` is no command of a simulated host")),
+        };
+        done.map_err(|refused: Refusal| refused.message)
+    }
+
+    /// How long a call takes, and what befalls it.
+    pub(super) fn begin(
+        &mut self,
+        operation: Operation,
+        domain: Option<Uuid>,
+    ) -> Result<(Duration, Option<Fault>), Refusal> {
+        self.check_link()?;
+        let name = domain.and_then(|domain| self.domains.get(&domain)).map(|domain| domain.name.as_str());
+        let fault = take_fault(&mut self.faults, operation, name);
+        let ms = self.config.latency.get(&operation).copied().unwrap_or_default();
+        Ok((Duration::from_millis(ms), fault))
+    }
+
+    fn guest_named(&self, name: &str) -> Result<Uuid, String> {
+        let named = |uuid: &Uuid| uuid.to_string() == name;
+        let domain = self.domains.values().find(|domain| domain.name == name || named(&domain.uuid));
+        domain.map(|domain| domain.uuid).ok_or_else(|| format!("there is no domain {name}"))
+    }
+
+    /// Tells a guest how to behave from now on.
+    fn retell(&mut self, uuid: Uuid, words: &[&str]) -> Result<(), String> {
+        let words: Vec<String> = match words {
+            ["unplug=slow", ms] => vec!["unplug=normal".into(), format!("unplug_ms={ms}")],
+            words => words.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        let domain = self.domain_mut(uuid).map_err(|refused| refused.message)?;
+        let mut told = toml::Table::try_from(&domain.guest).map_err(|error| error.to_string())?;
+        told.extend(table(words.iter().map(String::as_str))?);
+        domain.guest = Guest::deserialize(told).map_err(|error| error.message().to_owned())?;
+        domain.retold = true;
+        self.save(uuid);
+        Ok(())
+    }
+
+    fn add_device(&mut self, name: &str) -> Result<(), String> {
+        if let Ok(address) = address(name) {
+            return self.appear(None, address).map_err(|refused| refused.message);
+        }
+        let path = Path::new(name);
+        let xml = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
+        let read = read_device(path, &xml).map_err(|error| error.to_string())?;
+        let info = read.ok_or_else(|| format!("{name}: no PCI function"))?;
+        let address = info.address;
+        if self.devices.get(address).is_some() {
+            return Err(format!("{address} is there already"));
+        }
+        let mut device = Device::new(info, self.config.driver.get(&address));
+        device.xml = Some(xml);
+        self.appear(Some(device), address).map_err(|refused| refused.message)
+    }
+
+    fn bind(&mut self, address: PciAddress, driver: Option<String>) -> Result<(), Refusal> {
+        let device = self.devices.get_mut(address).ok_or_else(|| super::refusal::no_node_device(address))?;
+        device.rest_on(driver);
+        self.save_device(address);
+        self.refresh(address);
+        Ok(())
+    }
+}
+
+/// A function by its node device's name or its address.
+fn address(name: &str) -> Result<PciAddress, String> {
+    PciAddress::from_node_name(name).or_else(|_| name.parse()).map_err(|error| error.to_string())
+}
+
+/// `key=value` words as a table; `text=` takes the rest of the line.
+fn table<'a>(words: impl Iterator<Item = &'a str>) -> Result<toml::Table, String> {
+    let mut table = toml::Table::new();
+    let mut words = words;
+    while let Some(word) = words.next() {
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("`{word}` is not KEY=VALUE"))?;
+        let value = match (key, value.parse::<i64>()) {
+            ("text", _) => {
+                let rest: Vec<&str> = std::iter::once(value).chain(words.by_ref()).collect();
+                toml::Value::String(rest.join(" "))
+            }
+            (_, Ok(number)) => toml::Value::Integer(number),
+            (_, Err(_)) => match value.parse::<bool>() {
+                Ok(truth) => toml::Value::Boolean(truth),
+                Err(_) => toml::Value::String(value.to_owned()),
+            },
+        };
+        table.insert(key.replace('-', "_"), value);
+    }
+    Ok(table)
+}

@@ -1,0 +1,133 @@
+//! Detach: the guest is asked, and lets go when it pleases.
+//!
+//! ```text
+//! asked ──unplug_ms──▶ gone: DeviceRemoved, the host driver is back
+//!   │  ├─ refuses ───▶ still there: DeviceRemovalFailed
+//!   │  ├─ paused ────▶ asked again when it is resumed
+//!   │  └─ ignores ───▶ pending until it reboots
+//!   └─ booting ──────▶ the request is lost, as if never made
+//! ```
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::hypervisor::{DetachScope, DomainState, Event};
+use crate::pci::PciAddress;
+
+use super::config::Unplug;
+use super::host::{Domain, Host, Pending};
+use super::refusal::{self, Refusal};
+
+impl Host {
+    /// Takes a device out of the definition, or asks the guest to let it go.
+    pub(super) fn detach(
+        &mut self,
+        uuid: Uuid,
+        alias: &str,
+        scope: DetachScope,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        match scope {
+            DetachScope::Config => {
+                let document = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
+                document.hostdev(alias).ok_or_else(|| refusal::no_alias(alias))?;
+                domain.persistent = Some(document.without(alias)?);
+                self.save(uuid);
+            }
+            DetachScope::Live => {
+                let document = domain.live.as_ref().ok_or_else(refusal::not_running)?;
+                document.hostdev(alias).ok_or_else(|| refusal::no_alias(alias))?;
+                if domain.pending.contains_key(alias) {
+                    return Err(refusal::unplug_pending(alias));
+                }
+                self.ask(uuid, alias.to_owned(), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the guest to let a device go.
+    pub(super) fn ask(&mut self, uuid: Uuid, alias: String, now: Instant) {
+        let lose_event = self.lose_event;
+        let Some(domain) = self.domains.get_mut(&uuid) else { return };
+        if domain.booting.is_none() && !domain.pending.contains_key(&alias) {
+            let due = domain.answers_at(now);
+            domain.pending.insert(alias, Pending { due, lose_event });
+            self.save(uuid);
+        }
+    }
+
+    /// Lets the guest answer the requests that are due.
+    pub(super) fn answer_removals(&mut self, uuid: Uuid, now: Instant) {
+        let Some(domain) = self.domains.get_mut(&uuid) else { return };
+        let refuses = domain.guest.unplug == Unplug::Refuse;
+        let due = domain.pending.extract_if(.., |_, pending| pending.due.is_some_and(|due| due <= now));
+        let due: Vec<(String, Pending)> = due.collect();
+        for (alias, pending) in due {
+            if refuses {
+                self.save(uuid);
+                if !pending.lose_event {
+                    self.emit(Event::DeviceRemovalFailed { domain: uuid, alias });
+                }
+            } else {
+                self.let_go(uuid, alias, pending.lose_event);
+            }
+        }
+    }
+
+    /// The guest has let a device go.
+    pub(super) fn let_go(&mut self, uuid: Uuid, alias: String, lose_event: bool) {
+        let Some(domain) = self.domains.get_mut(&uuid) else { return };
+        let Some(live) = &domain.live else { return };
+        let Some(source) = live.hostdev(&alias).map(|held| held.source) else { return };
+        match live.without(&alias) {
+            Ok(document) => domain.live = Some(document),
+            Err(error) => {
+                tracing::error!(domain = %uuid, alias, error = error.message, "simulated host: cannot detach");
+                return;
+            }
+        }
+        self.release(&[source], None);
+        self.save(uuid);
+        if !lose_event {
+            self.emit(Event::DeviceRemoved { domain: uuid, alias });
+        }
+    }
+
+    /// Gives functions back to the host; their host drivers are back at once, or at `later`.
+    pub(super) fn release(&mut self, addresses: &[PciAddress], later: Option<Instant>) {
+        for address in addresses {
+            if let Some(device) = self.devices.get_mut(*address) {
+                device.holder = None;
+            }
+        }
+        for address in addresses {
+            let Some(device) = self.devices.get(*address) else { continue };
+            // The first of two of one group to be detached stays without a driver, also after the second.
+            let group_in_use = self.devices.siblings(&device.info).any(|sibling| sibling.holder.is_some());
+            let Some(device) = self.devices.get_mut(*address) else { continue };
+            if group_in_use && device.rests_on_host_driver() {
+                device.rest_on(None);
+                self.save_device(*address);
+            } else if let Some(later) = later {
+                device.releasing = true;
+                self.releasing.push((later, *address));
+            }
+            self.refresh(*address);
+            if self.devices.get(*address).is_some_and(|device| device.leaving) {
+                self.vanish(*address);
+            }
+        }
+    }
+}
+
+impl Domain {
+    /// When the guest answers a request made now.
+    pub(super) fn answers_at(&self, now: Instant) -> Option<Instant> {
+        let answers = self.state == DomainState::Running && self.guest.unplug != Unplug::Ignore;
+        answers.then(|| now + Duration::from_millis(self.guest.unplug_ms))
+    }
+}

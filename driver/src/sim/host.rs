@@ -1,0 +1,312 @@
+//! The simulated host: its devices, its domains, and the link to whoever asks.
+//!
+//! It knows no clock, no tasks and no sockets: time comes with each call, and what is to happen later is
+//! done by [`Host::advance`]. What libvirt does is in `attach`, `detach` and `power`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::device::HostDevice;
+use crate::hypervisor::{DomainInfo, DomainState, DomainView, Event, HostInfo, NodeChange};
+use crate::pci::PciAddress;
+
+use super::config::{Fault, Guest, HostConfig};
+use super::device::{Device, Devices};
+use super::document::Document;
+use super::refusal::{self, Refusal};
+use super::store::{Kind, SavedDevice, SavedDomain, Store};
+
+/// The link between libvirt and whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Up,
+    /// libvirtd is away; guests go on.
+    Away,
+    /// The simulated host was closed.
+    Closed,
+}
+
+/// One host.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) dir: PathBuf,
+    pub(super) config: HostConfig,
+    pub(super) devices: Devices,
+    pub(super) domains: BTreeMap<Uuid, Domain>,
+    /// Scripted faults that are still to strike.
+    pub(super) faults: Vec<Fault>,
+    /// Raised when hung calls are to go on.
+    pub(super) unhang: watch::Sender<u64>,
+    pub(super) link: watch::Sender<Link>,
+    /// When libvirtd is back by itself.
+    pub(super) back_at: Option<Instant>,
+    /// Removals that nobody could hear: reported when libvirtd is back.
+    pub(super) unheard: Vec<Event>,
+    /// The devices whose host drivers come back, and when.
+    pub(super) releasing: Vec<(Instant, PciAddress)>,
+    pub(super) next_id: u32,
+    /// The event of the call that is being done is not heard.
+    pub(super) lose_event: bool,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) store: Store,
+}
+
+/// One domain.
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) state: DomainState,
+    pub(super) live: Option<Document>,
+    pub(super) persistent: Option<Document>,
+    /// The devices that the guest was asked to let go, by alias.
+    pub(super) pending: BTreeMap<String, Pending>,
+    /// Until then it boots and loses requests.
+    pub(super) booting: Option<Instant>,
+    pub(super) guest: Guest,
+    /// Whether the guest was told to behave otherwise than in `host.toml`.
+    pub(super) retold: bool,
+    /// Held by the one call that may change it.
+    pub(super) job: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A removal that the guest was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending {
+    /// When the guest answers; never while it is paused or ignores such requests.
+    pub(super) due: Option<Instant>,
+    /// Nobody hears that it has happened.
+    pub(super) lose_event: bool,
+}
+
+impl Domain {
+    pub(super) fn info(&self) -> DomainInfo {
+        DomainInfo {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            state: self.state,
+            persistent: self.persistent.is_some(),
+        }
+    }
+
+    fn saved(&self) -> SavedDomain {
+        SavedDomain {
+            name: self.name.clone(),
+            paused: self.state == DomainState::Paused,
+            live: self.live.as_ref().map(|document| document.text().to_owned()),
+            persistent: self.persistent.as_ref().map(|document| document.text().to_owned()),
+            pending: self.pending.keys().cloned().collect(),
+            guest: self.retold.then(|| self.guest.clone()),
+        }
+    }
+}
+
+impl Host {
+    pub(super) fn info(&self) -> HostInfo {
+        let named = || self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        HostInfo {
+            hostname: self.config.hostname.clone().unwrap_or_else(named),
+            hypervisor_type: "QEMU".into(),
+            hypervisor_version: self.config.hypervisor_version.unwrap_or(10_000_002),
+            libvirt_version: self.config.libvirt_version.unwrap_or(11_003_000),
+            simulated: true,
+        }
+    }
+
+    pub(super) fn device(&self, address: PciAddress) -> Result<HostDevice, Refusal> {
+        let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
+        Ok(device.info.clone())
+    }
+
+    pub(super) fn domain(&self, uuid: Uuid) -> Result<&Domain, Refusal> {
+        self.domains.get(&uuid).ok_or_else(|| refusal::no_domain(uuid))
+    }
+
+    pub(super) fn domain_mut(&mut self, uuid: Uuid) -> Result<&mut Domain, Refusal> {
+        self.domains.get_mut(&uuid).ok_or_else(|| refusal::no_domain(uuid))
+    }
+
+    pub(super) fn view(&self, uuid: Uuid) -> Result<DomainView, Refusal> {
+        let domain = self.domain(uuid)?;
+        let parsed =
+            |document: &Option<Document>| document.as_ref().map(|document| document.parsed().clone());
+        Ok(DomainView {
+            info: domain.info(),
+            live: parsed(&domain.live),
+            persistent: parsed(&domain.persistent),
+        })
+    }
+
+    /// Sends an event; while libvirtd is away only removals are remembered.
+    pub(super) fn emit(&mut self, event: Event) {
+        if *self.link.borrow() == Link::Up {
+            // No receiver is no error.
+            let _ = self.events.send(event);
+        } else if matches!(event, Event::DeviceRemoved { .. }) {
+            self.unheard.push(event);
+        }
+    }
+
+    /// libvirtd goes away, until `back_at` or for good.
+    pub(super) fn disconnect(&mut self, reason: &str, back_at: Option<Instant>) {
+        self.back_at = back_at;
+        if *self.link.borrow() == Link::Up {
+            self.emit(Event::Disconnected { reason: reason.to_owned() });
+            self.link.send_replace(Link::Away);
+        }
+    }
+
+    /// libvirtd is back, and tells what was removed meanwhile.
+    pub(super) fn reconnect(&mut self) {
+        self.back_at = None;
+        if *self.link.borrow() == Link::Away {
+            self.link.send_replace(Link::Up);
+            self.emit(Event::Connected);
+            for event in std::mem::take(&mut self.unheard) {
+                self.emit(event);
+            }
+        }
+    }
+
+    /// Refuses while libvirtd is away.
+    pub(super) fn check_link(&self) -> Result<(), Refusal> {
+        if *self.link.borrow() == Link::Up { Ok(()) } else { Err(refusal::away()) }
+    }
+
+    /// Does what is due at `now`.
+    pub(super) fn advance(&mut self, now: Instant) {
+        if self.next_due().is_none_or(|due| due > now) {
+            return;
+        }
+        if self.back_at.is_some_and(|at| at <= now) {
+            self.reconnect();
+        }
+        let (due, rest) = std::mem::take(&mut self.releasing).into_iter().partition(|(at, _)| *at <= now);
+        self.releasing = rest;
+        let due: Vec<(Instant, PciAddress)> = due;
+        for (_, address) in due {
+            if let Some(device) = self.devices.get_mut(address) {
+                device.releasing = false;
+            }
+            self.refresh(address);
+        }
+        let domains: Vec<Uuid> = self.domains.keys().copied().collect();
+        for uuid in domains {
+            self.end_of_boot(uuid, now);
+            self.answer_removals(uuid, now);
+        }
+    }
+
+    /// When something is due next.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let guests = self.domains.values().flat_map(|domain| {
+            domain.booting.into_iter().chain(domain.pending.values().filter_map(|pending| pending.due))
+        });
+        let drivers = self.releasing.iter().map(|(at, _)| *at);
+        guests.chain(drivers).chain(self.back_at).min()
+    }
+
+    /// Brings a device's driver and children in line with who has it.
+    pub(super) fn refresh(&mut self, address: PciAddress) {
+        let Some(device) = self.devices.known(address) else { return };
+        if let Some(change) = device.refresh() {
+            for name in device.children() {
+                self.emit(Event::NodeDevice { name, change });
+            }
+        }
+    }
+
+    /// The netdev goes and comes back: libvirt unbound the host driver before it found that it could not
+    /// attach.
+    pub(super) fn bounce(&mut self, address: PciAddress) {
+        let Some(device) = self.devices.get(address).filter(|device| device.has_children()) else { return };
+        for name in device.children() {
+            self.emit(Event::NodeDevice { name: name.clone(), change: NodeChange::Deleted });
+            self.emit(Event::NodeDevice { name, change: NodeChange::Created });
+        }
+    }
+
+    /// Takes a device off the host. One that a guest has goes when the guest lets go of it: the kernel asks.
+    pub(super) fn remove_device(&mut self, address: PciAddress, now: Instant) -> Result<(), Refusal> {
+        let device = self.devices.get_mut(address).ok_or_else(|| refusal::no_node_device(address))?;
+        if let Some(holder) = device.holder {
+            device.leaving = true;
+            let live = self.domains.get(&holder).and_then(|domain| domain.live.as_ref());
+            let held =
+                live.and_then(|live| live.parsed().hostdevs.iter().find(|held| held.source == address));
+            if let Some(alias) = held.and_then(|held| held.alias.clone()) {
+                self.ask(holder, alias, now);
+            }
+            return Ok(());
+        }
+        let Some(device) = self.devices.get(address) else { return Ok(()) };
+        if let Some((vf, domain)) = self.held_vf(device) {
+            return Err(refusal::in_use(vf, domain));
+        }
+        self.vanish(address);
+        Ok(())
+    }
+
+    /// A virtual function of a physical one that a domain has, and the domain's name.
+    pub(super) fn held_vf(&self, device: &Device) -> Option<(PciAddress, &str)> {
+        let vfs = self.devices.virtual_functions(&device.info);
+        vfs.into_iter().find_map(|vf| Some((vf, self.name_of(self.devices.get(vf)?.holder?))))
+    }
+
+    pub(super) fn name_of(&self, domain: Uuid) -> &str {
+        self.domains.get(&domain).map_or("?", |domain| domain.name.as_str())
+    }
+
+    /// A device is gone from the host, its virtual functions before it.
+    pub(super) fn vanish(&mut self, address: PciAddress) {
+        let Some(device) = self.devices.get(address) else { return };
+        for vf in self.devices.virtual_functions(&device.info.clone()) {
+            self.vanish(vf);
+        }
+        let Some(device) = self.devices.get_mut(address) else { return };
+        (device.present, device.leaving, device.releasing) = (false, false, false);
+        self.refresh(address);
+        self.devices.tell_relatives(address);
+        self.save_device(address);
+        self.emit(Event::NodeDevice { name: address.node_name(), change: NodeChange::Deleted });
+    }
+
+    /// A device has come: one that had gone, or a new one.
+    pub(super) fn appear(&mut self, device: Option<Device>, address: PciAddress) -> Result<(), Refusal> {
+        if let Some(device) = device {
+            self.devices.insert(device);
+        }
+        let device = self.devices.known(address).ok_or_else(|| refusal::no_node_device(address))?;
+        device.present = true;
+        self.devices.tell_relatives(address);
+        self.save_device(address);
+        self.emit(Event::NodeDevice { name: address.node_name(), change: NodeChange::Created });
+        self.refresh(address);
+        Ok(())
+    }
+
+    /// Keeps a domain's state. One that is gone is forgotten after that.
+    pub(super) fn save(&mut self, uuid: Uuid) {
+        let Some(domain) = self.domains.get(&uuid) else { return };
+        self.store.write(Kind::Domain, &uuid.to_string(), &domain.saved());
+        if domain.live.is_none() && domain.persistent.is_none() {
+            self.domains.remove(&uuid);
+        }
+    }
+
+    /// Keeps what a device's document does not say.
+    pub(super) fn save_device(&mut self, address: PciAddress) {
+        let Some(device) = self.devices.known(address) else { return };
+        let saved = SavedDevice {
+            present: device.present,
+            driver: device.resting().cloned(),
+            xml: device.xml.clone(),
+        };
+        self.store.write(Kind::Device, &address.node_name(), &saved);
+    }
+}

@@ -1,0 +1,330 @@
+//! The simulated host: a directory of libvirt's documents behind the port, keeping libvirt's rules.
+//!
+//! ```text
+//! DIR/devices/*.xml   as `virsh nodedev-dumpxml` prints them: PCI functions, and their net and block children
+//! DIR/domains/*.xml   as `virsh dumpxml` prints them: `<domain id='…'>` runs, one without an id is shut off
+//! DIR/host.toml       optional: latencies, faults, how guests behave
+//! DIR/state/          what has changed since; delete it to start afresh
+//! DIR/control         a socket: one line in, one line out; see [`control`]
+//! DIR/lock            held while a process has the directory open
+//! ```
+//! It serves tests, demonstrations and load tests. What it says is marked as simulated
+//! ([`HostInfo::simulated`]): there is no QEMU, so there is no monitor, and no agent but a scripted one.
+//!
+//! ```text
+//! mod      Sim: the port, and the tasks
+//! host     devices, domains and the link; attach, detach, power: what libvirt does with them
+//! refusal  what libvirt refuses, in its words
+//! document, plug, element   the documents, changed in place
+//! open, store, config       the directory
+//! control                   the control socket
+//! generate                  big hosts for tests and benches
+//! ```
+
+mod attach;
+mod config;
+mod control;
+mod detach;
+mod device;
+mod document;
+mod element;
+pub mod generate;
+mod host;
+mod open;
+mod plug;
+mod power;
+mod refusal;
+mod store;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::device::HostDevice;
+use crate::hypervisor::{
+    DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Scope,
+};
+use crate::pci::PciAddress;
+
+pub use control::control;
+pub use open::OpenError;
+
+use config::{Action, At, Fault, Operation};
+use host::{Host, Link};
+use refusal::Refusal;
+
+/// How long libvirt waits for a domain that another call is changing.
+const JOB_WAIT: Duration = Duration::from_secs(30);
+
+/// A simulated host. Dropping it closes the directory and lets its tasks end.
+#[derive(Debug)]
+pub struct Sim {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Mutex<Host>,
+    link: watch::Receiver<Link>,
+    events: broadcast::Sender<Event>,
+    /// Something may be due earlier than the clock knows.
+    wake: Notify,
+}
+
+impl Sim {
+    /// Opens a directory, in the tokio runtime that the caller is in.
+    ///
+    /// # Errors
+    /// [`OpenError`] naming the file, and the element where it is a document.
+    pub fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
+        let host = Host::open(dir, Instant::now())?;
+        let durable = host.store.is_durable().then(|| host.dir.clone());
+        let (link, events) = (host.link.subscribe(), host.events.clone());
+        let inner = Arc::new(Inner { host: Mutex::new(host), link, events, wake: Notify::new() });
+        runtime.spawn(until_closed(inner.clone(), clock(inner.clone())));
+        if let Some(dir) = durable {
+            match control::listen(&dir) {
+                Ok(door) => {
+                    runtime.spawn(until_closed(inner.clone(), control::serve(door, inner.clone())));
+                }
+                Err(error) => {
+                    tracing::warn!(dir = %dir.display(), %error, "simulated host: no control socket")
+                }
+            }
+        }
+        Ok(Arc::new(Self { inner }))
+    }
+
+    /// Does what a line on the control socket would do.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn control(&self, line: &str) -> Result<(), String> {
+        self.inner.with(|host, now| host.command(line, now))
+    }
+
+    /// One call: it takes its time, faults befall it, and it is done even when nobody waits for it any more,
+    /// as libvirtd does.
+    async fn call<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        domain: Option<Uuid>,
+        what: &str,
+        work: impl FnOnce(&mut Host, Instant, bool) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = self.inner.clone();
+        let done = tokio::spawn(until_closed(inner.clone(), inner.perform(operation, domain, work)));
+        let mut link = self.inner.link.clone();
+        let result = tokio::select! {
+            biased;
+            done = done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
+            _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
+        };
+        result.map_err(|refused| match domain {
+            Some(domain) => refused.of(format!("{what} domain {}", self.inner.name_of(domain))),
+            None => refused.of(what),
+        })
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        let mut host = self.inner.lock();
+        if host.store.is_durable() {
+            // Whoever opens next makes its own.
+            let _ = std::fs::remove_file(host.dir.join("control"));
+        }
+        host.store.close();
+        host.link.send_replace(Link::Closed);
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Sim {
+    async fn host(&self) -> Result<HostInfo, Error> {
+        self.call(Operation::Host, None, "read the host", |host, _, _| Ok(host.info())).await
+    }
+
+    async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
+        self.call(Operation::Devices, None, "list node devices", |host, _, _| {
+            Ok(host.devices.iter().map(|device| device.info.clone()).collect())
+        })
+        .await
+    }
+
+    async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
+        let what = format!("read node device {}", address.node_name());
+        self.call(Operation::Device, None, &what, move |host, _, _| host.device(address)).await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
+        self.call(Operation::Domains, None, "list domains", |host, _, _| {
+            Ok(host.domains.values().map(host::Domain::info).collect())
+        })
+        .await
+    }
+
+    async fn domain(&self, domain: Uuid) -> Result<DomainView, Error> {
+        self.call(Operation::Domain, Some(domain), "read", move |host, _, _| host.view(domain)).await
+    }
+
+    async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error> {
+        let xml = xml.to_owned();
+        self.call(Operation::Attach, Some(domain), "attach to", move |host, _, halfway| {
+            let scope = if halfway && scope == Scope::LiveAndConfig { Scope::Live } else { scope };
+            host.attach(domain, &xml, scope)
+        })
+        .await
+    }
+
+    async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error> {
+        let alias = alias.to_owned();
+        let what = format!("detach {alias} from");
+        self.call(Operation::Detach, Some(domain), &what, move |host, now, _| {
+            host.detach(domain, &alias, scope, now)
+        })
+        .await
+    }
+
+    async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
+        let command = command.to_owned();
+        let what = "ask the agent of";
+        let asked = self
+            .call(Operation::Agent, Some(domain), what, move |host, _, _| host.ask_agent(domain, &command));
+        let late = |_| Err(refusal::agent_away().of(format!("{what} domain {}", self.inner.name_of(domain))));
+        tokio::time::timeout(timeout, asked).await.unwrap_or_else(late)
+    }
+
+    async fn monitor(&self, domain: Uuid, _command: &str) -> Result<String, Error> {
+        let none = || Refusal::new(ErrorKind::Unsupported, "a simulated host has no QEMU monitor");
+        self.call(Operation::Monitor, Some(domain), "ask the monitor of", move |host, _, _| {
+            host.domain(domain).and_then(|_| Err(none()))
+        })
+        .await
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    fn connection(&self) -> Result<(), String> {
+        match *self.inner.link.borrow() {
+            Link::Up => Ok(()),
+            Link::Away => Err("the simulated libvirtd is away".into()),
+            Link::Closed => Err("the simulated host was closed".into()),
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something at this moment: after all that was due before, and with what follows at once.
+    fn with<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> T {
+        let mut host = self.lock();
+        let now = Instant::now();
+        host.advance(now);
+        let result = work(&mut host, now);
+        host.advance(now);
+        if host.next_due().is_some() {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    fn name_of(&self, domain: Uuid) -> String {
+        self.lock().domains.get(&domain).map_or_else(|| domain.to_string(), |domain| domain.name.clone())
+    }
+
+    async fn perform<T>(
+        self: Arc<Self>,
+        operation: Operation,
+        domain: Option<Uuid>,
+        work: impl FnOnce(&mut Host, Instant, bool) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let job = domain.filter(|_| operation.is_job());
+        let job = job.and_then(|uuid| self.lock().domains.get(&uuid).map(|domain| domain.job.clone()));
+        let _job = match job {
+            Some(job) => Some(
+                tokio::time::timeout(JOB_WAIT, job.lock_owned()).await.map_err(|_| refusal::job_is_held())?,
+            ),
+            None => None,
+        };
+        let (latency, fault) = self.with(|host, _| host.begin(operation, domain))?;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        if let Some(fault) = fault.as_ref().filter(|fault| fault.at == At::Before) {
+            self.suffer(fault).await?;
+        }
+        let halfway = fault.as_ref().is_some_and(|fault| fault.at == At::Between);
+        let lost = fault.as_ref().is_some_and(|fault| fault.action == Action::LoseEvent);
+        let done = self.with(|host, now| {
+            host.check_link()?;
+            host.lose_event = lost;
+            let done = work(host, now, halfway);
+            host.lose_event = false;
+            done
+        })?;
+        if let Some(fault) = fault.as_ref().filter(|fault| fault.at != At::Before) {
+            self.suffer(fault).await?;
+        }
+        Ok(done)
+    }
+
+    /// A fault strikes.
+    async fn suffer(&self, fault: &Fault) -> Result<(), Refusal> {
+        match fault.action {
+            Action::LoseEvent => Ok(()),
+            Action::Fail => {
+                let text = fault.text.as_deref().unwrap_or("a fault that was asked for");
+                Err(Refusal::new(fault.kind, text))
+            }
+            Action::Away => {
+                let back_in = fault.duration().unwrap_or_default();
+                self.with(|host, now| host.disconnect("a fault that was asked for", Some(now + back_in)));
+                Err(refusal::away())
+            }
+            Action::Hang => {
+                let mut unhang = self.lock().unhang.subscribe();
+                let forever = Duration::from_secs(u64::from(u32::MAX));
+                let _ = tokio::time::timeout(fault.duration().unwrap_or(forever), unhang.changed()).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Does what is due, when it is due.
+async fn clock(inner: Arc<Inner>) {
+    loop {
+        let due = {
+            let mut host = inner.lock();
+            host.advance(Instant::now());
+            host.next_due()
+        };
+        match due {
+            Some(due) => {
+                let _ = tokio::time::timeout_at(due, inner.wake.notified()).await;
+            }
+            None => inner.wake.notified().await,
+        }
+    }
+}
+
+/// Runs a task until it ends or the simulated host is closed.
+async fn until_closed<T>(inner: Arc<Inner>, task: impl Future<Output = T>) -> Option<T> {
+    let mut link = inner.link.clone();
+    tokio::select! {
+        done = task => Some(done),
+        _ = link.wait_for(|link| *link == Link::Closed) => None,
+    }
+}

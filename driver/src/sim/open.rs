@@ -1,0 +1,291 @@
+//! A directory becomes a simulated host: `host.toml`, the documents, and what `state/` has in their place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::device::HostDevice;
+use crate::hypervisor::DomainState;
+use crate::pci::PciAddress;
+use crate::xml::XmlError;
+use crate::xml::nodedev::{self, NodeDevice};
+
+use super::config::HostConfig;
+use super::device::{Device, Devices};
+use super::document::Document;
+use super::element::Element;
+use super::host::{Domain, Host, Link, Pending};
+use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
+
+/// How many events a receiver may lag behind.
+const EVENTS: usize = 4096;
+
+/// Why a directory is no simulated host.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file or folder cannot be read.
+    #[error("{path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A document cannot be understood.
+    #[error("{path}")]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// Document, element and reason.
+        source: XmlError,
+    },
+    /// A file of another kind cannot be understood, or does not fit to the others.
+    #[error("{path}: {reason}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// Another process has it open.
+    #[error("{dir}: the simulated host is open in another process; only one may keep its state")]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is no tokio runtime to live in.
+    #[error("a simulated host needs a tokio runtime")]
+    NoRuntime,
+}
+
+impl OpenError {
+    fn text(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Text { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+impl Host {
+    pub(super) fn open(dir: &Path, now: Instant) -> Result<Self, OpenError> {
+        let dir = dir.canonicalize().map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let config = read_config(&dir.join("host.toml"))?;
+        let store = Store::open(&dir)?;
+        let devices = read_devices(&dir, &config)?;
+        let domains = read_domains(&dir, &config)?;
+        let mut host = Self {
+            devices,
+            domains: BTreeMap::new(),
+            faults: config.fault.clone(),
+            config,
+            unhang: watch::Sender::new(0),
+            link: watch::Sender::new(Link::Up),
+            back_at: None,
+            unheard: Vec::new(),
+            releasing: Vec::new(),
+            next_id: 1,
+            lose_event: false,
+            events: broadcast::Sender::new(EVENTS),
+            store,
+            dir,
+        };
+        for (path, domain) in domains {
+            host.admit(&path, domain, now)?;
+        }
+        for address in host.devices.iter().map(|device| device.info.address).collect::<Vec<_>>() {
+            if let Some(device) = host.devices.get_mut(address) {
+                // What was so before anybody listened is no news.
+                let _ = device.refresh();
+            }
+        }
+        Ok(host)
+    }
+
+    /// Takes a domain in, with the devices that it has.
+    fn admit(&mut self, path: &Path, domain: Domain, now: Instant) -> Result<(), OpenError> {
+        let mut domain = domain;
+        if let Some(live) = &domain.live {
+            self.next_id = self.next_id.max(live.id().unwrap_or_default() + 1);
+            for held in &live.parsed().hostdevs {
+                let source = held.source;
+                let device = self.devices.get_mut(source).ok_or_else(|| {
+                    OpenError::text(path, format_args!("<hostdev>: {source} is in no file of devices/"))
+                })?;
+                if device.holder.replace(domain.uuid).is_some() {
+                    let reason = format_args!("<hostdev>: {source} is in another running domain too");
+                    return Err(OpenError::text(path, reason));
+                }
+            }
+        }
+        // A request that outlived the process is answered as if it had just been made.
+        let due = domain.answers_at(now);
+        domain.pending.values_mut().for_each(|pending| pending.due = due);
+        match self.domains.insert(domain.uuid, domain) {
+            Some(other) => {
+                let reason = format_args!("<uuid>: {} is the UUID of {} too", other.uuid, other.name);
+                Err(OpenError::text(path, reason))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A PCI function of a node device document; none when it describes something else.
+pub(super) fn read_device(path: &Path, xml: &str) -> Result<Option<HostDevice>, OpenError> {
+    match nodedev::parse(xml) {
+        Ok(NodeDevice::Pci(device)) => Ok(Some(*device)),
+        Ok(NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other) => Ok(None),
+        Err(source) => Err(OpenError::Document { path: path.to_owned(), source }),
+    }
+}
+
+fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
+    match fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).map_err(|error| OpenError::text(path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostConfig::default()),
+        Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
+    }
+}
+
+fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
+    let mut devices = Devices::default();
+    let mut children = Vec::new();
+    for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
+        let node =
+            nodedev::parse(&xml).map_err(|source| OpenError::Document { path: path.clone(), source })?;
+        match node {
+            NodeDevice::Pci(info) => {
+                let address = info.address;
+                let device = Device::new(*info, config.driver.get(&address));
+                if devices.insert(device).is_some() {
+                    return Err(OpenError::text(&path, format_args!("<name>: {address} is in two files")));
+                }
+            }
+            NodeDevice::Net { function: Some(function), .. }
+            | NodeDevice::Block { function: Some(function), .. } => {
+                children.push((function, node_name(&path, &xml), node));
+            }
+            NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other => {}
+        }
+    }
+    let saved: BTreeMap<String, SavedDevice> = Store::read(dir, Kind::Device)?;
+    let mut gone = Vec::new();
+    for (name, saved) in saved {
+        let path = dir.join("state/devices").join(&name).with_extension("json");
+        let address = PciAddress::from_node_name(&name).map_err(|error| OpenError::text(&path, error))?;
+        if let Some(xml) = saved.xml {
+            let info =
+                read_device(&path, &xml)?.ok_or_else(|| OpenError::text(&path, "xml: no PCI function"))?;
+            let mut device = Device::new(info, config.driver.get(&address));
+            device.xml = Some(xml);
+            devices.insert(device);
+            gone.push(address);
+        }
+        if let Some(device) = devices.known(address) {
+            device.rest_on(saved.driver);
+            device.present = saved.present;
+            gone.push(address);
+        }
+    }
+    for (function, name, node) in children {
+        if let Some(device) = devices.known(function) {
+            device.adopt(name, node);
+        }
+    }
+    for address in gone {
+        devices.tell_relatives(address);
+    }
+    Ok(devices)
+}
+
+/// A node device's name, which its document has beside what hotslot reads.
+fn node_name(path: &Path, xml: &str) -> String {
+    let name = Element::parse(xml).ok().and_then(|tree| Some(tree.child("name")?.text.trim().to_owned()));
+    name.unwrap_or_else(|| store::stem(path))
+}
+
+/// The domains: of two files of one UUID the one with an `id` is the running guest, the other its
+/// definition. A running guest alone stands for its definition too.
+fn read_domains(dir: &Path, config: &HostConfig) -> Result<Vec<(PathBuf, Domain)>, OpenError> {
+    let mut saved: BTreeMap<String, SavedDomain> = Store::read(dir, Kind::Domain)?;
+    let mut domains: BTreeMap<Uuid, (PathBuf, SavedDomain)> = BTreeMap::new();
+    for (path, xml) in store::read_folder(&dir.join("domains"), "xml")? {
+        let document =
+            Document::read(xml).map_err(|source| OpenError::Document { path: path.clone(), source })?;
+        let parsed = document.parsed();
+        let (uuid, name) = (parsed.uuid, parsed.name.clone());
+        if saved.contains_key(&uuid.to_string()) {
+            continue;
+        }
+        let entry =
+            domains.entry(uuid).or_insert_with(|| (path.clone(), SavedDomain { name, ..Default::default() }));
+        let slot = if document.id().is_some() { &mut entry.1.live } else { &mut entry.1.persistent };
+        if slot.replace(document.text().to_owned()).is_some() {
+            return Err(OpenError::text(
+                &path,
+                format_args!("<uuid>: {uuid} is in {} too", entry.0.display()),
+            ));
+        }
+    }
+    for (path, domain) in domains.values_mut() {
+        let transient = config.guest.get(&domain.name).is_some_and(|guest| guest.transient);
+        if let (Some(live), None, false) = (&domain.live, &domain.persistent, transient) {
+            let live = Document::read(live.clone())
+                .map_err(|source| OpenError::Document { path: path.clone(), source })?;
+            let definition = live.stopped().map_err(|refused| OpenError::text(path, refused.message))?;
+            domain.persistent = Some(definition.text().to_owned());
+        }
+    }
+    while let Some((name, domain)) = saved.pop_first() {
+        let path = dir.join("state/domains").join(&name).with_extension("json");
+        let uuid = name.parse().map_err(|error| OpenError::text(&path, error))?;
+        domains.insert(uuid, (path, domain));
+    }
+    let mut made = Vec::new();
+    for (uuid, (path, saved)) in domains {
+        if saved.live.is_some() || saved.persistent.is_some() {
+            let domain = make_domain(uuid, &path, saved, config)?;
+            made.push((path, domain));
+        }
+    }
+    Ok(made)
+}
+
+fn make_domain(
+    uuid: Uuid,
+    path: &Path,
+    saved: SavedDomain,
+    config: &HostConfig,
+) -> Result<Domain, OpenError> {
+    let read = |text: Option<String>| {
+        text.map(Document::read)
+            .transpose()
+            .map_err(|source| OpenError::Document { path: path.to_owned(), source })
+    };
+    let (live, persistent) = (read(saved.live)?, read(saved.persistent)?);
+    let state = match (&live, saved.paused) {
+        (None, _) => DomainState::ShutOff,
+        (Some(_), true) => DomainState::Paused,
+        (Some(_), false) => DomainState::Running,
+    };
+    let pending = saved.pending.into_iter().map(|alias| (alias, Pending { due: None, lose_event: false }));
+    let (retold, guest) = match saved.guest {
+        Some(guest) => (true, guest),
+        None => (false, config.guest.get(&saved.name).cloned().unwrap_or_default()),
+    };
+    Ok(Domain {
+        uuid,
+        name: saved.name,
+        state,
+        live,
+        persistent,
+        pending: pending.collect(),
+        booting: None,
+        guest,
+        retold,
+        job: std::sync::Arc::default(),
+    })
+}

@@ -1,0 +1,214 @@
+//! A PCI host device in a domain's document, as it is given to attach and as libvirt prints it:
+//! `<hostdev type='pci'>` or `<interface type='hostdev'>`.
+
+use crate::domain::DomainXml;
+use crate::hypervisor::ErrorKind;
+use crate::pci::PciAddress;
+
+use super::element::Element;
+use super::refusal::{self, Refusal};
+
+/// What such an element says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plug {
+    pub(super) source: PciAddress,
+    pub(super) managed: bool,
+    pub(super) interface: bool,
+    /// The user's alias. One without `ua-`, or with other characters than libvirt allows, is dropped, as
+    /// libvirt does.
+    pub(super) alias: Option<String>,
+    pub(super) guest: Option<PciAddress>,
+    /// What is printed as it was given: mac, vlan, boot, rom.
+    kept: Vec<Element>,
+}
+
+/// The children in the order in which libvirt prints them.
+const ORDER: [&str; 8] = ["mac", "driver", "source", "vlan", "boot", "alias", "rom", "address"];
+
+impl Plug {
+    /// Reads the document of an attach as libvirt would; what libvirt refuses is refused.
+    pub(super) fn parse(xml: &str) -> Result<Self, Refusal> {
+        let element = Element::parse(xml).map_err(|reason| {
+            Refusal::new(ErrorKind::Document, format_args!("(device_definition): {reason}"))
+        })?;
+        Self::read(&element)
+    }
+
+    /// Reads one element.
+    pub(super) fn read(element: &Element) -> Result<Self, Refusal> {
+        let kind = element.attribute("type");
+        let interface = match (element.name.as_str(), kind) {
+            ("hostdev", Some("pci")) => false,
+            ("hostdev", None) => return Err(refusal::document("missing source address type")),
+            ("interface", Some("hostdev")) => true,
+            ("interface" | "hostdev" | "disk" | "controller" | "rng" | "memory" | "filesystem", _) => {
+                let text = "the simulated host attaches PCI host devices only";
+                return Err(Refusal::new(ErrorKind::Unsupported, text));
+            }
+            (name, _) => return Err(refusal::document(format_args!("unknown device type '{name}'"))),
+        };
+        if !interface && element.attribute("mode").is_some_and(|mode| mode != "subsystem") {
+            return Err(invalid_value(element, "mode"));
+        }
+        let managed = match element.attribute("managed") {
+            Some("yes") => true,
+            Some("no") | None => false,
+            Some(_) => return Err(invalid_value(element, "managed")),
+        };
+        let missing = |name| refusal::document(format_args!("Missing <{name}> element in hostdev device"));
+        let source = element.child("source").ok_or_else(|| missing("source"))?;
+        let source = address(source.child("address").ok_or_else(|| missing("address"))?)?;
+        let source = source.ok_or_else(|| missing("address"))?;
+        if (source.domain(), source.bus(), source.slot()) == (0, 0, 0) {
+            let text = format_args!(
+                "Invalid PCI address {source}, at least one of domain, bus, or slot must be > 0"
+            );
+            return Err(refusal::document(text));
+        }
+        let guest = match element.child("address") {
+            Some(given) => address(given)?,
+            None => None,
+        };
+        let kept: Vec<Element> = element
+            .children
+            .iter()
+            .filter(|child| matches!(child.name.as_str(), "mac" | "vlan" | "boot" | "rom"))
+            .cloned()
+            .collect();
+        kept.iter().try_for_each(check)?;
+        let alias = element.child("alias").and_then(|alias| alias.attribute("name"));
+        let mut plug = Self {
+            source,
+            managed,
+            interface,
+            alias: alias.filter(is_user_alias).map(str::to_owned),
+            guest,
+            kept,
+        };
+        if interface && !plug.kept.iter().any(|child| child.name == "mac") {
+            plug.kept.push(Element::made("mac", &[("address", &made_mac(source))], Vec::new()));
+        }
+        Ok(plug)
+    }
+
+    /// The element as libvirt prints it among `<devices>`: in a running guest's document with libvirt's own
+    /// alias where the user gave none, in a definition with the user's alias only.
+    pub(super) fn print(&self, live: Option<&str>, guest: PciAddress) -> String {
+        let alias = self.alias.as_deref().or(live);
+        let managed = if self.managed { "yes" } else { "no" };
+        let mut element = if self.interface {
+            Element::made("interface", &[("type", "hostdev"), ("managed", managed)], Vec::new())
+        } else {
+            let attributes = [("mode", "subsystem"), ("type", "pci"), ("managed", managed)];
+            Element::made("hostdev", &attributes, Vec::new())
+        };
+        for name in ORDER {
+            let child = match name {
+                "driver" => live.map(|_| Element::made("driver", &[("name", "vfio")], Vec::new())),
+                "source" => {
+                    let address = address_element(self.source, self.interface);
+                    Some(Element::made("source", &[], vec![address]))
+                }
+                "alias" => alias.map(|alias| Element::made("alias", &[("name", alias)], Vec::new())),
+                "address" => Some(address_element(guest, true)),
+                kept => self.kept.iter().find(|child| child.name == kept).cloned(),
+            };
+            element.children.extend(child);
+        }
+        element.print(4)
+    }
+
+    /// libvirt's own alias for a device of a running guest: the next free number.
+    pub(super) fn own_alias(live: &DomainXml) -> String {
+        let numbers = live
+            .hostdevs
+            .iter()
+            .filter_map(|held| held.alias.as_deref()?.strip_prefix("hostdev")?.parse::<u32>().ok());
+        format!("hostdev{}", numbers.max().map_or(0, |last| last + 1))
+    }
+}
+
+/// libvirt keeps an alias that begins with `ua-` and has no other characters than these.
+fn is_user_alias(alias: &&str) -> bool {
+    alias.starts_with("ua-") && alias.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+/// A MAC address for an interface that was given none: libvirt's prefix, and the same for the same function.
+fn made_mac(source: PciAddress) -> String {
+    let function = source.slot() << 3 | source.function();
+    format!("52:54:00:{:02x}:{:02x}:{function:02x}", source.domain() & 0xff, source.bus())
+}
+
+fn address_element(address: PciAddress, typed: bool) -> Element {
+    let [domain, bus, slot, function] = [
+        format!("{:#06x}", address.domain()),
+        format!("{:#04x}", address.bus()),
+        format!("{:#04x}", address.slot()),
+        format!("{:#x}", address.function()),
+    ];
+    let all =
+        [("type", "pci"), ("domain", &*domain), ("bus", &*bus), ("slot", &*slot), ("function", &*function)];
+    Element::made("address", if typed { &all } else { &all[1..] }, Vec::new())
+}
+
+/// A PCI address; none for `<address type='pci'/>`, which leaves the choice to libvirt.
+fn address(element: &Element) -> Result<Option<PciAddress>, Refusal> {
+    if element.attribute("type").is_some_and(|kind| kind != "pci") {
+        return Err(invalid_value(element, "type"));
+    }
+    if ["domain", "bus", "slot", "function"].iter().all(|name| element.attribute(name).is_none()) {
+        return Ok(None);
+    }
+    let number = |name: &str| {
+        let text = element.attribute(name).unwrap_or("0");
+        match text.strip_prefix("0x") {
+            Some(hex) if hex.starts_with(|c: char| c.is_ascii_hexdigit()) => {
+                u32::from_str_radix(hex, 16).ok()
+            }
+            Some(_) => None,
+            None => text.parse().ok(),
+        }
+        .ok_or_else(|| invalid_value(element, name))
+    };
+    PciAddress::new(number("domain")?, number("bus")?, number("slot")?, number("function")?)
+        .map(Some)
+        .map_err(|error| refusal::document(format_args!("Invalid PCI address: {error}")))
+}
+
+fn check(kept: &Element) -> Result<(), Refusal> {
+    let value = |name| kept.attribute(name).unwrap_or_default();
+    match kept.name.as_str() {
+        "rom" if !matches!(value("bar"), "" | "on" | "off") => Err(invalid_value(kept, "bar")),
+        "boot" if value("order").parse::<u32>().is_err() => Err(invalid_value(kept, "order")),
+        "mac" => {
+            let bytes: Vec<Option<u8>> =
+                value("address").split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+            let text = value("address");
+            if bytes.len() != 6 || bytes.contains(&None) {
+                Err(refusal::document(format_args!("unable to parse mac address '{text}'")))
+            } else if bytes.first().copied().flatten().is_some_and(|first| first & 1 == 1) {
+                let text = format_args!("expected unicast mac address, found multicast '{text}'");
+                Err(refusal::document(text))
+            } else {
+                Ok(())
+            }
+        }
+        "vlan" => kept.children.iter().filter(|tag| tag.name == "tag").try_for_each(|tag| {
+            match tag.attribute("id").map(str::parse::<u32>) {
+                Some(Ok(0..=4095)) => Ok(()),
+                Some(Ok(id)) => {
+                    Err(refusal::document(format_args!("vlan tag id {id} too large (maximum 4095)")))
+                }
+                Some(Err(_)) | None => Err(invalid_value(tag, "id")),
+            }
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn invalid_value(element: &Element, attribute: &str) -> Refusal {
+    let value = element.attribute(attribute).unwrap_or_default();
+    let text =
+        format_args!("Invalid value for attribute '{attribute}' in element '{}': '{value}'.", element.name);
+    refusal::document(text)
+}

@@ -1,0 +1,184 @@
+//! What a guest goes through: start, boot, pause, resume, reboot, and the end.
+//!
+//! ```text
+//! shut off ──start──▶ booting ──boot_ms──▶ running ◀──resume── paused
+//!     ▲                  ▲                    │ └──────pause──────▲
+//!     │                  └─────reboot─────────┤
+//!     └──── shutdown, destroy, crash ─────────┘   live devices go back to the host: lifecycle events only
+//! ```
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::hypervisor::{DomainState, ErrorKind, Event, Lifecycle};
+use crate::pci::PciAddress;
+
+use super::host::Host;
+use super::refusal::{self, Refusal};
+
+impl Host {
+    /// Starts a domain from its definition.
+    pub(super) fn start(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
+        let domain = self.domain(uuid)?;
+        if domain.live.is_some() {
+            return Err(refusal::already_running());
+        }
+        let definition = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
+        let wanted: Vec<PciAddress> = definition.parsed().hostdevs.iter().map(|held| held.source).collect();
+        for held in &definition.parsed().hostdevs {
+            self.check_free(uuid, held.source, held.managed, held.interface)?;
+        }
+        let gone = wanted.iter().filter_map(|address| self.devices.get(*address));
+        let gone: Vec<PciAddress> =
+            gone.flat_map(|device| self.devices.virtual_functions(&device.info)).collect();
+        if let Some(vf) = wanted.iter().find(|address| gone.contains(address)) {
+            return Err(refusal::no_such_function(*vf));
+        }
+        let started = self
+            .check_viable(&wanted)
+            .and_then(|()| definition.started(self.next_id, |source| self.is_express(source)));
+        let live = match started {
+            Ok(live) => live,
+            Err(refused) => {
+                wanted.into_iter().for_each(|address| self.bounce(address));
+                return Err(refused);
+            }
+        };
+        for address in wanted {
+            self.hold(uuid, address);
+        }
+        self.next_id += 1;
+        let domain = self.domain_mut(uuid)?;
+        domain.live = Some(live);
+        domain.state = DomainState::Running;
+        self.live_changed(uuid, Lifecycle::Started);
+        self.emit(Event::Lifecycle { domain: uuid, change: Lifecycle::Resumed });
+        self.boot(uuid, now)
+    }
+
+    /// Ends a domain's run: `changes` are heard, and nothing of its devices.
+    pub(super) fn stop(&mut self, uuid: Uuid, changes: &[Lifecycle], now: Instant) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        let live = domain.live.take().ok_or_else(refusal::not_running)?;
+        domain.state = DomainState::ShutOff;
+        domain.booting = None;
+        domain.pending.clear();
+        self.save(uuid);
+        for change in changes {
+            self.emit(Event::Lifecycle { domain: uuid, change: *change });
+        }
+        let held: Vec<PciAddress> = live.parsed().hostdevs.iter().map(|held| held.source).collect();
+        let delay = Duration::from_millis(self.config.release_ms);
+        self.release(&held, (!delay.is_zero()).then(|| now + delay));
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, uuid: Uuid) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        if domain.state != DomainState::Running {
+            return Err(refusal::not_running());
+        }
+        domain.state = DomainState::Paused;
+        domain.pending.values_mut().for_each(|pending| pending.due = None);
+        self.live_changed(uuid, Lifecycle::Suspended);
+        Ok(())
+    }
+
+    /// Lets a paused guest go on; it answers what it was asked meanwhile.
+    pub(super) fn resume(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        match domain.state {
+            DomainState::Paused => {}
+            DomainState::Running => return Err(refusal::already_running()),
+            DomainState::Blocked
+            | DomainState::ShuttingDown
+            | DomainState::ShutOff
+            | DomainState::Crashed
+            | DomainState::Suspended
+            | DomainState::Unknown => return Err(refusal::not_running()),
+        }
+        domain.state = DomainState::Running;
+        let due = domain.answers_at(now);
+        domain.pending.values_mut().for_each(|pending| pending.due = due);
+        self.live_changed(uuid, Lifecycle::Resumed);
+        Ok(())
+    }
+
+    /// Resets the guest: whatever it was asked to let go is gone, and it boots.
+    pub(super) fn reboot(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        if domain.live.is_none() {
+            return Err(refusal::not_running());
+        }
+        let pending = std::mem::take(&mut domain.pending);
+        self.live_changed(uuid, Lifecycle::Rebooted);
+        for (alias, pending) in pending {
+            self.let_go(uuid, alias, pending.lose_event);
+        }
+        self.set_agent(uuid, false)?;
+        self.boot(uuid, now)
+    }
+
+    /// Removes a domain's definition; one that does not run is gone.
+    pub(super) fn undefine(&mut self, uuid: Uuid) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        domain.persistent.take().ok_or_else(refusal::transient)?;
+        self.live_changed(uuid, Lifecycle::Undefined);
+        Ok(())
+    }
+
+    /// Connects the guest's agent, or lets it go.
+    pub(super) fn set_agent(&mut self, uuid: Uuid, connected: bool) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        let live = domain.live.as_ref().ok_or_else(refusal::not_running)?;
+        if !live.has_agent_channel() || live.parsed().agent_connected == connected {
+            return Ok(());
+        }
+        domain.live = Some(live.with_agent(connected)?);
+        self.save(uuid);
+        self.emit(Event::Agent { domain: uuid, connected });
+        Ok(())
+    }
+
+    /// What the guest's agent answers to a command.
+    pub(super) fn ask_agent(&self, uuid: Uuid, command: &str) -> Result<String, Refusal> {
+        let domain = self.domain(uuid)?;
+        let live = domain.live.as_ref().ok_or_else(refusal::not_running)?;
+        let command: serde_json::Value =
+            serde_json::from_str(command).map_err(|error| Refusal::new(ErrorKind::Document, error))?;
+        let answer = command.get("execute").and_then(|name| domain.guest.agent_answers.get(name.as_str()?));
+        match answer {
+            Some(answer) if live.parsed().agent_connected && domain.state == DomainState::Running => {
+                Ok(answer.clone())
+            }
+            Some(_) | None => Err(refusal::agent_away()),
+        }
+    }
+
+    fn boot(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        domain.booting = Some(now + Duration::from_millis(domain.guest.boot_ms));
+        Ok(())
+    }
+
+    /// The guest has booted, when it is time: its agent connects.
+    pub(super) fn end_of_boot(&mut self, uuid: Uuid, now: Instant) {
+        let Some(domain) = self.domains.get_mut(&uuid) else { return };
+        if domain.booting.is_none_or(|until| until > now) {
+            return;
+        }
+        domain.booting = None;
+        if domain.guest.agent
+            && let Err(error) = self.set_agent(uuid, true)
+        {
+            tracing::error!(domain = %uuid, error = error.message, "simulated host: no agent");
+        }
+    }
+
+    fn live_changed(&mut self, uuid: Uuid, change: Lifecycle) {
+        self.save(uuid);
+        self.emit(Event::Lifecycle { domain: uuid, change });
+    }
+}

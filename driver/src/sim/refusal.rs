@@ -1,0 +1,152 @@
+//! What libvirt refuses, in libvirt's words: the texts that libvirt 11.3 gave, with the kind that the port
+//! gives each.
+
+use std::fmt;
+
+use crate::hypervisor::{Error, ErrorKind};
+use crate::pci::PciAddress;
+
+/// A call that was not done, before it is told what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) kind: ErrorKind,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+
+    /// The port's error, with what was asked.
+    pub(super) fn of(self, operation: impl Into<String>) -> Error {
+        Error::new(self.kind, operation, self.message)
+    }
+}
+
+/// Code 55, OPERATION_INVALID.
+fn invalid(kind: ErrorKind, text: impl fmt::Display) -> Refusal {
+    Refusal::new(kind, format_args!("Requested operation is not valid: {text}"))
+}
+
+/// Code 1, INTERNAL_ERROR.
+fn internal(kind: ErrorKind, text: impl fmt::Display) -> Refusal {
+    Refusal::new(kind, format_args!("internal error: {text}"))
+}
+
+/// Code 67, CONFIG_UNSUPPORTED.
+fn unsupported(kind: ErrorKind, text: impl fmt::Display) -> Refusal {
+    Refusal::new(kind, format_args!("unsupported configuration: {text}"))
+}
+
+/// Code 27, XML_ERROR, for what is said of a document.
+pub(super) fn document(text: impl fmt::Display) -> Refusal {
+    Refusal::new(ErrorKind::Document, format_args!("XML error: {text}"))
+}
+
+/// Code 27, XML_ERROR, for a guest address.
+pub(super) fn guest_address(text: impl fmt::Display) -> Refusal {
+    Refusal::new(ErrorKind::BadGuestAddress, format_args!("XML error: {text}"))
+}
+
+pub(super) fn away() -> Refusal {
+    internal(ErrorKind::Away, "client socket is closed")
+}
+
+pub(super) fn job_is_held() -> Refusal {
+    let text = "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainAttachDeviceFlags)";
+    Refusal::new(ErrorKind::TimedOut, text)
+}
+
+pub(super) fn no_domain(uuid: uuid::Uuid) -> Refusal {
+    let text = format_args!("Domain not found: no domain with matching uuid '{uuid}'");
+    Refusal::new(ErrorKind::NoDomain, text)
+}
+
+pub(super) fn no_node_device(address: PciAddress) -> Refusal {
+    let name = address.node_name();
+    let text = format_args!("Node device not found: no node device with matching name '{name}'");
+    Refusal::new(ErrorKind::NoDevice, text)
+}
+
+pub(super) fn no_such_function(address: PciAddress) -> Refusal {
+    let text = format_args!(
+        "Device {address} not found: could not access /sys/bus/pci/devices/{address}/config: No such file or directory"
+    );
+    Refusal::new(ErrorKind::NoDevice, text)
+}
+
+pub(super) fn not_running() -> Refusal {
+    invalid(ErrorKind::NotRunning, "domain is not running")
+}
+
+pub(super) fn already_running() -> Refusal {
+    invalid(ErrorKind::Refused, "domain is already running")
+}
+
+pub(super) fn transient() -> Refusal {
+    invalid(ErrorKind::Refused, "transient domains do not have any persistent config")
+}
+
+pub(super) fn in_use(address: PciAddress, domain: &str) -> Refusal {
+    let text = format_args!("PCI device {address} is in use by driver QEMU, domain {domain}");
+    invalid(ErrorKind::InUse, text)
+}
+
+pub(super) fn unmanaged(address: PciAddress) -> Refusal {
+    let text = format_args!("Unmanaged PCI device {address} must be manually detached from the host");
+    invalid(ErrorKind::NotAssignable, text)
+}
+
+pub(super) fn already_defined() -> Refusal {
+    invalid(ErrorKind::AlreadyDefined, "device is already in the domain configuration")
+}
+
+pub(super) fn duplicate_alias(alias: &str) -> Refusal {
+    unsupported(ErrorKind::AlreadyDefined, format_args!("non unique alias detected: {alias}"))
+}
+
+pub(super) fn no_passthrough() -> Refusal {
+    unsupported(ErrorKind::NoPassthrough, "host doesn't support passthrough of host PCI devices")
+}
+
+pub(super) fn not_a_virtual_function() -> Refusal {
+    let text = "Interface type hostdev is currently supported on SR-IOV Virtual Functions only";
+    unsupported(ErrorKind::NotAssignable, text)
+}
+
+pub(super) fn not_an_endpoint() -> Refusal {
+    internal(ErrorKind::NotAssignable, "Non-endpoint PCI devices cannot be assigned to guests")
+}
+
+pub(super) fn not_viable(address: PciAddress, group: u32) -> Refusal {
+    let text = format_args!(
+        "unable to execute QEMU command 'device_add': vfio {address}: group {group} is not viable\n\
+         Please ensure all devices within the iommu_group are bound to their vfio bus driver."
+    );
+    internal(ErrorKind::GroupNotViable, text)
+}
+
+pub(super) fn no_free_port() -> Refusal {
+    internal(ErrorKind::NoFreePort, "No more available PCI slots")
+}
+
+pub(super) fn function_not_zero() -> Refusal {
+    internal(ErrorKind::BadGuestAddress, "Only PCI device addresses with function=0 are supported")
+}
+
+pub(super) fn no_alias(alias: &str) -> Refusal {
+    internal(ErrorKind::DeviceMissing, format_args!("no device found with alias {alias}"))
+}
+
+pub(super) fn unplug_pending(alias: &str) -> Refusal {
+    let text = format_args!(
+        "unable to execute QEMU command 'device_del': Device {alias} is already in the process of unplug"
+    );
+    internal(ErrorKind::UnplugPending, text)
+}
+
+pub(super) fn agent_away() -> Refusal {
+    let text = "Guest agent is not responding: QEMU guest agent is not connected";
+    Refusal::new(ErrorKind::AgentAway, text)
+}

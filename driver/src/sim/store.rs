@@ -1,0 +1,155 @@
+//! What outlives the process: `DIR/state/`, one file a domain and one a device that differs from its
+//! document. Each is written beside its place and renamed into it, so that it is old or new, never half.
+//! Deleting the folder starts afresh.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::OpenError;
+use super::config::Guest;
+
+/// The folder, or nothing when what happens is kept in memory only.
+#[derive(Debug)]
+pub(super) struct Store {
+    state: Option<PathBuf>,
+    /// Held while the directory is open.
+    _lock: Option<File>,
+}
+
+/// A domain's file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct SavedDomain {
+    pub(super) name: String,
+    pub(super) paused: bool,
+    /// The running guest's document.
+    pub(super) live: Option<String>,
+    /// The definition; a domain with neither is gone.
+    pub(super) persistent: Option<String>,
+    /// The aliases that the guest was asked to let go.
+    pub(super) pending: Vec<String>,
+    /// How the guest behaves, when it was told otherwise than in `host.toml`.
+    pub(super) guest: Option<Guest>,
+}
+
+/// A device's file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedDevice {
+    /// Whether the host has it.
+    pub(super) present: bool,
+    /// The driver that it has while no guest has it.
+    pub(super) driver: Option<String>,
+    /// Its document, when it is in no file of `devices/`.
+    pub(super) xml: Option<String>,
+}
+
+/// The two kinds of files.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Domain,
+    Device,
+}
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Domain => "domains",
+            Self::Device => "devices",
+        }
+    }
+}
+
+impl Store {
+    /// Takes the directory for this process. One that cannot be written to is read only.
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        match Self::writable(dir) {
+            Ok(lock) => match lock.try_lock() {
+                Ok(()) => Ok(Self { state: Some(dir.join("state")), _lock: Some(lock) }),
+                Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: dir.to_owned() }),
+                Err(TryLockError::Error(source)) => Err(OpenError::Io { path: dir.join("lock"), source }),
+            },
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write; changes are kept in memory");
+                Ok(Self { state: None, _lock: None })
+            }
+        }
+    }
+
+    fn writable(dir: &Path) -> io::Result<File> {
+        for kind in [Kind::Domain, Kind::Device] {
+            fs::create_dir_all(dir.join("state").join(kind.folder()))?;
+        }
+        File::options().create(true).append(true).open(dir.join("lock"))
+    }
+
+    /// Whether changes outlive the process.
+    pub(super) fn is_durable(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// Lets the directory go and writes no more.
+    pub(super) fn close(&mut self) {
+        *self = Self { state: None, _lock: None };
+    }
+
+    /// Reads all files of a kind, by name.
+    pub(super) fn read<T: DeserializeOwned>(
+        dir: &Path,
+        kind: Kind,
+    ) -> Result<BTreeMap<String, T>, OpenError> {
+        let mut files = BTreeMap::new();
+        for (path, text) in read_folder(&dir.join("state").join(kind.folder()), "json")? {
+            let saved = serde_json::from_str(&text)
+                .map_err(|error| OpenError::Text { path: path.clone(), reason: error.to_string() })?;
+            files.insert(stem(&path), saved);
+        }
+        Ok(files)
+    }
+
+    /// Writes one file. Failing to do so is worth a warning: the simulated host goes on in memory.
+    pub(super) fn write(&self, kind: Kind, name: &str, saved: &impl Serialize) {
+        let Some(state) = &self.state else { return };
+        let path = state.join(kind.folder()).join(name).with_extension("json");
+        let temporary = path.with_extension("new");
+        let written = serde_json::to_vec_pretty(saved)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "simulated host: a change is kept in memory only");
+        }
+    }
+}
+
+/// The files of a folder with an ending, in order of name. No folder is an empty one.
+pub(super) fn read_folder(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, String)>, OpenError> {
+    let fail = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(fail(folder))?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(fail(folder))?.path();
+        if path.extension().is_some_and(|extension| extension == ending) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| fs::read_to_string(&path).map_err(fail(&path)).map(|text| (path, text)))
+        .collect()
+}
+
+/// A file's name without its ending.
+pub(super) fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
