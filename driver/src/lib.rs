@@ -1,7 +1,8 @@
 //! The hypervisor side of hotslot: PCI and libvirt. It knows no HTTP and no SQL.
 //!
 //! ```text
-//! pci, device, domain    values: parsed once, never invalid
+//! pci, net               values: parsed once, never invalid
+//! device, domain         what hotslot knows of a host's function, and of a guest
 //! xml                    documents in and out: node device, domain, hostdev; no connection here
 //! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
 //! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
@@ -17,6 +18,7 @@ pub mod guest;
 pub mod hotplug;
 pub mod hypervisor;
 pub mod libvirt;
+pub mod net;
 pub mod pci;
 pub mod sim;
 pub mod topology;

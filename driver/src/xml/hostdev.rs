@@ -1,11 +1,17 @@
 //! `xml-templates/` → the `<hostdev>` document of one attach.
 //!
 //! The templates are rendered by minijinja with XML escaping, and each rendered document is read back: it
-//! must name the host address and the alias that were asked for, else libvirt never sees it.
+//! must say what was asked for and plug nothing else, else libvirt never sees it.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
+use uuid::Uuid;
+
+use super::rendered;
 use crate::domain::UserAlias;
+use crate::net::{MacAddress, VlanTag};
 use crate::pci::PciAddress;
 
 /// What one attach puts into the domain's document.
@@ -28,15 +34,27 @@ pub struct HostdevSpec {
 /// What `<interface type='hostdev'>` says beyond a `<hostdev>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceSpec {
-    /// The MAC address, `52:54:00:12:34:56`.
-    pub mac: String,
-    /// The VLAN tag, 0 to 4095.
-    pub vlan: Option<u16>,
+    /// The MAC address that the VF gets.
+    pub mac: MacAddress,
+    /// The VLAN that the VF is in.
+    pub vlan: Option<VlanTag>,
 }
 
 /// The templates, embedded in the binary or overridden from a directory.
 #[derive(Debug)]
-pub struct Templates {}
+pub struct Templates {
+    environment: Environment<'static>,
+    /// The templates that are not the embedded ones, and their files.
+    overrides: Vec<(&'static str, PathBuf)>,
+}
+
+/// The embedded templates by the names of their files.
+const EMBEDDED: [(&str, &str); 2] = [
+    (HOSTDEV, include_str!("../../../xml-templates/hostdev.xml")),
+    (INTERFACE, include_str!("../../../xml-templates/interface.xml")),
+];
+const HOSTDEV: &str = "hostdev.xml";
+const INTERFACE: &str = "interface.xml";
 
 /// A template that does not do.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +65,13 @@ pub enum TemplateError {
         /// The file or directory.
         path: String,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A file in the override directory that overrides nothing.
+    #[error("{path}: no template has this name; there are {HOSTDEV} and {INTERFACE}")]
+    Unknown {
+        /// The file.
+        path: String,
     },
     /// A template does not parse or does not render.
     #[error("{file}:{line}: {reason}")]
@@ -60,30 +84,143 @@ pub enum TemplateError {
         reason: String,
     },
     /// What a template rendered is not what was asked for.
-    #[error("{file}: the rendered document {reason}")]
+    #[error("{file}: in the rendered document, {reason}")]
     Mismatch {
         /// The template's file.
         file: String,
-        /// What differs.
+        /// What differs, with the element and the rendered document's line.
         reason: String,
     },
 }
 
+/// What a template can say. Whether it said it right is checked afterwards.
+fn context(spec: &HostdevSpec) -> Value {
+    let interface = spec.interface.as_ref();
+    context! {
+        source => address(spec.source),
+        alias => spec.alias.to_string(),
+        managed => if spec.managed { "yes" } else { "no" },
+        rom_bar => spec.rom_bar.map(|bar| if bar { "on" } else { "off" }),
+        guest => spec.guest.map(address),
+        mac => interface.map(|interface| interface.mac.to_string()),
+        vlan => interface.and_then(|interface| interface.vlan).map(VlanTag::get),
+    }
+}
+
+/// An address as libvirt writes it: `domain='0x0000' bus='0x3b' slot='0x00' function='0x1'`.
+fn address(address: PciAddress) -> Value {
+    context! {
+        domain => format!("{:#06x}", address.domain()),
+        bus => format!("{:#04x}", address.bus()),
+        slot => format!("{:#04x}", address.slot()),
+        function => format!("{:#x}", address.function()),
+    }
+}
+
 impl Templates {
     /// The embedded templates, with those of the same name in `overrides` in their place, all proven by
-    /// rendering each once.
+    /// rendering each for every kind of attach. Files whose names begin with a dot are left alone.
     ///
     /// # Errors
     /// [`TemplateError`] naming file and line.
-    pub fn load(_overrides: Option<&Path>) -> Result<Self, TemplateError> {
-        Ok(Self {})
+    pub fn load(overrides: Option<&Path>) -> Result<Self, TemplateError> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_auto_escape_callback(|_| AutoEscape::Html);
+        let overrides = overrides.map_or_else(|| Ok(Vec::new()), override_files)?;
+        let mut templates = Self { environment, overrides };
+        for (name, embedded) in EMBEDDED {
+            let text = match templates.overrides.iter().find(|(overridden, _)| *overridden == name) {
+                Some((_, path)) => {
+                    std::fs::read_to_string(path).map_err(|source| read_error(path, source))?
+                }
+                None => embedded.to_owned(),
+            };
+            let added = templates.environment.add_template_owned(name, text);
+            added.map_err(|error| templates.render_error(name, &error))?;
+        }
+        for spec in every_kind() {
+            templates.render(&spec)?;
+        }
+        Ok(templates)
     }
 
     /// Renders the document of one attach.
     ///
     /// # Errors
     /// [`TemplateError`] when it does not render, or renders something else than was asked for.
-    pub fn render(&self, _spec: &HostdevSpec) -> Result<String, TemplateError> {
-        Ok(String::new())
+    pub fn render(&self, spec: &HostdevSpec) -> Result<String, TemplateError> {
+        let name = if spec.interface.is_some() { INTERFACE } else { HOSTDEV };
+        let xml = self.render_context(name, context(spec))?;
+        rendered::check(&xml, spec)
+            .map_err(|reason| TemplateError::Mismatch { file: self.file(name), reason })?;
+        Ok(xml)
+    }
+
+    fn render_context(&self, name: &str, context: Value) -> Result<String, TemplateError> {
+        let rendered = self.environment.get_template(name).and_then(|template| template.render(context));
+        rendered.map_err(|error| self.render_error(name, &error))
+    }
+
+    fn render_error(&self, name: &str, error: &minijinja::Error) -> TemplateError {
+        let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+        TemplateError::Render {
+            file: self.file(error.name().unwrap_or(name)),
+            line: error.line().unwrap_or(1),
+            reason: format!("{}{detail}", error.kind()),
+        }
+    }
+
+    /// What people call a template: its file, or its name where it is embedded.
+    fn file(&self, name: &str) -> String {
+        let file = self.overrides.iter().find(|(overridden, _)| *overridden == name);
+        file.map_or_else(|| name.to_owned(), |(_, path)| path.display().to_string())
     }
 }
+
+fn read_error(path: &Path, source: io::Error) -> TemplateError {
+    TemplateError::Read { path: path.display().to_string(), source }
+}
+
+fn override_files(directory: &Path) -> Result<Vec<(&'static str, PathBuf)>, TemplateError> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|source| read_error(directory, source))? {
+        let path = entry.map_err(|source| read_error(directory, source))?.path();
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+        if file_name.starts_with('.') {
+            continue;
+        }
+        match EMBEDDED.iter().find(|(name, _)| *name == file_name) {
+            Some((name, _)) => files.push((*name, path)),
+            None => return Err(TemplateError::Unknown { path: path.display().to_string() }),
+        }
+    }
+    Ok(files)
+}
+
+/// One attach of every kind, none with a value that a template might have by itself.
+fn every_kind() -> impl Iterator<Item = HostdevSpec> {
+    let source = PciAddress::new(0xface, 0xa5, 0x1b, 5);
+    let guest = PciAddress::new(0, 0x6d, 0x1e, 0);
+    let mac: Option<MacAddress> = "52:54:00:c0:ff:ee".parse().ok();
+    let interface = |vlan| mac.map(|mac| InterfaceSpec { mac, vlan });
+    let interfaces = [None, interface(None), interface(VlanTag::new(3210).ok())];
+    let guests = [None, guest.ok()];
+    let roms = [None, Some(true), Some(false)];
+    let plain = source.into_iter().map(|source| HostdevSpec {
+        source,
+        alias: UserAlias(Uuid::from_u128(0x6ba7_b810_9dad_41d1_80b4_00c0_4fd4_30c8)),
+        managed: true,
+        rom_bar: None,
+        guest: None,
+        interface: None,
+    });
+    plain
+        .flat_map(move |spec| interfaces.clone().map(|interface| HostdevSpec { interface, ..spec.clone() }))
+        .flat_map(move |spec| guests.map(|guest| HostdevSpec { guest, ..spec.clone() }))
+        .flat_map(move |spec| roms.map(|rom_bar| HostdevSpec { rom_bar, ..spec.clone() }))
+        .flat_map(move |spec| [true, false].map(|managed| HostdevSpec { managed, ..spec.clone() }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ pub mod domain;
 pub mod hostdev;
 pub mod nodedev;
 mod read;
+mod rendered;
 
 /// A document that could not be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,123 @@
+//! A network interface's own values: MAC addresses and VLAN tags.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The MAC address of one interface: unicast, and not all zero. Prints as `52:54:00:12:34:56`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddress([u8; 6]);
+
+/// A VLAN tag (IEEE 802.1Q), 0 to 4095.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VlanTag(u16);
+
+/// Why a text or number is no MAC address or VLAN tag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetParseError {
+    /// The text does not have the form of a MAC address.
+    #[error("`{0}` is not a MAC address; it looks like `52:54:00:12:34:56`")]
+    Form(String),
+    /// A group address: libvirt refuses it for an interface.
+    #[error("{0} is a multicast address; an interface has a unicast one")]
+    Multicast(String),
+    /// All zero: to a VF's driver that means no address at all.
+    #[error("{0} is the zero address; an interface has one of its own")]
+    Zero(String),
+    /// A VLAN tag above 4095.
+    #[error("VLAN tag {0} is out of range 0 to 4095")]
+    Vlan(u32),
+}
+
+impl FromStr for MacAddress {
+    type Err = NetParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || NetParseError::Form(text.to_owned());
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let digits = parts.next().ok_or_else(form)?;
+            if digits.len() != 2 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(form());
+            }
+            *octet = u8::from_str_radix(digits, 16).map_err(|_| form())?;
+        }
+        if parts.next().is_some() {
+            return Err(form());
+        }
+        match octets {
+            [0, 0, 0, 0, 0, 0] => Err(NetParseError::Zero(text.to_owned())),
+            [first, ..] if first & 1 == 1 => Err(NetParseError::Multicast(text.to_owned())),
+            _ => Ok(Self(octets)),
+        }
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl VlanTag {
+    /// Makes a tag of its number.
+    ///
+    /// # Errors
+    /// [`NetParseError::Vlan`] above 4095.
+    pub fn new(tag: u32) -> Result<Self, NetParseError> {
+        if tag <= 4095 { Ok(Self(tag as u16)) } else { Err(NetParseError::Vlan(tag)) }
+    }
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_an_address_of_one_interface_is_a_mac_address() {
+        assert_eq!("52:54:00:AB:cd:0F".parse::<MacAddress>().unwrap().to_string(), "52:54:00:ab:cd:0f");
+        for (text, reason) in [
+            ("01:00:5e:00:00:01", "multicast"),
+            ("ff:ff:ff:ff:ff:ff", "multicast"),
+            ("00:00:00:00:00:00", "zero"),
+            ("52:54:00:12:34", "looks like"),
+            ("52:54:00:12:34:56:78", "looks like"),
+            ("52:54:00:12:34:+5", "looks like"),
+            ("52-54-00-12-34-56", "looks like"),
+            ("52:54:00:12:34:56'/><x a='", "looks like"),
+        ] {
+            let error = text.parse::<MacAddress>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_vlan_tag_has_twelve_bits() {
+        assert_eq!(VlanTag::new(0).map(VlanTag::get), Ok(0));
+        assert_eq!(VlanTag::new(4095).map(VlanTag::get), Ok(4095));
+        assert_eq!(VlanTag::new(4096), Err(NetParseError::Vlan(4096)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic_and_what_is_read_prints_back(text in "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}|\\PC*") {
+            if let Ok(mac) = text.parse::<MacAddress>() {
+                prop_assert_eq!(mac.to_string(), text.to_ascii_lowercase());
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+use roxmltree::Document;
+
+use super::*;
+use crate::xml::domain;
+
+fn at(address: &str) -> PciAddress {
+    address.parse().unwrap()
+}
+
+/// A VF as it is, with nothing chosen.
+fn plain() -> HostdevSpec {
+    HostdevSpec {
+        source: at("0000:3b:02.1"),
+        alias: UserAlias(Uuid::from_u128(0x0b5b_d9a1_51c0_4b13_9c6f_1a7f_6f4f_5d6c)),
+        managed: true,
+        rom_bar: None,
+        guest: None,
+        interface: None,
+    }
+}
+
+fn interface() -> HostdevSpec {
+    let interface = InterfaceSpec { mac: "52:54:00:6d:90:02".parse().unwrap(), vlan: VlanTag::new(42).ok() };
+    HostdevSpec { interface: Some(interface), ..plain() }
+}
+
+/// A directory of overrides: names and texts.
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+/// What loading these overrides is refused with, without the directory's own name.
+fn refusal(files: &[(&str, &str)]) -> String {
+    let directory = directory(files);
+    let error = Templates::load(Some(directory.path())).unwrap_err().to_string();
+    error.replace(&format!("{}/", directory.path().display()), "")
+}
+
+/// The embedded template of this name with one piece replaced.
+fn embedded(name: &str, from: &str, to: &str) -> String {
+    let (_, text) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name).unwrap();
+    assert!(text.contains(from), "{from}");
+    text.replacen(from, to, 1)
+}
+
+#[test]
+fn a_function_is_given_as_it_is() {
+    let xml = Templates::load(None).unwrap().render(&plain()).unwrap();
+    assert_eq!(
+        xml,
+        "<hostdev mode='subsystem' type='pci' managed='yes'>
+  <source>
+    <address domain='0x0000' bus='0x3b' slot='0x02' function='0x1'/>
+  </source>
+  <alias name='ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c'/>
+</hostdev>"
+    );
+}
+
+#[test]
+fn a_network_vf_gets_its_mac_address_and_vlan() {
+    let chosen =
+        HostdevSpec { managed: false, rom_bar: Some(false), guest: Some(at("0000:05:00.0")), ..interface() };
+    let xml = Templates::load(None).unwrap().render(&chosen).unwrap();
+    assert_eq!(
+        xml,
+        "<interface type='hostdev' managed='no'>
+  <mac address='52:54:00:6d:90:02'/>
+  <source>
+    <address type='pci' domain='0x0000' bus='0x3b' slot='0x02' function='0x1'/>
+  </source>
+  <vlan>
+    <tag id='42'/>
+  </vlan>
+  <rom bar='off'/>
+  <alias name='ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c'/>
+  <address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/>
+</interface>"
+    );
+}
+
+#[test]
+fn what_is_rendered_reads_back_as_the_domain_will_have_it() {
+    let templates = Templates::load(None).unwrap();
+    let mut documents = HashSet::new();
+    for spec in every_kind() {
+        let xml = templates.render(&spec).unwrap();
+        let guest = domain::parse(&format!(
+            "<domain><name>g</name><uuid>{}</uuid><os><type arch='x86_64'>hvm</type></os><devices>{xml}</devices></domain>",
+            Uuid::nil()
+        ))
+        .unwrap();
+        let hostdev = guest.hostdev(spec.alias).unwrap();
+        assert_eq!((hostdev.source, hostdev.guest), (spec.source, spec.guest));
+        assert_eq!((hostdev.managed, hostdev.interface), (spec.managed, spec.interface.is_some()));
+        documents.insert(xml);
+    }
+    assert_eq!(documents.len(), 36, "every kind is another document");
+}
+
+#[test]
+fn an_override_stands_in_for_its_template_alone() {
+    let boot_first = embedded(HOSTDEV, "  <source>", "  <boot order='1'/>\n  <source>");
+    let directory = directory(&[(HOSTDEV, &boot_first), (".hostdev.xml.swp", "an editor's own")]);
+    let templates = Templates::load(Some(directory.path())).unwrap();
+    assert!(templates.render(&plain()).unwrap().contains("<boot order='1'/>"));
+    assert!(!templates.render(&interface()).unwrap().contains("boot"));
+}
+
+#[test]
+fn an_override_that_does_not_render_is_named_with_its_line() {
+    let broken = embedded(HOSTDEV, "{%- endif %}", "{%- endfor %}");
+    assert!(refusal(&[(HOSTDEV, &broken)]).starts_with("hostdev.xml:10: syntax error: "));
+
+    let unknown = embedded(INTERFACE, "{{ vlan }}", "{{ vlans }}");
+    assert_eq!(refusal(&[(INTERFACE, &unknown)]), "interface.xml:11: undefined value");
+
+    assert_eq!(
+        refusal(&[("hostdev.xlm", "<hostdev/>")]),
+        "hostdev.xlm: no template has this name; there are hostdev.xml and interface.xml"
+    );
+    let missing = Templates::load(Some(Path::new("/nowhere/at/all"))).unwrap_err();
+    assert!(missing.to_string().starts_with("/nowhere/at/all: No such file"));
+}
+
+#[test]
+fn an_override_that_says_something_else_is_refused() {
+    for (name, from, to, reason) in [
+        (
+            HOSTDEV,
+            "{{ source.bus }}",
+            "0x3b",
+            "<source/address>: face:3b:1b.5 where face:a5:1b.5 was asked for (line 3)",
+        ),
+        (
+            HOSTDEV,
+            "{{ alias }}",
+            "ua-mine",
+            "<alias>: name='ua-mine' where 'ua-6ba7b810-9dad-41d1-80b4-00c04fd430c8' was asked for (line 5)",
+        ),
+        (HOSTDEV, "{{ managed }}", "yes", "<hostdev>: managed='yes' where 'no' was asked for (line 1)"),
+        (HOSTDEV, "'pci'", "'usb'", "<hostdev>: type='usb' where 'pci' was asked for (line 1)"),
+        (HOSTDEV, "bar='{{ rom_bar }}'", "bar='on'", "<rom>: bar='on' where 'off' was asked for (line 5)"),
+        (HOSTDEV, "rom_bar is not none", "false", "<hostdev>: it has no <rom> (line 1)"),
+        (
+            HOSTDEV,
+            "{{ guest.slot }}",
+            "0x00",
+            "<address>: 0000:6d:00.0 where 0000:6d:1e.0 was asked for (line 6)",
+        ),
+        (
+            HOSTDEV,
+            "</source>",
+            "</source><address type='pci' bus='0x05'/>",
+            "<address>: it was not asked for (line 4)",
+        ),
+        (HOSTDEV, "</source>", "</source><source/>", "<source>: it was not asked for (line 4)"),
+        (HOSTDEV, "</source>", "</source><x:source xmlns:x='y'/>", "<source>: it was not asked for (line 4)"),
+        (
+            HOSTDEV,
+            "</source>",
+            "</source><driver><hostdev/></driver>",
+            "<driver/hostdev>: it was not asked for (line 4)",
+        ),
+        (HOSTDEV, "</hostdev>", "</hostdev><hostdev/>", "<hostdev>: not well-formed XML: "),
+        (HOSTDEV, "hostdev mode", "!DOCTYPE x><hostdev mode", "<hostdev>: not well-formed XML: "),
+        (
+            INTERFACE,
+            "{{ mac }}",
+            "52:54:00:00:00:01",
+            "<mac>: address='52:54:00:00:00:01' where '52:54:00:c0:ff:ee' was asked for (line 2)",
+        ),
+        (INTERFACE, "{{ vlan }}", "1", "<vlan/tag>: id='1' where '3210' was asked for (line 7)"),
+        (INTERFACE, "</vlan>", "<tag id='7'/></vlan>", "<vlan/tag>: it was not asked for (line 8)"),
+        (INTERFACE, "vlan is not none", "true", "<vlan>: it was not asked for (line 6)"),
+        (
+            INTERFACE,
+            "type='hostdev'",
+            "type='network'",
+            "<interface>: type='network' where 'hostdev' was asked for (line 1)",
+        ),
+    ] {
+        let expected = format!("{name}: in the rendered document, {reason}");
+        let found = refusal(&[(name, &embedded(name, from, to))]);
+        assert!(found.starts_with(&expected), "{from} → {to}:\n{found}\n{expected}");
+    }
+    assert_eq!(
+        refusal(&[(HOSTDEV, "<interface/>")]),
+        "hostdev.xml: in the rendered document, <hostdev>: the document's root is <interface>"
+    );
+}
+
+/// What somebody who wants out of an attribute would write.
+fn hostile() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[-'\"<>&;:/= a-z0-9{}%]{0,40}",
+        "\\PC{0,20}",
+        Just("'/></hostdev><hostdev mode='subsystem'>".to_owned()),
+        Just("\"><source/>".to_owned()),
+        Just("{{ source.bus }}&#39;&lt;".to_owned()),
+        Just("]]><!-- --><?x?>".to_owned()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_text_gets_out_of_its_attribute(alias in hostile(), mac in hostile()) {
+        // The values' own types let no such text this far: the escaping holds without them.
+        let templates = Templates::load(None).unwrap();
+        let context = context! { alias => alias.as_str(), mac => mac.as_str(), ..context(&interface()) };
+        let xml = templates.render_context(INTERFACE, context).unwrap();
+        let document = Document::parse(&xml).unwrap();
+        let names: Vec<_> =
+            document.descendants().filter(|node| node.is_element()).map(|node| node.tag_name().name()).collect();
+        prop_assert_eq!(names, ["interface", "mac", "source", "address", "vlan", "tag", "alias"]);
+        let value = |name: &str, attribute: &str| {
+            document.descendants().find(|node| node.has_tag_name(name)).and_then(|node| node.attribute(attribute)).unwrap()
+        };
+        prop_assert_eq!(value("alias", "name"), alias);
+        prop_assert_eq!(value("mac", "address"), mac);
+        prop_assert!(rendered::check(&xml, &interface()).is_err());
+    }
+
+    #[test]
+    fn a_text_that_is_a_mac_address_renders_as_that_address(text in prop_oneof![hostile(), "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}"]) {
+        if let Ok(mac) = text.parse() {
+            let spec = HostdevSpec { interface: Some(InterfaceSpec { mac, vlan: None }), ..plain() };
+            let xml = Templates::load(None).unwrap().render(&spec).unwrap();
+            let expected = format!("<mac address='{}'/>", text.to_ascii_lowercase());
+            prop_assert!(xml.contains(&expected), "{xml}");
+        }
+    }
+}

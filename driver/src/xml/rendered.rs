@@ -1,0 +1,94 @@
+//! A rendered document against what was asked for.
+
+use roxmltree::{Document, Node};
+
+use super::hostdev::HostdevSpec;
+use super::read::{self, Fault};
+use crate::pci::PciAddress;
+
+/// The elements that decide what is plugged, where, and by which name. None may stand in a document that was
+/// not asked for; others (`<driver>`, `<boot>`, …) are the template's own affair.
+const DECIDING: [&str; 9] =
+    ["hostdev", "interface", "source", "address", "alias", "mac", "vlan", "tag", "rom"];
+
+/// Checks that a document says what `spec` says, and plugs nothing else.
+pub(super) fn check(xml: &str, spec: &HostdevSpec) -> Result<(), String> {
+    let name = if spec.interface.is_some() { "interface" } else { "hostdev" };
+    let document = read::document(xml, "rendered document", name)
+        .map_err(|error| format!("<{}>: {}", error.element, error.reason))?;
+    compare(&document, spec).map_err(|fault| {
+        let error = fault.in_document("rendered document");
+        format!("<{}>: {}", error.element, error.reason)
+    })
+}
+
+fn compare(document: &Document<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
+    let root = document.root_element();
+    let mut seen = Seen(vec![root]);
+    same(root, "managed", if spec.managed { "yes" } else { "no" })?;
+    let source = seen.child(root, "source")?;
+    let source = seen.child(source, "address")?;
+    match &spec.interface {
+        Some(interface) => {
+            same(root, "type", "hostdev")?;
+            same(source, "type", "pci")?;
+            same(seen.child(root, "mac")?, "address", &interface.mac.to_string())?;
+            if let Some(vlan) = interface.vlan {
+                let tags = seen.child(root, "vlan")?;
+                same(seen.child(tags, "tag")?, "id", &vlan.get().to_string())?;
+            }
+        }
+        None => {
+            same(root, "type", "pci")?;
+            same(root, "mode", "subsystem")?;
+        }
+    }
+    same_address(source, spec.source)?;
+    same(seen.child(root, "alias")?, "name", &spec.alias.to_string())?;
+    if let Some(bar) = spec.rom_bar {
+        same(seen.child(root, "rom")?, "bar", if bar { "on" } else { "off" })?;
+    }
+    if let Some(guest) = spec.guest {
+        let address = seen.child(root, "address")?;
+        same(address, "type", "pci")?;
+        same_address(address, guest)?;
+    }
+    seen.everything_deciding_in(root)
+}
+
+/// The elements that were asked for.
+struct Seen<'a, 'input>(Vec<Node<'a, 'input>>);
+
+impl<'a, 'input: 'a> Seen<'a, 'input> {
+    fn child(&mut self, node: Node<'a, 'input>, name: &'static str) -> Result<Node<'a, 'input>, Fault> {
+        let child = read::required(node, name)?;
+        self.0.push(child);
+        Ok(child)
+    }
+
+    fn everything_deciding_in(&self, root: Node<'a, 'input>) -> Result<(), Fault> {
+        let deciding = |node: &Node<'_, '_>| DECIDING.contains(&node.tag_name().name());
+        match root.descendants().find(|node| deciding(node) && !self.0.contains(node)) {
+            Some(extra) => Err(Fault::at(extra, "it was not asked for")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn same(node: Node<'_, '_>, attribute: &'static str, expected: &str) -> Result<(), Fault> {
+    let found = node.attribute(attribute).unwrap_or_default();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Fault::at(node, format_args!("{attribute}='{found}' where '{expected}' was asked for")))
+    }
+}
+
+fn same_address(node: Node<'_, '_>, expected: PciAddress) -> Result<(), Fault> {
+    let found = read::pci_address(node)?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Fault::at(node, format_args!("{found} where {expected} was asked for")))
+    }
+}

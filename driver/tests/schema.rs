@@ -1,0 +1,65 @@
+//! The rendered documents against libvirt's own schema. Needs `virt-xml-validate` (libvirt's client tools).
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::process::Command;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::net::VlanTag;
+use hotslot_driver::pci::PciAddress;
+use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
+use uuid::Uuid;
+
+/// Whether libvirt's schema takes a domain with these devices, and what it says.
+fn validate(devices: &str) -> (bool, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let domain = format!(
+        "<domain type='kvm'><name>guest</name><memory>1048576</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\n{devices}\n</devices></domain>"
+    );
+    std::fs::write(file.path(), domain).unwrap();
+    let output = Command::new("virt-xml-validate").arg(file.path()).arg("domain").output().expect(
+        "virt-xml-validate must be installed (libvirt-clients, libxml2-utils): `tools/install build`",
+    );
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Every combination of what an attach can say.
+fn every_document() -> Vec<String> {
+    let templates = Templates::load(None).unwrap();
+    let interface = |vlan: u32| InterfaceSpec {
+        mac: "52:54:00:6d:90:02".parse().unwrap(),
+        vlan: (vlan > 0).then(|| VlanTag::new(vlan).unwrap()),
+    };
+    let mut documents = Vec::new();
+    for interface in [None, Some(interface(0)), Some(interface(1)), Some(interface(4095))] {
+        for guest in [None, PciAddress::new(0, 0xff, 0x1f, 0).ok()] {
+            for rom_bar in [None, Some(true), Some(false)] {
+                for managed in [true, false] {
+                    let spec = HostdevSpec {
+                        source: PciAddress::new(0xffff, 0xff, 0x1f, 7).unwrap(),
+                        alias: UserAlias(Uuid::max()),
+                        managed,
+                        rom_bar,
+                        guest,
+                        interface: interface.clone(),
+                    };
+                    documents.push(templates.render(&spec).unwrap());
+                }
+            }
+        }
+    }
+    documents
+}
+
+#[test]
+fn libvirts_schema_takes_every_rendered_document() {
+    let documents = every_document();
+    assert_eq!(documents.len(), 48);
+    let (valid, said) = validate(&documents.join("\n"));
+    assert!(valid, "{said}");
+
+    let (valid, said) = validate(&documents[0].replace("hostdev mode='subsystem'", "hostdev mode='sub'"));
+    assert!(!valid, "a schema that takes everything proves nothing: {said}");
+}
