@@ -1,10 +1,12 @@
 //! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
 use hotslot_driver::libvirt::{Libvirt, Options};
+use hotslot_driver::sim::Sim;
 use tokio::sync::watch;
 
 use crate::config;
@@ -98,11 +100,12 @@ pub fn open(
     configured: &config::Hypervisor,
     options: &config::Libvirt,
 ) -> Result<Arc<dyn Hypervisor>, config::ConfigError> {
-    if configured.uri.starts_with("sim://") {
-        return Err(config::ConfigError::Value {
+    if let Some(path) = configured.uri.strip_prefix("sim://") {
+        let sim = Sim::open(Path::new(path)).map_err(|error| config::ConfigError::Value {
             key: format!("[[hypervisor]] {}", configured.name),
-            reason: "simulated hosts are not there yet".into(),
-        });
+            reason: error.to_string(),
+        })?;
+        return Ok(sim);
     }
     Ok(Libvirt::connect(
         &configured.uri,

@@ -1,1 +1,346 @@
-//! Black-box tests of hotslot: what they share.
+//! Black-box tests of hotslot: the real binary, served on a free port of loopback with a database and a copy of
+//! a simulated host of its own, spoken to by HTTP.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// The guest `q35` of the simulated host `small`: it runs, with free root ports.
+pub const Q35: &str = "10000000-0000-4000-8000-000000000001";
+/// The guest `switch`: it is shut off.
+pub const SWITCH: &str = "10000000-0000-4000-8000-000000000003";
+/// The guest `i440fx`: it runs.
+pub const I440FX: &str = "10000000-0000-4000-8000-000000000005";
+/// The guest `full`: it runs, with no free hot-plug port.
+pub const FULL: &str = "10000000-0000-4000-8000-000000000006";
+
+/// How long anything may take that ought to happen by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const CONFIG: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "1234"}', '{"vendor_id": "1b36", "product_id": "0010"}']
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',
+  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
+  '{"name": "e1000", "vendor_id": "8086", "product_id": "100e"}',
+  '{"name": "edu", "vendor_id": "1234", "product_id": "11e8"}',
+  '{"name": "nic", "vendor_id": "8086", "product_id": "10ca"}',
+  '{"name": "nic", "vendor_id": "8086", "product_id": "10d3"}',
+]
+[detach]
+attempts = 2
+timeout = 0.4
+[[hypervisor]]
+name = "node1"
+"#;
+
+/// A service, as its callers see it.
+#[derive(Debug, Clone)]
+pub struct Api {
+    url: String,
+    client: reqwest::Client,
+}
+
+/// A service on a simulated host, with a database of its own.
+pub struct Hotslot {
+    dir: tempfile::TempDir,
+    child: Child,
+    api: Api,
+    log: Arc<Mutex<String>>,
+}
+
+impl std::ops::Deref for Hotslot {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+/// What the service answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body; null when it is empty.
+    pub body: Value,
+    /// `Retry-After`.
+    pub retry_after: Option<String>,
+}
+
+impl Answer {
+    /// The message of a fault.
+    pub fn message(&self) -> &str {
+        self.body.as_object().and_then(|fault| fault.values().next()?["message"].as_str()).unwrap_or_default()
+    }
+
+    /// Fails the test unless the status is the one expected.
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{:#}", self.body);
+        self
+    }
+}
+
+/// The binary that `cargo build` made beside the tests.
+pub fn binary() -> PathBuf {
+    let tests = std::env::current_exe().expect("the path of the tests");
+    let binary = tests.parent().and_then(Path::parent).expect("target directory").join("hotslot");
+    assert!(binary.exists(), "{} is missing: run `cargo build -p hotslot` first", binary.display());
+    binary
+}
+
+/// A simulated host among the test data.
+pub fn host(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/hosts").join(name)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a directory");
+    for entry in std::fs::read_dir(from).expect("read test data").map(|entry| entry.expect("an entry")) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy a file");
+        }
+    }
+}
+
+impl Hotslot {
+    /// Serves a copy of the simulated host of that name, and waits until it is ready.
+    pub async fn on(name: &str) -> Self {
+        Self::with(&host(name), "").await
+    }
+
+    /// Serves a copy of a simulated host, with something before the usual configuration.
+    pub async fn with(host: &Path, config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        copy(host, &dir.path().join("host"));
+        let config = format!(
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{0}/hotslot.db\"\n{CONFIG}\
+             uri = \"sim://{0}/host\"\n",
+            dir.path().display()
+        );
+        std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
+        let log = Arc::default();
+        let (child, url) = serve(dir.path(), &log);
+        let service = Self { dir, child, api: Api::at(url), log };
+        service.ready().await;
+        service
+    }
+
+    /// The service's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The file of the database.
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("hotslot.db")
+    }
+
+    /// The directory of the simulated host.
+    pub fn host_dir(&self) -> PathBuf {
+        self.dir.path().join("host")
+    }
+
+    /// What the service wrote to its log.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("the log").clone()
+    }
+
+    /// Makes something happen on the simulated host.
+    pub fn sim(&self, line: &str) {
+        let answer = hotslot_driver::sim::control(&self.host_dir(), line).expect("the host's control socket");
+        assert_eq!(answer, "ok", "{line}");
+    }
+
+    /// Kills the service as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the service");
+        self.child.wait().expect("wait for the service");
+    }
+
+    /// Starts it again on what it left behind, and waits until it is ready.
+    pub async fn start_again(&mut self) {
+        let (child, url) = serve(self.dir.path(), &self.log);
+        (self.child, self.api) = (child, Api::at(url));
+        self.ready().await;
+    }
+
+    /// The user aliases in the documents that the simulated host keeps, live and persistent.
+    pub fn plugged(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.host_dir().join("state")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else if let Ok(text) = std::fs::read_to_string(entry.path()) {
+                    found.extend(
+                        text.split("ua-").skip(1).filter_map(|rest| rest.get(..36)).map(str::to_owned),
+                    );
+                }
+            }
+        }
+        found
+    }
+
+    /// Fails the test unless nothing is promised, nothing is plugged, and every host driver is back.
+    pub async fn expect_clean(&self) {
+        self.api.expect_clean().await;
+        assert_eq!(self.plugged(), Vec::<String>::new());
+    }
+}
+
+impl Api {
+    /// The service at a URL.
+    pub fn at(url: String) -> Self {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        Self { url, client }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        self.until("the service is ready", async || self.get("/readyz").await.status == 200).await;
+    }
+
+    /// Waits until something is so, and fails the test when it does not come to be.
+    pub async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
+        let start = Instant::now();
+        while !so().await {
+            assert!(start.elapsed() < PATIENCE, "it never came: {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends a request.
+    pub async fn send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Answer {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some((kind, body)) = body {
+            request = request.header("content-type", kind).body(body);
+        }
+        let response = request.send().await.expect("an answer");
+        let status = response.status().as_u16();
+        let retry_after =
+            response.headers().get("retry-after").map(|value| value.to_str().expect("a text").to_owned());
+        let text = response.text().await.expect("a body");
+        let body = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
+        };
+        Answer { status, body, retry_after }
+    }
+
+    /// The status of a GET; none when nobody answers.
+    pub async fn try_get(&self, path: &str) -> Option<u16> {
+        let response = self.client.get(format!("{}{path}", self.url)).send().await;
+        response.ok().map(|response| response.status().as_u16())
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, None).await
+    }
+
+    /// POST with a JSON body.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(Method::POST, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// DELETE.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, None).await
+    }
+
+    /// Asks for devices by alias.
+    pub async fn attach(&self, server: &str, aliases: &str) -> Answer {
+        self.post(&attachments(server), json!({ "pciAttachment": { "pci_passthrough:alias": aliases } }))
+            .await
+    }
+
+    /// The server's attachments.
+    pub async fn attachments(&self, server: &str) -> Vec<Value> {
+        let answer = self.get(&attachments(server)).await.expect(200);
+        answer.body["pciAttachment"].as_array().expect("a list").clone()
+    }
+
+    /// The status of each device of the table, by address.
+    pub async fn device(&self, address: &str) -> Value {
+        let devices = self.get("/v2/t/os-pci/detail").await.expect(200);
+        let devices = devices.body["pci_devices"].as_array().expect("a list").clone();
+        devices.into_iter().find(|device| device["address"] == address).unwrap_or(Value::Null)
+    }
+
+    /// Fails the test unless nothing is promised and every host driver is back.
+    pub async fn expect_clean(&self) {
+        let all = self.get("/v2/t/os-pci_attachments").await.expect(200);
+        assert_eq!(all.body["pciAttachment"], json!([]));
+        let devices = self.get("/v2/t/os-pci/detail").await.expect(200);
+        for device in devices.body["pci_devices"].as_array().expect("a list") {
+            assert_eq!(device["status"], "available", "{device}");
+            assert_eq!(device["instance_uuid"], Value::Null, "{device}");
+        }
+        let functions = self.get("/v2/t/os-hypervisors/1/pci_devices").await.expect(200);
+        for function in functions.body["pci_devices"].as_array().expect("a list") {
+            assert_ne!(function["driver"], "vfio-pci", "{function}");
+        }
+    }
+}
+
+/// The path of a server's attachments under v2.
+pub fn attachments(server: &str) -> String {
+    format!("/v2/t/servers/{server}/os-pci_attachments")
+}
+
+fn serve(dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = Command::new(binary())
+        .args(["serve", "--config"])
+        .arg(dir.join("hotslot.toml"))
+        .env("HOTSLOT_LOG", "hotslot=debug,hotslot_api=debug,hotslot_driver=debug")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the service");
+    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+    let mut url = None;
+    while url.is_none() {
+        let Some(line) = lines.next() else { panic!("it ended:\n{}", log.lock().expect("the log")) };
+        let line = line.expect("a line");
+        url = line.split_once("listening on ").map(|(_, url)| url.trim().to_owned());
+        log.lock().expect("the log").push_str(&format!("{line}\n"));
+    }
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            log.lock().expect("the log").push_str(&format!("{line}\n"));
+        }
+    });
+    (child, url.expect("a URL"))
+}
+
+impl Drop for Hotslot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log();
+        if std::thread::panicking() {
+            eprintln!("the service's log:\n{log}");
+        } else {
+            assert!(!log.contains("panicked"), "the service panicked:\n{log}");
+        }
+    }
+}

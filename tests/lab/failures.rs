@@ -1,0 +1,126 @@
+//! Each failure answers with the right status and leaves nothing behind: no record, no binding, no alias, and the
+//! host's devices on the drivers that they had.
+
+use serde_json::json;
+
+use crate::{CONFIG, Lab, attachments, id, path};
+
+/// The interface indexes of the lab's devices: a driver that was bounced comes back with another one.
+const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
+
+#[tokio::test]
+async fn refusals_touch_nothing() {
+    let lab = Lab::fresh().await;
+    let before = lab.sh(INTERFACES);
+
+    // A conventional device, and only PCI Express ports are free.
+    let answer = lab.attach(id("q35"), "edu:1").await.expect(409);
+    assert!(answer.message().contains("no free hot-plug port"), "{}", answer.message());
+    // No free port at all.
+    lab.sh("guest boot full");
+    let answer = lab.attach(id("full"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("no free hot-plug port"), "{}", answer.message());
+    lab.sh("guest off full");
+    // The second and third e1000e share an IOMMU group, and each keeps the other from being viable.
+    let answer = lab.attach(id("q35"), "e1000e:2").await.expect(409);
+    assert!(answer.message().contains("not viable"), "{}", answer.message());
+    // Too few, an unknown alias, an unknown server.
+    let answer = lab.attach(id("q35"), "vf:3").await.expect(400);
+    assert!(answer.message().contains("2 free"), "{}", answer.message());
+    lab.attach(id("q35"), "gpu:1").await.expect(400);
+    lab.attach("10000000-0000-4000-8000-00000000dead", "vf:1").await.expect(404);
+    // Live only, into a server that is shut off.
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
+    lab.post(&attachments(id("q35b")), body).await.expect(409);
+
+    assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_someone_else_attached_is_not_taken() {
+    let lab = Lab::fresh().await;
+    lab.sh("guest boot q35b");
+    let vf = lab.sh("lab-devices igb-vf0");
+    let (bus, slot) = (&vf[5..7], &vf[8..10]);
+    let xml = format!(
+        "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\"><source><address domain=\"0x0000\" \
+         bus=\"0x{bus}\" slot=\"0x{slot}\" function=\"0x0\"/></source></hostdev>"
+    );
+    lab.sh(&format!("echo '{xml}' >/tmp/vf.xml"));
+    // In another running guest: live attach and attach into a definition are both refused.
+    lab.sh("virsh -q attach-device q35b /tmp/vf.xml --live");
+    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("in use") && answer.message().contains("q35b"), "{}", answer.message());
+    let answer = lab.attach(id("i440fx"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("in use") && answer.message().contains("q35b"), "{}", answer.message());
+    lab.sh("guest off q35b");
+    lab.until_sh(
+        "the host driver is back",
+        &format!("basename $(readlink /sys/bus/pci/devices/{vf}/driver)"),
+        "igbvf",
+    )
+    .await;
+    // In the same server's definition.
+    lab.sh("virsh -q attach-device q35 /tmp/vf.xml --config");
+    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("definition already"), "{}", answer.message());
+    lab.sh("virsh -q detach-device q35 /tmp/vf.xml --config");
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_vf_that_is_not_enabled_any_more_is_not_offered() {
+    let lab = Lab::fresh().await;
+    lab.sh("echo 0 >/sys/bus/pci/devices/$(lab-devices igb-pf)/sriov_numvfs");
+    lab.until("they are gone", async || {
+        let answer = lab.attach(id("q35"), "vf:1").await;
+        [400, 409].contains(&answer.status) && answer.message().contains("0 free")
+    })
+    .await;
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_group_that_is_open_elsewhere_is_409() {
+    let lab = Lab::fresh().await;
+    let vf = lab.sh("lab-devices igb-vf0");
+    let group = lab.sh(&format!("basename $(readlink /sys/bus/pci/devices/{vf}/iommu_group)"));
+    // A process of someone else's has the group: it is on vfio-pci, and hotslot did not put it there.
+    let node = vf.replace([':', '.'], "_");
+    lab.sh(&format!("virsh -q nodedev-detach pci_{node}"));
+    lab.sh(&format!("setsid sleep 60 3<>/dev/vfio/{group} >/dev/null 2>&1 & echo $! >/run/holder.pid"));
+    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("busy"), "{}", answer.message());
+    lab.sh("kill $(cat /run/holder.pid)");
+    lab.sh(&format!("virsh -q nodedev-reattach pci_{node}"));
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn an_unmanaged_device_on_its_host_driver_is_409() {
+    let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
+    let unmanaged = r#"'{"vendor_id": "8086", "product_id": "10ca", "managed": "false"}'"#;
+    let lab = Lab::with(&CONFIG.replace(spec, unmanaged)).await;
+    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    assert!(answer.message().contains("manually detached"), "{}", answer.message());
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_paused_guest_keeps_the_device_until_it_is_resumed() {
+    let lab = Lab::with(&CONFIG.replace("attempts = 3\ntimeout = 10", "attempts = 1\ntimeout = 3")).await;
+    let vf = lab.attach_one("q35", "vf").await;
+    // The guest must have noticed the device, or it would not let go of it either.
+    let wanted = format!("{} 8086:10ca igbvf", vf["inner_address"].as_str().unwrap());
+    lab.until("the driver binds in the guest", async || lab.lspci("q35").contains(&wanted)).await;
+    lab.sh("virsh -q suspend q35");
+    let answer = lab.detach(&vf).await.expect(409);
+    assert!(answer.message().contains("paused"), "{}", answer.message());
+    assert_eq!(lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"], "detaching");
+    assert_eq!(lab.driver(&vf["address"]), "vfio-pci");
+    lab.sh("virsh -q resume q35");
+    lab.until("the removal completes by itself", async || lab.get(&path(&vf)).await.status == 404).await;
+    assert_eq!(lab.driver(&vf["address"]), "igbvf");
+    lab.expect_nothing_left().await;
+}

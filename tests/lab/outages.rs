@@ -1,0 +1,87 @@
+//! libvirtd restarted and killed, hotslot killed: afterwards records and libvirt agree.
+
+use crate::{Lab, id, path, pause};
+
+#[tokio::test]
+async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
+    let lab = Lab::fresh().await;
+    let vf = lab.attach_one("q35", "vf").await;
+    for outage in ["systemctl restart libvirtd", "systemctl kill -s KILL libvirtd"] {
+        lab.sh(outage);
+        // systemd starts it again, and hotslot finds it.
+        lab.until("the host is away or back", async || lab.get("/readyz").await.status > 0).await;
+        pause(300).await;
+        lab.until_sh(
+            "libvirtd is back",
+            "systemctl is-active libvirtd || systemctl start libvirtd",
+            "active",
+        )
+        .await;
+        lab.ready().await;
+        let row = &lab.attachments(id("q35")).await[0];
+        assert_eq!((&row["status"], &row["inner_address"]), (&"attached".into(), &vf["inner_address"]));
+    }
+    lab.detach(&vf).await.expect(200);
+    assert_eq!(lab.driver(&vf["address"]), "igbvf");
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn without_libvirtd_requests_are_503_and_nothing_is_lost() {
+    let lab = Lab::fresh().await;
+    let vf = lab.attach_one("q35", "vf").await;
+    lab.sh("systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd 2>/dev/null");
+    lab.until("it is noticed", async || lab.get("/readyz").await.status == 503).await;
+    let away = lab.attach(id("q35"), "vf:1").await.expect(503);
+    assert!(away.retry_after.is_some());
+    lab.detach(&vf).await.expect(503);
+    assert_eq!(lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"], "attached");
+    lab.sh("systemctl start libvirtd");
+    lab.ready().await;
+    lab.detach(&vf).await.expect(200);
+    lab.expect_nothing_left().await;
+}
+
+/// Holds the database from the moment the intent is in it, until the file `/run/release` is there.
+const HOLD: &str = r#"
+import os, sqlite3, time
+db = sqlite3.connect("/var/lib/hotslot/hotslot.db", isolation_level=None, timeout=10)
+while True:
+    db.execute("BEGIN IMMEDIATE")
+    if db.execute("SELECT count(*) FROM attachments WHERE state = 'attaching'").fetchone()[0] == 1:
+        break
+    db.execute("ROLLBACK")
+    time.sleep(0.002)
+open("/run/held", "w").close()
+while not os.path.exists("/run/release"):
+    time.sleep(0.01)
+"#;
+
+#[tokio::test]
+async fn hotslot_is_killed_between_plug_and_record() {
+    let lab = Lab::fresh().await;
+    lab.sh(&format!("rm -f /run/held /run/release; cat >/tmp/hold.py <<'END'\n{HOLD}\nEND"));
+    lab.sh("setsid python3 /tmp/hold.py >/tmp/hold.log 2>&1 </dev/null & true");
+    let api = lab.api.clone();
+    let post = tokio::spawn(async move {
+        // The answer never comes: the service is killed first.
+        let url = format!("{}{}", api.url(), crate::attachments(id("q35")));
+        let body = r#"{"pciAttachment": {"pci_passthrough:alias": "vf:1"}}"#;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        client.post(url).header("content-type", "application/json").body(body).send().await.is_err()
+    });
+    let in_domain = "[ -e /run/held ] && virsh dumpxml q35 | grep -c \"alias name='ua-\" || true";
+    lab.until_sh("the guest has the device, and nothing is recorded", in_domain, "1").await;
+    lab.stop();
+    lab.sh("touch /run/release");
+    assert!(post.await.unwrap());
+
+    lab.serve().await;
+    let row = lab.attachments(id("q35")).await[0].clone();
+    assert_eq!(row["status"], "attached");
+    let wanted = format!("{} 8086:10ca igbvf", row["inner_address"].as_str().unwrap());
+    lab.until("the guest has it there", async || lab.lspci("q35").contains(&wanted)).await;
+    lab.detach(&row).await.expect(200);
+    assert_eq!(lab.driver(&row["address"]), "igbvf");
+    lab.expect_nothing_left().await;
+}

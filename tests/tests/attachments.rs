@@ -1,0 +1,299 @@
+//! Attach, list, detach: what a caller sees on a host where all goes well, and where it does not.
+
+use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments};
+use serde_json::{Value, json};
+
+fn path(attachment: &Value) -> String {
+    let text = |key: &str| attachment[key].as_str().unwrap().to_owned();
+    format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))
+}
+
+async fn attach_one(service: &Hotslot, server: &str, alias: &str) -> Value {
+    let answer = service.attach(server, &format!("{alias}:1")).await.expect(200);
+    let devices = answer.body["pci_devices"].as_array().unwrap().clone();
+    assert_eq!(devices.len(), 1);
+    devices[0].clone()
+}
+
+#[tokio::test]
+async fn a_vf_is_plugged_into_a_running_guest_and_unplugged_again() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+
+    assert_eq!(vf["serverId"], Q35);
+    assert_eq!(vf["address"], "0000:04:10.0");
+    assert_eq!(vf["dev_id"], "pci_0000_04_10_0");
+    assert_eq!(vf["vendor_id"], "8086");
+    assert_eq!(vf["product_id"], "10ca");
+    assert_eq!(vf["inner_address"], "0000:02:00.0");
+    assert_eq!(vf["inner_address_source"], "computed");
+    assert_eq!(vf["status"], "attached");
+
+    let listed = service.attachments(Q35).await;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["attachment_id"], vf["attachment_id"]);
+    let one = service.get(&path(&vf)).await.expect(200);
+    assert_eq!(one.body["pciAttachment"], listed[0]);
+
+    let device = service.device("0000:04:10.0").await;
+    assert_eq!(device["status"], "allocated");
+    assert_eq!(device["instance_uuid"], Q35);
+    let server = service.get(&format!("/v2.1/servers/{Q35}")).await.expect(200);
+    assert_eq!(server.body["server"]["os-pci:pci_devices"], json!([{ "id": device["id"] }]));
+    // Live and in the definition.
+    assert_eq!(service.plugged().len(), 2);
+
+    service.delete(&path(&vf)).await.expect(200);
+    service.get(&path(&vf)).await.expect(404);
+    service.expect_clean().await;
+    // Asked again: the same outcome.
+    service.delete(&path(&vf)).await.expect(200);
+}
+
+#[tokio::test]
+async fn several_devices_of_several_kinds_come_together() {
+    let service = Hotslot::on("small").await;
+    let answer = service.attach(Q35, "vf:2, e1000e:1").await.expect(200);
+    let devices = answer.body["pci_devices"].as_array().unwrap();
+    let of = |key: &str| devices.iter().map(|device| device[key].as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(of("address"), ["0000:04:10.0", "0000:04:10.2", "0000:05:00.0"]);
+    assert_eq!(of("inner_address"), ["0000:02:00.0", "0000:03:00.0", "0000:04:00.0"]);
+    for device in devices {
+        service.delete(&path(device)).await.expect(200);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn an_i440fx_guest_sees_a_device_in_a_slot_of_its_only_bus() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, I440FX, "vf").await;
+    assert!(vf["inner_address"].as_str().unwrap().starts_with("0000:00:"), "{vf}");
+    // A conventional device needs no bridge here.
+    let edu = service.attach(I440FX, "edu:1").await.expect(200);
+    assert!(edu.body["pci_devices"][0]["inner_address"].as_str().unwrap().starts_with("0000:00:"));
+}
+
+#[tokio::test]
+async fn too_few_free_devices_says_how_many_are_free() {
+    let service = Hotslot::on("small").await;
+    let refused = service.attach(Q35, "vf:3").await.expect(400);
+    assert!(
+        refused.message().contains("asks for 3") && refused.message().contains("2 free"),
+        "{}",
+        refused.message()
+    );
+    attach_one(&service, Q35, "vf").await;
+    let refused = service.attach(I440FX, "vf:2").await.expect(400);
+    assert!(refused.message().contains("1 free"), "{}", refused.message());
+    // A part that cannot be met leaves the other part alone.
+    service.attach(I440FX, "e1000e:1,vf:2").await.expect(400);
+    assert_eq!(service.attachments(I440FX).await.len(), 0);
+    assert_eq!(service.device("0000:05:00.0").await["status"], "available");
+}
+
+#[tokio::test]
+async fn a_pf_is_not_given_while_a_vf_of_it_is_and_the_other_way_round() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    let refused = service.attach(Q35, "pf:1").await.expect(400);
+    assert!(refused.message().contains("0 free"), "{}", refused.message());
+    service.attach(Q35, "vf:1,pf:1").await.expect(400);
+    service.delete(&path(&vf)).await.expect(200);
+    attach_one(&service, Q35, "pf").await;
+    service.attach(Q35, "vf:1").await.expect(400);
+}
+
+#[tokio::test]
+async fn many_at_once_never_get_the_same_device() {
+    let service = Hotslot::on("small").await;
+    let (mut done, mut refused) = (Vec::new(), 0);
+    let asked = (0..12).map(|_| service.attach(Q35, "vf:1"));
+    for answer in futures_util::future::join_all(asked).await {
+        match answer.status {
+            200 => done.push(answer.body["pci_devices"][0]["address"].as_str().unwrap().to_owned()),
+            400 | 409 => refused += 1,
+            other => panic!("{other}: {}", answer.body),
+        }
+    }
+    done.sort();
+    assert_eq!(done, ["0000:04:10.0", "0000:04:10.2"]);
+    assert_eq!(refused, 10);
+}
+
+#[tokio::test]
+async fn when_the_second_device_fails_the_first_is_taken_back() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
+    let failed = service.attach(Q35, "vf:2").await;
+    assert!(failed.status >= 409, "{failed:?}");
+    let message = failed.message();
+    assert!(message.contains("0000:04:10.2") && message.contains("device 2 of 2"), "{message}");
+    assert!(message.contains("the-bus-is-on-fire") && message.contains("nothing is left"), "{message}");
+    service.expect_clean().await;
+    service.attach(Q35, "vf:2").await.expect(200);
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_before_a_host_driver_is_touched() {
+    let service = Hotslot::on("small").await;
+    let full = service.attach(FULL, "vf:1").await.expect(409);
+    assert!(full.message().contains("no free hot-plug port"), "{}", full.message());
+    // A conventional device needs a conventional slot.
+    let edu = service.attach(Q35, "edu:1").await.expect(409);
+    assert!(edu.message().contains("conventional"), "{}", edu.message());
+    // The group behind the bridge: edu is free of drivers, its sibling e1000 is not.
+    let group = service.attach(Q35, "e1000e:2").await.expect(409);
+    assert!(
+        group.message().contains("not viable") && group.message().contains("e1000e"),
+        "{}",
+        group.message()
+    );
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn v3_answers_at_once_and_the_detach_goes_on() {
+    let service = Hotslot::on("small").await;
+    service.sim("guest q35 unplug=slow 200");
+    let vf = attach_one(&service, Q35, "vf").await;
+    let v3 = path(&vf).replace("/v2/t/", "/v3/");
+    service.delete(&v3).await.expect(202);
+    assert_eq!(service.get(&v3).await.expect(200).body["pciAttachment"]["status"], "detaching");
+    service.until("the device is gone", async || service.get(&v3).await.status == 404).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    service.sim("guest q35 unplug=refuse");
+    let refused = service.delete(&path(&vf)).await.expect(409);
+    assert!(refused.message().contains("refused"), "{}", refused.message());
+    let shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
+    assert_eq!(shown["status"], "attached");
+    assert!(shown["status_reason"].as_str().unwrap().contains("refused"));
+    // It stays, so it stays in the definition too.
+    assert_eq!(service.plugged().len(), 2);
+    service.sim("guest q35 unplug=normal");
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_never_answers_completes_when_it_reboots() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    service.sim("guest q35 unplug=ignore");
+    let pending = service.delete(&path(&vf)).await.expect(409);
+    assert!(pending.message().contains("not gone yet"), "{}", pending.message());
+    assert_eq!(service.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"], "detaching");
+    assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
+    service.sim("reboot q35");
+    service.until("the removal completes", async || service.get(&path(&vf)).await.status == 404).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_paused_guest_lets_go_when_it_is_resumed() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    service.sim("pause q35");
+    assert_eq!(service.get(&format!("/v2.1/servers/{Q35}")).await.body["server"]["status"], "PAUSED");
+    let pending = service.delete(&path(&vf)).await.expect(409);
+    assert!(pending.message().contains("paused"), "{}", pending.message());
+    service.sim("resume q35");
+    service.until("the removal completes", async || service.get(&path(&vf)).await.status == 404).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_device_of_a_shut_off_server_is_there_when_it_starts() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, SWITCH, "vf").await;
+    assert_eq!(vf["status"], "attached");
+    assert_eq!(service.plugged().len(), 1);
+    service.sim("start switch");
+    service.until("it is live", async || service.plugged().len() == 2).await;
+    let listed = service.attachments(SWITCH).await;
+    assert_eq!(listed[0]["inner_address"], vf["inner_address"]);
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_power_cycle_keeps_what_is_persistent_and_ends_what_is_not() {
+    let service = Hotslot::on("small").await;
+    attach_one(&service, Q35, "e1000e").await;
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
+    let live_only = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(live_only["persistent"], false);
+    assert_eq!(service.plugged().len(), 3);
+    service.sim("shutdown q35");
+    service
+        .until("the live one has ended", async || service.get(&path(&live_only)).await.status == 404)
+        .await;
+    let left = service.attachments(Q35).await;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0]["address"], "0000:05:00.0");
+    assert_eq!(left[0]["status"], "attached");
+    service.sim("start q35");
+    service.until("it is back", async || service.plugged().len() == 2).await;
+    service.delete(&path(&left[0])).await.expect(200);
+    service.expect_clean().await;
+    // There is no definition to go into.
+    service.sim("shutdown q35");
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
+    service.post(&attachments(Q35), body).await.expect(409);
+}
+
+#[tokio::test]
+async fn a_host_that_is_away_is_503_and_comes_back() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    service.sim("disconnect");
+    let away = service.attach(Q35, "e1000e:1").await.expect(503);
+    assert!(away.retry_after.is_some());
+    assert!(away.message().contains("node1"), "{}", away.message());
+    service.delete(&path(&vf)).await.expect(503);
+    service.get("/readyz").await.expect(503);
+    service.get("/healthz").await.expect(200);
+    // The records can still be read.
+    assert_eq!(service.attachments(Q35).await.len(), 1);
+    service.sim("reconnect");
+    service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_lost_connection_during_an_attach_is_settled_from_what_the_host_has() {
+    for (at, left) in [("before", 0), ("after", 1)] {
+        let service = Hotslot::on("small").await;
+        service.sim(&format!("fault attach away at={at} ms=300"));
+        service.attach(Q35, "vf:1").await.expect(503);
+        service
+            .until("it is settled", async || {
+                let all = service.attachments(Q35).await;
+                all.len() == left && all.iter().all(|one| one["status"] == "attached")
+            })
+            .await;
+        service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
+        for one in service.attachments(Q35).await {
+            service.delete(&path(&one)).await.expect(200);
+        }
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_removed_behind_our_back_is_seen() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    service.sim("undefine q35");
+    service.sim("destroy q35");
+    service.until("its attachment has ended", async || service.get(&path(&vf)).await.status == 404).await;
+    service.attach(Q35, "vf:1").await.expect(404);
+    assert_eq!(service.device("0000:04:10.0").await["status"], "available");
+}

@@ -1,0 +1,81 @@
+//! Bad requests get a clear answer in Nova's fault form and change nothing; the documents have Nova's shapes.
+
+use hotslot_tests::{Hotslot, Q35, attachments};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn bad_requests_are_answered_in_novas_fault_form() {
+    let service = Hotslot::on("small").await;
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../data/bad-requests.json")).unwrap();
+    for case in cases {
+        let text = |key: &str| case[key].as_str().map(|text| text.replace("{q35}", Q35));
+        let method: Method = text("method").unwrap().parse().unwrap();
+        let body = match &case["body"] {
+            Value::Null => None,
+            Value::String(raw) => Some(raw.clone()),
+            other => Some(other.to_string()),
+        };
+        let kind = text("content_type").unwrap_or_else(|| "application/json".into());
+        let answer =
+            service.send(method, &text("path").unwrap(), body.map(|body| (kind.as_str(), body))).await;
+        let (status, fault) = (case["status"].as_u64().unwrap(), text("fault").unwrap());
+        assert_eq!(u64::from(answer.status), status, "{case}: {}", answer.body);
+        assert_eq!(answer.body[&fault]["code"], status, "{case}: {}", answer.body);
+        let says = text("says").unwrap();
+        assert!(answer.message().contains(&says), "{case}: {}", answer.message());
+    }
+    let large = format!(r#"{{"pciAttachment": {{"pci_passthrough:alias": "{}"}}}}"#, "x".repeat(100_000));
+    let answer =
+        service.send(Method::POST, &attachments(Q35), Some(("application/json", large))).await.expect(413);
+    assert_eq!(answer.body["overLimit"]["code"], 413);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn every_prefix_serves_the_servers() {
+    let service = Hotslot::on("small").await;
+    for prefix in ["/v2/demo", "/v2.1", "/v2.1/demo", "/v3"] {
+        let list = service.get(&format!("{prefix}/servers")).await.expect(200);
+        assert_eq!(list.body["servers"].as_array().unwrap().len(), 4, "{prefix}");
+        let detail = service.get(&format!("{prefix}/servers/detail?name=q35")).await.expect(200);
+        let server = &detail.body["servers"][0];
+        assert_eq!((&server["id"], &server["name"]), (&json!(Q35), &json!("q35")));
+        assert_eq!((&server["status"], &server["host"]), (&json!("ACTIVE"), &json!("node1")));
+        assert_eq!(server["links"][0]["href"], format!("{}{prefix}/servers/{Q35}", service.url()));
+        let one = service.get(&format!("{prefix}/servers/{Q35}")).await.expect(200);
+        assert_eq!(one.body["server"]["id"], Q35);
+        let attachments =
+            service.get(&format!("{prefix}/servers/{Q35}/os-pci_attachments")).await.expect(200);
+        assert_eq!(attachments.body, json!({ "pciAttachment": [] }));
+    }
+    let off = service.get("/v2.1/servers?status=SHUTOFF").await.expect(200);
+    assert_eq!(off.body["servers"][0]["name"], "switch");
+}
+
+#[tokio::test]
+async fn versions_and_health_can_be_read_by_anyone() {
+    let service = Hotslot::on("small").await;
+    let ids: Vec<Value> = service.get("/").await.expect(200).body["versions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|version| version["id"].clone())
+        .collect();
+    assert_eq!(ids, ["v2.0", "v2.1", "v3.0"]);
+    for (path, id) in [("/v2", "v2.0"), ("/v2.1", "v2.1"), ("/v2.1/", "v2.1"), ("/v3/", "v3.0")] {
+        assert_eq!(service.get(path).await.expect(200).body["version"]["id"], id);
+    }
+    assert_eq!(service.get("/healthz").await.expect(200).body["status"], "ok");
+    let ready = service.get("/readyz").await.expect(200).body;
+    assert_eq!(ready, json!({ "status": "ready", "database": "ok", "hypervisors": { "node1": "ok" } }));
+}
+
+#[tokio::test]
+async fn the_host_is_said_to_be_simulated() {
+    let service = Hotslot::on("small").await;
+    let hosts = service.get("/v2.1/os-hypervisors/detail").await.expect(200);
+    assert_eq!(hosts.body["hypervisors"][0]["simulated"], true);
+    assert_eq!(hosts.body["hypervisors"][0]["hypervisor_hostname"], "node1");
+    assert_eq!(hosts.body["hypervisors"][0]["state"], "up");
+}

@@ -1,0 +1,105 @@
+//! What the next start makes of a service that was killed.
+
+use hotslot_tests::{Hotslot, Q35, attachments};
+use serde_json::json;
+use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
+
+#[tokio::test]
+async fn the_record_survives_a_restart() {
+    let mut service = Hotslot::on("small").await;
+    let before = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
+    service.kill();
+    service.start_again().await;
+    let after = service.attachments(Q35).await;
+    for (before, after) in before.as_array().unwrap().iter().zip(&after) {
+        for key in
+            ["attachment_id", "serverId", "dev_id", "address", "inner_address", "vendor_id", "product_id"]
+        {
+            assert_eq!(before[key], after[key]);
+        }
+    }
+    for one in after {
+        let id = one["attachment_id"].as_str().unwrap();
+        service.delete(&format!("{}/{id}", attachments(Q35))).await.expect(200);
+    }
+    service.expect_clean().await;
+}
+
+/// Holds the database once `rows` attachments are in `state`, so that nothing that happens from then on can be
+/// recorded.
+async fn hold_the_database(service: &Hotslot, state: &str, rows: i64) -> SqliteConnection {
+    let url = format!("sqlite://{}", service.database().display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    loop {
+        db.execute("BEGIN IMMEDIATE").await.unwrap();
+        let count: i64 = sqlx::query("SELECT count(*) FROM attachments WHERE state = $1")
+            .bind(state)
+            .fetch_one(&mut db)
+            .await
+            .unwrap()
+            .get(0);
+        if count == rows {
+            return db;
+        }
+        db.execute("ROLLBACK").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn killed_between_plug_and_record_it_finds_its_device() {
+    let mut service = Hotslot::on("small").await;
+    service.sim("latency attach 300");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = client
+        .post(format!("{}{}", service.url(), attachments(Q35)))
+        .json(&json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }))
+        .send();
+    let post = tokio::spawn(post);
+    let held = hold_the_database(&service, "attaching", 1).await;
+    service.until("the host has the device", async || service.plugged().len() == 2).await;
+    service.kill();
+    assert!(post.await.unwrap().is_err());
+    drop(held);
+
+    service.start_again().await;
+    let found = service.attachments(Q35).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0]["status"], "attached");
+    assert_eq!(found[0]["inner_address"], "0000:02:00.0");
+    let id = found[0]["attachment_id"].as_str().unwrap();
+    service.delete(&format!("{}/{id}", attachments(Q35))).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_between_two_plugs_it_takes_the_first_back() {
+    let mut service = Hotslot::on("small").await;
+    service.sim("latency attach 300");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = client
+        .post(format!("{}{}", service.url(), attachments(Q35)))
+        .json(&json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } }))
+        .send();
+    let post = tokio::spawn(post);
+    service.until("the host has the first", async || service.plugged().len() == 2).await;
+    service.kill();
+    assert!(post.await.unwrap().is_err());
+
+    service.start_again().await;
+    service.until("nothing is left", async || service.attachments(Q35).await.is_empty()).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_before_the_guest_was_asked_it_asks() {
+    let mut service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.sim("latency detach 3000");
+    let path = format!("{}/{}", attachments(Q35), vf["attachment_id"].as_str().unwrap());
+    service.delete(&path.replace("/v2/t/", "/v3/")).await.expect(202);
+    service.kill();
+    service.start_again().await;
+    service.until("it is gone", async || service.get(&path).await.status == 404).await;
+    service.expect_clean().await;
+}
