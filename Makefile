@@ -31,7 +31,7 @@ lab-test: ## the tests in the lab, which must be up (make lab)
 	@$(STEP) "lab tests" cargo test -p hotslot-tests --features lab --test lab -- --test-threads 1
 
 bench: install install-lab release lab ## measure attach, detach, start and memory against floors of the same run
-	@$(STEP) "benchmarks" cargo bench -p hotslot-tests
+	@$(STEP) "benchmarks" cargo bench -p hotslot-tests --features lab
 
 install: ## what compiling and the quick tests need
 	@$(STEP) "install for build" tools/install build

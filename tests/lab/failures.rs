@@ -1,9 +1,9 @@
 //! Each failure answers with the right status and leaves nothing behind: no record, no binding, no alias, and the
 //! host's devices on the drivers that they had.
 
+use hotslot_tests::lab::{CONFIG, Lab, id};
+use hotslot_tests::{attachments, path};
 use serde_json::json;
-
-use crate::{CONFIG, Lab, attachments, id, path};
 
 /// The interface indexes of the lab's devices: a driver that was bounced comes back with another one.
 const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";

@@ -1,6 +1,9 @@
 //! libvirtd restarted and killed, hotslot killed: afterwards records and libvirt agree.
 
-use crate::{Lab, id, path, pause};
+use std::time::Duration;
+
+use hotslot_tests::lab::{Lab, id};
+use hotslot_tests::{attachments, path};
 
 #[tokio::test]
 async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
@@ -10,7 +13,7 @@ async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
         lab.sh(outage);
         // systemd starts it again, and hotslot finds it.
         lab.until("the host is away or back", async || lab.get("/readyz").await.status > 0).await;
-        pause(300).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         lab.until_sh(
             "libvirtd is back",
             "systemctl is-active libvirtd || systemctl start libvirtd",
@@ -65,7 +68,7 @@ async fn hotslot_is_killed_between_plug_and_record() {
     let api = lab.api.clone();
     let post = tokio::spawn(async move {
         // The answer never comes: the service is killed first.
-        let url = format!("{}{}", api.url(), crate::attachments(id("q35")));
+        let url = format!("{}{}", api.url(), attachments(id("q35")));
         let body = r#"{"pciAttachment": {"pci_passthrough:alias": "vf:1"}}"#;
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         client.post(url).header("content-type", "application/json").body(body).send().await.is_err()

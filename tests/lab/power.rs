@@ -1,6 +1,6 @@
 //! What attachments are after a guest's power cycles.
 
-use crate::{Lab, id};
+use hotslot_tests::lab::{Lab, id};
 
 #[tokio::test]
 async fn a_reboot_changes_nothing() {

@@ -1,8 +1,7 @@
 //! inner_address is what the guest's own lspci shows, for every kind of device in every topology.
 
+use hotslot_tests::lab::{Lab, id};
 use serde_json::Value;
-
-use crate::{Lab, id};
 
 #[tokio::test]
 async fn a_vf_binds_its_driver_in_the_guest_and_comes_back_to_the_host() {

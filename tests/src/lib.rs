@@ -1,6 +1,8 @@
 //! Black-box tests of hotslot: the real binary, served on a free port of loopback with a database and a copy of
 //! a simulated host of its own, spoken to by HTTP.
 
+pub mod lab;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -54,6 +56,7 @@ pub struct Hotslot {
     child: Child,
     api: Api,
     log: Arc<Mutex<String>>,
+    started_in: Duration,
 }
 
 impl std::ops::Deref for Hotslot {
@@ -130,10 +133,16 @@ impl Hotslot {
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
         let log = Arc::default();
+        let start = Instant::now();
         let (child, url) = serve(dir.path(), &log);
-        let service = Self { dir, child, api: Api::at(url), log };
+        let service = Self { dir, child, api: Api::at(url), log, started_in: start.elapsed() };
         service.ready().await;
         service
+    }
+
+    /// How long it took from the start of its process until it listened.
+    pub fn started_in(&self) -> Duration {
+        self.started_in
     }
 
     /// The service's process.
@@ -304,6 +313,12 @@ impl Api {
 /// The path of a server's attachments under v2.
 pub fn attachments(server: &str) -> String {
     format!("/v2/t/servers/{server}/os-pci_attachments")
+}
+
+/// The path of an attachment, as the API shows it, under v2.
+pub fn path(attachment: &Value) -> String {
+    let text = |key: &str| attachment[key].as_str().expect("a text").to_owned();
+    format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))
 }
 
 fn serve(dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {

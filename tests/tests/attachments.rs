@@ -1,12 +1,7 @@
 //! Attach, list, detach: what a caller sees on a host where all goes well, and where it does not.
 
-use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments};
+use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments, path};
 use serde_json::{Value, json};
-
-fn path(attachment: &Value) -> String {
-    let text = |key: &str| attachment[key].as_str().unwrap().to_owned();
-    format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))
-}
 
 async fn attach_one(service: &Hotslot, server: &str, alias: &str) -> Value {
     let answer = service.attach(server, &format!("{alias}:1")).await.expect(200);

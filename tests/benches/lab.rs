@@ -1,0 +1,87 @@
+//! Attach and detach by REST over `virsh attach-device` and `detach-device` of the same VF, alternating, in the
+//! lab. It copies itself into the VM and measures there, so that no network of ours is in the figures.
+//!
+//! The floor is virsh as people run it, a process each time; virsh's start-up alone is shown beside it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hotslot_tests::lab::{Lab, id};
+use hotslot_tests::{Api, path};
+
+const ROUNDS: usize = 15;
+
+fn median(times: &mut [Duration]) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}
+
+fn report(what: &str, times: &mut [Duration]) -> f64 {
+    let median = median(times);
+    let (first, last) = (times[0].as_secs_f64() * 1e3, times[times.len() - 1].as_secs_f64() * 1e3);
+    println!("{what:28} median {median:8.0} ms   ({first:.0} to {last:.0}, {} times)", times.len());
+    median
+}
+
+#[tokio::main]
+async fn main() {
+    if std::env::args().any(|argument| argument == "--in-vm") {
+        return measure().await;
+    }
+    let lab = Lab::fresh().await;
+    let own = std::env::current_exe().expect("this program");
+    let mut put = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant/put"));
+    assert!(put.arg(own).arg("/usr/local/bin/bench-lab").status().expect("vagrant/put").success());
+    println!("{}", lab.sh("bench-lab --in-vm"));
+}
+
+fn timed(command: &str) -> Duration {
+    let start = Instant::now();
+    let status = Command::new("sh").arg("-c").arg(command).status().expect("a shell");
+    assert!(status.success(), "{command}");
+    start.elapsed()
+}
+
+/// Waits until the guest has, or has no longer, a driver on a VF, and the host's is as it was: each measurement
+/// starts from rest.
+fn settle(in_guest: bool) {
+    let wanted = if in_guest { "0" } else { "1" };
+    let line = format!(
+        "until guest lspci q35 | grep -q 'igbvf$'; [ $? = {wanted} ]; do sleep 0.2; done; \
+         until [ {in_guest} = true ] || [ $(ls /sys/bus/pci/drivers/igbvf | grep -c :) = 2 ]; do sleep 0.2; done; sleep 0.5"
+    );
+    timed(&line);
+}
+
+async fn measure() {
+    let api = Api::at("http://127.0.0.1:9774".into());
+    let vf = "0000:04:10.0";
+    let xml = "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\"><source>\
+               <address domain=\"0x0000\" bus=\"0x04\" slot=\"0x10\" function=\"0x0\"/></source></hostdev>";
+    std::fs::write("/tmp/bench-vf.xml", xml).expect("write the document");
+    let (mut virsh_attach, mut virsh_detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rest_attach, mut rest_detach) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        empty.push(timed("virsh -q version >/dev/null"));
+        virsh_attach.push(timed("virsh -q attach-device q35 /tmp/bench-vf.xml --live --config"));
+        settle(true);
+        virsh_detach.push(timed("virsh -q detach-device q35 /tmp/bench-vf.xml --live --config"));
+        settle(false);
+        let start = Instant::now();
+        let answer = api.attach(id("q35"), "vf:1").await.expect(200);
+        rest_attach.push(start.elapsed());
+        let attachment = &answer.body["pci_devices"][0];
+        assert_eq!(attachment["address"], vf);
+        settle(true);
+        let start = Instant::now();
+        api.delete(&path(attachment)).await.expect(200);
+        rest_detach.push(start.elapsed());
+        settle(false);
+    }
+    report("virsh, start-up alone", &mut empty);
+    let floor = report("virsh attach-device", &mut virsh_attach);
+    println!("   ratio {:.2}", report("REST attach", &mut rest_attach) / floor);
+    let floor = report("virsh detach-device", &mut virsh_detach);
+    println!("   ratio {:.2}", report("REST detach", &mut rest_detach) / floor);
+}

@@ -1,0 +1,115 @@
+//! What hotslot itself costs, on a simulated host that takes no time of its own: the latency of attach and detach,
+//! the time to start, and what it holds and does when idle.
+//!
+//! The floor of an attach is measured in the same run: an empty request to the same service, and two transactions
+//! as durable as its own (reserve, settle), by hand.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hotslot_tests::{Hotslot, Q35, binary, host, path};
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+const ROUNDS: usize = 500;
+
+fn quantile(times: &mut [Duration], part: f64) -> f64 {
+    times.sort();
+    times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3
+}
+
+fn report(what: &str, times: &mut [Duration]) -> f64 {
+    let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
+    println!("{what:44} p50 {p50:8.2} ms   p99 {p99:8.2} ms   ({} times)", times.len());
+    p50
+}
+
+#[tokio::main]
+async fn main() {
+    assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
+    let service = Hotslot::on("small").await;
+    let (mut attach, mut detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        service.get("/healthz").await.expect(200);
+        empty.push(start.elapsed());
+        let start = Instant::now();
+        let answer = service.attach(Q35, "vf:1").await.expect(200);
+        attach.push(start.elapsed());
+        let path = path(&answer.body["pci_devices"][0]);
+        let start = Instant::now();
+        service.delete(&path).await.expect(200);
+        detach.push(start.elapsed());
+    }
+    let mut durable = durable_transactions().await;
+    let floor = report("floor: empty request", &mut empty)
+        + 2.0 * report("floor: one durable transaction", &mut durable);
+    let attached = report("attach, own part (REST, simulated host)", &mut attach);
+    report("detach, own part (REST, simulated host)", &mut detach);
+    println!("attach over its floor (request + 2 transactions)  {:.2}", attached / floor);
+    drop(service);
+
+    let mut started = Vec::new();
+    for _ in 0..10 {
+        started.push(start_once().await);
+    }
+    report("start, empty host, to listening", &mut started);
+    idle().await;
+}
+
+/// What two rows written and committed with a sync cost on this disk.
+async fn durable_transactions() -> Vec<Duration> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite://{}/floor.db?mode=rwc", dir.path().display());
+    let mut db = SqliteConnection::connect(&url).await.expect("a database");
+    for line in [
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)",
+    ] {
+        db.execute(line).await.expect("a statement");
+    }
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        db.execute("BEGIN; INSERT INTO t (text) VALUES ('a'); INSERT INTO t (text) VALUES ('b'); COMMIT")
+            .await
+            .expect("a transaction");
+        times.push(start.elapsed());
+    }
+    times
+}
+
+/// From the start of the process until it listens, on a host with neither devices nor guests.
+async fn start_once() -> Duration {
+    let empty = tempfile::tempdir().expect("a directory");
+    for folder in ["devices", "domains"] {
+        std::fs::create_dir(empty.path().join(folder)).expect("a folder");
+    }
+    let service = Hotslot::with(empty.path(), "").await;
+    service.started_in()
+}
+
+async fn idle() {
+    let service = Hotslot::with(&host("small"), "").await;
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("its status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS").to_owned();
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
+    };
+    println!("resident, idle on the host `small`           {:.1} MiB", resident());
+    let wakes = || {
+        let lines = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "cat /proc/{}/task/*/status | awk '/ctxt_switches/ {{ n += $2 }} END {{ print n }}'",
+                service.pid()
+            ))
+            .output()
+            .expect("its tasks");
+        String::from_utf8_lossy(&lines.stdout).trim().parse::<u64>().expect("a number")
+    };
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = wakes();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("context switches in 10 s of idling           {}", wakes() - before);
+}
