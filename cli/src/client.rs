@@ -188,6 +188,45 @@ mod tests {
         }
     }
 
+    /// Answers one request on a unix socket with these bytes, and says what was asked.
+    async fn answered(answer: &'static str) -> (Result<Value, Failure>, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let service = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let outcome = Client::new(Address::Unix(path)).unwrap().get(&["servers", "a/b ?"]).await;
+        (outcome, service.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_spoken_to_and_names_are_escaped() {
+        let (outcome, request) = answered("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
+        assert_eq!(outcome.unwrap()["a"], 1);
+        assert!(request.starts_with("GET /v2.1/servers/a%2Fb%20%3F HTTP/1.1"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_hotslot_is_told() {
+        let (outcome, _) = answered("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>").await;
+        assert!(outcome.unwrap_err().to_string().contains("is not hotslot"));
+        let (outcome, _) = answered("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").await;
+        assert!(outcome.unwrap_err().to_string().contains("502 Bad Gateway"));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_goes_away_is_told_from_one_that_was_not_there() {
+        let failure = answered("").await.0.unwrap_err();
+        assert!(failure.to_string().contains("lost the hotslot service"), "{failure}");
+        assert_eq!(failure.exit(), Exit::Away);
+    }
+
     #[tokio::test]
     async fn a_service_that_is_not_there_is_said_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();

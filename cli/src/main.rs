@@ -21,7 +21,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::client::{Address, Client};
@@ -55,6 +55,9 @@ enum Command {
     /// Write a host's documents into a directory, for bug reports and simulated hosts.
     #[command(after_help = "Example:\n  hotslot capture qemu:///system /tmp/node1")]
     Capture(capture::Capture),
+    /// Print a shell's completions for this command.
+    #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
+    Completions { shell: clap_complete::Shell },
     #[command(flatten)]
     Ask(Question),
 }
@@ -111,6 +114,12 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }
         Command::Doctor(doctor) => until_done(doctor.run(arguments.url, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
+            output::print(&String::from_utf8(script)?)?;
+            Ok(Exit::Done)
+        }
         Command::Ask(question) => {
             let cli = Cli { client: Client::new(arguments.url)?, format: arguments.output };
             until_done(question.ask(&cli))
@@ -135,6 +144,38 @@ impl Question {
             Self::Attachment(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_read_as_people_type_them() {
+        for line in [
+            "hotslot host list",
+            "hotslot -o json device list --all",
+            "hotslot device list --host node1 -l",
+            "hotslot device show pci_0000_3b_00_1 --host node1",
+            "hotslot server show vm1 --url unix:/run/hotslot/api.sock",
+            "hotslot attach vm1 a1 b1:2 --live-only",
+            "hotslot attachment list vm1 -o json",
+            "hotslot detach 3f2a 91c0 --no-wait",
+            "hotslot doctor --uri qemu+ssh://node2/system",
+        ] {
+            Arguments::try_parse_from(line.split(' ')).unwrap();
+        }
+        for line in
+            ["hotslot attach vm1", "hotslot detach", "hotslot device show eth0", "hotslot attach vm1 a1:0"]
+        {
+            assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }
     }
 }
