@@ -15,6 +15,7 @@ mod host;
 mod output;
 mod serve;
 mod server;
+mod sim;
 mod wait;
 
 use std::io::IsTerminal as _;
@@ -55,6 +56,9 @@ enum Command {
     /// Write a host's documents into a directory, for bug reports and simulated hosts.
     #[command(after_help = "Example:\n  hotslot capture qemu:///system /tmp/node1")]
     Capture(capture::Capture),
+    /// Make something happen on a simulated host that is being served.
+    #[command(after_help = sim::HELP)]
+    Sim(sim::Sim),
     /// Print a shell's completions for this command.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -114,6 +118,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }
         Command::Doctor(doctor) => until_done(doctor.run(arguments.url, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
+        Command::Sim(sim) => sim.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
