@@ -1,0 +1,175 @@
+//! The command line, as people and scripts use it: what is printed where, and the exit codes.
+
+use std::process::Command;
+
+use hotslot_tests::{Hotslot, Q35, binary};
+use serde_json::Value;
+
+/// What a command said, and how it ended.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn hotslot(url: &str, arguments: &str) -> Said {
+    let output = Command::new(binary())
+        .args(arguments.split_whitespace())
+        .env("HOTSLOT_URL", url)
+        .output()
+        .expect("run hotslot");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Said { code: output.status.code().expect("a code"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+impl Said {
+    #[track_caller]
+    fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+
+    /// The cells of the line that has this word in it; columns are three spaces apart.
+    #[track_caller]
+    fn line(&self, word: &str) -> Vec<&str> {
+        let line = self.out.lines().find(|line| line.contains(word));
+        let line = line.unwrap_or_else(|| panic!("no `{word}` in {self:?}"));
+        line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// The id of the only attachment in an answer to `-o json attach`.
+fn id(said: &Said) -> String {
+    said.json()[0]["attachment_id"].as_str().expect("an id").to_owned()
+}
+
+#[tokio::test]
+async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+
+    let host = hotslot("host list").expect(0);
+    assert_eq!(host.line("node1")[..3], ["node1", "up", "QEMU 10.0.13 (simulated)"]);
+    let devices = hotslot("device list").expect(0);
+    assert_eq!(devices.line("04:10.0"), ["node1", "0000:04:10.0", "8086:10ca", "type-VF", "available", "-"]);
+    assert!(!devices.out.contains("0000:00:10.0"), "a root port is nothing to give away");
+    let functions = hotslot("device list --all --host node1").expect(0);
+    assert_eq!(functions.line("04:10.0")[4..6], ["igbvf", "22"]);
+    let servers = hotslot("server list").expect(0);
+    assert_eq!(servers.line("q35"), [Q35, "q35", "ACTIVE", "node1"]);
+    let none = hotslot("attachment list").expect(0);
+    assert_eq!((none.out.as_str(), none.err.as_str()), ("", "no PCI attachments\n"));
+
+    let attached = hotslot("attach q35 vf").expect(0);
+    let row = attached.line("04:10.0");
+    let id = row[0];
+    let rest = ["vf", "8086:10ca", "0000:04:10.0", "0000:02:00.0 (computed)", "attached", "-"];
+    assert_eq!(row[1..], rest);
+
+    let listed = hotslot("attachment list q35").expect(0);
+    assert_eq!(listed.line(id)[1..3], ["q35", "node1"]);
+    assert_eq!(hotslot("device list").expect(0).line("04:10.0")[4..], ["allocated", "q35"]);
+    assert!(hotslot(&format!("server show {Q35}")).expect(0).out.contains(id));
+    let shown = hotslot(&format!("attachment show {}", &id[..8])).expect(0);
+    assert_eq!(shown.line("Persistent"), ["Persistent:", "yes"]);
+
+    let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
+    assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn programs_get_the_apis_json() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+
+    assert_eq!(hotslot("host list -o json").expect(0).json()[0]["simulated"], true);
+    assert_eq!(hotslot("attachment list -o json").expect(0).json(), Value::Array(Vec::new()));
+    let device = hotslot("device show pci_0000_04_10_0 -o json").expect(0).json();
+    assert_eq!(device["parent_addr"], "0000:04:00.0");
+
+    let attached = hotslot("-o json attach q35 vf e1000e --live-only").expect(0).json();
+    let ids: Vec<_> =
+        attached.as_array().expect("a list").iter().map(|one| one["attachment_id"].as_str()).collect();
+    let [Some(vf), Some(nic)] = ids[..] else { panic!("{attached}") };
+    assert_eq!(attached[1]["address"], "0000:05:00.0");
+    assert_eq!(attached[1]["persistent"], false);
+    let server = hotslot("server show q35 -o json").expect(0).json();
+    assert_eq!(server["pciAttachment"][0]["attachment_id"], vf);
+
+    let detached = hotslot(&format!("detach {vf} {nic} -o json")).expect(0).json();
+    assert_eq!(detached[1]["attachment_id"], nic);
+    assert_eq!(detached[1]["status"], "detached");
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn each_failure_has_its_exit_code_and_says_why() {
+    let mut service = Hotslot::on("small").await;
+    let url = service.url().to_owned();
+    for (code, arguments, why) in [
+        (2, "attach q35", "required"),
+        (2, "device show eth0", "it looks like `0000:3b:00.1`"),
+        (2, "host list --url 127.0.0.1:9774", "write http://"),
+        (3, "server show nope", "no server is called `nope`"),
+        (3, "attach nope vf", "no server is called `nope`"),
+        (3, "server show 00000000-0000-4000-8000-000000000000", "not found"),
+        (3, "device list --host node9", "hypervisor node9 not found"),
+        (3, "device show 0000:ff:00.0", "no device 0000:ff:00.0"),
+        (3, "detach 0123", "no PCI attachment 0123"),
+        (4, "attach full vf", "no free hot-plug port"),
+        (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
+        (6, "attach q35 vf:9", "2 free"),
+    ] {
+        let said = hotslot(&url, arguments).expect(code);
+        assert!(said.err.contains(why), "{arguments}: {said:?}");
+        assert_eq!(said.out, "", "{arguments}");
+    }
+    service.expect_clean().await;
+
+    service.sim("disconnect");
+    service.until("the host is away", async || hotslot(&url, "host list").out.contains("down")).await;
+    let away = hotslot(&url, "server list").expect(5);
+    assert!(away.err.contains("the servers of host node1"), "{away:?}");
+    assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("away: node1"));
+    service.kill();
+    assert!(hotslot(&url, "host list").expect(5).err.contains("is `hotslot serve` running?"));
+}
+
+#[tokio::test]
+async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let kept = id(&hotslot("-o json attach q35 vf").expect(0));
+    let gone = id(&hotslot("-o json attach i440fx e1000e").expect(0));
+    service.sim("guest q35 unplug=refuse");
+
+    let said = hotslot(&format!("detach {kept} {gone} 0123-not-there")).expect(4);
+    assert_eq!(said.out, format!("detached {gone} (0000:05:00.0)\n"));
+    assert!(said.err.contains(&kept) && said.err.contains("no PCI attachment 0123-not-there"), "{said:?}");
+    let left = hotslot("attachment list").expect(0);
+    assert_eq!(left.out.lines().count(), 2, "the titles, and the one that is kept: {left:?}");
+
+    service.sim("guest q35 unplug=normal");
+    let asked = hotslot(&format!("detach --no-wait {kept}")).expect(0);
+    assert_eq!(asked.out, format!("detaching {kept} (0000:04:10.0)\n"));
+    service.until("it is gone", async || hotslot("attachment list").expect(0).out.is_empty()).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_simulated_host_is_told_what_happens() {
+    let service = Hotslot::on("small").await;
+    let dir = service.host_dir();
+    let sim = |line: &str| hotslot(service.url(), &format!("sim {} {line}", dir.display()));
+    assert_eq!(sim("pause q35").expect(0).out, "ok\n");
+    assert_eq!(hotslot(service.url(), "server list").line("q35")[2], "PAUSED");
+    assert!(sim("dance q35").expect(1).err.contains("dance"));
+    assert!(hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("nobody serves"));
+}
