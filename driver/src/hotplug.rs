@@ -414,3 +414,38 @@ async fn wait(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xml::nodedev::{self, NodeDevice};
+
+    fn device(xml: &str) -> HostDevice {
+        let NodeDevice::Pci(device) = nodedev::parse(xml).unwrap() else { panic!("{xml}") };
+        *device
+    }
+
+    #[test]
+    fn ports_are_counted_for_all_devices_of_a_request_together() {
+        let vf = device(include_str!("../tests/data/libvirt-11.3/nodedev/vf-igb.xml"));
+        let edu = device(include_str!("../tests/data/libvirt-11.3/nodedev/edu-own-group.xml"));
+        let guest = |xml| crate::xml::domain::parse(xml).unwrap();
+
+        let q35 = guest(include_str!("../tests/data/libvirt-11.3/domain/q35-before.xml"));
+        assert_eq!(free_ports(&q35, &vec![vf.clone(); 7]), Ok(()));
+        let reason = free_ports(&q35, &vec![vf.clone(); 8]).unwrap_err();
+        assert!(reason.contains("8 PCI Express device(s) wanted, room for 7; detach"), "{reason}");
+        let reason = free_ports(&q35, &[vf.clone(), edu.clone()]).unwrap_err();
+        assert!(reason.contains("1 conventional PCI device(s) wanted, room for 0"), "{reason}");
+        assert!(reason.contains("pcie-to-pci-bridge"), "{reason}");
+
+        // On i440fx both kinds take the same slots.
+        let mut i440fx = guest(include_str!("../tests/data/libvirt-11.3/domain/i440fx.xml"));
+        let mut room = Topology::of(&i440fx).free_ports();
+        i440fx.occupied.extend(std::iter::from_fn(|| room.take(true)).skip(1));
+        assert_eq!(free_ports(&i440fx, std::slice::from_ref(&edu)), Ok(()));
+        let reason = free_ports(&i440fx, &[vf, edu]).unwrap_err();
+        assert!(reason.contains("2 PCI device(s) wanted, room for 1"), "{reason}");
+        assert!(reason.contains("a pci-bridge controller"), "{reason}");
+    }
+}
