@@ -116,12 +116,12 @@ async fn an_event_may_be_lost() {
     let mut host = Host::small();
     host.control("fault attach lose-event");
     host.control("fault detach lose-event");
-    host.attach(I440FX, NVME, "ua-0", Scope::Live).await.unwrap();
+    host.attach(I440FX, EDU, "ua-0", Scope::Live).await.unwrap();
     assert_eq!(host.heard(), []);
     host.sim.detach(I440FX, "ua-0", DetachScope::Live).await.unwrap();
     assert_eq!(host.heard(), []);
     assert_eq!(host.live(I440FX).await.unwrap().hostdevs, []);
-    host.attach(I440FX, NVME, "ua-0", Scope::Live).await.unwrap();
+    host.attach(I440FX, EDU, "ua-0", Scope::Live).await.unwrap();
     assert_eq!(host.heard().len(), 1);
 }
 

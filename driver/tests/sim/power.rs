@@ -24,8 +24,11 @@ async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
     sleep(Duration::from_secs(3)).await;
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
     assert_eq!(host.driver(NVME).await.as_deref(), Some("nvme"));
-    let back = Event::NodeDevice { name: "net_eth7_26_59_b5_c9_13_51".into(), change: NodeChange::Created };
-    assert_eq!(host.heard(), [back]);
+    let back = |name: &str| Event::NodeDevice { name: name.into(), change: NodeChange::Created };
+    assert_eq!(
+        host.heard(),
+        [back("net_eth7_26_59_b5_c9_13_51"), back("block_nvme0n1_QEMU_NVMe_Ctrl_LAB0_1")]
+    );
 
     host.control("start q35");
     let live = host.live(Q35).await.unwrap();
@@ -33,7 +36,8 @@ async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
     assert_eq!(find(&live, "ua-both").unwrap().source, address(NVME));
     assert_eq!(host.driver(NVME).await.as_deref(), Some("vfio-pci"));
     let heard = host.heard();
-    assert_eq!(heard[..2], [lifecycle(Q35, Lifecycle::Started), lifecycle(Q35, Lifecycle::Resumed)]);
+    let started = [lifecycle(Q35, Lifecycle::Started), lifecycle(Q35, Lifecycle::Resumed)];
+    assert!(heard.windows(2).any(|heard| heard == started), "{heard:?}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ async fn a_big_host_opens_and_an_attach_writes_one_file() {
     let devices = host.sim.devices().await.unwrap();
     assert_eq!(devices.len(), 16 * 65);
     for (number, device) in
-        devices.iter().filter(|device| device.product_id.to_string() == "10ca").enumerate().take(256)
+        devices.iter().filter(|device| device.product_id.to_string() == "10ca").enumerate().take(64)
     {
         let guest = generate::guest_uuid(number as u32 % 8);
         let alias = format!("ua-{number}");
@@ -22,5 +22,5 @@ async fn a_big_host_opens_and_an_attach_writes_one_file() {
     }
     assert_eq!(fs::read_dir(host.file("state/domains")).unwrap().count(), 8);
     assert_eq!(fs::read_dir(host.file("state/devices")).unwrap().count(), 0);
-    assert_eq!(host.live(generate::guest_uuid(3)).await.unwrap().hostdevs.len(), 32);
+    assert_eq!(host.live(generate::guest_uuid(3)).await.unwrap().hostdevs.len(), 8);
 }
