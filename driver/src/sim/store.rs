@@ -18,7 +18,7 @@ use super::config::Guest;
 pub(super) struct Store {
     state: Option<PathBuf>,
     /// Held while the directory is open.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// A domain's file.
@@ -68,13 +68,13 @@ impl Store {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         match Self::writable(dir) {
             Ok(lock) => match lock.try_lock() {
-                Ok(()) => Ok(Self { state: Some(dir.join("state")), _lock: Some(lock) }),
+                Ok(()) => Ok(Self { state: Some(dir.join("state")), lock: Some(lock) }),
                 Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: dir.to_owned() }),
-                Err(TryLockError::Error(source)) => Err(OpenError::Io { path: dir.join("lock"), source }),
+                Err(TryLockError::Error(error)) => Err(OpenError::Io { path: dir.join("lock"), error }),
             },
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write; changes are kept in memory");
-                Ok(Self { state: None, _lock: None })
+                Ok(Self { state: None, lock: None })
             }
         }
     }
@@ -93,7 +93,11 @@ impl Store {
 
     /// Lets the directory go and writes no more.
     pub(super) fn close(&mut self) {
-        *self = Self { state: None, _lock: None };
+        self.state = None;
+        if let Some(lock) = self.lock.take() {
+            // Closing the file is not enough: a child that was just forked has it open, too.
+            let _ = lock.unlock();
+        }
     }
 
     /// Reads all files of a kind, by name.
@@ -129,7 +133,7 @@ impl Store {
 pub(super) fn read_folder(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, String)>, OpenError> {
     let fail = |path: &Path| {
         let path = path.to_owned();
-        move |source| OpenError::Io { path, source }
+        move |error| OpenError::Io { path, error }
     };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
