@@ -29,20 +29,20 @@ const EVENTS: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file or folder cannot be read.
-    #[error("{path}")]
+    #[error("{path}: {error}")]
     Io {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A document cannot be understood.
-    #[error("{path}")]
+    #[error("{path}: {error}")]
     Document {
         /// The file.
         path: PathBuf,
         /// Document, element and reason.
-        source: XmlError,
+        error: XmlError,
     },
     /// A file of another kind cannot be understood, or does not fit to the others.
     #[error("{path}: {reason}")]
@@ -71,7 +71,7 @@ impl OpenError {
 
 impl Host {
     pub(super) fn open(dir: &Path, now: Instant) -> Result<Self, OpenError> {
-        let dir = dir.canonicalize().map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let dir = dir.canonicalize().map_err(|error| OpenError::Io { path: dir.to_owned(), error })?;
         let config = read_config(&dir.join("host.toml"))?;
         let store = Store::open(&dir)?;
         let devices = read_devices(&dir, &config)?;
@@ -138,7 +138,7 @@ pub(super) fn read_device(path: &Path, xml: &str) -> Result<Option<HostDevice>, 
     match nodedev::parse(xml) {
         Ok(NodeDevice::Pci(device)) => Ok(Some(*device)),
         Ok(NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other) => Ok(None),
-        Err(source) => Err(OpenError::Document { path: path.to_owned(), source }),
+        Err(error) => Err(OpenError::Document { path: path.to_owned(), error }),
     }
 }
 
@@ -146,7 +146,7 @@ fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
     match fs::read_to_string(path) {
         Ok(text) => toml::from_str(&text).map_err(|error| OpenError::text(path, error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostConfig::default()),
-        Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
+        Err(error) => Err(OpenError::Io { path: path.to_owned(), error }),
     }
 }
 
@@ -154,8 +154,7 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     let mut devices = Devices::default();
     let mut children = Vec::new();
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
-        let node =
-            nodedev::parse(&xml).map_err(|source| OpenError::Document { path: path.clone(), source })?;
+        let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         match node {
             NodeDevice::Pci(info) => {
                 let address = info.address;
@@ -214,7 +213,7 @@ fn read_domains(dir: &Path, config: &HostConfig) -> Result<Vec<(PathBuf, Domain)
     let mut domains: BTreeMap<Uuid, (PathBuf, SavedDomain)> = BTreeMap::new();
     for (path, xml) in store::read_folder(&dir.join("domains"), "xml")? {
         let document =
-            Document::read(xml).map_err(|source| OpenError::Document { path: path.clone(), source })?;
+            Document::read(xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         let parsed = document.parsed();
         let (uuid, name) = (parsed.uuid, parsed.name.clone());
         if saved.contains_key(&uuid.to_string()) {
@@ -234,7 +233,7 @@ fn read_domains(dir: &Path, config: &HostConfig) -> Result<Vec<(PathBuf, Domain)
         let transient = config.guest.get(&domain.name).is_some_and(|guest| guest.transient);
         if let (Some(live), None, false) = (&domain.live, &domain.persistent, transient) {
             let live = Document::read(live.clone())
-                .map_err(|source| OpenError::Document { path: path.clone(), source })?;
+                .map_err(|error| OpenError::Document { path: path.clone(), error })?;
             let definition = live.stopped().map_err(|refused| OpenError::text(path, refused.message))?;
             domain.persistent = Some(definition.text().to_owned());
         }
@@ -263,7 +262,7 @@ fn make_domain(
     let read = |text: Option<String>| {
         text.map(Document::read)
             .transpose()
-            .map_err(|source| OpenError::Document { path: path.to_owned(), source })
+            .map_err(|error| OpenError::Document { path: path.to_owned(), error })
     };
     let (live, persistent) = (read(saved.live)?, read(saved.persistent)?);
     let state = match (&live, saved.paused) {

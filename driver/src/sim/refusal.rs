@@ -150,3 +150,62 @@ pub(super) fn agent_away() -> Refusal {
     let text = "Guest agent is not responding: QEMU guest agent is not connected";
     Refusal::new(ErrorKind::AgentAway, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts with their names and numbers taken out.
+    fn pattern(text: &str) -> String {
+        let text = text.replace("\\n", "\n");
+        let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        for word in &mut words {
+            if word.contains(|c: char| c.is_ascii_digit()) || word.starts_with("ua-") || word.contains("g1") {
+                *word = "…".into();
+            }
+        }
+        words.join(" ")
+    }
+
+    /// What the simulated host refuses, the adapter to libvirt reads as the same kind, from the same words.
+    #[test]
+    fn texts_and_kinds_are_those_of_libvirt() {
+        let table = include_str!("../../tests/data/libvirt-errors.tsv");
+        let known: Vec<(String, String)> = table
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| {
+                let [_, _, kind, text] = line.splitn(4, '\t').collect::<Vec<_>>()[..] else {
+                    panic!("{line}")
+                };
+                (kind.to_owned(), pattern(text.trim_end_matches(" (g1)")))
+            })
+            .collect();
+        let at: PciAddress = "0000:0a:00.0".parse().unwrap();
+        let refusals = [
+            away(),
+            job_is_held(),
+            no_domain(uuid::Uuid::nil()),
+            no_node_device(at),
+            no_such_function(at),
+            not_running(),
+            in_use(at, "g1"),
+            unmanaged(at),
+            already_defined(),
+            duplicate_alias("ua-1"),
+            no_passthrough(),
+            not_an_endpoint(),
+            not_viable(at, 18),
+            no_free_port(),
+            function_not_zero(),
+            no_alias("ua-1"),
+            unplug_pending("ua-1"),
+            agent_away(),
+            document("Missing <source> element in hostdev device"),
+        ];
+        for refusal in refusals {
+            let (kind, text) = (format!("{:?}", refusal.kind), pattern(&refusal.message));
+            assert!(known.contains(&(kind, text.clone())), "{:?}: {text}", refusal.kind);
+        }
+    }
+}
