@@ -10,6 +10,7 @@
 //! ```
 
 pub mod attachment;
+mod busy;
 pub mod config;
 pub mod error;
 pub mod host;

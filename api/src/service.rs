@@ -1,7 +1,6 @@
 //! The service as one value: what handlers are given.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
@@ -9,10 +8,11 @@ use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
 
 use crate::attachment::reconcile;
+use crate::busy::Busy;
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::host::{self, Host};
-use crate::id::{AttachmentId, HypervisorId, ServerId};
+use crate::id::{HypervisorId, ServerId};
 use crate::inventory::Inventory;
 use crate::store::{Attachment, Device, Store};
 
@@ -29,7 +29,9 @@ pub struct Service {
     /// The hostdev documents.
     pub templates: Templates,
     /// Attachments that a task of this process is working on: reconciliation leaves them to it.
-    in_flight: Mutex<HashSet<AttachmentId>>,
+    pub(crate) in_flight: Arc<Busy>,
+    /// Attachments whose address is being verified.
+    pub(crate) verifying: Arc<Busy>,
 }
 
 /// Why the service does not start.
@@ -70,8 +72,8 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
-        let in_flight = Mutex::default();
-        let service = Arc::new(Self { config, store, hosts, inventory, templates, in_flight });
+        let (in_flight, verifying) = Default::default();
+        let service = Arc::new(Self { config, store, hosts, inventory, templates, in_flight, verifying });
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
@@ -102,38 +104,6 @@ impl Service {
     /// How often and how long guests are asked to let a device go.
     pub fn detach_limits(&self) -> DetachLimits {
         DetachLimits { attempts: self.config.detach.attempts, timeout: self.config.detach.timeout.0 }
-    }
-
-    fn in_flight(&self) -> MutexGuard<'_, HashSet<AttachmentId>> {
-        // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a task of this process is working on an attachment.
-    pub(crate) fn is_in_flight(&self, id: AttachmentId) -> bool {
-        self.in_flight().contains(&id)
-    }
-
-    /// Marks attachments as being worked on, until the guard is dropped.
-    pub(crate) fn work_on(self: &Arc<Self>, ids: impl IntoIterator<Item = AttachmentId>) -> InFlight {
-        let ids: Vec<_> = ids.into_iter().collect();
-        self.in_flight().extend(ids.iter().copied());
-        InFlight { service: Arc::clone(self), ids }
-    }
-}
-
-/// Attachments that are being worked on.
-pub(crate) struct InFlight {
-    service: Arc<Service>,
-    ids: Vec<AttachmentId>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let mut in_flight = self.service.in_flight();
-        for id in &self.ids {
-            in_flight.remove(id);
-        }
     }
 }
 

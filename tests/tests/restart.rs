@@ -103,3 +103,24 @@ async fn killed_before_the_guest_was_asked_it_asks() {
     service.until("it is gone", async || service.get(&path).await.status == 404).await;
     service.expect_clean().await;
 }
+
+#[tokio::test]
+async fn what_a_failed_attach_left_in_the_domain_is_taken_back() {
+    let mut service = Hotslot::on("small").await;
+    service.attach(Q35, "vf:1").await.expect(200);
+    service.kill();
+    // As if libvirt had gone on with an attach that was given up.
+    let mut db =
+        SqliteConnection::connect(&format!("sqlite://{}", service.database().display())).await.unwrap();
+    db.execute("UPDATE attachments SET state = 'failed', ended_at = 1").await.unwrap();
+    db.execute(
+        "UPDATE pci_devices SET status = 'available', instance_uuid = NULL WHERE instance_uuid IS NOT NULL",
+    )
+    .await
+    .unwrap();
+    db.close().await.unwrap();
+    assert_eq!(service.plugged().len(), 2);
+    service.start_again().await;
+    service.until("it is taken back", async || service.plugged().is_empty()).await;
+    service.expect_clean().await;
+}

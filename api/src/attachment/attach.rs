@@ -9,6 +9,7 @@ use hotslot_driver::hypervisor::{self, DomainView, Scope};
 use uuid::Uuid;
 
 use super::Observation;
+use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, RequestId, ServerId};
@@ -64,6 +65,8 @@ impl Service {
         let (host, view) = self.find(request.server).await?;
         host.ready().await?;
         let scope = scope(&view, request.persistent)?;
+        // What goes into no definition is not said to be in one.
+        let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let (steps, _in_flight) = self.reserve(&host, &view, &request).await?;
         self.plug_all(&host, &view, scope, steps).await
     }
@@ -74,7 +77,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-    ) -> Result<(Vec<Step>, crate::service::InFlight), Error> {
+    ) -> Result<(Vec<Step>, busy::Guard), Error> {
         for _ in 0..RACES {
             let devices: Vec<Device> = self
                 .store
@@ -115,7 +118,7 @@ impl Service {
                 })
                 .collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
-            let in_flight = self.work_on(wanted.iter().map(|new| new.id));
+            let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id));
             let id = RequestId(Uuid::new_v4());
             if self.store.reserve(host.row.id, request.server, id, request.persistent, &wanted).await? {
                 let mut steps = Vec::new();

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use hotslot_driver::hotplug::{self, Unplugged};
+use hotslot_driver::hypervisor;
+use hotslot_driver::pci::PciAddress;
 
 use super::{Observation, State};
 use crate::error::Error;
@@ -53,23 +55,11 @@ impl Service {
 
     /// Makes an attachment that is recorded as detaching go.
     pub(crate) async fn detach_now(self: &Arc<Self>, host: &Host, id: AttachmentId) -> Result<(), Error> {
-        let _in_flight = self.work_on([id]);
+        let _in_flight = self.in_flight.enter([id]);
         let Some(attachment) = self.store.attachment(id).await?.filter(|row| !row.state.is_final()) else {
             return Ok(());
         };
-        let device = self.store.device(attachment.device).await?;
-        let device =
-            device.ok_or_else(|| Error::Internal(format!("the device of attachment {id} is lost")))?;
-        let address = device.facts.address;
-        let spec = hostdev_spec(&attachment, &device);
-        let unplugged = hotplug::unplug(
-            host.hypervisor.as_ref(),
-            &self.templates,
-            attachment.server.0,
-            &spec,
-            self.detach_limits(),
-        )
-        .await;
+        let (address, unplugged) = self.unplug(host, &attachment).await?;
         match unplugged {
             Ok(Unplugged::Gone) => {
                 self.settle(id, &Observation::Gone { reason: None }).await?;
@@ -106,5 +96,20 @@ impl Service {
                 Err(host.error(format!("detaching {address} failed"))(error))
             }
         }
+    }
+    /// Makes the device of an attachment leave its domain; answers its address on the host, and what became of it.
+    pub(super) async fn unplug(
+        &self,
+        host: &Host,
+        attachment: &Attachment,
+    ) -> Result<(PciAddress, Result<Unplugged, hypervisor::Error>), Error> {
+        let device = self.store.device(attachment.device).await?;
+        let device = device
+            .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
+        let spec = hostdev_spec(attachment, &device);
+        let (hypervisor, server) = (host.hypervisor.as_ref(), attachment.server.0);
+        let unplugged =
+            hotplug::unplug(hypervisor, &self.templates, server, &spec, self.detach_limits()).await;
+        Ok((device.facts.address, unplugged))
     }
 }

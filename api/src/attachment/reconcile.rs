@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::Presence;
+use hotslot_driver::hotplug::{Presence, Unplugged};
 use hotslot_driver::hypervisor::{DomainView, Event};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout_at};
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{Observation, State};
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{RequestId, ServerId};
+use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::service::Service;
 use crate::store::Attachment;
 
@@ -139,10 +139,11 @@ impl Service {
         };
         let mut by_server = BTreeMap::<ServerId, Vec<Attachment>>::new();
         for row in rows {
-            if row.hypervisor == host.row.id && !self.is_in_flight(row.id) {
+            if row.hypervisor == host.row.id && !self.in_flight.contains(row.id) {
                 by_server.entry(row.server).or_default().push(row);
             }
         }
+        self.take_back_strays(host, only).await?;
         for (server, rows) in by_server {
             let view = host.server(server).await?;
             let seen = observe(&rows, view.as_ref());
@@ -165,8 +166,52 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
+    /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
+    async fn take_back_strays(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        only: Option<ServerId>,
+    ) -> Result<(), Error> {
+        let servers = match only {
+            Some(server) => vec![server.0],
+            None => {
+                let domains =
+                    host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
+                domains.into_iter().map(|info| info.uuid).collect()
+            }
+        };
+        for server in servers {
+            let Some(view) = host.server(ServerId(server)).await? else { continue };
+            let documents = [&view.live, &view.persistent].into_iter().flatten();
+            let ours: BTreeSet<AttachmentId> = documents
+                .flat_map(|document| &document.hostdevs)
+                .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
+                .map(|alias| AttachmentId(alias.0))
+                .collect();
+            for id in ours {
+                let Some(row) = self.store.attachment(id).await?.filter(|row| row.state.is_final()) else {
+                    continue;
+                };
+                let Some(busy) = self.in_flight.try_enter(id) else { continue };
+                let (service, host) = (Arc::clone(self), Arc::clone(host));
+                tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
+                tokio::spawn(async move {
+                    let _busy = busy;
+                    match service.unplug(&host, &row).await {
+                        Ok((_, Ok(Unplugged::Gone))) => {}
+                        other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a domain's documents say of its attachments.
-fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(crate::id::AttachmentId, Observation)> {
+fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
     let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows

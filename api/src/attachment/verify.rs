@@ -37,7 +37,9 @@ impl Service {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
+        let Some(busy) = self.verifying.try_enter(id) else { return };
         tokio::spawn(async move {
+            let _busy = busy;
             for pause in ASK_AFTER {
                 tokio::time::sleep(pause).await;
                 match service.verify(&host, id).await {
