@@ -157,3 +157,120 @@ pub fn choose<'a>(
     chosen.truncate(count);
     Ok(chosen)
 }
+
+#[cfg(test)]
+mod tests {
+    use hotslot_driver::device::IommuGroup;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The devices that the data files speak of.
+    fn devices() -> Vec<(&'static str, HostDevice)> {
+        let device = |address: &str, vendor: &str, product: &str, role| HostDevice {
+            address: address.parse().unwrap(),
+            name: String::new(),
+            vendor_id: vendor.parse().unwrap(),
+            product_id: product.parse().unwrap(),
+            vendor_name: None,
+            product_name: None,
+            class: None,
+            role,
+            iommu_group: Some(IommuGroup { number: 1, members: vec![address.parse().unwrap()] }),
+            numa_node: None,
+            driver: None,
+            parent: None,
+            bridge: false,
+            express: true,
+            link: None,
+            serial: None,
+            net: Vec::new(),
+            block: Vec::new(),
+        };
+        let vf = "0000:04:10.0".parse().unwrap();
+        let pf = Role::Physical { max_vfs: 7, vfs: vec![vf] };
+        vec![
+            ("pf", device("0000:04:00.0", "8086", "10c9", pf)),
+            (
+                "vf",
+                device(
+                    "0000:04:10.0",
+                    "8086",
+                    "10ca",
+                    Role::Virtual { parent: "0000:04:00.0".parse().unwrap() },
+                ),
+            ),
+            ("other", device("0000:05:00.0", "10ec", "8168", Role::Plain)),
+        ]
+    }
+
+    fn inventory(device_spec: &Value, alias: Option<&Value>) -> Result<Inventory, ConfigError> {
+        Inventory::new(&config::Pci {
+            device_spec: vec![device_spec.to_string()],
+            alias: alias.map(Value::to_string).into_iter().collect(),
+            templates: None,
+        })
+    }
+
+    fn check(case: &Value, outcome: Result<Vec<&str>, ConfigError>) {
+        match (outcome, case["refused"].as_str()) {
+            (Ok(matched), None) => {
+                let wanted: Vec<&str> =
+                    case["matches"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+                assert_eq!(matched, wanted, "{case}");
+            }
+            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
+            (outcome, _) => panic!("{case}: {outcome:?}"),
+        }
+    }
+
+    #[test]
+    fn a_device_spec_names_the_devices_that_it_names_in_nova() {
+        let cases: Vec<Value> =
+            serde_json::from_str(include_str!("../../tests/data/device_spec.json")).unwrap();
+        for case in cases {
+            let outcome = inventory(&case["spec"], None).map(|inventory| {
+                let listed = |(_, device): &(&str, HostDevice)| inventory.facts(device).is_some();
+                devices().into_iter().filter(listed).map(|(name, _)| name).collect()
+            });
+            check(&case, outcome);
+        }
+    }
+
+    #[test]
+    fn an_alias_names_the_devices_that_it_names_in_nova() {
+        let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/alias.json")).unwrap();
+        for case in cases {
+            let outcome = inventory(&serde_json::json!({}), Some(&case["alias"])).map(|inventory| {
+                let named = |(_, device): &(&str, HostDevice)| {
+                    inventory.facts(device).is_some_and(|facts| inventory.alias("a").unwrap().matches(&facts))
+                };
+                devices().into_iter().filter(named).map(|(name, _)| name).collect()
+            });
+            check(&case, outcome);
+        }
+    }
+
+    #[test]
+    fn a_bridge_is_never_offered() {
+        let (_, mut bridge) = devices().remove(2);
+        bridge.bridge = true;
+        assert_eq!(inventory(&serde_json::json!({}), None).unwrap().facts(&bridge), None);
+    }
+
+    #[test]
+    fn entries_of_one_alias_are_alternatives_and_agree_in_type() {
+        let entry = |product: &str, kind: &str| {
+            format!(
+                r#"{{"name": "a", "vendor_id": "8086", "product_id": "{product}", "device_type": "{kind}"}}"#
+            )
+        };
+        let with = |alias: Vec<String>| {
+            Inventory::new(&config::Pci { device_spec: vec!["{}".into()], alias, templates: None })
+        };
+        let both = with(vec![entry("10ca", "type-VF"), entry("1520", "type-VF")]).unwrap();
+        assert_eq!(both.alias("a").unwrap().specs.len(), 2);
+        let error = with(vec![entry("10ca", "type-VF"), entry("10c9", "type-PF")]).unwrap_err().to_string();
+        assert!(error.contains("alias[1]") && error.contains("must agree"), "{error}");
+    }
+}
