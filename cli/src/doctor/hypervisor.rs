@@ -69,8 +69,11 @@ async fn devices(hypervisor: &dyn Hypervisor) -> Finding {
         }
         Ok(devices) => {
             let grouped = devices.iter().filter(|device| device.iommu_group.is_some() && !device.bridge);
-            let says =
-                format!("{} PCI functions, {} that could be passed through", devices.len(), grouped.count());
+            let says = format!(
+                "{} PCI functions, {} of them endpoints in an IOMMU group",
+                devices.len(),
+                grouped.count()
+            );
             Finding::ok(check, says)
         }
         Err(error) => Finding::bad(check, Level::Fail, error.to_string(), install),
