@@ -1,16 +1,17 @@
 # What vagrant/'s scripts share: where things are, and how to say what is going on.
+#
 # There is one lab a machine, whatever the number of clones: its state is in
 # $lab, so that another clone finds it, takes it over or takes it down.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab}
+pool=$lab/pool
+box=$lab/box
 key=$lab/key
 control=$lab/ssh.sock
-ssh_options=(
-    -F /dev/null -i "$key" -o IdentitiesOnly=yes -o LogLevel=ERROR
-    -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null
-    -o ControlMaster=auto -o "ControlPath=$control" -o ControlPersist=yes
-    -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=12
-)
+
+export HOTSLOT_LAB=$lab VAGRANT_CWD=$here VAGRANT_HOME=$lab/vagrant-home
+export VAGRANT_DOTFILE_PATH=$lab/vagrant-dot VAGRANT_CHECKPOINT_DISABLE=1
+export LIBVIRT_DEFAULT_URI=qemu:///system
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -28,7 +29,55 @@ step() {
     doing=
 }
 doing=
-trap '[[ -z $doing ]] || say "FAILED: $doing"' EXIT
+failed() { [[ -z $doing ]] || say "FAILED: $doing"; }
+trap failed EXIT
 
-port() { cat "$lab/ssh-port" 2>/dev/null || echo 0; }
-in_vm() { ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 "$@"; }
+ssh_options=(
+    -F /dev/null -i "$key" -o IdentitiesOnly=yes -o LogLevel=ERROR
+    -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null
+    -o ControlMaster=auto -o "ControlPath=$control" -o ControlPersist=yes
+    -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=12
+)
+port() { cat "$lab/ssh-port" 2>/dev/null || echo 1; }
+# The shared connection outlives this script and must not hold its lock (9).
+in_vm() { ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 "$@" 9>&-; }
+
+# Only one of up and down works at a time. What a killed one left running still
+# holds the lock: it is ended.
+lock() {
+    local owner pid told=
+    ((EUID == 0)) || die "the lab is built and run by root: use sudo"
+    mkdir -p "$lab"
+    exec 9>>"$lab/lock"
+    until flock -n 9; do
+        owner=$(cat "$lab/owner" 2>/dev/null || true)
+        if [[ /proc/$owner/fd/9 -ef $lab/lock ]]; then
+            [[ -n $told ]] || say "waiting for another run (process $owner) to end"
+            told=1
+            sleep 1
+        else
+            for pid in $(exec 9>&-; fuser "$lab/lock" 2>/dev/null); do
+                # Others that wait, as this one does, are left alone.
+                if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down)\  ]]; then continue; fi
+                say "ending process $pid, which a killed run left: $(cat "/proc/$pid/comm" || true)"
+                kill -9 "$pid" || true
+            done
+            sleep 0.2
+        fi
+    done
+    echo $$ >"$lab/owner"
+}
+
+# Takes away the VM and all that belongs to it, whatever state it is in.
+remove_vm() {
+    rm -f "$lab/vm" "$here/.lab/env"
+    ssh "${ssh_options[@]}" -O exit root@127.0.0.1 2>/dev/null || true
+    if virsh -q uri >/dev/null 2>&1; then
+        virsh -q destroy hotslot-lab >/dev/null 2>&1 || true
+        virsh -q undefine hotslot-lab >/dev/null 2>&1 || true
+        virsh -q pool-destroy hotslot-lab >/dev/null 2>&1 || true
+        virsh -q net-destroy hotslot-lab >/dev/null 2>&1 || true
+        virsh -q net-undefine hotslot-lab >/dev/null 2>&1 || true
+    fi
+    rm -rf "$pool" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index" "$control"
+}
