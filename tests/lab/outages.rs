@@ -49,22 +49,25 @@ async fn without_libvirtd_requests_are_503_and_nothing_is_lost() {
 const HOLD: &str = r#"
 import os, sqlite3, time
 db = sqlite3.connect("/var/lib/hotslot/hotslot.db", isolation_level=None, timeout=10)
-while True:
-    db.execute("BEGIN IMMEDIATE")
-    if db.execute("SELECT count(*) FROM attachments WHERE state = 'attaching'").fetchone()[0] == 1:
-        break
-    db.execute("ROLLBACK")
-    time.sleep(0.002)
-open("/run/held", "w").close()
-while not os.path.exists("/run/release"):
-    time.sleep(0.01)
+def intended():
+    return db.execute("SELECT count(*) FROM attachments WHERE state = 'attaching'").fetchone()[0] == 1
+open("/run/watching", "w").close()
+while not intended():
+    time.sleep(0.02)
+db.execute("BEGIN IMMEDIATE")
+if intended():
+    open("/run/held", "w").close()
+    while not os.path.exists("/run/release"):
+        time.sleep(0.05)
 "#;
 
 #[tokio::test]
 async fn hotslot_is_killed_between_plug_and_record() {
     let lab = Lab::fresh().await;
-    lab.sh(&format!("rm -f /run/held /run/release; cat >/tmp/hold.py <<'END'\n{HOLD}\nEND"));
-    lab.sh("setsid python3 /tmp/hold.py >/tmp/hold.log 2>&1 </dev/null & true");
+    lab.sh(&format!("rm -f /run/watching /run/held /run/release; cat >/tmp/hold.py <<'END'\n{HOLD}\nEND"));
+    lab.sh("setsid timeout 300 python3 /tmp/hold.py >/tmp/hold.log 2>&1 </dev/null & true");
+    lab.until_sh("someone watches the database", "ls /run/watching 2>/dev/null || true", "/run/watching")
+        .await;
     let api = lab.api.clone();
     let post = tokio::spawn(async move {
         // The answer never comes: the service is killed first.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -18,6 +19,9 @@ const GUESTS: [(&str, &str); 6] = [
 ];
 
 const PORT: u16 = 19774;
+
+/// How long anything may take that ought to happen by itself: a VM within a VM, in software on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The service's configuration in the lab.
 pub const CONFIG: &str = r#"
@@ -82,7 +86,7 @@ impl Lab {
 
     /// [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
-        let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")) };
+        let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) };
         lab.stop();
         lab.sh("lab-reset");
         let config = config.replace('\'', r"'\''");

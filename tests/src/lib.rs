@@ -21,7 +21,7 @@ pub const I440FX: &str = "10000000-0000-4000-8000-000000000005";
 /// The guest `full`: it runs, with no free hot-plug port.
 pub const FULL: &str = "10000000-0000-4000-8000-000000000006";
 
-/// How long anything may take that ought to happen by itself.
+/// How long anything may take on a simulated host that ought to happen by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const CONFIG: &str = r#"
@@ -48,6 +48,7 @@ name = "node1"
 pub struct Api {
     url: String,
     client: reqwest::Client,
+    patience: Duration,
 }
 
 /// A service on a simulated host, with a database of its own.
@@ -213,7 +214,12 @@ impl Api {
     /// The service at a URL.
     pub fn at(url: String) -> Self {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        Self { url, client }
+        Self { url, client, patience: PATIENCE }
+    }
+
+    /// With another limit for what ought to happen by itself.
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Its URL.
@@ -230,7 +236,7 @@ impl Api {
     pub async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
         let start = Instant::now();
         while !so().await {
-            assert!(start.elapsed() < PATIENCE, "it never came: {what}");
+            assert!(start.elapsed() < self.patience, "it never came: {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

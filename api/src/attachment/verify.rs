@@ -18,12 +18,14 @@ use crate::service::Service;
 use crate::store::{Attachment, InnerSource};
 
 /// When the guest is asked after an attach: it needs a second or three to notice a new device.
-const ASK_AFTER: [Duration; 5] = [
+const ASK_AFTER: [Duration; 7] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
     Duration::from_secs(8),
+    Duration::from_secs(16),
+    Duration::from_secs(32),
 ];
 
 impl Service {
@@ -45,10 +47,9 @@ impl Service {
                 match service.verify(&host, id).await {
                     Ok(true) => return,
                     Ok(false) => {}
-                    Err(error) => {
-                        tracing::debug!(attachment.id = %id, %error, "the address stays computed");
-                        return;
-                    }
+                    // No agent, or none that may read files: it may be there later, and until then the address
+                    // stays computed.
+                    Err(error) => tracing::debug!(attachment.id = %id, %error, "not verified"),
                 }
             }
         });
