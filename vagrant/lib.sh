@@ -1,9 +1,11 @@
 # What vagrant/'s scripts share: where things are, and how to say what is going on.
 #
 # There is one lab a machine, whatever the number of clones: its state is in
-# $lab, so that another clone finds it, takes it over or takes it down.
+# $lab, so that another clone finds it, takes it over or takes it down. Another
+# HOTSLOT_LAB is another lab; its last part names the VM.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab}
+name=${lab##*/}
 pool=$lab/pool
 box=$lab/box
 key=$lab/key
@@ -70,14 +72,13 @@ lock() {
 
 # Takes away the VM and all that belongs to it, whatever state it is in.
 remove_vm() {
+    local what
     rm -f "$lab/vm" "$here/.lab/env"
     ssh "${ssh_options[@]}" -O exit root@127.0.0.1 2>/dev/null || true
     if virsh -q uri >/dev/null 2>&1; then
-        virsh -q destroy hotslot-lab >/dev/null 2>&1 || true
-        virsh -q undefine hotslot-lab >/dev/null 2>&1 || true
-        virsh -q pool-destroy hotslot-lab >/dev/null 2>&1 || true
-        virsh -q net-destroy hotslot-lab >/dev/null 2>&1 || true
-        virsh -q net-undefine hotslot-lab >/dev/null 2>&1 || true
+        for what in destroy undefine pool-destroy net-destroy net-undefine; do
+            virsh -q $what "$name" >/dev/null 2>&1 || true
+        done
     fi
     rm -rf "$pool" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index" "$control"
 }
