@@ -21,14 +21,14 @@ die() { say "$*"; exit 1; }
 # step WHAT COMMAND…: says what is done, does it, says how long it took. Where
 # it fails the script ends (set -e), and the trap says in which step.
 step() {
-    local started=${EPOCHREALTIME/./} ms
-    doing=$1
+    local what=$1 outer=$doing started=${EPOCHREALTIME/./} ms
+    doing=$what
     shift
-    say "$doing…"
+    say "$what…"
     "$@"
     ms=$(((${EPOCHREALTIME/./} - started) / 1000))
-    say "$doing: $((ms / 1000)).$((ms % 1000 / 100)) s"
-    doing=
+    say "$what: $((ms / 1000)).$((ms % 1000 / 100)) s"
+    doing=$outer
 }
 doing=
 failed() { [[ -z $doing ]] || say "FAILED: $doing"; }
