@@ -28,7 +28,7 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 	@$(STEP) "quick tests" cargo test --quiet --workspace
 
 lab-test: ## the tests in the lab, which must be up (make lab)
-	@$(STEP) "lab tests" cargo test -p hotslot-tests --features lab --test lab -- --test-threads 1
+	@$(STEP) "lab tests" tools/lab-test
 
 bench: install install-lab release lab ## measure attach, detach, start and memory against floors of the same run
 	@$(STEP) "benchmarks" cargo bench -p hotslot-tests --features lab

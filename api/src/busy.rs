@@ -1,13 +1,18 @@
-//! Which attachments a task of this process is working on.
+//! Which attachments a task of this process is working on, and whose turn it is on a server.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::id::AttachmentId;
+use tokio::sync::Notify;
+
+use crate::id::{AttachmentId, ServerId};
 
 /// A set of attachments, each in it for as long as its guard lives.
 #[derive(Debug, Default)]
-pub(crate) struct Busy(Mutex<HashSet<AttachmentId>>);
+pub(crate) struct Busy {
+    ids: Mutex<HashSet<AttachmentId>>,
+    left: Notify,
+}
 
 /// Takes its attachments out of the set when it is dropped.
 #[must_use]
@@ -19,12 +24,23 @@ pub(crate) struct Guard {
 impl Busy {
     fn set(&self) -> MutexGuard<'_, HashSet<AttachmentId>> {
         // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether someone works on it.
     pub(crate) fn contains(&self, id: AttachmentId) -> bool {
         self.set().contains(&id)
+    }
+
+    /// Waits until nobody works on it.
+    pub(crate) async fn idle(&self, id: AttachmentId) {
+        loop {
+            let left = self.left.notified();
+            if !self.contains(id) {
+                return;
+            }
+            left.await;
+        }
     }
 
     /// Puts attachments into the set.
@@ -46,5 +62,24 @@ impl Drop for Guard {
         for id in &self.ids {
             set.remove(id);
         }
+        drop(set);
+        self.busy.left.notify_waiters();
+    }
+}
+
+/// One lock a server.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<HashMap<ServerId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits for the turn on a server, which ends when the guard is dropped.
+    pub(crate) async fn of(&self, server: ServerId) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody holds or waits for are of no more use.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(server).or_default())
+        };
+        turn.lock_owned().await
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every key is documented in `hotslot.example.toml`.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -106,7 +107,9 @@ pub struct Database {
 impl Default for Database {
     /// In systemd's state directory when it gives one, else in `/var/lib/hotslot`.
     fn default() -> Self {
-        let directory = std::env::var("STATE_DIRECTORY").unwrap_or_else(|_| "/var/lib/hotslot".into());
+        let directories = std::env::var("STATE_DIRECTORY").unwrap_or_default();
+        let directory = directories.split(':').next().filter(|first| !first.is_empty());
+        let directory = directory.unwrap_or("/var/lib/hotslot");
         Self { url: format!("sqlite://{directory}/hotslot.db") }
     }
 }
@@ -238,7 +241,7 @@ impl<'de> Deserialize<'de> for Seconds {
         if seconds > 0.0 && seconds <= DAY {
             Ok(Self(Duration::from_secs_f64(seconds)))
         } else {
-            Err(serde::de::Error::custom(format!("{seconds} is not between 0 and {DAY} seconds")))
+            Err(serde::de::Error::custom(format!("{seconds} is not above 0 and at most {DAY} seconds")))
         }
     }
 }
@@ -247,7 +250,7 @@ impl<'de> Deserialize<'de> for Seconds {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: {source}")]
+    #[error("cannot read {path}")]
     Read {
         /// The file.
         path: String,
@@ -283,7 +286,10 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
         Self::parse(&text).map_err(|error| match error {
             ConfigError::Syntax { report, .. } => ConfigError::Syntax { path: name, report },
-            other @ (ConfigError::Read { .. } | ConfigError::Value { .. }) => other,
+            ConfigError::Value { key, reason } => {
+                ConfigError::Value { key: format!("{name}: {key}"), reason }
+            }
+            other @ ConfigError::Read { .. } => other,
         })
     }
 
@@ -305,19 +311,33 @@ impl Config {
         if self.detach.attempts == 0 {
             return bad("[detach] attempts", "a guest must be asked at least once".into());
         }
+        let second = Duration::from_secs(1);
+        for (key, time) in [
+            ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
+            ("[reconcile] interval", self.reconcile.interval),
+        ] {
+            if time.0 < second {
+                return bad(key, "less than a second is too often; write 1 or more".into());
+            }
+        }
         if !self.database.url.starts_with("sqlite://") {
             return bad(
                 "[database] url",
                 "only SQLite is known yet; write sqlite:///var/lib/hotslot/hotslot.db".into(),
             );
         }
-        let mut names = std::collections::HashSet::new();
+        let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for hypervisor in &self.hypervisor {
             if hypervisor.name.trim().is_empty() {
                 return bad("[[hypervisor]] name", "a host needs a name".into());
             }
             if !names.insert(&hypervisor.name) {
                 return bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+            }
+            if !uris.insert(&hypervisor.uri) {
+                let reason =
+                    format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
+                return bad("[[hypervisor]] uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
 use hotslot_driver::libvirt::{Libvirt, Options};
 use hotslot_driver::sim::Sim;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::config;
 use crate::error::Error;
@@ -29,6 +29,10 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether records and hypervisor have been brought together since the connection came up.
     synced: watch::Sender<bool>,
+    /// Servers that are to be compared with their records once more.
+    again: mpsc::UnboundedSender<ServerId>,
+    /// The other end of `again`, until someone follows the host.
+    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<ServerId>>>,
 }
 
 impl Host {
@@ -38,7 +42,22 @@ impl Host {
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Self {
         let synced = watch::Sender::new(false);
-        Self { row, name: configured.name.clone(), uri: configured.uri.clone(), hypervisor, synced }
+        let (again, asked_again) = mpsc::unbounded_channel();
+        Self {
+            row,
+            name: configured.name.clone(),
+            uri: configured.uri.clone(),
+            hypervisor,
+            synced,
+            again,
+            asked_again: Mutex::new(Some(asked_again)),
+        }
+    }
+
+    /// Asks for a server to be compared with its records once more.
+    pub(crate) fn look_again(&self, server: ServerId) {
+        // Nobody listens only while the service ends.
+        let _ = self.again.send(server);
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {
@@ -84,7 +103,7 @@ impl Host {
         let context = context.into();
         move |error| {
             if error.kind == ErrorKind::Away {
-                Error::HostAway { host: self.name.clone(), reason: error.message }
+                Error::HostAway { host: self.name.clone(), reason: format!("{context}: {}", error.message) }
             } else {
                 Error::Hypervisor { context, source: error }
             }

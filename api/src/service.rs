@@ -1,5 +1,7 @@
 //! The service as one value: what handlers are given.
 
+use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
@@ -8,7 +10,7 @@ use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
 
 use crate::attachment::reconcile;
-use crate::busy::Busy;
+use crate::busy::{Busy, Turns};
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::host::{self, Host};
@@ -32,6 +34,8 @@ pub struct Service {
     pub(crate) in_flight: Arc<Busy>,
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
+    /// Attaches to one server go in turn.
+    pub(crate) turns: Turns,
 }
 
 /// Why the service does not start.
@@ -41,10 +45,10 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A template cannot be used.
-    #[error("[pci] templates: {0}")]
+    #[error("[pci] templates")]
     Templates(#[from] hotslot_driver::xml::hostdev::TemplateError),
     /// The database cannot be opened.
-    #[error("cannot open the database: {source}; {advice}")]
+    #[error("cannot open the database; {advice}")]
     Database {
         /// Why.
         source: sqlx::Error,
@@ -72,8 +76,9 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
-        let (in_flight, verifying) = Default::default();
-        let service = Arc::new(Self { config, store, hosts, inventory, templates, in_flight, verifying });
+        let (in_flight, verifying, turns) = Default::default();
+        let service =
+            Arc::new(Self { config, store, hosts, inventory, templates, in_flight, verifying, turns });
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
@@ -121,13 +126,31 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
 
 async fn open_store(config: &Config) -> Result<Store, StartError> {
     let path = config.database.url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
-    let directory = std::path::Path::new(path).parent();
-    let failed = |source: sqlx::Error| StartError::Database {
-        source,
-        advice: format!("[database] url names {path}: is its directory there, and may hotslot write it?"),
-    };
-    if let Some(directory) = directory.filter(|directory| !directory.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).map_err(|error| failed(sqlx::Error::Io(error)))?;
+    let failed = |source: sqlx::Error| StartError::Database { advice: advice(&source, path), source };
+    let io = |error| failed(sqlx::Error::Io(error));
+    let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
+    if let Some(directory) = directory {
+        std::fs::create_dir_all(directory).map_err(io)?;
     }
-    Store::open(&config.database.url).await.map_err(failed)
+    // Two services on one file would each take the other's work for what a dead one left.
+    let lock = File::create(format!("{path}.lock")).map_err(io)?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        let source = sqlx::Error::Io(std::io::Error::other("another hotslot has it open"));
+        let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
+        return Err(StartError::Database { source, advice });
+    }
+    Store::open(&config.database.url, lock).await.map_err(failed)
+}
+
+fn advice(error: &sqlx::Error, path: &str) -> String {
+    const NOT_A_DATABASE: &str = "26";
+    if matches!(error, sqlx::Error::Migrate(_)) {
+        format!("{path} was written by another version of hotslot; use that one, or another [database] url")
+    } else if matches!(error, sqlx::Error::Configuration(_)) {
+        "write [database] url as sqlite:///var/lib/hotslot/hotslot.db".into()
+    } else if error.as_database_error().and_then(|error| error.code()).as_deref() == Some(NOT_A_DATABASE) {
+        format!("{path} is no SQLite database; name another file in [database] url")
+    } else {
+        format!("[database] url names {path}: is its directory there, and may hotslot write it?")
+    }
 }

@@ -1,6 +1,7 @@
 //! `hotslot serve`: the service, until it is told to stop.
 
 use std::future::IntoFuture as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::Context as _;
 use hotslot_api::config::{Config, Listen};
 use hotslot_api::http;
 use hotslot_api::service::Service;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long requests that are under way may take after the service was told to stop. What is not done by then
@@ -102,8 +103,10 @@ impl Socket {
         match listen {
             Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
             Listen::Unix(path) => {
-                // A socket that nobody answers on was left by a service that was killed.
-                if path.exists() && tokio::net::UnixStream::connect(path).await.is_err() {
+                // A socket that nobody answers on was left by a service that was killed; anything else is not ours.
+                let left = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+                if left && UnixStream::connect(path).await.is_err_and(refused) {
                     std::fs::remove_file(path)?;
                 }
                 UnixListener::bind(path).map(Self::Unix)

@@ -89,16 +89,31 @@ pub enum Unplugged {
     },
 }
 
+/// Why something cannot be plugged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The device that cannot be given, where another one could be; none when it is the domain.
+    pub device: Option<PciAddress>,
+    /// The error that libvirt would give, with what to do about it in the text.
+    pub error: Error,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { device: None, error }
+    }
+}
+
 /// Looks whether `devices` could be plugged into a domain, before any host driver is touched: libvirt
 /// unbinds the host driver first and finds out later, and a failed attach takes the host's device down.
 ///
 /// # Errors
-/// The error that libvirt would give, with what to do about it in the text.
+/// [`Refusal`].
 pub async fn preflight(
     hypervisor: &dyn Hypervisor,
     view: &DomainView,
     devices: &[HostDevice],
-) -> Result<(), Error> {
+) -> Result<(), Refusal> {
     let operation = || format!("attach to domain {}", view.info.name);
     match view.info.state {
         DomainState::Running | DomainState::Blocked | DomainState::Paused | DomainState::ShutOff => {}
@@ -107,20 +122,18 @@ pub async fn preflight(
         | DomainState::Suspended
         | DomainState::Unknown) => {
             let message = format!("the domain is {state:?}; attach when it runs, is paused or is shut off");
-            return Err(Error::new(ErrorKind::NotRunning, operation(), message));
+            return Err(Error::new(ErrorKind::NotRunning, operation(), message).into());
         }
     }
     if view.live.is_none() && view.persistent.is_none() {
-        return Err(Error::new(
-            ErrorKind::NotRunning,
-            operation(),
-            "the domain has no document to attach to",
-        ));
+        let message = "the domain has no document to attach to";
+        return Err(Error::new(ErrorKind::NotRunning, operation(), message).into());
     }
     for device in devices {
+        let refused = |error| Refusal { device: Some(device.address), error };
         not_in_documents(view, device)
-            .map_err(|message| Error::new(ErrorKind::AlreadyDefined, operation(), message))?;
-        assignable(hypervisor, device, &operation).await?;
+            .map_err(|message| refused(Error::new(ErrorKind::AlreadyDefined, operation(), message)))?;
+        assignable(hypervisor, device, &operation).await.map_err(refused)?;
     }
     if let Some(live) = &view.live {
         free_ports(live, devices)
@@ -210,18 +223,19 @@ async fn not_in_use(
     hypervisor: &dyn Hypervisor,
     devices: &[HostDevice],
     operation: &impl Fn() -> String,
-) -> Result<(), Error> {
+) -> Result<(), Refusal> {
     let wanted: HashSet<PciAddress> = devices.iter().map(|device| device.address).collect();
     for info in hypervisor.domains().await?.into_iter().filter(|info| info.state.is_active()) {
         let holds = match hypervisor.domain(info.uuid).await {
             Ok(view) => view.live,
             Err(error) if error.kind == ErrorKind::NoDomain => None,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         let taken = holds.iter().flat_map(|live| &live.hostdevs).find(|held| wanted.contains(&held.source));
         if let Some(held) = taken {
             let message = format!("{} is in use by domain {}; detach it there first", held.source, info.name);
-            return Err(Error::new(ErrorKind::InUse, operation(), message));
+            let error = Error::new(ErrorKind::InUse, operation(), message);
+            return Err(Refusal { device: Some(held.source), error });
         }
     }
     Ok(())
@@ -238,6 +252,7 @@ pub async fn plug(
     domain: Uuid,
     spec: &HostdevSpec,
     scope: Scope,
+    limits: DetachLimits,
 ) -> Result<Presence, Error> {
     let xml = render(templates, spec)?;
     let attached = hypervisor.attach(domain, &xml, scope).await;
@@ -246,7 +261,13 @@ pub async fn plug(
     {
         return Err(error.clone());
     }
-    let presence = Presence::of(&hypervisor.domain(domain).await?, spec.alias);
+    let view = match hypervisor.domain(domain).await {
+        Ok(view) => view,
+        Err(error) if error.kind == ErrorKind::NoDomain => return Err(attached.err().unwrap_or(error)),
+        // Without a look at the document nothing is known, whatever the attach answered.
+        Err(error) => return Err(Error { kind: ErrorKind::TimedOut, ..error }),
+    };
+    let presence = Presence::of(&view, spec.alias);
     let complete = match scope {
         Scope::Live => presence.live,
         Scope::Config => presence.config,
@@ -265,7 +286,7 @@ pub async fn plug(
         return Err(error);
     }
     // One side took it and the other did not: take it back.
-    match unplug(hypervisor, templates, domain, spec, DetachLimits::default()).await {
+    match unplug(hypervisor, templates, domain, spec, false, limits).await {
         Ok(Unplugged::Gone) => Err(error),
         Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
             let message = format!("{}; and taking it back: {reason}", error.message);
@@ -279,7 +300,7 @@ pub async fn plug(
 }
 
 /// Unplugs one device: out of the definition first, then out of the running guest, until it is gone, refused
-/// or the limits are used up.
+/// or the limits are used up. A `persistent` device that stays in the guest is put back into the definition.
 ///
 /// # Errors
 /// What the hypervisor refused; the guest then has the device still.
@@ -288,17 +309,37 @@ pub async fn unplug(
     templates: &Templates,
     domain: Uuid,
     spec: &HostdevSpec,
+    persistent: bool,
     limits: DetachLimits,
 ) -> Result<Unplugged, Error> {
-    let alias = spec.alias;
+    let outcome = take_out(hypervisor, domain, spec.alias, limits).await;
+    let stays = match &outcome {
+        Ok(Unplugged::Refused { .. }) => true,
+        Ok(Unplugged::Gone | Unplugged::Pending { .. }) => false,
+        Err(error) => !error.kind.leaves_it_open(),
+    };
+    if !(persistent && stays) {
+        return outcome;
+    }
+    let Err(lost) = keep_in_definition(hypervisor, templates, domain, spec).await else { return outcome };
+    let lost = format!("; and it is no longer in the domain's definition: {lost}");
+    match outcome {
+        Ok(Unplugged::Refused { reason }) => Ok(Unplugged::Refused { reason: reason + &lost }),
+        Ok(other) => Ok(other),
+        Err(error) => Err(Error { message: error.message + &lost, ..error }),
+    }
+}
+
+async fn take_out(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    alias: UserAlias,
+    limits: DetachLimits,
+) -> Result<Unplugged, Error> {
     // Before the first call: a removal must not happen unheard.
     let mut events = hypervisor.events();
     let name = alias.to_string();
-    let mut presence = match read(hypervisor, domain, alias).await? {
-        Some((presence, _)) => presence,
-        None => return Ok(Unplugged::Gone),
-    };
-    let was_persistent = presence.config;
+    let Some((mut presence, _)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
     if presence.config {
         ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
     }
@@ -306,23 +347,25 @@ pub async fn unplug(
         if !presence.live {
             break;
         }
-        match hypervisor.detach(domain, &name, DetachScope::Live).await {
-            Err(error) if error.kind == ErrorKind::UnplugPending => {}
-            asked => ignore_missing(asked)?,
-        }
-        tracing::debug!(domain = %domain, alias = %name, attempt, "asked the guest to let go");
-        let refused = wait(&mut events, domain, &name, limits.timeout).await;
-        presence = match read(hypervisor, domain, alias).await? {
-            Some((presence, _)) => presence,
-            None => return Ok(Unplugged::Gone),
-        };
-        if refused && presence.live {
-            let mut reason = "the guest refused to let the device go".to_owned();
-            if was_persistent && let Err(error) = restore(hypervisor, templates, domain, spec).await {
-                reason = format!("{reason}; and it is no longer in the domain's definition: {error}");
+        let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
+        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "asked the guest to let go");
+        let refused = match asked {
+            Ok(()) => wait(&mut events, domain, &name, limits.timeout).await,
+            Err(error) if error.kind == ErrorKind::UnplugPending => {
+                wait(&mut events, domain, &name, limits.timeout).await
             }
-            return Ok(Unplugged::Refused { reason });
+            // Nothing is left to wait for; the document tells.
+            asked => ignore_missing(asked).map(|()| false)?,
+        };
+        let Some((now, _)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+        presence = now;
+        if refused && presence.live {
+            return Ok(Unplugged::Refused { reason: "the guest refused to let the device go".into() });
         }
+    }
+    if !presence.live && presence.config {
+        // libvirt writes the definition after the guest; it may have got the device back meanwhile.
+        ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
     }
     let Some((presence, state)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
     if presence.is_absent() {
@@ -345,14 +388,18 @@ pub async fn unplug(
 }
 
 /// A device that stays in the guest stays after its power cycle too: puts it back into the definition.
-async fn restore(
+async fn keep_in_definition(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
     domain: Uuid,
     spec: &HostdevSpec,
 ) -> Result<(), Error> {
-    let xml = render(templates, spec)?;
-    hypervisor.attach(domain, &xml, Scope::Config).await
+    let view = hypervisor.domain(domain).await?;
+    let presence = Presence::of(&view, spec.alias);
+    if !presence.live || presence.config || view.persistent.is_none() {
+        return Ok(());
+    }
+    hypervisor.attach(domain, &render(templates, spec)?, Scope::Config).await
 }
 
 fn render(templates: &Templates, spec: &HostdevSpec) -> Result<String, Error> {

@@ -48,11 +48,11 @@ async fn what_someone_else_attached_is_not_taken() {
          bus=\"0x{bus}\" slot=\"0x{slot}\" function=\"0x0\"/></source></hostdev>"
     );
     lab.sh(&format!("echo '{xml}' >/tmp/vf.xml"));
-    // In another running guest: live attach and attach into a definition are both refused.
+    // In another running guest: live attach and attach into a definition are both refused where no other will do.
     lab.sh("virsh -q attach-device q35b /tmp/vf.xml --live");
-    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    let answer = lab.attach(id("q35"), "vf:2").await.expect(409);
     assert!(answer.message().contains("in use") && answer.message().contains("q35b"), "{}", answer.message());
-    let answer = lab.attach(id("i440fx"), "vf:1").await.expect(409);
+    let answer = lab.attach(id("i440fx"), "vf:2").await.expect(409);
     assert!(answer.message().contains("in use") && answer.message().contains("q35b"), "{}", answer.message());
     lab.sh("guest off q35b");
     lab.until_sh(
@@ -63,7 +63,7 @@ async fn what_someone_else_attached_is_not_taken() {
     .await;
     // In the same server's definition.
     lab.sh("virsh -q attach-device q35 /tmp/vf.xml --config");
-    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
+    let answer = lab.attach(id("q35"), "vf:2").await.expect(409);
     assert!(answer.message().contains("definition already"), "{}", answer.message());
     lab.sh("virsh -q detach-device q35 /tmp/vf.xml --config");
     lab.expect_nothing_left().await;

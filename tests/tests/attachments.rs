@@ -166,6 +166,8 @@ async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
     service.sim("guest q35 unplug=refuse");
     let refused = service.delete(&path(&vf)).await.expect(409);
     assert!(refused.message().contains("refused"), "{}", refused.message());
+    // And it is still said when the events of it have been followed.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
     assert_eq!(shown["status"], "attached");
     assert!(shown["status_reason"].as_str().unwrap().contains("refused"));
@@ -263,23 +265,66 @@ async fn a_host_that_is_away_is_503_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_during_an_attach_is_settled_from_what_the_host_has() {
-    for (at, left) in [("before", 0), ("after", 1)] {
+async fn an_attach_whose_outcome_was_unknown_is_taken_back_when_the_host_answers() {
+    for (at, aliases, nth) in [("before", "vf:1", 1), ("after", "vf:1", 1), ("after", "vf:2", 2)] {
         let service = Hotslot::on("small").await;
-        service.sim(&format!("fault attach away at={at} ms=300"));
-        service.attach(Q35, "vf:1").await.expect(503);
-        service
-            .until("it is settled", async || {
-                let all = service.attachments(Q35).await;
-                all.len() == left && all.iter().all(|one| one["status"] == "attached")
-            })
-            .await;
+        service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
+        let lost = service.attach(Q35, aliases).await.expect(503);
+        assert!(lost.message().contains("taken back when the host answers"), "{}", lost.message());
+        service.until("nothing is left of it", async || service.attachments(Q35).await.is_empty()).await;
         service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
-        for one in service.attachments(Q35).await {
-            service.delete(&path(&one)).await.expect(200);
-        }
         service.expect_clean().await;
     }
+}
+
+#[tokio::test]
+async fn a_device_that_someone_else_has_is_passed_over() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault attach fail kind=in-use text=in-use-by-domain-other");
+    let vf = attach_one(&service, Q35, "vf").await;
+    assert_eq!(vf["address"], "0000:04:10.2");
+    service.sim("fault attach fail kind=in-use text=in-use-by-domain-other");
+    let refused = service.attach(Q35, "vf:1").await.expect(409);
+    assert!(refused.message().contains("in-use-by-domain-other"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_guest_that_cannot_be_read_holds_nobody_else_up() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault domain fail domain=full times=1000 kind=document text=unreadable");
+    service.sim("disconnect");
+    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
+    service.sim("reconnect");
+    service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
+    attach_one(&service, Q35, "vf").await;
+}
+
+#[tokio::test]
+async fn a_detach_that_libvirt_refuses_leaves_the_definition_as_it_was() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    // The definition is done first; it is the live part that fails.
+    service.sim("fault detach fail nth=2 text=no-such-luck");
+    let failed = service.delete(&path(&vf)).await;
+    assert!(failed.status >= 409 && failed.message().contains("no-such-luck"), "{failed:?}");
+    assert_eq!(service.plugged().len(), 2);
+    let shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
+    assert_eq!((&shown["status"], &shown["persistent"]), (&json!("attached"), &json!(true)));
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn two_who_ask_for_the_same_detach_get_the_same_outcome() {
+    let service = Hotslot::on("small").await;
+    service.sim("guest q35 unplug=slow 300");
+    let vf = attach_one(&service, Q35, "vf").await;
+    let vf = path(&vf);
+    let asked = [service.delete(&vf), service.delete(&vf), service.delete(&vf)];
+    for answer in futures_util::future::join_all(asked).await {
+        answer.expect(200);
+    }
+    service.expect_clean().await;
 }
 
 #[tokio::test]

@@ -1,18 +1,19 @@
 //! Attach: all devices of a request, or none.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, Presence, Unplugged};
-use hotslot_driver::hypervisor::{self, DomainView, Scope};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use uuid::Uuid;
 
 use super::Observation;
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use crate::inventory::{self, AliasRequest};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
@@ -62,13 +63,27 @@ impl Service {
                 return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
             }
         }
-        let (host, view) = self.find(request.server).await?;
+        let (host, _) = self.find(request.server).await?;
         host.ready().await?;
+        // On one server in turn: two requests must not count on the same free port.
+        let _turn = self.turns.of(request.server).await;
+        let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
         // What goes into no definition is not said to be in one.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
-        let (steps, _in_flight) = self.reserve(&host, &view, &request).await?;
-        self.plug_all(&host, &view, scope, steps).await
+        let mut choice = Choice::default();
+        loop {
+            let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
+            let plugged = self.plug_all(&host, &view, scope, steps).await;
+            drop(in_flight);
+            host.look_again(request.server);
+            match plugged {
+                Ok(answer) => return Ok(answer),
+                // Someone else has the device, which only libvirt knew: another one may do.
+                Err(Failure { device, in_use: true, error }) => choice.exclude(device, error),
+                Err(failure) => return Err(failure.error),
+            }
+        }
     }
 
     /// Chooses devices, looks whether they could be plugged, and claims them, all or none.
@@ -77,37 +92,15 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
+        choice: &mut Choice,
     ) -> Result<(Vec<Step>, busy::Guard), Error> {
-        for _ in 0..RACES {
-            let devices: Vec<Device> = self
-                .store
-                .devices()
-                .await?
-                .into_iter()
-                .filter(|device| device.hypervisor == host.row.id)
-                .collect();
-            let mut taken = HashSet::new();
-            let mut chosen = Vec::new();
-            for wanted in &request.aliases {
-                let alias =
-                    self.inventory.alias(&wanted.name).ok_or_else(|| Error::Internal("alias".into()))?;
-                let picked = inventory::choose(alias, wanted.count, &devices, &taken).map_err(|free| {
-                    Error::TooFewFree {
-                        alias: wanted.name.clone(),
-                        wanted: wanted.count,
-                        free,
-                        host: host.name.clone(),
-                        advice: if self.inventory.is_empty() {
-                            "[pci] device_spec is empty, so nothing is assignable"
-                        } else {
-                            "detach one, or look at GET os-pci/detail"
-                        },
-                    }
-                })?;
-                taken.extend(picked.iter().map(|device| device.id));
-                chosen.extend(picked.into_iter().map(|device| (wanted.name.clone(), device.clone())));
+        let mut races = 0;
+        while races < RACES {
+            let chosen = self.choose(host, request, choice).await?;
+            if !self.preflight(host, view, chosen.iter().map(|(_, device)| device), choice).await? {
+                continue;
             }
-            self.preflight(host, view, chosen.iter().map(|(_, device)| device)).await?;
+            races += 1;
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
                 .map(|(alias, device)| NewAttachment {
@@ -134,19 +127,87 @@ impl Service {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
+    /// Chooses free devices for each part of a request, those that were found not to do left out.
+    async fn choose(
+        &self,
+        host: &Host,
+        request: &AttachRequest,
+        choice: &mut Choice,
+    ) -> Result<Vec<(String, Device)>, Error> {
+        let devices = self.store.devices().await?;
+        let devices: Vec<Device> =
+            devices.into_iter().filter(|device| device.hypervisor == host.row.id).collect();
+        let mut taken = choice.excluded.clone();
+        let mut chosen = Vec::new();
+        for wanted in &request.aliases {
+            let alias = self.inventory.alias(&wanted.name);
+            let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", wanted.name)))?;
+            let picked = match inventory::choose(alias, wanted.count, &devices, &taken) {
+                Ok(picked) => picked,
+                // Enough were free, and one of them did not do: that is the answer.
+                Err(_) if choice.refusal.is_some() => {
+                    return Err(choice.refusal.take().unwrap_or_else(|| Error::Internal("refusal".into())));
+                }
+                Err(free) => {
+                    return Err(Error::TooFewFree {
+                        alias: wanted.name.clone(),
+                        wanted: wanted.count,
+                        free,
+                        host: host.name.clone(),
+                        advice: if self.inventory.is_empty() {
+                            "[pci] device_spec is empty, so nothing is assignable"
+                        } else {
+                            "detach one, or look at GET os-pci/detail"
+                        },
+                    });
+                }
+            };
+            taken.extend(picked.iter().map(|device| device.id));
+            chosen.extend(picked.into_iter().map(|device| (wanted.name.clone(), device.clone())));
+        }
+        Ok(chosen)
+    }
+
+    /// Whether these devices may be plugged; false when one of them does not do and was left out.
     async fn preflight(
         &self,
         host: &Host,
         view: &DomainView,
         devices: impl Iterator<Item = &Device>,
-    ) -> Result<(), Error> {
+        choice: &mut Choice,
+    ) -> Result<bool, Error> {
         let context = || format!("nothing was attached to server {}", view.info.uuid);
-        let mut seen: Vec<HostDevice> = Vec::new();
+        let mut seen: Vec<(DeviceId, HostDevice)> = Vec::new();
         for device in devices {
-            let found = host.hypervisor.device(device.facts.address).await;
-            seen.push(found.map_err(host.error(context()))?);
+            match host.hypervisor.device(device.facts.address).await {
+                // The table is behind: it is another device now, or none that may be given.
+                Ok(found) if self.inventory.facts(&found).as_ref() != Some(&device.facts) => {
+                    let reason = format!("{} has changed on the host; try again", device.facts.address);
+                    choice.exclude(device.id, Error::Conflict(reason));
+                    return Ok(false);
+                }
+                Ok(found) => seen.push((device.id, found)),
+                Err(error) if error.kind == ErrorKind::NoDevice => {
+                    choice.exclude(device.id, host.error(context())(error));
+                    return Ok(false);
+                }
+                Err(error) => return Err(host.error(context())(error)),
+            }
         }
-        hotplug::preflight(host.hypervisor.as_ref(), view, &seen).await.map_err(host.error(context()))
+        let (ids, functions): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
+        let Err(refusal) = hotplug::preflight(host.hypervisor.as_ref(), view, &functions).await else {
+            return Ok(true);
+        };
+        let culprit = functions.iter().position(|function| Some(function.address) == refusal.device);
+        let open = refusal.error.kind.leaves_it_open();
+        let error = host.error(context())(refusal.error);
+        match culprit.and_then(|index| ids.get(index)) {
+            Some(id) if !open => {
+                choice.exclude(*id, error);
+                Ok(false)
+            }
+            Some(_) | None => Err(error),
+        }
     }
 
     async fn plug_all(
@@ -155,13 +216,12 @@ impl Service {
         view: &DomainView,
         scope: Scope,
         steps: Vec<Step>,
-    ) -> Result<Vec<(Attachment, Device)>, Error> {
+    ) -> Result<Vec<(Attachment, Device)>, Failure> {
         let mut present: Vec<Presence> = Vec::new();
         for step in &steps {
             let spec = hostdev_spec(&step.attachment, &step.device);
-            let plugged =
-                hotplug::plug(host.hypervisor.as_ref(), &self.templates, view.info.uuid, &spec, scope).await;
-            match plugged {
+            let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
+            match hotplug::plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
                 Ok(presence) => present.push(presence),
                 Err(error) => return Err(self.undo(host, &steps, present.len(), error).await),
             }
@@ -171,14 +231,18 @@ impl Service {
             .zip(&present)
             .map(|(step, presence)| {
                 let inner = presence.inner_address;
-                (step.attachment.id, Observation::Present { inner, note: None })
+                (step.attachment.id, Observation::Present { inner, only_in_definition: false })
             })
             .collect();
-        self.settle_all(&seen).await?;
+        let Some(first) = steps.first().map(|step| step.device.id) else {
+            return Err(Failure::of(DeviceId(0), Error::Internal("an attach of nothing".into())));
+        };
+        self.settle_all(&seen).await.map_err(|error| Failure::of(first, error))?;
         let mut answer = Vec::new();
         for step in steps {
             let id = step.attachment.id;
-            let attachment = self.store.attachment(id).await?.unwrap_or(step.attachment);
+            let attachment = self.store.attachment(id).await.map_err(|error| Failure::of(first, error))?;
+            let attachment = attachment.unwrap_or(step.attachment);
             tracing::info!(
                 server.id = %attachment.server, attachment.id = %id, pci.address = %step.device.facts.address,
                 "attached {} to server {}", step.device.facts.address, attachment.server
@@ -196,69 +260,93 @@ impl Service {
         steps: &[Step],
         failed: usize,
         error: hypervisor::Error,
-    ) -> Error {
-        let Some(culprit) = steps.get(failed) else { return Error::Internal("undo of no step".into()) };
+    ) -> Failure {
+        let Some(culprit) = steps.get(failed) else {
+            return Failure::of(DeviceId(0), Error::Internal("undo of no step".into()));
+        };
         let address = culprit.device.facts.address;
+        let because = format!("taken back, for attaching {address} of the same request failed");
+        tracing::warn!(pci.address = %address, %error, "attach failed");
+        // What is to become of all is on record before the first is touched.
+        let mut intents: Vec<(AttachmentId, Observation)> = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let intent = match index.cmp(&failed) {
+                Ordering::Less => Observation::GivenUp { reason: because.clone() },
+                // Refused is not unknown: after a lost connection or a time-out it may be there.
+                Ordering::Equal if error.kind.leaves_it_open() => {
+                    Observation::GivenUp { reason: error.to_string() }
+                }
+                Ordering::Equal => Observation::Gone { reason: Some(error.to_string()) },
+                Ordering::Greater => Observation::Gone { reason: Some(format!("not tried: {because}")) },
+            };
+            intents.push((step.attachment.id, intent));
+        }
+        if let Err(error) = self.settle_all(&intents).await {
+            return Failure::of(culprit.device.id, error);
+        }
         let mut left = Vec::new();
-        let mut seen: Vec<(AttachmentId, Observation)> = Vec::new();
-        // Refused is not unknown: after a lost connection or a time-out, libvirt is asked again first.
-        if error.kind.leaves_it_open() {
-            let reason = format!("it is not known yet whether the attach took effect: {error}");
-            left.push(format!(
-                "attachment {} of {address} stays attaching until the host answers",
-                culprit.attachment.id
-            ));
-            seen.push((culprit.attachment.id, Observation::StillThere { reason }));
-        } else {
-            seen.push((culprit.attachment.id, Observation::Gone { reason: Some(error.to_string()) }));
-        }
-        for step in &steps[failed + 1..] {
-            let reason = format!("not tried, for {address} of the same request failed");
-            seen.push((step.attachment.id, Observation::Gone { reason: Some(reason) }));
-        }
         for step in &steps[..failed] {
             let id = step.attachment.id;
-            let because = format!("taken back, for {address} of the same request failed");
-            seen.push((id, Observation::Present { inner: None, note: None }));
-            seen.push((id, Observation::AskedToDetach));
-            let spec = hostdev_spec(&step.attachment, &step.device);
-            let server = step.attachment.server.0;
-            let unplugged = hotplug::unplug(
-                host.hypervisor.as_ref(),
-                &self.templates,
-                server,
-                &spec,
-                self.detach_limits(),
-            );
-            let outcome = match unplugged.await {
-                Ok(Unplugged::Gone) => Observation::Gone { reason: Some(because) },
-                Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
+            let outcome = match self.unplug(host, &step.attachment, false).await {
+                Ok((_, Ok(Unplugged::Gone))) => Observation::Gone { reason: Some(because.clone()) },
+                Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
                     Observation::StillThere { reason: format!("{because}: {reason}") }
                 }
+                Ok((_, Err(error))) => Observation::StillThere { reason: format!("{because}: {error}") },
                 Err(error) => Observation::StillThere { reason: format!("{because}: {error}") },
             };
             if let Observation::StillThere { reason } = &outcome {
                 left.push(format!(
-                    "attachment {id} of {} stays detaching, {reason}",
+                    "attachment {id} of {} stays detaching: {reason}",
                     step.device.facts.address
                 ));
             }
-            seen.push((id, outcome));
-        }
-        for one in &seen {
-            if let Err(error) = self.settle_all(std::slice::from_ref(one)).await {
-                tracing::error!(attachment.id = %one.0, %error, "cannot record what became of an attachment");
-                left.push(format!("attachment {} could not be recorded", one.0));
+            if let Err(error) = self.settle(id, &outcome).await {
+                tracing::error!(attachment.id = %id, %error, "cannot record what became of an attachment");
             }
         }
-        tracing::warn!(pci.address = %address, %error, "attach failed");
+        if error.kind.leaves_it_open() {
+            let id = culprit.attachment.id;
+            left.push(format!("attachment {id} of {address} is taken back when the host answers"));
+        }
         let nth = if steps.len() > 1 {
             format!(" (device {} of {})", failed + 1, steps.len())
         } else {
             String::new()
         };
         let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
-        host.error(format!("attaching {address}{nth} failed, {rest}"))(error)
+        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+        let error = host.error(format!("attaching {address}{nth} failed, {rest}"))(error);
+        Failure { device: culprit.device.id, in_use, error }
+    }
+}
+
+/// An attach that was undone.
+struct Failure {
+    /// The device that failed.
+    device: DeviceId,
+    /// Whether someone else has it, and nothing is left of the attach.
+    in_use: bool,
+    error: Error,
+}
+
+impl Failure {
+    fn of(device: DeviceId, error: Error) -> Self {
+        Self { device, in_use: false, error }
+    }
+}
+
+/// Devices that were found not to do, and why the last of them does not.
+#[derive(Default)]
+struct Choice {
+    excluded: HashSet<DeviceId>,
+    refusal: Option<Error>,
+}
+
+impl Choice {
+    fn exclude(&mut self, device: DeviceId, error: Error) {
+        self.excluded.insert(device);
+        self.refusal = Some(error);
     }
 }
 

@@ -7,6 +7,7 @@ use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
 
 use super::{Observation, State};
+use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
@@ -33,9 +34,6 @@ impl Service {
         id: AttachmentId,
     ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
         let attachment = self.attachment_of(server, id).await?;
-        let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
-            Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
-        })?;
         match attachment.state {
             // Asked again: the same outcome.
             State::Detached => return Ok(None),
@@ -47,19 +45,50 @@ impl Service {
             }
             State::Attached | State::Detaching => {}
         }
+        let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
+            Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
+        })?;
         host.ready().await?;
-        self.settle(id, &Observation::AskedToDetach).await?;
         let service = Arc::clone(self);
-        Ok(Some(tokio::spawn(async move { service.detach_now(&host, id).await })))
+        let Some(guard) = self.in_flight.try_enter(id) else {
+            // Someone asks the guest already: the outcome is the same.
+            return Ok(Some(tokio::spawn(async move { service.outcome_of_others(id).await })));
+        };
+        self.settle(id, &Observation::AskedToDetach).await?;
+        Ok(Some(tokio::spawn(async move { service.detach_now(&host, id, guard).await })))
+    }
+
+    /// Waits for the detach that another request began.
+    async fn outcome_of_others(&self, id: AttachmentId) -> Result<(), Error> {
+        self.in_flight.idle(id).await;
+        let row = self.store.attachment(id).await?.ok_or(Error::NoAttachment(id))?;
+        if row.state.is_final() {
+            return Ok(());
+        }
+        let reason = row.reason.unwrap_or_else(|| "the guest has not let go".into());
+        Err(Error::Conflict(format!("attachment {id} is {}: {reason}", row.state)))
     }
 
     /// Makes an attachment that is recorded as detaching go.
-    pub(crate) async fn detach_now(self: &Arc<Self>, host: &Host, id: AttachmentId) -> Result<(), Error> {
-        let _in_flight = self.in_flight.enter([id]);
+    pub(crate) async fn detach_now(
+        self: &Arc<Self>,
+        host: &Host,
+        id: AttachmentId,
+        guard: busy::Guard,
+    ) -> Result<(), Error> {
         let Some(attachment) = self.store.attachment(id).await?.filter(|row| !row.state.is_final()) else {
             return Ok(());
         };
-        let (address, unplugged) = self.unplug(host, &attachment).await?;
+        let outcome = self.ask_and_settle(host, &attachment).await;
+        drop(guard);
+        // What was heard while it was worked on was left to the worker.
+        host.look_again(attachment.server);
+        outcome
+    }
+
+    async fn ask_and_settle(&self, host: &Host, attachment: &Attachment) -> Result<(), Error> {
+        let id = attachment.id;
+        let (address, unplugged) = self.unplug(host, attachment, attachment.persistent).await?;
         match unplugged {
             Ok(Unplugged::Gone) => {
                 self.settle(id, &Observation::Gone { reason: None }).await?;
@@ -98,18 +127,20 @@ impl Service {
         }
     }
     /// Makes the device of an attachment leave its domain; answers its address on the host, and what became of it.
+    /// With `keep`, one that the guest does not let go stays in the definition too.
     pub(super) async fn unplug(
         &self,
         host: &Host,
         attachment: &Attachment,
+        keep: bool,
     ) -> Result<(PciAddress, Result<Unplugged, hypervisor::Error>), Error> {
         let device = self.store.device(attachment.device).await?;
         let device = device
             .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
         let spec = hostdev_spec(attachment, &device);
-        let (hypervisor, server) = (host.hypervisor.as_ref(), attachment.server.0);
-        let unplugged =
-            hotplug::unplug(hypervisor, &self.templates, server, &spec, self.detach_limits()).await;
+        let (hypervisor, server, limits) =
+            (host.hypervisor.as_ref(), attachment.server.0, self.detach_limits());
+        let unplugged = hotplug::unplug(hypervisor, &self.templates, server, &spec, keep, limits).await;
         Ok((device.facts.address, unplugged))
     }
 }

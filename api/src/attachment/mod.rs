@@ -15,12 +15,10 @@ mod verify;
 
 pub use state::{Observation, State};
 
-use std::collections::BTreeMap;
-
 use crate::error::Error;
 use crate::id::AttachmentId;
 use crate::service::Service;
-use crate::store::{Attachment, Settled};
+use crate::store::Attachment;
 
 impl Service {
     /// The one place through which an observation reaches the records. Answers what the record is now.
@@ -35,30 +33,16 @@ impl Service {
 
     /// [`settle`](Self::settle) for several observations, in their order and in one transaction.
     pub(crate) async fn settle_all(&self, seen: &[(AttachmentId, Observation)]) -> Result<(), Error> {
-        let mut rows: BTreeMap<AttachmentId, (Attachment, bool)> = BTreeMap::new();
-        for (id, observation) in seen {
-            if !rows.contains_key(id)
-                && let Some(row) = self.store.attachment(*id).await?
-            {
-                rows.insert(*id, (row, false));
-            }
-            let Some((row, changed)) = rows.get_mut(id) else { continue };
-            if let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) {
-                if next.state != row.state {
-                    tracing::info!(
-                        attachment.id = %id, server.id = %row.server, from = %row.state, to = %next.state,
-                        reason = next.reason.as_deref().unwrap_or_default(),
-                        "attachment {id} is {}", next.state
-                    );
-                }
-                (row.state, row.reason, row.inner, *changed) = (next.state, next.reason, next.inner, true);
-            }
+        if seen.is_empty() {
+            return Ok(());
         }
-        let outcomes: Vec<(AttachmentId, Settled)> = rows
-            .into_values()
-            .filter(|(_, changed)| *changed)
-            .map(|(row, _)| (row.id, Settled { state: row.state, reason: row.reason, inner: row.inner }))
-            .collect();
-        if outcomes.is_empty() { Ok(()) } else { self.store.settle(&outcomes).await }
+        for (was, row) in self.store.settle(seen).await? {
+            tracing::info!(
+                attachment.id = %row.id, server.id = %row.server, from = %was, to = %row.state,
+                reason = row.reason.as_deref().unwrap_or_default(),
+                "attachment {} is {}", row.id, row.state
+            );
+        }
+        Ok(())
     }
 }

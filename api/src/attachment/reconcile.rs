@@ -2,7 +2,7 @@
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,7 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{Presence, Unplugged};
 use hotslot_driver::hypervisor::{DomainView, Event};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Observation, State};
 use crate::error::Error;
@@ -23,19 +22,30 @@ use crate::store::Attachment;
 /// Events come in bursts; they are gathered this long before they are followed.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// How long after a comparison that failed it is tried again: first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 /// What a burst of events asks for.
 #[derive(Default)]
 struct Todo {
     everything: bool,
     devices: bool,
-    servers: BTreeSet<Uuid>,
+    servers: BTreeSet<ServerId>,
 }
 
 impl Todo {
-    fn note(&mut self, heard: Result<Event, RecvError>) {
+    fn is_empty(&self) -> bool {
+        !self.everything && !self.devices && self.servers.is_empty()
+    }
+
+    fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
         match heard {
             Ok(Event::Connected) | Err(RecvError::Lagged(_)) => self.everything = true,
-            Ok(Event::Disconnected { .. }) | Err(RecvError::Closed) => {}
+            Err(RecvError::Closed) => {}
+            Ok(Event::Disconnected { reason }) => {
+                host.set_synced(false);
+                tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
+            }
             Ok(
                 Event::Lifecycle { domain, .. }
                 | Event::DeviceAdded { domain, .. }
@@ -43,7 +53,7 @@ impl Todo {
                 | Event::DeviceRemovalFailed { domain, .. }
                 | Event::Agent { domain, connected: true },
             ) => {
-                self.servers.insert(domain);
+                self.servers.insert(ServerId(domain));
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Interfaces and disks on a function come and go with its driver; only functions are recorded.
@@ -55,68 +65,96 @@ impl Todo {
 /// Follows a host for as long as the service runs.
 pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
-    let mut todo = Todo { everything: host.hypervisor.connection().is_ok(), ..Todo::default() };
+    let Some(mut again) = host.asked_again.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
+    let mut todo = Todo { everything: true, ..Todo::default() };
+    let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
     loop {
+        let away = host.hypervisor.connection().is_err();
         if todo.everything {
             next_round = Instant::now() + interval;
         }
-        service.carry_out(&host, std::mem::take(&mut todo)).await;
-        match timeout_at(next_round, events.recv()).await {
-            Err(_) => todo.everything = host.hypervisor.connection().is_ok(),
-            Ok(Err(RecvError::Closed)) => return,
-            Ok(heard) => {
-                if let Ok(Event::Disconnected { reason }) = &heard {
-                    host.set_synced(false);
-                    tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
-                }
-                todo.note(heard);
-                let until = Instant::now() + GATHER;
-                while let Ok(heard) = timeout_at(until, events.recv()).await {
+        // A host that is away brings a full comparison with it when it is back.
+        todo = if away { Todo::default() } else { service.carry_out(&host, std::mem::take(&mut todo)).await };
+        let wake = if todo.is_empty() {
+            retry = RETRY.0;
+            next_round
+        } else {
+            let wake = Instant::now() + retry;
+            retry = (retry * 2).min(RETRY.1);
+            wake.min(next_round)
+        };
+        let mut until = wake;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => break,
+                heard = events.recv() => {
                     if matches!(heard, Err(RecvError::Closed)) {
                         return;
                     }
-                    if matches!(heard, Ok(Event::Disconnected { .. })) {
-                        host.set_synced(false);
-                    }
-                    todo.note(heard);
+                    todo.note(&host, heard);
+                }
+                Some(server) = again.recv() => {
+                    todo.servers.insert(server);
                 }
             }
+            // Events come in bursts: this one is followed when it has been gathered.
+            until = until.min(Instant::now() + GATHER);
         }
-        if Instant::now() >= next_round {
-            next_round = Instant::now() + interval;
-        }
+        todo.everything |= Instant::now() >= next_round;
     }
 }
 
 impl Service {
-    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, todo: Todo) {
-        let done = async {
-            if todo.everything {
-                self.scan(host).await?;
-                self.reconcile(host, None).await?;
-                host.set_synced(true);
-                return Ok(());
+    /// Compares what is asked for, and answers what could not be compared.
+    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, todo: Todo) -> Todo {
+        let mut left = Todo::default();
+        let failed = |what: &str, error: Error| {
+            if matches!(error, Error::HostAway { .. }) {
+                tracing::debug!(host = %host.name, %error, "{what} was cut short");
+            } else {
+                tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
             }
-            if todo.devices {
-                self.scan(host).await?;
-            }
-            for server in todo.servers {
-                self.reconcile(host, Some(ServerId(server))).await?;
-            }
-            Ok::<_, Error>(())
         };
-        match done.await {
-            Ok(()) => {}
-            // The reconnect brings a full comparison with it.
-            Err(Error::HostAway { reason, .. }) => {
-                tracing::debug!(host = %host.name, reason, "the comparison was cut short");
+        if (todo.everything || todo.devices)
+            && let Err(error) = self.scan(host).await
+        {
+            failed("reading the host's devices", error);
+            left.devices = true;
+            left.everything = todo.everything;
+        }
+        let servers = if todo.everything {
+            match self.servers_of(host).await {
+                Ok(servers) => servers,
+                Err(error) => {
+                    failed("listing the host's servers", error);
+                    return Todo { everything: true, ..left };
+                }
             }
-            Err(error) => {
-                tracing::error!(host = %host.name, %error, "cannot bring records and host together")
+        } else {
+            todo.servers
+        };
+        for server in servers {
+            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+                // One guest that cannot be read holds nobody else up.
+                failed(&format!("comparing server {server}"), error);
+                left.servers.insert(server);
             }
         }
+        if todo.everything && !left.everything {
+            host.set_synced(true);
+        }
+        left
+    }
+
+    /// The servers that a host has, and those that it has records of.
+    async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
+        let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
+        let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
+        let rows = self.store.attachments().await?;
+        servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
+        Ok(servers)
     }
 
     /// Brings the device table in line with a host.
@@ -131,80 +169,64 @@ impl Service {
         Ok(())
     }
 
-    /// Brings the attachments of a host, or of one of its servers, in line with the domains' documents.
-    async fn reconcile(self: &Arc<Self>, host: &Arc<Host>, only: Option<ServerId>) -> Result<(), Error> {
-        let rows = match only {
-            Some(server) => self.store.attachments_of(server).await?,
-            None => self.store.attachments().await?,
-        };
-        let mut by_server = BTreeMap::<ServerId, Vec<Attachment>>::new();
-        for row in rows {
-            if row.hypervisor == host.row.id && !self.in_flight.contains(row.id) {
-                by_server.entry(row.server).or_default().push(row);
-            }
+    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
+    /// let go are asked again.
+    async fn reconcile(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        server: ServerId,
+        round: bool,
+    ) -> Result<(), Error> {
+        let view = host.server(server).await?;
+        if let Some(view) = &view {
+            self.take_back_strays(host, view).await?;
         }
-        self.take_back_strays(host, only).await?;
-        for (server, rows) in by_server {
-            let view = host.server(server).await?;
-            let seen = observe(&rows, view.as_ref());
-            self.settle_all(&seen).await?;
-            for row in rows {
-                let Some(row) = self.store.attachment(row.id).await? else { continue };
-                self.verify_soon(host, &row);
-                if row.state == State::Detaching && only.is_none() {
-                    // Nobody in this process waits for it: ask the guest again, for it may never have been asked.
-                    let (service, host) = (Arc::clone(self), Arc::clone(host));
-                    tokio::spawn(async move {
-                        if let Err(error) = service.detach_now(&host, row.id).await {
-                            tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
-                        }
-                    });
-                }
+        let mut rows = self.store.attachments_of(server).await?;
+        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
+        self.settle_all(&observe(&rows, view.as_ref())).await?;
+        for row in rows {
+            let Some(row) = self.store.attachment(row.id).await? else { continue };
+            self.verify_soon(host, &row);
+            // Nobody in this process waits for it: ask the guest, for it may never have been asked.
+            if row.state == State::Detaching
+                && round
+                && let Some(guard) = self.in_flight.try_enter(row.id)
+            {
+                let (service, host) = (Arc::clone(self), Arc::clone(host));
+                tokio::spawn(async move {
+                    if let Err(error) = service.detach_now(&host, row.id, guard).await {
+                        tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
+                    }
+                });
             }
         }
         Ok(())
     }
-}
 
-impl Service {
     /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
     /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
-    async fn take_back_strays(
-        self: &Arc<Self>,
-        host: &Arc<Host>,
-        only: Option<ServerId>,
-    ) -> Result<(), Error> {
-        let servers = match only {
-            Some(server) => vec![server.0],
-            None => {
-                let domains =
-                    host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
-                domains.into_iter().map(|info| info.uuid).collect()
-            }
-        };
-        for server in servers {
-            let Some(view) = host.server(ServerId(server)).await? else { continue };
-            let documents = [&view.live, &view.persistent].into_iter().flatten();
-            let ours: BTreeSet<AttachmentId> = documents
-                .flat_map(|document| &document.hostdevs)
-                .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
-                .map(|alias| AttachmentId(alias.0))
-                .collect();
-            for id in ours {
-                let Some(row) = self.store.attachment(id).await?.filter(|row| row.state.is_final()) else {
-                    continue;
-                };
-                let Some(busy) = self.in_flight.try_enter(id) else { continue };
-                let (service, host) = (Arc::clone(self), Arc::clone(host));
-                tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
-                tokio::spawn(async move {
-                    let _busy = busy;
-                    match service.unplug(&host, &row).await {
-                        Ok((_, Ok(Unplugged::Gone))) => {}
-                        other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
-                    }
-                });
-            }
+    async fn take_back_strays(self: &Arc<Self>, host: &Arc<Host>, view: &DomainView) -> Result<(), Error> {
+        let documents = [&view.live, &view.persistent].into_iter().flatten();
+        let ours: BTreeSet<AttachmentId> = documents
+            .flat_map(|document| &document.hostdevs)
+            .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
+            .map(|alias| AttachmentId(alias.0))
+            .collect();
+        for id in ours {
+            let row = self.store.attachment(id).await?;
+            let Some(row) = row.filter(|row| row.state.is_final() && row.server.0 == view.info.uuid) else {
+                continue;
+            };
+            let Some(guard) = self.in_flight.try_enter(id) else { continue };
+            let (service, host) = (Arc::clone(self), Arc::clone(host));
+            tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
+            tokio::spawn(async move {
+                let _guard = guard;
+                match service.unplug(&host, &row, false).await {
+                    Ok((_, Ok(Unplugged::Gone))) => {}
+                    other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
+                }
+            });
         }
         Ok(())
     }
@@ -241,11 +263,12 @@ fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId,
             Some(presence) => {
                 let inner = presence.inner_address;
                 let running = view.is_some_and(|view| view.live.is_some());
-                let note = (running && !presence.live)
-                    .then(|| "only in the domain's definition: it comes with the next start".to_owned());
-                seen.push((row.id, Observation::Present { inner, note }));
                 if row.state == State::Attaching && cut_off.contains(&row.request) {
-                    seen.push((row.id, Observation::AskedToDetach));
+                    let reason = "taken back, for an attach of the same request was cut off".to_owned();
+                    seen.push((row.id, Observation::GivenUp { reason }));
+                } else {
+                    let only_in_definition = running && !presence.live;
+                    seen.push((row.id, Observation::Present { inner, only_in_definition }));
                 }
             }
         }

@@ -1,13 +1,17 @@
 //! What an attachment is on its way to, and what each observation makes of it.
 //!
 //! ```text
-//!               Plugged              AskedToDetach            Gone
-//!  attaching ───────────▶ attached ───────────────▶ detaching ─────▶ detached
-//!      │                    │  ▲                      │   ▲
-//!      │ Gone               │  └── DetachRefused ─────┘   └─ StillThere
-//!      ▼                    │ Gone
-//!   failed                  └────────▶ detached
+//!              Present               AskedToDetach             Gone
+//!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
+//!    │  │                  │ ▲                        ▲  │
+//!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘
+//!    │  └──────────────────┼──────────────────────────┘
+//!    │ Gone                │ Gone
+//!    ▼                     └────────▶ detached
+//!  failed
 //! ```
+//! [`Observation::StillThere`] and [`Observation::Verified`] change what is said of a state, not the state.
+//!
 //! Handlers, events and reconciliation all settle through [`State::on`]. `detached` and `failed` are final.
 
 use hotslot_driver::pci::PciAddress;
@@ -37,8 +41,8 @@ pub enum Observation {
     Present {
         /// Where the guest sees it, or will when it starts.
         inner: Option<PciAddress>,
-        /// What there is to say about it.
-        note: Option<String>,
+        /// Whether the domain runs without it, so that it comes with the next start only.
+        only_in_definition: bool,
     },
     /// The guest, or QEMU, was seen to have it there.
     Verified {
@@ -47,6 +51,11 @@ pub enum Observation {
     },
     /// Someone asked for it to go.
     AskedToDetach,
+    /// Its attach, or another of its request, failed: whatever of it is there must go.
+    GivenUp {
+        /// Why.
+        reason: String,
+    },
     /// The guest refused to let it go.
     DetachRefused {
         /// Why.
@@ -63,6 +72,8 @@ pub enum Observation {
         reason: Option<String>,
     },
 }
+
+const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
 
 impl State {
     /// Whether nothing more can happen to it.
@@ -91,8 +102,15 @@ impl State {
         let next = match (self, observation) {
             (Self::Detached | Self::Failed, _) => None,
 
-            (Self::Attaching | Self::Attached, Observation::Present { inner: seen, note }) => {
-                settled(Self::Attached, note.clone(), merge(inner, *seen))
+            (Self::Attaching, Observation::Present { inner: seen, only_in_definition }) => {
+                let note = only_in_definition.then(|| ONLY_IN_DEFINITION.to_owned());
+                settled(Self::Attached, note, merge(inner, *seen))
+            }
+            (Self::Attached, Observation::Present { inner: seen, only_in_definition }) => {
+                // A refused detach is worth knowing until something else is asked.
+                let said = reason.filter(|said| *said != ONLY_IN_DEFINITION);
+                let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { said };
+                settled(Self::Attached, note.map(str::to_owned), merge(inner, *seen))
             }
             // It is there still; why it is has been said.
             (Self::Detaching, Observation::Present { inner: seen, .. }) => {
@@ -110,6 +128,11 @@ impl State {
             }
             // Nobody may ask that while the attach is out.
             (Self::Attaching, Observation::AskedToDetach) => None,
+
+            (Self::Attaching, Observation::GivenUp { reason }) => {
+                settled(Self::Detaching, Some(reason.clone()), inner)
+            }
+            (Self::Attached | Self::Detaching, Observation::GivenUp { .. }) => None,
 
             (Self::Detaching, Observation::DetachRefused { reason }) => {
                 settled(Self::Attached, Some(reason.clone()), inner)
@@ -150,9 +173,10 @@ mod tests {
 
     fn observations() -> Vec<(&'static str, Observation)> {
         vec![
-            ("present", Observation::Present { inner: Some(address()), note: None }),
+            ("present", Observation::Present { inner: Some(address()), only_in_definition: false }),
             ("verified", Observation::Verified { address: address() }),
             ("ask", Observation::AskedToDetach),
+            ("given-up", Observation::GivenUp { reason: "lost".into() }),
             ("refused", Observation::DetachRefused { reason: "no".into() }),
             ("still", Observation::StillThere { reason: "paused".into() }),
             ("gone", Observation::Gone { reason: None }),
@@ -166,12 +190,13 @@ mod tests {
             attaching present attached     attached present attached     detaching present detaching
             attaching verified -           attached verified attached    detaching verified detaching
             attaching ask -                attached ask detaching        detaching ask -
+            attaching given-up detaching   attached given-up -           detaching given-up -
             attaching refused -            attached refused -            detaching refused attached
             attaching still attaching      attached still attached       detaching still detaching
             attaching gone failed          attached gone detached        detaching gone detached
             detached present -  detached verified -  detached ask -  detached refused -  detached still -
             detached gone -     failed present -     failed verified -  failed ask -     failed refused -
-            failed still -      failed gone -";
+            failed still -      failed gone -          detached given-up -    failed given-up -";
         let words: Vec<&str> = table.split_whitespace().collect();
         assert_eq!(words.len(), 3 * State::ALL.len() * observations().len(), "every pair once");
         for row in words.chunks(3) {
@@ -185,10 +210,10 @@ mod tests {
     #[test]
     fn a_verified_address_stays_verified_until_it_changes() {
         let verified = Some(InnerAddress { address: address(), source: InnerSource::Verified });
-        let same = Observation::Present { inner: Some(address()), note: None };
+        let same = Observation::Present { inner: Some(address()), only_in_definition: false };
         assert_eq!(State::Attached.on(verified, None, &same), None);
         let other: PciAddress = "0000:07:00.0".parse().unwrap();
-        let moved = Observation::Present { inner: Some(other), note: None };
+        let moved = Observation::Present { inner: Some(other), only_in_definition: false };
         let settled = State::Attached.on(verified, None, &moved).unwrap();
         assert_eq!(settled.inner, Some(InnerAddress { address: other, source: InnerSource::Computed }));
     }
@@ -197,7 +222,7 @@ mod tests {
         /// Whatever is seen in whatever order: what has ended stays ended, only what was asked to go is
         /// detaching, and the same observation twice changes nothing the second time.
         #[test]
-        fn any_sequence_keeps_the_rules(sequence in prop::collection::vec(0usize..6, 0..40)) {
+        fn any_sequence_keeps_the_rules(sequence in prop::collection::vec(0usize..7, 0..40)) {
             let (mut state, mut inner, mut reason) = (State::Attaching, None, None::<String>);
             let mut asked = false;
             for index in sequence {
@@ -205,7 +230,7 @@ mod tests {
                 let ended = state.is_final();
                 if let Some(next) = state.on(inner, reason.as_deref(), &observation) {
                     prop_assert!(!ended);
-                    asked |= name == "ask";
+                    asked |= name == "ask" || name == "given-up";
                     prop_assert!(next.state != State::Detaching || asked);
                     (state, inner, reason) = (next.state, next.inner, next.reason);
                 }

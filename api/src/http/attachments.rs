@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Version;
-use super::body::{id, read, time};
+use super::body::{Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
 use crate::attachment::State as AttachmentState;

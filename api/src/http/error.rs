@@ -2,8 +2,11 @@
 //!
 //! What the client sees is the error's own words; causes that are ours go to the log.
 
+use std::convert::Infallible;
+
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::extract::OriginalUri;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hotslot_driver::hypervisor::ErrorKind;
 use serde_json::json;
@@ -36,6 +39,8 @@ impl From<Error> for Fault {
             Error::Conflict(_) => StatusCode::CONFLICT,
             Error::HostAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
+            // The database is busy, not broken.
+            Error::Store(sqlx::Error::PoolTimedOut) => StatusCode::SERVICE_UNAVAILABLE,
             Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
@@ -94,10 +99,16 @@ impl IntoResponse for Fault {
     }
 }
 
-pub(super) async fn no_route(uri: Uri) -> Fault {
+/// There is nothing at this path.
+pub(super) fn no_route(uri: Result<OriginalUri, Infallible>) -> Fault {
+    let Ok(OriginalUri(uri)) = uri;
     Fault::new(StatusCode::NOT_FOUND, format!("no such path: {}; GET / lists the versions", uri.path()))
 }
 
-pub(super) async fn no_method(method: axum::http::Method, uri: Uri) -> Fault {
+pub(super) async fn nowhere(uri: OriginalUri) -> Fault {
+    no_route(Ok(uri))
+}
+
+pub(super) async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Fault {
     Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not know the method {method}", uri.path()))
 }

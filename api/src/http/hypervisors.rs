@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use hotslot_driver::device::{HostDevice, Role};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body::Path;
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
@@ -23,6 +24,7 @@ fn brief(host: &Host) -> Value {
         "state": if connection.is_ok() { "up" } else { "down" },
         "state_reason": connection.err(),
         "status": "enabled",
+        "simulated": host.uri.starts_with("sim://"),
     })
 }
 
@@ -36,7 +38,6 @@ async fn full(host: &Host) -> Value {
         ("hypervisor_version", json!(info.as_ref().map(|info| info.hypervisor_version))),
         ("libvirt_version", json!(info.as_ref().map(|info| info.libvirt_version))),
         ("hostname", json!(info.as_ref().map(|info| &info.hostname))),
-        ("simulated", json!(host.uri.starts_with("sim://"))),
         ("host_ip", Value::Null),
         ("servers", json!([])),
         ("service", json!({ "id": host.row.uuid, "host": host.name, "disabled_reason": null })),

@@ -14,7 +14,7 @@ mod versions;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -55,10 +55,10 @@ pub fn router(service: Arc<Service>) -> Router {
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
         .nest("/v3", resources(Version::V3))
-        .fallback(error::no_route)
+        .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), identify))
+        .layer(middleware::from_fn(identify))
         .with_state(service)
 }
 
@@ -85,7 +85,7 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 }
 
 /// Gives every request an id, a span and the headers that Nova's clients read.
-async fn identify(State(_): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn identify(request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let mut response = next.run(request).instrument(span.clone()).await;

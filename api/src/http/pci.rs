@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::{id, time};
+use super::body::{Path, id, time};
 use super::error::Fault;
 use crate::error::Error;
 use crate::id::DeviceId;

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{OriginalUri, Path, Query, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::{base, id};
+use super::body::{Path, Query, base, id};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
@@ -83,7 +83,7 @@ fn brief(base: &str, prefix: &str, host: &Host, info: &DomainInfo) -> Value {
 
 /// The part of a path before the resource: `/v2/tenant`, `/v2.1`.
 fn prefix(uri: &OriginalUri) -> String {
-    uri.path().split("/servers").next().unwrap_or_default().to_owned()
+    uri.path().rsplit_once("/servers").map_or("", |(prefix, _)| prefix).to_owned()
 }
 
 /// Which devices each server has, by Nova's `os-pci` ids.

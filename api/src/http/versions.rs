@@ -1,7 +1,7 @@
 //! Version documents, as Nova's clients discover them.
 
 use axum::Json;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::body::base;
@@ -28,8 +28,8 @@ fn every(headers: &HeaderMap) -> [Value; 3] {
     ]
 }
 
-pub(super) async fn all(headers: HeaderMap) -> (StatusCode, Json<Value>) {
-    (StatusCode::OK, Json(json!({ "versions": every(&headers) })))
+pub(super) async fn all(headers: HeaderMap) -> Json<Value> {
+    Json(json!({ "versions": every(&headers) }))
 }
 
 fn one(headers: &HeaderMap, index: usize) -> Json<Value> {

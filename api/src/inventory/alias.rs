@@ -40,7 +40,7 @@ impl Alias {
             return Err(SpecError::Key { key: key.clone(), known: KNOWN });
         }
         let bad = |key, reason: String| SpecError::Value { key, reason };
-        let name = text(entry, "name")?.unwrap_or_default().trim();
+        let name = text(entry, "name")?.ok_or_else(|| bad("name", "is missing".into()))?.trim();
         if !(1..=256).contains(&name.chars().count()) || name.contains([':', ',']) {
             return Err(bad(
                 "name",

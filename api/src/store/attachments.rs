@@ -6,7 +6,7 @@ use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Columns, Millis, Store, now, words};
-use crate::attachment::State;
+use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 
@@ -170,49 +170,62 @@ impl Store {
         Ok(true)
     }
 
-    /// Writes what observations made of some attachments, and their devices' status with it, in one
-    /// transaction. An attachment that has ended stays ended.
+    /// Writes what observations make of some attachments ([`State::on`]), and their devices' status with it, in
+    /// one transaction in which the rows are read too. Answers those whose state changed: what they were, and are.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
-    pub async fn settle(&self, outcomes: &[(AttachmentId, Settled)]) -> Result<(), Error> {
-        let mut tx = self.write.begin().await?;
-        for (id, settled) in outcomes {
-            let state = settled.state;
-            let changed = sqlx::query(
+    pub async fn settle(
+        &self,
+        seen: &[(AttachmentId, Observation)],
+    ) -> Result<Vec<(State, Attachment)>, Error> {
+        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let (mut changed, mut wrote) = (Vec::new(), false);
+        for (id, observation) in seen {
+            let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+                .bind(id.to_string())
+                .fetch_optional(&mut *tx)
+                .await?;
+            let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
+            wrote = true;
+            sqlx::query(
                 "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
                      updated_at = $6,
                      attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
                      ended_at = CASE WHEN $2 IN ('detached', 'failed') THEN $6 END
-                 WHERE id = $1 AND ended_at IS NULL",
+                 WHERE id = $1",
             )
             .bind(id.to_string())
-            .bind(state.as_str())
-            .bind(&settled.reason)
-            .bind(settled.inner.map(|inner| inner.address.to_string()))
-            .bind(settled.inner.map(|inner| inner.source.as_str()))
+            .bind(next.state.as_str())
+            .bind(&next.reason)
+            .bind(next.inner.map(|inner| inner.address.to_string()))
+            .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(now())
             .execute(&mut *tx)
             .await?;
-            if changed.rows_affected() == 0 {
-                continue;
-            }
-            let status = state.device_status();
             sqlx::query(
                 "UPDATE pci_devices SET status = $2,
                      instance_uuid = CASE WHEN $2 = 'available' THEN NULL ELSE instance_uuid END,
                      request_id = CASE WHEN $2 = 'available' THEN NULL ELSE request_id END,
                      updated_at = $3
-                 WHERE id = (SELECT device_id FROM attachments WHERE id = $1) AND status <> $2",
+                 WHERE id = $1 AND status <> $2",
             )
-            .bind(id.to_string())
-            .bind(status.as_str())
+            .bind(row.device.0)
+            .bind(next.state.device_status().as_str())
             .bind(now())
             .execute(&mut *tx)
             .await?;
+            let was = row.state;
+            (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
+            if was != row.state {
+                changed.push((was, row));
+            }
         }
-        tx.commit().await?;
-        Ok(())
+        if wrote {
+            tx.commit().await?;
+        }
+        Ok(changed)
     }
 
     /// One attachment, ended ones too.

@@ -6,7 +6,9 @@ mod attachments;
 mod devices;
 mod hypervisors;
 
+use std::fs::File;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::SqlitePool;
@@ -33,6 +35,8 @@ pub fn now() -> Millis {
 pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
+    /// Held for as long as the database is open: one service a file.
+    _lock: Arc<File>,
 }
 
 impl Store {
@@ -40,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says of the file, or of a migration.
-    pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
+    pub async fn open(url: &str, lock: File) -> Result<Self, sqlx::Error> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -50,7 +54,7 @@ impl Store {
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         sqlx::migrate!("./migrations").run(&write).await?;
         let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        Ok(Self { write, read })
+        Ok(Self { write, read, _lock: Arc::new(lock) })
     }
 
     /// Whether the database answers.
