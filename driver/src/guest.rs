@@ -83,12 +83,18 @@ pub async fn ask_monitor(
     domain: Uuid,
     alias: &str,
 ) -> Result<Option<PciAddress>, Error> {
-    let answer = hypervisor.monitor(domain, r#"{"execute":"query-pci"}"#).await?;
+    find(&hypervisor.monitor(domain, r#"{"execute":"query-pci"}"#).await?, alias)
+}
+
+/// Where the device of this alias is in QEMU's answer to `query-pci`.
+fn find(answer: &str, alias: &str) -> Result<Option<PciAddress>, Error> {
     let document = |error: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Document, "read QEMU's answer to query-pci", error)
     };
-    let answer: QueryPci = serde_json::from_str(&answer).map_err(|error| document(&error))?;
-    let mut found = answer.buses.iter().flat_map(|bus| &bus.devices).filter_map(|device| device.find(alias));
+    let answer: QueryPci = serde_json::from_str(answer).map_err(|error| document(&error))?;
+    let mut found =
+        answer.buses.iter().flat_map(|bus| &bus.devices).flat_map(|device| device.with_children());
+    let mut found = std::iter::from_fn(|| found.find(|device| device.qdev_id == alias));
     match (found.next(), found.next()) {
         (Some(device), None) => PciAddress::new(0, device.bus, device.slot, device.function)
             .map(Some)
@@ -134,12 +140,53 @@ struct QueryBridgeBus {
 }
 
 impl QueryDevice {
-    /// The device of this alias here or behind this bridge; not behind a bridge that has no number yet.
-    fn find(&self, alias: &str) -> Option<&Self> {
-        if self.qdev_id == alias {
-            return Some(self);
+    /// This device, and those behind it when it is a bridge that firmware has given a number.
+    fn with_children(&self) -> Vec<&Self> {
+        let bridge = self.pci_bridge.as_ref().filter(|bridge| bridge.bus.secondary != 0);
+        let behind = bridge.into_iter().flat_map(|bridge| &bridge.devices).flat_map(Self::with_children);
+        std::iter::once(self).chain(behind).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// QEMU's answers in the lab, and where the guest's own lspci showed the devices.
+    #[test]
+    fn a_device_is_found_where_the_guest_shows_it() {
+        let (switch, pxb) = (
+            include_str!("../tests/data/query-pci/switch.json"),
+            include_str!("../tests/data/query-pci/pxb.json"),
+        );
+        for (answer, alias, shown) in [
+            (switch, "ua-e1000e", Some("0000:01:00.0")),
+            (switch, "ua-edu", Some("0000:03:01.0")),
+            (switch, "ua-igb-vf0", Some("0000:07:00.0")),
+            (switch, "ua-igb-vf1", Some("0000:06:00.0")),
+            (pxb, "ua-igb-vf0", Some("0000:81:00.0")),
+            (pxb, "ua-igb-vf1", Some("0000:82:00.0")),
+            (pxb, "ua-nobody", None),
+        ] {
+            let found = find(answer, alias).unwrap().map(|address| address.to_string());
+            assert_eq!(found.as_deref(), shown, "{alias}");
         }
-        let bridge = self.pci_bridge.as_ref().filter(|bridge| bridge.bus.secondary != 0)?;
-        bridge.devices.iter().find_map(|device| device.find(alias))
+    }
+
+    #[test]
+    fn what_is_named_twice_or_not_numbered_is_not_trusted() {
+        let device = |bus: u32| format!(r#"{{"bus":{bus},"slot":0,"function":0,"qdev_id":"ua-x"}}"#);
+        let bridge = |secondary: u32| {
+            let behind = device(secondary);
+            format!(
+                r#"{{"bus":0,"slot":1,"function":0,"qdev_id":"pci.1",
+                     "pci_bridge":{{"bus":{{"secondary":{secondary}}},"devices":[{behind}]}}}}"#
+            )
+        };
+        let answer = |devices: &[String]| format!(r#"{{"return":[{{"devices":[{}]}}]}}"#, devices.join(","));
+        assert_eq!(find(&answer(&[bridge(1)]), "ua-x").unwrap().unwrap().to_string(), "0000:01:00.0");
+        assert_eq!(find(&answer(&[bridge(0)]), "ua-x"), Ok(None), "firmware has not run");
+        assert_eq!(find(&answer(&[bridge(1), device(1)]), "ua-x"), Ok(None), "named twice");
+        assert_eq!(find("{}", "ua-x").unwrap_err().kind, ErrorKind::Document);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hotslot_tests::lab::{Lab, id};
 use hotslot_tests::{Api, path};
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 9;
 
 fn median(times: &mut [Duration]) -> f64 {
     times.sort();
