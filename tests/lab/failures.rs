@@ -124,15 +124,3 @@ async fn a_paused_guest_keeps_the_device_until_it_is_resumed() {
     assert_eq!(lab.driver(&vf["address"]), "igbvf");
     lab.expect_nothing_left().await;
 }
-
-#[tokio::test]
-async fn a_host_without_vfio_is_409() {
-    let lab = Lab::fresh().await;
-    let before = lab.sh(INTERFACES);
-    lab.sh("modprobe -r vfio_pci");
-    let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
-    assert!(answer.message().contains("passthrough"), "{}", answer.message());
-    lab.sh("modprobe vfio_pci");
-    assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
-    lab.expect_nothing_left().await;
-}
