@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hotslot_driver::pci::PciAddress;
 use hotslot_tests::lab::{Lab, id};
 use hotslot_tests::{Api, path};
 
@@ -56,9 +57,16 @@ fn settle(in_guest: bool) {
 
 async fn measure() {
     let api = Api::at("http://127.0.0.1:9774".into());
-    let vf = "0000:04:10.0";
-    let xml = "<hostdev mode=\"subsystem\" type=\"pci\" managed=\"yes\"><source>\
-               <address domain=\"0x0000\" bus=\"0x04\" slot=\"0x10\" function=\"0x0\"/></source></hostdev>";
+    let vf = Command::new("lab-devices").arg("igb-vf0").output().expect("lab-devices").stdout;
+    let vf: PciAddress = String::from_utf8_lossy(&vf).trim().parse().expect("an address");
+    let xml = format!(
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='{:#x}' bus='{:#x}' \
+         slot='{:#x}' function='{:#x}'/></source></hostdev>",
+        vf.domain(),
+        vf.bus(),
+        vf.slot(),
+        vf.function()
+    );
     std::fs::write("/tmp/bench-vf.xml", xml).expect("write the document");
     let (mut virsh_attach, mut virsh_detach, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     let (mut rest_attach, mut rest_detach) = (Vec::new(), Vec::new());
@@ -72,7 +80,7 @@ async fn measure() {
         let answer = api.attach(id("q35"), "vf:1").await.expect(200);
         rest_attach.push(start.elapsed());
         let attachment = &answer.body["pci_devices"][0];
-        assert_eq!(attachment["address"], vf);
+        assert_eq!(attachment["address"], vf.to_string());
         settle(true);
         let start = Instant::now();
         api.delete(&path(attachment)).await.expect(200);

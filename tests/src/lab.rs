@@ -118,9 +118,10 @@ impl Lab {
         self.until("the service answers", async || self.try_get("/readyz").await == Some(200)).await;
     }
 
-    /// Kills it, as `kill -9` does.
+    /// Kills it, as `kill -9` does; and stops the one that `make demo` left.
     pub fn stop(&self) {
-        self.sh("[ ! -e /run/hotslot.pid ] || { kill -9 $(cat /run/hotslot.pid) || true; rm /run/hotslot.pid; } 2>/dev/null");
+        self.sh("systemctl stop hotslot 2>/dev/null; [ ! -e /run/hotslot.pid ] || \
+             { kill -9 $(cat /run/hotslot.pid) || true; rm /run/hotslot.pid; } 2>/dev/null");
     }
 
     /// Attaches one device of an alias.
