@@ -46,6 +46,9 @@ pub enum Error {
     /// The request does not go with the state that things are in.
     #[error("{0}")]
     Conflict(String),
+    /// A row was changed by someone else between reading and writing.
+    #[error("the record was changed by someone else meanwhile; try again")]
+    Stale,
     /// A host's hypervisor cannot be reached.
     #[error("the hypervisor of host {host} is away: {reason}; try again later")]
     HostAway {

@@ -1,11 +1,14 @@
 //! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use hotslot_driver::device::HostDevice;
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
 use hotslot_driver::libvirt::{Libvirt, Options};
+use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::Sim;
 use tokio::sync::{Mutex, mpsc, watch};
 
@@ -29,10 +32,24 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether records and hypervisor have been brought together since the connection came up.
     synced: watch::Sender<bool>,
-    /// Servers that are to be compared with their records once more.
-    again: mpsc::UnboundedSender<ServerId>,
+    /// Every PCI function, as it was last read.
+    functions: RwLock<Arc<Functions>>,
+    /// What is to be compared with its records once more.
+    again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.
-    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<ServerId>>>,
+    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Again>>>,
+}
+
+/// The PCI functions of a host.
+pub type Functions = BTreeMap<PciAddress, HostDevice>;
+
+/// Something that is to be compared with its records once more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Again {
+    /// A server.
+    Server(ServerId),
+    /// A PCI function.
+    Function(PciAddress),
 }
 
 impl Host {
@@ -49,6 +66,7 @@ impl Host {
             uri: configured.uri.clone(),
             hypervisor,
             synced,
+            functions: RwLock::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
         }
@@ -57,7 +75,21 @@ impl Host {
     /// Asks for a server to be compared with its records once more.
     pub(crate) fn look_again(&self, server: ServerId) {
         // Nobody listens only while the service ends.
-        let _ = self.again.send(server);
+        let _ = self.again.send(Again::Server(server));
+    }
+
+    /// Asks for a function to be compared with its record once more.
+    pub(crate) fn look_at(&self, address: PciAddress) {
+        let _ = self.again.send(Again::Function(address));
+    }
+
+    /// Every PCI function, as it was last read: none before the host was first reached.
+    pub fn functions(&self) -> Arc<Functions> {
+        Arc::clone(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_functions(&self, functions: Functions) {
+        *self.functions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(functions);
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {

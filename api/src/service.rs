@@ -139,7 +139,9 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
     }
-    Store::open(&config.database.url, lock).await.map_err(failed)
+    Store::open(&config.database.url, lock).await.map_err(|error| {
+        if let Error::Store(source) = error { failed(source) } else { StartError::Records(error) }
+    })
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {

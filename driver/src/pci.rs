@@ -46,6 +46,9 @@ pub enum PciParseError {
 }
 
 impl PciAddress {
+    /// The first of all, `0000:00:00.0`.
+    pub const MIN: Self = Self { domain: 0, bus: 0, slot: 0, function: 0 };
+
     /// Makes an address of its numbers.
     ///
     /// # Errors

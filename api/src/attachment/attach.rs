@@ -35,7 +35,7 @@ pub struct AttachRequest {
 /// One attachment that is to be plugged, with its device.
 struct Step {
     attachment: Attachment,
-    device: Device,
+    device: Arc<Device>,
 }
 
 impl Service {
@@ -48,14 +48,17 @@ impl Service {
     pub async fn attach(
         self: &Arc<Self>,
         request: AttachRequest,
-    ) -> Result<Vec<(Attachment, Device)>, Error> {
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
         tokio::spawn(async move { service.attach_now(request).await })
             .await
             .map_err(|error| Error::Internal(format!("the attach ended without an answer: {error}")))?
     }
 
-    async fn attach_now(self: Arc<Self>, request: AttachRequest) -> Result<Vec<(Attachment, Device)>, Error> {
+    async fn attach_now(
+        self: Arc<Self>,
+        request: AttachRequest,
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         for wanted in &request.aliases {
             if self.inventory.alias(&wanted.name).is_none() {
                 let known: Vec<_> = self.inventory.alias_names().collect();
@@ -108,6 +111,7 @@ impl Service {
                     device: device.id,
                     alias: alias.clone(),
                     managed: inventory::is_managed(&device.facts),
+                    network: None,
                 })
                 .collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
@@ -133,10 +137,8 @@ impl Service {
         host: &Host,
         request: &AttachRequest,
         choice: &mut Choice,
-    ) -> Result<Vec<(String, Device)>, Error> {
-        let devices = self.store.devices().await?;
-        let devices: Vec<Device> =
-            devices.into_iter().filter(|device| device.hypervisor == host.row.id).collect();
+    ) -> Result<Vec<(String, Arc<Device>)>, Error> {
+        let devices = self.store.devices_of(host.row.id);
         let mut taken = choice.excluded.clone();
         let mut chosen = Vec::new();
         for wanted in &request.aliases {
@@ -163,7 +165,7 @@ impl Service {
                 }
             };
             taken.extend(picked.iter().map(|device| device.id));
-            chosen.extend(picked.into_iter().map(|device| (wanted.name.clone(), device.clone())));
+            chosen.extend(picked.into_iter().map(|device| (wanted.name.clone(), Arc::clone(device))));
         }
         Ok(chosen)
     }
@@ -173,7 +175,7 @@ impl Service {
         &self,
         host: &Host,
         view: &DomainView,
-        devices: impl Iterator<Item = &Device>,
+        devices: impl Iterator<Item = &Arc<Device>>,
         choice: &mut Choice,
     ) -> Result<bool, Error> {
         let context = || format!("nothing was attached to server {}", view.info.uuid);
@@ -216,7 +218,7 @@ impl Service {
         view: &DomainView,
         scope: Scope,
         steps: Vec<Step>,
-    ) -> Result<Vec<(Attachment, Device)>, Failure> {
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Failure> {
         let mut present: Vec<Presence> = Vec::new();
         for step in &steps {
             let spec = hostdev_spec(&step.attachment, &step.device);

@@ -134,7 +134,7 @@ impl Service {
         attachment: &Attachment,
         keep: bool,
     ) -> Result<(PciAddress, Result<Unplugged, hypervisor::Error>), Error> {
-        let device = self.store.device(attachment.device).await?;
+        let device = self.store.device(attachment.device);
         let device = device
             .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
         let spec = hostdev_spec(attachment, &device);

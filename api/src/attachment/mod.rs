@@ -42,6 +42,12 @@ impl Service {
                 reason = row.reason.as_deref().unwrap_or_default(),
                 "attachment {} is {}", row.id, row.state
             );
+            // It may have changed while it was in use.
+            if row.state.is_final()
+                && let (Some(host), Some(device)) = (self.host(row.hypervisor), self.store.device(row.device))
+            {
+                host.look_at(device.facts.address);
+            }
         }
         Ok(())
     }

@@ -9,12 +9,13 @@ use std::time::Duration;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{Presence, Unplugged};
 use hotslot_driver::hypervisor::{DomainView, Event};
+use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Observation, State};
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Again, Host};
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::service::Service;
 use crate::store::Attachment;
@@ -29,13 +30,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Default)]
 struct Todo {
     everything: bool,
-    devices: bool,
+    functions: BTreeSet<PciAddress>,
     servers: BTreeSet<ServerId>,
 }
 
 impl Todo {
     fn is_empty(&self) -> bool {
-        !self.everything && !self.devices && self.servers.is_empty()
+        !self.everything && self.functions.is_empty() && self.servers.is_empty()
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -57,7 +58,7 @@ impl Todo {
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Interfaces and disks on a function come and go with its driver; only functions are recorded.
-            Ok(Event::NodeDevice { name, .. }) => self.devices |= name.starts_with("pci_"),
+            Ok(Event::NodeDevice { name, .. }) => self.functions.extend(PciAddress::from_node_name(&name)),
         }
     }
 }
@@ -95,9 +96,10 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     }
                     todo.note(&host, heard);
                 }
-                Some(server) = again.recv() => {
-                    todo.servers.insert(server);
-                }
+                Some(again) = again.recv() => match again {
+                    Again::Server(server) => drop(todo.servers.insert(server)),
+                    Again::Function(address) => drop(todo.functions.insert(address)),
+                },
             }
             // Events come in bursts: this one is followed when it has been gathered.
             until = until.min(Instant::now() + GATHER);
@@ -117,12 +119,13 @@ impl Service {
                 tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
             }
         };
-        if (todo.everything || todo.devices)
-            && let Err(error) = self.scan(host).await
+        let looked = if todo.everything { None } else { Some(todo.functions) };
+        if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
+            && let Err(error) = self.discover(host, looked.clone()).await
         {
             failed("reading the host's devices", error);
-            left.devices = true;
             left.everything = todo.everything;
+            left.functions = looked.unwrap_or_default();
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
@@ -155,18 +158,6 @@ impl Service {
         let rows = self.store.attachments().await?;
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
-    }
-
-    /// Brings the device table in line with a host.
-    async fn scan(&self, host: &Host) -> Result<(), Error> {
-        let devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-        let facts: Vec<_> = devices.iter().filter_map(|device| self.inventory.facts(device)).collect();
-        let outcome = self.store.scan(host.row.id, &facts).await?;
-        tracing::debug!(host = %host.name, ?outcome, functions = devices.len(), "scanned");
-        if outcome.gone_in_use > 0 {
-            tracing::warn!(host = %host.name, count = outcome.gone_in_use, "devices in use are gone from host or device_spec");
-        }
-        Ok(())
     }
 
     /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not

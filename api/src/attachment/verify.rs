@@ -60,7 +60,7 @@ impl Service {
         let Some(row) = self.store.attachment(id).await?.filter(|row| row.state == State::Attached) else {
             return Ok(true);
         };
-        let Some(device) = self.store.device(row.device).await? else { return Ok(true) };
+        let Some(device) = self.store.device(row.device) else { return Ok(true) };
         let ids = (device.facts.vendor_id, device.facts.product_id);
         let seen = match self.ask(host, &row, ids).await {
             Ok(seen) => seen,

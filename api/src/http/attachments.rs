@@ -72,7 +72,7 @@ struct Wire {
     attached_at: Option<String>,
 }
 
-fn wire(service: &Service, attachment: Attachment, device: Device) -> Wire {
+fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
     Wire {
         attachment_id: attachment.id,
         server_id: attachment.server,
@@ -94,10 +94,10 @@ fn wire(service: &Service, attachment: Attachment, device: Device) -> Wire {
 }
 
 async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.store.device(attachment.device).await?;
+    let device = service.store.device(attachment.device);
     let device = device
         .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
-    Ok(wire(service, attachment, device))
+    Ok(wire(service, attachment, &device))
 }
 
 #[derive(Deserialize)]
@@ -128,7 +128,7 @@ pub(super) async fn create(
         AttachRequest { server: path.id()?, aliases: aliases.0, persistent: body.attachment.persistent };
     let attached = service.attach(request).await?;
     let devices: Vec<_> =
-        attached.into_iter().map(|(attachment, device)| wire(&service, attachment, device)).collect();
+        attached.into_iter().map(|(attachment, device)| wire(&service, attachment, &device)).collect();
     Ok(Json(json!({ "pci_devices": devices })))
 }
 

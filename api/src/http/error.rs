@@ -36,7 +36,7 @@ impl From<Error> for Fault {
                 StatusCode::BAD_REQUEST
             }
             Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
-            Error::Conflict(_) => StatusCode::CONFLICT,
+            Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
             // The database is busy, not broken.

@@ -91,14 +91,14 @@ pub(super) async fn functions(
 ) -> Result<Json<Value>, Fault> {
     let host = path.host(&service)?;
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    let rows = service.store.devices().await?.into_iter().filter(|row| row.hypervisor == host.row.id);
+    let rows = service.store.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
     let functions: Vec<_> =
         functions.iter().map(|function| describe(host, function, rows.get(&function.address))).collect();
     Ok(Json(json!({ "pci_devices": functions })))
 }
 
-fn describe(host: &Host, device: &HostDevice, row: Option<&Device>) -> Value {
+fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Value {
     let (role, parent, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
         Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),

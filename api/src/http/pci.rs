@@ -50,12 +50,12 @@ fn full(service: &Service, device: &Device) -> Value {
 }
 
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
-    let devices = service.store.devices().await?;
-    Ok(Json(json!({ "pci_devices": devices.iter().map(brief).collect::<Vec<_>>() })))
+    let devices = service.store.devices();
+    Ok(Json(json!({ "pci_devices": devices.iter().map(|device| brief(device)).collect::<Vec<_>>() })))
 }
 
 pub(super) async fn detail(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
-    let devices = service.store.devices().await?;
+    let devices = service.store.devices();
     let devices: Vec<_> = devices.iter().map(|device| full(&service, device)).collect();
     Ok(Json(json!({ "pci_devices": devices })))
 }
@@ -70,7 +70,7 @@ pub(super) async fn show(
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
     let id: i64 = id(&path.device_id, "PCI device")?;
-    let device = service.store.device(DeviceId(id)).await?;
+    let device = service.store.device(DeviceId(id));
     let device = device.ok_or_else(|| Error::NotFound(format!("PCI device {id}")))?;
     Ok(Json(json!({ "pci_device": full(&service, &device) })))
 }

@@ -87,14 +87,14 @@ fn prefix(uri: &OriginalUri) -> String {
 }
 
 /// Which devices each server has, by Nova's `os-pci` ids.
-async fn devices(service: &Service) -> Result<BTreeMap<ServerId, Vec<Value>>, Error> {
+fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
     let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
-    for device in service.store.devices().await? {
+    for device in service.store.devices() {
         if let (Some(server), DeviceStatus::Allocated) = (device.server, device.status) {
             owned.entry(server).or_default().push(json!({ "id": device.id }));
         }
     }
-    Ok(owned)
+    owned
 }
 
 /// Nova's keys of a server beyond the brief ones. `created` is Nova's, where Nova made the domain; libvirt keeps
@@ -169,7 +169,7 @@ pub(super) async fn detail(
     Query(filter): Query<Filter>,
 ) -> Result<Json<Value>, Fault> {
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let mut owned = devices(&service).await?;
+    let mut owned = devices(&service);
     let mut servers = Vec::new();
     for (host, info) in everywhere(&service, &filter).await {
         // A domain that vanished since is left out.
@@ -196,7 +196,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
     let (host, view) = service.find(server).await?;
-    let devices = devices(&service).await?.remove(&server);
+    let devices = devices(&service).remove(&server);
     let info = view.info;
     let created = view.live.or(view.persistent).and_then(|document| document.created);
     let brief = brief(&base(&headers), &prefix(&uri), &host, &info);

@@ -4,10 +4,13 @@
 //! of device, not a device; a PF is given only when it is asked for by type.
 
 mod alias;
+mod discover;
 mod request;
 mod spec;
+mod status;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 
@@ -15,6 +18,7 @@ pub use alias::{Alias, AliasSpec};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
 pub use spec::{DeviceSpec, SpecError};
+pub use status::{Deed, NotAllowed};
 
 use crate::config::{self, ConfigError};
 use crate::id::DeviceId;
@@ -124,11 +128,11 @@ pub fn is_managed(facts: &DeviceFacts) -> bool {
 pub fn choose<'a>(
     alias: &Alias,
     count: usize,
-    devices: &'a [Device],
+    devices: &'a [Arc<Device>],
     taken: &HashSet<DeviceId>,
-) -> Result<Vec<&'a Device>, usize> {
+) -> Result<Vec<&'a Arc<Device>>, usize> {
     let held = |relative: &Device| relative.server.is_some() || taken.contains(&relative.id);
-    let free = |device: &&Device| {
+    let free = |device: &&Arc<Device>| {
         device.status == DeviceStatus::Available
             && !taken.contains(&device.id)
             && alias.matches(&device.facts)
@@ -139,9 +143,9 @@ pub fn choose<'a>(
                         || device.facts.parent_addr == Some(relative.facts.address))
             })
     };
-    let candidates: Vec<&Device> = devices.iter().filter(free).collect();
+    let candidates: Vec<&Arc<Device>> = devices.iter().filter(free).collect();
     // A PF and its own VF do not go together in one request either.
-    let mut chosen: Vec<&Device> = Vec::new();
+    let mut chosen: Vec<&Arc<Device>> = Vec::new();
     for device in candidates {
         let related = chosen.iter().any(|other| {
             other.facts.parent_addr == Some(device.facts.address)

@@ -2,13 +2,16 @@
 //!
 //! A device's status follows its attachment's state, in the same transaction.
 
+use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Columns, Millis, Store, now, words};
+use super::draft::Draft;
+use super::{Columns, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::inventory::Deed;
 
 words! {
     /// How an inner address was obtained.
@@ -27,6 +30,19 @@ pub struct InnerAddress {
     pub address: PciAddress,
     /// How it was obtained.
     pub source: InnerSource,
+}
+
+/// What a VF of a NIC is to be in its guest: `<interface type='hostdev'>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// The VLAN that the NIC puts its frames into.
+    pub vlan: Option<VlanTag>,
+    /// The network that it was asked for on.
+    pub physical_network: Option<String>,
+    /// Whether it was asked for as one that may be trusted.
+    pub trusted: Option<bool>,
 }
 
 /// A row of `attachments`.
@@ -48,6 +64,8 @@ pub struct Attachment {
     pub persistent: bool,
     /// Whether libvirt binds the drivers.
     pub managed: bool,
+    /// What a network VF is in the guest; none for a plain PCI function.
+    pub network: Option<Network>,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -75,6 +93,8 @@ pub struct NewAttachment {
     pub alias: String,
     /// Whether libvirt binds the drivers.
     pub managed: bool,
+    /// What a network VF is to be in the guest; none gives a plain PCI function.
+    pub network: Option<Network>,
 }
 
 /// What an observation makes of a row.
@@ -86,6 +106,18 @@ pub struct Settled {
     pub reason: Option<String>,
     /// Where the guest sees it.
     pub inner: Option<InnerAddress>,
+}
+
+fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
+    let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
+    let vlan: Option<i64> = columns.get("vlan")?;
+    let vlan = vlan
+        .map(|tag| VlanTag::new(u32::try_from(tag).unwrap_or(u32::MAX)))
+        .transpose()
+        .map_err(|error| bad_column("attachments", &columns.id, "vlan")(&error))?;
+    let trusted: Option<i64> = columns.get("trusted")?;
+    let physical_network = columns.get("physical_network")?;
+    Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
 }
 
 fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
@@ -102,6 +134,7 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
         alias: columns.get("alias_name")?,
         persistent: columns.get::<i64>("persistent")? != 0,
         managed: columns.get::<i64>("managed")? != 0,
+        network: network(&columns)?,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
@@ -110,6 +143,34 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
         attached_at: columns.get("attached_at")?,
         ended_at: columns.get("ended_at")?,
     })
+}
+
+/// A device's status follows its attachment's state.
+fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), Error> {
+    let Some(device) = draft.device(row.device) else { return Ok(()) };
+    let deed = match state.device_status() {
+        wanted if wanted == device.status => return Ok(()),
+        // An ended attachment has nothing to say of a device that is promised to another.
+        DeviceStatus::Available if device.request != Some(row.request) => return Ok(()),
+        DeviceStatus::Available => Deed::Free,
+        DeviceStatus::Allocated => Deed::Allocate,
+        // Nothing becomes attaching: reserving makes the row and claims the device.
+        DeviceStatus::Claimed
+        | DeviceStatus::Removed
+        | DeviceStatus::Deleted
+        | DeviceStatus::Unclaimable
+        | DeviceStatus::Unavailable => return Ok(()),
+    };
+    draft.apply(device.id, deed).map_err(|error| {
+        Error::Internal(format!("attachment {} is {state}, but {}: {error}", row.id, device.facts.address))
+    })?;
+    if deed == Deed::Free {
+        draft.edit(device.id, |row| (row.server, row.request) = (None, None));
+        if device.gone_at.is_some() {
+            draft.remove(device.id);
+        }
+    }
+    Ok(())
 }
 
 impl Store {
@@ -126,33 +187,17 @@ impl Store {
         persistent: bool,
         wanted: &[NewAttachment],
     ) -> Result<bool, Error> {
-        let mut tx = self.write.begin().await?;
+        let mut draft = self.draft().await?;
         for new in wanted {
-            // The row is the lock: two requests at once never get the same device.
-            let claimed = sqlx::query(
-                "UPDATE pci_devices SET status = 'claimed', instance_uuid = $2, request_id = $3, updated_at = $4
-                 WHERE id = $1 AND status = 'available' AND deleted = 0
-                   AND NOT EXISTS (
-                       SELECT 1 FROM pci_devices AS relative
-                       WHERE relative.compute_node_id = pci_devices.compute_node_id
-                         AND relative.deleted = 0
-                         AND relative.instance_uuid IS NOT NULL
-                         AND (relative.parent_addr = pci_devices.address
-                              OR relative.address = pci_devices.parent_addr))",
-            )
-            .bind(new.device.0)
-            .bind(server.to_string())
-            .bind(request.to_string())
-            .bind(now())
-            .execute(&mut *tx)
-            .await?;
-            if claimed.rows_affected() == 0 {
+            if draft.apply(new.device, Deed::Claim).is_err() {
                 return Ok(false);
             }
+            draft.edit(new.device, |row| (row.server, row.request) = (Some(server), Some(request)));
+            let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
-                     persistent, managed, state, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9)",
+                     persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -163,11 +208,21 @@ impl Store {
             .bind(i64::from(persistent))
             .bind(i64::from(new.managed))
             .bind(now())
-            .execute(&mut *tx)
+            .bind(network.map(|network| network.mac.to_string()))
+            .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
+            .bind(network.and_then(|network| network.physical_network.clone()))
+            .bind(network.and_then(|network| network.trusted).map(i64::from))
+            .execute(&mut *draft.tx)
             .await?;
         }
-        tx.commit().await?;
-        Ok(true)
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes what observations make of some attachments ([`State::on`]), and their devices' status with it, in
@@ -179,16 +234,15 @@ impl Store {
         &self,
         seen: &[(AttachmentId, Observation)],
     ) -> Result<Vec<(State, Attachment)>, Error> {
-        let mut tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        let (mut changed, mut wrote) = (Vec::new(), false);
+        let mut draft = self.draft().await?;
+        let mut changed = Vec::new();
         for (id, observation) in seen {
             let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
                 .bind(id.to_string())
-                .fetch_optional(&mut *tx)
+                .fetch_optional(&mut *draft.tx)
                 .await?;
             let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
             let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
-            wrote = true;
             sqlx::query(
                 "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
                      updated_at = $6,
@@ -202,29 +256,16 @@ impl Store {
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(now())
-            .execute(&mut *tx)
+            .execute(&mut *draft.tx)
             .await?;
-            sqlx::query(
-                "UPDATE pci_devices SET status = $2,
-                     instance_uuid = CASE WHEN $2 = 'available' THEN NULL ELSE instance_uuid END,
-                     request_id = CASE WHEN $2 = 'available' THEN NULL ELSE request_id END,
-                     updated_at = $3
-                 WHERE id = $1 AND status <> $2",
-            )
-            .bind(row.device.0)
-            .bind(next.state.device_status().as_str())
-            .bind(now())
-            .execute(&mut *tx)
-            .await?;
+            follow(&mut draft, &row, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
             if was != row.state {
                 changed.push((was, row));
             }
         }
-        if wrote {
-            tx.commit().await?;
-        }
+        draft.commit().await?;
         Ok(changed)
     }
 

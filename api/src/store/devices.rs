@@ -1,6 +1,7 @@
 //! The table `pci_devices`: the devices that may be given away, and whom they are promised to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use hotslot_driver::pci::{PciAddress, PciId};
 use sqlx::sqlite::SqliteRow;
@@ -65,6 +66,26 @@ pub struct Device {
     pub created_at: Millis,
     /// When the row last changed.
     pub updated_at: Option<Millis>,
+    /// Since when it is gone from the host, or from what may be given away, while a server has it.
+    pub gone_at: Option<Millis>,
+}
+
+impl Device {
+    /// A device that was seen for the first time.
+    pub(super) fn new(id: DeviceId, hypervisor: HypervisorId, facts: DeviceFacts) -> Self {
+        Self {
+            id,
+            uuid: Uuid::new_v4(),
+            hypervisor,
+            facts,
+            status: DeviceStatus::Available,
+            request: None,
+            server: None,
+            created_at: now(),
+            updated_at: None,
+            gone_at: None,
+        }
+    }
 }
 
 /// What the host says of a device: all that a scan may change.
@@ -109,6 +130,19 @@ pub struct ScanOutcome {
     pub removed: usize,
     /// Devices that are gone while a server has them: their rows stay with their owners.
     pub gone_in_use: usize,
+    /// Devices that changed while a server has them: what is new waits until they are free.
+    pub changed_in_use: usize,
+    /// Rows that were written.
+    pub written: usize,
+}
+
+/// What a scan looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Looked<'a> {
+    /// At all that the host has.
+    Everywhere,
+    /// At these addresses.
+    At(&'a BTreeSet<PciAddress>),
 }
 
 const TABLE: &str = "pci_devices";
@@ -141,121 +175,119 @@ fn device(row: &SqliteRow) -> Result<Device, Error> {
         server: columns.parse_opt("instance_uuid")?,
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
+        gone_at: columns.get("gone_at")?,
     })
+}
+
+/// The rows that are not deleted, as they were last committed.
+///
+/// Requests choose from them and lists show them without asking the database; what is promised is decided by the
+/// database's row alone ([`Draft::commit`](super::draft::Draft::commit)).
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
+    places: HashMap<DeviceId, (HypervisorId, PciAddress)>,
+}
+
+impl Rows {
+    pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
+        self.in_order.get(self.places.get(&id)?).cloned()
+    }
+
+    /// A host's devices, in order of address.
+    pub(super) fn of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
+        let all = self.in_order.range((host, PciAddress::MIN)..);
+        all.take_while(|((of, _), _)| *of == host).map(|(_, device)| Arc::clone(device)).collect()
+    }
+
+    pub(super) fn put(&mut self, rows: Vec<Arc<Device>>) {
+        // Addresses may have been exchanged: all old places are left before a new one is taken.
+        for row in &rows {
+            if let Some(place) = self.places.remove(&row.id) {
+                self.in_order.remove(&place);
+            }
+        }
+        for row in rows.into_iter().filter(|row| row.status != DeviceStatus::Deleted) {
+            let place = (row.hypervisor, row.facts.address);
+            self.places.insert(row.id, place);
+            self.in_order.insert(place, row);
+        }
+    }
 }
 
 impl Store {
     /// Every device, in order of host and address.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn devices(&self) -> Result<Vec<Device>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM pci_devices WHERE deleted = 0 ORDER BY compute_node_id, address, id")
-                .fetch_all(&self.read)
-                .await?;
-        rows.iter().map(device).collect()
+    pub fn devices(&self) -> Vec<Arc<Device>> {
+        self.rows().in_order.values().cloned().collect()
+    }
+
+    /// A host's devices, in order of address.
+    pub fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
+        self.rows().of(host)
     }
 
     /// One device.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn device(&self, id: DeviceId) -> Result<Option<Device>, Error> {
-        let row = sqlx::query("SELECT * FROM pci_devices WHERE id = $1 AND deleted = 0")
-            .bind(id.0)
-            .fetch_optional(&self.read)
-            .await?;
-        row.as_ref().map(device).transpose()
+    pub fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
+        self.rows().device(id)
     }
 
-    /// Brings the table in line with what a host has now. Only what differs is written.
+    /// Reads all rows that are not deleted, as the service does when it starts.
+    pub(super) async fn read_devices(&self) -> Result<(), Error> {
+        let rows = sqlx::query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;
+        let rows = rows.iter().map(|row| device(row).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        let mut fresh = Rows::default();
+        fresh.put(rows);
+        *self.rows_mut() = fresh;
+        Ok(())
+    }
+
+    /// Brings the table in line with what a host has now, where it was looked. Only what differs is written.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
-    pub async fn scan(&self, hypervisor: HypervisorId, seen: &[DeviceFacts]) -> Result<ScanOutcome, Error> {
+    pub async fn scan(
+        &self,
+        host: HypervisorId,
+        looked: Looked<'_>,
+        seen: Vec<DeviceFacts>,
+    ) -> Result<ScanOutcome, Error> {
         let mut outcome = ScanOutcome::default();
-        let mut tx = self.write.begin().await?;
-        let rows = sqlx::query("SELECT * FROM pci_devices WHERE compute_node_id = $1 AND deleted = 0")
-            .bind(hypervisor.0)
-            .fetch_all(&mut *tx)
-            .await?;
-        let mut known = BTreeMap::new();
-        for row in &rows {
-            let device = device(row)?;
-            known.insert(device.facts.address, device);
+        let mut draft = self.draft().await?;
+        let mut known: BTreeMap<_, _> =
+            draft.devices_of(host).into_iter().map(|device| (device.facts.address, device)).collect();
+        if let Looked::At(addresses) = looked {
+            known.retain(|address, _| addresses.contains(address));
         }
         for facts in seen {
-            let extra_info = || {
-                serde_json::to_string(&facts.extra_info)
-                    .map_err(|error| Error::Internal(format!("extra_info of {}: {error}", facts.address)))
-            };
             match known.remove(&facts.address) {
-                Some(device) if device.facts == *facts => {}
+                Some(device) if device.facts == facts => {
+                    if device.gone_at.is_some() {
+                        draft.edit(device.id, |row| row.gone_at = None);
+                    }
+                }
+                // Whoever has it was promised what it was.
+                Some(device) if device.status.is_held() => outcome.changed_in_use += 1,
                 Some(device) => {
-                    sqlx::query(
-                        "UPDATE pci_devices SET vendor_id = $2, product_id = $3, dev_type = $4, label = $5,
-                             numa_node = $6, parent_addr = $7, extra_info = $8, updated_at = $9
-                         WHERE id = $1",
-                    )
-                    .bind(device.id.0)
-                    .bind(facts.vendor_id.to_string())
-                    .bind(facts.product_id.to_string())
-                    .bind(facts.dev_type.as_str())
-                    .bind(facts.label())
-                    .bind(facts.numa_node.map(i64::from))
-                    .bind(facts.parent_addr.map(|address| address.to_string()))
-                    .bind(extra_info()?)
-                    .bind(now())
-                    .execute(&mut *tx)
-                    .await?;
+                    draft.edit(device.id, |row| row.facts = facts);
                     outcome.changed += 1;
                 }
                 None => {
-                    sqlx::query(
-                        "INSERT INTO pci_devices (id, uuid, compute_node_id, address, vendor_id, product_id,
-                             dev_type, dev_id, label, status, extra_info, numa_node, parent_addr, created_at,
-                             deleted)
-                         SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4, $5, $6, $7, $8, 'available', $9, $10,
-                             $11, $12, 0
-                         FROM pci_devices",
-                    )
-                    .bind(Uuid::new_v4().hyphenated().to_string())
-                    .bind(hypervisor.0)
-                    .bind(facts.address.to_string())
-                    .bind(facts.vendor_id.to_string())
-                    .bind(facts.product_id.to_string())
-                    .bind(facts.dev_type.as_str())
-                    .bind(facts.dev_id())
-                    .bind(facts.label())
-                    .bind(extra_info()?)
-                    .bind(facts.numa_node.map(i64::from))
-                    .bind(facts.parent_addr.map(|address| address.to_string()))
-                    .bind(now())
-                    .execute(&mut *tx)
-                    .await?;
+                    draft.add(host, facts).await?;
                     outcome.added += 1;
                 }
             }
         }
         for device in known.values() {
-            let gone = sqlx::query(
-                "UPDATE pci_devices SET status = 'deleted', deleted = id, deleted_at = $2
-                 WHERE id = $1 AND instance_uuid IS NULL",
-            )
-            .bind(device.id.0)
-            .bind(now())
-            .execute(&mut *tx)
-            .await?;
-            if gone.rows_affected() == 1 {
-                outcome.removed += 1;
-            } else {
+            if device.status.is_held() {
+                draft.edit(device.id, |row| row.gone_at = row.gone_at.or(Some(now())));
                 outcome.gone_in_use += 1;
+            } else {
+                draft.remove(device.id);
+                outcome.removed += 1;
             }
         }
-        if outcome.added + outcome.changed + outcome.removed > 0 {
-            tx.commit().await?;
-        }
+        draft.tell_everyone(host);
+        outcome.written = draft.commit().await?;
         Ok(outcome)
     }
 }

@@ -4,20 +4,24 @@
 
 mod attachments;
 mod devices;
+mod draft;
 mod hypervisors;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::SqlitePool;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
+use tokio::sync::Mutex;
 
-pub use attachments::{Attachment, InnerAddress, InnerSource, NewAttachment, Settled};
-pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, ScanOutcome};
+pub use attachments::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Settled};
+pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
 
 use crate::error::Error;
@@ -35,6 +39,9 @@ pub fn now() -> Millis {
 pub struct Store {
     write: SqlitePool,
     read: SqlitePool,
+    /// Whose turn it is to write.
+    turn: Arc<Mutex<()>>,
+    rows: Arc<RwLock<devices::Rows>>,
     /// Held for as long as the database is open: one service a file.
     _lock: Arc<File>,
 }
@@ -44,7 +51,7 @@ impl Store {
     ///
     /// # Errors
     /// What SQLite says of the file, or of a migration.
-    pub async fn open(url: &str, lock: File) -> Result<Self, sqlx::Error> {
+    pub async fn open(url: &str, lock: File) -> Result<Self, Error> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -52,9 +59,19 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("./migrations").run(&write).await?;
+        sqlx::migrate!("./migrations").run(&write).await.map_err(sqlx::Error::from)?;
         let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        Ok(Self { write, read, _lock: Arc::new(lock) })
+        let store = Self { write, read, turn: Arc::default(), rows: Arc::default(), _lock: Arc::new(lock) };
+        store.read_devices().await?;
+        Ok(store)
+    }
+
+    fn rows(&self) -> RwLockReadGuard<'_, devices::Rows> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rows_mut(&self) -> RwLockWriteGuard<'_, devices::Rows> {
+        self.rows.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the database answers.

@@ -1,0 +1,19 @@
+-- A device that is gone from the host while a server has it stays with its owner, and says since when.
+ALTER TABLE pci_devices ADD COLUMN gone_at BIGINT;
+
+-- What a network VF is to be in the guest, and whether all of an IOMMU group was asked for.
+ALTER TABLE attachments ADD COLUMN mac_address TEXT;
+ALTER TABLE attachments ADD COLUMN vlan BIGINT;
+ALTER TABLE attachments ADD COLUMN physical_network TEXT;
+ALTER TABLE attachments ADD COLUMN trusted BIGINT CHECK (trusted IN (0, 1));
+
+-- Rules that came by the API; those of the configuration file are not here.
+CREATE TABLE pci_config (
+    id         TEXT   NOT NULL PRIMARY KEY,
+    kind       TEXT   NOT NULL CHECK (kind IN ('whitelist', 'alias', 'extra_info')),
+    position   BIGINT NOT NULL,
+    body       TEXT   NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT
+);
+CREATE INDEX pci_config_in_order ON pci_config (kind, position);

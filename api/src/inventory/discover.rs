@@ -1,0 +1,116 @@
+//! Discovery: the device table, kept in line with what a host has.
+//!
+//! Everything is read at start, after a reconnect and every few minutes; in between, events name what is to be read
+//! again. What did not change since it was last read is not looked up in the table either.
+
+use std::collections::BTreeSet;
+
+use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::pci::PciAddress;
+
+use crate::error::Error;
+use crate::host::{Functions, Host};
+use crate::service::Service;
+use crate::store::{Looked, ScanOutcome};
+
+impl Service {
+    /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`], what the hypervisor answers, or the database's; then the table is as it was.
+    pub(crate) async fn discover(
+        &self,
+        host: &Host,
+        looked: Option<BTreeSet<PciAddress>>,
+    ) -> Result<ScanOutcome, Error> {
+        let before = host.functions();
+        let (now, named) = match looked {
+            None => (everything(host).await?, BTreeSet::new()),
+            Some(addresses) => (at(host, &before, &addresses).await?, addresses),
+        };
+        let outcome = if before.is_empty() {
+            let seen = now.values().filter_map(|device| self.inventory.facts(device)).collect();
+            self.store.scan(host.row.id, Looked::Everywhere, seen).await?
+        } else {
+            let mut changed = changed(&before, &now);
+            // What was named is looked up in any case: it may be the table that is behind.
+            changed.extend(named);
+            let seen = changed.iter().filter_map(|address| self.inventory.facts(now.get(address)?)).collect();
+            if changed.is_empty() {
+                ScanOutcome::default()
+            } else {
+                self.store.scan(host.row.id, Looked::At(&changed), seen).await?
+            }
+        };
+        tracing::debug!(host = %host.name, ?outcome, functions = now.len(), "scanned");
+        if outcome.gone_in_use > 0 {
+            tracing::warn!(
+                host = %host.name, count = outcome.gone_in_use,
+                "devices in use are gone from host or device_spec; they stay with their servers"
+            );
+        }
+        host.set_functions(now);
+        Ok(outcome)
+    }
+}
+
+async fn everything(host: &Host) -> Result<Functions, Error> {
+    let devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
+    Ok(devices.into_iter().map(|device| (device.address, device)).collect())
+}
+
+/// What was known, with some functions read again, and those that tell of the same change.
+async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Result<Functions, Error> {
+    let mut now = before.clone();
+    let mut wanted: BTreeSet<_> = named.clone();
+    for address in named {
+        // A PF lists its VFs, and a group its members.
+        wanted.extend(before.get(address).map(relatives).unwrap_or_default());
+    }
+    let mut read = BTreeSet::new();
+    while let Some(address) = wanted.pop_first() {
+        read.insert(address);
+        match host.hypervisor.device(address).await {
+            Ok(mut device) => {
+                // A function is read without its interfaces and disks.
+                if let Some(known) = before.get(&address) {
+                    (device.net, device.block) = (known.net.clone(), known.block.clone());
+                } else {
+                    wanted.extend(relatives(&device).into_iter().filter(|relative| !read.contains(relative)));
+                }
+                now.insert(address, device);
+            }
+            Err(error) if error.kind == ErrorKind::NoDevice => drop(now.remove(&address)),
+            Err(error) => return Err(host.error(format!("read device {address}"))(error)),
+        }
+    }
+    Ok(now)
+}
+
+fn relatives(device: &HostDevice) -> Vec<PciAddress> {
+    let mut relatives = device.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
+    if let Role::Virtual { parent } = device.role {
+        relatives.push(parent);
+    }
+    relatives
+}
+
+/// The addresses at which something came, went or is different. A VF is seen through its PF.
+fn changed(before: &Functions, now: &Functions) -> BTreeSet<PciAddress> {
+    let mut changed: BTreeSet<_> =
+        before.keys().filter(|address| !now.contains_key(address)).copied().collect();
+    for (address, device) in now {
+        let was = before.get(address);
+        if was == Some(device) {
+            continue;
+        }
+        changed.insert(*address);
+        if was.is_none_or(|was| was.net != device.net)
+            && let Role::Physical { vfs, .. } = &device.role
+        {
+            changed.extend(vfs.iter().copied());
+        }
+    }
+    changed
+}

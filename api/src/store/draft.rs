@@ -1,0 +1,262 @@
+//! Changes to `pci_devices`: drafted against the rows as they are, and written where they differ.
+//!
+//! Every change of a device goes this way, so that nothing is written that was so before, and a PF and its VFs are
+//! kept apart in one place.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+use sqlx::{Sqlite, Transaction};
+use tokio::sync::MutexGuard;
+
+use super::devices::{Device, DeviceFacts, DeviceStatus};
+use super::{DevType, Millis, Store, now};
+use crate::error::Error;
+use crate::id::{DeviceId, HypervisorId};
+use crate::inventory::{Deed, NotAllowed};
+
+/// One transaction, with what it makes of the devices.
+pub(super) struct Draft<'s> {
+    store: &'s Store,
+    pub(super) tx: Transaction<'static, Sqlite>,
+    /// Rows that may differ from what the table has.
+    rows: BTreeMap<DeviceId, Arc<Device>>,
+    next_id: Option<i64>,
+    _turn: MutexGuard<'s, ()>,
+}
+
+impl Store {
+    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
+    pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
+        let turn = self.turn.lock().await;
+        let tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(Draft { store: self, tx, rows: BTreeMap::new(), next_id: None, _turn: turn })
+    }
+}
+
+impl Draft<'_> {
+    /// A device as it will be.
+    pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
+        match self.rows.get(&id) {
+            Some(row) => Some(Arc::clone(row)).filter(|row| row.status != DeviceStatus::Deleted),
+            None => self.store.rows().device(id),
+        }
+    }
+
+    /// The devices of a host as they will be.
+    pub(super) fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
+        let mut devices: Vec<_> = self.store.rows().of(host);
+        devices.retain(|device| !self.rows.contains_key(&device.id));
+        let drafted = self.rows.values().filter(|row| row.hypervisor == host);
+        devices.extend(drafted.filter(|row| row.status != DeviceStatus::Deleted).cloned());
+        devices
+    }
+
+    /// Changes a row.
+    pub(super) fn edit(&mut self, id: DeviceId, change: impl FnOnce(&mut Device)) {
+        let row = match self.rows.entry(id) {
+            Entry::Occupied(row) => Some(row.into_mut()),
+            Entry::Vacant(vacant) => self.store.rows().device(id).map(|row| vacant.insert(row)),
+        };
+        if let Some(row) = row {
+            change(Arc::make_mut(row));
+        }
+    }
+
+    /// Puts aside the row of a device that nobody was promised.
+    pub(super) fn remove(&mut self, id: DeviceId) {
+        self.edit(id, |row| {
+            if let Ok(status) = row.status.on(Deed::Remove).and_then(|removed| removed.on(Deed::Delete)) {
+                row.status = status;
+            }
+        });
+    }
+
+    /// Makes a row for a device that was not there.
+    pub(super) async fn add(&mut self, host: HypervisorId, facts: DeviceFacts) -> Result<DeviceId, Error> {
+        let id = match self.next_id {
+            Some(id) => id,
+            None => {
+                sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM pci_devices")
+                    .fetch_one(&mut *self.tx)
+                    .await?
+            }
+        };
+        self.next_id = Some(id + 1);
+        let id = DeviceId(id);
+        self.rows.insert(id, Arc::new(Device::new(id, host, facts)));
+        Ok(id)
+    }
+
+    /// Does a deed to a device, and what follows from it for its PF or VFs.
+    ///
+    /// # Errors
+    /// [`NotAllowed`]; the draft must then be dropped.
+    pub(super) fn apply(&mut self, id: DeviceId, deed: Deed) -> Result<(), NotAllowed> {
+        let Some(device) = self.device(id) else {
+            return Err(NotAllowed { status: DeviceStatus::Deleted, deed });
+        };
+        let status = device.status.on(deed)?;
+        self.edit(id, |row| row.status = status);
+        for relative in self.relatives(&device) {
+            let told = Deed::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
+            match self.tell(&relative, told) {
+                Err(conflict) if deed == Deed::Claim => return Err(conflict),
+                // It is so already: the record follows.
+                Err(conflict) => log(&relative, conflict),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, device: &Device, told: Deed) -> Result<(), NotAllowed> {
+        let status = device.status.on(told)?;
+        if status != device.status {
+            self.edit(device.id, |row| row.status = status);
+        }
+        Ok(())
+    }
+
+    /// Brings the status of every device of a host that nobody was promised in line with its PF's or VFs'.
+    pub(super) fn tell_everyone(&mut self, host: HypervisorId) {
+        let devices = self.devices_of(host);
+        let mut of_vfs = HashMap::<PciAddress, Deed>::new();
+        let mut of_pfs = HashMap::<PciAddress, DeviceStatus>::new();
+        for device in &devices {
+            of_pfs.insert(device.facts.address, device.status);
+            if let Some(parent) = device.facts.parent_addr {
+                let told = of_vfs.entry(parent).or_insert(Deed::RelativesFree);
+                *told = told.and(device.status);
+            }
+        }
+        for device in &devices {
+            let told = match device.facts.parent_addr {
+                Some(parent) => Deed::of_relatives(of_pfs.get(&parent).copied()),
+                None => of_vfs.get(&device.facts.address).copied().unwrap_or(Deed::RelativesFree),
+            };
+            if let Err(conflict) = self.tell(device, told) {
+                log(device, conflict);
+            }
+        }
+    }
+
+    /// A VF's PF, or a PF's VFs, as they will be. A parent that may not be given away has no row and no say.
+    fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
+        let facts = &device.facts;
+        if facts.parent_addr.is_none() && facts.dev_type != DevType::Pf {
+            return Vec::new();
+        }
+        let mut relatives = self.devices_of(device.hypervisor);
+        relatives.retain(|other| {
+            other.id != device.id
+                && (facts.parent_addr == Some(other.facts.address)
+                    || other.facts.parent_addr == Some(facts.address))
+        });
+        relatives
+    }
+
+    /// Writes the rows that differ, and commits.
+    ///
+    /// # Errors
+    /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
+    pub(super) async fn commit(mut self) -> Result<usize, Error> {
+        let mut written = Vec::new();
+        let time = now();
+        for (id, mut row) in std::mem::take(&mut self.rows) {
+            let was = self.store.rows().device(id);
+            if was.as_deref() == Some(&*row) {
+                continue;
+            }
+            match was {
+                None if row.status == DeviceStatus::Deleted => continue,
+                None => insert(&mut self.tx, &row).await?,
+                Some(was) => {
+                    Arc::make_mut(&mut row).updated_at = Some(time);
+                    update(&mut self.tx, &was, &row, time).await?;
+                }
+            }
+            written.push(row);
+        }
+        self.tx.commit().await?;
+        let count = written.len();
+        self.store.rows_mut().put(written);
+        Ok(count)
+    }
+}
+
+fn log(device: &Device, conflict: NotAllowed) {
+    let address = device.facts.address;
+    tracing::error!(pci.address = %address, %conflict, "a PF and a VF of it are both in use; detach one of them");
+}
+
+fn extra_info(facts: &DeviceFacts) -> Result<String, Error> {
+    serde_json::to_string(&facts.extra_info)
+        .map_err(|error| Error::Internal(format!("extra_info of {}: {error}", facts.address)))
+}
+
+async fn insert(tx: &mut Transaction<'static, Sqlite>, row: &Device) -> Result<(), Error> {
+    let facts = &row.facts;
+    sqlx::query(
+        "INSERT INTO pci_devices (id, uuid, compute_node_id, address, vendor_id, product_id, dev_type, dev_id,
+             label, status, extra_info, numa_node, parent_addr, created_at, deleted)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0)",
+    )
+    .bind(row.id.0)
+    .bind(row.uuid.hyphenated().to_string())
+    .bind(row.hypervisor.0)
+    .bind(facts.address.to_string())
+    .bind(facts.vendor_id.to_string())
+    .bind(facts.product_id.to_string())
+    .bind(facts.dev_type.as_str())
+    .bind(facts.dev_id())
+    .bind(facts.label())
+    .bind(row.status.as_str())
+    .bind(extra_info(facts)?)
+    .bind(facts.numa_node.map(i64::from))
+    .bind(facts.parent_addr.map(|address| address.to_string()))
+    .bind(row.created_at)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn update(
+    tx: &mut Transaction<'static, Sqlite>,
+    was: &Device,
+    row: &Device,
+    time: Millis,
+) -> Result<(), Error> {
+    let facts = &row.facts;
+    let gone = row.status == DeviceStatus::Deleted;
+    // The row is the lock: whoever finds it changed must choose again.
+    let done = sqlx::query(
+        "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
+             label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
+             request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18
+         WHERE id = $1 AND status = $2 AND deleted = 0",
+    )
+    .bind(row.id.0)
+    .bind(was.status.as_str())
+    .bind(facts.address.to_string())
+    .bind(facts.vendor_id.to_string())
+    .bind(facts.product_id.to_string())
+    .bind(facts.dev_type.as_str())
+    .bind(facts.dev_id())
+    .bind(facts.label())
+    .bind(row.status.as_str())
+    .bind(extra_info(facts)?)
+    .bind(facts.numa_node.map(i64::from))
+    .bind(facts.parent_addr.map(|address| address.to_string()))
+    .bind(row.server.map(|server| server.to_string()))
+    .bind(row.request.map(|request| request.to_string()))
+    .bind(row.gone_at)
+    .bind(time)
+    .bind(gone.then_some(time))
+    .bind(if gone { row.id.0 } else { 0 })
+    .execute(&mut **tx)
+    .await?;
+    if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
+}

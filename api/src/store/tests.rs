@@ -1,0 +1,308 @@
+//! What is written, counted by the database; and any sequence of deeds keeps the rules.
+
+use std::collections::BTreeMap;
+
+use hotslot_driver::pci::PciAddress;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::attachment::{Observation, State};
+use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+
+/// A database of its own in a directory, with a host.
+struct Records {
+    store: Store,
+    host: HypervisorId,
+    _dir: tempfile::TempDir,
+}
+
+async fn records() -> Records {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = File::create(dir.path().join("lock")).unwrap();
+    let url = format!("sqlite://{}", dir.path().join("db").display());
+    let store = Store::open(&url, lock).await.unwrap();
+    let host = store.hypervisor("node1", "sim:///x").await.unwrap().id;
+    // Every row of pci_devices that is written is counted, by the one connection that writes.
+    for line in [
+        "CREATE TEMP TABLE written (id INTEGER)",
+        "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
+        "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
+    ] {
+        sqlx::query(line).execute(&store.write).await.unwrap();
+    }
+    Records { store, host, _dir: dir }
+}
+
+fn facts(address: &str, dev_type: DevType, parent: Option<&str>) -> DeviceFacts {
+    DeviceFacts {
+        address: address.parse().unwrap(),
+        vendor_id: "8086".parse().unwrap(),
+        product_id: if dev_type == DevType::Vf { "10ca" } else { "10c9" }.parse().unwrap(),
+        dev_type,
+        numa_node: None,
+        parent_addr: parent.map(|parent| parent.parse().unwrap()),
+        extra_info: BTreeMap::new(),
+    }
+}
+
+/// A PF with three VFs, and a device of its own.
+fn devices() -> Vec<DeviceFacts> {
+    let pf = "0000:04:00.0";
+    let mut devices = vec![facts(pf, DevType::Pf, None), facts("0000:05:00.0", DevType::Pci, None)];
+    devices.extend((0..3).map(|n| facts(&format!("0000:04:10.{n}"), DevType::Vf, Some(pf))));
+    devices
+}
+
+impl Records {
+    /// How many rows were written since it was last asked.
+    async fn written(&self) -> i64 {
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM written").fetch_one(&self.store.write).await;
+        sqlx::query("DELETE FROM written").execute(&self.store.write).await.unwrap();
+        count.unwrap()
+    }
+
+    async fn scan(&self, seen: Vec<DeviceFacts>) -> ScanOutcome {
+        self.store.scan(self.host, Looked::Everywhere, seen).await.unwrap()
+    }
+
+    fn at(&self, address: &str) -> Arc<Device> {
+        let address: PciAddress = address.parse().unwrap();
+        let mut devices = self.store.devices_of(self.host);
+        devices.retain(|device| device.facts.address == address);
+        devices.pop().unwrap()
+    }
+
+    /// Claims a device; none when it is not free.
+    async fn claim(&self, addresses: &[&str]) -> Option<Vec<AttachmentId>> {
+        let wanted: Vec<_> = addresses
+            .iter()
+            .map(|address| NewAttachment {
+                id: AttachmentId(Uuid::new_v4()),
+                device: self.at(address).id,
+                alias: "a".into(),
+                managed: true,
+                network: None,
+            })
+            .collect();
+        let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
+        let done = self.store.reserve(self.host, server, request, true, &wanted).await.unwrap();
+        done.then(|| wanted.iter().map(|new| new.id).collect())
+    }
+
+    async fn settle(&self, id: AttachmentId, seen: Observation) {
+        self.store.settle(&[(id, seen)]).await.unwrap();
+    }
+
+    async fn attached(&self, id: AttachmentId) {
+        self.settle(id, Observation::Present { inner: None, only_in_definition: false }).await;
+    }
+
+    async fn gone(&self, id: AttachmentId) {
+        self.settle(id, Observation::Gone { reason: None }).await;
+    }
+
+    fn statuses(&self) -> Vec<&'static str> {
+        self.store.devices_of(self.host).iter().map(|device| device.status.as_str()).collect()
+    }
+}
+
+#[tokio::test]
+async fn only_what_changed_is_written() {
+    let records = records().await;
+    records.scan(devices()).await;
+    assert_eq!(records.written().await, 5, "five new devices");
+    assert_eq!(records.scan(devices()).await, ScanOutcome::default());
+    assert_eq!(records.written().await, 0, "an unchanged scan");
+
+    let mut changed = devices();
+    changed[1].numa_node = Some(1);
+    records.scan(changed.clone()).await;
+    assert_eq!(records.written().await, 1, "one changed device");
+
+    let vf = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    assert_eq!(records.written().await, 2, "a VF and its PF");
+    records.attached(vf).await;
+    assert_eq!(records.written().await, 2, "a VF and its PF");
+    records.attached(vf).await;
+    assert_eq!(records.written().await, 0, "what is so already");
+    let second = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
+    assert_eq!(records.written().await, 1, "the PF of the first VF is unavailable as it was");
+    for id in [second, vf] {
+        records.gone(id).await;
+    }
+    records.written().await;
+
+    records.claim(&["0000:04:00.0"]).await.unwrap();
+    assert_eq!(records.written().await, 4, "a PF and its three VFs");
+
+    changed.pop();
+    records.scan(changed).await;
+    assert_eq!(records.written().await, 1, "a VF that is gone");
+}
+
+#[tokio::test]
+async fn a_pf_and_its_vfs_exclude_each_other_and_come_back() {
+    let records = records().await;
+    records.scan(devices()).await;
+    let vf = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
+    assert_eq!(records.statuses(), ["unclaimable", "available", "claimed", "available", "available"]);
+    assert_eq!(records.claim(&["0000:04:00.0"]).await, None);
+    records.attached(vf).await;
+    assert_eq!(records.statuses(), ["unavailable", "available", "allocated", "available", "available"]);
+    let other = records.claim(&["0000:04:10.2"]).await.unwrap()[0];
+    records.gone(vf).await;
+    assert_eq!(records.statuses(), ["unclaimable", "available", "available", "claimed", "available"]);
+    records.gone(other).await;
+    assert_eq!(records.statuses(), ["available"; 5]);
+
+    let pf = records.claim(&["0000:04:00.0"]).await.unwrap()[0];
+    assert_eq!(records.claim(&["0000:04:10.0"]).await, None);
+    records.attached(pf).await;
+    assert_eq!(records.statuses(), ["allocated", "unavailable", "unavailable", "unavailable", "available"]);
+    records.gone(pf).await;
+    assert_eq!(records.statuses(), ["available"; 5]);
+}
+
+#[tokio::test]
+async fn a_claim_that_fails_restores_everything_hidden_relatives_too() {
+    let records = records().await;
+    records.scan(devices()).await;
+    records.claim(&["0000:05:00.0"]).await.unwrap();
+    let before = records.store.devices_of(records.host);
+    records.written().await;
+    // The VFs could be had; the last one is another's.
+    assert_eq!(records.claim(&["0000:04:10.0", "0000:04:10.1", "0000:05:00.0"]).await, None);
+    // A PF and its own VF.
+    assert_eq!(records.claim(&["0000:04:00.0", "0000:04:10.0"]).await, None);
+    assert_eq!(records.store.devices_of(records.host), before);
+    records.store.read_devices().await.unwrap();
+    assert_eq!(records.store.devices_of(records.host), before, "in the database too");
+}
+
+#[tokio::test]
+async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
+    let records = records().await;
+    records.scan(devices()).await;
+    let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    records.attached(id).await;
+    let mut without = devices();
+    without.remove(1);
+    let outcome = records.scan(without.clone()).await;
+    assert_eq!((outcome.gone_in_use, outcome.removed), (1, 0));
+    let device = records.at("0000:05:00.0");
+    assert!(device.gone_at.is_some() && device.server.is_some());
+    records.written().await;
+    records.scan(without).await;
+    assert_eq!(records.written().await, 0, "it has been said");
+
+    // It is back, and another one: what is new waits.
+    let mut other = devices();
+    other[1].product_id = "1533".parse().unwrap();
+    assert_eq!(records.scan(other.clone()).await.changed_in_use, 1);
+    assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "10c9");
+    records.gone(id).await;
+    records.scan(other).await;
+    assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "1533");
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_what_a_restart_would_read() {
+    let records = records().await;
+    records.scan(devices()).await;
+    let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    records.attached(id).await;
+    let before = records.store.devices();
+    records.store.read_devices().await.unwrap();
+    assert_eq!(records.store.devices(), before);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Claim(Vec<usize>),
+    Attach(usize),
+    Free(usize),
+    Scan([bool; 5]),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        prop::collection::vec(0..5usize, 1..3).prop_map(Step::Claim),
+        (0..4usize).prop_map(Step::Attach),
+        (0..4usize).prop_map(Step::Free),
+        any::<[bool; 5]>().prop_map(Step::Scan),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(
+        steps in prop::collection::vec(step(), 1..24)
+    ) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let records = records().await;
+            records.scan(devices()).await;
+            let mut open: Vec<AttachmentId> = Vec::new();
+            for step in steps {
+                let before = records.store.devices();
+                match step {
+                    Step::Claim(which) => {
+                        let all = records.store.devices_of(records.host);
+                        let wanted: Option<Vec<String>> =
+                            which.iter().map(|index| Some(all.get(*index)?.facts.address.to_string())).collect();
+                        let Some(wanted) = wanted else { continue };
+                        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+                        match records.claim(&wanted).await {
+                            Some(ids) => open.extend(ids),
+                            None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
+                        }
+                    }
+                    Step::Attach(index) => {
+                        if let Some(id) = open.get(index) { records.attached(*id).await; }
+                    }
+                    Step::Free(index) => {
+                        if index < open.len() { records.gone(open.remove(index)).await; }
+                    }
+                    Step::Scan(present) => {
+                        let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
+                        records.scan(seen.map(|(facts, _)| facts).collect()).await;
+                    }
+                }
+                check(&records, &open).await;
+            }
+        });
+    }
+}
+
+async fn check(records: &Records, open: &[AttachmentId]) {
+    let devices = records.store.devices_of(records.host);
+    let held: Vec<_> = devices.iter().filter(|device| device.status.is_held()).collect();
+    assert_eq!(held.len(), open.len(), "one owner for each promise, none lost");
+    for device in &devices {
+        assert_eq!(device.status.is_held(), device.server.is_some());
+        let relatives: Vec<_> = devices
+            .iter()
+            .filter(|other| {
+                other.facts.parent_addr == Some(device.facts.address)
+                    || device.facts.parent_addr == Some(other.facts.address)
+            })
+            .collect();
+        let held = relatives.iter().any(|relative| relative.status.is_held());
+        if device.status.is_held() {
+            assert!(!held, "a PF and a VF of it are never both taken: {devices:?}");
+        } else {
+            assert_eq!(device.status == DeviceStatus::Available, !held, "{devices:?}");
+        }
+    }
+    for id in open {
+        let row = records.store.attachment(*id).await.unwrap().unwrap();
+        let device: DeviceId = row.device;
+        let status = devices.iter().find(|other| other.id == device).map(|other| other.status);
+        assert_eq!(status, Some(State::device_status(row.state)), "the device follows its attachment");
+    }
+    let before = records.store.devices();
+    records.store.read_devices().await.unwrap();
+    assert_eq!(records.store.devices(), before, "memory and database agree");
+}
