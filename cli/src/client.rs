@@ -67,7 +67,7 @@ impl Client {
 
     /// One resource, by the segments of its path below `/v2.1`.
     pub(crate) async fn get(&self, path: &[&str]) -> Result<Value, Failure> {
-        self.send(Method::GET, "v2.1", path, None).await
+        self.send(Method::GET, "v2.1", path, None, None).await
     }
 
     /// What a resource has under `key`.
@@ -75,24 +75,37 @@ impl Client {
         Ok(self.get(path).await?[key].take())
     }
 
-    /// The list that a resource has under `key`.
+    /// The list that a resource has under `key`, all its pages.
     pub(crate) async fn items(&self, path: &[&str], key: &str) -> Result<Vec<Value>, Failure> {
-        if let Value::Array(items) = self.item(path, key).await? {
-            Ok(items)
-        } else {
-            Err(self.strange(&format!("its answer has no list `{key}`")))
+        self.query(path, "", key).await
+    }
+
+    /// [`items`](Self::items), narrowed by a query string.
+    pub(crate) async fn query(&self, path: &[&str], query: &str, key: &str) -> Result<Vec<Value>, Failure> {
+        let mut all = Vec::new();
+        let mut query = Some(query.to_owned()).filter(|query| !query.is_empty());
+        loop {
+            let mut answer = self.send(Method::GET, "v2.1", path, query.as_deref(), None).await?;
+            let Value::Array(items) = answer[key].take() else {
+                return Err(self.strange(&format!("its answer has no list `{key}`")));
+            };
+            all.extend(items);
+            let links = answer[format!("{key}_links")].take();
+            let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
+            let Some(href) = next.and_then(|link| link["href"].as_str()) else { return Ok(all) };
+            query = href.split_once('?').map(|(_, query)| query.to_owned());
         }
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
-        self.send(Method::POST, "v2.1", path, Some(body)).await
+        self.send(Method::POST, "v2.1", path, None, Some(body)).await
     }
 
     /// Deletes and waits until it is gone (v2), or only asks for it (v3).
     pub(crate) async fn delete(&self, path: &[&str], wait: bool) -> Result<(), Failure> {
         // v2 has a tenant in its path; nobody is asked which.
         let version = if wait { "v2/-" } else { "v3" };
-        self.send(Method::DELETE, version, path, None).await.map(drop)
+        self.send(Method::DELETE, version, path, None, None).await.map(drop)
     }
 
     /// A path that belongs to no version, such as `readyz`; 503 is an answer there.
@@ -108,9 +121,11 @@ impl Client {
         method: Method,
         version: &str,
         path: &[&str],
+        query: Option<&str>,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
         let mut url = self.base.clone();
+        url.set_query(query);
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(version.split('/')).extend(path);
         }

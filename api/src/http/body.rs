@@ -1,5 +1,7 @@
 //! Bodies, paths and links: what the resources share.
 
+use std::collections::HashSet;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequestParts, OriginalUri};
@@ -65,6 +67,79 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             .await
             .map(|axum::extract::Query(query)| Self(query))
             .map_err(|rejection| Fault::new(StatusCode::BAD_REQUEST, rejection.body_text()))
+    }
+}
+
+/// The pairs of a query string, each key at most once.
+pub(super) struct Pairs(pub(super) Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Pairs {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await?;
+        let mut keys = HashSet::new();
+        match pairs.iter().find(|(key, _)| !keys.insert(key.as_str())) {
+            Some((key, _)) => {
+                Err(Error::Invalid(format!("query key {key} is given twice; give it once")).into())
+            }
+            None => Ok(Self(pairs)),
+        }
+    }
+}
+
+/// The largest page, and the one that is given when none is asked for (Nova's `[api] max_limit`).
+const MAX_LIMIT: usize = 1000;
+
+/// Which part of a list is asked for.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// How many items, at most [`MAX_LIMIT`].
+    pub(super) limit: usize,
+    /// The last item of the page before.
+    pub(super) marker: Option<String>,
+}
+
+impl Page {
+    /// Takes `limit` and `marker` out of a query.
+    pub(super) fn read(Pairs(pairs): Pairs) -> Result<(Self, Vec<(String, String)>), Error> {
+        let mut page = Self { limit: MAX_LIMIT, marker: None };
+        let mut rest = Vec::new();
+        for (key, value) in pairs {
+            match key.as_str() {
+                "limit" => {
+                    let limit: usize = value.parse().map_err(|_| {
+                        Error::Invalid(format!("limit {value} is no number; write 0 to {MAX_LIMIT}"))
+                    })?;
+                    // As Nova: none is as many as there may be.
+                    page.limit = if limit == 0 { MAX_LIMIT } else { limit.min(MAX_LIMIT) };
+                }
+                "marker" => page.marker = Some(value),
+                _ => rest.push((key, value)),
+            }
+        }
+        Ok((page, rest))
+    }
+
+    /// Cuts a list that has one item more than the page, if there are more; the links then lead on.
+    pub(super) fn cut<T>(
+        &self,
+        mut items: Vec<T>,
+        OriginalUri(uri): &OriginalUri,
+        headers: &HeaderMap,
+        marker: impl Fn(&T) -> String,
+    ) -> (Vec<T>, Option<serde_json::Value>) {
+        let more = items.len() > self.limit;
+        items.truncate(self.limit);
+        let Some(last) = items.last().filter(|_| more) else { return (items, None) };
+        let kept =
+            uri.query().unwrap_or_default().split('&').filter(|pair| {
+                !pair.is_empty() && !pair.starts_with("marker=") && !pair.starts_with("limit=")
+            });
+        let query: String = kept.map(|pair| format!("{pair}&")).collect();
+        let href =
+            format!("{}{}?{query}limit={}&marker={}", base(headers), uri.path(), self.limit, marker(last));
+        (items, Some(serde_json::json!([{ "rel": "next", "href": href }])))
     }
 }
 

@@ -1,63 +1,231 @@
 //! `os-pci`: the devices that may be given away, with Nova's keys and the seed's.
+//!
+//! A list may be narrowed by any of its columns, and by any key of `extra_info`; it comes in pages, in order of id.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use serde::Deserialize;
+use axum::extract::{OriginalUri, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse as _, Response};
+use hotslot_driver::pci::{PciAddress, PciId};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use super::body::{Path, id, time};
+use super::body::{Page, Pairs, Path, id, time};
 use super::error::Fault;
 use crate::error::Error;
-use crate::id::DeviceId;
+use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
 use crate::service::Service;
-use crate::store::Device;
+use crate::store::{DevType, Device, DeviceStatus};
 
-fn brief(device: &Device) -> Value {
-    json!({
-        "id": device.id,
-        "address": device.facts.address,
-        "compute_node_id": device.hypervisor,
-        "product_id": device.facts.product_id,
-        "vendor_id": device.facts.vendor_id,
-        "status": device.status,
-    })
+/// Nova's six keys of the brief list.
+#[derive(Serialize)]
+struct Brief {
+    id: DeviceId,
+    address: PciAddress,
+    compute_node_id: HypervisorId,
+    product_id: PciId,
+    vendor_id: PciId,
+    status: DeviceStatus,
 }
 
-fn full(service: &Service, device: &Device) -> Value {
-    let mut wire = brief(device);
-    for (key, value) in [
-        ("dev_id", json!(device.facts.dev_id())),
-        ("dev_type", json!(device.facts.dev_type)),
-        ("label", json!(device.facts.label())),
-        ("extra_info", json!(device.facts.extra_info)),
-        ("instance_uuid", json!(device.server)),
-        ("server_uuid", json!(device.server)),
-        ("created_at", json!(time(device.created_at))),
-        ("updated_at", json!(device.updated_at.map(time))),
-        ("deleted", json!(false)),
-        ("deleted_at", Value::Null),
-        ("uuid", json!(device.uuid)),
-        ("numa_node", json!(device.facts.numa_node)),
-        ("parent_addr", json!(device.facts.parent_addr)),
-        ("request_id", json!(device.request)),
-        ("host", json!(service.host(device.hypervisor).map(|host| &host.name))),
-    ] {
-        wire[key] = value;
+impl From<&Device> for Brief {
+    fn from(device: &Device) -> Self {
+        Self {
+            id: device.id,
+            address: device.facts.address,
+            compute_node_id: device.hypervisor,
+            product_id: device.facts.product_id,
+            vendor_id: device.facts.vendor_id,
+            status: device.status,
+        }
     }
-    wire
 }
 
-pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
-    let devices = service.store.devices();
-    Ok(Json(json!({ "pci_devices": devices.iter().map(|device| brief(device)).collect::<Vec<_>>() })))
+/// Nova's keys, those of seed 000, and what neither shows.
+#[derive(Serialize)]
+struct Full<'a> {
+    id: DeviceId,
+    address: PciAddress,
+    compute_node_id: HypervisorId,
+    product_id: PciId,
+    vendor_id: PciId,
+    status: DeviceStatus,
+    dev_id: String,
+    dev_type: DevType,
+    label: String,
+    extra_info: &'a BTreeMap<String, String>,
+    instance_uuid: Option<ServerId>,
+    server_uuid: Option<ServerId>,
+    created_at: String,
+    updated_at: Option<String>,
+    deleted: bool,
+    deleted_at: Option<String>,
+
+    uuid: Uuid,
+    numa_node: Option<u32>,
+    parent_addr: Option<PciAddress>,
+    request_id: Option<RequestId>,
+    host: Option<&'a str>,
+    gone_at: Option<String>,
 }
 
-pub(super) async fn detail(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
-    let devices = service.store.devices();
-    let devices: Vec<_> = devices.iter().map(|device| full(&service, device)).collect();
-    Ok(Json(json!({ "pci_devices": devices })))
+fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
+    let facts = &device.facts;
+    Full {
+        id: device.id,
+        address: facts.address,
+        compute_node_id: device.hypervisor,
+        product_id: facts.product_id,
+        vendor_id: facts.vendor_id,
+        status: device.status,
+        dev_id: facts.dev_id(),
+        dev_type: facts.dev_type,
+        label: facts.label(),
+        extra_info: &facts.extra_info,
+        instance_uuid: device.server,
+        server_uuid: device.server,
+        created_at: time(device.created_at),
+        updated_at: device.updated_at.map(time),
+        deleted: false,
+        deleted_at: None,
+        uuid: device.uuid,
+        numa_node: facts.numa_node,
+        parent_addr: facts.parent_addr,
+        request_id: device.request,
+        host: service.host(device.hypervisor).map(|host| host.name.as_str()),
+        gone_at: device.gone_at.map(time),
+    }
+}
+
+/// What a list is narrowed to.
+#[derive(Default)]
+struct Filter {
+    /// No row of the table matches.
+    nothing: bool,
+    hypervisor: Option<HypervisorId>,
+    vendor_id: Option<PciId>,
+    product_id: Option<PciId>,
+    dev_type: Option<DevType>,
+    status: Option<DeviceStatus>,
+    server: Option<ServerId>,
+    address: Option<PciAddress>,
+    parent_addr: Option<PciAddress>,
+    numa_node: Option<u32>,
+    extra_info: Vec<(String, String)>,
+}
+
+impl Filter {
+    fn read(service: &Service, pairs: Vec<(String, String)>) -> Result<Self, Error> {
+        fn value<T: std::str::FromStr<Err: std::fmt::Display>>(
+            key: &str,
+            text: &str,
+        ) -> Result<Option<T>, Error> {
+            text.parse().map(Some).map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
+        }
+        let mut filter = Self::default();
+        for (key, text) in pairs {
+            match key.as_str() {
+                "host" | "hypervisor_hostname" => {
+                    let host = service.hosts.iter().find(|host| host.name == text);
+                    filter.hypervisor = host.map(|host| host.row.id);
+                    filter.nothing |= host.is_none();
+                }
+                "compute_node_id" => filter.hypervisor = value(&key, &text)?.map(HypervisorId),
+                "vendor_id" => filter.vendor_id = value(&key, &text)?,
+                "product_id" => filter.product_id = value(&key, &text)?,
+                "dev_type" => filter.dev_type = value(&key, &text)?,
+                "status" => filter.status = value(&key, &text)?,
+                "instance_uuid" | "server_uuid" => filter.server = value(&key, &text)?,
+                "address" => filter.address = value(&key, &text)?,
+                "parent_addr" => filter.parent_addr = value(&key, &text)?,
+                "numa_node" => filter.numa_node = value(&key, &text)?,
+                _ => filter.extra_info.push((key, text)),
+            }
+        }
+        Ok(filter)
+    }
+
+    fn passes(&self, device: &Device) -> bool {
+        fn is<T: PartialEq + Copy>(wanted: Option<T>, has: T) -> bool {
+            wanted.is_none_or(|wanted| wanted == has)
+        }
+        let facts = &device.facts;
+        !self.nothing
+            && is(self.hypervisor, device.hypervisor)
+            && is(self.vendor_id, facts.vendor_id)
+            && is(self.product_id, facts.product_id)
+            && is(self.dev_type, facts.dev_type)
+            && is(self.status, device.status)
+            && (self.server.is_none() || self.server == device.server)
+            && is(self.address, facts.address)
+            && (self.parent_addr.is_none() || self.parent_addr == facts.parent_addr)
+            && (self.numa_node.is_none() || self.numa_node == facts.numa_node)
+            && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value))
+    }
+}
+
+/// One page of a list that a query asks for.
+struct Found {
+    devices: Vec<Arc<Device>>,
+    links: Option<Value>,
+}
+
+impl Found {
+    async fn by(
+        service: &Service,
+        uri: &OriginalUri,
+        headers: &HeaderMap,
+        pairs: Pairs,
+    ) -> Result<Self, Fault> {
+        let (page, pairs) = Page::read(pairs)?;
+        let filter = Filter::read(service, pairs)?;
+        let after = match &page.marker {
+            None => None,
+            Some(marker) => Some(service.store.marker(marker).await?.ok_or_else(|| {
+                Error::Invalid(format!(
+                    "marker {marker} is no id or uuid of a PCI device; GET os-pci lists them"
+                ))
+            })?),
+        };
+        let devices = service.store.devices_after(after, page.limit + 1, |device| filter.passes(device));
+        let (devices, links) =
+            page.cut(devices, uri, headers, |device: &Arc<Device>| device.id.0.to_string());
+        Ok(Self { devices, links })
+    }
+}
+
+/// A list with the link to its next page.
+#[derive(Serialize)]
+pub(super) struct List<T> {
+    pci_devices: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pci_devices_links: Option<Value>,
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Response, Fault> {
+    let found = Found::by(&service, &uri, &headers, pairs).await?;
+    let pci_devices: Vec<Brief> = found.devices.iter().map(|device| Brief::from(&**device)).collect();
+    Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
+}
+
+pub(super) async fn detail(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Response, Fault> {
+    let found = Found::by(&service, &uri, &headers, pairs).await?;
+    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device)).collect();
+    Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
 
 #[derive(Deserialize)]
@@ -65,12 +233,15 @@ pub(super) struct DevicePath {
     device_id: String,
 }
 
+/// By the id that the lists show, or by UUID.
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
-    let id: i64 = id(&path.device_id, "PCI device")?;
-    let device = service.store.device(DeviceId(id));
-    let device = device.ok_or_else(|| Error::NotFound(format!("PCI device {id}")))?;
+    let device = match id::<Uuid>(&path.device_id, "PCI device") {
+        Ok(uuid) => service.store.devices().into_iter().find(|device| device.uuid == uuid),
+        Err(_) => service.store.device(DeviceId(id(&path.device_id, "PCI device")?)),
+    };
+    let device = device.ok_or_else(|| Error::NotFound(format!("PCI device {}", path.device_id)))?;
     Ok(Json(json!({ "pci_device": full(&service, &device) })))
 }

@@ -1,6 +1,7 @@
 //! The table `pci_devices`: the devices that may be given away, and whom they are promised to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use hotslot_driver::pci::{PciAddress, PciId};
@@ -186,7 +187,7 @@ fn device(row: &SqliteRow) -> Result<Device, Error> {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
-    places: HashMap<DeviceId, (HypervisorId, PciAddress)>,
+    places: BTreeMap<DeviceId, (HypervisorId, PciAddress)>,
 }
 
 impl Rows {
@@ -229,6 +230,33 @@ impl Store {
     /// One device.
     pub fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         self.rows().device(id)
+    }
+
+    /// The devices after one, at most `limit` of those that `pass`, in order of id.
+    pub fn devices_after(
+        &self,
+        after: Option<DeviceId>,
+        limit: usize,
+        passes: impl Fn(&Device) -> bool,
+    ) -> Vec<Arc<Device>> {
+        let rows = self.rows();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = rows.places.range((start, Bound::Unbounded));
+        let devices = places.filter_map(|(_, place)| rows.in_order.get(place));
+        devices.filter(|device| passes(device)).take(limit).cloned().collect()
+    }
+
+    /// The id of a device by the text of its id or UUID, one that is gone too: a page may begin after it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn marker(&self, text: &str) -> Result<Option<DeviceId>, Error> {
+        let id = sqlx::query_scalar("SELECT id FROM pci_devices WHERE id = $1 OR uuid = $2")
+            .bind(text.parse::<i64>().unwrap_or(-1))
+            .bind(text.to_ascii_lowercase())
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(id.map(DeviceId))
     }
 
     /// Reads all rows that are not deleted, as the service does when it starts.
