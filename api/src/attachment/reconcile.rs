@@ -2,10 +2,11 @@
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{Presence, Unplugged};
 use hotslot_driver::hypervisor::{DomainView, Event};
@@ -160,7 +161,15 @@ impl Service {
     /// Brings the device table in line with a host.
     async fn scan(&self, host: &Host) -> Result<(), Error> {
         let devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-        let facts: Vec<_> = devices.iter().filter_map(|device| self.inventory.facts(device)).collect();
+        let at: HashMap<_, _> = devices.iter().map(|device| (device.address, device)).collect();
+        let facts = |device: &HostDevice| {
+            let parent = match device.role {
+                Role::Virtual { parent } => at.get(&parent).copied(),
+                Role::Plain | Role::Physical { .. } => None,
+            };
+            self.inventory.facts(device, parent)
+        };
+        let facts: Vec<_> = devices.iter().filter_map(facts).collect();
         let outcome = self.store.scan(host.row.id, &facts).await?;
         tracing::debug!(host = %host.name, ?outcome, functions = devices.len(), "scanned");
         if outcome.gone_in_use > 0 {
