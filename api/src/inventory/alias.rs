@@ -52,6 +52,9 @@ const KNOWN: &[&str] = &[
     "capability_type",
 ];
 
+/// The tag of devices that no alias gets.
+const REMOTE_MANAGED: &str = "remote_managed";
+
 /// What an alias may speak of depends on the rest of `[pci]`.
 #[derive(Debug, Clone, Default)]
 pub struct AliasGrammar {
@@ -151,7 +154,7 @@ impl Alias {
     /// Whether a device is of this kind.
     pub fn matches(&self, device: &DeviceFacts) -> bool {
         // Such a device is wired by the network service, which asks for it by port.
-        let remote_managed = device.extra_info.get("remote_managed").is_some_and(|value| value == "true");
+        let remote_managed = device.extra_info.get(REMOTE_MANAGED).is_some_and(|value| value == "true");
         !remote_managed && self.specs.iter().any(|spec| spec.matches(device))
     }
 }
@@ -196,12 +199,13 @@ fn extra_info(
 ) -> Result<BTreeMap<String, Option<String>>, SpecError> {
     let mut asked = BTreeMap::new();
     for (key, value) in entry.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
-        if key == "remote_managed" {
+        if key == REMOTE_MANAGED {
             return Err(SpecError::key(key, "only a network port can ask for such devices; leave it out"));
         }
         if !grammar.extra_info.contains(key) {
-            let defined: Vec<_> = grammar.extra_info.iter().map(String::as_str).collect();
-            let known = [KNOWN, &defined].concat().join(", ");
+            let defined = grammar.extra_info.iter().map(String::as_str);
+            let askable = defined.filter(|key| !KNOWN.contains(key) && *key != REMOTE_MANAGED);
+            let known = KNOWN.iter().copied().chain(askable).collect::<Vec<_>>().join(", ");
             let reason = format!(
                 "unknown key `{key}`, which no tag of device_spec and no [[pci.extra_info]] defines; known: {known}"
             );

@@ -17,8 +17,7 @@ pub(super) const PHYS_FUNCTION: &str = "phys_function";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
 
-/// What hotslot itself says of a device, the pool that it is counted in, and an alias: the columns of its row, and
-/// what the host gives.
+/// What hotslot itself says: the columns of a device, what its host gives, and the own keys of pools and aliases.
 const OWN: &[&str] = &[
     "id",
     "uuid",

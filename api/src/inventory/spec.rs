@@ -152,7 +152,7 @@ impl DeviceSpec {
             if extra_info::is_own(key) {
                 return Err(SpecError::key(
                     key,
-                    "no tag may have this name: hotslot itself says it of a device",
+                    "no tag may have this name, which devices, pools or aliases have for something else",
                 ));
             }
             tags.insert(key.clone(), tag(key, value)?);
