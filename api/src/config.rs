@@ -2,7 +2,7 @@
 //!
 //! Every key is documented in `hotslot.example.toml`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -127,12 +127,30 @@ impl fmt::Debug for Database {
 #[serde(default, deny_unknown_fields)]
 pub struct Pci {
     /// Nova's `[pci] device_spec`, each a JSON object or a list of them. Empty: nothing is assignable.
-    #[serde(alias = "passthrough_whitelist")]
+    #[serde(alias = "passthrough_whitelist", alias = "pci_passthrough_whitelist")]
     pub device_spec: Vec<String>,
     /// Nova's `[pci] alias`, each a JSON object.
+    #[serde(alias = "pci_alias")]
     pub alias: Vec<String>,
+    /// Nova's option of this name: turns on the rules of `device_spec` that depend on it, and nothing else.
+    pub report_in_placement: bool,
+    /// Nova's option of this name: turns on the rules of `alias` that depend on it, and nothing else.
+    pub pci_in_placement: bool,
+    /// Facts of devices that no hypervisor knows.
+    pub extra_info: Vec<ExtraInfo>,
     /// A directory whose files replace the embedded templates of the same name.
     pub templates: Option<PathBuf>,
+}
+
+/// `[[pci.extra_info]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraInfo {
+    /// Which devices: `device_spec`'s ids, address and devname, a JSON object or a list of them.
+    #[serde(rename = "match")]
+    pub devices: String,
+    /// What is to be said of them. All entries that match a device apply; the first one to say a key wins.
+    pub values: BTreeMap<String, String>,
 }
 
 /// `[attach]`
@@ -397,6 +415,25 @@ mod tests {
         assert!(report.contains("did you mean `listen`?"), "{report}");
         assert!(error("[hypervisors]").contains("did you mean `hypervisor`?"));
         assert!(error("[pci]\ndevice_specs = []").contains("did you mean `device_spec`?"));
+    }
+
+    #[test]
+    fn novas_old_names_of_the_lists_are_known() {
+        for key in ["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"] {
+            assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.device_spec, ["{}"]);
+        }
+        for key in ["alias", "pci_alias"] {
+            assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.alias, ["{}"]);
+        }
+    }
+
+    #[test]
+    fn extra_info_is_a_map_of_strings() {
+        let entry = "[[pci.extra_info]]\nmatch = '{}'\nvalues = ";
+        let config = Config::parse(&format!("{entry}{{ switch = 'tor-3' }}")).unwrap();
+        assert_eq!(config.pci.extra_info[0].values["switch"], "tor-3");
+        assert!(error(&format!("{entry}{{ unit = 3 }}")).contains("expected a string"));
+        assert!(error("[[pci.extra_info]]\nvalues = {}").contains("match"));
     }
 
     #[test]

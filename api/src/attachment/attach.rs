@@ -182,8 +182,8 @@ impl Service {
         let mut seen: Vec<(DeviceId, HostDevice)> = Vec::new();
         for device in devices {
             match host.hypervisor.device(device.facts.address).await {
-                // The table is behind: it is another device now, or none that may be given.
-                Ok(found) if self.inventory.facts(&found).as_ref() != Some(&device.facts) => {
+                // The table is behind: it is another device now.
+                Ok(found) if !inventory::is_still(&device.facts, &found) => {
                     let reason = format!("{} has changed on the host; try again", device.facts.address);
                     choice.exclude(device.id, Error::Conflict(reason));
                     return Ok(false);

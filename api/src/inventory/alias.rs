@@ -1,9 +1,13 @@
 //! `alias`: the name by which a kind of device is asked for (Nova's `[pci] alias`).
 
-use hotslot_driver::pci::PciId;
-use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::spec::{SpecError, text};
+use hotslot_driver::pci::PciId;
+use serde_json::{Map, Value};
+
+use super::numa::NumaPolicy;
+use super::placement;
+use super::spec::{NULL, SpecError, object, strict_bool, tag, text};
 use crate::store::{DevType, DeviceFacts};
 
 /// A name with its alternatives.
@@ -11,79 +15,137 @@ use crate::store::{DevType, DeviceFacts};
 pub struct Alias {
     /// The name, 1 to 256 characters.
     pub name: String,
-    /// Any of these will do.
+    /// Any of these will do. They agree in `device_type`.
     pub specs: Vec<AliasSpec>,
+    /// How near to the guest's memory the devices have to be.
+    pub numa_policy: NumaPolicy,
 }
 
-/// One kind of device.
+/// One kind of device: all of it must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasSpec {
-    /// Vendor id.
-    pub vendor_id: PciId,
-    /// Product id.
-    pub product_id: PciId,
-    /// The device type; none takes any but a PF.
+    /// Vendor id. None only with `pci_in_placement`, where a resource class can stand for the ids.
+    pub vendor_id: Option<PciId>,
+    /// Product id; none as in `vendor_id`.
+    pub product_id: Option<PciId>,
+    /// The device type; none takes any but a PF and vDPA.
     pub device_type: Option<DevType>,
+    /// Whether the devices are to be marked as live migratable, or as not; none does not ask.
+    pub live_migratable: Option<bool>,
+    /// Placement's class of the devices. None without `pci_in_placement`, where Nova does not look at it.
+    pub resource_class: Option<String>,
+    /// The traits that the devices must have. Empty without `pci_in_placement`.
+    pub traits: BTreeSet<String>,
+    /// Tags and outside facts that the devices must have; none is null or absent.
+    pub extra_info: BTreeMap<String, Option<String>>,
 }
 
-const KNOWN: &str = "name, vendor_id, product_id, device_type, capability_type";
+const KNOWN: &[&str] = &[
+    "name",
+    "vendor_id",
+    "product_id",
+    "device_type",
+    "numa_policy",
+    "resource_class",
+    "traits",
+    "live_migratable",
+    "capability_type",
+];
+
+/// The tag of devices that no alias gets.
+const REMOTE_MANAGED: &str = "remote_managed";
+
+/// What an alias may speak of depends on the rest of `[pci]`.
+#[derive(Debug, Clone, Default)]
+pub struct AliasGrammar {
+    /// The keys that tags of `device_spec` and `[[pci.extra_info]]` define.
+    pub extra_info: BTreeSet<String>,
+    /// `pci_in_placement` of the configuration.
+    pub pci_in_placement: bool,
+}
 
 impl Alias {
     /// Reads one configured value: a JSON object.
     ///
     /// # Errors
     /// [`SpecError`] naming the key.
-    pub fn parse(entry: &str) -> Result<Self, SpecError> {
-        let value: Value = serde_json::from_str(entry).map_err(|error| SpecError::Json(error.to_string()))?;
-        let entry = value.as_object().ok_or_else(|| SpecError::Json(format!("`{value}`")))?;
-        if let Some(key) = entry.keys().find(|key| !KNOWN.split(", ").any(|known| known == key.as_str())) {
-            return Err(SpecError::Key { key: key.clone(), known: KNOWN });
-        }
-        let bad = |key, reason: String| SpecError::Value { key, reason };
-        let name = text(entry, "name")?.ok_or_else(|| bad("name", "is missing".into()))?.trim();
+    pub fn parse(entry: &str, grammar: &AliasGrammar) -> Result<Self, SpecError> {
+        let value: Value = serde_json::from_str(entry)
+            .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
+        let entry = object(&value)?;
+        let name = text(entry, "name")?.ok_or_else(|| SpecError::key("name", "is missing"))?.trim();
         if !(1..=256).contains(&name.chars().count()) || name.contains([':', ',']) {
-            return Err(bad(
-                "name",
-                format!("`{name}` is not a name of 1 to 256 characters without `:` and `,`"),
-            ));
+            let reason = format!("`{name}` is not a name of 1 to 256 characters without `:` and `,`");
+            return Err(SpecError::key("name", reason));
         }
-        let id = |key: &'static str| -> Result<PciId, SpecError> {
-            let id =
-                text(entry, key)?.ok_or_else(|| bad(key, "is missing; an alias names both ids".into()))?;
-            match id.parse() {
-                Ok(parsed) if id.len() == 4 => Ok(parsed),
-                Ok(_) | Err(_) => {
-                    Err(bad(key, format!("`{id}` is not four hexadecimal digits such as 8086")))
-                }
-            }
-        };
         let device_type = match text(entry, "device_type")? {
             None => None,
             Some(word) => match word.parse() {
                 Ok(kind @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Some(kind),
                 Ok(DevType::Vdpa) | Err(_) => {
-                    return Err(bad(
-                        "device_type",
-                        format!("`{word}` is none of type-PCI, type-PF, type-VF"),
-                    ));
+                    let reason = format!("`{word}` is none of type-PCI, type-PF, type-VF");
+                    return Err(SpecError::key("device_type", reason));
                 }
             },
         };
+        let numa_policy = text(entry, "numa_policy")?
+            .map_or(Ok(NumaPolicy::Legacy), str::parse)
+            .map_err(|reason: String| SpecError::key("numa_policy", reason))?;
         match text(entry, "capability_type")? {
             None | Some("pci") => {}
-            Some(other) => return Err(bad("capability_type", format!("`{other}` is not \"pci\""))),
+            Some(other) => {
+                return Err(SpecError::key("capability_type", format!("`{other}` is not \"pci\"")));
+            }
         }
-        let spec = AliasSpec { vendor_id: id("vendor_id")?, product_id: id("product_id")?, device_type };
-        Ok(Self { name: name.to_owned(), specs: vec![spec] })
+        let live_migratable =
+            entry.get("live_migratable").map(|word| strict_bool("live_migratable", word)).transpose()?;
+        let resource_class = entry.get("resource_class").map(|class| tag("resource_class", class));
+        let resource_class = resource_class.transpose()?.filter(|_| grammar.pci_in_placement);
+        let mut traits = text(entry, "traits")?.map(placement::traits).unwrap_or_default();
+        if !grammar.pci_in_placement {
+            traits.clear();
+        }
+        let (vendor_id, product_id) = (id(entry, "vendor_id")?, id(entry, "product_id")?);
+        if resource_class.is_none() {
+            for (key, id) in [("vendor_id", vendor_id), ("product_id", product_id)] {
+                if id.is_none() {
+                    let or = if grammar.pci_in_placement { ", or a resource_class" } else { "" };
+                    return Err(SpecError::key(key, format!("is missing; an alias names both ids{or}")));
+                }
+            }
+        }
+        let extra_info = extra_info(entry, grammar)?;
+        let spec = AliasSpec {
+            vendor_id,
+            product_id,
+            device_type,
+            live_migratable,
+            resource_class,
+            traits,
+            extra_info,
+        };
+        Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy })
     }
 
-    /// Adds another entry of the same name. They must agree in `device_type`.
-    pub(super) fn add_alternative(&mut self, other: Self) -> Result<(), SpecError> {
-        let agree =
-            other.specs.iter().all(|new| self.specs.iter().all(|old| old.device_type == new.device_type));
-        if !agree {
+    /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
+    pub(super) fn add_alternative(&mut self, other: Self, grammar: &AliasGrammar) -> Result<(), SpecError> {
+        let differ = |key| {
             let reason = format!("entries of alias `{}` differ in it; they must agree", self.name);
-            return Err(SpecError::Value { key: "device_type", reason });
+            Err(SpecError::key(key, reason))
+        };
+        if grammar.pci_in_placement {
+            let reason = format!(
+                "a second entry of `{}`, and pci_in_placement takes one for each name; \
+                 give the devices one resource_class in device_spec and ask for that",
+                self.name
+            );
+            return Err(SpecError::key("name", reason));
+        }
+        if self.numa_policy != other.numa_policy {
+            return differ("numa_policy");
+        }
+        if other.specs.iter().any(|new| self.specs.iter().any(|old| old.device_type != new.device_type)) {
+            return differ("device_type");
         }
         self.specs.extend(other.specs);
         Ok(())
@@ -91,13 +153,66 @@ impl Alias {
 
     /// Whether a device is of this kind.
     pub fn matches(&self, device: &DeviceFacts) -> bool {
-        self.specs.iter().any(|spec| {
-            spec.vendor_id == device.vendor_id
-                && spec.product_id == device.product_id
-                && match spec.device_type {
-                    Some(kind) => kind == device.dev_type,
-                    None => matches!(device.dev_type, DevType::Pci | DevType::Vf),
-                }
-        })
+        // Such a device is wired by the network service, which asks for it by port.
+        let remote_managed = device.extra_info.get(REMOTE_MANAGED).is_some_and(|value| value == "true");
+        !remote_managed && self.specs.iter().any(|spec| spec.matches(device))
     }
+}
+
+impl AliasSpec {
+    fn matches(&self, device: &DeviceFacts) -> bool {
+        let is = |key: &str, wanted: Option<&str>| {
+            let value = device.extra_info.get(key).map(String::as_str);
+            match wanted {
+                Some(wanted) => value.is_some_and(|value| value.to_lowercase() == wanted.to_lowercase()),
+                None => value.is_none_or(|value| value == NULL),
+            }
+        };
+        self.vendor_id.is_none_or(|id| id == device.vendor_id)
+            && self.product_id.is_none_or(|id| id == device.product_id)
+            && match self.device_type {
+                Some(kind) => kind == device.dev_type,
+                None => matches!(device.dev_type, DevType::Pci | DevType::Vf),
+            }
+            && self.live_migratable.is_none_or(|wanted| is("live_migratable", Some(&wanted.to_string())))
+            && self.extra_info.iter().all(|(key, wanted)| is(key, wanted.as_deref()))
+            && self.resource_class.as_ref().is_none_or(|class| *class == placement::class_of(device))
+            && (self.traits.is_empty() || self.traits.is_subset(&placement::traits_of(device)))
+    }
+}
+
+/// An id of exactly four digits.
+fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError> {
+    let Some(id) = text(entry, key)? else { return Ok(None) };
+    let four = id.len() == 4 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    id.parse()
+        .ok()
+        .filter(|_| four)
+        .map(Some)
+        .ok_or_else(|| SpecError::key(key, format!("`{id}` is not four hexadecimal digits such as 8086")))
+}
+
+/// The keys that are not an alias' own: the devices' tags and outside facts.
+fn extra_info(
+    entry: &Map<String, Value>,
+    grammar: &AliasGrammar,
+) -> Result<BTreeMap<String, Option<String>>, SpecError> {
+    let mut asked = BTreeMap::new();
+    for (key, value) in entry.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
+        if key == REMOTE_MANAGED {
+            return Err(SpecError::key(key, "only a network port can ask for such devices; leave it out"));
+        }
+        if !grammar.extra_info.contains(key) {
+            let defined = grammar.extra_info.iter().map(String::as_str);
+            let askable = defined.filter(|key| !KNOWN.contains(key) && *key != REMOTE_MANAGED);
+            let known = KNOWN.iter().copied().chain(askable).collect::<Vec<_>>().join(", ");
+            let reason = format!(
+                "unknown key `{key}`, which no tag of device_spec and no [[pci.extra_info]] defines; known: {known}"
+            );
+            return Err(SpecError::whole(reason));
+        }
+        let wanted = if value.is_null() { None } else { Some(tag(key, value)?) };
+        asked.insert(key.clone(), wanted);
+    }
+    Ok(asked)
 }

@@ -12,7 +12,7 @@ use hotslot_driver::pci::PciAddress;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::service::Service;
-use crate::store::{Looked, ScanOutcome};
+use crate::store::{DeviceFacts, Looked, ScanOutcome};
 
 impl Service {
     /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
@@ -26,17 +26,17 @@ impl Service {
     ) -> Result<ScanOutcome, Error> {
         let before = host.functions();
         let (now, named) = match looked {
-            None => (everything(host).await?, BTreeSet::new()),
+            None => (everything(host, &before).await?, BTreeSet::new()),
             Some(addresses) => (at(host, &before, &addresses).await?, addresses),
         };
         let outcome = if before.is_empty() {
-            let seen = now.values().filter_map(|device| self.inventory.facts(device)).collect();
+            let seen = now.values().filter_map(|device| self.facts(&now, device)).collect();
             self.store.scan(host.row.id, Looked::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
             // What was named is looked up in any case: it may be the table that is behind.
             changed.extend(named);
-            let seen = changed.iter().filter_map(|address| self.inventory.facts(now.get(address)?)).collect();
+            let seen = changed.iter().filter_map(|address| self.facts(&now, now.get(address)?)).collect();
             if changed.is_empty() {
                 ScanOutcome::default()
             } else {
@@ -53,11 +53,29 @@ impl Service {
         host.set_functions(now);
         Ok(outcome)
     }
+
+    fn facts(&self, functions: &Functions, device: &HostDevice) -> Option<DeviceFacts> {
+        let parent = match device.role {
+            Role::Virtual { parent } => functions.get(&parent),
+            Role::Plain | Role::Physical { .. } => None,
+        };
+        self.inventory.facts(device, parent)
+    }
 }
 
-async fn everything(host: &Host) -> Result<Functions, Error> {
+async fn everything(host: &Host, before: &Functions) -> Result<Functions, Error> {
     let devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    Ok(devices.into_iter().map(|device| (device.address, device)).collect())
+    let mut now: Functions = devices.into_iter().map(|device| (device.address, device)).collect();
+    for (address, device) in &mut now {
+        // A NIC that a guest has is called on the host as it was before, and as it will be again.
+        if let Some(known) = before.get(address)
+            && device.net.is_empty()
+            && device.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+        {
+            device.net.clone_from(&known.net);
+        }
+    }
+    Ok(now)
 }
 
 /// What was known, with some functions read again, and those that tell of the same change.

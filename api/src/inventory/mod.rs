@@ -5,16 +5,24 @@
 
 mod alias;
 mod discover;
+mod extra_info;
+mod numa;
+mod placement;
 mod request;
 mod spec;
 mod status;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, btree_map};
 use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::pci::PciAddress;
 
-pub use alias::{Alias, AliasSpec};
+pub use alias::{Alias, AliasGrammar, AliasSpec};
+pub use extra_info::{ExtraInfo, is_grouping_key};
+pub use numa::NumaPolicy;
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
 pub use spec::{DeviceSpec, SpecError};
@@ -29,38 +37,68 @@ use crate::store::{DevType, Device, DeviceFacts, DeviceStatus};
 pub struct Inventory {
     specs: Vec<DeviceSpec>,
     aliases: BTreeMap<String, Alias>,
+    extra_info: Vec<ExtraInfo>,
 }
 
 impl Inventory {
     /// Reads the rules of a configuration.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the entry and what is wrong with it.
+    /// [`ConfigError::Value`] naming the first entry that is refused, and what is wrong with it.
     pub fn new(pci: &config::Pci) -> Result<Self, ConfigError> {
-        let mut specs = Vec::new();
-        for (index, text) in pci.device_spec.iter().enumerate() {
-            specs.extend(DeviceSpec::parse(text).map_err(|reason| ConfigError::Value {
-                key: format!("[pci] device_spec[{index}]"),
-                reason: reason.to_string(),
-            })?);
+        let (inventory, problems) = Self::read(pci);
+        match problems.into_iter().next() {
+            None => Ok(inventory),
+            Some(problem) => Err(problem),
         }
-        let mut aliases = BTreeMap::<String, Alias>::new();
-        for (index, text) in pci.alias.iter().enumerate() {
-            let refused = |reason: SpecError| ConfigError::Value {
-                key: format!("[pci] alias[{index}]"),
-                reason: reason.to_string(),
-            };
-            let alias = Alias::parse(text).map_err(refused)?;
-            match aliases.entry(alias.name.clone()) {
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(alias);
-                }
-                std::collections::btree_map::Entry::Occupied(mut entry) => {
-                    entry.get_mut().add_alternative(alias).map_err(refused)?;
+    }
+
+    /// Every entry of a configuration that is refused, with its place.
+    pub fn problems(pci: &config::Pci) -> Vec<ConfigError> {
+        Self::read(pci).1
+    }
+
+    /// What can be read of a configuration, and what cannot.
+    fn read(pci: &config::Pci) -> (Self, Vec<ConfigError>) {
+        let (mut inventory, mut problems) = (Self::default(), Vec::new());
+        for (index, text) in pci.device_spec.iter().enumerate() {
+            for entry in DeviceSpec::parse(text, pci.report_in_placement) {
+                match entry {
+                    Ok(spec) => inventory.specs.push(spec),
+                    Err(error) => problems.push(refused(format!("[pci] device_spec[{index}]"), error)),
                 }
             }
         }
-        Ok(Self { specs, aliases })
+        for (index, entry) in pci.extra_info.iter().enumerate() {
+            match ExtraInfo::parse(entry) {
+                Ok(entry) => inventory.extra_info.push(entry),
+                Err(errors) => problems.extend(
+                    errors.into_iter().map(|error| refused(format!("[[pci.extra_info]][{index}]"), error)),
+                ),
+            }
+        }
+        let grammar = inventory.alias_grammar(pci.pci_in_placement);
+        for (index, text) in pci.alias.iter().enumerate() {
+            let added = Alias::parse(text, &grammar).and_then(|alias| inventory.add_alias(alias, &grammar));
+            if let Err(error) = added {
+                problems.push(refused(format!("[pci] alias[{index}]"), error));
+            }
+        }
+        (inventory, problems)
+    }
+
+    fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
+        let tags = self.specs.iter().flat_map(|spec| spec.tags().keys());
+        let values = self.extra_info.iter().flat_map(|entry| entry.values().keys());
+        AliasGrammar { extra_info: tags.chain(values).cloned().collect(), pci_in_placement }
+    }
+
+    fn add_alias(&mut self, alias: Alias, grammar: &AliasGrammar) -> Result<(), SpecError> {
+        match self.aliases.entry(alias.name.clone()) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(alias)),
+            btree_map::Entry::Occupied(mut entry) => entry.get_mut().add_alternative(alias, grammar)?,
+        }
+        Ok(())
     }
 
     /// Whether anything can be given away at all.
@@ -79,21 +117,23 @@ impl Inventory {
     }
 
     /// What the table is to say of a host's device; none when no `device_spec` matches it, or when it is one
-    /// that cannot be assigned (a bridge).
-    pub fn facts(&self, device: &HostDevice) -> Option<DeviceFacts> {
-        let spec = self.spec_of(device)?;
-        let (dev_type, parent_addr) = match &device.role {
-            Role::Plain => (DevType::Pci, None),
-            Role::Physical { .. } => (DevType::Pf, None),
-            Role::Virtual { parent } => (DevType::Vf, Some(*parent)),
-        };
-        let mut extra_info = BTreeMap::new();
-        if let Some(managed) = spec.managed {
-            extra_info.insert(MANAGED.to_owned(), managed.to_string());
+    /// that cannot be assigned (a bridge). `parent` is the PF of a VF. Both as a listing has them, with their
+    /// network interfaces.
+    pub fn facts(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<DeviceFacts> {
+        let spec = self.spec_of(device, parent)?;
+        let (dev_type, parent_addr) = sriov(&device.role);
+        let mut extra_info = spec.tags().clone();
+        for (key, value) in
+            self.extra_info.iter().filter(|entry| entry.matches(device, parent)).flat_map(ExtraInfo::values)
+        {
+            extra_info.entry(key.clone()).or_insert_with(|| value.clone());
         }
-        if let Some(serial) = &device.serial {
-            extra_info.insert("card_serial_number".to_owned(), serial.clone());
-        }
+        let of_host = [
+            (extra_info::CARD_SERIAL_NUMBER, extra_info::card_serial_number(device, parent).cloned()),
+            (extra_info::PHYS_FUNCTION, parent_addr.map(|address| address.to_string())),
+            (extra_info::PARENT_IFNAME, parent.and_then(|parent| parent.net.first().cloned())),
+        ];
+        extra_info.extend(of_host.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Some(DeviceFacts {
             address: device.address,
             vendor_id: device.vendor_id,
@@ -105,12 +145,39 @@ impl Inventory {
         })
     }
 
-    fn spec_of(&self, device: &HostDevice) -> Option<&DeviceSpec> {
+    fn spec_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<&DeviceSpec> {
         if device.bridge {
             return None;
         }
-        self.specs.iter().find(|spec| spec.matches(device))
+        self.specs.iter().find(|spec| spec.matches(device, parent))
     }
+}
+
+fn refused(place: String, error: SpecError) -> ConfigError {
+    let key = match error.entry {
+        Some(entry) => format!("{place}, entry {entry} of its list"),
+        None => place,
+    };
+    ConfigError::Value { key, reason: SpecError { entry: None, ..error }.to_string() }
+}
+
+fn sriov(role: &Role) -> (DevType, Option<PciAddress>) {
+    match role {
+        Role::Plain => (DevType::Pci, None),
+        Role::Physical { .. } => (DevType::Pf, None),
+        Role::Virtual { parent } => (DevType::Vf, Some(*parent)),
+    }
+}
+
+/// Whether the table's device is still the one that the host has there, for a device that was read alone: without
+/// its interfaces, and without its PF.
+pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
+    let serial = facts.extra_info.get(extra_info::CARD_SERIAL_NUMBER);
+    (facts.address, facts.vendor_id, facts.product_id)
+        == (device.address, device.vendor_id, device.product_id)
+        && (facts.dev_type, facts.parent_addr) == sriov(&device.role)
+        && device.serial.as_ref().is_none_or(|now| Some(now) == serial)
+        && !device.bridge
 }
 
 const MANAGED: &str = "managed";
@@ -160,121 +227,4 @@ pub fn choose<'a>(
     }
     chosen.truncate(count);
     Ok(chosen)
-}
-
-#[cfg(test)]
-mod tests {
-    use hotslot_driver::device::IommuGroup;
-    use serde_json::Value;
-
-    use super::*;
-
-    /// The devices that the data files speak of.
-    fn devices() -> Vec<(&'static str, HostDevice)> {
-        let device = |address: &str, vendor: &str, product: &str, role| HostDevice {
-            address: address.parse().unwrap(),
-            name: String::new(),
-            vendor_id: vendor.parse().unwrap(),
-            product_id: product.parse().unwrap(),
-            vendor_name: None,
-            product_name: None,
-            class: None,
-            role,
-            iommu_group: Some(IommuGroup { number: 1, members: vec![address.parse().unwrap()] }),
-            numa_node: None,
-            driver: None,
-            parent: None,
-            bridge: false,
-            express: true,
-            link: None,
-            serial: None,
-            net: Vec::new(),
-            block: Vec::new(),
-        };
-        let vf = "0000:04:10.0".parse().unwrap();
-        let pf = Role::Physical { max_vfs: 7, vfs: vec![vf] };
-        vec![
-            ("pf", device("0000:04:00.0", "8086", "10c9", pf)),
-            (
-                "vf",
-                device(
-                    "0000:04:10.0",
-                    "8086",
-                    "10ca",
-                    Role::Virtual { parent: "0000:04:00.0".parse().unwrap() },
-                ),
-            ),
-            ("other", device("0000:05:00.0", "10ec", "8168", Role::Plain)),
-        ]
-    }
-
-    fn inventory(device_spec: &Value, alias: Option<&Value>) -> Result<Inventory, ConfigError> {
-        Inventory::new(&config::Pci {
-            device_spec: vec![device_spec.to_string()],
-            alias: alias.map(Value::to_string).into_iter().collect(),
-            templates: None,
-        })
-    }
-
-    fn check(case: &Value, outcome: Result<Vec<&str>, ConfigError>) {
-        match (outcome, case["refused"].as_str()) {
-            (Ok(matched), None) => {
-                let wanted: Vec<&str> =
-                    case["matches"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-                assert_eq!(matched, wanted, "{case}");
-            }
-            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
-            (outcome, _) => panic!("{case}: {outcome:?}"),
-        }
-    }
-
-    #[test]
-    fn a_device_spec_names_the_devices_that_it_names_in_nova() {
-        let cases: Vec<Value> =
-            serde_json::from_str(include_str!("../../tests/data/device_spec.json")).unwrap();
-        for case in cases {
-            let outcome = inventory(&case["spec"], None).map(|inventory| {
-                let listed = |(_, device): &(&str, HostDevice)| inventory.facts(device).is_some();
-                devices().into_iter().filter(listed).map(|(name, _)| name).collect()
-            });
-            check(&case, outcome);
-        }
-    }
-
-    #[test]
-    fn an_alias_names_the_devices_that_it_names_in_nova() {
-        let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/alias.json")).unwrap();
-        for case in cases {
-            let outcome = inventory(&serde_json::json!({}), Some(&case["alias"])).map(|inventory| {
-                let named = |(_, device): &(&str, HostDevice)| {
-                    inventory.facts(device).is_some_and(|facts| inventory.alias("a").unwrap().matches(&facts))
-                };
-                devices().into_iter().filter(named).map(|(name, _)| name).collect()
-            });
-            check(&case, outcome);
-        }
-    }
-
-    #[test]
-    fn a_bridge_is_never_offered() {
-        let (_, mut bridge) = devices().remove(2);
-        bridge.bridge = true;
-        assert_eq!(inventory(&serde_json::json!({}), None).unwrap().facts(&bridge), None);
-    }
-
-    #[test]
-    fn entries_of_one_alias_are_alternatives_and_agree_in_type() {
-        let entry = |product: &str, kind: &str| {
-            format!(
-                r#"{{"name": "a", "vendor_id": "8086", "product_id": "{product}", "device_type": "{kind}"}}"#
-            )
-        };
-        let with = |alias: Vec<String>| {
-            Inventory::new(&config::Pci { device_spec: vec!["{}".into()], alias, templates: None })
-        };
-        let both = with(vec![entry("10ca", "type-VF"), entry("1520", "type-VF")]).unwrap();
-        assert_eq!(both.alias("a").unwrap().specs.len(), 2);
-        let error = with(vec![entry("10ca", "type-VF"), entry("10c9", "type-PF")]).unwrap_err().to_string();
-        assert!(error.contains("alias[1]") && error.contains("must agree"), "{error}");
-    }
 }

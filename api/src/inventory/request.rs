@@ -54,33 +54,23 @@ impl FromStr for AliasRequests {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
     fn parts_are_read_as_nova_reads_them() {
-        let read = |text: &str| {
-            let requests: AliasRequests = text.parse().unwrap();
-            requests.0.into_iter().map(|part| (part.name, part.count)).collect::<Vec<_>>()
-        };
-        assert_eq!(read("a1:2"), [("a1".into(), 2)]);
-        assert_eq!(read("a1:2, b1:1"), [("a1".into(), 2), ("b1".into(), 1)]);
-        assert_eq!(read(" a1 :1,a1:1"), [("a1".into(), 1), ("a1".into(), 1)]);
-        for bad in [
-            "",
-            "a1",
-            "a1:",
-            "a1:0",
-            "a1:-1",
-            "a1: 1",
-            "a1:x",
-            ":1",
-            "a1:1,",
-            "a1:1:1",
-            "a1:257",
-            "a1:200,b:100",
-        ] {
-            assert!(bad.parse::<AliasRequests>().is_err(), "{bad}");
+        let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/request.json")).unwrap();
+        for case in cases {
+            match (case["text"].as_str().unwrap().parse::<AliasRequests>(), case["refused"].as_str()) {
+                (Ok(requests), None) => {
+                    let requests: Vec<_> =
+                        requests.0.iter().map(|part| json!([part.name, part.count])).collect();
+                    assert_eq!(Value::from(requests), case["requests"], "{case}");
+                }
+                (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
+                (outcome, _) => panic!("{case}: {outcome:?}"),
+            }
         }
     }
 

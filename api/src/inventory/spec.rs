@@ -1,175 +1,392 @@
 //! `device_spec`: which of a host's devices may be given away (Nova's `[pci] device_spec`).
+//!
+//! An entry says which devices it names by ids, address and interface, and what is to be said of them by tags.
+
+use std::collections::BTreeMap;
+use std::fmt;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::{PciAddress, PciId};
+use regex::bytes::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+use super::{extra_info, placement};
+
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct DeviceSpec {
     vendor_id: Option<PciId>,
     product_id: Option<PciId>,
-    address: AddressGlob,
-    /// Whether libvirt is to bind the drivers; none where the entry does not say.
-    pub managed: Option<bool>,
+    place: Place,
+    tags: BTreeMap<String, String>,
+}
+
+/// Where on the host an entry's devices are.
+#[derive(Debug, Clone)]
+enum Place {
+    Address(AddressSpec),
+    /// The function that has this network interface.
+    Interface(String),
 }
 
 /// Why an entry is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// Not JSON, or not of the form that it should have.
-    #[error("not a JSON object: {0}")]
-    Json(String),
-    /// A key that is not known, or not yet.
-    #[error("unknown key `{key}`; known: {known}")]
-    Key {
-        /// The key.
-        key: String,
-        /// The known ones.
-        known: &'static str,
-    },
-    /// A value that does not do.
-    #[error("{key}: {reason}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// What is wrong, and what would be right.
-        reason: String,
-    },
+pub struct SpecError {
+    /// Which entry of a list, from 1; none where the value is no list.
+    pub entry: Option<usize>,
+    /// The key; none where the entry as a whole does not do.
+    pub key: Option<String>,
+    /// What is wrong, and what would be right.
+    pub reason: String,
 }
 
-const KNOWN: &str = "vendor_id, product_id, address, managed";
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(entry) = self.entry {
+            write!(f, "entry {entry} of its list: ")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl SpecError {
+    pub(super) fn whole(reason: impl Into<String>) -> Self {
+        Self { entry: None, key: None, reason: reason.into() }
+    }
+
+    pub(super) fn key(key: &str, reason: impl Into<String>) -> Self {
+        Self { entry: None, key: Some(key.to_owned()), reason: reason.into() }
+    }
+}
+
+/// The keys that say which devices are meant.
+const IDENTITY: &[&str] = &["vendor_id", "product_id", "address", "devname"];
+
+/// The tags that have a meaning of their own. Any other is kept for aliases to ask for.
+pub(super) const TAGS: &[&str] = &[
+    "physical_network",
+    "trusted",
+    "remote_managed",
+    "managed",
+    "live_migratable",
+    "one_time_use",
+    "resource_class",
+    "traits",
+];
 
 impl DeviceSpec {
-    /// Reads one configured value: a JSON object, or a list of them.
-    ///
-    /// # Errors
-    /// [`SpecError`] naming the key.
-    pub fn parse(text: &str) -> Result<Vec<Self>, SpecError> {
-        let value: Value = serde_json::from_str(text).map_err(|error| SpecError::Json(error.to_string()))?;
-        match value {
-            Value::Array(entries) => entries.iter().map(Self::entry).collect(),
-            entry @ (Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Object(_)) => Ok(vec![Self::entry(&entry)?]),
+    /// Reads one configured value, a JSON object or a list of them: each entry, or why it is refused.
+    /// `report_in_placement` as in the configuration.
+    pub fn parse(text: &str, report_in_placement: bool) -> Vec<Result<Self, SpecError>> {
+        let checked = |spec: Self| {
+            if report_in_placement && matches!(spec.place, Place::Interface(_)) {
+                return Err(SpecError::key("devname", "not with report_in_placement; write the address"));
+            }
+            if !report_in_placement && spec.is("one_time_use") {
+                let reason = "only with report_in_placement = true, as in Nova";
+                return Err(SpecError::key("one_time_use", reason));
+            }
+            Ok(spec)
+        };
+        Self::entries(text).into_iter().map(|entry| entry.and_then(checked)).collect()
+    }
+
+    /// As [`Self::parse`], of entries that only say which devices are meant.
+    pub(super) fn parse_identity(text: &str) -> Vec<Result<Self, SpecError>> {
+        let untagged = |spec: Self| match spec.tags.keys().next() {
+            None => Ok(spec),
+            Some(tag) => {
+                let known = IDENTITY.join(", ");
+                Err(SpecError::key(
+                    tag,
+                    format!("a tag says nothing of which devices are meant; write {known}"),
+                ))
+            }
+        };
+        Self::entries(text).into_iter().map(|entry| entry.and_then(untagged)).collect()
+    }
+
+    fn entries(text: &str) -> Vec<Result<Self, SpecError>> {
+        match serde_json::from_str(text) {
+            Err(error) => vec![Err(SpecError::whole(format!("not a JSON object: {error}")))],
+            Ok(Value::Array(entries)) => {
+                let numbered = |(index, entry)| {
+                    Self::entry(entry).map_err(|error| SpecError { entry: Some(index + 1), ..error })
+                };
+                entries.iter().enumerate().map(numbered).collect()
+            }
+            Ok(entry) => vec![Self::entry(&entry)],
         }
     }
 
     fn entry(value: &Value) -> Result<Self, SpecError> {
-        let entry = value.as_object().ok_or_else(|| SpecError::Json(format!("`{value}`")))?;
-        if let Some(key) = entry
-            .keys()
-            .find(|key| !["vendor_id", "product_id", "address", "managed"].contains(&key.as_str()))
-        {
-            return Err(SpecError::Key { key: key.clone(), known: KNOWN });
+        let entry = object(value)?;
+        let devname = optional(entry, "devname");
+        let place = match devname {
+            Some(_) if optional(entry, "address").is_some() => {
+                return Err(SpecError::key("devname", "not together with address; leave one of them out"));
+            }
+            Some(name) => match name.as_str().map(str::trim) {
+                Some(name) if !name.is_empty() => Place::Interface(name.to_owned()),
+                Some(_) | None => {
+                    let reason = format!("`{name}` is no interface's name; write \"devname\": \"eth0\"");
+                    return Err(SpecError::key("devname", reason));
+                }
+            },
+            None => Place::Address(AddressSpec::parse(optional(entry, "address"))?),
+        };
+        let mut tags = BTreeMap::new();
+        for (key, value) in entry.iter().filter(|(key, _)| !IDENTITY.contains(&key.as_str())) {
+            // Any key is a tag, and an entry without identity names every device: a slip would give them all away.
+            if !TAGS.contains(&key.as_str())
+                && let Some(meant) = IDENTITY
+                    .iter()
+                    .chain(TAGS)
+                    .find(|known| strsim::osa_distance(&key.to_lowercase(), known) <= 1)
+            {
+                return Err(SpecError::whole(format!("unknown key `{key}`; did you mean `{meant}`?")));
+            }
+            if extra_info::is_own(key) {
+                return Err(SpecError::key(
+                    key,
+                    "no tag may have this name, which devices, pools or aliases have for something else",
+                ));
+            }
+            tags.insert(key.clone(), tag(key, value)?);
         }
-        Ok(Self {
-            vendor_id: id(entry, "vendor_id")?,
-            product_id: id(entry, "product_id")?,
-            address: AddressGlob::parse(text(entry, "address")?.unwrap_or_default())?,
-            managed: text(entry, "managed")?.map(|word| strict_bool("managed", word)).transpose()?,
-        })
+        Ok(Self { vendor_id: id(entry, "vendor_id")?, product_id: id(entry, "product_id")?, place, tags })
     }
 
-    /// Whether the entry names this device. An entry with a PF's full address names its VFs too.
-    pub fn matches(&self, device: &HostDevice) -> bool {
+    /// What the entry says of its devices, beside which they are.
+    pub fn tags(&self) -> &BTreeMap<String, String> {
+        &self.tags
+    }
+
+    fn is(&self, tag: &str) -> bool {
+        self.tags.get(tag).is_some_and(|value| value == "true")
+    }
+
+    /// Whether the entry names this device. An entry with a PF's full address or interface names its VFs too.
+    /// `parent` is the PF of a VF.
+    pub fn matches(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
         self.vendor_id.is_none_or(|id| id == device.vendor_id)
             && self.product_id.is_none_or(|id| id == device.product_id)
-            && (self.address.matches(device.address)
-                || match &device.role {
-                    Role::Virtual { parent } => self.address.is_exactly(*parent),
-                    Role::Plain | Role::Physical { .. } => false,
-                })
+            && match &self.place {
+                Place::Address(address) => {
+                    address.matches(device.address)
+                        || match device.role {
+                            Role::Virtual { parent } => address.exact == Some(parent),
+                            Role::Plain | Role::Physical { .. } => false,
+                        }
+                }
+                Place::Interface(name) => {
+                    device.net.contains(name) || parent.is_some_and(|parent| parent.net.contains(name))
+                }
+            }
+            && self.suits(device, parent)
     }
+
+    /// Whether the tags can be said of this device at all.
+    fn suits(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
+        // Its port is programmed from the other side, which finds the card by its serial number.
+        let remote = || {
+            !matches!(device.role, Role::Physical { .. })
+                && extra_info::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty())
+        };
+        (!self.is("remote_managed") || remote())
+            && (!self.is("one_time_use") || !matches!(device.role, Role::Virtual { .. }))
+    }
+}
+
+/// An entry as a JSON object.
+pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, SpecError> {
+    value.as_object().ok_or_else(|| SpecError::whole(format!("not a JSON object: `{value}`")))
+}
+
+/// A member that is not null.
+fn optional<'a>(entry: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    entry.get(key).filter(|value| !value.is_null())
 }
 
 /// A member that must be a text.
-pub(super) fn text<'a>(
-    entry: &'a Map<String, Value>,
-    key: &'static str,
-) -> Result<Option<&'a str>, SpecError> {
-    match entry.get(key) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => {
-            Err(SpecError::Value { key, reason: format!("`{other}` is no string; write \"{key}\": \"…\"") })
+pub(super) fn text<'a>(entry: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, SpecError> {
+    entry.get(key).map(|value| string(key, value)).transpose()
+}
+
+fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, SpecError> {
+    value
+        .as_str()
+        .ok_or_else(|| SpecError::key(key, format!("`{value}` is no string; write \"{key}\": \"…\"")))
+}
+
+/// The text that a tag's value is kept as. Absent is not `null`: a network that is tunnelled says null.
+pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
+    match (key, value) {
+        ("physical_network", Value::Null) => Ok(NULL.to_owned()),
+        ("physical_network", Value::String(name)) if name.eq_ignore_ascii_case(NULL) => Err(SpecError::key(
+            key,
+            "a network of that name cannot be told from null, which stands without quotes",
+        )),
+        ("managed" | "live_migratable" | "one_time_use", value) => Ok(strict_bool(key, value)?.to_string()),
+        // Nova takes what is no word for true as false.
+        ("remote_managed", value) => Ok(strict_bool(key, value).unwrap_or(false).to_string()),
+        ("trusted", Value::Bool(trusted)) => Ok(trusted.to_string()),
+        ("resource_class", value) => match string(key, value)? {
+            blank if blank.trim().is_empty() => {
+                Err(SpecError::key(key, "is blank; name a class such as CUSTOM_GPU, or leave the key out"))
+            }
+            name => Ok(placement::resource_class(name)),
+        },
+        ("traits", value) => {
+            Ok(placement::traits(string(key, value)?).into_iter().collect::<Vec<_>>().join(","))
         }
+        (_, value) => string(key, value).map(str::to_owned),
     }
 }
 
-/// A vendor or product id: hex with or without 0x, or `*` for any.
-fn id(entry: &Map<String, Value>, key: &'static str) -> Result<Option<PciId>, SpecError> {
-    match text(entry, key)?.map(str::trim) {
-        None | Some("*") => Ok(None),
-        Some(id) => id.parse().map(Some).map_err(|error: hotslot_driver::pci::PciParseError| {
-            SpecError::Value { key, reason: error.to_string() }
-        }),
-    }
-}
+/// How `"physical_network": null` is kept in a map of strings.
+pub(super) const NULL: &str = "null";
 
-/// Nova's strict boolean words.
-fn strict_bool(key: &'static str, word: &str) -> Result<bool, SpecError> {
+/// Nova's strict boolean words, or JSON's own.
+pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {
+    let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match word.trim().to_ascii_lowercase().as_str() {
         "1" | "t" | "true" | "on" | "y" | "yes" => Ok(true),
         "0" | "f" | "false" | "off" | "n" | "no" => Ok(false),
-        _ => Err(SpecError::Value { key, reason: format!("`{word}` is neither \"true\" nor \"false\"") }),
+        _ => Err(SpecError::key(key, format!("`{word}` is neither \"true\" nor \"false\""))),
     }
 }
 
-/// `[[[[domain]:]bus]:][slot][.[function]]` with `*` for any field; a field that is left out is any.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct AddressGlob {
-    domain: Option<u32>,
-    bus: Option<u32>,
-    slot: Option<u32>,
-    function: Option<u32>,
+/// A vendor or product id, or `*` for any.
+fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError> {
+    let id = text(entry, key)?.map(|digits| hex(digits, 0xffff)).transpose();
+    let id = id.map_err(|reason| SpecError::key(key, format!("{reason}; write four digits such as 8086")))?;
+    Ok(id.flatten().map(|id| PciId::new(id as u16)))
 }
 
-impl AddressGlob {
-    fn parse(text: &str) -> Result<Self, SpecError> {
-        let bad = |reason: String| SpecError::Value { key: "address", reason };
-        let text = text.trim();
-        if text.is_empty() || text == "*" {
-            return Ok(Self::default());
+/// A number as Nova writes it: hexadecimal with or without 0x, spaces around it; none is `*`.
+fn hex(text: &str, max: u32) -> Result<Option<u32>, String> {
+    let text = text.trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("`{text}` is neither hexadecimal nor *"));
+    }
+    match u32::from_str_radix(digits, 16) {
+        Ok(value) if value <= max => Ok(Some(value)),
+        Ok(_) | Err(_) => Err(format!("`{text}` is above {max:x}")),
+    }
+}
+
+/// The addresses that an entry names.
+#[derive(Debug, Clone)]
+struct AddressSpec {
+    /// Domain, bus, slot, function.
+    fields: [Field; 4],
+    /// The one address that it names when no field is left open. A PF's covers its VFs.
+    exact: Option<PciAddress>,
+}
+
+#[derive(Debug, Clone)]
+enum Field {
+    Any,
+    Is(u32),
+    Like(Regex),
+}
+
+/// The fields with their largest values, in order.
+const FIELDS: [(&str, u32); 4] = [("domain", 0xffff), ("bus", 0xff), ("slot", 0x1f), ("function", 7)];
+
+impl AddressSpec {
+    fn parse(value: Option<&Value>) -> Result<Self, SpecError> {
+        match value {
+            None => Self::glob(""),
+            Some(Value::String(text)) => Self::glob(text),
+            Some(Value::Object(fields)) => Self::regex(fields),
+            Some(other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_))) => {
+                let reason = format!(
+                    "`{other}` is neither a string such as \"0000:3b:00.1\" nor an object of regular expressions"
+                );
+                Err(SpecError::key("address", reason))
+            }
         }
-        let (rest, function) = text.split_once('.').unwrap_or((text, "*"));
-        let mut fields: Vec<&str> = rest.split(':').collect();
-        if fields.len() > 3 {
+    }
+
+    /// `[[[[domain]:]bus]:][slot][.[function]]` with `*` for any field; a field that is left out is any.
+    fn glob(text: &str) -> Result<Self, SpecError> {
+        let text = text.trim();
+        let bad = |reason: String| SpecError::key("address", reason);
+        let (rest, function) = text.split_once('.').unwrap_or((text, ""));
+        let mut texts: Vec<&str> = rest.split(':').collect();
+        if texts.len() > 3 {
             return Err(bad(format!("`{text}` has too many fields; write domain:bus:slot.function")));
         }
-        while fields.len() < 3 {
-            fields.insert(0, "*");
+        while texts.len() < 3 {
+            texts.insert(0, "");
         }
-        let field = |name: &str, digits: &str, max: u32| match digits.trim() {
-            "" | "*" => Ok(None),
-            digits => match u32::from_str_radix(digits, 16) {
-                Ok(value) if value <= max && !digits.starts_with('+') => Ok(Some(value)),
-                Ok(_) => Err(bad(format!("{name} `{digits}` of `{text}` is above {max:x}"))),
-                Err(_) => Err(bad(format!("{name} `{digits}` of `{text}` is neither hexadecimal nor *"))),
-            },
+        texts.push(function);
+        let mut fields = [const { Field::Any }; 4];
+        for ((field, digits), (name, max)) in fields.iter_mut().zip(texts).zip(FIELDS) {
+            let digits = Some(digits.trim()).filter(|digits| !digits.is_empty()).unwrap_or("*");
+            let value = hex(digits, max).map_err(|reason| bad(format!("{name} of `{text}`: {reason}")))?;
+            if let Some(value) = value {
+                *field = Field::Is(value);
+            }
+        }
+        let exact = match fields {
+            [Field::Is(domain), Field::Is(bus), Field::Is(slot), Field::Is(function)] => {
+                PciAddress::new(domain, bus, slot, function).ok()
+            }
+            _ => None,
         };
-        Ok(Self {
-            domain: field("domain", fields[0], 0xffff)?,
-            bus: field("bus", fields[1], 0xff)?,
-            slot: field("slot", fields[2], 0x1f)?,
-            function: field("function", function, 7)?,
-        })
+        Ok(Self { fields, exact })
+    }
+
+    /// `{"domain": …, "bus": …, "slot": …, "function": …}`, each a regular expression.
+    fn regex(patterns: &Map<String, Value>) -> Result<Self, SpecError> {
+        let bad = |reason: String| SpecError::key("address", reason);
+        let known = FIELDS.map(|(name, _)| name);
+        if let Some(key) = patterns.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(bad(format!("unknown field `{key}`; known: {}", known.join(", "))));
+        }
+        let mut fields = [const { Field::Any }; 4];
+        for (field, name) in fields.iter_mut().zip(known) {
+            let Some(value) = patterns.get(name) else { continue };
+            let Some(pattern) = value.as_str() else {
+                return Err(bad(format!(
+                    "{name} `{value}` is no regular expression; write \"{name}\": \"0[0-3]\""
+                )));
+            };
+            *field = Field::Like(RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                bad(format!("{name} `{pattern}` is no regular expression that is known here: {reason}"))
+            })?);
+        }
+        // Nova takes four fields of plain digits for one address here too.
+        let digits = known.map(|name| patterns.get(name).and_then(Value::as_str).unwrap_or_default());
+        let [domain, bus, slot, function] = digits;
+        let written = format!("{domain}:{bus}:{slot}.{function}");
+        let exact = written.parse().ok().filter(|address: &PciAddress| address.to_string() == written);
+        Ok(Self { fields, exact })
     }
 
     fn matches(&self, address: PciAddress) -> bool {
-        let is = |field: Option<u32>, value: u32| field.is_none_or(|wanted| wanted == value);
-        is(self.domain, address.domain().into())
-            && is(self.bus, address.bus().into())
-            && is(self.slot, address.slot().into())
-            && is(self.function, address.function().into())
-    }
-
-    fn is_exactly(&self, address: PciAddress) -> bool {
-        let Self { domain: Some(_), bus: Some(_), slot: Some(_), function: Some(_) } = self else {
-            return false;
-        };
-        self.matches(address)
+        let (domain, bus, slot, function) =
+            (address.domain(), address.bus(), address.slot(), address.function());
+        let values = [u32::from(domain), bus.into(), slot.into(), function.into()];
+        self.fields.iter().zip(values).zip([4, 2, 2, 1]).all(|((field, value), width)| match field {
+            Field::Any => true,
+            Field::Is(wanted) => *wanted == value,
+            // Python's re.match: the leftmost match has to begin where the text does, and may end before it does.
+            Field::Like(regex) => {
+                regex.find(format!("{value:0width$x}").as_bytes()).is_some_and(|found| found.start() == 0)
+            }
+        })
     }
 }

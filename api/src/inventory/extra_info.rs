@@ -1,0 +1,131 @@
+//! What is said of a device beside the columns of its row: a map of strings to strings.
+//!
+//! It comes from three sides: the tags of its `device_spec`, `[[pci.extra_info]]` of the configuration (facts that
+//! no hypervisor knows, such as the switch that a port is cabled to), and the host.
+
+use std::collections::BTreeMap;
+
+use hotslot_driver::device::HostDevice;
+
+use super::spec::{DeviceSpec, SpecError, TAGS};
+use crate::config;
+
+/// The card's serial number from its vital product data.
+pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
+/// The address of a VF's PF.
+pub(super) const PHYS_FUNCTION: &str = "phys_function";
+/// The first network interface of a VF's PF.
+pub(super) const PARENT_IFNAME: &str = "parent_ifname";
+
+/// What hotslot itself says: the columns of a device, what its host gives, and the own keys of pools and aliases.
+const OWN: &[&str] = &[
+    "id",
+    "uuid",
+    "name",
+    "compute_node_id",
+    "address",
+    "vendor_id",
+    "product_id",
+    "dev_type",
+    "device_type",
+    "capability_type",
+    "numa_policy",
+    "dev_id",
+    "label",
+    "status",
+    "request_id",
+    "instance_uuid",
+    "server_uuid",
+    "numa_node",
+    "parent_addr",
+    "extra_info",
+    "created_at",
+    "updated_at",
+    "deleted_at",
+    "deleted",
+    "count",
+    "capabilities",
+    "mac_address",
+    "rp_uuid",
+    CARD_SERIAL_NUMBER,
+    PHYS_FUNCTION,
+    PARENT_IFNAME,
+];
+
+pub(super) fn is_own(key: &str) -> bool {
+    OWN.contains(&key)
+}
+
+/// What differs from card to card, or is Placement's: devices that differ only in it are one pool.
+const NOT_GROUPED: &[&str] = &[
+    CARD_SERIAL_NUMBER,
+    PHYS_FUNCTION,
+    "resource_class",
+    "traits",
+    "rp_uuid",
+    "mac_address",
+    "capabilities",
+];
+
+/// Whether devices that differ in this key of `extra_info` are of different pools.
+pub fn is_grouping_key(key: &str) -> bool {
+    !NOT_GROUPED.contains(&key)
+}
+
+/// The serial number of the card that a function is on. A VF has the vital product data of its PF.
+pub(super) fn card_serial_number<'a>(
+    device: &'a HostDevice,
+    parent: Option<&'a HostDevice>,
+) -> Option<&'a String> {
+    device.serial.as_ref().or_else(|| parent.and_then(|parent| parent.serial.as_ref()))
+}
+
+/// One `[[pci.extra_info]]`.
+#[derive(Debug, Clone)]
+pub struct ExtraInfo {
+    devices: Vec<DeviceSpec>,
+    values: BTreeMap<String, String>,
+}
+
+impl ExtraInfo {
+    /// Reads one configured entry.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(entry: &config::ExtraInfo) -> Result<Self, Vec<SpecError>> {
+        let mut errors = Vec::new();
+        let mut devices = Vec::new();
+        for device in DeviceSpec::parse_identity(&entry.devices) {
+            match device {
+                Ok(device) => devices.push(device),
+                // Said as part of the key, for the entry's place is that of the table.
+                Err(error) => errors.push(SpecError::key("match", error.to_string())),
+            }
+        }
+        if entry.values.is_empty() {
+            errors.push(SpecError::key("values", "is empty; write values = { switch = \"tor-3\" }"));
+        }
+        for key in entry.values.keys() {
+            if is_own(key) {
+                let reason = format!("`{key}` is what hotslot itself says of a device; take another name");
+                errors.push(SpecError::key("values", reason));
+            } else if TAGS.contains(&key.as_str()) {
+                errors.push(SpecError::key(
+                    "values",
+                    format!("`{key}` is a tag of device_spec; write it there"),
+                ));
+            }
+        }
+        if errors.is_empty() { Ok(Self { devices, values: entry.values.clone() }) } else { Err(errors) }
+    }
+
+    /// What is said of each of its devices.
+    pub fn values(&self) -> &BTreeMap<String, String> {
+        &self.values
+    }
+
+    /// Whether it says it of this device. `parent` is the PF of a VF.
+    pub fn matches(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
+        self.devices.iter().any(|spec| spec.matches(device, parent))
+    }
+}

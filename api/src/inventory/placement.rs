@@ -1,0 +1,97 @@
+//! Placement's names for devices: resource classes and traits, as Nova makes them.
+//!
+//! hotslot has no Placement. The names are for aliases that say their devices by them, which Nova allows with
+//! `pci_in_placement`.
+
+use std::collections::BTreeSet;
+
+use crate::store::DeviceFacts;
+
+/// The standard resource classes (os-resource-classes 1.1). All others are `CUSTOM_`.
+const STANDARD_CLASSES: &[&str] = &[
+    "VCPU",
+    "MEMORY_MB",
+    "DISK_GB",
+    "PCI_DEVICE",
+    "SRIOV_NET_VF",
+    "NUMA_SOCKET",
+    "NUMA_CORE",
+    "NUMA_THREAD",
+    "NUMA_MEMORY_MB",
+    "IPV4_ADDRESS",
+    "VGPU",
+    "VGPU_DISPLAY_HEAD",
+    "NET_BW_EGR_KILOBIT_PER_SEC",
+    "NET_BW_IGR_KILOBIT_PER_SEC",
+    "PCPU",
+    "MEM_ENCRYPTION_CONTEXT",
+    "FPGA",
+    "PGPU",
+    "NET_PACKET_RATE_KILOPACKET_PER_SEC",
+    "NET_PACKET_RATE_EGR_KILOPACKET_PER_SEC",
+    "NET_PACKET_RATE_IGR_KILOPACKET_PER_SEC",
+];
+
+/// Where the standard traits' names begin (os-traits). All others are `CUSTOM_`.
+const STANDARD_TRAITS: &[&str] = &["COMPUTE_", "HW_", "MISC_", "OWNER_", "STORAGE_"];
+
+/// `gpu a100` → `CUSTOM_GPU_A100`
+pub(super) fn resource_class(name: &str) -> String {
+    normalised(name, |name| STANDARD_CLASSES.contains(&name))
+}
+
+/// `fast, HW_GPU_API_VULKAN` → `CUSTOM_FAST`, `HW_GPU_API_VULKAN`
+pub(super) fn traits(list: &str) -> BTreeSet<String> {
+    let standard = |name: &str| STANDARD_TRAITS.iter().any(|space| name.starts_with(space));
+    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| normalised(name, standard)).collect()
+}
+
+fn normalised(name: &str, standard: impl Fn(&str) -> bool) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_uppercase() } else { '_' };
+    let name: String = name.trim().chars().map(plain).collect();
+    if name.starts_with("CUSTOM_") || standard(&name) { name } else { format!("CUSTOM_{name}") }
+}
+
+/// The class of a device: what its `device_spec` says, else one made of its ids.
+pub(super) fn class_of(device: &DeviceFacts) -> String {
+    match device.extra_info.get("resource_class") {
+        Some(class) => class.clone(),
+        None => format!("CUSTOM_PCI_{}_{}", device.vendor_id, device.product_id).to_ascii_uppercase(),
+    }
+}
+
+/// The traits of a device: what its `device_spec` says, and those that Nova gives it.
+pub(super) fn traits_of(device: &DeviceFacts) -> BTreeSet<String> {
+    let mut names = device.extra_info.get("traits").map(|list| traits(list)).unwrap_or_default();
+    let is = |key: &str| device.extra_info.get(key).is_some_and(|value| value == "true");
+    let given = [
+        ("COMPUTE_MANAGED_PCI_DEVICE", true),
+        ("OWNER_NOVA", true),
+        ("HW_PCI_ONE_TIME_USE", is("one_time_use")),
+        ("HW_PCI_LIVE_MIGRATABLE", is("live_migratable")),
+    ];
+    names.extend(given.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name.to_owned()));
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_as_placement_wants_them() {
+        for (given, class) in [
+            ("gpu", "CUSTOM_GPU"),
+            ("CUSTOM_GPU", "CUSTOM_GPU"),
+            ("custom_gpu", "CUSTOM_GPU"),
+            (" gpu a100-80g ", "CUSTOM_GPU_A100_80G"),
+            ("pgpu", "PGPU"),
+            ("grün", "CUSTOM_GR_N"),
+        ] {
+            assert_eq!(resource_class(given), class);
+        }
+        let names: Vec<_> = traits("b, a-1,,HW_GPU_API_VULKAN,CUSTOM_A_1").into_iter().collect();
+        assert_eq!(names, ["CUSTOM_A_1", "CUSTOM_B", "HW_GPU_API_VULKAN"]);
+    }
+}

@@ -1,0 +1,328 @@
+//! The rules are in `api/tests/data/`: each case says what is configured, and what becomes of the devices of
+//! `devices.json` by it, or what a refusal says. `null` means that a key is absent.
+
+use std::collections::BTreeMap;
+
+use hotslot_driver::device::IommuGroup;
+use hotslot_driver::pci::PciId;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn data(text: &str) -> Vec<Value> {
+    serde_json::from_str(text).unwrap()
+}
+
+/// The devices that the cases speak of, with their PFs, by name.
+struct Host(Vec<(String, HostDevice)>);
+
+impl Host {
+    fn read() -> Self {
+        let device = |case: &Value| {
+            let text = |key: &str| case[key].as_str().unwrap();
+            let parent = case["parent"].as_str().map(|parent| parent.parse().unwrap());
+            let role = match (parent, case["max_vfs"].as_u64()) {
+                (Some(parent), _) => Role::Virtual { parent },
+                (None, Some(max_vfs)) => Role::Physical { max_vfs: max_vfs as u32, vfs: Vec::new() },
+                (None, None) => Role::Plain,
+            };
+            let address: PciAddress = text("address").parse().unwrap();
+            HostDevice {
+                address,
+                name: address.node_name(),
+                vendor_id: text("vendor_id").parse().unwrap(),
+                product_id: text("product_id").parse().unwrap(),
+                vendor_name: None,
+                product_name: None,
+                class: None,
+                role,
+                iommu_group: Some(IommuGroup { number: 1, members: vec![address] }),
+                numa_node: None,
+                driver: None,
+                parent: None,
+                bridge: case["bridge"] == true,
+                express: true,
+                link: None,
+                serial: case["serial"].as_str().map(str::to_owned),
+                net: case["net"].as_array().into_iter().flatten().map(string).collect(),
+                block: Vec::new(),
+            }
+        };
+        let cases = data(include_str!("../../tests/data/devices.json"));
+        Self(cases.iter().map(|case| (string(&case["name"]), device(case))).collect())
+    }
+
+    fn facts(&self, inventory: &Inventory) -> BTreeMap<String, DeviceFacts> {
+        let at = |address| self.0.iter().map(|(_, device)| device).find(|device| device.address == address);
+        let facts = |(name, device): &(String, HostDevice)| {
+            let parent = match device.role {
+                Role::Virtual { parent } => at(parent),
+                Role::Plain | Role::Physical { .. } => None,
+            };
+            inventory.facts(device, parent).map(|facts| (name.clone(), facts))
+        };
+        self.0.iter().filter_map(facts).collect()
+    }
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// The value of a case, or its several values: a text as it is, anything else as JSON.
+fn configured(case: &Value, one: &str, several: &str, default: Vec<Value>) -> Vec<String> {
+    let values = match (case.get(one), case.get(several)) {
+        (Some(value), _) => vec![value.clone()],
+        (None, Some(values)) => values.as_array().unwrap().clone(),
+        (None, None) => default,
+    };
+    values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect()
+}
+
+/// The configuration of a case. Where it does not say, every device is offered.
+fn pci(case: &Value) -> config::Pci {
+    let entry = |entry: &Value| config::ExtraInfo {
+        devices: entry["match"].as_str().map_or_else(|| entry["match"].to_string(), str::to_owned),
+        values: serde_json::from_value(entry["values"].clone()).unwrap(),
+    };
+    config::Pci {
+        device_spec: configured(case, "device_spec", "device_specs", vec![json!({})]),
+        alias: configured(case, "alias", "aliases", Vec::new()),
+        report_in_placement: case["report_in_placement"] == true,
+        pci_in_placement: case["pci_in_placement"] == true,
+        extra_info: case["extra_info"].as_array().into_iter().flatten().map(entry).collect(),
+        templates: None,
+    }
+}
+
+/// Reads the configuration of each case, checks a refusal, and passes on what was read.
+fn each(cases: &str, check: impl Fn(&Value, Inventory)) {
+    for case in data(cases) {
+        match (Inventory::new(&pci(&case)), case["refused"].as_str()) {
+            (Ok(inventory), None) => check(&case, inventory),
+            (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
+            (outcome, _) => panic!("{case}: {outcome:?}"),
+        }
+    }
+}
+
+fn names(case: &Value, key: &str) -> Vec<String> {
+    let mut names: Vec<String> = case[key].as_array().unwrap().iter().map(string).collect();
+    names.sort();
+    names
+}
+
+/// Checks the keys of `extra_info` that a case speaks of.
+fn check_extra_info(case: &Value, facts: &BTreeMap<String, DeviceFacts>) {
+    for (device, wanted) in case["shows"].as_object().into_iter().flatten() {
+        for (key, value) in wanted.as_object().unwrap() {
+            let shown = facts[device].extra_info.get(key).map(String::as_str);
+            assert_eq!(shown, value.as_str(), "{key} of {device}: {case}");
+        }
+    }
+}
+
+#[test]
+fn a_device_spec_names_the_devices_that_it_names_in_nova() {
+    let host = Host::read();
+    each(include_str!("../../tests/data/device_spec.json"), |case, inventory| {
+        let facts = host.facts(&inventory);
+        assert_eq!(facts.keys().cloned().collect::<Vec<_>>(), names(case, "matches"), "{case}");
+        check_extra_info(case, &facts);
+    });
+}
+
+#[test]
+fn an_alias_names_the_devices_that_it_names_in_nova() {
+    let host = Host::read();
+    each(include_str!("../../tests/data/alias.json"), |case, inventory| {
+        let alias = inventory.alias("a").unwrap();
+        let facts = host.facts(&inventory);
+        let named: Vec<_> =
+            facts.iter().filter(|(_, facts)| alias.matches(facts)).map(|(name, _)| name.clone()).collect();
+        assert_eq!(named, names(case, "matches"), "{case}");
+        if let Some(policy) = case["numa_policy"].as_str() {
+            assert_eq!(alias.numa_policy.as_str(), policy, "{case}");
+        }
+    });
+}
+
+#[test]
+fn outside_facts_are_said_of_the_devices_that_they_match() {
+    let host = Host::read();
+    each(include_str!("../../tests/data/extra_info.json"), |case, inventory| {
+        check_extra_info(case, &host.facts(&inventory));
+    });
+}
+
+#[test]
+fn every_entry_that_is_refused_is_told_with_its_place() {
+    let pci = config::Pci {
+        device_spec: vec![
+            "{}".into(),
+            r#"[{"vendor_id": "x"}, {}, {"product_id": 7}]"#.into(),
+            r#"{"managed": "maybe"}"#.into(),
+        ],
+        alias: vec![r#"{"name": "a"}"#.into(), "[]".into()],
+        extra_info: vec![config::ExtraInfo {
+            devices: r#"[{}, {"address": 7}]"#.into(),
+            values: [("status".to_owned(), "x".to_owned())].into(),
+        }],
+        ..config::Pci::default()
+    };
+    let problems: Vec<_> = Inventory::problems(&pci).iter().map(ToString::to_string).collect();
+    let places = [
+        "[pci] device_spec[1], entry 1 of its list: vendor_id: ",
+        "[pci] device_spec[1], entry 3 of its list: product_id: ",
+        "[pci] device_spec[2]: managed: ",
+        "[[pci.extra_info]][0]: match: entry 2 of its list: address: ",
+        "[[pci.extra_info]][0]: values: ",
+        "[pci] alias[0]: vendor_id: ",
+        "[pci] alias[1]: not a JSON object",
+    ];
+    assert_eq!(problems.len(), places.len(), "{problems:#?}");
+    for (problem, place) in problems.iter().zip(places) {
+        assert!(problem.starts_with(place), "{problem}");
+    }
+    assert_eq!(Inventory::new(&pci).unwrap_err().to_string(), problems[0]);
+}
+
+#[test]
+fn a_device_read_alone_is_known_again() {
+    let host = Host::read();
+    let inventory = Inventory::new(&pci(&json!({}))).unwrap();
+    let facts = host.facts(&inventory);
+    for (name, device) in host.0.iter().filter(|(_, device)| !device.bridge) {
+        let alone = HostDevice { net: Vec::new(), ..device.clone() };
+        assert!(is_still(&facts[name], &alone), "{name}");
+        for other in [
+            HostDevice { product_id: PciId::new(0xffff), ..alone.clone() },
+            HostDevice { role: Role::Virtual { parent: device.address }, ..alone.clone() },
+            HostDevice { serial: Some("another".into()), ..alone.clone() },
+        ] {
+            assert!(!is_still(&facts[name], &other), "{name}");
+        }
+    }
+}
+
+#[test]
+fn pools_are_grouped_by_what_is_not_of_one_card() {
+    for key in [
+        "card_serial_number",
+        "phys_function",
+        "resource_class",
+        "traits",
+        "rp_uuid",
+        "mac_address",
+        "capabilities",
+    ] {
+        assert!(!is_grouping_key(key), "{key}");
+    }
+    for key in ["parent_ifname", "physical_network", "remote_managed", "switch"] {
+        assert!(is_grouping_key(key), "{key}");
+    }
+}
+
+/// JSON of any shape, the keys and texts often those of the grammar.
+fn any_json() -> impl Strategy<Value = Value> {
+    let word = prop_oneof![
+        proptest::sample::select(&[
+            "name",
+            "vendor_id",
+            "product_id",
+            "address",
+            "devname",
+            "device_type",
+            "numa_policy",
+            "traits",
+            "bus",
+            "managed",
+            "remote_managed",
+            "physical_network",
+            "resource_class",
+            "live_migratable",
+            "8086",
+            "type-VF",
+            "*",
+            "0000:04:00.0",
+            "true",
+            "null",
+            "(a|",
+            "switch",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,12}",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 6, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(word.clone(), inner, 0..6)
+                .prop_map(|map| map.into_iter().collect::<Value>()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_configuration_makes_it_panic(
+        spec in any_json(), devices in any_json(), alias in any_json(),
+        report_in_placement: bool, pci_in_placement: bool,
+    ) {
+        let pci = config::Pci {
+            device_spec: vec!["{}".into(), spec.to_string()],
+            alias: vec![alias.to_string()],
+            extra_info: vec![config::ExtraInfo {
+                devices: devices.to_string(),
+                values: [("switch".to_owned(), "tor-3".to_owned())].into(),
+            }],
+            report_in_placement,
+            pci_in_placement,
+            templates: None,
+        };
+        let (inventory, problems) = Inventory::read(&pci);
+        let facts = Host::read().facts(&inventory).into_values().collect::<Vec<_>>();
+        for alias in inventory.aliases.values() {
+            let _ = facts.iter().filter(|facts| alias.matches(facts)).count();
+        }
+        prop_assert_eq!(Inventory::new(&pci).is_ok(), problems.is_empty());
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC*") {
+        let _ = DeviceSpec::parse(&text, false);
+        let _ = DeviceSpec::parse_identity(&text);
+        let _ = Alias::parse(&text, &AliasGrammar::default());
+    }
+
+    #[test]
+    fn a_full_address_names_its_vfs_and_a_glob_does_not(domain: u16, bus: u8, slot in 0u8..=0x1f, function in 0u8..=7, open in 0usize..4) {
+        let address = PciAddress::new(domain.into(), bus.into(), slot.into(), function.into()).unwrap();
+        let mut fields =
+            [format!("{domain:x}"), format!(" {bus:02X} "), format!("0x{slot:x}"), function.to_string()];
+        let matches = |fields: &[String; 4], vf: &HostDevice| {
+            let text = format!("{}:{}:{}.{}", fields[0], fields[1], fields[2], fields[3]);
+            let specs = DeviceSpec::parse(&json!({ "address": text }).to_string(), false);
+            specs[0].as_ref().unwrap().matches(vf, None)
+        };
+        let (_, template) = Host::read().0.remove(0);
+        let itself = HostDevice { address, ..template };
+        // It shares no field with its PF.
+        let other = PciAddress::new((domain ^ 1).into(), (bus ^ 1).into(), (slot ^ 1).into(), (function ^ 1).into());
+        let vf = HostDevice {
+            address: other.unwrap(),
+            role: Role::Virtual { parent: address },
+            ..itself.clone()
+        };
+        prop_assert!(matches(&fields, &itself) && matches(&fields, &vf));
+        fields[open] = "*".to_owned();
+        prop_assert!(matches(&fields, &itself));
+        prop_assert!(!matches(&fields, &vf));
+    }
+}
