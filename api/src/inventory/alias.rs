@@ -3,6 +3,7 @@
 use hotslot_driver::pci::PciId;
 use serde_json::Value;
 
+use super::numa::NumaPolicy;
 use super::spec::{SpecError, text};
 use crate::store::{DevType, DeviceFacts};
 
@@ -13,6 +14,8 @@ pub struct Alias {
     pub name: String,
     /// Any of these will do.
     pub specs: Vec<AliasSpec>,
+    /// How near to the guest's memory its devices are to be.
+    pub numa_policy: NumaPolicy,
 }
 
 /// One kind of device.
@@ -74,7 +77,7 @@ impl Alias {
             Some(other) => return Err(bad("capability_type", format!("`{other}` is not \"pci\""))),
         }
         let spec = AliasSpec { vendor_id: id("vendor_id")?, product_id: id("product_id")?, device_type };
-        Ok(Self { name: name.to_owned(), specs: vec![spec] })
+        Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy: NumaPolicy::default() })
     }
 
     /// Adds another entry of the same name. They must agree in `device_type`.
