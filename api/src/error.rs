@@ -5,6 +5,7 @@
 use hotslot_driver::hypervisor;
 
 use crate::id::{AttachmentId, ServerId};
+use crate::inventory::Shortage;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -21,14 +22,10 @@ pub enum Error {
         known: String,
     },
     /// Fewer devices are free than were asked for.
-    #[error("alias `{alias}` asks for {wanted} device(s), {free} free on host {host}; {advice}")]
+    #[error("host {host}: {shortage}; {advice}")]
     TooFewFree {
-        /// The alias.
-        alias: String,
-        /// How many were wanted.
-        wanted: usize,
-        /// How many are free.
-        free: usize,
+        /// Which part of the request, and what there is.
+        shortage: Shortage,
         /// On which host.
         host: String,
         /// What to do.

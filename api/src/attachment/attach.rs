@@ -1,7 +1,7 @@
 //! Attach: all devices of a request, or none.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
@@ -14,7 +14,7 @@ use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
-use crate::inventory::{self, AliasRequest};
+use crate::inventory::{self, AliasRequest, Scene, Wanted};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
 
@@ -139,35 +139,38 @@ impl Service {
         choice: &mut Choice,
     ) -> Result<Vec<(String, Arc<Device>)>, Error> {
         let devices = self.store.devices_of(host.row.id);
-        let mut taken = choice.excluded.clone();
-        let mut chosen = Vec::new();
-        for wanted in &request.aliases {
-            let alias = self.inventory.alias(&wanted.name);
-            let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", wanted.name)))?;
-            let picked = match inventory::choose(alias, wanted.count, &devices, &taken) {
-                Ok(picked) => picked,
-                // Enough were free, and one of them did not do: that is the answer.
-                Err(_) if choice.refusal.is_some() => {
-                    return Err(choice.refusal.take().unwrap_or_else(|| Error::Internal("refusal".into())));
-                }
-                Err(free) => {
-                    return Err(Error::TooFewFree {
-                        alias: wanted.name.clone(),
-                        wanted: wanted.count,
-                        free,
-                        host: host.name.clone(),
-                        advice: if self.inventory.is_empty() {
-                            "[pci] device_spec is empty, so nothing is assignable"
-                        } else {
-                            "detach one, or look at GET os-pci/detail"
-                        },
-                    });
-                }
-            };
-            taken.extend(picked.iter().map(|device| device.id));
-            chosen.extend(picked.into_iter().map(|device| (wanted.name.clone(), Arc::clone(device))));
-        }
-        Ok(chosen)
+        let wanted = request.aliases.iter().map(|part| {
+            let alias = self.inventory.alias(&part.name);
+            let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
+            Ok(Wanted { alias, count: part.count, numa_policy: None, whole_group: false })
+        });
+        let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
+        let scene = Scene {
+            devices: &devices,
+            withheld: &choice.excluded,
+            guest_nodes: &BTreeSet::new(),
+            sockets: None,
+            groups: &HashMap::new(),
+        };
+        let chosen = match inventory::choose(&wanted, &scene) {
+            Ok(chosen) => chosen,
+            // Enough were free, and one of them did not do: that is the answer.
+            Err(shortage) => {
+                let advice = if self.inventory.is_empty() {
+                    "[pci] device_spec is empty, so nothing is assignable"
+                } else {
+                    "detach one, or look at GET os-pci/detail"
+                };
+                let short = Error::TooFewFree { shortage, host: host.name.clone(), advice };
+                return Err(choice.refusal.take().unwrap_or(short));
+            }
+        };
+        let parts = request.aliases.iter().zip(chosen);
+        Ok(parts
+            .flat_map(|(part, devices)| {
+                devices.into_iter().map(|device| (part.name.clone(), Arc::clone(device)))
+            })
+            .collect())
     }
 
     /// Whether these devices may be plugged; false when one of them does not do and was left out.
@@ -341,13 +344,13 @@ impl Failure {
 /// Devices that were found not to do, and why the last of them does not.
 #[derive(Default)]
 struct Choice {
-    excluded: HashSet<DeviceId>,
+    excluded: HashMap<DeviceId, String>,
     refusal: Option<Error>,
 }
 
 impl Choice {
     fn exclude(&mut self, device: DeviceId, error: Error) {
-        self.excluded.insert(device);
+        self.excluded.insert(device, error.to_string());
         self.refusal = Some(error);
     }
 }

@@ -4,33 +4,35 @@
 //! of device, not a device; a PF is given only when it is asked for by type.
 
 mod alias;
+mod choose;
 mod discover;
 mod extra_info;
 mod numa;
 mod placement;
+mod pool;
 mod request;
 mod spec;
 mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet, btree_map};
-use std::sync::Arc;
+use std::collections::{BTreeMap, btree_map};
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::PciAddress;
 
 pub use alias::{Alias, AliasGrammar, AliasSpec};
+pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
 pub use extra_info::{ExtraInfo, is_grouping_key};
 pub use numa::NumaPolicy;
+pub use pool::{Pool, Stat, pools, stats};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
 pub use spec::{DeviceSpec, SpecError};
 pub use status::{Deed, NotAllowed};
 
 use crate::config::{self, ConfigError};
-use crate::id::DeviceId;
-use crate::store::{DevType, Device, DeviceFacts, DeviceStatus};
+use crate::store::{DevType, DeviceFacts};
 
 /// The configured rules.
 #[derive(Debug, Default)]
@@ -185,46 +187,4 @@ const MANAGED: &str = "managed";
 /// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(MANAGED).is_none_or(|managed| managed != "false")
-}
-
-/// Chooses `count` free devices of a host for an alias, in order of address. `Err` tells how many are free when
-/// that is too few. `taken` are those that an earlier part of the same request has.
-///
-/// # Errors
-/// The number that is free.
-pub fn choose<'a>(
-    alias: &Alias,
-    count: usize,
-    devices: &'a [Arc<Device>],
-    taken: &HashSet<DeviceId>,
-) -> Result<Vec<&'a Arc<Device>>, usize> {
-    let held = |relative: &Device| relative.server.is_some() || taken.contains(&relative.id);
-    let free = |device: &&Arc<Device>| {
-        device.status == DeviceStatus::Available
-            && !taken.contains(&device.id)
-            && alias.matches(&device.facts)
-            // A PF takes its VFs with it, a VF keeps its PF.
-            && !devices.iter().any(|relative| {
-                held(relative)
-                    && (relative.facts.parent_addr == Some(device.facts.address)
-                        || device.facts.parent_addr == Some(relative.facts.address))
-            })
-    };
-    let candidates: Vec<&Arc<Device>> = devices.iter().filter(free).collect();
-    // A PF and its own VF do not go together in one request either.
-    let mut chosen: Vec<&Arc<Device>> = Vec::new();
-    for device in candidates {
-        let related = chosen.iter().any(|other| {
-            other.facts.parent_addr == Some(device.facts.address)
-                || device.facts.parent_addr == Some(other.facts.address)
-        });
-        if !related {
-            chosen.push(device);
-        }
-    }
-    if chosen.len() < count {
-        return Err(chosen.len());
-    }
-    chosen.truncate(count);
-    Ok(chosen)
 }

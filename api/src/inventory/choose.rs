@@ -1,0 +1,484 @@
+//! Which devices a request gets.
+//!
+//! What can be given is a *unit*: one device, or all functions of one IOMMU group. Each part of a request is
+//! offered units in this order:
+//!
+//! 1. the NUMA rank of [`NumaPolicy::rank`];
+//! 2. devices with fewer tags first, as Nova does: what is special is kept for those who ask for it;
+//! 3. by address, the VFs of one PF together: they are packed, so that other PFs stay whole.
+//!
+//! All parts are served together, or none. A part takes the first free unit; where none is left for a later part,
+//! units that are taken change hands along an augmenting path (bipartite matching). That does not see units that
+//! exclude each other (a PF and its VFs, a group and its members): such a pair in the outcome makes two cases, one
+//! that has the one, one that does not, until a choice without such pairs is found. Choosing whole PFs is a hard
+//! problem (set packing), so the cases are limited to [`CASES`].
+//!
+//! [`NumaPolicy::rank`]: super::numa::NumaPolicy::rank
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+
+use super::alias::Alias;
+use super::extra_info::is_grouping_key;
+use super::numa::NumaPolicy;
+use crate::id::DeviceId;
+use crate::store::{Device, DeviceStatus};
+
+/// How many cases of pairs that exclude each other are looked at: over 4,096 devices, about 0.2 s.
+const CASES: usize = 500;
+
+/// One part of a request: `vf:2`.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// What kind of device.
+    pub alias: &'a Alias,
+    /// How many devices, or groups.
+    pub count: usize,
+    /// In place of the alias' own policy.
+    pub numa_policy: Option<NumaPolicy>,
+    /// Whether whole IOMMU groups are wanted, of which one member at least is of the alias.
+    pub whole_group: bool,
+}
+
+/// What is known of one host, and of the guest.
+#[derive(Debug, Clone)]
+pub struct Scene<'a> {
+    /// All rows of the host.
+    pub devices: &'a [Arc<Device>],
+    /// Devices that are not offered, and why, as in "it is …".
+    pub withheld: &'a HashMap<DeviceId, String>,
+    /// The host's NUMA nodes that the guest's cells are on; empty: the guest has no NUMA cells.
+    pub guest_nodes: &'a BTreeSet<u32>,
+    /// The socket of each NUMA node, where the host tells.
+    pub sockets: Option<&'a BTreeMap<u32, u32>>,
+    /// The IOMMU group of each function, where it is known.
+    pub groups: &'a HashMap<PciAddress, u32>,
+}
+
+/// A part of a request that cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// The alias.
+    pub alias: String,
+    /// How many devices or groups were wanted.
+    pub wanted: usize,
+    /// How many would do, were it the only part.
+    pub free: usize,
+    whole_group: bool,
+    left_out: BTreeMap<Category, LeftOut>,
+}
+
+/// Units of the wanted kind that are left out for one reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LeftOut {
+    count: usize,
+    /// The first of them, with its reason.
+    example: String,
+}
+
+impl std::error::Error for Shortage {}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { alias, wanted, free, whole_group, left_out } = self;
+        let what = if *whole_group { "IOMMU group(s)" } else { "device(s)" };
+        write!(f, "alias `{alias}` asks for {wanted} {what}, {free} free")?;
+        if free >= wanted {
+            write!(f, ", but no choice was found that serves all parts of the request together")?;
+        }
+        if *free == 0 && left_out.is_empty() {
+            write!(f, ": no assignable device is of this kind")?;
+        }
+        for (nth, (category, LeftOut { count, example })) in left_out.iter().enumerate() {
+            let mark = if nth == 0 { ":" } else { "," };
+            write!(f, "{mark} {count} {} ({example})", category.words())?;
+        }
+        Ok(())
+    }
+}
+
+/// The devices of a host, candidates first, with each one's place in the order in which they would be taken (from
+/// 0; all members of a group have the same), or why it is none.
+pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
+
+/// Chooses devices for all parts of a request: for each its devices, in order of preference. No device is given
+/// twice, and no PF beside its own VF.
+///
+/// # Errors
+/// [`Shortage`] of the first part that is short.
+pub fn choose<'a>(wanted: &[Wanted<'_>], scene: &Scene<'a>) -> Result<Vec<Vec<&'a Arc<Device>>>, Shortage> {
+    let table = Table::new(scene);
+    let parts: Vec<Part> = wanted.iter().map(|wanted| table.part(wanted)).collect();
+    let short = parts.iter().position(|part| part.candidates.len() < part.count);
+    let taker = match short {
+        Some(part) => Err(part),
+        None => Search { units: &table.units, parts: &parts, cases: CASES }
+            .solve(&mut vec![false; table.units.len()]),
+    };
+    let taker = taker.map_err(|part| table.shortage(&wanted[part]))?;
+    let devices = |(index, part): (usize, &Part)| {
+        let taken = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
+        taken.flat_map(|unit| &table.units[*unit]).copied().collect()
+    };
+    Ok(parts.iter().enumerate().map(devices).collect())
+}
+
+/// Says of each device of a host what a request for it alone would find.
+pub fn explain<'a>(wanted: &Wanted<'_>, scene: &Scene<'a>) -> Explanation<'a> {
+    let table = Table::new(scene);
+    let mut told: Explanation<'a> = Vec::new();
+    for (place, unit) in table.part(wanted).candidates.into_iter().enumerate() {
+        told.extend(table.units[unit].iter().map(|device| (*device, Ok(place))));
+    }
+    for (unit, verdict) in table.offers(wanted) {
+        if let Err(reason) = verdict {
+            told.extend(table.units[unit].iter().map(|device| (*device, Err(reason.of(device)))));
+        }
+    }
+    told
+}
+
+/// What a unit is taken by, the least first: NUMA rank, number of tags, the PF's address or its own, its address.
+type Order = (u8, usize, PciAddress, PciAddress);
+
+/// Why a unit is not offered.
+enum Reason<'a> {
+    /// Not what the alias asks for.
+    Kind,
+    InUse,
+    /// Its row says that a relative is held.
+    Hidden,
+    /// Its row says that the host does not have it any more.
+    Gone,
+    PfHeld(PciAddress),
+    VfHeld(PciAddress),
+    Withheld(&'a str),
+    Numa(String),
+    NoGroup,
+    /// A member of its group cannot be given.
+    Member(&'a Arc<Device>, Box<Self>),
+    /// Its group has a PF and a VF of it.
+    Family(PciAddress),
+}
+
+/// Reasons that are counted together, in the order in which they are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Category {
+    InUse,
+    Relative,
+    Withheld,
+    Numa,
+    Group,
+    Gone,
+}
+
+impl Category {
+    fn words(self) -> &'static str {
+        match self {
+            Self::InUse => "in use",
+            Self::Relative => "kept back by a PF or VF in use",
+            Self::Withheld => "withheld",
+            Self::Numa => "ruled out by NUMA",
+            Self::Group => "ruled out by the IOMMU group",
+            Self::Gone => "gone from the host",
+        }
+    }
+}
+
+impl Reason<'_> {
+    /// None for what was not asked for.
+    fn category(&self) -> Option<Category> {
+        match self {
+            Self::Kind => None,
+            Self::InUse => Some(Category::InUse),
+            Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
+            Self::Withheld(_) => Some(Category::Withheld),
+            Self::Numa(_) => Some(Category::Numa),
+            Self::NoGroup | Self::Member(..) | Self::Family(_) => Some(Category::Group),
+            Self::Gone => Some(Category::Gone),
+        }
+    }
+
+    /// The reason as it is told of a device.
+    fn of(&self, device: &Device) -> String {
+        match self {
+            Self::Kind => {
+                let facts = &device.facts;
+                let (vendor, product, kind) = (facts.vendor_id, facts.product_id, facts.dev_type);
+                format!("the alias does not ask for it: {vendor}:{product}, {kind}")
+            }
+            // Not for whom: a refusal is read by others than the owner.
+            Self::InUse | Self::Hidden | Self::Gone => format!("it is {}", device.status),
+            Self::PfHeld(pf) => format!("its PF {pf} is in use"),
+            Self::VfHeld(vf) => format!("its VF {vf} is in use"),
+            Self::Withheld(reason) => (*reason).to_owned(),
+            Self::Numa(reason) => reason.clone(),
+            Self::NoGroup => "its IOMMU group is not known".to_owned(),
+            Self::Member(member, reason) => {
+                format!("{} of its IOMMU group cannot be given: {}", member.facts.address, reason.of(member))
+            }
+            Self::Family(pf) => format!("its IOMMU group has PF {pf} and a VF of it; only one can be given"),
+        }
+    }
+}
+
+/// A part with the units that would do for it, in order of preference.
+struct Part {
+    count: usize,
+    candidates: Vec<usize>,
+}
+
+/// A scene with what has to be looked up often.
+struct Table<'s, 'a> {
+    scene: &'s Scene<'a>,
+    /// Each device of its own, in the order of the scene; then the groups.
+    units: Vec<Vec<&'a Arc<Device>>>,
+    /// Where held devices are.
+    held: HashSet<PciAddress>,
+    /// A held VF of each PF that has one.
+    held_vfs: HashMap<PciAddress, PciAddress>,
+}
+
+impl<'s, 'a> Table<'s, 'a> {
+    fn new(scene: &'s Scene<'a>) -> Self {
+        let mut groups = BTreeMap::<u32, Vec<&'a Arc<Device>>>::new();
+        let (mut held, mut held_vfs) = (HashSet::new(), HashMap::new());
+        for device in scene.devices {
+            let address = device.facts.address;
+            if let Some(group) = scene.groups.get(&address) {
+                groups.entry(*group).or_default().push(device);
+            }
+            if is_held(device) {
+                held.insert(address);
+                held_vfs.extend(device.facts.parent_addr.map(|pf| (pf, address)));
+            }
+        }
+        let singles = scene.devices.iter().map(|device| vec![device]);
+        Self { scene, units: singles.chain(groups.into_values()).collect(), held, held_vfs }
+    }
+
+    /// The units that a part may ask for, and whether each would do.
+    fn offers(&self, wanted: &Wanted<'_>) -> impl Iterator<Item = (usize, Result<Order, Reason<'a>>)> {
+        let (singles, groups) = self.units.split_at(self.scene.devices.len());
+        let groups = if wanted.whole_group { groups } else { &[] };
+        let offer = |device: &'a Arc<Device>| {
+            if !wanted.whole_group {
+                return Some(self.single(wanted, device));
+            }
+            let grouped = self.scene.groups.contains_key(&device.facts.address);
+            (!grouped).then(|| Err(if wants(wanted, device) { Reason::NoGroup } else { Reason::Kind }))
+        };
+        let singles = singles.iter().flatten().map(move |device| offer(device));
+        let groups = groups.iter().map(|members| Some(self.group(wanted, members)));
+        singles.chain(groups).enumerate().filter_map(|(unit, offer)| Some((unit, offer?)))
+    }
+
+    fn part(&self, wanted: &Wanted<'_>) -> Part {
+        let offers = self.offers(wanted);
+        let mut candidates: Vec<(Order, usize)> =
+            offers.filter_map(|(unit, offer)| Some((offer.ok()?, unit))).collect();
+        candidates.sort_unstable();
+        Part { count: wanted.count, candidates: candidates.into_iter().map(|(_, unit)| unit).collect() }
+    }
+
+    fn shortage(&self, wanted: &Wanted<'_>) -> Shortage {
+        let mut free = 0;
+        let mut left_out = BTreeMap::new();
+        for (unit, offer) in self.offers(wanted) {
+            let Err(reason) = offer else {
+                free += 1;
+                continue;
+            };
+            let (Some(category), Some(device)) = (reason.category(), self.units[unit].first()) else {
+                continue;
+            };
+            let example = || format!("{}: {}", device.facts.address, reason.of(device));
+            left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
+        }
+        let Wanted { alias, count, numa_policy: _, whole_group } = *wanted;
+        Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out }
+    }
+
+    fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
+        if !wants(wanted, device) {
+            return Err(Reason::Kind);
+        }
+        self.free(device)?;
+        self.order(wanted, device)
+    }
+
+    /// The whole group is as near, and as plain, as the best of its members that the alias asks for.
+    fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
+        let asked_for = members.iter().filter(|member| wants(wanted, member));
+        let best =
+            asked_for.map(|member| self.order(wanted, member)).reduce(|one, other| match (one, other) {
+                (Ok(one), Ok(other)) => Ok(one.min(other)),
+                (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+                (Err(one), Err(_)) => Err(one),
+            });
+        let best = best.unwrap_or(Err(Reason::Kind))?;
+        for member in members {
+            self.free(member).map_err(|reason| Reason::Member(member, Box::new(reason)))?;
+        }
+        let pf = |member: &&Arc<Device>| member.facts.parent_addr;
+        match members
+            .iter()
+            .filter_map(pf)
+            .find(|pf| members.iter().any(|member| member.facts.address == *pf))
+        {
+            Some(pf) => Err(Reason::Family(pf)),
+            None => Ok(best),
+        }
+    }
+
+    fn free(&self, device: &'a Arc<Device>) -> Result<(), Reason<'a>> {
+        if is_held(device) {
+            return Err(Reason::InUse);
+        }
+        match device.status {
+            DeviceStatus::Available | DeviceStatus::Claimed | DeviceStatus::Allocated => {}
+            DeviceStatus::Unclaimable | DeviceStatus::Unavailable => return Err(Reason::Hidden),
+            DeviceStatus::Removed | DeviceStatus::Deleted => return Err(Reason::Gone),
+        }
+        // The rows may not say it yet: a PF takes its VFs with it, a VF keeps its PF.
+        if let Some(pf) = device.facts.parent_addr.filter(|pf| self.held.contains(pf)) {
+            return Err(Reason::PfHeld(pf));
+        }
+        if let Some(vf) = self.held_vfs.get(&device.facts.address) {
+            return Err(Reason::VfHeld(*vf));
+        }
+        match self.scene.withheld.get(&device.id) {
+            Some(reason) => Err(Reason::Withheld(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn order(&self, wanted: &Wanted<'_>, device: &Device) -> Result<Order, Reason<'a>> {
+        let facts = &device.facts;
+        let policy = wanted.numa_policy.unwrap_or(wanted.alias.numa_policy);
+        let rank = policy.rank(facts.numa_node, self.scene.guest_nodes, self.scene.sockets);
+        let tags = facts.extra_info.keys().filter(|key| is_grouping_key(key)).count();
+        Ok((rank.map_err(Reason::Numa)?, tags, facts.parent_addr.unwrap_or(facts.address), facts.address))
+    }
+}
+
+fn wants(wanted: &Wanted<'_>, device: &Device) -> bool {
+    wanted.alias.matches(&device.facts)
+}
+
+fn is_held(device: &Device) -> bool {
+    device.server.is_some() || matches!(device.status, DeviceStatus::Claimed | DeviceStatus::Allocated)
+}
+
+/// Who gets what: of each unit, the part that takes it. `Err` is the first part that is short.
+type Taken = Result<Vec<Option<usize>>, usize>;
+
+struct Search<'t, 'a> {
+    units: &'t [Vec<&'a Arc<Device>>],
+    parts: &'t [Part],
+    /// How many cases may still be looked at.
+    cases: usize,
+}
+
+impl Search<'_, '_> {
+    /// Finds a choice without units that exclude each other, and without those that are `out`.
+    fn solve(&mut self, out: &mut [bool]) -> Taken {
+        let taker = self.matching(out)?;
+        let Some((unit, other)) = self.clash(&taker) else { return Ok(taker) };
+        let short = taker[unit].max(taker[other]).unwrap_or_default();
+        if self.cases == 0 {
+            return Err(short);
+        }
+        self.cases -= 1;
+        let excluded = |rival: &usize| !out[*rival] && *rival != unit && self.exclude(unit, *rival);
+        let with: Vec<usize> = (0..self.units.len()).filter(excluded).collect();
+        let without = vec![unit];
+        // What the earlier part prefers is tried first.
+        let cases = if taker[unit] <= taker[other] { [with, without] } else { [without, with] };
+        for left_out in cases {
+            left_out.iter().for_each(|unit| out[*unit] = true);
+            let taken = self.solve(out);
+            left_out.iter().for_each(|unit| out[*unit] = false);
+            if taken.is_ok() {
+                return taken;
+            }
+        }
+        Err(short)
+    }
+
+    /// Two units of a choice that exclude each other; the first is the one that excludes more.
+    fn clash(&self, taker: &[Option<usize>]) -> Option<(usize, usize)> {
+        let taken = || self.units.iter().enumerate().filter(|(unit, _)| taker[*unit].is_some());
+        let mut holder = HashMap::new();
+        for (unit, device) in taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m))) {
+            // Groups come after single devices, and do not overlap among themselves.
+            if let Some(single) = holder.insert(device.facts.address, unit) {
+                return Some((unit, single));
+            }
+        }
+        let mut pairs = taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m)));
+        pairs.find_map(|(unit, device)| {
+            let pf = holder.get(&device.facts.parent_addr?)?;
+            (*pf != unit).then_some((*pf, unit))
+        })
+    }
+
+    /// Whether two units cannot both be given.
+    fn exclude(&self, one: usize, other: usize) -> bool {
+        self.units[one].iter().any(|one| {
+            self.units[other].iter().any(|other| {
+                one.id == other.id
+                    || one.facts.parent_addr == Some(other.facts.address)
+                    || other.facts.parent_addr == Some(one.facts.address)
+            })
+        })
+    }
+
+    /// Gives each part as many units as it wants, no unit twice, none that is `out`.
+    fn matching(&self, out: &[bool]) -> Taken {
+        let mut taker = vec![None; self.units.len()];
+        for (part, Part { count, .. }) in self.parts.iter().enumerate() {
+            for _ in 0..*count {
+                if !self.augment(part, out, &mut taker) {
+                    return Err(part);
+                }
+            }
+        }
+        Ok(taker)
+    }
+
+    /// Gives a part one more unit: a free one, or one of another part that takes a free one in its place, and so
+    /// on (breadth first, so that as few as possible change hands).
+    fn augment(&self, part: usize, out: &[bool], taker: &mut [Option<usize>]) -> bool {
+        // How a part was come to: the unit that it would give, and to which part.
+        let mut gives = vec![None; self.parts.len()];
+        let mut queue = VecDeque::from([part]);
+        while let Some(asks) = queue.pop_front() {
+            for unit in self.parts[asks].candidates.iter().copied().filter(|unit| !out[*unit]) {
+                match taker[unit] {
+                    None => {
+                        taker[unit] = Some(asks);
+                        let mut giver = asks;
+                        while let Some((given, to)) = gives[giver] {
+                            taker[given] = Some(to);
+                            giver = to;
+                        }
+                        return true;
+                    }
+                    Some(holder) if holder != part && gives[holder].is_none() => {
+                        gives[holder] = Some((unit, asks));
+                        queue.push_back(holder);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
