@@ -18,6 +18,9 @@ use crate::pci::PciAddress;
 /// Where the kernel lists block devices by name.
 const BLOCK: &str = "sys/class/block";
 
+/// File systems in memory and on the network.
+const NO_DISK: [&str; 9] = ["rootfs", "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "ceph", "9p", "virtiofs"];
+
 /// Links to links in `/dev` that are followed.
 const LINKS: usize = 8;
 
@@ -139,19 +142,19 @@ impl Storage<'_> {
         }
         let device = mount.has_device().then(|| self.root.resolve(format!("sys/dev/block/{}", mount.device)));
         let mut blocks: Vec<PathBuf> = device.flatten().into_iter().collect();
-        for node in mount.nodes() {
+        // Known by its number, whatever the source is called (`/dev/root`).
+        let numbered = !blocks.is_empty();
+        for node in mount.nodes().into_iter().filter(|node| !numbered || *node != mount.source) {
             match self.node(Path::new(node)) {
                 Some(block) => blocks.push(block),
-                // The device's number stands for a source such as `/dev/root`.
-                None if !blocks.is_empty() && node == mount.source => {}
+                None if fstype.starts_with("fuse") => {} // a program's, as often as not `/dev/fuse`
                 None => return Err(format!("{what} is on {node}, which sysfs does not show")),
             }
         }
         if blocks.is_empty() && mount.has_device() {
             return Err(format!("{what} is on block device {}, which sysfs does not show", mount.device));
         }
-        let plain = ["rootfs", "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "ceph", "9p", "virtiofs"];
-        if blocks.is_empty() && mount.point == Path::new("/") && !plain.contains(&fstype.as_str()) {
+        if blocks.is_empty() && mount.point == Path::new("/") && !NO_DISK.contains(&fstype.as_str()) {
             // An overlay's layers may be mounted where nobody sees them any more, as in a live system.
             return Err(format!("{what} is {fstype}, and what that is on cannot be told"));
         }
@@ -181,11 +184,11 @@ impl Storage<'_> {
         }
         // Of two mounts at one point the later one is seen.
         let holds = |mount: &&Mount| path.starts_with(&mount.point);
-        let mount = self.mounts.iter().filter(holds).max_by_key(|mount| mount.point.components().count());
-        match self.blocks(mount.ok_or_else(untold)?)? {
-            blocks if blocks.is_empty() => Err(untold()),
-            blocks => Ok(blocks),
-        }
+        let mounts = self.mounts.iter().filter(holds);
+        let mount = mounts.max_by_key(|mount| mount.point.components().count()).ok_or_else(untold)?;
+        let blocks = self.blocks(mount)?;
+        let told = !blocks.is_empty() || NO_DISK.contains(&mount.fstype.as_str());
+        told.then_some(blocks).ok_or_else(untold)
     }
 
     fn named(&self, name: &str) -> Option<PathBuf> {

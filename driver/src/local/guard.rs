@@ -105,12 +105,13 @@ const STORAGE: u8 = 0x01;
 const NETWORK: u8 = 0x02;
 const DISPLAY: u8 = 0x03;
 
-/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices` are all of the host's.
+/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices` are
+/// all of the host's.
 ///
 /// - **Storage**: what is mounted in init's namespace, what a file system in use is on in any other, swap, and
 ///   disks that an array or a map has open, each followed down to its functions.
-/// - **Network**: interfaces with an address or a route, and those below others (see `net` for what init's
-///   procfs does not tell).
+/// - **Network**: interfaces with an address that is not link-local, with a route, or below another interface; a
+///   VLAN counts when it carries something itself.
 /// - The **console**; **bridges** and ports.
 /// - A **PF** with a guarded VF. Not the other way round: to give VFs away beside a PF in use is what SR-IOV is
 ///   for.
@@ -119,6 +120,9 @@ const DISPLAY: u8 = 0x03;
 ///
 /// Where something cannot be followed to its end (ZFS pools, an overlay as the root, broken links, files that
 /// cannot be read), everything that it may be on is guarded as [`GuardKind::Unknown`].
+///
+/// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an IPv4
+/// address that brings no route (a `/32`, or one on an interface that is down).
 ///
 /// Without a `sysroot` (a remote host) only bridges are known, and the absence of a guard says nothing.
 pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {
@@ -177,10 +181,19 @@ fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>)
     }
     let bridges: BTreeSet<_> =
         devices.iter().filter(|device| device.bridge).map(|device| device.address).collect();
+    // Two of a group are enough: one is a sibling of each member.
+    let mut guarded: BTreeMap<u32, Vec<PciAddress>> = BTreeMap::new();
     for device in devices.iter().filter(|device| !device.bridge) {
-        let group = device.iommu_group.iter().flat_map(|group| &group.members);
-        let mut siblings = group.filter(|sibling| **sibling != device.address && !bridges.contains(sibling));
-        if let Some(guard) = siblings.find_map(|sibling| guards.get(sibling)?.first()) {
+        let Some(group) = &device.iommu_group else { continue };
+        let guarded = guarded.entry(group.number).or_insert_with(|| {
+            let members = group.members.iter().copied();
+            members
+                .filter(|member| guards.contains_key(member) && !bridges.contains(member))
+                .take(2)
+                .collect()
+        });
+        let sibling = guarded.iter().find(|member| **member != device.address);
+        if let Some(guard) = sibling.and_then(|sibling| guards.get(sibling)?.first()) {
             let reason = format!("{} in its IOMMU group is guarded: {}", guard.device, guard.reason);
             further.push(Guard { device: device.address, kind: GuardKind::GroupSibling, reason });
         }
