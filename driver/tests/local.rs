@@ -231,12 +231,14 @@ proptest! {
         let (_, case) = cases.swap_remove(which.index(cases.len()));
         let tree = case.tree();
         let texts = case.texts();
-        for (path, contents) in texts.keys().copied().chain(["proc/swaps", "proc/1/net/if_inet6"]).zip(&contents) {
+        let paths = texts.keys().copied().chain(["proc/swaps", "proc/1/net/if_inet6"]);
+        for (path, contents) in paths.zip(&contents) {
             write(&tree.path().join(path), contents);
         }
         let devices = case.devices();
         let found = guards(&devices, Some(tree.path()));
-        prop_assert!(devices.iter().filter(|device| device.bridge).all(|device| found.contains_key(&device.address)));
+        let mut bridges = devices.iter().filter(|device| device.bridge);
+        prop_assert!(bridges.all(|device| found.contains_key(&device.address)));
     }
 
     #[test]

@@ -311,9 +311,9 @@ impl Hypervisor for Libvirt {
     }
 }
 
-/// Whether a URI leads to this machine for certain (<https://libvirt.org/uri.html>): it names no host, and goes by
-/// no transport or a Unix socket. A socket at another place than libvirt's own may be forwarded from anywhere,
-/// and the facts of one machine must not guard the devices of another.
+/// Whether a URI leads to this machine for certain (<https://libvirt.org/uri.html>): it names no host, and
+/// goes by no transport or a Unix socket. A socket at another place than libvirt's own may be forwarded from
+/// anywhere, and the facts of one machine must not guard the devices of another.
 fn is_local(uri: &str) -> bool {
     let Some((scheme, rest)) = uri.split_once("://") else { return false };
     let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));

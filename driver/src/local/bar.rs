@@ -8,7 +8,8 @@ use crate::pci::PciAddress;
 /// One base address register that decodes something, or the expansion ROM's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bar {
-    /// Which register, 0 to 5; [`Bar::ROM`] for the expansion ROM. A 64-bit BAR has the number of its lower half.
+    /// Which register, 0 to 5; [`Bar::ROM`] for the expansion ROM. A 64-bit BAR has the number of its lower
+    /// half.
     pub index: u8,
     /// Bytes that it decodes, 1 or more; PCI has powers of two only.
     pub size: u64,

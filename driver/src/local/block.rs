@@ -1,8 +1,8 @@
 //! From what the host has mounted, swaps to or keeps open, down to the PCI functions below it.
 //!
-//! A block device stands on others (`slaves/`: LVM, dm-crypt, multipath, md, bcache), on the disk whose partition
-//! it is, on a file (loop, zram with a backing device), or on controllers: those of its NVMe subsystem, or those
-//! in its own path. What cannot be followed to its end is said, never taken for nothing.
+//! A block device stands on others (`slaves/`: LVM, dm-crypt, multipath, md, bcache), on the disk whose
+//! partition it is, on a file (loop, zram with a backing device), or on controllers: those of its NVMe
+//! subsystem, or those in its own path. What cannot be followed to its end is said, never taken for nothing.
 //!
 //! Not known here: disks that are used raw, by a program, a guest's `<disk type='block'>`, DRBD or an iSCSI
 //! target.
@@ -77,8 +77,8 @@ pub(super) fn find(root: &Root) -> Findings {
         Err(error) => findings.cannot_tell(format!("the host's swap cannot be read: {error}")),
     }
     uses.extend(storage.mounted_anywhere());
-    // The most telling use of a device comes first, and a mount is told only where nothing else is: a disk may
-    // be mounted in a hundred places.
+    // The most telling use of a device comes first, and a mount is told only where nothing else is: a disk
+    // may be mounted in a hundred places.
     uses.sort_by_key(|one| one.kind);
     let mut told = BTreeSet::new();
     for Use { kind, what, on } in uses {
@@ -127,9 +127,8 @@ impl Storage<'_> {
             add("a mounted btrfs", &name);
         }
         for name in self.root.list("proc/fs/jbd2") {
-            // `sdb1` is a journal on a device of its own, `sda1-8` one in inode 8 of the file system.
+            // `sdb1` is a journal on a device of its own; `sda1-8`, inode 8 of sda1, is no device's name.
             add("an ext4 journal", &name);
-            add("an ext4 journal", name.rsplit_once('-').map_or("", |(device, _)| device));
         }
         uses
     }
@@ -176,7 +175,8 @@ impl Storage<'_> {
         Ok(blocks)
     }
 
-    /// The block devices behind a path: its own, of one in `/dev`; else those of the file system that it is in.
+    /// The block devices behind a path: its own, of one in `/dev`; else those of the file system that it is
+    /// in.
     fn behind(&self, path: &Path) -> Result<Vec<PathBuf>, String> {
         let untold = || format!("{} is in no file system that can be told", path.display());
         if path.starts_with("/dev") {
@@ -197,7 +197,8 @@ impl Storage<'_> {
         self.root.resolve(Path::new(BLOCK).join(name?))
     }
 
-    /// The block device of a path in `/dev`: by its own name, its device mapper name, or where its links lead.
+    /// The block device of a path in `/dev`: by its own name, its device mapper name, or where its links
+    /// lead.
     fn node(&self, path: &Path) -> Option<PathBuf> {
         let mut path = path.to_owned();
         for _ in 0..LINKS {
@@ -312,8 +313,8 @@ impl Below {
     }
 }
 
-/// Whether a block device without a PCI function in its path has no disk of this host below it: it is in memory,
-/// on the network, or on a controller that is not PCI.
+/// Whether a block device without a PCI function in its path has no disk of this host below it: it is in
+/// memory, on the network, or on a controller that is not PCI.
 fn rests_on_no_disk(block: &Path) -> bool {
     let Ok(device) = block.strip_prefix("sys/devices") else { return false };
     let virtual_disk = ["zram", "ram", "nbd", "nullb"].iter().any(|kind| name(block).starts_with(kind));

@@ -36,7 +36,8 @@ pub enum GuardKind {
     NetworkAddress,
     /// A route goes by a network interface on it.
     NetworkRoute,
-    /// A network interface on it is below one that is in use: a bridge, a bond, a team, a VLAN with an address.
+    /// A network interface on it is below one that is in use: a bridge, a bond, a team, a VLAN with an
+    /// address.
     NetworkMaster,
     /// It is the display that the firmware booted on.
     Console,
@@ -105,24 +106,24 @@ const STORAGE: u8 = 0x01;
 const NETWORK: u8 = 0x02;
 const DISPLAY: u8 = 0x03;
 
-/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices` are
-/// all of the host's.
+/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices`
+/// are all of the host's.
 ///
-/// - **Storage**: what is mounted in init's namespace, what a file system in use is on in any other, swap, and
-///   disks that an array or a map has open, each followed down to its functions.
-/// - **Network**: interfaces with an address that is not link-local, with a route, or below another interface; a
-///   VLAN counts when it carries something itself.
+/// - **Storage**: what is mounted in init's namespace, what a file system in use is on in any other, swap,
+///   and disks that an array or a map has open, each followed down to its functions.
+/// - **Network**: interfaces with an address that is not link-local, with a route, or below another
+///   interface; a VLAN counts when it carries something itself.
 /// - The **console**; **bridges** and ports.
-/// - A **PF** with a guarded VF. Not the other way round: to give VFs away beside a PF in use is what SR-IOV is
-///   for.
+/// - A **PF** with a guarded VF. Not the other way round: to give VFs away beside a PF in use is what SR-IOV
+///   is for.
 /// - **Siblings** in the IOMMU group of a guarded device, but for bridges: these share groups with what is
 ///   behind them, and VFIO does not mind.
 ///
 /// Where something cannot be followed to its end (ZFS pools, an overlay as the root, broken links, files that
 /// cannot be read), everything that it may be on is guarded as [`GuardKind::Unknown`].
 ///
-/// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an IPv4
-/// address that brings no route (a `/32`, or one on an interface that is down).
+/// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an
+/// IPv4 address that brings no route (a `/32`, or one on an interface that is down).
 ///
 /// Without a `sysroot` (a remote host) only bridges are known, and the absence of a guard says nothing.
 pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {

@@ -9,8 +9,9 @@
 //! reset, bar   one function's reset methods and memory
 //! ```
 //!
-//! Everything is read from files below a directory, which is [`sysroot`](crate::hypervisor::Hypervisor::sysroot)
-//! of the host: none for a remote one, where all of this is unknown. The calls read files and block.
+//! Everything is read from files below a directory, which is
+//! [`sysroot`](crate::hypervisor::Hypervisor::sysroot) of the host: none for a remote one, where all of this
+//! is unknown. The calls read files and block.
 
 mod bar;
 mod block;
@@ -71,8 +72,8 @@ impl Root {
     }
 }
 
-/// The PCI functions in a sysfs path, from the root bus down: the bridges, the endpoint, and what stands between
-/// (a VMD controller; the functions behind it are in 32-bit domains, which cannot be assigned).
+/// The PCI functions in a sysfs path, from the root bus down: the bridges, the endpoint, and what stands
+/// between (a VMD controller; the functions behind it are in 32-bit domains, which cannot be assigned).
 fn functions(path: &Path) -> impl Iterator<Item = PciAddress> {
     let whole = |name: &&str| name.len() >= "0000:00:00.0".len();
     path.iter().filter_map(|name| name.to_str()).filter(whole).filter_map(|name| name.parse().ok())

@@ -100,7 +100,8 @@ mod tests {
         let plain = Mount::read("22 1 254:1 / /mnt/a\\040b rw - ext4 /dev/vda1 rw").unwrap();
         assert_eq!((plain.device.as_str(), plain.point.to_str()), ("254:1", Some("/mnt/a b")));
         assert_eq!(plain.nodes(), ["/dev/vda1"]);
-        let line = "22 1 0:40 / / rw shared:1 master:2 - bcachefs /dev/a:/dev/disk/by-path/pci-0000:00:1f.2-ata-1 rw";
+        let nodes = "/dev/a:/dev/disk/by-path/pci-0000:00:1f.2-ata-1";
+        let line = &format!("22 1 0:40 / / rw shared:1 master:2 - bcachefs {nodes} rw");
         assert_eq!(
             Mount::read(line).unwrap().nodes(),
             ["/dev/a", "/dev/disk/by-path/pci-0000:00:1f.2-ata-1"]
@@ -131,7 +132,8 @@ mod tests {
         fn any_text_is_read_or_refused(text in "\\PC*", escaped in "[0-9\\\\é /:-]*") {
             for text in [text, escaped] {
                 let _ = (Mount::read(&text), swap(&text), split_nodes(&text));
-                let _ = Mount::read(&format!("1 2 0:1 / /{text} rw - {text} /dev/{text} {text}")).map(|m| m.nodes().len());
+                let line = format!("1 2 0:1 / /{text} rw - {text} /dev/{text} {text}");
+                let _ = Mount::read(&line).map(|mount| mount.nodes().len());
             }
         }
     }

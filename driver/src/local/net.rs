@@ -1,8 +1,8 @@
 //! From the addresses and routes that the host has, and the interfaces stacked on others, down to the NICs.
 //!
-//! Not known here: interfaces in other network namespaces than init's, IPv4 addresses that bring no route into
-//! the main table (a `/32`, or one on an interface that is down), and IPv4 routes in other tables (an interface
-//! in a VRF is told by its master).
+//! Not known here: interfaces in other network namespaces than init's, IPv4 addresses that bring no route
+//! into the main table (a `/32`, or one on an interface that is down), and IPv4 routes in other tables (an
+//! interface in a VRF is told by its master).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
