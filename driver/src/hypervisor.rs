@@ -5,6 +5,7 @@
 //! asked. What makes an answer out of these is [`crate::hotplug`].
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,6 +54,10 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Whether the hypervisor can be reached now. `Err` says why not, for people.
     fn connection(&self) -> Result<(), String>;
+
+    /// The directory below which the host's own `sys` and `proc` can be read; none when the host is another
+    /// machine than this one, or may be. What is read there is [`crate::local`]'s.
+    fn sysroot(&self) -> Option<&Path>;
 }
 
 /// Who answers at the other end of a connection.

@@ -5,6 +5,7 @@
 //! device, domain         what hotslot knows of a host's function, and of a guest
 //! xml                    documents in and out: node device, domain, hostdev; no connection here
 //! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
+//! local                  what only the local host's sysfs and procfs know: guards, reset methods, BARs
 //! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
 //! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
 //! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
@@ -18,6 +19,7 @@ pub mod guest;
 pub mod hotplug;
 pub mod hypervisor;
 pub mod libvirt;
+pub mod local;
 pub mod net;
 pub mod pci;
 pub mod sim;

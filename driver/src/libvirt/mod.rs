@@ -18,6 +18,7 @@ mod event_loop;
 mod ffi;
 mod link;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +88,7 @@ pub struct Libvirt {
     state: Arc<watch::Sender<State>>,
     keeper: JoinHandle<()>,
     options: Options,
+    local: bool,
 }
 
 /// Events that a slow receiver may be behind before it loses some.
@@ -99,15 +101,18 @@ impl Libvirt {
     /// Starts to keep a connection to `uri` (<https://libvirt.org/uri.html>) and returns at once, whether or
     /// not anyone answers there. Must be called in a tokio runtime.
     pub fn connect(uri: impl Into<String>, options: Options) -> Arc<Self> {
+        let uri = uri.into();
+        let local = is_local(&uri);
         let state = Arc::new(watch::Sender::new(Err(NOT_YET.to_owned())));
         let events = broadcast::Sender::new(EVENTS);
-        let keeper = link::keep(uri.into(), options.clone(), Arc::clone(&state), events.clone());
+        let keeper = link::keep(uri, options.clone(), Arc::clone(&state), events.clone());
         Arc::new(Self {
             calls: Calls::new(state.subscribe(), options.parallel_calls),
             keeper: tokio::spawn(keeper),
             events,
             state,
             options,
+            local,
         })
     }
 
@@ -300,6 +305,28 @@ impl Hypervisor for Libvirt {
     fn connection(&self) -> Result<(), String> {
         self.state.borrow().as_ref().map(|_| ()).map_err(Clone::clone)
     }
+
+    fn sysroot(&self) -> Option<&Path> {
+        self.local.then_some(Path::new("/"))
+    }
+}
+
+/// Whether a URI leads to this machine for certain (<https://libvirt.org/uri.html>): it names no host, and
+/// goes by no transport or a Unix socket. A socket at another place than libvirt's own may be forwarded from
+/// anywhere, and the facts of one machine must not guard the devices of another.
+fn is_local(uri: &str) -> bool {
+    let Some((scheme, rest)) = uri.split_once("://") else { return false };
+    let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));
+    let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let own = ["/run/libvirt/", "/var/run/libvirt/"];
+    let forwarded = |parameter: &str| {
+        let socket = parameter.strip_prefix("socket=");
+        socket.is_some_and(|socket| socket.contains("..") || !own.iter().any(|at| socket.starts_with(at)))
+    };
+    path.starts_with('/')
+        && driver != "test"
+        && transport == "unix"
+        && !parameters.split(['&', ';']).any(forwarded)
 }
 
 /// PCI functions, and the network interfaces and block devices that may be on them.
@@ -342,5 +369,39 @@ fn unless_gone<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
         Ok(value) => Ok(Some(value)),
         Err(fault) if fault.kind == ErrorKind::NoDomain => Ok(None),
         Err(fault) => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_this_machine_for_certain_is_local() {
+        for local in [
+            "qemu:///system",
+            "qemu:///session",
+            "qemu+unix:///system",
+            "qemu+unix:///system?socket=/var/run/libvirt/libvirt-sock&mode=legacy",
+        ] {
+            assert!(is_local(local), "{local}");
+        }
+        for other in [
+            "",
+            "an-alias",
+            "test:///default",
+            "test+unix:///default",
+            "qemu://127.0.0.1/system",
+            "qemu+ssh://root@node2/system",
+            "qemu+unix://root@/system",
+            "qemu+tls://[::1]/system",
+            "qemu+tcp:///system",
+            "qemu+ext:///system?command=/usr/bin/elsewhere",
+            "qemu+unix:///system?socket=/tmp/forwarded",
+            "qemu+unix:///system?mode=auto&socket=/run/libvirt/../forwarded",
+            "qemu+unix:///system?socket=%2Ftmp%2Fforwarded",
+        ] {
+            assert!(!is_local(other), "{other}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/devices/*.xml   as `virsh nodedev-dumpxml` prints them: PCI functions, and their net and block children
 //! DIR/domains/*.xml   as `virsh dumpxml` prints them: `<domain id='…'>` runs, one without an id is shut off
+//! DIR/root/           optional: the host's sys and proc, as far as they are asked for
 //! DIR/host.toml       optional: latencies, faults, how guests behave
 //! DIR/state/          what has changed since; delete it to start afresh
 //! DIR/control         a socket: one line in, one line out; see [`control`]
@@ -36,7 +37,7 @@ mod power;
 mod refusal;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,7 @@ const JOB_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Sim {
     inner: Arc<Inner>,
+    sysroot: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Sim {
     pub fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let host = Host::open(dir, Instant::now())?;
+        let sysroot = Some(host.dir.join("root")).filter(|root| root.is_dir());
         let durable = host.store.is_durable().then(|| host.dir.clone());
         let (link, events) = (host.link.subscribe(), host.events.clone());
         let inner = Arc::new(Inner { host: Mutex::new(host), link, events, wake: Notify::new() });
@@ -98,7 +101,7 @@ impl Sim {
                 }
             }
         }
-        Ok(Arc::new(Self { inner }))
+        Ok(Arc::new(Self { inner, sysroot }))
     }
 
     /// Does what a line on the control socket would do.
@@ -219,6 +222,10 @@ impl Hypervisor for Sim {
             Link::Away => Err("the simulated libvirtd is away".into()),
             Link::Closed => Err("the simulated host was closed".into()),
         }
+    }
+
+    fn sysroot(&self) -> Option<&Path> {
+        self.sysroot.as_deref()
     }
 }
 

@@ -1,0 +1,354 @@
+//! From what the host has mounted, swaps to or keeps open, down to the PCI functions below it.
+//!
+//! A block device stands on others (`slaves/`: LVM, dm-crypt, multipath, md, bcache), on the disk whose
+//! partition it is, on a file (loop, zram with a backing device), or on controllers: those of its NVMe
+//! subsystem, or those in its own path. What cannot be followed to its end is said, never taken for nothing.
+//!
+//! Not known here: disks that are used raw, by a program, a guest's `<disk type='block'>`, DRBD or an iSCSI
+//! target.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use super::guard::{Findings, Guard, GuardKind};
+use super::mount::{self, Mount};
+use super::{Root, functions};
+use crate::pci::PciAddress;
+
+/// Where the kernel lists block devices by name.
+const BLOCK: &str = "sys/class/block";
+
+/// File systems in memory and on the network.
+const NO_DISK: [&str; 9] = ["rootfs", "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "ceph", "9p", "virtiofs"];
+
+/// Links to links in `/dev` that are followed.
+const LINKS: usize = 8;
+
+/// Something that the host uses: what it is, and the block devices that it is on, or why that is not known.
+struct Use {
+    kind: GuardKind,
+    what: String,
+    on: Result<Vec<PathBuf>, String>,
+}
+
+/// What a walk down from a block device has met.
+#[derive(Default)]
+struct Below {
+    seen: BTreeSet<PathBuf>,
+    /// Each function, with the devices that lead to it.
+    functions: Vec<(PciAddress, String)>,
+    /// Why something below cannot be told.
+    untold: Option<String>,
+}
+
+struct Storage<'a> {
+    root: &'a Root,
+    mounts: Vec<Mount>,
+}
+
+/// What the host's file systems, swap and stacked block devices are on.
+pub(super) fn find(root: &Root) -> Findings {
+    let mut findings = Findings::default();
+    let mut storage = Storage { root, mounts: Vec::new() };
+    match root.read_first(["proc/1/mountinfo", "proc/self/mountinfo"]) {
+        Err(error) => findings.cannot_tell(format!("the host's mounts cannot be read: {error}")),
+        Ok(text) => {
+            for line in text.lines() {
+                match Mount::read(line) {
+                    Some(mount) => storage.mounts.push(mount),
+                    None => findings.cannot_tell(format!("no line of mountinfo: {}", clip(line))),
+                }
+            }
+            if !storage.mounts.iter().any(|mount| mount.point == Path::new("/")) {
+                findings.cannot_tell("no root file system is in mountinfo".to_owned());
+            }
+        }
+    }
+    let mut uses: Vec<Use> = storage.mounts.iter().map(|mount| storage.mounted(mount)).collect();
+    match root.read("proc/swaps") {
+        Ok(text) => {
+            for line in text.lines().filter(|line| !line.starts_with("Filename") && !line.trim().is_empty()) {
+                let on = mount::swap(line).ok_or_else(|| format!("no line of swaps: {}", clip(line)));
+                let on = on.and_then(|path| storage.behind(&path));
+                uses.push(Use { kind: GuardKind::Swap, what: "swap".to_owned(), on });
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {} // a kernel without swap
+        Err(error) => findings.cannot_tell(format!("the host's swap cannot be read: {error}")),
+    }
+    uses.extend(storage.mounted_anywhere());
+    // The most telling use of a device comes first, and a mount is told only where nothing else is: a disk
+    // may be mounted in a hundred places.
+    uses.sort_by_key(|one| one.kind);
+    let mut told = BTreeSet::new();
+    for Use { kind, what, on } in uses {
+        match on {
+            Err(untold) => findings.cannot_tell(untold),
+            Ok(blocks) => {
+                for block in blocks {
+                    if told.insert(block.clone()) || kind != GuardKind::Mounted {
+                        storage.guard(&mut findings, kind, &what, &block);
+                    }
+                }
+            }
+        }
+    }
+    storage.held(&mut findings);
+    findings
+}
+
+impl Storage<'_> {
+    fn mounted(&self, mount: &Mount) -> Use {
+        let kind = if mount.point == Path::new("/") {
+            GuardKind::RootFilesystem
+        } else if mount.point.starts_with("/boot") || mount.point.starts_with("/efi") {
+            GuardKind::BootFilesystem
+        } else {
+            GuardKind::Mounted
+        };
+        Use { kind, what: mount.point.display().to_string(), on: self.blocks(mount) }
+    }
+
+    /// File systems tell of themselves in sysfs whichever mount namespace they are in, and when they were
+    /// unmounted lazily; so do ext4's journals in procfs.
+    fn mounted_anywhere(&self) -> Vec<Use> {
+        let mut uses = Vec::new();
+        let mut add = |what: &str, name: &str| {
+            if let Some(block) = self.named(name) {
+                uses.push(Use { kind: GuardKind::Mounted, what: what.to_owned(), on: Ok(vec![block]) });
+            }
+        };
+        for fstype in self.root.list("sys/fs") {
+            for name in self.root.list(format!("sys/fs/{fstype}")) {
+                add(&format!("a mounted {fstype}"), &name);
+            }
+        }
+        for name in self.root.list("sys/fs/btrfs").iter().flat_map(|id| self.root.list(btrfs_devices(id))) {
+            add("a mounted btrfs", &name);
+        }
+        for name in self.root.list("proc/fs/jbd2") {
+            // `sdb1` is a journal on a device of its own; `sda1-8`, inode 8 of sda1, is no device's name.
+            add("an ext4 journal", &name);
+        }
+        uses
+    }
+
+    /// The block devices that a file system is on; none for one in memory or on the network.
+    fn blocks(&self, mount: &Mount) -> Result<Vec<PathBuf>, String> {
+        let (what, fstype) = (mount.point.display(), &mount.fstype);
+        if fstype == "zfs" {
+            return Err(format!("{what} is ZFS, and sysfs does not tell a pool's disks"));
+        }
+        let device = mount.has_device().then(|| self.root.resolve(format!("sys/dev/block/{}", mount.device)));
+        let mut blocks: Vec<PathBuf> = device.flatten().into_iter().collect();
+        // Known by its number, whatever the source is called (`/dev/root`).
+        let numbered = !blocks.is_empty();
+        for node in mount.nodes().into_iter().filter(|node| !numbered || *node != mount.source) {
+            match self.node(Path::new(node)) {
+                Some(block) => blocks.push(block),
+                None if fstype.starts_with("fuse") => {} // a program's, as often as not `/dev/fuse`
+                None => return Err(format!("{what} is on {node}, which sysfs does not show")),
+            }
+        }
+        if blocks.is_empty() && mount.has_device() {
+            return Err(format!("{what} is on block device {}, which sysfs does not show", mount.device));
+        }
+        if blocks.is_empty() && mount.point == Path::new("/") && !NO_DISK.contains(&fstype.as_str()) {
+            // An overlay's layers may be mounted where nobody sees them any more, as in a live system.
+            return Err(format!("{what} is {fstype}, and what that is on cannot be told"));
+        }
+        if fstype == "btrfs" {
+            let names: Vec<String> = blocks.iter().map(|block| name(block)).collect();
+            for id in self.root.list("sys/fs/btrfs") {
+                let members = self.root.list(btrfs_devices(&id));
+                if members.iter().any(|member| names.contains(member)) {
+                    for member in members.iter().filter(|member| !names.contains(member)) {
+                        let block = self.named(member).ok_or_else(|| {
+                            format!("{what} is on {}, which sysfs does not show", clip(member))
+                        })?;
+                        blocks.push(block);
+                    }
+                }
+            }
+        }
+        blocks.dedup();
+        Ok(blocks)
+    }
+
+    /// The block devices behind a path: its own, of one in `/dev`; else those of the file system that it is
+    /// in.
+    fn behind(&self, path: &Path) -> Result<Vec<PathBuf>, String> {
+        let untold = || format!("{} is in no file system that can be told", path.display());
+        if path.starts_with("/dev") {
+            return self.node(path).map(|block| vec![block]).ok_or_else(untold);
+        }
+        // Of two mounts at one point the later one is seen.
+        let holds = |mount: &&Mount| path.starts_with(&mount.point);
+        let mounts = self.mounts.iter().filter(holds);
+        let mount = mounts.max_by_key(|mount| mount.point.components().count()).ok_or_else(untold)?;
+        let blocks = self.blocks(mount)?;
+        let told = !blocks.is_empty() || NO_DISK.contains(&mount.fstype.as_str());
+        told.then_some(blocks).ok_or_else(untold)
+    }
+
+    fn named(&self, name: &str) -> Option<PathBuf> {
+        let name =
+            Some(name).filter(|name| !name.is_empty() && !name.contains('/') && !name.starts_with('.'));
+        self.root.resolve(Path::new(BLOCK).join(name?))
+    }
+
+    /// The block device of a path in `/dev`: by its own name, its device mapper name, or where its links
+    /// lead.
+    fn node(&self, path: &Path) -> Option<PathBuf> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS {
+            let name = path.strip_prefix("/dev").ok()?.to_str()?;
+            if let Some(block) = self.named(&name.replace('/', "!")) {
+                return Some(block);
+            }
+            if let Some(mapped) = name.strip_prefix("mapper/") {
+                let is_it =
+                    |dm: &&String| self.root.word(format!("{BLOCK}/{dm}/dm/name")).as_deref() == Some(mapped);
+                if let Some(dm) = self.root.list(BLOCK).iter().filter(|dm| dm.starts_with("dm-")).find(is_it)
+                {
+                    return self.named(dm);
+                }
+            }
+            let target = std::fs::read_link(self.root.at(path.strip_prefix("/").ok()?)).ok()?;
+            path = joined(path.parent()?, &target);
+        }
+        None
+    }
+
+    /// Guards the functions below a block device.
+    fn guard(&self, findings: &mut Findings, kind: GuardKind, what: &str, block: &Path) {
+        let mut below = Below::default();
+        self.walk(block, what, &mut below);
+        for (device, way) in below.functions {
+            findings.guard(Guard { device, kind, reason: way });
+        }
+        if let Some(untold) = below.untold {
+            findings.cannot_tell(untold);
+        }
+    }
+
+    fn walk(&self, block: &Path, way: &str, below: &mut Below) {
+        if !below.seen.insert(block.to_owned()) {
+            return;
+        }
+        let way = format!("{way} on {}", name(block));
+        self.down(block, &way, below);
+    }
+
+    fn down(&self, block: &Path, way: &str, below: &mut Below) {
+        if self.root.at(block.join("partition")).exists() {
+            if let Some(disk) = block.parent() {
+                self.down(disk, way, below);
+            }
+            return;
+        }
+        let mut ends_here = true;
+        let slaves = block.join("slaves");
+        for slave in self.root.list(&slaves) {
+            ends_here = false;
+            match self.root.resolve(slaves.join(&slave)) {
+                Some(slave) => self.walk(&slave, way, below),
+                None => below.cannot_tell(format!("{way} on {}, which sysfs does not show", clip(&slave))),
+            }
+        }
+        for file in ["loop/backing_file", "backing_dev"] {
+            let Some(path) = self.root.word(block.join(file)).filter(|path| path != "none") else { continue };
+            ends_here = false;
+            match self.behind(Path::new(path.strip_suffix(" (deleted)").unwrap_or(&path))) {
+                Ok(blocks) => blocks.iter().for_each(|block| self.walk(block, way, below)),
+                Err(untold) => below.cannot_tell(format!("{way}; {untold}")),
+            }
+        }
+        // A namespace of an NVMe subsystem is reached by all of the subsystem's controllers.
+        let subsystem = block.parent().filter(|parent| name(parent).starts_with("nvme-subsys"));
+        let controllers = subsystem.into_iter().flat_map(|subsystem| {
+            let names = self.root.list(subsystem).into_iter().filter(|name| is_nvme_controller(name));
+            names.filter_map(|name| self.root.resolve(subsystem.join(name)))
+        });
+        for path in controllers {
+            ends_here = false;
+            below.add(&path, way);
+        }
+        below.add(block, way);
+        if ends_here && functions(block).next().is_none() && !rests_on_no_disk(block) {
+            below.cannot_tell(format!("{way}, and sysfs does not show what that is on"));
+        }
+    }
+
+    /// Disks that nothing mounted is on, but that an array, a volume or a map has open: it would lose them.
+    /// And every function with a block device on it, which may be one that cannot be told.
+    fn held(&self, findings: &mut Findings) {
+        for device in self.root.list(BLOCK) {
+            let Some(block) = self.named(&device) else { continue };
+            findings.carriers.extend(functions(&block));
+            let holders = self.root.list(block.join("holders"));
+            let Some(holder) = holders.first() else { continue };
+            let mut below = Below::default();
+            self.walk(&block, &format!("{} (open)", clip(holder)), &mut below);
+            for (device, way) in below.functions {
+                if findings.guards.iter().all(|guard| guard.device != device) {
+                    findings.guard(Guard { device, kind: GuardKind::InUse, reason: way });
+                }
+            }
+        }
+    }
+}
+
+impl Below {
+    fn add(&mut self, path: &Path, way: &str) {
+        for function in functions(path) {
+            if self.functions.iter().all(|(known, _)| *known != function) {
+                self.functions.push((function, way.to_owned()));
+            }
+        }
+    }
+
+    fn cannot_tell(&mut self, why: String) {
+        self.untold.get_or_insert(why);
+    }
+}
+
+/// Whether a block device without a PCI function in its path has no disk of this host below it: it is in
+/// memory, on the network, or on a controller that is not PCI.
+fn rests_on_no_disk(block: &Path) -> bool {
+    let Ok(device) = block.strip_prefix("sys/devices") else { return false };
+    let virtual_disk = ["zram", "ram", "nbd", "nullb"].iter().any(|kind| name(block).starts_with(kind));
+    !device.starts_with("virtual") || device.starts_with("virtual/nvme-fabrics") || virtual_disk
+}
+
+fn is_nvme_controller(name: &str) -> bool {
+    let number = name.strip_prefix("nvme").unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+}
+
+fn btrfs_devices(id: &str) -> String {
+    format!("sys/fs/btrfs/{id}/devices")
+}
+
+fn name(block: &Path) -> String {
+    block.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A link's target, seen from the folder that the link is in. No file needs to be there.
+fn joined(folder: &Path, target: &Path) -> PathBuf {
+    let mut path = folder.to_owned();
+    for part in target.components() {
+        match part {
+            Component::RootDir | Component::Prefix(_) => path = PathBuf::from("/"),
+            Component::ParentDir => drop(path.pop()),
+            Component::CurDir => {}
+            Component::Normal(name) => path.push(name),
+        }
+    }
+    path
+}
+
+/// Enough of a text to find it by.
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -1,0 +1,205 @@
+//! Guards: what the host lives on must not be given to a guest, whatever the configuration matches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use super::{Root, block, net};
+use crate::device::{HostDevice, Role};
+use crate::pci::PciAddress;
+
+/// One reason why a device must not be given away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The device.
+    pub device: PciAddress,
+    /// What kind of reason it is.
+    pub kind: GuardKind,
+    /// What the host has on it, for people: `/ on dm-0 on nvme0n1p3`.
+    pub reason: String,
+}
+
+/// What kind of reason keeps a device with the host. In order: the most telling first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GuardKind {
+    /// The root file system is on it.
+    RootFilesystem,
+    /// A file system is on it that the host boots from: `/boot`, `/efi` or one below.
+    BootFilesystem,
+    /// The host swaps to it.
+    Swap,
+    /// Another mounted file system is on it.
+    Mounted,
+    /// An array, a volume or a map (md, device mapper, bcache) has a disk on it open.
+    InUse,
+    /// A network interface on it has an address that is not link-local.
+    NetworkAddress,
+    /// A route goes by a network interface on it.
+    NetworkRoute,
+    /// A network interface on it is below one that is in use: a bridge, a bond, a team, a VLAN with an
+    /// address.
+    NetworkMaster,
+    /// It is the display that the firmware booted on.
+    Console,
+    /// It is a bridge or a port, which cannot be given away.
+    Bridge,
+    /// The host may live on it: something of what the host uses cannot be followed to its device.
+    Unknown,
+    /// A virtual function of it is guarded, and would end with it.
+    VirtualFunction,
+    /// A device in its IOMMU group is guarded.
+    GroupSibling,
+}
+
+impl GuardKind {
+    /// The kind in one word: `root-filesystem`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RootFilesystem => "root-filesystem",
+            Self::BootFilesystem => "boot-filesystem",
+            Self::Swap => "swap",
+            Self::Mounted => "mounted",
+            Self::InUse => "in-use",
+            Self::NetworkAddress => "network-address",
+            Self::NetworkRoute => "network-route",
+            Self::NetworkMaster => "network-master",
+            Self::Console => "console",
+            Self::Bridge => "bridge",
+            Self::Unknown => "unknown",
+            Self::VirtualFunction => "virtual-function",
+            Self::GroupSibling => "group-sibling",
+        }
+    }
+}
+
+impl fmt::Display for GuardKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What was found in one part of the host.
+#[derive(Default)]
+pub(super) struct Findings {
+    pub(super) guards: Vec<Guard>,
+    /// The functions that have something of that part on them.
+    pub(super) carriers: BTreeSet<PciAddress>,
+    /// Why some of it cannot be told; it may be on any carrier.
+    pub(super) untold: Option<String>,
+}
+
+impl Findings {
+    pub(super) fn guard(&mut self, guard: Guard) {
+        if !self.guards.contains(&guard) {
+            self.guards.push(guard);
+        }
+    }
+
+    /// The first reason is enough: people mend one after the other.
+    pub(super) fn cannot_tell(&mut self, why: String) {
+        self.untold.get_or_insert(why);
+    }
+}
+
+// Base classes, of the PCI Code and ID Assignment Specification.
+const STORAGE: u8 = 0x01;
+const NETWORK: u8 = 0x02;
+const DISPLAY: u8 = 0x03;
+
+/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices`
+/// are all of the host's.
+///
+/// - **Storage**: what is mounted in init's namespace, what a file system in use is on in any other, swap,
+///   and disks that an array or a map has open, each followed down to its functions.
+/// - **Network**: interfaces with an address that is not link-local, with a route, or below another
+///   interface; a VLAN counts when it carries something itself.
+/// - The **console**; **bridges** and ports.
+/// - A **PF** with a guarded VF. Not the other way round: to give VFs away beside a PF in use is what SR-IOV
+///   is for.
+/// - **Siblings** in the IOMMU group of a guarded device, but for bridges: these share groups with what is
+///   behind them, and VFIO does not mind.
+///
+/// Where something cannot be followed to its end (ZFS pools, an overlay as the root, broken links, files that
+/// cannot be read), everything that it may be on is guarded as [`GuardKind::Unknown`].
+///
+/// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an
+/// IPv4 address that brings no route (a `/32`, or one on an interface that is down).
+///
+/// Without a `sysroot` (a remote host) only bridges are known, and the absence of a guard says nothing.
+pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {
+    let mut found: Vec<Guard> = Vec::new();
+    for device in devices.iter().filter(|device| device.bridge) {
+        let reason = "a bridge or port holds up all that is behind it".to_owned();
+        found.push(Guard { device: device.address, kind: GuardKind::Bridge, reason });
+    }
+    if let Some(root) = sysroot.map(Root::new) {
+        for (findings, class) in [(block::find(&root), STORAGE), (net::find(&root), NETWORK)] {
+            found.extend(findings.guards);
+            let Some(reason) = findings.untold else { continue };
+            for device in devices.iter().filter(|device| !device.bridge) {
+                let may_be = is_or_may_be(device, class) && device.blocks_its_group();
+                if may_be || findings.carriers.contains(&device.address) {
+                    let reason = reason.clone();
+                    found.push(Guard { device: device.address, kind: GuardKind::Unknown, reason });
+                }
+            }
+        }
+        found.extend(devices.iter().filter(|device| is_or_may_be(device, DISPLAY)).filter_map(|device| {
+            let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address))?;
+            let reason = "the boot console is on it (boot_vga)".to_owned();
+            (flag == "1").then_some(Guard { device: device.address, kind: GuardKind::Console, reason })
+        }));
+    }
+    found.sort_by_key(|guard| guard.kind);
+    let mut guards: BTreeMap<PciAddress, Vec<Guard>> = BTreeMap::new();
+    for guard in found {
+        guards.entry(guard.device).or_default().push(guard);
+    }
+    spread(devices, &mut guards);
+    let listed: BTreeSet<_> = devices.iter().map(|device| device.address).collect();
+    guards.retain(|address, _| listed.contains(address));
+    guards
+}
+
+fn is_or_may_be(device: &HostDevice, base_class: u8) -> bool {
+    device.class.is_none_or(|class| class.base() == base_class)
+}
+
+/// From VFs to their PF, then through the IOMMU groups; not further, for what is guarded only because of a
+/// sibling does not carry anything itself.
+fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
+    let mut further = Vec::new();
+    for device in devices {
+        if let Role::Physical { vfs, .. } = &device.role
+            && let Some(guard) = vfs.iter().find_map(|vf| guards.get(vf)?.first())
+        {
+            let reason = format!("its VF {} would end with it: {}", guard.device, guard.reason);
+            further.push(Guard { device: device.address, kind: GuardKind::VirtualFunction, reason });
+        }
+    }
+    for guard in further.drain(..) {
+        guards.entry(guard.device).or_default().push(guard);
+    }
+    let bridges: BTreeSet<_> =
+        devices.iter().filter(|device| device.bridge).map(|device| device.address).collect();
+    // Two of a group are enough: one is a sibling of each member.
+    let mut guarded: BTreeMap<u32, Vec<PciAddress>> = BTreeMap::new();
+    for device in devices.iter().filter(|device| !device.bridge) {
+        let Some(group) = &device.iommu_group else { continue };
+        let guarded = guarded.entry(group.number).or_insert_with(|| {
+            let members = group.members.iter().copied();
+            members
+                .filter(|member| guards.contains_key(member) && !bridges.contains(member))
+                .take(2)
+                .collect()
+        });
+        let sibling = guarded.iter().find(|member| **member != device.address);
+        if let Some(guard) = sibling.and_then(|sibling| guards.get(sibling)?.first()) {
+            let reason = format!("{} in its IOMMU group is guarded: {}", guard.device, guard.reason);
+            further.push(Guard { device: device.address, kind: GuardKind::GroupSibling, reason });
+        }
+    }
+    for guard in further {
+        guards.entry(guard.device).or_default().push(guard);
+    }
+}

@@ -1,0 +1,25 @@
+//! How the kernel can reset a function.
+
+use std::path::Path;
+
+use super::Root;
+use crate::pci::PciAddress;
+
+/// The ways in which the kernel can reset a function, in the order in which it tries them: `device_specific`,
+/// `acpi`, `flr`, `af_flr`, `pm`, `bus`, `cxl_bus` (Linux, Documentation/ABI/testing/sysfs-bus-pci,
+/// `reset_method`; Linux 5.15 or later). Empty when it cannot be reset, or its reset was switched off.
+///
+/// None when that is unknown: the host is remote or does not show the device, or its kernel is older and only
+/// tells that the function can be reset.
+pub fn reset_methods(sysroot: Option<&Path>, address: PciAddress) -> Option<Vec<String>> {
+    let root = Root::new(sysroot?);
+    let device = format!("sys/bus/pci/devices/{address}");
+    match root.read(format!("{device}/reset_method")) {
+        Ok(methods) => Some(methods.split_whitespace().map(str::to_owned).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let none = root.at(&device).is_dir() && !root.at(format!("{device}/reset")).exists();
+            none.then(Vec::new)
+        }
+        Err(_) => None,
+    }
+}

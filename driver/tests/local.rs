@@ -1,0 +1,333 @@
+//! Guards, reset methods and BARs, read off trees that stand for a host's sysfs and procfs.
+//! `tests/data/README.md` says how to add a host to `tests/data/guards`.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use hotslot_driver::device::{HostDevice, IommuGroup, Role};
+use hotslot_driver::hypervisor::Hypervisor;
+use hotslot_driver::local::{Bar, BarKind, Guard, GuardKind, bars, guards, reset_methods};
+use hotslot_driver::pci::{PciAddress, PciClass, PciId};
+use hotslot_driver::sim::Sim;
+use proptest::prelude::*;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+fn at(address: &str) -> PciAddress {
+    address.parse().unwrap()
+}
+
+/// One host, and the guards that it must have.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    about: String,
+    devices: BTreeMap<PciAddress, Device>,
+    #[serde(default)]
+    files: BTreeMap<String, Option<Text>>,
+    #[serde(default)]
+    links: BTreeMap<String, String>,
+    #[serde(default)]
+    dangling: BTreeMap<String, String>,
+    guards: BTreeMap<PciAddress, Vec<String>>,
+    #[serde(default)]
+    reasons: BTreeMap<PciAddress, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Device {
+    class: Option<PciClass>,
+    driver: Option<String>,
+    group: Option<u32>,
+    vf_of: Option<PciAddress>,
+    #[serde(default)]
+    bridge: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Line(String),
+    Lines(Vec<String>),
+}
+
+impl Text {
+    fn whole(&self) -> String {
+        match self {
+            Self::Line(line) => format!("{line}\n"),
+            Self::Lines(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+        }
+    }
+}
+
+impl Case {
+    fn devices(&self) -> Vec<HostDevice> {
+        let device = |(&address, device): (&PciAddress, &Device)| {
+            let members = self.devices.iter().filter(|(_, other)| other.group == device.group);
+            let members = members.map(|(address, _)| *address).collect();
+            let vfs = self.devices.iter().filter(|(_, other)| other.vf_of == Some(address));
+            let vfs: Vec<PciAddress> = vfs.map(|(address, _)| *address).collect();
+            HostDevice {
+                address,
+                name: address.node_name(),
+                vendor_id: PciId::new(0x8086),
+                product_id: PciId::new(1),
+                vendor_name: None,
+                product_name: None,
+                class: device.class,
+                role: match device.vf_of {
+                    Some(parent) => Role::Virtual { parent },
+                    None if vfs.is_empty() => Role::Plain,
+                    None => Role::Physical { max_vfs: 8, vfs },
+                },
+                iommu_group: device.group.map(|number| IommuGroup { number, members }),
+                numa_node: None,
+                driver: device.driver.clone(),
+                parent: None,
+                bridge: device.bridge,
+                express: true,
+                link: None,
+                serial: None,
+                net: Vec::new(),
+                block: Vec::new(),
+            }
+        };
+        self.devices.iter().map(device).collect()
+    }
+
+    /// The files of the tree: those that a host of no interest has, unless the case says otherwise.
+    fn texts(&self) -> BTreeMap<&str, String> {
+        let plain = [
+            ("proc/1/mountinfo", "1 0 0:2 / / rw - rootfs rootfs rw\n"),
+            ("proc/1/net/route", "Iface\tDestination\tGateway\n"),
+        ];
+        let mut texts: BTreeMap<&str, String> = plain.map(|(path, text)| (path, text.to_owned())).into();
+        for (path, text) in &self.files {
+            match text {
+                Some(text) => drop(texts.insert(path, text.whole())),
+                None => drop(texts.remove(path.as_str())),
+            }
+        }
+        texts
+    }
+
+    fn tree(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for target in self.links.values() {
+            std::fs::create_dir_all(dir.path().join(target)).unwrap();
+        }
+        for (path, text) in self.texts() {
+            write(&dir.path().join(path), text.as_bytes());
+        }
+        for (path, target) in self.links.iter().chain(&self.dangling) {
+            let link = dir.path().join(path);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            let up = "../".repeat(Path::new(path).components().count() - 1);
+            symlink(up + target, &link).unwrap_or_else(|error| panic!("{path}: {error}"));
+        }
+        dir
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn cases() -> Vec<(String, Case)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/guards");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let read = |path: &PathBuf| {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(path).unwrap();
+        let case = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        (name, case)
+    };
+    files.iter().map(read).collect()
+}
+
+fn words(guards: &BTreeMap<PciAddress, Vec<Guard>>) -> BTreeMap<PciAddress, Vec<String>> {
+    let words = |guards: &Vec<Guard>| guards.iter().map(|guard| guard.kind.to_string()).collect();
+    guards.iter().map(|(address, guards)| (*address, words(guards))).collect()
+}
+
+#[test]
+fn every_host_has_the_guards_that_its_file_says() {
+    let cases = cases();
+    assert!(cases.len() > 30);
+    for (name, case) in cases {
+        let tree = case.tree();
+        let found = guards(&case.devices(), Some(tree.path()));
+        assert_eq!(words(&found), case.guards, "{name}: {}\n{found:#?}", case.about);
+        for (address, parts) in &case.reasons {
+            for part in parts {
+                let told = found[address].iter().any(|guard| guard.reason.contains(part));
+                assert!(told, "{name}: {address}: {part}\n{found:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn of_a_remote_host_only_bridges_are_known() {
+    for (name, case) in cases() {
+        let found = guards(&case.devices(), None);
+        let bridges = case.devices().into_iter().filter(|device| device.bridge).map(|device| device.address);
+        assert!(found.keys().copied().eq(bridges), "{name}");
+        assert!(found.values().flatten().all(|guard| guard.kind == GuardKind::Bridge), "{name}");
+    }
+}
+
+/// Anything at all, and lines of the words that the files are made of.
+fn any_contents() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop::sample::select(vec![
+        "8:0",
+        "0:30",
+        "/",
+        "/boot",
+        "-",
+        " - ",
+        "ext4",
+        "btrfs",
+        "zfs",
+        "/dev/sda",
+        "/dev/",
+        "/dev/mapper/x",
+        "\\040",
+        "\\9",
+        "eno1",
+        "br0",
+        "00000000",
+        "FFFFFFFF",
+        "0x",
+        "1",
+        "DEVTYPE=",
+        "é",
+        "..",
+        "\n",
+        "\0",
+        ":/dev/",
+        "none",
+    ]);
+    let words = prop::collection::vec(word, 0..40).prop_map(|words| words.join(" ").into_bytes());
+    prop_oneof![prop::collection::vec(any::<u8>(), 0..200), words]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn no_contents_of_any_file_are_too_much(
+        which in any::<prop::sample::Index>(),
+        contents in prop::collection::vec(any_contents(), 8),
+    ) {
+        let mut cases = cases();
+        let (_, case) = cases.swap_remove(which.index(cases.len()));
+        let tree = case.tree();
+        let texts = case.texts();
+        let paths = texts.keys().copied().chain(["proc/swaps", "proc/1/net/if_inet6"]);
+        for (path, contents) in paths.zip(&contents) {
+            write(&tree.path().join(path), contents);
+        }
+        let devices = case.devices();
+        let found = guards(&devices, Some(tree.path()));
+        let mut bridges = devices.iter().filter(|device| device.bridge);
+        prop_assert!(bridges.all(|device| found.contains_key(&device.address)));
+    }
+
+    #[test]
+    fn a_mount_that_cannot_be_read_frees_no_disk(line in "[a-z0-9: /]{1,40}") {
+        for (name, case) in cases().into_iter().filter(|(name, _)| name == "partition" || name == "btrfs") {
+            let tree = case.tree();
+            write(&tree.path().join("proc/1/mountinfo"), line.as_bytes());
+            let found = guards(&case.devices(), Some(tree.path()));
+            for address in case.devices.keys() {
+                prop_assert!(found.contains_key(address), "{name}: {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_resource_file_is_read_or_unknown(contents in any_contents()) {
+        let tree = tempfile::tempdir().unwrap();
+        write(&tree.path().join("sys/bus/pci/devices/0000:01:00.0/resource"), &contents);
+        write(&tree.path().join("sys/bus/pci/devices/0000:01:00.0/reset_method"), &contents);
+        let _ = bars(Some(tree.path()), at("0000:01:00.0"));
+        let _ = reset_methods(Some(tree.path()), at("0000:01:00.0"));
+    }
+}
+
+#[test]
+fn reset_methods_are_named_none_or_unknown() {
+    let tree = tempfile::tempdir().unwrap();
+    let device = |name: &str| tree.path().join("sys/bus/pci/devices").join(name);
+    write(&device("0000:01:00.0/reset_method"), b"flr bus\n");
+    write(&device("0000:02:00.0/reset_method"), b"\n");
+    write(&device("0000:03:00.0/vendor"), b"0x8086\n");
+    write(&device("0000:04:00.0/reset"), b"");
+    let methods = |address| reset_methods(Some(tree.path()), at(address));
+    assert_eq!(methods("0000:01:00.0"), Some(vec!["flr".to_owned(), "bus".to_owned()]));
+    assert_eq!(methods("0000:02:00.0"), Some(Vec::new()), "switched off");
+    assert_eq!(methods("0000:03:00.0"), Some(Vec::new()), "cannot be reset");
+    assert_eq!(methods("0000:04:00.0"), None, "an older kernel");
+    assert_eq!(methods("0000:05:00.0"), None, "no such device");
+    assert_eq!(reset_methods(None, at("0000:01:00.0")), None, "a remote host");
+}
+
+#[test]
+fn bars_have_their_sizes_and_kinds() {
+    let tree = tempfile::tempdir().unwrap();
+    let none = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
+    let bars_of = |lines: &str| {
+        write(&tree.path().join("sys/bus/pci/devices/0000:01:00.0/resource"), lines.as_bytes());
+        bars(Some(tree.path()), at("0000:01:00.0"))
+    };
+    let igb = [
+        "0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200\n",
+        none,
+        "0x000000000000c000 0x000000000000c01f 0x0000000000040101\n",
+        "0x0000004000000000 0x00000040000fffff 0x000000000014220c\n",
+        none,
+        none,
+        "0x0000000000000000 0x000000000007ffff 0x0000000020046200\n",
+        "0x00000000fe040000 0x00000000fe05ffff 0x0000000000140204\n",
+    ];
+    let memory =
+        |index, size| Bar { index, size, kind: BarKind::Memory, prefetchable: false, is_64bit: false };
+    let expected = vec![
+        memory(0, 0x2_0000),
+        Bar { kind: BarKind::Io, ..memory(2, 32) },
+        Bar { prefetchable: true, is_64bit: true, ..memory(3, 0x10_0000) },
+        Bar { prefetchable: true, ..memory(Bar::ROM, 0x8_0000) },
+    ];
+    assert_eq!(bars_of(&igb.concat()), Some(expected), "the line after the ROM is the VFs'");
+    assert_eq!(bars_of(&none.repeat(13)), Some(Vec::new()));
+    assert_eq!(bars_of(&none.repeat(6)), None, "cut off");
+    for wrong in [
+        "0x0 0x1",
+        "0 1 0x200",
+        "0x2 0x0 0x200",
+        "0x0 0xffffffffffffffff 0x200",
+        "0x0 0xf 0x300",
+        "0x+1 0x2 0x200",
+    ] {
+        assert_eq!(bars_of(&format!("{wrong}\n{}", none.repeat(6))), None, "{wrong}");
+    }
+    assert_eq!(bars(Some(tree.path()), at("0000:02:00.0")), None, "no such device");
+    assert_eq!(bars(None, at("0000:01:00.0")), None, "a remote host");
+}
+
+#[tokio::test]
+async fn a_simulated_host_shows_its_own_sysfs_when_it_has_one() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Sim::open(dir.path()).unwrap().sysroot(), None);
+    let root = dir.path().canonicalize().unwrap().join("root");
+    std::fs::create_dir(&root).unwrap();
+    assert_eq!(Sim::open(dir.path()).unwrap().sysroot(), Some(root.as_path()));
+}
