@@ -1,6 +1,8 @@
 //! A guest, as libvirt's domain document describes it: its PCI controllers, what is plugged into them,
 //! and its host devices.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use crate::pci::PciAddress;
@@ -27,6 +29,13 @@ pub struct DomainXml {
     pub occupied: Vec<PciAddress>,
     /// Whether the guest agent's channel is connected. Only a live document says so.
     pub agent_connected: bool,
+    /// The host's NUMA nodes that the guest's own NUMA cells are on; empty when it has no cells
+    /// (`<cpu><numa>`), wherever its memory is pinned, or when the document does not say where they are.
+    pub numa_nodes: BTreeSet<u32>,
+    /// The guest's memory in bytes, hot-plugged modules included; 0 when the document does not say.
+    pub memory: u64,
+    /// The most memory in bytes that its QEMU process may use and lock (`<memtune><hard_limit>`).
+    pub hard_limit: Option<u64>,
 }
 
 /// A PCI controller of a guest: a root, a bridge, a port or an expander.
@@ -46,6 +55,10 @@ pub struct PciController {
     pub hotplug: bool,
     /// Bus numbers that firmware keeps behind it (`bus-reserve` through `qemu:override`); 0 is not none.
     pub bus_reserve: Option<u8>,
+    /// Bytes of non-prefetchable memory that firmware keeps behind it (`mem-reserve`, likewise).
+    pub mem_reserve: Option<u64>,
+    /// Bytes of 64-bit prefetchable memory that firmware keeps behind it (`pref64-reserve`, likewise).
+    pub pref64_reserve: Option<u64>,
 }
 
 /// The `model` of a PCI controller (libvirt, "Controllers").

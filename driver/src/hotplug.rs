@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! plug     preflight → render → attach → read back            │ undo: detach what a failed attach left
+//! group    free_group → plug each member                      │ undo: give_back
 //! unplug   subscribe → definition → ask the guest → wait → read back, again until it is gone
 //! ```
 //! libvirt's detach returning means *asked*; *gone* means that the device is not in the live document.
 
-use std::collections::HashSet;
+mod preflight;
+
 use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
@@ -14,13 +16,15 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::device::HostDevice;
-use crate::domain::{ControllerModel, DomainXml, Hostdev, UserAlias};
+use crate::domain::{DomainXml, Hostdev, UserAlias};
 use crate::hypervisor::{
     DetachScope, DomainState, DomainView, Error, ErrorKind, Event, Hypervisor, Lifecycle, Scope,
 };
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{HostdevSpec, Templates};
+
+pub use preflight::{Bar, Check, CheckResult, Facts, Policy, Refusal, Verdict, preflight};
 
 /// How long and how often a guest is asked to let a device go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,156 +93,44 @@ pub enum Unplugged {
     },
 }
 
-/// Why something cannot be plugged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The device that cannot be given, where another one could be; none when it is the domain.
-    pub device: Option<PciAddress>,
-    /// The error that libvirt would give, with what to do about it in the text.
-    pub error: Error,
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self { device: None, error }
-    }
-}
-
-/// Looks whether `devices` could be plugged into a domain, before any host driver is touched: libvirt
-/// unbinds the host driver first and finds out later, and a failed attach takes the host's device down.
+/// Takes the members of an IOMMU group that are to be plugged together from their host drivers, so that the
+/// first one to be attached does not find the others still on theirs: libvirt unbinds one call's device only.
+/// Returns those that it took, for [`give_back`]: libvirt leaves them on VFIO when the guest lets them go.
 ///
 /// # Errors
-/// [`Refusal`].
-pub async fn preflight(
+/// What the hypervisor refused; those taken before it have been given back, or the text says which were not.
+pub async fn free_group(
     hypervisor: &dyn Hypervisor,
-    view: &DomainView,
-    devices: &[HostDevice],
-) -> Result<(), Refusal> {
-    let operation = || format!("attach to domain {}", view.info.name);
-    match view.info.state {
-        DomainState::Running | DomainState::Blocked | DomainState::Paused | DomainState::ShutOff => {}
-        state @ (DomainState::ShuttingDown
-        | DomainState::Crashed
-        | DomainState::Suspended
-        | DomainState::Unknown) => {
-            let message = format!("the domain is {state:?}; attach when it runs, is paused or is shut off");
-            return Err(Error::new(ErrorKind::NotRunning, operation(), message).into());
-        }
-    }
-    if view.live.is_none() && view.persistent.is_none() {
-        let message = "the domain has no document to attach to";
-        return Err(Error::new(ErrorKind::NotRunning, operation(), message).into());
-    }
-    for device in devices {
-        let refused = |error| Refusal { device: Some(device.address), error };
-        not_in_documents(view, device)
-            .map_err(|message| refused(Error::new(ErrorKind::AlreadyDefined, operation(), message)))?;
-        assignable(hypervisor, device, &operation).await.map_err(refused)?;
-    }
-    if let Some(live) = &view.live {
-        free_ports(live, devices)
-            .map_err(|message| Error::new(ErrorKind::NoFreePort, operation(), message))?;
-    } else {
-        // libvirt takes anything into a definition and fails at start: what a live attach finds out by
-        // itself is looked up here.
-        not_in_use(hypervisor, devices, &operation).await?;
-    }
-    Ok(())
-}
-
-fn not_in_documents(view: &DomainView, device: &HostDevice) -> Result<(), String> {
-    let has = |document: &Option<DomainXml>| {
-        document.as_ref().is_some_and(|d| d.hostdevs.iter().any(|hostdev| hostdev.source == device.address))
-    };
-    match (has(&view.live), has(&view.persistent)) {
-        (false, false) => Ok(()),
-        (true, _) => Err(format!(
-            "{} is in the running domain already, attached by someone else; detach it there first",
-            device.address
-        )),
-        (false, true) => Err(format!(
-            "{} is in the domain's definition already, put there by someone else; \
-             remove it there first (virsh detach-device --config)",
-            device.address
-        )),
-    }
-}
-
-async fn assignable(
-    hypervisor: &dyn Hypervisor,
-    device: &HostDevice,
-    operation: &impl Fn() -> String,
-) -> Result<(), Error> {
-    if device.bridge {
-        let message = format!("{} is a bridge or port; only endpoints can be assigned", device.address);
-        return Err(Error::new(ErrorKind::NotAssignable, operation(), message));
-    }
-    let Some(group) = &device.iommu_group else {
-        let message = format!(
-            "{} is in no IOMMU group; switch the IOMMU on in firmware and kernel (intel_iommu=on), \
-             see `hotslot doctor`",
-            device.address
-        );
-        return Err(Error::new(ErrorKind::NoPassthrough, operation(), message));
-    };
-    for member in group.members.iter().filter(|member| **member != device.address) {
-        let sibling = match hypervisor.device(*member).await {
-            Ok(sibling) => sibling,
-            Err(error) if error.kind == ErrorKind::NoDevice => continue,
-            Err(error) => return Err(error),
+    members: &[HostDevice],
+) -> Result<Vec<PciAddress>, Error> {
+    let mut taken = Vec::new();
+    for member in members.iter().filter(|member| member.blocks_its_group()) {
+        let Err(mut error) = hypervisor.node_detach(member.address).await else {
+            taken.push(member.address);
+            continue;
         };
-        if let Some(driver) = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group()) {
-            let message = format!(
-                "IOMMU group {} of {} is not viable: its member {member} is bound to the host driver \
-                 {driver}; unbind it first (virsh nodedev-detach {})",
-                group.number, device.address, sibling.name
-            );
-            return Err(Error::new(ErrorKind::GroupNotViable, operation(), message));
+        // After a time-out it may have been taken.
+        if error.kind.leaves_it_open() {
+            taken.push(member.address);
         }
+        if let Err(lost) = give_back(hypervisor, &taken).await {
+            error.message = format!("{}; and giving back what was taken failed: {lost}", error.message);
+        }
+        return Err(error);
     }
-    Ok(())
+    Ok(taken)
 }
 
-fn free_ports(live: &DomainXml, devices: &[HostDevice]) -> Result<(), String> {
-    let free = Topology::of(live).free_ports();
-    let mut left = free.clone();
-    let pcie = live.controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot);
-    if let Some(device) = devices.iter().find(|device| left.take(device.express).is_none()) {
-        let (kind, cure) = match (device.express, pcie) {
-            (true, true) => ("PCI Express", "pcie-root-port controllers"),
-            (false, true) => ("conventional PCI", "a pcie-to-pci-bridge controller"),
-            (_, false) => ("PCI", "a pci-bridge controller"),
-        };
-        let wanted = devices.iter().filter(|other| !pcie || other.express == device.express).count();
-        let room = free.count_for(device.express);
-        return Err(format!(
-            "no free hot-plug port: {wanted} {kind} device(s) wanted, room for {room}; detach something, \
-             or add {cure} to the domain's definition and power-cycle the guest"
-        ));
+/// Gives functions back to their host drivers: all of them, also after one failed.
+///
+/// # Errors
+/// The first that was refused.
+pub async fn give_back(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> Result<(), Error> {
+    let mut given = Ok(());
+    for member in members {
+        given = given.and(hypervisor.node_reattach(*member).await);
     }
-    Ok(())
-}
-
-async fn not_in_use(
-    hypervisor: &dyn Hypervisor,
-    devices: &[HostDevice],
-    operation: &impl Fn() -> String,
-) -> Result<(), Refusal> {
-    let wanted: HashSet<PciAddress> = devices.iter().map(|device| device.address).collect();
-    for info in hypervisor.domains().await?.into_iter().filter(|info| info.state.is_active()) {
-        let holds = match hypervisor.domain(info.uuid).await {
-            Ok(view) => view.live,
-            Err(error) if error.kind == ErrorKind::NoDomain => None,
-            Err(error) => return Err(error.into()),
-        };
-        let taken = holds.iter().flat_map(|live| &live.hostdevs).find(|held| wanted.contains(&held.source));
-        if let Some(held) = taken {
-            let message = format!("{} is in use by domain {}; detach it there first", held.source, info.name);
-            let error = Error::new(ErrorKind::InUse, operation(), message);
-            return Err(Refusal { device: Some(held.source), error });
-        }
-    }
-    Ok(())
+    given
 }
 
 /// Plugs one device and reads it back.
@@ -459,40 +351,5 @@ async fn wait(
             Ok(Ok(Event::Disconnected { .. })) => return false,
             Ok(Ok(_)) => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::xml::nodedev::{self, NodeDevice};
-
-    fn device(xml: &str) -> HostDevice {
-        let NodeDevice::Pci(device) = nodedev::parse(xml).unwrap() else { panic!("{xml}") };
-        *device
-    }
-
-    #[test]
-    fn ports_are_counted_for_all_devices_of_a_request_together() {
-        let vf = device(include_str!("../tests/data/libvirt-11.3/nodedev/vf-igb.xml"));
-        let edu = device(include_str!("../tests/data/libvirt-11.3/nodedev/edu-own-group.xml"));
-        let guest = |xml| crate::xml::domain::parse(xml).unwrap();
-
-        let q35 = guest(include_str!("../tests/data/libvirt-11.3/domain/q35-before.xml"));
-        assert_eq!(free_ports(&q35, &vec![vf.clone(); 7]), Ok(()));
-        let reason = free_ports(&q35, &vec![vf.clone(); 8]).unwrap_err();
-        assert!(reason.contains("8 PCI Express device(s) wanted, room for 7; detach"), "{reason}");
-        let reason = free_ports(&q35, &[vf.clone(), edu.clone()]).unwrap_err();
-        assert!(reason.contains("1 conventional PCI device(s) wanted, room for 0"), "{reason}");
-        assert!(reason.contains("pcie-to-pci-bridge"), "{reason}");
-
-        // On i440fx both kinds take the same slots.
-        let mut i440fx = guest(include_str!("../tests/data/libvirt-11.3/domain/i440fx.xml"));
-        let mut room = Topology::of(&i440fx).free_ports();
-        i440fx.occupied.extend(std::iter::from_fn(|| room.take(true)).skip(1));
-        assert_eq!(free_ports(&i440fx, std::slice::from_ref(&edu)), Ok(()));
-        let reason = free_ports(&i440fx, &[vf, edu]).unwrap_err();
-        assert!(reason.contains("2 PCI device(s) wanted, room for 1"), "{reason}");
-        assert!(reason.contains("a pci-bridge controller"), "{reason}");
     }
 }

@@ -4,6 +4,7 @@
 //! device is in the domain; [`Hypervisor::detach`] on a live domain returning means that the guest was
 //! asked. What makes an answer out of these is [`crate::hotplug`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -22,11 +23,24 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Who answers at the other end.
     async fn host(&self) -> Result<HostInfo, Error>;
 
+    /// The CPU socket of each NUMA node of the host; none when it is not told, or a node spans several
+    /// sockets.
+    async fn node_sockets(&self) -> Result<Option<BTreeMap<u32, u32>>, Error>;
+
     /// Every PCI function of the host, in order of address.
     async fn devices(&self) -> Result<Vec<HostDevice>, Error>;
 
     /// One PCI function; [`ErrorKind::NoDevice`] when the host has none there.
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error>;
+
+    /// Takes a function from its host driver and binds it to the VFIO driver that libvirt chooses
+    /// (`virsh nodedev-detach`). One that is bound so already stays.
+    /// [`ErrorKind::InUse`] when a domain has it.
+    async fn node_detach(&self, address: PciAddress) -> Result<(), Error>;
+
+    /// Gives a function back to its host driver (`virsh nodedev-reattach`), if it has one.
+    /// [`ErrorKind::InUse`] when a domain has it.
+    async fn node_reattach(&self, address: PciAddress) -> Result<(), Error>;
 
     /// Every domain, running or not.
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error>;
@@ -288,7 +302,7 @@ pub enum ErrorKind {
     NotRunning,
     /// The persistent definition has the device already.
     AlreadyDefined,
-    /// The host cannot pass devices through: no IOMMU, or no vfio-pci.
+    /// The host cannot pass devices through: no IOMMU, no vfio-pci, or QEMU may lock too little memory.
     NoPassthrough,
     /// An earlier removal of this device is still under way.
     UnplugPending,

@@ -2,13 +2,14 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use hotslot_driver::device::{IommuGroup, Link, Role};
 use hotslot_driver::domain::{ControllerModel, DomainXml, UserAlias};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::xml::nodedev::{self, NodeDevice, attach_children};
-use hotslot_driver::xml::{XmlError, domain};
+use hotslot_driver::xml::{XmlError, capabilities, domain};
 use proptest::prelude::*;
 
 fn at(address: &str) -> PciAddress {
@@ -182,11 +183,66 @@ fn an_override_reserves_buses_and_a_prefix_does_not_hide_the_age() {
     assert_eq!(live.created.as_deref(), Some("2024-10-02 11:40:37"));
     let reserves: Vec<_> = live.controllers.iter().map(|controller| controller.bus_reserve).collect();
     assert_eq!(reserves, [None, Some(3), None]);
+    let controllers = &live.controllers;
+    assert_eq!((controllers[1].mem_reserve, controllers[1].pref64_reserve), (None, None));
+    assert_eq!((controllers[2].mem_reserve, controllers[2].pref64_reserve), (Some(64 << 20), Some(32 << 30)));
     assert!(!live.agent_connected, "the channel is there, the agent is not");
 
     // The definition has no aliases of controllers, and the override means the same ones.
     let definition = data("libvirt-10/nova-live.xml").replace("<alias name='pci.1'/>", "");
     assert_eq!(domain::parse(&definition).unwrap().controllers[1].bus_reserve, Some(3));
+}
+
+/// A guest's document with this in it, and what is to be read of it: no Rust is needed for another one.
+#[test]
+fn memory_and_numa_nodes_are_read_as_libvirt_means_them() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        why: String,
+        guest: String,
+        memory: Option<u64>,
+        hard_limit: Option<u64>,
+        nodes: Option<BTreeSet<u32>>,
+        error: Option<String>,
+    }
+    let cases: Vec<Case> = serde_json::from_str(&data("guest-facts.json")).unwrap();
+    for Case { why, guest, memory, hard_limit, nodes, error } in cases {
+        let xml = format!(
+            "<domain><name>g</name><uuid>{}</uuid>{guest}<os><type arch='x86_64'/></os><devices/></domain>",
+            uuid::Uuid::nil()
+        );
+        match (domain::parse(&xml), error) {
+            (Ok(read), None) => {
+                assert_eq!((Some(read.memory), read.hard_limit), (memory, hard_limit), "{why}");
+                assert_eq!(Some(read.numa_nodes), nodes, "{why}");
+            }
+            (Err(read), Some(error)) => assert!(read.to_string().contains(&error), "{why}: {read}"),
+            (read, error) => panic!("{why}: {read:?} instead of {error:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_sockets_of_numa_nodes_are_read_or_not_known() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        why: String,
+        cells: String,
+        sockets: Option<Vec<(u32, u32)>>,
+        error: Option<String>,
+    }
+    let cases: Vec<Case> = serde_json::from_str(&data("node-sockets.json")).unwrap();
+    for Case { why, cells, sockets, error } in cases {
+        let xml =
+            format!("<capabilities><host><topology><cells>{cells}</cells></topology></host></capabilities>");
+        match (capabilities::node_sockets(&xml), error) {
+            (Ok(read), None) => assert_eq!(read, sockets.map(BTreeMap::from_iter), "{why}"),
+            (Err(read), Some(error)) => assert!(read.to_string().contains(&error), "{why}: {read}"),
+            (read, error) => panic!("{why}: {read:?} instead of {error:?}"),
+        }
+    }
+    assert_eq!(capabilities::node_sockets("<capabilities/>"), Ok(None));
+    assert!(capabilities::node_sockets("<domain/>").is_err());
 }
 
 #[test]
@@ -290,6 +346,19 @@ fn broken() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_list_of_nodes_makes_a_parser_panic(nodes in "[-0-9,^ ]{0,16}") {
+        let xml = format!(
+            "<domain><name>g</name><uuid>{}</uuid><os><type arch='x86_64'/></os><devices/>\
+             <cpu><numa><cell id='0'/></numa></cpu><numatune><memory nodeset='{nodes}'/></numatune></domain>",
+            uuid::Uuid::nil()
+        );
+        match domain::parse(&xml) {
+            Ok(guest) => prop_assert!(guest.numa_nodes.iter().all(|node| *node <= 1023)),
+            Err(error) => prop_assert!(error.to_string().contains("a list of nodes is like"), "{error}"),
+        }
+    }
 
     #[test]
     fn no_broken_document_makes_a_parser_panic(xml in broken(), cut in any::<prop::sample::Index>()) {

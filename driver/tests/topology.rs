@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use hotslot_driver::domain::{ControllerModel, DomainXml, PciController};
@@ -212,6 +212,8 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
             bus_nr,
             hotplug,
             bus_reserve,
+            mem_reserve: None,
+            pref64_reserve: None,
         });
     (prop::collection::vec(controller, 0..14), prop::collection::vec(address, 0..6), any::<bool>()).prop_map(
         |(mut controllers, mut occupied, root)| {
@@ -231,6 +233,9 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 hostdevs: Vec::new(),
                 occupied,
                 agent_connected: false,
+                numa_nodes: BTreeSet::new(),
+                memory: 0,
+                hard_limit: None,
             }
         },
     )
@@ -302,5 +307,15 @@ fn numbers_that_run_out_are_not_known() {
 }
 
 fn controller(index: u8, model: ControllerModel, address: Option<PciAddress>) -> PciController {
-    PciController { index, model, address, alias: None, bus_nr: None, hotplug: true, bus_reserve: None }
+    PciController {
+        index,
+        model,
+        address,
+        alias: None,
+        bus_nr: None,
+        hotplug: true,
+        bus_reserve: None,
+        mem_reserve: None,
+        pref64_reserve: None,
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::hotplug::{self, Presence, Unplugged};
+use hotslot_driver::hotplug::{self, Facts, Policy, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use uuid::Uuid;
 
@@ -199,19 +199,19 @@ impl Service {
                 Err(error) => return Err(host.error(context())(error)),
             }
         }
-        let (ids, functions): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
-        let Err(refusal) = hotplug::preflight(host.hypervisor.as_ref(), view, &functions).await else {
-            return Ok(true);
-        };
-        let culprit = functions.iter().position(|function| Some(function.address) == refusal.device);
-        let open = refusal.error.kind.leaves_it_open();
-        let error = host.error(context())(refusal.error);
+        let (ids, facts): (Vec<_>, Vec<Facts>) =
+            seen.into_iter().map(|(id, function)| (id, Facts::from(function))).unzip();
+        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, Policy::default()).await;
+        let verdict = verdict.map_err(host.error(context()))?;
+        let Some(refusal) = verdict.refusal() else { return Ok(true) };
+        let culprit = facts.iter().position(|facts| Some(facts.device.address) == refusal.device);
+        let error = host.error(context())(refusal.error.clone());
         match culprit.and_then(|index| ids.get(index)) {
-            Some(id) if !open => {
+            Some(id) => {
                 choice.exclude(*id, error);
                 Ok(false)
             }
-            Some(_) | None => Err(error),
+            None => Err(error),
         }
     }
 

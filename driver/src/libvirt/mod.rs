@@ -18,6 +18,7 @@ mod event_loop;
 mod ffi;
 mod link;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use tracing::debug;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::nodedev::NodeDevice;
 use virt::sys;
 
 use self::calls::{Calls, Verb};
@@ -153,6 +155,17 @@ impl Libvirt {
         self.calls.run(Verb::Read, self.options.read_limit, operation.into(), work).await
     }
 
+    async fn change_device(
+        &self,
+        operation: String,
+        address: PciAddress,
+        work: impl FnOnce(&NodeDevice) -> Result<(), virt::error::Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let work =
+            move |connect: &Connect| Ok(work(&connect.lookup_node_device_by_name(&address.node_name())?)?);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, work).await
+    }
+
     async fn change<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -187,6 +200,13 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn node_sockets(&self) -> Result<Option<BTreeMap<u32, u32>>, Error> {
+        self.read("read the host's capabilities", |connect| {
+            Ok(xml::capabilities::node_sockets(&connect.capabilities()?)?)
+        })
+        .await
+    }
+
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
         self.read("list the host's devices", |connect| {
             // One that is not understood is left out: libvirt cannot assign it either (32-bit PCI domains).
@@ -210,6 +230,16 @@ impl Hypervisor for Libvirt {
             })
         })
         .await
+    }
+
+    async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
+        let operation = format!("take {address} from its host driver");
+        self.change_device(operation, address, |device| device.detach_flags(None, 0)).await
+    }
+
+    async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
+        let operation = format!("give {address} back to its host driver");
+        self.change_device(operation, address, NodeDevice::reattach).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {

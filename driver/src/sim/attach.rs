@@ -12,6 +12,7 @@ use crate::device::Role;
 use crate::hypervisor::{Event, Scope};
 use crate::pci::PciAddress;
 
+use super::device::{Device, VFIO};
 use super::document::Document;
 use super::host::Host;
 use super::plug::Plug;
@@ -126,6 +127,39 @@ impl Host {
         }
     }
 
+    /// Binds a function to vfio-pci, for as long as it is not given back.
+    pub(super) fn node_detach(&mut self, address: PciAddress) -> Result<(), Refusal> {
+        self.check_free_of_guests(address)?;
+        self.lose_vfs(address);
+        self.rest_on(address, |_| Some(VFIO.to_owned()));
+        Ok(())
+    }
+
+    /// Gives a function back to its host driver. One whose guest has just stopped has it back at once.
+    pub(super) fn node_reattach(&mut self, address: PciAddress) -> Result<(), Refusal> {
+        self.check_free_of_guests(address)?;
+        self.rest_on(address, |device| device.native().cloned());
+        Ok(())
+    }
+
+    fn check_free_of_guests(&self, address: PciAddress) -> Result<(), Refusal> {
+        let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
+        let own = device.holder.map(|holder| (address, self.name_of(holder)));
+        match own.or_else(|| self.held_vf(device)) {
+            Some((held, holder)) => Err(refusal::in_use(held, holder)),
+            None => Ok(()),
+        }
+    }
+
+    fn rest_on(&mut self, address: PciAddress, driver: impl FnOnce(&Device) -> Option<String>) {
+        if let Some(device) = self.devices.get_mut(address) {
+            device.releasing = false;
+            device.rest_on(driver(device));
+        }
+        self.save_device(address);
+        self.refresh(address);
+    }
+
     /// Whether QEMU can open the groups of functions that are being given to one guest.
     pub(super) fn check_viable(&self, given: &[PciAddress]) -> Result<(), Refusal> {
         for device in given.iter().filter_map(|address| self.devices.get(*address)) {
@@ -145,16 +179,16 @@ impl Host {
         let Some(device) = self.devices.get_mut(address) else { return };
         device.holder = Some(domain);
         device.releasing = false;
-        let vfs = if device.rests_on_host_driver() {
-            let info = device.info.clone();
-            self.devices.virtual_functions(&info)
-        } else {
-            Vec::new()
-        };
-        for vf in vfs {
+        self.lose_vfs(address);
+        self.refresh(address);
+    }
+
+    /// A physical function's virtual ones go with its host driver.
+    fn lose_vfs(&mut self, address: PciAddress) {
+        let device = self.devices.get(address).filter(|device| device.rests_on_host_driver());
+        for vf in device.map(|device| self.devices.virtual_functions(&device.info)).unwrap_or_default() {
             self.vanish(vf);
         }
-        self.refresh(address);
     }
 
     /// Whether a function goes to a PCI Express port. One that is not there counts as express.

@@ -15,6 +15,8 @@ pub(super) struct HostConfig {
     pub(super) hostname: Option<String>,
     pub(super) hypervisor_version: Option<u64>,
     pub(super) libvirt_version: Option<u64>,
+    /// The CPU socket of each NUMA node, from node 0.
+    pub(super) node_sockets: Option<Vec<u32>>,
     /// Milliseconds that each call takes.
     pub(super) latency: BTreeMap<Operation, u64>,
     /// Milliseconds until the host drivers are back after a guest has stopped.
@@ -33,6 +35,8 @@ pub(super) enum Operation {
     Host,
     Devices,
     Device,
+    NodeDetach,
+    NodeReattach,
     Domains,
     Domain,
     Attach,
@@ -49,6 +53,8 @@ impl Operation {
             Self::Host
             | Self::Devices
             | Self::Device
+            | Self::NodeDetach
+            | Self::NodeReattach
             | Self::Domains
             | Self::Domain
             | Self::Agent

@@ -16,7 +16,7 @@ use crate::hypervisor::NodeChange;
 use crate::pci::PciAddress;
 use crate::xml::nodedev::NodeDevice;
 
-const VFIO: &str = "vfio-pci";
+pub(super) const VFIO: &str = "vfio-pci";
 
 /// One PCI function of the host.
 #[derive(Debug)]
@@ -95,6 +95,11 @@ impl Device {
     /// Binds another driver, or none, for as long as no guest has it.
     pub(super) fn rest_on(&mut self, driver: Option<String>) {
         self.resting = driver;
+    }
+
+    /// The host driver that libvirt gives it back to: the one under which it has its children.
+    pub(super) fn native(&self) -> Option<&String> {
+        self.native.as_ref()
     }
 
     /// Whether a guest may have it with `managed='no'`: somebody bound it to VFIO.

@@ -37,6 +37,7 @@ mod power;
 mod refusal;
 mod store;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -154,6 +155,13 @@ impl Hypervisor for Sim {
         self.call(Operation::Host, None, "read the host", |host, _, _| Ok(host.info())).await
     }
 
+    async fn node_sockets(&self) -> Result<Option<BTreeMap<u32, u32>>, Error> {
+        self.call(Operation::Host, None, "read the host's capabilities", |host, _, _| {
+            Ok(host.config.node_sockets.clone().map(|sockets| (0..).zip(sockets).collect()))
+        })
+        .await
+    }
+
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
         self.call(Operation::Devices, None, "list node devices", |host, _, _| {
             Ok(host.devices.iter().map(|device| device.info.clone()).collect())
@@ -164,6 +172,16 @@ impl Hypervisor for Sim {
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
         let what = format!("read node device {}", address.node_name());
         self.call(Operation::Device, None, &what, move |host, _, _| host.device(address)).await
+    }
+
+    async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
+        let what = format!("take {address} from its host driver");
+        self.call(Operation::NodeDetach, None, &what, move |host, _, _| host.node_detach(address)).await
+    }
+
+    async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
+        let what = format!("give {address} back to its host driver");
+        self.call(Operation::NodeReattach, None, &what, move |host, _, _| host.node_reattach(address)).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use roxmltree::Node;
 
 use super::XmlError;
+use super::numa;
 use super::read::{self, Fault, child, children, required, required_attribute, required_number};
 use crate::domain::{ControllerModel, DomainXml, Hostdev, PciController};
 use crate::pci::PciAddress;
@@ -30,7 +31,7 @@ pub fn parse(xml: &str) -> Result<DomainXml, XmlError> {
 fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
     let os_type = required(required(root, "os")?, "type")?;
     let devices = required(root, "devices")?;
-    let reserves = bus_reserves(root)?;
+    let reserves = reserves(root)?;
     Ok(DomainXml {
         uuid: read::value(required(root, "uuid")?)?,
         name: name.to_owned(),
@@ -51,6 +52,12 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
                 target.attribute("name") == Some(AGENT) && target.attribute("state") == Some("connected")
             },
         ),
+        numa_nodes: numa::nodes_of_cells(root)?,
+        memory: child(root, "memory").map_or(Ok(0), read::bytes)?,
+        hard_limit: child(root, "memtune")
+            .and_then(|memtune| child(memtune, "hard_limit"))
+            .map(read::bytes)
+            .transpose()?,
     })
 }
 
@@ -78,22 +85,35 @@ fn created(root: Node<'_, '_>) -> Option<String> {
         .and_then(read::text)
 }
 
-/// The `bus-reserve` of each device that has one by `<qemu:override>`, under the device's alias.
-fn bus_reserves<'a>(root: Node<'a, '_>) -> Result<HashMap<&'a str, u8>, Fault> {
+/// What firmware is told to keep behind a port.
+#[derive(Default, Clone, Copy)]
+struct Reserve {
+    buses: Option<u8>,
+    mem: Option<u64>,
+    pref64: Option<u64>,
+}
+
+/// What is reserved behind each device by `<qemu:override>`, under the device's alias.
+fn reserves<'a>(root: Node<'a, '_>) -> Result<HashMap<&'a str, Reserve>, Fault> {
     let named = |name: &'static str| move |node: &Node<'_, '_>| node.tag_name() == (QEMU, name).into();
-    let mut reserves = HashMap::new();
+    let mut reserves: HashMap<&str, Reserve> = HashMap::new();
     for device in root.children().filter(named("override")).flat_map(|node| node.children()) {
+        let Some(alias) = device.attribute("alias") else { continue };
+        let reserve = reserves.entry(alias).or_default();
         let properties = device.children().filter(named("frontend")).flat_map(|node| node.children());
-        for property in properties.filter(|node| node.attribute("name") == Some("bus-reserve")) {
-            if let Some(alias) = device.attribute("alias") {
-                reserves.insert(alias, required_number(property, "value")?);
+        for property in properties {
+            match property.attribute("name") {
+                Some("bus-reserve") => reserve.buses = Some(required_number(property, "value")?),
+                Some("mem-reserve") => reserve.mem = Some(required_attribute(property, "value")?),
+                Some("pref64-reserve") => reserve.pref64 = Some(required_attribute(property, "value")?),
+                Some(_) | None => {}
             }
         }
     }
     Ok(reserves)
 }
 
-fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, u8>) -> Result<PciController, Fault> {
+fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, Reserve>) -> Result<PciController, Fault> {
     let index = required_number(node, "index")?;
     let target = child(node, "target");
     let alias = alias(node);
@@ -102,13 +122,16 @@ fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, u8>) -> Result<PciCon
         Some(alias) => reserves.get(alias.as_str()),
         None => reserves.get(format!("pci.{index}").as_str()),
     };
+    let reserve = reserve.copied().unwrap_or_default();
     Ok(PciController {
         index,
         model: model(node)?,
         address: guest_address(node)?,
         bus_nr: target.map_or(Ok(None), |target| read::number(target, "busNr"))?,
         hotplug: target.and_then(|target| target.attribute("hotplug")) != Some("off"),
-        bus_reserve: reserve.copied(),
+        bus_reserve: reserve.buses,
+        mem_reserve: reserve.mem,
+        pref64_reserve: reserve.pref64,
         alias,
     })
 }

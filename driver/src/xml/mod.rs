@@ -1,8 +1,10 @@
 //! Documents in and out: text in, values out; values in, text out. No connection is known here.
 
+pub mod capabilities;
 pub mod domain;
 pub mod hostdev;
 pub mod nodedev;
+mod numa;
 mod read;
 mod rendered;
 

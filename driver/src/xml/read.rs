@@ -140,6 +140,33 @@ fn missing(node: Node<'_, '_>, attribute: &str) -> Fault {
     Fault::at(node, format_args!("it has no attribute {attribute}"))
 }
 
+/// The bytes that libvirt's scaled number in the text of an element stands for (`virScaleInteger`): in KiB
+/// where no unit is given, in powers of 1000 where the unit ends in a bare `B`.
+pub(super) fn bytes(node: Node<'_, '_>) -> Result<u64, Fault> {
+    let number: u64 = value(node)?;
+    let unit = node.attribute("unit").unwrap_or("KiB");
+    let scale = scale(&unit.to_ascii_lowercase()).ok_or_else(|| {
+        let units = "a unit is b, or one of K M G T P E alone, with iB (1024) or with B (1000)";
+        Fault::at(node, format_args!("unit='{unit}': {units}"))
+    })?;
+    number
+        .checked_mul(scale)
+        .ok_or_else(|| Fault::at(node, format_args!("{number} {unit} are more bytes than 64 bits can count")))
+}
+
+fn scale(unit: &str) -> Option<u64> {
+    if matches!(unit, "" | "b" | "byte" | "bytes") {
+        return Some(if unit.is_empty() { 1024 } else { 1 });
+    }
+    let base: u64 = match unit.get(1..)? {
+        "" | "ib" => 1024,
+        "b" => 1000,
+        _ => return None,
+    };
+    let power = "kmgtpe".find(unit.get(..1)?)?;
+    base.checked_pow(u32::try_from(power).ok()? + 1)
+}
+
 /// The address in the attributes of an `<address domain= bus= slot= function=>`; what is missing is 0.
 pub(super) fn pci_address(node: Node<'_, '_>) -> Result<PciAddress, Fault> {
     let number = |name| number(node, name).map(Option::unwrap_or_default);

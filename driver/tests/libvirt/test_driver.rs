@@ -41,6 +41,12 @@ async fn over_a_socket() {
     story(daemon.uri()).await;
 }
 
+#[tokio::test]
+async fn the_sockets_of_the_test_drivers_own_host() {
+    let libvirt = connected("test:///default".into(), options()).await;
+    assert_eq!(libvirt.node_sockets().await.unwrap(), Some([(0, 0), (1, 1)].into()));
+}
+
 async fn story(uri: String) {
     let libvirt = connected(uri, options()).await;
     inventory(&libvirt).await;
@@ -52,6 +58,8 @@ async fn inventory(libvirt: &Libvirt) {
     let host = libvirt.host().await.unwrap();
     assert_eq!((host.hypervisor_type.as_str(), host.simulated), ("TEST", false));
     assert!(host.libvirt_version >= 11_000_000, "{host:?}");
+
+    assert_eq!(libvirt.node_sockets().await.unwrap(), None, "the file tells no cells");
 
     let devices = libvirt.devices().await.unwrap();
     assert!(devices.is_sorted_by_key(|device| device.address) && devices.len() == 9, "{devices:#?}");
@@ -94,8 +102,13 @@ async fn attach_and_detach(libvirt: &Libvirt) {
 }
 
 async fn refusals(libvirt: &Libvirt) {
+    // The test driver has no drivers to bind; the call reaches it all the same.
+    let nic: PciAddress = "0000:42:00.0".parse().unwrap();
+    assert_eq!(kind(libvirt.node_detach(nic).await), ErrorKind::Unsupported);
+    assert_eq!(kind(libvirt.node_reattach(nic).await), ErrorKind::Unsupported);
     let nobody = Uuid::from_u128(1);
     let nowhere: PciAddress = "0000:7f:1f.7".parse().unwrap();
+    assert_eq!(kind(libvirt.node_detach(nowhere).await), ErrorKind::NoDevice);
     assert_eq!(kind(libvirt.domain(nobody).await), ErrorKind::NoDomain);
     assert_eq!(kind(libvirt.attach(nobody, &hostdev(nowhere), Scope::Live).await), ErrorKind::NoDomain);
     assert_eq!(kind(libvirt.device(nowhere).await), ErrorKind::NoDevice);

@@ -1,0 +1,67 @@
+//! Where a guest's own NUMA cells are on the host.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
+use roxmltree::Node;
+
+use super::read::{Fault, child, children, required_attribute, required_number};
+
+/// The highest NUMA node that a Linux host can have (`MAX_NUMNODES`); longer ranges are mistakes.
+const LAST_NODE: u32 = 1023;
+
+/// The host's NUMA nodes that the guest's cells (`<cpu><numa><cell>`) are on: a cell's own
+/// `<numatune><memnode>`, or else `<numatune><memory>`. Empty when the guest has no cells, or when they are
+/// not pinned.
+pub(super) fn nodes_of_cells(domain: Node<'_, '_>) -> Result<BTreeSet<u32>, Fault> {
+    let cells = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
+    let (Some(cells), Some(tune)) = (cells, child(domain, "numatune")) else { return Ok(BTreeSet::new()) };
+    let common = child(tune, "memory").filter(|memory| memory.has_attribute("nodeset"));
+    let mut nodes = BTreeSet::new();
+    for (position, cell) in (0u32..).zip(children(cells, "cell")) {
+        let id = if cell.has_attribute("id") { required_number(cell, "id")? } else { position };
+        let mut own = None;
+        for memnode in children(tune, "memnode") {
+            if required_number::<u32>(memnode, "cellid")? == id {
+                own = Some(memnode);
+            }
+        }
+        if let Some(told) = own.or(common) {
+            nodes.extend(nodeset(told)?);
+        }
+    }
+    Ok(nodes)
+}
+
+/// libvirt's list of nodes: `0-1,^1,3`, from left to right.
+fn nodeset(node: Node<'_, '_>) -> Result<BTreeSet<u32>, Fault> {
+    let text: String = required_attribute(node, "nodeset")?;
+    let mut nodes = BTreeSet::new();
+    for part in text.split(',').map(str::trim) {
+        let (taken_out, range) = match part.strip_prefix('^') {
+            Some(number) => (true, self::node(number).map(|number| number..=number)),
+            None => (false, range(part)),
+        };
+        let range = range.ok_or_else(|| {
+            let right = "a list of nodes is like 0-1,^1,3";
+            Fault::at(node, format_args!("nodeset='{text}': `{part}`: {right}, none above {LAST_NODE}"))
+        })?;
+        if taken_out {
+            nodes.retain(|node| !range.contains(node));
+        } else {
+            nodes.extend(range);
+        }
+    }
+    Ok(nodes)
+}
+
+fn range(text: &str) -> Option<RangeInclusive<u32>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = node(first)?..=node(last)?;
+    (!range.is_empty()).then_some(range)
+}
+
+fn node(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|node| digits && *node <= LAST_NODE)
+}

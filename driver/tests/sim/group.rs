@@ -1,0 +1,127 @@
+//! An IOMMU group given as a whole: its members leave their host drivers first.
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
+use hotslot_driver::hypervisor::NodeChange;
+use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+
+use super::*;
+
+fn spec(device: &str, id: u128) -> HostdevSpec {
+    HostdevSpec {
+        source: address(device),
+        alias: UserAlias(Uuid::from_u128(id)),
+        managed: true,
+        rom_bar: None,
+        guest: None,
+        interface: None,
+    }
+}
+
+async fn pair(host: &Host) -> Vec<HostDevice> {
+    vec![host.sim.device(address(PAIR0)).await.unwrap(), host.sim.device(address(PAIR1)).await.unwrap()]
+}
+
+#[tokio::test]
+async fn both_functions_of_a_pair_go_in_and_come_back() {
+    let host = Host::small();
+    let (sim, templates, limits) =
+        (host.sim.as_ref(), Templates::load(None).unwrap(), DetachLimits::default());
+    let taken = hotplug::free_group(sim, &pair(&host).await).await.unwrap();
+    assert_eq!(taken, [address(PAIR0), address(PAIR1)]);
+    let specs = [spec(PAIR0, 1), spec(PAIR1, 2)];
+    for spec in &specs {
+        let presence = hotplug::plug(sim, &templates, Q35, spec, Scope::LiveAndConfig, limits).await.unwrap();
+        assert!(presence.live && presence.config);
+    }
+    for spec in &specs {
+        let unplugged = hotplug::unplug(sim, &templates, Q35, spec, true, limits).await.unwrap();
+        assert_eq!(unplugged, Unplugged::Gone);
+        assert_eq!(host.sim.device(spec.source).await.unwrap().driver.as_deref(), Some("vfio-pci"));
+    }
+    hotplug::give_back(sim, &taken).await.unwrap();
+    for member in [PAIR0, PAIR1] {
+        assert_eq!(host.driver(member).await.as_deref(), Some("e1000e"));
+    }
+}
+
+/// Only those that stand in the way are taken, and so only those are given back.
+#[tokio::test]
+async fn what_somebody_else_bound_is_left_alone() {
+    let host = Host::small();
+    host.control(&format!("device driver {PAIR1} vfio-pci"));
+    let taken = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap();
+    assert_eq!(taken, [address(PAIR0)]);
+}
+
+#[tokio::test]
+async fn a_group_that_cannot_be_freed_whole_is_not_touched() {
+    for (fault, kind) in [
+        ("fault node-detach fail nth=2 kind=no-passthrough", ErrorKind::NoPassthrough),
+        ("fault node-detach fail at=after nth=2 kind=timed-out", ErrorKind::TimedOut),
+    ] {
+        let host = Host::small();
+        host.control(fault);
+        let error = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{fault}");
+        for member in [PAIR0, PAIR1] {
+            assert_eq!(host.driver(member).await.as_deref(), Some("e1000e"), "{fault}");
+        }
+    }
+    // What could not be undone is said.
+    let host = Host::small();
+    host.control("fault node-detach fail nth=2 text=first");
+    host.control("fault node-reattach fail text=second");
+    let error = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap_err();
+    assert!(error.message.starts_with("first; and giving back what was taken failed: "), "{error}");
+    assert!(error.message.contains(&format!("give {PAIR0} back")), "{error}");
+}
+
+#[tokio::test]
+async fn all_are_given_back_also_after_one_failed() {
+    let host = Host::small();
+    let taken = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap();
+    host.control("fault node-reattach fail kind=in-use");
+    let (kind, _) = refused(hotplug::give_back(host.sim.as_ref(), &taken).await);
+    assert_eq!(kind, ErrorKind::InUse);
+    assert_eq!(host.driver(PAIR0).await.as_deref(), Some("vfio-pci"));
+    assert_eq!(host.driver(PAIR1).await.as_deref(), Some("e1000e"));
+}
+
+#[tokio::test]
+async fn a_function_leaves_its_host_driver_and_gets_it_back() {
+    let mut host = Host::small();
+    let vf = address(VF0);
+    let child = |change| Event::NodeDevice { name: "net_eth7_26_59_b5_c9_13_51".into(), change };
+    host.sim.node_detach(vf).await.unwrap();
+    host.sim.node_detach(vf).await.unwrap();
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
+    assert_eq!(host.heard(), [child(NodeChange::Deleted)], "its netdev goes, once");
+    let mut host = host.reopened();
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "it outlives the process");
+    host.sim.node_reattach(vf).await.unwrap();
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
+    assert_eq!(host.heard(), [child(NodeChange::Created)]);
+
+    host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
+    for (kind, text) in [refused(host.sim.node_detach(vf).await), refused(host.sim.node_reattach(vf).await)] {
+        assert_eq!(kind, ErrorKind::InUse);
+        assert!(text.ends_with("PCI device 0000:04:10.0 is in use by driver QEMU, domain q35"), "{text}");
+    }
+    let (kind, text) = refused(host.sim.node_detach(address(PF)).await);
+    assert!(kind == ErrorKind::InUse && text.contains(VF0), "its VF is in a guest: {text}");
+    host.control("destroy q35");
+    host.sim.node_detach(address(PF)).await.unwrap();
+    assert_eq!(refused(host.sim.device(vf).await).0, ErrorKind::NoDevice, "VFs go with the PF's host driver");
+    let nowhere = address("0000:0f:00.0");
+    assert_eq!(refused(host.sim.node_detach(nowhere).await).0, ErrorKind::NoDevice);
+    assert_eq!(refused(host.sim.node_reattach(nowhere).await).0, ErrorKind::NoDevice);
+}
+
+#[tokio::test]
+async fn sockets_are_those_of_the_configuration() {
+    assert_eq!(Host::small().sim.node_sockets().await.unwrap(), None);
+    let told = Host::with("node_sockets = [0, 0, 1]").sim.node_sockets().await.unwrap();
+    assert_eq!(told, Some([(0, 0), (1, 0), (2, 1)].into()));
+}

@@ -1,0 +1,174 @@
+//! The verdict before an attach: each check's result, and that libvirt agrees.
+
+use std::collections::BTreeMap;
+
+use hotslot_driver::hotplug::{self, Bar, CheckResult, Facts, Policy, Verdict};
+use serde::Deserialize;
+
+use super::*;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    why: String,
+    guest: String,
+    /// What is replaced in the guest's document.
+    #[serde(default)]
+    edit: Vec<(String, String)>,
+    /// Lines for the control socket.
+    #[serde(default)]
+    setup: Vec<String>,
+    /// Guests, and devices that they have.
+    #[serde(default)]
+    held: Vec<(String, String)>,
+    devices: Vec<Wanted>,
+    #[serde(default)]
+    require_reset: bool,
+    #[serde(default)]
+    whole_groups: bool,
+    /// The refusal: device, kind, words. Absent: there is none.
+    refused: Option<(Option<String>, String, String)>,
+    /// Checks: name, device, result, words.
+    finds: Vec<(String, Option<String>, String, String)>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Wanted {
+    Plain(String),
+    Known {
+        address: String,
+        guard: Option<String>,
+        reset: Option<Vec<String>>,
+        bars: Option<Vec<(u64, bool)>>,
+    },
+}
+
+impl Wanted {
+    async fn facts(self, host: &Host) -> Facts {
+        let (at, guard, reset, bars) = match self {
+            Self::Plain(address) => (address, None, None, None),
+            Self::Known { address, guard, reset, bars } => (address, guard, reset, bars),
+        };
+        let bar = |(size, prefetchable64)| Bar { size, prefetchable64 };
+        let bars = bars.map(|bars| bars.into_iter().map(bar).collect());
+        Facts { device: host.sim.device(address(&at)).await.unwrap(), guard, reset, bars }
+    }
+}
+
+async fn named(host: &Host, name: &str) -> Uuid {
+    let domains = host.sim.domains().await.unwrap();
+    domains.iter().find(|info| info.name == name).unwrap_or_else(|| panic!("no guest {name}")).uuid
+}
+
+async fn verdict(host: &Host, guest: Uuid, facts: &[Facts], policy: Policy) -> Verdict {
+    let view = host.sim.domain(guest).await.unwrap();
+    hotplug::preflight(host.sim.as_ref(), &view, facts, policy).await.unwrap()
+}
+
+/// `driver/tests/data/preflight.json`: another case needs no Rust.
+#[tokio::test]
+async fn every_case_of_the_table() {
+    let table = fs::read_to_string(data("tests/data/preflight.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(&table).unwrap();
+    for case in cases {
+        let why = case.why;
+        let dir = small();
+        let file = dir.path().join("domains").join(&case.guest).with_extension("xml");
+        let mut document = fs::read_to_string(&file).unwrap();
+        for (from, to) in &case.edit {
+            assert!(document.contains(from), "{why}: {from}");
+            document = document.replacen(from, to, 1);
+        }
+        fs::write(&file, document).unwrap();
+        let host = Host::open(dir);
+        case.setup.iter().for_each(|line| host.control(line));
+        for (guest, device) in &case.held {
+            host.attach(named(&host, guest).await, device, "ua-held", Scope::Live).await.unwrap();
+        }
+        let mut wanted = Vec::new();
+        for device in case.devices {
+            wanted.push(device.facts(&host).await);
+        }
+        let policy = Policy { require_reset: case.require_reset, whole_groups: case.whole_groups };
+        let verdict = verdict(&host, named(&host, &case.guest).await, &wanted, policy).await;
+
+        let made: Vec<_> = verdict.checks.iter().map(|check| (check.name, check.device)).collect();
+        let each = [
+            "guard",
+            "not-attached-already",
+            "assignable",
+            "iommu",
+            "group-viable",
+            "not-in-use",
+            "reset",
+            "bar-window",
+        ];
+        let of_devices = wanted.iter().flat_map(|facts| each.map(|name| (name, Some(facts.device.address))));
+        let all = std::iter::once(("server-state", None)).chain(of_devices);
+        let all: Vec<_> = all.chain([("free-port", None), ("memlock", None)]).collect();
+        assert_eq!(made, all, "{why}");
+
+        for (name, device, result, words) in case.finds {
+            let device = device.map(|device| address(&device));
+            let mut checks = verdict.checks.iter();
+            let check = checks.find(|check| check.name == name && check.device == device).unwrap();
+            assert_eq!(format!("{:?}", check.result), result, "{why}: {check:?}");
+            assert!(check.message.contains(&words), "{why}: {check:?}");
+        }
+        let failed = verdict.checks.iter().find(|check| check.result == CheckResult::Fail);
+        assert_eq!(
+            failed.map(|check| check.device),
+            verdict.refusal().map(|refusal| refusal.device),
+            "{why}"
+        );
+        match (verdict.refusal(), case.refused) {
+            (None, None) => {}
+            (Some(refusal), Some((device, kind, words))) => {
+                assert_eq!(refusal.device, device.map(|device| address(&device)), "{why}");
+                assert_eq!(format!("{:?}", refusal.error.kind), kind, "{why}");
+                assert!(refusal.error.message.contains(&words), "{why}: {}", refusal.error.message);
+                assert_eq!(refusal.error.operation, format!("attach to domain {}", case.guest));
+            }
+            (refusal, expected) => panic!("{why}: {refusal:?} instead of {expected:?}"),
+        }
+    }
+}
+
+/// What passes, libvirt takes; what fails, libvirt refuses, and with the same kind.
+#[tokio::test]
+async fn libvirt_agrees_about_every_device_and_guest() {
+    let devices = [VF0, E1000E, PAIR0, NVME, EDU, BRIDGED_EDU, ROOT_PORT];
+    let mut agreed: BTreeMap<bool, u32> = BTreeMap::new();
+    for (guest, scope) in [(Q35, Scope::Live), (I440FX, Scope::Live), (FULL, Scope::Live)] {
+        for device in devices {
+            let host = Host::small();
+            let facts = [Facts::from(host.sim.device(address(device)).await.unwrap())];
+            let verdict = verdict(&host, guest, &facts, Policy::default()).await;
+            let attached = host.attach(guest, device, "ua-x", scope).await;
+            assert_eq!(verdict.refusal().is_none(), attached.is_ok(), "{device} {guest}: {attached:?}");
+            *agreed.entry(attached.is_ok()).or_default() += 1;
+        }
+    }
+    assert!(agreed.len() == 2 && agreed.values().all(|count| *count > 3), "{agreed:?}");
+}
+
+#[tokio::test]
+async fn a_guest_that_is_shutting_down_or_gone_takes_nothing() {
+    let host = Host::small();
+    let mut view = host.sim.domain(Q35).await.unwrap();
+    let facts = [Facts::from(host.sim.device(address(VF0)).await.unwrap())];
+    view.info.state = hotslot_driver::hypervisor::DomainState::ShuttingDown;
+    let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
+    let error = &verdict.refusal().unwrap().error;
+    assert_eq!(error.kind, ErrorKind::NotRunning);
+    assert_eq!(error.message, "the domain is ShuttingDown; attach when it runs, is paused or is shut off");
+
+    (view.live, view.persistent) = (None, None);
+    let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
+    assert!(verdict.refusal().unwrap().error.message.contains("no document"));
+
+    host.control("disconnect");
+    let (kind, _) = refused(hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await);
+    assert_eq!(kind, ErrorKind::Away, "what cannot be asked is no verdict");
+}
