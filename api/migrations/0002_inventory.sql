@@ -6,6 +6,8 @@ ALTER TABLE attachments ADD COLUMN mac_address TEXT;
 ALTER TABLE attachments ADD COLUMN vlan BIGINT;
 ALTER TABLE attachments ADD COLUMN physical_network TEXT;
 ALTER TABLE attachments ADD COLUMN trusted BIGINT CHECK (trusted IN (0, 1));
+ALTER TABLE attachments ADD COLUMN whole_group BIGINT NOT NULL DEFAULT 0 CHECK (whole_group IN (0, 1));
+CREATE INDEX attachments_by_request ON attachments (request_id);
 
 -- Rules that came by the API; those of the configuration file are not here.
 CREATE TABLE pci_config (

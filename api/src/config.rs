@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hotslot_driver::pci::PciAddress;
 use serde::{Deserialize, Deserializer};
 
 /// The whole configuration.
@@ -138,6 +139,8 @@ pub struct Pci {
     pub pci_in_placement: bool,
     /// Facts of devices that no hypervisor knows.
     pub extra_info: Vec<ExtraInfo>,
+    /// Functions that are offered although a guard says that the host needs them.
+    pub unguarded: Vec<Unguarded>,
     /// A directory whose files replace the embedded templates of the same name.
     pub templates: Option<PathBuf>,
 }
@@ -153,12 +156,49 @@ pub struct ExtraInfo {
     pub values: BTreeMap<String, String>,
 }
 
+/// A function whose guards are overridden: `0000:3b:00.0` on every host, or `node1/0000:3b:00.0`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unguarded {
+    /// The host; none is every host.
+    pub host: Option<String>,
+    /// The function.
+    pub address: PciAddress,
+}
+
+impl<'de> Deserialize<'de> for Unguarded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let (host, address) = match text.rsplit_once('/') {
+            Some((host, address)) => (Some(host.to_owned()), address),
+            None => (None, text.as_str()),
+        };
+        let address = address.parse().map_err(|error| {
+            serde::de::Error::custom(format!(
+                "{error}; write 0000:3b:00.0, or HOST/0000:3b:00.0 for one host"
+            ))
+        })?;
+        Ok(Self { host, address })
+    }
+}
+
+impl Pci {
+    /// Whether the guards of a function are overridden.
+    pub fn is_unguarded(&self, host: &str, address: PciAddress) -> bool {
+        let names = |entry: &Unguarded| {
+            entry.address == address && entry.host.as_deref().is_none_or(|name| name == host)
+        };
+        self.unguarded.iter().any(names)
+    }
+}
+
 /// `[attach]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attach {
     /// Who is asked to confirm the guest's address.
     pub verify: Verify,
+    /// Whether a device that the host cannot reset is refused: what one guest left in it, the next would find.
+    pub require_reset: bool,
 }
 
 /// Who confirms where the guest sees a device.

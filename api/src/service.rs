@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::DomainView;
-use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
@@ -77,6 +77,12 @@ impl Service {
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
         let (in_flight, verifying, turns) = Default::default();
+        for entry in &config.pci.unguarded {
+            tracing::warn!(
+                pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
+                "[pci] unguarded: {} is offered even if the host needs it", entry.address
+            );
+        }
         let service =
             Arc::new(Self { config, store, hosts, inventory, templates, in_flight, verifying, turns });
         for host in &service.hosts {
@@ -120,7 +126,10 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
         managed: attachment.managed,
         rom_bar: None,
         guest: None,
-        interface: None,
+        interface: attachment
+            .network
+            .as_ref()
+            .map(|network| InterfaceSpec { mac: network.mac, vlan: network.vlan }),
     }
 }
 

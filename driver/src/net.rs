@@ -53,6 +53,14 @@ impl FromStr for MacAddress {
     }
 }
 
+impl MacAddress {
+    /// A made-up address under `fa:16:3e`, which OpenStack's Neutron uses (`base_mac`).
+    pub fn random() -> Self {
+        let [a, b, c, ..] = *uuid::Uuid::new_v4().as_bytes();
+        Self([0xfa, 0x16, 0x3e, a, b, c])
+    }
+}
+
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

@@ -226,6 +226,11 @@ impl PciClass {
         (self.0 >> 8) as u8
     }
 
+    /// Whether it is a network controller (base class 0x02).
+    pub fn is_network(self) -> bool {
+        self.base() == 0x02
+    }
+
     /// Whether the function is a bridge (base class 0x06). Bridges cannot be assigned to guests.
     pub fn is_bridge(self) -> bool {
         self.base() == 0x06

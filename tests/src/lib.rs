@@ -24,7 +24,7 @@ pub const FULL: &str = "10000000-0000-4000-8000-000000000006";
 /// How long anything may take on a simulated host that ought to happen by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const CONFIG: &str = r#"
+const PCI: &str = r#"
 [pci]
 device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "1234"}', '{"vendor_id": "1b36", "product_id": "0010"}']
 alias = [
@@ -36,6 +36,9 @@ alias = [
   '{"name": "nic", "vendor_id": "8086", "product_id": "10ca"}',
   '{"name": "nic", "vendor_id": "8086", "product_id": "10d3"}',
 ]
+"#;
+
+const HOST: &str = r#"
 [detach]
 attempts = 2
 timeout = 0.4
@@ -125,10 +128,20 @@ impl Hotslot {
 
     /// Serves a copy of a simulated host, with something before the usual configuration.
     pub async fn with(host: &Path, config: &str) -> Self {
+        Self::serving(host, &format!("{config}\n{PCI}"), |_| ()).await
+    }
+
+    /// Serves a copy of a simulated host that something is done to before, with its own `[pci]`.
+    pub async fn bare(host: &Path, pci: &str, change: impl FnOnce(&Path)) -> Self {
+        Self::serving(host, pci, change).await
+    }
+
+    async fn serving(host: &Path, config: &str, change: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         copy(host, &dir.path().join("host"));
+        change(&dir.path().join("host"));
         let config = format!(
-            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{0}/hotslot.db\"\n{CONFIG}\
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{0}/hotslot.db\"\n{HOST}\
              uri = \"sim://{0}/host\"\n",
             dir.path().display()
         );
@@ -187,20 +200,25 @@ impl Hotslot {
 
     /// The user aliases in the documents that the simulated host keeps, live and persistent.
     pub fn plugged(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.host_dir().join("state")];
+        let documents = self.documents();
+        documents.split("ua-").skip(1).filter_map(|rest| rest.get(..36)).map(str::to_owned).collect()
+    }
+
+    /// The documents that the simulated host keeps, live and persistent, one after the other.
+    pub fn documents(&self) -> String {
+        let state = self.host_dir().join("state");
+        let mut text = String::new();
+        let mut folders = vec![state];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 if entry.path().is_dir() {
                     folders.push(entry.path());
-                } else if let Ok(text) = std::fs::read_to_string(entry.path()) {
-                    found.extend(
-                        text.split("ua-").skip(1).filter_map(|rest| rest.get(..36)).map(str::to_owned),
-                    );
+                } else {
+                    text.push_str(&std::fs::read_to_string(entry.path()).unwrap_or_default());
                 }
             }
         }
-        found
+        text
     }
 
     /// Fails the test unless nothing is promised, nothing is plugged, and every host driver is back.
@@ -300,6 +318,14 @@ impl Api {
         devices.into_iter().find(|device| device["address"] == address).unwrap_or(Value::Null)
     }
 
+    /// Every PCI function of the first host, by address.
+    pub async fn functions(&self) -> serde_json::Map<String, Value> {
+        let functions = self.get("/v2/t/os-hypervisors/1/pci_devices").await.expect(200);
+        let functions = functions.body["pci_devices"].as_array().expect("a list").clone();
+        let address = |function: &Value| function["address"].as_str().expect("a text").to_owned();
+        functions.into_iter().map(|function| (address(&function), function)).collect()
+    }
+
     /// Fails the test unless nothing is promised and every host driver is back.
     pub async fn expect_clean(&self) {
         let all = self.get("/v2/t/os-pci_attachments").await.expect(200);
@@ -309,8 +335,7 @@ impl Api {
             assert_eq!(device["status"], "available", "{device}");
             assert_eq!(device["instance_uuid"], Value::Null, "{device}");
         }
-        let functions = self.get("/v2/t/os-hypervisors/1/pci_devices").await.expect(200);
-        for function in functions.body["pci_devices"].as_array().expect("a list") {
+        for function in self.functions().await.values() {
             assert_ne!(function["driver"], "vfio-pci", "{function}");
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hotslot_tests::{Hotslot, Q35, path};
-use serde_json::Value;
+use hotslot_tests::{Hotslot, Q35, SWITCH, attachments, host, path};
+use serde_json::{Value, json};
 
 /// How soon a device that came or went on the host is seen.
 const SOON: Duration = Duration::from_secs(1);
@@ -50,4 +50,229 @@ async fn a_vf_that_comes_or_goes_is_seen_within_a_second_without_a_restart() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// The files of a host whose root is on the NVMe 0000:07:00.0, and whose default route is over 0000:05:00.0.
+fn live_on(host: &std::path::Path) {
+    let root = host.join("root");
+    let file = |path: &str, text: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let link = |path: &str, to: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(to, path).unwrap();
+    };
+    let disk = "sys/devices/pci0000:00/0000:00:14.0/0000:07:00.0/nvme/nvme0/nvme0n1";
+    file("proc/1/mountinfo", "20 1 259:1 / / rw shared:1 - ext4 /dev/nvme0n1p1 rw\n");
+    file("proc/swaps", "Filename Type Size Used Priority\n");
+    file(
+        "proc/1/net/route",
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+         eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
+    );
+    file("proc/1/net/ipv6_route", "");
+    file("proc/1/net/if_inet6", "");
+    file(&format!("{disk}/nvme0n1p1/partition"), "1");
+    link("sys/dev/block/259:1", &format!("../../../{disk}/nvme0n1p1"));
+    link("sys/class/block/nvme0n1", &format!("../../../{disk}"));
+    link("sys/class/block/nvme0n1p1", &format!("../../../{disk}/nvme0n1p1"));
+    let nic = "sys/devices/pci0000:00/0000:00:12.0/0000:05:00.0";
+    file(&format!("{nic}/net/eth0/type"), "1");
+    link(&format!("{nic}/net/eth0/device"), "../..");
+    link("sys/class/net/eth0", &format!("../../../{nic}/net/eth0"));
+    for address in ["0000:04:10.0", "0000:04:10.2"] {
+        file(&format!("sys/bus/pci/devices/{address}/reset_method"), "flr bus\n");
+    }
+}
+
+const EVERYTHING: &str = r#"
+[pci]
+device_spec = ['{}']
+alias = [
+  '{"name": "nvme", "vendor_id": "1b36", "product_id": "0010"}',
+  '{"name": "spare", "vendor_id": "1b36", "product_id": "0010", "device_type": "type-PF"}',
+  '{"name": "nic", "vendor_id": "8086", "product_id": "10d3"}',
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}',
+]
+"#;
+
+#[tokio::test]
+async fn what_the_host_lives_on_is_refused_though_a_device_spec_matches_everything() {
+    let service = Hotslot::bare(&host("small"), EVERYTHING, live_on).await;
+    // Another NVMe is given.
+    service.attach(Q35, "spare:1").await.expect(200);
+    let refused = service.attach(Q35, "nvme:1").await.expect(409);
+    assert!(refused.message().contains("0000:07:00.0"), "{}", refused.message());
+    assert!(refused.message().contains("root-filesystem"), "{}", refused.message());
+
+    let refused = service.attach(Q35, "nic:1").await.expect(409);
+    for says in ["0000:05:00.0", "network-route"] {
+        assert!(refused.message().contains(says), "{says}: {}", refused.message());
+    }
+    assert_eq!(service.attachments(Q35).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_guard_is_overridden_by_name_with_a_warning() {
+    let config = EVERYTHING.replace("alias =", "unguarded = ['node1/0000:07:00.0']\nalias =");
+    let service = Hotslot::bare(&host("small"), &config, live_on).await;
+    assert!(service.log().contains("0000:07:00.0 is offered even if the host needs it"), "{}", service.log());
+    service.attach(Q35, "nvme:1").await.expect(200);
+}
+
+async fn dry_run(service: &Hotslot, server: &str, aliases: &str) -> Value {
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": aliases, "dry_run": true } });
+    service.post(&attachments(server), body).await.expect(200).body["dry_run"].clone()
+}
+
+fn result<'a>(run: &'a Value, check: &str, device: Option<&str>) -> &'a Value {
+    let checks = run["checks"].as_array().unwrap();
+    let found = checks
+        .iter()
+        .find(|line| line["check"] == check && device.is_none_or(|device| line["device"] == device));
+    &found.unwrap_or_else(|| panic!("no check {check} of {device:?}: {run:#}"))["result"]
+}
+
+#[tokio::test]
+async fn a_dry_run_lists_every_check_and_touches_nothing() {
+    let service = Hotslot::bare(&host("small"), EVERYTHING, live_on).await;
+    let run = dry_run(&service, Q35, "vf:2").await;
+    assert_eq!(run["would_attach"], true, "{run:#}");
+    assert_eq!(run["pci_devices"][1]["address"], "0000:04:10.2");
+    for check in ["device-spec", "state", "guard", "group-viable", "reset"] {
+        assert_eq!(result(&run, check, Some("0000:04:10.2")), "pass", "{check}: {run:#}");
+    }
+    for check in ["server-state", "free-port"] {
+        assert_eq!(result(&run, check, None), "pass", "{check}");
+    }
+
+    // One of the two is needed by the host.
+    let run = dry_run(&service, Q35, "nvme:1,spare:1").await;
+    assert_eq!(run["would_attach"], false);
+    assert_eq!(run["pci_devices"], json!([]));
+    assert_eq!(result(&run, "guard", Some("0000:07:00.0")), "fail");
+    assert_eq!(result(&run, "guard", Some("0000:08:00.0")), "pass");
+    let cures = run["checks"].as_array().unwrap().iter().filter(|check| check["result"] == "fail");
+    for check in cures.filter(|check| check["check"] == "guard") {
+        assert!(check["cure"].as_str().is_some_and(|cure| cure.contains("unguarded")), "{check}");
+    }
+    service.expect_clean().await;
+    assert!(!service.log().contains("asked the guest"));
+}
+
+#[tokio::test]
+async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
+         alias = ['{\"name\": \"pair\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n",
+        |_| (),
+    )
+    .await;
+    let refused = service.attach(Q35, "pair:1").await.expect(409);
+    assert!(refused.message().contains("IOMMU group 18"), "{}", refused.message());
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+    let answer = service.post(&attachments(Q35), body).await.expect(200).body;
+    let devices = answer["pci_devices"].as_array().unwrap();
+    let of = |key: &str| devices.iter().map(|device| device[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("address"), ["0000:06:00.0", "0000:06:00.1"]);
+    assert_eq!(of("whole_group"), [true, true]);
+    service.delete(&path(&devices[0])).await.expect(200);
+    // The other half is still in the guest: the group must not meet a host driver.
+    assert_eq!(service.functions().await["0000:06:00.0"]["driver"], "vfio-pci");
+    service.delete(&path(&devices[1])).await.expect(200);
+    service
+        .until("both are with their host driver again", async || {
+            let functions = service.functions().await;
+            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
+        })
+        .await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_network_vf_carries_its_mac_and_vlan() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = [\
+         '{\"address\": \"0000:04:10.0\", \"physical_network\": \"physnet1\", \"trusted\": \"true\"}',\
+         '{\"vendor_id\": \"8086\"}']\n\
+         alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}',\
+         '{\"name\": \"pf\", \"vendor_id\": \"8086\", \"product_id\": \"10c9\", \"device_type\": \"type-PF\"}']\n",
+        |_| (),
+    )
+    .await;
+    let ask = async |alias: &str, keys: Value| {
+        let mut body = json!({ "pci_passthrough:alias": alias });
+        body.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        service.post(&attachments(Q35), json!({ "pciAttachment": body })).await
+    };
+    let keys = json!({
+        "mac_address": "52:54:00:12:34:56", "vlan": 42, "physical_network": "physnet1", "trusted": true,
+    });
+    let answer = ask("vf:1", keys).await.expect(200).body;
+    let vf = &answer["pci_devices"][0];
+    assert_eq!((&vf["address"], &vf["mac_address"]), (&json!("0000:04:10.0"), &json!("52:54:00:12:34:56")));
+    assert_eq!((&vf["vlan"], &vf["physical_network"]), (&json!(42), &json!("physnet1")));
+    let documents = service.documents();
+    assert!(documents.contains("<interface type='hostdev'"), "{documents}");
+    assert!(documents.contains("52:54:00:12:34:56") && documents.contains("<tag id='42'/>"), "{documents}");
+
+    let refused = ask("vf:1", json!({ "mac_address": "52:54:00:12:34:56" })).await.expect(409);
+    assert!(refused.message().contains("take another"), "{}", refused.message());
+    ask("vf:1", json!({ "physical_network": "physnet1" })).await.expect(400);
+    ask("pf:1", json!({ "vlan": 1 })).await.expect(400);
+    // Without a MAC one is made up.
+    let answer = ask("vf:1", json!({ "vlan": 7 })).await.expect(200).body;
+    assert!(answer["pci_devices"][0]["mac_address"].as_str().unwrap().starts_with("fa:16:3e:"));
+
+    service.delete(&path(vf)).await.expect(200);
+    service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn os_pci_is_narrowed_and_comes_in_pages() {
+    let service = Hotslot::on("small").await;
+    let ids = async |query: &str| -> Vec<i64> {
+        let body = service.get(&format!("/v2.1/os-pci?{query}")).await.expect(200).body;
+        body["pci_devices"].as_array().unwrap().iter().map(|device| device["id"].as_i64().unwrap()).collect()
+    };
+    let all = ids("").await;
+    assert!(all.is_sorted() && all.len() > 4);
+    let mut paged = Vec::new();
+    let mut url = Some("/v2.1/os-pci/detail?limit=3&vendor_id=8086".to_owned());
+    while let Some(path) = url {
+        let body = service.get(&path).await.expect(200).body;
+        let page = body["pci_devices"].as_array().unwrap();
+        assert!(page.len() <= 3);
+        paged.extend(page.iter().map(|device| device["id"].as_i64().unwrap()));
+        let link = &body["pci_devices_links"][0];
+        assert!(link.is_null() || link["rel"] == "next");
+        url = link["href"].as_str().map(|href| href.replace(service.url(), ""));
+    }
+    assert_eq!(paged, ids("vendor_id=8086").await);
+
+    service.attach(SWITCH, "vf:1").await.expect(200);
+    let vf = service.device("0000:04:10.0").await;
+    for query in [
+        format!("instance_uuid={SWITCH}"),
+        format!("server_uuid={SWITCH}"),
+        "status=allocated".into(),
+        "address=0000:04:10.0".into(),
+        "dev_type=type-VF&status=allocated&host=node1&product_id=10ca".into(),
+        "phys_function=0000:04:00.0&status=allocated".into(),
+    ] {
+        assert_eq!(ids(&query).await, [vf["id"].as_i64().unwrap()], "{query}");
+    }
+    assert_eq!(ids("host=node2").await, [0i64; 0]);
+    assert_eq!(ids("rack=7").await, [0i64; 0]);
+    let uuid = vf["uuid"].as_str().unwrap();
+    assert_eq!(service.get(&format!("/v3/os-pci/{uuid}")).await.expect(200).body["pci_device"], vf);
+    assert_eq!(ids(&format!("marker={uuid}&limit=1")).await.len(), 1);
 }

@@ -1,20 +1,19 @@
 //! Attach: all devices of a request, or none.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use hotslot_driver::device::HostDevice;
-use hotslot_driver::hotplug::{self, Facts, Policy, Presence, Unplugged};
+use hotslot_driver::hotplug::{self, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use uuid::Uuid;
 
 use super::Observation;
+use super::select::{Choice, NetworkRequest};
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
-use crate::inventory::{self, AliasRequest, Scene, Wanted};
+use crate::inventory::{self, AliasRequest, NumaPolicy};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
 
@@ -30,6 +29,12 @@ pub struct AttachRequest {
     pub aliases: Vec<AliasRequest>,
     /// Whether the devices go into the persistent definition too.
     pub persistent: bool,
+    /// Whether each part asks for whole IOMMU groups.
+    pub whole_group: bool,
+    /// In place of the aliases' own policies.
+    pub numa_policy: Option<NumaPolicy>,
+    /// What a network VF is to be in the guest; none gives plain PCI functions.
+    pub network: Option<NetworkRequest>,
 }
 
 /// One attachment that is to be plugged, with its device.
@@ -59,25 +64,20 @@ impl Service {
         self: Arc<Self>,
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
-        for wanted in &request.aliases {
-            if self.inventory.alias(&wanted.name).is_none() {
-                let known: Vec<_> = self.inventory.alias_names().collect();
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
-            }
-        }
+        self.known_aliases(&request)?;
         let (host, _) = self.find(request.server).await?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
         let _turn = self.turns.of(request.server).await;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
+        self.mac_is_free(&request).await?;
         // What goes into no definition is not said to be in one.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let mut choice = Choice::default();
         loop {
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
-            let plugged = self.plug_all(&host, &view, scope, steps).await;
+            let plugged = self.plug_all(&host, &view, &request, scope, steps).await;
             drop(in_flight);
             host.look_again(request.server);
             match plugged {
@@ -86,6 +86,18 @@ impl Service {
                 Err(Failure { device, in_use: true, error }) => choice.exclude(device, error),
                 Err(failure) => return Err(failure.error),
             }
+        }
+    }
+
+    async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
+        let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(()) };
+        let open = self.store.attachments().await?;
+        match open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac)) {
+            Some(row) => Err(Error::Conflict(format!(
+                "mac_address {mac} is on attachment {} of server {} already; take another",
+                row.id, row.server
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -99,10 +111,7 @@ impl Service {
     ) -> Result<(Vec<Step>, busy::Guard), Error> {
         let mut races = 0;
         while races < RACES {
-            let chosen = self.choose(host, request, choice).await?;
-            if !self.preflight(host, view, chosen.iter().map(|(_, device)| device), choice).await? {
-                continue;
-            }
+            let chosen = self.select(host, view, request, choice).await?;
             races += 1;
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
@@ -111,7 +120,8 @@ impl Service {
                     device: device.id,
                     alias: alias.clone(),
                     managed: inventory::is_managed(&device.facts),
-                    network: None,
+                    network: request.network.as_ref().map(NetworkRequest::settled),
+                    whole_group: request.whole_group,
                 })
                 .collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
@@ -131,98 +141,23 @@ impl Service {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
-    /// Chooses free devices for each part of a request, those that were found not to do left out.
-    async fn choose(
-        &self,
-        host: &Host,
-        request: &AttachRequest,
-        choice: &mut Choice,
-    ) -> Result<Vec<(String, Arc<Device>)>, Error> {
-        let devices = self.store.devices_of(host.row.id);
-        let wanted = request.aliases.iter().map(|part| {
-            let alias = self.inventory.alias(&part.name);
-            let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
-            Ok(Wanted { alias, count: part.count, numa_policy: None, whole_group: false })
-        });
-        let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
-        let scene = Scene {
-            devices: &devices,
-            withheld: &choice.excluded,
-            guest_nodes: &BTreeSet::new(),
-            sockets: None,
-            groups: &HashMap::new(),
-        };
-        let chosen = match inventory::choose(&wanted, &scene) {
-            Ok(chosen) => chosen,
-            // Enough were free, and one of them did not do: that is the answer.
-            Err(shortage) => {
-                let advice = if self.inventory.is_empty() {
-                    "[pci] device_spec is empty, so nothing is assignable"
-                } else {
-                    "detach one, or look at GET os-pci/detail"
-                };
-                let short = Error::TooFewFree { shortage, host: host.name.clone(), advice };
-                return Err(choice.refusal.take().unwrap_or(short));
-            }
-        };
-        let parts = request.aliases.iter().zip(chosen);
-        Ok(parts
-            .flat_map(|(part, devices)| {
-                devices.into_iter().map(|device| (part.name.clone(), Arc::clone(device)))
-            })
-            .collect())
-    }
-
-    /// Whether these devices may be plugged; false when one of them does not do and was left out.
-    async fn preflight(
-        &self,
-        host: &Host,
-        view: &DomainView,
-        devices: impl Iterator<Item = &Arc<Device>>,
-        choice: &mut Choice,
-    ) -> Result<bool, Error> {
-        let context = || format!("nothing was attached to server {}", view.info.uuid);
-        let mut seen: Vec<(DeviceId, HostDevice)> = Vec::new();
-        for device in devices {
-            match host.hypervisor.device(device.facts.address).await {
-                // The table is behind: it is another device now.
-                Ok(found) if !inventory::is_still(&device.facts, &found) => {
-                    let reason = format!("{} has changed on the host; try again", device.facts.address);
-                    choice.exclude(device.id, Error::Conflict(reason));
-                    return Ok(false);
-                }
-                Ok(found) => seen.push((device.id, found)),
-                Err(error) if error.kind == ErrorKind::NoDevice => {
-                    choice.exclude(device.id, host.error(context())(error));
-                    return Ok(false);
-                }
-                Err(error) => return Err(host.error(context())(error)),
-            }
-        }
-        let (ids, facts): (Vec<_>, Vec<Facts>) =
-            seen.into_iter().map(|(id, function)| (id, Facts::from(function))).unzip();
-        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, Policy::default()).await;
-        let verdict = verdict.map_err(host.error(context()))?;
-        let Some(refusal) = verdict.refusal() else { return Ok(true) };
-        let culprit = facts.iter().position(|facts| Some(facts.device.address) == refusal.device);
-        let error = host.error(context())(refusal.error.clone());
-        match culprit.and_then(|index| ids.get(index)) {
-            Some(id) => {
-                choice.exclude(*id, error);
-                Ok(false)
-            }
-            None => Err(error),
-        }
-    }
-
     async fn plug_all(
         self: &Arc<Self>,
         host: &Arc<Host>,
         view: &DomainView,
+        request: &AttachRequest,
         scope: Scope,
         steps: Vec<Step>,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Failure> {
         let mut present: Vec<Presence> = Vec::new();
+        if request.whole_group && scope != Scope::Config {
+            let functions = host.functions();
+            let members: Vec<_> =
+                steps.iter().filter_map(|step| functions.get(&step.device.facts.address).cloned()).collect();
+            if let Err(error) = hotplug::free_group(host.hypervisor.as_ref(), &members).await {
+                return Err(self.undo(host, &steps, 0, error).await);
+            }
+        }
         for step in &steps {
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
@@ -338,20 +273,6 @@ struct Failure {
 impl Failure {
     fn of(device: DeviceId, error: Error) -> Self {
         Self { device, in_use: false, error }
-    }
-}
-
-/// Devices that were found not to do, and why the last of them does not.
-#[derive(Default)]
-struct Choice {
-    excluded: HashMap<DeviceId, String>,
-    refusal: Option<Error>,
-}
-
-impl Choice {
-    fn exclude(&mut self, device: DeviceId, error: Error) {
-        self.excluded.insert(device, error.to_string());
-        self.refusal = Some(error);
     }
 }
 

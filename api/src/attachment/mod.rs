@@ -5,14 +5,19 @@
 //! detach      settle detaching → unplug → settle
 //! reconcile   what libvirt has → settle, at start, on events, after a reconnect, every few minutes
 //! verify      the guest's own view of the address → settle
+//! select      which devices, and whether they could be plugged: also on its own, as a dry run
+//! group       whole IOMMU groups: taken from their host drivers together, and given back together
 //! ```
 
 pub mod attach;
 pub mod detach;
+mod group;
 pub mod reconcile;
+mod select;
 mod state;
 mod verify;
 
+pub use select::{DryRun, NetworkRequest};
 pub use state::{Observation, State};
 
 use crate::error::Error;
@@ -47,6 +52,9 @@ impl Service {
                 && let (Some(host), Some(device)) = (self.host(row.hypervisor), self.store.device(row.device))
             {
                 host.look_at(device.facts.address);
+                if row.whole_group {
+                    self.give_back(host, row.request);
+                }
             }
         }
         Ok(())

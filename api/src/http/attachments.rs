@@ -11,6 +11,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use hotslot_driver::hotplug::CheckResult;
+use hotslot_driver::net::VlanTag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,10 +20,10 @@ use super::Version;
 use super::body::{Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
-use crate::attachment::State as AttachmentState;
 use crate::attachment::attach::AttachRequest;
+use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
-use crate::id::{AttachmentId, ServerId};
+use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::inventory::AliasRequests;
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
@@ -33,6 +35,9 @@ const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 struct CreateBody {
     #[serde(rename = "pciAttachment")]
     attachment: CreateAttachment,
+    /// Here too.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +48,47 @@ struct CreateAttachment {
     /// Whether the device goes into the persistent definition too, to be there after a power cycle.
     #[serde(default = "yes")]
     persistent: bool,
+    /// Whether it is only to be said what would be done.
+    #[serde(default)]
+    dry_run: bool,
+    /// Whether each part asks for whole IOMMU groups.
+    #[serde(default)]
+    whole_group: bool,
+    /// In place of the aliases' own policies.
+    numa_policy: Option<String>,
+    /// For a VF of a NIC, which is then given as `<interface type='hostdev'>`.
+    mac_address: Option<String>,
+    vlan: Option<u32>,
+    physical_network: Option<String>,
+    trusted: Option<bool>,
+}
+
+impl CreateAttachment {
+    fn request(self, server: ServerId) -> Result<AttachRequest, Error> {
+        let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
+        let aliases: AliasRequests =
+            self.alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let mac = self.mac_address.as_deref().map(str::parse).transpose();
+        let network = NetworkRequest {
+            mac: mac.map_err(|error| bad("mac_address", &error))?,
+            vlan: self.vlan.map(VlanTag::new).transpose().map_err(|error| bad("vlan", &error))?,
+            physical_network: self.physical_network,
+            trusted: self.trusted,
+        };
+        let count: usize = aliases.0.iter().map(|part| part.count).sum();
+        if network.mac.is_some() && count != 1 {
+            return Err(bad("mac_address", &format!("it is of one device, and {count} are asked for")));
+        }
+        let numa_policy = self.numa_policy.as_deref().map(str::parse).transpose();
+        Ok(AttachRequest {
+            server,
+            aliases: aliases.0,
+            persistent: self.persistent,
+            whole_group: self.whole_group,
+            numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
+            network: (network != NetworkRequest::default()).then_some(network),
+        })
+    }
 }
 
 fn yes() -> bool {
@@ -66,6 +112,12 @@ struct Wire {
     status_reason: Option<String>,
     alias: String,
     persistent: bool,
+    request_id: RequestId,
+    whole_group: bool,
+    mac_address: Option<String>,
+    vlan: Option<u16>,
+    physical_network: Option<String>,
+    trusted: Option<bool>,
     host: Option<String>,
     created_at: String,
     updated_at: Option<String>,
@@ -73,7 +125,14 @@ struct Wire {
 }
 
 fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
+    let network = attachment.network;
     Wire {
+        request_id: attachment.request,
+        whole_group: attachment.whole_group,
+        mac_address: network.as_ref().map(|network| network.mac.to_string()),
+        vlan: network.as_ref().and_then(|network| network.vlan).map(VlanTag::get),
+        trusted: network.as_ref().and_then(|network| network.trusted),
+        physical_network: network.and_then(|network| network.physical_network),
         attachment_id: attachment.id,
         server_id: attachment.server,
         dev_id: device.facts.dev_id(),
@@ -119,17 +178,46 @@ pub(super) async fn create(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
-    let aliases: AliasRequests = body
-        .attachment
-        .alias
-        .parse()
-        .map_err(|error| Error::Invalid(format!("pci_passthrough:alias: {error}")))?;
-    let request =
-        AttachRequest { server: path.id()?, aliases: aliases.0, persistent: body.attachment.persistent };
+    let dry_run = body.attachment.dry_run || body.dry_run;
+    let request = body.attachment.request(path.id()?)?;
+    if dry_run {
+        return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
+    }
     let attached = service.attach(request).await?;
     let devices: Vec<_> =
         attached.into_iter().map(|(attachment, device)| wire(&service, attachment, &device)).collect();
     Ok(Json(json!({ "pci_devices": devices })))
+}
+
+fn described(run: &DryRun) -> Value {
+    let devices = run.devices.iter().map(|(alias, device)| {
+        json!({
+            "dev_id": device.facts.dev_id(),
+            "address": device.facts.address,
+            "vendor_id": device.facts.vendor_id,
+            "product_id": device.facts.product_id,
+            "alias": alias,
+        })
+    });
+    let checks = run.checks.iter().map(|check| {
+        let result = match check.result {
+            CheckResult::Pass => "pass",
+            CheckResult::Fail => "fail",
+            CheckResult::Unknown => "unknown",
+        };
+        json!({
+            "check": check.name,
+            "device": check.device,
+            "result": result,
+            "message": check.message,
+            "cure": check.cure,
+        })
+    });
+    json!({
+        "would_attach": run.would_attach(),
+        "pci_devices": devices.collect::<Vec<_>>(),
+        "checks": checks.collect::<Vec<_>>(),
+    })
 }
 
 pub(super) async fn list(

@@ -32,6 +32,7 @@ impl Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match &error {
+            Error::TooFewFree { shortage, .. } if shortage.is_withheld() => StatusCode::CONFLICT,
             Error::Invalid(_) | Error::UnknownAlias { .. } | Error::TooFewFree { .. } => {
                 StatusCode::BAD_REQUEST
             }

@@ -25,7 +25,7 @@ use super::alias::Alias;
 use super::extra_info::is_grouping_key;
 use super::numa::NumaPolicy;
 use crate::id::DeviceId;
-use crate::store::{Device, DeviceStatus};
+use crate::store::{DevType, Device, DeviceStatus};
 
 /// How many cases of pairs that exclude each other are looked at: over 4,096 devices, about 0.2 s.
 const CASES: usize = 500;
@@ -41,6 +41,10 @@ pub struct Wanted<'a> {
     pub numa_policy: Option<NumaPolicy>,
     /// Whether whole IOMMU groups are wanted, of which one member at least is of the alias.
     pub whole_group: bool,
+    /// Whether only VFs will do.
+    pub vf: bool,
+    /// What their `extra_info` has to say besides.
+    pub tags: &'a BTreeMap<String, String>,
 }
 
 /// What is known of one host, and of the guest.
@@ -80,6 +84,14 @@ struct LeftOut {
 }
 
 impl std::error::Error for Shortage {}
+
+impl Shortage {
+    /// Whether there would be enough, were none of them withheld.
+    pub fn is_withheld(&self) -> bool {
+        let withheld = self.left_out.get(&Category::Withheld).map_or(0, |left_out| left_out.count);
+        withheld > 0 && self.free + withheld >= self.wanted
+    }
+}
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -298,7 +310,7 @@ impl<'s, 'a> Table<'s, 'a> {
             let example = || format!("{}: {}", device.facts.address, reason.of(device));
             left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
         }
-        let Wanted { alias, count, numa_policy: _, whole_group } = *wanted;
+        let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
         Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out }
     }
 
@@ -366,7 +378,10 @@ impl<'s, 'a> Table<'s, 'a> {
 }
 
 fn wants(wanted: &Wanted<'_>, device: &Device) -> bool {
+    let has = |(key, value): (&String, &String)| device.facts.extra_info.get(key) == Some(value);
     wanted.alias.matches(&device.facts)
+        && (!wanted.vf || device.facts.dev_type == DevType::Vf)
+        && wanted.tags.iter().all(has)
 }
 
 fn is_held(device: &Device) -> bool {

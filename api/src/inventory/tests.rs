@@ -92,7 +92,7 @@ fn pci(case: &Value) -> config::Pci {
         report_in_placement: case["report_in_placement"] == true,
         pci_in_placement: case["pci_in_placement"] == true,
         extra_info: case["extra_info"].as_array().into_iter().flatten().map(entry).collect(),
-        templates: None,
+        ..config::Pci::default()
     }
 }
 
@@ -284,7 +284,7 @@ proptest! {
             }],
             report_in_placement,
             pci_in_placement,
-            templates: None,
+            ..config::Pci::default()
         };
         let (inventory, problems) = Inventory::read(&pci);
         let facts = Host::read().facts(&inventory).into_values().collect::<Vec<_>>();

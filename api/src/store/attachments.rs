@@ -66,6 +66,8 @@ pub struct Attachment {
     pub managed: bool,
     /// What a network VF is in the guest; none for a plain PCI function.
     pub network: Option<Network>,
+    /// Whether it was asked for as part of a whole IOMMU group.
+    pub whole_group: bool,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -95,6 +97,8 @@ pub struct NewAttachment {
     pub managed: bool,
     /// What a network VF is to be in the guest; none gives a plain PCI function.
     pub network: Option<Network>,
+    /// Whether it was asked for as part of a whole IOMMU group.
+    pub whole_group: bool,
 }
 
 /// What an observation makes of a row.
@@ -135,6 +139,7 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
         persistent: columns.get::<i64>("persistent")? != 0,
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
+        whole_group: columns.get::<i64>("whole_group")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
@@ -196,8 +201,9 @@ impl Store {
             let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
-                     persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13)",
+                     persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
+                     whole_group)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -212,6 +218,7 @@ impl Store {
             .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
             .bind(network.and_then(|network| network.physical_network.clone()))
             .bind(network.and_then(|network| network.trusted).map(i64::from))
+            .bind(i64::from(new.whole_group))
             .execute(&mut *draft.tx)
             .await?;
         }
@@ -279,6 +286,19 @@ impl Store {
             .fetch_optional(&self.read)
             .await?;
         row.as_ref().map(attachment).transpose()
+    }
+
+    /// All attachments of one request, ended ones too.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_by(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+                .bind(request.to_string())
+                .fetch_all(&self.read)
+                .await?;
+        rows.iter().map(attachment).collect()
     }
 
     /// Every attachment that has not ended, oldest first.

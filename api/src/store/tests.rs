@@ -83,6 +83,7 @@ impl Records {
                 alias: "a".into(),
                 managed: true,
                 network: None,
+                whole_group: false,
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));

@@ -224,7 +224,7 @@ fn guard(facts: &Facts) -> Finding {
         None => Finding::pass(format!("nothing is known for which the host needs {address}")),
         Some(reason) => {
             Finding::fail(ErrorKind::NotAssignable, format!("the host needs {address}: {reason}"))
-                .cure("take another device; naming this one in the configuration overrides the guard")
+                .cure("take another device; [pci] unguarded in the configuration overrides its guards")
         }
     }
 }

@@ -75,6 +75,8 @@ impl Case {
     }
 }
 
+static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
+
 fn data() -> Value {
     serde_json::from_str(include_str!("../../../tests/data/choose.json")).unwrap()
 }
@@ -91,6 +93,8 @@ fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
         count: count.parse().unwrap(),
         numa_policy: part["numa_policy"].as_str().map(|policy| policy.parse().unwrap()),
         whole_group: part["whole_group"].as_bool().unwrap_or(false),
+        vf: false,
+        tags: &NO_TAGS,
     }
 }
 

@@ -1,0 +1,134 @@
+//! What of a host may be offered: what its guards hold, and what its IOMMU groups allow.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hotslot_driver::hotplug;
+use hotslot_driver::local::{self, BarKind, Guard};
+use hotslot_driver::pci::PciAddress;
+
+use crate::error::Error;
+use crate::host::{Functions, Host};
+use crate::id::{DeviceId, ServerId};
+use crate::service::Service;
+use crate::store::Device;
+
+/// What is known of a host besides its table of devices, at one moment.
+#[derive(Debug)]
+pub struct Offer {
+    /// Every PCI function.
+    pub functions: Arc<Functions>,
+    /// What the host lives on, the most telling guard of a function first. Overridden ones are not in it.
+    pub guards: BTreeMap<PciAddress, Vec<Guard>>,
+    /// The IOMMU group of each function that has one.
+    pub groups: HashMap<PciAddress, u32>,
+    /// Where the host's own files are; none for a host that is not this one.
+    sysroot: Option<PathBuf>,
+}
+
+impl Service {
+    /// Looks at a host: its functions as they were last read, its guards as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub(crate) async fn offer(&self, host: &Host) -> Result<Offer, Error> {
+        let functions = host.functions();
+        let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
+        let groups = functions
+            .iter()
+            .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
+            .collect();
+        let (seen, root) = (Arc::clone(&functions), sysroot.clone());
+        let look = move || {
+            let devices: Vec<_> = seen.values().cloned().collect();
+            local::guards(&devices, root.as_deref())
+        };
+        // Without the host's files only bridges are known, and those are never offered.
+        let mut guards = if sysroot.is_none() {
+            BTreeMap::new()
+        } else {
+            tokio::task::spawn_blocking(look)
+                .await
+                .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
+        };
+        guards.retain(|address, _| !self.config.pci.is_unguarded(&host.name, *address));
+        Ok(Offer { functions, guards, groups, sysroot })
+    }
+}
+
+impl Offer {
+    /// Why the host cannot do without a function; none when nothing holds it.
+    pub fn guard(&self, address: PciAddress) -> Option<String> {
+        let guard = self.guards.get(&address)?.first()?;
+        Some(format!("{}: {}", guard.kind, guard.reason))
+    }
+
+    /// Whether guards can be known at all.
+    pub fn knows_guards(&self) -> bool {
+        self.sysroot.is_some()
+    }
+
+    /// Why a function's IOMMU group keeps it from this server; none when it does not. With `whole`, the group's
+    /// members go together, so that host drivers of siblings are no hindrance.
+    pub fn group_hindrance(
+        &self,
+        address: PciAddress,
+        devices: &HashMap<PciAddress, &Device>,
+        server: Option<ServerId>,
+        whole: bool,
+    ) -> Option<String> {
+        let group = self.functions.get(&address)?.iommu_group.as_ref()?;
+        let siblings = group.members.iter().filter(|member| **member != address);
+        siblings.filter_map(|member| Some((member, self.functions.get(member)?))).find_map(|(member, sibling)| {
+            let number = group.number;
+            if let Some(owner) = devices.get(member).and_then(|row| row.server)
+                && Some(owner) != server
+            {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is in another server"
+                ));
+            }
+            let driver = sibling.driver.as_deref().filter(|_| !whole && sibling.blocks_its_group())?;
+            Some(format!(
+                "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
+                 {driver}; unbind it first (virsh nodedev-detach {}), or ask for the whole group", sibling.name
+            ))
+        })
+    }
+
+    /// Which of a host's devices are not offered to a server, and why.
+    pub fn withheld(
+        &self,
+        devices: &[Arc<Device>],
+        server: Option<ServerId>,
+        whole: bool,
+    ) -> HashMap<DeviceId, String> {
+        let rows: HashMap<PciAddress, &Device> =
+            devices.iter().map(|device| (device.facts.address, &**device)).collect();
+        let reason = |device: &Device| {
+            let address = device.facts.address;
+            if device.gone_at.is_some() {
+                return Some(format!("{address} is gone from the host"));
+            }
+            if let Some(guard) = self.guard(address) {
+                return Some(format!("the host needs {address}: {guard}"));
+            }
+            self.group_hindrance(address, &rows, server, whole)
+        };
+        devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
+    }
+
+    /// What a preflight is told of a device.
+    pub fn facts(&self, device: hotslot_driver::device::HostDevice) -> hotplug::Facts {
+        let (root, address) = (self.sysroot.as_deref(), device.address);
+        let memory = |bar: &local::Bar| bar.kind == BarKind::Memory && bar.index < local::Bar::ROM;
+        let bars = local::bars(root, address).map(|bars| {
+            let bars = bars.iter().filter(|bar| memory(bar));
+            bars.map(|bar| hotplug::Bar { size: bar.size, prefetchable64: bar.prefetchable && bar.is_64bit })
+                .collect()
+        });
+        let reset = local::reset_methods(root, address);
+        hotplug::Facts { device, guard: self.guard(address), reset, bars }
+    }
+}
