@@ -35,7 +35,7 @@ pub struct HostDevice {
     pub express: bool,
     /// The PCI Express link, where libvirt says it.
     pub link: Option<Link>,
-    /// Serial number of the card from its vital product data.
+    /// Serial number of the card from its vital product data; of an NVMe controller, its first namespace's.
     pub serial: Option<String>,
     /// Network interfaces on it, by their host names. Known only where children were read.
     pub net: Vec<String>,
@@ -85,6 +85,13 @@ pub struct Link {
 }
 
 impl HostDevice {
+    /// Takes the serial number of a disk for that of the controller, where the controller is the disk.
+    pub(crate) fn learn_serial(&mut self, of_disk: Option<String>) {
+        if self.class.is_some_and(PciClass::is_nvme) {
+            self.serial = self.serial.take().or(of_disk);
+        }
+    }
+
     /// Whether a sibling in this state keeps its IOMMU group from being given to a guest: it is bound to a
     /// host driver that does its own DMA. Unbound functions, VFIO drivers and bridges' port driver do not.
     pub fn blocks_its_group(&self) -> bool {

@@ -226,6 +226,11 @@ impl PciClass {
         (self.0 >> 8) as u8
     }
 
+    /// Whether it is an NVM Express controller (base class 0x01, sub-class 0x08).
+    pub fn is_nvme(self) -> bool {
+        self.0 >> 8 == 0x0108
+    }
+
     /// Whether it is a network controller (base class 0x02).
     pub fn is_network(self) -> bool {
         self.base() == 0x02

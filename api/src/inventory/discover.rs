@@ -9,6 +9,7 @@ use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::PciAddress;
 
+use super::{extra_info, identity};
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::service::Service;
@@ -59,7 +60,11 @@ impl Service {
             Role::Virtual { parent } => functions.get(&parent),
             Role::Plain | Role::Physical { .. } => None,
         };
-        self.inventory.facts(device, parent)
+        let mut facts = self.inventory.facts(device, parent)?;
+        facts.extra_info.extend(
+            identity::slot_path(functions, device).map(|path| (extra_info::SLOT_PATH.to_owned(), path)),
+        );
+        Some(facts)
     }
 }
 
@@ -73,6 +78,7 @@ async fn everything(host: &Host, before: &Functions) -> Result<Functions, Error>
             && device.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
         {
             device.net.clone_from(&known.net);
+            device.serial = device.serial.take().or_else(|| known.serial.clone());
         }
     }
     Ok(now)
@@ -94,6 +100,7 @@ async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Re
                 // A function is read without its interfaces and disks.
                 if let Some(known) = before.get(&address) {
                     (device.net, device.block) = (known.net.clone(), known.block.clone());
+                    device.serial = device.serial.or_else(|| known.serial.clone());
                 } else {
                     wanted.extend(relatives(&device).into_iter().filter(|relative| !read.contains(relative)));
                 }

@@ -14,6 +14,8 @@ use crate::config;
 pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
 /// The address of a VF's PF.
 pub(super) const PHYS_FUNCTION: &str = "phys_function";
+/// The slots from the root down to it.
+pub(super) const SLOT_PATH: &str = "slot_path";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
 
@@ -50,6 +52,7 @@ const OWN: &[&str] = &[
     CARD_SERIAL_NUMBER,
     PHYS_FUNCTION,
     PARENT_IFNAME,
+    SLOT_PATH,
 ];
 
 pub(super) fn is_own(key: &str) -> bool {
@@ -60,6 +63,7 @@ pub(super) fn is_own(key: &str) -> bool {
 const NOT_GROUPED: &[&str] = &[
     CARD_SERIAL_NUMBER,
     PHYS_FUNCTION,
+    SLOT_PATH,
     "resource_class",
     "traits",
     "rp_uuid",

@@ -7,6 +7,7 @@ mod alias;
 mod choose;
 mod discover;
 mod extra_info;
+pub(crate) mod identity;
 mod numa;
 mod offer;
 mod placement;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
+use crate::inventory::identity;
 
 words! {
     /// Nova's device types.
@@ -281,11 +282,29 @@ impl Store {
     ) -> Result<ScanOutcome, Error> {
         let mut outcome = ScanOutcome::default();
         let mut draft = self.draft().await?;
-        let mut known: BTreeMap<_, _> =
-            draft.devices_of(host).into_iter().map(|device| (device.facts.address, device)).collect();
+        let mut devices = draft.devices_of(host);
         if let Looked::At(addresses) = looked {
-            known.retain(|address, _| addresses.contains(address));
+            devices.retain(|device| addresses.contains(&device.facts.address));
         }
+        let moves = identity::follow(
+            &devices.iter().map(|device| &device.facts).collect::<Vec<_>>(),
+            &seen.iter().collect::<Vec<_>>(),
+        );
+        for (from, to) in &moves.moved {
+            tracing::warn!(pci.address = %to, from = %from, "the device that was at {from} is at {to} now");
+        }
+        for address in &moves.unclear {
+            tracing::warn!(
+                pci.address = %address,
+                "the device that was at {address} is gone, and others of its kind have come: \
+                 nothing tells whether it is one of them"
+            );
+        }
+        let moved = |address| moves.moved.get(&address).copied().unwrap_or(address);
+        // One that went away leaves its address to another.
+        devices.sort_by_key(|device| moves.moved.contains_key(&device.facts.address));
+        let mut known: BTreeMap<_, _> =
+            devices.into_iter().map(|device| (moved(device.facts.address), device)).collect();
         for facts in seen {
             match known.remove(&facts.address) {
                 Some(device) if device.facts == facts => {
@@ -293,7 +312,16 @@ impl Store {
                         draft.edit(device.id, |row| row.gone_at = None);
                     }
                 }
-                // Whoever has it was promised what it was.
+                // Whoever has it was promised what it was; where it is now is another matter.
+                Some(device) if device.status.is_held() && device.facts.address != facts.address => {
+                    tracing::error!(
+                        pci.address = %facts.address, server.id = ?device.server,
+                        "the device is in the definition of its server under its old address {}: detach and \
+                         attach it again before the server starts", device.facts.address
+                    );
+                    draft.edit(device.id, |row| row.facts = facts);
+                    outcome.changed += 1;
+                }
                 Some(device) if device.status.is_held() => outcome.changed_in_use += 1,
                 Some(device) => {
                     draft.edit(device.id, |row| row.facts = facts);

@@ -165,7 +165,17 @@ impl Draft<'_> {
     pub(super) async fn commit(mut self) -> Result<usize, Error> {
         let mut written = Vec::new();
         let time = now();
-        for (id, mut row) in std::mem::take(&mut self.rows) {
+        let rows = std::mem::take(&mut self.rows);
+        // Addresses may be exchanged: all that move leave theirs before one takes another's.
+        for (id, row) in &rows {
+            if self.store.rows().device(*id).is_some_and(|was| was.facts.address != row.facts.address) {
+                sqlx::query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")
+                    .bind(id.0)
+                    .execute(&mut *self.tx)
+                    .await?;
+            }
+        }
+        for (id, mut row) in rows {
             let was = self.store.rows().device(id);
             if was.as_deref() == Some(&*row) {
                 continue;

@@ -208,6 +208,28 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
 }
 
 #[tokio::test]
+async fn a_device_is_followed_to_its_new_address_with_its_owner() {
+    let records = records().await;
+    let with = |address: &str, serial: &str| {
+        let mut facts = facts(address, DevType::Pci, None);
+        facts.extra_info.insert("card_serial_number".into(), serial.into());
+        facts
+    };
+    records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
+    let (one, two) = (records.at("0000:05:00.0"), records.at("0000:06:00.0"));
+    let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    records.attached(id).await;
+    // They changed places, and the owner stays the owner.
+    records.scan(vec![with("0000:05:00.0", "S2"), with("0000:06:00.0", "S1")]).await;
+    let (there, here) = (records.at("0000:06:00.0"), records.at("0000:05:00.0"));
+    assert_eq!((there.id, here.id), (one.id, two.id));
+    assert!(there.server.is_some() && here.server.is_none());
+    let before = records.store.devices();
+    records.store.read_devices().await.unwrap();
+    assert_eq!(records.store.devices(), before);
+}
+
+#[tokio::test]
 async fn what_is_in_memory_is_what_a_restart_would_read() {
     let records = records().await;
     records.scan(devices()).await;

@@ -78,7 +78,8 @@ impl Device {
     pub(super) fn adopt(&mut self, name: String, node: NodeDevice) {
         let shows = match node {
             NodeDevice::Net { interface, .. } => Shows::Net(interface),
-            NodeDevice::Block { path, .. } => {
+            NodeDevice::Block { path, serial, .. } => {
+                self.info.learn_serial(serial);
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
                 Shows::Block(name.unwrap_or(path))
             }

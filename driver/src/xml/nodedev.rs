@@ -29,6 +29,8 @@ pub enum NodeDevice {
         function: Option<PciAddress>,
         /// Its path on the host, `/dev/nvme0n1`.
         path: String,
+        /// Its serial number, as udev knows it.
+        serial: Option<String>,
     },
     /// Anything else.
     Other,
@@ -55,7 +57,8 @@ fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
             }
             Some("storage") => {
                 let path = read::required_text(capability, "block")?;
-                return Ok(NodeDevice::Block { function: owner(device), path });
+                let serial = child_text(capability, "serial");
+                return Ok(NodeDevice::Block { function: owner(device), path, serial });
             }
             Some(_) | None => {}
         }
@@ -162,11 +165,13 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     let mut devices = BTreeMap::new();
     let mut net: Vec<(PciAddress, String)> = Vec::new();
     let mut block: Vec<(PciAddress, String)> = Vec::new();
+    let mut serials: Vec<(PciAddress, Option<String>)> = Vec::new();
     for node in nodes {
         match node {
             NodeDevice::Pci(device) => drop(devices.insert(device.address, *device)),
             NodeDevice::Net { function: Some(function), interface } => net.push((function, interface)),
-            NodeDevice::Block { function: Some(function), path } => {
+            NodeDevice::Block { function: Some(function), path, serial } => {
+                serials.push((function, serial));
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
                 block.push((function, name.unwrap_or(path)));
             }
@@ -177,6 +182,12 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     }
     net.sort();
     block.sort();
+    serials.sort();
+    for (function, serial) in serials {
+        if let Some(device) = devices.get_mut(&function) {
+            device.learn_serial(serial);
+        }
+    }
     for (function, interface) in net {
         if let Some(device) = devices.get_mut(&function) {
             device.net.push(interface);
