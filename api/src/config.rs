@@ -275,12 +275,16 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not what it should be: TOML's own report, with line and key.
+    /// The file is not what it should be.
     #[error("{path}: {report}")]
     Syntax {
         /// The file.
         path: String,
-        /// What is wrong and where, and what would be right.
+        /// The line in it, from 1; none when the file as a whole lacks something.
+        line: Option<usize>,
+        /// What is wrong and what would be right, in one line.
+        reason: String,
+        /// TOML's own report of it, with the line itself.
         report: String,
     },
     /// A value cannot be used.
@@ -299,16 +303,25 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the file, the place, and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::read(path)?;
+        match config.problems().into_iter().next() {
+            None => Ok(config),
+            Some(ConfigError::Value { key, reason }) => {
+                Err(ConfigError::Value { key: format!("{}: {key}", path.display()), reason })
+            }
+            Some(other) => Err(other),
+        }
+    }
+
+    /// Reads a file whose values are still to be looked at, by [`problems`](Self::problems).
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] and [`ConfigError::Syntax`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
-        Self::parse(&text).map_err(|error| match error {
-            ConfigError::Syntax { report, .. } => ConfigError::Syntax { path: name, report },
-            ConfigError::Value { key, reason } => {
-                ConfigError::Value { key: format!("{name}: {key}"), reason }
-            }
-            other @ ConfigError::Read { .. } => other,
-        })
+        Self::parse_unchecked(&name, &text)
     }
 
     /// Reads and checks a text.
@@ -316,18 +329,33 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the place, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
-            path: "configuration".into(),
-            report: format!("{}{}", error.to_string().trim_end(), nearest(error.message())),
-        })?;
-        config.check()?;
-        Ok(config)
+        let config = Self::parse_unchecked("configuration", text)?;
+        config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let bad = |key: &str, reason: String| Err(ConfigError::Value { key: key.into(), reason });
+    fn parse_unchecked(path: &str, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let nearest = nearest(error.message());
+            let hint = nearest.as_ref().map(|known| format!("did you mean `{known}`?"));
+            let one_line = error.message().trim_end().replace('\n', ", ");
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                line: error.span().map(|span| line(text, span.start)),
+                reason: hint.iter().fold(one_line, |reason, hint| format!("{reason}; {hint}")),
+                report: hint.iter().fold(error.to_string().trim_end().to_owned(), |report, hint| {
+                    format!("{report}\n{hint}")
+                }),
+            }
+        })
+    }
+
+    /// Every value that cannot be used, but for the entries of `[pci]`, which the inventory reads.
+    pub fn problems(&self) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        let mut bad =
+            |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
         if self.detach.attempts == 0 {
-            return bad("[detach] attempts", "a guest must be asked at least once".into());
+            bad("[detach] attempts", "a guest must be asked at least once".into());
         }
         let second = Duration::from_secs(1);
         for (key, time) in [
@@ -335,11 +363,11 @@ impl Config {
             ("[reconcile] interval", self.reconcile.interval),
         ] {
             if time.0 < second {
-                return bad(key, "less than a second is too often; write 1 or more".into());
+                bad(key, "less than a second is too often; write 1 or more".into());
             }
         }
         if !self.database.url.starts_with("sqlite://") {
-            return bad(
+            bad(
                 "[database] url",
                 "only SQLite is known yet; write sqlite:///var/lib/hotslot/hotslot.db".into(),
             );
@@ -347,25 +375,25 @@ impl Config {
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for hypervisor in &self.hypervisor {
             if hypervisor.name.trim().is_empty() {
-                return bad("[[hypervisor]] name", "a host needs a name".into());
+                bad("[[hypervisor]] name", "a host needs a name".into());
             }
             if !names.insert(&hypervisor.name) {
-                return bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+                bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
             }
             if !uris.insert(&hypervisor.uri) {
                 let reason =
                     format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
-                return bad("[[hypervisor]] uri", reason);
+                bad("[[hypervisor]] uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(
                     "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
                     hypervisor.uri
                 );
-                return bad("[[hypervisor]] uri", reason);
+                bad("[[hypervisor]] uri", reason);
             }
         }
-        Ok(())
+        problems
     }
 
     /// The configured hosts, or the local one when none is.
@@ -378,17 +406,20 @@ impl Config {
     }
 }
 
+/// The line, from 1, that a byte of a text is on.
+fn line(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
+
 /// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
-fn nearest(message: &str) -> String {
+fn nearest(message: &str) -> Option<String> {
     if !message.starts_with("unknown field") {
-        return String::new();
+        return None;
     }
     let mut words = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = words.next() else { return String::new() };
-    match words.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))) {
-        Some(known) => format!("\ndid you mean `{known}`?"),
-        None => String::new(),
-    }
+    let unknown = words.next()?;
+    let like = |known: &&str| strsim::jaro_winkler(unknown, known);
+    words.max_by(|a, b| like(a).total_cmp(&like(b))).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -459,6 +490,21 @@ mod tests {
             )
             .contains("two hosts")
         );
+    }
+
+    #[test]
+    fn every_value_out_of_range_is_told_and_syntax_with_its_line() {
+        let text =
+            "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5\n[[hypervisor]]\nname = ''\nuri = 'x'";
+        let problems = Config::parse_unchecked("x.toml", text).unwrap().problems();
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
+        let ConfigError::Syntax { line, reason, .. } = Config::parse("[detach]\n\nattempt = 1").unwrap_err()
+        else {
+            panic!("no syntax error")
+        };
+        assert_eq!(line, Some(3));
+        assert!(reason.contains("did you mean `attempts`?") && !reason.contains('\n'), "{reason}");
     }
 
     #[test]
