@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -303,25 +305,18 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the file, the place, and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let config = Self::read(path)?;
-        match config.problems().into_iter().next() {
-            None => Ok(config),
-            Some(ConfigError::Value { key, reason }) => {
-                Err(ConfigError::Value { key: format!("{}: {key}", path.display()), reason })
-            }
-            Some(other) => Err(other),
-        }
-    }
-
-    /// Reads a file whose values are still to be looked at, by [`problems`](Self::problems).
-    ///
-    /// # Errors
-    /// [`ConfigError::Read`] and [`ConfigError::Syntax`].
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
-        Self::parse_unchecked(&name, &text)
+        Self::parse(&text).map_err(|error| match error {
+            ConfigError::Syntax { line, reason, report, .. } => {
+                ConfigError::Syntax { path: name, line, reason, report }
+            }
+            ConfigError::Value { key, reason } => {
+                ConfigError::Value { key: format!("{name}: {key}"), reason }
+            }
+            other @ ConfigError::Read { .. } => other,
+        })
     }
 
     /// Reads and checks a text.
@@ -329,28 +324,49 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the place, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config = Self::parse_unchecked("configuration", text)?;
+        let config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::syntax("configuration", text, &error))?;
         config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
-    fn parse_unchecked(path: &str, text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error: toml::de::Error| {
-            let nearest = nearest(error.message());
-            let hint = nearest.as_ref().map(|known| format!("did you mean `{known}`?"));
-            let one_line = error.message().trim_end().replace('\n', ", ");
-            ConfigError::Syntax {
-                path: path.to_owned(),
-                line: error.span().map(|span| line(text, span.start)),
-                reason: hint.iter().fold(one_line, |reason, hint| format!("{reason}; {hint}")),
-                report: hint.iter().fold(error.to_string().trim_end().to_owned(), |report, hint| {
-                    format!("{report}\n{hint}")
-                }),
-            }
-        })
+    /// What can be read of a file, and everything that is wrong with it: not only the first, as
+    /// [`load`](Self::load) says it. What is wrong with the entries of `[pci]` is the inventory's to say.
+    pub fn examine(path: &Path) -> (Self, Vec<ConfigError>) {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::examine_text(&name, &text),
+            Err(source) => (Self::default(), vec![ConfigError::Read { path: name, source }]),
+        }
+    }
+
+    fn examine_text(name: &str, text: &str) -> (Self, Vec<ConfigError>) {
+        let told = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
+        let (table, broken) = DeTable::parse_recoverable(text);
+        if !broken.is_empty() {
+            // What follows the first mistake on a line, and the values, are guesses from here on.
+            let mut lines = HashSet::new();
+            let first =
+                |error: &&toml::de::Error| lines.insert(error.span().map(|span| line(text, span.start)));
+            return (Self::default(), broken.iter().filter(first).map(told).collect());
+        }
+        let span = table.span();
+        let (readable, mut errors) = readable(table.into_inner());
+        let config = Self::of_table(Spanned::new(span, readable)).unwrap_or_else(|error| {
+            errors.push(error);
+            Self::default()
+        });
+        errors.sort_by_key(|error| error.span().map(|span| span.start));
+        let mut problems: Vec<_> = errors.iter().map(told).collect();
+        problems.extend(config.problems());
+        (config, problems)
+    }
+
+    fn of_table(table: Spanned<DeTable<'_>>) -> Result<Self, toml::de::Error> {
+        Self::deserialize(toml::Deserializer::from(table))
     }
 
     /// Every value that cannot be used, but for the entries of `[pci]`, which the inventory reads.
-    pub fn problems(&self) -> Vec<ConfigError> {
+    fn problems(&self) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         let mut bad =
             |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
@@ -406,9 +422,63 @@ impl Config {
     }
 }
 
+impl ConfigError {
+    fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
+        let hint = nearest(error.message()).map(|known| format!("did you mean `{known}`?"));
+        let with_hint = |said: String, between: &str| match &hint {
+            Some(hint) => format!("{said}{between}{hint}"),
+            None => said,
+        };
+        Self::Syntax {
+            path: path.to_owned(),
+            line: error.span().map(|span| line(text, span.start)),
+            reason: with_hint(error.message().trim_end().replace('\n', ", "), "; "),
+            report: with_hint(error.to_string().trim_end().to_owned(), "\n"),
+        }
+    }
+}
+
 /// The line, from 1, that a byte of a text is on.
 fn line(text: &str, byte: usize) -> usize {
     1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
+
+/// The keys of a table whose values can be read, each looked at alone, and what is wrong with the others.
+fn readable(table: DeTable<'_>) -> (DeTable<'_>, Vec<toml::de::Error>) {
+    let (mut good, mut errors) = (DeTable::new(), Vec::new());
+    for (section, value) in table {
+        let error = match alone(&section, value.clone()) {
+            Ok(_) => {
+                good.insert(section, value);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let span = value.span();
+        let of_keys = |keys| Spanned::new(span.clone(), DeValue::Table(keys));
+        let known = alone(&section, of_keys(DeTable::new())).is_ok();
+        let (DeValue::Table(keys), true) = (value.into_inner(), known) else {
+            errors.push(error);
+            continue;
+        };
+        let mut kept = DeTable::new();
+        for (key, value) in keys {
+            let one = DeTable::from_iter([(key.clone(), value.clone())]);
+            match alone(&section, of_keys(one)) {
+                Ok(_) => drop(kept.insert(key, value)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let kept = of_keys(kept);
+        good.insert(section, kept);
+    }
+    (good, errors)
+}
+
+/// A configuration of one key.
+fn alone<'i>(key: &Spanned<DeString<'i>>, value: Spanned<DeValue<'i>>) -> Result<Config, toml::de::Error> {
+    let table = DeTable::from_iter([(key.clone(), value)]);
+    Config::of_table(Spanned::new(key.span(), table))
 }
 
 /// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
@@ -492,19 +562,60 @@ mod tests {
         );
     }
 
-    #[test]
-    fn every_value_out_of_range_is_told_and_syntax_with_its_line() {
-        let text =
-            "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5\n[[hypervisor]]\nname = ''\nuri = 'x'";
-        let problems = Config::parse_unchecked("x.toml", text).unwrap().problems();
-        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 4, "{told:?}");
-        let ConfigError::Syntax { line, reason, .. } = Config::parse("[detach]\n\nattempt = 1").unwrap_err()
-        else {
-            panic!("no syntax error")
+    /// The line of each problem of a text, or its key.
+    fn places(text: &str) -> Vec<String> {
+        let (_, problems) = Config::examine_text("x.toml", text);
+        let place = |problem| match problem {
+            ConfigError::Syntax { line: Some(line), reason, .. } => {
+                assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
+                line.to_string()
+            }
+            ConfigError::Value { key, .. } => key,
+            other @ (ConfigError::Syntax { .. } | ConfigError::Read { .. }) => panic!("{other}"),
         };
-        assert_eq!(line, Some(3));
-        assert!(reason.contains("did you mean `attempts`?") && !reason.contains('\n'), "{reason}");
+        problems.into_iter().map(place).collect()
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_and_the_rest_is_read() {
+        for (text, expected) in [
+            ("", &[][..]),
+            (
+                "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5",
+                &["[detach] attempts", "[reconcile] interval"],
+            ),
+            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]] name", "[[hypervisor]] uri"]),
+            (
+                "[detach]\ntimeout = -1\nattempt = 0\nattempts = 0\n[apis]\n[pci]\nalias = 3",
+                &["2", "3", "5", "7", "[detach] attempts"],
+            ),
+            ("hypervisor = 3\nx = 4", &["1", "2"]),
+            // Twice the same key: the table.
+            ("[pci]\nalias = []\npci_alias = []", &["1"]),
+            ("[api\n[detach]\nattempts = 0\nx = = 1", &["1", "4"]),
+        ] {
+            assert_eq!(places(text), expected, "{text}");
+        }
+        let (config, _) = Config::examine_text("x", "[pci]\ndevice_spec = ['{}']\nalias = 3\n[api]\nx = 1");
+        assert_eq!(config.pci.device_spec, ["{}"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_loaded_has_no_problems_and_the_other_way_round(
+            lines in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "[pci]", "[detach]", "[[hypervisor]]", "alias = []", "alias = 3", "attempts = 0",
+                    "attempts = 2", "name = 'a'", "uri = 'test:///default'", "[", "= 1", "x = { y = [ 1",
+                    "detach.timeout = 1", "\u{e9} = '\u{e9}'",
+                ]),
+                0..8,
+            ),
+        ) {
+            let text = lines.join("\n");
+            let (_, problems) = Config::examine_text("x", &text);
+            proptest::prop_assert_eq!(Config::parse(&text).is_ok(), problems.is_empty(), "{:?}", problems);
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub(crate) struct List {
     /// What it is to SR-IOV.
     #[arg(long = "type", value_parser = PossibleValuesParser::new(DevType::ALL.iter().map(|it| it.as_str())))]
     dev_type: Option<String>,
+    /// The state that it is in.
     #[arg(long, value_parser = PossibleValuesParser::new(DeviceStatus::ALL.iter().map(|it| it.as_str())))]
     status: Option<String>,
     /// Only those that this guest has: its UUID or its name.

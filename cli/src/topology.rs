@@ -196,7 +196,7 @@ fn controller_line(controller: &Value, free: usize) -> String {
 fn device_line(device: &Value) -> String {
     let host = &device["host_device"];
     if host.is_null() {
-        return facts(&[inner_address(device), "a device of the guest's own".into()]);
+        return facts(&[inner_address(device), "emulated".into()]);
     }
     let attachment = match at(host, "/attachment_id") {
         nothing if nothing == "-" => "not attached by hotslot".into(),
@@ -281,7 +281,7 @@ vm1  ACTIVE  on node1  pc-q35-10.0
     ├── 0000:00:01.2  pcie-root-port  pci.2  bus 03  free
     ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plugging is off
     ├── 0000:00:01.4  pcie-to-pci-bridge  pci.4  bus 05  2 slots free
-    └── unknown (libvirt's 0000:00:1f.2)  a device of the guest's own
+    └── unknown (libvirt's 0000:00:1f.2)  emulated
 ";
         assert_eq!(server_tree(&topology), expected);
     }

@@ -1,7 +1,7 @@
 //! `servers/{id}/pci_topology`: a guest's PCI tree, with its free hot-plug ports; not in the seeds.
 //!
 //! An `address` is libvirt's, whose bus is the index of the controller that the function is on; an
-//! `inner_address` is where the guest sees the same, null where that cannot be known.
+//! `inner_address` is where the guest sees the same as its firmware numbers buses, null where that cannot be known.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,5 +109,70 @@ fn model(model: ControllerModel) -> &'static str {
         ControllerModel::SwitchDownstream => "pcie-switch-downstream-port",
         ControllerModel::PciExpander => "pci-expander-bus",
         ControllerModel::PcieExpander => "pcie-expander-bus",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hotslot_driver::xml::domain;
+
+    use super::*;
+
+    fn describe(devices: &str) -> Value {
+        let document = format!(
+            "<domain type='kvm'><name>g</name><uuid>10000000-0000-4000-8000-000000000001</uuid>\
+             <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
+             <controller type='pci' index='0' model='pcie-root'/>{devices}</devices></domain>"
+        );
+        super::describe(&domain::parse(&document).unwrap(), &Functions::new())
+    }
+
+    fn port(index: u8, slot: u8, function: u8) -> String {
+        format!(
+            "<controller type='pci' index='{index}' model='pcie-root-port'>\
+             <address type='pci' bus='0x00' slot='{slot:#x}' function='{function}'/></controller>"
+        )
+    }
+
+    #[test]
+    fn a_port_that_firmware_finds_later_has_the_higher_bus() {
+        let tree = describe(&(port(1, 3, 0) + &port(2, 2, 0)));
+        assert_eq!(tree["controllers"][1]["inner_bus"], 2);
+        assert_eq!(tree["controllers"][2]["inner_bus"], 1);
+        let first = json!({ "address": "0000:01:00.0", "inner_address": "0000:02:00.0" });
+        assert_eq!(tree["free_ports"]["express"][0], first);
+        assert_eq!(tree["free_ports"]["conventional"], json!([]));
+    }
+
+    #[test]
+    fn what_the_guest_does_not_see_has_no_inner_address() {
+        let tree = describe(&port(1, 3, 1));
+        let port = &tree["controllers"][1];
+        assert_eq!((&port["address"], &port["inner_address"]), (&json!("0000:00:03.1"), &Value::Null));
+        assert_eq!(port["inner_bus"], Value::Null);
+    }
+
+    #[test]
+    fn an_index_that_is_there_twice_is_the_first_one() {
+        let tree = describe(&(port(1, 3, 0) + &port(1, 4, 0)));
+        let addresses: Vec<_> =
+            tree["controllers"].as_array().unwrap().iter().map(|one| &one["address"]).collect();
+        assert_eq!(addresses, [&Value::Null, &json!("0000:00:03.0")]);
+    }
+
+    #[test]
+    fn a_host_device_says_whose_attachment_it_is() {
+        let hostdev = |slot: u8, alias: &str| {
+            format!(
+                "<hostdev mode='subsystem' type='pci' managed='yes'><source>\
+                 <address domain='0x0000' bus='0x04' slot='{slot:#x}' function='0x0'/></source>\
+                 <alias name='{alias}'/><address type='pci' bus='0x00' slot='{slot:#x}' function='0x0'/></hostdev>"
+            )
+        };
+        const ID: &str = "30000000-0000-4000-8000-000000000001";
+        let tree = describe(&(hostdev(5, &format!("ua-{ID}")) + &hostdev(6, "hostdev0")));
+        let host = |index: usize| &tree["devices"][index]["host_device"];
+        assert_eq!((&host(0)["address"], &host(0)["attachment_id"]), (&json!("0000:04:05.0"), &json!(ID)));
+        assert_eq!((&host(1)["address"], &host(1)["attachment_id"]), (&json!("0000:04:06.0"), &Value::Null));
     }
 }

@@ -35,17 +35,14 @@ impl From<ConfigError> for Problem {
 
 /// Prints every problem of the file, one a line, or what was read.
 pub(super) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
-    let (good, problems) = match Config::read(file) {
-        Ok(config) => (summary(&config), problems(&config)),
-        Err(error) => (String::new(), vec![error.into()]),
-    };
+    let (config, problems) = examine(file);
     match format {
         Format::Json => {
             let list = problems.iter().map(|it| json!({ "place": it.place, "reason": it.reason }));
             output::json(&list.collect())?;
         }
         Format::Table if problems.is_empty() => {
-            output::print(&format!("{}: good: {good}\n", file.display()))?;
+            output::print(&format!("{}: good: {}\n", file.display(), summary(&config)))?;
         }
         Format::Table => {
             let lines = problems.iter().map(|it| format!("{}: {}\n", it.place, it.reason));
@@ -55,9 +52,10 @@ pub(super) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn problems(config: &Config) -> Vec<Problem> {
+fn examine(file: &Path) -> (Config, Vec<Problem>) {
+    let (config, problems) = Config::examine(file);
     let mut problems: Vec<Problem> =
-        config.problems().into_iter().chain(Inventory::problems(&config.pci)).map(Problem::from).collect();
+        problems.into_iter().chain(Inventory::problems(&config.pci)).map(Problem::from).collect();
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
         problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
     }
@@ -65,7 +63,7 @@ fn problems(config: &Config) -> Vec<Problem> {
     for problem in &mut problems {
         problem.reason = problem.reason.replace('\n', " ");
     }
-    problems
+    (config, problems)
 }
 
 fn summary(config: &Config) -> String {
@@ -85,21 +83,24 @@ fn summary(config: &Config) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Vec<(String, String)> {
+    /// The summary of a text, and its problems.
+    fn read(text: &str) -> (String, Vec<(String, String)>) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hotslot.toml");
         std::fs::write(&file, text).unwrap();
-        let found = Config::read(&file).map_or_else(|error| vec![error.into()], |config| problems(&config));
+        let (config, found) = examine(&file);
         let name = file.display().to_string();
-        found.into_iter().map(|it| (it.place.replace(&name, "FILE"), it.reason)).collect()
+        let found = found.into_iter().map(|it| (it.place.replace(&name, "FILE"), it.reason));
+        (summary(&config), found.collect())
     }
 
     #[test]
     fn everything_that_would_be_refused_is_told_with_its_place() {
-        let found = read(
+        let (_, found) = read(
             r#"
 [detach]
 attempts = 0
+timeout = 'long'
 [pci]
 device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "80867"}', "[{}, {\n]"]
 alias = ['{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}', '{"vendor_id": "8086"}']
@@ -113,6 +114,7 @@ uri = "qemu:///system"
         assert_eq!(
             places,
             [
+                "FILE:4",
                 "[detach] attempts",
                 "[[hypervisor]] name",
                 "[pci] device_spec[1]",
@@ -126,17 +128,17 @@ uri = "qemu:///system"
 
     #[test]
     fn a_file_that_cannot_be_read_is_told_with_the_line() {
-        let found = read("[api]\nlisen = '127.0.0.1:1'");
+        let (_, found) = read("[api]\nlisen = '127.0.0.1:1'");
         let [(place, reason)] = &found[..] else { panic!("{found:?}") };
         assert_eq!(place, "FILE:2");
         assert!(reason.contains("did you mean `listen`?"), "{reason}");
-        assert!(read("[api\n")[0].0.starts_with("FILE:1"));
+        assert!(read("[api\n").1[0].0.starts_with("FILE:1"));
     }
 
     #[test]
     fn a_good_file_is_summed_up() {
-        let config = Config::parse("[pci]\ndevice_spec = ['{}']\nalias = []").unwrap();
-        assert_eq!(problems(&config), []);
-        assert_eq!(summary(&config), "1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host");
+        let (summary, problems) = read("[pci]\ndevice_spec = ['{}']\nalias = []");
+        assert_eq!(problems, []);
+        assert_eq!(summary, "1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host");
     }
 }
