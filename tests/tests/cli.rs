@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
 
@@ -245,6 +246,25 @@ async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
     service.sim("disconnect");
     service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
     hotslot("topology node1").expect(5);
+}
+
+#[tokio::test]
+async fn a_host_goes_before_a_guest_of_the_same_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    Size { pfs: 1, vfs: 1, guests: 1, ports: 1 }.write(dir.path()).expect("a simulated host");
+    let guest = dir.path().join("domains/g0.xml");
+    let document = std::fs::read_to_string(&guest).expect("the guest's document");
+    std::fs::write(&guest, document.replace("<name>g0</name>", "<name>node1</name>")).expect("write it");
+    let service = Hotslot::with(dir.path(), "").await;
+
+    let host = hotslot(service.url(), "topology node1").expect(0);
+    assert_eq!(host.out.lines().next(), Some("node1"));
+    assert!(host.err.contains("`hotslot topology --server node1`"), "{host:?}");
+    let told = hotslot(service.url(), "topology --host node1").expect(0);
+    assert_eq!((told.out, told.err.as_str()), (host.out, ""));
+    let server = hotslot(service.url(), "topology --server node1").expect(0);
+    assert!(server.out.starts_with("node1  ACTIVE  on node1  "), "{server:?}");
+    assert!(server.out.contains("  free\n"), "{server:?}");
 }
 
 #[test]
