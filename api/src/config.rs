@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
 use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -315,12 +317,16 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not what it should be: TOML's own report, with line and key.
+    /// The file is not what it should be.
     #[error("{path}: {report}")]
     Syntax {
         /// The file.
         path: String,
-        /// What is wrong and where, and what would be right.
+        /// The line in it, from 1; none when the file as a whole lacks something.
+        line: Option<usize>,
+        /// What is wrong and what would be right, in one line.
+        reason: String,
+        /// TOML's own report of it, with the line itself.
         report: String,
     },
     /// A value cannot be used.
@@ -343,7 +349,9 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
         Self::parse(&text).map_err(|error| match error {
-            ConfigError::Syntax { report, .. } => ConfigError::Syntax { path: name, report },
+            ConfigError::Syntax { line, reason, report, .. } => {
+                ConfigError::Syntax { path: name, line, reason, report }
+            }
             ConfigError::Value { key, reason } => {
                 ConfigError::Value { key: format!("{name}: {key}"), reason }
             }
@@ -356,18 +364,54 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the place, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
-            path: "configuration".into(),
-            report: format!("{}{}", error.to_string().trim_end(), nearest(error.message())),
-        })?;
-        config.check()?;
-        Ok(config)
+        let config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::syntax("configuration", text, &error))?;
+        config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let bad = |key: &str, reason: String| Err(ConfigError::Value { key: key.into(), reason });
+    /// What can be read of a file, and everything that is wrong with it: not only the first, as
+    /// [`load`](Self::load) says it. What is wrong with the entries of `[pci]` is the inventory's to say.
+    pub fn examine(path: &Path) -> (Self, Vec<ConfigError>) {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::examine_text(&name, &text),
+            Err(source) => (Self::default(), vec![ConfigError::Read { path: name, source }]),
+        }
+    }
+
+    fn examine_text(name: &str, text: &str) -> (Self, Vec<ConfigError>) {
+        let told = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
+        let (table, broken) = DeTable::parse_recoverable(text);
+        if !broken.is_empty() {
+            // What follows the first mistake on a line, and the values, are guesses from here on.
+            let mut lines = HashSet::new();
+            let first =
+                |error: &&toml::de::Error| lines.insert(error.span().map(|span| line(text, span.start)));
+            return (Self::default(), broken.iter().filter(first).map(told).collect());
+        }
+        let span = table.span();
+        let (readable, mut errors) = readable(table.into_inner());
+        let config = Self::of_table(Spanned::new(span, readable)).unwrap_or_else(|error| {
+            errors.push(error);
+            Self::default()
+        });
+        errors.sort_by_key(|error| error.span().map(|span| span.start));
+        let mut problems: Vec<_> = errors.iter().map(told).collect();
+        problems.extend(config.problems());
+        (config, problems)
+    }
+
+    fn of_table(table: Spanned<DeTable<'_>>) -> Result<Self, toml::de::Error> {
+        Self::deserialize(toml::Deserializer::from(table))
+    }
+
+    /// Every value that cannot be used, but for the entries of `[pci]`, which the inventory reads.
+    fn problems(&self) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        let mut bad =
+            |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
         if self.detach.attempts == 0 {
-            return bad("[detach] attempts", "a guest must be asked at least once".into());
+            bad("[detach] attempts", "a guest must be asked at least once".into());
         }
         let second = Duration::from_secs(1);
         for (key, time) in [
@@ -375,11 +419,11 @@ impl Config {
             ("[reconcile] interval", self.reconcile.interval),
         ] {
             if time.0 < second {
-                return bad(key, "less than a second is too often; write 1 or more".into());
+                bad(key, "less than a second is too often; write 1 or more".into());
             }
         }
         if !self.database.url.starts_with("sqlite://") {
-            return bad(
+            bad(
                 "[database] url",
                 "only SQLite is known yet; write sqlite:///var/lib/hotslot/hotslot.db".into(),
             );
@@ -387,25 +431,25 @@ impl Config {
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for hypervisor in &self.hypervisor {
             if hypervisor.name.trim().is_empty() {
-                return bad("[[hypervisor]] name", "a host needs a name".into());
+                bad("[[hypervisor]] name", "a host needs a name".into());
             }
             if !names.insert(&hypervisor.name) {
-                return bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+                bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
             }
             if !uris.insert(&hypervisor.uri) {
                 let reason =
                     format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
-                return bad("[[hypervisor]] uri", reason);
+                bad("[[hypervisor]] uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(
                     "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
                     hypervisor.uri
                 );
-                return bad("[[hypervisor]] uri", reason);
+                bad("[[hypervisor]] uri", reason);
             }
         }
-        Ok(())
+        problems
     }
 
     /// The configured hosts, or the local one when none is.
@@ -418,17 +462,74 @@ impl Config {
     }
 }
 
+impl ConfigError {
+    fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
+        let hint = nearest(error.message()).map(|known| format!("did you mean `{known}`?"));
+        let with_hint = |said: String, between: &str| match &hint {
+            Some(hint) => format!("{said}{between}{hint}"),
+            None => said,
+        };
+        Self::Syntax {
+            path: path.to_owned(),
+            line: error.span().map(|span| line(text, span.start)),
+            reason: with_hint(error.message().trim_end().replace('\n', ", "), "; "),
+            report: with_hint(error.to_string().trim_end().to_owned(), "\n"),
+        }
+    }
+}
+
+/// The line, from 1, that a byte of a text is on.
+fn line(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
+
+/// The keys of a table whose values can be read, each looked at alone, and what is wrong with the others.
+fn readable(table: DeTable<'_>) -> (DeTable<'_>, Vec<toml::de::Error>) {
+    let (mut good, mut errors) = (DeTable::new(), Vec::new());
+    for (section, value) in table {
+        let error = match alone(&section, value.clone()) {
+            Ok(_) => {
+                good.insert(section, value);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let span = value.span();
+        let of_keys = |keys| Spanned::new(span.clone(), DeValue::Table(keys));
+        let known = alone(&section, of_keys(DeTable::new())).is_ok();
+        let (DeValue::Table(keys), true) = (value.into_inner(), known) else {
+            errors.push(error);
+            continue;
+        };
+        let mut kept = DeTable::new();
+        for (key, value) in keys {
+            let one = DeTable::from_iter([(key.clone(), value.clone())]);
+            match alone(&section, of_keys(one)) {
+                Ok(_) => drop(kept.insert(key, value)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let kept = of_keys(kept);
+        good.insert(section, kept);
+    }
+    (good, errors)
+}
+
+/// A configuration of one key.
+fn alone<'i>(key: &Spanned<DeString<'i>>, value: Spanned<DeValue<'i>>) -> Result<Config, toml::de::Error> {
+    let table = DeTable::from_iter([(key.clone(), value)]);
+    Config::of_table(Spanned::new(key.span(), table))
+}
+
 /// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
-fn nearest(message: &str) -> String {
+fn nearest(message: &str) -> Option<String> {
     if !message.starts_with("unknown field") {
-        return String::new();
+        return None;
     }
     let mut words = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = words.next() else { return String::new() };
-    match words.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))) {
-        Some(known) => format!("\ndid you mean `{known}`?"),
-        None => String::new(),
-    }
+    let unknown = words.next()?;
+    let like = |known: &&str| strsim::jaro_winkler(unknown, known);
+    words.max_by(|a, b| like(a).total_cmp(&like(b))).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -499,6 +600,62 @@ mod tests {
             )
             .contains("two hosts")
         );
+    }
+
+    /// The line of each problem of a text, or its key.
+    fn places(text: &str) -> Vec<String> {
+        let (_, problems) = Config::examine_text("x.toml", text);
+        let place = |problem| match problem {
+            ConfigError::Syntax { line: Some(line), reason, .. } => {
+                assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
+                line.to_string()
+            }
+            ConfigError::Value { key, .. } => key,
+            other @ (ConfigError::Syntax { .. } | ConfigError::Read { .. }) => panic!("{other}"),
+        };
+        problems.into_iter().map(place).collect()
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_and_the_rest_is_read() {
+        for (text, expected) in [
+            ("", &[][..]),
+            (
+                "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5",
+                &["[detach] attempts", "[reconcile] interval"],
+            ),
+            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]] name", "[[hypervisor]] uri"]),
+            (
+                "[detach]\ntimeout = -1\nattempt = 0\nattempts = 0\n[apis]\n[pci]\nalias = 3",
+                &["2", "3", "5", "7", "[detach] attempts"],
+            ),
+            ("hypervisor = 3\nx = 4", &["1", "2"]),
+            // Twice the same key: the table.
+            ("[pci]\nalias = []\npci_alias = []", &["1"]),
+            ("[api\n[detach]\nattempts = 0\nx = = 1", &["1", "4"]),
+        ] {
+            assert_eq!(places(text), expected, "{text}");
+        }
+        let (config, _) = Config::examine_text("x", "[pci]\ndevice_spec = ['{}']\nalias = 3\n[api]\nx = 1");
+        assert_eq!(config.pci.device_spec, ["{}"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_loaded_has_no_problems_and_the_other_way_round(
+            lines in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "[pci]", "[detach]", "[[hypervisor]]", "alias = []", "alias = 3", "attempts = 0",
+                    "attempts = 2", "name = 'a'", "uri = 'test:///default'", "[", "= 1", "x = { y = [ 1",
+                    "detach.timeout = 1", "\u{e9} = '\u{e9}'",
+                ]),
+                0..8,
+            ),
+        ) {
+            let text = lines.join("\n");
+            let (_, problems) = Config::examine_text("x", &text);
+            proptest::prop_assert_eq!(Config::parse(&text).is_ok(), problems.is_empty(), "{:?}", problems);
+        }
     }
 
     #[test]

@@ -108,6 +108,12 @@ impl Client {
         self.send(Method::DELETE, version, path, None, None).await.map(drop)
     }
 
+    /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).
+    pub(crate) async fn remove(&self, path: &[&str], query: &str) -> Result<(), Failure> {
+        let query = Some(query).filter(|query| !query.is_empty());
+        self.send(Method::DELETE, "v2.1", path, query, None).await.map(drop)
+    }
+
     /// A path that belongs to no version, such as `readyz`; 503 is an answer there.
     pub(crate) async fn probe(&self, path: &str) -> Result<Value, Failure> {
         let mut url = self.base.clone();
@@ -173,11 +179,35 @@ impl Client {
     }
 }
 
+/// A query string of these pairs, escaped.
+pub(crate) fn query_string(pairs: &[(&str, String)]) -> anyhow::Result<String> {
+    let url = Url::parse_with_params("http://localhost", pairs)?;
+    Ok(url.query().unwrap_or_default().to_owned())
+}
+
 /// The message of a fault: `{"itemNotFound": {"code": 404, "message": "…"}}`.
 fn fault(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let (_, fault) = body.as_object()?.iter().next()?;
     Some(fault["message"].as_str()?.to_owned())
+}
+
+/// What `ask` makes of a service that answers one request with these bytes, and what it was asked.
+#[cfg(test)]
+pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Client) -> T) -> (T, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let service = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8_lossy(&request[..length]).into_owned()
+    });
+    let outcome = ask(Client::new(Address::Unix(path)).unwrap()).await;
+    (outcome, service.await.unwrap())
 }
 
 #[cfg(test)]
@@ -195,6 +225,13 @@ mod tests {
     }
 
     #[test]
+    fn a_query_is_escaped() {
+        let pairs = [("rack", "a&b=c d".to_owned()), ("host", "büro".to_owned())];
+        assert_eq!(query_string(&pairs).unwrap(), "rack=a%26b%3Dc+d&host=b%C3%BCro");
+        assert_eq!(query_string(&[]).unwrap(), "");
+    }
+
+    #[test]
     fn a_fault_says_its_message() {
         let body = br#"{"conflictingRequest": {"code": 409, "message": "busy"}}"#;
         assert_eq!(fault(body).as_deref(), Some("busy"));
@@ -203,21 +240,9 @@ mod tests {
         }
     }
 
-    /// Answers one request on a unix socket with these bytes, and says what was asked.
+    /// A resource whose answer is these bytes, and what was asked.
     async fn answered(answer: &'static str) -> (Result<Value, Failure>, String) {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let service = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 4096];
-            let length = stream.read(&mut request).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            String::from_utf8_lossy(&request[..length]).into_owned()
-        });
-        let outcome = Client::new(Address::Unix(path)).unwrap().get(&["servers", "a/b ?"]).await;
-        (outcome, service.await.unwrap())
+        super::answered(answer, async |client| client.get(&["servers", "a/b ?"]).await).await
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
@@ -17,7 +18,8 @@ pub(crate) enum DeviceCommand {
     List(List),
     /// One PCI function, with all that is known of it.
     Show {
-        /// Its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id.
+        /// Its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or
+        /// UUID.
         device: DeviceName,
         /// The host it is on; needed when several hosts have such an address.
         #[arg(long)]
@@ -44,6 +46,8 @@ pub(crate) enum DeviceName {
     Address(PciAddress),
     /// The id of its record in `os-pci`.
     Id(u64),
+    /// The UUID of its record in `os-pci`.
+    Uuid(Uuid),
 }
 
 impl FromStr for DeviceName {
@@ -52,6 +56,9 @@ impl FromStr for DeviceName {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(id) = text.parse() {
             return Ok(Self::Id(id));
+        }
+        if let Ok(uuid) = Uuid::try_parse(text) {
+            return Ok(Self::Uuid(uuid));
         }
         let address = if text.starts_with("pci_") { PciAddress::from_node_name(text) } else { text.parse() };
         address.map(Self::Address).map_err(|error| error.to_string())
@@ -63,6 +70,7 @@ impl DeviceName {
         match self {
             Self::Address(address) => device["address"] == address.to_string(),
             Self::Id(id) => device["id"] == *id,
+            Self::Uuid(uuid) => device["uuid"] == uuid.to_string(),
         }
     }
 }
@@ -72,6 +80,7 @@ impl std::fmt::Display for DeviceName {
         match self {
             Self::Address(address) => address.fmt(f),
             Self::Id(id) => id.fmt(f),
+            Self::Uuid(uuid) => uuid.fmt(f),
         }
     }
 }
@@ -195,13 +204,15 @@ async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
             }
             .into())
         }
-        several => {
-            let hosts: Vec<_> = several.iter().map(|device| at(device, "/host")).collect();
-            let message =
-                format!("several hosts have a device {name}; give one by --host: {}", hosts.join(", "));
-            Err(Failure::new(Exit::Usage, message).into())
-        }
+        several => Err(ambiguous(name, several).into()),
     }
+}
+
+/// Several hosts have a device of this name.
+pub(crate) fn ambiguous(name: &DeviceName, found: &[Value]) -> Failure {
+    let hosts: Vec<_> = found.iter().map(|device| at(device, "/host")).collect();
+    let message = format!("several hosts have a device {name}; give one by --host: {}", hosts.join(", "));
+    Failure::new(Exit::Usage, message)
 }
 
 fn lines() -> Vec<Column<'static>> {
@@ -236,7 +247,8 @@ pub(crate) fn ids(device: &Value) -> String {
     format!("{}:{}", at(device, "/vendor_id"), at(device, "/product_id"))
 }
 
-fn name(device: &Value) -> String {
+/// What the vendor and the device are called, as libvirt's id table has it.
+pub(crate) fn name(device: &Value) -> String {
     let names = ["/vendor_name", "/product_name"].map(|pointer| at(device, pointer));
     let known: Vec<_> = names.iter().map(String::as_str).filter(|name| *name != "-").collect();
     if known.is_empty() { "-".into() } else { known.join(" ") }
@@ -260,8 +272,9 @@ mod tests {
 
     #[test]
     fn a_device_is_named_as_lspci_libvirt_or_os_pci_name_it() {
-        let device = json!({ "address": "0000:3b:00.1", "id": 7 });
-        for name in ["0000:3b:00.1", "3b:00.1", "0000:3B:00.1", "pci_0000_3b_00_1", "7"] {
+        const UUID: &str = "20000000-0000-4000-8000-000000000001";
+        let device = json!({ "address": "0000:3b:00.1", "id": 7, "uuid": UUID });
+        for name in ["0000:3b:00.1", "3b:00.1", "0000:3B:00.1", "pci_0000_3b_00_1", "7", UUID] {
             assert!(name.parse::<DeviceName>().unwrap().names(&device), "{name}");
         }
         for other in ["0000:3b:00.0", "pci_0000_3b_01_1", "8"] {

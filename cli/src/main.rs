@@ -7,15 +7,19 @@ mod attach;
 mod attachment;
 mod capture;
 mod client;
+mod config;
 mod detach;
 mod device;
 mod doctor;
 mod exit;
 mod host;
 mod output;
+mod pci;
 mod serve;
 mod server;
 mod sim;
+mod topology;
+mod tree;
 mod wait;
 
 use std::io::IsTerminal as _;
@@ -66,7 +70,7 @@ enum Command {
     Ask(Question),
 }
 
-/// The commands that ask the service.
+/// The commands that ask the service; `config check` is among its fellows.
 #[derive(Debug, Subcommand)]
 enum Question {
     /// The hosts.
@@ -75,6 +79,15 @@ enum Question {
     /// The hosts' PCI devices.
     #[command(subcommand)]
     Device(device::DeviceCommand),
+    /// What is on record of the devices that may be given away.
+    #[command(subcommand, after_help = pci::HELP)]
+    Pci(pci::PciCommand),
+    /// The PCI tree of a host, or of a guest with its free ports.
+    #[command(after_help = topology::HELP)]
+    Topology(topology::Topology),
+    /// Check a configuration file; see and change what may be given away, and by which names.
+    #[command(subcommand, after_help = config::HELP)]
+    Config(config::ConfigCommand),
     /// The guests.
     #[command(subcommand)]
     Server(server::ServerCommand),
@@ -145,6 +158,9 @@ impl Question {
         match self {
             Self::Host(command) => command.run(cli).await,
             Self::Device(command) => command.run(cli).await,
+            Self::Pci(command) => command.run(cli).await,
+            Self::Topology(command) => command.run(cli).await,
+            Self::Config(command) => command.run(cli).await,
             Self::Server(command) => command.run(cli).await,
             Self::Attachment(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
@@ -173,13 +189,34 @@ mod tests {
             "hotslot attach vm1 a1 b1:2 --live-only",
             "hotslot attachment list vm1 -o json",
             "hotslot detach 3f2a 91c0 --no-wait",
+            "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
+            "hotslot pci list --server vm1 --extra rack=r1 --extra switch=tor-3 -o json",
+            "hotslot pci show 20000000-0000-4000-8000-000000000001",
+            "hotslot pci show 3b:00.1 --host node1",
+            "hotslot pci stats --host node1",
+            "hotslot topology node1",
+            "hotslot topology vm1 --server",
+            "hotslot config check /etc/hotslot/hotslot.toml -o json",
+            "hotslot config whitelist list",
+            "hotslot config alias add {\"name\":\"a1\"}",
+            "hotslot config extra-info remove 3 --force",
             "hotslot doctor --uri qemu+ssh://node2/system",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap();
         }
-        for line in
-            ["hotslot attach vm1", "hotslot detach", "hotslot device show eth0", "hotslot attach vm1 a1:0"]
-        {
+        for line in [
+            "hotslot attach vm1",
+            "hotslot detach",
+            "hotslot device show eth0",
+            "hotslot attach vm1 a1:0",
+            "hotslot pci list --status free",
+            "hotslot pci list --extra rack",
+            "hotslot pci list --vendor intel",
+            "hotslot topology",
+            "hotslot topology a --host --server",
+            "hotslot config alias add a1",
+            "hotslot config whitelist remove",
+        ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }
     }

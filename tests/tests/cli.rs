@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use hotslot_tests::{Hotslot, Q35, binary};
+use hotslot_driver::sim::generate::Size;
+use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
 
 /// What a command said, and how it ended.
@@ -122,6 +123,14 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (3, "server show 00000000-0000-4000-8000-000000000000", "not found"),
         (3, "device list --host node9", "hypervisor node9 not found"),
         (3, "device show 0000:ff:00.0", "no device 0000:ff:00.0"),
+        (2, "pci list --status free", "available"),
+        (3, "pci list --host node9", "hypervisor node9 not found"),
+        (3, "pci list --server nope", "no server is called `nope`"),
+        (3, "pci show 9999", "PCI device 9999 not found"),
+        (3, "pci show 0000:ff:00.0", "no device 0000:ff:00.0"),
+        (3, "topology nope", "no host is called `nope`, and no server is called `nope`"),
+        (3, "topology --host q35", "hypervisor q35 not found"),
+        (3, "topology --server node1", "no server is called `node1`"),
         (3, "detach 0123", "no PCI attachment 0123"),
         (4, "attach full vf", "no free hot-plug port"),
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
@@ -140,6 +149,151 @@ async fn each_failure_has_its_exit_code_and_says_why() {
     assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("away: node1"));
     service.kill();
     assert!(hotslot(&url, "host list").expect(5).err.contains("is `hotslot serve` running?"));
+}
+
+#[tokio::test]
+async fn the_devices_on_record_are_narrowed_and_shown() {
+    let service = Hotslot::with(
+        &host("small"),
+        r#"
+        [[pci.extra_info]]
+        match = '{"address": "0000:05:00.0"}'
+        values = { switch = "tor 3&4" }
+        "#,
+    )
+    .await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    hotslot("attach q35 vf").expect(0);
+
+    let addresses = |arguments: &str| -> Vec<String> {
+        let listed = hotslot(&format!("pci list {arguments} -o json")).expect(0).json();
+        let devices = listed.as_array().expect("a list").clone();
+        devices.iter().map(|device| device["address"].as_str().expect("an address").into()).collect()
+    };
+    assert_eq!(addresses("--type type-VF"), ["0000:04:10.0", "0000:04:10.2"]);
+    assert_eq!(addresses("--type type-VF --status available"), ["0000:04:10.2"]);
+    assert_eq!(addresses("--server q35 --host node1"), ["0000:04:10.0"]);
+    assert_eq!(addresses("--vendor 8086 --product 10C9"), ["0000:04:00.0"]);
+    assert_eq!(addresses("--extra phys_function=0000:04:00.0"), ["0000:04:10.0", "0000:04:10.2"]);
+    assert_eq!(addresses("--extra phys_function=0000:04:00.1"), [""; 0]);
+    assert!(addresses("").len() > 5);
+
+    let listed = hotslot("pci list").expect(0);
+    assert_eq!(listed.line("04:10.0"), ["node1", "0000:04:10.0", "8086:10ca", "type-VF", "allocated", "q35"]);
+    let long = hotslot("pci list -l --product 10d3").expect(0);
+    let row = long.line("05:00.0");
+    assert!(row.last().expect("cells").contains("switch=tor 3&4"), "{row:?}");
+    let (id, uuid) = (row[6], row[7]);
+    for name in [id, uuid, "0000:05:00.0", "pci_0000_05_00_0 --host node1"] {
+        let shown = hotslot(&format!("pci show {name}")).expect(0);
+        assert_eq!(shown.line("Address"), ["Address:", "0000:05:00.0"], "{name}");
+        assert_eq!(shown.line("UUID"), ["UUID:", uuid], "{name}");
+    }
+    // The one filter that a split at spaces cannot write.
+    let spaced = Command::new(binary())
+        .args(["pci", "list", "--extra", "switch=tor 3&4", "--url", service.url()])
+        .output()
+        .expect("run hotslot");
+    assert_eq!(String::from_utf8_lossy(&spaced.stdout).lines().count(), 2, "the titles and one device");
+}
+
+#[tokio::test]
+async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let id = id(&hotslot("-o json attach q35 vf").expect(0));
+
+    let host = hotslot("topology node1").expect(0);
+    let family: Vec<_> = host.out.lines().filter(|line| line.contains("0000:04:")).collect();
+    let [pf, vf, other] = family[..] else { panic!("{host:?}") };
+    assert!(pf.starts_with("│   └── 0000:04:00.0  8086:10c9  "), "{pf}");
+    assert!(pf.contains("  PF with 2 of 7 VFs  driver igb  group "), "{pf}");
+    assert!(
+        vf.starts_with("│       ├── 0000:04:10.0  8086:10ca  ") && vf.ends_with("  allocated to q35"),
+        "{vf}"
+    );
+    assert!(other.starts_with("│       └── 0000:04:10.2  ") && other.ends_with("  available"), "{other}");
+
+    let guest = hotslot("topology q35").expect(0);
+    let lines: Vec<_> = guest.out.lines().collect();
+    assert_eq!(lines[0], "q35  ACTIVE  on node1  pc-q35-10.0");
+    assert_eq!(lines[1], "└── pcie-root  pcie.0  bus 00");
+    let place = lines.iter().position(|line| line.contains("host 0000:04:10.0")).expect("the VF");
+    assert_eq!(lines[place - 1], "    ├── 0000:00:01.1  pcie-root-port  pci.2  bus 02");
+    assert!(
+        lines[place].starts_with("    │   └── 0000:02:00.0  host 0000:04:10.0  8086:10ca  "),
+        "{guest:?}"
+    );
+    assert!(lines[place].ends_with(&format!("  attachment {id}")), "{guest:?}");
+    assert_eq!(lines.iter().filter(|line| line.ends_with("  free")).count(), 6, "{guest:?}");
+    let full = hotslot("topology --server full").expect(0);
+    assert!(!full.out.contains("free"), "{full:?}");
+    assert!(hotslot("topology i440fx").expect(0).out.contains(" slots free"));
+    assert!(
+        hotslot("topology switch")
+            .expect(0)
+            .out
+            .lines()
+            .next()
+            .expect("a title")
+            .ends_with("as it will start")
+    );
+
+    let json = hotslot(&format!("topology {Q35} -o json")).expect(0).json();
+    assert_eq!(json["free_ports"]["express"][0]["inner_address"], "0000:03:00.0");
+    let vf = json["devices"].as_array().expect("a list").iter().find(|it| !it["host_device"].is_null());
+    assert_eq!(vf.expect("the VF")["host_device"]["attachment_id"], id.as_str());
+    service.sim("disconnect");
+    service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
+    hotslot("topology node1").expect(5);
+}
+
+#[tokio::test]
+async fn a_host_goes_before_a_guest_of_the_same_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    Size { pfs: 1, vfs: 1, guests: 1, ports: 1 }.write(dir.path()).expect("a simulated host");
+    let guest = dir.path().join("domains/g0.xml");
+    let document = std::fs::read_to_string(&guest).expect("the guest's document");
+    std::fs::write(&guest, document.replace("<name>g0</name>", "<name>node1</name>")).expect("write it");
+    let service = Hotslot::with(dir.path(), "").await;
+
+    let host = hotslot(service.url(), "topology node1").expect(0);
+    assert_eq!(host.out.lines().next(), Some("node1"));
+    assert!(host.err.contains("`hotslot topology --server node1`"), "{host:?}");
+    let told = hotslot(service.url(), "topology --host node1").expect(0);
+    assert_eq!((told.out, told.err.as_str()), (host.out, ""));
+    let server = hotslot(service.url(), "topology --server node1").expect(0);
+    assert!(server.out.starts_with("node1  ACTIVE  on node1  "), "{server:?}");
+    assert!(server.out.contains("  free\n"), "{server:?}");
+}
+
+#[test]
+fn a_configuration_is_checked_without_a_service() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let check = |text: &str, more: &str| {
+        let file = dir.path().join("hotslot.toml");
+        std::fs::write(&file, text).expect("write the configuration");
+        hotslot("http://127.0.0.1:1", &format!("config check {} {more}", file.display()))
+    };
+    let good = check("[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']", "").expect(0);
+    assert!(
+        good.out.ends_with(": good: 1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host\n")
+    );
+    let bad = "[detach]\nattempts = 0\n[pci]\nalias = ['{}', '[', '{\"name\": \"a1\"}']";
+    let told = check(bad, "").expect(1);
+    let places: Vec<_> = told.out.lines().map(|line| line.split(": ").next().expect("a place")).collect();
+    assert_eq!(
+        places,
+        ["[detach] attempts", "[pci] alias[0]", "[pci] alias[1]", "[pci] alias[2]"],
+        "{told:?}"
+    );
+    let json = check(bad, "-o json").expect(1).json();
+    assert_eq!(json[0]["place"], "[detach] attempts");
+    assert_eq!(json[0]["reason"], "a guest must be asked at least once");
+    assert_eq!(check("", "-o json").expect(0).json(), Value::Array(Vec::new()));
+    assert!(check("[pci]\nalias = 3", "").expect(1).out.contains("hotslot.toml:2: "));
+    let missing = hotslot("http://127.0.0.1:1", "config check /nonexistent.toml").expect(1);
+    assert!(missing.out.starts_with("/nonexistent.toml: cannot be read: "), "{missing:?}");
 }
 
 #[tokio::test]

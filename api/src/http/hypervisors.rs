@@ -108,6 +108,7 @@ fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Valu
         "host": host.name,
         "address": device.address,
         "dev_id": device.name,
+        "parent": device.parent,
         "vendor_id": device.vendor_id,
         "product_id": device.product_id,
         "vendor_name": device.vendor_name,

@@ -10,6 +10,7 @@ mod health;
 mod hypervisors;
 mod pci;
 mod servers;
+mod topology;
 mod versions;
 
 use std::sync::Arc;
@@ -67,6 +68,7 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/servers", get(servers::list))
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
+        .route("/servers/{server_id}/pci_topology", get(topology::show))
         .route("/servers/{server_id}/os-pci_attachments", post(attachments::create).get(attachments::list))
         .route(
             "/servers/{server_id}/os-pci_attachments/{attachment_id}",

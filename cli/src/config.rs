@@ -1,0 +1,185 @@
+//! `hotslot config`: a configuration file looked through, and the entries that the running service has.
+
+mod check;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::Cli;
+use crate::exit::Exit;
+use crate::output::{self, Column, Format, column};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = r#"Examples:
+  hotslot config check /etc/hotslot/hotslot.toml
+  hotslot config whitelist list
+  hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
+  hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
+  hotslot config extra-info add '{"match": {"address": "3b:00.1"}, "values": {"switch": "tor-3"}}'
+  hotslot config whitelist remove 3 --force"#;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Everything in a configuration file that would be refused; no service is asked, nothing is started.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Which devices may be given away: device_spec.
+    #[command(subcommand)]
+    Whitelist(Entries),
+    /// The names by which devices are asked for.
+    #[command(subcommand)]
+    Alias(Entries),
+    /// Facts of devices that no hypervisor knows.
+    #[command(subcommand)]
+    ExtraInfo(Entries),
+}
+
+/// What is done with one kind of entries.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Entries {
+    /// The entries, those of the file and those that were added, in the order in which they count.
+    List,
+    /// Add an entry; it takes effect at once.
+    Add {
+        /// The entry as the configuration file has it, a JSON object.
+        entry: Entry,
+    },
+    /// Remove an entry that was added; those of the file are the file's.
+    Remove {
+        /// Its id, as `list` shows it.
+        id: String,
+        /// Also while devices that it gave are in use.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// An entry, a JSON object. Whether it is a good one is the service's to say.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry(Value);
+
+impl FromStr for Entry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match serde_json::from_str(text) {
+            Ok(entry @ Value::Object(_)) => Ok(Self(entry)),
+            Ok(_) => Err("write one JSON object, such as {\"vendor_id\": \"8086\"}".into()),
+            Err(error) => Err(format!("{error}; write a JSON object, such as {{\"vendor_id\": \"8086\"}}")),
+        }
+    }
+}
+
+impl ConfigCommand {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match self {
+            Self::Check { file } => check::run(&file, cli.format),
+            Self::Whitelist(entries) => entries.run(cli, "whitelist").await,
+            Self::Alias(entries) => entries.run(cli, "alias").await,
+            Self::ExtraInfo(entries) => entries.run(cli, "extra_info").await,
+        }
+    }
+}
+
+impl Entries {
+    /// `kind` is the last segment of the path, and the key in bodies.
+    async fn run(self, cli: &Cli, kind: &str) -> anyhow::Result<Exit> {
+        let path = ["os-pci-config", kind];
+        match self {
+            Self::List => {
+                let entries = cli.client.items(&path, kind).await?;
+                let columns = [
+                    column("ID", "/id"),
+                    column("SOURCE", "/source"),
+                    column("READ-ONLY", "/read_only"),
+                    column("POSITION", "/position"),
+                    Column("ENTRY", Box::new(entry)),
+                ];
+                output::list(cli.format, "entries", &entries, &columns)?;
+            }
+            Self::Add { entry: Entry(added) } => {
+                let answer = cli.client.post(&path, &json!({ kind: added })).await?;
+                let lines = [
+                    column("ID", "/id"),
+                    column("Source", "/source"),
+                    column("Position", "/position"),
+                    Column("Entry", Box::new(entry)),
+                ];
+                output::show(cli.format, &answer[kind], &lines)?;
+            }
+            Self::Remove { id, force } => {
+                let query = if force { "force=true" } else { "" };
+                cli.client.remove(&[path[0], path[1], &id], query).await?;
+                match cli.format {
+                    Format::Json => output::json(&json!({ "id": id, "status": "removed" }))?,
+                    Format::Table => output::print(&format!("removed {id}\n"))?,
+                }
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// The entry as the file has it.
+fn entry(item: &Value) -> String {
+    item["entry"].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::answered;
+
+    async fn run(entries: Entries, kind: &str, answer: &'static str) -> (anyhow::Result<Exit>, String) {
+        answered(answer, async |client| entries.run(&Cli { client, format: Format::Table }, kind).await).await
+    }
+
+    #[tokio::test]
+    async fn entries_are_listed_added_and_removed() {
+        const LIST: &str = "HTTP/1.1 200 OK\r\n\r\n\
+            {\"alias\":[{\"id\":1,\"source\":\"file\",\"read_only\":true,\"position\":0,\"entry\":{\"name\":\"a1\"}}]}";
+        let (outcome, request) = run(Entries::List, "alias", LIST).await;
+        assert_eq!(outcome.unwrap(), Exit::Done);
+        assert!(request.starts_with("GET /v2.1/os-pci-config/alias HTTP/1.1"), "{request}");
+
+        const ADDED: &str = "HTTP/1.1 200 OK\r\n\r\n{\"extra_info\":{\"id\":\"x\"}}";
+        let added = Entries::Add { entry: r#"{"match": {}}"#.parse().unwrap() };
+        let (outcome, request) = run(added, "extra_info", ADDED).await;
+        assert_eq!(outcome.unwrap(), Exit::Done);
+        assert!(request.starts_with("POST /v2.1/os-pci-config/extra_info HTTP/1.1"), "{request}");
+        assert!(request.ends_with(r#"{"extra_info":{"match":{}}}"#), "{request}");
+
+        const REMOVED: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+        let (outcome, request) =
+            run(Entries::Remove { id: "3".into(), force: true }, "whitelist", REMOVED).await;
+        assert_eq!(outcome.unwrap(), Exit::Done);
+        assert!(
+            request.starts_with("DELETE /v2.1/os-pci-config/whitelist/3?force=true HTTP/1.1"),
+            "{request}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_entry_in_use_is_refused_with_the_services_words() {
+        const REFUSED: &str = "HTTP/1.1 409 Conflict\r\n\r\n\
+            {\"conflictingRequest\":{\"code\":409,\"message\":\"in use\"}}";
+        let (outcome, request) =
+            run(Entries::Remove { id: "3".into(), force: false }, "whitelist", REFUSED).await;
+        let error = outcome.unwrap_err();
+        assert_eq!((Exit::of(&error), error.to_string().as_str()), (Exit::Refused, "in use"));
+        assert!(request.starts_with("DELETE /v2.1/os-pci-config/whitelist/3 HTTP/1.1"), "{request}");
+    }
+
+    #[test]
+    fn an_entry_is_a_json_object() {
+        assert!(r#"{"vendor_id": "8086"}"#.parse::<Entry>().is_ok());
+        for bad in ["", "8086", "[]", "{", "{} {}"] {
+            assert!(bad.parse::<Entry>().unwrap_err().contains("JSON object"), "{bad}");
+        }
+    }
+}

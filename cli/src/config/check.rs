@@ -1,0 +1,144 @@
+//! `hotslot config check`: everything in a configuration file that would be refused.
+
+use std::path::Path;
+
+use hotslot_api::config::{Config, ConfigError};
+use hotslot_api::inventory::Inventory;
+use hotslot_driver::xml::hostdev::Templates;
+use serde_json::json;
+
+use crate::exit::Exit;
+use crate::output::{self, Format};
+
+/// Something that would be refused.
+#[derive(Debug, PartialEq, Eq)]
+struct Problem {
+    /// The key with its place, or the file and the line.
+    place: String,
+    reason: String,
+}
+
+impl From<ConfigError> for Problem {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Read { path, source } => {
+                Self { place: path, reason: format!("cannot be read: {source}") }
+            }
+            ConfigError::Syntax { path, line: Some(line), reason, .. } => {
+                Self { place: format!("{path}:{line}"), reason }
+            }
+            ConfigError::Syntax { path, line: None, reason, .. } => Self { place: path, reason },
+            ConfigError::Value { key, reason } => Self { place: key, reason },
+        }
+    }
+}
+
+/// Prints every problem of the file, one a line, or what was read.
+pub(super) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
+    let (config, problems) = examine(file);
+    match format {
+        Format::Json => {
+            let list = problems.iter().map(|it| json!({ "place": it.place, "reason": it.reason }));
+            output::json(&list.collect())?;
+        }
+        Format::Table if problems.is_empty() => {
+            output::print(&format!("{}: good: {}\n", file.display(), summary(&config)))?;
+        }
+        Format::Table => {
+            let lines = problems.iter().map(|it| format!("{}: {}\n", it.place, it.reason));
+            output::print(&lines.collect::<String>())?;
+        }
+    }
+    Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+fn examine(file: &Path) -> (Config, Vec<Problem>) {
+    let (config, problems) = Config::examine(file);
+    let mut problems: Vec<Problem> =
+        problems.into_iter().chain(Inventory::problems(&config.pci)).map(Problem::from).collect();
+    if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
+        problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
+    }
+    // One a line, whatever an entry quotes.
+    for problem in &mut problems {
+        problem.reason = problem.reason.replace('\n', " ");
+    }
+    (config, problems)
+}
+
+fn summary(config: &Config) -> String {
+    let count = |number: usize, one: &str, several: &str| {
+        format!("{number} {}", if number == 1 { one } else { several })
+    };
+    [
+        count(config.pci.device_spec.len(), "device_spec entry", "device_spec entries"),
+        count(config.pci.alias.len(), "alias entry", "alias entries"),
+        count(config.pci.extra_info.len(), "extra_info entry", "extra_info entries"),
+        count(config.hypervisors().len(), "host", "hosts"),
+    ]
+    .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The summary of a text, and its problems.
+    fn read(text: &str) -> (String, Vec<(String, String)>) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hotslot.toml");
+        std::fs::write(&file, text).unwrap();
+        let (config, found) = examine(&file);
+        let name = file.display().to_string();
+        let found = found.into_iter().map(|it| (it.place.replace(&name, "FILE"), it.reason));
+        (summary(&config), found.collect())
+    }
+
+    #[test]
+    fn everything_that_would_be_refused_is_told_with_its_place() {
+        let (_, found) = read(
+            r#"
+[detach]
+attempts = 0
+timeout = 'long'
+[pci]
+device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "80867"}', "[{}, {\n]"]
+alias = ['{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}', '{"vendor_id": "8086"}']
+templates = "/nonexistent/templates"
+[[hypervisor]]
+name = ""
+uri = "qemu:///system"
+"#,
+        );
+        let places: Vec<_> = found.iter().map(|(place, _)| place.as_str()).collect();
+        assert_eq!(
+            places,
+            [
+                "FILE:4",
+                "[detach] attempts",
+                "[[hypervisor]] name",
+                "[pci] device_spec[1]",
+                "[pci] device_spec[2]",
+                "[pci] alias[1]",
+                "[pci] templates",
+            ]
+        );
+        assert!(found.iter().all(|(_, reason)| !reason.contains('\n') && !reason.is_empty()), "{found:?}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_with_the_line() {
+        let (_, found) = read("[api]\nlisen = '127.0.0.1:1'");
+        let [(place, reason)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(place, "FILE:2");
+        assert!(reason.contains("did you mean `listen`?"), "{reason}");
+        assert!(read("[api\n").1[0].0.starts_with("FILE:1"));
+    }
+
+    #[test]
+    fn a_good_file_is_summed_up() {
+        let (summary, problems) = read("[pci]\ndevice_spec = ['{}']\nalias = []");
+        assert_eq!(problems, []);
+        assert_eq!(summary, "1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host");
+    }
+}

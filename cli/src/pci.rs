@@ -1,0 +1,309 @@
+//! `hotslot pci`: what is on record of the devices that may be given away, as `os-pci` has it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+use hotslot_api::store::{DevType, DeviceStatus};
+use hotslot_driver::pci::PciId;
+use serde_json::Value;
+
+use crate::client::query_string;
+use crate::device::{self, DeviceName};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Column, Format, at, column};
+use crate::{Cli, server};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot pci list --type type-VF --status available
+  hotslot pci list --extra physical_network=net1 -l
+  hotslot pci show 7
+  hotslot pci stats --host node1";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PciCommand {
+    /// The devices on record, narrowed by what they must have.
+    List(List),
+    /// One device on record.
+    Show {
+        /// Its os-pci id or UUID, its address (0000:3b:00.1), or its node device name (pci_0000_3b_00_1).
+        device: DeviceName,
+        /// The host it is on; needed when several hosts have such an address.
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// How many devices of each kind are free.
+    Stats {
+        /// Only those of this host.
+        #[arg(long)]
+        host: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only those of this host.
+    #[arg(long)]
+    host: Option<String>,
+    /// The vendor's id: 8086.
+    #[arg(long)]
+    vendor: Option<PciId>,
+    /// The product's id: 10ca.
+    #[arg(long)]
+    product: Option<PciId>,
+    /// What it is to SR-IOV.
+    #[arg(long = "type", value_parser = PossibleValuesParser::new(DevType::ALL.iter().map(|it| it.as_str())))]
+    dev_type: Option<String>,
+    /// The state that it is in.
+    #[arg(long, value_parser = PossibleValuesParser::new(DeviceStatus::ALL.iter().map(|it| it.as_str())))]
+    status: Option<String>,
+    /// Only those that this guest has: its UUID or its name.
+    #[arg(long)]
+    server: Option<String>,
+    /// Only those of which this is said in extra_info; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    extra: Vec<(String, String)>,
+    /// More columns.
+    #[arg(short, long)]
+    long: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        Some(_) | None => Err("write a key and its value: physical_network=net1".into()),
+    }
+}
+
+impl PciCommand {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match self {
+            Self::List(list) => list.run(cli).await,
+            Self::Show { device, host } => show(cli, &device, host.as_deref()).await,
+            Self::Stats { host } => stats(cli, host.as_deref()).await,
+        }
+    }
+}
+
+impl List {
+    async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let host = match &self.host {
+            Some(host) => Some(hostname(cli, host).await?),
+            None => None,
+        };
+        let server = match &self.server {
+            Some(server) => Some(server::find(cli, server).await?),
+            None => None,
+        };
+        let query = query_string(&self.pairs(host, server))?;
+        let devices = cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?;
+        let wants_names =
+            cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
+        let names = if wants_names { server::names(cli).await? } else { HashMap::new() };
+        output::list(cli.format, "devices", &devices, &self.columns(&names))?;
+        Ok(Exit::Done)
+    }
+
+    fn pairs(&self, host: Option<String>, server: Option<String>) -> Vec<(&str, String)> {
+        let columns = [
+            ("host", host),
+            ("vendor_id", self.vendor.map(|id| id.to_string())),
+            ("product_id", self.product.map(|id| id.to_string())),
+            ("dev_type", self.dev_type.clone()),
+            ("status", self.status.clone()),
+            ("instance_uuid", server),
+        ];
+        let columns = columns.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        columns.chain(self.extra.iter().map(|(key, value)| (key.as_str(), value.clone()))).collect()
+    }
+
+    fn columns<'a>(&self, names: &'a HashMap<String, String>) -> Vec<Column<'a>> {
+        let mut columns = vec![
+            column("HOST", "/host"),
+            column("ADDRESS", "/address"),
+            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            column("TYPE", "/dev_type"),
+            column("STATUS", "/status"),
+            Column("SERVER", Box::new(|device| server::called(names, &at(device, "/instance_uuid")))),
+        ];
+        if self.long {
+            columns.extend([
+                column("ID", "/id"),
+                column("UUID", "/uuid"),
+                column("NUMA", "/numa_node"),
+                column("PF", "/parent_addr"),
+                Column("EXTRA_INFO", Box::new(|device| said(&device["extra_info"], &[]))),
+            ]);
+        }
+        columns
+    }
+}
+
+/// The name of the host that a person named.
+async fn hostname(cli: &Cli, host: &str) -> Result<String, Failure> {
+    let host = cli.client.item(&["os-hypervisors", host], "hypervisor").await?;
+    Ok(at(&host, "/hypervisor_hostname"))
+}
+
+async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
+    let host = match host {
+        Some(host) => Some(hostname(cli, host).await?),
+        None => None,
+    };
+    let mut found = match name {
+        DeviceName::Address(address) => {
+            let query = query_string(&[("address", address.to_string())])?;
+            cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?
+        }
+        DeviceName::Id(_) | DeviceName::Uuid(_) => {
+            vec![cli.client.item(&["os-pci", &name.to_string()], "pci_device").await?]
+        }
+    };
+    found.retain(|device| host.as_ref().is_none_or(|host| device["host"] == *host));
+    match &found[..] {
+        [device] => {
+            output::show(cli.format, device, &lines())?;
+            Ok(Exit::Done)
+        }
+        [] => {
+            let on = host.map(|host| format!(" of host {host}")).unwrap_or_default();
+            let message = format!("no device {name}{on} is on record; `hotslot device list --all`");
+            Err(Failure::new(Exit::NotFound, message).into())
+        }
+        several => Err(device::ambiguous(name, several).into()),
+    }
+}
+
+fn lines() -> Vec<Column<'static>> {
+    vec![
+        column("ID", "/id"),
+        column("UUID", "/uuid"),
+        column("Host", "/host"),
+        column("Address", "/address"),
+        column("Node device", "/dev_id"),
+        Column("Vendor:product", Box::new(device::ids)),
+        column("Type", "/dev_type"),
+        column("PF", "/parent_addr"),
+        column("NUMA node", "/numa_node"),
+        column("Label", "/label"),
+        Column("Extra info", Box::new(|device| said(&device["extra_info"], &[]))),
+        column("Status", "/status"),
+        column("Server", "/instance_uuid"),
+        column("Request", "/request_id"),
+        column("Created", "/created_at"),
+        column("Updated", "/updated_at"),
+        column("Gone", "/gone_at"),
+    ]
+}
+
+async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
+    let hosts = match host {
+        Some(host) => vec![host.to_owned()],
+        None => {
+            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
+            hosts.iter().map(|host| at(host, "/id")).collect()
+        }
+    };
+    let mut all = Vec::new();
+    for host in hosts {
+        let host = cli.client.item(&["os-hypervisors", &host], "hypervisor").await?;
+        all.extend(pools(&host)?);
+    }
+    let columns = [
+        column("HOST", "/host"),
+        column("COUNT", "/count"),
+        Column("VENDOR:PRODUCT", Box::new(device::ids)),
+        column("TYPE", "/dev_type"),
+        column("NUMA", "/numa_node"),
+        Column("EXTRA_INFO", Box::new(tags)),
+    ];
+    output::list(cli.format, "pools", &all, &columns)?;
+    Ok(Exit::Done)
+}
+
+/// A host's pools, each with the host's name.
+fn pools(host: &Value) -> Result<Vec<Value>, Failure> {
+    let name = at(host, "/hypervisor_hostname");
+    let Some(pools) = host["pci_stats"].as_array() else {
+        return Err(Failure::new(Exit::Failed, format!("the service says no pci_stats of host {name}")));
+    };
+    let mut pools = pools.clone();
+    for pool in pools.iter_mut().filter_map(Value::as_object_mut) {
+        pool.insert("host".into(), name.clone().into());
+    }
+    Ok(pools)
+}
+
+/// What the devices of a pool have in common beside its columns: Nova has it in the pool itself.
+fn tags(pool: &Value) -> String {
+    let columns = ["host", "count", "vendor_id", "product_id", "dev_type", "numa_node", "extra_info"];
+    let mut tags = pool.clone();
+    if let (Some(tags), Some(extra)) = (tags.as_object_mut(), pool["extra_info"].as_object()) {
+        tags.extend(extra.clone());
+    }
+    said(&tags, &columns)
+}
+
+/// What an object says, in order of key, but for some keys: `rack=r1,trusted=true`.
+fn said(object: &Value, except: &[&str]) -> String {
+    let pairs: BTreeMap<_, _> = object.as_object().into_iter().flatten().collect();
+    let pairs = pairs.into_iter().filter(|(key, _)| !except.contains(&key.as_str()));
+    let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", at(value, ""))).collect();
+    if pairs.is_empty() { "-".into() } else { pairs.join(",") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::client::answered;
+
+    #[test]
+    fn the_pools_of_a_host_are_lines_with_all_that_they_are_grouped_by() {
+        let host = json!({ "hypervisor_hostname": "node1", "pci_stats": [
+            { "count": 2, "vendor_id": "8086", "product_id": "10ca", "numa_node": null, "dev_type": "type-VF",
+              "rack": "r1", "extra_info": { "switch": "tor-3", "rack": "r1" } },
+            { "count": 0, "vendor_id": "1234", "product_id": "11e8", "numa_node": 1, "dev_type": "type-PCI" },
+        ] });
+        let pools = pools(&host).unwrap();
+        assert_eq!(pools[0]["host"], "node1");
+        assert_eq!(pools.iter().map(tags).collect::<Vec<_>>(), ["rack=r1,switch=tor-3", "-"]);
+        assert!(super::pools(&json!({ "hypervisor_hostname": "node1" })).is_err());
+    }
+
+    #[tokio::test]
+    async fn stats_are_those_of_the_host_that_was_named() {
+        const ANSWER: &str = "HTTP/1.1 200 OK\r\n\r\n\
+            {\"hypervisor\":{\"hypervisor_hostname\":\"node1\",\"pci_stats\":[]}}";
+        let (outcome, request) = answered(ANSWER, async |client| {
+            stats(&Cli { client, format: Format::Json }, Some("node1")).await
+        })
+        .await;
+        assert_eq!(outcome.unwrap(), Exit::Done);
+        assert!(request.starts_with("GET /v2.1/os-hypervisors/node1 HTTP/1.1"), "{request}");
+    }
+
+    #[test]
+    fn a_list_is_narrowed_by_columns_and_by_what_is_said() {
+        assert_eq!(pair("rack=a=b").unwrap(), ("rack".into(), "a=b".into()));
+        for bad in ["", "rack", "=r1"] {
+            assert!(pair(bad).is_err(), "{bad}");
+        }
+        let extra = vec![pair("rack=r 1").unwrap()];
+        let list = List {
+            host: None,
+            vendor: Some("8086".parse().unwrap()),
+            product: None,
+            dev_type: Some("type-VF".into()),
+            status: None,
+            server: None,
+            extra,
+            long: false,
+        };
+        let query = query_string(&list.pairs(Some("node1".into()), None)).unwrap();
+        assert_eq!(query, "host=node1&vendor_id=8086&dev_type=type-VF&rack=r+1");
+    }
+}

@@ -1,0 +1,288 @@
+//! `hotslot topology`: the PCI tree of a host, or of a guest as the guest sees it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use clap::Args;
+use hotslot_driver::pci::PciAddress;
+use serde_json::Value;
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Format, at};
+use crate::tree::{Line, tree};
+use crate::{Cli, device, server};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot topology node1
+  hotslot topology vm1
+  hotslot topology --server node1";
+
+#[derive(Debug, Args)]
+pub(crate) struct Topology {
+    /// A host's name, or a guest's name or UUID. A host goes before a guest of the same name.
+    name: String,
+    /// The name is a host's.
+    #[arg(long, conflicts_with = "server")]
+    host: bool,
+    /// The name is a guest's.
+    #[arg(long)]
+    server: bool,
+}
+
+impl Topology {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let name = self.name.as_str();
+        if self.host {
+            let host = cli.client.item(&["os-hypervisors", name], "hypervisor").await?;
+            return of_host(cli, &host).await;
+        }
+        if self.server {
+            return of_server(cli, &server::find(cli, name).await?).await;
+        }
+        let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
+        let named = |host: &&Value| host["hypervisor_hostname"] == name || host["id"] == name;
+        let Some(host) = hosts.iter().find(named) else {
+            let id = server::find(cli, name).await.map_err(|failure| {
+                Failure::new(failure.exit(), format!("no host is called `{name}`, and {failure}"))
+            })?;
+            return of_server(cli, &id).await;
+        };
+        let servers = cli.client.items(&["servers"], "servers").await?;
+        if servers.iter().any(|server| server["name"] == name) {
+            eprintln!(
+                "hotslot: this is the host {name}; a server has the name too: `hotslot topology --server {name}`"
+            );
+        }
+        of_host(cli, host).await
+    }
+}
+
+async fn of_host(cli: &Cli, host: &Value) -> anyhow::Result<Exit> {
+    let path = ["os-hypervisors", &at(host, "/id"), "pci_devices"];
+    let functions = cli.client.items(&path, "pci_devices").await?;
+    if cli.format == Format::Json {
+        output::json(&functions.into())?;
+    } else {
+        let names = server::names(cli).await?;
+        output::print(&host_tree(&at(host, "/hypervisor_hostname"), &functions, &names))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Each function under its bridge, a VF under its PF.
+fn host_tree(name: &str, functions: &[Value], names: &HashMap<String, String>) -> String {
+    let mut functions: Vec<_> =
+        functions.iter().map(|function| (at(function, "/address"), function)).collect();
+    functions.sort_by(|a, b| a.0.cmp(&b.0));
+    let lines: Vec<_> = functions
+        .into_iter()
+        .map(|(address, function)| {
+            let bridge = || Some(PciAddress::from_node_name(function["parent"].as_str()?).ok()?.to_string());
+            let parent = function["parent_addr"].as_str().map(str::to_owned).or_else(bridge);
+            Line { key: address, parent, text: host_line(function, names) }
+        })
+        .collect();
+    tree(name, &lines)
+}
+
+fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
+    let said = |word: &str, pointer: &str| match at(function, pointer) {
+        nothing if nothing == "-" => nothing,
+        value => format!("{word} {value}"),
+    };
+    let vfs = function["vfs"].as_array().map_or(0, Vec::len);
+    let sriov = match function["dev_type"].as_str() {
+        Some("type-PF") => format!("PF with {vfs} of {} VFs", at(function, "/max_vfs")),
+        Some("type-VF") => "VF".into(),
+        Some(_) | None => "-".into(),
+    };
+    let owner = match function["instance_uuid"].as_str() {
+        Some(id) => format!("{} to {}", at(function, "/status"), server::called(names, id)),
+        None => at(function, "/status"),
+    };
+    facts(&[
+        at(function, "/address"),
+        device::ids(function),
+        device::name(function),
+        sriov,
+        said("driver", "/driver"),
+        said("group", "/iommu_group/number"),
+        at(function, "/net"),
+        at(function, "/block"),
+        owner,
+    ])
+}
+
+/// What is known, two spaces apart.
+fn facts(facts: &[String]) -> String {
+    let known: Vec<_> = facts.iter().map(String::as_str).filter(|fact| *fact != "-").collect();
+    known.join("  ")
+}
+
+async fn of_server(cli: &Cli, id: &str) -> anyhow::Result<Exit> {
+    let topology = cli.client.item(&["servers", id, "pci_topology"], "pci_topology").await?;
+    match cli.format {
+        Format::Json => output::json(&topology)?,
+        Format::Table => output::print(&server_tree(&topology))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Each function under the controller that it is on, with the address that the guest sees.
+fn server_tree(topology: &Value) -> String {
+    let list = |pointer: &str| topology.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+    let free = free_slots(list("/free_ports/express").chain(list("/free_ports/conventional")));
+    let controllers = list("/controllers").map(|controller| {
+        let index = controller["index"].as_u64().unwrap_or_default();
+        let text = controller_line(controller, free.get(&index).copied().unwrap_or_default());
+        (at(controller, "/address"), Line { key: bus(index), parent: parent(controller), text })
+    });
+    let devices = list("/devices").map(|device| {
+        let address = at(device, "/address");
+        (address.clone(), Line { key: address, parent: parent(device), text: device_line(device) })
+    });
+    let mut lines: Vec<_> = controllers.chain(devices).collect();
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    let lines: Vec<_> = lines.into_iter().map(|(_, line)| line).collect();
+    let off = if topology["running"] == true { "-" } else { "as it will start" };
+    let title = facts(&[
+        at(topology, "/name"),
+        at(topology, "/status"),
+        format!("on {}", at(topology, "/host")),
+        at(topology, "/machine"),
+        off.into(),
+    ]);
+    tree(&title, &lines)
+}
+
+/// How many devices can be plugged into each controller, by its index.
+fn free_slots<'a>(free: impl Iterator<Item = &'a Value>) -> BTreeMap<u64, usize> {
+    // Without PCI Express the two lists are the same.
+    let addresses: BTreeSet<_> = free.filter_map(address).collect();
+    let mut slots = BTreeMap::new();
+    for address in addresses {
+        *slots.entry(address.bus().into()).or_default() += 1;
+    }
+    slots
+}
+
+/// What libvirt numbers a function by; its bus is a controller's index.
+fn address(function: &Value) -> Option<PciAddress> {
+    function["address"].as_str()?.parse().ok()
+}
+
+fn parent(function: &Value) -> Option<String> {
+    address(function).map(|address| bus(address.bus().into()))
+}
+
+fn bus(index: u64) -> String {
+    format!("bus {index}")
+}
+
+fn controller_line(controller: &Value, free: usize) -> String {
+    let bus = controller["inner_bus"].as_u64().map_or_else(|| "-".into(), |bus| format!("bus {bus:02x}"));
+    let room = match (free, controller["hotplug"].as_bool()) {
+        (0, Some(false)) => "hot-plugging is off".into(),
+        (0, _) => "-".into(),
+        (1, _) => "free".into(),
+        (slots, _) => format!("{slots} slots free"),
+    };
+    let is_root = controller["address"].is_null();
+    let address = if is_root { "-".into() } else { inner_address(controller) };
+    facts(&[address, at(controller, "/model"), at(controller, "/alias"), bus, room])
+}
+
+fn device_line(device: &Value) -> String {
+    let host = &device["host_device"];
+    if host.is_null() {
+        return facts(&[inner_address(device), "emulated".into()]);
+    }
+    let attachment = match at(host, "/attachment_id") {
+        nothing if nothing == "-" => "not attached by hotslot".into(),
+        id => format!("attachment {id}"),
+    };
+    let ids = device::ids(host);
+    let ids = if ids == "-:-" { "-".into() } else { ids };
+    facts(&[
+        inner_address(device),
+        format!("host {}", at(host, "/address")),
+        ids,
+        device::name(host),
+        attachment,
+    ])
+}
+
+fn inner_address(function: &Value) -> String {
+    match at(function, "/inner_address") {
+        unknown if unknown == "-" => format!("unknown (libvirt's {})", at(function, "/address")),
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_vf_stands_under_its_pf_and_a_function_under_its_bridge() {
+        let functions = [
+            json!({ "address": "0000:04:10.0", "parent": "pci_0000_00_10_0", "parent_addr": "0000:04:00.0",
+                "vendor_id": "8086", "product_id": "10ca", "dev_type": "type-VF", "driver": "vfio-pci",
+                "iommu_group": { "number": 22 }, "status": "allocated", "instance_uuid": "u1" }),
+            json!({ "address": "0000:04:00.0", "parent": "pci_0000_00_10_0", "parent_addr": null,
+                "vendor_id": "8086", "product_id": "10c9", "product_name": "82576", "dev_type": "type-PF",
+                "max_vfs": 7, "vfs": ["0000:04:10.0"], "driver": "igb", "net": ["eth5"], "block": [] }),
+            json!({ "address": "0000:00:10.0", "parent": "computer",
+                "vendor_id": "1b36", "product_id": "000c", "dev_type": "type-PCI", "driver": "pcieport" }),
+            json!({ "address": "0000:00:1d.0", "vendor_id": "8086", "product_id": "2934" }),
+        ];
+        let names = HashMap::from([("u1".to_owned(), "vm1".to_owned())]);
+        let expected = "\
+node1
+├── 0000:00:10.0  1b36:000c  driver pcieport
+│   └── 0000:04:00.0  8086:10c9  82576  PF with 1 of 7 VFs  driver igb  eth5
+│       └── 0000:04:10.0  8086:10ca  VF  driver vfio-pci  group 22  allocated to vm1
+└── 0000:00:1d.0  8086:2934
+";
+        assert_eq!(host_tree("node1", &functions, &names), expected);
+    }
+
+    #[test]
+    fn a_guests_ports_show_what_is_in_them_and_which_are_free() {
+        let root = json!({ "index": 0, "model": "pcie-root", "alias": "pcie.0", "address": null,
+            "inner_address": null, "inner_bus": 0, "hotplug": true });
+        let port = |index: u8, model: &str, hotplug: bool| {
+            json!({ "index": index, "model": model, "alias": format!("pci.{index}"),
+                "address": format!("0000:00:01.{index}"), "inner_address": format!("0000:00:01.{index}"),
+                "inner_bus": index + 1, "hotplug": hotplug })
+        };
+        let at = |address: &str| json!({ "address": address, "inner_address": null });
+        let topology = json!({
+            "name": "vm1", "status": "ACTIVE", "host": "node1", "machine": "pc-q35-10.0", "running": true,
+            "controllers": [port(3, "pcie-root-port", false), port(1, "pcie-root-port", true), root,
+                port(2, "pcie-root-port", true), port(4, "pcie-to-pci-bridge", true)],
+            "devices": [
+                { "address": "0000:01:00.0", "inner_address": "0000:02:00.0", "host_device": {
+                    "address": "0000:04:10.0", "vendor_id": "8086", "product_id": "10ca",
+                    "attachment_id": "a1" } },
+                { "address": "0000:00:1f.2", "inner_address": null, "host_device": null },
+            ],
+            "free_ports": { "express": [at("0000:02:00.0")],
+                "conventional": [at("0000:04:01.0"), at("0000:04:02.0"), at("0000:02:00.0")] },
+        });
+        let expected = "\
+vm1  ACTIVE  on node1  pc-q35-10.0
+└── pcie-root  pcie.0  bus 00
+    ├── 0000:00:01.1  pcie-root-port  pci.1  bus 02
+    │   └── 0000:02:00.0  host 0000:04:10.0  8086:10ca  attachment a1
+    ├── 0000:00:01.2  pcie-root-port  pci.2  bus 03  free
+    ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plugging is off
+    ├── 0000:00:01.4  pcie-to-pci-bridge  pci.4  bus 05  2 slots free
+    └── unknown (libvirt's 0000:00:1f.2)  emulated
+";
+        assert_eq!(server_tree(&topology), expected);
+    }
+}
