@@ -1,5 +1,7 @@
 -- A device that is gone from the host while a server has it stays with its owner, and says since when.
 ALTER TABLE pci_devices ADD COLUMN gone_at BIGINT;
+-- A device with the tag one_time_use is not given again until someone says that it was cleaned.
+ALTER TABLE pci_devices ADD COLUMN used_at BIGINT;
 
 -- What a network VF is to be in the guest, and whether all of an IOMMU group was asked for.
 ALTER TABLE attachments ADD COLUMN mac_address TEXT;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hotslot_tests::{Hotslot, Q35, SWITCH, attachments, host, path};
+use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
 
 /// How soon a device that came or went on the host is seen.
@@ -275,4 +275,31 @@ async fn os_pci_is_narrowed_and_comes_in_pages() {
     let uuid = vf["uuid"].as_str().unwrap();
     assert_eq!(service.get(&format!("/v3/os-pci/{uuid}")).await.expect(200).body["pci_device"], vf);
     assert_eq!(ids(&format!("marker={uuid}&limit=1")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_device_for_one_use_waits_to_be_cleaned() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\nreport_in_placement = true\n\
+         device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}']\n\
+         alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n",
+        |_| (),
+    )
+    .await;
+    let all = service.get("/v2.1/os-pci?status=available").await.expect(200).body["pci_devices"].clone();
+    let edu = &all[0];
+    let answer = service.attach(I440FX, "edu:1").await.expect(200).body;
+    service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
+    let used = service.device(edu["address"].as_str().unwrap()).await;
+    assert!(used["used_at"].is_string(), "{used}");
+    let cleaned = format!("/v2.1/os-pci/{}/action", used["id"]);
+    if all.as_array().unwrap().len() == 1 {
+        let refused = service.attach(I440FX, "edu:1").await.expect(409);
+        assert!(refused.message().contains("one_time_use"), "{}", refused.message());
+    }
+    service.post(&cleaned, json!({ "clean": null })).await.expect(400);
+    let answer = service.post(&cleaned, json!({ "cleaned": null })).await.expect(200).body;
+    assert_eq!(answer["pci_device"]["used_at"], Value::Null);
+    service.attach(I440FX, "edu:1").await.expect(200);
 }

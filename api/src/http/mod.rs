@@ -78,6 +78,7 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-pci", get(pci::list))
         .route("/os-pci/detail", get(pci::detail))
         .route("/os-pci/{device_id}", get(pci::show))
+        .route("/os-pci/{device_id}/action", post(pci::act))
         .route("/os-hypervisors", get(hypervisors::list))
         .route("/os-hypervisors/detail", get(hypervisors::detail))
         .route("/os-hypervisors/{hypervisor_id}", get(hypervisors::show))

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::body::{Page, Pairs, Path, id, time};
+use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
@@ -71,6 +73,7 @@ struct Full<'a> {
     request_id: Option<RequestId>,
     host: Option<&'a str>,
     gone_at: Option<String>,
+    used_at: Option<String>,
 }
 
 fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
@@ -98,6 +101,7 @@ fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
         request_id: device.request,
         host: service.host(device.hypervisor).map(|host| host.name.as_str()),
         gone_at: device.gone_at.map(time),
+        used_at: device.used_at.map(time),
     }
 }
 
@@ -233,15 +237,44 @@ pub(super) struct DevicePath {
     device_id: String,
 }
 
-/// By the id that the lists show, or by UUID.
+impl DevicePath {
+    /// By the id that the lists show, or by UUID.
+    fn device(&self, service: &Service) -> Result<Arc<Device>, Error> {
+        let device = match id::<Uuid>(&self.device_id, "PCI device") {
+            Ok(uuid) => service.store.devices().into_iter().find(|device| device.uuid == uuid),
+            Err(_) => service.store.device(DeviceId(id(&self.device_id, "PCI device")?)),
+        };
+        device.ok_or_else(|| Error::NotFound(format!("PCI device {}", self.device_id)))
+    }
+}
+
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
-    let device = match id::<Uuid>(&path.device_id, "PCI device") {
-        Ok(uuid) => service.store.devices().into_iter().find(|device| device.uuid == uuid),
-        Err(_) => service.store.device(DeviceId(id(&path.device_id, "PCI device")?)),
-    };
-    let device = device.ok_or_else(|| Error::NotFound(format!("PCI device {}", path.device_id)))?;
+    let device = path.device(&service)?;
+    Ok(Json(json!({ "pci_device": full(&service, &device) })))
+}
+
+const CLEANED: &str = r#"{"cleaned": null}"#;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Action {
+    #[serde(rename = "cleaned")]
+    _cleaned: (),
+}
+
+/// Says that a device of `one_time_use` was cleaned; not in the seeds.
+pub(super) async fn act(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<DevicePath>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Fault> {
+    let device = path.device(&service)?;
+    let _: Action = read(&headers, body, CLEANED)?;
+    service.store.cleaned(device.id).await?;
+    let device = path.device(&service)?;
     Ok(Json(json!({ "pci_device": full(&service, &device) })))
 }

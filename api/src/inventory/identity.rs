@@ -176,8 +176,11 @@ mod tests {
             let read = |key: &str| case[key].as_array().unwrap().iter().map(facts).collect::<Vec<_>>();
             let (before, now) = (read("before"), read("now"));
             let moves = follow(&before.iter().collect::<Vec<_>>(), &now.iter().collect::<Vec<_>>());
-            let moved: Value =
-                moves.moved.iter().map(|(from, to)| (from.to_string(), Value::from(to.to_string()))).collect();
+            let moved: Value = moves
+                .moved
+                .iter()
+                .map(|(from, to)| (from.to_string(), Value::from(to.to_string())))
+                .collect();
             assert_eq!(moved, case["moved"], "{case}");
             let unclear: Value =
                 moves.unclear.iter().map(|address| Value::from(address.to_string())).collect();

@@ -187,6 +187,9 @@ pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
 
 const MANAGED: &str = "managed";
 
+/// The tag of devices that are given once, until someone has cleaned them.
+pub(crate) const ONE_TIME_USE: &str = "one_time_use";
+
 /// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(MANAGED).is_none_or(|managed| managed != "false")

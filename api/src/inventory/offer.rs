@@ -111,6 +111,11 @@ impl Offer {
             if device.gone_at.is_some() {
                 return Some(format!("{address} is gone from the host"));
             }
+            if device.used_at.is_some() {
+                return Some(format!(
+                    "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
+                ));
+            }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));
             }

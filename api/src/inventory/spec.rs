@@ -172,32 +172,51 @@ impl DeviceSpec {
     /// Whether the entry names this device. An entry with a PF's full address or interface names its VFs too.
     /// `parent` is the PF of a VF.
     pub fn matches(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
-        self.vendor_id.is_none_or(|id| id == device.vendor_id)
-            && self.product_id.is_none_or(|id| id == device.product_id)
-            && match &self.place {
-                Place::Address(address) => {
-                    address.matches(device.address)
-                        || match device.role {
-                            Role::Virtual { parent } => address.exact == Some(parent),
-                            Role::Plain | Role::Physical { .. } => false,
-                        }
-                }
-                Place::Interface(name) => {
-                    device.net.contains(name) || parent.is_some_and(|parent| parent.net.contains(name))
-                }
-            }
-            && self.suits(device, parent)
+        self.mismatch(device, parent).is_none()
     }
 
-    /// Whether the tags can be said of this device at all.
-    fn suits(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
-        // Its port is programmed from the other side, which finds the card by its serial number.
-        let remote = || {
-            !matches!(device.role, Role::Physical { .. })
-                && extra_info::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty())
+    /// The first thing in which the entry does not name this device; none when it names it.
+    pub fn mismatch(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
+        let id = |key: &str, wanted: Option<PciId>, has: PciId| {
+            wanted.filter(|wanted| *wanted != has).map(|wanted| format!("its {key} is {has}, not {wanted}"))
         };
-        (!self.is("remote_managed") || remote())
-            && (!self.is("one_time_use") || !matches!(device.role, Role::Virtual { .. }))
+        id("vendor_id", self.vendor_id, device.vendor_id)
+            .or_else(|| id("product_id", self.product_id, device.product_id))
+            .or_else(|| self.elsewhere(device, parent))
+            .or_else(|| self.unsuited(device, parent))
+    }
+
+    fn elsewhere(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
+        match &self.place {
+            Place::Address(address) => {
+                let of_vf = match device.role {
+                    Role::Virtual { parent } => address.exact == Some(parent),
+                    Role::Plain | Role::Physical { .. } => false,
+                };
+                (!address.matches(device.address) && !of_vf)
+                    .then(|| format!("its address {} is another", device.address))
+            }
+            Place::Interface(name) => {
+                let has = device.net.contains(name) || parent.is_some_and(|parent| parent.net.contains(name));
+                (!has).then(|| format!("no interface of it is called {name}"))
+            }
+        }
+    }
+
+    /// Why the tags cannot be said of this device.
+    fn unsuited(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
+        if self.is("remote_managed") {
+            // Its port is programmed from the other side, which finds the card by its serial number.
+            let serial =
+                extra_info::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty());
+            if matches!(device.role, Role::Physical { .. }) {
+                return Some("it is a PF, which remote_managed is not for".into());
+            } else if !serial {
+                return Some("it shows no serial number (VPD), which remote_managed needs".into());
+            }
+        }
+        (self.is("one_time_use") && matches!(device.role, Role::Virtual { .. }))
+            .then(|| "it is a VF, which one_time_use is not for".into())
     }
 }
 

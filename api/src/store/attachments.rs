@@ -11,7 +11,7 @@ use super::{Columns, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
-use crate::inventory::Deed;
+use crate::inventory::{Deed, ONE_TIME_USE};
 
 words! {
     /// How an inner address was obtained.
@@ -170,7 +170,12 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
         Error::Internal(format!("attachment {} is {state}, but {}: {error}", row.id, device.facts.address))
     })?;
     if deed == Deed::Free {
-        draft.edit(device.id, |row| (row.server, row.request) = (None, None));
+        let once = device.status == DeviceStatus::Allocated
+            && device.facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true");
+        draft.edit(device.id, |row| {
+            (row.server, row.request) = (None, None);
+            row.used_at = once.then(now);
+        });
         if device.gone_at.is_some() {
             draft.remove(device.id);
         }

@@ -70,6 +70,8 @@ pub struct Device {
     pub updated_at: Option<Millis>,
     /// Since when it is gone from the host, or from what may be given away, while a server has it.
     pub gone_at: Option<Millis>,
+    /// Since when it waits to be cleaned, after a server had it that was the only one to have it.
+    pub used_at: Option<Millis>,
 }
 
 impl Device {
@@ -86,6 +88,7 @@ impl Device {
             created_at: now(),
             updated_at: None,
             gone_at: None,
+            used_at: None,
         }
     }
 }
@@ -178,6 +181,7 @@ fn device(row: &SqliteRow) -> Result<Device, Error> {
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
         gone_at: columns.get("gone_at")?,
+        used_at: columns.get("used_at")?,
     })
 }
 
@@ -258,6 +262,16 @@ impl Store {
             .fetch_optional(&self.read)
             .await?;
         Ok(id.map(DeviceId))
+    }
+
+    /// Says that a device which was used once has been cleaned, and may be given again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        draft.edit(id, |row| row.used_at = None);
+        draft.commit().await.map(drop)
     }
 
     /// Reads all rows that are not deleted, as the service does when it starts.

@@ -245,7 +245,8 @@ async fn update(
     let done = sqlx::query(
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
-             request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18
+             request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
+             used_at = $19
          WHERE id = $1 AND status = $2 AND deleted = 0",
     )
     .bind(row.id.0)
@@ -266,6 +267,7 @@ async fn update(
     .bind(time)
     .bind(gone.then_some(time))
     .bind(if gone { row.id.0 } else { 0 })
+    .bind(row.used_at)
     .execute(&mut **tx)
     .await?;
     if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }

@@ -39,6 +39,7 @@ pub(in crate::inventory) fn device(id: i64, row: &Value) -> Device {
         created_at: 0,
         updated_at: None,
         gone_at: None,
+        used_at: None,
     }
 }
 
