@@ -59,9 +59,10 @@ impl Service {
         self: Arc<Self>,
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
+        let inventory = self.inventory();
         for wanted in &request.aliases {
-            if self.inventory.alias(&wanted.name).is_none() {
-                let known: Vec<_> = self.inventory.alias_names().collect();
+            if inventory.alias(&wanted.name).is_none() {
+                let known: Vec<_> = inventory.alias_names().collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
             }
@@ -139,8 +140,9 @@ impl Service {
         choice: &mut Choice,
     ) -> Result<Vec<(String, Arc<Device>)>, Error> {
         let devices = self.store.devices_of(host.row.id);
+        let inventory = self.inventory();
         let wanted = request.aliases.iter().map(|part| {
-            let alias = self.inventory.alias(&part.name);
+            let alias = inventory.alias(&part.name);
             let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
             Ok(Wanted { alias, count: part.count, numa_policy: None, whole_group: false })
         });
@@ -156,7 +158,7 @@ impl Service {
             Ok(chosen) => chosen,
             // Enough were free, and one of them did not do: that is the answer.
             Err(shortage) => {
-                let advice = if self.inventory.is_empty() {
+                let advice = if inventory.is_empty() {
                     "[pci] device_spec is empty, so nothing is assignable"
                 } else {
                     "detach one, or look at GET os-pci/detail"

@@ -160,3 +160,18 @@ pub(super) fn time(millis: Millis) -> String {
     jiff::Timestamp::from_millisecond(millis - millis.rem_euclid(1000))
         .map_or_else(|_| millis.to_string(), |time| time.to_string())
 }
+
+/// Nova's links to an item of a collection, below the path that the client used.
+pub(super) fn links(
+    headers: &HeaderMap,
+    OriginalUri(uri): &OriginalUri,
+    collection: &str,
+    id: &str,
+) -> serde_json::Value {
+    let (base, collection) = (base(headers), format!("/{collection}"));
+    let prefix = uri.path().split_once(&collection).map_or("", |(prefix, _)| prefix);
+    serde_json::json!([
+        { "rel": "self", "href": format!("{base}{prefix}{collection}/{id}") },
+        { "rel": "bookmark", "href": format!("{base}{collection}/{id}") },
+    ])
+}

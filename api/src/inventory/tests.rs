@@ -97,10 +97,10 @@ fn pci(case: &Value) -> config::Pci {
 }
 
 /// Reads the configuration of each case, checks a refusal, and passes on what was read.
-fn each(cases: &str, check: impl Fn(&Value, Inventory)) {
+fn each(cases: &str, check: impl Fn(&Value, &Inventory)) {
     for case in data(cases) {
         match (Inventory::new(&pci(&case)), case["refused"].as_str()) {
-            (Ok(inventory), None) => check(&case, inventory),
+            (Ok(inventory), None) => check(&case, &inventory),
             (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
             (outcome, _) => panic!("{case}: {outcome:?}"),
         }
@@ -127,7 +127,7 @@ fn check_extra_info(case: &Value, facts: &BTreeMap<String, DeviceFacts>) {
 fn a_device_spec_names_the_devices_that_it_names_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/device_spec.json"), |case, inventory| {
-        let facts = host.facts(&inventory);
+        let facts = host.facts(inventory);
         assert_eq!(facts.keys().cloned().collect::<Vec<_>>(), names(case, "matches"), "{case}");
         check_extra_info(case, &facts);
     });
@@ -138,7 +138,7 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/alias.json"), |case, inventory| {
         let alias = inventory.alias("a").unwrap();
-        let facts = host.facts(&inventory);
+        let facts = host.facts(inventory);
         let named: Vec<_> =
             facts.iter().filter(|(_, facts)| alias.matches(facts)).map(|(name, _)| name.clone()).collect();
         assert_eq!(named, names(case, "matches"), "{case}");
@@ -152,7 +152,7 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
 fn outside_facts_are_said_of_the_devices_that_they_match() {
     let host = Host::read();
     each(include_str!("../../tests/data/extra_info.json"), |case, inventory| {
-        check_extra_info(case, &host.facts(&inventory));
+        check_extra_info(case, &host.facts(inventory));
     });
 }
 
@@ -286,18 +286,19 @@ proptest! {
             pci_in_placement,
             templates: None,
         };
-        let (inventory, problems) = Inventory::read(&pci);
-        let facts = Host::read().facts(&inventory).into_values().collect::<Vec<_>>();
+        let rules = Rules::read(Rule::of_file(&pci), &pci);
+        let inventory = &rules.inventory;
+        let facts = Host::read().facts(inventory).into_values().collect::<Vec<_>>();
         for alias in inventory.aliases.values() {
             let _ = facts.iter().filter(|facts| alias.matches(facts)).count();
         }
-        prop_assert_eq!(Inventory::new(&pci).is_ok(), problems.is_empty());
+        prop_assert_eq!(Inventory::new(&pci).is_ok(), rules.problems().is_empty());
     }
 
     #[test]
     fn no_text_makes_it_panic(text in "\\PC*") {
         let _ = DeviceSpec::parse(&text, false);
-        let _ = DeviceSpec::parse_identity(&text);
+        let _ = ExtraInfo::parse(&text);
         let _ = Alias::parse(&text, &AliasGrammar::default());
     }
 
@@ -308,8 +309,8 @@ proptest! {
             [format!("{domain:x}"), format!(" {bus:02X} "), format!("0x{slot:x}"), function.to_string()];
         let matches = |fields: &[String; 4], vf: &HostDevice| {
             let text = format!("{}:{}:{}.{}", fields[0], fields[1], fields[2], fields[3]);
-            let specs = DeviceSpec::parse(&json!({ "address": text }).to_string(), false);
-            specs[0].as_ref().unwrap().matches(vf, None)
+            let spec = DeviceSpec::parse(&json!({ "address": text }).to_string(), false);
+            spec.unwrap().matches(vf, None)
         };
         let (_, template) = Host::read().0.remove(0);
         let itself = HostDevice { address, ..template };
