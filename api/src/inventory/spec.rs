@@ -110,15 +110,11 @@ impl DeviceSpec {
     }
 
     fn entries(value: &Value) -> Vec<Result<Self, SpecError>> {
-        match value {
-            Value::Array(entries) => {
-                let numbered = |(index, entry)| {
-                    Self::entry(entry).map_err(|error| SpecError { entry: Some(index + 1), ..error })
-                };
-                entries.iter().enumerate().map(numbered).collect()
-            }
-            entry => vec![Self::entry(entry)],
-        }
+        let Some(entries) = value.as_array() else { return vec![Self::entry(value)] };
+        let numbered = |(index, entry)| {
+            Self::entry(entry).map_err(|error| SpecError { entry: Some(index + 1), ..error })
+        };
+        entries.iter().enumerate().map(numbered).collect()
     }
 
     fn entry(value: &Value) -> Result<Self, SpecError> {
