@@ -192,3 +192,31 @@ fn advice(error: &sqlx::Error, path: &str) -> String {
         format!("[database] url names {path}: is its directory there, and may hotslot write it?")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_is_refused_tells_everything_that_is_wrong() {
+        let config = r#"
+            [database]
+            url = "sqlite:///nowhere/hotslot.db"
+            [pci]
+            device_spec = ['{"vendor_id": "x"}', '{}']
+            alias = ['{"name": "a"}']
+            [[flavor]]
+            name = "gzm"
+            extra_specs = { "pci_passthrough:alias" = "b:1" }
+        "#;
+        let config = Config::parse(config).unwrap();
+        let refused = Service::start(config).await.err().unwrap().to_string();
+        let lines: Vec<_> = refused.lines().collect();
+        let places =
+            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
+        assert_eq!(lines.len(), places.len(), "{refused}");
+        for (line, place) in lines.iter().zip(places) {
+            assert!(line.starts_with(place), "{refused}");
+        }
+    }
+}

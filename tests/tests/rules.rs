@@ -180,6 +180,35 @@ async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
 }
 
 #[tokio::test]
+async fn a_nic_in_a_guest_is_still_the_one_that_its_entry_names() {
+    let service = without_intel().await;
+    added(&service, "whitelist", json!({ "devname": "eth7" })).await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let address = vf["address"].as_str().unwrap();
+    // Whatever changes, the host is scanned anew, and has no interface of it now.
+    added(&service, "whitelist", json!({ "vendor_id": "1b36", "product_id": "0005" })).await;
+    assert_eq!(service.device(address).await["gone_at"], Value::Null);
+    service.delete(&path(&vf)).await.expect(200);
+    assert_eq!(status(&service, address).await, "available");
+}
+
+#[tokio::test]
+async fn changes_at_once_are_all_kept_each_at_its_place() {
+    let mut service = Hotslot::on("small").await;
+    let entry = |n: usize| json!({ "name": format!("n{n}"), "vendor_id": "8086", "product_id": "10ca" });
+    let asked = (0..8).map(|n| add(&service, "alias", entry(n)));
+    for answer in futures_util::future::join_all(asked).await {
+        answer.expect(201);
+    }
+    let listed = entries(&service, "alias").await;
+    let positions: Vec<_> = listed.iter().map(|entry| entry["position"].as_u64().unwrap()).collect();
+    assert_eq!(positions, (1..=15).collect::<Vec<_>>());
+    service.kill();
+    service.start_again().await;
+    assert_eq!(entries(&service, "alias").await, listed);
+}
+
+#[tokio::test]
 async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_any_more_is_left_out() {
     let mut service = without_intel().await;
     let vfs = added(&service, "whitelist", json!({ "vendor_id": "8086", "product_id": "10ca" })).await;
@@ -241,8 +270,13 @@ async fn a_hypervisor_tells_how_many_devices_of_each_kind_are_free() {
             assert_eq!(vfs(path, key).await, all(2), "{path} {key}");
         }
     }
-    service.attach(Q35, "vf:1").await.expect(200);
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(vfs(&paths[0], "pci_stats").await, all(1));
+    let id = service.device(vf["address"].as_str().unwrap()).await["id"].clone();
+    for server in service.get("/v2/t/servers/detail").await.expect(200).body["servers"].as_array().unwrap() {
+        let owned = if server["id"] == Q35 { json!([{ "id": id }]) } else { json!([]) };
+        assert_eq!(server["os-pci:pci_devices"], owned);
+    }
     service.attach(I440FX, "vf:1").await.expect(200);
     assert_eq!(vfs(&paths[1], "os-pci:pci_stats").await, all(0));
 }

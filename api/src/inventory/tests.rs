@@ -189,6 +189,59 @@ fn every_entry_that_is_refused_is_told_with_its_place() {
 }
 
 #[test]
+fn an_entry_of_the_file_keeps_its_id_and_a_list_is_several_entries() {
+    let pci = |specs: &[&str]| config::Pci {
+        device_spec: specs.iter().map(|&spec| spec.to_owned()).collect(),
+        alias: vec!["{}".into()],
+        ..config::Pci::default()
+    };
+    let rules = Rule::of_file(&pci(&["{}", r#"[{}, {"vendor_id": "8086"}, {}]"#, "[]"]));
+    let texts: Vec<_> = rules.iter().map(|rule| (rule.kind, rule.text.as_str())).collect();
+    let intel = r#"{"vendor_id":"8086"}"#;
+    let whitelist = ["{}", "{}", intel, "{}"].map(|text| (RuleKind::Whitelist, text));
+    assert_eq!(texts, [&whitelist[..], &[(RuleKind::Alias, "{}")]].concat());
+    let ids = |rules: &[Rule]| rules.iter().map(|rule| rule.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&rules).len(), rules.len());
+    let other = Rule::of_file(&pci(&["{}", r#"[{}, {"vendor_id": "8086"}]"#]));
+    assert!(ids(&other).is_subset(&ids(&rules)));
+}
+
+#[test]
+fn what_the_api_adds_comes_after_the_file_and_is_left_out_where_it_is_wrong() {
+    let pci = pci(&json!({"device_spec": {"address": "0000:04:00.0", "rack": "file"}}));
+    let api = |kind, text: Value| Rule {
+        id: uuid::Uuid::new_v4(),
+        kind,
+        text: text.to_string(),
+        source: Source::Api { created_at: 0, updated_at: None },
+    };
+    let mut entries = Rule::of_file(&pci);
+    let file = entries[0].id;
+    let added = [
+        api(RuleKind::Whitelist, json!({"rack": "api", "zone": "z"})),
+        api(RuleKind::Whitelist, json!({"status": "x"})),
+        api(RuleKind::ExtraInfo, json!({"match": {"vendor_id": "10de"}, "values": {"switch": "s"}})),
+        api(RuleKind::Alias, json!({"name": "a", "vendor_id": "10de", "product_id": "20b0", "zone": "z"})),
+        api(RuleKind::Alias, json!({"name": "b", "vendor_id": "10de", "product_id": "20b0", "nowhere": "z"})),
+    ];
+    entries.extend(added.iter().cloned());
+    let rules = Rules::read(entries, &pci);
+    let wrong: Vec<_> = added.iter().map(|rule| rules.problem(rule.id).is_some()).collect();
+    assert_eq!(wrong, [false, true, false, false, true]);
+    let host = Host::read();
+    let facts = host.facts(&rules.inventory);
+    assert_eq!(facts["pf"].extra_info["rack"], "file");
+    assert_eq!(facts["vf"].extra_info["rack"], "file", "a PF's entry covers its VFs");
+    assert_eq!(facts["gpu"].extra_info["rack"], "api");
+    let of = |name: &str| {
+        let device = host.0.iter().find(|(known, _)| known == name).unwrap();
+        rules.inventory.entries_of(&device.1, None)
+    };
+    assert_eq!(of("pf"), [file].into());
+    assert_eq!(of("gpu"), [added[0].id, added[2].id].into());
+}
+
+#[test]
 fn a_device_read_alone_is_known_again() {
     let host = Host::read();
     let inventory = Inventory::new(&pci(&json!({}))).unwrap();
