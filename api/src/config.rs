@@ -32,6 +32,8 @@ pub struct Config {
     pub reconcile: Reconcile,
     /// How libvirt is talked to.
     pub libvirt: Libvirt,
+    /// Named sets of devices.
+    pub flavor: Vec<Flavor>,
     /// The hosts; none means the local `qemu:///system`.
     pub hypervisor: Vec<Hypervisor>,
 }
@@ -191,6 +193,19 @@ impl Pci {
         };
         self.unguarded.iter().any(names)
     }
+}
+
+/// `[[flavor]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flavor {
+    /// Its name, 1 to 255 characters, of no other flavor.
+    pub name: String,
+    /// What the API calls it; the name when absent.
+    pub id: Option<String>,
+    /// Nova's extra specs; `pci_passthrough:alias` and `hw:pci_numa_affinity_policy` have a meaning here.
+    #[serde(default)]
+    pub extra_specs: BTreeMap<String, String>,
 }
 
 /// `[attach]`

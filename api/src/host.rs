@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use crate::config;
 use crate::error::Error;
 use crate::id::ServerId;
+use crate::inventory::Inventory;
 use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
@@ -34,6 +35,8 @@ pub struct Host {
     synced: watch::Sender<bool>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
+    /// By which rules they were last recorded. Held while they are read and recorded.
+    pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
     /// What is to be compared with its records once more.
     again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.
@@ -67,6 +70,7 @@ impl Host {
             hypervisor,
             synced,
             functions: RwLock::default(),
+            recorded_by: Mutex::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
         }

@@ -7,12 +7,14 @@
 //! host          the configured hypervisors
 //! store         SQL, one file a table
 //! config        hotslot.toml
+//! flavor        named sets of devices
 //! ```
 
 pub mod attachment;
 mod busy;
 pub mod config;
 pub mod error;
+pub mod flavor;
 pub mod host;
 pub mod http;
 pub mod id;

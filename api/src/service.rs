@@ -2,20 +2,22 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
+use tokio::sync::Mutex;
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Flavor};
 use crate::error::Error;
+use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
-use crate::inventory::Inventory;
+use crate::inventory::{Rule, Rules};
 use crate::store::{Attachment, Device, Store};
 
 /// The running service.
@@ -26,8 +28,10 @@ pub struct Service {
     pub store: Store,
     /// Its hosts.
     pub hosts: Vec<Arc<Host>>,
-    /// Which devices may be given away, and by which names.
-    pub inventory: Inventory,
+    /// Which devices may be given away, and by which names: [`Self::rules`].
+    pub(crate) rules: RwLock<Arc<Rules>>,
+    /// Changes of the rules go in turn.
+    pub(crate) changing: Mutex<()>,
     /// The hostdev documents.
     pub templates: Templates,
     /// Attachments that a task of this process is working on: reconciliation leaves them to it.
@@ -44,6 +48,9 @@ pub enum StartError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Rules or flavors of the configuration cannot be used.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Rules(Vec<ConfigError>),
     /// A template cannot be used.
     #[error("[pci] templates")]
     Templates(#[from] hotslot_driver::xml::hostdev::TemplateError),
@@ -66,9 +73,14 @@ impl Service {
     /// # Errors
     /// [`StartError`]. A libvirt host that is away is none.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
-        let inventory = Inventory::new(&config.pci)?;
+        let problems = problems(&config);
+        if !problems.is_empty() {
+            return Err(StartError::Rules(problems));
+        }
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
+        let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
+        let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
             let hypervisor = host::open(&configured, &config.libvirt)?;
@@ -76,15 +88,15 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
-        let (in_flight, verifying, turns) = Default::default();
+        let (changing, in_flight, verifying, turns) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
-        let service =
-            Arc::new(Self { config, store, hosts, inventory, templates, in_flight, verifying, turns });
+        let service = Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns };
+        let service = Arc::new(service);
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
@@ -112,10 +124,34 @@ impl Service {
         self.hosts.iter().find(|host| host.row.id == id)
     }
 
+    /// The flavor of an id or a name.
+    pub fn flavor(&self, id: &str) -> Option<&Flavor> {
+        self.config.flavor.iter().find(|flavor| flavor.id() == id || flavor.name == id)
+    }
+
     /// How often and how long guests are asked to let a device go.
     pub fn detach_limits(&self) -> DetachLimits {
         DetachLimits { attempts: self.config.detach.attempts, timeout: self.config.detach.timeout.0 }
     }
+}
+
+/// Everything in the rules and flavors of a configuration that is refused, with its place.
+pub fn problems(config: &Config) -> Vec<ConfigError> {
+    let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
+    let mut problems = rules.problems();
+    problems.extend(flavor::problems(&config.flavor, &rules.inventory));
+    problems
+}
+
+/// The rules of file and database. One of the database that the file no longer goes with is left out.
+async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
+    let mut entries = Rule::of_file(&config.pci);
+    entries.extend(store.rules().await?);
+    let rules = Rules::read(entries, &config.pci);
+    for problem in rules.problems() {
+        tracing::error!("{problem}; it is left out: change or remove it under os-pci-config");
+    }
+    Ok(rules)
 }
 
 /// What the domain's document says of an attachment.
@@ -163,5 +199,33 @@ fn advice(error: &sqlx::Error, path: &str) -> String {
         format!("{path} is no SQLite database; name another file in [database] url")
     } else {
         format!("[database] url names {path}: is its directory there, and may hotslot write it?")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_is_refused_tells_everything_that_is_wrong() {
+        let config = r#"
+            [database]
+            url = "sqlite:///nowhere/hotslot.db"
+            [pci]
+            device_spec = ['{"vendor_id": "x"}', '{}']
+            alias = ['{"name": "a"}']
+            [[flavor]]
+            name = "gzm"
+            extra_specs = { "pci_passthrough:alias" = "b:1" }
+        "#;
+        let config = Config::parse(config).unwrap();
+        let refused = Service::start(config).await.err().unwrap().to_string();
+        let lines: Vec<_> = refused.lines().collect();
+        let places =
+            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
+        assert_eq!(lines.len(), places.len(), "{refused}");
+        for (line, place) in lines.iter().zip(places) {
+            assert!(line.starts_with(place), "{refused}");
+        }
     }
 }

@@ -31,7 +31,6 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let listen = config.api.listen.clone();
-    let nothing = config.pci.device_spec.is_empty();
     // The port first: a second service must not touch the records of the first.
     let socket = Socket::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let service = Service::start(config).await?;
@@ -40,7 +39,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
             "no configuration file: serving qemu:///system with nothing assignable; \
              write one after hotslot.example.toml and give it by --config"
         );
-    } else if nothing {
+    } else if service.inventory().is_empty() {
         tracing::warn!("[pci] device_spec is empty: nothing is assignable");
     }
     for host in &service.hosts {

@@ -191,6 +191,14 @@ impl Hotslot {
         self.child.wait().expect("wait for the service");
     }
 
+    /// Changes a text of its configuration file, which it reads when it is started again.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let file = self.dir.path().join("hotslot.toml");
+        let config = std::fs::read_to_string(&file).expect("the configuration");
+        assert!(config.contains(from), "{from}");
+        std::fs::write(file, config.replace(from, to)).expect("write the configuration");
+    }
+
     /// Starts it again on what it left behind, and waits until it is ready.
     pub async fn start_again(&mut self) {
         let (child, url) = serve(self.dir.path(), &self.log);
@@ -292,6 +300,11 @@ impl Api {
     /// POST with a JSON body.
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// PUT with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.send(Method::PUT, path, Some(("application/json", body.to_string()))).await
     }
 
     /// DELETE.

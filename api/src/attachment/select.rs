@@ -13,7 +13,7 @@ use super::attach::AttachRequest;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::DeviceId;
-use crate::inventory::{self, NumaPolicy, Offer, Scene, Wanted};
+use crate::inventory::{self, Inventory, NumaPolicy, Offer, Scene, Wanted};
 use crate::service::Service;
 use crate::store::{Device, Network};
 
@@ -65,6 +65,8 @@ impl Choice {
 
 /// What is known of host and guest when devices are chosen.
 pub(super) struct Sight {
+    /// The rules of this moment: they may be changed while a request is served.
+    inventory: Arc<Inventory>,
     offer: Offer,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
@@ -78,8 +80,9 @@ impl Service {
         view: &DomainView,
         request: &AttachRequest,
     ) -> Result<Sight, Error> {
+        let inventory = known(self.inventory(), request)?;
         let by_socket = |part: &inventory::AliasRequest| {
-            let own = || self.inventory.alias(&part.name).map(|alias| alias.numa_policy);
+            let own = || inventory.alias(&part.name).map(|alias| alias.numa_policy);
             request.numa_policy.or_else(own) == Some(NumaPolicy::Socket)
         };
         let sockets = if request.aliases.iter().any(by_socket) {
@@ -89,7 +92,7 @@ impl Service {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        Ok(Sight { offer: self.offer(host).await?, guest_nodes, sockets })
+        Ok(Sight { inventory, offer: self.offer(host).await?, guest_nodes, sockets })
     }
 
     /// Chooses free devices that could be plugged, as far as it can be seen; those that do not do are left out.
@@ -185,14 +188,7 @@ impl Service {
     /// # Errors
     /// [`Error::UnknownAlias`].
     pub(super) fn known_aliases(&self, request: &AttachRequest) -> Result<(), Error> {
-        for wanted in &request.aliases {
-            if self.inventory.alias(&wanted.name).is_none() {
-                let known: Vec<_> = self.inventory.alias_names().collect();
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
-            }
-        }
-        Ok(())
+        known(self.inventory(), request).map(drop)
     }
 
     fn choose(
@@ -209,7 +205,7 @@ impl Service {
             tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
         }
         let wanted = request.aliases.iter().map(|part| {
-            let alias = self.inventory.alias(&part.name);
+            let alias = sight.inventory.alias(&part.name);
             let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
             Ok(Wanted {
                 alias,
@@ -229,7 +225,7 @@ impl Service {
             groups: &sight.offer.groups,
         };
         let chosen = inventory::choose(&wanted, &scene).map_err(|shortage| {
-            let advice = if self.inventory.is_empty() {
+            let advice = if sight.inventory.is_empty() {
                 "[pci] device_spec is empty, so nothing is assignable"
             } else {
                 "detach one, or look at GET os-pci/detail"
@@ -304,6 +300,18 @@ impl NetworkRequest {
             trusted: self.trusted,
         }
     }
+}
+
+/// The rules, which know all aliases of a request.
+fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
+    for wanted in &request.aliases {
+        if inventory.alias(&wanted.name).is_none() {
+            let known: Vec<_> = inventory.alias_names().collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
+        }
+    }
+    Ok(inventory)
 }
 
 fn check(name: &'static str, result: CheckResult, message: String) -> Check {

@@ -25,6 +25,7 @@ use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::inventory::AliasRequests;
+use crate::flavor;
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
 
@@ -44,7 +45,9 @@ struct CreateBody {
 #[serde(deny_unknown_fields)]
 struct CreateAttachment {
     #[serde(rename = "pci_passthrough:alias")]
-    alias: String,
+    alias: Option<String>,
+    /// In place of an alias: the id or name of a flavor that names some.
+    flavor: Option<String>,
     /// Whether the device goes into the persistent definition too, to be there after a power cycle.
     #[serde(default = "yes")]
     persistent: bool,
@@ -64,10 +67,26 @@ struct CreateAttachment {
 }
 
 impl CreateAttachment {
-    fn request(self, server: ServerId) -> Result<AttachRequest, Error> {
+    fn request(self, service: &Service, server: ServerId) -> Result<AttachRequest, Error> {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
-        let aliases: AliasRequests =
-            self.alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
+        let (alias, own_policy) = match (self.alias, self.flavor) {
+            (Some(alias), None) => (alias, None),
+            (None, Some(name)) => {
+                let flavor = service.flavor(&name).ok_or_else(|| {
+                    bad("flavor", &format!("no flavor is called `{name}`; GET flavors lists them"))
+                })?;
+                let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
+                    bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
+                })?;
+                (alias.clone(), flavor.extra_specs.get(flavor::NUMA_POLICY).cloned())
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(Error::Invalid(format!(
+                    "bad body: give either pci_passthrough:alias or flavor; send {EXAMPLE}"
+                )));
+            }
+        };
+        let aliases: AliasRequests = alias.parse().map_err(|error| bad("pci_passthrough:alias", &error))?;
         let mac = self.mac_address.as_deref().map(str::parse).transpose();
         let network = NetworkRequest {
             mac: mac.map_err(|error| bad("mac_address", &error))?,
@@ -79,7 +98,7 @@ impl CreateAttachment {
         if network.mac.is_some() && count != 1 {
             return Err(bad("mac_address", &format!("it is of one device, and {count} are asked for")));
         }
-        let numa_policy = self.numa_policy.as_deref().map(str::parse).transpose();
+        let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {
             server,
             aliases: aliases.0,
@@ -179,7 +198,7 @@ pub(super) async fn create(
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
-    let request = body.attachment.request(path.id()?)?;
+    let request = body.attachment.request(&service, path.id()?)?;
     if dry_run {
         return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
     }

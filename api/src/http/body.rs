@@ -137,8 +137,8 @@ impl Page {
                 !pair.is_empty() && !pair.starts_with("marker=") && !pair.starts_with("limit=")
             });
         let query: String = kept.map(|pair| format!("{pair}&")).collect();
-        let href =
-            format!("{}{}?{query}limit={}&marker={}", base(headers), uri.path(), self.limit, marker(last));
+        let (base, marker) = (base(headers), escaped(&marker(last)));
+        let href = format!("{base}{}?{query}limit={}&marker={marker}", uri.path(), self.limit);
         (items, Some(serde_json::json!([{ "rel": "next", "href": href }])))
     }
 }
@@ -159,4 +159,26 @@ pub(super) fn base(headers: &HeaderMap) -> String {
 pub(super) fn time(millis: Millis) -> String {
     jiff::Timestamp::from_millisecond(millis - millis.rem_euclid(1000))
         .map_or_else(|_| millis.to_string(), |time| time.to_string())
+}
+
+/// Nova's links to an item of a collection, below the path that the client used.
+pub(super) fn links(
+    headers: &HeaderMap,
+    OriginalUri(uri): &OriginalUri,
+    collection: &str,
+    id: &str,
+) -> serde_json::Value {
+    let (base, collection, id) = (base(headers), format!("/{collection}"), escaped(id));
+    let prefix = uri.path().split_once(&collection).map_or("", |(prefix, _)| prefix);
+    serde_json::json!([
+        { "rel": "self", "href": format!("{base}{prefix}{collection}/{id}") },
+        { "rel": "bookmark", "href": format!("{base}{collection}/{id}") },
+    ])
+}
+
+/// A text as a part of a path or a query.
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let escape = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(escape).collect()
 }

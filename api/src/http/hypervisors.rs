@@ -1,18 +1,21 @@
-//! `os-hypervisors`: the configured hosts, and every PCI function that each has.
+//! `os-hypervisors`: the configured hosts, how many devices each has free, and every PCI function of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{OriginalUri, State};
+use axum::http::HeaderMap;
 use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::body::Path;
+use super::body::{Page, Pairs, Path};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
+use crate::inventory::{self, Stat};
 use crate::service::Service;
 use crate::store::Device;
 
@@ -28,8 +31,54 @@ fn brief(host: &Host) -> Value {
     })
 }
 
-async fn full(host: &Host) -> Value {
+/// The servers that a host has; none when it cannot be asked.
+async fn servers(host: &Host) -> Vec<DomainInfo> {
+    let mut domains = host.hypervisor.domains().await.unwrap_or_default();
+    domains.sort_by(|a, b| a.name.cmp(&b.name));
+    domains
+}
+
+fn named(servers: &[DomainInfo]) -> Value {
+    servers.iter().map(|server| json!({ "name": server.name, "uuid": server.uuid })).collect()
+}
+
+fn is_up(server: &&DomainInfo) -> bool {
+    match server.state {
+        DomainState::Running
+        | DomainState::Blocked
+        | DomainState::Paused
+        | DomainState::ShuttingDown
+        | DomainState::Suspended => true,
+        DomainState::ShutOff | DomainState::Crashed | DomainState::Unknown => false,
+    }
+}
+
+/// The free devices of each kind: the tags beside the other keys as Nova showed them, and as `extra_info` as in
+/// seed 000.
+fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
+    let wire = |stat: Stat| {
+        let mut pool: Map<String, Value> =
+            stat.tags.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        for (key, value) in [
+            ("count", json!(stat.count)),
+            ("vendor_id", json!(stat.vendor_id)),
+            ("product_id", json!(stat.product_id)),
+            ("numa_node", json!(stat.numa_node)),
+            ("extra_info", json!(stat.tags)),
+        ] {
+            pool.insert(key.to_owned(), value);
+        }
+        Value::from(pool)
+    };
+    let devices = service.store.devices_of(host.row.id);
+    inventory::stats(&devices, inventory::is_grouping_key).into_iter().map(wire).collect()
+}
+
+/// Nova's keys before microversion 2.88, and those of 2.88. What hotslot does not know of a host is 0 or null.
+async fn full(service: &Service, host: &Host) -> Value {
     let info = host.hypervisor.host().await.ok();
+    let servers = servers(host).await;
+    let stats = pci_stats(service, host);
     let mut wire = brief(host);
     for (key, value) in [
         ("compute_node_id", json!(host.row.id)),
@@ -39,25 +88,149 @@ async fn full(host: &Host) -> Value {
         ("libvirt_version", json!(info.as_ref().map(|info| info.libvirt_version))),
         ("hostname", json!(info.as_ref().map(|info| &info.hostname))),
         ("host_ip", Value::Null),
-        ("servers", json!([])),
+        ("servers", named(&servers)),
         ("service", json!({ "id": host.row.uuid, "host": host.name, "disabled_reason": null })),
         ("uptime", Value::Null),
+        ("running_vms", json!(servers.iter().filter(is_up).count())),
+        // A text that is JSON: clients parse it.
+        ("cpu_info", json!("{}")),
+        ("pci_stats", json!(stats)),
+        ("os-pci:pci_stats", json!(stats)),
     ] {
         wire[key] = value;
+    }
+    for key in [
+        "current_workload",
+        "disk_available_least",
+        "free_disk_gb",
+        "free_ram_mb",
+        "local_gb",
+        "local_gb_used",
+        "memory_mb",
+        "memory_mb_used",
+        "vcpus",
+        "vcpus_used",
+    ] {
+        wire[key] = json!(0);
     }
     wire
 }
 
-pub(super) async fn list(State(service): State<Arc<Service>>) -> Json<Value> {
-    Json(json!({ "hypervisors": service.hosts.iter().map(|host| brief(host)).collect::<Vec<_>>() }))
+/// One page of a list that a query asks for.
+struct Found<'a> {
+    hosts: Vec<&'a Arc<Host>>,
+    links: Option<Value>,
+    with_servers: bool,
 }
 
-pub(super) async fn detail(State(service): State<Arc<Service>>) -> Json<Value> {
-    let mut hypervisors = Vec::new();
-    for host in &service.hosts {
-        hypervisors.push(full(host).await);
+impl<'a> Found<'a> {
+    fn by(service: &'a Service, uri: &OriginalUri, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
+        let paged = pairs.0.iter().any(|(key, _)| key == "limit" || key == "marker");
+        let (page, pairs) = Page::read(pairs)?;
+        let mut hosts: Vec<_> = service.hosts.iter().collect();
+        let mut with_servers = false;
+        for (key, value) in pairs {
+            match key.as_str() {
+                "hypervisor_hostname_pattern" if paged => {
+                    let reason =
+                        "hypervisor_hostname_pattern does not go with limit or marker; leave them out";
+                    return Err(Error::Invalid(reason.into()));
+                }
+                "hypervisor_hostname_pattern" => hosts = like(service, &value)?,
+                "with_servers" => {
+                    with_servers = value.to_ascii_lowercase().parse().map_err(|_| {
+                        Error::Invalid(format!("with_servers {value} is neither true nor false"))
+                    })?;
+                }
+                _ => {}
+            }
+        }
+        if let Some(marker) = &page.marker {
+            let last = hosts.iter().position(|host| is(host, marker)).ok_or_else(|| {
+                Error::Invalid(format!("marker {marker} is no hypervisor; GET os-hypervisors lists them"))
+            })?;
+            hosts.drain(..=last);
+        }
+        let (hosts, links) = page.cut(hosts, uri, headers, |host| host.row.uuid.to_string());
+        Ok(Self { hosts, links, with_servers })
     }
-    Json(json!({ "hypervisors": hypervisors }))
+
+    fn answer(self, hypervisors: Vec<Value>) -> Json<Value> {
+        let mut body = json!({ "hypervisors": hypervisors });
+        if let Some(links) = self.links {
+            body["hypervisors_links"] = links;
+        }
+        Json(body)
+    }
+}
+
+/// The hosts with a part of their name; there must be one.
+fn like<'a>(service: &'a Service, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error> {
+    let hosts: Vec<_> = service.hosts.iter().filter(|host| host.name.contains(pattern)).collect();
+    if hosts.is_empty() {
+        return Err(Error::NotFound(format!("a hypervisor whose hostname contains `{pattern}`")));
+    }
+    Ok(hosts)
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    let found = Found::by(&service, &uri, &headers, pairs)?;
+    let mut hypervisors = Vec::new();
+    for host in &found.hosts {
+        let mut wire = brief(host);
+        if found.with_servers {
+            wire["servers"] = named(&servers(host).await);
+        }
+        hypervisors.push(wire);
+    }
+    Ok(found.answer(hypervisors))
+}
+
+pub(super) async fn detail(
+    State(service): State<Arc<Service>>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    let found = Found::by(&service, &uri, &headers, pairs)?;
+    let mut hypervisors = Vec::new();
+    for host in &found.hosts {
+        hypervisors.push(full(&service, host).await);
+    }
+    Ok(found.answer(hypervisors))
+}
+
+/// How clients before microversion 2.53 ask for a part of a name.
+pub(super) async fn search(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<HypervisorPath>,
+) -> Result<Json<Value>, Fault> {
+    let hosts = like(&service, &path.hypervisor_id)?;
+    Ok(Json(json!({ "hypervisors": hosts.into_iter().map(|host| brief(host)).collect::<Vec<_>>() })))
+}
+
+/// Nova's answer where the hypervisor does not tell; clients go on without it.
+pub(super) async fn uptime(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<HypervisorPath>,
+) -> Result<Json<Value>, Fault> {
+    let host = path.host(&service)?;
+    Err(Error::Invalid(format!("libvirt does not tell how long host {} is up", host.name)).into())
+}
+
+/// There are none; clients that show a hypervisor look in which it is.
+pub(super) async fn aggregates() -> Json<Value> {
+    Json(json!({ "aggregates": [] }))
+}
+
+/// By UUID, by number, or by name.
+fn is(host: &Host, id: &str) -> bool {
+    host.row.uuid.to_string() == *id || host.row.id.0.to_string() == *id || host.name == *id
 }
 
 #[derive(Deserialize)]
@@ -66,13 +239,10 @@ pub(super) struct HypervisorPath {
 }
 
 impl HypervisorPath {
-    /// By UUID, by number, or by name.
     fn host<'a>(&self, service: &'a Service) -> Result<&'a Arc<Host>, Error> {
         let id = &self.hypervisor_id;
-        let named = |host: &&Arc<Host>| {
-            host.row.uuid.to_string() == *id || host.row.id.0.to_string() == *id || host.name == *id
-        };
-        service.hosts.iter().find(named).ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
+        let host = service.hosts.iter().find(|host| is(host, id));
+        host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
     }
 }
 
@@ -81,7 +251,7 @@ pub(super) async fn show(
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
     let host = path.host(&service)?;
-    Ok(Json(json!({ "hypervisor": full(host).await })))
+    Ok(Json(json!({ "hypervisor": full(&service, host).await })))
 }
 
 /// Every PCI function of the host, whether it may be given away or not; not in the seeds.

@@ -6,9 +6,11 @@
 mod attachments;
 mod body;
 pub mod error;
+mod flavors;
 mod health;
 mod hypervisors;
 mod pci;
+mod pci_config;
 mod servers;
 mod topology;
 mod versions;
@@ -82,7 +84,21 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors", get(hypervisors::list))
         .route("/os-hypervisors/detail", get(hypervisors::detail))
         .route("/os-hypervisors/{hypervisor_id}", get(hypervisors::show))
+        .route("/os-hypervisors/{hypervisor_id}/search", get(hypervisors::search))
+        .route("/os-hypervisors/{hypervisor_id}/uptime", get(hypervisors::uptime))
         .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
+        .route("/os-aggregates", get(hypervisors::aggregates))
+        .route("/os-pci-config", get(pci_config::names))
+        .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))
+        .route(
+            "/os-pci-config/{kind}/{entry_id}",
+            get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
+        )
+        .route("/flavors", get(flavors::list))
+        .route("/flavors/detail", get(flavors::detail))
+        .route("/flavors/{flavor_id}", get(flavors::show))
+        .route("/flavors/{flavor_id}/os-extra_specs", get(flavors::extra_specs))
+        .route("/flavors/{flavor_id}/os-extra_specs/{key}", get(flavors::extra_spec))
         .method_not_allowed_fallback(error::no_method)
         .layer(Extension(version))
 }

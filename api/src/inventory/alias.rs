@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::numa::NumaPolicy;
 use super::placement;
-use super::spec::{NULL, SpecError, object, strict_bool, tag, text};
+use super::spec::{NULL, SpecError, json, object, strict_bool, tag, text};
 use crate::store::{DevType, DeviceFacts};
 
 /// A name with its alternatives.
@@ -70,8 +70,7 @@ impl Alias {
     /// # Errors
     /// [`SpecError`] naming the key.
     pub fn parse(entry: &str, grammar: &AliasGrammar) -> Result<Self, SpecError> {
-        let value: Value = serde_json::from_str(entry)
-            .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
+        let value = json(entry)?;
         let entry = object(&value)?;
         let name = text(entry, "name")?.ok_or_else(|| SpecError::key("name", "is missing"))?.trim();
         if !(1..=256).contains(&name.chars().count()) || name.contains([':', ',']) {

@@ -4,6 +4,7 @@
 //! again. What did not change since it was last read is not looked up in the table either.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::ErrorKind;
@@ -12,6 +13,7 @@ use hotslot_driver::pci::PciAddress;
 use super::{extra_info, identity};
 use crate::error::Error;
 use crate::host::{Functions, Host};
+use crate::inventory::Inventory;
 use crate::service::Service;
 use crate::store::{DeviceFacts, Looked, ScanOutcome};
 
@@ -25,19 +27,23 @@ impl Service {
         host: &Host,
         looked: Option<BTreeSet<PciAddress>>,
     ) -> Result<ScanOutcome, Error> {
+        let mut recorded_by = host.recorded_by.lock().await;
+        let inventory = self.inventory();
         let before = host.functions();
         let (now, named) = match looked {
             None => (everything(host, &before).await?, BTreeSet::new()),
             Some(addresses) => (at(host, &before, &addresses).await?, addresses),
         };
-        let outcome = if before.is_empty() {
-            let seen = now.values().filter_map(|device| self.facts(&now, device)).collect();
+        let outcome = if recorded_by.as_ref().is_none_or(|by| !Arc::ptr_eq(by, &inventory)) {
+            // By other rules, or the first time: what did not change on the host is to be looked at too.
+            let seen = now.values().filter_map(|device| facts(&inventory, &now, device)).collect();
             self.store.scan(host.row.id, Looked::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
             // What was named is looked up in any case: it may be the table that is behind.
             changed.extend(named);
-            let seen = changed.iter().filter_map(|address| self.facts(&now, now.get(address)?)).collect();
+            let seen =
+                changed.iter().filter_map(|address| facts(&inventory, &now, now.get(address)?)).collect();
             if changed.is_empty() {
                 ScanOutcome::default()
             } else {
@@ -52,19 +58,23 @@ impl Service {
             );
         }
         host.set_functions(now);
+        *recorded_by = Some(inventory);
         Ok(outcome)
     }
+}
 
-    fn facts(&self, functions: &Functions, device: &HostDevice) -> Option<DeviceFacts> {
-        let parent = match device.role {
-            Role::Virtual { parent } => functions.get(&parent),
-            Role::Plain | Role::Physical { .. } => None,
-        };
-        let mut facts = self.inventory.facts(device, parent)?;
-        facts.extra_info.extend(
-            identity::slot_path(functions, device).map(|path| (extra_info::SLOT_PATH.to_owned(), path)),
-        );
-        Some(facts)
+fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> Option<DeviceFacts> {
+    let mut facts = inventory.facts(device, parent(functions, device))?;
+    let slot = identity::slot_path(functions, device);
+    facts.extra_info.extend(slot.map(|path| (extra_info::SLOT_PATH.to_owned(), path)));
+    Some(facts)
+}
+
+/// The PF of a VF.
+pub(super) fn parent<'a>(functions: &'a Functions, device: &HostDevice) -> Option<&'a HostDevice> {
+    match device.role {
+        Role::Virtual { parent } => functions.get(&parent),
+        Role::Plain | Role::Physical { .. } => None,
     }
 }
 

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use hotslot_driver::device::HostDevice;
+use serde::Deserialize;
+use serde_json::Value;
 
-use super::spec::{DeviceSpec, SpecError, TAGS};
-use crate::config;
+use super::spec::{DeviceSpec, SpecError, TAGS, json, object};
 
 /// The card's serial number from its vital product data.
 pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
@@ -19,7 +20,8 @@ pub(super) const SLOT_PATH: &str = "slot_path";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
 
-/// What hotslot itself says: the columns of a device, what its host gives, and the own keys of pools and aliases.
+/// What hotslot itself says: the columns of a device, what its host gives, the own keys of pools and aliases, and what
+/// a list of devices can be asked for.
 const OWN: &[&str] = &[
     "id",
     "uuid",
@@ -49,6 +51,10 @@ const OWN: &[&str] = &[
     "capabilities",
     "mac_address",
     "rp_uuid",
+    "host",
+    "hypervisor_hostname",
+    "limit",
+    "marker",
     CARD_SERIAL_NUMBER,
     PHYS_FUNCTION,
     PARENT_IFNAME,
@@ -84,6 +90,15 @@ pub(super) fn card_serial_number<'a>(
     device.serial.as_ref().or_else(|| parent.and_then(|parent| parent.serial.as_ref()))
 }
 
+/// An entry as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    #[serde(rename = "match")]
+    devices: Value,
+    values: BTreeMap<String, String>,
+}
+
 /// One `[[pci.extra_info]]`.
 #[derive(Debug, Clone)]
 pub struct ExtraInfo {
@@ -92,11 +107,12 @@ pub struct ExtraInfo {
 }
 
 impl ExtraInfo {
-    /// Reads one configured entry.
+    /// Reads one entry, `{"match": {…}, "values": {…}}`.
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn parse(entry: &config::ExtraInfo) -> Result<Self, Vec<SpecError>> {
+    pub fn parse(text: &str) -> Result<Self, Vec<SpecError>> {
+        let entry = Self::entry(text).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         let mut devices = Vec::new();
         for device in DeviceSpec::parse_identity(&entry.devices) {
@@ -120,7 +136,16 @@ impl ExtraInfo {
                 ));
             }
         }
-        if errors.is_empty() { Ok(Self { devices, values: entry.values.clone() }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { devices, values: entry.values }) } else { Err(errors) }
+    }
+
+    fn entry(text: &str) -> Result<Entry, SpecError> {
+        let value = json(text)?;
+        object(&value)?;
+        serde_json::from_value(value).map_err(|error| {
+            let example = r#"{"match": {"address": "0000:3b:00.1"}, "values": {"switch": "tor-3"}}"#;
+            SpecError::whole(format!("{error}; write {example}"))
+        })
     }
 
     /// What is said of each of its devices.

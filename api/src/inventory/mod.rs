@@ -4,6 +4,7 @@
 //! of device, not a device; a PF is given only when it is asked for by type.
 
 mod alias;
+mod change;
 mod choose;
 mod discover;
 mod extra_info;
@@ -13,17 +14,21 @@ mod offer;
 mod placement;
 mod pool;
 mod request;
+mod rules;
 mod spec;
 mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::PciAddress;
+use uuid::Uuid;
 
 pub use alias::{Alias, AliasGrammar, AliasSpec};
+pub use change::Change;
 pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
 pub use extra_info::{ExtraInfo, is_grouping_key};
 pub use numa::NumaPolicy;
@@ -31,6 +36,7 @@ pub use offer::Offer;
 pub use pool::{Pool, Stat, pools, stats};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
+pub use rules::{Rule, RuleKind, Rules, Source};
 pub use spec::{DeviceSpec, SpecError};
 pub use status::{Deed, NotAllowed};
 
@@ -40,9 +46,9 @@ use crate::store::{DevType, DeviceFacts};
 /// The configured rules.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    specs: Vec<DeviceSpec>,
+    specs: Vec<(Uuid, DeviceSpec)>,
     aliases: BTreeMap<String, Alias>,
-    extra_info: Vec<ExtraInfo>,
+    extra_info: Vec<(Uuid, ExtraInfo)>,
 }
 
 impl Inventory {
@@ -50,51 +56,22 @@ impl Inventory {
     ///
     /// # Errors
     /// [`ConfigError::Value`] naming the first entry that is refused, and what is wrong with it.
-    pub fn new(pci: &config::Pci) -> Result<Self, ConfigError> {
-        let (inventory, problems) = Self::read(pci);
-        match problems.into_iter().next() {
-            None => Ok(inventory),
+    pub fn new(pci: &config::Pci) -> Result<Arc<Self>, ConfigError> {
+        let rules = Rules::read(Rule::of_file(pci), pci);
+        match rules.problems().into_iter().next() {
+            None => Ok(rules.inventory),
             Some(problem) => Err(problem),
         }
     }
 
     /// Every entry of a configuration that is refused, with its place.
     pub fn problems(pci: &config::Pci) -> Vec<ConfigError> {
-        Self::read(pci).1
-    }
-
-    /// What can be read of a configuration, and what cannot.
-    fn read(pci: &config::Pci) -> (Self, Vec<ConfigError>) {
-        let (mut inventory, mut problems) = (Self::default(), Vec::new());
-        for (index, text) in pci.device_spec.iter().enumerate() {
-            for entry in DeviceSpec::parse(text, pci.report_in_placement) {
-                match entry {
-                    Ok(spec) => inventory.specs.push(spec),
-                    Err(error) => problems.push(refused(format!("[pci] device_spec[{index}]"), error)),
-                }
-            }
-        }
-        for (index, entry) in pci.extra_info.iter().enumerate() {
-            match ExtraInfo::parse(entry) {
-                Ok(entry) => inventory.extra_info.push(entry),
-                Err(errors) => problems.extend(
-                    errors.into_iter().map(|error| refused(format!("[[pci.extra_info]][{index}]"), error)),
-                ),
-            }
-        }
-        let grammar = inventory.alias_grammar(pci.pci_in_placement);
-        for (index, text) in pci.alias.iter().enumerate() {
-            let added = Alias::parse(text, &grammar).and_then(|alias| inventory.add_alias(alias, &grammar));
-            if let Err(error) = added {
-                problems.push(refused(format!("[pci] alias[{index}]"), error));
-            }
-        }
-        (inventory, problems)
+        Rules::read(Rule::of_file(pci), pci).problems()
     }
 
     fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
-        let tags = self.specs.iter().flat_map(|spec| spec.tags().keys());
-        let values = self.extra_info.iter().flat_map(|entry| entry.values().keys());
+        let tags = self.specs.iter().flat_map(|(_, spec)| spec.tags().keys());
+        let values = self.extra_info.iter().flat_map(|(_, entry)| entry.values().keys());
         AliasGrammar { extra_info: tags.chain(values).cloned().collect(), pci_in_placement }
     }
 
@@ -125,12 +102,11 @@ impl Inventory {
     /// that cannot be assigned (a bridge). `parent` is the PF of a VF. Both as a listing has them, with their
     /// network interfaces.
     pub fn facts(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<DeviceFacts> {
-        let spec = self.spec_of(device, parent)?;
+        let (_, spec) = self.spec_of(device, parent)?;
         let (dev_type, parent_addr) = sriov(&device.role);
         let mut extra_info = spec.tags().clone();
-        for (key, value) in
-            self.extra_info.iter().filter(|entry| entry.matches(device, parent)).flat_map(ExtraInfo::values)
-        {
+        let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
+        for (key, value) in outside.flat_map(|(_, entry)| entry.values()) {
             extra_info.entry(key.clone()).or_insert_with(|| value.clone());
         }
         let of_host = [
@@ -150,20 +126,20 @@ impl Inventory {
         })
     }
 
-    fn spec_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<&DeviceSpec> {
+    /// The entries that say something of a device: the one of the whitelist that counts, and all of the facts from
+    /// outside. `parent` is the PF of a VF.
+    pub fn entries_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> BTreeSet<Uuid> {
+        let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
+        let ids = outside.map(|(id, _)| *id);
+        ids.chain(self.spec_of(device, parent).map(|(id, _)| *id)).collect()
+    }
+
+    fn spec_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<&(Uuid, DeviceSpec)> {
         if device.bridge {
             return None;
         }
-        self.specs.iter().find(|spec| spec.matches(device, parent))
+        self.specs.iter().find(|(_, spec)| spec.matches(device, parent))
     }
-}
-
-fn refused(place: String, error: SpecError) -> ConfigError {
-    let key = match error.entry {
-        Some(entry) => format!("{place}, entry {entry} of its list"),
-        None => place,
-    };
-    ConfigError::Value { key, reason: SpecError { entry: None, ..error }.to_string() }
 }
 
 fn sriov(role: &Role) -> (DevType, Option<PciAddress>) {

@@ -78,24 +78,24 @@ pub(super) const TAGS: &[&str] = &[
 ];
 
 impl DeviceSpec {
-    /// Reads one configured value, a JSON object or a list of them: each entry, or why it is refused.
-    /// `report_in_placement` as in the configuration.
-    pub fn parse(text: &str, report_in_placement: bool) -> Vec<Result<Self, SpecError>> {
-        let checked = |spec: Self| {
-            if report_in_placement && matches!(spec.place, Place::Interface(_)) {
-                return Err(SpecError::key("devname", "not with report_in_placement; write the address"));
-            }
-            if !report_in_placement && spec.is("one_time_use") {
-                let reason = "only with report_in_placement = true, as in Nova";
-                return Err(SpecError::key("one_time_use", reason));
-            }
-            Ok(spec)
-        };
-        Self::entries(text).into_iter().map(|entry| entry.and_then(checked)).collect()
+    /// Reads one entry, a JSON object. `report_in_placement` as in the configuration.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming the key.
+    pub fn parse(text: &str, report_in_placement: bool) -> Result<Self, SpecError> {
+        let spec = Self::entry(&json(text)?)?;
+        if report_in_placement && matches!(spec.place, Place::Interface(_)) {
+            return Err(SpecError::key("devname", "not with report_in_placement; write the address"));
+        }
+        if !report_in_placement && spec.is("one_time_use") {
+            let reason = "only with report_in_placement = true, as in Nova";
+            return Err(SpecError::key("one_time_use", reason));
+        }
+        Ok(spec)
     }
 
-    /// As [`Self::parse`], of entries that only say which devices are meant.
-    pub(super) fn parse_identity(text: &str) -> Vec<Result<Self, SpecError>> {
+    /// Reads entries that only say which devices are meant: an object or a list of them.
+    pub(super) fn parse_identity(value: &Value) -> Vec<Result<Self, SpecError>> {
         let untagged = |spec: Self| match spec.tags.keys().next() {
             None => Ok(spec),
             Some(tag) => {
@@ -106,20 +106,15 @@ impl DeviceSpec {
                 ))
             }
         };
-        Self::entries(text).into_iter().map(|entry| entry.and_then(untagged)).collect()
+        Self::entries(value).into_iter().map(|entry| entry.and_then(untagged)).collect()
     }
 
-    fn entries(text: &str) -> Vec<Result<Self, SpecError>> {
-        match serde_json::from_str(text) {
-            Err(error) => vec![Err(SpecError::whole(format!("not a JSON object: {error}")))],
-            Ok(Value::Array(entries)) => {
-                let numbered = |(index, entry)| {
-                    Self::entry(entry).map_err(|error| SpecError { entry: Some(index + 1), ..error })
-                };
-                entries.iter().enumerate().map(numbered).collect()
-            }
-            Ok(entry) => vec![Self::entry(&entry)],
-        }
+    fn entries(value: &Value) -> Vec<Result<Self, SpecError>> {
+        let Some(entries) = value.as_array() else { return vec![Self::entry(value)] };
+        let numbered = |(index, entry)| {
+            Self::entry(entry).map_err(|error| SpecError { entry: Some(index + 1), ..error })
+        };
+        entries.iter().enumerate().map(numbered).collect()
     }
 
     fn entry(value: &Value) -> Result<Self, SpecError> {
@@ -218,6 +213,11 @@ impl DeviceSpec {
         (self.is("one_time_use") && matches!(device.role, Role::Virtual { .. }))
             .then(|| "it is a VF, which one_time_use is not for".into())
     }
+}
+
+/// The text of an entry as JSON.
+pub(super) fn json(text: &str) -> Result<Value, SpecError> {
+    serde_json::from_str(text).map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))
 }
 
 /// An entry as a JSON object.

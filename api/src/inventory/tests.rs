@@ -97,10 +97,10 @@ fn pci(case: &Value) -> config::Pci {
 }
 
 /// Reads the configuration of each case, checks a refusal, and passes on what was read.
-fn each(cases: &str, check: impl Fn(&Value, Inventory)) {
+fn each(cases: &str, check: impl Fn(&Value, &Inventory)) {
     for case in data(cases) {
         match (Inventory::new(&pci(&case)), case["refused"].as_str()) {
-            (Ok(inventory), None) => check(&case, inventory),
+            (Ok(inventory), None) => check(&case, &inventory),
             (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
             (outcome, _) => panic!("{case}: {outcome:?}"),
         }
@@ -127,7 +127,7 @@ fn check_extra_info(case: &Value, facts: &BTreeMap<String, DeviceFacts>) {
 fn a_device_spec_names_the_devices_that_it_names_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/device_spec.json"), |case, inventory| {
-        let facts = host.facts(&inventory);
+        let facts = host.facts(inventory);
         assert_eq!(facts.keys().cloned().collect::<Vec<_>>(), names(case, "matches"), "{case}");
         check_extra_info(case, &facts);
     });
@@ -138,7 +138,7 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/alias.json"), |case, inventory| {
         let alias = inventory.alias("a").unwrap();
-        let facts = host.facts(&inventory);
+        let facts = host.facts(inventory);
         let named: Vec<_> =
             facts.iter().filter(|(_, facts)| alias.matches(facts)).map(|(name, _)| name.clone()).collect();
         assert_eq!(named, names(case, "matches"), "{case}");
@@ -152,7 +152,7 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
 fn outside_facts_are_said_of_the_devices_that_they_match() {
     let host = Host::read();
     each(include_str!("../../tests/data/extra_info.json"), |case, inventory| {
-        check_extra_info(case, &host.facts(&inventory));
+        check_extra_info(case, &host.facts(inventory));
     });
 }
 
@@ -186,6 +186,59 @@ fn every_entry_that_is_refused_is_told_with_its_place() {
         assert!(problem.starts_with(place), "{problem}");
     }
     assert_eq!(Inventory::new(&pci).unwrap_err().to_string(), problems[0]);
+}
+
+#[test]
+fn an_entry_of_the_file_keeps_its_id_and_a_list_is_several_entries() {
+    let pci = |specs: &[&str]| config::Pci {
+        device_spec: specs.iter().map(|&spec| spec.to_owned()).collect(),
+        alias: vec!["{}".into()],
+        ..config::Pci::default()
+    };
+    let rules = Rule::of_file(&pci(&["{}", r#"[{}, {"vendor_id": "8086"}, {}]"#, "[]"]));
+    let texts: Vec<_> = rules.iter().map(|rule| (rule.kind, rule.text.as_str())).collect();
+    let intel = r#"{"vendor_id":"8086"}"#;
+    let whitelist = ["{}", "{}", intel, "{}"].map(|text| (RuleKind::Whitelist, text));
+    assert_eq!(texts, [&whitelist[..], &[(RuleKind::Alias, "{}")]].concat());
+    let ids = |rules: &[Rule]| rules.iter().map(|rule| rule.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&rules).len(), rules.len());
+    let other = Rule::of_file(&pci(&["{}", r#"[{}, {"vendor_id": "8086"}]"#]));
+    assert!(ids(&other).is_subset(&ids(&rules)));
+}
+
+#[test]
+fn what_the_api_adds_comes_after_the_file_and_is_left_out_where_it_is_wrong() {
+    let pci = pci(&json!({"device_spec": {"address": "0000:04:00.0", "rack": "file"}}));
+    let api = |kind, text: Value| Rule {
+        id: uuid::Uuid::new_v4(),
+        kind,
+        text: text.to_string(),
+        source: Source::Api { created_at: 0, updated_at: None },
+    };
+    let mut entries = Rule::of_file(&pci);
+    let file = entries[0].id;
+    let added = [
+        api(RuleKind::Whitelist, json!({"rack": "api", "zone": "z"})),
+        api(RuleKind::Whitelist, json!({"status": "x"})),
+        api(RuleKind::ExtraInfo, json!({"match": {"vendor_id": "10de"}, "values": {"switch": "s"}})),
+        api(RuleKind::Alias, json!({"name": "a", "vendor_id": "10de", "product_id": "20b0", "zone": "z"})),
+        api(RuleKind::Alias, json!({"name": "b", "vendor_id": "10de", "product_id": "20b0", "nowhere": "z"})),
+    ];
+    entries.extend(added.iter().cloned());
+    let rules = Rules::read(entries, &pci);
+    let wrong: Vec<_> = added.iter().map(|rule| rules.problem(rule.id).is_some()).collect();
+    assert_eq!(wrong, [false, true, false, false, true]);
+    let host = Host::read();
+    let facts = host.facts(&rules.inventory);
+    assert_eq!(facts["pf"].extra_info["rack"], "file");
+    assert_eq!(facts["vf"].extra_info["rack"], "file", "a PF's entry covers its VFs");
+    assert_eq!(facts["gpu"].extra_info["rack"], "api");
+    let of = |name: &str| {
+        let device = host.0.iter().find(|(known, _)| known == name).unwrap();
+        rules.inventory.entries_of(&device.1, None)
+    };
+    assert_eq!(of("pf"), [file].into());
+    assert_eq!(of("gpu"), [added[0].id, added[2].id].into());
 }
 
 #[test]
@@ -286,18 +339,19 @@ proptest! {
             pci_in_placement,
             ..config::Pci::default()
         };
-        let (inventory, problems) = Inventory::read(&pci);
-        let facts = Host::read().facts(&inventory).into_values().collect::<Vec<_>>();
+        let rules = Rules::read(Rule::of_file(&pci), &pci);
+        let inventory = &rules.inventory;
+        let facts = Host::read().facts(inventory).into_values().collect::<Vec<_>>();
         for alias in inventory.aliases.values() {
             let _ = facts.iter().filter(|facts| alias.matches(facts)).count();
         }
-        prop_assert_eq!(Inventory::new(&pci).is_ok(), problems.is_empty());
+        prop_assert_eq!(Inventory::new(&pci).is_ok(), rules.problems().is_empty());
     }
 
     #[test]
     fn no_text_makes_it_panic(text in "\\PC*") {
         let _ = DeviceSpec::parse(&text, false);
-        let _ = DeviceSpec::parse_identity(&text);
+        let _ = ExtraInfo::parse(&text);
         let _ = Alias::parse(&text, &AliasGrammar::default());
     }
 
@@ -308,8 +362,8 @@ proptest! {
             [format!("{domain:x}"), format!(" {bus:02X} "), format!("0x{slot:x}"), function.to_string()];
         let matches = |fields: &[String; 4], vf: &HostDevice| {
             let text = format!("{}:{}:{}.{}", fields[0], fields[1], fields[2], fields[3]);
-            let specs = DeviceSpec::parse(&json!({ "address": text }).to_string(), false);
-            specs[0].as_ref().unwrap().matches(vf, None)
+            let spec = DeviceSpec::parse(&json!({ "address": text }).to_string(), false);
+            spec.unwrap().matches(vf, None)
         };
         let (_, template) = Host::read().0.remove(0);
         let itself = HostDevice { address, ..template };

@@ -3,6 +3,7 @@
 //! SQLite: one connection writes, a pool reads; WAL, foreign keys, every commit synced to disk.
 
 mod attachments;
+mod config;
 mod devices;
 mod draft;
 mod hypervisors;

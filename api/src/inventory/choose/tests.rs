@@ -82,7 +82,7 @@ fn data() -> Value {
     serde_json::from_str(include_str!("../../../tests/data/choose.json")).unwrap()
 }
 
-fn aliases() -> Inventory {
+fn aliases() -> Arc<Inventory> {
     let entries: Vec<String> = data()["aliases"].as_array().unwrap().iter().map(Value::to_string).collect();
     Inventory::new(&config::Pci { alias: entries, ..config::Pci::default() }).unwrap()
 }

@@ -1,0 +1,179 @@
+//! `os-pci-config`: the rules by which devices are given away. Those of the configuration file can be read, others
+//! made, replaced and removed.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::body::{Pairs, Path, id, links, read, time};
+use super::error::Fault;
+use crate::error::Error;
+use crate::inventory::{Change, Rule, RuleKind, Rules, Source};
+use crate::service::Service;
+
+/// The names of the configuration objects.
+pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<Value> {
+    let mut kinds = RuleKind::ALL.to_vec();
+    kinds.sort_by_key(|kind| kind.as_str());
+    let name = |kind: RuleKind| {
+        let links = links(&headers, &uri, "os-pci-config", kind.as_str());
+        json!({ "name": kind, "links": links })
+    };
+    Json(json!({ "pci_config": kinds.into_iter().map(name).collect::<Vec<_>>() }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct KindPath {
+    kind: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct EntryPath {
+    kind: String,
+    entry_id: String,
+}
+
+impl EntryPath {
+    fn parts(&self) -> Result<(RuleKind, Uuid), Error> {
+        let kind = kind(&self.kind)?;
+        Ok((kind, id(&self.entry_id, &format!("{kind} entry"))?))
+    }
+}
+
+fn kind(name: &str) -> Result<RuleKind, Error> {
+    name.parse().map_err(|_| {
+        let name: String = name.chars().take(80).collect();
+        Error::NotFound(format!(
+            "configuration object {name}, which is none of whitelist, alias, extra_info,"
+        ))
+    })
+}
+
+/// An entry on the wire. `position` is its place among those of its kind, from 1.
+fn wire(rules: &Rules, rule: &Rule, position: usize) -> Value {
+    let (source, place, created_at, updated_at) = match &rule.source {
+        Source::File { place } => ("file", Some(place), None, None),
+        Source::Api { created_at, updated_at } => {
+            ("api", None, Some(time(*created_at)), updated_at.map(time))
+        }
+    };
+    json!({
+        "id": rule.id,
+        "source": source,
+        "place": place,
+        "read_only": rule.is_of_file(),
+        "position": position,
+        "entry": serde_json::from_str(&rule.text).unwrap_or_else(|_| Value::from(rule.text.as_str())),
+        "problem": rules.problem(rule.id),
+        "created_at": created_at,
+        "updated_at": updated_at,
+    })
+}
+
+fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error> {
+    let rules = service.rules();
+    let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
+    let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
+    Ok(Json(json!({ kind.as_str(): wire(&rules, rule, position) })))
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<KindPath>,
+) -> Result<Json<Value>, Fault> {
+    let (kind, rules) = (kind(&path.kind)?, service.rules());
+    let entries: Vec<_> =
+        rules.of(kind).zip(1..).map(|(rule, position)| wire(&rules, rule, position)).collect();
+    Ok(Json(json!({ kind.as_str(): entries })))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<EntryPath>,
+) -> Result<Json<Value>, Fault> {
+    let (kind, id) = path.parts()?;
+    Ok(one(&service, kind, id)?)
+}
+
+/// Reads `{"<kind>": {…}}`.
+fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<String, Fault> {
+    let example = match kind {
+        RuleKind::Whitelist => r#"{"whitelist": {"vendor_id": "8086", "product_id": "10ca"}}"#,
+        RuleKind::Alias => r#"{"alias": {"name": "a1", "vendor_id": "8086", "product_id": "10ca"}}"#,
+        RuleKind::ExtraInfo => {
+            r#"{"extra_info": {"match": {"address": "0000:3b:00.1"}, "values": {"switch": "tor-3"}}}"#
+        }
+    };
+    let mut body: Map<String, Value> = read(headers, body, example)?;
+    match (body.remove(kind.as_str()), body.keys().next()) {
+        (Some(entry @ Value::Object(_)), None) => Ok(entry.to_string()),
+        (Some(_), None) => {
+            Err(Error::Invalid(format!("bad body: {kind} is no object; send {example}")).into())
+        }
+        (_, Some(key)) => {
+            Err(Error::Invalid(format!("bad body: unknown field `{key}`; send {example}")).into())
+        }
+        (None, None) => {
+            Err(Error::Invalid(format!("bad body: missing field `{kind}`; send {example}")).into())
+        }
+    }
+}
+
+/// Whether devices in use may lose the entry: `?force=true`.
+fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
+    let mut force = false;
+    for (key, value) in pairs {
+        force = match (key.as_str(), value.as_str()) {
+            ("force", "true") => true,
+            ("force", "false") => false,
+            ("force", other) => {
+                return Err(Error::Invalid(format!("force {other} is neither true nor false")));
+            }
+            (key, _) => return Err(Error::Invalid(format!("unknown query key {key}; known: force"))),
+        };
+    }
+    Ok(force)
+}
+
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<KindPath>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let kind = kind(&path.kind)?;
+    let text = entry(kind, &headers, body)?;
+    let id = service.change_rules(Change::Add { kind, text }, false).await?;
+    Ok((StatusCode::CREATED, one(&service, kind, id)?))
+}
+
+pub(super) async fn replace(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<EntryPath>,
+    pairs: Pairs,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Fault> {
+    let (kind, id) = path.parts()?;
+    let force = force(pairs)?;
+    let text = entry(kind, &headers, body)?;
+    let id = service.change_rules(Change::Replace { kind, id, text }, force).await?;
+    Ok(one(&service, kind, id)?)
+}
+
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<EntryPath>,
+    pairs: Pairs,
+) -> Result<StatusCode, Fault> {
+    let (kind, id) = path.parts()?;
+    service.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

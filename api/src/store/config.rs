@@ -1,0 +1,69 @@
+//! The table `pci_config`: the rules that came by the API.
+
+use sqlx::sqlite::SqliteRow;
+
+use super::{Columns, Store};
+use crate::error::Error;
+use crate::inventory::{Rule, Source};
+
+fn rule(row: &SqliteRow) -> Result<Rule, Error> {
+    use sqlx::Row as _;
+    let id: String = row.try_get("id")?;
+    let columns = Columns { table: "pci_config", id, row };
+    Ok(Rule {
+        id: columns.parse("id")?,
+        kind: columns.parse("kind")?,
+        text: columns.get("body")?,
+        source: Source::Api {
+            created_at: columns.get("created_at")?,
+            updated_at: columns.get("updated_at")?,
+        },
+    })
+}
+
+impl Store {
+    /// All rules that came by the API, those of a kind in the order in which they came.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
+        rows.iter().map(rule).collect()
+    }
+
+    /// Writes a rule: a new one behind the others of its kind, one that is there in its place.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn put_rule(&self, rule: &Rule) -> Result<(), Error> {
+        let Source::Api { created_at, updated_at } = rule.source else {
+            return Err(Error::Internal(format!("{} is not the database's", rule.name())));
+        };
+        sqlx::query(
+            "INSERT INTO pci_config (id, kind, position, body, created_at, updated_at)
+             SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5 FROM pci_config WHERE kind = $2
+             ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
+        )
+        .bind(rule.id.hyphenated().to_string())
+        .bind(rule.kind.as_str())
+        .bind(rule.text.as_str())
+        .bind(created_at)
+        .bind(updated_at)
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
+        sqlx::query("DELETE FROM pci_config WHERE id = $1")
+            .bind(rule.id.hyphenated().to_string())
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+}
