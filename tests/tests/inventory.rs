@@ -303,3 +303,47 @@ async fn a_device_for_one_use_waits_to_be_cleaned() {
     assert_eq!(answer["pci_device"]["used_at"], Value::Null);
     service.attach(I440FX, "edu:1").await.expect(200);
 }
+
+#[tokio::test]
+async fn it_is_explained_why_a_device_is_offered_or_not_and_what_an_alias_would_take() {
+    let service = Hotslot::bare(
+        &host("small"),
+        &EVERYTHING.replace("'{}'", "'{\"vendor_id\": \"10de\"}', '{}', '{\"vendor_id\": \"8086\"}'"),
+        live_on,
+    )
+    .await;
+    let device = async |address: &str| {
+        let path = format!("/v2.1/os-hypervisors/node1/pci_devices/{address}");
+        service.get(&path).await.expect(200).body["pci_device"].clone()
+    };
+    let disk = device("0000:07:00.0").await;
+    assert_eq!((&disk["offered"], &disk["status"]), (&json!(false), &json!("available")));
+    assert_eq!(disk["guards"], json!([{ "kind": "root-filesystem", "reason": "/ on nvme0n1p1" }]));
+    let of = |key: &str| -> Vec<Value> {
+        disk["whitelist"].as_array().unwrap().iter().map(|line| line[key].clone()).collect()
+    };
+    assert_eq!(of("matches"), [false, true, false]);
+    assert_eq!(of("counts"), [false, true, false]);
+    assert_eq!(of("why")[0], "its vendor_id is 1b36, not 10de");
+
+    let vf = device("0000:04:10.0").await;
+    assert_eq!((&vf["offered"], &vf["reset_methods"]), (&json!(true), &json!(["flr", "bus"])));
+    assert_eq!((&vf["pool"]["count"], &vf["pool"]["address"]), (&json!(2), &json!("0000:04:00.0")));
+    let half = device("0000:06:00.0").await;
+    assert!(half["withheld"].as_str().unwrap().contains("IOMMU group 18"), "{half}");
+    assert_eq!(half["group_members"][1]["driver"], "e1000e");
+    let port = device("0000:00:14.0").await;
+    assert!(port["whitelist"][1]["why"].as_str().unwrap().contains("bridge"), "{port}");
+
+    let path = "/v2.1/os-hypervisors/node1/pci_candidates";
+    let lines = service.get(&format!("{path}?alias=vf")).await.expect(200).body["pci_candidates"].clone();
+    let lines = lines.as_array().unwrap();
+    assert_eq!((&lines[0]["address"], &lines[0]["place"]), (&json!("0000:04:10.0"), &json!(0)));
+    assert_eq!((&lines[1]["address"], &lines[1]["place"]), (&json!("0000:04:10.2"), &json!(1)));
+    assert!(lines[2..].iter().all(|line| line["place"].is_null() && line["why"].is_string()), "{lines:?}");
+    let nic = service.get(&format!("{path}?alias=nic&server={Q35}")).await.expect(200).body;
+    let line = nic["pci_candidates"].as_array().unwrap().iter().find(|it| it["address"] == "0000:05:00.0");
+    assert!(line.unwrap()["why"].as_str().unwrap().contains("network-route"), "{nic}");
+    service.get(&format!("{path}?alias=gpu")).await.expect(400);
+    service.get("/v2.1/os-hypervisors/node1/pci_devices/0000:99:00.0").await.expect(404);
+}

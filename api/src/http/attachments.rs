@@ -23,9 +23,9 @@ use super::servers::ServerPath;
 use crate::attachment::attach::AttachRequest;
 use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
+use crate::flavor;
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::inventory::AliasRequests;
-use crate::flavor;
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
 

@@ -239,11 +239,14 @@ pub(super) struct HypervisorPath {
 }
 
 impl HypervisorPath {
-    fn host<'a>(&self, service: &'a Service) -> Result<&'a Arc<Host>, Error> {
-        let id = &self.hypervisor_id;
-        let host = service.hosts.iter().find(|host| is(host, id));
-        host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
+    pub(super) fn host<'a>(&self, service: &'a Service) -> Result<&'a Arc<Host>, Error> {
+        host(service, &self.hypervisor_id)
     }
+}
+
+pub(super) fn host<'a>(service: &'a Service, id: &str) -> Result<&'a Arc<Host>, Error> {
+    let host = service.hosts.iter().find(|host| is(host, id));
+    host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
 }
 
 pub(super) async fn show(
@@ -268,7 +271,7 @@ pub(super) async fn functions(
     Ok(Json(json!({ "pci_devices": functions })))
 }
 
-fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Value {
+pub(super) fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Value {
     let (role, parent, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
         Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),

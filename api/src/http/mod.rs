@@ -6,6 +6,7 @@
 mod attachments;
 mod body;
 pub mod error;
+mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
@@ -87,6 +88,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/search", get(hypervisors::search))
         .route("/os-hypervisors/{hypervisor_id}/uptime", get(hypervisors::uptime))
         .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
+        .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
+        .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
         .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))

@@ -41,6 +41,7 @@ pub use spec::{DeviceSpec, SpecError};
 pub use status::{Deed, NotAllowed};
 
 use crate::config::{self, ConfigError};
+use crate::host::Functions;
 use crate::store::{DevType, DeviceFacts};
 
 /// The configured rules.
@@ -132,6 +133,18 @@ impl Inventory {
         let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
         let ids = outside.map(|(id, _)| *id);
         ids.chain(self.spec_of(device, parent).map(|(id, _)| *id)).collect()
+    }
+
+    /// Of each entry of the whitelist the first thing in which it does not name a function; none when it does.
+    pub(crate) fn mismatches(
+        &self,
+        functions: &Functions,
+        device: &HostDevice,
+    ) -> Vec<(Uuid, Option<String>)> {
+        let parent = discover::parent(functions, device);
+        let bridge = || device.bridge.then(|| "bridges and ports are never given away".to_owned());
+        let mismatch = |spec: &DeviceSpec| bridge().or_else(|| spec.mismatch(device, parent));
+        self.specs.iter().map(|(id, spec)| (*id, mismatch(spec))).collect()
     }
 
     fn spec_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<&(Uuid, DeviceSpec)> {

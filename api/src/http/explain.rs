@@ -1,0 +1,199 @@
+//! Why a device is offered or not, and which devices an alias would find; not in the seeds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::local;
+use hotslot_driver::pci::PciAddress;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::{Path, Query, id};
+use super::error::Fault;
+use super::hypervisors::{self, HypervisorPath};
+use crate::error::Error;
+use crate::host::{Functions, Host};
+use crate::id::ServerId;
+use crate::inventory::{self, Offer, Pool, RuleKind, Scene, Wanted};
+use crate::service::Service;
+use crate::store::Device;
+
+#[derive(Deserialize)]
+pub(super) struct FunctionPath {
+    hypervisor_id: String,
+    address: String,
+}
+
+/// One PCI function, with all that decides on whether it is offered.
+pub(super) async fn device(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<FunctionPath>,
+) -> Result<Json<Value>, Fault> {
+    let host = hypervisors::host(&service, &path.hypervisor_id)?;
+    let unknown = || Error::NotFound(format!("PCI function {} on host {}", path.address, host.name));
+    let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
+    host.ready().await?;
+    let offer = service.offer(host).await?;
+    let function = offer.functions.get(&address).ok_or_else(unknown)?;
+    let rows = service.store.devices_of(host.row.id);
+    let row = rows.iter().find(|row| row.facts.address == address);
+    let mut wire = hypervisors::describe(host, function, row);
+    let withheld = row.and_then(|row| offer.withheld(&rows, None, false).remove(&row.id));
+    let sysroot = host.hypervisor.sysroot();
+    let guards = offer.guards.get(&address).into_iter().flatten();
+    let guards = guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason }));
+    let bars = local::bars(sysroot, address).map(|bars| {
+        let bar = |bar: &local::Bar| {
+            let kind = match bar.kind {
+                local::BarKind::Memory => "memory",
+                local::BarKind::Io => "io",
+            };
+            json!({ "index": bar.index, "size": bar.size, "kind": kind, "prefetchable": bar.prefetchable })
+        };
+        bars.iter().map(bar).collect::<Vec<_>>()
+    });
+    for (key, value) in [
+        ("guards", if offer.knows_guards() { guards.collect() } else { Value::Null }),
+        ("unguarded", json!(service.config.pci.is_unguarded(&host.name, address))),
+        ("reset_methods", json!(local::reset_methods(sysroot, address))),
+        ("bars", json!(bars)),
+        ("whitelist", whitelist(&service, &offer.functions, function)),
+        ("group_members", members(&offer, function, &rows)),
+        ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
+        ("offered", json!(row.is_some() && withheld.is_none())),
+        ("withheld", json!(withheld)),
+    ] {
+        wire[key] = value;
+    }
+    Ok(Json(json!({ "pci_device": wire })))
+}
+
+/// Every entry of the whitelist, and in what it does not name the function.
+fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) -> Value {
+    let rules = service.rules();
+    let mut reasons: BTreeMap<_, _> = rules.inventory.mismatches(functions, function).into_iter().collect();
+    let mut counted = false;
+    let lines = rules.of(RuleKind::Whitelist).enumerate().map(|(index, rule)| {
+        let why = match (rules.problem(rule.id), reasons.remove(&rule.id)) {
+            (Some(problem), _) => Some(format!("the entry is left out: {problem}")),
+            (None, Some(why)) => why,
+            (None, None) => None,
+        };
+        let counts = why.is_none() && !counted;
+        counted |= counts;
+        json!({
+            "position": index + 1,
+            "id": rule.id,
+            "place": rule.name(),
+            "entry": serde_json::from_str::<Value>(&rule.text).unwrap_or_else(|_| json!(rule.text)),
+            "matches": why.is_none(),
+            "counts": counts,
+            "why": why,
+        })
+    });
+    lines.collect()
+}
+
+fn members(offer: &Offer, function: &HostDevice, rows: &[Arc<Device>]) -> Value {
+    let group = function.iommu_group.iter().flat_map(|group| &group.members);
+    let member = |address: &PciAddress| {
+        let row = rows.iter().find(|row| row.facts.address == *address);
+        json!({
+            "address": address,
+            "driver": offer.functions.get(address).and_then(|member| member.driver.as_ref()),
+            "status": row.map(|row| row.status),
+            "instance_uuid": row.and_then(|row| row.server),
+        })
+    };
+    group.map(member).collect()
+}
+
+/// The pool that a device is in.
+fn pool(device: &Arc<Device>, devices: &[Arc<Device>]) -> Option<Pool> {
+    let own = inventory::pools(std::slice::from_ref(device), inventory::is_grouping_key).pop()?;
+    let mut all = inventory::pools(devices, inventory::is_grouping_key);
+    all.retain(|pool| Pool { count: own.count, ..pool.clone() } == own);
+    all.pop()
+}
+
+fn shown(pool: &Pool) -> Value {
+    json!({
+        "vendor_id": pool.vendor_id,
+        "product_id": pool.product_id,
+        "numa_node": pool.numa_node,
+        "dev_type": pool.dev_type,
+        "address": pool.address,
+        "tags": pool.tags,
+        "count": pool.count,
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    alias: String,
+    #[serde(default)]
+    whole_group: bool,
+    server: Option<String>,
+}
+
+/// The devices of a host in the order in which an alias would take them, and why it would not take the others.
+pub(super) async fn candidates(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<HypervisorPath>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<Value>, Fault> {
+    let host: &Arc<Host> = path.host(&service)?;
+    host.ready().await?;
+    let rules = service.inventory();
+    let alias = rules.alias(&asked.alias).ok_or_else(|| {
+        let known: Vec<_> = rules.alias_names().collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Error::UnknownAlias { name: asked.alias.clone(), known }
+    })?;
+    let server: Option<ServerId> = asked.server.as_deref().map(|text| id(text, "server")).transpose()?;
+    let mut guest_nodes = BTreeSet::new();
+    if let Some(server) = server {
+        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
+        guest_nodes
+            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
+    }
+    let sockets = host.hypervisor.node_sockets().await;
+    let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
+    let offer = service.offer(host).await?;
+    let devices = service.store.devices_of(host.row.id);
+    let withheld = offer.withheld(&devices, server, asked.whole_group);
+    let scene = Scene {
+        devices: &devices,
+        withheld: &withheld,
+        guest_nodes: &guest_nodes,
+        sockets: sockets.as_ref(),
+        groups: &offer.groups,
+    };
+    let wanted = Wanted {
+        alias,
+        count: 1,
+        numa_policy: None,
+        whole_group: asked.whole_group,
+        vf: false,
+        tags: &BTreeMap::new(),
+    };
+    let lines = inventory::explain(&wanted, &scene).into_iter().map(|(device, verdict)| {
+        let facts = &device.facts;
+        json!({
+            "address": facts.address,
+            "id": device.id,
+            "vendor_id": facts.vendor_id,
+            "product_id": facts.product_id,
+            "dev_type": facts.dev_type,
+            "status": device.status,
+            "numa_node": facts.numa_node,
+            "place": verdict.as_ref().ok(),
+            "why": verdict.as_ref().err(),
+        })
+    });
+    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines.collect::<Vec<_>>() })))
+}
