@@ -347,3 +347,30 @@ async fn it_is_explained_why_a_device_is_offered_or_not_and_what_an_alias_would_
     service.get(&format!("{path}?alias=gpu")).await.expect(400);
     service.get("/v2.1/os-hypervisors/node1/pci_devices/0000:99:00.0").await.expect(404);
 }
+
+#[tokio::test]
+async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_goes() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = ['{\"devname\": \"eth0\"}']\n\
+         alias = ['{\"name\": \"nic\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n",
+        |_| (),
+    )
+    .await;
+    let listed = async || {
+        let body = service.get("/v2.1/os-pci").await.expect(200).body;
+        body["pci_devices"].as_array().unwrap().len()
+    };
+    assert_eq!(listed().await, 1);
+    let id = service.device("0000:05:00.0").await["id"].clone();
+    // With a guest it has no interface, and is the same device all the time.
+    let answer = service.attach(Q35, "nic:1").await.expect(200).body;
+    assert_eq!(service.device("0000:05:00.0").await["gone_at"], Value::Null);
+    service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
+    assert_eq!(service.device("0000:05:00.0").await["id"], id);
+    for (line, count) in [("device driver pci_0000_05_00_0", 0), ("device driver pci_0000_05_00_0 e1000e", 1)]
+    {
+        service.sim(line);
+        service.until(line, async || listed().await == count).await;
+    }
+}

@@ -31,12 +31,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 struct Todo {
     everything: bool,
     functions: BTreeSet<PciAddress>,
+    interfaces: bool,
     servers: BTreeSet<ServerId>,
 }
 
 impl Todo {
     fn is_empty(&self) -> bool {
-        !self.everything && self.functions.is_empty() && self.servers.is_empty()
+        !self.everything && !self.interfaces && self.functions.is_empty() && self.servers.is_empty()
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -57,8 +58,11 @@ impl Todo {
                 self.servers.insert(ServerId(domain));
             }
             Ok(Event::Agent { connected: false, .. }) => {}
-            // Interfaces and disks on a function come and go with its driver; only functions are recorded.
-            Ok(Event::NodeDevice { name, .. }) => self.functions.extend(PciAddress::from_node_name(&name)),
+            // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
+            Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
+                Ok(address) => drop(self.functions.insert(address)),
+                Err(_) => self.interfaces |= name.starts_with("net_"),
+            },
         }
     }
 }
@@ -119,12 +123,15 @@ impl Service {
                 tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
             }
         };
-        let looked = if todo.everything { None } else { Some(todo.functions) };
+        // An event names an interface, not the function that it is on.
+        let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
+        let looked = if all { None } else { Some(todo.functions) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
             && let Err(error) = self.discover(host, looked.clone()).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;
+            left.interfaces = todo.interfaces;
             left.functions = looked.unwrap_or_default();
         }
         let servers = if todo.everything {

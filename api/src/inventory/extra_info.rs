@@ -139,6 +139,11 @@ impl ExtraInfo {
         if errors.is_empty() { Ok(Self { devices, values: entry.values }) } else { Err(errors) }
     }
 
+    /// Whether it names its devices by their interface.
+    pub(super) fn names_interfaces(&self) -> bool {
+        self.devices.iter().any(DeviceSpec::names_interface)
+    }
+
     fn entry(text: &str) -> Result<Entry, SpecError> {
         let value = json(text)?;
         object(&value)?;

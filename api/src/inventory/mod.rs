@@ -89,6 +89,12 @@ impl Inventory {
         self.specs.is_empty()
     }
 
+    /// Whether an entry says by its interface which device it means.
+    pub(crate) fn names_interfaces(&self) -> bool {
+        let outside = self.extra_info.iter().any(|(_, entry)| entry.names_interfaces());
+        outside || self.specs.iter().any(|(_, spec)| spec.names_interface())
+    }
+
     /// The alias of a name.
     pub fn alias(&self, name: &str) -> Option<&Alias> {
         self.aliases.get(name)

@@ -155,6 +155,11 @@ impl DeviceSpec {
         Ok(Self { vendor_id: id(entry, "vendor_id")?, product_id: id(entry, "product_id")?, place, tags })
     }
 
+    /// Whether it names its devices by their interface.
+    pub(super) fn names_interface(&self) -> bool {
+        matches!(self.place, Place::Interface(_))
+    }
+
     /// What the entry says of its devices, beside which they are.
     pub fn tags(&self) -> &BTreeMap<String, String> {
         &self.tags
