@@ -1,24 +1,66 @@
-//! `hotslot attach`: plugs devices into a guest, all or none.
+//! `hotslot attach`: plugs devices into a guest, all or none; or says whether it could.
 
 use std::str::FromStr;
 
 use clap::Args;
-use serde_json::json;
+use clap::builder::PossibleValuesParser;
+use hotslot_api::inventory::NumaPolicy;
+use hotslot_driver::net::{MacAddress, VlanTag};
+use serde_json::{Value, json};
 
 use crate::exit::Exit;
+use crate::output::{Column, Format, aligned, column};
 use crate::wait::waiting;
-use crate::{Cli, attachment, output, server};
+use crate::{Cli, attachment, device, output, server};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot attach vm1 a1
+  hotslot attach vm1 a1 b1:2 --dry-run
+  hotslot attach vm1 --flavor gzm
+  hotslot attach vm1 vf --mac 52:54:00:12:34:56 --vlan 100 --physical-network net1";
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
     /// The guest: its UUID or its name.
     server: String,
     /// Which devices: configured aliases, each with how many of it.
-    #[arg(required = true, value_name = "ALIAS[:N]")]
+    #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]")]
     aliases: Vec<AliasCount>,
+    /// A flavor, in place of aliases: those of its extra specs.
+    #[arg(long, value_name = "NAME")]
+    flavor: Option<String>,
     /// Plug into the running guest only: after a power cycle the device is not there.
     #[arg(long)]
     live_only: bool,
+    /// Only say which devices would be taken, and what each check finds; nothing is touched.
+    #[arg(long)]
+    dry_run: bool,
+    /// Each device with all others of its IOMMU group.
+    #[arg(long)]
+    whole_group: bool,
+    /// How near to the guest's memory the devices have to be, in place of the aliases' own policies.
+    #[arg(long, value_name = "POLICY",
+          value_parser = PossibleValuesParser::new(NumaPolicy::ALL.iter().map(|it| it.as_str())))]
+    numa_policy: Option<String>,
+    /// For a VF of a NIC: its MAC address; without one an address is made up.
+    #[arg(long, value_name = "ADDRESS")]
+    mac: Option<MacAddress>,
+    /// For a VF of a NIC: the VLAN that its frames are put into, 0 to 4095.
+    #[arg(long, value_name = "TAG", value_parser = vlan)]
+    vlan: Option<VlanTag>,
+    /// For a VF of a NIC: the network that the VF has to be wired to, as its device_spec says.
+    #[arg(long, value_name = "NETWORK")]
+    physical_network: Option<String>,
+    /// For a VF of a NIC: one that may be trusted, as its device_spec says.
+    #[arg(long)]
+    trusted: bool,
+}
+
+fn vlan(text: &str) -> Result<VlanTag, String> {
+    let tag = text.parse().map_err(|_| format!("`{text}` is not a VLAN tag; it is a number 0 to 4095"))?;
+    VlanTag::new(tag).map_err(|error| error.to_string())
 }
 
 /// An alias, and how many devices of it.
@@ -42,24 +84,198 @@ impl FromStr for AliasCount {
 impl Attach {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let id = server::find(cli, &self.server).await?;
-        let wanted: Vec<_> = self.aliases.iter().map(|alias| alias.0.as_str()).collect();
-        let wanted = wanted.join(",");
-        let body = json!({ "pciAttachment": {
-            "pci_passthrough:alias": wanted,
-            "persistent": !self.live_only,
-        } });
         let path = ["servers", &id, "os-pci_attachments"];
-        let what = format!("attaching {wanted} to {}", self.server);
-        let answer = waiting(&what, cli.client.post(&path, &body)).await??;
+        let what = match &self.flavor {
+            Some(flavor) => format!("attaching flavor {flavor} to {}", self.server),
+            None => format!("attaching {} to {}", self.wanted(), self.server),
+        };
+        let answer = waiting(&what, cli.client.post(&path, &self.body())).await??;
+        if self.dry_run {
+            return dry_run(cli.format, &answer["dry_run"]);
+        }
         let attached = answer["pci_devices"].as_array().map_or(&[][..], Vec::as_slice);
         output::list(cli.format, "devices were attached", attached, &attachment::columns())?;
         Ok(Exit::Done)
     }
+
+    /// The aliases as the service takes them: `a1:1,b1:2`.
+    fn wanted(&self) -> String {
+        let wanted: Vec<_> = self.aliases.iter().map(|alias| alias.0.as_str()).collect();
+        wanted.join(",")
+    }
+
+    /// What is not asked for is null.
+    fn body(&self) -> Value {
+        json!({ "pciAttachment": {
+            "pci_passthrough:alias": (!self.aliases.is_empty()).then(|| self.wanted()),
+            "flavor": self.flavor,
+            "persistent": !self.live_only,
+            "dry_run": self.dry_run,
+            "whole_group": self.whole_group,
+            "numa_policy": self.numa_policy,
+            "mac_address": self.mac.map(|mac| mac.to_string()),
+            "vlan": self.vlan.map(VlanTag::get),
+            "physical_network": self.physical_network,
+            "trusted": self.trusted.then_some(true),
+        } })
+    }
+}
+
+fn dry_run(format: Format, run: &Value) -> anyhow::Result<Exit> {
+    match format {
+        Format::Json => output::json(run)?,
+        Format::Table => output::print(&verdict(run))?,
+    }
+    Ok(if run["would_attach"] == true { Exit::Done } else { Exit::Refused })
+}
+
+/// What would be taken, what each check found, and what to do about those that speak against it.
+fn verdict(run: &Value) -> String {
+    let list = |key: &str| run[key].as_array().map_or(&[][..], Vec::as_slice);
+    let (devices, checks) = (list("pci_devices"), list("checks"));
+    let mut text = match (run["would_attach"] == true, devices) {
+        (true, _) => "these would be attached:\n",
+        (false, []) => "nothing would be attached\n",
+        (false, _) => "nothing would be attached; these were looked at:\n",
+    }
+    .to_owned();
+    if !devices.is_empty() {
+        let columns = [
+            column("ALIAS", "/alias"),
+            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            column("ADDRESS", "/address"),
+        ];
+        text += &output::table(devices, &columns);
+    }
+    let columns = [
+        column("CHECK", "/check"),
+        column("DEVICE", "/device"),
+        column("RESULT", "/result"),
+        column("MESSAGE", "/message"),
+    ];
+    text += &format!("\n{}", output::table(checks, &columns));
+    let mut cures: Vec<Vec<String>> = Vec::new();
+    for check in checks {
+        let Some(cure) = check["cure"].as_str() else { continue };
+        let row = vec![format!("{}:", output::at(check, "/check")), cure.to_owned()];
+        // Several devices may have one cure.
+        if !cures.contains(&row) {
+            cures.push(row);
+        }
+    }
+    if !cures.is_empty() {
+        text += &format!("\nwhat to do:\n{}", aligned(&cures));
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::client::answering;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        attach: Attach,
+    }
+
+    fn read(line: &str) -> Result<Attach, clap::Error> {
+        Line::try_parse_from(format!("attach {line}").split(' ')).map(|line| line.attach)
+    }
+
+    #[test]
+    fn what_is_asked_for_stands_in_the_body_and_nothing_else() {
+        let nothing = json!({
+            "pci_passthrough:alias": null, "flavor": null, "persistent": true, "dry_run": false,
+            "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
+            "physical_network": null, "trusted": null,
+        });
+        for (line, asked) in [
+            ("vm1 a1 b1:2", json!({ "pci_passthrough:alias": "a1:1,b1:2" })),
+            (
+                "vm1 --flavor gzm --live-only --dry-run",
+                json!({ "flavor": "gzm", "persistent": false, "dry_run": true }),
+            ),
+            (
+                "vm1 a1 --whole-group --numa-policy required",
+                json!({ "pci_passthrough:alias": "a1:1", "whole_group": true, "numa_policy": "required" }),
+            ),
+            (
+                "vm1 vf --mac 52:54:00:AB:00:01 --vlan 0 --physical-network net1 --trusted",
+                json!({ "pci_passthrough:alias": "vf:1", "mac_address": "52:54:00:ab:00:01", "vlan": 0,
+                        "physical_network": "net1", "trusted": true }),
+            ),
+        ] {
+            let mut body = nothing.clone();
+            body.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
+            assert_eq!(read(line).unwrap().body(), json!({ "pciAttachment": body }), "{line}");
+        }
+        for bad in [
+            "vm1",
+            "vm1 a1 --flavor gzm",
+            "vm1 a1 --numa-policy near",
+            "vm1 a1 --mac 01:00:5e:00:00:01",
+            "vm1 a1 --vlan 4096",
+            "vm1 a1 --vlan x",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn run(would_attach: bool) -> Value {
+        let result = if would_attach { "pass" } else { "fail" };
+        let guard = |device: &str| {
+            json!({ "check": "guard", "device": device, "result": result, "message": "the root disk",
+                    "cure": (!would_attach).then_some("name it in [pci] unguarded") })
+        };
+        let port =
+            json!({ "check": "free-port", "device": null, "result": "unknown", "message": "it is off" });
+        let device = json!({ "dev_id": "pci_0000_07_00_0", "address": "0000:07:00.0", "vendor_id": "1b36",
+                             "product_id": "0010", "alias": "nvme" });
+        json!({
+            "would_attach": would_attach, "pci_devices": if would_attach { json!([device]) } else { json!([]) },
+            "checks": [guard("0000:07:00.0"), guard("0000:08:00.0"), port],
+        })
+    }
+
+    #[test]
+    fn a_dry_run_says_what_would_be_taken_every_check_and_what_to_do() {
+        let yes = "\
+these would be attached:
+ALIAS   VENDOR:PRODUCT   ADDRESS
+nvme    1b36:0010        0000:07:00.0
+
+CHECK       DEVICE         RESULT    MESSAGE
+guard       0000:07:00.0   pass      the root disk
+guard       0000:08:00.0   pass      the root disk
+free-port   -              unknown   it is off
+";
+        assert_eq!(verdict(&run(true)), yes);
+        let no = verdict(&run(false));
+        assert!(no.starts_with("nothing would be attached\n\nCHECK "), "{no}");
+        assert!(no.ends_with("\n\nwhat to do:\nguard:   name it in [pci] unguarded\n"), "{no}");
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_ends_as_the_attach_would() {
+        const SERVER: &str = "10000000-0000-4000-8000-000000000001";
+        for (would_attach, exit) in [(true, Exit::Done), (false, Exit::Refused)] {
+            for format in [Format::Table, Format::Json] {
+                let answers = vec![(
+                    "servers/10000000-0000-4000-8000-000000000001/os-pci_attachments",
+                    200,
+                    json!({ "dry_run": run(would_attach) }),
+                )];
+                let attach = read(&format!("{SERVER} nvme --dry-run")).unwrap();
+                let (outcome, _) =
+                    answering(answers, async |client| attach.run(&Cli { client, format }).await).await;
+                assert_eq!(outcome.unwrap(), exit);
+            }
+        }
+    }
 
     #[test]
     fn an_alias_alone_is_one_device() {

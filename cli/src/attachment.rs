@@ -15,6 +15,9 @@ pub(crate) enum AttachmentCommand {
     List {
         /// Only those of this guest: its UUID or its name.
         server: Option<String>,
+        /// More columns.
+        #[arg(short, long)]
+        long: bool,
     },
     /// One attachment, with all that is known of it.
     Show {
@@ -26,7 +29,7 @@ pub(crate) enum AttachmentCommand {
 impl AttachmentCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::List { server } => list(cli, server.as_deref()).await,
+            Self::List { server, long } => list(cli, server.as_deref(), long).await,
             Self::Show { attachment } => show(cli, &attachment).await,
         }
     }
@@ -70,7 +73,7 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
     }
 }
 
-async fn list(cli: &Cli, server: Option<&str>) -> anyhow::Result<Exit> {
+async fn list(cli: &Cli, server: Option<&str>, long: bool) -> anyhow::Result<Exit> {
     let attachments = match server {
         Some(server) => {
             let id = server::find(cli, server).await?;
@@ -83,13 +86,23 @@ async fn list(cli: &Cli, server: Option<&str>) -> anyhow::Result<Exit> {
     let called = |attachment: &Value| server::called(&names, &at(attachment, "/serverId"));
     let mut columns = columns();
     columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
+    if long {
+        columns.extend([
+            column("MAC", "/mac_address"),
+            column("VLAN", "/vlan"),
+            column("NETWORK", "/physical_network"),
+            column("TRUSTED", "/trusted"),
+            column("WHOLE GROUP", "/whole_group"),
+        ]);
+    }
     output::list(cli.format, "PCI attachments", &attachments, &columns)?;
     Ok(Exit::Done)
 }
 
 async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
     let attachments = all(cli).await?;
-    let lines = [
+    let attachment = find(&attachments, prefix)?;
+    let mut lines = vec![
         column("ID", "/attachment_id"),
         column("Server", "/serverId"),
         column("Host", "/host"),
@@ -101,12 +114,26 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Status", "/status"),
         column("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
+        column("Whole group", "/whole_group"),
         column("Created", "/created_at"),
         column("Attached", "/attached_at"),
         column("Updated", "/updated_at"),
     ];
-    output::show(cli.format, find(&attachments, prefix)?, &lines)?;
+    if !attachment["mac_address"].is_null() {
+        lines.extend(network());
+    }
+    output::show(cli.format, attachment, &lines)?;
     Ok(Exit::Done)
+}
+
+/// What a VF of a NIC is in the guest.
+fn network() -> [Column<'static>; 4] {
+    [
+        column("MAC address", "/mac_address"),
+        column("VLAN", "/vlan"),
+        column("Network", "/physical_network"),
+        column("Trusted", "/trusted"),
+    ]
 }
 
 /// Where the guest sees the device, and how that is known.

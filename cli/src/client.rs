@@ -210,6 +210,41 @@ pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Clie
     (outcome, service.await.unwrap())
 }
 
+/// What `ask` makes of a service that has these answers, by path and query below `/v2.1`, and what it was asked.
+#[cfg(test)]
+pub(crate) async fn answering<T>(
+    answers: Vec<(&'static str, u16, Value)>,
+    ask: impl AsyncFnOnce(Client) -> T,
+) -> (T, Vec<String>) {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let service = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let path = request.split(' ').nth(1).and_then(|path| path.strip_prefix("/v2.1/")).unwrap();
+            let nothing =
+                (path, 404, serde_json::json!({ "itemNotFound": { "message": format!("no {path}") } }));
+            let (_, status, body) = answers.iter().find(|answer| answer.0 == path).unwrap_or(&nothing);
+            let answer = format!("HTTP/1.1 {status} -\r\nconnection: close\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            log.lock().unwrap().push(request);
+        }
+    });
+    let outcome = ask(Client::new(Address::Unix(path)).unwrap()).await;
+    service.abort();
+    let asked = asked.lock().unwrap().clone();
+    (outcome, asked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

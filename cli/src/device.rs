@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, host, server};
+use crate::{Cli, host, pci, server};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
@@ -65,16 +65,6 @@ impl FromStr for DeviceName {
     }
 }
 
-impl DeviceName {
-    fn names(&self, device: &Value) -> bool {
-        match self {
-            Self::Address(address) => device["address"] == address.to_string(),
-            Self::Id(id) => device["id"] == *id,
-            Self::Uuid(uuid) => device["uuid"] == uuid.to_string(),
-        }
-    }
-}
-
 impl std::fmt::Display for DeviceName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -97,8 +87,11 @@ impl DeviceCommand {
 impl List {
     async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let hosts = hosts(cli, self.host.as_deref()).await?;
-        let (devices, away) =
-            if self.all { functions(cli, &hosts).await? } else { (records(cli, &hosts).await?, Vec::new()) };
+        let (devices, away) = if self.all {
+            of_hosts(cli, &hosts, "pci_devices", "").await?
+        } else {
+            (records(cli, &hosts).await?, Vec::new())
+        };
         let wants_names =
             cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
         let names = if wants_names { server::names(cli).await? } else { HashMap::new() };
@@ -145,7 +138,7 @@ impl List {
 }
 
 /// The one host of that name, or all.
-async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, Failure> {
+pub(crate) async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, Failure> {
     match host {
         Some(host) => Ok(vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?]),
         None => cli.client.items(&["os-hypervisors"], "hypervisors").await,
@@ -159,42 +152,69 @@ async fn records(cli: &Cli, hosts: &[Value]) -> Result<Vec<Value>, Failure> {
     Ok(devices)
 }
 
-/// Every PCI function of these hosts, and what is to be said of hosts that are away.
-async fn functions(cli: &Cli, hosts: &[Value]) -> Result<(Vec<Value>, Vec<Failure>), Failure> {
-    let (mut devices, mut away) = (Vec::new(), Vec::new());
+/// What these hosts have in one of their lists, each with its host's name, and what is to be said of hosts that
+/// are away.
+pub(crate) async fn of_hosts(
+    cli: &Cli,
+    hosts: &[Value],
+    list: &str,
+    query: &str,
+) -> Result<(Vec<Value>, Vec<Failure>), Failure> {
+    let (mut all, mut away) = (Vec::new(), Vec::new());
     for host in hosts {
-        match cli.client.items(&["os-hypervisors", &at(host, "/id"), "pci_devices"], "pci_devices").await {
-            Ok(found) => devices.extend(found),
-            Err(failure) if failure.exit() == Exit::Away && host["state"] == "down" => away.push(failure),
+        match cli.client.query(&["os-hypervisors", &at(host, "/id"), list], query, list).await {
+            Ok(mut found) => {
+                for item in found.iter_mut().filter_map(Value::as_object_mut) {
+                    item.insert("host".into(), host["hypervisor_hostname"].clone());
+                }
+                all.extend(found);
+            }
+            Err(failure) if is_away(host, &failure) => away.push(failure),
             Err(failure) => return Err(failure),
         }
     }
-    Ok((devices, away))
+    Ok((all, away))
+}
+
+/// Whether a host could not be asked since it is away, as its listing says.
+fn is_away(host: &Value, failure: &Failure) -> bool {
+    failure.exit() == Exit::Away && host["state"] == "down"
 }
 
 async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
+    output::show(cli.format, &find(cli, name, host).await?, &lines())?;
+    Ok(Exit::Done)
+}
+
+/// The one device of that name, with all that its host and its record tell of it: the record alone when the host
+/// is away or the device is gone.
+pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Value> {
     let hosts = hosts(cli, host).await?;
-    let (functions, _) = functions(cli, &hosts).await?;
-    let mut found: Vec<_> = functions.into_iter().filter(|device| name.names(device)).collect();
-    // The record says more, and it stays when the host is away or the device is gone.
-    for record in records(cli, &hosts).await?.into_iter().filter(|record| name.names(record)) {
-        let same = |function: &&mut Value| {
-            function["address"] == record["address"] && function["host"] == record["host"]
+    let records = pci::records(cli, name).await?;
+    let mut found = Vec::new();
+    for host in &hosts {
+        let record = records.iter().find(|record| record["host"] == host["hypervisor_hostname"]);
+        let address = match (name, record) {
+            (DeviceName::Address(address), _) => address.to_string(),
+            (DeviceName::Id(_) | DeviceName::Uuid(_), Some(record)) => at(record, "/address"),
+            (DeviceName::Id(_) | DeviceName::Uuid(_), None) => continue,
         };
-        match found.iter_mut().find(same) {
-            Some(function) => {
-                if let (Value::Object(function), Value::Object(record)) = (function, record) {
-                    function.extend(record);
+        let path = ["os-hypervisors", &at(host, "/id"), "pci_devices", &address];
+        match cli.client.item(&path, "pci_device").await {
+            Ok(mut function) => {
+                if let (Value::Object(function), Some(Value::Object(record))) = (&mut function, record) {
+                    function.extend(record.clone());
                 }
+                found.push(function);
             }
-            None => found.push(record),
+            Err(failure) if failure.exit() == Exit::NotFound || is_away(host, &failure) => {
+                found.extend(record.cloned());
+            }
+            Err(failure) => return Err(failure.into()),
         }
     }
-    match &found[..] {
-        [device] => {
-            output::show(cli.format, device, &lines())?;
-            Ok(Exit::Done)
-        }
+    match &mut found[..] {
+        [device] => Ok(device.take()),
         [] => {
             let away = host::away(&hosts);
             Err(if away.is_empty() {
@@ -236,6 +256,9 @@ fn lines() -> Vec<Column<'static>> {
         column("Network", "/net"),
         column("Block", "/block"),
         column("Serial", "/serial"),
+        Column("Reset", Box::new(reset)),
+        Column("Guard", Box::new(guard)),
+        Column("Offered", Box::new(offered)),
         column("os-pci id", "/id"),
         column("Status", "/status"),
         column("Server", "/instance_uuid"),
@@ -254,6 +277,43 @@ pub(crate) fn name(device: &Value) -> String {
     if known.is_empty() { "-".into() } else { known.join(" ") }
 }
 
+/// Whether a guest may have it now, and why not. `-` where only the record is known, here and below.
+pub(crate) fn offered(device: &Value) -> String {
+    let counts = device["whitelist"].as_array().is_some_and(|all| all.iter().any(|it| it["counts"] == true));
+    match (device["offered"].as_bool(), device["withheld"].as_str()) {
+        (None, _) => "-".into(),
+        (Some(true), _) => "yes".into(),
+        (Some(false), Some(why)) => format!("no: {why}"),
+        (Some(false), None) if !counts => "no: no whitelist entry matches it".into(),
+        (Some(false), None) if device["status"].is_null() => "no: it is not on record".into(),
+        (Some(false), None) => format!("no: it is {}", at(device, "/status")),
+    }
+}
+
+/// What the host needs it for.
+pub(crate) fn guard(device: &Value) -> String {
+    let Some(guards) = device.get("guards") else { return "-".into() };
+    let Some(guards) = guards.as_array() else {
+        return "not known: what the host lives on cannot be seen from another machine".into();
+    };
+    if guards.is_empty() {
+        return "none: the host does not need it".into();
+    }
+    let guards: Vec<_> =
+        guards.iter().map(|guard| format!("{} ({})", at(guard, "/kind"), at(guard, "/reason"))).collect();
+    let overridden =
+        if device["unguarded"] == true { "; overridden: [pci] unguarded names the device" } else { "" };
+    format!("the host needs it: {}{overridden}", guards.join(", "))
+}
+
+/// How it can be reset between two guests.
+pub(crate) fn reset(device: &Value) -> String {
+    let Some(methods) = device.get("reset_methods") else { return "-".into() };
+    let Some(methods) = methods.as_array() else { return "not known".into() };
+    let methods: Vec<_> = methods.iter().map(|method| at(method, "")).collect();
+    if methods.is_empty() { "none".into() } else { methods.join(" or ") }
+}
+
 fn link(device: &Value) -> String {
     let link = &device["link"];
     if link.is_null() {
@@ -269,25 +329,132 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::client::answering;
+
+    const UUID: &str = "20000000-0000-4000-8000-000000000001";
 
     #[test]
     fn a_device_is_named_as_lspci_libvirt_or_os_pci_name_it() {
-        const UUID: &str = "20000000-0000-4000-8000-000000000001";
-        let device = json!({ "address": "0000:3b:00.1", "id": 7, "uuid": UUID });
-        for name in ["0000:3b:00.1", "3b:00.1", "0000:3B:00.1", "pci_0000_3b_00_1", "7", UUID] {
-            assert!(name.parse::<DeviceName>().unwrap().names(&device), "{name}");
+        let address = DeviceName::Address("0000:3b:00.1".parse().unwrap());
+        for name in ["0000:3b:00.1", "3b:00.1", "0000:3B:00.1", "pci_0000_3b_00_1"] {
+            assert_eq!(name.parse::<DeviceName>().unwrap(), address, "{name}");
         }
-        for other in ["0000:3b:00.0", "pci_0000_3b_01_1", "8"] {
-            assert!(!other.parse::<DeviceName>().unwrap().names(&device), "{other}");
-        }
+        assert_eq!("7".parse::<DeviceName>().unwrap(), DeviceName::Id(7));
+        assert_eq!(UUID.parse::<DeviceName>().unwrap(), DeviceName::Uuid(UUID.parse().unwrap()));
         for bad in ["", "eth0", "pci_0000_3b_00", "0000:3b:00.8", "-1"] {
             assert!(bad.parse::<DeviceName>().is_err(), "{bad}");
         }
     }
 
+    /// Two hosts: `node1`, and `node2` in that state. Both have a device on record at 3b:00.1; `node1` shows its own.
+    fn two_hosts(state: &str) -> Vec<(&'static str, u16, Value)> {
+        let record = |id: u64, host: &str| json!({ "id": id, "host": host, "address": "0000:3b:00.1", "label": format!("record {id}") });
+        let host = |id: u64, state: &str| json!({ "id": id, "hypervisor_hostname": format!("node{id}"), "state": state });
+        vec![
+            ("os-hypervisors", 200, json!({ "hypervisors": [host(1, "up"), host(2, state)] })),
+            ("os-hypervisors/node2", 200, json!({ "hypervisor": host(2, state) })),
+            ("os-pci/8", 200, json!({ "pci_device": record(8, "node2") })),
+            (
+                "os-pci/detail?address=0000%3A3b%3A00.1",
+                200,
+                json!({ "pci_devices": [record(7, "node1"), record(8, "node2")] }),
+            ),
+            ("os-pci/detail?address=0000%3A3b%3A00.2", 200, json!({ "pci_devices": [] })),
+            (
+                "os-hypervisors/1/pci_devices/0000:3b:00.1",
+                200,
+                json!({ "pci_device": { "host": "node1", "address": "0000:3b:00.1", "offered": true } }),
+            ),
+            (
+                "os-hypervisors/2/pci_devices/0000:3b:00.1",
+                if state == "down" { 503 } else { 404 },
+                json!({ "fault": { "message": "nothing to see" } }),
+            ),
+            (
+                "os-hypervisors/2/pci_devices/0000:3b:00.2",
+                503,
+                json!({ "fault": { "message": "node2 is away" } }),
+            ),
+        ]
+    }
+
+    async fn found(state: &str, name: &str, host: Option<&str>) -> anyhow::Result<Value> {
+        let (outcome, _) = answering(two_hosts(state), async |client| {
+            find(&Cli { client, format: Format::Json }, &name.parse().unwrap(), host).await
+        })
+        .await;
+        outcome
+    }
+
+    #[tokio::test]
+    async fn a_device_is_found_on_its_host_and_on_record() {
+        let several = found("up", "3b:00.1", None).await.unwrap_err();
+        assert_eq!(Exit::of(&several), Exit::Usage);
+        assert!(several.to_string().ends_with("--host: node1, node2"), "{several}");
+        for (state, name, host) in
+            [("up", "3b:00.1", Some("node2")), ("down", "3b:00.1", Some("node2")), ("down", "8", None)]
+        {
+            let record = found(state, name, host).await.unwrap();
+            assert_eq!((&record["label"], &record["offered"]), (&json!("record 8"), &Value::Null), "{name}");
+        }
+        let none = found("up", "3b:00.2", Some("node2")).await.unwrap_err();
+        assert_eq!((Exit::of(&none), none.to_string().as_str()), (Exit::Away, "node2 is away"));
+        let none = found("down", "3b:00.2", None).await.unwrap_err();
+        assert_eq!(Exit::of(&none), Exit::Away);
+        assert!(none.to_string().starts_with("no device 0000:3b:00.2 can be seen; away: node2"), "{none}");
+    }
+
+    #[tokio::test]
+    async fn what_host_and_record_say_is_put_together() {
+        let mut answers = two_hosts("up");
+        answers[0].2["hypervisors"].as_array_mut().unwrap().pop();
+        let (device, _) = answering(answers, async |client| {
+            find(&Cli { client, format: Format::Json }, &"3b:00.1".parse().unwrap(), None).await
+        })
+        .await;
+        let device = device.unwrap();
+        assert_eq!((&device["offered"], &device["label"]), (&json!(true), &json!("record 7")));
+    }
+
     #[test]
-    fn a_function_without_a_record_has_no_id() {
-        assert!(!DeviceName::Id(0).names(&json!({ "address": "0000:3b:00.1", "id": null })));
+    fn a_device_says_whether_it_is_offered_what_guards_it_and_how_it_is_reset() {
+        let counts = json!([{ "counts": false }, { "counts": true }]);
+        for (device, says) in [
+            (json!({ "offered": true, "status": "available" }), "yes"),
+            (json!({ "offered": false, "withheld": "its group is in use" }), "no: its group is in use"),
+            (json!({ "offered": false, "whitelist": [] }), "no: no whitelist entry matches it"),
+            (json!({ "offered": false, "whitelist": counts, "status": null }), "no: it is not on record"),
+            (
+                json!({ "offered": false, "whitelist": counts, "withheld": null, "status": "allocated" }),
+                "no: it is allocated",
+            ),
+            (json!({ "status": "allocated" }), "-"),
+        ] {
+            assert_eq!(offered(&device), says, "{device}");
+        }
+        let root = json!([
+            { "kind": "root-filesystem", "reason": "/ on nvme0n1p1" },
+            { "kind": "swap", "reason": "on nvme0n1p2" },
+        ]);
+        let needed = "the host needs it: root-filesystem (/ on nvme0n1p1), swap (on nvme0n1p2)";
+        for (device, says) in [
+            (json!({ "guards": [], "unguarded": false }), "none: the host does not need it".into()),
+            (json!({ "guards": root, "unguarded": false }), needed.to_owned()),
+            (
+                json!({ "guards": root, "unguarded": true }),
+                format!("{needed}; overridden: [pci] unguarded names the device"),
+            ),
+            (
+                json!({ "guards": null }),
+                "not known: what the host lives on cannot be seen from another machine".into(),
+            ),
+            (json!({}), "-".into()),
+        ] {
+            assert_eq!(guard(&device), says, "{device}");
+        }
+        let methods = [json!({ "reset_methods": ["flr", "bus"] }), json!({ "reset_methods": [] })];
+        assert_eq!(methods.map(|device| reset(&device)), ["flr or bus", "none"]);
+        assert_eq!([json!({ "reset_methods": null }), json!({})].map(|it| reset(&it)), ["not known", "-"]);
     }
 
     #[test]

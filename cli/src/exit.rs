@@ -9,7 +9,7 @@ Exit codes:
     1  failed for another reason; a check of `doctor` failed, or `config check` found something
     2  usage: arguments that make no sense, or a name that several things have
     3  not found
-    4  refused as things are: busy, wrong state, no free port, the guest keeps the device
+    4  refused as things are: busy, wrong state, no free port, the guest keeps the device; or a dry run says so
     5  the service or a host is away, or a listing lacks a host that is away
     6  bad request: an unknown alias, too few free devices
   130  interrupted; the service goes on with what it was asked

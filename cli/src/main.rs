@@ -12,6 +12,7 @@ mod detach;
 mod device;
 mod doctor;
 mod exit;
+mod explain;
 mod host;
 mod output;
 mod pci;
@@ -82,6 +83,9 @@ enum Question {
     /// What is on record of the devices that may be given away.
     #[command(subcommand, after_help = pci::HELP)]
     Pci(pci::PciCommand),
+    /// Why a device is given away or is not; or which devices an alias gets, in order, and why not the others.
+    #[command(after_help = explain::HELP)]
+    Explain(explain::Explain),
     /// The PCI tree of a host, or of a guest with its free ports.
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
@@ -95,7 +99,7 @@ enum Question {
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
     /// Plug devices into a guest, all or none.
-    #[command(after_help = "Examples:\n  hotslot attach vm1 a1\n  hotslot attach vm1 a1 b1:2")]
+    #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
     /// Unplug devices, and wait until their guests let go.
     #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait")]
@@ -159,6 +163,7 @@ impl Question {
             Self::Host(command) => command.run(cli).await,
             Self::Device(command) => command.run(cli).await,
             Self::Pci(command) => command.run(cli).await,
+            Self::Explain(command) => command.run(cli).await,
             Self::Topology(command) => command.run(cli).await,
             Self::Config(command) => command.run(cli).await,
             Self::Server(command) => command.run(cli).await,
@@ -187,13 +192,22 @@ mod tests {
             "hotslot device show pci_0000_3b_00_1 --host node1",
             "hotslot server show vm1 --url unix:/run/hotslot/api.sock",
             "hotslot attach vm1 a1 b1:2 --live-only",
+            "hotslot attach vm1 --flavor gzm --dry-run -o json",
+            "hotslot attach vm1 a1 b1:2 --dry-run --whole-group --numa-policy preferred",
+            "hotslot attach vm1 vf --mac 52:54:00:12:34:56 --vlan 100 --physical-network net1 --trusted",
             "hotslot attachment list vm1 -o json",
+            "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",
             "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
             "hotslot pci list --server vm1 --extra rack=r1 --extra switch=tor-3 -o json",
             "hotslot pci show 20000000-0000-4000-8000-000000000001",
             "hotslot pci show 3b:00.1 --host node1",
             "hotslot pci stats --host node1",
+            "hotslot pci cleaned 7",
+            "hotslot pci cleaned 3b:00.1 --host node1",
+            "hotslot explain 3b:00.1 --host node1",
+            "hotslot explain vf --server vm1 --whole-group",
+            "hotslot explain vf --host node1 -o json",
             "hotslot topology node1",
             "hotslot topology vm1 --server",
             "hotslot config check /etc/hotslot/hotslot.toml -o json",
@@ -209,6 +223,11 @@ mod tests {
             "hotslot detach",
             "hotslot device show eth0",
             "hotslot attach vm1 a1:0",
+            "hotslot attach vm1 a1 --flavor gzm",
+            "hotslot attach vm1 a1 --vlan 4096",
+            "hotslot pci cleaned eth0",
+            "hotslot explain",
+            "hotslot explain vf:2",
             "hotslot pci list --status free",
             "hotslot pci list --extra rack",
             "hotslot pci list --vendor intel",

@@ -54,9 +54,14 @@ pub(crate) fn list(
         eprintln!("no {noun}");
         return Ok(());
     }
+    print(&table(items, columns))
+}
+
+/// Items, one a line, below the titles of the columns.
+pub(crate) fn table(items: &[Value], columns: &[Column<'_>]) -> String {
     let titles = columns.iter().map(|column| column.0.to_owned()).collect();
     let rows = items.iter().map(|item| columns.iter().map(|column| (column.1)(item)).collect());
-    print(&aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>()))
+    aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
 }
 
 /// Prints one item, a line for each thing there is to say of it.

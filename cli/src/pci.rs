@@ -6,7 +6,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use hotslot_api::store::{DevType, DeviceStatus};
 use hotslot_driver::pci::PciId;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::query_string;
 use crate::device::{self, DeviceName};
@@ -20,6 +20,7 @@ Examples:
   hotslot pci list --type type-VF --status available
   hotslot pci list --extra physical_network=net1 -l
   hotslot pci show 7
+  hotslot pci cleaned 0000:3b:00.1 --host node1
   hotslot pci stats --host node1";
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +30,14 @@ pub(crate) enum PciCommand {
     /// One device on record.
     Show {
         /// Its os-pci id or UUID, its address (0000:3b:00.1), or its node device name (pci_0000_3b_00_1).
+        device: DeviceName,
+        /// The host it is on; needed when several hosts have such an address.
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// Say that a device of `one_time_use` was cleaned: it may be given away again.
+    Cleaned {
+        /// Its os-pci id or UUID, its address, or its node device name.
         device: DeviceName,
         /// The host it is on; needed when several hosts have such an address.
         #[arg(long)]
@@ -81,7 +90,11 @@ impl PciCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::List(list) => list.run(cli).await,
-            Self::Show { device, host } => show(cli, &device, host.as_deref()).await,
+            Self::Show { device, host } => {
+                output::show(cli.format, &find(cli, &device, host.as_deref()).await?, &lines())?;
+                Ok(Exit::Done)
+            }
+            Self::Cleaned { device, host } => cleaned(cli, &device, host.as_deref()).await,
             Self::Stats { host } => stats(cli, host.as_deref()).await,
         }
     }
@@ -147,12 +160,9 @@ async fn hostname(cli: &Cli, host: &str) -> Result<String, Failure> {
     Ok(at(&host, "/hypervisor_hostname"))
 }
 
-async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
-    let host = match host {
-        Some(host) => Some(hostname(cli, host).await?),
-        None => None,
-    };
-    let mut found = match name {
+/// The records of that name, one a host.
+pub(crate) async fn records(cli: &Cli, name: &DeviceName) -> anyhow::Result<Vec<Value>> {
+    Ok(match name {
         DeviceName::Address(address) => {
             let query = query_string(&[("address", address.to_string())])?;
             cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?
@@ -160,13 +170,19 @@ async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
         DeviceName::Id(_) | DeviceName::Uuid(_) => {
             vec![cli.client.item(&["os-pci", &name.to_string()], "pci_device").await?]
         }
+    })
+}
+
+/// The one record of that name.
+async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Value> {
+    let host = match host {
+        Some(host) => Some(hostname(cli, host).await?),
+        None => None,
     };
+    let mut found = records(cli, name).await?;
     found.retain(|device| host.as_ref().is_none_or(|host| device["host"] == *host));
-    match &found[..] {
-        [device] => {
-            output::show(cli.format, device, &lines())?;
-            Ok(Exit::Done)
-        }
+    match &mut found[..] {
+        [device] => Ok(device.take()),
         [] => {
             let on = host.map(|host| format!(" of host {host}")).unwrap_or_default();
             let message = format!("no device {name}{on} is on record; `hotslot device list --all`");
@@ -174,6 +190,13 @@ async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
         }
         several => Err(device::ambiguous(name, several).into()),
     }
+}
+
+async fn cleaned(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
+    let id = at(&find(cli, name, host).await?, "/id");
+    let answer = cli.client.post(&["os-pci", &id, "action"], &json!({ "cleaned": null })).await?;
+    output::show(cli.format, &answer["pci_device"], &lines())?;
+    Ok(Exit::Done)
 }
 
 fn lines() -> Vec<Column<'static>> {
@@ -195,6 +218,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Created", "/created_at"),
         column("Updated", "/updated_at"),
         column("Gone", "/gone_at"),
+        column("Used", "/used_at"),
     ]
 }
 
@@ -247,7 +271,7 @@ fn tags(pool: &Value) -> String {
 }
 
 /// What an object says, in order of key, but for some keys: `rack=r1,trusted=true`.
-fn said(object: &Value, except: &[&str]) -> String {
+pub(crate) fn said(object: &Value, except: &[&str]) -> String {
     let pairs: BTreeMap<_, _> = object.as_object().into_iter().flatten().collect();
     let pairs = pairs.into_iter().filter(|(key, _)| !except.contains(&key.as_str()));
     let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", at(value, ""))).collect();
@@ -256,10 +280,8 @@ fn said(object: &Value, except: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::client::answered;
+    use crate::client::{answered, answering};
 
     #[test]
     fn the_pools_of_a_host_are_lines_with_all_that_they_are_grouped_by() {
@@ -284,6 +306,31 @@ mod tests {
         .await;
         assert_eq!(outcome.unwrap(), Exit::Done);
         assert!(request.starts_with("GET /v2.1/os-hypervisors/node1 HTTP/1.1"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn a_device_is_cleaned_by_the_id_of_its_record() {
+        let record = |host: &str, id: u64| json!({ "host": host, "id": id, "address": "0000:3b:00.1" });
+        let answers = vec![
+            ("os-hypervisors/2", 200, json!({ "hypervisor": { "hypervisor_hostname": "node2" } })),
+            (
+                "os-pci/detail?address=0000%3A3b%3A00.1",
+                200,
+                json!({ "pci_devices": [record("node1", 7), record("node2", 8)] }),
+            ),
+            ("os-pci/8/action", 200, json!({ "pci_device": record("node2", 8) })),
+        ];
+        let name = "3b:00.1".parse().unwrap();
+        let (outcome, asked) = answering(answers, async |client| {
+            let cli = Cli { client, format: Format::Table };
+            (cleaned(&cli, &name, Some("2")).await, cleaned(&cli, &name, None).await)
+        })
+        .await;
+        assert_eq!(outcome.0.unwrap(), Exit::Done);
+        assert!(asked[2].starts_with("POST /v2.1/os-pci/8/action HTTP/1.1"), "{asked:?}");
+        assert!(asked[2].ends_with(r#"{"cleaned":null}"#), "{asked:?}");
+        assert_eq!(Exit::of(&outcome.1.unwrap_err()), Exit::Usage);
+        assert_eq!(asked.len(), 4, "nothing is cleaned when it is not clear which: {asked:?}");
     }
 
     #[test]

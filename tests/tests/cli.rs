@@ -116,6 +116,10 @@ async fn each_failure_has_its_exit_code_and_says_why() {
     let url = service.url().to_owned();
     for (code, arguments, why) in [
         (2, "attach q35", "required"),
+        (2, "attach q35 vf --flavor gzm", "cannot be used with"),
+        (2, "attach q35 vf --mac 01:00:5e:00:00:01", "multicast"),
+        (2, "explain 0000:3b:00.8", "0000:3b:00.8"),
+        (2, "explain 0000:04:10.0 --server q35", "is a device"),
         (2, "device show eth0", "it looks like `0000:3b:00.1`"),
         (2, "host list --url 127.0.0.1:9774", "write http://"),
         (3, "server show nope", "no server is called `nope`"),
@@ -135,6 +139,9 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (4, "attach full vf", "no free hot-plug port"),
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
+        (6, "attach q35 gpu --dry-run", "no PCI alias is called `gpu`"),
+        (6, "attach q35 --flavor gzm", "no flavor is called `gzm`"),
+        (3, "pci cleaned 9999", "PCI device 9999 not found"),
     ] {
         let said = hotslot(&url, arguments).expect(code);
         assert!(said.err.contains(why), "{arguments}: {said:?}");
@@ -195,6 +202,71 @@ async fn the_devices_on_record_are_narrowed_and_shown() {
         .output()
         .expect("run hotslot");
     assert_eq!(String::from_utf8_lossy(&spaced.stdout).lines().count(), 2, "the titles and one device");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_an_attach_would_do() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+
+    let good = hotslot("attach q35 vf:2 --dry-run").expect(0);
+    assert!(good.out.starts_with("these would be attached:\nALIAS   VENDOR:PRODUCT   ADDRESS\n"), "{good:?}");
+    assert_eq!(good.line("8086:10ca"), ["vf", "8086:10ca", "0000:04:10.0"]);
+    assert_eq!(good.line("free-port")[1..3], ["-", "pass"]);
+    assert!(!good.out.contains("what to do:"), "{good:?}");
+    let full = hotslot("attach full vf --dry-run").expect(4);
+    assert_eq!(full.line("free-port")[2], "fail");
+    let cure = full.out.split_once("\nwhat to do:\n").expect("a cure").1;
+    assert!(cure.starts_with("free-port:   "), "{full:?}");
+    let json = hotslot("attach full vf --dry-run -o json").expect(4).json();
+    assert_eq!(json["would_attach"], false);
+    let few = hotslot("attach q35 vf:9 --dry-run").expect(4);
+    assert!(few.out.starts_with("nothing would be attached\n\nCHECK "), "{few:?}");
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_flavor_stands_for_aliases_and_a_vf_has_its_mac_and_vlan() {
+    let config = "[[flavor]]\nname = \"gzm\"\nextra_specs = { \"pci_passthrough:alias\" = \"e1000e:1\" }\n";
+    let service = Hotslot::with(&host("small"), config).await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+
+    assert_eq!(hotslot("attach q35 --flavor gzm").expect(0).line("0000:05:00.0")[1], "e1000e");
+    let vf = id(&hotslot("attach q35 vf --mac 52:54:00:AB:00:01 --vlan 42 -o json").expect(0));
+    let listed = hotslot("attachment list -l").expect(0);
+    assert_eq!(
+        listed.line(&vf)[9..],
+        ["52:54:00:ab:00:01", "42", "-", "-", "no"],
+        "MAC, VLAN, network, trusted, whole group"
+    );
+    assert!(!hotslot("attachment list").expect(0).out.contains("52:54:00"));
+    let shown = hotslot(&format!("attachment show {vf}")).expect(0);
+    assert_eq!(shown.line("VLAN"), ["VLAN:", "42"]);
+    let plain = hotslot("attachment list -o json").expect(0).json();
+    let plain = plain.as_array().expect("a list").iter().find(|it| it["alias"] == "e1000e").expect("it");
+    let shown = hotslot(&format!("attachment show {}", plain["attachment_id"].as_str().expect("an id")));
+    assert!(!shown.out.contains("VLAN"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn a_device_for_one_use_is_given_again_once_it_was_cleaned() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\nreport_in_placement = true\n\
+         device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}']\n\
+         alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n",
+        |_| (),
+    )
+    .await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let attached = hotslot("attach i440fx edu -o json").expect(0);
+    let address = attached.json()[0]["address"].as_str().expect("an address").to_owned();
+    hotslot(&format!("detach {}", id(&attached))).expect(0);
+    let used = hotslot(&format!("pci show {address} -o json")).expect(0).json();
+    assert!(used["used_at"].is_string(), "{used}");
+    let cleaned = hotslot(&format!("pci cleaned {address}")).expect(0);
+    assert_eq!(cleaned.line("Used"), ["Used:", "-"]);
+    hotslot("attach i440fx edu").expect(0);
 }
 
 #[tokio::test]

@@ -1,0 +1,369 @@
+//! `hotslot explain`: why a device is given away or is not, and which devices an alias gets.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::client::query_string;
+use crate::device::{self, DeviceName};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Column, Format, at, column};
+use crate::{Cli, pci, server};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot explain 0000:3b:00.1 --host node1
+  hotslot explain vf
+  hotslot explain vf --server vm1 --whole-group";
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// A device: its address (0000:3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or UUID.
+    /// Anything else is an alias.
+    #[arg(value_name = "DEVICE|ALIAS")]
+    subject: Subject,
+    /// The host to look at; for a device, needed when several hosts have such an address.
+    #[arg(long)]
+    host: Option<String>,
+    /// For an alias: what this guest would get, on its host and by its NUMA cells. Its UUID or its name.
+    #[arg(long)]
+    server: Option<String>,
+    /// For an alias: with whole IOMMU groups asked for.
+    #[arg(long)]
+    whole_group: bool,
+}
+
+/// What is to be explained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    Device(DeviceName),
+    Alias(String),
+}
+
+impl FromStr for Subject {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(device) => Ok(Self::Device(device)),
+            // No alias has such a name: a device was meant.
+            Err(error) if text.is_empty() || text.contains(':') => Err(error),
+            Err(_) => Ok(Self::Alias(text.to_owned())),
+        }
+    }
+}
+
+impl Explain {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        match &self.subject {
+            Subject::Device(name) if self.server.is_some() || self.whole_group => {
+                let message = format!("{name} is a device; --server and --whole-group are for an alias");
+                Err(Failure::new(Exit::Usage, message).into())
+            }
+            Subject::Device(name) => explain_device(cli, name, self.host.as_deref()).await,
+            Subject::Alias(alias) => self.explain_alias(cli, alias).await,
+        }
+    }
+
+    async fn explain_alias(&self, cli: &Cli, alias: &str) -> anyhow::Result<Exit> {
+        let server = match &self.server {
+            Some(server) => Some(server::find(cli, server).await?),
+            None => None,
+        };
+        let host = match (&self.host, &server) {
+            // A guest gets devices of its own host only.
+            (None, Some(id)) => Some(at(&cli.client.item(&["servers", id], "server").await?, "/host")),
+            (host, _) => host.clone(),
+        };
+        let mut pairs = vec![("alias", alias.to_owned())];
+        pairs.extend(self.whole_group.then(|| ("whole_group", "true".to_owned())));
+        pairs.extend(server.map(|id| ("server", id)));
+        let query = query_string(&pairs)?;
+        let hosts = device::hosts(cli, host.as_deref()).await?;
+        let (candidates, away) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
+        let columns = [
+            column("PLACE", "/place"),
+            column("HOST", "/host"),
+            column("ADDRESS", "/address"),
+            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            column("TYPE", "/dev_type"),
+            column("STATUS", "/status"),
+            column("WHY", "/why"),
+        ];
+        output::list(cli.format, "devices", &candidates, &columns)?;
+        for failure in &away {
+            eprintln!("hotslot: {failure}");
+        }
+        Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
+    }
+}
+
+async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
+    let device = device::find(cli, name, host).await?;
+    if cli.format == Format::Json {
+        output::json(&device)?;
+    } else {
+        output::print(&explanation(&device, &server::names(cli).await?))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What is to be said of a device, section by section.
+fn explanation(device: &Value, names: &HashMap<String, String>) -> String {
+    let what = format!("{} on {}", at(device, "/address"), at(device, "/host"));
+    let title = match device::name(device) {
+        none if none == "-" => format!("{what}, {}", device::ids(device)),
+        name => format!("{what}, {} {name}", device::ids(device)),
+    };
+    let sections = if device["whitelist"].is_array() {
+        vec![
+            ("Device", vec![title]),
+            ("Offered", vec![device::offered(device)]),
+            ("Whitelist", whitelist(device)),
+            ("State", state(device, names)),
+            ("Guard", vec![device::guard(device)]),
+            ("IOMMU group", group(device, names)),
+            ("Reset", vec![device::reset(device)]),
+            ("Pool", vec![pool(device)]),
+        ]
+    } else {
+        let record = "its host does not show it now: it is away, or the device is gone; this is the record";
+        vec![("Device", vec![title, record.into()]), ("State", state(device, names))]
+    };
+    let mut rows = Vec::new();
+    for (title, lines) in sections {
+        let mut title = format!("{title}:");
+        for line in lines {
+            rows.push(vec![std::mem::take(&mut title), line]);
+        }
+    }
+    output::aligned(&rows)
+}
+
+/// The entry that counts, and then the others.
+fn whitelist(device: &Value) -> Vec<String> {
+    let entries = device["whitelist"].as_array().map_or(&[][..], Vec::as_slice);
+    let counts = |entry: &&Value| entry["counts"] == true;
+    let mut lines: Vec<_> = entries.iter().filter(counts).collect();
+    lines.extend(entries.iter().filter(|entry| !counts(entry)));
+    let mut lines: Vec<_> = lines.into_iter().map(verdict).collect();
+    if entries.is_empty() {
+        lines.push("there is no entry, so nothing is given away".into());
+    } else if !entries.iter().any(|entry| entry["counts"] == true) {
+        lines.insert(0, "no entry matches".into());
+    }
+    lines
+}
+
+fn verdict(entry: &Value) -> String {
+    let said = match (entry["counts"] == true, entry["matches"] == true) {
+        (true, _) => "counts, the first that matches",
+        (false, true) => "matches too, after the one that counts",
+        (false, false) => "does not match",
+    };
+    let why = entry["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+    let (position, place) = (at(entry, "/position"), at(entry, "/place"));
+    format!("entry {position} {said}{why} ({place}: {})", entry["entry"])
+}
+
+fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
+    let mut lines = vec![owned(device, names)];
+    if let Some(gone) = device["gone_at"].as_str() {
+        lines.push(format!("its host does not show it since {gone}"));
+    }
+    if let Some(used) = device["used_at"].as_str() {
+        let id = at(device, "/id");
+        lines.push(format!(
+            "for one use, and taken at {used}; once it is free and cleaned: `hotslot pci cleaned {id}`"
+        ));
+    }
+    lines
+}
+
+/// Its state on record, and who has it.
+fn owned(device: &Value, names: &HashMap<String, String>) -> String {
+    match (at(device, "/status"), device["instance_uuid"].as_str()) {
+        (none, _) if none == "-" => "not on record".into(),
+        (status, Some(id)) => format!("{status} to {}", server::called(names, id)),
+        (status, None) => status,
+    }
+}
+
+fn group(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
+    let number = at(device, "/iommu_group/number");
+    if number == "-" {
+        return vec!["it is in none".into()];
+    }
+    let members = device["group_members"].as_array().map_or(&[][..], Vec::as_slice);
+    let others: Vec<_> = members.iter().filter(|member| member["address"] != device["address"]).collect();
+    if others.is_empty() {
+        return vec![format!("it is alone in group {number}")];
+    }
+    let mut lines = vec![format!("it shares group {number} with:")];
+    lines.extend(others.into_iter().map(|member| {
+        let driver = match at(member, "/driver") {
+            none if none == "-" => "no driver".into(),
+            driver => format!("driver {driver}"),
+        };
+        format!("{}, {driver}, {}", at(member, "/address"), owned(member, names))
+    }));
+    lines
+}
+
+fn pool(device: &Value) -> String {
+    let pool = &device["pool"];
+    if pool.is_null() {
+        return "it is in none".into();
+    }
+    let numa = match at(pool, "/numa_node") {
+        none if none == "-" => "no NUMA node".into(),
+        node => format!("NUMA node {node}"),
+    };
+    let facts =
+        [device::ids(pool), at(pool, "/dev_type"), numa, at(pool, "/address"), pci::said(&pool["tags"], &[])];
+    let facts: Vec<_> = facts.into_iter().filter(|fact| fact != "-").collect();
+    format!("{}: {} free", facts.join(", "), at(pool, "/count"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::client::answering;
+
+    const SERVER: &str = "10000000-0000-4000-8000-000000000001";
+
+    #[test]
+    fn what_reads_as_a_device_is_one_and_the_rest_are_aliases() {
+        for device in ["3b:00.1", "pci_0000_3b_00_1", "7", SERVER] {
+            assert_eq!(device.parse(), Ok(Subject::Device(device.parse().unwrap())));
+        }
+        for alias in ["vf", "a 1", "3b", "pci_0000_3b_00"] {
+            assert_eq!(alias.parse(), Ok(Subject::Alias(alias.into())));
+        }
+        assert!("0000:3b:00.8".parse::<Subject>().is_err());
+        assert!("vf:2".parse::<Subject>().is_err());
+        assert!("".parse::<Subject>().is_err());
+    }
+
+    #[test]
+    fn a_device_is_explained_section_by_section() {
+        let names = HashMap::from([(SERVER.to_owned(), "vm1".to_owned())]);
+        let device = json!({
+            "address": "0000:06:00.0", "host": "node1", "vendor_id": "8086", "product_id": "10d3",
+            "vendor_name": "Intel", "product_name": "82574L", "id": 7, "status": "allocated",
+            "instance_uuid": SERVER, "used_at": "2026-01-02T03:04:05Z", "offered": false,
+            "withheld": "it is allocated", "guards": [], "unguarded": false, "reset_methods": ["flr"],
+            "whitelist": [
+                { "position": 1, "place": "[pci] device_spec[0]", "entry": { "vendor_id": "10de" },
+                  "matches": false, "counts": false, "why": "its vendor_id is 8086, not 10de" },
+                { "position": 2, "place": "[pci] device_spec[1]", "entry": { "vendor_id": "8086" },
+                  "matches": true, "counts": true, "why": null },
+                { "position": 3, "place": "entry x of whitelist", "entry": {},
+                  "matches": true, "counts": false, "why": null },
+            ],
+            "iommu_group": { "number": 18, "members": ["0000:06:00.0", "0000:06:00.1"] },
+            "group_members": [
+                { "address": "0000:06:00.0", "driver": "vfio-pci", "status": "allocated", "instance_uuid": SERVER },
+                { "address": "0000:06:00.1", "driver": "e1000e", "status": null, "instance_uuid": null },
+            ],
+            "pool": { "vendor_id": "8086", "product_id": "10d3", "numa_node": 0, "dev_type": "type-PCI",
+                      "address": null, "tags": { "rack": "r1" }, "count": 0 },
+        });
+        assert_eq!(
+            explanation(&device, &names),
+            r#"Device:        0000:06:00.0 on node1, 8086:10d3 Intel 82574L
+Offered:       no: it is allocated
+Whitelist:     entry 2 counts, the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
+               entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id":"10de"})
+               entry 3 matches too, after the one that counts (entry x of whitelist: {})
+State:         allocated to vm1
+               for one use, and taken at 2026-01-02T03:04:05Z; once it is free and cleaned: `hotslot pci cleaned 7`
+Guard:         none: the host does not need it
+IOMMU group:   it shares group 18 with:
+               0000:06:00.1, driver e1000e, not on record
+Reset:         flr
+Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
+"#
+        );
+    }
+
+    #[test]
+    fn a_device_that_nothing_gives_away_and_one_that_is_only_on_record_are_explained_too() {
+        let plain = json!({
+            "address": "0000:00:1f.0", "host": "node1", "vendor_id": "8086", "product_id": "2918",
+            "offered": false, "whitelist": [], "guards": null, "reset_methods": null, "iommu_group": null,
+        });
+        let said = explanation(&plain, &HashMap::new());
+        for line in [
+            "Device:        0000:00:1f.0 on node1, 8086:2918\n",
+            "Offered:       no: no whitelist entry matches it\n",
+            "Whitelist:     there is no entry, so nothing is given away\n",
+            "State:         not on record\n",
+            "IOMMU group:   it is in none\n",
+            "Reset:         not known\n",
+            "Pool:          it is in none\n",
+        ] {
+            assert!(said.contains(line), "{line}{said}");
+        }
+        let alone = json!({ "whitelist": [{ "position": 1, "counts": false, "matches": false }],
+                            "iommu_group": { "number": 3 } });
+        let said = explanation(&alone, &HashMap::new());
+        for line in ["Whitelist:     no entry matches\n", "IOMMU group:   it is alone in group 3\n"] {
+            assert!(said.contains(line), "{line}{said}");
+        }
+
+        let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
+        let said = explanation(&gone, &HashMap::new());
+        assert!(said.ends_with("State:    removed\n          its host does not show it since T\n"), "{said}");
+        assert!(said.contains("this is the record") && !said.contains("Offered"), "{said}");
+    }
+
+    fn explain(subject: &str) -> Explain {
+        Explain { subject: subject.parse().unwrap(), host: None, server: None, whole_group: false }
+    }
+
+    #[tokio::test]
+    async fn an_alias_is_asked_of_all_hosts_or_of_the_guests() {
+        let host = |id: u64, state: &str| json!({ "id": id, "hypervisor_hostname": format!("node{id}"), "state": state });
+        let candidates =
+            json!({ "alias": "vf", "pci_candidates": [{ "address": "0000:04:10.0", "place": 0 }] });
+        let of_guest = "os-hypervisors/1/pci_candidates?alias=vf&whole_group=true\
+                        &server=10000000-0000-4000-8000-000000000001";
+        let answers = vec![
+            ("os-hypervisors", 200, json!({ "hypervisors": [host(1, "up"), host(2, "down")] })),
+            ("os-hypervisors/node1", 200, json!({ "hypervisor": host(1, "up") })),
+            ("servers/10000000-0000-4000-8000-000000000001", 200, json!({ "server": { "host": "node1" } })),
+            ("os-hypervisors/1/pci_candidates?alias=vf", 200, candidates.clone()),
+            ("os-hypervisors/2/pci_candidates?alias=vf", 503, json!({ "fault": { "message": "away" } })),
+            (of_guest, 200, candidates),
+            (
+                "os-hypervisors/1/pci_candidates?alias=gpu",
+                400,
+                json!({ "badRequest": { "message": "no PCI alias is called `gpu`" } }),
+            ),
+        ];
+        let ((all, guests, unknown, usage), asked) = answering(answers, async |client| {
+            let cli = Cli { client, format: Format::Table };
+            let guests = Explain { server: Some(SERVER.into()), whole_group: true, ..explain("vf") };
+            let usage = Explain { whole_group: true, ..explain("3b:00.1") };
+            (
+                explain("vf").run(&cli).await,
+                guests.run(&cli).await,
+                explain("gpu").run(&cli).await,
+                usage.run(&cli).await,
+            )
+        })
+        .await;
+        assert_eq!((all.unwrap(), guests.unwrap()), (Exit::Away, Exit::Done));
+        assert!(asked.iter().any(|line| line.contains(of_guest)), "{asked:?}");
+        let unknown = unknown.unwrap_err();
+        assert_eq!(unknown.to_string(), "no PCI alias is called `gpu`");
+        assert_eq!(Exit::of(&unknown), Exit::BadRequest);
+        assert_eq!(Exit::of(&usage.unwrap_err()), Exit::Usage);
+    }
+}
