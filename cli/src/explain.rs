@@ -176,9 +176,7 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     }
     if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
-        lines.push(format!(
-            "for one use, and taken at {used}; once it is free and cleaned: `hotslot pci cleaned {id}`"
-        ));
+        lines.push(format!("for one use, and used until {used}; clean it, then `hotslot pci cleaned {id}`"));
     }
     lines
 }
@@ -282,7 +280,7 @@ Whitelist:     entry 2 counts, the first that matches ([pci] device_spec[1]: {"v
                entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id":"10de"})
                entry 3 matches too, after the one that counts (entry x of whitelist: {})
 State:         allocated to vm1
-               for one use, and taken at 2026-01-02T03:04:05Z; once it is free and cleaned: `hotslot pci cleaned 7`
+               for one use, and used until 2026-01-02T03:04:05Z; clean it, then `hotslot pci cleaned 7`
 Guard:         none: the host does not need it
 IOMMU group:   it shares group 18 with:
                0000:06:00.1, driver e1000e, not on record

@@ -399,3 +399,28 @@ async fn a_simulated_host_is_told_what_happens() {
     assert!(sim("dance q35").expect(1).err.contains("dance"));
     assert!(hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("nobody serves"));
 }
+
+#[tokio::test]
+async fn it_is_explained_what_an_alias_takes_and_why_a_device_is_offered() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let alias = hotslot("explain vf").expect(0);
+    assert_eq!(alias.line("0000:04:10.0")[0], "0", "{alias:?}");
+    assert!(alias.line("0000:05:00.0").last().expect("why").contains("does not ask for it"), "{alias:?}");
+    let device = hotslot("explain 04:10.0").expect(0);
+    assert_eq!(device.line("Offered:"), ["Offered:", "yes"]);
+    let half = hotslot("device show 06:00.0").expect(0);
+    assert!(half.line("Offered:")[1].contains("IOMMU group 18"), "{half:?}");
+    assert!(hotslot("explain gpu").expect(6).err.contains("no PCI alias is called `gpu`"));
+
+    // Rules by the API take effect at once.
+    let rule = r#"{"name":"late","vendor_id":"8086","product_id":"10ca"}"#;
+    hotslot(&format!("config alias add {rule}")).expect(0);
+    hotslot("explain late").expect(0);
+    let list = hotslot("config alias list -o json").expect(0).json();
+    let late = list.as_array().expect("a list").iter().find(|line| line["entry"]["name"] == "late");
+    let id = late.expect("the new one")["id"].as_str().expect("an id").to_owned();
+    hotslot(&format!("config alias remove {id}")).expect(0);
+    hotslot("explain late").expect(6);
+    assert_eq!(hotslot("pci stats").expect(0).line("8086:10ca")[1], "2");
+}
