@@ -11,6 +11,13 @@ use crate::failures::INTERFACES;
 /// How soon a VF that came or went on the host is seen.
 const SOON: Duration = Duration::from_secs(1);
 
+/// Waits until q35 shows a device. While a driver probes it, the guest's agent may not answer.
+async fn shown(lab: &Lab, device: &Value, as_what: &str) {
+    let wanted = format!("{} {as_what}", device["inner_address"].as_str().unwrap());
+    let line = format!("guest lspci q35 2>/dev/null | grep -c '^{wanted}' || true");
+    lab.until_sh(&format!("q35 shows {wanted}"), &line, "1").await;
+}
+
 #[tokio::test]
 async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     const PF: &str =
@@ -30,8 +37,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     let line = with_it.lines().find(|line| line.contains("vf 0 ")).expect("the PF's VF 0");
     assert!(line.contains(MAC) && line.contains("vlan 42"), "{with_it}");
     // The guest's driver asks the PF for the address by a mailbox, which QEMU's igb answers too late for it to hear.
-    let wanted = format!("{} 8086:10ca igbvf", vf["inner_address"].as_str().unwrap());
-    lab.until("the driver binds in the guest", async || lab.lspci("q35").contains(&wanted)).await;
+    shown(&lab, &vf, "8086:10ca igbvf").await;
     let refused = lab.attach(id("q35"), "pf:1").await.expect(400);
     assert!(refused.message().contains("kept back by a PF or VF in use"), "{}", refused.message());
     for vf in [&vf, &other] {
@@ -46,11 +52,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
         (attached["address"].as_str(), lab.driver(&attached["address"]).as_str()),
         (Some(&*pf), "vfio-pci")
     );
-    let wanted = format!("{} 8086:10c9", attached["inner_address"].as_str().unwrap());
-    lab.until("the guest sees the PF", async || {
-        lab.lspci("q35").iter().any(|line| line.starts_with(&wanted))
-    })
-    .await;
+    shown(&lab, &attached, "8086:10c9").await;
     let vfs_listed = async || {
         let devices = lab.get("/v2.1/os-pci?product_id=10ca").await.expect(200).body;
         devices["pci_devices"].as_array().unwrap().len()
@@ -120,11 +122,7 @@ uri = "qemu:///system"
     let functions = answer.body["pci_devices"].as_array().unwrap().clone();
     assert_eq!(functions.len(), 2, "{functions:?}");
     for function in &functions {
-        let wanted = format!("{} 8086:10d3", function["inner_address"].as_str().unwrap());
-        lab.until("the guest sees both", async || {
-            lab.lspci("q35").iter().any(|line| line.starts_with(&wanted))
-        })
-        .await;
+        shown(&lab, function, "8086:10d3").await;
     }
     lab.delete(&path(&functions[0])).await.expect(200);
     // The other one is still in the guest: the group must not meet a host driver.
