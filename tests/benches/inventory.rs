@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const ROUNDS: usize = 200;
 /// How often an unchanged host is read again: once a second, the shortest interval there is.
 const SCANS: u64 = 10;
 const PAGE: i64 = 1000;
+/// Asks this program, in a process of its own, what a simulated host takes.
+const HOST_ALONE: &str = "--host-alone";
 
 const CONFIG: &str = r#"
 [pci]
@@ -60,6 +63,11 @@ fn timed<T>(rounds: usize, mut work: impl FnMut() -> T) -> Vec<Duration> {
 #[tokio::main]
 async fn main() {
     assert!(binary().display().to_string().contains("release"), "measure the release build: cargo bench");
+    if let [_, flag, dir] = &std::env::args().collect::<Vec<_>>()[..]
+        && flag == HOST_ALONE
+    {
+        return host_alone(Path::new(dir));
+    }
     let mut costs = Vec::new();
     for (pfs, vfs) in [(1, 99), (10, 99), (32, 128), (100, 99)] {
         costs.push(measure(generate::Size { pfs, vfs, guests: 1, ports: 8 }).await);
@@ -104,7 +112,13 @@ async fn measure(size: generate::Size) -> Costs {
     let floor = report("floor: empty request", &mut empty);
     report("choose 1 VF, as a dry run by REST", &mut dry_runs);
     let list = listing(&service, floor).await;
-    println!("resident                                     {:.1} MiB", resident(&service));
+    let own = std::env::current_exe().expect("this program");
+    let alone = Command::new(own).arg(HOST_ALONE).arg(dir.path()).output().expect("this program");
+    let alone = String::from_utf8_lossy(&alone.stdout).trim().to_owned();
+    println!(
+        "resident                                     {:.1} MiB, of which the simulated host {alone}",
+        resident(service.pid())
+    );
     Costs {
         devices,
         choose: each(choose, devices),
@@ -186,6 +200,7 @@ fn row(
         created_at: 0,
         updated_at: None,
         gone_at: None,
+        used_at: None,
     }))
 }
 
@@ -324,8 +339,16 @@ fn cpu(service: &Hotslot) -> Duration {
     Duration::from_millis(10) * fields.map(|ticks| ticks.parse::<u32>().expect("ticks")).sum::<u32>()
 }
 
-fn resident(service: &Hotslot) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("its status");
+/// What a simulated host alone takes of memory.
+fn host_alone(dir: &Path) {
+    let before = resident(std::process::id());
+    let _host = Sim::open(dir).expect("a host");
+    println!("{:.1} MiB", resident(std::process::id()) - before);
+}
+
+/// In MiB.
+fn resident(process: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
     let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
 }
