@@ -5,6 +5,8 @@
 //! hand, and reading the host alone, without the comparison.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -217,8 +219,12 @@ async fn scanning(service: &Hotslot, floor: f64) -> f64 {
     service.until("a round ends", async || scans() > begin).await;
     let (first, version_before, cpu_before) = (scans(), version(&mut db).await, cpu(service));
     tokio::time::sleep(Duration::from_secs(SCANS)).await;
-    let (cpu, scans) = (cpu(service) - cpu_before, scans() - first);
-    let round = cpu.as_secs_f64() * 1e3 / scans as f64;
+    // A thread that ended in between had nothing to do for long.
+    let used = cpu(service)
+        .into_iter()
+        .map(|(thread, now)| now - cpu_before.get(&thread).copied().unwrap_or_default());
+    let (used, scans) = (used.sum::<Duration>(), scans() - first);
+    let round = used.as_secs_f64() * 1e3 / scans as f64;
     let written = version(&mut db).await - version_before;
     println!(
         "unchanged, processor time of a round          {round:8.2} ms, without the floor {:.2} ms ({scans} times)",
@@ -257,7 +263,7 @@ async fn listing(service: &Hotslot, empty: f64) -> f64 {
         listed / floor,
         listed / (floor + empty)
     );
-    listed
+    listed - empty
 }
 
 /// A device as `os-pci/detail` shows it.
@@ -331,12 +337,16 @@ async fn database(service: &Hotslot) -> SqliteConnection {
     SqliteConnection::connect(&url).await.expect("the database")
 }
 
-/// What the service has used of the processors, all threads, to 10 ms.
-fn cpu(service: &Hotslot) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", service.pid())).expect("its figures");
-    // Fields 14 and 15 of proc(5), counted after the name's bracket; in ticks of 1/100 s.
-    let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11).take(2);
-    Duration::from_millis(10) * fields.map(|ticks| ticks.parse::<u32>().expect("ticks")).sum::<u32>()
+/// What each thread of the service has used of the processors.
+fn cpu(service: &Hotslot) -> HashMap<OsString, Duration> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", service.pid())).expect("its threads");
+    let used = |thread: DirEntry| {
+        // One may end meanwhile. The first number is of nanoseconds (Linux, Documentation/scheduler/sched-stats.rst).
+        let figures = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let nanoseconds = figures.split(' ').next()?.parse().ok()?;
+        Some((thread.file_name(), Duration::from_nanos(nanoseconds)))
+    };
+    threads.filter_map(|thread| used(thread.expect("a thread"))).collect()
 }
 
 /// What a simulated host alone takes of memory.
