@@ -30,7 +30,7 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 lab-test: ## the tests in the lab, which must be up (make lab)
 	@$(STEP) "lab tests" tools/lab-test
 
-bench: install install-lab release lab ## measure attach, detach, start and memory against floors of the same run
+bench: install install-lab release lab ## measure attach, detach, the inventory, start and memory against floors of the same run
 	@$(STEP) "benchmarks" cargo bench -p hotslot-tests --features lab
 
 install: ## what compiling and the quick tests need

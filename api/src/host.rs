@@ -92,8 +92,8 @@ impl Host {
         Arc::clone(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn set_functions(&self, functions: Functions) {
-        *self.functions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(functions);
+    pub(crate) fn set_functions(&self, functions: Arc<Functions>) {
+        *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {

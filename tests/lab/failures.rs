@@ -6,7 +6,7 @@ use hotslot_tests::{attachments, path};
 use serde_json::json;
 
 /// The interface indexes of the lab's devices: a driver that was bounced comes back with another one.
-const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
+pub const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
 
 #[tokio::test]
 async fn refusals_touch_nothing() {

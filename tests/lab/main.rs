@@ -3,6 +3,7 @@
 //! Each test starts from the state that `lab-reset` makes. They share one VM, so they run one after the other.
 
 mod failures;
+mod inventory;
 mod outages;
 mod power;
 mod topologies;

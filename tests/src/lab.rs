@@ -104,9 +104,7 @@ impl Lab {
 
     /// Runs a line in the VM and returns what it printed.
     pub fn sh(&self, line: &str) -> String {
-        let mut command = script("ssh");
-        command.arg(line);
-        String::from_utf8(run(command).stdout).expect("text").trim_end().to_owned()
+        sh(line)
     }
 
     /// Starts the service in the VM.
@@ -159,6 +157,13 @@ impl Lab {
     pub async fn until_sh(&self, what: &str, line: &str, wanted: &str) {
         self.until(what, async || self.sh(line) == wanted).await;
     }
+}
+
+/// Runs a line in the VM and returns what it printed: what a service's configuration depends on is asked before.
+pub fn sh(line: &str) -> String {
+    let mut command = script("ssh");
+    command.arg(line);
+    String::from_utf8(run(command).stdout).expect("text").trim_end().to_owned()
 }
 
 /// A guest's UUID.

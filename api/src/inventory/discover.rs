@@ -32,7 +32,7 @@ impl Service {
         let before = host.functions();
         let (now, named) = match looked {
             None => (everything(host, &before).await?, BTreeSet::new()),
-            Some(addresses) => (at(host, &before, &addresses).await?, addresses),
+            Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
         };
         let outcome = if recorded_by.as_ref().is_none_or(|by| !Arc::ptr_eq(by, &inventory)) {
             // By other rules, or the first time: what did not change on the host is to be looked at too.
@@ -78,20 +78,26 @@ pub(super) fn parent<'a>(functions: &'a Functions, device: &HostDevice) -> Optio
     }
 }
 
-async fn everything(host: &Host, before: &Functions) -> Result<Functions, Error> {
-    let devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    let mut now: Functions = devices.into_iter().map(|device| (device.address, device)).collect();
-    for (address, device) in &mut now {
+/// All that a host has; `before` itself when that is the same.
+async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Functions>, Error> {
+    let mut devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
+    let mut same = devices.len() == before.len();
+    for device in &mut devices {
+        let known = before.get(&device.address);
         // A NIC that a guest has is called on the host as it was before, and as it will be again.
-        if let Some(known) = before.get(address)
+        if let Some(known) = known
             && device.net.is_empty()
             && device.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
         {
             device.net.clone_from(&known.net);
             device.serial = device.serial.take().or_else(|| known.serial.clone());
         }
+        same &= known == Some(device);
     }
-    Ok(now)
+    if same {
+        return Ok(Arc::clone(before));
+    }
+    Ok(Arc::new(devices.into_iter().map(|device| (device.address, device)).collect()))
 }
 
 /// What was known, with some functions read again, and those that tell of the same change.
@@ -132,10 +138,13 @@ fn relatives(device: &HostDevice) -> Vec<PciAddress> {
 }
 
 /// The addresses at which something came, went or is different. A VF is seen through its PF.
-fn changed(before: &Functions, now: &Functions) -> BTreeSet<PciAddress> {
+fn changed(before: &Arc<Functions>, now: &Arc<Functions>) -> BTreeSet<PciAddress> {
+    if Arc::ptr_eq(before, now) {
+        return BTreeSet::new();
+    }
     let mut changed: BTreeSet<_> =
         before.keys().filter(|address| !now.contains_key(address)).copied().collect();
-    for (address, device) in now {
+    for (address, device) in now.iter() {
         let was = before.get(address);
         if was == Some(device) {
             continue;
