@@ -9,7 +9,12 @@ ALTER TABLE attachments ADD COLUMN vlan BIGINT;
 ALTER TABLE attachments ADD COLUMN physical_network TEXT;
 ALTER TABLE attachments ADD COLUMN trusted BIGINT CHECK (trusted IN (0, 1));
 ALTER TABLE attachments ADD COLUMN whole_group BIGINT NOT NULL DEFAULT 0 CHECK (whole_group IN (0, 1));
-CREATE INDEX attachments_by_request ON attachments (request_id);
+-- Whether the device was taken from its host driver for its group, and has not been given back.
+ALTER TABLE attachments ADD COLUMN taken BIGINT NOT NULL DEFAULT 0 CHECK (taken IN (0, 1));
+CREATE INDEX attachments_taken ON attachments (hypervisor_id) WHERE taken = 1;
+-- No two interfaces have one MAC address.
+CREATE UNIQUE INDEX attachments_one_per_mac ON attachments (mac_address)
+    WHERE ended_at IS NULL AND mac_address IS NOT NULL;
 
 -- Rules that came by the API; those of the configuration file are not here.
 CREATE TABLE pci_config (

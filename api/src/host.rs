@@ -33,6 +33,8 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether records and hypervisor have been brought together since the connection came up.
     synced: watch::Sender<bool>,
+    /// Who takes functions from their host drivers for a whole group, or gives them back.
+    pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
     /// By which rules they were last recorded. Held while they are read and recorded.
@@ -53,6 +55,8 @@ pub(crate) enum Again {
     Server(ServerId),
     /// A PCI function.
     Function(PciAddress),
+    /// What was taken from its host driver for a whole group.
+    Groups,
 }
 
 impl Host {
@@ -69,6 +73,7 @@ impl Host {
             uri: configured.uri.clone(),
             hypervisor,
             synced,
+            groups: Mutex::default(),
             functions: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
@@ -85,6 +90,11 @@ impl Host {
     /// Asks for a function to be compared with its record once more.
     pub(crate) fn look_at(&self, address: PciAddress) {
         let _ = self.again.send(Again::Function(address));
+    }
+
+    /// Asks for what was taken for whole groups to be given back, where nobody has any of the group.
+    pub(crate) fn give_back(&self) {
+        let _ = self.again.send(Again::Groups);
     }
 
     /// Every PCI function, as it was last read: none before the host was first reached.

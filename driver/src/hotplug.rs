@@ -95,14 +95,11 @@ pub enum Unplugged {
 
 /// Takes the members of an IOMMU group that are to be plugged together from their host drivers, so that the
 /// first one to be attached does not find the others still on theirs: libvirt unbinds one call's device only.
-/// Returns those that it took, for [`give_back`]: libvirt leaves them on VFIO when the guest lets them go.
+/// libvirt leaves them on VFIO when the guest lets them go: [`give_back`] is for that.
 ///
 /// # Errors
 /// What the hypervisor refused; those taken before it have been given back, or the text says which were not.
-pub async fn free_group(
-    hypervisor: &dyn Hypervisor,
-    members: &[HostDevice],
-) -> Result<Vec<PciAddress>, Error> {
+pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> Result<(), Error> {
     let mut taken = Vec::new();
     for member in members.iter().filter(|member| member.blocks_its_group()) {
         let Err(mut error) = hypervisor.node_detach(member.address).await else {
@@ -118,7 +115,7 @@ pub async fn free_group(
         }
         return Err(error);
     }
-    Ok(taken)
+    Ok(())
 }
 
 /// Gives functions back to their host drivers: all of them, also after one failed.

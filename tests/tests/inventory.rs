@@ -175,6 +175,13 @@ async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
     let refused = service.attach(Q35, "pair:1").await.expect(409);
     assert!(refused.message().contains("IOMMU group 18"), "{}", refused.message());
     assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+    assert!(refused.message().contains("virsh nodedev-detach pci_0000_06_00_1"), "{}", refused.message());
+    // The advice works at once, though no event tells of a driver; and whoever took it has to give it back.
+    service.sim("device driver 0000:06:00.1 vfio-pci");
+    let one = service.attach(Q35, "pair:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(one["address"], "0000:06:00.0");
+    service.delete(&path(&one)).await.expect(200);
+    service.sim("device driver 0000:06:00.1 e1000e");
 
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let answer = service.post(&attachments(Q35), body).await.expect(200).body;

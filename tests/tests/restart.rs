@@ -1,6 +1,6 @@
 //! What the next start makes of a service that was killed.
 
-use hotslot_tests::{Hotslot, Q35, attachments};
+use hotslot_tests::{Hotslot, Q35, attachments, host};
 use serde_json::json;
 use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
 
@@ -88,6 +88,37 @@ async fn killed_between_two_plugs_it_takes_the_first_back() {
 
     service.start_again().await;
     service.until("nothing is left", async || service.attachments(Q35).await.is_empty()).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
+    let mut service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
+         alias = ['{\"name\": \"pair\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n",
+        |_| (),
+    )
+    .await;
+    service.sim("latency attach 3000");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+    let post = client.post(format!("{}{}", service.url(), attachments(Q35))).json(&body).send();
+    let post = tokio::spawn(post);
+    // The simulated host writes a driver down where it is not the one that the document names.
+    let taken = || service.documents().matches("vfio-pci").count();
+    service.until("both have left their host driver", async || taken() >= 2).await;
+    service.kill();
+    assert!(post.await.unwrap().is_err());
+
+    service.start_again().await;
+    service
+        .until("both are with their host driver again", async || {
+            let functions = service.functions().await;
+            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
+        })
+        .await;
+    assert!(service.attachments(Q35).await.is_empty());
     service.expect_clean().await;
 }
 

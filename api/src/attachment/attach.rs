@@ -3,12 +3,13 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use uuid::Uuid;
 
 use super::Observation;
-use super::select::{Choice, NetworkRequest};
+use super::select::{Choice, Chosen, NetworkRequest};
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
@@ -41,6 +42,8 @@ pub struct AttachRequest {
 struct Step {
     attachment: Attachment,
     device: Arc<Device>,
+    /// As the host has it.
+    found: HostDevice,
 }
 
 impl Service {
@@ -76,8 +79,15 @@ impl Service {
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let mut choice = Choice::default();
         loop {
+            // Nobody gives a group back between its reservation and its taking.
+            let groups = if request.whole_group { Some(host.groups.lock().await) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
-            let plugged = self.plug_all(&host, &view, &request, scope, steps).await;
+            let taken = self.take_groups(&host, &request, scope, &steps).await;
+            drop(groups);
+            let plugged = match taken {
+                Ok(()) => self.plug_all(&host, &view, scope, steps).await,
+                Err(failure) => Err(failure),
+            };
             drop(in_flight);
             host.look_again(request.server);
             match plugged {
@@ -89,7 +99,7 @@ impl Service {
         }
     }
 
-    async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
+    pub(super) async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
         let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(()) };
         let open = self.store.attachments().await?;
         match open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac)) {
@@ -113,27 +123,18 @@ impl Service {
         while races < RACES {
             let chosen = self.select(host, view, request, choice).await?;
             races += 1;
-            let wanted: Vec<NewAttachment> = chosen
-                .iter()
-                .map(|(alias, device)| NewAttachment {
-                    id: AttachmentId(Uuid::new_v4()),
-                    device: device.id,
-                    alias: alias.clone(),
-                    managed: inventory::is_managed(&device.facts),
-                    network: request.network.as_ref().map(NetworkRequest::settled),
-                    whole_group: request.whole_group,
-                })
-                .collect();
+            let wanted: Vec<NewAttachment> =
+                chosen.iter().map(|chosen| new_attachment(request, chosen)).collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id));
             let id = RequestId(Uuid::new_v4());
             if self.store.reserve(host.row.id, request.server, id, request.persistent, &wanted).await? {
                 let mut steps = Vec::new();
-                for (new, (_, device)) in wanted.iter().zip(chosen) {
+                for (new, Chosen { alias: _, device, found }) in wanted.iter().zip(chosen) {
                     let attachment = self.store.attachment(new.id).await?;
                     let attachment =
                         attachment.ok_or_else(|| Error::Internal(format!("{} is lost", new.id)))?;
-                    steps.push(Step { attachment, device });
+                    steps.push(Step { attachment, device, found });
                 }
                 return Ok((steps, in_flight));
             }
@@ -141,24 +142,37 @@ impl Service {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
+    /// Takes the functions of whole groups from their host drivers, where a guest is to have them now.
+    async fn take_groups(
+        self: &Arc<Self>,
+        host: &Host,
+        request: &AttachRequest,
+        scope: Scope,
+        steps: &[Step],
+    ) -> Result<(), Failure> {
+        if !request.whole_group || scope == Scope::Config {
+            return Ok(());
+        }
+        let members: Vec<_> = steps.iter().map(|step| step.found.clone()).collect();
+        match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.undo(host, steps, 0, error).await),
+        }
+    }
+
     async fn plug_all(
         self: &Arc<Self>,
         host: &Arc<Host>,
         view: &DomainView,
-        request: &AttachRequest,
         scope: Scope,
         steps: Vec<Step>,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Failure> {
         let mut present: Vec<Presence> = Vec::new();
-        if request.whole_group && scope != Scope::Config {
-            let functions = host.functions();
-            let members: Vec<_> =
-                steps.iter().filter_map(|step| functions.get(&step.device.facts.address).cloned()).collect();
-            if let Err(error) = hotplug::free_group(host.hypervisor.as_ref(), &members).await {
-                return Err(self.undo(host, &steps, 0, error).await);
-            }
-        }
         for step in &steps {
+            // The host may have begun to need it since it was chosen.
+            if let Err(refusal) = self.still_offered(host, step).await {
+                return Err(self.undo(host, &steps, present.len(), refusal).await);
+            }
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
             match hotplug::plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
@@ -191,6 +205,22 @@ impl Service {
             answer.push((attachment, step.device));
         }
         Ok(answer)
+    }
+
+    async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
+        let address = step.device.facts.address;
+        let operation = || format!("attach {address}");
+        let offer = self.offer(host).await;
+        let offer = offer
+            .map_err(|error| hypervisor::Error::new(ErrorKind::Refused, operation(), error.to_string()))?;
+        match offer.guard(address) {
+            None => Ok(()),
+            Some(guard) => Err(hypervisor::Error::new(
+                ErrorKind::NotAssignable,
+                operation(),
+                format!("the host needs {address} since a moment ago: {guard}; take another device"),
+            )),
+        }
     }
 
     /// Takes back what was plugged before the `failed`th step failed, and says what became of everything.
@@ -261,6 +291,22 @@ impl Service {
     }
 }
 
+fn new_attachment(request: &AttachRequest, chosen: &Chosen) -> NewAttachment {
+    let Chosen { alias, device, found } = chosen;
+    let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
+    siblings.retain(|member| *member != found.address);
+    NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: Arc::clone(device),
+        alias: alias.clone(),
+        managed: inventory::is_managed(&device.facts),
+        network: request.network.as_ref().map(NetworkRequest::settled),
+        whole_group: request.whole_group,
+        taken: request.whole_group && found.blocks_its_group(),
+        siblings,
+    }
+}
+
 /// An attach that was undone.
 struct Failure {
     /// The device that failed.
@@ -277,7 +323,7 @@ impl Failure {
 }
 
 /// Where an attach to a server in this state takes effect.
-fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
+pub(super) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
     match (view.live.is_some(), view.persistent.is_some(), persistent) {
         (true, true, true) => Ok(Scope::LiveAndConfig),
         // A transient domain has no definition to go into.

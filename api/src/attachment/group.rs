@@ -1,47 +1,49 @@
 //! Whole IOMMU groups: VFIO opens a group only when no member of it is with a host driver, so all members leave
-//! their drivers before the first is plugged, and get them back when the last is unplugged.
+//! their drivers before the first is plugged, and get them back when none of the group is with a server.
+//!
+//! That they are taken is on record before they are; so a service that was killed gives them back all the same.
 
-use std::sync::Arc;
-
+use hotslot_driver::device::IommuGroup;
 use hotslot_driver::hotplug;
-use hotslot_driver::pci::PciAddress;
+use hotslot_driver::hypervisor::ErrorKind;
 
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::RequestId;
 use crate::service::Service;
 
 impl Service {
-    /// Gives the functions of a request for a whole group back to their host drivers, if none of its attachments
-    /// is left.
-    pub(super) fn give_back(&self, host: &Arc<Host>, request: RequestId) {
-        let (store, host) = (self.store.clone(), Arc::clone(host));
-        tokio::spawn(async move {
-            let rows = match store.attachments_by(request).await {
-                Ok(rows) => rows,
-                Err(error) => return tracing::error!(%request, %error, "cannot look for the rest of a group"),
-            };
-            if rows.iter().any(|row| !row.state.is_final()) {
-                return;
+    /// Gives functions that were taken for a group back to their host drivers, where nobody has any of the group.
+    ///
+    /// # Errors
+    /// The database's; a function that cannot be given back is logged, and tried again at the next comparison.
+    pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
+        let _groups = host.groups.lock().await;
+        let functions = host.functions();
+        let held: Vec<_> = self
+            .store
+            .devices_of(host.row.id)
+            .into_iter()
+            .filter(|device| device.server.is_some())
+            .map(|device| device.facts.address)
+            .collect();
+        for (id, address) in self.store.taken(host.row.id).await? {
+            let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
+            let busy = |group: &IommuGroup| group.members.iter().any(|member| held.contains(member));
+            if held.contains(&address) || group.is_some_and(busy) {
+                continue;
             }
-            let mut members: Vec<PciAddress> = Vec::new();
-            for row in rows {
-                // One that has another owner meanwhile is not ours to touch.
-                members.extend(
-                    store
-                        .device(row.device)
-                        .filter(|device| device.server.is_none())
-                        .map(|device| device.facts.address),
-                );
+            match hotplug::give_back(host.hypervisor.as_ref(), &[address]).await {
+                Ok(()) => self.store.given_back(&[id]).await?,
+                Err(error) if error.kind == ErrorKind::NoDevice => {
+                    self.store.given_back(&[id]).await?;
+                }
+                Err(error) => tracing::error!(
+                    host = %host.name, pci.address = %address, %error,
+                    "{address} is without its host driver; virsh nodedev-reattach {} gives it back", address.node_name()
+                ),
             }
-            let given = hotplug::give_back(host.hypervisor.as_ref(), &members).await;
-            let given = given.map_err(host.error("give a group back to its host drivers"));
-            if let Err(error @ (Error::Hypervisor { .. } | Error::HostAway { .. })) = given {
-                tracing::error!(
-                    host = %host.name, ?members, %error,
-                    "functions are left without their host driver; give it back by virsh nodedev-reattach"
-                );
-            }
-        });
+            host.look_at(address);
+        }
+        Ok(())
     }
 }

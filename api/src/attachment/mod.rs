@@ -23,7 +23,7 @@ pub use state::{Observation, State};
 use crate::error::Error;
 use crate::id::AttachmentId;
 use crate::service::Service;
-use crate::store::Attachment;
+use crate::store::{Attachment, Change};
 
 impl Service {
     /// The one place through which an observation reaches the records. Answers what the record is now.
@@ -41,20 +41,18 @@ impl Service {
         if seen.is_empty() {
             return Ok(());
         }
-        for (was, row) in self.store.settle(seen).await? {
+        for Change { was, row, address } in self.store.settle(seen).await? {
             tracing::info!(
                 attachment.id = %row.id, server.id = %row.server, from = %was, to = %row.state,
                 reason = row.reason.as_deref().unwrap_or_default(),
                 "attachment {} is {}", row.id, row.state
             );
-            // It may have changed while it was in use.
             if row.state.is_final()
-                && let (Some(host), Some(device)) = (self.host(row.hypervisor), self.store.device(row.device))
+                && let Some(host) = self.host(row.hypervisor)
             {
-                host.look_at(device.facts.address);
-                if row.whole_group {
-                    self.give_back(host, row.request);
-                }
+                // It may have changed while it was in use, and its group may be owed its host drivers.
+                address.into_iter().for_each(|address| host.look_at(address));
+                host.give_back();
             }
         }
         Ok(())

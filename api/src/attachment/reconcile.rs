@@ -32,12 +32,17 @@ struct Todo {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
+    groups: bool,
     servers: BTreeSet<ServerId>,
 }
 
 impl Todo {
     fn is_empty(&self) -> bool {
-        !self.everything && !self.interfaces && self.functions.is_empty() && self.servers.is_empty()
+        !self.everything
+            && !self.interfaces
+            && !self.groups
+            && self.functions.is_empty()
+            && self.servers.is_empty()
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -103,6 +108,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                 Some(again) = again.recv() => match again {
                     Again::Server(server) => drop(todo.servers.insert(server)),
                     Again::Function(address) => drop(todo.functions.insert(address)),
+                    Again::Groups => todo.groups = true,
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
@@ -151,6 +157,12 @@ impl Service {
                 failed(&format!("comparing server {server}"), error);
                 left.servers.insert(server);
             }
+        }
+        if (todo.everything || todo.groups)
+            && let Err(error) = self.give_back(host).await
+        {
+            failed("giving functions back to their host drivers", error);
+            left.groups = true;
         }
         if todo.everything && !left.everything {
             host.set_synced(true);

@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use hotslot_driver::device::Role;
-use hotslot_driver::hotplug::{self, Check, CheckResult, Facts, Policy, Verdict};
-use hotslot_driver::hypervisor::{DomainView, ErrorKind};
+use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
+use hotslot_driver::hypervisor::{DomainView, ErrorKind, Scope};
 use hotslot_driver::net::{MacAddress, VlanTag};
 
-use super::attach::AttachRequest;
+use super::attach::{self, AttachRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::DeviceId;
-use crate::inventory::{self, Inventory, NumaPolicy, Offer, Scene, Wanted};
+use crate::inventory::{self, HostDrivers, Inventory, NumaPolicy, Offer, Scene, Wanted};
 use crate::service::Service;
 use crate::store::{Device, Network};
 
@@ -31,7 +31,37 @@ pub struct NetworkRequest {
 }
 
 /// The devices of a request, each with the alias by which it was asked for.
-pub(super) type Selection = Vec<(String, Arc<Device>)>;
+type Selection = Vec<(String, Arc<Device>)>;
+
+/// A device of a request.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// The alias by which it was asked for.
+    pub(super) alias: String,
+    /// Its row.
+    pub(super) device: Arc<Device>,
+    /// As the host has it.
+    pub(super) found: HostDevice,
+}
+
+/// What a look at devices has shown.
+#[derive(Default)]
+struct Look {
+    /// The devices, but for one that is not what the table says.
+    chosen: Vec<Chosen>,
+    checks: Vec<Check>,
+    /// Why they cannot be given.
+    refused: Option<Refused>,
+}
+
+enum Refused {
+    /// There are not enough that would do.
+    TooFew(Error),
+    /// One of them will not do; another one may.
+    One(DeviceId, Error),
+    /// The guest has no use for them, whichever they are.
+    Together(Error),
+}
 
 /// What an attach would do.
 #[derive(Debug)]
@@ -49,7 +79,7 @@ impl DryRun {
     }
 }
 
-/// Devices that were found not to do, and why the last of them does not.
+/// Devices that were found not to do, and why the first of them does not.
 #[derive(Default)]
 pub(super) struct Choice {
     excluded: HashMap<DeviceId, String>,
@@ -59,7 +89,7 @@ pub(super) struct Choice {
 impl Choice {
     pub(super) fn exclude(&mut self, device: DeviceId, error: Error) {
         self.excluded.insert(device, error.to_string());
-        self.refusal = Some(error);
+        self.refusal.get_or_insert(error);
     }
 }
 
@@ -96,38 +126,109 @@ impl Service {
     }
 
     /// Chooses free devices that could be plugged, as far as it can be seen; those that do not do are left out.
+    ///
+    /// # Errors
+    /// Why there are none, and what the host answers.
     pub(super) async fn select(
         &self,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
         choice: &mut Choice,
-    ) -> Result<Selection, Error> {
+    ) -> Result<Vec<Chosen>, Error> {
         let sight = self.sight(host, view, request).await?;
-        let context = || format!("nothing was attached to server {}", view.info.uuid);
+        let look = self.look(host, view, request, &sight, choice).await?;
+        match look.refused {
+            None => Ok(look.chosen),
+            Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
+        }
+    }
+
+    /// Chooses devices and looks whether they could be plugged, until some are found that could, or too few are
+    /// left.
+    async fn look(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        sight: &Sight,
+        choice: &mut Choice,
+    ) -> Result<Look, Error> {
+        let mut look = Look::default();
         loop {
             let devices = self.store.devices_of(host.row.id);
-            let mut withheld = sight.offer.withheld(&devices, Some(request.server), request.whole_group);
+            // What drives siblings is seen afresh, when the device is read.
+            let drivers = HostDrivers::AreNoHindrance;
+            let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
-            // Enough were free, and one of them did not do: that is the answer.
-            let chosen = self
-                .choose(host, request, &sight, &devices, &withheld)
-                .map_err(|short| choice.refusal.take().unwrap_or(short))?;
-            let facts = match self.read(host, &sight.offer, request, &chosen).await? {
-                Ok(facts) => facts,
-                Err((device, error)) => {
-                    choice.exclude(device, error);
-                    continue;
+            let selection = match self.choose(host, request, sight, &devices, &withheld) {
+                Ok(selection) => selection,
+                Err(short) => {
+                    // Enough were free, and they did not do: that is the answer, unless more is to be said.
+                    let error = match (&short, choice.refusal.take()) {
+                        (Error::TooFewFree { shortage, .. }, Some(refusal))
+                            if shortage.withheld() <= choice.excluded.len() =>
+                        {
+                            refusal
+                        }
+                        _ => short,
+                    };
+                    look.refused = Some(Refused::TooFew(error));
+                    return Ok(look);
                 }
             };
-            let verdict = self.verdict(host, view, request, &facts).await?;
-            let Some(refusal) = verdict.refusal() else { return Ok(chosen) };
-            let error = host.error(context())(refusal.error.clone());
-            match chosen.iter().find(|(_, device)| Some(device.facts.address) == refusal.device) {
-                Some((_, device)) => choice.exclude(device.id, error),
-                None => return Err(error),
+            look = self.judge(host, view, request, &sight.offer, selection).await?;
+            match look.refused.take() {
+                Some(Refused::One(device, error)) => choice.exclude(device, error),
+                refused => return Ok(Look { refused, ..look }),
             }
         }
+    }
+
+    /// Reads devices afresh, and looks whether they could be plugged.
+    async fn judge(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        offer: &Offer,
+        selection: Selection,
+    ) -> Result<Look, Error> {
+        let context = || format!("nothing was attached to server {}", request.server);
+        let mut look = Look::default();
+        let mut facts = Vec::new();
+        for (alias, device) in selection {
+            let address = Some(device.facts.address);
+            let spec = format!("a device_spec lists it, and alias `{alias}` asks for such a device");
+            look.checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
+            let state = format!("it is {}", device.status);
+            look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
+            match read(host, request, &device).await? {
+                Ok(found) => {
+                    facts.push(offer.facts(found.clone()));
+                    look.chosen.push(Chosen { alias, device, found });
+                }
+                Err(error) => {
+                    let gone = check("present", CheckResult::Fail, error.to_string());
+                    look.checks.push(Check { device: address, ..gone });
+                    look.refused = Some(Refused::One(device.id, error));
+                    return Ok(look);
+                }
+            }
+        }
+        let policy =
+            Policy { require_reset: self.config.attach.require_reset, whole_groups: request.whole_group };
+        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
+        let verdict = verdict.map_err(host.error(context()))?;
+        look.refused = verdict.refusal().map(|refusal| {
+            let error = host.error(context())(refusal.error.clone());
+            match look.chosen.iter().find(|chosen| Some(chosen.device.facts.address) == refusal.device) {
+                Some(chosen) => Refused::One(chosen.device.id, error),
+                None => Refused::Together(error),
+            }
+        });
+        look.checks.extend(verdict.checks);
+        Ok(look)
     }
 
     /// What an attach would do, with every check: nothing is claimed, and no driver is touched.
@@ -140,49 +241,44 @@ impl Service {
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let sight = self.sight(&host, &view, request).await?;
-        let devices = self.store.devices_of(host.row.id);
-        let withheld = sight.offer.withheld(&devices, Some(request.server), request.whole_group);
-        let mut checks = Vec::new();
-        let chosen = match self.choose(&host, request, &sight, &devices, &withheld) {
-            Ok(chosen) => {
+        let mut checks = vec![match attach::scope(&view, request.persistent) {
+            Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
+            Err(error) => check("scope", CheckResult::Fail, error.to_string()),
+        }];
+        if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
+            checks.push(match self.mac_is_free(request).await {
+                Ok(()) => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
+                Err(Error::Conflict(taken)) => check("mac-address", CheckResult::Fail, taken),
+                Err(error) => return Err(error),
+            });
+        }
+        let mut look = self.look(&host, &view, request, &sight, &mut Choice::default()).await?;
+        checks.push(match &look.refused {
+            Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
+            Some(Refused::One(..) | Refused::Together(_)) | None => {
                 let names: Vec<_> =
-                    chosen.iter().map(|(_, device)| device.facts.address.to_string()).collect();
-                checks.push(check(
-                    "choice",
-                    CheckResult::Pass,
-                    format!("{} would be taken", names.join(", ")),
-                ));
-                chosen
+                    look.chosen.iter().map(|chosen| chosen.device.facts.address.to_string()).collect();
+                check("choice", CheckResult::Pass, format!("{} would be taken", names.join(", ")))
             }
-            Err(short) => {
-                checks.push(check("choice", CheckResult::Fail, short.to_string()));
-                // Those that are withheld are looked at all the same: the checks then say why, one by one.
-                self.choose(&host, request, &sight, &devices, &HashMap::new()).unwrap_or_default()
+        });
+        if look.checks.is_empty() {
+            // Those that are withheld are looked at all the same: the checks then say why, one by one.
+            let devices = self.store.devices_of(host.row.id);
+            if let Ok(selection) = self.choose(&host, request, &sight, &devices, &HashMap::new()) {
+                look.checks = self.judge(&host, &view, request, &sight.offer, selection).await?.checks;
             }
-        };
-        for (alias, device) in &chosen {
-            let address = Some(device.facts.address);
-            let spec = format!("a device_spec lists it, and alias `{alias}` asks for such a device");
-            let state = format!("it is {}", device.status);
-            checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
-            checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
         }
-        match self.read(&host, &sight.offer, request, &chosen).await? {
-            Ok(facts) => {
-                let verdict = self.verdict(&host, &view, request, &facts).await?;
-                checks.extend(verdict.checks);
-                if !sight.offer.knows_guards() {
-                    for check in checks.iter_mut().filter(|check| check.name == "guard") {
-                        check.result = CheckResult::Unknown;
-                        check.message =
-                            "what the host lives on cannot be seen from here: it is another machine".into();
-                    }
-                }
+        if !sight.offer.knows_guards() {
+            for check in look.checks.iter_mut().filter(|check| check.name == "guard") {
+                check.result = CheckResult::Unknown;
+                check.message =
+                    "what the host lives on cannot be seen from here: it is another machine".into();
             }
-            Err((_, error)) => checks.push(check("present", CheckResult::Fail, error.to_string())),
         }
-        let enough = checks.first().is_some_and(|choice| choice.result == CheckResult::Pass);
-        Ok(DryRun { devices: if enough { chosen } else { Vec::new() }, checks })
+        let enough = !matches!(look.refused, Some(Refused::TooFew(_)));
+        checks.extend(look.checks);
+        let devices = look.chosen.into_iter().filter(|_| enough);
+        Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
     }
 
     /// # Errors
@@ -238,56 +334,6 @@ impl Service {
         });
         Ok(named.collect())
     }
-
-    /// Reads the chosen devices afresh. The inner error is of one that is not what the table says.
-    async fn read(
-        &self,
-        host: &Host,
-        offer: &Offer,
-        request: &AttachRequest,
-        chosen: &Selection,
-    ) -> Result<Result<Vec<Facts>, (DeviceId, Error)>, Error> {
-        let context = || format!("nothing was attached to server {}", request.server);
-        let mut facts = Vec::new();
-        for (_, device) in chosen {
-            let address = device.facts.address;
-            match host.hypervisor.device(address).await {
-                // The table is behind: it is another device now.
-                Ok(found) if !inventory::is_still(&device.facts, &found) => {
-                    let error = Error::Conflict(format!("{address} has changed on the host; try again"));
-                    return Ok(Err((device.id, error)));
-                }
-                Ok(found) => {
-                    let network = found.class.is_none_or(|class| class.is_network());
-                    if request.network.is_some() && !(network && matches!(found.role, Role::Virtual { .. })) {
-                        let error = Error::Conflict(format!(
-                            "{address} is no VF of a NIC; mac_address, vlan, physical_network and trusted are for those"
-                        ));
-                        return Ok(Err((device.id, error)));
-                    }
-                    facts.push(offer.facts(found));
-                }
-                Err(error) if error.kind == ErrorKind::NoDevice => {
-                    return Ok(Err((device.id, host.error(context())(error))));
-                }
-                Err(error) => return Err(host.error(context())(error)),
-            }
-        }
-        Ok(Ok(facts))
-    }
-
-    async fn verdict(
-        &self,
-        host: &Host,
-        view: &DomainView,
-        request: &AttachRequest,
-        facts: &[Facts],
-    ) -> Result<Verdict, Error> {
-        let policy =
-            Policy { require_reset: self.config.attach.require_reset, whole_groups: request.whole_group };
-        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, facts, policy).await;
-        verdict.map_err(host.error(format!("nothing was attached to server {}", view.info.uuid)))
-    }
 }
 
 impl NetworkRequest {
@@ -302,6 +348,36 @@ impl NetworkRequest {
     }
 }
 
+/// Reads a device afresh. The inner error says in what it is not what the table says.
+async fn read(
+    host: &Host,
+    request: &AttachRequest,
+    device: &Device,
+) -> Result<Result<HostDevice, Error>, Error> {
+    let context = || format!("nothing was attached to server {}", request.server);
+    let address = device.facts.address;
+    let found = match host.hypervisor.device(address).await {
+        Ok(found) => found,
+        Err(error) if error.kind == ErrorKind::NoDevice => {
+            host.look_at(address);
+            return Ok(Err(host.error(context())(error)));
+        }
+        Err(error) => return Err(host.error(context())(error)),
+    };
+    if !inventory::is_still(&device.facts, &found) {
+        // The table is behind: it is another device now.
+        host.look_at(address);
+        return Ok(Err(Error::Conflict(format!("{address} has changed on the host; try again"))));
+    }
+    let network = found.class.is_none_or(|class| class.is_network());
+    if request.network.is_some() && !(network && matches!(found.role, Role::Virtual { .. })) {
+        return Ok(Err(Error::Conflict(format!(
+            "{address} is no VF of a NIC; mac_address, vlan, physical_network and trusted are for those"
+        ))));
+    }
+    Ok(Ok(found))
+}
+
 /// The rules, which know all aliases of a request.
 fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
     for wanted in &request.aliases {
@@ -312,6 +388,14 @@ fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inven
         }
     }
     Ok(inventory)
+}
+
+fn into(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Live => "it goes into the running guest, and not into its definition",
+        Scope::Config => "it goes into the definition, and into the guest when it starts",
+        Scope::LiveAndConfig => "it goes into the running guest and into its definition",
+    }
 }
 
 fn check(name: &'static str, result: CheckResult, message: String) -> Check {

@@ -17,9 +17,9 @@ use super::hypervisors::{self, HypervisorPath};
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::ServerId;
-use crate::inventory::{self, Offer, Pool, RuleKind, Scene, Wanted};
+use crate::inventory::{self, HostDrivers, Offer, Pool, RuleKind, Scene, Wanted};
 use crate::service::Service;
-use crate::store::Device;
+use crate::store::{Device, DeviceStatus};
 
 #[derive(Deserialize)]
 pub(super) struct FunctionPath {
@@ -41,7 +41,8 @@ pub(super) async fn device(
     let rows = service.store.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
     let mut wire = hypervisors::describe(host, function, row);
-    let withheld = row.and_then(|row| offer.withheld(&rows, None, false).remove(&row.id));
+    let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Hinder).remove(&row.id));
+    let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
     let guards = offer.guards.get(&address).into_iter().flatten();
     let guards = guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason }));
@@ -63,7 +64,7 @@ pub(super) async fn device(
         ("whitelist", whitelist(&service, &offer.functions, function)),
         ("group_members", members(&offer, function, &rows)),
         ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
-        ("offered", json!(row.is_some() && withheld.is_none())),
+        ("offered", json!(free && withheld.is_none())),
         ("withheld", json!(withheld)),
     ] {
         wire[key] = value;
@@ -165,7 +166,8 @@ pub(super) async fn candidates(
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
-    let withheld = offer.withheld(&devices, server, asked.whole_group);
+    let drivers = if asked.whole_group { HostDrivers::AreNoHindrance } else { HostDrivers::Hinder };
+    let withheld = offer.withheld(&devices, server, drivers);
     let scene = Scene {
         devices: &devices,
         withheld: &withheld,

@@ -124,31 +124,35 @@ struct Filter {
 
 impl Filter {
     fn read(service: &Service, pairs: Vec<(String, String)>) -> Result<Self, Error> {
-        fn value<T: std::str::FromStr<Err: std::fmt::Display>>(
-            key: &str,
-            text: &str,
-        ) -> Result<Option<T>, Error> {
-            text.parse().map(Some).map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
+        fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
+            text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
+        }
+        /// Whether that leaves nothing: two values of one column.
+        fn narrow<T: PartialEq>(column: &mut Option<T>, value: T) -> bool {
+            column.replace(value).is_some_and(|before| Some(before) != *column)
         }
         let mut filter = Self::default();
         for (key, text) in pairs {
-            match key.as_str() {
+            let excluded = match key.as_str() {
                 "host" | "hypervisor_hostname" => {
                     let host = service.hosts.iter().find(|host| host.name == text);
-                    filter.hypervisor = host.map(|host| host.row.id);
-                    filter.nothing |= host.is_none();
+                    host.is_none_or(|host| narrow(&mut filter.hypervisor, host.row.id))
                 }
-                "compute_node_id" => filter.hypervisor = value(&key, &text)?.map(HypervisorId),
-                "vendor_id" => filter.vendor_id = value(&key, &text)?,
-                "product_id" => filter.product_id = value(&key, &text)?,
-                "dev_type" => filter.dev_type = value(&key, &text)?,
-                "status" => filter.status = value(&key, &text)?,
-                "instance_uuid" | "server_uuid" => filter.server = value(&key, &text)?,
-                "address" => filter.address = value(&key, &text)?,
-                "parent_addr" => filter.parent_addr = value(&key, &text)?,
-                "numa_node" => filter.numa_node = value(&key, &text)?,
-                _ => filter.extra_info.push((key, text)),
-            }
+                "compute_node_id" => narrow(&mut filter.hypervisor, HypervisorId(value(&key, &text)?)),
+                "vendor_id" => narrow(&mut filter.vendor_id, value(&key, &text)?),
+                "product_id" => narrow(&mut filter.product_id, value(&key, &text)?),
+                "dev_type" => narrow(&mut filter.dev_type, value(&key, &text)?),
+                "status" => narrow(&mut filter.status, value(&key, &text)?),
+                "instance_uuid" | "server_uuid" => narrow(&mut filter.server, value(&key, &text)?),
+                "address" => narrow(&mut filter.address, value(&key, &text)?),
+                "parent_addr" => narrow(&mut filter.parent_addr, value(&key, &text)?),
+                "numa_node" => narrow(&mut filter.numa_node, value(&key, &text)?),
+                _ => {
+                    filter.extra_info.push((key, text));
+                    false
+                }
+            };
+            filter.nothing |= excluded;
         }
         Ok(filter)
     }

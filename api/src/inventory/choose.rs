@@ -58,7 +58,7 @@ pub struct Scene<'a> {
     pub guest_nodes: &'a BTreeSet<u32>,
     /// The socket of each NUMA node, where the host tells.
     pub sockets: Option<&'a BTreeMap<u32, u32>>,
-    /// The IOMMU group of each function, where it is known.
+    /// The IOMMU group of each function that would go with it, where it is known.
     pub groups: &'a HashMap<PciAddress, u32>,
 }
 
@@ -86,9 +86,14 @@ struct LeftOut {
 impl std::error::Error for Shortage {}
 
 impl Shortage {
+    /// How many of the kind are withheld.
+    pub fn withheld(&self) -> usize {
+        self.left_out.get(&Category::Withheld).map_or(0, |left_out| left_out.count)
+    }
+
     /// Whether there would be enough, were none of them withheld.
     pub fn is_withheld(&self) -> bool {
-        let withheld = self.left_out.get(&Category::Withheld).map_or(0, |left_out| left_out.count);
+        let withheld = self.withheld();
         withheld > 0 && self.free + withheld >= self.wanted
     }
 }
@@ -170,6 +175,8 @@ enum Reason<'a> {
     Withheld(&'a str),
     Numa(String),
     NoGroup,
+    /// A member of its group is no device of the table.
+    Stranger(PciAddress),
     /// A member of its group cannot be given.
     Member(&'a Arc<Device>, Box<Self>),
     /// Its group has a PF and a VF of it.
@@ -209,7 +216,8 @@ impl Reason<'_> {
             Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
             Self::Withheld(_) => Some(Category::Withheld),
             Self::Numa(_) => Some(Category::Numa),
-            Self::NoGroup | Self::Member(..) | Self::Family(_) => Some(Category::Group),
+            Self::Member(_, reason) if matches!(**reason, Self::Withheld(_)) => Some(Category::Withheld),
+            Self::NoGroup | Self::Stranger(_) | Self::Member(..) | Self::Family(_) => Some(Category::Group),
             Self::Gone => Some(Category::Gone),
         }
     }
@@ -229,6 +237,9 @@ impl Reason<'_> {
             Self::Withheld(reason) => (*reason).to_owned(),
             Self::Numa(reason) => reason.clone(),
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
+            Self::Stranger(member) => {
+                format!("{member} of its IOMMU group cannot be given: no device_spec lists it")
+            }
             Self::Member(member, reason) => {
                 format!("{} of its IOMMU group cannot be given: {}", member.facts.address, reason.of(member))
             }
@@ -252,6 +263,8 @@ struct Table<'s, 'a> {
     held: HashSet<PciAddress>,
     /// A held VF of each PF that has one.
     held_vfs: HashMap<PciAddress, PciAddress>,
+    /// A member of each group that has one which is no device of the scene.
+    strangers: HashMap<u32, PciAddress>,
 }
 
 impl<'s, 'a> Table<'s, 'a> {
@@ -269,7 +282,10 @@ impl<'s, 'a> Table<'s, 'a> {
             }
         }
         let singles = scene.devices.iter().map(|device| vec![device]);
-        Self { scene, units: singles.chain(groups.into_values()).collect(), held, held_vfs }
+        let listed: HashSet<_> = scene.devices.iter().map(|device| device.facts.address).collect();
+        let strangers = scene.groups.iter().filter(|(address, _)| !listed.contains(address));
+        let strangers = strangers.map(|(address, group)| (*group, *address)).collect();
+        Self { scene, units: singles.chain(groups.into_values()).collect(), held, held_vfs, strangers }
     }
 
     /// The units that a part may ask for, and whether each would do.
@@ -332,6 +348,10 @@ impl<'s, 'a> Table<'s, 'a> {
                 (Err(one), Err(_)) => Err(one),
             });
         let best = best.unwrap_or(Err(Reason::Kind))?;
+        let number = members.first().and_then(|member| self.scene.groups.get(&member.facts.address));
+        if let Some(member) = number.and_then(|number| self.strangers.get(number)) {
+            return Err(Reason::Stranger(*member));
+        }
         for member in members {
             self.free(member).map_err(|reason| Reason::Member(member, Box::new(reason)))?;
         }
@@ -378,7 +398,9 @@ impl<'s, 'a> Table<'s, 'a> {
 }
 
 fn wants(wanted: &Wanted<'_>, device: &Device) -> bool {
-    let has = |(key, value): (&String, &String)| device.facts.extra_info.get(key) == Some(value);
+    let has = |(key, value): (&String, &String)| {
+        device.facts.extra_info.get(key).is_some_and(|has| has.to_lowercase() == value.to_lowercase())
+    };
     wanted.alias.matches(&device.facts)
         && (!wanted.vf || device.facts.dev_type == DevType::Vf)
         && wanted.tags.iter().all(has)

@@ -34,7 +34,10 @@ impl Service {
             None => (everything(host, &before).await?, BTreeSet::new()),
             Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
         };
-        let outcome = if recorded_by.as_ref().is_none_or(|by| !Arc::ptr_eq(by, &inventory)) {
+        // What is not recorded, for an error or because a server holds it, is looked at in whole the next time.
+        let by = recorded_by.take();
+        host.set_functions(Arc::clone(&now));
+        let outcome = if by.is_none_or(|by| !Arc::ptr_eq(&by, &inventory)) {
             // By other rules, or the first time: what did not change on the host is to be looked at too.
             let seen = now.values().filter_map(|device| facts(&inventory, &now, device)).collect();
             self.store.scan(host.row.id, Looked::Everywhere, seen).await?
@@ -57,8 +60,8 @@ impl Service {
                 "devices in use are gone from host or device_spec; they stay with their servers"
             );
         }
-        host.set_functions(now);
-        *recorded_by = Some(inventory);
+        let complete = outcome.gone_in_use + outcome.changed_in_use == 0;
+        *recorded_by = complete.then_some(inventory);
         Ok(outcome)
     }
 }

@@ -4,7 +4,7 @@
 //! has the identity of its PF, and its place among the PF's VFs. Two that answer to one description cannot be told
 //! apart, and are not guessed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::pci::{PciAddress, PciId};
@@ -86,6 +86,7 @@ pub(crate) fn follow(before: &[&DeviceFacts], now: &[&DeviceFacts]) -> Moves {
     let mut moves = Moves::default();
     for mark in [serial as fn(&DeviceFacts) -> Option<Mark>, slot] {
         let (by_lost, by_found) = (single(&lost, mark), single(&found, mark));
+        let (mut was_found, mut is_found) = (HashSet::new(), HashSet::new());
         for (key, was) in by_lost {
             if let Some(now) = by_found.get(&key)
                 && (mark(was) == serial(was) || serial(was).is_none() || serial(now).is_none())
@@ -93,20 +94,23 @@ pub(crate) fn follow(before: &[&DeviceFacts], now: &[&DeviceFacts]) -> Moves {
                 if was.address != now.address {
                     moves.moved.insert(was.address, now.address);
                 }
-                lost.retain(|other| other.address != was.address);
-                found.retain(|other| other.address != now.address);
+                was_found.insert(was.address);
+                is_found.insert(now.address);
             }
         }
+        lost.retain(|was| !was_found.contains(&was.address));
+        found.retain(|now| !is_found.contains(&now.address));
     }
     // What is left may be the same device or another one, where nothing tells two of a kind apart.
     let nameless = |facts: &DeviceFacts| serial(facts).is_none();
-    let unclear = lost.iter().filter(|was| {
-        nameless(was)
-            && !seen.contains_key(&was.address)
-            && found
-                .iter()
-                .any(|now| nameless(now) && kind(was) == kind(now) && !known.contains_key(&now.address))
-    });
+    let came: HashSet<Kind> = found
+        .iter()
+        .filter(|now| nameless(now) && !known.contains_key(&now.address))
+        .map(|now| kind(now))
+        .collect();
+    let unclear = lost
+        .iter()
+        .filter(|was| nameless(was) && !seen.contains_key(&was.address) && came.contains(&kind(was)));
     moves.unclear = unclear.map(|was| was.address).collect();
     moves
 }

@@ -32,7 +32,7 @@ pub use change::Change;
 pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
 pub use extra_info::{ExtraInfo, is_grouping_key};
 pub use numa::NumaPolicy;
-pub use offer::Offer;
+pub use offer::{HostDrivers, Offer};
 pub use pool::{Pool, Stat, pools, stats};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};

@@ -1,6 +1,6 @@
 //! What of a host may be offered: what its guards hold, and what its IOMMU groups allow.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,12 +19,23 @@ use crate::store::Device;
 pub struct Offer {
     /// Every PCI function.
     pub functions: Arc<Functions>,
-    /// What the host lives on, the most telling guard of a function first. Overridden ones are not in it.
+    /// What the host lives on, the most telling guard of a function first.
     pub guards: BTreeMap<PciAddress, Vec<Guard>>,
-    /// The IOMMU group of each function that has one.
+    /// The functions whose guards the configuration overrides.
+    unguarded: BTreeSet<PciAddress>,
+    /// The IOMMU group of each function that has one, but for bridges, which need not go with it.
     pub groups: HashMap<PciAddress, u32>,
     /// Where the host's own files are; none for a host that is not this one.
     sysroot: Option<PathBuf>,
+}
+
+/// What the host drivers of a device's siblings are to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostDrivers {
+    /// Those that were last seen keep its IOMMU group from a guest.
+    Hinder,
+    /// The preflight sees for itself, as they are then; or the whole group is taken from them.
+    AreNoHindrance,
 }
 
 impl Service {
@@ -37,6 +48,7 @@ impl Service {
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
         let groups = functions
             .iter()
+            .filter(|(_, device)| !device.bridge)
             .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
             .collect();
         let (seen, root) = (Arc::clone(&functions), sysroot.clone());
@@ -45,21 +57,24 @@ impl Service {
             local::guards(&devices, root.as_deref())
         };
         // Without the host's files only bridges are known, and those are never offered.
-        let mut guards = if sysroot.is_none() {
+        let guards = if sysroot.is_none() {
             BTreeMap::new()
         } else {
             tokio::task::spawn_blocking(look)
                 .await
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
         };
-        guards.retain(|address, _| !self.config.pci.is_unguarded(&host.name, *address));
-        Ok(Offer { functions, guards, groups, sysroot })
+        let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
+        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot })
     }
 }
 
 impl Offer {
-    /// Why the host cannot do without a function; none when nothing holds it.
+    /// Why the host cannot do without a function; none when nothing holds it, or that is overridden.
     pub fn guard(&self, address: PciAddress) -> Option<String> {
+        if self.unguarded.contains(&address) {
+            return None;
+        }
         let guard = self.guards.get(&address)?.first()?;
         Some(format!("{}: {}", guard.kind, guard.reason))
     }
@@ -69,14 +84,13 @@ impl Offer {
         self.sysroot.is_some()
     }
 
-    /// Why a function's IOMMU group keeps it from this server; none when it does not. With `whole`, the group's
-    /// members go together, so that host drivers of siblings are no hindrance.
-    pub fn group_hindrance(
+    /// Why a function's IOMMU group keeps it from this server; none when it does not.
+    fn group_hindrance(
         &self,
         address: PciAddress,
         devices: &HashMap<PciAddress, &Device>,
         server: Option<ServerId>,
-        whole: bool,
+        drivers: HostDrivers,
     ) -> Option<String> {
         let group = self.functions.get(&address)?.iommu_group.as_ref()?;
         let siblings = group.members.iter().filter(|member| **member != address);
@@ -89,7 +103,10 @@ impl Offer {
                     "IOMMU group {number} of {address} is not viable: its member {member} is in another server"
                 ));
             }
-            let driver = sibling.driver.as_deref().filter(|_| !whole && sibling.blocks_its_group())?;
+            let driver = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group())?;
+            if drivers == HostDrivers::AreNoHindrance {
+                return None;
+            }
             Some(format!(
                 "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
                  {driver}; unbind it first (virsh nodedev-detach {}), or ask for the whole group", sibling.name
@@ -102,7 +119,7 @@ impl Offer {
         &self,
         devices: &[Arc<Device>],
         server: Option<ServerId>,
-        whole: bool,
+        drivers: HostDrivers,
     ) -> HashMap<DeviceId, String> {
         let rows: HashMap<PciAddress, &Device> =
             devices.iter().map(|device| (device.facts.address, &**device)).collect();
@@ -116,10 +133,13 @@ impl Offer {
                     "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
                 ));
             }
+            if !self.functions.contains_key(&address) {
+                return Some(format!("{address} was not found on the host when it was last read"));
+            }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));
             }
-            self.group_hindrance(address, &rows, server, whole)
+            self.group_hindrance(address, &rows, server, drivers)
         };
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
     }

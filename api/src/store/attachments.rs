@@ -2,12 +2,14 @@
 //!
 //! A device's status follows its attachment's state, in the same transaction.
 
+use std::sync::Arc;
+
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
 use super::draft::Draft;
-use super::{Columns, DeviceStatus, Millis, Store, bad_column, now, words};
+use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -89,8 +91,8 @@ pub struct Attachment {
 pub struct NewAttachment {
     /// Its id.
     pub id: AttachmentId,
-    /// The device it wants.
-    pub device: DeviceId,
+    /// The device it wants, as it was chosen.
+    pub device: Arc<Device>,
     /// The alias by which it was asked for.
     pub alias: String,
     /// Whether libvirt binds the drivers.
@@ -99,6 +101,10 @@ pub struct NewAttachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
+    /// Whether it is to be taken from its host driver for that.
+    pub taken: bool,
+    /// The other members of its IOMMU group.
+    pub siblings: Vec<PciAddress>,
 }
 
 /// What an observation makes of a row.
@@ -150,6 +156,17 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
     })
 }
 
+/// An attachment whose state changed.
+#[derive(Debug)]
+pub struct Change {
+    /// What it was.
+    pub was: State,
+    /// What it is.
+    pub row: Attachment,
+    /// Where its device is.
+    pub address: Option<PciAddress>,
+}
+
 /// A device's status follows its attachment's state.
 fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), Error> {
     let Some(device) = draft.device(row.device) else { return Ok(()) };
@@ -176,7 +193,7 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
             (row.server, row.request) = (None, None);
             row.used_at = once.then(now);
         });
-        if device.gone_at.is_some() {
+        if device.gone_at.is_some() && !once {
             draft.remove(device.id);
         }
     }
@@ -199,22 +216,33 @@ impl Store {
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
         for new in wanted {
-            if draft.apply(new.device, Deed::Claim).is_err() {
+            let id = new.device.id;
+            // What was chosen, and nothing else that may be there by now.
+            let same = draft.device(id).is_some_and(|now| {
+                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
+            });
+            if !same || draft.apply(id, Deed::Claim).is_err() {
                 return Ok(false);
             }
-            draft.edit(new.device, |row| (row.server, row.request) = (Some(server), Some(request)));
+            let elsewhere = |row: &Arc<Device>| {
+                new.siblings.contains(&row.facts.address) && row.server.is_some_and(|owner| owner != server)
+            };
+            if !new.siblings.is_empty() && draft.devices_of(hypervisor).iter().any(elsewhere) {
+                return Ok(false);
+            }
+            draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
             let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14)",
+                     whole_group, taken)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
             .bind(hypervisor.0)
             .bind(server.to_string())
-            .bind(new.device.0)
+            .bind(id.0)
             .bind(&new.alias)
             .bind(i64::from(persistent))
             .bind(i64::from(new.managed))
@@ -224,8 +252,15 @@ impl Store {
             .bind(network.and_then(|network| network.physical_network.clone()))
             .bind(network.and_then(|network| network.trusted).map(i64::from))
             .bind(i64::from(new.whole_group))
+            .bind(i64::from(new.taken))
             .execute(&mut *draft.tx)
-            .await?;
+            .await
+            .map_err(|error| match error.as_database_error() {
+                Some(known) if known.is_unique_violation() => Error::Conflict(
+                    "the mac_address was given to another attachment meanwhile; take another".into(),
+                ),
+                _ => error.into(),
+            })?;
         }
         match draft.commit().await {
             Ok(_) => Ok(true),
@@ -242,10 +277,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's; then nothing was changed.
-    pub async fn settle(
-        &self,
-        seen: &[(AttachmentId, Observation)],
-    ) -> Result<Vec<(State, Attachment)>, Error> {
+    pub async fn settle(&self, seen: &[(AttachmentId, Observation)]) -> Result<Vec<Change>, Error> {
         let mut draft = self.draft().await?;
         let mut changed = Vec::new();
         for (id, observation) in seen {
@@ -270,11 +302,12 @@ impl Store {
             .bind(now())
             .execute(&mut *draft.tx)
             .await?;
+            let address = draft.device(row.device).map(|device| device.facts.address);
             follow(&mut draft, &row, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
             if was != row.state {
-                changed.push((was, row));
+                changed.push(Change { was, row, address });
             }
         }
         draft.commit().await?;
@@ -293,17 +326,41 @@ impl Store {
         row.as_ref().map(attachment).transpose()
     }
 
-    /// All attachments of one request, ended ones too.
+    /// The functions of a host that were taken from their host drivers for attachments which have ended: the ids of
+    /// those, and the addresses.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
-    pub async fn attachments_by(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
-                .bind(request.to_string())
-                .fetch_all(&self.read)
+    pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
+        let rows = sqlx::query(
+            "SELECT attachments.id AS id, pci_devices.address AS address
+             FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
+             WHERE taken = 1 AND ended_at IS NOT NULL AND hypervisor_id = $1 ORDER BY address",
+        )
+        .bind(host.0)
+        .fetch_all(&self.read)
+        .await?;
+        let read = |row: &SqliteRow| {
+            use sqlx::Row as _;
+            let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+            Ok((columns.parse("id")?, columns.parse("address")?))
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Says that what was taken for these attachments was given back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        for id in ids {
+            sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1")
+                .bind(id.to_string())
+                .execute(&self.write)
                 .await?;
-        rows.iter().map(attachment).collect()
+        }
+        Ok(())
     }
 
     /// Every attachment that has not ended, oldest first.

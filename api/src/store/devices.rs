@@ -1,5 +1,6 @@
 //! The table `pci_devices`: the devices that may be given away, and whom they are promised to.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -206,6 +207,17 @@ impl Rows {
         all.take_while(|((of, _), _)| *of == host).map(|(_, device)| Arc::clone(device)).collect()
     }
 
+    /// The PF of a VF, or the VFs of a PF.
+    pub(super) fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
+        let host = device.hypervisor;
+        if let Some(pf) = device.facts.parent_addr {
+            return self.in_order.get(&(host, pf)).cloned().into_iter().collect();
+        }
+        let all = self.in_order.range((host, PciAddress::MIN)..).take_while(|((of, _), _)| *of == host);
+        let of_it = |other: &&Arc<Device>| other.facts.parent_addr == Some(device.facts.address);
+        all.map(|(_, other)| other).filter(of_it).cloned().collect()
+    }
+
     pub(super) fn put(&mut self, rows: Vec<Arc<Device>>) {
         // Addresses may have been exchanged: all old places are left before a new one is taken.
         for row in &rows {
@@ -271,6 +283,9 @@ impl Store {
     pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.edit(id, |row| row.used_at = None);
+        if draft.device(id).is_some_and(|device| device.gone_at.is_some()) {
+            draft.remove(id);
+        }
         draft.commit().await.map(drop)
     }
 
@@ -292,7 +307,7 @@ impl Store {
         &self,
         host: HypervisorId,
         looked: Looked<'_>,
-        seen: Vec<DeviceFacts>,
+        mut seen: Vec<DeviceFacts>,
     ) -> Result<ScanOutcome, Error> {
         let mut outcome = ScanOutcome::default();
         let mut draft = self.draft().await?;
@@ -314,13 +329,33 @@ impl Store {
                  nothing tells whether it is one of them"
             );
         }
-        let moved = |address| moves.moved.get(&address).copied().unwrap_or(address);
-        // One that went away leaves its address to another.
-        devices.sort_by_key(|device| moves.moved.contains_key(&device.facts.address));
-        let mut known: BTreeMap<_, _> =
-            devices.into_iter().map(|device| (moved(device.facts.address), device)).collect();
+        // Who is known at an address: one that moved there before one that was there.
+        let mut known = BTreeMap::new();
+        let (mut displaced, mut displaced_by) = (Vec::new(), Vec::new());
+        for device in devices {
+            let address = device.facts.address;
+            let place = moves.moved.get(&address).copied().unwrap_or(address);
+            let moved = place != address;
+            match known.entry(place) {
+                Entry::Vacant(vacant) => drop(vacant.insert((moved, device))),
+                Entry::Occupied(mut there) if moved => displaced.push(there.insert((moved, device)).1),
+                Entry::Occupied(_) => displaced.push(device),
+            }
+        }
+        // A device that a server has keeps its address, also when it is gone: whoever is there now waits.
+        for device in displaced.iter().filter(|device| device.status.is_held()) {
+            if let Some((true, waits)) = known.remove(&device.facts.address) {
+                let address = device.facts.address;
+                tracing::error!(
+                    pci.address = %address, server.id = ?device.server,
+                    "another device is at {address}, which a server was promised: detach it there first"
+                );
+                seen.retain(|facts| facts.address != address);
+                displaced_by.push(waits);
+            }
+        }
         for facts in seen {
-            match known.remove(&facts.address) {
+            match known.remove(&facts.address).map(|(_, device)| device) {
                 Some(device) if device.facts == facts => {
                     if device.gone_at.is_some() {
                         draft.edit(device.id, |row| row.gone_at = None);
@@ -333,12 +368,15 @@ impl Store {
                         "the device is in the definition of its server under its old address {}: detach and \
                          attach it again before the server starts", device.facts.address
                     );
-                    draft.edit(device.id, |row| row.facts = facts);
+                    draft.edit(device.id, |row| (row.facts, row.gone_at) = (facts, None));
                     outcome.changed += 1;
                 }
-                Some(device) if device.status.is_held() => outcome.changed_in_use += 1,
+                Some(device) if device.status.is_held() => {
+                    draft.edit(device.id, |row| row.gone_at = None);
+                    outcome.changed_in_use += 1;
+                }
                 Some(device) => {
-                    draft.edit(device.id, |row| row.facts = facts);
+                    draft.edit(device.id, |row| (row.facts, row.gone_at) = (facts, None));
                     outcome.changed += 1;
                 }
                 None => {
@@ -347,8 +385,10 @@ impl Store {
                 }
             }
         }
-        for device in known.values() {
-            if device.status.is_held() {
+        let gone = known.into_values().map(|(_, device)| device).chain(displaced).chain(displaced_by);
+        for device in gone {
+            // One that waits to be cleaned must not come back as a new one.
+            if device.status.is_held() || device.used_at.is_some() {
                 draft.edit(device.id, |row| row.gone_at = row.gone_at.or(Some(now())));
                 outcome.gone_in_use += 1;
             } else {

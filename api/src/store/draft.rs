@@ -149,12 +149,16 @@ impl Draft<'_> {
         if facts.parent_addr.is_none() && facts.dev_type != DevType::Pf {
             return Vec::new();
         }
-        let mut relatives = self.devices_of(device.hypervisor);
-        relatives.retain(|other| {
+        let is = |other: &&Arc<Device>| {
             other.id != device.id
+                && other.hypervisor == device.hypervisor
+                && other.status != DeviceStatus::Deleted
                 && (facts.parent_addr == Some(other.facts.address)
                     || other.facts.parent_addr == Some(facts.address))
-        });
+        };
+        let mut relatives = self.store.rows().relatives(device);
+        relatives.retain(|other| !self.rows.contains_key(&other.id));
+        relatives.extend(self.rows.values().filter(is).cloned());
         relatives
     }
 
@@ -166,7 +170,9 @@ impl Draft<'_> {
         let mut written = Vec::new();
         let time = now();
         let rows = std::mem::take(&mut self.rows);
-        // Addresses may be exchanged: all that move leave theirs before one takes another's.
+        // Addresses may be exchanged: all that move leave theirs, and those that go, before one takes another's.
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_by_key(|(_, row)| row.status != DeviceStatus::Deleted);
         for (id, row) in &rows {
             if self.store.rows().device(*id).is_some_and(|was| was.facts.address != row.facts.address) {
                 sqlx::query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")

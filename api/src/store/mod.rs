@@ -21,7 +21,7 @@ use sqlx::sqlite::{
 };
 use tokio::sync::Mutex;
 
-pub use attachments::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Settled};
+pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
 

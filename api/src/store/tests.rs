@@ -79,11 +79,13 @@ impl Records {
             .iter()
             .map(|address| NewAttachment {
                 id: AttachmentId(Uuid::new_v4()),
-                device: self.at(address).id,
+                device: self.at(address),
                 alias: "a".into(),
                 managed: true,
                 network: None,
                 whole_group: false,
+                taken: false,
+                siblings: Vec::new(),
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
@@ -227,6 +229,59 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner() {
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
     assert_eq!(records.store.devices(), before);
+}
+
+#[tokio::test]
+async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed() {
+    let records = records().await;
+    let with = |address: &str, serial: &str| {
+        let mut facts = facts(address, DevType::Pci, None);
+        facts.extra_info.insert("card_serial_number".into(), serial.into());
+        facts
+    };
+    for order in [["0000:05:00.0", "0000:06:00.0"], ["0000:06:00.0", "0000:05:00.0"]] {
+        let [first, second] = order;
+        records.scan(vec![with(first, "S1"), with(second, "S2")]).await;
+        let one = records.at(first).id;
+        // The second was pulled out, and the first got its address.
+        let outcome = records.scan(vec![with(second, "S1")]).await;
+        assert_eq!((outcome.changed, outcome.removed), (1, 1), "{order:?}");
+        assert_eq!(records.at(second).id, one);
+        assert_eq!(records.store.devices().len(), 1);
+        records.scan(Vec::new()).await;
+    }
+    // One that a server has keeps its address until it is free.
+    records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
+    let id = records.claim(&["0000:06:00.0"]).await.unwrap()[0];
+    records.scan(vec![with("0000:06:00.0", "S1")]).await;
+    let device = records.at("0000:06:00.0");
+    assert!(device.server.is_some() && device.gone_at.is_some());
+    assert_eq!(records.store.devices().len(), 1);
+    records.gone(id).await;
+    records.scan(vec![with("0000:06:00.0", "S1")]).await;
+    assert_eq!(records.at("0000:06:00.0").facts.extra_info["card_serial_number"], "S1");
+}
+
+#[tokio::test]
+async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
+    let records = records().await;
+    records.scan(devices()).await;
+    let chosen = records.at("0000:05:00.0");
+    let mut other = devices();
+    other[1].product_id = "1533".parse().unwrap();
+    records.scan(other).await;
+    let wanted = NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: chosen,
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
+    assert!(!records.store.reserve(records.host, server, request, true, &[wanted]).await.unwrap());
 }
 
 #[tokio::test]

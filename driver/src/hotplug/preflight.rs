@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! the domain      server-state
-//! each device     guard, not-attached-already, assignable, iommu, group-viable, not-in-use, reset,
+//! each device     guard, not-attached-already, assignable, iommu, group-viable, not-in-use, vfs, reset,
 //!                 bar-window
 //! all together    free-port, memlock
 //! ```
@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 
-use crate::device::HostDevice;
+use crate::device::{HostDevice, Role};
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::{DomainState, DomainView, Error, ErrorKind, Hypervisor};
 use crate::pci::PciAddress;
@@ -184,6 +184,7 @@ pub async fn preflight(
             ("iommu", iommu(device)),
             ("group-viable", group_viable(hypervisor, device, with_it).await?),
             ("not-in-use", not_in_use(device, holders.as_ref())),
+            ("vfs", vfs(hypervisor, device, holders.as_ref()).await?),
             ("reset", reset(facts, policy.require_reset)),
             ("bar-window", bar_window(view.live.as_ref(), facts, port)),
         ];
@@ -322,6 +323,35 @@ fn not_in_use(device: &HostDevice, holders: Option<&HashMap<PciAddress, String>>
                 .cure("detach it there first")
         }
     }
+}
+
+/// The VFs of a PF end with it, also those that someone else has given to a guest.
+async fn vfs(
+    hypervisor: &dyn Hypervisor,
+    device: &HostDevice,
+    holders: Option<&HashMap<PciAddress, String>>,
+) -> Result<Finding, Error> {
+    let address = device.address;
+    let Role::Physical { vfs, .. } = &device.role else {
+        return Ok(Finding::pass(format!("{address} is no PF: no VF ends with it")));
+    };
+    for vf in vfs {
+        let found = match hypervisor.device(*vf).await {
+            Ok(found) => found,
+            Err(error) if error.kind == ErrorKind::NoDevice => continue,
+            Err(error) => return Err(error),
+        };
+        let held = holders.and_then(|holders| holders.get(vf)).map(|domain| format!("in domain {domain}"));
+        let driver = found.driver.filter(|driver| driver.starts_with("vfio"));
+        if let Some(how) = held.or_else(|| driver.map(|driver| format!("bound to {driver}"))) {
+            let message = format!("VF {vf} of {address} is {how}, and would end with its PF");
+            return Ok(Finding::fail(ErrorKind::InUse, message).cure(format!(
+                "detach it there first, and give it back to its host driver (virsh nodedev-reattach {})",
+                found.name
+            )));
+        }
+    }
+    Ok(Finding::pass(format!("none of the {} VF(s) of {address} is given away", vfs.len())))
 }
 
 fn reset(facts: &Facts, required: bool) -> Finding {

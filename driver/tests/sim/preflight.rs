@@ -101,6 +101,7 @@ async fn every_case_of_the_table() {
             "iommu",
             "group-viable",
             "not-in-use",
+            "vfs",
             "reset",
             "bar-window",
         ];

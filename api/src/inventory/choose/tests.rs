@@ -57,6 +57,11 @@ impl Case {
     fn new(rows: &[Value]) -> Self {
         let mut case = Self::default();
         for (id, row) in (1..).zip(rows) {
+            if row["is"] == "unlisted" {
+                let address = row["at"].as_str().unwrap().parse().unwrap();
+                case.groups.insert(address, row["group"].as_u64().unwrap() as u32);
+                continue;
+            }
             let device = device(id, row);
             case.withheld.extend(row["withheld"].as_str().map(|reason| (device.id, reason.to_owned())));
             case.groups.extend(row["group"].as_u64().map(|group| (device.facts.address, group as u32)));
@@ -102,6 +107,18 @@ fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
 /// An address as the data file writes it, without its domain.
 fn short(device: &Device) -> String {
     device.facts.address.to_string().trim_start_matches("0000:").to_owned()
+}
+
+#[test]
+fn tags_are_compared_without_regard_to_case() {
+    let (data, aliases) =
+        (json!([{"at": "04:10.0", "is": "vf", "extra_info": {"physical_network": "Physnet1"}}]), aliases());
+    let case = Case::new(data.as_array().unwrap());
+    for (name, found) in [("physnet1", true), ("physnet2", false)] {
+        let tags = BTreeMap::from([("physical_network".to_owned(), name.to_owned())]);
+        let wanted = Wanted { tags: &tags, ..wanted(&aliases, &json!("vf:1")) };
+        assert_eq!(choose(&[wanted], &case.scene()).is_ok(), found, "{name}");
+    }
 }
 
 #[test]
