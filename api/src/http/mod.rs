@@ -92,6 +92,7 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
+        .route("/os-pci-config/group", get(pci_config::groups))
         .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))
         .route(
             "/os-pci-config/{kind}/{entry_id}",
