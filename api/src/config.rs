@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -44,11 +45,17 @@ pub struct Config {
 pub struct Api {
     /// Where to listen: a loopback address with port, or `unix:/path`.
     pub listen: Listen,
+    /// How many attaches and detaches may be under way or waiting on one host, at least 1; more are refused.
+    pub queue: NonZeroU32,
+}
+
+impl Api {
+    const QUEUE: NonZeroU32 = NonZeroU32::new(100).unwrap();
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))) }
+        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))), queue: Self::QUEUE }
     }
 }
 

@@ -54,6 +54,14 @@ pub enum Error {
         /// Why, as far as it is known.
         reason: String,
     },
+    /// A host has as much to do as may wait for it.
+    #[error("host {host} has {limit} attaches and detaches under way or waiting already; try again later")]
+    Full {
+        /// The host's name.
+        host: String,
+        /// `[api] queue`.
+        limit: u32,
+    },
     /// A call to the hypervisor failed.
     #[error("{context}: {source}")]
     Hypervisor {

@@ -1,9 +1,12 @@
 //! The service as one value: what handlers are given.
 
+use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::DomainView;
@@ -40,6 +43,8 @@ pub struct Service {
     pub(crate) verifying: Arc<Busy>,
     /// Attaches to one server go in turn.
     pub(crate) turns: Turns,
+    /// On which host a server was found the last time.
+    homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
 }
 
 /// Why the service does not start.
@@ -86,16 +91,17 @@ impl Service {
             let hypervisor = host::open(&configured, &config.libvirt)?;
             let row =
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
-            hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
+            hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
-        let (changing, in_flight, verifying, turns) = Default::default();
+        let (changing, in_flight, verifying, turns, homes) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
-        let service = Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns };
+        let service =
+            Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns, homes };
         let service = Arc::new(service);
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
@@ -108,15 +114,34 @@ impl Service {
     /// # Errors
     /// [`Error::NoServer`]; [`Error::HostAway`] when a host that might have it cannot be asked.
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
+        // A host that is slow holds up its own servers only.
+        let home = self.homes().get(&server).and_then(|id| self.host(*id));
         let mut away = None;
-        for host in &self.hosts {
+        if let Some(host) = home {
             match host.server(server).await {
                 Ok(Some(view)) => return Ok((Arc::clone(host), view)),
+                Ok(None) => drop(self.homes().remove(&server)),
+                Err(error) => away = Some(error),
+            }
+        }
+        let others = self.hosts.iter().filter(|host| home.is_none_or(|home| !Arc::ptr_eq(home, host)));
+        let mut asked: FuturesUnordered<_> =
+            others.map(|host| async move { (host, host.server(server).await) }).collect();
+        while let Some((host, answer)) = asked.next().await {
+            match answer {
+                Ok(Some(view)) => {
+                    self.homes().insert(server, host.row.id);
+                    return Ok((Arc::clone(host), view));
+                }
                 Ok(None) => {}
                 Err(error) => away = Some(error),
             }
         }
         Err(away.unwrap_or(Error::NoServer(server)))
+    }
+
+    fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The host of a row.

@@ -191,6 +191,18 @@ impl Hotslot {
         self.child.wait().expect("wait for the service");
     }
 
+    /// Waits until it has ended by itself, and answers its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the service") {
+                return status.code();
+            }
+            assert!(Instant::now() < patience, "the service does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Changes a text of its configuration file, which it reads when it is started again.
     pub fn reconfigure(&self, from: &str, to: &str) {
         let file = self.dir.path().join("hotslot.toml");

@@ -69,6 +69,7 @@ impl Service {
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         self.known_aliases(&request)?;
         let (host, _) = self.find(request.server).await?;
+        let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
         let _turn = self.turns.of(request.server).await;

@@ -54,8 +54,12 @@ impl Service {
             // Someone asks the guest already: the outcome is the same.
             return Ok(Some(tokio::spawn(async move { service.outcome_of_others(id).await })));
         };
+        let room = host.admit()?;
         self.settle(id, &Observation::AskedToDetach).await?;
-        Ok(Some(tokio::spawn(async move { service.detach_now(&host, id, guard).await })))
+        Ok(Some(tokio::spawn(async move {
+            let _room = room;
+            service.detach_now(&host, id, guard).await
+        })))
     }
 
     /// Waits for the detach that another request began.
@@ -88,6 +92,15 @@ impl Service {
 
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment) -> Result<(), Error> {
         let id = attachment.id;
+        if let Some(call) = host.stuck(attachment.server) {
+            let seconds = call.elapsed.as_secs();
+            let reason =
+                format!("a call to the hypervisor did not come back for {seconds} s: {}", call.operation);
+            self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
+            return Err(Error::Conflict(format!(
+                "attachment {id} stays detaching: {reason}; it goes on when that comes back"
+            )));
+        }
         let (address, unplugged) = self.unplug(host, attachment, attachment.persistent).await?;
         match unplugged {
             Ok(Unplugged::Gone) => {

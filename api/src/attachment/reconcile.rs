@@ -34,6 +34,8 @@ struct Todo {
     interfaces: bool,
     groups: bool,
     servers: BTreeSet<ServerId>,
+    /// Servers whose guests are to be asked once more to let go what is to go.
+    ask: BTreeSet<ServerId>,
 }
 
 impl Todo {
@@ -43,6 +45,7 @@ impl Todo {
             && !self.groups
             && self.functions.is_empty()
             && self.servers.is_empty()
+            && self.ask.is_empty()
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -62,6 +65,7 @@ impl Todo {
             ) => {
                 self.servers.insert(ServerId(domain));
             }
+            Ok(Event::CameBack { domain }) => drop(self.ask.insert(ServerId(domain))),
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -149,13 +153,14 @@ impl Service {
                 }
             }
         } else {
-            todo.servers
+            &todo.servers | &todo.ask
         };
         for server in servers {
-            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+            let ask = todo.everything || todo.ask.contains(&server);
+            if let Err(error) = self.reconcile(host, server, ask).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
-                left.servers.insert(server);
+                if ask { &mut left.ask } else { &mut left.servers }.insert(server);
             }
         }
         if (todo.everything || todo.groups)
@@ -179,27 +184,25 @@ impl Service {
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
-    /// let go are asked again.
-    async fn reconcile(
-        self: &Arc<Self>,
-        host: &Arc<Host>,
-        server: ServerId,
-        round: bool,
-    ) -> Result<(), Error> {
+    /// Brings a server's attachments in line with its domain's documents. A guest that has not let go is left
+    /// alone, or asked again.
+    async fn reconcile(self: &Arc<Self>, host: &Arc<Host>, server: ServerId, ask: bool) -> Result<(), Error> {
+        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
+        let out = host.stuck(server).is_some();
         let view = host.server(server).await?;
         if let Some(view) = &view {
             self.take_back_strays(host, view).await?;
         }
         let mut rows = self.store.attachments_of(server).await?;
         rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
+        rows.retain(|row| !out || row.state == State::Attached);
         self.settle_all(&observe(&rows, view.as_ref())).await?;
         for row in rows {
             let Some(row) = self.store.attachment(row.id).await? else { continue };
             self.verify_soon(host, &row);
             // Nobody in this process waits for it: ask the guest, for it may never have been asked.
             if row.state == State::Detaching
-                && round
+                && ask
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));

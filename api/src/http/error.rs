@@ -38,7 +38,7 @@ impl From<Error> for Fault {
             }
             Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
-            Error::HostAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
             // The database is busy, not broken.
             Error::Store(sqlx::Error::PoolTimedOut) => StatusCode::SERVICE_UNAVAILABLE,

@@ -46,6 +46,19 @@ pub(super) enum Operation {
 }
 
 impl Operation {
+    /// Whether it changes something, or waits for a guest.
+    pub(super) fn changes(self) -> bool {
+        match self {
+            Self::Attach
+            | Self::Detach
+            | Self::NodeDetach
+            | Self::NodeReattach
+            | Self::Agent
+            | Self::Monitor => true,
+            Self::Host | Self::Devices | Self::Device | Self::Domains | Self::Domain => false,
+        }
+    }
+
     /// Whether libvirt gives it the domain for itself while it lasts.
     pub(super) fn is_job(self) -> bool {
         match self {
