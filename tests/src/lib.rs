@@ -2,6 +2,7 @@
 //! a simulated host of its own, spoken to by HTTP.
 
 pub mod lab;
+pub mod measure;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -61,6 +62,7 @@ pub struct Hotslot {
     api: Api,
     log: Arc<Mutex<String>>,
     started_in: Duration,
+    ready_in: Duration,
 }
 
 impl std::ops::Deref for Hotslot {
@@ -136,27 +138,50 @@ impl Hotslot {
         Self::serving(host, pci, change).await
     }
 
+    /// Serves many simulated hosts, `host0` and so on, that `make` writes into directories of their names.
+    pub async fn many(hosts: usize, config: &str, make: impl Fn(usize, &Path)) -> Self {
+        let mut all = String::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        for number in 0..hosts {
+            let host = dir.path().join(format!("host{number}"));
+            make(number, &host);
+            all += &format!("[[hypervisor]]\nname = \"host{number}\"\nuri = \"sim://{}\"\n", host.display());
+        }
+        Self::begin(dir, &format!("{config}\n{all}")).await
+    }
+
     async fn serving(host: &Path, config: &str, change: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         copy(host, &dir.path().join("host"));
         change(&dir.path().join("host"));
+        let config = format!("{config}\n{HOST}uri = \"sim://{}/host\"\n", dir.path().display());
+        Self::begin(dir, &config).await
+    }
+
+    async fn begin(dir: tempfile::TempDir, config: &str) -> Self {
         let config = format!(
-            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{0}/hotslot.db\"\n{HOST}\
-             uri = \"sim://{0}/host\"\n",
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
         let log = Arc::default();
         let start = Instant::now();
         let (child, url) = serve(dir.path(), &log);
-        let service = Self { dir, child, api: Api::at(url), log, started_in: start.elapsed() };
+        let started_in = start.elapsed();
+        let mut service = Self { dir, child, api: Api::at(url), log, started_in, ready_in: started_in };
         service.ready().await;
+        service.ready_in = start.elapsed();
         service
     }
 
     /// How long it took from the start of its process until it listened.
     pub fn started_in(&self) -> Duration {
         self.started_in
+    }
+
+    /// How long it took until its records agreed with all hosts.
+    pub fn ready_in(&self) -> Duration {
+        self.ready_in
     }
 
     /// The service's process.
