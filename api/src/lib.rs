@@ -6,6 +6,7 @@
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
 //! store         SQL, one file a table
+//! who           on whose behalf a task works: the events say it
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -21,3 +22,4 @@ pub mod id;
 pub mod inventory;
 pub mod service;
 pub mod store;
+mod who;
