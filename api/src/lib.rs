@@ -7,6 +7,7 @@
 //! host          the configured hypervisors
 //! store         SQL, one file a table
 //! who           on whose behalf a task works: the events say it
+//! retention     how long it is kept what happened
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -20,6 +21,7 @@ pub mod host;
 pub mod http;
 pub mod id;
 pub mod inventory;
+mod retention;
 pub mod service;
 pub mod store;
 mod who;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use hotslot_driver::pci::PciAddress;
 use serde_json::{Map, Value, json};
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -387,6 +387,34 @@ impl EventBounds {
     }
 }
 
+/// The events after one that pass; what `narrowed` binds.
+macro_rules! passing {
+    () => {
+        " LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
+          WHERE events.id > $1
+              AND (CAST($2 AS TEXT) IS NULL OR hypervisors.name = $2)
+              AND (CAST($3 AS TEXT) IS NULL OR events.server_uuid = $3)
+              AND (CAST($4 AS BIGINT) IS NULL OR events.device_id = $4)
+              AND (CAST($5 AS TEXT) IS NULL OR events.address = $5)
+              AND (CAST($6 AS TEXT) IS NULL OR events.attachment_id = $6)
+              AND (CAST($7 AS TEXT) IS NULL OR events.kind = $7 OR events.kind LIKE $7 || '.%') "
+    };
+}
+
+type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
+
+fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) -> Query {
+    query
+        .bind(since.0)
+        .bind(filter.host.clone())
+        .bind(filter.server.map(|id| id.to_string()))
+        .bind(filter.device.map(|id| id.0))
+        .bind(filter.address.map(|address| address.to_string()))
+        .bind(filter.attachment.map(|id| id.to_string()))
+        .bind(filter.kind.clone())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+}
+
 impl Store {
     /// The events after one that pass, at most `limit`, in their order.
     ///
@@ -398,31 +426,33 @@ impl Store {
         filter: &EventFilter,
         limit: usize,
     ) -> Result<Vec<Event>, Error> {
-        let rows = sqlx::query(
-            "SELECT events.*, hypervisors.name AS host
-             FROM events LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
-             WHERE events.id > $1
-                 AND (CAST($2 AS TEXT) IS NULL OR hypervisors.name = $2)
-                 AND (CAST($3 AS TEXT) IS NULL OR events.server_uuid = $3)
-                 AND (CAST($4 AS BIGINT) IS NULL OR events.device_id = $4)
-                 AND (CAST($5 AS TEXT) IS NULL OR events.address = $5)
-                 AND (CAST($6 AS TEXT) IS NULL OR events.attachment_id = $6)
-                 AND (CAST($7 AS TEXT) IS NULL OR events.kind = $7 OR events.kind LIKE $7 || '.%')
-             ORDER BY events.id LIMIT $8",
-        )
-        .bind(since.0)
-        .bind(&filter.host)
-        .bind(filter.server.map(|id| id.to_string()))
-        .bind(filter.device.map(|id| id.0))
-        .bind(filter.address.map(|address| address.to_string()))
-        .bind(filter.attachment.map(|id| id.to_string()))
-        .bind(&filter.kind)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.read)
-        .await?;
+        let rows = sqlx::query(concat!(
+            "SELECT events.*, hypervisors.name AS host FROM events",
+            passing!(),
+            "ORDER BY events.id LIMIT $8"
+        ));
+        let rows = narrowed(rows, since, filter, limit).fetch_all(&self.read).await?;
         // Asked after the rows were read: what was pruned before is known by now.
         self.event_bounds().await?.reach(since)?;
         rows.iter().map(event).collect()
+    }
+
+    /// The event after which the newest `count` begin that pass.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn before_newest(&self, filter: &EventFilter, count: usize) -> Result<EventId, Error> {
+        use sqlx::Row as _;
+        // Before the events are read: what comes meanwhile is not left out.
+        let last = self.event_bounds().await?.last;
+        let ids = sqlx::query(concat!(
+            "SELECT events.id AS id FROM events",
+            passing!(),
+            "ORDER BY events.id DESC LIMIT $8"
+        ));
+        let ids = narrowed(ids, EventId(0), filter, count).fetch_all(&self.read).await?;
+        let first: Option<i64> = ids.last().map(|row| row.try_get("id")).transpose()?;
+        Ok(first.map_or(last, |first| EventId(first - 1)))
     }
 
     /// Which events there are.

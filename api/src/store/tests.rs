@@ -428,7 +428,15 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
                 assert_eq!(attachments.insert(what.attachment.unwrap(), what.to.unwrap()), what.from);
             }
             EventKind::DeviceGone | EventKind::DeviceBack => {}
-            other => panic!("{other} happens in no step"),
+            EventKind::DeviceChanged
+            | EventKind::DeviceUsed
+            | EventKind::DeviceCleaned
+            | EventKind::AttachmentInnerAddress
+            | EventKind::AttachmentReason
+            | EventKind::AttachmentGivenBack
+            | EventKind::RuleAdded
+            | EventKind::RuleChanged
+            | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
         }
     }
     let rows = records.store.devices();
