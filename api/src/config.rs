@@ -33,6 +33,8 @@ pub struct Config {
     pub reconcile: Reconcile,
     /// How libvirt is talked to.
     pub libvirt: Libvirt,
+    /// How long it is kept what happened.
+    pub events: Events,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts; none means the local `qemu:///system`.
@@ -293,6 +295,22 @@ impl Default for Libvirt {
     }
 }
 
+/// `[events]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// How long an event is kept, from a second on.
+    pub keep: Age,
+    /// How many events are kept at most, whatever their age; from 1 on.
+    pub most: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { keep: Age(Duration::from_secs(90 * 24 * 3600)), most: 1_000_000 }
+    }
+}
+
 /// `[[hypervisor]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -325,6 +343,38 @@ impl<'de> Deserialize<'de> for Seconds {
         } else {
             Err(serde::de::Error::custom(format!("{seconds} is not above 0 and at most {DAY} seconds")))
         }
+    }
+}
+
+/// A length of time with its unit: `90d`, `12h`, `30m` or `45s`; at most 100 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
+impl FromStr for Age {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const MOST: u64 = 36_500 * 24 * 3600;
+        let seconds = text.char_indices().last().and_then(|(unit, letter)| {
+            let number: u64 = text[..unit].parse().ok()?;
+            number.checked_mul(match letter {
+                's' => 1,
+                'm' => 60,
+                'h' => 3600,
+                'd' => 24 * 3600,
+                _ => return None,
+            })
+        });
+        let seconds = seconds.filter(|seconds| (1..=MOST).contains(seconds));
+        seconds
+            .map(|seconds| Self(Duration::from_secs(seconds)))
+            .ok_or_else(|| format!("`{text}` is no length of time; write 90d, 12h, 30m or 45s"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -434,6 +484,9 @@ impl Config {
             |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
         if self.detach.attempts == 0 {
             bad("[detach] attempts", "a guest must be asked at least once".into());
+        }
+        if self.events.most == 0 {
+            bad("[events] most", "at least one event must be kept".into());
         }
         let second = Duration::from_secs(1);
         for (key, time) in [
@@ -611,6 +664,11 @@ mod tests {
 
     #[test]
     fn values_out_of_range_say_what_would_be_right() {
+        for bad in ["90", "d", "0d", "1.5h", "-1d", "9w", "99999999999999999d", "1é", ""] {
+            assert!(error(&format!("[events]\nkeep = '{bad}'")).contains("write 90d"), "{bad}");
+        }
+        assert_eq!(Config::parse("[events]\nkeep = '36h'").unwrap().events.keep.0.as_secs(), 129_600);
+        assert!(error("[events]\nmost = 0").contains("at least one"));
         assert!(error("[detach]\nattempts = 0").contains("at least once"));
         assert!(error("[detach]\ntimeout = -1").contains("seconds"));
         assert!(error("[detach]\ntimeout = 'long'").contains("seconds"));

@@ -40,6 +40,9 @@ pub enum Error {
     /// Something else that is named in the path is not there.
     #[error("{0} not found")]
     NotFound(String),
+    /// What is asked for was there, and is no longer kept.
+    #[error("{0}")]
+    Gone(String),
     /// The request does not go with the state that things are in.
     #[error("{0}")]
     Conflict(String),

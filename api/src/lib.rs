@@ -6,6 +6,8 @@
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
 //! store         SQL, one file a table
+//! who           on whose behalf a task works: the events say it
+//! retention     how long it is kept what happened
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -19,5 +21,7 @@ pub mod host;
 pub mod http;
 pub mod id;
 pub mod inventory;
+mod retention;
 pub mod service;
 pub mod store;
+mod who;

@@ -11,7 +11,7 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
@@ -21,6 +21,7 @@ use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
+use crate::retention;
 use crate::store::{Attachment, Device, Store};
 
 /// The running service.
@@ -45,6 +46,8 @@ pub struct Service {
     pub(crate) turns: Turns,
     /// On which host a server was found the last time.
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
+    /// Whether the service is about to end.
+    stopping: watch::Sender<bool>,
 }
 
 /// Why the service does not start.
@@ -93,16 +96,27 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
-        let (changing, in_flight, verifying, turns, homes) = Default::default();
+        let (changing, in_flight, verifying, turns, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
-        let service =
-            Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns, homes };
-        let service = Arc::new(service);
+        let service = Arc::new(Self {
+            config,
+            store,
+            hosts,
+            rules,
+            changing,
+            templates,
+            in_flight,
+            verifying,
+            turns,
+            homes,
+            stopping,
+        });
+        tokio::spawn(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
@@ -142,6 +156,16 @@ impl Service {
 
     fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who would follow what happens for ever that the service is about to end.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether the service is about to end, as it changes.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
 
     /// The host of a row.

@@ -7,11 +7,15 @@ use std::error::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use reqwest::{Method, Url};
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
+
+/// How long a service that is there keeps silent at most while it is followed.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Where the service is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,18 +87,31 @@ impl Client {
     /// [`items`](Self::items), narrowed by a query string.
     pub(crate) async fn query(&self, path: &[&str], query: &str, key: &str) -> Result<Vec<Value>, Failure> {
         let mut all = Vec::new();
-        let mut query = Some(query.to_owned()).filter(|query| !query.is_empty());
-        loop {
-            let mut answer = self.send(Method::GET, "v2.1", path, query.as_deref(), None).await?;
-            let Value::Array(items) = answer[key].take() else {
-                return Err(self.strange(&format!("its answer has no list `{key}`")));
-            };
+        let mut query = Some(query.to_owned());
+        while let Some(page) = query {
+            let (items, next) = self.page(path, &page, key).await?;
             all.extend(items);
-            let links = answer[format!("{key}_links")].take();
-            let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
-            let Some(href) = next.and_then(|link| link["href"].as_str()) else { return Ok(all) };
-            query = href.split_once('?').map(|(_, query)| query.to_owned());
+            query = next;
         }
+        Ok(all)
+    }
+
+    /// One page of a list, and the query string of the next.
+    pub(crate) async fn page(
+        &self,
+        path: &[&str],
+        query: &str,
+        key: &str,
+    ) -> Result<(Vec<Value>, Option<String>), Failure> {
+        let query = Some(query).filter(|query| !query.is_empty());
+        let mut answer = self.send(Method::GET, "v2.1", path, query, None).await?;
+        let Value::Array(items) = answer[key].take() else {
+            return Err(self.strange(&format!("its answer has no list `{key}`")));
+        };
+        let links = answer[format!("{key}_links")].take();
+        let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
+        let next = next.and_then(|link| link["href"].as_str()?.split_once('?'));
+        Ok((items, next.map(|(_, query)| query.to_owned())))
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
@@ -139,18 +156,38 @@ impl Client {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
+        let response = self.done(request).await?;
         let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
-        if !status.is_success() {
-            let message = fault(&answer)
-                .unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
-            return Err(Failure::new(Exit::of_status(status.as_u16()), message));
-        }
         if answer.is_empty() {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&answer).map_err(|_| self.strange("it answers no JSON"))
+    }
+
+    /// Sends a request, and answers what is no failure.
+    async fn done(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let message =
+            fault(&answer).unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+        Err(Failure::new(Exit::of_status(status.as_u16()), message))
+    }
+
+    /// What happens from now on, as Server-Sent Events: from an id on, where one was heard.
+    pub(crate) async fn follow(&self, query: &str, heard: Option<&str>) -> Result<Stream<'_>, Failure> {
+        let mut url = self.base.clone();
+        url.set_path("v2.1/events");
+        url.set_query(Some(query).filter(|query| !query.is_empty()));
+        let mut request = self.http.get(url).header("accept", "text/event-stream");
+        if let Some(id) = heard {
+            request = request.header("last-event-id", id);
+        }
+        let response = self.done(request).await?;
+        Ok(Stream { client: self, response, buffer: Vec::new() })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -177,6 +214,57 @@ impl Client {
     fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
     }
+}
+
+/// Server-Sent Events as they come.
+pub(crate) struct Stream<'a> {
+    client: &'a Client,
+    response: reqwest::Response,
+    /// What came of the next message.
+    buffer: Vec<u8>,
+}
+
+/// One of them; what it lacks is empty.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) id: String,
+    pub(crate) data: String,
+}
+
+impl Stream<'_> {
+    /// The next message; none when the service ended it.
+    pub(crate) async fn next(&mut self) -> Result<Option<Message>, Failure> {
+        loop {
+            if let Some(message) = message(&mut self.buffer) {
+                return Ok(Some(message));
+            }
+            // A service that says nothing for so long, not even that it is there, is not there.
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            match chunk {
+                Ok(Ok(Some(bytes))) => self.buffer.extend_from_slice(&bytes),
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(error)) => return Err(self.client.unreachable(&error)),
+                Err(_) => return Err(self.client.strange("it has been silent for too long")),
+            }
+        }
+    }
+}
+
+/// Takes the first whole message out of what came.
+fn message(buffer: &mut Vec<u8>) -> Option<Message> {
+    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
+    let rest = buffer.split_off(end + 2);
+    let text = String::from_utf8_lossy(buffer).into_owned();
+    *buffer = rest;
+    let mut message = Message::default();
+    for line in text.lines() {
+        match line.split_once(": ") {
+            Some(("id", id)) => message.id = id.to_owned(),
+            Some(("data", data)) => message.data += data,
+            Some(_) | None => {}
+        }
+    }
+    Some(message)
 }
 
 /// A query string of these pairs, escaped.
@@ -264,6 +352,18 @@ mod tests {
         let pairs = [("rack", "a&b=c d".to_owned()), ("host", "büro".to_owned())];
         assert_eq!(query_string(&pairs).unwrap(), "rack=a%26b%3Dc+d&host=b%C3%BCro");
         assert_eq!(query_string(&[]).unwrap(), "");
+    }
+
+    #[test]
+    fn messages_are_taken_as_they_are_whole() {
+        let mut buffer = b": \nid: 3\n\nid: 4\nevent: device.status\ndata: {\"id\": 4}\n\nid: 5\nda".to_vec();
+        let expected = |id: &str, data: &str| Some(Message { id: id.into(), data: data.into() });
+        assert_eq!(message(&mut buffer), expected("3", ""));
+        assert_eq!(message(&mut buffer), expected("4", "{\"id\": 4}"));
+        assert_eq!(message(&mut buffer), None);
+        buffer.extend(b"ta: {}\n\n");
+        assert_eq!(message(&mut buffer), expected("5", "{}"));
+        assert_eq!(buffer, b"");
     }
 
     #[test]

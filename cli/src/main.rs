@@ -11,6 +11,7 @@ mod config;
 mod detach;
 mod device;
 mod doctor;
+mod events;
 mod exit;
 mod explain;
 mod host;
@@ -98,6 +99,9 @@ enum Question {
     /// What is plugged into which guest.
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
+    /// What happened to devices, attachments and rules, and who did it; and what happens.
+    #[command(after_help = events::HELP)]
+    Events(events::Events),
     /// Plug devices into a guest, all or none.
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
@@ -168,6 +172,7 @@ impl Question {
             Self::Config(command) => command.run(cli).await,
             Self::Server(command) => command.run(cli).await,
             Self::Attachment(command) => command.run(cli).await,
+            Self::Events(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
         }
@@ -208,6 +213,9 @@ mod tests {
             "hotslot explain 3b:00.1 --host node1",
             "hotslot explain vf --server vm1 --whole-group",
             "hotslot explain vf --host node1 -o json",
+            "hotslot events",
+            "hotslot events -f --since 0 --kind attachment.state --server vm1 -o json",
+            "hotslot events --last 20 --host node1 --device 3b:00.1",
             "hotslot topology node1",
             "hotslot topology vm1 --server",
             "hotslot config check /etc/hotslot/hotslot.toml -o json",
@@ -228,6 +236,9 @@ mod tests {
             "hotslot pci cleaned eth0",
             "hotslot explain",
             "hotslot explain vf:2",
+            "hotslot events --since x",
+            "hotslot events --since 3 --last 4",
+            "hotslot events --kind attachments",
             "hotslot pci list --status free",
             "hotslot pci list --extra rack",
             "hotslot pci list --vendor intel",

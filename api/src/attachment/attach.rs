@@ -17,6 +17,7 @@ use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use crate::inventory::{self, AliasRequest, NumaPolicy};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
+use crate::who;
 
 /// How often a request that lost a race for a device chooses again.
 const RACES: usize = 16;
@@ -58,7 +59,7 @@ impl Service {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        tokio::spawn(async move { service.attach_now(request).await })
+        who::spawn(async move { service.attach_now(request).await })
             .await
             .map_err(|error| Error::Internal(format!("the attach ended without an answer: {error}")))?
     }

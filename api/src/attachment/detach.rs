@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
 use crate::service::{Service, hostdev_spec};
 use crate::store::Attachment;
+use crate::who;
 
 impl Service {
     /// A server's attachment, ended or not.
@@ -52,11 +53,11 @@ impl Service {
         let service = Arc::clone(self);
         let Some(guard) = self.in_flight.try_enter(id) else {
             // Someone asks the guest already: the outcome is the same.
-            return Ok(Some(tokio::spawn(async move { service.outcome_of_others(id).await })));
+            return Ok(Some(who::spawn(async move { service.outcome_of_others(id).await })));
         };
         let room = host.admit()?;
         self.settle(id, &Observation::AskedToDetach).await?;
-        Ok(Some(tokio::spawn(async move {
+        Ok(Some(who::spawn(async move {
             let _room = room;
             service.detach_now(&host, id, guard).await
         })))

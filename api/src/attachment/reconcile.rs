@@ -19,6 +19,7 @@ use crate::host::{Again, Host};
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::service::Service;
 use crate::store::Attachment;
+use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
 const GATHER: Duration = Duration::from_millis(50);
@@ -137,7 +138,7 @@ impl Service {
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
         let looked = if all { None } else { Some(todo.functions) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) = self.discover(host, looked.clone()).await
+            && let Err(error) = who::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;
@@ -155,16 +156,17 @@ impl Service {
         } else {
             &todo.servers | &todo.ask
         };
+        let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
         for server in servers {
             let ask = todo.everything || todo.ask.contains(&server);
-            if let Err(error) = self.reconcile(host, server, ask).await {
+            if let Err(error) = who::by(why, self.reconcile(host, server, ask)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 if ask { &mut left.ask } else { &mut left.servers }.insert(server);
             }
         }
         if (todo.everything || todo.groups)
-            && let Err(error) = self.give_back(host).await
+            && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
         {
             failed("giving functions back to their host drivers", error);
             left.groups = true;
@@ -206,7 +208,7 @@ impl Service {
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
-                tokio::spawn(async move {
+                who::spawn(async move {
                     if let Err(error) = service.detach_now(&host, row.id, guard).await {
                         tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
                     }

@@ -37,6 +37,7 @@ impl From<Error> for Fault {
                 StatusCode::BAD_REQUEST
             }
             Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::Gone(_) => StatusCode::GONE,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
@@ -85,6 +86,7 @@ impl IntoResponse for Fault {
             404 => "itemNotFound",
             405 => "badMethod",
             409 => "conflictingRequest",
+            410 => "gone",
             413 | 429 => "overLimit",
             415 => "badMediaType",
             501 => "notImplemented",

@@ -6,6 +6,7 @@
 mod attachments;
 mod body;
 pub mod error;
+pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
@@ -28,6 +29,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::service::Service;
+use crate::who;
 
 /// The largest request body, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -98,6 +100,7 @@ fn resources(version: Version) -> Router<Arc<Service>> {
             "/os-pci-config/{kind}/{entry_id}",
             get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
         )
+        .route("/events", get(events::list))
         .route("/flavors", get(flavors::list))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{flavor_id}", get(flavors::show))
@@ -111,7 +114,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 async fn identify(request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let work = next.run(request).instrument(span.clone());
+    let mut response = who::by(format!("request {id}"), work).await;
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -9,6 +9,7 @@ use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
 use super::draft::Draft;
+use super::events;
 use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
@@ -231,6 +232,7 @@ impl Store {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
+            draft.tell_of([events::reserved(&new.device, server, new.id)]);
             let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
@@ -303,6 +305,7 @@ impl Store {
             .execute(&mut *draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
+            draft.tell_of(events::of_attachment(&row, &next, address));
             follow(&mut draft, &row, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
@@ -353,14 +356,17 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
+        let mut draft = self.draft().await?;
         for id in ids {
-            sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1")
+            let row = sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
                 .bind(id.to_string())
-                .execute(&self.write)
+                .fetch_optional(&mut *draft.tx)
                 .await?;
+            let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let address = draft.device(row.device).map(|device| device.facts.address);
+            draft.tell_of([events::given_back(&row, address)]);
         }
-        Ok(())
+        draft.commit().await.map(drop)
     }
 
     /// Every attachment that has not ended, oldest first.
