@@ -44,11 +44,19 @@ pub struct Config {
 pub struct Api {
     /// Where to listen: a loopback address with port, or `unix:/path`.
     pub listen: Listen,
+    /// How long a POST with an `Idempotency-Key` is known when it is sent again, in seconds.
+    pub idempotency_time: Seconds,
 }
+
+/// How many `Idempotency-Key`s are known at most; of more, the oldest are forgotten.
+pub const IDEMPOTENCY_KEYS: i64 = 100_000;
 
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))) }
+        Self {
+            listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))),
+            idempotency_time: Seconds(Duration::from_secs(86_400)),
+        }
     }
 }
 

@@ -39,7 +39,9 @@ pub struct Service {
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
     /// Attaches to one server go in turn.
-    pub(crate) turns: Turns,
+    pub(crate) turns: Turns<ServerId>,
+    /// Requests of one idempotency key and path go in turn.
+    pub(crate) retries: Turns<(String, String)>,
 }
 
 /// Why the service does not start.
@@ -88,14 +90,15 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
-        let (changing, in_flight, verifying, turns) = Default::default();
+        let (changing, in_flight, verifying, turns, retries) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
-        let service = Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns };
+        let service =
+            Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns, retries };
         let service = Arc::new(service);
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));

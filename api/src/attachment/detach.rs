@@ -35,9 +35,8 @@ impl Service {
     ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
         let attachment = self.attachment_of(server, id).await?;
         match attachment.state {
-            // Asked again: the same outcome.
-            State::Detached => return Ok(None),
-            State::Failed => return Err(Error::NoAttachment(id)),
+            // Asked again, or never plugged: the same outcome.
+            State::Detached | State::Failed => return Ok(None),
             State::Attaching => {
                 return Err(Error::Conflict(format!(
                     "attachment {id} is still attaching; try again when it is attached"

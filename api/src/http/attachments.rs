@@ -25,6 +25,7 @@ use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
 use crate::flavor;
 use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::idempotency::IdempotencyKey;
 use crate::inventory::AliasRequests;
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
@@ -67,7 +68,12 @@ struct CreateAttachment {
 }
 
 impl CreateAttachment {
-    fn request(self, service: &Service, server: ServerId) -> Result<AttachRequest, Error> {
+    fn request(
+        self,
+        service: &Service,
+        server: ServerId,
+        key: Option<IdempotencyKey>,
+    ) -> Result<AttachRequest, Error> {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (alias, None),
@@ -106,6 +112,7 @@ impl CreateAttachment {
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
             network: (network != NetworkRequest::default()).then_some(network),
+            key,
         })
     }
 }
@@ -193,12 +200,13 @@ impl AttachmentPath {
 pub(super) async fn create(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
+    key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
-    let request = body.attachment.request(&service, path.id()?)?;
+    let request = body.attachment.request(&service, path.id()?, key.map(|Extension(key)| key))?;
     if dry_run {
         return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
     }

@@ -87,6 +87,7 @@ impl IntoResponse for Fault {
             409 => "conflictingRequest",
             413 | 429 => "overLimit",
             415 => "badMediaType",
+            422 => "unprocessableEntity",
             501 => "notImplemented",
             503 => "serviceUnavailable",
             _ => "computeFault",

@@ -9,10 +9,12 @@ use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
 use super::draft::Draft;
+use super::idempotency::remember;
 use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::idempotency::IdempotencyKey;
 use crate::inventory::{Deed, ONE_TIME_USE};
 
 words! {
@@ -202,7 +204,8 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
 
 impl Store {
     /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
-    /// none. False when one of the devices, or a PF or VF of it, is not free any more.
+    /// none. False when one of the devices, or a PF or VF of it, is not free any more. With a key, it is on record
+    /// too which request was made by it.
     ///
     /// # Errors
     /// The database's; then nothing was claimed.
@@ -212,6 +215,7 @@ impl Store {
         server: ServerId,
         request: RequestId,
         persistent: bool,
+        key: Option<&IdempotencyKey>,
         wanted: &[NewAttachment],
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
@@ -261,6 +265,9 @@ impl Store {
                 ),
                 _ => error.into(),
             })?;
+        }
+        if let Some(key) = key {
+            remember(&mut draft, key, request).await?;
         }
         match draft.commit().await {
             Ok(_) => Ok(true),
@@ -387,6 +394,19 @@ impl Store {
         .bind(server.to_string())
         .fetch_all(&self.read)
         .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// The attachments of a request, ended ones too, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+                .bind(request.to_string())
+                .fetch_all(&self.read)
+                .await?;
         rows.iter().map(attachment).collect()
     }
 }

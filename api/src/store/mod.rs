@@ -7,6 +7,7 @@ mod config;
 mod devices;
 mod draft;
 mod hypervisors;
+mod idempotency;
 #[cfg(test)]
 mod tests;
 

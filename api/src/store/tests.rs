@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::attachment::{Observation, State};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::idempotency::{Answer, IdempotencyKey};
 
 /// A database of its own in a directory, with a host.
 struct Records {
@@ -89,7 +90,7 @@ impl Records {
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-        let done = self.store.reserve(self.host, server, request, true, &wanted).await.unwrap();
+        let done = self.store.reserve(self.host, server, request, true, None, &wanted).await.unwrap();
         done.then(|| wanted.iter().map(|new| new.id).collect())
     }
 
@@ -281,7 +282,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
         siblings: Vec::new(),
     };
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-    assert!(!records.store.reserve(records.host, server, request, true, &[wanted]).await.unwrap());
+    assert!(!records.store.reserve(records.host, server, request, true, None, &[wanted]).await.unwrap());
 }
 
 #[tokio::test]
@@ -383,4 +384,23 @@ async fn check(records: &Records, open: &[AttachmentId]) {
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
     assert_eq!(records.store.devices(), before, "memory and database agree");
+}
+
+#[tokio::test]
+async fn of_too_many_answers_the_oldest_are_forgotten() {
+    let records = records().await;
+    let answer = Answer { status: 200, body: "{}".into() };
+    let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
+    for n in 0..5 {
+        records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
+        // A millisecond is what their ages are told apart by.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut known = Vec::new();
+    for n in 0..5 {
+        known.extend(records.store.kept(&key(n), 0).await.unwrap().map(|kept| (n, kept.answer)));
+    }
+    assert_eq!(known, [(3, Some(answer.clone())), (4, Some(answer.clone()))]);
+    records.store.keep(&key(5), &answer, now() + 1, 2).await.unwrap();
+    assert_eq!(records.store.kept(&key(4), 0).await.unwrap(), None);
 }
