@@ -14,3 +14,6 @@ CREATE TABLE idempotency_keys (
 );
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 CREATE INDEX attachments_by_request ON attachments (request_id);
+
+-- Whether an attachment is to go whatever its guest says.
+ALTER TABLE attachments ADD COLUMN forced BIGINT NOT NULL DEFAULT 0 CHECK (forced IN (0, 1));

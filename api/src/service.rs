@@ -134,7 +134,11 @@ impl Service {
 
     /// How often and how long guests are asked to let a device go.
     pub fn detach_limits(&self) -> DetachLimits {
-        DetachLimits { attempts: self.config.detach.attempts, timeout: self.config.detach.timeout.0 }
+        DetachLimits {
+            attempts: self.config.detach.attempts,
+            timeout: self.config.detach.timeout.0,
+            total: None,
+        }
     }
 }
 

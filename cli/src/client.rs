@@ -108,11 +108,12 @@ impl Client {
         self.send(Method::POST, "v2.1", path, None, Some(body)).await
     }
 
-    /// Deletes and waits until it is gone (v2), or only asks for it (v3).
-    pub(crate) async fn delete(&self, path: &[&str], wait: bool) -> Result<(), Failure> {
+    /// Deletes and waits until it is gone (v2), or only asks for it (v3); `query` as in [`query`](Self::query).
+    pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
         // v2 has a tenant in its path; nobody is asked which.
         let version = if wait { "v2/-" } else { "v3" };
-        self.send(Method::DELETE, version, path, None, None).await.map(drop)
+        let query = Some(query).filter(|query| !query.is_empty());
+        self.send(Method::DELETE, version, path, query, None).await.map(drop)
     }
 
     /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).

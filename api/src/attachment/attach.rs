@@ -264,7 +264,7 @@ impl Service {
         let mut left = Vec::new();
         for step in &steps[..failed] {
             let id = step.attachment.id;
-            let outcome = match self.unplug(host, &step.attachment, false).await {
+            let outcome = match self.unplug(host, &step.attachment, false, self.detach_limits()).await {
                 Ok((_, Ok(Unplugged::Gone))) => Observation::Gone { reason: Some(because.clone()) },
                 Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
                     Observation::StillThere { reason: format!("{because}: {reason}") }

@@ -13,6 +13,7 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
+use super::detach::Ask;
 use super::{Observation, State};
 use crate::error::Error;
 use crate::host::{Again, Host};
@@ -34,6 +35,8 @@ struct Todo {
     interfaces: bool,
     groups: bool,
     servers: BTreeSet<ServerId>,
+    /// Those whose guests have booted: what they were asked before they may have lost.
+    booted: BTreeSet<ServerId>,
 }
 
 impl Todo {
@@ -57,10 +60,13 @@ impl Todo {
                 Event::Lifecycle { domain, .. }
                 | Event::DeviceAdded { domain, .. }
                 | Event::DeviceRemoved { domain, .. }
-                | Event::DeviceRemovalFailed { domain, .. }
-                | Event::Agent { domain, connected: true },
+                | Event::DeviceRemovalFailed { domain, .. },
             ) => {
                 self.servers.insert(ServerId(domain));
+            }
+            Ok(Event::Agent { domain, connected: true }) => {
+                self.servers.insert(ServerId(domain));
+                self.booted.insert(ServerId(domain));
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -152,10 +158,12 @@ impl Service {
             todo.servers
         };
         for server in servers {
-            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+            let booted = todo.booted.contains(&server);
+            if let Err(error) = self.reconcile(host, server, todo.everything || booted).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.servers.insert(server);
+                left.booted.extend(booted.then_some(server));
             }
         }
         if (todo.everything || todo.groups)
@@ -179,13 +187,13 @@ impl Service {
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
-    /// let go are asked again.
+    /// Brings a server's attachments in line with its domain's documents. A guest that has not let go is asked
+    /// `again`: in every full round, and when it has booted.
     async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        round: bool,
+        again: bool,
     ) -> Result<(), Error> {
         let view = host.server(server).await?;
         if let Some(view) = &view {
@@ -199,12 +207,13 @@ impl Service {
             self.verify_soon(host, &row);
             // Nobody in this process waits for it: ask the guest, for it may never have been asked.
             if row.state == State::Detaching
-                && round
+                && again
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
+                let ask = Ask { until: None, first: false };
                 tokio::spawn(async move {
-                    if let Err(error) = service.detach_now(&host, row.id, guard).await {
+                    if let Err(error) = service.detach_now(&host, row.id, ask, guard).await {
                         tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
                     }
                 });
@@ -232,7 +241,7 @@ impl Service {
             tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
             tokio::spawn(async move {
                 let _guard = guard;
-                match service.unplug(&host, &row, false).await {
+                match service.unplug(&host, &row, false, service.detach_limits()).await {
                     Ok((_, Ok(Unplugged::Gone))) => {}
                     other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
                 }

@@ -72,6 +72,8 @@ pub struct Attachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
+    /// Whether it is to go whatever its guest says: it does not come back into the definition.
+    pub forced: bool,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -148,6 +150,7 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
+        forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
@@ -319,6 +322,19 @@ impl Store {
         }
         draft.commit().await?;
         Ok(changed)
+    }
+
+    /// Says that an attachment is to go whatever its guest says.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        sqlx::query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&self.write)
+            .await?;
+        Ok(())
     }
 
     /// One attachment, ended ones too.
