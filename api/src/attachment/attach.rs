@@ -253,8 +253,8 @@ impl Service {
                 Ordering::Equal if error.kind.leaves_it_open() => {
                     Observation::GivenUp { reason: error.to_string() }
                 }
-                Ordering::Equal => Observation::Gone { reason: Some(error.to_string()) },
-                Ordering::Greater => Observation::Gone { reason: Some(format!("not tried: {because}")) },
+                Ordering::Equal => Observation::AttachRefused { reason: error.to_string() },
+                Ordering::Greater => Observation::AttachRefused { reason: format!("not tried: {because}") },
             };
             intents.push((step.attachment.id, intent));
         }
@@ -265,7 +265,7 @@ impl Service {
         for step in &steps[..failed] {
             let id = step.attachment.id;
             let outcome = match self.unplug(host, &step.attachment, false, self.detach_limits()).await {
-                Ok((_, Ok(Unplugged::Gone))) => Observation::Gone { reason: Some(because.clone()) },
+                Ok((_, Ok(Unplugged::Gone))) => Observation::Removed { reason: Some(because.clone()) },
                 Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
                     Observation::StillThere { reason: format!("{because}: {reason}") }
                 }

@@ -166,7 +166,7 @@ impl Service {
         match unplugged {
             Ok(Unplugged::Gone) => {
                 let reason = Some(note.trim_start_matches("; ").to_owned()).filter(|note| !note.is_empty());
-                self.settle(id, &Observation::Gone { reason }).await?;
+                self.settle(id, &Observation::Removed { reason }).await?;
                 tracing::info!(
                     server.id = %attachment.server, attachment.id = %id, pci.address = %address,
                     "detached {address} from server {}", attachment.server
@@ -187,10 +187,10 @@ impl Service {
             Err(error) => {
                 // What was refused is as it was; what is unknown is settled when the host answers again.
                 let reason = error.to_string() + &note;
-                let seen = if error.kind.leaves_it_open() || attachment.forced {
-                    Observation::StillThere { reason }
-                } else {
-                    Observation::DetachRefused { reason }
+                let seen = match (error.kind.leaves_it_open(), attachment.forced) {
+                    (true, _) => Observation::HostAway { reason },
+                    (false, true) => Observation::StillThere { reason },
+                    (false, false) => Observation::DetachRefused { reason },
                 };
                 self.settle(id, &seen).await?;
                 Err(host.error(format!("detaching {address} failed"))(error))

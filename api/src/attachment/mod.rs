@@ -22,6 +22,8 @@ mod verify;
 pub(crate) use policy::HOT_UNPLUG;
 pub use policy::HotUnplug;
 pub use select::{DryRun, NetworkRequest};
+#[cfg(test)]
+pub(crate) use state::tests::observations;
 pub use state::{Observation, State};
 
 use crate::error::Error;

@@ -263,21 +263,10 @@ fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId,
     let mut seen = Vec::new();
     for row in rows {
         match presence(row) {
-            None => {
-                let reason = "the server is gone".to_owned();
-                seen.push((row.id, Observation::Gone { reason: Some(reason) }));
-            }
+            None => seen.push((row.id, Observation::DomainGone)),
             Some(presence) if presence.is_absent() => {
-                let reason = match row.state {
-                    State::Attaching => {
-                        Some("the attach was cut off before the device was plugged".to_owned())
-                    }
-                    State::Attached => {
-                        Some("removed from the domain outside of hotslot, or with its power".to_owned())
-                    }
-                    State::Detaching | State::Detached | State::Failed => None,
-                };
-                seen.push((row.id, Observation::Gone { reason }));
+                let running = view.is_some_and(|view| view.live.is_some());
+                seen.push((row.id, if running { Observation::Absent } else { Observation::DomainStopped }));
             }
             Some(presence) => {
                 let inner = presence.inner_address;

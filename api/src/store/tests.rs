@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::attachment::{Observation, State};
+use crate::attachment::{Observation, State, observations};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::{Answer, IdempotencyKey};
 
@@ -103,7 +103,7 @@ impl Records {
     }
 
     async fn gone(&self, id: AttachmentId) {
-        self.settle(id, Observation::Gone { reason: None }).await;
+        self.settle(id, Observation::Removed { reason: None }).await;
     }
 
     fn statuses(&self) -> Vec<&'static str> {
@@ -301,6 +301,7 @@ enum Step {
     Claim(Vec<usize>),
     Attach(usize),
     Free(usize),
+    See(usize, Observation),
     Scan([bool; 5]),
 }
 
@@ -309,6 +310,7 @@ fn step() -> impl Strategy<Value = Step> {
         prop::collection::vec(0..5usize, 1..3).prop_map(Step::Claim),
         (0..4usize).prop_map(Step::Attach),
         (0..4usize).prop_map(Step::Free),
+        (0..8usize, prop::sample::select(observations())).prop_map(|(index, seen)| Step::See(index, seen)),
         any::<[bool; 5]>().prop_map(Step::Scan),
     ]
 }
@@ -317,13 +319,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(
+    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(
         steps in prop::collection::vec(step(), 1..24)
     ) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let records = records().await;
             records.scan(devices()).await;
-            let mut open: Vec<AttachmentId> = Vec::new();
+            let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
             for step in steps {
                 let before = records.store.devices();
                 match step {
@@ -342,7 +344,26 @@ proptest! {
                         if let Some(id) = open.get(index) { records.attached(*id).await; }
                     }
                     Step::Free(index) => {
-                        if index < open.len() { records.gone(open.remove(index)).await; }
+                        if index < open.len() {
+                            let id = open.remove(index);
+                            records.gone(id).await;
+                            ended.push(id);
+                        }
+                    }
+                    // What has ended too, whose device another may have by now.
+                    Step::See(index, seen) => {
+                        if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
+                            let was = records.store.attachment(id).await.unwrap();
+                            records.settle(id, seen).await;
+                            let row = records.store.attachment(id).await.unwrap();
+                            if ended.contains(&id) {
+                                assert_eq!(row, was, "what has ended stays so");
+                                assert_eq!(records.store.devices(), before);
+                            } else if row.unwrap().state.is_final() {
+                                open.retain(|other| *other != id);
+                                ended.push(id);
+                            }
+                        }
                     }
                     Step::Scan(present) => {
                         let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
