@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use hotslot_driver::pci::PciAddress;
+use hotslot_driver::pci::{PciAddress, PciClass};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
+
+use crate::attachment::HotUnplug;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -49,15 +51,24 @@ pub struct Api {
     pub listen: Listen,
     /// How many attaches and detaches may be under way or waiting on one host, at least 1; more are refused.
     pub queue: NonZeroU32,
+    /// How long a POST with an `Idempotency-Key` is known when it is sent again, in seconds.
+    pub idempotency_time: Seconds,
 }
 
 impl Api {
     const QUEUE: NonZeroU32 = NonZeroU32::new(100).unwrap();
 }
 
+/// How many `Idempotency-Key`s are known at most; of more, the oldest are forgotten.
+pub const IDEMPOTENCY_KEYS: i64 = 100_000;
+
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))), queue: Self::QUEUE }
+        Self {
+            listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))),
+            queue: Self::QUEUE,
+            idempotency_time: Seconds(Duration::from_secs(86_400)),
+        }
     }
 }
 
@@ -246,13 +257,36 @@ pub enum Verify {
 pub struct Detach {
     /// How often a guest is asked, at least 1.
     pub attempts: u32,
-    /// How long each attempt waits, in seconds.
+    /// How long each attempt waits, and a quiesce command may take, in seconds.
     pub timeout: Seconds,
+    /// Whether running guests are asked for devices.
+    pub hot_unplug: HotUnplug,
+    /// What holds for devices of a class; the first entry of a class counts.
+    pub class: Vec<DetachClass>,
+}
+
+/// `[[detach.class]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachClass {
+    /// A class in the words of [`PciClass::description`].
+    pub class: String,
+    /// In place of what holds for all.
+    pub hot_unplug: Option<HotUnplug>,
+    /// A command that the guest's agent runs before the guest is asked: an absolute path and its arguments, in which
+    /// `{address}` is the device's address in the guest. Empty: none.
+    #[serde(default)]
+    pub quiesce: Vec<String>,
 }
 
 impl Default for Detach {
     fn default() -> Self {
-        Self { attempts: 8, timeout: Seconds(Duration::from_secs(20)) }
+        Self {
+            attempts: 8,
+            timeout: Seconds(Duration::from_secs(20)),
+            hot_unplug: HotUnplug::Yes,
+            class: Vec::new(),
+        }
     }
 }
 
@@ -488,6 +522,27 @@ impl Config {
         if self.events.most == 0 {
             bad("[events] most", "at least one event must be kept".into());
         }
+        let classes = PciClass::descriptions();
+        for entry in &self.detach.class {
+            if !classes.contains(entry.class.as_str()) {
+                let known: Vec<_> = classes.iter().copied().collect();
+                let reason = format!("`{}` is no class; write one of {}", entry.class, known.join(", "));
+                bad("[[detach.class]] class", reason);
+            }
+            match entry.quiesce.first() {
+                None if entry.hot_unplug == Some(HotUnplug::Quiesce) => {
+                    let reason =
+                        format!("hot_unplug = \"quiesce\" of class `{}` needs a command", entry.class);
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                Some(path) if !path.starts_with('/') => {
+                    let reason =
+                        format!("`{path}` is no absolute path in the guest; write [\"/sbin/ip\", …]");
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                None | Some(_) => {}
+            }
+        }
         let second = Duration::from_secs(1);
         for (key, time) in [
             ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
@@ -672,6 +727,11 @@ mod tests {
         assert!(error("[detach]\nattempts = 0").contains("at least once"));
         assert!(error("[detach]\ntimeout = -1").contains("seconds"));
         assert!(error("[detach]\ntimeout = 'long'").contains("seconds"));
+        assert!(error("[detach]\nhot_unplug = 'no'").contains("yes, quiesce, refuse"));
+        let class = |more: &str| error(&format!("[[detach.class]]\n{more}"));
+        assert!(class("class = 'gpu'").contains("display controller"));
+        assert!(class("class = 'bridge'\nhot_unplug = 'quiesce'").contains("needs a command"));
+        assert!(class("class = 'bridge'\nquiesce = ['ip']").contains("absolute path"));
         assert!(error("[database]\nurl = 'mysql://x'").contains("sqlite:///"));
         assert!(error("[[hypervisor]]\nname='a'\nuri='qemu'").contains("qemu:///system"));
         assert!(

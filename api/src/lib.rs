@@ -5,6 +5,7 @@
 //! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
+//! idempotency   requests that are sent again
 //! store         SQL, one file a table
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
@@ -20,6 +21,7 @@ pub mod flavor;
 pub mod host;
 pub mod http;
 pub mod id;
+pub mod idempotency;
 pub mod inventory;
 mod retention;
 pub mod service;

@@ -43,7 +43,9 @@ pub struct Service {
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
     /// Attaches to one server go in turn.
-    pub(crate) turns: Turns,
+    pub(crate) turns: Turns<ServerId>,
+    /// Requests of one idempotency key and path go in turn.
+    pub(crate) retries: Turns<(String, String)>,
     /// On which host a server was found the last time.
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Whether the service is about to end.
@@ -96,7 +98,7 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
-        let (changing, in_flight, verifying, turns, homes, stopping) = Default::default();
+        let (changing, in_flight, verifying, turns, retries, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -113,6 +115,7 @@ impl Service {
             in_flight,
             verifying,
             turns,
+            retries,
             homes,
             stopping,
         });
@@ -180,7 +183,11 @@ impl Service {
 
     /// How often and how long guests are asked to let a device go.
     pub fn detach_limits(&self) -> DetachLimits {
-        DetachLimits { attempts: self.config.detach.attempts, timeout: self.config.detach.timeout.0 }
+        DetachLimits {
+            attempts: self.config.detach.attempts,
+            timeout: self.config.detach.timeout.0,
+            total: None,
+        }
     }
 }
 

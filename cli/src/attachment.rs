@@ -114,6 +114,7 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Status", "/status"),
         column("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
+        column("Forced", "/forced"),
         column("Whole group", "/whole_group"),
         column("Created", "/created_at"),
         column("Attached", "/attached_at"),

@@ -1,7 +1,8 @@
 //! The service as its client sees it: paths in, JSON or a failure with its exit code out.
 //!
 //! Only this machine is spoken to, over loopback or a unix socket: no TLS, no proxy. An answer is waited for as
-//! long as it takes, since a guest may take minutes to let a device go.
+//! long as it takes, since a guest may take minutes to let a device go. What is posted has a key of its own, so that
+//! it is done once although it is sent again when the connection breaks.
 
 use std::error::Error as _;
 use std::fmt;
@@ -9,13 +10,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use reqwest::{Method, Url};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
 
 /// How long a service that is there keeps silent at most while it is followed.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How often a POST is sent again when the connection breaks before it is answered, and how long after.
+const SENT_AGAIN: u32 = 5;
+const SEND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the service is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,11 +123,12 @@ impl Client {
         self.send(Method::POST, "v2.1", path, None, Some(body)).await
     }
 
-    /// Deletes and waits until it is gone (v2), or only asks for it (v3).
-    pub(crate) async fn delete(&self, path: &[&str], wait: bool) -> Result<(), Failure> {
+    /// Deletes and waits until it is gone (v2), or only asks for it (v3); `query` as in [`query`](Self::query).
+    pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
         // v2 has a tenant in its path; nobody is asked which.
         let version = if wait { "v2/-" } else { "v3" };
-        self.send(Method::DELETE, version, path, None, None).await.map(drop)
+        let query = Some(query).filter(|query| !query.is_empty());
+        self.send(Method::DELETE, version, path, query, None).await.map(drop)
     }
 
     /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).
@@ -152,29 +158,38 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(version.split('/')).extend(path);
         }
-        let mut request = self.http.request(method, url);
+        let mut request = self.http.request(method.clone(), url);
+        let mut again = 0;
+        if method == Method::POST {
+            request = request.header("idempotency-key", Uuid::new_v4().to_string());
+            again = SENT_AGAIN;
+        }
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = self.done(request).await?;
-        let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let (status, answer) = loop {
+            request = match (request.try_clone(), exchange(request).await) {
+                (_, Ok(answer)) => break answer,
+                // Nobody has heard of it when there was no connection to begin with.
+                (Some(same), Err(error)) if again > 0 && !(error.is_connect() && again == SENT_AGAIN) => same,
+                (_, Err(error)) => return Err(self.unreachable(&error)),
+            };
+            again -= 1;
+            tokio::time::sleep(SEND_AGAIN_AFTER).await;
+        };
+        if !status.is_success() {
+            return Err(self.refused(status, &answer));
+        }
         if answer.is_empty() {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&answer).map_err(|_| self.strange("it answers no JSON"))
     }
 
-    /// Sends a request, and answers what is no failure.
-    async fn done(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+    fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
         let message =
-            fault(&answer).unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
-        Err(Failure::new(Exit::of_status(status.as_u16()), message))
+            fault(answer).unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+        Failure::new(Exit::of_status(status.as_u16()), message)
     }
 
     /// What happens from now on, as Server-Sent Events: from an id on, where one was heard.
@@ -186,7 +201,12 @@ impl Client {
         if let Some(id) = heard {
             request = request.header("last-event-id", id);
         }
-        let response = self.done(request).await?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if !status.is_success() {
+            let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+            return Err(self.refused(status, &answer));
+        }
         Ok(Stream { client: self, response, buffer: Vec::new() })
     }
 
@@ -265,6 +285,12 @@ fn message(buffer: &mut Vec<u8>) -> Option<Message> {
         }
     }
     Some(message)
+}
+
+/// Sends a request, and receives all of its answer.
+async fn exchange(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), reqwest::Error> {
+    let response = request.send().await?;
+    Ok((response.status(), response.bytes().await?.to_vec()))
 }
 
 /// A query string of these pairs, escaped.
@@ -400,6 +426,31 @@ mod tests {
         let failure = answered("").await.0.unwrap_err();
         assert!(failure.to_string().contains("lost the hotslot service"), "{failure}");
         assert_eq!(failure.exit(), Exit::Away);
+    }
+
+    #[tokio::test]
+    async fn what_is_posted_is_sent_again_with_its_key_when_the_connection_breaks() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let service = tokio::spawn(async move {
+            let mut keys = Vec::new();
+            for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
+                keys.push(key.unwrap().to_owned());
+            }
+            keys
+        });
+        let client = Client::new(Address::Unix(path)).unwrap();
+        assert_eq!(client.post(&["x"], &Value::Null).await.unwrap()["a"], 1);
+        let keys = service.await.unwrap();
+        assert!(keys[0].len() == 36 && keys[0] == keys[1], "{keys:?}");
     }
 
     #[tokio::test]

@@ -106,7 +106,8 @@ enum Question {
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
     /// Unplug devices, and wait until their guests let go.
-    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait")]
+    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
+                           hotslot detach 3f2a --timeout 30s")]
     Detach(detach::Detach),
 }
 

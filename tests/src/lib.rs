@@ -310,6 +310,10 @@ impl Api {
         if let Some((kind, body)) = body {
             request = request.header("content-type", kind).body(body);
         }
+        self.answer(path, request).await
+    }
+
+    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Answer {
         let response = request.send().await.expect("an answer");
         let status = response.status().as_u16();
         let retry_after =
@@ -337,6 +341,13 @@ impl Api {
     /// POST with a JSON body.
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// POST with a JSON body and an idempotency key.
+    pub async fn post_once(&self, path: &str, key: &str, body: &str) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).header("idempotency-key", key);
+        let request = request.header("content-type", "application/json").body(body.to_owned());
+        self.answer(path, request).await
     }
 
     /// PUT with a JSON body.

@@ -6,18 +6,24 @@
 //! reconcile   what libvirt has → settle, at start, on events, after a reconnect, every few minutes
 //! verify      the guest's own view of the address → settle
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
+//! policy      what a running guest is asked for, and what is done in it before
 //! group       whole IOMMU groups: taken from their host drivers together, and given back together
 //! ```
 
 pub mod attach;
 pub mod detach;
 mod group;
+mod policy;
 pub mod reconcile;
 mod select;
 mod state;
 mod verify;
 
+pub(crate) use policy::HOT_UNPLUG;
+pub use policy::HotUnplug;
 pub use select::{DryRun, NetworkRequest};
+#[cfg(test)]
+pub(crate) use state::tests::observations;
 pub use state::{Observation, State};
 
 use crate::error::Error;

@@ -13,6 +13,7 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
+use super::detach::Ask;
 use super::{Observation, State};
 use crate::error::Error;
 use crate::host::{Again, Host};
@@ -35,7 +36,8 @@ struct Todo {
     interfaces: bool,
     groups: bool,
     servers: BTreeSet<ServerId>,
-    /// Servers whose guests are to be asked once more to let go what is to go.
+    /// Servers whose guests are to be asked once more to let go what is to go: after a boot they may have lost what
+    /// they were asked before.
     ask: BTreeSet<ServerId>,
 }
 
@@ -61,12 +63,13 @@ impl Todo {
                 Event::Lifecycle { domain, .. }
                 | Event::DeviceAdded { domain, .. }
                 | Event::DeviceRemoved { domain, .. }
-                | Event::DeviceRemovalFailed { domain, .. }
-                | Event::Agent { domain, connected: true },
+                | Event::DeviceRemovalFailed { domain, .. },
             ) => {
                 self.servers.insert(ServerId(domain));
             }
-            Ok(Event::CameBack { domain }) => drop(self.ask.insert(ServerId(domain))),
+            Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
+                self.ask.insert(ServerId(domain));
+            }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -208,8 +211,9 @@ impl Service {
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
+                let ask = Ask { until: None, first: false };
                 who::spawn(async move {
-                    if let Err(error) = service.detach_now(&host, row.id, guard).await {
+                    if let Err(error) = service.detach_now(&host, row.id, ask, guard).await {
                         tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
                     }
                 });
@@ -237,7 +241,7 @@ impl Service {
             tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
             tokio::spawn(async move {
                 let _guard = guard;
-                match service.unplug(&host, &row, false).await {
+                match service.unplug(&host, &row, false, service.detach_limits()).await {
                     Ok((_, Ok(Unplugged::Gone))) => {}
                     other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
                 }
@@ -259,21 +263,10 @@ fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId,
     let mut seen = Vec::new();
     for row in rows {
         match presence(row) {
-            None => {
-                let reason = "the server is gone".to_owned();
-                seen.push((row.id, Observation::Gone { reason: Some(reason) }));
-            }
+            None => seen.push((row.id, Observation::DomainGone)),
             Some(presence) if presence.is_absent() => {
-                let reason = match row.state {
-                    State::Attaching => {
-                        Some("the attach was cut off before the device was plugged".to_owned())
-                    }
-                    State::Attached => {
-                        Some("removed from the domain outside of hotslot, or with its power".to_owned())
-                    }
-                    State::Detaching | State::Detached | State::Failed => None,
-                };
-                seen.push((row.id, Observation::Gone { reason }));
+                let running = view.is_some_and(|view| view.live.is_some());
+                seen.push((row.id, if running { Observation::Absent } else { Observation::DomainStopped }));
             }
             Some(presence) => {
                 let inner = presence.inner_address;

@@ -4,6 +4,7 @@
 //! an attachment is in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -17,14 +18,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Version;
-use super::body::{Path, id, read, time};
+use super::body::{Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
 use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
 use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
 use crate::flavor;
 use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::idempotency::IdempotencyKey;
 use crate::inventory::AliasRequests;
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
@@ -67,7 +70,12 @@ struct CreateAttachment {
 }
 
 impl CreateAttachment {
-    fn request(self, service: &Service, server: ServerId) -> Result<AttachRequest, Error> {
+    fn request(
+        self,
+        service: &Service,
+        server: ServerId,
+        key: Option<IdempotencyKey>,
+    ) -> Result<AttachRequest, Error> {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (alias, None),
@@ -106,6 +114,7 @@ impl CreateAttachment {
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
             network: (network != NetworkRequest::default()).then_some(network),
+            key,
         })
     }
 }
@@ -131,6 +140,7 @@ struct Wire {
     status_reason: Option<String>,
     alias: String,
     persistent: bool,
+    forced: bool,
     request_id: RequestId,
     whole_group: bool,
     mac_address: Option<String>,
@@ -164,6 +174,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         status_reason: attachment.reason,
         alias: attachment.alias,
         persistent: attachment.persistent,
+        forced: attachment.forced,
         host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),
@@ -193,12 +204,13 @@ impl AttachmentPath {
 pub(super) async fn create(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
+    key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
-    let request = body.attachment.request(&service, path.id()?)?;
+    let request = body.attachment.request(&service, path.id()?, key.map(|Extension(key)| key))?;
     if dry_run {
         return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
     }
@@ -278,14 +290,53 @@ pub(super) async fn show(
     Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
 }
 
+/// `?timeout=30s&force=true`
+fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
+    let mut request = DetachRequest::default();
+    for (key, value) in pairs {
+        match (key.as_str(), value.as_str()) {
+            ("timeout", value) => request.timeout = Some(duration(value)?),
+            ("force", "true") => request.force = true,
+            ("force", "false") => request.force = false,
+            ("force", other) => {
+                return Err(Error::Invalid(format!("force {other} is neither true nor false")));
+            }
+            (key, _) => {
+                return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force")));
+            }
+        }
+    }
+    Ok(request)
+}
+
+/// Reads `30s`, `500ms`, `2m` or `1h`; a number alone is seconds. Above 0 and at most a day.
+fn duration(text: &str) -> Result<Duration, Error> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (number, unit) =
+        text.split_at(text.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(text.len()));
+    let millis = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let millis = millis.zip(number.parse::<u64>().ok()).and_then(|(unit, number)| number.checked_mul(unit));
+    let time = millis.map(Duration::from_millis).filter(|time| !time.is_zero() && *time <= DAY);
+    time.ok_or_else(|| {
+        Error::Invalid(format!("timeout {text} is no time up to a day; write 30s, 500ms, 2m or 1h"))
+    })
+}
+
 /// v2 answers 200 once the device is gone; v2.1 and v3 answer 202 at once, and the detach goes on.
 pub(super) async fn delete(
     State(service): State<Arc<Service>>,
     Extension(version): Extension<Version>,
     Path(path): Path<AttachmentPath>,
+    pairs: Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let work = service.begin_detach(server, id).await?;
+    let work = service.begin_detach(server, id, detach_request(pairs)?).await?;
     match version {
         Version::V2 => {
             if let Some(work) = work {
@@ -304,6 +355,41 @@ pub(super) async fn delete(
                 });
             }
             Ok(StatusCode::ACCEPTED.into_response())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_with_its_unit() {
+        for (text, millis) in [
+            ("30", 30_000),
+            ("30s", 30_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("24h", 86_400_000),
+            ("007s", 7000),
+        ] {
+            assert_eq!(duration(text).unwrap().as_millis(), millis, "{text}");
+        }
+        for bad in
+            ["", "0", "0s", "s", "-1", "+1", "1.5s", "1 s", "1S", "25h", "86401", "18446744073709551615m"]
+        {
+            assert!(duration(bad).unwrap_err().to_string().contains("write 30s"), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_a_time_out_of_range(text in "[0-9]{0,22}(|ms|s|m|h|\\PC{0,3})") {
+            if let Ok(time) = duration(&text) {
+                prop_assert!(!time.is_zero() && time <= Duration::from_secs(86_400));
+            }
         }
     }
 }

@@ -14,15 +14,18 @@ use super::error::{Fault, no_route};
 use crate::error::Error;
 use crate::store::Millis;
 
+/// Says why a body could not be received.
+pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
+    Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
+}
+
 /// Reads a JSON body. `example` is what would be right.
 pub(super) fn read<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<T, Fault> {
-    let body = body.map_err(|rejection| {
-        Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
-    })?;
+    let body = body.map_err(|rejection| unreadable(&rejection))?;
     let kind =
         headers.get(header::CONTENT_TYPE).map_or("application/json", |kind| kind.to_str().unwrap_or(""));
     let essence = kind.split(';').next().unwrap_or_default().trim();

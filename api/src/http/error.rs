@@ -89,6 +89,7 @@ impl IntoResponse for Fault {
             410 => "gone",
             413 | 429 => "overLimit",
             415 => "badMediaType",
+            422 => "unprocessableEntity",
             501 => "notImplemented",
             503 => "serviceUnavailable",
             _ => "computeFault",

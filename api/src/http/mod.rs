@@ -11,6 +11,7 @@ mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod once;
 mod pci;
 mod pci_config;
 mod servers;
@@ -63,6 +64,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .nest("/v3", resources(Version::V3))
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(identify))
         .with_state(service)

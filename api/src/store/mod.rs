@@ -8,6 +8,7 @@ mod devices;
 mod draft;
 mod events;
 mod hypervisors;
+mod idempotency;
 #[cfg(test)]
 mod tests;
 

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::attachment::{Observation, State};
+use crate::attachment::{Observation, State, observations};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
 /// A database of its own in a directory, with a host.
@@ -90,7 +91,7 @@ impl Records {
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-        let done = self.store.reserve(self.host, server, request, true, &wanted).await.unwrap();
+        let done = self.store.reserve(self.host, server, request, true, None, &wanted).await.unwrap();
         done.then(|| wanted.iter().map(|new| new.id).collect())
     }
 
@@ -124,7 +125,7 @@ impl Records {
     }
 
     async fn gone(&self, id: AttachmentId) {
-        self.settle(id, Observation::Gone { reason: None }).await;
+        self.settle(id, Observation::Removed { reason: None }).await;
     }
 
     fn statuses(&self) -> Vec<&'static str> {
@@ -303,7 +304,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
         siblings: Vec::new(),
     };
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-    assert!(!records.store.reserve(records.host, server, request, true, &[wanted]).await.unwrap());
+    assert!(!records.store.reserve(records.host, server, request, true, None, &[wanted]).await.unwrap());
 }
 
 #[tokio::test]
@@ -322,6 +323,7 @@ enum Step {
     Claim(Vec<usize>),
     Attach(usize),
     Free(usize),
+    See(usize, Observation),
     Scan([bool; 5]),
 }
 
@@ -330,6 +332,7 @@ fn step() -> impl Strategy<Value = Step> {
         prop::collection::vec(0..5usize, 1..3).prop_map(Step::Claim),
         (0..4usize).prop_map(Step::Attach),
         (0..4usize).prop_map(Step::Free),
+        (0..8usize, prop::sample::select(observations())).prop_map(|(index, seen)| Step::See(index, seen)),
         any::<[bool; 5]>().prop_map(Step::Scan),
     ]
 }
@@ -338,13 +341,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(
+    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(
         steps in prop::collection::vec(step(), 1..24)
     ) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let records = records().await;
             records.scan(devices()).await;
-            let mut open: Vec<AttachmentId> = Vec::new();
+            let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
             for step in steps {
                 let before = records.store.devices();
                 match step {
@@ -363,7 +366,26 @@ proptest! {
                         if let Some(id) = open.get(index) { records.attached(*id).await; }
                     }
                     Step::Free(index) => {
-                        if index < open.len() { records.gone(open.remove(index)).await; }
+                        if index < open.len() {
+                            let id = open.remove(index);
+                            records.gone(id).await;
+                            ended.push(id);
+                        }
+                    }
+                    // What has ended too, whose device another may have by now.
+                    Step::See(index, seen) => {
+                        if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
+                            let was = records.store.attachment(id).await.unwrap();
+                            records.settle(id, seen).await;
+                            let row = records.store.attachment(id).await.unwrap();
+                            if ended.contains(&id) {
+                                assert_eq!(row, was, "what has ended stays so");
+                                assert_eq!(records.store.devices(), before);
+                            } else if row.unwrap().state.is_final() {
+                                open.retain(|other| *other != id);
+                                ended.push(id);
+                            }
+                        }
                     }
                     Step::Scan(present) => {
                         let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
@@ -427,12 +449,13 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             EventKind::AttachmentState => {
                 assert_eq!(attachments.insert(what.attachment.unwrap(), what.to.unwrap()), what.from);
             }
-            EventKind::DeviceGone | EventKind::DeviceBack => {}
+            EventKind::DeviceGone
+            | EventKind::DeviceBack
+            | EventKind::AttachmentInnerAddress
+            | EventKind::AttachmentReason => {}
             EventKind::DeviceChanged
             | EventKind::DeviceUsed
             | EventKind::DeviceCleaned
-            | EventKind::AttachmentInnerAddress
-            | EventKind::AttachmentReason
             | EventKind::AttachmentGivenBack
             | EventKind::RuleAdded
             | EventKind::RuleChanged
@@ -556,4 +579,23 @@ async fn a_change_of_the_rules_is_told() {
     let changed = &records.events().await[1].what;
     assert_eq!(changed.to, Some(serde_json::json!({ "kind": "alias", "entry": { "name": "b" } })));
     assert_eq!(changed.rule, Some(id));
+}
+
+#[tokio::test]
+async fn of_too_many_answers_the_oldest_are_forgotten() {
+    let records = records().await;
+    let answer = Answer { status: 200, body: "{}".into() };
+    let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
+    for n in 0..5 {
+        records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
+        // A millisecond is what their ages are told apart by.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut known = Vec::new();
+    for n in 0..5 {
+        known.extend(records.store.kept(&key(n), 0).await.unwrap().map(|kept| (n, kept.answer)));
+    }
+    assert_eq!(known, [(3, Some(answer.clone())), (4, Some(answer.clone()))]);
+    records.store.keep(&key(5), &answer, now() + 1, 2).await.unwrap();
+    assert_eq!(records.store.kept(&key(4), 0).await.unwrap(), None);
 }
