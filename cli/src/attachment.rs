@@ -15,6 +15,9 @@ pub(crate) enum AttachmentCommand {
     List {
         /// Only those of this guest: its UUID or its name.
         server: Option<String>,
+        /// Those that have ended, the last one first, in place of those that have not.
+        #[arg(long)]
+        ended: bool,
         /// More columns.
         #[arg(short, long)]
         long: bool,
@@ -29,7 +32,7 @@ pub(crate) enum AttachmentCommand {
 impl AttachmentCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::List { server, long } => list(cli, server.as_deref(), long).await,
+            Self::List { server, ended, long } => list(cli, server.as_deref(), ended, long).await,
             Self::Show { attachment } => show(cli, &attachment).await,
         }
     }
@@ -73,19 +76,23 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
     }
 }
 
-async fn list(cli: &Cli, server: Option<&str>, long: bool) -> anyhow::Result<Exit> {
+async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyhow::Result<Exit> {
+    let query = if ended { "ended=true" } else { "" };
     let attachments = match server {
         Some(server) => {
             let id = server::find(cli, server).await?;
-            cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?
+            cli.client.query(&["servers", &id, "os-pci_attachments"], query, "pciAttachment").await?
         }
-        None => all(cli).await?,
+        None => cli.client.query(&["os-pci_attachments"], query, "pciAttachment").await?,
     };
     let people = cli.format == Format::Table && !attachments.is_empty();
     let names = if people { server::names(cli).await? } else { HashMap::new() };
     let called = |attachment: &Value| server::called(&names, &at(attachment, "/serverId"));
     let mut columns = columns();
     columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
+    if ended {
+        columns.push(column("ENDED", "/ended_at"));
+    }
     if long {
         columns.extend([
             column("MAC", "/mac_address"),
