@@ -56,6 +56,11 @@ pub(crate) async fn all(cli: &Cli) -> Result<Vec<Value>, Failure> {
     cli.client.items(&["os-pci_attachments"], "pciAttachment").await
 }
 
+/// The latest of those that have ended, of all servers.
+pub(crate) async fn ended(cli: &Cli) -> Result<Vec<Value>, Failure> {
+    cli.client.query(&["os-pci_attachments"], "ended=true", "pciAttachment").await
+}
+
 /// The attachment whose id begins so.
 pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Value, Failure> {
     let begins =
@@ -77,13 +82,14 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
 }
 
 async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyhow::Result<Exit> {
-    let query = if ended { "ended=true" } else { "" };
     let attachments = match server {
         Some(server) => {
             let id = server::find(cli, server).await?;
+            let query = if ended { "ended=true" } else { "" };
             cli.client.query(&["servers", &id, "os-pci_attachments"], query, "pciAttachment").await?
         }
-        None => cli.client.query(&["os-pci_attachments"], query, "pciAttachment").await?,
+        None if ended => self::ended(cli).await?,
+        None => all(cli).await?,
     };
     let people = cli.format == Format::Table && !attachments.is_empty();
     let names = if people { server::names(cli).await? } else { HashMap::new() };

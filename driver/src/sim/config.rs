@@ -211,6 +211,7 @@ enum KindName {
     AlreadyDefined,
     NoPassthrough,
     UnplugPending,
+    UnplugRefused,
     AgentAway,
     Unsupported,
     Document,
