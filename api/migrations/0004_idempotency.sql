@@ -17,3 +17,4 @@ CREATE INDEX attachments_by_request ON attachments (request_id);
 
 -- Whether an attachment is to go whatever its guest says.
 ALTER TABLE attachments ADD COLUMN forced BIGINT NOT NULL DEFAULT 0 CHECK (forced IN (0, 1));
+CREATE INDEX attachments_by_end ON attachments (ended_at);

@@ -117,11 +117,12 @@ impl Service {
             )));
         }
         rows.sort_by_key(|row| asked.aliases.iter().position(|part| part.name == row.alias));
-        let with_device = |row: Attachment| match self.store.device(row.device) {
-            Some(device) => Ok((row, device)),
-            None => Err(Error::NoAttachment(row.id)),
-        };
-        rows.into_iter().map(with_device).collect::<Result<_, _>>().map(Some)
+        let mut made = Vec::new();
+        for row in rows {
+            let device = self.store.known_device(row.device).await?.ok_or(Error::NoAttachment(row.id))?;
+            made.push((row, device));
+        }
+        Ok(Some(made))
     }
 }
 

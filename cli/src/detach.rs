@@ -29,10 +29,17 @@ pub(crate) struct Detach {
 impl Detach {
     /// Detaches all that it can; the worst outcome is that of the command.
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let all = attachment::all(cli).await?;
+        let (all, mut ended) = (attachment::all(cli).await?, None);
         let mut asked: Vec<(String, Result<Value, Failure>)> = Vec::new();
         for prefix in &self.attachments {
-            let found = attachment::find(&all, prefix).cloned();
+            let mut found = attachment::find(&all, prefix).cloned();
+            // What has gone is asked for again by whoever did not hear of it: the outcome is the same.
+            if found.as_ref().is_err_and(|failure| failure.exit() == Exit::NotFound) {
+                if ended.is_none() {
+                    ended = Some(attachment::ended(cli).await?);
+                }
+                found = attachment::find(ended.as_deref().unwrap_or_default(), prefix).cloned();
+            }
             let id = found.as_ref().map_or_else(|_| prefix.clone(), |found| at(found, "/attachment_id"));
             if asked.iter().all(|(other, _)| *other != id) {
                 asked.push((id, found));

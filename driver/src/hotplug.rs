@@ -247,6 +247,7 @@ async fn take_out(
             Err(error) if error.kind == ErrorKind::UnplugPending => {
                 wait(&mut events, domain, &name, deadline).await
             }
+            Err(error) if error.kind == ErrorKind::UnplugRefused => true,
             // Nothing is left to wait for; the document tells.
             asked => ignore_missing(asked).map(|()| false)?,
         };

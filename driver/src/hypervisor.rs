@@ -315,6 +315,8 @@ pub enum ErrorKind {
     NoPassthrough,
     /// An earlier removal of this device is still under way.
     UnplugPending,
+    /// The guest refused to let the device go while libvirt waited for it.
+    UnplugRefused,
     /// The guest's agent does not answer.
     AgentAway,
     /// The hypervisor does not know this call.

@@ -107,6 +107,18 @@ async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
 }
 
 #[tokio::test]
+async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_heard_later() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
+    let refused = service.delete(&path(&vf)).await.expect(409);
+    assert!(refused.message().contains("stays attached: the guest refused"), "{}", refused.message());
+    assert_eq!(service.plugged().len(), 2);
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;

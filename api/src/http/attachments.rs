@@ -151,6 +151,7 @@ struct Wire {
     created_at: String,
     updated_at: Option<String>,
     attached_at: Option<String>,
+    ended_at: Option<String>,
 }
 
 fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
@@ -179,11 +180,12 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),
         attached_at: attachment.attached_at.map(time),
+        ended_at: attachment.ended_at.map(time),
     }
 }
 
 async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.store.device(attachment.device);
+    let device = service.store.known_device(attachment.device).await?;
     let device = device
         .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
     Ok(wire(service, attachment, &device))
@@ -251,11 +253,34 @@ fn described(run: &DryRun) -> Value {
     })
 }
 
+/// How many of those that have ended are listed at most.
+const ENDED: u32 = 1000;
+
+/// Whether those that have ended are asked for: `?ended=true`.
+fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
+    let mut ended = false;
+    for (key, value) in pairs {
+        ended = match key.as_str() {
+            "ended" => truth(&key, &value)?,
+            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended"))),
+        };
+    }
+    Ok(ended)
+}
+
+fn truth(key: &str, word: &str) -> Result<bool, Error> {
+    word.parse().map_err(|_| Error::Invalid(format!("{key} {word} is neither true nor false")))
+}
+
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
+    pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
+    if wants_ended(pairs)? {
+        return listed(&service, service.store.ended_attachments(Some(server), ENDED).await?).await;
+    }
     let rows = service.store.attachments_of(server).await?;
     if rows.is_empty() {
         // A server without attachments is not the same as no server.
@@ -265,7 +290,13 @@ pub(super) async fn list(
 }
 
 /// All servers' attachments; not in the seed.
-pub(super) async fn list_all(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+pub(super) async fn list_all(
+    State(service): State<Arc<Service>>,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    if wants_ended(pairs)? {
+        return listed(&service, service.store.ended_attachments(None, ENDED).await?).await;
+    }
     let rows = service.store.attachments().await?;
     listed(&service, rows).await
 }
@@ -294,16 +325,10 @@ pub(super) async fn show(
 fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
     let mut request = DetachRequest::default();
     for (key, value) in pairs {
-        match (key.as_str(), value.as_str()) {
-            ("timeout", value) => request.timeout = Some(duration(value)?),
-            ("force", "true") => request.force = true,
-            ("force", "false") => request.force = false,
-            ("force", other) => {
-                return Err(Error::Invalid(format!("force {other} is neither true nor false")));
-            }
-            (key, _) => {
-                return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force")));
-            }
+        match key.as_str() {
+            "timeout" => request.timeout = Some(duration(&value)?),
+            "force" => request.force = truth(&key, &value)?,
+            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force"))),
         }
     }
     Ok(request)

@@ -70,6 +70,7 @@ fn of_kind(kind: ErrorKind) -> StatusCode {
         | ErrorKind::AlreadyDefined
         | ErrorKind::NoPassthrough
         | ErrorKind::UnplugPending
+        | ErrorKind::UnplugRefused
         | ErrorKind::AgentAway => StatusCode::CONFLICT,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
         // The hypervisor's own failure, not the caller's and not ours.

@@ -419,6 +419,30 @@ impl Store {
         rows.iter().map(attachment).collect()
     }
 
+    /// The attachments that ended last, of one server or of all, the last one first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended_attachments(
+        &self,
+        server: Option<ServerId>,
+        limit: u32,
+    ) -> Result<Vec<Attachment>, Error> {
+        let query = match server {
+            Some(server) => sqlx::query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL AND server_uuid = $2
+                 ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit))
+            .bind(server.to_string()),
+            None => sqlx::query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit)),
+        };
+        query.fetch_all(&self.read).await?.iter().map(attachment).collect()
+    }
+
     /// The attachments of a request, ended ones too, oldest first.
     ///
     /// # Errors

@@ -224,6 +224,7 @@ enum KindName {
     AlreadyDefined,
     NoPassthrough,
     UnplugPending,
+    UnplugRefused,
     AgentAway,
     Unsupported,
     Document,
