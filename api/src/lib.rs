@@ -6,6 +6,7 @@
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
 //! store         SQL, one file a table
+//! webhook       events told by POST: signed, again and again, dead letters
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
 //! config        hotslot.toml
@@ -24,4 +25,5 @@ pub mod inventory;
 mod retention;
 pub mod service;
 pub mod store;
+pub mod webhook;
 mod who;
