@@ -264,6 +264,11 @@ async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
     assert_eq!(follower.event().await.unwrap()["to"], "detaching");
     assert_eq!(follower.event().await.unwrap()["to"], "detached");
 
+    // Without the header too.
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/v2.1/events?follow&last=0", service.url());
+    assert_eq!(client.get(url).send().await.unwrap().headers()["content-type"], "text/event-stream");
+
     // Where nothing passes, the first message says where one is all the same.
     let position = other.message().await.unwrap();
     assert!(position["id"].parse::<i64>().unwrap() > 0 && !position.contains_key("data"), "{position:?}");

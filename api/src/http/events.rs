@@ -76,9 +76,13 @@ impl Wanted {
                     })?);
                 }
                 "follow" => {
-                    follow = text
-                        .parse()
-                        .map_err(|_| Error::Invalid(format!("follow {text} is neither true nor false")))?;
+                    follow = match text.as_str() {
+                        "" | "true" => true,
+                        "false" => false,
+                        other => {
+                            return Err(Error::Invalid(format!("follow {other} is neither true nor false")));
+                        }
+                    };
                 }
                 "host" => filter.host = Some(text),
                 "server" => filter.server = Some(value(&key, &text)?),
