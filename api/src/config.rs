@@ -16,6 +16,8 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::attachment::HotUnplug;
+use crate::store::EventKind;
+use crate::webhook;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -37,6 +39,8 @@ pub struct Config {
     pub libvirt: Libvirt,
     /// How long it is kept what happened.
     pub events: Events,
+    /// Who is told what happens.
+    pub webhook: Vec<Webhook>,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts; none means the local `qemu:///system`.
@@ -345,6 +349,48 @@ impl Default for Events {
     }
 }
 
+/// `[[webhook]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    /// Its name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`.
+    pub name: String,
+    /// Where events are posted: `http://host:port/path`.
+    pub url: Secret,
+    /// What events are signed with, 16 bytes or more.
+    pub secret: Secret,
+    /// The kinds of events that it is told, or the nouns that they begin with; none is all.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// How often an event is tried before it is a dead letter, at least 1.
+    #[serde(default = "Webhook::attempts")]
+    pub attempts: u32,
+    /// How long each attempt may take, in seconds.
+    #[serde(default = "Webhook::timeout")]
+    pub timeout: Seconds,
+}
+
+impl Webhook {
+    fn attempts() -> u32 {
+        16
+    }
+
+    fn timeout() -> Seconds {
+        Seconds(Duration::from_secs(10))
+    }
+}
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// `[[hypervisor]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -518,6 +564,31 @@ impl Config {
             |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
         if self.detach.attempts == 0 {
             bad("[detach] attempts", "a guest must be asked at least once".into());
+        }
+        let mut webhooks = HashSet::new();
+        for webhook in &self.webhook {
+            let mut bad = |key: &str, reason| bad(&format!("[[webhook]] {}: {key}", webhook.name), reason);
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+            if !(1..=64).contains(&webhook.name.len()) || !webhook.name.chars().all(plain) {
+                bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
+            }
+            if !webhooks.insert(&webhook.name) {
+                bad("name", "two webhooks are called so".into());
+            }
+            if let Err(reason) = webhook::url(&webhook.url.0) {
+                bad("url", reason);
+            }
+            if webhook.secret.0.len() < 16 {
+                bad("secret", "less than 16 bytes can be guessed; `openssl rand -hex 32` makes one".into());
+            }
+            for kind in &webhook.kinds {
+                if let Err(reason) = EventKind::known(kind) {
+                    bad("kinds", reason);
+                }
+            }
+            if webhook.attempts == 0 {
+                bad("attempts", "an event must be tried at least once".into());
+            }
         }
         if self.events.most == 0 {
             bad("[events] most", "at least one event must be kept".into());
@@ -795,6 +866,29 @@ mod tests {
             let text = lines.join("\n");
             let (_, problems) = Config::examine_text("x", &text);
             proptest::prop_assert_eq!(Config::parse(&text).is_ok(), problems.is_empty(), "{:?}", problems);
+        }
+    }
+
+    #[test]
+    fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
+        let hook = |lines: &str| {
+            format!(
+                "[[webhook]]\nname = 'a'\nurl = 'http://127.0.0.1/t0ken'\nsecret = '0123456789abcdef'\n{lines}"
+            )
+        };
+        let config = Config::parse(&hook("kinds = ['attachment', 'device.gone']")).unwrap();
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("t0ken") && !printed.contains("0123456789abcdef"), "{printed}");
+        for (text, why) in [
+            (hook("kinds = ['attachments']"), "attachment.state"),
+            (hook("attempts = 0"), "at least once"),
+            (hook("").replace("'a'", "'a/b'"), "1 to 64"),
+            (hook("").replace("http:", "https:"), "not spoken yet"),
+            (hook("").replace("0123456789", "0"), "openssl rand"),
+            (format!("{}{}", hook(""), hook("")), "called so"),
+        ] {
+            let said = error(&text);
+            assert!(said.contains(why) && !said.contains("t0ken"), "{said}");
         }
     }
 

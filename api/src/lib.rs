@@ -7,6 +7,7 @@
 //! host          the configured hypervisors
 //! idempotency   requests that are sent again
 //! store         SQL, one file a table
+//! webhook       events told by POST: signed, again and again, dead letters
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
 //! config        hotslot.toml
@@ -26,4 +27,5 @@ pub mod inventory;
 mod retention;
 pub mod service;
 pub mod store;
+pub mod webhook;
 mod who;

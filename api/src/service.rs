@@ -23,6 +23,7 @@ use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
 use crate::retention;
 use crate::store::{Attachment, Device, Store};
+use crate::webhook::Webhook;
 
 /// The running service.
 pub struct Service {
@@ -48,6 +49,8 @@ pub struct Service {
     pub(crate) retries: Turns<(String, String)>,
     /// On which host a server was found the last time.
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
+    /// Who is told what happens.
+    pub webhooks: Vec<Arc<Webhook>>,
     /// Whether the service is about to end.
     stopping: watch::Sender<bool>,
 }
@@ -98,6 +101,12 @@ impl Service {
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
+        let mut webhooks = Vec::new();
+        let mut told = Vec::new();
+        for configured in &config.webhook {
+            told.push(store.told(&configured.name).await.map_err(StartError::Records)?);
+            webhooks.push(Arc::new(Webhook::new(configured.clone())?));
+        }
         let (changing, in_flight, verifying, turns, retries, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
@@ -117,8 +126,12 @@ impl Service {
             turns,
             retries,
             homes,
+            webhooks,
             stopping,
         });
+        for (webhook, told) in service.webhooks.iter().zip(told) {
+            tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service), told));
+        }
         tokio::spawn(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
@@ -169,6 +182,12 @@ impl Service {
     /// Whether the service is about to end, as it changes.
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
+    }
+
+    /// Waits until the service is about to end.
+    pub(crate) async fn ending(&self) {
+        // The sender is the service's own.
+        let _ = self.stopping().wait_for(|stop| *stop).await;
     }
 
     /// The host of a row.

@@ -63,6 +63,7 @@ async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
     assert_eq!(told[0]["who"], format!("request {request}"));
     assert_eq!(told[1]["who"], told[0]["who"]);
     assert_ne!(told[2]["who"], told[0]["who"]);
+    assert_eq!(told[3]["who"], told[2]["who"]);
 
     let all = service.events("/v2/t/events").await;
     let ids: Vec<_> = all.iter().map(|event| event["id"].as_i64().unwrap()).collect();
@@ -84,6 +85,31 @@ async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
 }
 
 #[tokio::test]
+async fn what_happens_by_itself_is_told_as_that() {
+    let service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let of_it = format!("{STATES}&attachment={}", vf["attachment_id"].as_str().unwrap());
+    service.sim("guest q35 unplug=ignore");
+    service.delete(&path(&vf)).await.expect(409);
+    service.sim("reboot q35");
+    service.until("the guest let go", async || service.events(&of_it).await.len() == 4).await;
+    let told = service.events(&of_it).await;
+    assert!(told[2]["who"].as_str().unwrap().starts_with("request req-"), "{told:#?}");
+    assert_eq!((&told[3]["to"], &told[3]["who"]), (&json!("detached"), &json!("event")));
+
+    let body = json!({ "whitelist": { "vendor_id": "10de" } });
+    let rule = service.post("/v2/t/os-pci-config/whitelist", body).await.expect(201).body;
+    let path = format!("/v2/t/os-pci-config/whitelist/{}", rule["whitelist"]["id"].as_str().unwrap());
+    service.delete(&path).await.expect(204);
+    let rules = service.events("/v2/t/events?kind=rule").await;
+    assert_eq!((&rules[0]["kind"], &rules[1]["kind"]), (&json!("rule.added"), &json!("rule.removed")));
+    assert_eq!(rules[0]["rule_id"], rule["whitelist"]["id"]);
+    assert_eq!(rules[0]["to"], json!({ "kind": "whitelist", "entry": { "vendor_id": "10de" } }));
+    assert_eq!(rules[1]["from"], rules[0]["to"]);
+    assert_ne!(rules[1]["who"], rules[0]["who"]);
+}
+
+#[tokio::test]
 async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
     let service = Hotslot::on("small").await;
     for (query, why) in [
@@ -92,11 +118,11 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         ("since=99999", "the last one is"),
         ("kind=attachments", "attachment.state"),
         ("device=99999", "GET os-pci lists them"),
-        ("server=q35", "server"),
-        ("attachment=1", "attachment"),
-        ("last=-1", "last"),
+        ("server=q35", "the whole UUID"),
+        ("attachment=1", "the whole UUID"),
+        ("last=-1", "0 to 65535"),
         ("limit=many", "0 to 1000"),
-        ("follow=yes", "follow"),
+        ("follow=yes", "neither true nor false"),
         ("until=3", "known: since"),
         ("host=a&host=b", "twice"),
         ("follow=true&since=99999", "the last one is"),
@@ -237,6 +263,11 @@ async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
     service.delete(&path(&vf)).await.expect(200);
     assert_eq!(follower.event().await.unwrap()["to"], "detaching");
     assert_eq!(follower.event().await.unwrap()["to"], "detached");
+
+    // Without the header too.
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/v2.1/events?follow&last=0", service.url());
+    assert_eq!(client.get(url).send().await.unwrap().headers()["content-type"], "text/event-stream");
 
     // Where nothing passes, the first message says where one is all the same.
     let position = other.message().await.unwrap();

@@ -60,7 +60,9 @@ struct Wanted {
 impl Wanted {
     async fn read(service: &Service, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
-            text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
+            text.parse().map_err(|error| {
+                Error::Invalid(format!("query key {key}: {text} is no id, write the whole UUID: {error}"))
+            })
         }
         let (page, pairs) = Page::after("since", pairs)?;
         let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
@@ -68,8 +70,20 @@ impl Wanted {
         let (mut filter, mut last) = (EventFilter::default(), None);
         for (key, text) in pairs {
             match key.as_str() {
-                "last" => last = Some(value::<u16>(&key, &text)?),
-                "follow" => follow = value(&key, &text)?,
+                "last" => {
+                    last = Some(text.parse::<u16>().map_err(|_| {
+                        Error::Invalid(format!("last {text} is no number of events; write 0 to {}", u16::MAX))
+                    })?);
+                }
+                "follow" => {
+                    follow = match text.as_str() {
+                        "" | "true" => true,
+                        "false" => false,
+                        other => {
+                            return Err(Error::Invalid(format!("follow {other} is neither true nor false")));
+                        }
+                    };
+                }
                 "host" => filter.host = Some(text),
                 "server" => filter.server = Some(value(&key, &text)?),
                 "attachment" => filter.attachment = Some(value(&key, &text)?),

@@ -17,6 +17,7 @@ mod pci_config;
 mod servers;
 mod topology;
 mod versions;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -103,6 +104,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
             get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
         )
         .route("/events", get(events::list))
+        .route("/webhooks", get(webhooks::list))
+        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
         .route("/flavors", get(flavors::list))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{flavor_id}", get(flavors::show))

@@ -11,6 +11,7 @@ mod hypervisors;
 mod idempotency;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::fs::File;
 use std::str::FromStr;
@@ -27,6 +28,7 @@ pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, Ne
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
+pub use webhooks::DeadLetter;
 
 use crate::error::Error;
 use crate::id::EventId;
