@@ -2,6 +2,7 @@
 //! a simulated host of its own, spoken to by HTTP.
 
 pub mod lab;
+pub mod oracle;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -148,7 +149,7 @@ impl Hotslot {
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
         let log = Arc::default();
         let start = Instant::now();
-        let (child, url) = serve(dir.path(), &log);
+        let (child, url) = serve(Command::new(binary()), dir.path(), &log);
         let service = Self { dir, child, api: Api::at(url), log, started_in: start.elapsed() };
         service.ready().await;
         service
@@ -176,7 +177,17 @@ impl Hotslot {
 
     /// What the service wrote to its log.
     pub fn log(&self) -> String {
-        self.log.lock().expect("the log").clone()
+        self.log_from(0)
+    }
+
+    /// What it wrote after so many bytes.
+    pub fn log_from(&self, start: usize) -> String {
+        self.log.lock().expect("the log")[start..].to_owned()
+    }
+
+    /// The bytes that it wrote.
+    pub fn log_length(&self) -> usize {
+        self.log.lock().expect("the log").len()
     }
 
     /// Makes something happen on the simulated host.
@@ -199,9 +210,52 @@ impl Hotslot {
         std::fs::write(file, config.replace(from, to)).expect("write the configuration");
     }
 
+    /// Lets no file that it writes become longer than so many bytes, or as long as the system lets it.
+    pub fn limit_files(&mut self, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        if self.has_ended() {
+            return;
+        }
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.pid().to_string(), &format!("--fsize={limit}:unlimited")])
+            .status()
+            .expect("prlimit");
+        assert!(limited.success() || self.has_ended(), "prlimit: {limited}");
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the state of the service").is_some()
+    }
+
+    /// Whether it ended by itself; waits for that at most so long.
+    pub async fn ended(&mut self, patience: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.has_ended() {
+                return true;
+            }
+            if start.elapsed() >= patience {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Starts it again on what it left behind, and waits until it is ready.
     pub async fn start_again(&mut self) {
-        let (child, url) = serve(self.dir.path(), &self.log);
+        self.start_by(Command::new(binary())).await;
+    }
+
+    /// Starts it again from a shell, after something that the shell does before.
+    pub async fn start_again_after(&mut self, shell: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(binary());
+        self.start_by(command).await;
+    }
+
+    async fn start_by(&mut self, command: Command) {
+        let (child, url) = serve(command, self.dir.path(), &self.log);
         (self.child, self.api) = (child, Api::at(url));
         self.ready().await;
     }
@@ -269,27 +323,31 @@ impl Api {
 
     /// Sends a request.
     pub async fn send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Answer {
+        self.try_send(method, path, body).await.expect("an answer")
+    }
+
+    /// Sends a request; none when nobody answers.
+    pub async fn try_send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Option<Answer> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some((kind, body)) = body {
             request = request.header("content-type", kind).body(body);
         }
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.ok()?;
         let status = response.status().as_u16();
         let retry_after =
             response.headers().get("retry-after").map(|value| value.to_str().expect("a text").to_owned());
-        let text = response.text().await.expect("a body");
+        let text = response.text().await.ok()?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Answer { status, body, retry_after }
+        Some(Answer { status, body, retry_after })
     }
 
-    /// The status of a GET; none when nobody answers.
-    pub async fn try_get(&self, path: &str) -> Option<u16> {
-        let response = self.client.get(format!("{}{path}", self.url)).send().await;
-        response.ok().map(|response| response.status().as_u16())
+    /// GET; none when nobody answers.
+    pub async fn try_get(&self, path: &str) -> Option<Answer> {
+        self.try_send(Method::GET, path, None).await
     }
 
     /// GET.
@@ -365,8 +423,8 @@ pub fn path(attachment: &Value) -> String {
     format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))
 }
 
-fn serve(dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
-    let mut child = Command::new(binary())
+fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = command
         .args(["serve", "--config"])
         .arg(dir.join("hotslot.toml"))
         .env("HOTSLOT_LOG", "hotslot=debug,hotslot_api=debug,hotslot_driver=debug")

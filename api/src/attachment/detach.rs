@@ -83,6 +83,10 @@ impl Service {
         drop(guard);
         // What was heard while it was worked on was left to the worker.
         host.look_again(attachment.server);
+        // What a guest says is its word; anything else leaves it open whether it was asked.
+        if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
+            host.ask_again(attachment.server);
+        }
         outcome
     }
 
@@ -126,6 +130,7 @@ impl Service {
             }
         }
     }
+
     /// Makes the device of an attachment leave its domain; answers its address on the host, and what became of it.
     /// With `keep`, one that the guest does not let go stays in the definition too.
     pub(super) async fn unplug(

@@ -34,6 +34,8 @@ struct Todo {
     interfaces: bool,
     groups: bool,
     servers: BTreeSet<ServerId>,
+    /// Servers whose guests are to be asked again.
+    open: BTreeSet<ServerId>,
 }
 
 impl Todo {
@@ -43,6 +45,7 @@ impl Todo {
             && !self.groups
             && self.functions.is_empty()
             && self.servers.is_empty()
+            && self.open.is_empty()
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -107,6 +110,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                 }
                 Some(again) = again.recv() => match again {
                     Again::Server(server) => drop(todo.servers.insert(server)),
+                    // Whatever it was that failed is not at once over.
+                    Again::Open(server) => {
+                        todo.open.insert(server);
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
                 },
@@ -149,13 +158,18 @@ impl Service {
                 }
             }
         } else {
-            todo.servers
+            todo.servers.union(&todo.open).copied().collect()
         };
         for server in servers {
-            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+            let ask = todo.everything || todo.open.contains(&server);
+            if let Err(error) = self.reconcile(host, server, ask).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
-                left.servers.insert(server);
+                if ask {
+                    left.open.insert(server)
+                } else {
+                    left.servers.insert(server)
+                };
             }
         }
         if (todo.everything || todo.groups)
@@ -179,27 +193,23 @@ impl Service {
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
-    /// let go are asked again.
-    async fn reconcile(
-        self: &Arc<Self>,
-        host: &Arc<Host>,
-        server: ServerId,
-        round: bool,
-    ) -> Result<(), Error> {
+    /// Brings a server's attachments in line with its domain's documents. With `ask`, a guest that has not let go
+    /// is asked again.
+    async fn reconcile(self: &Arc<Self>, host: &Arc<Host>, server: ServerId, ask: bool) -> Result<(), Error> {
+        // The rows before the documents: what is attached between the two must not look as if it were gone.
+        let mut rows = self.store.attachments_of(server).await?;
+        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
         let view = host.server(server).await?;
         if let Some(view) = &view {
             self.take_back_strays(host, view).await?;
         }
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
         self.settle_all(&observe(&rows, view.as_ref())).await?;
-        for row in rows {
-            let Some(row) = self.store.attachment(row.id).await? else { continue };
+        for was in rows {
+            let Some(row) = self.store.attachment(was.id).await? else { continue };
             self.verify_soon(host, &row);
             // Nobody in this process waits for it: ask the guest, for it may never have been asked.
             if row.state == State::Detaching
-                && round
+                && (ask || was.state == State::Attaching)
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
@@ -234,7 +244,12 @@ impl Service {
                 let _guard = guard;
                 match service.unplug(&host, &row, false).await {
                     Ok((_, Ok(Unplugged::Gone))) => {}
-                    other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
+                    other => {
+                        tracing::error!(attachment.id = %id, ?other, "it is still there");
+                        if !matches!(other, Ok((_, Ok(_)))) {
+                            host.ask_again(row.server);
+                        }
+                    }
                 }
             });
         }
@@ -245,10 +260,12 @@ impl Service {
 /// What a domain's documents say of its attachments.
 fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
     let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
+    let defined = view.is_some_and(|view| view.persistent.is_some());
+    let whole = |row: &Attachment, is: Presence| is.config || is.live && !(row.persistent && defined);
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
-        .filter(|row| row.state == State::Attaching && presence(row).is_none_or(Presence::is_absent))
+        .filter(|row| row.state == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
         .map(|row| row.request)
         .collect();
     let mut seen = Vec::new();
