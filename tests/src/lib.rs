@@ -99,7 +99,9 @@ impl Answer {
 /// The binary that `cargo build` made beside the tests.
 pub fn binary() -> PathBuf {
     let tests = std::env::current_exe().expect("the path of the tests");
-    let binary = tests.parent().and_then(Path::parent).expect("target directory").join("hotslot");
+    // Tests lie one directory below it, programs beside it.
+    let beside = tests.ancestors().skip(1).take(2).map(|directory| directory.join("hotslot"));
+    let binary = beside.filter(|binary| binary.exists()).last().unwrap_or_else(|| "hotslot".into());
     assert!(binary.exists(), "{} is missing: run `cargo build -p hotslot` first", binary.display());
     binary
 }
@@ -183,6 +185,11 @@ impl Hotslot {
     /// What it wrote after so many bytes.
     pub fn log_from(&self, start: usize) -> String {
         self.log.lock().expect("the log")[start..].to_owned()
+    }
+
+    /// What it wrote since this was last asked for, which is then forgotten.
+    pub fn take_log(&self) -> String {
+        std::mem::take(&mut self.log.lock().expect("the log"))
     }
 
     /// The bytes that it wrote.
