@@ -58,6 +58,8 @@ pub type Functions = BTreeMap<PciAddress, HostDevice>;
 pub(crate) enum Again {
     /// A server.
     Server(ServerId),
+    /// A server with a device of which it is not known whether its guest was asked to let it go.
+    Open(ServerId),
     /// A PCI function.
     Function(PciAddress),
     /// What was taken from its host driver for a whole group.
@@ -92,6 +94,11 @@ impl Host {
     pub(crate) fn look_again(&self, server: ServerId) {
         // Nobody listens only while the service ends.
         let _ = self.again.send(Again::Server(server));
+    }
+
+    /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
+    pub(crate) fn ask_again(&self, server: ServerId) {
+        let _ = self.again.send(Again::Open(server));
     }
 
     /// Asks for a function to be compared with its record once more.

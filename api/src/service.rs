@@ -97,8 +97,8 @@ impl Service {
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
             let hypervisor = host::open(&configured, &config.libvirt)?;
-            let row =
-                store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
+            let row = store.hypervisor(&configured.name, &configured.uri).await;
+            let row = row.map_err(|error| unusable(database_file(&config), error))?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
         let mut webhooks = Vec::new();
@@ -244,10 +244,22 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
     }
 }
 
+fn database_file(config: &Config) -> &str {
+    config.database.url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default()
+}
+
+/// Why the database at `path` is of no use.
+fn unusable(path: &str, error: Error) -> StartError {
+    if let Error::Store(source) = error {
+        StartError::Database { advice: advice(&source, path), source }
+    } else {
+        StartError::Records(error)
+    }
+}
+
 async fn open_store(config: &Config) -> Result<Store, StartError> {
-    let path = config.database.url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
-    let failed = |source: sqlx::Error| StartError::Database { advice: advice(&source, path), source };
-    let io = |error| failed(sqlx::Error::Io(error));
+    let path = database_file(config);
+    let io = |error| unusable(path, Error::Store(sqlx::Error::Io(error)));
     let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
     if let Some(directory) = directory {
         std::fs::create_dir_all(directory).map_err(io)?;
@@ -259,9 +271,7 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
     }
-    Store::open(&config.database.url, lock).await.map_err(|error| {
-        if let Error::Store(source) = error { failed(source) } else { StartError::Records(error) }
-    })
+    Store::open(&config.database.url, lock).await.map_err(|error| unusable(path, error))
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {

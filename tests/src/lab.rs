@@ -112,7 +112,10 @@ impl Lab {
         self.sh(
             "setsid nohup hotslot serve --config /etc/hotslot.toml >>/var/log/hotslot.log 2>&1 </dev/null &",
         );
-        self.until("the service answers", async || self.try_get("/readyz").await == Some(200)).await;
+        self.until("the service answers", async || {
+            self.try_get("/readyz").await.is_some_and(|answer| answer.status == 200)
+        })
+        .await;
     }
 
     /// Kills it, as `kill -9` does; and stops the one that `make demo` left.

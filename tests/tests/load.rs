@@ -147,7 +147,8 @@ async fn told_to_stop_it_finishes_what_is_under_way() {
     let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(told.success());
     answer.await.unwrap().expect(200);
-    assert_eq!(service.ended().await, Some(0));
+    assert!(service.ended(Duration::from_secs(20)).await);
+    assert_eq!(service.exit_code(), Some(0));
     service.start_again().await;
     assert_eq!(service.attachments(Q35).await[0]["status"], "attached");
 }

@@ -284,6 +284,9 @@ impl Service {
                 tracing::error!(attachment.id = %id, %error, "cannot record what became of an attachment");
             }
         }
+        if !left.is_empty() || error.kind.leaves_it_open() {
+            host.ask_again(culprit.attachment.server);
+        }
         if error.kind.leaves_it_open() {
             let id = culprit.attachment.id;
             left.push(format!("attachment {id} of {address} is taken back when the host answers"));

@@ -141,6 +141,10 @@ impl Service {
         drop(guard);
         // What was heard while it was worked on was left to the worker.
         host.look_again(attachment.server);
+        // What a guest says is its word; anything else leaves it open whether it was asked.
+        if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
+            host.ask_again(attachment.server);
+        }
         outcome
     }
 

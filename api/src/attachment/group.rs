@@ -15,10 +15,11 @@ impl Service {
     /// Gives functions that were taken for a group back to their host drivers, where nobody has any of the group.
     ///
     /// # Errors
-    /// The database's; a function that cannot be given back is logged, and tried again at the next comparison.
+    /// The database's, or what the hypervisor answered for a function that cannot be given back; the others are.
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
         let _groups = host.groups.lock().await;
         let functions = host.functions();
+        let mut outcome = Ok(());
         let held: Vec<_> = self
             .store
             .devices_of(host.row.id)
@@ -37,13 +38,15 @@ impl Service {
                 Err(error) if error.kind == ErrorKind::NoDevice => {
                     self.store.given_back(&[id]).await?;
                 }
-                Err(error) => tracing::error!(
-                    host = %host.name, pci.address = %address, %error,
-                    "{address} is without its host driver; virsh nodedev-reattach {} gives it back", address.node_name()
-                ),
+                Err(error) => {
+                    let name = address.node_name();
+                    outcome = Err(host.error(format!(
+                        "{address} is without its host driver; virsh nodedev-reattach {name} gives it back"
+                    ))(error));
+                }
             }
             host.look_at(address);
         }
-        Ok(())
+        outcome
     }
 }

@@ -115,6 +115,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                 }
                 Some(again) = again.recv() => match again {
                     Again::Server(server) => drop(todo.servers.insert(server)),
+                    // Whatever it was that failed is not at once over.
+                    Again::Open(server) => {
+                        todo.ask.insert(server);
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
                 },
@@ -194,20 +200,21 @@ impl Service {
     async fn reconcile(self: &Arc<Self>, host: &Arc<Host>, server: ServerId, ask: bool) -> Result<(), Error> {
         // A call that is still out may change the domain after it was read. It is heard of when it comes back.
         let out = host.stuck(server).is_some();
+        // The rows before the documents: what is attached between the two must not look as if it were gone.
+        let mut rows = self.store.attachments_of(server).await?;
+        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
+        rows.retain(|row| !out || row.state == State::Attached);
         let view = host.server(server).await?;
         if let Some(view) = &view {
             self.take_back_strays(host, view).await?;
         }
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
-        rows.retain(|row| !out || row.state == State::Attached);
         self.settle_all(&observe(&rows, view.as_ref())).await?;
-        for row in rows {
-            let Some(row) = self.store.attachment(row.id).await? else { continue };
+        for was in rows {
+            let Some(row) = self.store.attachment(was.id).await? else { continue };
             self.verify_soon(host, &row);
             // Nobody in this process waits for it: ask the guest, for it may never have been asked.
             if row.state == State::Detaching
-                && ask
+                && (ask || was.state == State::Attaching)
                 && let Some(guard) = self.in_flight.try_enter(row.id)
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
@@ -243,7 +250,12 @@ impl Service {
                 let _guard = guard;
                 match service.unplug(&host, &row, false, service.detach_limits()).await {
                     Ok((_, Ok(Unplugged::Gone))) => {}
-                    other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
+                    other => {
+                        tracing::error!(attachment.id = %id, ?other, "it is still there");
+                        if !matches!(other, Ok((_, Ok(_)))) {
+                            host.ask_again(row.server);
+                        }
+                    }
                 }
             });
         }
@@ -254,10 +266,12 @@ impl Service {
 /// What a domain's documents say of its attachments.
 fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
     let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
+    let defined = view.is_some_and(|view| view.persistent.is_some());
+    let whole = |row: &Attachment, is: Presence| is.config || is.live && !(row.persistent && defined);
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
-        .filter(|row| row.state == State::Attaching && presence(row).is_none_or(Presence::is_absent))
+        .filter(|row| row.state == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
         .map(|row| row.request)
         .collect();
     let mut seen = Vec::new();

@@ -41,8 +41,14 @@ impl From<Error> for Fault {
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
-            // The database is busy, not broken.
-            Error::Store(sqlx::Error::PoolTimedOut) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Store(source) if let Some(advice) = advice(source) => {
+                tracing::error!(error = ?source, "the database cannot be used: {source}");
+                let message = format!(
+                    "the database cannot be used: {advice}. What was begun is completed or taken back once it \
+                     can: look what there is before you ask again"
+                );
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
+            }
             Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
@@ -52,6 +58,36 @@ impl From<Error> for Fault {
         let message = "Unexpected API error: the service's log has the cause under this answer's \
                        x-openstack-request-id.";
         Self::new(status, message)
+    }
+}
+
+/// What is to be done about a database that is not broken, but cannot be used now.
+fn advice(error: &sqlx::Error) -> Option<&'static str> {
+    // SQLite's primary result codes; the extended ones have them in their low byte.
+    const BUSY: u32 = 5;
+    const LOCKED: u32 = 6;
+    const READONLY: u32 = 8;
+    const IOERR: u32 = 10;
+    const FULL: u32 = 13;
+    const CANTOPEN: u32 = 14;
+    if matches!(error, sqlx::Error::PoolClosed) {
+        return Some("the service is stopping; ask again when it is back");
+    }
+    let code = if matches!(error, sqlx::Error::PoolTimedOut) {
+        BUSY
+    } else if matches!(error, sqlx::Error::Io(_)) {
+        IOERR
+    } else {
+        error.as_database_error()?.code()?.parse::<u32>().ok()? & 0xff
+    };
+    match code {
+        BUSY | LOCKED => {
+            Some("another process holds it; end what has the file open, or wait until it is done")
+        }
+        READONLY => Some("its file is read-only; let hotslot write it and its directory"),
+        IOERR | CANTOPEN => Some("its file cannot be read or written; look at its disk"),
+        FULL => Some("its disk is full; make room there"),
+        _ => None,
     }
 }
 

@@ -18,10 +18,10 @@ use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
+use sqlx::{Connection as _, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
@@ -67,7 +67,13 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no use.
+        let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
+            .connect_with(options.clone())
+            .await?;
         sqlx::migrate!("./migrations").run(&write).await.map_err(sqlx::Error::from)?;
         let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
         let (turn, rows) = Default::default();

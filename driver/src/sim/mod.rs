@@ -39,6 +39,7 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ use uuid::Uuid;
 
 use crate::device::HostDevice;
 use crate::hypervisor::{
-    DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Scope,
+    DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
 use crate::overdue::{Overdue, OverdueCall};
 use crate::pci::PciAddress;
@@ -333,7 +334,7 @@ impl Inner {
             tokio::time::sleep(latency).await;
         }
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at == At::Before) {
-            self.suffer(fault).await?;
+            self.suffer(operation, domain, fault).await?;
         }
         let halfway = fault.as_ref().is_some_and(|fault| fault.at == At::Between);
         let lost = fault.as_ref().is_some_and(|fault| fault.action == Action::LoseEvent);
@@ -343,15 +344,16 @@ impl Inner {
             let done = work(host, now, halfway);
             host.lose_event = false;
             done
-        })?;
+        });
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at != At::Before) {
-            self.suffer(fault).await?;
+            self.suffer(operation, domain, fault).await?;
         }
-        Ok(done)
+        done
     }
 
     /// A fault strikes.
-    async fn suffer(&self, fault: &Fault) -> Result<(), Refusal> {
+    async fn suffer(&self, operation: Operation, domain: Option<Uuid>, fault: &Fault) -> Result<(), Refusal> {
+        tracing::debug!(action = ?fault.action, at = ?fault.at, "simulated host: a fault befalls {operation:?}");
         match fault.action {
             Action::LoseEvent => Ok(()),
             Action::Fail => {
@@ -368,6 +370,19 @@ impl Inner {
                 let forever = Duration::from_secs(u64::from(u32::MAX));
                 let _ = tokio::time::timeout(fault.duration().unwrap_or(forever), unhang.changed()).await;
                 Ok(())
+            }
+            Action::Crash => {
+                // A guest that does not run cannot crash.
+                let crash = |domain| self.with(|host, now| host.stop(domain, &[Lifecycle::Stopped], now));
+                let _ = domain.map(crash);
+                Ok(())
+            }
+            Action::Kill => {
+                let own = std::process::id().to_string();
+                match Command::new("kill").args(["-KILL", &own]).status() {
+                    Ok(_) => std::future::pending().await,
+                    Err(error) => Err(Refusal::new(ErrorKind::Unsupported, format_args!("kill: {error}"))),
+                }
             }
         }
     }
