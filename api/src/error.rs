@@ -29,7 +29,7 @@ pub enum Error {
         /// On which host.
         host: String,
         /// What to do.
-        advice: &'static str,
+        advice: String,
     },
     /// No such server on any host.
     #[error("server {0} not found; GET servers lists those there are")]

@@ -322,9 +322,9 @@ impl Service {
         };
         let chosen = inventory::choose(&wanted, &scene).map_err(|shortage| {
             let advice = if sight.inventory.is_empty() {
-                "[pci] device_spec is empty, so nothing is assignable"
+                "[pci] device_spec is empty, so nothing is assignable".to_owned()
             } else {
-                "detach one, or look at GET os-pci/detail"
+                shortage.advice()
             };
             Error::TooFewFree { shortage, host: host.name.clone(), advice }
         })?;

@@ -145,6 +145,12 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
         if let Some(policy) = case["numa_policy"].as_str() {
             assert_eq!(alias.numa_policy.as_str(), policy, "{case}");
         }
+        for (name, facts) in &facts {
+            assert_eq!(alias.mismatch(facts).is_empty(), named.contains(name), "{name}: {case}");
+        }
+        for (name, keys) in case["differs"].as_object().into_iter().flatten() {
+            assert_eq!(alias.mismatch(&facts[name]).join(", "), string(keys), "{name}: {case}");
+        }
     });
 }
 
