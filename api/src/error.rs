@@ -25,7 +25,7 @@ pub enum Error {
     #[error("host {host}: {shortage}; {advice}")]
     TooFewFree {
         /// Which part of the request, and what there is.
-        shortage: Shortage,
+        shortage: Box<Shortage>,
         /// On which host.
         host: String,
         /// What to do.

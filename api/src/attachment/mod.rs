@@ -5,6 +5,7 @@
 //! detach      settle detaching → unplug → settle
 //! reconcile   what libvirt has → settle, at start, on events, after a reconnect, every few minutes
 //! verify      the guest's own view of the address → settle
+//! ports       which devices the guest has no port for
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
 //! policy      what a running guest is asked for, and what is done in it before
 //! group       whole IOMMU groups: taken from their host drivers together, and given back together
@@ -14,6 +15,7 @@ pub mod attach;
 pub mod detach;
 mod group;
 mod policy;
+mod ports;
 pub mod reconcile;
 mod select;
 mod state;
@@ -21,6 +23,7 @@ mod verify;
 
 pub(crate) use policy::HOT_UNPLUG;
 pub use policy::HotUnplug;
+pub(crate) use ports::portless;
 pub use select::{DryRun, NetworkRequest};
 #[cfg(test)]
 pub(crate) use state::tests::observations;

@@ -161,7 +161,12 @@ impl Service {
             let drivers = HostDrivers::AreNoHindrance;
             let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
-            let selection = match self.choose(host, request, sight, &devices, &withheld) {
+            // What the guest has no port for comes last: the preflight then says so.
+            let mut fitting = withheld.clone();
+            fitting.extend(super::portless(view, &sight.offer, &devices));
+            let chosen = self.choose(host, request, sight, &devices, &fitting);
+            let chosen = chosen.or_else(|_| self.choose(host, request, sight, &devices, &withheld));
+            let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
                     // Enough were free, and they did not do: that is the answer, unless more is to be said.
@@ -326,7 +331,7 @@ impl Service {
             } else {
                 shortage.advice()
             };
-            Error::TooFewFree { shortage, host: host.name.clone(), advice }
+            Error::TooFewFree { shortage: Box::new(shortage), host: host.name.clone(), advice }
         })?;
         let parts = request.aliases.iter().zip(chosen);
         let named = parts.flat_map(|(part, devices)| {

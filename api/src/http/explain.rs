@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::body::{Path, Query, id};
 use super::error::Fault;
 use super::hypervisors::{self, HypervisorPath};
+use crate::attachment;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::ServerId;
@@ -156,18 +157,22 @@ pub(super) async fn candidates(
         Error::UnknownAlias { name: asked.alias.clone(), known }
     })?;
     let server: Option<ServerId> = asked.server.as_deref().map(|text| id(text, "server")).transpose()?;
-    let mut guest_nodes = BTreeSet::new();
-    if let Some(server) = server {
-        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
-        guest_nodes
-            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
-    }
+    let view = match server {
+        Some(server) => Some(host.server(server).await?.ok_or(Error::NoServer(server))?),
+        None => None,
+    };
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
     let drivers = if asked.whole_group { HostDrivers::AreNoHindrance } else { HostDrivers::Hinder };
-    let withheld = offer.withheld(&devices, server, drivers);
+    let mut withheld = offer.withheld(&devices, server, drivers);
+    let mut guest_nodes = BTreeSet::new();
+    if let Some(view) = view {
+        withheld.extend(attachment::portless(&view, &offer, &devices));
+        guest_nodes
+            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
+    }
     let scene = Scene {
         devices: &devices,
         withheld: &withheld,
@@ -197,5 +202,14 @@ pub(super) async fn candidates(
             "why": verdict.as_ref().err(),
         })
     });
-    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines.collect::<Vec<_>>() })))
+    let mut lines: Vec<_> = lines.collect();
+    let recorded: BTreeSet<_> = devices.iter().map(|device| device.facts.address).collect();
+    let others = offer.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
+    lines.extend(others.map(|function| {
+        let mut line = hypervisors::describe(host, function, None);
+        line["place"] = Value::Null;
+        line["why"] = json!("no device_spec lists it");
+        line
+    }));
+    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines })))
 }

@@ -127,6 +127,12 @@ impl Filter {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
         }
+        /// Of a type whose errors do not name the value.
+        fn plain<T: std::str::FromStr>(key: &str, text: &str, right: &str) -> Result<T, Error> {
+            text.parse().map_err(|_| Error::Invalid(format!("query key {key}: `{text}` is no {right}")))
+        }
+        const NUMBER: &str = "number from 0 up";
+        const UUID: &str = "UUID; GET servers lists the servers'";
         /// Whether that leaves nothing: two values of one column.
         fn narrow<T: PartialEq>(column: &mut Option<T>, value: T) -> bool {
             column.replace(value).is_some_and(|before| Some(before) != *column)
@@ -138,15 +144,17 @@ impl Filter {
                     let host = service.hosts.iter().find(|host| host.name == text);
                     host.is_none_or(|host| narrow(&mut filter.hypervisor, host.row.id))
                 }
-                "compute_node_id" => narrow(&mut filter.hypervisor, HypervisorId(value(&key, &text)?)),
+                "compute_node_id" => {
+                    narrow(&mut filter.hypervisor, HypervisorId(plain(&key, &text, NUMBER)?))
+                }
                 "vendor_id" => narrow(&mut filter.vendor_id, value(&key, &text)?),
                 "product_id" => narrow(&mut filter.product_id, value(&key, &text)?),
                 "dev_type" => narrow(&mut filter.dev_type, value(&key, &text)?),
                 "status" => narrow(&mut filter.status, value(&key, &text)?),
-                "instance_uuid" | "server_uuid" => narrow(&mut filter.server, value(&key, &text)?),
+                "instance_uuid" | "server_uuid" => narrow(&mut filter.server, plain(&key, &text, UUID)?),
                 "address" => narrow(&mut filter.address, value(&key, &text)?),
                 "parent_addr" => narrow(&mut filter.parent_addr, value(&key, &text)?),
-                "numa_node" => narrow(&mut filter.numa_node, value(&key, &text)?),
+                "numa_node" => narrow(&mut filter.numa_node, plain(&key, &text, NUMBER)?),
                 _ => {
                     filter.extra_info.push((key, text));
                     false
@@ -265,8 +273,7 @@ const CLEANED: &str = r#"{"cleaned": null}"#;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Action {
-    #[serde(rename = "cleaned")]
-    _cleaned: (),
+    cleaned: Value,
 }
 
 /// Says that a device of `one_time_use` was cleaned; not in the seeds.
@@ -277,7 +284,11 @@ pub(super) async fn act(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let device = path.device(&service)?;
-    let _: Action = read(&headers, body, CLEANED)?;
+    let Action { cleaned } = read(&headers, body, CLEANED)?;
+    if !cleaned.is_null() {
+        let message = format!("bad body: `cleaned` takes no value, and is {cleaned}; send {CLEANED}");
+        return Err(Error::Invalid(message).into());
+    }
     service.store.cleaned(device.id).await?;
     let device = path.device(&service)?;
     Ok(Json(json!({ "pci_device": full(&service, &device) })))

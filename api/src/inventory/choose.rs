@@ -265,7 +265,7 @@ impl Reason<'_> {
             // A group has members of other kinds, too.
             Self::Kind => match &wanted.alias.mismatch(&device.facts)[..] {
                 [] => "the alias does not ask for it".to_owned(),
-                keys => format!("the alias does not ask for it: {}", keys.join(", ")),
+                keys => format!("the alias does not ask for it: {}", keys.join("; ")),
             },
             // Not for whom: a refusal is read by others than the owner.
             Self::InUse | Self::Hidden | Self::Gone => format!("it is {}", device.status),
@@ -374,7 +374,7 @@ impl<'s, 'a> Table<'s, 'a> {
             left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
-        let nearest = nearest.map(|(device, keys)| format!("{}: {}", device.facts.address, keys.join(", ")));
+        let nearest = nearest.map(|(device, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
         Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out, nearest, together }
     }
 

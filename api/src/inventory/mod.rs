@@ -182,8 +182,12 @@ pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
 
 const MANAGED: &str = "managed";
 
-/// The tag of devices that are given once, until someone has cleaned them.
-pub(crate) const ONE_TIME_USE: &str = "one_time_use";
+const ONE_TIME_USE: &str = "one_time_use";
+
+/// Whether the device is given once, until someone has cleaned it.
+pub(crate) fn is_for_one_use(facts: &DeviceFacts) -> bool {
+    facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true")
+}
 
 /// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {

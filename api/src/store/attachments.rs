@@ -16,7 +16,7 @@ use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
-use crate::inventory::{Deed, ONE_TIME_USE};
+use crate::inventory::{self, Deed};
 
 words! {
     /// How an inner address was obtained.
@@ -193,8 +193,7 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
         Error::Internal(format!("attachment {} is {state}, but {}: {error}", row.id, device.facts.address))
     })?;
     if deed == Deed::Free {
-        let once = device.status == DeviceStatus::Allocated
-            && device.facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true");
+        let once = device.status == DeviceStatus::Allocated && inventory::is_for_one_use(&device.facts);
         draft.edit(device.id, |row| {
             (row.server, row.request) = (None, None);
             row.used_at = once.then(now);

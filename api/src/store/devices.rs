@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
-use crate::inventory::identity;
+use crate::inventory::{self, identity};
 
 words! {
     /// Nova's device types.
@@ -291,12 +291,26 @@ impl Store {
         Ok(id.map(DeviceId))
     }
 
-    /// Says that a device which was used once has been cleaned, and may be given again.
+    /// Says that a device which was used once has been cleaned, and may be given again. One that was not used
+    /// since may be cleaned all the same.
     ///
     /// # Errors
-    /// The database's.
+    /// [`Error::Conflict`] for a device that is in use, or is not for one use; the database's.
     pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
+        if let Some(device) = draft.device(id).filter(|device| device.used_at.is_none()) {
+            let address = device.facts.address;
+            if device.server.is_some() {
+                let status = device.status;
+                return Err(Error::Conflict(format!("{address} is {status}: detach it, then clean it")));
+            }
+            if !inventory::is_for_one_use(&device.facts) {
+                return Err(Error::Conflict(format!(
+                    "{address} is not for one use and may be given again as it is: its device_spec does not say \
+                     one_time_use"
+                )));
+            }
+        }
         draft.edit(id, |row| row.used_at = None);
         if draft.device(id).is_some_and(|device| device.gone_at.is_some()) {
             draft.remove(id);
