@@ -54,6 +54,12 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
     assert_eq!((&first["source"], &first["read_only"]), (&json!("file"), &json!(true)));
     assert_eq!((&first["position"], &first["created_at"]), (&json!(1), &Value::Null));
 
+    let page = service.get(&format!("{CONFIG}/whitelist?limit=2")).await.expect(200).body;
+    assert_eq!(page["whitelist"].as_array().unwrap()[..], whitelist[..2]);
+    let next = page["whitelist_links"][0]["href"].as_str().unwrap().strip_prefix(service.url()).unwrap();
+    let page = service.get(next).await.expect(200).body;
+    assert_eq!((&page["whitelist"], &page["whitelist_links"]), (&json!(whitelist[2..]), &Value::Null));
+
     let one = format!("{CONFIG}/whitelist/{}", first["id"].as_str().unwrap());
     assert_eq!(service.get(&one).await.expect(200).body["whitelist"], *first);
     for refused in [

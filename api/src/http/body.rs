@@ -122,7 +122,10 @@ impl Page {
             match key.as_str() {
                 "limit" => {
                     let limit: usize = value.parse().map_err(|_| {
-                        Error::Invalid(format!("limit {value} is no number; write 0 to {MAX_LIMIT}"))
+                        Error::Invalid(format!(
+                            "limit {value} is no number from 0 up; a page has at most {MAX_LIMIT} items, and 0 asks \
+                             for as many"
+                        ))
                     })?;
                     // As Nova: none is as many as there may be.
                     page.limit = if limit == 0 { MAX_LIMIT } else { limit.min(MAX_LIMIT) };
@@ -132,6 +135,27 @@ impl Page {
             }
         }
         Ok((page, rest))
+    }
+
+    /// [`read`](Self::read), where the query may say nothing else.
+    pub(super) fn alone(pairs: Pairs) -> Result<Self, Error> {
+        let (page, rest) = Self::read(pairs)?;
+        match rest.first() {
+            Some((key, _)) => {
+                Err(Error::Invalid(format!("unknown query key {key}; known: limit, {}", page.key)))
+            }
+            None => Ok(page),
+        }
+    }
+
+    /// Leaves out of a list what came on the pages before. An error when nothing in it is the marker.
+    pub(super) fn skip<T>(&self, items: &mut Vec<T>, is: impl Fn(&T, &str) -> bool) -> Result<(), Error> {
+        let Some(marker) = &self.marker else { return Ok(()) };
+        let last = items.iter().position(|item| is(item, marker)).ok_or_else(|| {
+            Error::Invalid(format!("{} {marker} is the id of nothing in the list without it", self.key))
+        })?;
+        items.drain(..=last);
+        Ok(())
     }
 
     /// Cuts a list that has one item more than the page, if there are more; the links then lead on.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::body::{Pairs, Path, id, links, read, time};
+use super::body::{Page, Pairs, Path, id, links, read, time};
 use super::error::Fault;
 use crate::error::Error;
 use crate::inventory::{Change, Rule, RuleKind, Rules, Source, is_grouping_key};
@@ -105,11 +105,20 @@ pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     Path(path): Path<KindPath>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let (kind, rules) = (kind(&path.kind)?, service.rules());
-    let entries: Vec<_> =
-        rules.of(kind).zip(1..).map(|(rule, position)| wire(&rules, rule, position)).collect();
-    Ok(Json(json!({ kind.as_str(): entries })))
+    let (kind, rules, page) = (kind(&path.kind)?, service.rules(), Page::alone(pairs)?);
+    let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
+    page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
+    let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
+    let entries: Vec<_> = entries.into_iter().map(|(rule, position)| wire(&rules, rule, position)).collect();
+    let mut body = json!({ kind.as_str(): entries });
+    if let Some(links) = links {
+        body[format!("{kind}_links")] = links;
+    }
+    Ok(Json(body))
 }
 
 pub(super) async fn show(

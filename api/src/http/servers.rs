@@ -11,7 +11,7 @@ use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::{Path, Query, base, id};
+use super::body::{Page, Pairs, Path, Query, base, id};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
@@ -149,19 +149,39 @@ async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, Domai
     found
 }
 
+/// The servers of one page, and the link to the next. Keys of Nova's that say nothing here are not looked at.
+async fn page(
+    service: &Service,
+    filter: &Filter,
+    pairs: Vec<(String, String)>,
+    uri: &OriginalUri,
+    headers: &HeaderMap,
+) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Value>), Error> {
+    let (page, _) = Page::read(Pairs(pairs))?;
+    let mut found = everywhere(service, filter).await;
+    page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
+    Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
+}
+
+fn answer(servers: Vec<Value>, links: Option<Value>) -> Json<Value> {
+    let mut body = json!({ "servers": servers });
+    if let Some(links) = links {
+        body["servers_links"] = links;
+    }
+    Json(body)
+}
+
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
-) -> Json<Value> {
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, Fault> {
+    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let servers: Vec<_> = everywhere(&service, &filter)
-        .await
-        .iter()
-        .map(|(host, info)| brief(&base, &prefix, host, info))
-        .collect();
-    Json(json!({ "servers": servers }))
+    let servers = found.iter().map(|(host, info)| brief(&base, &prefix, host, info));
+    Ok(answer(servers.collect(), links))
 }
 
 pub(super) async fn detail(
@@ -169,11 +189,12 @@ pub(super) async fn detail(
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
+    Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
+    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let mut owned = devices(&service);
     let mut servers = Vec::new();
-    let found = everywhere(&service, &filter).await;
     let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
     for ((host, info), view) in found.iter().zip(join_all(views).await) {
         // A domain that vanished since is left out.
@@ -182,7 +203,7 @@ pub(super) async fn detail(
         let devices = owned.remove(&ServerId(info.uuid));
         servers.push(full(brief(&base, &prefix, host, info), &uri, host, info, created.as_deref(), devices));
     }
-    Ok(Json(json!({ "servers": servers })))
+    Ok(answer(servers, links))
 }
 
 pub(super) async fn show(
