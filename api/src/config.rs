@@ -517,7 +517,10 @@ impl Config {
     /// [`ConfigError`] with the place, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self =
-            toml::from_str(text).map_err(|error| ConfigError::syntax("configuration", text, &error))?;
+            toml::from_str(text).map_err(|error| match renamed(&mut DeTable::parse_recoverable(text).0) {
+                names if names.is_empty() => ConfigError::syntax("configuration", text, &error),
+                mut names => names.remove(0).error("configuration", text),
+            })?;
         config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
@@ -542,6 +545,8 @@ impl Config {
             return (Self::default(), broken.iter().filter(first).map(told).collect());
         }
         let span = table.span();
+        let mut table = table;
+        let renamed = renamed(&mut table);
         let (readable, mut errors) = readable(table.into_inner());
         let config = Self::of_table(Spanned::new(span, readable)).unwrap_or_else(|error| {
             errors.push(error);
@@ -549,6 +554,7 @@ impl Config {
         });
         errors.sort_by_key(|error| error.span().map(|span| span.start));
         let mut problems: Vec<_> = errors.iter().map(told).collect();
+        problems.extend(renamed.iter().map(|key| key.error(name, text)));
         problems.extend(config.problems());
         (config, problems)
     }
@@ -630,24 +636,32 @@ impl Config {
             );
         }
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
-        for hypervisor in &self.hypervisor {
+        for (index, hypervisor) in self.hypervisor.iter().enumerate() {
+            let mut bad = |key: &str, reason| bad(&format!("[[hypervisor]][{index}] {key}"), reason);
             if hypervisor.name.trim().is_empty() {
-                bad("[[hypervisor]] name", "a host needs a name".into());
+                bad("name", "a host needs a name".into());
             }
             if !names.insert(&hypervisor.name) {
-                bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+                bad("name", format!("two hosts are called `{}`", hypervisor.name));
             }
             if !uris.insert(&hypervisor.uri) {
                 let reason =
                     format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
-                bad("[[hypervisor]] uri", reason);
+                bad("uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(
                     "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
                     hypervisor.uri
                 );
-                bad("[[hypervisor]] uri", reason);
+                bad("uri", reason);
+            }
+        }
+        let hosts: Vec<_> = self.hypervisors().into_iter().map(|hypervisor| hypervisor.name).collect();
+        for (index, entry) in self.pci.unguarded.iter().enumerate() {
+            if let Some(host) = entry.host.as_ref().filter(|host| !hosts.contains(host)) {
+                let reason = format!("no host is called `{host}`; write one of {}", hosts.join(", "));
+                bad(&format!("[pci] unguarded[{index}]"), reason);
             }
         }
         problems
@@ -677,6 +691,55 @@ impl ConfigError {
             report: with_hint(error.to_string().trim_end().to_owned(), "\n"),
         }
     }
+}
+
+/// The keys of `[pci]` that have several names, Nova's own first.
+const NAMES: [&[&str]; 2] =
+    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
+
+/// A key that stands beside one that is only another name of it.
+struct Renamed {
+    /// The byte at which it begins.
+    start: usize,
+    key: String,
+    /// The one that comes before it.
+    first: String,
+}
+
+impl Renamed {
+    fn error(&self, path: &str, text: &str) -> ConfigError {
+        let line = line(text, self.start);
+        let reason = format!(
+            "`{}` is another name of `{}`, which is given too; put all entries under one of them",
+            self.key, self.first
+        );
+        ConfigError::Syntax {
+            path: path.into(),
+            line: Some(line),
+            report: format!("line {line}: {reason}"),
+            reason,
+        }
+    }
+}
+
+/// Takes out of `[pci]` the keys that are other names of ones that stand before them.
+fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
+    let Some(DeValue::Table(pci)) = table.get_mut().get_mut("pci").map(Spanned::get_mut) else {
+        return Vec::new();
+    };
+    let mut renamed = Vec::new();
+    for names in NAMES {
+        let given = pci.keys().filter(|key| names.contains(&&**key.get_ref()));
+        let mut given: Vec<_> = given.map(|key| (key.span().start, key.get_ref().to_string())).collect();
+        given.sort();
+        if let Some(((_, first), others)) = given.split_first() {
+            for (start, key) in others {
+                pci.remove(key.as_str());
+                renamed.push(Renamed { start: *start, key: key.clone(), first: first.clone() });
+            }
+        }
+    }
+    renamed
 }
 
 /// The line, from 1, that a byte of a text is on.
@@ -805,6 +868,14 @@ mod tests {
         assert!(class("class = 'bridge'\nquiesce = ['ip']").contains("absolute path"));
         assert!(error("[database]\nurl = 'mysql://x'").contains("sqlite:///"));
         assert!(error("[[hypervisor]]\nname='a'\nuri='qemu'").contains("qemu:///system"));
+        let unguarded =
+            error("[pci]\nunguarded = ['nope/3b:00.0']\n[[hypervisor]]\nname='a'\nuri='sim:///x'");
+        assert!(unguarded.ends_with("no host is called `nope`; write one of a"), "{unguarded}");
+        let twice = error("[pci]\npassthrough_whitelist = []\ndevice_spec = []");
+        assert!(
+            twice.contains("line 3: `device_spec` is another name of `passthrough_whitelist`"),
+            "{twice}"
+        );
         assert!(
             error(
                 "[[hypervisor]]\nname='a'\nuri='test:///default'\n[[hypervisor]]\nname='a'\nuri='sim:///x'"
@@ -835,14 +906,16 @@ mod tests {
                 "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5",
                 &["[detach] attempts", "[reconcile] interval"],
             ),
-            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]] name", "[[hypervisor]] uri"]),
+            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]][0] name", "[[hypervisor]][0] uri"]),
             (
                 "[detach]\ntimeout = -1\nattempt = 0\nattempts = 0\n[apis]\n[pci]\nalias = 3",
                 &["2", "3", "5", "7", "[detach] attempts"],
             ),
             ("hypervisor = 3\nx = 4", &["1", "2"]),
-            // Twice the same key: the table.
-            ("[pci]\nalias = []\npci_alias = []", &["1"]),
+            ("[pci]\nalias = []\npci_alias = []", &["3"]),
+            ("[pci]\npassthrough_whitelist = []\ndevice_spec = []\nx = 1", &["4", "3"]),
+            ("[pci]\nunguarded = ['3b:00.0', 'nope/3b:00.0']", &["[pci] unguarded[1]"]),
+            ("[pci]\nunguarded = ['localhost/3b:00.0']", &[]),
             ("[api\n[detach]\nattempts = 0\nx = = 1", &["1", "4"]),
         ] {
             assert_eq!(places(text), expected, "{text}");

@@ -116,7 +116,7 @@ uri = "qemu:///system"
             [
                 "FILE:4",
                 "[detach] attempts",
-                "[[hypervisor]] name",
+                "[[hypervisor]][0] name",
                 "[pci] device_spec[1]",
                 "[pci] device_spec[2]",
                 "[pci] alias[1]",
