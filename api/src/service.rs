@@ -132,9 +132,9 @@ impl Service {
         for (webhook, told) in service.webhooks.iter().zip(told) {
             tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service), told));
         }
-        tokio::spawn(retention::prune_in_rounds(Arc::clone(&service)));
+        service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
-            tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
+            service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
         Ok(service)
     }
@@ -172,6 +172,17 @@ impl Service {
 
     fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something for as long as the service runs: what is left of it is done after the next start.
+    fn go_on(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = service.ending() => {}
+                () = work => {}
+            }
+        });
     }
 
     /// Tells those who would follow what happens for ever that the service is about to end.
