@@ -99,6 +99,7 @@ impl Entries {
                     column("READ-ONLY", "/read_only"),
                     column("POSITION", "/position"),
                     Column("ENTRY", Box::new(entry)),
+                    column("PROBLEM", "/problem"),
                 ];
                 output::list(cli.format, "entries", &entries, &columns)?;
             }
