@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::flavor;
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
-use crate::inventory::AliasRequests;
+use crate::inventory::{self, AliasRequests};
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
 
@@ -102,6 +102,10 @@ impl CreateAttachment {
             physical_network: self.physical_network,
             trusted: self.trusted,
         };
+        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(inventory::NULL))
+        {
+            return Err(bad("physical_network", &"`null` is no name of one; leave it out"));
+        }
         let count: usize = aliases.0.iter().map(|part| part.count).sum();
         if network.mac.is_some() && count != 1 {
             return Err(bad("mac_address", &format!("it is of one device, and {count} are asked for")));

@@ -71,7 +71,7 @@ fn is_up(server: &&DomainInfo) -> bool {
 fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     let wire = |stat: Stat| {
         let mut pool: Map<String, Value> =
-            stat.tags.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+            stat.tags.iter().map(|(key, value)| (key.clone(), or_null(value))).collect();
         for (key, value) in [
             ("count", json!(stat.count)),
             ("vendor_id", json!(stat.vendor_id)),
@@ -85,6 +85,11 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     };
     let devices = service.store.devices_of(host.row.id);
     inventory::stats(&devices, inventory::is_grouping_key).into_iter().map(wire).collect()
+}
+
+/// A tag's value; `null` is text in `extra_info`, and no tag can say that text otherwise.
+fn or_null(value: &str) -> Value {
+    if value == inventory::NULL { Value::Null } else { json!(value) }
 }
 
 /// Nova's keys before microversion 2.88, and those of 2.88. What hotslot does not know of a host is 0 or null.

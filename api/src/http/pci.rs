@@ -119,6 +119,11 @@ struct Filter {
     address: Option<PciAddress>,
     parent_addr: Option<PciAddress>,
     numa_node: Option<u32>,
+    id: Option<DeviceId>,
+    uuid: Option<Uuid>,
+    request: Option<RequestId>,
+    dev_id: Option<String>,
+    label: Option<String>,
     extra_info: Vec<(String, String)>,
 }
 
@@ -132,7 +137,7 @@ impl Filter {
             text.parse().map_err(|_| Error::Invalid(format!("query key {key}: `{text}` is no {right}")))
         }
         const NUMBER: &str = "number from 0 up";
-        const UUID: &str = "UUID; GET servers lists the servers'";
+        const UUID: &str = "UUID such as 3f0c7c2e-6f0e-4c0b-9f3a-0d3c7f0a4a55";
         /// Whether that leaves nothing: two values of one column.
         fn narrow<T: PartialEq>(column: &mut Option<T>, value: T) -> bool {
             column.replace(value).is_some_and(|before| Some(before) != *column)
@@ -155,6 +160,17 @@ impl Filter {
                 "address" => narrow(&mut filter.address, value(&key, &text)?),
                 "parent_addr" => narrow(&mut filter.parent_addr, value(&key, &text)?),
                 "numa_node" => narrow(&mut filter.numa_node, plain(&key, &text, NUMBER)?),
+                "id" => narrow(&mut filter.id, DeviceId(plain(&key, &text, NUMBER)?)),
+                "uuid" => narrow(&mut filter.uuid, plain(&key, &text, UUID)?),
+                "request_id" => narrow(&mut filter.request, plain(&key, &text, UUID)?),
+                "dev_id" => narrow(&mut filter.dev_id, text),
+                "label" => narrow(&mut filter.label, text),
+                "deleted" => plain::<bool>(&key, &text, "boolean; write true or false")?,
+                "created_at" | "updated_at" | "deleted_at" | "gone_at" | "used_at" => {
+                    return Err(Error::Invalid(format!(
+                        "os-pci is not narrowed by {key}; GET events tells of times"
+                    )));
+                }
                 _ => {
                     filter.extra_info.push((key, text));
                     false
@@ -180,6 +196,11 @@ impl Filter {
             && is(self.address, facts.address)
             && (self.parent_addr.is_none() || self.parent_addr == facts.parent_addr)
             && (self.numa_node.is_none() || self.numa_node == facts.numa_node)
+            && is(self.id, device.id)
+            && is(self.uuid, device.uuid)
+            && (self.request.is_none() || self.request == device.request)
+            && self.dev_id.as_ref().is_none_or(|dev_id| *dev_id == facts.dev_id())
+            && self.label.as_ref().is_none_or(|label| *label == facts.label())
             && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value))
     }
 }

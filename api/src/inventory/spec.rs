@@ -278,7 +278,7 @@ pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
 }
 
 /// How `"physical_network": null` is kept in a map of strings.
-pub(super) const NULL: &str = "null";
+pub const NULL: &str = "null";
 
 /// Nova's strict boolean words, or JSON's own.
 pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {
