@@ -1,6 +1,6 @@
 //! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use crate::config;
 use crate::error::Error;
 use crate::id::ServerId;
-use crate::inventory::Inventory;
+use crate::inventory::{Foreign, Inventory};
 use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
@@ -37,6 +37,8 @@ pub struct Host {
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
+    /// What others put into each domain, as it was last read.
+    foreign: RwLock<BTreeMap<ServerId, BTreeMap<PciAddress, Foreign>>>,
     /// By which rules they were last recorded. Held while they are read and recorded.
     pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
     /// What is to be compared with its records once more.
@@ -75,6 +77,7 @@ impl Host {
             synced,
             groups: Mutex::default(),
             functions: RwLock::default(),
+            foreign: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
@@ -104,6 +107,35 @@ impl Host {
 
     pub(crate) fn set_functions(&self, functions: Arc<Functions>) {
         *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
+    }
+
+    /// The functions that domains have and hotslot did not give them, as they were last read. Of two domains with one
+    /// function the running one counts.
+    pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
+        let mut all = BTreeMap::<PciAddress, Foreign>::new();
+        for (address, foreign) in
+            self.foreign.read().unwrap_or_else(PoisonError::into_inner).values().flatten()
+        {
+            if foreign.live || !all.contains_key(address) {
+                all.insert(*address, foreign.clone());
+            }
+        }
+        all
+    }
+
+    /// The domains with such functions.
+    pub(crate) fn foreign_servers(&self) -> BTreeSet<ServerId> {
+        self.foreign.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Says what a domain has, now that it was read; nothing of one that is gone.
+    pub(crate) fn set_foreign(&self, server: ServerId, found: BTreeMap<PciAddress, Foreign>) {
+        let mut all = self.foreign.write().unwrap_or_else(PoisonError::into_inner);
+        if found.is_empty() {
+            all.remove(&server);
+        } else {
+            all.insert(server, found);
+        }
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {

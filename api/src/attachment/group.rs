@@ -3,6 +3,8 @@
 //!
 //! That they are taken is on record before they are; so a service that was killed gives them back all the same.
 
+use std::collections::BTreeSet;
+
 use hotslot_driver::device::IommuGroup;
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::ErrorKind;
@@ -19,13 +21,16 @@ impl Service {
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
         let _groups = host.groups.lock().await;
         let functions = host.functions();
-        let held: Vec<_> = self
+        let mut held: BTreeSet<_> = self
             .store
             .devices_of(host.row.id)
             .into_iter()
             .filter(|device| device.server.is_some())
             .map(|device| device.facts.address)
             .collect();
+        held.extend(
+            host.foreign().into_iter().filter(|(_, foreign)| foreign.live).map(|(address, _)| address),
+        );
         for (id, address) in self.store.taken(host.row.id).await? {
             let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
             let busy = |group: &IommuGroup| group.members.iter().any(|member| held.contains(member));

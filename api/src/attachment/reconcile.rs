@@ -17,6 +17,7 @@ use super::{Observation, State};
 use crate::error::Error;
 use crate::host::{Again, Host};
 use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::inventory::Foreign;
 use crate::service::Service;
 use crate::store::Attachment;
 
@@ -175,6 +176,7 @@ impl Service {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
         let rows = self.store.attachments().await?;
+        servers.extend(host.foreign_servers());
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
     }
@@ -188,6 +190,7 @@ impl Service {
         round: bool,
     ) -> Result<(), Error> {
         let view = host.server(server).await?;
+        host.set_foreign(server, view.as_ref().map(Foreign::of).unwrap_or_default());
         if let Some(view) = &view {
             self.take_back_strays(host, view).await?;
         }
@@ -210,6 +213,7 @@ impl Service {
                 });
             }
         }
+        tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");
         Ok(())
     }
 

@@ -156,12 +156,26 @@ impl Document {
 
     /// The document without the device of this alias.
     pub(super) fn without(&self, alias: &str) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let named = |child: &&Element| {
+        let named = |child: &Element| {
             child.child("alias").and_then(|element| element.attribute("name")) == Some(alias)
         };
-        let device =
-            tree.children_of("devices").iter().find(named).ok_or_else(|| refusal::no_alias(alias))?;
+        self.without_first(named, || refusal::no_alias(alias))
+    }
+
+    /// The document without the host device of this function.
+    pub(super) fn without_source(&self, source: PciAddress) -> Result<Self, Refusal> {
+        let of_it =
+            |child: &Element| is_hostdev(child) && Plug::read(child).is_ok_and(|plug| plug.source == source);
+        self.without_first(of_it, || refusal::no_hostdev(source))
+    }
+
+    fn without_first(
+        &self,
+        is: impl Fn(&Element) -> bool,
+        none: impl FnOnce() -> Refusal,
+    ) -> Result<Self, Refusal> {
+        let tree = self.tree()?;
+        let device = tree.children_of("devices").iter().find(|child| is(child)).ok_or_else(none)?;
         self.edited(vec![device.removed_from(&self.text)])
     }
 

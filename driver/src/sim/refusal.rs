@@ -139,6 +139,11 @@ pub(super) fn no_alias(alias: &str) -> Refusal {
     internal(ErrorKind::DeviceMissing, format_args!("no device found with alias {alias}"))
 }
 
+pub(super) fn no_hostdev(source: PciAddress) -> Refusal {
+    let text = format_args!("host pci device {source} not found");
+    Refusal::new(ErrorKind::DeviceMissing, format_args!("operation failed: {text}"))
+}
+
 pub(super) fn unplug_pending(alias: &str) -> Refusal {
     let text = format_args!(
         "unable to execute QEMU command 'device_del': Device {alias} is already in the process of unplug"
