@@ -37,14 +37,30 @@ pub struct Host {
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
-    /// What others put into each domain, as it was last read.
-    foreign: RwLock<BTreeMap<ServerId, BTreeMap<PciAddress, Foreign>>>,
+    /// The host's functions in each domain that has any, as it was last read.
+    held: RwLock<BTreeMap<ServerId, Held>>,
     /// By which rules they were last recorded. Held while they are read and recorded.
     pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
     /// What is to be compared with its records once more.
     again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.
     pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Again>>>,
+}
+
+/// The functions that one domain has.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// Those that the running guest has.
+    live: BTreeSet<PciAddress>,
+    /// Those that others gave it.
+    foreign: BTreeMap<PciAddress, Foreign>,
+}
+
+impl Held {
+    fn of(view: &DomainView) -> Self {
+        let live = view.live.iter().flat_map(|live| &live.hostdevs).map(|hostdev| hostdev.source);
+        Self { live: live.collect(), foreign: Foreign::of(view) }
+    }
 }
 
 /// The PCI functions of a host.
@@ -77,7 +93,7 @@ impl Host {
             synced,
             groups: Mutex::default(),
             functions: RwLock::default(),
-            foreign: RwLock::default(),
+            held: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
@@ -113,9 +129,8 @@ impl Host {
     /// function the running one counts.
     pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
         let mut all = BTreeMap::<PciAddress, Foreign>::new();
-        for (address, foreign) in
-            self.foreign.read().unwrap_or_else(PoisonError::into_inner).values().flatten()
-        {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        for (address, foreign) in held.values().flat_map(|held| &held.foreign) {
             if foreign.live || !all.contains_key(address) {
                 all.insert(*address, foreign.clone());
             }
@@ -123,15 +138,22 @@ impl Host {
         all
     }
 
-    /// The domains with such functions.
-    pub(crate) fn foreign_servers(&self) -> BTreeSet<ServerId> {
-        self.foreign.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    /// The functions that running guests have, by whomever they were given them.
+    pub(crate) fn in_guests(&self) -> BTreeSet<PciAddress> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.values().flat_map(|held| &held.live).copied().collect()
     }
 
-    /// Says what a domain has, now that it was read; nothing of one that is gone.
-    pub(crate) fn set_foreign(&self, server: ServerId, found: BTreeMap<PciAddress, Foreign>) {
-        let mut all = self.foreign.write().unwrap_or_else(PoisonError::into_inner);
-        if found.is_empty() {
+    /// The domains that have functions.
+    pub(crate) fn holders(&self) -> BTreeSet<ServerId> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Says what a domain has, now that it was read; none when it is gone.
+    pub(crate) fn set_held(&self, server: ServerId, view: Option<&DomainView>) {
+        let found = view.map(Held::of).unwrap_or_default();
+        let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if found == Held::default() {
             all.remove(&server);
         } else {
             all.insert(server, found);

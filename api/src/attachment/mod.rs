@@ -3,20 +3,24 @@
 //! ```text
 //! attach      reserve → plug each → settle all        │ a failure: unplug those before, settle all
 //! detach      settle detaching → unplug → settle
-//! reconcile   what libvirt has → settle, at start, on events, after a reconnect, every few minutes
+//! reconcile   look for drift → put right, at start, on events, after a reconnect, every few minutes
+//! drift       where records, documents and devices disagree, and what is to be done → repair does it
 //! verify      the guest's own view of the address → settle
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
-//! group       whole IOMMU groups: taken from their host drivers together, and given back together
+//! group       whole IOMMU groups: taken from their host drivers together; what is owed a host driver gets it back
 //! ```
 
 pub mod attach;
 pub mod detach;
+mod drift;
 mod group;
 pub mod reconcile;
+mod repair;
 mod select;
 mod state;
 mod verify;
 
+pub use drift::{Action, Finding, Kind, Occasion, Witness};
 pub use select::{DryRun, NetworkRequest};
 pub use state::{Observation, State};
 

@@ -2,24 +2,20 @@
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::{Presence, Unplugged};
-use hotslot_driver::hypervisor::{DomainView, Event};
+use hotslot_driver::hypervisor::Event;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Observation, State};
+use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
-use crate::id::{AttachmentId, RequestId, ServerId};
-use crate::inventory::Foreign;
+use crate::id::ServerId;
 use crate::service::Service;
-use crate::store::Attachment;
 
 /// Events come in bursts; they are gathered this long before they are followed.
 const GATHER: Duration = Duration::from_millis(50);
@@ -34,7 +30,7 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     groups: bool,
-    servers: BTreeSet<ServerId>,
+    servers: BTreeMap<ServerId, Occasion>,
 }
 
 impl Todo {
@@ -46,6 +42,11 @@ impl Todo {
             && self.servers.is_empty()
     }
 
+    fn server(&mut self, server: ServerId, occasion: Occasion) {
+        let known = self.servers.entry(server).or_insert(occasion);
+        *known = occasion.max(*known);
+    }
+
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
         match heard {
             Ok(Event::Connected) | Err(RecvError::Lagged(_)) => self.everything = true,
@@ -54,15 +55,14 @@ impl Todo {
                 host.set_synced(false);
                 tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
             }
+            Ok(Event::Lifecycle { domain, .. } | Event::DeviceAdded { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Arrival);
+            }
             Ok(
-                Event::Lifecycle { domain, .. }
-                | Event::DeviceAdded { domain, .. }
-                | Event::DeviceRemoved { domain, .. }
+                Event::DeviceRemoved { domain, .. }
                 | Event::DeviceRemovalFailed { domain, .. }
                 | Event::Agent { domain, connected: true },
-            ) => {
-                self.servers.insert(ServerId(domain));
-            }
+            ) => self.server(ServerId(domain), Occasion::Event),
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -107,7 +107,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     todo.note(&host, heard);
                 }
                 Some(again) = again.recv() => match again {
-                    Again::Server(server) => drop(todo.servers.insert(server)),
+                    Again::Server(server) => todo.server(server, Occasion::Event),
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
                 },
@@ -143,7 +143,7 @@ impl Service {
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
-                Ok(servers) => servers,
+                Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
                 Err(error) => {
                     failed("listing the host's servers", error);
                     return Todo { everything: true, ..left };
@@ -152,11 +152,11 @@ impl Service {
         } else {
             todo.servers
         };
-        for server in servers {
-            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+        for (server, occasion) in servers {
+            if let Err(error) = self.reconcile(host, server, occasion).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
-                left.servers.insert(server);
+                left.server(server, occasion);
             }
         }
         if (todo.everything || todo.groups)
@@ -171,121 +171,32 @@ impl Service {
         left
     }
 
-    /// The servers that a host has, and those that it has records of.
-    async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
+    /// The servers that a host has, and those that it has records of or that were seen to have devices.
+    pub(super) async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
         let rows = self.store.attachments().await?;
-        servers.extend(host.foreign_servers());
+        servers.extend(host.holders());
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
-    /// let go are asked again.
+    /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
     async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        round: bool,
+        occasion: Occasion,
     ) -> Result<(), Error> {
-        let view = host.server(server).await?;
-        host.set_foreign(server, view.as_ref().map(Foreign::of).unwrap_or_default());
-        if let Some(view) = &view {
-            self.take_back_strays(host, view).await?;
-        }
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
-        self.settle_all(&observe(&rows, view.as_ref())).await?;
-        for row in rows {
-            let Some(row) = self.store.attachment(row.id).await? else { continue };
-            self.verify_soon(host, &row);
-            // Nobody in this process waits for it: ask the guest, for it may never have been asked.
-            if row.state == State::Detaching
-                && round
-                && let Some(guard) = self.in_flight.try_enter(row.id)
-            {
-                let (service, host) = (Arc::clone(self), Arc::clone(host));
-                tokio::spawn(async move {
-                    if let Err(error) = service.detach_now(&host, row.id, guard).await {
-                        tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
-                    }
-                });
+        let findings = self.compare(host, server).await?;
+        // The guests that are asked take their time.
+        drop(self.put_right(host, findings, occasion).await?);
+        for row in self.store.attachments_of(server).await? {
+            if row.hypervisor == host.row.id && !self.in_flight.contains(row.id) {
+                self.verify_soon(host, &row);
             }
         }
         tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");
         Ok(())
     }
-
-    /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
-    /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
-    async fn take_back_strays(self: &Arc<Self>, host: &Arc<Host>, view: &DomainView) -> Result<(), Error> {
-        let documents = [&view.live, &view.persistent].into_iter().flatten();
-        let ours: BTreeSet<AttachmentId> = documents
-            .flat_map(|document| &document.hostdevs)
-            .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
-            .map(|alias| AttachmentId(alias.0))
-            .collect();
-        for id in ours {
-            let row = self.store.attachment(id).await?;
-            let Some(row) = row.filter(|row| row.state.is_final() && row.server.0 == view.info.uuid) else {
-                continue;
-            };
-            let Some(guard) = self.in_flight.try_enter(id) else { continue };
-            let (service, host) = (Arc::clone(self), Arc::clone(host));
-            tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
-            tokio::spawn(async move {
-                let _guard = guard;
-                match service.unplug(&host, &row, false).await {
-                    Ok((_, Ok(Unplugged::Gone))) => {}
-                    other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-/// What a domain's documents say of its attachments.
-fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
-    let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
-    // All devices of a request or none: one that was cut off in the middle is taken back.
-    let cut_off: BTreeSet<RequestId> = rows
-        .iter()
-        .filter(|row| row.state == State::Attaching && presence(row).is_none_or(Presence::is_absent))
-        .map(|row| row.request)
-        .collect();
-    let mut seen = Vec::new();
-    for row in rows {
-        match presence(row) {
-            None => {
-                let reason = "the server is gone".to_owned();
-                seen.push((row.id, Observation::Gone { reason: Some(reason) }));
-            }
-            Some(presence) if presence.is_absent() => {
-                let reason = match row.state {
-                    State::Attaching => {
-                        Some("the attach was cut off before the device was plugged".to_owned())
-                    }
-                    State::Attached => {
-                        Some("removed from the domain outside of hotslot, or with its power".to_owned())
-                    }
-                    State::Detaching | State::Detached | State::Failed => None,
-                };
-                seen.push((row.id, Observation::Gone { reason }));
-            }
-            Some(presence) => {
-                let inner = presence.inner_address;
-                let running = view.is_some_and(|view| view.live.is_some());
-                if row.state == State::Attaching && cut_off.contains(&row.request) {
-                    let reason = "taken back, for an attach of the same request was cut off".to_owned();
-                    seen.push((row.id, Observation::GivenUp { reason }));
-                } else {
-                    let only_in_definition = running && !presence.live;
-                    seen.push((row.id, Observation::Present { inner, only_in_definition }));
-                }
-            }
-        }
-    }
-    seen
 }

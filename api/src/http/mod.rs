@@ -5,6 +5,7 @@
 
 mod attachments;
 mod body;
+mod drift;
 pub mod error;
 mod explain;
 mod flavors;
@@ -90,6 +91,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
         .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
         .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
+        .route("/os-hypervisors/{hypervisor_id}/drift", get(drift::of_host).post(drift::repair_host))
+        .route("/drift", get(drift::list).post(drift::repair))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
         .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))

@@ -60,7 +60,7 @@ pub struct Attachment {
     pub server: ServerId,
     /// The device.
     pub device: DeviceId,
-    /// The alias by which it was asked for.
+    /// The alias by which it was asked for; empty when that is not known.
     pub alias: String,
     /// Whether it goes into the persistent definition.
     pub persistent: bool,
@@ -101,7 +101,7 @@ pub struct NewAttachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
-    /// Whether it is to be taken from its host driver for that.
+    /// Whether it is taken from a host driver, which is to have it back.
     pub taken: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
@@ -326,8 +326,8 @@ impl Store {
         row.as_ref().map(attachment).transpose()
     }
 
-    /// The functions of a host that were taken from their host drivers for attachments which have ended: the ids of
-    /// those, and the addresses.
+    /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
+    /// seen to be with them again: the ids of those, and the addresses.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.

@@ -2,6 +2,7 @@
 //!
 //! SQLite: one connection writes, a pool reads; WAL, foreign keys, every commit synced to disk.
 
+mod adopt;
 mod attachments;
 mod config;
 mod devices;
@@ -21,6 +22,7 @@ use sqlx::sqlite::{
 };
 use tokio::sync::Mutex;
 
+pub use adopt::Adoption;
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
