@@ -32,21 +32,18 @@ impl Drift {
             Some(host) => vec!["os-hypervisors", host, "drift"],
             None => vec!["drift"],
         };
-        let mut answer = if self.repair {
+        let answer = if self.repair {
             waiting("repairing", cli.client.post(&path, &json!({}))).await??
         } else {
             cli.client.get(&path).await?
         };
-        let found = match answer["drift"].take() {
-            Value::Array(found) => found,
-            _ => Vec::new(),
-        };
+        let list = |key: &str| answer[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let (found, away) = (list("drift"), list("hosts_away"));
         if found.is_empty() && cli.format == Format::Table {
             eprintln!("nothing disagrees");
         } else {
-            output::list(cli.format, "disagreements", &found, &self.columns())?;
+            output::list(cli.format, "disagreements", found, &self.columns())?;
         }
-        let away = answer["hosts_away"].as_array().map(Vec::as_slice).unwrap_or_default();
         for host in away {
             eprintln!("hotslot: {}", at(host, "/reason"));
         }

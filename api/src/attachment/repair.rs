@@ -270,9 +270,12 @@ impl Service {
                 return Ok(());
             }
             let why = failed.iter().find(|(other, _)| other.is_of(finding)).map(|(_, why)| why.clone());
-            let nothing = || match &finding.action {
-                Action::Tell(advice) => advice.clone(),
-                _ => "it is still so; somebody may be working on it".to_owned(),
+            let nothing = || {
+                if let Action::Tell(advice) = &finding.action {
+                    advice.clone()
+                } else {
+                    "it is still so; somebody may be working on it".to_owned()
+                }
             };
             Err(why.unwrap_or_else(nothing))
         };

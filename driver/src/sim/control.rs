@@ -3,6 +3,9 @@
 //! One line in, one line out: `ok`, or `error: …`.
 //! ```text
 //! start|shutdown|destroy|crash|reboot|pause|resume|undefine GUEST
+//! save|managedsave|restore GUEST   a start after a managed save restores, too
+//! migrate GUEST                to another host, definition and all
+//! rename GUEST NAME | define FILE
 //! plug GUEST DEVICE live|config|both [ALIAS]    as `virsh attach-device` does, managed by libvirt
 //! unplug GUEST DEVICE live|config               as `virsh detach-device` does
 //! guest GUEST KEY=VALUE…       any key of [guest.…] in host.toml, `-` or `_` alike: guest g1 unplug=ignore
@@ -100,6 +103,15 @@ impl Host {
             ["reboot", name] => self.reboot(of_guest(self, name)?, now),
             ["pause", name] => self.pause(of_guest(self, name)?),
             ["resume", name] => self.resume(of_guest(self, name)?, now),
+            ["save", name] => self.save_run(of_guest(self, name)?, false, now),
+            ["managedsave", name] => self.save_run(of_guest(self, name)?, true, now),
+            ["restore", name] => self.restore(of_guest(self, name)?),
+            ["migrate", name] => self.migrate_away(of_guest(self, name)?, now),
+            ["rename", name, to] => self.rename(of_guest(self, name)?, to),
+            ["define", file] => {
+                let xml = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+                self.define(&xml)
+            }
             ["undefine", name] => self.undefine(of_guest(self, name)?),
             ["agent", name, "connected"] => self.set_agent(of_guest(self, name)?, true),
             ["agent", name, "gone"] => self.set_agent(of_guest(self, name)?, false),

@@ -204,6 +204,20 @@ impl Document {
         Ok(live)
     }
 
+    /// The document of the same guest in another run.
+    pub(super) fn renumbered(&self, id: u32) -> Result<Self, Refusal> {
+        let id = self.tree()?.set("id", Some(&id.to_string()));
+        self.edited(vec![id])
+    }
+
+    /// The document under another name.
+    pub(super) fn renamed(&self, name: &str) -> Result<Self, Refusal> {
+        let tree = self.tree()?;
+        let element = tree.child("name").ok_or_else(|| refusal::document("<name> is missing"))?;
+        let name = Element { text: name.to_owned(), ..Element::made("name", &[], Vec::new()) }.print(0);
+        self.edited(vec![(element.span.clone(), name.trim().to_owned())])
+    }
+
     /// The definition that a running guest's document stands for: without what only a run has.
     pub(super) fn stopped(&self) -> Result<Self, Refusal> {
         let tree = self.tree()?;

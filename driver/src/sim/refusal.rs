@@ -84,6 +84,28 @@ pub(super) fn already_running() -> Refusal {
     invalid(ErrorKind::Refused, "domain is already running")
 }
 
+pub(super) fn not_migratable(address: PciAddress) -> Refusal {
+    let text = format_args!("cannot migrate domain: {address}: VFIO migration is not supported in kernel");
+    invalid(ErrorKind::Refused, text)
+}
+
+pub(super) fn rename_running() -> Refusal {
+    invalid(ErrorKind::Refused, "cannot rename active domain")
+}
+
+pub(super) fn rename_saved() -> Refusal {
+    invalid(ErrorKind::Refused, "domain with a managed saved state can't be renamed")
+}
+
+pub(super) fn nothing_saved() -> Refusal {
+    invalid(ErrorKind::Refused, "nothing was saved of the domain")
+}
+
+pub(super) fn name_in_use(name: &str) -> Refusal {
+    let text = format_args!("operation failed: domain '{name}' already exists");
+    Refusal::new(ErrorKind::Refused, text)
+}
+
 pub(super) fn transient() -> Refusal {
     invalid(ErrorKind::Refused, "transient domains do not have any persistent config")
 }
