@@ -375,6 +375,8 @@ async fn a_person_asks_what_disagrees_and_has_it_repaired() {
     service.until("it is seen", async || devices().await.contains("foreign: domain i440fx")).await;
     assert!(hotslot(&format!("device show {VF1}")).1.contains("foreign: domain i440fx"));
 
+    let (code, _, why) = hotslot("drift --host node9");
+    assert_eq!(code, 3, "{why}");
     let (code, said, _) = hotslot("drift --host node1");
     assert_eq!(code, 1);
     let line = said.lines().find(|line| line.contains("not-defined")).unwrap();

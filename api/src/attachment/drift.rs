@@ -17,7 +17,7 @@ use hotslot_driver::pci::PciAddress;
 
 use super::{Observation, State};
 use crate::host::Functions;
-use crate::id::{AttachmentId, HypervisorId, RequestId, ServerId};
+use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::{Deed, Foreign};
 use crate::store::{Adoption, Attachment, Device, Network, words};
 
@@ -182,8 +182,10 @@ pub(super) struct Scene<'a> {
     /// What the aliases in its documents name that nobody works on: a record, or none.
     pub(super) named: &'a BTreeMap<AttachmentId, Option<Attachment>>,
     pub(super) view: Option<&'a DomainView>,
-    /// The host's devices on record.
-    pub(super) devices: &'a [Arc<Device>],
+    /// The devices on record.
+    pub(super) device: &'a dyn Fn(DeviceId) -> Option<Arc<Device>>,
+    /// The host's devices on record, by their places.
+    pub(super) device_at: &'a dyn Fn(PciAddress) -> Option<Arc<Device>>,
     /// Another host that has the server.
     pub(super) elsewhere: Option<&'a str>,
 }
@@ -196,7 +198,7 @@ impl Scene<'_> {
         };
         Finding {
             attachment: Some(row.id),
-            address: self.device_of(row).map(|device| device.facts.address),
+            address: (self.device)(row.device).map(|device| device.facts.address),
             said: vec![(Witness::Record, record)],
             ..self.of_server(kind, action)
         }
@@ -206,10 +208,6 @@ impl Scene<'_> {
         let name = self.view.map(|view| view.info.name.clone());
         let server = Some((self.server, name));
         Finding { kind, server, attachment: None, address: None, said: Vec::new(), action }
-    }
-
-    fn device_of(&self, row: &Attachment) -> Option<&Device> {
-        self.devices.iter().map(Arc::as_ref).find(|device| device.id == row.device)
     }
 
     /// What the documents say of a device under an alias.
@@ -267,7 +265,7 @@ impl Scene<'_> {
             State::Attached => {}
             State::Attaching | State::Detached | State::Failed => return None,
         }
-        if let (Some(device), Some(source)) = (self.device_of(row), hostdev(view, row.id))
+        if let (Some(device), Some(source)) = ((self.device)(row.device), hostdev(view, row.id))
             && device.facts.address != source.source
         {
             let advice = format!(
@@ -329,8 +327,7 @@ impl Scene<'_> {
         let hostdev = hostdev(view, id)?;
         let address = hostdev.source;
         let presence = Presence::of(view, UserAlias(id.0));
-        let device = self.devices.iter().find(|device| device.facts.address == address);
-        let (kind, record, action) = match device {
+        let (kind, record, action) = match (self.device_at)(address) {
             None => {
                 let advice = format!(
                     "nothing, for no device_spec lists {address}: add one, or take the device out (virsh \

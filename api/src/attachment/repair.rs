@@ -46,7 +46,11 @@ impl Service {
             rows: &rows,
             named: &named,
             view: view.as_ref(),
-            devices: &self.store.devices_of(host.row.id),
+            device: &|id| self.store.device(id),
+            device_at: &|address| {
+                let devices = self.store.devices_of(host.row.id);
+                devices.into_iter().find(|device| device.facts.address == address)
+            },
             elsewhere: elsewhere.as_deref(),
         };
         Ok(scene.findings())
@@ -54,7 +58,8 @@ impl Service {
 
     /// Another host that has a server.
     async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<String> {
-        for other in self.hosts.iter().filter(|other| other.row.id != host.row.id) {
+        let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
+        for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
             if let Ok(Some(_)) = other.server(server).await {
                 return Some(other.name.clone());
             }

@@ -49,7 +49,7 @@ async fn mend(service: &Arc<Service>, host: &Arc<Host>) -> Result<Vec<Value>, Er
     Ok(shown.collect())
 }
 
-/// What all hosts have; a host that is away takes its own part out of the list and nothing else.
+/// What all hosts have; a host that does not answer takes its own part out of the list and nothing else.
 #[derive(Default)]
 struct Everywhere {
     drift: Vec<Value>,
@@ -60,7 +60,7 @@ impl Everywhere {
     fn add(&mut self, host: &Host, found: Result<Vec<Value>, Error>) -> Result<(), Error> {
         match found {
             Ok(found) => self.drift.extend(found),
-            Err(error @ Error::HostAway { .. }) => {
+            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. })) => {
                 self.away.push(json!({ "host": host.name, "reason": error.to_string() }));
             }
             Err(error) => return Err(error),

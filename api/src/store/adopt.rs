@@ -35,7 +35,7 @@ const REASON: &str = "adopted: the domain had it under our alias, and there was 
 
 impl Store {
     /// Makes an attachment's record, `attached`, and its device's `allocated`, in one transaction. False when the
-    /// device is not on record, or is promised to another.
+    /// device is not on record or is promised to another, or another attachment has the MAC address or the id.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
@@ -51,7 +51,7 @@ impl Store {
         let request = RequestId(uuid::Uuid::new_v4());
         draft.edit(device.id, |row| (row.server, row.request) = (Some(found.server), Some(request)));
         let network = found.network.as_ref();
-        sqlx::query(
+        let made = sqlx::query(
             "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
                  managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan)
              VALUES ($1, $2, $3, $4, $5, '', $6, $7, $8, $9, $10, $11, $12, $12, $13, $14)",
@@ -71,8 +71,19 @@ impl Store {
         .bind(network.map(|network| network.mac.to_string()))
         .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
         .execute(&mut *draft.tx)
-        .await?;
-        draft.commit().await?;
-        Ok(true)
+        .await;
+        match made {
+            Ok(_) => {}
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
