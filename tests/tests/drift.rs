@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, binary, host, path};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
 
 const VF0: &str = "0000:04:10.0";
 const VF1: &str = "0000:04:10.2";
@@ -332,6 +333,32 @@ async fn what_libvirt_leaves_without_a_driver_gets_it_back() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     service.sim(&format!("device driver {first} vfio-pci"));
     assert_eq!(drift(&service).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn a_promise_without_an_attachment_is_told_and_forgotten() {
+    let mut service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&vf)).await.expect(200);
+    service.kill();
+    let url = format!("sqlite://{}", service.database().display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(
+        "UPDATE pci_devices SET status = 'allocated', instance_uuid = $1,
+             request_id = '20000000-0000-4000-8000-000000000001' WHERE address = $2",
+    )
+    .bind(Q35)
+    .bind(VF0)
+    .execute(&mut db)
+    .await
+    .unwrap();
+    db.close().await.unwrap();
+    service.start_again().await;
+    let found = drift(&service).await;
+    let expected = json!({ "kind": "unattached", "address": VF0, "server_id": Q35, "done": "by a repair" });
+    assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
+    assert_eq!(repair(&service).await[0]["repaired"], true);
+    service.expect_clean().await;
 }
 
 #[tokio::test]

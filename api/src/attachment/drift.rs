@@ -46,6 +46,8 @@ words! {
         Foreign = "foreign",
         /// The host lacks a device that a server has.
         DeviceGone = "device-gone",
+        /// A device is promised to a server, and no attachment says why.
+        Unattached = "unattached",
         /// A device that nobody has any more is not with its host driver again.
         NoHostDriver = "no-host-driver",
         /// A domain cannot be read.
@@ -104,6 +106,8 @@ pub enum Action {
     Undefine(Box<Attachment>),
     /// The device goes back to its host driver.
     GiveBack(AttachmentId),
+    /// The promise is forgotten.
+    Free(DeviceId),
     /// Nothing, for hotslot cannot know what is right: what a person can do.
     Tell(String),
 }
@@ -116,9 +120,11 @@ impl Action {
             // Not at every event: a guest that refuses is heard of, too.
             Self::TakeOut { left_over: true, .. } => Some(Occasion::Arrival),
             Self::AskAgain(_) => Some(Occasion::Round),
-            Self::Plug(_) | Self::Define(_) | Self::Undefine(_) | Self::TakeOut { left_over: false, .. } => {
-                Some(Occasion::Repair)
-            }
+            Self::Plug(_)
+            | Self::Define(_)
+            | Self::Undefine(_)
+            | Self::Free(_)
+            | Self::TakeOut { left_over: false, .. } => Some(Occasion::Repair),
             Self::Tell(_) => None,
         }
     }
@@ -140,6 +146,7 @@ impl std::fmt::Display for Action {
             Self::Define(_) => "it is put into the definition",
             Self::Undefine(_) => "it is taken out of the definition",
             Self::GiveBack(_) => "it is given back to its host driver",
+            Self::Free(_) => "the device is recorded as free",
             Self::Tell(what) => what,
         })
     }
@@ -466,6 +473,19 @@ pub(super) fn of_devices(
                     (Witness::Host, "it is not there, or no device_spec lists it any more".into()),
                 ],
                 action: Action::Tell(format!("nothing, for it may come back: detach attachment {}", row.id)),
+            });
+        }
+        if let (None, Some(server)) = (row, device.server) {
+            findings.push(Finding {
+                kind: Kind::Unattached,
+                server: Some((server, None)),
+                attachment: None,
+                address: Some(address),
+                said: vec![(
+                    Witness::Record,
+                    format!("{address} is {} to the server, and no attachment is open", device.status),
+                )],
+                action: Action::Free(device.id),
             });
         }
         if let Some(foreign) = foreign.get(&address) {

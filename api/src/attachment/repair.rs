@@ -9,8 +9,8 @@ use hotslot_driver::hotplug::{self, Policy, Unplugged};
 use hotslot_driver::hypervisor::{self, DetachScope, DomainView, Scope};
 use tokio::task::JoinHandle;
 
-use super::Observation;
 use super::drift::{Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_devices};
+use super::{Observation, State};
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
@@ -88,8 +88,11 @@ impl Service {
                 }),
             }
         }
+        let mut devices = self.store.devices_of(host.row.id);
         let rows = self.store.attachments().await?;
-        let devices = self.store.devices_of(host.row.id);
+        // What was claimed or freed meanwhile is no disagreement.
+        devices
+            .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.owed(host).await?.findings);
         Ok(findings)
@@ -129,6 +132,7 @@ impl Service {
                     }
                 }
                 (Action::GiveBack(_), _) => owed = true,
+                (Action::Free(device), _) => self.store.forget(*device).await?,
                 (action, Some(id)) => {
                     let action = action.clone();
                     tasks.extend(self.mend(host, id, action).map(|task| (finding, task)));
@@ -157,6 +161,22 @@ impl Service {
         let guard = self.in_flight.try_enter(id)?;
         let (service, host) = (Arc::clone(self), Arc::clone(host));
         Some(tokio::spawn(async move {
+            // It may have gone on since it was compared; from here on nobody else works on it.
+            let supposed = match &action {
+                Action::AskAgain(_) => Some(State::Detaching),
+                Action::Plug(_) | Action::Define(_) | Action::Undefine(_) => Some(State::Attached),
+                // Of an attachment that has ended, or of nothing that goes on by itself.
+                Action::TakeOut { .. }
+                | Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => None,
+            };
+            let state = service.store.attachment(id).await?.map(|row| row.state);
+            if supposed.is_some() && state != supposed {
+                return Ok(());
+            }
             let (outcome, server) = match action {
                 Action::AskAgain(row) => return service.detach_now(&host, id, guard).await.inspect_err(|error| {
                     tracing::info!(attachment.id = %id, server.id = %row.server, %error, "a detach goes on");
@@ -167,7 +187,11 @@ impl Service {
                 Action::Plug(row) => (service.plug_again(&host, &row).await, row.server),
                 Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server),
                 Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server),
-                Action::Settle(_) | Action::Adopt(_) | Action::GiveBack(_) | Action::Tell(_) => return Ok(()),
+                Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => return Ok(()),
             };
             drop(guard);
             host.look_again(server);

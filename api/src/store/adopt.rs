@@ -1,11 +1,12 @@
-//! Adoption: a device that a domain has under our alias, and of which there is no record, gets one.
+//! Adoption: a device that a domain has under our alias, and of which there is no record, gets one. And the other way
+//! round: a device that is promised to a server, and of which there is no attachment, is free again.
 
 use hotslot_driver::pci::PciAddress;
 
 use super::{InnerSource, Network, Store, now};
 use crate::attachment::State;
 use crate::error::Error;
-use crate::id::{AttachmentId, HypervisorId, RequestId, ServerId};
+use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::Deed;
 
 /// An attachment that a domain's documents tell of, and no record.
@@ -34,6 +35,24 @@ const REASON: &str = "adopted: the domain had it under our alias, and there was 
                       asked for is not known";
 
 impl Store {
+    /// Forgets to whom a device was promised, when no open attachment says so.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn forget(&self, id: DeviceId) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        let open: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM attachments WHERE device_id = $1 AND ended_at IS NULL")
+                .bind(id.0)
+                .fetch_one(&mut *draft.tx)
+                .await?;
+        if open > 0 || draft.apply(id, Deed::Free).is_err() {
+            return Ok(());
+        }
+        draft.edit(id, |row| (row.server, row.request) = (None, None));
+        draft.commit().await.map(drop)
+    }
+
     /// Makes an attachment's record, `attached`, and its device's `allocated`, in one transaction. False when the
     /// device is not on record or is promised to another, or another attachment has the MAC address or the id.
     ///
