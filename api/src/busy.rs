@@ -1,11 +1,12 @@
-//! Which attachments a task of this process is working on, and whose turn it is on a server.
+//! Which attachments a task of this process is working on, and whose turn it is: on a server, with a key.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::id::{AttachmentId, ServerId};
+use crate::id::AttachmentId;
 
 /// A set of attachments, each in it for as long as its guard lives.
 #[derive(Debug, Default)]
@@ -67,18 +68,24 @@ impl Drop for Guard {
     }
 }
 
-/// One lock a server.
-#[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<HashMap<ServerId, Arc<tokio::sync::Mutex<()>>>>);
+/// One lock for each thing that is worked on in turn.
+#[derive(Debug)]
+pub(crate) struct Turns<T>(Mutex<HashMap<T, Arc<tokio::sync::Mutex<()>>>>);
 
-impl Turns {
-    /// Waits for the turn on a server, which ends when the guard is dropped.
-    pub(crate) async fn of(&self, server: ServerId) -> tokio::sync::OwnedMutexGuard<()> {
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Eq + Hash> Turns<T> {
+    /// Waits for the turn on a thing, which ends when the guard is dropped.
+    pub(crate) async fn of(&self, thing: T) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody holds or waits for are of no more use.
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(server).or_default())
+            Arc::clone(turns.entry(thing).or_default())
         };
         turn.lock_owned().await
     }

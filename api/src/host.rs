@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Hypervisor, OverdueCall};
 use hotslot_driver::libvirt::{Libvirt, Options};
 use hotslot_driver::pci::PciAddress;
-use hotslot_driver::sim::Sim;
-use tokio::sync::{Mutex, mpsc, watch};
+use hotslot_driver::sim::{self, Sim};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config;
 use crate::error::Error;
@@ -20,6 +20,9 @@ use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a list of all hosts waits for one of them.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One configured host.
 pub struct Host {
@@ -33,6 +36,8 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether records and hypervisor have been brought together since the connection came up.
     synced: watch::Sender<bool>,
+    /// Room for attaches and detaches, and how much there is.
+    queue: (Arc<Semaphore>, u32),
     /// Who takes functions from their host drivers for a whole group, or gives them back.
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
@@ -71,6 +76,8 @@ pub type Functions = BTreeMap<PciAddress, HostDevice>;
 pub(crate) enum Again {
     /// A server.
     Server(ServerId),
+    /// A server with a device of which it is not known whether its guest was asked to let it go.
+    Open(ServerId),
     /// A PCI function.
     Function(PciAddress),
     /// What was taken from its host driver for a whole group.
@@ -82,6 +89,7 @@ impl Host {
         row: HypervisorRow,
         configured: &config::Hypervisor,
         hypervisor: Arc<dyn Hypervisor>,
+        queue: u32,
     ) -> Self {
         let synced = watch::Sender::new(false);
         let (again, asked_again) = mpsc::unbounded_channel();
@@ -91,6 +99,7 @@ impl Host {
             uri: configured.uri.clone(),
             hypervisor,
             synced,
+            queue: (Arc::new(Semaphore::new(queue as usize)), queue),
             groups: Mutex::default(),
             functions: RwLock::default(),
             held: RwLock::default(),
@@ -104,6 +113,11 @@ impl Host {
     pub(crate) fn look_again(&self, server: ServerId) {
         // Nobody listens only while the service ends.
         let _ = self.again.send(Again::Server(server));
+    }
+
+    /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
+    pub(crate) fn ask_again(&self, server: ServerId) {
+        let _ = self.again.send(Again::Open(server));
     }
 
     /// Asks for a function to be compared with its record once more.
@@ -183,6 +197,36 @@ impl Host {
         }
     }
 
+    /// Room for one more attach or detach, until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Full`].
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let (room, limit) = &self.queue;
+        let full = |_| Error::Full { host: self.name.clone(), limit: *limit };
+        Arc::clone(room).try_acquire_owned().map_err(full)
+    }
+
+    /// A call for a list of several hosts, which does not wait long for one of them.
+    ///
+    /// # Errors
+    /// The call's; [`ErrorKind::TimedOut`].
+    pub(crate) async fn soon<T>(
+        &self,
+        call: impl Future<Output = Result<T, hypervisor::Error>>,
+    ) -> Result<T, hypervisor::Error> {
+        let late = |_| {
+            let message = format!("no answer within {LIST_PATIENCE:?}");
+            Err(hypervisor::Error::new(ErrorKind::TimedOut, "ask for a list", message))
+        };
+        tokio::time::timeout(LIST_PATIENCE, call).await.unwrap_or_else(late)
+    }
+
+    /// The oldest call that may change a server, was given up and has not come back.
+    pub(crate) fn stuck(&self, server: ServerId) -> Option<OverdueCall> {
+        self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
+    }
+
     /// A server of this host; none when it has no such server.
     ///
     /// # Errors
@@ -196,10 +240,7 @@ impl Host {
     }
 
     /// Puts a failure of this host's hypervisor into the service's words.
-    pub fn error(
-        &self,
-        context: impl Into<String>,
-    ) -> impl FnOnce(hotslot_driver::hypervisor::Error) -> Error {
+    pub fn error(&self, context: impl Into<String>) -> impl FnOnce(hypervisor::Error) -> Error {
         let context = context.into();
         move |error| {
             if error.kind == ErrorKind::Away {
@@ -220,7 +261,8 @@ pub fn open(
     options: &config::Libvirt,
 ) -> Result<Arc<dyn Hypervisor>, config::ConfigError> {
     if let Some(path) = configured.uri.strip_prefix("sim://") {
-        let sim = Sim::open(Path::new(path)).map_err(|error| config::ConfigError::Value {
+        let limits = sim::Limits { read: options.call_timeout.0, change: options.attach_timeout.0 };
+        let sim = Sim::open_with(Path::new(path), limits).map_err(|error| config::ConfigError::Value {
             key: format!("[[hypervisor]] {}", configured.name),
             reason: error.to_string(),
         })?;

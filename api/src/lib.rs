@@ -5,7 +5,11 @@
 //! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
+//! idempotency   requests that are sent again
 //! store         SQL, one file a table
+//! webhook       events told by POST: signed, again and again, dead letters
+//! who           on whose behalf a task works: the events say it
+//! retention     how long it is kept what happened
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -18,6 +22,10 @@ pub mod flavor;
 pub mod host;
 pub mod http;
 pub mod id;
+pub mod idempotency;
 pub mod inventory;
+mod retention;
 pub mod service;
 pub mod store;
+pub mod webhook;
+mod who;

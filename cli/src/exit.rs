@@ -34,7 +34,7 @@ impl Exit {
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
             400 => Self::BadRequest,
-            404 => Self::NotFound,
+            404 | 410 => Self::NotFound,
             409 => Self::Refused,
             503 => Self::Away,
             _ => Self::Failed,

@@ -172,7 +172,7 @@ fn verdict(entry: &Value) -> String {
 fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     let mut lines = vec![owned(device, names)];
     if let Some(gone) = device["gone_at"].as_str() {
-        lines.push(format!("its host does not show it since {gone}"));
+        lines.push(format!("not on its host, or in no device_spec, since {gone}"));
     }
     if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
@@ -317,7 +317,10 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
 
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
         let said = explanation(&gone, &HashMap::new());
-        assert!(said.ends_with("State:    removed\n          its host does not show it since T\n"), "{said}");
+        assert!(
+            said.ends_with("State:    removed\n          not on its host, or in no device_spec, since T\n"),
+            "{said}"
+        );
         assert!(said.contains("this is the record") && !said.contains("Offered"), "{said}");
     }
 

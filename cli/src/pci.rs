@@ -239,7 +239,6 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
         column("HOST", "/host"),
         column("COUNT", "/count"),
         Column("VENDOR:PRODUCT", Box::new(device::ids)),
-        column("TYPE", "/dev_type"),
         column("NUMA", "/numa_node"),
         Column("EXTRA_INFO", Box::new(tags)),
     ];

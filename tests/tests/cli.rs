@@ -82,6 +82,10 @@ async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
 
     let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
     assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
+    // Asked again by someone who did not hear of it.
+    let again = hotslot(&format!("detach {} --timeout 5s", &id[..8])).expect(0);
+    assert_eq!(again.out, detached.out);
+    assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], *id);
     service.expect_clean().await;
 }
 

@@ -307,9 +307,9 @@ async fn a_request_that_the_guest_lost_is_made_again() {
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = json!({ "kind": "unfinished", "done": "by itself", "attachment_id": vf["attachment_id"] });
     assert!(says(&found[0], &expected), "{found:#?}");
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    assert_eq!(repair(&service).await[0]["repaired"], true);
-    service.get(&path(&vf)).await.expect(404);
+    // Its agent tells when it has booted.
+    service.until("it is asked again", async || service.get(&path(&vf)).await.status == 404).await;
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.expect_clean().await;
 }
 

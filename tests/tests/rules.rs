@@ -41,7 +41,11 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
     let service = Hotslot::on("small").await;
     let names = service.get(CONFIG).await.expect(200).body["pci_config"].clone();
     let names: Vec<_> = names.as_array().unwrap().iter().map(|object| object["name"].clone()).collect();
-    assert_eq!(names, ["alias", "extra_info", "whitelist"]);
+    assert_eq!(names, ["alias", "extra_info", "group", "whitelist"]);
+    let groups = service.get(&format!("{CONFIG}/group")).await.expect(200).body["group"].clone();
+    let parent = groups.as_array().unwrap().iter().find(|group| group["key"] == "parent_ifname").unwrap();
+    assert_eq!(parent["values"], json!([{ "value": "eth5", "devices": 2 }]));
+    service.post(&format!("{CONFIG}/group"), json!({})).await.expect(405);
 
     let whitelist = entries(&service, "whitelist").await;
     assert_eq!(whitelist.len(), 3);

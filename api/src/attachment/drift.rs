@@ -134,7 +134,7 @@ impl Action {
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Settle(Observation::Gone { .. }) => {
+            Self::Settle(seen) if is_gone(seen) => {
                 "the attachment is recorded as ended, and its device as free"
             }
             Self::Settle(Observation::GivenUp { .. }) => "the attach is undone",
@@ -149,6 +149,24 @@ impl std::fmt::Display for Action {
             Self::Free(_) => "the device is recorded as free",
             Self::Tell(what) => what,
         })
+    }
+}
+
+/// Whether the device is in no document any more.
+fn is_gone(seen: &Observation) -> bool {
+    match seen {
+        Observation::Removed { .. }
+        | Observation::Absent
+        | Observation::DomainStopped
+        | Observation::DomainGone => true,
+        Observation::Present { .. }
+        | Observation::Verified { .. }
+        | Observation::AskedToDetach
+        | Observation::GivenUp { .. }
+        | Observation::DetachRefused { .. }
+        | Observation::StillThere { .. }
+        | Observation::AttachRefused { .. }
+        | Observation::HostAway { .. } => false,
     }
 }
 
@@ -241,7 +259,7 @@ impl Scene<'_> {
             if row.state.on(row.inner, row.reason.as_deref(), &observation).is_some() {
                 let kind = match (row.state, &observation) {
                     (State::Attaching, _) => Kind::Unfinished,
-                    (_, Observation::Gone { .. }) => Kind::Absent,
+                    (_, seen) if is_gone(seen) => Kind::Absent,
                     _ => Kind::Outdated,
                 };
                 findings.push(self.finding(kind, row, Action::Settle(observation)));
@@ -412,30 +430,26 @@ fn observe<'a>(
     elsewhere: Option<&str>,
 ) -> Vec<(&'a Attachment, Observation)> {
     let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
+    let defined = view.is_some_and(|view| view.persistent.is_some());
+    let whole = |row: &Attachment, is: Presence| is.config || is.live && !(row.persistent && defined);
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
-        .filter(|row| row.state == State::Attaching && presence(row).is_none_or(Presence::is_absent))
+        .filter(|row| row.state == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
         .map(|row| row.request)
         .collect();
     let running = view.is_some_and(|view| view.live.is_some());
     let seen = |row: &Attachment| match presence(row) {
-        None => {
-            let reason = match elsewhere {
-                Some(host) => format!("the server is on host {host} now"),
-                None => "the server is gone".to_owned(),
-            };
-            Observation::Gone { reason: Some(reason) }
-        }
+        None => match elsewhere {
+            Some(host) => Observation::Removed { reason: Some(format!("the server is on host {host} now")) },
+            None => Observation::DomainGone,
+        },
         Some(presence) if presence.is_absent() => {
-            let reason = match row.state {
-                State::Attaching => Some("the attach was cut off before the device was plugged".to_owned()),
-                State::Attached => {
-                    Some("removed from the domain outside of hotslot, or with its power".to_owned())
-                }
-                State::Detaching | State::Detached | State::Failed => None,
-            };
-            Observation::Gone { reason }
+            if running {
+                Observation::Absent
+            } else {
+                Observation::DomainStopped
+            }
         }
         Some(_) if row.state == State::Attaching && cut_off.contains(&row.request) => {
             let reason = "taken back, for an attach of the same request was cut off".to_owned();

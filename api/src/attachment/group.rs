@@ -62,11 +62,10 @@ impl Service {
     /// Gives functions back to their host drivers, where nobody has any of the group.
     ///
     /// # Errors
-    /// The database's, and what the hypervisor answers of a device; a function that cannot be given back is logged,
-    /// and tried again at the next comparison.
+    /// The database's, or what the hypervisor answered for a function that cannot be given back; the others are.
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
         let _groups = host.groups.lock().await;
-        let mut owed = self.owed(host).await?;
+        let (mut owed, mut outcome) = (self.owed(host).await?, Ok(()));
         for finding in owed.findings {
             let (Action::GiveBack(id), Some(address)) = (finding.action, finding.address) else { continue };
             match hotplug::give_back(host.hypervisor.as_ref(), &[address]).await {
@@ -76,14 +75,19 @@ impl Service {
                 Err(error) if error.kind == ErrorKind::InUse => {
                     tracing::debug!(host = %host.name, pci.address = %address, %error, "not given back yet");
                 }
-                Err(error) => tracing::error!(
-                    host = %host.name, pci.address = %address, %error,
-                    "{address} is without its host driver; virsh nodedev-reattach {} gives it back", address.node_name()
-                ),
+                Err(error) => {
+                    let name = address.node_name();
+                    outcome = Err(host.error(format!(
+                        "{address} is without its host driver; virsh nodedev-reattach {name} gives it back"
+                    ))(error));
+                }
             }
             host.look_at(address);
         }
-        if owed.settled.is_empty() { Ok(()) } else { self.store.given_back(&owed.settled).await }
+        if !owed.settled.is_empty() {
+            self.store.given_back(&owed.settled).await?;
+        }
+        outcome
     }
 }
 

@@ -7,6 +7,7 @@
 //! drift       where records, documents and devices disagree, and what is to be done → repair does it
 //! verify      the guest's own view of the address → settle
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
+//! policy      what a running guest is asked for, and what is done in it before
 //! group       whole IOMMU groups: taken from their host drivers together; what is owed a host driver gets it back
 //! ```
 
@@ -14,6 +15,7 @@ pub mod attach;
 pub mod detach;
 mod drift;
 mod group;
+mod policy;
 pub mod reconcile;
 mod repair;
 mod select;
@@ -21,7 +23,11 @@ mod state;
 mod verify;
 
 pub use drift::{Action, Finding, Kind, Occasion, Witness};
+pub(crate) use policy::HOT_UNPLUG;
+pub use policy::HotUnplug;
 pub use select::{DryRun, NetworkRequest};
+#[cfg(test)]
+pub(crate) use state::tests::observations;
 pub use state::{Observation, State};
 
 use crate::error::Error;

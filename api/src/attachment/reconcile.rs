@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::host::{Again, Host};
 use crate::id::ServerId;
 use crate::service::Service;
+use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
 const GATHER: Duration = Duration::from_millis(50);
@@ -58,11 +59,13 @@ impl Todo {
             Ok(Event::Lifecycle { domain, .. } | Event::DeviceAdded { domain, .. }) => {
                 self.server(ServerId(domain), Occasion::Arrival);
             }
-            Ok(
-                Event::DeviceRemoved { domain, .. }
-                | Event::DeviceRemovalFailed { domain, .. }
-                | Event::Agent { domain, connected: true },
-            ) => self.server(ServerId(domain), Occasion::Event),
+            Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Event)
+            }
+            // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
+            Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
+                self.server(ServerId(domain), Occasion::Round);
+            }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -108,6 +111,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                 }
                 Some(again) = again.recv() => match again {
                     Again::Server(server) => todo.server(server, Occasion::Event),
+                    // Whatever it was that failed is not at once over.
+                    Again::Open(server) => {
+                        todo.server(server, Occasion::Round);
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
                 },
@@ -134,7 +143,7 @@ impl Service {
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
         let looked = if all { None } else { Some(todo.functions) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) = self.discover(host, looked.clone()).await
+            && let Err(error) = who::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;
@@ -152,15 +161,16 @@ impl Service {
         } else {
             todo.servers
         };
+        let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
         for (server, occasion) in servers {
-            if let Err(error) = self.reconcile(host, server, occasion).await {
+            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.server(server, occasion);
             }
         }
         if (todo.everything || todo.groups)
-            && let Err(error) = self.give_back(host).await
+            && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
         {
             failed("giving functions back to their host drivers", error);
             left.groups = true;

@@ -9,6 +9,7 @@ use hotslot_driver::hotplug::{self, Policy, Unplugged};
 use hotslot_driver::hypervisor::{self, DetachScope, DomainView, Scope};
 use tokio::task::JoinHandle;
 
+use super::detach::Ask;
 use super::drift::{Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_devices};
 use super::{Observation, State};
 use crate::error::Error;
@@ -16,6 +17,7 @@ use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, now};
+use crate::who;
 
 impl Service {
     /// Reads a server, and compares it with its records.
@@ -25,8 +27,11 @@ impl Service {
     pub(super) async fn compare(&self, host: &Host, server: ServerId) -> Result<Vec<Finding>, Error> {
         // What someone works on while the documents are read may be in them or not, whatever its record says then.
         let began = now();
+        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
+        let out = host.stuck(server).is_some();
         let mut rows = self.store.attachments_of(server).await?;
         rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
+        rows.retain(|row| !out || row.state == State::Attached);
         let view = host.server(server).await?;
         rows.retain(|row| !self.in_flight.contains(row.id));
         host.set_held(server, view.as_ref());
@@ -60,7 +65,7 @@ impl Service {
     async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<String> {
         let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
         for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
-            if let Ok(Some(_)) = other.server(server).await {
+            if other.soon(other.hypervisor.domain(server.0)).await.is_ok() {
                 return Some(other.name.clone());
             }
         }
@@ -145,8 +150,9 @@ impl Service {
             let Some(row) = self.store.attachment(id).await? else { continue };
             tasks.extend(self.mend(host, id, Action::AskAgain(Box::new(row))).map(|task| (finding, task)));
         }
-        if owed {
-            self.give_back(host).await?;
+        if owed && let Err(error) = self.give_back(host).await {
+            tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
+            host.give_back();
         }
         Ok(tasks)
     }
@@ -160,7 +166,7 @@ impl Service {
     ) -> Option<JoinHandle<Result<(), Error>>> {
         let guard = self.in_flight.try_enter(id)?;
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        Some(tokio::spawn(async move {
+        Some(who::spawn(async move {
             // It may have gone on since it was compared; from here on nobody else works on it.
             let supposed = match &action {
                 Action::AskAgain(_) => Some(State::Detaching),
@@ -177,12 +183,20 @@ impl Service {
             if supposed.is_some() && state != supposed {
                 return Ok(());
             }
+            let ask = Ask { until: None, first: false };
             let (outcome, server) = match action {
-                Action::AskAgain(row) => return service.detach_now(&host, id, guard).await.inspect_err(|error| {
-                    tracing::info!(attachment.id = %id, server.id = %row.server, %error, "a detach goes on");
-                }),
+                Action::AskAgain(row) => {
+                    return service.detach_now(&host, id, ask, guard).await.inspect_err(|error| {
+                        tracing::info!(attachment.id = %id, server.id = %row.server, %error, "a detach goes on");
+                    });
+                }
                 Action::TakeOut { attachment, .. } => {
-                    (service.take_out(&host, &attachment).await, attachment.server)
+                    let taken = service.take_out(&host, &attachment).await;
+                    // What a guest says is its word; anything else leaves it open whether it was asked.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
+                        host.ask_again(attachment.server);
+                    }
+                    (taken, attachment.server)
                 }
                 Action::Plug(row) => (service.plug_again(&host, &row).await, row.server),
                 Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server),
@@ -205,7 +219,7 @@ impl Service {
     /// Takes a device out of a domain that is not to have it.
     async fn take_out(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
         tracing::warn!(attachment.id = %row.id, server.id = %row.server, "taking back what an attach left");
-        match self.unplug(host, row, false).await? {
+        match self.unplug(host, row, false, self.detach_limits()).await? {
             (_, Ok(Unplugged::Gone)) => Ok(()),
             (address, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason })) => {
                 Err(Error::Conflict(format!("{address} is still in server {}: {reason}", row.server)))
@@ -226,7 +240,7 @@ impl Service {
         // That the definition has it is as it should be.
         let view = DomainView { persistent: None, ..view };
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
-        let facts = self.offer(host).await?.facts(found);
+        let facts = self.offer(host).await?.facts(found, &device);
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), &view, &[facts], policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
@@ -275,7 +289,7 @@ impl Service {
         host: &Arc<Host>,
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        tokio::spawn(async move { service.repair_now(&host).await })
+        who::spawn(async move { service.repair_now(&host).await })
             .await
             .map_err(|error| Error::Internal(format!("the repair ended without an answer: {error}")))?
     }

@@ -177,7 +177,7 @@ impl Service {
                     return Ok(look);
                 }
             };
-            look = self.judge(host, view, request, &sight.offer, selection).await?;
+            look = self.judge(host, view, request, sight, selection).await?;
             match look.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
                 refused => return Ok(Look { refused, ..look }),
@@ -191,7 +191,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        offer: &Offer,
+        sight: &Sight,
         selection: Selection,
     ) -> Result<Look, Error> {
         let context = || format!("nothing was attached to server {}", request.server);
@@ -199,13 +199,18 @@ impl Service {
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
-            let spec = format!("a device_spec lists it, and alias `{alias}` asks for such a device");
+            let asked_for = sight.inventory.alias(&alias).is_some_and(|alias| alias.matches(&device.facts));
+            let spec = if asked_for {
+                format!("a device_spec lists it, and alias `{alias}` asks for such a device")
+            } else {
+                "a device_spec lists it, and it comes with its IOMMU group".to_owned()
+            };
             look.checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
             look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
-                    facts.push(offer.facts(found.clone()));
+                    facts.push(sight.offer.facts(found.clone(), &device));
                     look.chosen.push(Chosen { alias, device, found });
                 }
                 Err(error) => {
@@ -265,7 +270,7 @@ impl Service {
             // Those that are withheld are looked at all the same: the checks then say why, one by one.
             let devices = self.store.devices_of(host.row.id);
             if let Ok(selection) = self.choose(&host, request, &sight, &devices, &HashMap::new()) {
-                look.checks = self.judge(&host, &view, request, &sight.offer, selection).await?.checks;
+                look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
             }
         }
         if !sight.offer.knows_guards() {

@@ -36,6 +36,8 @@ pub(super) async fn device(
     let unknown = || Error::NotFound(format!("PCI function {} on host {}", path.address, host.name));
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
+    // Nothing tells of drivers that come and go.
+    service.discover(host, Some(BTreeSet::from([address]))).await?;
     let offer = service.offer(host).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.store.devices_of(host.row.id);
@@ -164,6 +166,7 @@ pub(super) async fn candidates(
     }
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
+    service.discover(host, None).await?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
     let drivers = if asked.whole_group { HostDrivers::AreNoHindrance } else { HostDrivers::Hinder };

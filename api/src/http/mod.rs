@@ -7,15 +7,18 @@ mod attachments;
 mod body;
 mod drift;
 pub mod error;
+pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod once;
 mod pci;
 mod pci_config;
 mod servers;
 mod topology;
 mod versions;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -29,6 +32,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::service::Service;
+use crate::who;
 
 /// The largest request body, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -62,6 +66,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .nest("/v3", resources(Version::V3))
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(identify))
         .with_state(service)
@@ -95,11 +100,15 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/drift", get(drift::list).post(drift::repair))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
+        .route("/os-pci-config/group", get(pci_config::groups))
         .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))
         .route(
             "/os-pci-config/{kind}/{entry_id}",
             get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
         )
+        .route("/events", get(events::list))
+        .route("/webhooks", get(webhooks::list))
+        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
         .route("/flavors", get(flavors::list))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{flavor_id}", get(flavors::show))
@@ -113,7 +122,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 async fn identify(request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let work = next.run(request).instrument(span.clone());
+    let mut response = who::by(format!("request {id}"), work).await;
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

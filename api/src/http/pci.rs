@@ -131,6 +131,11 @@ struct Filter {
     address: Option<PciAddress>,
     parent_addr: Option<PciAddress>,
     numa_node: Option<u32>,
+    id: Option<DeviceId>,
+    uuid: Option<Uuid>,
+    request: Option<RequestId>,
+    dev_id: Option<String>,
+    label: Option<String>,
     extra_info: Vec<(String, String)>,
 }
 
@@ -159,6 +164,17 @@ impl Filter {
                 "address" => narrow(&mut filter.address, value(&key, &text)?),
                 "parent_addr" => narrow(&mut filter.parent_addr, value(&key, &text)?),
                 "numa_node" => narrow(&mut filter.numa_node, value(&key, &text)?),
+                "id" => narrow(&mut filter.id, DeviceId(value(&key, &text)?)),
+                "uuid" => narrow(&mut filter.uuid, value(&key, &text)?),
+                "request_id" => narrow(&mut filter.request, value(&key, &text)?),
+                "dev_id" => narrow(&mut filter.dev_id, text),
+                "label" => narrow(&mut filter.label, text),
+                "deleted" => value::<bool>(&key, &text)?,
+                "created_at" | "updated_at" | "deleted_at" | "gone_at" | "used_at" => {
+                    return Err(Error::Invalid(format!(
+                        "os-pci is not narrowed by {key}; GET events tells of times"
+                    )));
+                }
                 _ => {
                     filter.extra_info.push((key, text));
                     false
@@ -184,6 +200,11 @@ impl Filter {
             && is(self.address, facts.address)
             && (self.parent_addr.is_none() || self.parent_addr == facts.parent_addr)
             && (self.numa_node.is_none() || self.numa_node == facts.numa_node)
+            && is(self.id, device.id)
+            && is(self.uuid, device.uuid)
+            && (self.request.is_none() || self.request == device.request)
+            && self.dev_id.as_ref().is_none_or(|dev_id| *dev_id == facts.dev_id())
+            && self.label.as_ref().is_none_or(|label| *label == facts.label())
             && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use futures_util::future::join_all;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -132,9 +133,10 @@ fn full(
 
 /// The servers of all hosts that answer, in order of host and name.
 async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
+    let asked = service.hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
     let mut found = Vec::new();
-    for host in &service.hosts {
-        match host.hypervisor.domains().await {
+    for (host, domains) in service.hosts.iter().zip(join_all(asked).await) {
+        match domains {
             Ok(mut domains) => {
                 domains.sort_by(|a, b| a.name.cmp(&b.name));
                 found.extend(domains.into_iter().map(|info| (Arc::clone(host), info)));
@@ -171,19 +173,14 @@ pub(super) async fn detail(
     let (base, prefix) = (base(&headers), prefix(&uri));
     let mut owned = devices(&service);
     let mut servers = Vec::new();
-    for (host, info) in everywhere(&service, &filter).await {
+    let found = everywhere(&service, &filter).await;
+    let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
+    for ((host, info), view) in found.iter().zip(join_all(views).await) {
         // A domain that vanished since is left out.
-        let Ok(Some(view)) = host.server(ServerId(info.uuid)).await else { continue };
+        let Ok(view) = view else { continue };
         let created = view.live.or(view.persistent).and_then(|document| document.created);
         let devices = owned.remove(&ServerId(info.uuid));
-        servers.push(full(
-            brief(&base, &prefix, &host, &info),
-            &uri,
-            &host,
-            &info,
-            created.as_deref(),
-            devices,
-        ));
+        servers.push(full(brief(&base, &prefix, host, info), &uri, host, info, created.as_deref(), devices));
     }
     Ok(Json(json!({ "servers": servers })))
 }

@@ -39,7 +39,7 @@ pub use pool::{Pool, Stat, pools, stats};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
 pub use rules::{Rule, RuleKind, Rules, Source};
-pub use spec::{DeviceSpec, SpecError};
+pub use spec::{DeviceSpec, NULL, SpecError};
 pub use status::{Deed, NotAllowed};
 
 use crate::config::{self, ConfigError};

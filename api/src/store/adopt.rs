@@ -3,7 +3,7 @@
 
 use hotslot_driver::pci::PciAddress;
 
-use super::{InnerSource, Network, Store, now};
+use super::{InnerSource, Network, Store, events, now};
 use crate::attachment::State;
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -69,6 +69,8 @@ impl Store {
         }
         let request = RequestId(uuid::Uuid::new_v4());
         draft.edit(device.id, |row| (row.server, row.request) = (Some(found.server), Some(request)));
+        let told = events::made(device, found.server, found.id, State::Attached);
+        draft.tell_of([events::What { reason: Some(REASON.into()), ..told }]);
         let network = found.network.as_ref();
         let made = sqlx::query(
             "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,

@@ -9,10 +9,13 @@ use hotslot_driver::pci::PciAddress;
 use sqlx::sqlite::SqliteRow;
 
 use super::draft::Draft;
+use super::events;
+use super::idempotency::remember;
 use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::idempotency::IdempotencyKey;
 use crate::inventory::{Deed, ONE_TIME_USE};
 
 words! {
@@ -70,6 +73,8 @@ pub struct Attachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
+    /// Whether it is to go whatever its guest says: it does not come back into the definition.
+    pub forced: bool,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -146,6 +151,7 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
+        forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
@@ -202,7 +208,8 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
 
 impl Store {
     /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
-    /// none. False when one of the devices, or a PF or VF of it, is not free any more.
+    /// none. False when one of the devices, or a PF or VF of it, is not free any more. With a key, it is on record
+    /// too which request was made by it.
     ///
     /// # Errors
     /// The database's; then nothing was claimed.
@@ -212,6 +219,7 @@ impl Store {
         server: ServerId,
         request: RequestId,
         persistent: bool,
+        key: Option<&IdempotencyKey>,
         wanted: &[NewAttachment],
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
@@ -231,6 +239,7 @@ impl Store {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
+            draft.tell_of([events::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
@@ -261,6 +270,9 @@ impl Store {
                 ),
                 _ => error.into(),
             })?;
+        }
+        if let Some(key) = key {
+            remember(&mut draft, key, request).await?;
         }
         match draft.commit().await {
             Ok(_) => Ok(true),
@@ -303,6 +315,7 @@ impl Store {
             .execute(&mut *draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
+            draft.tell_of(events::of_attachment(&row, &next, address));
             follow(&mut draft, &row, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
@@ -312,6 +325,19 @@ impl Store {
         }
         draft.commit().await?;
         Ok(changed)
+    }
+
+    /// Says that an attachment is to go whatever its guest says.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        sqlx::query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&self.write)
+            .await?;
+        Ok(())
     }
 
     /// One attachment, ended ones too.
@@ -353,14 +379,18 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
+        let mut draft = self.draft().await?;
         for id in ids {
-            sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1")
+            let row = sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
                 .bind(id.to_string())
-                .execute(&self.write)
+                .fetch_optional(&mut *draft.tx)
                 .await?;
+            let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let address = draft.device(row.device).map(|device| device.facts.address);
+            // libvirt does it by itself for a device that comes alone.
+            draft.tell_of(row.whole_group.then(|| events::given_back(&row, address)));
         }
-        Ok(())
+        draft.commit().await.map(drop)
     }
 
     /// Every attachment that has not ended, oldest first.
@@ -387,6 +417,43 @@ impl Store {
         .bind(server.to_string())
         .fetch_all(&self.read)
         .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// The attachments that ended last, of one server or of all, the last one first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended_attachments(
+        &self,
+        server: Option<ServerId>,
+        limit: u32,
+    ) -> Result<Vec<Attachment>, Error> {
+        let query = match server {
+            Some(server) => sqlx::query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL AND server_uuid = $2
+                 ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit))
+            .bind(server.to_string()),
+            None => sqlx::query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit)),
+        };
+        query.fetch_all(&self.read).await?.iter().map(attachment).collect()
+    }
+
+    /// The attachments of a request, ended ones too, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
+        let rows =
+            sqlx::query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+                .bind(request.to_string())
+                .fetch_all(&self.read)
+                .await?;
         rows.iter().map(attachment).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 
-use super::{Columns, Store};
+use super::{Columns, Store, events};
 use crate::error::Error;
 use crate::inventory::{Rule, Source};
 
@@ -40,6 +40,11 @@ impl Store {
         let Source::Api { created_at, updated_at } = rule.source else {
             return Err(Error::Internal(format!("{} is not the database's", rule.name())));
         };
+        let mut draft = self.draft().await?;
+        let was: Option<String> = sqlx::query_scalar("SELECT body FROM pci_config WHERE id = $1")
+            .bind(rule.id.hyphenated().to_string())
+            .fetch_optional(&mut *draft.tx)
+            .await?;
         sqlx::query(
             "INSERT INTO pci_config (id, kind, position, body, created_at, updated_at)
              SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5 FROM pci_config WHERE kind = $2
@@ -50,9 +55,10 @@ impl Store {
         .bind(rule.text.as_str())
         .bind(created_at)
         .bind(updated_at)
-        .execute(&self.write)
+        .execute(&mut *draft.tx)
         .await?;
-        Ok(())
+        draft.tell_of(events::of_rule(rule, was.as_deref(), Some(&rule.text)));
+        draft.commit().await.map(drop)
     }
 
     /// Removes a rule.
@@ -60,10 +66,12 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
         sqlx::query("DELETE FROM pci_config WHERE id = $1")
             .bind(rule.id.hyphenated().to_string())
-            .execute(&self.write)
+            .execute(&mut *draft.tx)
             .await?;
-        Ok(())
+        draft.tell_of(events::of_rule(rule, Some(&rule.text), None));
+        draft.commit().await.map(drop)
     }
 }

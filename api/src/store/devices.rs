@@ -249,6 +249,21 @@ impl Store {
         self.rows().device(id)
     }
 
+    /// One device, also when its row has been put aside.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn known_device(&self, id: DeviceId) -> Result<Option<Arc<Device>>, Error> {
+        if let Some(found) = self.device(id) {
+            return Ok(Some(found));
+        }
+        let row = sqlx::query("SELECT * FROM pci_devices WHERE id = $1")
+            .bind(id.0)
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(|row| device(row).map(Arc::new)).transpose()
+    }
+
     /// The devices after one, at most `limit` of those that `pass`, in order of id.
     pub fn devices_after(
         &self,

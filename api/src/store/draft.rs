@@ -12,6 +12,7 @@ use sqlx::{Sqlite, Transaction};
 use tokio::sync::MutexGuard;
 
 use super::devices::{Device, DeviceFacts, DeviceStatus};
+use super::events::{self, What};
 use super::{DevType, Millis, Store, now};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId};
@@ -23,6 +24,8 @@ pub(super) struct Draft<'s> {
     pub(super) tx: Transaction<'static, Sqlite>,
     /// Rows that may differ from what the table has.
     rows: BTreeMap<DeviceId, Arc<Device>>,
+    /// What is to be told, beside what the rows tell.
+    events: Vec<What>,
     next_id: Option<i64>,
     _turn: MutexGuard<'s, ()>,
 }
@@ -32,7 +35,7 @@ impl Store {
     pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
         let turn = self.turn.lock().await;
         let tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(Draft { store: self, tx, rows: BTreeMap::new(), next_id: None, _turn: turn })
+        Ok(Draft { store: self, tx, rows: BTreeMap::new(), events: Vec::new(), next_id: None, _turn: turn })
     }
 }
 
@@ -63,6 +66,11 @@ impl Draft<'_> {
         if let Some(row) = row {
             change(Arc::make_mut(row));
         }
+    }
+
+    /// Tells what happened, beside what the rows of devices tell.
+    pub(super) fn tell_of(&mut self, events: impl IntoIterator<Item = What>) {
+        self.events.extend(events);
     }
 
     /// Puts aside the row of a device that nobody was promised.
@@ -162,7 +170,7 @@ impl Draft<'_> {
         relatives
     }
 
-    /// Writes the rows that differ, and commits.
+    /// Writes the rows that differ and the events of it, and commits.
     ///
     /// # Errors
     /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
@@ -186,6 +194,9 @@ impl Draft<'_> {
             if was.as_deref() == Some(&*row) {
                 continue;
             }
+            if was.is_some() || row.status != DeviceStatus::Deleted {
+                self.events.extend(events::of_device(was.as_deref(), &row));
+            }
             match was {
                 None if row.status == DeviceStatus::Deleted => continue,
                 None => insert(&mut self.tx, &row).await?,
@@ -196,7 +207,11 @@ impl Draft<'_> {
             }
             written.push(row);
         }
+        let last = events::write(&mut self.tx, time, &self.events).await?;
         self.tx.commit().await?;
+        if let Some(last) = last {
+            self.store.last_event.send_replace(last);
+        }
         let count = written.len();
         self.store.rows_mut().put(written);
         Ok(count)

@@ -7,27 +7,33 @@ mod attachments;
 mod config;
 mod devices;
 mod draft;
+mod events;
 mod hypervisors;
+mod idempotency;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::fs::File;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use tokio::sync::Mutex;
+use sqlx::{Connection as _, SqliteConnection, SqlitePool};
+use tokio::sync::{Mutex, watch};
 
 pub use adopt::Adoption;
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
+pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
+pub use webhooks::DeadLetter;
 
 use crate::error::Error;
+use crate::id::EventId;
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
@@ -45,6 +51,8 @@ pub struct Store {
     /// Whose turn it is to write.
     turn: Arc<Mutex<()>>,
     rows: Arc<RwLock<devices::Rows>>,
+    /// The event that was committed last.
+    last_event: Arc<watch::Sender<EventId>>,
     /// Held for as long as the database is open: one service a file.
     _lock: Arc<File>,
 }
@@ -61,10 +69,19 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no use.
+        let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
+            .connect_with(options.clone())
+            .await?;
         sqlx::migrate!("./migrations").run(&write).await.map_err(sqlx::Error::from)?;
         let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        let store = Self { write, read, turn: Arc::default(), rows: Arc::default(), _lock: Arc::new(lock) };
+        let (turn, rows) = Default::default();
+        let last_event = Arc::new(watch::Sender::new(EventId(0)));
+        let store = Self { write, read, turn, rows, last_event, _lock: Arc::new(lock) };
+        store.last_event.send_replace(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
     }

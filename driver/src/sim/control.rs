@@ -16,6 +16,7 @@
 //! device driver NAME [DRIVER]  binds another driver to one that no guest has, or none
 //! disconnect | reconnect       libvirtd goes away, and is back
 //! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` lets hung calls go on
+//! fault any kill nth=7 at=after                   this process is killed when its seventh call has been done
 //! latency OPERATION MS
 //! ```
 

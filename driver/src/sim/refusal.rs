@@ -49,6 +49,11 @@ pub(super) fn guest_address(text: impl fmt::Display) -> Refusal {
     Refusal::new(ErrorKind::BadGuestAddress, format_args!("XML error: {text}"))
 }
 
+/// What the adapter to real hosts says of a call that does not come back.
+pub(super) fn late(limit: std::time::Duration) -> Refusal {
+    Refusal::new(ErrorKind::TimedOut, format!("no answer within {limit:?}"))
+}
+
 pub(super) fn away() -> Refusal {
     internal(ErrorKind::Away, "client socket is closed")
 }
