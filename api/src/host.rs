@@ -1,6 +1,6 @@
 //! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use crate::config;
 use crate::error::Error;
 use crate::id::ServerId;
-use crate::inventory::Inventory;
+use crate::inventory::{Foreign, Inventory};
 use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
@@ -42,12 +42,30 @@ pub struct Host {
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
+    /// The host's functions in each domain that has any, as it was last read.
+    held: RwLock<BTreeMap<ServerId, Held>>,
     /// By which rules they were last recorded. Held while they are read and recorded.
     pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
     /// What is to be compared with its records once more.
     again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.
     pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Again>>>,
+}
+
+/// The functions that one domain has.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// Those that the running guest has.
+    live: BTreeSet<PciAddress>,
+    /// Those that others gave it.
+    foreign: BTreeMap<PciAddress, Foreign>,
+}
+
+impl Held {
+    fn of(view: &DomainView) -> Self {
+        let live = view.live.iter().flat_map(|live| &live.hostdevs).map(|hostdev| hostdev.source);
+        Self { live: live.collect(), foreign: Foreign::of(view) }
+    }
 }
 
 /// The PCI functions of a host.
@@ -84,6 +102,7 @@ impl Host {
             queue: (Arc::new(Semaphore::new(queue as usize)), queue),
             groups: Mutex::default(),
             functions: RwLock::default(),
+            held: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
@@ -118,6 +137,41 @@ impl Host {
 
     pub(crate) fn set_functions(&self, functions: Arc<Functions>) {
         *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
+    }
+
+    /// The functions that domains have and hotslot did not give them, as they were last read. Of two domains with one
+    /// function the running one counts.
+    pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
+        let mut all = BTreeMap::<PciAddress, Foreign>::new();
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        for (address, foreign) in held.values().flat_map(|held| &held.foreign) {
+            if foreign.live || !all.contains_key(address) {
+                all.insert(*address, foreign.clone());
+            }
+        }
+        all
+    }
+
+    /// The functions that running guests have, by whomever they were given them.
+    pub(crate) fn in_guests(&self) -> BTreeSet<PciAddress> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.values().flat_map(|held| &held.live).copied().collect()
+    }
+
+    /// The domains that have functions.
+    pub(crate) fn holders(&self) -> BTreeSet<ServerId> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Says what a domain has, now that it was read; none when it is gone.
+    pub(crate) fn set_held(&self, server: ServerId, view: Option<&DomainView>) {
+        let found = view.map(Held::of).unwrap_or_default();
+        let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if found == Held::default() {
+            all.remove(&server);
+        } else {
+            all.insert(server, found);
+        }
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {

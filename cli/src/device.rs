@@ -109,8 +109,7 @@ impl List {
             columns.extend([column("DRIVER", "/driver"), column("GROUP", "/iommu_group/number")]);
         }
         columns.push(column("STATUS", "/status"));
-        columns
-            .push(Column("SERVER", Box::new(|device| server::called(names, &at(device, "/instance_uuid")))));
+        columns.push(Column("SERVER", Box::new(|device| holder(names, device))));
         if self.long {
             columns.extend([
                 column("ID", "/id"),
@@ -294,8 +293,16 @@ fn lines() -> Vec<Column<'static>> {
         Column("Offered", Box::new(offered)),
         column("os-pci id", "/id"),
         column("Status", "/status"),
-        column("Server", "/instance_uuid"),
+        Column("Server", Box::new(|device| holder(&HashMap::new(), device))),
     ]
+}
+
+/// The server that has a device, or the domain that others put it into.
+pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
+    match at(device, "/instance_uuid") {
+        server if server != "-" => server::called(names, &server),
+        _ => at(device, "/owner"),
+    }
 }
 
 /// `8086:10ca`, as `lspci -n` prints it.
@@ -489,6 +496,15 @@ mod tests {
         let methods = [json!({ "reset_methods": ["flr", "bus"] }), json!({ "reset_methods": [] })];
         assert_eq!(methods.map(|device| reset(&device)), ["flr or bus", "none"]);
         assert_eq!([json!({ "reset_methods": null }), json!({})].map(|it| reset(&it)), ["not known", "-"]);
+    }
+
+    #[test]
+    fn a_device_of_a_domain_that_others_gave_it_to_says_so() {
+        let names = HashMap::from([(UUID.to_owned(), "web1".to_owned())]);
+        let ours = json!({ "instance_uuid": UUID, "owner": format!("server {UUID}") });
+        let foreign = json!({ "instance_uuid": null, "owner": "foreign: domain db1" });
+        let free = json!({ "instance_uuid": null, "owner": null });
+        assert_eq!([ours, foreign, free].map(|it| holder(&names, &it)), ["web1", "foreign: domain db1", "-"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod config;
 mod detach;
 mod device;
 mod doctor;
+mod drift;
 mod events;
 mod exit;
 mod explain;
@@ -109,6 +110,9 @@ enum Question {
     #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
                            hotslot detach 3f2a --timeout 30s")]
     Detach(detach::Detach),
+    /// Where records, guests and hosts disagree, and what would be done; with --repair it is done.
+    #[command(after_help = drift::HELP)]
+    Drift(drift::Drift),
 }
 
 /// What every command that asks the service is given.
@@ -176,6 +180,7 @@ impl Question {
             Self::Events(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
+            Self::Drift(command) => command.run(cli).await,
         }
     }
 }
@@ -204,6 +209,8 @@ mod tests {
             "hotslot attachment list vm1 -o json",
             "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",
+            "hotslot drift",
+            "hotslot drift --repair --host node1 -o json",
             "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
             "hotslot pci list --server vm1 --extra rack=r1 --extra switch=tor-3 -o json",
             "hotslot pci show 20000000-0000-4000-8000-000000000001",

@@ -139,7 +139,7 @@ impl List {
             Column("VENDOR:PRODUCT", Box::new(device::ids)),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
-            Column("SERVER", Box::new(|device| server::called(names, &at(device, "/instance_uuid")))),
+            Column("SERVER", Box::new(|device| device::holder(names, device))),
         ];
         if self.long {
             columns.extend([

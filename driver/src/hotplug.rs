@@ -302,7 +302,21 @@ async fn keep_in_definition(
     if !presence.live || presence.config || view.persistent.is_none() {
         return Ok(());
     }
-    hypervisor.attach(domain, &render(templates, spec)?, Scope::Config).await
+    complete(hypervisor, templates, domain, spec, Scope::Config).await
+}
+
+/// Puts a device that a domain has in one of its documents into the other one too.
+///
+/// # Errors
+/// What the hypervisor refused; then that document is as it was.
+pub async fn complete(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &HostdevSpec,
+    scope: Scope,
+) -> Result<(), Error> {
+    hypervisor.attach(domain, &render(templates, spec)?, scope).await
 }
 
 fn render(templates: &Templates, spec: &HostdevSpec) -> Result<String, Error> {

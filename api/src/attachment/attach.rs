@@ -305,16 +305,17 @@ impl Service {
 
 fn new_attachment(request: &AttachRequest, chosen: &Chosen) -> NewAttachment {
     let Chosen { alias, device, found } = chosen;
+    let managed = inventory::is_managed(&device.facts);
     let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
     siblings.retain(|member| *member != found.address);
     NewAttachment {
         id: AttachmentId(Uuid::new_v4()),
         device: Arc::clone(device),
         alias: alias.clone(),
-        managed: inventory::is_managed(&device.facts),
+        managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
         whole_group: request.whole_group,
-        taken: request.whole_group && found.blocks_its_group(),
+        taken: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,
     }
 }

@@ -2,24 +2,20 @@
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::{Presence, Unplugged};
-use hotslot_driver::hypervisor::{DomainView, Event};
+use hotslot_driver::hypervisor::Event;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
-use super::detach::Ask;
-use super::{Observation, State};
+use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
-use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::id::ServerId;
 use crate::service::Service;
-use crate::store::Attachment;
 use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
@@ -35,10 +31,7 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     groups: bool,
-    servers: BTreeSet<ServerId>,
-    /// Servers whose guests are to be asked once more to let go what is to go: after a boot they may have lost what
-    /// they were asked before.
-    ask: BTreeSet<ServerId>,
+    servers: BTreeMap<ServerId, Occasion>,
 }
 
 impl Todo {
@@ -48,7 +41,11 @@ impl Todo {
             && !self.groups
             && self.functions.is_empty()
             && self.servers.is_empty()
-            && self.ask.is_empty()
+    }
+
+    fn server(&mut self, server: ServerId, occasion: Occasion) {
+        let known = self.servers.entry(server).or_insert(occasion);
+        *known = occasion.max(*known);
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -59,16 +56,15 @@ impl Todo {
                 host.set_synced(false);
                 tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
             }
-            Ok(
-                Event::Lifecycle { domain, .. }
-                | Event::DeviceAdded { domain, .. }
-                | Event::DeviceRemoved { domain, .. }
-                | Event::DeviceRemovalFailed { domain, .. },
-            ) => {
-                self.servers.insert(ServerId(domain));
+            Ok(Event::Lifecycle { domain, .. } | Event::DeviceAdded { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Arrival);
             }
+            Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Event)
+            }
+            // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
             Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
-                self.ask.insert(ServerId(domain));
+                self.server(ServerId(domain), Occasion::Round);
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -114,10 +110,10 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     todo.note(&host, heard);
                 }
                 Some(again) = again.recv() => match again {
-                    Again::Server(server) => drop(todo.servers.insert(server)),
+                    Again::Server(server) => todo.server(server, Occasion::Event),
                     // Whatever it was that failed is not at once over.
                     Again::Open(server) => {
-                        todo.ask.insert(server);
+                        todo.server(server, Occasion::Round);
                         until = until.min(Instant::now() + RETRY.0);
                         continue;
                     }
@@ -156,22 +152,21 @@ impl Service {
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
-                Ok(servers) => servers,
+                Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
                 Err(error) => {
                     failed("listing the host's servers", error);
                     return Todo { everything: true, ..left };
                 }
             }
         } else {
-            &todo.servers | &todo.ask
+            todo.servers
         };
         let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
-        for server in servers {
-            let ask = todo.everything || todo.ask.contains(&server);
-            if let Err(error) = who::by(why, self.reconcile(host, server, ask)).await {
+        for (server, occasion) in servers {
+            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
-                if ask { &mut left.ask } else { &mut left.servers }.insert(server);
+                left.server(server, occasion);
             }
         }
         if (todo.everything || todo.groups)
@@ -186,114 +181,32 @@ impl Service {
         left
     }
 
-    /// The servers that a host has, and those that it has records of.
-    async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
+    /// The servers that a host has, and those that it has records of or that were seen to have devices.
+    pub(super) async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
         let rows = self.store.attachments().await?;
+        servers.extend(host.holders());
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. A guest that has not let go is left
-    /// alone, or asked again.
-    async fn reconcile(self: &Arc<Self>, host: &Arc<Host>, server: ServerId, ask: bool) -> Result<(), Error> {
-        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
-        let out = host.stuck(server).is_some();
-        // The rows before the documents: what is attached between the two must not look as if it were gone.
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
-        rows.retain(|row| !out || row.state == State::Attached);
-        let view = host.server(server).await?;
-        if let Some(view) = &view {
-            self.take_back_strays(host, view).await?;
-        }
-        self.settle_all(&observe(&rows, view.as_ref())).await?;
-        for was in rows {
-            let Some(row) = self.store.attachment(was.id).await? else { continue };
-            self.verify_soon(host, &row);
-            // Nobody in this process waits for it: ask the guest, for it may never have been asked.
-            if row.state == State::Detaching
-                && (ask || was.state == State::Attaching)
-                && let Some(guard) = self.in_flight.try_enter(row.id)
-            {
-                let (service, host) = (Arc::clone(self), Arc::clone(host));
-                let ask = Ask { until: None, first: false };
-                who::spawn(async move {
-                    if let Err(error) = service.detach_now(&host, row.id, ask, guard).await {
-                        tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
-                    }
-                });
+    /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
+    async fn reconcile(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        server: ServerId,
+        occasion: Occasion,
+    ) -> Result<(), Error> {
+        let findings = self.compare(host, server).await?;
+        // The guests that are asked take their time.
+        drop(self.put_right(host, findings, occasion).await?);
+        for row in self.store.attachments_of(server).await? {
+            if row.hypervisor == host.row.id && !self.in_flight.contains(row.id) {
+                self.verify_soon(host, &row);
             }
         }
+        tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");
         Ok(())
     }
-
-    /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
-    /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
-    async fn take_back_strays(self: &Arc<Self>, host: &Arc<Host>, view: &DomainView) -> Result<(), Error> {
-        let documents = [&view.live, &view.persistent].into_iter().flatten();
-        let ours: BTreeSet<AttachmentId> = documents
-            .flat_map(|document| &document.hostdevs)
-            .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
-            .map(|alias| AttachmentId(alias.0))
-            .collect();
-        for id in ours {
-            let row = self.store.attachment(id).await?;
-            let Some(row) = row.filter(|row| row.state.is_final() && row.server.0 == view.info.uuid) else {
-                continue;
-            };
-            let Some(guard) = self.in_flight.try_enter(id) else { continue };
-            let (service, host) = (Arc::clone(self), Arc::clone(host));
-            tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
-            tokio::spawn(async move {
-                let _guard = guard;
-                match service.unplug(&host, &row, false, service.detach_limits()).await {
-                    Ok((_, Ok(Unplugged::Gone))) => {}
-                    other => {
-                        tracing::error!(attachment.id = %id, ?other, "it is still there");
-                        if !matches!(other, Ok((_, Ok(_)))) {
-                            host.ask_again(row.server);
-                        }
-                    }
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-/// What a domain's documents say of its attachments.
-fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
-    let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
-    let defined = view.is_some_and(|view| view.persistent.is_some());
-    let whole = |row: &Attachment, is: Presence| is.config || is.live && !(row.persistent && defined);
-    // All devices of a request or none: one that was cut off in the middle is taken back.
-    let cut_off: BTreeSet<RequestId> = rows
-        .iter()
-        .filter(|row| row.state == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
-        .map(|row| row.request)
-        .collect();
-    let mut seen = Vec::new();
-    for row in rows {
-        match presence(row) {
-            None => seen.push((row.id, Observation::DomainGone)),
-            Some(presence) if presence.is_absent() => {
-                let running = view.is_some_and(|view| view.live.is_some());
-                seen.push((row.id, if running { Observation::Absent } else { Observation::DomainStopped }));
-            }
-            Some(presence) => {
-                let inner = presence.inner_address;
-                let running = view.is_some_and(|view| view.live.is_some());
-                if row.state == State::Attaching && cut_off.contains(&row.request) {
-                    let reason = "taken back, for an attach of the same request was cut off".to_owned();
-                    seen.push((row.id, Observation::GivenUp { reason }));
-                } else {
-                    let only_in_definition = running && !presence.live;
-                    seen.push((row.id, Observation::Present { inner, only_in_definition }));
-                }
-            }
-        }
-    }
-    seen
 }

@@ -43,7 +43,7 @@ pub(super) async fn device(
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.store.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
-    let mut wire = hypervisors::describe(host, function, row);
+    let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
     let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Hinder).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
@@ -209,7 +209,7 @@ pub(super) async fn candidates(
     let recorded: BTreeSet<_> = devices.iter().map(|device| device.facts.address).collect();
     let others = offer.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
     lines.extend(others.map(|function| {
-        let mut line = hypervisors::describe(host, function, None);
+        let mut line = hypervisors::describe(host, function, None, offer.foreign.get(&function.address));
         line["place"] = Value::Null;
         line["why"] = json!("no device_spec lists it");
         line

@@ -16,7 +16,7 @@ use super::body::{Page, Pairs, Path};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
-use crate::inventory::{self, Stat};
+use crate::inventory::{self, Foreign, Stat};
 use crate::service::Service;
 use crate::store::Device;
 
@@ -281,12 +281,26 @@ pub(super) async fn functions(
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
     let rows = service.store.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
-    let functions: Vec<_> =
-        functions.iter().map(|function| describe(host, function, rows.get(&function.address))).collect();
+    let foreign = host.foreign();
+    let describe = |function: &HostDevice| {
+        describe(host, function, rows.get(&function.address), foreign.get(&function.address))
+    };
+    let functions: Vec<_> = functions.iter().map(describe).collect();
     Ok(Json(json!({ "pci_devices": functions })))
 }
 
-pub(super) fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Value {
+/// Who has a device, for people: a server that hotslot gave it to, or a domain that has it from others.
+pub(super) fn owner(row: Option<&Device>, foreign: Option<&Foreign>) -> Option<String> {
+    let server = row.and_then(|row| row.server).map(|server| format!("server {server}"));
+    server.or_else(|| foreign.map(Foreign::to_string))
+}
+
+pub(super) fn describe(
+    host: &Host,
+    device: &HostDevice,
+    row: Option<&Arc<Device>>,
+    foreign: Option<&Foreign>,
+) -> Value {
     let (role, parent, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
         Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),
@@ -324,5 +338,10 @@ pub(super) fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device
         "id": row.map(|row| row.id),
         "status": row.map(|row| row.status),
         "instance_uuid": row.and_then(|row| row.server),
+        "owner": owner(row.map(Arc::as_ref), foreign),
+        "foreign": foreign.map(|foreign| json!({
+            "domain": foreign.domain, "uuid": foreign.server,
+            "live": foreign.live, "persistent": foreign.persistent,
+        })),
     })
 }

@@ -5,6 +5,7 @@
 
 mod attachments;
 mod body;
+mod drift;
 pub mod error;
 pub(crate) mod events;
 mod explain;
@@ -95,6 +96,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
         .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
         .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
+        .route("/os-hypervisors/{hypervisor_id}/drift", get(drift::of_host).post(drift::repair_host))
+        .route("/drift", get(drift::list).post(drift::repair))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
         .route("/os-pci-config/group", get(pci_config::groups))

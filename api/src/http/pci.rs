@@ -18,8 +18,10 @@ use uuid::Uuid;
 
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
+use super::hypervisors::owner;
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
+use crate::inventory::Foreign;
 use crate::service::Service;
 use crate::store::{DevType, Device, DeviceStatus};
 
@@ -74,10 +76,19 @@ struct Full<'a> {
     host: Option<&'a str>,
     gone_at: Option<String>,
     used_at: Option<String>,
+    owner: Option<String>,
 }
 
-fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
+/// What others put into domains, by host.
+type ForeignOf = BTreeMap<HypervisorId, BTreeMap<PciAddress, Foreign>>;
+
+fn foreign(service: &Service) -> ForeignOf {
+    service.hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
+}
+
+fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
     let facts = &device.facts;
+    let foreign = foreign.get(&device.hypervisor).and_then(|of_host| of_host.get(&facts.address));
     Full {
         id: device.id,
         address: facts.address,
@@ -102,6 +113,7 @@ fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
         host: service.host(device.hypervisor).map(|host| host.name.as_str()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
+        owner: owner(Some(device), foreign),
     }
 }
 
@@ -261,7 +273,8 @@ pub(super) async fn detail(
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let found = Found::by(&service, &uri, &headers, pairs).await?;
-    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device)).collect();
+    let foreign = foreign(&service);
+    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device, &foreign)).collect();
     Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
 
@@ -286,7 +299,7 @@ pub(super) async fn show(
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
 }
 
 const CLEANED: &str = r#"{"cleaned": null}"#;
@@ -312,5 +325,5 @@ pub(super) async fn act(
     }
     service.store.cleaned(device.id).await?;
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
 }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hotslot_driver::device::HostDevice;
+use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
 use hotslot_driver::local::{self, BarKind, Guard};
 use hotslot_driver::pci::PciAddress;
 
-use super::is_managed;
+use super::{Foreign, is_managed};
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
@@ -29,6 +29,8 @@ pub struct Offer {
     pub groups: HashMap<PciAddress, u32>,
     /// Where the host's own files are; none for a host that is not this one.
     sysroot: Option<PathBuf>,
+    /// What others put into domains.
+    pub foreign: BTreeMap<PciAddress, Foreign>,
 }
 
 /// What the host drivers of a device's siblings are to it.
@@ -67,7 +69,8 @@ impl Service {
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
-        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot })
+        let foreign = host.foreign();
+        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign })
     }
 }
 
@@ -84,6 +87,21 @@ impl Offer {
     /// Whether guards can be known at all.
     pub fn knows_guards(&self) -> bool {
         self.sysroot.is_some()
+    }
+
+    /// Which domain that is not ours has a function, its PF or a VF of it; none when none has.
+    fn of_others(&self, address: PciAddress) -> Option<String> {
+        if let Some(foreign) = self.foreign.get(&address) {
+            return Some(foreign.reason(address));
+        }
+        let relatives = match &self.functions.get(&address)?.role {
+            Role::Plain => return None,
+            Role::Physical { vfs, .. } => vfs.as_slice(),
+            Role::Virtual { parent } => std::slice::from_ref(parent),
+        };
+        let (relative, foreign) =
+            relatives.iter().find_map(|relative| Some((*relative, self.foreign.get(relative)?)))?;
+        Some(format!("{address} goes with {relative}: {}", foreign.reason(relative)))
     }
 
     /// Why a function's IOMMU group keeps it from this server; none when it does not.
@@ -103,6 +121,14 @@ impl Offer {
             {
                 return Some(format!(
                     "IOMMU group {number} of {address} is not viable: its member {member} is in another server"
+                ));
+            }
+            if let Some(foreign) = self.foreign.get(member).filter(|foreign| foreign.live)
+                && Some(foreign.server) != server
+            {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is in domain {}",
+                    foreign.domain
                 ));
             }
             let driver = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group())?;
@@ -171,6 +197,9 @@ impl Offer {
             }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));
+            }
+            if let Some(reason) = self.of_others(address) {
+                return Some(reason);
             }
             self.group_hindrance(address, &rows, server, drivers)
         };

@@ -63,7 +63,7 @@ pub struct Attachment {
     pub server: ServerId,
     /// The device.
     pub device: DeviceId,
-    /// The alias by which it was asked for.
+    /// The alias by which it was asked for; empty when that is not known.
     pub alias: String,
     /// Whether it goes into the persistent definition.
     pub persistent: bool,
@@ -106,7 +106,7 @@ pub struct NewAttachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
-    /// Whether it is to be taken from its host driver for that.
+    /// Whether it is taken from a host driver, which is to have it back.
     pub taken: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
@@ -238,7 +238,7 @@ impl Store {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
-            draft.tell_of([events::reserved(&new.device, server, new.id)]);
+            draft.tell_of([events::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
             sqlx::query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
@@ -351,8 +351,8 @@ impl Store {
         row.as_ref().map(attachment).transpose()
     }
 
-    /// The functions of a host that were taken from their host drivers for attachments which have ended: the ids of
-    /// those, and the addresses.
+    /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
+    /// seen to be with them again: the ids of those, and the addresses.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
@@ -386,7 +386,8 @@ impl Store {
                 .await?;
             let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
             let address = draft.device(row.device).map(|device| device.facts.address);
-            draft.tell_of([events::given_back(&row, address)]);
+            // libvirt does it by itself for a device that comes alone.
+            draft.tell_of(row.whole_group.then(|| events::given_back(&row, address)));
         }
         draft.commit().await.map(drop)
     }

@@ -16,6 +16,7 @@ use super::{
     Attachment, Columns, Device, DeviceFacts, DeviceStatus, InnerAddress, Millis, Settled, Store, bad_column,
     words,
 };
+use crate::attachment::State;
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, EventId, HypervisorId, ServerId};
 use crate::inventory::Rule;
@@ -213,15 +214,15 @@ fn facts(facts: &DeviceFacts) -> BTreeMap<&str, Value> {
     all
 }
 
-/// That an attachment was made.
-pub(super) fn reserved(device: &Device, server: ServerId, attachment: AttachmentId) -> What {
+/// That an attachment was made, in its first state.
+pub(super) fn made(device: &Device, server: ServerId, attachment: AttachmentId, state: State) -> What {
     What {
         hypervisor: Some(device.hypervisor),
         server: Some(server),
         device: Some(device.id),
         address: Some(device.facts.address),
         attachment: Some(attachment),
-        to: Some(crate::attachment::State::Attaching.as_str().into()),
+        to: Some(state.as_str().into()),
         ..EventKind::AttachmentState.what()
     }
 }

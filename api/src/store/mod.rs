@@ -2,6 +2,7 @@
 //!
 //! SQLite: one connection writes, a pool reads; WAL, foreign keys, every commit synced to disk.
 
+mod adopt;
 mod attachments;
 mod config;
 mod devices;
@@ -24,6 +25,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection as _, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
+pub use adopt::Adoption;
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};

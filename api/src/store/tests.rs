@@ -308,6 +308,56 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
 }
 
 #[tokio::test]
+async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free() {
+    let records = records().await;
+    records.scan(devices()).await;
+    let taken = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    let found = |address: &str, mac: Option<&str>| Adoption {
+        id: AttachmentId(Uuid::new_v4()),
+        hypervisor: records.host,
+        server: ServerId(Uuid::new_v4()),
+        address: address.parse().unwrap(),
+        persistent: true,
+        managed: true,
+        network: mac.map(|mac| Network {
+            mac: mac.parse().unwrap(),
+            vlan: None,
+            physical_network: None,
+            trusted: None,
+        }),
+        inner: Some("0000:06:00.0".parse().unwrap()),
+    };
+    let mac = Some("52:54:00:c0:ff:ee");
+    let vf = found("0000:04:10.0", mac);
+    assert!(records.store.adopt(&vf).await.unwrap());
+    let row = records.store.attachment(vf.id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.state, row.server, row.alias.as_str(), row.persistent),
+        (State::Attached, vf.server, "", true)
+    );
+    let device = records.at("0000:04:10.0");
+    assert_eq!((device.status, device.server), (DeviceStatus::Allocated, Some(vf.server)));
+    assert_eq!(device.request, Some(row.request));
+    assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unavailable);
+    let before = records.statuses();
+    for refused in [
+        vf.clone(),
+        found("0000:04:10.0", None),
+        found("0000:05:00.0", None),
+        found("0000:04:00.0", None),
+        found("0000:ff:00.0", None),
+        found("0000:04:10.1", mac),
+        Adoption { id: taken, ..found("0000:04:10.1", None) },
+    ] {
+        assert!(!records.store.adopt(&refused).await.unwrap(), "{refused:?}");
+        assert_eq!(records.statuses(), before);
+    }
+    records.gone(vf.id).await;
+    assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
+    assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
+}
+
+#[tokio::test]
 async fn what_is_in_memory_is_what_a_restart_would_read() {
     let records = records().await;
     records.scan(devices()).await;

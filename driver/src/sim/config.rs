@@ -93,6 +93,8 @@ pub(super) struct Guest {
     pub(super) agent_answers: BTreeMap<String, String>,
     /// It has no definition that outlives its run.
     pub(super) transient: bool,
+    /// The drivers of its host devices can save and migrate them.
+    pub(super) migratable: bool,
 }
 
 impl Default for Guest {
@@ -104,6 +106,7 @@ impl Default for Guest {
             agent: true,
             agent_answers: BTreeMap::new(),
             transient: false,
+            migratable: false,
         }
     }
 }
