@@ -98,12 +98,21 @@ async fn a_group_that_is_open_elsewhere_is_409() {
 }
 
 #[tokio::test]
-async fn an_unmanaged_device_on_its_host_driver_is_409() {
+async fn an_unmanaged_device_is_the_operators_to_bind() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let unmanaged = r#"'{"vendor_id": "8086", "product_id": "10ca", "managed": "false"}'"#;
     let lab = Lab::with(&CONFIG.replace(spec, unmanaged)).await;
     let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
-    assert!(answer.message().contains("manually detached"), "{}", answer.message());
+    assert!(answer.message().contains("bind it to vfio-pci first"), "{}", answer.message());
+    // The one that the operator has bound is given, and is as he bound it when it comes back.
+    let bound = lab.sh("lab-devices igb-vf1");
+    let node = bound.replace([':', '.'], "_");
+    lab.sh(&format!("virsh -q nodedev-detach pci_{node}"));
+    let attached = lab.attach_one("q35", "vf").await;
+    assert_eq!(attached["address"], bound);
+    lab.detach(&attached).await.expect(200);
+    assert_eq!(lab.driver(&attached["address"]), "vfio-pci");
+    lab.sh(&format!("virsh -q nodedev-reattach pci_{node}"));
     lab.expect_nothing_left().await;
 }
 

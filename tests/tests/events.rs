@@ -112,6 +112,12 @@ async fn what_happens_by_itself_is_told_as_that() {
 #[tokio::test]
 async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
     let service = Hotslot::on("small").await;
+    for path in ["/events", "/drift", "/webhooks"] {
+        assert_eq!(
+            service.get(path).await.expect(200).body,
+            service.get(&format!("/v2.1{path}")).await.expect(200).body
+        );
+    }
     for (query, why) in [
         ("since=x", "no event's id"),
         ("since=-1", "no event's id"),

@@ -60,6 +60,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v3/", get(versions::v3))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .merge(own())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
@@ -72,8 +73,17 @@ pub fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-fn resources(version: Version) -> Router<Arc<Service>> {
+/// What no version of Nova's has: also without one.
+fn own() -> Router<Arc<Service>> {
     Router::new()
+        .route("/drift", get(drift::list).post(drift::repair))
+        .route("/events", get(events::list))
+        .route("/webhooks", get(webhooks::list))
+        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
+}
+
+fn resources(version: Version) -> Router<Arc<Service>> {
+    own()
         .route("/servers", get(servers::list))
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
@@ -97,7 +107,6 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
         .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
         .route("/os-hypervisors/{hypervisor_id}/drift", get(drift::of_host).post(drift::repair_host))
-        .route("/drift", get(drift::list).post(drift::repair))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
         .route("/os-pci-config/group", get(pci_config::groups))
@@ -106,9 +115,6 @@ fn resources(version: Version) -> Router<Arc<Service>> {
             "/os-pci-config/{kind}/{entry_id}",
             get(pci_config::show).put(pci_config::replace).delete(pci_config::delete),
         )
-        .route("/events", get(events::list))
-        .route("/webhooks", get(webhooks::list))
-        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
         .route("/flavors", get(flavors::list))
         .route("/flavors/detail", get(flavors::detail))
         .route("/flavors/{flavor_id}", get(flavors::show))
