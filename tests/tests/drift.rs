@@ -88,6 +88,21 @@ async fn a_foreign_device_goes_with_the_domain_that_had_it() {
 }
 
 #[tokio::test]
+async fn what_others_take_out_of_a_definition_is_free_at_once() {
+    let service = Hotslot::on("small").await;
+    service.sim(&format!("plug switch {VF0} config"));
+    service.sim("start switch");
+    service.sim("destroy switch");
+    let owner = async || service.functions().await[VF0]["foreign"]["live"].clone();
+    service.until("it is seen", async || owner().await == json!(false)).await;
+    let refused = service.attach(Q35, "vf:2").await.expect(409);
+    assert!(refused.message().contains("virsh detach-device"), "{}", refused.message());
+    // libvirt tells nobody.
+    service.sim(&format!("unplug switch {VF0} config"));
+    service.attach(Q35, "vf:2").await.expect(200);
+}
+
+#[tokio::test]
 async fn one_event_costs_a_look_at_one_domain() {
     let service = Hotslot::on("small").await;
     let looks = || service.log().matches("compared server").count();

@@ -127,7 +127,7 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         ("server=q35", "the whole UUID"),
         ("attachment=1", "the whole UUID"),
         ("last=-1", "0 to 65535"),
-        ("limit=many", "0 to 1000"),
+        ("limit=many", "at most 1000"),
         ("follow=yes", "neither true nor false"),
         ("until=3", "known: since"),
         ("host=a&host=b", "twice"),

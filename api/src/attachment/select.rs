@@ -137,11 +137,36 @@ impl Service {
         choice: &mut Choice,
     ) -> Result<Vec<Chosen>, Error> {
         let sight = self.sight(host, view, request).await?;
-        let look = self.look(host, view, request, &sight, choice).await?;
+        let (look, _) = self.look_twice(host, view, request, sight, choice).await?;
         match look.refused {
             None => Ok(look.chosen),
             Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
         }
+    }
+
+    /// Looks, and before it refuses for what others have given away, looks what they have now: nothing tells of
+    /// definitions that they change. Answers what was known at last, too.
+    async fn look_twice(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        sight: Sight,
+        choice: &mut Choice,
+    ) -> Result<(Look, Sight), Error> {
+        let look = self.look(host, view, request, &sight, choice).await?;
+        if !matches!(look.refused, Some(Refused::TooFew(_))) {
+            return Ok((look, sight));
+        }
+        let holders: BTreeSet<_> = sight.offer.foreign.values().map(|foreign| foreign.server).collect();
+        for server in holders {
+            host.set_held(server, host.server(server).await?.as_ref());
+        }
+        if host.foreign() == sight.offer.foreign {
+            return Ok((look, sight));
+        }
+        let sight = self.sight(host, view, request).await?;
+        Ok((self.look(host, view, request, &sight, choice).await?, sight))
     }
 
     /// Chooses devices and looks whether they could be plugged, until some are found that could, or too few are
@@ -262,7 +287,7 @@ impl Service {
                 Err(error) => return Err(error),
             });
         }
-        let mut look = self.look(&host, &view, request, &sight, &mut Choice::default()).await?;
+        let (mut look, sight) = self.look_twice(&host, &view, request, sight, &mut Choice::default()).await?;
         checks.push(match &look.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
