@@ -83,7 +83,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     print_on(text).map(drop)
 }
 
-/// [`print`], as long as someone reads: answers whether it is so.
+/// [`print()`], as long as someone reads: answers whether it is so.
 pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
