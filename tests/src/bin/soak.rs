@@ -218,15 +218,17 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
         with(records, |records| {
             *records.outcomes.entry(line.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
             let now = Instant::now();
+            let mut ends = |what: &str, at: Instant| {
+                let last = records.ended.entry(what.to_owned()).or_insert(at);
+                *last = at.max(*last);
+            };
             if line.starts_with("fault any crash") {
                 // Any guest, at any time from now on.
-                records
-                    .ended
-                    .extend(SERVERS.map(|server| (server.to_owned(), now + Duration::from_secs(3600))));
+                SERVERS.iter().for_each(|server| ends(server, now + Duration::from_secs(3600)));
             } else if line.starts_with("destroy") || line.starts_with("shutdown") {
-                records.ended.insert(server.to_owned(), now);
+                ends(server, now);
             } else if line.starts_with("device remove") && said.is_ok() {
-                records.ended.insert(vf.to_owned(), now);
+                ends(vf, now);
             }
         });
     }
@@ -315,8 +317,8 @@ async fn soak(length: Duration, seed: u64) -> Vec<String> {
         .collect();
     let mut log = String::new();
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(50 + dice.below(350))).await;
-        if dice.below(8) == 0 {
+        tokio::time::sleep(Duration::from_millis(20 + dice.below(200))).await;
+        if dice.below(5) == 0 {
             restart(&mut dice, &mut service, &api, &records).await;
         } else {
             disturb(&mut dice, &service, &records);
