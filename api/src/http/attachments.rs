@@ -171,11 +171,17 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
     }
 }
 
-async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.store.device(attachment.device);
-    let device = device
-        .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
-    Ok(wire(service, attachment, &device))
+/// None when it has ended since its row was read, and its device has left the host.
+async fn with_device(service: &Service, attachment: Attachment) -> Result<Option<Wire>, Error> {
+    if let Some(device) = service.store.device(attachment.device) {
+        return Ok(Some(wire(service, attachment, &device)));
+    }
+    match service.store.attachment(attachment.id).await? {
+        Some(row) if !row.state.is_final() => {
+            Err(Error::Internal(format!("the device of attachment {} is lost", row.id)))
+        }
+        Some(_) | None => Ok(None),
+    }
 }
 
 #[derive(Deserialize)]
@@ -261,7 +267,7 @@ pub(super) async fn list_all(State(service): State<Arc<Service>>) -> Result<Json
 async fn listed(service: &Service, rows: Vec<Attachment>) -> Result<Json<Value>, Fault> {
     let mut attachments = Vec::new();
     for row in rows {
-        attachments.push(with_device(service, row).await?);
+        attachments.extend(with_device(service, row).await?);
     }
     Ok(Json(json!({ "pciAttachment": attachments })))
 }
@@ -275,7 +281,8 @@ pub(super) async fn show(
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
+    let attachment = with_device(&service, attachment).await?.ok_or(Error::NoAttachment(id))?;
+    Ok(Json(json!({ "pciAttachment": attachment })))
 }
 
 /// v2 answers 200 once the device is gone; v2.1 and v3 answer 202 at once, and the detach goes on.

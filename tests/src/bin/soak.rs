@@ -325,6 +325,8 @@ async fn soak(length: Duration, seed: u64) -> Vec<String> {
         }
         // The last part is enough to say what a panic was about, and the log of a long soak is long.
         log = service.take_log();
+        let causes = log.lines().filter(|line| line.contains("a request failed")).map(str::to_owned);
+        with(&records, |records| records.wrong.extend(causes));
         if log.contains("panicked") {
             break;
         }
