@@ -8,7 +8,7 @@
 //! The seed decides what is asked and what goes wrong, in which order and after which pauses; how the two meet is up
 //! to the machine. Exit code: 0 when every promise was kept, 1 when one was not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -71,15 +71,15 @@ struct Promise {
     persistent: bool,
     /// When it was asked for.
     asked: Instant,
-    /// Whether someone asked for it to go.
-    unwanted: bool,
-    /// Whether someone was told that it is gone.
-    gone: bool,
 }
 
 #[derive(Default)]
 struct Records {
     promises: HashMap<String, Promise>,
+    /// The attachments that someone asked to go, which may be before the answer to its attach is read.
+    unwanted: HashSet<String>,
+    /// Those of which someone was told that they are gone.
+    gone: HashSet<String>,
     /// What ended promises that no one can keep: when a guest was last stopped, or a function taken off the host.
     ended: HashMap<String, Instant>,
     /// How often each request had each outcome.
@@ -154,7 +154,7 @@ async fn attach(dice: &mut Dice, server: &str, api: &Shared<Api>, records: &Shar
             let text = |key: &str| device[key].as_str().unwrap_or_default().to_owned();
             let persistent = device["persistent"] == true;
             let (server, address) = (text("serverId"), text("address"));
-            let promise = Promise { server, address, persistent, asked, unwanted: false, gone: false };
+            let promise = Promise { server, address, persistent, asked };
             records.promises.insert(text("attachment_id"), promise);
         }
     });
@@ -173,16 +173,10 @@ async fn detach(dice: &mut Dice, server: &str, api: &Shared<Api>, records: &Shar
     let id = row["attachment_id"].as_str().unwrap_or_default();
     let path = hotslot_tests::path(row);
     let path = if dice.below(2) == 0 { path } else { path.replace("/v2/t/", "/v3/") };
-    with(records, |records| {
-        records.promises.get_mut(id).into_iter().for_each(|promise| promise.unwanted = true)
-    });
+    with(records, |records| records.unwanted.insert(id.to_owned()));
     let Some(answer) = ask(api, records, "detach", (Method::DELETE, &path, None)).await else { return false };
     if answer.status == 200 {
-        with(records, |records| {
-            if let Some(promise) = records.promises.get_mut(id) {
-                promise.gone = true;
-            }
-        });
+        with(records, |records| records.gone.insert(id.to_owned()));
     }
     true
 }
@@ -218,15 +212,17 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
         with(records, |records| {
             *records.outcomes.entry(line.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
             let now = Instant::now();
+            let mut ends = |what: &str, at: Instant| {
+                let last = records.ended.entry(what.to_owned()).or_insert(at);
+                *last = at.max(*last);
+            };
             if line.starts_with("fault any crash") {
                 // Any guest, at any time from now on.
-                records
-                    .ended
-                    .extend(SERVERS.map(|server| (server.to_owned(), now + Duration::from_secs(3600))));
+                SERVERS.iter().for_each(|server| ends(server, now + Duration::from_secs(3600)));
             } else if line.starts_with("destroy") || line.starts_with("shutdown") {
-                records.ended.insert(server.to_owned(), now);
+                ends(server, now);
             } else if line.starts_with("device remove") && said.is_ok() {
-                records.ended.insert(vf.to_owned(), now);
+                ends(vf, now);
             }
         });
     }
@@ -277,10 +273,10 @@ async fn broken(service: &Hotslot, records: &Records) -> Vec<String> {
         let there = rows.iter().any(|row| row["attachment_id"] == **id);
         let after = |what: &str| records.ended.get(what).is_some_and(|ended| *ended >= promise.asked);
         let excused = after(&promise.address) || (!promise.persistent && after(&promise.server));
-        if promise.gone && there {
+        if records.gone.contains(id) && there {
             broken.push(format!("{id} of {} was said to be gone, and is there", promise.address));
         }
-        if !promise.unwanted && !there && !excused {
+        if !records.unwanted.contains(id) && !there && !excused {
             let Promise { address, server, .. } = promise;
             broken.push(format!("{id}, {address} in {server}, was promised and is not there"));
         }
@@ -315,14 +311,16 @@ async fn soak(length: Duration, seed: u64) -> Vec<String> {
         .collect();
     let mut log = String::new();
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(50 + dice.below(350))).await;
-        if dice.below(8) == 0 {
+        tokio::time::sleep(Duration::from_millis(20 + dice.below(200))).await;
+        if dice.below(5) == 0 {
             restart(&mut dice, &mut service, &api, &records).await;
         } else {
             disturb(&mut dice, &service, &records);
         }
         // The last part is enough to say what a panic was about, and the log of a long soak is long.
         log = service.take_log();
+        let causes = log.lines().filter(|line| line.contains("a request failed")).map(str::to_owned);
+        with(&records, |records| records.wrong.extend(causes));
         if log.contains("panicked") {
             break;
         }
