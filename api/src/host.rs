@@ -167,10 +167,15 @@ impl Host {
     pub(crate) fn set_held(&self, server: ServerId, view: Option<&DomainView>) {
         let found = view.map(Held::of).unwrap_or_default();
         let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        if found == Held::default() {
-            all.remove(&server);
-        } else {
+        let was = all.remove(&server).unwrap_or_default();
+        let has_less = !was.live.is_subset(&found.live);
+        if found != Held::default() {
             all.insert(server, found);
+        }
+        drop(all);
+        // What waited for it may be given back now.
+        if has_less {
+            self.give_back();
         }
     }
 
