@@ -7,6 +7,21 @@ use serde_json::Value;
 
 use crate::{Answer, Hotslot};
 
+/// `[pci]` under which the simulated host `small` is walked: VFs with a network, plain NICs, a pair of one IOMMU group.
+pub const PCI: &str = r#"
+[pci]
+device_spec = [
+  '{"address": "*:06:00.*", "kind": "pair"}',
+  '{"vendor_id": "8086", "product_id": "10ca", "physical_network": "physnet1"}',
+  '{"vendor_id": "8086"}',
+]
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
+  '{"name": "pair", "vendor_id": "8086", "product_id": "10d3", "kind": "pair"}',
+]
+"#;
+
 /// What a host was like before anything was asked of it.
 pub struct Oracle {
     /// The driver of each function.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::control;
-use hotslot_tests::oracle::Oracle;
+use hotslot_tests::oracle::{Oracle, PCI};
 use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path};
 use reqwest::Method;
 use serde::Deserialize;
@@ -30,21 +30,7 @@ const LONG: &str = "HOTSLOT_LONG_WALK";
 /// What the simulated host writes to the log when a fault strikes.
 const STRUCK: &str = "a fault befalls ";
 
-const CONFIG: &str = r#"
-[attach]
-verify = "off"
-[pci]
-device_spec = [
-  '{"address": "*:06:00.*", "kind": "pair"}',
-  '{"vendor_id": "8086", "product_id": "10ca", "physical_network": "physnet1"}',
-  '{"vendor_id": "8086"}',
-]
-alias = [
-  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
-  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
-  '{"name": "pair", "vendor_id": "8086", "product_id": "10d3", "kind": "pair"}',
-]
-"#;
+const CONFIG: &str = "[attach]\nverify = \"off\"\n";
 
 #[derive(Deserialize)]
 struct Steps {
@@ -155,7 +141,7 @@ async fn a_look_from_before_an_attach_does_not_end_it() {
 
 impl<'a> Walk<'a> {
     async fn new(scenario: &'a Scenario, fault: &'a Fault) -> Self {
-        let mut service = Hotslot::bare(&host("small"), CONFIG, |_| ()).await;
+        let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
         if matches!(fault.what, What::Page(Beyond::Fails)) {
             service.kill();
             service.start_again_after("trap '' XFSZ").await;

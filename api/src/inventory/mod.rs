@@ -67,11 +67,6 @@ impl Inventory {
         }
     }
 
-    /// Every entry of a configuration that is refused, with its place.
-    pub fn problems(pci: &config::Pci) -> Vec<ConfigError> {
-        Rules::read(Rule::of_file(pci), pci).problems()
-    }
-
     fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
         let tags = self.specs.iter().flat_map(|(_, spec)| spec.tags().keys());
         let values = self.extra_info.iter().flat_map(|(_, entry)| entry.values().keys());

@@ -177,7 +177,8 @@ fn every_entry_that_is_refused_is_told_with_its_place() {
         }],
         ..config::Pci::default()
     };
-    let problems: Vec<_> = Inventory::problems(&pci).iter().map(ToString::to_string).collect();
+    let rules = Rules::read(Rule::of_file(&pci), &pci);
+    let problems: Vec<_> = rules.problems().iter().map(ToString::to_string).collect();
     let places = [
         "[pci] device_spec[1], entry 1 of its list: vendor_id: ",
         "[pci] device_spec[1], entry 3 of its list: product_id: ",

@@ -375,7 +375,7 @@ async fn vfs(
             Err(error) => return Err(error),
         };
         let held = holders.and_then(|holders| holders.get(vf)).map(|domain| format!("in domain {domain}"));
-        let driver = found.driver.filter(|driver| driver.starts_with("vfio"));
+        let driver = found.driver.as_deref().filter(|_| found.is_on_vfio());
         if let Some(how) = held.or_else(|| driver.map(|driver| format!("bound to {driver}"))) {
             let message = format!("VF {vf} of {address} is {how}, and would end with its PF");
             return Ok(Finding::fail(ErrorKind::InUse, message).cure(format!(

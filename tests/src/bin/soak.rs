@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hotslot_driver::sim::control;
-use hotslot_tests::oracle::Oracle;
+use hotslot_tests::oracle::{Oracle, PCI};
 use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, host};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -23,21 +23,7 @@ const CLIENTS: u64 = 4;
 /// How long it may take in the end until everything agrees.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const CONFIG: &str = r#"
-[reconcile]
-interval = 5
-[pci]
-device_spec = [
-  '{"address": "*:06:00.*", "kind": "pair"}',
-  '{"vendor_id": "8086", "product_id": "10ca", "physical_network": "physnet1"}',
-  '{"vendor_id": "8086"}',
-]
-alias = [
-  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
-  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
-  '{"name": "pair", "vendor_id": "8086", "product_id": "10d3", "kind": "pair"}',
-]
-"#;
+const CONFIG: &str = "[reconcile]\ninterval = 5\n";
 
 const SERVERS: [&str; 3] = [Q35, I440FX, SWITCH];
 const GUESTS: [&str; 3] = ["q35", "i440fx", "switch"];
@@ -301,7 +287,7 @@ fn main() -> ExitCode {
 }
 
 async fn soak(length: Duration, seed: u64) -> Vec<String> {
-    let mut service = Hotslot::bare(&host("small"), CONFIG, |_| ()).await;
+    let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
     let oracle = Oracle::of(&service).await;
     let (api, records) = (Arc::new(Mutex::new(Api::clone(&service))), Shared::<Records>::default());
     let mut dice = Dice(seed);
