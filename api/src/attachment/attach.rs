@@ -217,6 +217,10 @@ impl Service {
     }
 
     async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
+        // What another machine lives on cannot be seen from here.
+        if host.hypervisor.sysroot().is_none() {
+            return Ok(());
+        }
         let address = step.device.facts.address;
         let operation = || format!("attach {address}");
         let offer = self.offer(host).await;
