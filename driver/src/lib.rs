@@ -3,6 +3,7 @@
 //! ```text
 //! pci, net               values: parsed once, never invalid
 //! device, domain         what hotslot knows of a host's function, and of a guest
+//! device_type            what a function is used for: GPU, FPGA, NIC, …
 //! xml                    documents in and out: node device, domain, hostdev; no connection here
 //! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
 //! local                  what only the local host's sysfs and procfs know: guards, reset methods, BARs
@@ -14,6 +15,7 @@
 
 pub mod capture;
 pub mod device;
+pub mod device_type;
 pub mod domain;
 pub mod guest;
 pub mod hotplug;
