@@ -10,9 +10,11 @@
 //! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
 //! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
 //! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
+//! binding                a function used by the host itself: its driver meanwhile, reset, and back
 //! capture                a host's documents, written into a directory as they are
 //! ```
 
+pub mod binding;
 pub mod capture;
 pub mod device;
 pub mod device_type;
