@@ -18,7 +18,7 @@ use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
-use crate::store::{Attachment, Device, Store};
+use crate::store::{self, Attachment, Device, Store};
 
 /// The running service.
 pub struct Service {
@@ -170,7 +170,14 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
 }
 
 async fn open_store(config: &Config) -> Result<Store, StartError> {
-    let path = config.database.url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
+    let url = &config.database.url;
+    if store::is_postgres(url) {
+        return Store::open(url, None).await.map_err(|error| {
+            let Error::Store(source) = error else { return StartError::Records(error) };
+            StartError::Database { advice: postgres_advice(&source), source }
+        });
+    }
+    let path = url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
     let failed = |source: sqlx::Error| StartError::Database { advice: advice(&source, path), source };
     let io = |error| failed(sqlx::Error::Io(error));
     let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
@@ -184,7 +191,7 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
     }
-    Store::open(&config.database.url, lock).await.map_err(|error| {
+    Store::open(url, Some(lock)).await.map_err(|error| {
         if let Error::Store(source) = error { failed(source) } else { StartError::Records(error) }
     })
 }
@@ -200,6 +207,27 @@ fn advice(error: &sqlx::Error, path: &str) -> String {
     } else {
         format!("[database] url names {path}: is its directory there, and may hotslot write it?")
     }
+}
+
+fn postgres_advice(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let advice = match (error, code.as_deref()) {
+        (sqlx::Error::Migrate(_), _) => {
+            "it was written by another version of hotslot; use that one, or another [database] url"
+        }
+        (sqlx::Error::Configuration(_), _) => {
+            "write [database] url as postgres://USER:PASSWORD@HOST/DATABASE"
+        }
+        (_, Some("3D000")) => "PostgreSQL has no database of that name; make it by createdb",
+        (_, Some("28000" | "28P01")) => {
+            "PostgreSQL does not let that user in; look at [database] url and its pg_hba.conf"
+        }
+        (_, Some("42501")) => {
+            "give the user of [database] url the right to create tables: GRANT CREATE ON SCHEMA public"
+        }
+        _ => "does PostgreSQL run where [database] url says, and may this machine reach it?",
+    };
+    advice.into()
 }
 
 #[cfg(test)]

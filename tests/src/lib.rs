@@ -2,6 +2,7 @@
 //! a simulated host of its own, spoken to by HTTP.
 
 pub mod lab;
+pub mod postgres;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

@@ -4,16 +4,15 @@
 
 use std::sync::Arc;
 
-use hotslot_driver::net::{MacAddress, VlanTag};
-use hotslot_driver::pci::PciAddress;
-use sqlx::sqlite::SqliteRow;
-
 use super::draft::Draft;
+use super::sql::{Row, query};
 use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::{Deed, ONE_TIME_USE};
+use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::pci::PciAddress;
 
 words! {
     /// How an inner address was obtained.
@@ -130,8 +129,7 @@ fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
     Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
 }
 
-fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
-    use sqlx::Row as _;
+fn attachment(row: &Row) -> Result<Attachment, Error> {
     let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
     let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
     let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
@@ -232,7 +230,7 @@ impl Store {
             }
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
             let network = new.network.as_ref();
-            sqlx::query(
+            query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
                      whole_group, taken)
@@ -253,7 +251,7 @@ impl Store {
             .bind(network.and_then(|network| network.trusted).map(i64::from))
             .bind(i64::from(new.whole_group))
             .bind(i64::from(new.taken))
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
                 Some(known) if known.is_unique_violation() => Error::Conflict(
@@ -281,13 +279,13 @@ impl Store {
         let mut draft = self.draft().await?;
         let mut changed = Vec::new();
         for (id, observation) in seen {
-            let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+            let row = query("SELECT * FROM attachments WHERE id = $1")
                 .bind(id.to_string())
-                .fetch_optional(&mut *draft.tx)
+                .fetch_optional(&mut draft.tx)
                 .await?;
             let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
             let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
-            sqlx::query(
+            query(
                 "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
                      updated_at = $6,
                      attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
@@ -300,7 +298,7 @@ impl Store {
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(now())
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
             follow(&mut draft, &row, next.state)?;
@@ -319,7 +317,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
-        let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+        let row = query("SELECT * FROM attachments WHERE id = $1")
             .bind(id.to_string())
             .fetch_optional(&self.read)
             .await?;
@@ -332,7 +330,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT attachments.id AS id, pci_devices.address AS address
              FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
              WHERE taken = 1 AND ended_at IS NOT NULL AND hypervisor_id = $1 ORDER BY address",
@@ -340,8 +338,7 @@ impl Store {
         .bind(host.0)
         .fetch_all(&self.read)
         .await?;
-        let read = |row: &SqliteRow| {
-            use sqlx::Row as _;
+        let read = |row: &Row| {
             let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
             Ok((columns.parse("id")?, columns.parse("address")?))
         };
@@ -353,14 +350,14 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
+        let (_turn, mut tx) = self.begin().await?;
         for id in ids {
-            sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1")
+            query("UPDATE attachments SET taken = 0 WHERE id = $1")
                 .bind(id.to_string())
-                .execute(&self.write)
+                .execute(&mut tx)
                 .await?;
         }
-        Ok(())
+        Ok(tx.commit().await?)
     }
 
     /// Every attachment that has not ended, oldest first.
@@ -368,10 +365,9 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
-                .fetch_all(&self.read)
-                .await?;
+        let rows = query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(attachment).collect()
     }
 
@@ -380,7 +376,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
              ORDER BY created_at, device_id",
         )

@@ -1,13 +1,11 @@
 //! The table `pci_config`: the rules that came by the API.
 
-use sqlx::sqlite::SqliteRow;
-
+use super::sql::{Row, query};
 use super::{Columns, Store};
 use crate::error::Error;
 use crate::inventory::{Rule, Source};
 
-fn rule(row: &SqliteRow) -> Result<Rule, Error> {
-    use sqlx::Row as _;
+fn rule(row: &Row) -> Result<Rule, Error> {
     let id: String = row.try_get("id")?;
     let columns = Columns { table: "pci_config", id, row };
     Ok(Rule {
@@ -27,8 +25,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
+        let rows = query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
         rows.iter().map(rule).collect()
     }
 
@@ -40,7 +37,8 @@ impl Store {
         let Source::Api { created_at, updated_at } = rule.source else {
             return Err(Error::Internal(format!("{} is not the database's", rule.name())));
         };
-        sqlx::query(
+        let (_turn, mut tx) = self.begin().await?;
+        query(
             "INSERT INTO pci_config (id, kind, position, body, created_at, updated_at)
              SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5 FROM pci_config WHERE kind = $2
              ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
@@ -50,9 +48,9 @@ impl Store {
         .bind(rule.text.as_str())
         .bind(created_at)
         .bind(updated_at)
-        .execute(&self.write)
+        .execute(&mut tx)
         .await?;
-        Ok(())
+        Ok(tx.commit().await?)
     }
 
     /// Removes a rule.
@@ -60,10 +58,11 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
-        sqlx::query("DELETE FROM pci_config WHERE id = $1")
+        let (_turn, mut tx) = self.begin().await?;
+        query("DELETE FROM pci_config WHERE id = $1")
             .bind(rule.id.hyphenated().to_string())
-            .execute(&self.write)
+            .execute(&mut tx)
             .await?;
-        Ok(())
+        Ok(tx.commit().await?)
     }
 }

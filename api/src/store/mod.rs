@@ -1,12 +1,14 @@
-//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL.
+//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL ([`sql`]).
 //!
-//! SQLite: one connection writes, a pool reads; WAL, foreign keys, every commit synced to disk.
+//! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
+//! disk. PostgreSQL: one pool, and as many processes as there are.
 
 mod attachments;
 mod config;
 mod devices;
 mod draft;
 mod hypervisors;
+mod sql;
 #[cfg(test)]
 mod tests;
 
@@ -15,15 +17,14 @@ use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use tokio::sync::Mutex;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::sync::{Mutex, MutexGuard};
 
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
+use sql::{Pool, Transaction, query};
 
 use crate::error::Error;
 
@@ -35,36 +36,63 @@ pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
 }
 
+/// The most connections that a process keeps to PostgreSQL, beside the one of its locks and the one that listens.
+const POSTGRES_CONNECTIONS: u32 = 8;
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    write: SqlitePool,
-    read: SqlitePool,
+    write: Pool,
+    read: Pool,
     /// Whose turn it is to write.
     turn: Arc<Mutex<()>>,
     rows: Arc<RwLock<devices::Rows>>,
     /// Held for as long as the database is open: one service a file.
-    _lock: Arc<File>,
+    _lock: Option<Arc<File>>,
+}
+
+/// Whether a URL names a PostgreSQL database.
+pub fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 impl Store {
-    /// Opens the database at a `sqlite://` URL, makes it when it is not there, and brings its schema up to date.
+    /// Opens the database at a `sqlite://` or `postgres://` URL and brings its schema up to date. SQLite's file is
+    /// made when it is not there; its lock is kept for as long as it is open.
     ///
     /// # Errors
-    /// What SQLite says of the file, or of a migration.
-    pub async fn open(url: &str, lock: File) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::from_str(url)?
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("./migrations").run(&write).await.map_err(sqlx::Error::from)?;
-        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        let store = Self { write, read, turn: Arc::default(), rows: Arc::default(), _lock: Arc::new(lock) };
+    /// What the database says, of itself or of a migration.
+    pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
+        let migrations = sqlx::migrate!("./migrations");
+        let (write, read) = if is_postgres(url) {
+            let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
+            let pool =
+                PgPoolOptions::new().max_connections(POSTGRES_CONNECTIONS).connect_with(options).await?;
+            migrations.run(&pool).await.map_err(sqlx::Error::from)?;
+            (Pool::Postgres(pool.clone()), Pool::Postgres(pool))
+        } else {
+            let options = SqliteConnectOptions::from_str(url)?
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .busy_timeout(Duration::from_secs(10));
+            let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+            migrations.run(&write).await.map_err(sqlx::Error::from)?;
+            let read =
+                SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+            (Pool::Sqlite(write), Pool::Sqlite(read))
+        };
+        let lock = lock.map(Arc::new);
+        let store = Self { write, read, turn: Arc::default(), rows: Arc::default(), _lock: lock };
         store.read_devices().await?;
         Ok(store)
+    }
+
+    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
+    async fn begin(&self) -> Result<(MutexGuard<'_, ()>, Transaction), Error> {
+        let turn = self.turn.lock().await;
+        Ok((turn, self.write.begin_to_write().await?))
     }
 
     fn rows(&self) -> RwLockReadGuard<'_, devices::Rows> {
@@ -80,7 +108,7 @@ impl Store {
     /// # Errors
     /// What it says when it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&self.read).await?;
+        query("SELECT 1").execute(&self.read).await?;
         Ok(())
     }
 
@@ -105,15 +133,14 @@ fn bad_column(
 struct Columns<'a> {
     table: &'static str,
     id: String,
-    row: &'a SqliteRow,
+    row: &'a sql::Row,
 }
 
 impl Columns<'_> {
     fn get<'r, T>(&'r self, column: &'static str) -> Result<T, Error>
     where
-        T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+        T: sql::Column<'r>,
     {
-        use sqlx::Row as _;
         self.row.try_get(column).map_err(|error| bad_column(self.table, &self.id, column)(&error))
     }
 

@@ -1,4 +1,4 @@
-//! What is written, counted by the database; and any sequence of deeds keeps the rules.
+//! What is written, counted by the database; and any sequence of deeds keeps the rules. All on both databases.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,80 @@ use super::*;
 use crate::attachment::{Observation, State};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 
-/// A database of its own in a directory, with a host.
+#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
+
+/// Runs tests on SQLite and on PostgreSQL, each with a database of its own.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[tokio::test]
+            async fn on_sqlite() {
+                super::$name(super::Records::on_sqlite().await).await;
+            }
+
+            #[tokio::test]
+            async fn on_postgres() {
+                super::$name(super::Records::on_postgres().await).await;
+            }
+        })*
+    };
+}
+on_both! {
+    only_what_changed_is_written
+    a_pf_and_its_vfs_exclude_each_other_and_come_back
+    a_claim_that_fails_restores_everything_hidden_relatives_too
+    a_device_that_goes_or_changes_while_in_use_stays_with_its_owner
+    a_device_is_followed_to_its_new_address_with_its_owner
+    a_device_that_takes_the_place_of_one_that_is_gone_is_followed
+    what_was_chosen_is_claimed_and_nothing_else_that_came_there
+    what_is_in_memory_is_what_a_restart_would_read
+}
+
+/// A database of its own, with a host.
 struct Records {
     store: Store,
     host: HypervisorId,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
-async fn records() -> Records {
-    let dir = tempfile::tempdir().unwrap();
-    let lock = File::create(dir.path().join("lock")).unwrap();
-    let url = format!("sqlite://{}", dir.path().join("db").display());
-    let store = Store::open(&url, lock).await.unwrap();
-    let host = store.hypervisor("node1", "sim:///x").await.unwrap().id;
-    // Every row of pci_devices that is written is counted, by the one connection that writes.
-    for line in [
-        "CREATE TEMP TABLE written (id INTEGER)",
-        "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
-        "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
-    ] {
-        sqlx::query(line).execute(&store.write).await.unwrap();
+impl Records {
+    async fn on_sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = File::create(dir.path().join("lock")).unwrap();
+        let url = format!("sqlite://{}", dir.path().join("db").display());
+        let store = Store::open(&url, Some(lock)).await.unwrap();
+        // Every row of pci_devices that is written is counted, by the one connection that writes.
+        for line in [
+            "CREATE TEMP TABLE written (id BIGINT)",
+            "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices
+             BEGIN INSERT INTO written VALUES (new.id); END",
+            "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices
+             BEGIN INSERT INTO written VALUES (new.id); END",
+        ] {
+            query(line).execute(&store.write).await.unwrap();
+        }
+        Self::of(store, Some(dir)).await
     }
-    Records { store, host, _dir: dir }
+
+    async fn on_postgres() -> Self {
+        let store = Store::open(&postgres::database().await, None).await.unwrap();
+        for line in [
+            "CREATE TABLE written (id BIGINT)",
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO written VALUES (new.id); RETURN new; END'",
+            "CREATE TRIGGER noted AFTER INSERT OR UPDATE ON pci_devices FOR EACH ROW EXECUTE FUNCTION note()",
+        ] {
+            query(line).execute(&store.write).await.unwrap();
+        }
+        Self::of(store, None).await
+    }
+
+    async fn of(store: Store, dir: Option<tempfile::TempDir>) -> Self {
+        let host = store.hypervisor("node1", "sim:///x").await.unwrap().id;
+        Self { store, host, _dir: dir }
+    }
 }
 
 fn facts(address: &str, dev_type: DevType, parent: Option<&str>) -> DeviceFacts {
@@ -57,9 +109,9 @@ fn devices() -> Vec<DeviceFacts> {
 impl Records {
     /// How many rows were written since it was last asked.
     async fn written(&self) -> i64 {
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM written").fetch_one(&self.store.write).await;
-        sqlx::query("DELETE FROM written").execute(&self.store.write).await.unwrap();
-        count.unwrap()
+        let count = query("SELECT COUNT(*) AS count FROM written").fetch_one(&self.store.write).await;
+        query("DELETE FROM written").execute(&self.store.write).await.unwrap();
+        count.unwrap().try_get("count").unwrap()
     }
 
     async fn scan(&self, seen: Vec<DeviceFacts>) -> ScanOutcome {
@@ -110,9 +162,7 @@ impl Records {
     }
 }
 
-#[tokio::test]
-async fn only_what_changed_is_written() {
-    let records = records().await;
+async fn only_what_changed_is_written(records: Records) {
     records.scan(devices()).await;
     assert_eq!(records.written().await, 5, "five new devices");
     assert_eq!(records.scan(devices()).await, ScanOutcome::default());
@@ -144,9 +194,7 @@ async fn only_what_changed_is_written() {
     assert_eq!(records.written().await, 1, "a VF that is gone");
 }
 
-#[tokio::test]
-async fn a_pf_and_its_vfs_exclude_each_other_and_come_back() {
-    let records = records().await;
+async fn a_pf_and_its_vfs_exclude_each_other_and_come_back(records: Records) {
     records.scan(devices()).await;
     let vf = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
     assert_eq!(records.statuses(), ["unclaimable", "available", "claimed", "available", "available"]);
@@ -167,9 +215,7 @@ async fn a_pf_and_its_vfs_exclude_each_other_and_come_back() {
     assert_eq!(records.statuses(), ["available"; 5]);
 }
 
-#[tokio::test]
-async fn a_claim_that_fails_restores_everything_hidden_relatives_too() {
-    let records = records().await;
+async fn a_claim_that_fails_restores_everything_hidden_relatives_too(records: Records) {
     records.scan(devices()).await;
     records.claim(&["0000:05:00.0"]).await.unwrap();
     let before = records.store.devices_of(records.host);
@@ -183,9 +229,7 @@ async fn a_claim_that_fails_restores_everything_hidden_relatives_too() {
     assert_eq!(records.store.devices_of(records.host), before, "in the database too");
 }
 
-#[tokio::test]
-async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
-    let records = records().await;
+async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -209,9 +253,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
     assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "1533");
 }
 
-#[tokio::test]
-async fn a_device_is_followed_to_its_new_address_with_its_owner() {
-    let records = records().await;
+async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info.insert("card_serial_number".into(), serial.into());
@@ -231,9 +273,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner() {
     assert_eq!(records.store.devices(), before);
 }
 
-#[tokio::test]
-async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed() {
-    let records = records().await;
+async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info.insert("card_serial_number".into(), serial.into());
@@ -262,9 +302,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed() {
     assert_eq!(records.at("0000:06:00.0").facts.extra_info["card_serial_number"], "S1");
 }
 
-#[tokio::test]
-async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
-    let records = records().await;
+async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Records) {
     records.scan(devices()).await;
     let chosen = records.at("0000:05:00.0");
     let mut other = devices();
@@ -284,9 +322,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
     assert!(!records.store.reserve(records.host, server, request, true, &[wanted]).await.unwrap());
 }
 
-#[tokio::test]
-async fn what_is_in_memory_is_what_a_restart_would_read() {
-    let records = records().await;
+async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -312,45 +348,65 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn any_steps() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..24)
+}
+
+fn in_a_runtime(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(
-        steps in prop::collection::vec(step(), 1..24)
-    ) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-            let records = records().await;
-            records.scan(devices()).await;
-            let mut open: Vec<AttachmentId> = Vec::new();
-            for step in steps {
-                let before = records.store.devices();
-                match step {
-                    Step::Claim(which) => {
-                        let all = records.store.devices_of(records.host);
-                        let wanted: Option<Vec<String>> =
-                            which.iter().map(|index| Some(all.get(*index)?.facts.address.to_string())).collect();
-                        let Some(wanted) = wanted else { continue };
-                        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-                        match records.claim(&wanted).await {
-                            Some(ids) => open.extend(ids),
-                            None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
-                        }
-                    }
-                    Step::Attach(index) => {
-                        if let Some(id) = open.get(index) { records.attached(*id).await; }
-                    }
-                    Step::Free(index) => {
-                        if index < open.len() { records.gone(open.remove(index)).await; }
-                    }
-                    Step::Scan(present) => {
-                        let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
-                        records.scan(seen.map(|(facts, _)| facts).collect()).await;
-                    }
+    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_rules(Records::on_sqlite().await, steps).await });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_keeps_the_rules_on_postgres(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_rules(Records::on_postgres().await, steps).await });
+    }
+}
+
+async fn keeps_the_rules(records: Records, steps: Vec<Step>) {
+    records.scan(devices()).await;
+    let mut open: Vec<AttachmentId> = Vec::new();
+    for step in steps {
+        let before = records.store.devices();
+        match step {
+            Step::Claim(which) => {
+                let all = records.store.devices_of(records.host);
+                let wanted: Option<Vec<String>> =
+                    which.iter().map(|index| Some(all.get(*index)?.facts.address.to_string())).collect();
+                let Some(wanted) = wanted else { continue };
+                let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+                match records.claim(&wanted).await {
+                    Some(ids) => open.extend(ids),
+                    None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
                 }
-                check(&records, &open).await;
             }
-        });
+            Step::Attach(index) => {
+                if let Some(id) = open.get(index) {
+                    records.attached(*id).await;
+                }
+            }
+            Step::Free(index) => {
+                if index < open.len() {
+                    records.gone(open.remove(index)).await;
+                }
+            }
+            Step::Scan(present) => {
+                let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
+                records.scan(seen.map(|(facts, _)| facts).collect()).await;
+            }
+        }
+        check(&records, &open).await;
     }
 }
 
