@@ -8,3 +8,11 @@ INSERT INTO commits (one, seq) VALUES (1, 0);
 -- The commit that last wrote the row.
 ALTER TABLE pci_devices ADD COLUMN seq BIGINT NOT NULL DEFAULT 0;
 CREATE INDEX pci_devices_by_seq ON pci_devices (seq);
+
+-- The processes that work on this database. A lock of its own tells whether one is alive.
+CREATE TABLE processes (
+    id         TEXT   NOT NULL PRIMARY KEY,
+    host       TEXT   NOT NULL,
+    pid        BIGINT NOT NULL,
+    started_at BIGINT NOT NULL
+);

@@ -6,6 +6,7 @@
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
 //! store         SQL, one file a table
+//! others        the other processes over one database
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -19,5 +20,6 @@ pub mod host;
 pub mod http;
 pub mod id;
 pub mod inventory;
+mod others;
 pub mod service;
 pub mod store;

@@ -6,18 +6,19 @@ use std::sync::{Arc, RwLock};
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
-use hotslot_driver::hypervisor::DomainView;
+use hotslot_driver::hypervisor::{DomainView, Hypervisor};
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 use tokio::sync::Mutex;
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
-use crate::config::{Config, ConfigError, Flavor};
+use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
+use crate::others;
 use crate::store::{self, Attachment, Device, Store};
 
 /// The running service.
@@ -34,7 +35,7 @@ pub struct Service {
     pub(crate) changing: Mutex<()>,
     /// The hostdev documents.
     pub templates: Templates,
-    /// Attachments that a task of this process is working on: reconciliation leaves them to it.
+    /// Attachments that someone is working on: reconciliation leaves them to it.
     pub(crate) in_flight: Arc<Busy>,
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
@@ -73,6 +74,17 @@ impl Service {
     /// # Errors
     /// [`StartError`]. A libvirt host that is away is none.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
+        Self::start_on(config, host::open).await
+    }
+
+    /// As [`start`](Self::start), on hypervisors that the caller opens: several services may share one.
+    ///
+    /// # Errors
+    /// [`StartError`], and what `open` says.
+    pub async fn start_on(
+        config: Config,
+        open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+    ) -> Result<Arc<Self>, StartError> {
         let problems = problems(&config);
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
@@ -83,12 +95,15 @@ impl Service {
         let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
-            let hypervisor = host::open(&configured, &config.libvirt)?;
+            let hypervisor = open(&configured, &config.libvirt)?;
             let row =
                 store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
         }
-        let (changing, in_flight, verifying, turns) = Default::default();
+        let changing = Mutex::default();
+        let in_flight = Busy::new("attachment", store.locks());
+        let verifying = Busy::new("address of attachment", store.locks());
+        let turns = Turns::new(store.locks());
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -100,6 +115,7 @@ impl Service {
         for host in &service.hosts {
             tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
+        tokio::spawn(others::follow(Arc::clone(&service)));
         Ok(service)
     }
 
@@ -144,7 +160,7 @@ pub fn problems(config: &Config) -> Vec<ConfigError> {
 }
 
 /// The rules of file and database. One of the database that the file no longer goes with is left out.
-async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
+pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
     let mut entries = Rule::of_file(&config.pci);
     entries.extend(store.rules().await?);
     let rules = Rules::read(entries, &config.pci);

@@ -33,34 +33,42 @@ impl Service {
         server: ServerId,
         id: AttachmentId,
     ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
-        let attachment = self.attachment_of(server, id).await?;
-        match attachment.state {
-            // Asked again: the same outcome.
-            State::Detached => return Ok(None),
-            State::Failed => return Err(Error::NoAttachment(id)),
-            State::Attaching => {
-                return Err(Error::Conflict(format!(
-                    "attachment {id} is still attaching; try again when it is attached"
-                )));
+        let (host, guard) = loop {
+            let attachment = self.attachment_of(server, id).await?;
+            match attachment.state {
+                // Asked again: the same outcome.
+                State::Detached => return Ok(None),
+                State::Failed => return Err(Error::NoAttachment(id)),
+                State::Attaching => {
+                    return Err(Error::Conflict(format!(
+                        "attachment {id} is still attaching; try again when it is attached"
+                    )));
+                }
+                State::Attached | State::Detaching => {}
             }
-            State::Attached | State::Detaching => {}
-        }
-        let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
-            Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
-        })?;
-        host.ready().await?;
-        let service = Arc::clone(self);
-        let Some(guard) = self.in_flight.try_enter(id) else {
-            // Someone asks the guest already: the outcome is the same.
-            return Ok(Some(tokio::spawn(async move { service.outcome_of_others(id).await })));
+            let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
+                Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
+            })?;
+            host.ready().await?;
+            match self.in_flight.try_enter(id).await? {
+                Some(guard) => break (host, guard),
+                // Someone asks the guest already: the outcome is the same.
+                None if attachment.state == State::Detaching => {
+                    let service = Arc::clone(self);
+                    return Ok(Some(tokio::spawn(async move { service.outcome_of_others(id).await })));
+                }
+                // Whoever attached it has not left it yet, or someone begins to ask: then it is looked again.
+                None => self.in_flight.idle(id).await?,
+            }
         };
+        let service = Arc::clone(self);
         self.settle(id, &Observation::AskedToDetach).await?;
         Ok(Some(tokio::spawn(async move { service.detach_now(&host, id, guard).await })))
     }
 
     /// Waits for the detach that another request began.
     async fn outcome_of_others(&self, id: AttachmentId) -> Result<(), Error> {
-        self.in_flight.idle(id).await;
+        self.in_flight.idle(id).await?;
         let row = self.store.attachment(id).await?.ok_or(Error::NoAttachment(id))?;
         if row.state.is_final() {
             return Ok(());

@@ -6,18 +6,31 @@
 use hotslot_driver::device::IommuGroup;
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::ErrorKind;
+use tokio::sync::MutexGuard;
 
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::Service;
+use crate::store::Held;
 
 impl Service {
+    /// Waits until nobody else takes or gives back functions of a host: no task of this process, and no other process.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
+        let within = host.groups.lock().await;
+        let between = self.store.locks().lock(format!("groups of host {}", host.row.id.0)).await?;
+        Ok((between, within))
+    }
+
     /// Gives functions that were taken for a group back to their host drivers, where nobody has any of the group.
     ///
     /// # Errors
     /// The database's; a function that cannot be given back is logged, and tried again at the next comparison.
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
-        let _groups = host.groups.lock().await;
+        let _groups = self.lock_groups(host).await?;
+        self.store.refresh().await?;
         let functions = host.functions();
         let held: Vec<_> = self
             .store

@@ -106,6 +106,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     todo.note(&host, heard);
                 }
                 Some(again) = again.recv() => match again {
+                    Again::Everything => todo.everything = true,
                     Again::Server(server) => drop(todo.servers.insert(server)),
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
@@ -187,20 +188,24 @@ impl Service {
         server: ServerId,
         round: bool,
     ) -> Result<(), Error> {
+        // Which rows nobody works on is looked up before the documents are read: of an attach that ends in between
+        // they would say that it is not there.
+        self.store.refresh().await?;
+        let mut rows = self.store.attachments_of(server).await?;
+        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
         let view = host.server(server).await?;
         if let Some(view) = &view {
             self.take_back_strays(host, view).await?;
         }
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
         self.settle_all(&observe(&rows, view.as_ref())).await?;
         for row in rows {
             let Some(row) = self.store.attachment(row.id).await? else { continue };
             self.verify_soon(host, &row);
-            // Nobody in this process waits for it: ask the guest, for it may never have been asked.
+            // Nobody works on it: ask the guest, for it may never have been asked.
             if row.state == State::Detaching
                 && round
-                && let Some(guard) = self.in_flight.try_enter(row.id)
+                && let Some(guard) = self.in_flight.try_enter(row.id).await?
             {
                 let (service, host) = (Arc::clone(self), Arc::clone(host));
                 tokio::spawn(async move {
@@ -216,18 +221,16 @@ impl Service {
     /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
     /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
     async fn take_back_strays(self: &Arc<Self>, host: &Arc<Host>, view: &DomainView) -> Result<(), Error> {
-        let documents = [&view.live, &view.persistent].into_iter().flatten();
-        let ours: BTreeSet<AttachmentId> = documents
-            .flat_map(|document| &document.hostdevs)
-            .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
-            .map(|alias| AttachmentId(alias.0))
-            .collect();
-        for id in ours {
+        for id in ours(view) {
             let row = self.store.attachment(id).await?;
             let Some(row) = row.filter(|row| row.state.is_final() && row.server.0 == view.info.uuid) else {
                 continue;
             };
-            let Some(guard) = self.in_flight.try_enter(id) else { continue };
+            let Some(guard) = self.in_flight.try_enter(id).await? else { continue };
+            // It may have been unplugged, and its attachment have ended, since the documents were read.
+            if !host.server(row.server).await?.is_some_and(|view| ours(&view).contains(&id)) {
+                continue;
+            }
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
             tokio::spawn(async move {
@@ -240,6 +243,16 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// The attachments whose devices are in a domain's documents.
+fn ours(view: &DomainView) -> BTreeSet<AttachmentId> {
+    let documents = [&view.live, &view.persistent].into_iter().flatten();
+    documents
+        .flat_map(|document| &document.hostdevs)
+        .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
+        .map(|alias| AttachmentId(alias.0))
+        .collect()
 }
 
 /// What a domain's documents say of its attachments.

@@ -1,7 +1,7 @@
 //! The table `pci_config`: the rules that came by the API.
 
 use super::sql::{Row, query};
-use super::{Columns, Store};
+use super::{Columns, News, Store};
 use crate::error::Error;
 use crate::inventory::{Rule, Source};
 
@@ -50,6 +50,7 @@ impl Store {
         .bind(updated_at)
         .execute(&mut tx)
         .await?;
+        tx.tell(News::Rules).await?;
         Ok(tx.commit().await?)
     }
 
@@ -63,6 +64,7 @@ impl Store {
             .bind(rule.id.hyphenated().to_string())
             .execute(&mut tx)
             .await?;
+        tx.tell(News::Rules).await?;
         Ok(tx.commit().await?)
     }
 }

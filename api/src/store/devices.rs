@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hotslot_driver::pci::{PciAddress, PciId};
 use uuid::Uuid;
 
-use super::sql::{Row, Transaction, query};
+use super::sql::{On, Row, query};
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
@@ -307,13 +307,25 @@ impl Store {
         Ok(())
     }
 
+    /// Brings what is in memory up to what other processes have committed.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        if self.is_shared() {
+            // In turn, so that what this process commits meanwhile is not covered by what was before.
+            let _turn = self.turn.lock().await;
+            self.catch_up(On::Pool(&self.read)).await?;
+        }
+        Ok(())
+    }
+
     /// Reads the rows that other processes have written since, deleted ones too.
-    pub(super) async fn catch_up(&self, tx: &mut Transaction) -> Result<(), Error> {
-        let seq: i64 = query("SELECT seq FROM commits").fetch_one(&mut *tx).await?.try_get("seq")?;
+    pub(super) async fn catch_up(&self, mut on: On<'_>) -> Result<(), Error> {
+        let seq: i64 = query("SELECT seq FROM commits").fetch_one(on.again()).await?.try_get("seq")?;
         let known = self.rows().seq;
         if seq > known {
-            let rows =
-                query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(&mut *tx).await?;
+            let rows = query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(on).await?;
             self.rows_mut().put(devices(&rows)?, seq);
         }
         Ok(())

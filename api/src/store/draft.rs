@@ -11,8 +11,8 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::MutexGuard;
 
 use super::devices::{Device, DeviceFacts, DeviceStatus};
-use super::sql::{Transaction, query};
-use super::{DevType, Millis, Store, now};
+use super::sql::{On, Transaction, query};
+use super::{DevType, Millis, News, Store, now};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId};
 use crate::inventory::{Deed, NotAllowed};
@@ -31,7 +31,7 @@ impl Store {
     /// Begins a change of devices, against the rows as they are now.
     pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
-        self.catch_up(&mut tx).await?;
+        self.catch_up(On::Transaction(&mut tx)).await?;
         Ok(Draft { store: self, tx, rows: BTreeMap::new(), next_id: None, _turn: turn })
     }
 }
@@ -197,6 +197,7 @@ impl Draft<'_> {
         }
         if !written.is_empty() {
             query("UPDATE commits SET seq = $1").bind(seq).execute(&mut self.tx).await?;
+            self.tx.tell(News::Devices).await?;
         }
         self.tx.commit().await?;
         let count = written.len();

@@ -8,6 +8,8 @@ mod config;
 mod devices;
 mod draft;
 mod hypervisors;
+mod locks;
+mod processes;
 mod sql;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,8 @@ use tokio::sync::{Mutex, MutexGuard};
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
+pub use locks::{Held, Locks};
+pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
 
 use crate::error::Error;
@@ -36,7 +40,7 @@ pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
 }
 
-/// The most connections that a process keeps to PostgreSQL, beside the one of its locks and the one that listens.
+/// The most connections that a process keeps to PostgreSQL, beside the one of its locks. One of them listens.
 const POSTGRES_CONNECTIONS: u32 = 8;
 
 /// The database.
@@ -47,6 +51,9 @@ pub struct Store {
     /// Whose turn it is to write.
     turn: Arc<Mutex<()>>,
     rows: Arc<RwLock<devices::Rows>>,
+    locks: Locks,
+    /// This process, and the lock by which others know that it is alive.
+    process: Option<Arc<(Process, Held)>>,
     /// Held for as long as the database is open: one service a file.
     _lock: Option<Arc<File>>,
 }
@@ -64,12 +71,14 @@ impl Store {
     /// What the database says, of itself or of a migration.
     pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
         let migrations = sqlx::migrate!("./migrations");
-        let (write, read) = if is_postgres(url) {
+        let (write, read, locks) = if is_postgres(url) {
             let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
-            let pool =
-                PgPoolOptions::new().max_connections(POSTGRES_CONNECTIONS).connect_with(options).await?;
+            let pool = PgPoolOptions::new()
+                .max_connections(POSTGRES_CONNECTIONS)
+                .connect_with(options.clone())
+                .await?;
             migrations.run(&pool).await.map_err(sqlx::Error::from)?;
-            (Pool::Postgres(pool.clone()), Pool::Postgres(pool))
+            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), Locks::of(options))
         } else {
             let options = SqliteConnectOptions::from_str(url)?
                 .create_if_missing(true)
@@ -81,12 +90,28 @@ impl Store {
             migrations.run(&write).await.map_err(sqlx::Error::from)?;
             let read =
                 SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-            (Pool::Sqlite(write), Pool::Sqlite(read))
+            (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
         };
-        let lock = lock.map(Arc::new);
-        let store = Self { write, read, turn: Arc::default(), rows: Arc::default(), _lock: lock };
+        let (turn, rows, lock) = (Arc::default(), Arc::default(), lock.map(Arc::new));
+        let mut store = Self { write, read, turn, rows, locks, process: None, _lock: lock };
+        if store.is_shared() {
+            let this = Process::this();
+            let alive = store.locks.lock(this.id.clone()).await?;
+            store.register(&this).await?;
+            store.process = Some(Arc::new((this, alive)));
+        }
         store.read_devices().await?;
         Ok(store)
+    }
+
+    /// Whether other processes may work on the same database.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.write, Pool::Postgres(_))
+    }
+
+    /// Locks between the processes that do.
+    pub fn locks(&self) -> Locks {
+        self.locks.clone()
     }
 
     /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.

@@ -52,6 +52,16 @@ pub(super) enum On<'a> {
     Transaction(&'a mut Transaction),
 }
 
+impl On<'_> {
+    /// The same, for one more statement.
+    pub(super) fn again(&mut self) -> On<'_> {
+        match self {
+            Self::Pool(pool) => On::Pool(pool),
+            Self::Transaction(tx) => On::Transaction(tx),
+        }
+    }
+}
+
 impl<'a> From<&'a Pool> for On<'a> {
     fn from(pool: &'a Pool) -> Self {
         Self::Pool(pool)
