@@ -1,6 +1,5 @@
 //! The service as one value: what handlers are given.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 
@@ -193,7 +192,7 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
             StartError::Database { advice: postgres_advice(&source), source }
         });
     }
-    let path = url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
+    let path = store::sqlite_file(url);
     let failed = |source: sqlx::Error| StartError::Database { advice: advice(&source, path), source };
     let io = |error| failed(sqlx::Error::Io(error));
     let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
@@ -201,12 +200,11 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         std::fs::create_dir_all(directory).map_err(io)?;
     }
     // Two services on one file would each take the other's work for what a dead one left.
-    let lock = File::create(format!("{path}.lock")).map_err(io)?;
-    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+    let Some(lock) = store::lock(path).map_err(io)? else {
         let source = sqlx::Error::Io(std::io::Error::other("another hotslot has it open"));
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
-    }
+    };
     Store::open(url, Some(lock)).await.map_err(|error| {
         if let Error::Store(source) = error { failed(source) } else { StartError::Records(error) }
     })

@@ -4,6 +4,7 @@
 //! disk. PostgreSQL: one pool, and as many processes as there are.
 
 mod attachments;
+mod backup;
 mod config;
 mod devices;
 mod draft;
@@ -24,6 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
+pub use backup::{backup, lock, restore, sqlite_file};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};
@@ -39,6 +41,12 @@ pub type Millis = i64;
 pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
 }
+
+/// How long a connection to SQLite waits while another one writes.
+const SQLITE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Milliseconds after which PostgreSQL takes the turn to write from a process that stands still in the middle of it.
+const STALLED: &str = "5000";
 
 /// The most connections that a process keeps to PostgreSQL, beside the one of its locks. One of them listens.
 const POSTGRES_CONNECTIONS: u32 = 8;
@@ -73,6 +81,7 @@ impl Store {
         let migrations = sqlx::migrate!("./migrations");
         let (write, read, locks) = if is_postgres(url) {
             let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
+            let options = options.options([("idle_in_transaction_session_timeout", STALLED)]);
             let pool = PgPoolOptions::new()
                 .max_connections(POSTGRES_CONNECTIONS)
                 .connect_with(options.clone())
@@ -85,7 +94,7 @@ impl Store {
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .foreign_keys(true)
-                .busy_timeout(Duration::from_secs(10));
+                .busy_timeout(SQLITE_PATIENCE);
             let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
             migrations.run(&write).await.map_err(sqlx::Error::from)?;
             let read =

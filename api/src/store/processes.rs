@@ -108,7 +108,9 @@ impl Store {
             // Someone has taken this one for dead, while its connection was away.
             self.register(this).await?;
         }
-        let alive = self.locks.elsewhere(others.iter().map(|other| other.id.clone()).collect()).await?;
+        // It is asked also when there is nobody else: so a connection that broke is known, and made anew.
+        let names = others.iter().chain([this]).map(|process| process.id.clone());
+        let alive = self.locks.elsewhere(names.collect()).await?;
         others.retain(|other| !alive.contains(&other.id));
         Ok(others)
     }

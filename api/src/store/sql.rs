@@ -148,7 +148,8 @@ impl Pool {
             Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
             Self::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
-                // As SQLite's one writer. Whoever only reads does not wait.
+                // As SQLite's one writer. Whoever only reads does not wait. It is a statement of its own, for when it
+                // is given up while it waits, only what was begun is rolled back.
                 sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx).await?;
                 Transaction::Postgres(tx)
             }

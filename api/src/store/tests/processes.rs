@@ -27,6 +27,22 @@ async fn until(what: &str, so: impl AsyncFn() -> bool) {
 }
 
 #[tokio::test]
+async fn processes_that_start_at_once_make_one_schema_and_one_row_a_host() {
+    let url = postgres::database().await;
+    let start = async |name| {
+        let store = Store::open(&url, None).await.unwrap();
+        (
+            store.hypervisor("shared", "sim:///x").await.unwrap(),
+            store.hypervisor(name, "sim:///y").await.unwrap(),
+        )
+    };
+    let (one, two, three) = tokio::join!(start("one"), start("two"), start("three"));
+    assert!(one.0 == two.0 && two.0 == three.0);
+    let ids: std::collections::BTreeSet<_> = [one.0, one.1, two.1, three.1].map(|row| row.id).into();
+    assert_eq!(ids.len(), 4);
+}
+
+#[tokio::test]
 async fn what_one_commits_another_hears_and_has() {
     let (one, other) = two().await;
     let mut heard = other.store.listen().await.unwrap().unwrap();
@@ -98,6 +114,22 @@ async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
     until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
     one.store.forget(&this).await.unwrap();
     assert_eq!(one.store.ended().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() {
+    let (one, other) = two().await;
+    one.scan(devices()).await;
+    other.store.refresh().await.unwrap();
+    let mut draft = one.store.draft().await.unwrap();
+    let id = one.at("0000:05:00.0").id;
+    draft.edit(id, |row| row.used_at = Some(1));
+    let start = Instant::now();
+    other.claim(&["0000:05:00.0"]).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(draft.commit().await.is_err());
+    one.store.refresh().await.unwrap();
+    assert_eq!(one.store.devices(), other.store.devices());
 }
 
 /// The next of a series of numbers that looks random enough.
