@@ -2,7 +2,7 @@
 //!
 //! On PostgreSQL each is an advisory lock of one connection, which a process keeps for nothing else: when it dies,
 //! the connection goes, and with it all that it held. No clock has a say in it. On SQLite there is one process, and
-//! nobody to ask. Within a process a name must be locked once at a time; [`crate::busy`] sees to that.
+//! nobody to ask. Within a process a name must be locked once at a time; `busy.rs` sees to that.
 
 use std::collections::HashSet;
 use std::time::Duration;

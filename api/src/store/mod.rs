@@ -1,4 +1,4 @@
-//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL ([`sql`]).
+//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL (`sql.rs`).
 //!
 //! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
 //! disk. PostgreSQL: one pool, and as many processes as there are.
