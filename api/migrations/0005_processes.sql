@@ -16,3 +16,5 @@ CREATE TABLE processes (
     pid        BIGINT NOT NULL,
     started_at BIGINT NOT NULL
 );
+-- The process that attaches; none when there can be only one.
+ALTER TABLE attachments ADD COLUMN worker TEXT;

@@ -12,9 +12,11 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::store::{News, Process};
 
-/// How often it is looked whether another process has ended, and how often what failed is tried again. One must be
-/// missing twice, for a connection may break and come back.
+/// How often it is looked whether another process has ended, and how often what failed is tried again.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often in a row one must be missing: its connection may have broken, and come back.
+const MISSING: u32 = 3;
 
 /// Follows the other processes for as long as the service runs.
 pub(crate) async fn follow(service: Arc<Service>) {
@@ -49,7 +51,7 @@ async fn watch(service: Arc<Service>) {
     if !service.store.is_shared() {
         return;
     }
-    let mut missing = Vec::new();
+    let mut missing: Vec<(Process, u32)> = Vec::new();
     loop {
         tokio::time::sleep(LOOK).await;
         let ended = match service.store.ended().await {
@@ -59,12 +61,17 @@ async fn watch(service: Arc<Service>) {
                 Vec::new()
             }
         };
-        for process in ended.iter().filter(|process| missing.contains(*process)) {
+        let before = |process: &Process| missing.iter().find(|(other, _)| other == process);
+        let count = |process: Process| {
+            let times = before(&process).map_or(0, |(_, times)| *times) + 1;
+            (process, times)
+        };
+        missing = ended.into_iter().map(count).collect();
+        for (process, _) in missing.iter().filter(|(_, times)| *times >= MISSING) {
             if let Err(error) = take_over(&service, process).await {
                 tracing::warn!(%error, "an ended process cannot be taken over yet");
             }
         }
-        missing = ended;
     }
 }
 
@@ -74,9 +81,10 @@ async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
         host = %process.host, pid = process.pid,
         "process {} on {} has ended: what it left is taken over", process.pid, process.host
     );
+    service.store.forget(process).await?;
     // As at a start. Should this process end before it is done, another one does the same for it.
     for host in &service.hosts {
         host.look_everywhere();
     }
-    service.store.forget(process).await
+    Ok(())
 }

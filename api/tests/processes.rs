@@ -22,6 +22,7 @@ use hotslot_api::service::Service;
 use hotslot_api::store::{Attachment, DeviceStatus};
 use hotslot_driver::hypervisor::{ErrorKind, Hypervisor};
 use hotslot_driver::sim::Sim;
+use sqlx::{Connection as _, PgConnection};
 use tokio::runtime::{Builder, Runtime};
 
 /// Within which what a dead process left is settled.
@@ -278,6 +279,38 @@ async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_second
     assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
     until("nothing is plugged", async || scene.plugged().await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 1000").unwrap();
+    let service = Arc::clone(&one.service);
+    let attach = one.runtime.as_ref().unwrap();
+    let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
+    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    // The connection that has the locks breaks while the other one hears of what is plugged.
+    let broken = sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
+             ((classid::bigint << 32) | objid::bigint) =
+             hashtextextended('attachment ' || (SELECT MIN(id) FROM attachments WHERE state = 'attaching'), 0)",
+    )
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(broken.len(), 1);
+    let attached = attach.await.unwrap().unwrap();
+    assert!(attached.iter().all(|(row, _)| row.state == State::Attached) && attached.len() == 3);
+    assert_eq!(other.attachments().await.len(), 3);
+    scene.sim.control("latency attach 1").unwrap();
+    for (row, _) in attached {
+        other.detach(server, row.id).await.unwrap();
+    }
+    one.all_free().await;
+    assert_eq!(scene.plugged().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

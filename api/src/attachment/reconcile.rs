@@ -192,7 +192,9 @@ impl Service {
         // they would say that it is not there.
         self.store.refresh().await?;
         let mut rows = self.store.attachments_of(server).await?;
-        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        // A process whose locks went with a connection has them again soon; its attach is not cut off.
+        busy.extend(self.store.attaching_elsewhere(server).await?);
         rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
         let view = host.server(server).await?;
         if let Some(view) = &view {

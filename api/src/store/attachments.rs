@@ -233,8 +233,8 @@ impl Store {
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group, taken)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15)",
+                     whole_group, taken, worker)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -251,6 +251,7 @@ impl Store {
             .bind(network.and_then(|network| network.trusted).map(i64::from))
             .bind(i64::from(new.whole_group))
             .bind(i64::from(new.taken))
+            .bind(self.worker())
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
@@ -358,6 +359,23 @@ impl Store {
                 .await?;
         }
         Ok(tx.commit().await?)
+    }
+
+    /// Those of a server's attachments that another process is attaching, as far as that is not known to have ended.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
+        let rows = query(
+            "SELECT id FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
+                 AND worker IN (SELECT id FROM processes WHERE id <> $2)",
+        )
+        .bind(server.to_string())
+        .bind(self.worker())
+        .fetch_all(&self.read)
+        .await?;
+        let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");
+        rows.iter().map(read).collect()
     }
 
     /// Every attachment that has not ended, oldest first.

@@ -75,6 +75,11 @@ impl Transaction {
 }
 
 impl Store {
+    /// What this process is called in a row that it works on.
+    pub(super) fn worker(&self) -> Option<&str> {
+        self.process.as_deref().map(|(this, _)| this.id.as_str())
+    }
+
     /// Listens to other processes; none when there can be no others.
     ///
     /// # Errors

@@ -126,7 +126,8 @@ async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() 
     draft.edit(id, |row| row.used_at = Some(1));
     let start = Instant::now();
     other.claim(&["0000:05:00.0"]).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    let waited = start.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
     assert!(draft.commit().await.is_err());
     one.store.refresh().await.unwrap();
     assert_eq!(one.store.devices(), other.store.devices());
