@@ -1,4 +1,5 @@
-//! Who works on which attachment, and whose turn it is on a server: tasks of this process, and other processes.
+//! Who works on which attachment, and whose turn it is, on a server or with a key: tasks of this process, and other
+//! processes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::error::Error;
-use crate::id::{AttachmentId, ServerId};
+use crate::id::AttachmentId;
 use crate::store::{Held, Locks};
 
 /// How often it is looked whether another process has finished.
@@ -125,14 +126,15 @@ impl Drop for Guard {
     }
 }
 
-/// One lock a server.
+/// One lock for each thing that is worked on in turn.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    turns: Mutex<HashMap<ServerId, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     locks: Locks,
 }
 
-/// The turn on a server, which ends when this is dropped: between processes first.
+/// The turn on a thing, which ends when this is dropped: between processes first.
+#[must_use]
 pub(crate) struct Turn {
     _between: Held,
     _within: OwnedMutexGuard<()>,
@@ -144,19 +146,19 @@ impl Turns {
         Self { locks, ..Self::default() }
     }
 
-    /// Waits for the turn on a server.
+    /// Waits for the turn on a thing, which is named by its noun first.
     ///
     /// # Errors
     /// The database's.
-    pub(crate) async fn of(&self, server: ServerId) -> Result<Turn, Error> {
+    pub(crate) async fn of(&self, thing: String) -> Result<Turn, Error> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody holds or waits for are of no more use.
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(server).or_default())
+            Arc::clone(turns.entry(thing.clone()).or_default())
         };
         let within = turn.lock_owned().await;
-        let between = self.locks.lock(format!("server {server}")).await?;
+        let between = self.locks.lock(thing).await?;
         Ok(Turn { _between: between, _within: within })
     }
 }

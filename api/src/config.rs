@@ -5,16 +5,20 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use hotslot_driver::pci::PciAddress;
+use hotslot_driver::pci::{PciAddress, PciClass};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use crate::attachment::HotUnplug;
+use crate::store::EventKind;
 use crate::store::is_postgres;
+use crate::webhook;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -34,6 +38,10 @@ pub struct Config {
     pub reconcile: Reconcile,
     /// How libvirt is talked to.
     pub libvirt: Libvirt,
+    /// How long it is kept what happened.
+    pub events: Events,
+    /// Who is told what happens.
+    pub webhook: Vec<Webhook>,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts; none means the local `qemu:///system`.
@@ -46,11 +54,26 @@ pub struct Config {
 pub struct Api {
     /// Where to listen: a loopback address with port, or `unix:/path`.
     pub listen: Listen,
+    /// How many attaches and detaches may be under way or waiting on one host, at least 1; more are refused.
+    pub queue: NonZeroU32,
+    /// How long a POST with an `Idempotency-Key` is known when it is sent again, in seconds.
+    pub idempotency_time: Seconds,
 }
+
+impl Api {
+    const QUEUE: NonZeroU32 = NonZeroU32::new(100).unwrap();
+}
+
+/// How many `Idempotency-Key`s are known at most; of more, the oldest are forgotten.
+pub const IDEMPOTENCY_KEYS: i64 = 100_000;
 
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))) }
+        Self {
+            listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))),
+            queue: Self::QUEUE,
+            idempotency_time: Seconds(Duration::from_secs(86_400)),
+        }
     }
 }
 
@@ -239,13 +262,36 @@ pub enum Verify {
 pub struct Detach {
     /// How often a guest is asked, at least 1.
     pub attempts: u32,
-    /// How long each attempt waits, in seconds.
+    /// How long each attempt waits, and a quiesce command may take, in seconds.
     pub timeout: Seconds,
+    /// Whether running guests are asked for devices.
+    pub hot_unplug: HotUnplug,
+    /// What holds for devices of a class; the first entry of a class counts.
+    pub class: Vec<DetachClass>,
+}
+
+/// `[[detach.class]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachClass {
+    /// A class in the words of [`PciClass::description`].
+    pub class: String,
+    /// In place of what holds for all.
+    pub hot_unplug: Option<HotUnplug>,
+    /// A command that the guest's agent runs before the guest is asked: an absolute path and its arguments, in which
+    /// `{address}` is the device's address in the guest. Empty: none.
+    #[serde(default)]
+    pub quiesce: Vec<String>,
 }
 
 impl Default for Detach {
     fn default() -> Self {
-        Self { attempts: 8, timeout: Seconds(Duration::from_secs(20)) }
+        Self {
+            attempts: 8,
+            timeout: Seconds(Duration::from_secs(20)),
+            hot_unplug: HotUnplug::Yes,
+            class: Vec::new(),
+        }
     }
 }
 
@@ -288,6 +334,64 @@ impl Default for Libvirt {
     }
 }
 
+/// `[events]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// How long an event is kept, from a second on.
+    pub keep: Age,
+    /// How many events are kept at most, whatever their age; from 1 on.
+    pub most: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { keep: Age(Duration::from_secs(90 * 24 * 3600)), most: 1_000_000 }
+    }
+}
+
+/// `[[webhook]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    /// Its name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`.
+    pub name: String,
+    /// Where events are posted: `http://host:port/path`.
+    pub url: Secret,
+    /// What events are signed with, 16 bytes or more.
+    pub secret: Secret,
+    /// The kinds of events that it is told, or the nouns that they begin with; none is all.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// How often an event is tried before it is a dead letter, at least 1.
+    #[serde(default = "Webhook::attempts")]
+    pub attempts: u32,
+    /// How long each attempt may take, in seconds.
+    #[serde(default = "Webhook::timeout")]
+    pub timeout: Seconds,
+}
+
+impl Webhook {
+    fn attempts() -> u32 {
+        16
+    }
+
+    fn timeout() -> Seconds {
+        Seconds(Duration::from_secs(10))
+    }
+}
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// `[[hypervisor]]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -320,6 +424,38 @@ impl<'de> Deserialize<'de> for Seconds {
         } else {
             Err(serde::de::Error::custom(format!("{seconds} is not above 0 and at most {DAY} seconds")))
         }
+    }
+}
+
+/// A length of time with its unit: `90d`, `12h`, `30m` or `45s`; at most 100 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
+impl FromStr for Age {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const MOST: u64 = 36_500 * 24 * 3600;
+        let seconds = text.char_indices().last().and_then(|(unit, letter)| {
+            let number: u64 = text[..unit].parse().ok()?;
+            number.checked_mul(match letter {
+                's' => 1,
+                'm' => 60,
+                'h' => 3600,
+                'd' => 24 * 3600,
+                _ => return None,
+            })
+        });
+        let seconds = seconds.filter(|seconds| (1..=MOST).contains(seconds));
+        seconds
+            .map(|seconds| Self(Duration::from_secs(seconds)))
+            .ok_or_else(|| format!("`{text}` is no length of time; write 90d, 12h, 30m or 45s"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -382,7 +518,10 @@ impl Config {
     /// [`ConfigError`] with the place, and what would be right.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self =
-            toml::from_str(text).map_err(|error| ConfigError::syntax("configuration", text, &error))?;
+            toml::from_str(text).map_err(|error| match renamed(&mut DeTable::parse_recoverable(text).0) {
+                names if names.is_empty() => ConfigError::syntax("configuration", text, &error),
+                mut names => names.remove(0).error("configuration", text),
+            })?;
         config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
@@ -407,6 +546,8 @@ impl Config {
             return (Self::default(), broken.iter().filter(first).map(told).collect());
         }
         let span = table.span();
+        let mut table = table;
+        let renamed = renamed(&mut table);
         let (readable, mut errors) = readable(table.into_inner());
         let config = Self::of_table(Spanned::new(span, readable)).unwrap_or_else(|error| {
             errors.push(error);
@@ -414,6 +555,7 @@ impl Config {
         });
         errors.sort_by_key(|error| error.span().map(|span| span.start));
         let mut problems: Vec<_> = errors.iter().map(told).collect();
+        problems.extend(renamed.iter().map(|key| key.error(name, text)));
         problems.extend(config.problems());
         (config, problems)
     }
@@ -430,6 +572,55 @@ impl Config {
         if self.detach.attempts == 0 {
             bad("[detach] attempts", "a guest must be asked at least once".into());
         }
+        let mut webhooks = HashSet::new();
+        for webhook in &self.webhook {
+            let mut bad = |key: &str, reason| bad(&format!("[[webhook]] {}: {key}", webhook.name), reason);
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+            if !(1..=64).contains(&webhook.name.len()) || !webhook.name.chars().all(plain) {
+                bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
+            }
+            if !webhooks.insert(&webhook.name) {
+                bad("name", "two webhooks are called so".into());
+            }
+            if let Err(reason) = webhook::url(&webhook.url.0) {
+                bad("url", reason);
+            }
+            if webhook.secret.0.len() < 16 {
+                bad("secret", "less than 16 bytes can be guessed; `openssl rand -hex 32` makes one".into());
+            }
+            for kind in &webhook.kinds {
+                if let Err(reason) = EventKind::known(kind) {
+                    bad("kinds", reason);
+                }
+            }
+            if webhook.attempts == 0 {
+                bad("attempts", "an event must be tried at least once".into());
+            }
+        }
+        if self.events.most == 0 {
+            bad("[events] most", "at least one event must be kept".into());
+        }
+        let classes = PciClass::descriptions();
+        for entry in &self.detach.class {
+            if !classes.contains(entry.class.as_str()) {
+                let known: Vec<_> = classes.iter().copied().collect();
+                let reason = format!("`{}` is no class; write one of {}", entry.class, known.join(", "));
+                bad("[[detach.class]] class", reason);
+            }
+            match entry.quiesce.first() {
+                None if entry.hot_unplug == Some(HotUnplug::Quiesce) => {
+                    let reason =
+                        format!("hot_unplug = \"quiesce\" of class `{}` needs a command", entry.class);
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                Some(path) if !path.starts_with('/') => {
+                    let reason =
+                        format!("`{path}` is no absolute path in the guest; write [\"/sbin/ip\", …]");
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                None | Some(_) => {}
+            }
+        }
         let second = Duration::from_secs(1);
         for (key, time) in [
             ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
@@ -445,24 +636,32 @@ impl Config {
             bad("[database] url", format!("it names neither SQLite nor PostgreSQL; {right}"));
         }
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
-        for hypervisor in &self.hypervisor {
+        for (index, hypervisor) in self.hypervisor.iter().enumerate() {
+            let mut bad = |key: &str, reason| bad(&format!("[[hypervisor]][{index}] {key}"), reason);
             if hypervisor.name.trim().is_empty() {
-                bad("[[hypervisor]] name", "a host needs a name".into());
+                bad("name", "a host needs a name".into());
             }
             if !names.insert(&hypervisor.name) {
-                bad("[[hypervisor]] name", format!("two hosts are called `{}`", hypervisor.name));
+                bad("name", format!("two hosts are called `{}`", hypervisor.name));
             }
             if !uris.insert(&hypervisor.uri) {
                 let reason =
                     format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
-                bad("[[hypervisor]] uri", reason);
+                bad("uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(
                     "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
                     hypervisor.uri
                 );
-                bad("[[hypervisor]] uri", reason);
+                bad("uri", reason);
+            }
+        }
+        let hosts: Vec<_> = self.hypervisors().into_iter().map(|hypervisor| hypervisor.name).collect();
+        for (index, entry) in self.pci.unguarded.iter().enumerate() {
+            if let Some(host) = entry.host.as_ref().filter(|host| !hosts.contains(host)) {
+                let reason = format!("no host is called `{host}`; write one of {}", hosts.join(", "));
+                bad(&format!("[pci] unguarded[{index}]"), reason);
             }
         }
         problems
@@ -492,6 +691,55 @@ impl ConfigError {
             report: with_hint(error.to_string().trim_end().to_owned(), "\n"),
         }
     }
+}
+
+/// The keys of `[pci]` that have several names, Nova's own first.
+const NAMES: [&[&str]; 2] =
+    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
+
+/// A key that stands beside one that is only another name of it.
+struct Renamed {
+    /// The byte at which it begins.
+    start: usize,
+    key: String,
+    /// The one that comes before it.
+    first: String,
+}
+
+impl Renamed {
+    fn error(&self, path: &str, text: &str) -> ConfigError {
+        let line = line(text, self.start);
+        let reason = format!(
+            "`{}` is another name of `{}`, which is given too; put all entries under one of them",
+            self.key, self.first
+        );
+        ConfigError::Syntax {
+            path: path.into(),
+            line: Some(line),
+            report: format!("line {line}: {reason}"),
+            reason,
+        }
+    }
+}
+
+/// Takes out of `[pci]` the keys that are other names of ones that stand before them.
+fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
+    let Some(DeValue::Table(pci)) = table.get_mut().get_mut("pci").map(Spanned::get_mut) else {
+        return Vec::new();
+    };
+    let mut renamed = Vec::new();
+    for names in NAMES {
+        let given = pci.keys().filter(|key| names.contains(&&**key.get_ref()));
+        let mut given: Vec<_> = given.map(|key| (key.span().start, key.get_ref().to_string())).collect();
+        given.sort();
+        if let Some(((_, first), others)) = given.split_first() {
+            for (start, key) in others {
+                pci.remove(key.as_str());
+                renamed.push(Renamed { start: *start, key: key.clone(), first: first.clone() });
+            }
+        }
+    }
+    renamed
 }
 
 /// The line, from 1, that a byte of a text is on.
@@ -605,11 +853,29 @@ mod tests {
 
     #[test]
     fn values_out_of_range_say_what_would_be_right() {
+        for bad in ["90", "d", "0d", "1.5h", "-1d", "9w", "99999999999999999d", "1é", ""] {
+            assert!(error(&format!("[events]\nkeep = '{bad}'")).contains("write 90d"), "{bad}");
+        }
+        assert_eq!(Config::parse("[events]\nkeep = '36h'").unwrap().events.keep.0.as_secs(), 129_600);
+        assert!(error("[events]\nmost = 0").contains("at least one"));
         assert!(error("[detach]\nattempts = 0").contains("at least once"));
         assert!(error("[detach]\ntimeout = -1").contains("seconds"));
         assert!(error("[detach]\ntimeout = 'long'").contains("seconds"));
+        assert!(error("[detach]\nhot_unplug = 'no'").contains("yes, quiesce, refuse"));
+        let class = |more: &str| error(&format!("[[detach.class]]\n{more}"));
+        assert!(class("class = 'gpu'").contains("display controller"));
+        assert!(class("class = 'bridge'\nhot_unplug = 'quiesce'").contains("needs a command"));
+        assert!(class("class = 'bridge'\nquiesce = ['ip']").contains("absolute path"));
         assert!(error("[database]\nurl = 'mysql://x'").contains("sqlite:///"));
         assert!(error("[[hypervisor]]\nname='a'\nuri='qemu'").contains("qemu:///system"));
+        let unguarded =
+            error("[pci]\nunguarded = ['nope/3b:00.0']\n[[hypervisor]]\nname='a'\nuri='sim:///x'");
+        assert!(unguarded.ends_with("no host is called `nope`; write one of a"), "{unguarded}");
+        let twice = error("[pci]\npassthrough_whitelist = []\ndevice_spec = []");
+        assert!(
+            twice.contains("line 3: `device_spec` is another name of `passthrough_whitelist`"),
+            "{twice}"
+        );
         assert!(
             error(
                 "[[hypervisor]]\nname='a'\nuri='test:///default'\n[[hypervisor]]\nname='a'\nuri='sim:///x'"
@@ -640,14 +906,16 @@ mod tests {
                 "[detach]\nattempts = 0\n[reconcile]\ninterval = 0.5",
                 &["[detach] attempts", "[reconcile] interval"],
             ),
-            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]] name", "[[hypervisor]] uri"]),
+            ("[[hypervisor]]\nname = ''\nuri = 'x'", &["[[hypervisor]][0] name", "[[hypervisor]][0] uri"]),
             (
                 "[detach]\ntimeout = -1\nattempt = 0\nattempts = 0\n[apis]\n[pci]\nalias = 3",
                 &["2", "3", "5", "7", "[detach] attempts"],
             ),
             ("hypervisor = 3\nx = 4", &["1", "2"]),
-            // Twice the same key: the table.
-            ("[pci]\nalias = []\npci_alias = []", &["1"]),
+            ("[pci]\nalias = []\npci_alias = []", &["3"]),
+            ("[pci]\npassthrough_whitelist = []\ndevice_spec = []\nx = 1", &["4", "3"]),
+            ("[pci]\nunguarded = ['3b:00.0', 'nope/3b:00.0']", &["[pci] unguarded[1]"]),
+            ("[pci]\nunguarded = ['localhost/3b:00.0']", &[]),
             ("[api\n[detach]\nattempts = 0\nx = = 1", &["1", "4"]),
         ] {
             assert_eq!(places(text), expected, "{text}");
@@ -671,6 +939,29 @@ mod tests {
             let text = lines.join("\n");
             let (_, problems) = Config::examine_text("x", &text);
             proptest::prop_assert_eq!(Config::parse(&text).is_ok(), problems.is_empty(), "{:?}", problems);
+        }
+    }
+
+    #[test]
+    fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
+        let hook = |lines: &str| {
+            format!(
+                "[[webhook]]\nname = 'a'\nurl = 'http://127.0.0.1/t0ken'\nsecret = '0123456789abcdef'\n{lines}"
+            )
+        };
+        let config = Config::parse(&hook("kinds = ['attachment', 'device.gone']")).unwrap();
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("t0ken") && !printed.contains("0123456789abcdef"), "{printed}");
+        for (text, why) in [
+            (hook("kinds = ['attachments']"), "attachment.state"),
+            (hook("attempts = 0"), "at least once"),
+            (hook("").replace("'a'", "'a/b'"), "1 to 64"),
+            (hook("").replace("http:", "https:"), "not spoken yet"),
+            (hook("").replace("0123456789", "0"), "openssl rand"),
+            (format!("{}{}", hook(""), hook("")), "called so"),
+        ] {
+            let said = error(&text);
+            assert!(said.contains(why) && !said.contains("t0ken"), "{said}");
         }
     }
 

@@ -25,11 +25,11 @@ pub enum Error {
     #[error("host {host}: {shortage}; {advice}")]
     TooFewFree {
         /// Which part of the request, and what there is.
-        shortage: Shortage,
+        shortage: Box<Shortage>,
         /// On which host.
         host: String,
         /// What to do.
-        advice: &'static str,
+        advice: String,
     },
     /// No such server on any host.
     #[error("server {0} not found; GET servers lists those there are")]
@@ -40,6 +40,9 @@ pub enum Error {
     /// Something else that is named in the path is not there.
     #[error("{0} not found")]
     NotFound(String),
+    /// What is asked for was there, and is no longer kept.
+    #[error("{0}")]
+    Gone(String),
     /// The request does not go with the state that things are in.
     #[error("{0}")]
     Conflict(String),
@@ -53,6 +56,14 @@ pub enum Error {
         host: String,
         /// Why, as far as it is known.
         reason: String,
+    },
+    /// A host has as much to do as may wait for it.
+    #[error("host {host} has {limit} attaches and detaches under way or waiting already; try again later")]
+    Full {
+        /// The host's name.
+        host: String,
+        /// `[api] queue`.
+        limit: u32,
     },
     /// A call to the hypervisor failed.
     #[error("{context}: {source}")]

@@ -1,25 +1,28 @@
 //! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::hypervisor::{DomainView, ErrorKind, Hypervisor};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Hypervisor, OverdueCall};
 use hotslot_driver::libvirt::{Libvirt, Options};
 use hotslot_driver::pci::PciAddress;
-use hotslot_driver::sim::Sim;
-use tokio::sync::{Mutex, mpsc, watch};
+use hotslot_driver::sim::{self, Sim};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config;
 use crate::error::Error;
 use crate::id::ServerId;
-use crate::inventory::Inventory;
+use crate::inventory::{Foreign, Inventory};
 use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a list of all hosts waits for one of them.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One configured host.
 pub struct Host {
@@ -33,16 +36,36 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Whether records and hypervisor have been brought together since the connection came up.
     synced: watch::Sender<bool>,
+    /// Room for attaches and detaches, and how much there is.
+    queue: (Arc<Semaphore>, u32),
     /// Who takes functions from their host drivers for a whole group, or gives them back.
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
+    /// The host's functions in each domain that has any, as it was last read.
+    held: RwLock<BTreeMap<ServerId, Held>>,
     /// By which rules they were last recorded. Held while they are read and recorded.
     pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
     /// What is to be compared with its records once more.
     again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.
     pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Again>>>,
+}
+
+/// The functions that one domain has.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// Those that the running guest has.
+    live: BTreeSet<PciAddress>,
+    /// Those that others gave it.
+    foreign: BTreeMap<PciAddress, Foreign>,
+}
+
+impl Held {
+    fn of(view: &DomainView) -> Self {
+        let live = view.live.iter().flat_map(|live| &live.hostdevs).map(|hostdev| hostdev.source);
+        Self { live: live.collect(), foreign: Foreign::of(view) }
+    }
 }
 
 /// The PCI functions of a host.
@@ -55,6 +78,8 @@ pub(crate) enum Again {
     Everything,
     /// A server.
     Server(ServerId),
+    /// A server with a device of which it is not known whether its guest was asked to let it go.
+    Open(ServerId),
     /// A PCI function.
     Function(PciAddress),
     /// What was taken from its host driver for a whole group.
@@ -66,6 +91,7 @@ impl Host {
         row: HypervisorRow,
         configured: &config::Hypervisor,
         hypervisor: Arc<dyn Hypervisor>,
+        queue: u32,
     ) -> Self {
         let synced = watch::Sender::new(false);
         let (again, asked_again) = mpsc::unbounded_channel();
@@ -75,8 +101,10 @@ impl Host {
             uri: configured.uri.clone(),
             hypervisor,
             synced,
+            queue: (Arc::new(Semaphore::new(queue as usize)), queue),
             groups: Mutex::default(),
             functions: RwLock::default(),
+            held: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
             asked_again: Mutex::new(Some(asked_again)),
@@ -93,6 +121,11 @@ impl Host {
     pub(crate) fn look_again(&self, server: ServerId) {
         // Nobody listens only while the service ends.
         let _ = self.again.send(Again::Server(server));
+    }
+
+    /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
+    pub(crate) fn ask_again(&self, server: ServerId) {
+        let _ = self.again.send(Again::Open(server));
     }
 
     /// Asks for a function to be compared with its record once more.
@@ -112,6 +145,46 @@ impl Host {
 
     pub(crate) fn set_functions(&self, functions: Arc<Functions>) {
         *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
+    }
+
+    /// The functions that domains have and hotslot did not give them, as they were last read. Of two domains with one
+    /// function the running one counts.
+    pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
+        let mut all = BTreeMap::<PciAddress, Foreign>::new();
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        for (address, foreign) in held.values().flat_map(|held| &held.foreign) {
+            if foreign.live || !all.contains_key(address) {
+                all.insert(*address, foreign.clone());
+            }
+        }
+        all
+    }
+
+    /// The functions that running guests have, by whomever they were given them.
+    pub(crate) fn in_guests(&self) -> BTreeSet<PciAddress> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.values().flat_map(|held| &held.live).copied().collect()
+    }
+
+    /// The domains that have functions.
+    pub(crate) fn holders(&self) -> BTreeSet<ServerId> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Says what a domain has, now that it was read; none when it is gone.
+    pub(crate) fn set_held(&self, server: ServerId, view: Option<&DomainView>) {
+        let found = view.map(Held::of).unwrap_or_default();
+        let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let was = all.remove(&server).unwrap_or_default();
+        let has_less = !was.live.is_subset(&found.live);
+        if found != Held::default() {
+            all.insert(server, found);
+        }
+        drop(all);
+        // What waited for it may be given back now.
+        if has_less {
+            self.give_back();
+        }
     }
 
     pub(crate) fn set_synced(&self, synced: bool) {
@@ -137,6 +210,36 @@ impl Host {
         }
     }
 
+    /// Room for one more attach or detach, until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Full`].
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let (room, limit) = &self.queue;
+        let full = |_| Error::Full { host: self.name.clone(), limit: *limit };
+        Arc::clone(room).try_acquire_owned().map_err(full)
+    }
+
+    /// A call for a list of several hosts, which does not wait long for one of them.
+    ///
+    /// # Errors
+    /// The call's; [`ErrorKind::TimedOut`].
+    pub(crate) async fn soon<T>(
+        &self,
+        call: impl Future<Output = Result<T, hypervisor::Error>>,
+    ) -> Result<T, hypervisor::Error> {
+        let late = |_| {
+            let message = format!("no answer within {LIST_PATIENCE:?}");
+            Err(hypervisor::Error::new(ErrorKind::TimedOut, "ask for a list", message))
+        };
+        tokio::time::timeout(LIST_PATIENCE, call).await.unwrap_or_else(late)
+    }
+
+    /// The oldest call that may change a server, was given up and has not come back.
+    pub(crate) fn stuck(&self, server: ServerId) -> Option<OverdueCall> {
+        self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
+    }
+
     /// A server of this host; none when it has no such server.
     ///
     /// # Errors
@@ -150,10 +253,7 @@ impl Host {
     }
 
     /// Puts a failure of this host's hypervisor into the service's words.
-    pub fn error(
-        &self,
-        context: impl Into<String>,
-    ) -> impl FnOnce(hotslot_driver::hypervisor::Error) -> Error {
+    pub fn error(&self, context: impl Into<String>) -> impl FnOnce(hypervisor::Error) -> Error {
         let context = context.into();
         move |error| {
             if error.kind == ErrorKind::Away {
@@ -174,7 +274,8 @@ pub fn open(
     options: &config::Libvirt,
 ) -> Result<Arc<dyn Hypervisor>, config::ConfigError> {
     if let Some(path) = configured.uri.strip_prefix("sim://") {
-        let sim = Sim::open(Path::new(path)).map_err(|error| config::ConfigError::Value {
+        let limits = sim::Limits { read: options.call_timeout.0, change: options.attach_timeout.0 };
+        let sim = Sim::open_with(Path::new(path), limits).map_err(|error| config::ConfigError::Value {
             key: format!("[[hypervisor]] {}", configured.name),
             reason: error.to_string(),
         })?;

@@ -5,8 +5,12 @@
 //! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
+//! idempotency   requests that are sent again
 //! store         SQL, one file a table
 //! others        the other processes over one database
+//! webhook       events told by POST: signed, again and again, dead letters
+//! who           on whose behalf a task works: the events say it
+//! retention     how long it is kept what happened
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -19,7 +23,11 @@ pub mod flavor;
 pub mod host;
 pub mod http;
 pub mod id;
+pub mod idempotency;
 pub mod inventory;
 mod others;
+mod retention;
 pub mod service;
 pub mod store;
+pub mod webhook;
+mod who;

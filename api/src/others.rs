@@ -42,6 +42,9 @@ async fn hear(service: &Arc<Service>) -> Result<(), Error> {
         if news == News::Rules {
             service.follow_rules().await?;
         }
+        if news != News::Records {
+            service.webhooks.iter().for_each(|webhook| webhook.try_again());
+        }
         news = heard.next().await?;
     }
 }
@@ -81,7 +84,7 @@ async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
         host = %process.host, pid = process.pid,
         "process {} on {} has ended: what it left is taken over", process.pid, process.host
     );
-    service.store.forget(process).await?;
+    service.store.forget_process(process).await?;
     // As at a start. Should this process end before it is done, another one does the same for it.
     for host in &service.hosts {
         host.look_everywhere();

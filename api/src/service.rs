@@ -1,13 +1,16 @@
 //! The service as one value: what handlers are given.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::{DomainView, Hypervisor};
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
@@ -18,7 +21,9 @@ use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
 use crate::others;
+use crate::retention;
 use crate::store::{self, Attachment, Device, Store};
+use crate::webhook::Webhook;
 
 /// The running service.
 pub struct Service {
@@ -38,8 +43,14 @@ pub struct Service {
     pub(crate) in_flight: Arc<Busy>,
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
-    /// Attaches to one server go in turn.
+    /// Attaches to one server go in turn, and requests of one idempotency key and path.
     pub(crate) turns: Turns,
+    /// On which host a server was found the last time.
+    homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
+    /// Who is told what happens.
+    pub webhooks: Vec<Arc<Webhook>>,
+    /// Whether the service is about to end.
+    stopping: watch::Sender<bool>,
 }
 
 /// Why the service does not start.
@@ -95,26 +106,48 @@ impl Service {
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
             let hypervisor = open(&configured, &config.libvirt)?;
-            let row =
-                store.hypervisor(&configured.name, &configured.uri).await.map_err(StartError::Records)?;
-            hosts.push(Arc::new(Host::new(row, &configured, hypervisor)));
+            let row = store.hypervisor(&configured.name, &configured.uri).await;
+            let row = row.map_err(|error| unusable(&config.database.url, error))?;
+            hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
-        let changing = Mutex::default();
+        let mut webhooks = Vec::new();
+        for configured in &config.webhook {
+            // A new one is told what happens from now on.
+            store.told(&configured.name).await.map_err(StartError::Records)?;
+            webhooks.push(Arc::new(Webhook::new(configured.clone())?));
+        }
         let in_flight = Busy::new("attachment", store.locks());
         let verifying = Busy::new("address of attachment", store.locks());
         let turns = Turns::new(store.locks());
+        let (changing, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
-        let service = Self { config, store, hosts, rules, changing, templates, in_flight, verifying, turns };
-        let service = Arc::new(service);
-        for host in &service.hosts {
-            tokio::spawn(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
+        let service = Arc::new(Self {
+            config,
+            store,
+            hosts,
+            rules,
+            changing,
+            templates,
+            in_flight,
+            verifying,
+            turns,
+            homes,
+            webhooks,
+            stopping,
+        });
+        for webhook in &service.webhooks {
+            tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
         }
-        tokio::spawn(others::follow(Arc::clone(&service)));
+        service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
+        for host in &service.hosts {
+            service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
+        }
+        service.go_on(others::follow(Arc::clone(&service)));
         Ok(service)
     }
 
@@ -123,15 +156,61 @@ impl Service {
     /// # Errors
     /// [`Error::NoServer`]; [`Error::HostAway`] when a host that might have it cannot be asked.
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
+        // A host that is slow holds up its own servers only.
+        let home = self.homes().get(&server).and_then(|id| self.host(*id));
         let mut away = None;
-        for host in &self.hosts {
+        if let Some(host) = home {
             match host.server(server).await {
                 Ok(Some(view)) => return Ok((Arc::clone(host), view)),
+                Ok(None) => drop(self.homes().remove(&server)),
+                Err(error) => away = Some(error),
+            }
+        }
+        let others = self.hosts.iter().filter(|host| home.is_none_or(|home| !Arc::ptr_eq(home, host)));
+        let mut asked: FuturesUnordered<_> =
+            others.map(|host| async move { (host, host.server(server).await) }).collect();
+        while let Some((host, answer)) = asked.next().await {
+            match answer {
+                Ok(Some(view)) => {
+                    self.homes().insert(server, host.row.id);
+                    return Ok((Arc::clone(host), view));
+                }
                 Ok(None) => {}
                 Err(error) => away = Some(error),
             }
         }
         Err(away.unwrap_or(Error::NoServer(server)))
+    }
+
+    fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something for as long as the service runs: what is left of it is done after the next start.
+    fn go_on(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = service.ending() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// Tells those who would follow what happens for ever that the service is about to end.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether the service is about to end, as it changes.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    /// Waits until the service is about to end.
+    pub(crate) async fn ending(&self) {
+        // The sender is the service's own.
+        let _ = self.stopping().wait_for(|stop| *stop).await;
     }
 
     /// The host of a row.
@@ -146,7 +225,11 @@ impl Service {
 
     /// How often and how long guests are asked to let a device go.
     pub fn detach_limits(&self) -> DetachLimits {
-        DetachLimits { attempts: self.config.detach.attempts, timeout: self.config.detach.timeout.0 }
+        DetachLimits {
+            attempts: self.config.detach.attempts,
+            timeout: self.config.detach.timeout.0,
+            total: None,
+        }
     }
 }
 
@@ -184,17 +267,25 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
     }
 }
 
+/// Why the database that a URL names is of no use.
+fn unusable(url: &str, error: Error) -> StartError {
+    let Error::Store(source) = error else { return StartError::Records(error) };
+    let advice = if store::is_postgres(url) {
+        postgres_advice(&source)
+    } else {
+        advice(&source, store::sqlite_file(url))
+    };
+    StartError::Database { advice, source }
+}
+
 async fn open_store(config: &Config) -> Result<Store, StartError> {
     let url = &config.database.url;
+    let failed = |error| unusable(url, error);
     if store::is_postgres(url) {
-        return Store::open(url, None).await.map_err(|error| {
-            let Error::Store(source) = error else { return StartError::Records(error) };
-            StartError::Database { advice: postgres_advice(&source), source }
-        });
+        return Store::open(url, None).await.map_err(failed);
     }
     let path = store::sqlite_file(url);
-    let failed = |source: sqlx::Error| StartError::Database { advice: advice(&source, path), source };
-    let io = |error| failed(sqlx::Error::Io(error));
+    let io = |error| failed(Error::Store(sqlx::Error::Io(error)));
     let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
     if let Some(directory) = directory {
         std::fs::create_dir_all(directory).map_err(io)?;
@@ -205,9 +296,7 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
     };
-    Store::open(url, Some(lock)).await.map_err(|error| {
-        if let Error::Store(source) = error { failed(source) } else { StartError::Records(error) }
-    })
+    Store::open(url, Some(lock)).await.map_err(failed)
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {

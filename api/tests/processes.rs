@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use hotslot_api::attachment::State;
 use hotslot_api::attachment::attach::AttachRequest;
+use hotslot_api::attachment::detach::DetachRequest;
 use hotslot_api::config::Config;
 use hotslot_api::error::Error;
 use hotslot_api::id::{AttachmentId, ServerId};
@@ -126,7 +127,7 @@ impl Process {
 
     async fn detach(&self, server: ServerId, id: AttachmentId) -> Result<(), Error> {
         self.run(move |service| async move {
-            match service.begin_detach(server, id).await? {
+            match service.begin_detach(server, id, DetachRequest::default()).await? {
                 Some(work) => work.await.unwrap(),
                 None => Ok(()),
             }
@@ -170,6 +171,7 @@ fn request(server: ServerId, alias: &str, count: usize) -> AttachRequest {
         whole_group: false,
         numa_policy: None,
         network: None,
+        key: None,
     }
 }
 
@@ -322,7 +324,10 @@ async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
     // The guest has not been asked when it dies, and nothing will happen by itself.
     scene.sim.control("latency detach 600000").unwrap();
     let service = Arc::clone(&one.service);
-    one.runtime.as_ref().unwrap().spawn(async move { service.begin_detach(server, row.id).await });
+    one.runtime
+        .as_ref()
+        .unwrap()
+        .spawn(async move { service.begin_detach(server, row.id, DetachRequest::default()).await });
     until("it is to go", async || other.attachments().await[0].state == State::Detaching).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(other.attachments().await[0].state, State::Detaching, "it is left to who does it");

@@ -15,6 +15,9 @@ pub(crate) enum AttachmentCommand {
     List {
         /// Only those of this guest: its UUID or its name.
         server: Option<String>,
+        /// Those that have ended, the last one first, in place of those that have not.
+        #[arg(long)]
+        ended: bool,
         /// More columns.
         #[arg(short, long)]
         long: bool,
@@ -29,7 +32,7 @@ pub(crate) enum AttachmentCommand {
 impl AttachmentCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
-            Self::List { server, long } => list(cli, server.as_deref(), long).await,
+            Self::List { server, ended, long } => list(cli, server.as_deref(), ended, long).await,
             Self::Show { attachment } => show(cli, &attachment).await,
         }
     }
@@ -53,6 +56,11 @@ pub(crate) async fn all(cli: &Cli) -> Result<Vec<Value>, Failure> {
     cli.client.items(&["os-pci_attachments"], "pciAttachment").await
 }
 
+/// The latest of those that have ended, of all servers.
+pub(crate) async fn ended(cli: &Cli) -> Result<Vec<Value>, Failure> {
+    cli.client.query(&["os-pci_attachments"], "ended=true", "pciAttachment").await
+}
+
 /// The attachment whose id begins so.
 pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Value, Failure> {
     let begins =
@@ -73,12 +81,14 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
     }
 }
 
-async fn list(cli: &Cli, server: Option<&str>, long: bool) -> anyhow::Result<Exit> {
+async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyhow::Result<Exit> {
     let attachments = match server {
         Some(server) => {
             let id = server::find(cli, server).await?;
-            cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?
+            let query = if ended { "ended=true" } else { "" };
+            cli.client.query(&["servers", &id, "os-pci_attachments"], query, "pciAttachment").await?
         }
+        None if ended => self::ended(cli).await?,
         None => all(cli).await?,
     };
     let people = cli.format == Format::Table && !attachments.is_empty();
@@ -86,6 +96,9 @@ async fn list(cli: &Cli, server: Option<&str>, long: bool) -> anyhow::Result<Exi
     let called = |attachment: &Value| server::called(&names, &at(attachment, "/serverId"));
     let mut columns = columns();
     columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
+    if ended {
+        columns.push(column("ENDED", "/ended_at"));
+    }
     if long {
         columns.extend([
             column("MAC", "/mac_address"),
@@ -114,6 +127,7 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Status", "/status"),
         column("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
+        column("Forced", "/forced"),
         column("Whole group", "/whole_group"),
         column("Created", "/created_at"),
         column("Attached", "/attached_at"),

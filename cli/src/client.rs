@@ -1,17 +1,26 @@
 //! The service as its client sees it: paths in, JSON or a failure with its exit code out.
 //!
 //! Only this machine is spoken to, over loopback or a unix socket: no TLS, no proxy. An answer is waited for as
-//! long as it takes, since a guest may take minutes to let a device go.
+//! long as it takes, since a guest may take minutes to let a device go. What is posted has a key of its own, so that
+//! it is done once although it is sent again when the connection breaks.
 
 use std::error::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
-use reqwest::{Method, Url};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
+
+/// How long a service that is there keeps silent at most while it is followed.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often a POST is sent again when the connection breaks before it is answered, and how long after.
+const SENT_AGAIN: u32 = 5;
+const SEND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the service is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,29 +92,43 @@ impl Client {
     /// [`items`](Self::items), narrowed by a query string.
     pub(crate) async fn query(&self, path: &[&str], query: &str, key: &str) -> Result<Vec<Value>, Failure> {
         let mut all = Vec::new();
-        let mut query = Some(query.to_owned()).filter(|query| !query.is_empty());
-        loop {
-            let mut answer = self.send(Method::GET, "v2.1", path, query.as_deref(), None).await?;
-            let Value::Array(items) = answer[key].take() else {
-                return Err(self.strange(&format!("its answer has no list `{key}`")));
-            };
+        let mut query = Some(query.to_owned());
+        while let Some(page) = query {
+            let (items, next) = self.page(path, &page, key).await?;
             all.extend(items);
-            let links = answer[format!("{key}_links")].take();
-            let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
-            let Some(href) = next.and_then(|link| link["href"].as_str()) else { return Ok(all) };
-            query = href.split_once('?').map(|(_, query)| query.to_owned());
+            query = next;
         }
+        Ok(all)
+    }
+
+    /// One page of a list, and the query string of the next.
+    pub(crate) async fn page(
+        &self,
+        path: &[&str],
+        query: &str,
+        key: &str,
+    ) -> Result<(Vec<Value>, Option<String>), Failure> {
+        let query = Some(query).filter(|query| !query.is_empty());
+        let mut answer = self.send(Method::GET, "v2.1", path, query, None).await?;
+        let Value::Array(items) = answer[key].take() else {
+            return Err(self.strange(&format!("its answer has no list `{key}`")));
+        };
+        let links = answer[format!("{key}_links")].take();
+        let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
+        let next = next.and_then(|link| link["href"].as_str()?.split_once('?'));
+        Ok((items, next.map(|(_, query)| query.to_owned())))
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
         self.send(Method::POST, "v2.1", path, None, Some(body)).await
     }
 
-    /// Deletes and waits until it is gone (v2), or only asks for it (v3).
-    pub(crate) async fn delete(&self, path: &[&str], wait: bool) -> Result<(), Failure> {
+    /// Deletes and waits until it is gone (v2), or only asks for it (v3); `query` as in [`query`](Self::query).
+    pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
         // v2 has a tenant in its path; nobody is asked which.
         let version = if wait { "v2/-" } else { "v3" };
-        self.send(Method::DELETE, version, path, None, None).await.map(drop)
+        let query = Some(query).filter(|query| !query.is_empty());
+        self.send(Method::DELETE, version, path, query, None).await.map(drop)
     }
 
     /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).
@@ -135,22 +158,56 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(version.split('/')).extend(path);
         }
-        let mut request = self.http.request(method, url);
+        let mut request = self.http.request(method.clone(), url);
+        let mut again = 0;
+        if method == Method::POST {
+            request = request.header("idempotency-key", Uuid::new_v4().to_string());
+            again = SENT_AGAIN;
+        }
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let (status, answer) = loop {
+            request = match (request.try_clone(), exchange(request).await) {
+                (_, Ok(answer)) => break answer,
+                // Nobody has heard of it when there was no connection to begin with.
+                (Some(same), Err(error)) if again > 0 && !(error.is_connect() && again == SENT_AGAIN) => same,
+                (_, Err(error)) => return Err(self.unreachable(&error)),
+            };
+            again -= 1;
+            tokio::time::sleep(SEND_AGAIN_AFTER).await;
+        };
         if !status.is_success() {
-            let message = fault(&answer)
-                .unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
-            return Err(Failure::new(Exit::of_status(status.as_u16()), message));
+            return Err(self.refused(status, &answer));
         }
         if answer.is_empty() {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&answer).map_err(|_| self.strange("it answers no JSON"))
+    }
+
+    fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
+        let message =
+            fault(answer).unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+        Failure::new(Exit::of_status(status.as_u16()), message)
+    }
+
+    /// What happens from now on, as Server-Sent Events: from an id on, where one was heard.
+    pub(crate) async fn follow(&self, query: &str, heard: Option<&str>) -> Result<Stream<'_>, Failure> {
+        let mut url = self.base.clone();
+        url.set_path("v2.1/events");
+        url.set_query(Some(query).filter(|query| !query.is_empty()));
+        let mut request = self.http.get(url).header("accept", "text/event-stream");
+        if let Some(id) = heard {
+            request = request.header("last-event-id", id);
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if !status.is_success() {
+            let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+            return Err(self.refused(status, &answer));
+        }
+        Ok(Stream { client: self, response, buffer: Vec::new() })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -177,6 +234,63 @@ impl Client {
     fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
     }
+}
+
+/// Server-Sent Events as they come.
+pub(crate) struct Stream<'a> {
+    client: &'a Client,
+    response: reqwest::Response,
+    /// What came of the next message.
+    buffer: Vec<u8>,
+}
+
+/// One of them; what it lacks is empty.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) id: String,
+    pub(crate) data: String,
+}
+
+impl Stream<'_> {
+    /// The next message; none when the service ended it.
+    pub(crate) async fn next(&mut self) -> Result<Option<Message>, Failure> {
+        loop {
+            if let Some(message) = message(&mut self.buffer) {
+                return Ok(Some(message));
+            }
+            // A service that says nothing for so long, not even that it is there, is not there.
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            match chunk {
+                Ok(Ok(Some(bytes))) => self.buffer.extend_from_slice(&bytes),
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(error)) => return Err(self.client.unreachable(&error)),
+                Err(_) => return Err(self.client.strange("it has been silent for too long")),
+            }
+        }
+    }
+}
+
+/// Takes the first whole message out of what came.
+fn message(buffer: &mut Vec<u8>) -> Option<Message> {
+    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
+    let rest = buffer.split_off(end + 2);
+    let text = String::from_utf8_lossy(buffer).into_owned();
+    *buffer = rest;
+    let mut message = Message::default();
+    for line in text.lines() {
+        match line.split_once(": ") {
+            Some(("id", id)) => message.id = id.to_owned(),
+            Some(("data", data)) => message.data += data,
+            Some(_) | None => {}
+        }
+    }
+    Some(message)
+}
+
+/// Sends a request, and receives all of its answer.
+async fn exchange(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), reqwest::Error> {
+    let response = request.send().await?;
+    Ok((response.status(), response.bytes().await?.to_vec()))
 }
 
 /// A query string of these pairs, escaped.
@@ -267,6 +381,18 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_taken_as_they_are_whole() {
+        let mut buffer = b": \nid: 3\n\nid: 4\nevent: device.status\ndata: {\"id\": 4}\n\nid: 5\nda".to_vec();
+        let expected = |id: &str, data: &str| Some(Message { id: id.into(), data: data.into() });
+        assert_eq!(message(&mut buffer), expected("3", ""));
+        assert_eq!(message(&mut buffer), expected("4", "{\"id\": 4}"));
+        assert_eq!(message(&mut buffer), None);
+        buffer.extend(b"ta: {}\n\n");
+        assert_eq!(message(&mut buffer), expected("5", "{}"));
+        assert_eq!(buffer, b"");
+    }
+
+    #[test]
     fn a_fault_says_its_message() {
         let body = br#"{"conflictingRequest": {"code": 409, "message": "busy"}}"#;
         assert_eq!(fault(body).as_deref(), Some("busy"));
@@ -300,6 +426,31 @@ mod tests {
         let failure = answered("").await.0.unwrap_err();
         assert!(failure.to_string().contains("lost the hotslot service"), "{failure}");
         assert_eq!(failure.exit(), Exit::Away);
+    }
+
+    #[tokio::test]
+    async fn what_is_posted_is_sent_again_with_its_key_when_the_connection_breaks() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let service = tokio::spawn(async move {
+            let mut keys = Vec::new();
+            for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
+                keys.push(key.unwrap().to_owned());
+            }
+            keys
+        });
+        let client = Client::new(Address::Unix(path)).unwrap();
+        assert_eq!(client.post(&["x"], &Value::Null).await.unwrap()["a"], 1);
+        let keys = service.await.unwrap();
+        assert!(keys[0].len() == 36 && keys[0] == keys[1], "{keys:?}");
     }
 
     #[tokio::test]

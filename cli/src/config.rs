@@ -19,7 +19,7 @@ pub(crate) const HELP: &str = r#"Examples:
   hotslot config whitelist add '{"vendor_id": "8086", "product_id": "10ca"}'
   hotslot config alias add '{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}'
   hotslot config extra-info add '{"match": {"address": "3b:00.1"}, "values": {"switch": "tor-3"}}'
-  hotslot config whitelist remove 3 --force"#;
+  hotslot config whitelist remove 3f673402-6353-53f5-bb2b-90fd311e00db --force"#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -99,6 +99,7 @@ impl Entries {
                     column("READ-ONLY", "/read_only"),
                     column("POSITION", "/position"),
                     Column("ENTRY", Box::new(entry)),
+                    column("PROBLEM", "/problem"),
                 ];
                 output::list(cli.format, "entries", &entries, &columns)?;
             }

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::client::query_string;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at};
 use crate::wait::waiting;
@@ -16,15 +17,29 @@ pub(crate) struct Detach {
     /// Ask for it, and do not wait until the guests let go.
     #[arg(long)]
     no_wait: bool,
+    /// How long the guests are asked and waited for: 30s, 500ms, 2m; without, as the service is configured.
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<String>,
+    /// Ask in spite of a policy against it, and leave the device out of the definition whatever the guest says. A guest
+    /// that runs keeps the device all the same until it lets go.
+    #[arg(long)]
+    force: bool,
 }
 
 impl Detach {
     /// Detaches all that it can; the worst outcome is that of the command.
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let all = attachment::all(cli).await?;
+        let (all, mut ended) = (attachment::all(cli).await?, None);
         let mut asked: Vec<(String, Result<Value, Failure>)> = Vec::new();
         for prefix in &self.attachments {
-            let found = attachment::find(&all, prefix).cloned();
+            let mut found = attachment::find(&all, prefix).cloned();
+            // What has gone is asked for again by whoever did not hear of it: the outcome is the same.
+            if found.as_ref().is_err_and(|failure| failure.exit() == Exit::NotFound) {
+                if ended.is_none() {
+                    ended = Some(attachment::ended(cli).await?);
+                }
+                found = attachment::find(ended.as_deref().unwrap_or_default(), prefix).cloned();
+            }
             let id = found.as_ref().map_or_else(|_| prefix.clone(), |found| at(found, "/attachment_id"));
             if asked.iter().all(|(other, _)| *other != id) {
                 asked.push((id, found));
@@ -34,7 +49,7 @@ impl Detach {
             [(id, _)] => format!("detaching {id}"),
             several => format!("detaching {} devices", several.len()),
         };
-        let outcomes = waiting(&what, detach(cli, asked, !self.no_wait)).await?;
+        let outcomes = waiting(&what, detach(cli, asked, &self.query()?, !self.no_wait)).await?;
         let done = if self.no_wait { "detaching" } else { "detached" };
         if cli.format == Format::Json {
             output::json(&outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
@@ -51,6 +66,12 @@ impl Detach {
         let exits =
             outcomes.iter().map(|outcome| outcome.result.as_ref().map_or_else(Failure::exit, |_| Exit::Done));
         Ok(exits.max().unwrap_or(Exit::Done))
+    }
+
+    fn query(&self) -> anyhow::Result<String> {
+        let timeout = self.timeout.clone().map(|timeout| ("timeout", timeout));
+        let force = self.force.then(|| ("force", "true".to_owned()));
+        query_string(&timeout.into_iter().chain(force).collect::<Vec<_>>())
     }
 }
 
@@ -71,18 +92,24 @@ impl Outcome {
 }
 
 /// Detaches all at once, since each guest takes its time, and answers in the order asked.
-async fn detach(cli: &Cli, asked: Vec<(String, Result<Value, Failure>)>, wait: bool) -> Vec<Outcome> {
+async fn detach(
+    cli: &Cli,
+    asked: Vec<(String, Result<Value, Failure>)>,
+    query: &str,
+    wait: bool,
+) -> Vec<Outcome> {
     let tasks: Vec<_> = asked
         .into_iter()
         .map(|(id, found)| {
-            let client = cli.client.clone();
+            let (client, query) = (cli.client.clone(), query.to_owned());
             tokio::spawn(async move {
                 let result = match found {
                     Ok(attachment) => {
                         let path = ["servers", &at(&attachment, "/serverId"), "os-pci_attachments", &id];
                         let told =
                             |failure: Failure| Failure::new(failure.exit(), format!("{id}: {failure}"));
-                        client.delete(&path, wait).await.map(|()| at(&attachment, "/address")).map_err(told)
+                        let gone = client.delete(&path, &query, wait).await;
+                        gone.map(|()| at(&attachment, "/address")).map_err(told)
                     }
                     Err(failure) => Err(failure),
                 };
@@ -95,4 +122,30 @@ async fn detach(cli: &Cli, asked: Vec<(String, Result<Value, Failure>)>, wait: b
         outcomes.extend(task.await);
     }
     outcomes
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        detach: Detach,
+    }
+
+    #[test]
+    fn what_is_asked_for_stands_in_the_query() {
+        for (line, query) in [
+            ("3f2a", ""),
+            ("3f2a --timeout 30s", "timeout=30s"),
+            ("3f2a 91c0 --force", "force=true"),
+            ("3f2a --force --timeout 2m --no-wait", "timeout=2m&force=true"),
+        ] {
+            let line = Line::try_parse_from(format!("detach {line}").split(' ')).unwrap();
+            assert_eq!(line.detach.query().unwrap(), query);
+        }
+    }
 }

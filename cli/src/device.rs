@@ -95,11 +95,7 @@ impl List {
         let wants_names =
             cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
         let names = if wants_names { server::names(cli).await? } else { HashMap::new() };
-        output::list(cli.format, "devices", &devices, &self.columns(&names))?;
-        for failure in &away {
-            eprintln!("hotslot: {failure}");
-        }
-        Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
+        list(cli.format, &devices, &self.columns(&names), &away)
     }
 
     fn columns<'a>(&self, names: &'a HashMap<String, String>) -> Vec<Column<'a>> {
@@ -113,8 +109,7 @@ impl List {
             columns.extend([column("DRIVER", "/driver"), column("GROUP", "/iommu_group/number")]);
         }
         columns.push(column("STATUS", "/status"));
-        columns
-            .push(Column("SERVER", Box::new(|device| server::called(names, &at(device, "/instance_uuid")))));
+        columns.push(Column("SERVER", Box::new(|device| holder(names, device))));
         if self.long {
             columns.extend([
                 column("ID", "/id"),
@@ -176,19 +171,52 @@ pub(crate) async fn of_hosts(
     Ok((all, away))
 }
 
+/// Prints what was seen of hosts, and which of them are away: nothing was seen of those, which is not that they
+/// have no devices.
+pub(crate) fn list(
+    format: Format,
+    devices: &[Value],
+    columns: &[Column<'_>],
+    away: &[Failure],
+) -> anyhow::Result<Exit> {
+    if away.is_empty() || !devices.is_empty() || format == Format::Json {
+        output::list(format, "devices", devices, columns)?;
+    }
+    Ok(told(away))
+}
+
+/// Says which hosts are away.
+pub(crate) fn told<'a>(away: impl IntoIterator<Item = &'a Failure>) -> Exit {
+    let mut exit = Exit::Done;
+    for failure in away {
+        eprintln!("hotslot: {failure}");
+        exit = Exit::Away;
+    }
+    exit
+}
+
 /// Whether a host could not be asked since it is away, as its listing says.
 fn is_away(host: &Value, failure: &Failure) -> bool {
     failure.exit() == Exit::Away && host["state"] == "down"
 }
 
 async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
-    output::show(cli.format, &find(cli, name, host).await?, &lines())?;
-    Ok(Exit::Done)
+    let found = find(cli, name, host).await?;
+    output::show(cli.format, &found.device, &lines())?;
+    Ok(told(&found.away))
 }
 
-/// The one device of that name, with all that its host and its record tell of it: the record alone when the host
-/// is away or the device is gone.
-pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Value> {
+/// A device that was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// All that its host and its record tell of it; the record alone when the host is away or the device is gone.
+    pub(crate) device: Value,
+    /// Why the host cannot be asked.
+    pub(crate) away: Option<Failure>,
+}
+
+/// The one device of that name.
+pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Found> {
     let hosts = hosts(cli, host).await?;
     let records = pci::records(cli, name).await?;
     let mut found = Vec::new();
@@ -205,17 +233,18 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
                 if let (Value::Object(function), Some(Value::Object(record))) = (&mut function, record) {
                     function.extend(record.clone());
                 }
-                found.push(function);
+                found.push(Found { device: function, away: None });
             }
             Err(failure) if failure.exit() == Exit::NotFound || is_away(host, &failure) => {
-                found.extend(record.cloned());
+                let away = Some(failure).filter(|failure| failure.exit() == Exit::Away);
+                found.extend(record.map(|record| Found { device: record.clone(), away }));
             }
             Err(failure) => return Err(failure.into()),
         }
     }
-    match &mut found[..] {
-        [device] => Ok(device.take()),
-        [] => {
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => {
             let away = host::away(&hosts);
             Err(if away.is_empty() {
                 Failure::new(Exit::NotFound, format!("no device {name}; `hotslot device list --all`"))
@@ -224,7 +253,10 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
             }
             .into())
         }
-        several => Err(ambiguous(name, several).into()),
+        _ => {
+            let several: Vec<_> = found.into_iter().map(|found| found.device).collect();
+            Err(ambiguous(name, &several).into())
+        }
     }
 }
 
@@ -261,8 +293,16 @@ fn lines() -> Vec<Column<'static>> {
         Column("Offered", Box::new(offered)),
         column("os-pci id", "/id"),
         column("Status", "/status"),
-        column("Server", "/instance_uuid"),
+        Column("Server", Box::new(|device| holder(&HashMap::new(), device))),
     ]
+}
+
+/// The server that has a device, or the domain that others put it into.
+pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
+    match at(device, "/instance_uuid") {
+        server if server != "-" => server::called(names, &server),
+        _ => at(device, "/owner"),
+    }
 }
 
 /// `8086:10ca`, as `lspci -n` prints it.
@@ -378,7 +418,7 @@ mod tests {
         ]
     }
 
-    async fn found(state: &str, name: &str, host: Option<&str>) -> anyhow::Result<Value> {
+    async fn found(state: &str, name: &str, host: Option<&str>) -> anyhow::Result<Found> {
         let (outcome, _) = answering(two_hosts(state), async |client| {
             find(&Cli { client, format: Format::Json }, &name.parse().unwrap(), host).await
         })
@@ -394,7 +434,8 @@ mod tests {
         for (state, name, host) in
             [("up", "3b:00.1", Some("node2")), ("down", "3b:00.1", Some("node2")), ("down", "8", None)]
         {
-            let record = found(state, name, host).await.unwrap();
+            let Found { device: record, away } = found(state, name, host).await.unwrap();
+            assert_eq!(away.is_some(), state == "down", "{name}");
             assert_eq!((&record["label"], &record["offered"]), (&json!("record 8"), &Value::Null), "{name}");
         }
         let none = found("up", "3b:00.2", Some("node2")).await.unwrap_err();
@@ -412,7 +453,7 @@ mod tests {
             find(&Cli { client, format: Format::Json }, &"3b:00.1".parse().unwrap(), None).await
         })
         .await;
-        let device = device.unwrap();
+        let device = device.unwrap().device;
         assert_eq!((&device["offered"], &device["label"]), (&json!(true), &json!("record 7")));
     }
 
@@ -455,6 +496,15 @@ mod tests {
         let methods = [json!({ "reset_methods": ["flr", "bus"] }), json!({ "reset_methods": [] })];
         assert_eq!(methods.map(|device| reset(&device)), ["flr or bus", "none"]);
         assert_eq!([json!({ "reset_methods": null }), json!({})].map(|it| reset(&it)), ["not known", "-"]);
+    }
+
+    #[test]
+    fn a_device_of_a_domain_that_others_gave_it_to_says_so() {
+        let names = HashMap::from([(UUID.to_owned(), "web1".to_owned())]);
+        let ours = json!({ "instance_uuid": UUID, "owner": format!("server {UUID}") });
+        let foreign = json!({ "instance_uuid": null, "owner": "foreign: domain db1" });
+        let free = json!({ "instance_uuid": null, "owner": null });
+        assert_eq!([ours, foreign, free].map(|it| holder(&names, &it)), ["web1", "foreign: domain db1", "-"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  done
-    1  failed for another reason; a check of `doctor` failed, or `config check` found something
+    1  failed for another reason; a check of `doctor` failed, `config check` or `drift` found something
     2  usage: arguments that make no sense, or a name that several things have
     3  not found
     4  refused as things are: busy, wrong state, no free port, the guest keeps the device; or a dry run says so
@@ -34,7 +34,7 @@ impl Exit {
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
             400 => Self::BadRequest,
-            404 => Self::NotFound,
+            404 | 410 => Self::NotFound,
             409 => Self::Refused,
             503 => Self::Away,
             _ => Self::Failed,

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::client::query_string;
-use crate::device::{self, DeviceName};
+use crate::device::{self, DeviceName, Found};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
 use crate::{Cli, pci, server};
@@ -93,26 +93,22 @@ impl Explain {
             column("STATUS", "/status"),
             column("WHY", "/why"),
         ];
-        output::list(cli.format, "devices", &candidates, &columns)?;
-        for failure in &away {
-            eprintln!("hotslot: {failure}");
-        }
-        Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
+        device::list(cli.format, &candidates, &columns, &away)
     }
 }
 
 async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
-    let device = device::find(cli, name, host).await?;
+    let Found { device, away } = device::find(cli, name, host).await?;
     if cli.format == Format::Json {
         output::json(&device)?;
     } else {
-        output::print(&explanation(&device, &server::names(cli).await?))?;
+        output::print(&explanation(&device, away.is_some(), &server::names(cli).await?))?;
     }
-    Ok(Exit::Done)
+    Ok(device::told(&away))
 }
 
-/// What is to be said of a device, section by section.
-fn explanation(device: &Value, names: &HashMap<String, String>) -> String {
+/// What is to be said of a device, section by section. `away`: its host is.
+fn explanation(device: &Value, away: bool, names: &HashMap<String, String>) -> String {
     let what = format!("{} on {}", at(device, "/address"), at(device, "/host"));
     let title = match device::name(device) {
         none if none == "-" => format!("{what}, {}", device::ids(device)),
@@ -130,8 +126,8 @@ fn explanation(device: &Value, names: &HashMap<String, String>) -> String {
             ("Pool", vec![pool(device)]),
         ]
     } else {
-        let record = "its host does not show it now: it is away, or the device is gone; this is the record";
-        vec![("Device", vec![title, record.into()]), ("State", state(device, names))]
+        let why = if away { "its host is away" } else { "its host does not show it: it is gone" };
+        vec![("Device", vec![title, format!("{why}; this is the record")]), ("State", state(device, names))]
     };
     let mut rows = Vec::new();
     for (title, lines) in sections {
@@ -172,7 +168,7 @@ fn verdict(entry: &Value) -> String {
 fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     let mut lines = vec![owned(device, names)];
     if let Some(gone) = device["gone_at"].as_str() {
-        lines.push(format!("its host does not show it since {gone}"));
+        lines.push(format!("not on its host, or in no device_spec, since {gone}"));
     }
     if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
@@ -273,7 +269,7 @@ mod tests {
                       "address": null, "tags": { "rack": "r1" }, "count": 0 },
         });
         assert_eq!(
-            explanation(&device, &names),
+            explanation(&device, false, &names),
             r#"Device:        0000:06:00.0 on node1, 8086:10d3 Intel 82574L
 Offered:       no: it is allocated
 Whitelist:     entry 2 counts, the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
@@ -296,7 +292,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             "address": "0000:00:1f.0", "host": "node1", "vendor_id": "8086", "product_id": "2918",
             "offered": false, "whitelist": [], "guards": null, "reset_methods": null, "iommu_group": null,
         });
-        let said = explanation(&plain, &HashMap::new());
+        let said = explanation(&plain, false, &HashMap::new());
         for line in [
             "Device:        0000:00:1f.0 on node1, 8086:2918\n",
             "Offered:       no: no whitelist entry matches it\n",
@@ -310,15 +306,19 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         }
         let alone = json!({ "whitelist": [{ "position": 1, "counts": false, "matches": false }],
                             "iommu_group": { "number": 3 } });
-        let said = explanation(&alone, &HashMap::new());
+        let said = explanation(&alone, false, &HashMap::new());
         for line in ["Whitelist:     no entry matches\n", "IOMMU group:   it is alone in group 3\n"] {
             assert!(said.contains(line), "{line}{said}");
         }
 
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
-        let said = explanation(&gone, &HashMap::new());
-        assert!(said.ends_with("State:    removed\n          its host does not show it since T\n"), "{said}");
-        assert!(said.contains("this is the record") && !said.contains("Offered"), "{said}");
+        let said = explanation(&gone, false, &HashMap::new());
+        assert!(
+            said.ends_with("State:    removed\n          not on its host, or in no device_spec, since T\n"),
+            "{said}"
+        );
+        assert!(said.contains("it is gone; this is the record") && !said.contains("Offered"), "{said}");
+        assert!(explanation(&gone, true, &HashMap::new()).contains("its host is away; this is the record"));
     }
 
     fn explain(subject: &str) -> Explain {

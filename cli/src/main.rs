@@ -12,6 +12,8 @@ mod db;
 mod detach;
 mod device;
 mod doctor;
+mod drift;
+mod events;
 mod exit;
 mod explain;
 mod host;
@@ -102,12 +104,19 @@ enum Question {
     /// What is plugged into which guest.
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
+    /// What happened to devices, attachments and rules, and who did it; and what happens.
+    #[command(after_help = events::HELP)]
+    Events(events::Events),
     /// Plug devices into a guest, all or none.
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
     /// Unplug devices, and wait until their guests let go.
-    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait")]
+    #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
+                           hotslot detach 3f2a --timeout 30s")]
     Detach(detach::Detach),
+    /// Where records, guests and hosts disagree, and what would be done; with --repair it is done.
+    #[command(after_help = drift::HELP)]
+    Drift(drift::Drift),
 }
 
 /// What every command that asks the service is given.
@@ -173,8 +182,10 @@ impl Question {
             Self::Config(command) => command.run(cli).await,
             Self::Server(command) => command.run(cli).await,
             Self::Attachment(command) => command.run(cli).await,
+            Self::Events(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
+            Self::Drift(command) => command.run(cli).await,
         }
     }
 }
@@ -203,6 +214,8 @@ mod tests {
             "hotslot attachment list vm1 -o json",
             "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",
+            "hotslot drift",
+            "hotslot drift --repair --host node1 -o json",
             "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
             "hotslot pci list --server vm1 --extra rack=r1 --extra switch=tor-3 -o json",
             "hotslot pci show 20000000-0000-4000-8000-000000000001",
@@ -213,6 +226,9 @@ mod tests {
             "hotslot explain 3b:00.1 --host node1",
             "hotslot explain vf --server vm1 --whole-group",
             "hotslot explain vf --host node1 -o json",
+            "hotslot events",
+            "hotslot events -f --since 0 --kind attachment.state --server vm1 -o json",
+            "hotslot events --last 20 --host node1 --device 3b:00.1",
             "hotslot topology node1",
             "hotslot topology vm1 --server",
             "hotslot config check /etc/hotslot/hotslot.toml -o json",
@@ -235,6 +251,9 @@ mod tests {
             "hotslot pci cleaned eth0",
             "hotslot explain",
             "hotslot explain vf:2",
+            "hotslot events --since x",
+            "hotslot events --since 3 --last 4",
+            "hotslot events --kind attachments",
             "hotslot pci list --status free",
             "hotslot pci list --extra rack",
             "hotslot pci list --vendor intel",

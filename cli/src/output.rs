@@ -80,9 +80,16 @@ pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
 
 /// Prints text. Whoever stops reading (`| head`) has read enough.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+    print_on(text).map(drop)
+}
+
+/// [`print()`], as long as someone reads: answers whether it is so.
+pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -139,7 +139,7 @@ impl List {
             Column("VENDOR:PRODUCT", Box::new(device::ids)),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
-            Column("SERVER", Box::new(|device| server::called(names, &at(device, "/instance_uuid")))),
+            Column("SERVER", Box::new(|device| device::holder(names, device))),
         ];
         if self.long {
             columns.extend([
@@ -239,7 +239,6 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
         column("HOST", "/host"),
         column("COUNT", "/count"),
         Column("VENDOR:PRODUCT", Box::new(device::ids)),
-        column("TYPE", "/dev_type"),
         column("NUMA", "/numa_node"),
         Column("EXTRA_INFO", Box::new(tags)),
     ];

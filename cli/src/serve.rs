@@ -71,6 +71,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    service.stop();
     stopping.send_replace(true);
     if !server.is_finished() && tokio::time::timeout(GRACE, &mut server).await.is_err() {
         tracing::warn!(

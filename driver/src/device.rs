@@ -92,14 +92,17 @@ impl HostDevice {
         }
     }
 
+    /// Whether it is bound to a driver that gives it to guests.
+    pub fn is_on_vfio(&self) -> bool {
+        self.driver
+            .as_deref()
+            .is_some_and(|driver| driver.starts_with("vfio") || driver.ends_with("vfio_pci"))
+    }
+
     /// Whether a sibling in this state keeps its IOMMU group from being given to a guest: it is bound to a
     /// host driver that does its own DMA. Unbound functions, VFIO drivers and bridges' port driver do not.
     pub fn blocks_its_group(&self) -> bool {
-        let harmless = |driver: &str| {
-            matches!(driver, "pci-stub" | "pcieport")
-                || driver.starts_with("vfio")
-                || driver.ends_with("vfio_pci")
-        };
+        let harmless = |driver: &str| matches!(driver, "pci-stub" | "pcieport") || self.is_on_vfio();
         !self.bridge && self.driver.as_deref().is_some_and(|driver| !harmless(driver))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
+use crate::net::{MacAddress, VlanTag};
 use crate::pci::PciAddress;
 
 /// What hotslot reads of one domain document, live or persistent.
@@ -99,6 +100,10 @@ pub struct Hostdev {
     pub managed: bool,
     /// Whether it is an `<interface type='hostdev'>`.
     pub interface: bool,
+    /// The MAC address that an interface gets.
+    pub mac: Option<MacAddress>,
+    /// The VLAN that an interface is in; none for a trunk of several.
+    pub vlan: Option<VlanTag>,
 }
 
 /// The alias that names one attachment in a domain: libvirt keeps what begins with `ua-`, in the live

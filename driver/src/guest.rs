@@ -1,4 +1,4 @@
-//! The guest's own view of its PCI buses, asked of its agent or of QEMU.
+//! The guest's own view of its PCI buses, asked of its agent or of QEMU; and commands that its agent runs.
 //!
 //! The bus numbers are in the bridges: each bridge on the way from the root bus to the device is asked for
 //! the bus behind it, and the function found there must have the ids of the device that was plugged. Slot
@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::hypervisor::{Error, ErrorKind, Hypervisor};
@@ -16,6 +17,12 @@ use crate::pci::{PciAddress, PciId};
 use crate::topology::Hop;
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is asked whether a command has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How many characters of what a command wrote to stderr are told.
+const SAID: usize = 200;
 
 /// Asks the guest's agent where the device is: reads the bridges' `secondary_bus_number` and the function's
 /// `uevent` in the guest's sysfs (Linux 4.19 or later). None when the guest does not show it (yet).
@@ -43,17 +50,68 @@ pub async fn ask_agent(
     Ok(uevent.lines().any(|line| line.eq_ignore_ascii_case(&wanted)).then_some(address))
 }
 
+/// Runs a command in the guest by its agent, and waits until it has ended well. `limit` is how long it may take.
+///
+/// # Errors
+/// [`ErrorKind::AgentAway`] without an agent, [`ErrorKind::TimedOut`] when the command goes on after `limit`,
+/// [`ErrorKind::Refused`] with its exit code and what it wrote to stderr when it failed.
+pub async fn run(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    command: &[String],
+    limit: Duration,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
+    let (path, arguments) = command.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
+    let failed = |kind, message: &str| Error::new(kind, format!("run {path} in the guest"), message);
+    let begin = json!({ "path": path, "arg": arguments, "capture-output": true });
+    let begun = ask(hypervisor, domain, "guest-exec", begin).await?;
+    let pid = begun.get("pid").ok_or_else(|| failed(ErrorKind::Document, "the agent told no process id"))?;
+    tracing::debug!(domain = %domain, ?command, %pid, "runs in the guest");
+    loop {
+        let now = ask(hypervisor, domain, "guest-exec-status", json!({ "pid": pid })).await?;
+        if now.get("exited").and_then(Value::as_bool) == Some(true) {
+            if now.get("exitcode").and_then(Value::as_i64) == Some(0) {
+                return Ok(());
+            }
+            let ending = match (now.get("exitcode"), now.get("signal")) {
+                (Some(code), _) => format!("it ended with exit code {code}"),
+                (None, Some(signal)) => format!("it was ended by signal {signal}"),
+                (None, None) => "it failed".into(),
+            };
+            let said = now.get("err-data").and_then(Value::as_str).unwrap_or_default();
+            let said = base64::engine::general_purpose::STANDARD.decode(said).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            let said: String = said.trim().chars().take(SAID).collect();
+            let ending = if said.is_empty() { ending } else { format!("{ending}: {said}") };
+            return Err(failed(ErrorKind::Refused, &ending));
+        }
+        if Instant::now() >= deadline {
+            return Err(failed(ErrorKind::TimedOut, &format!("it has not ended after {limit:?}")));
+        }
+        tokio::time::sleep(LOOK_AGAIN.min(deadline - Instant::now())).await;
+    }
+}
+
+/// Asks the guest's agent, and takes the `return` out of its answer.
+async fn ask(
+    hypervisor: &dyn Hypervisor,
+    domain: Uuid,
+    execute: &str,
+    arguments: Value,
+) -> Result<Value, Error> {
+    let command = json!({ "execute": execute, "arguments": arguments }).to_string();
+    let answer = hypervisor.agent(domain, &command, AGENT_TIMEOUT).await?;
+    let document = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Document, format!("read the guest agent's answer to {execute}"), error)
+    };
+    let mut answer: Value = serde_json::from_str(&answer).map_err(|error| document(&error))?;
+    answer.get_mut("return").map(Value::take).ok_or_else(|| document(&"it has no `return`"))
+}
+
 /// Reads a file of the guest; none when the guest has no such file.
 async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Result<Option<String>, Error> {
-    let ask = async |execute: &str, arguments: Value| -> Result<Value, Error> {
-        let command = json!({ "execute": execute, "arguments": arguments }).to_string();
-        let answer = hypervisor.agent(domain, &command, AGENT_TIMEOUT).await?;
-        let document = |error: &dyn std::fmt::Display| {
-            Error::new(ErrorKind::Document, format!("read the guest agent's answer to {execute}"), error)
-        };
-        let mut answer: Value = serde_json::from_str(&answer).map_err(|error| document(&error))?;
-        answer.get_mut("return").map(Value::take).ok_or_else(|| document(&"it has no `return`"))
-    };
+    let ask = async |execute, arguments| ask(hypervisor, domain, execute, arguments).await;
     let handle = match ask("guest-file-open", json!({ "path": path, "mode": "r" })).await {
         Ok(handle) => handle,
         // The agent's own refusal: no such file.

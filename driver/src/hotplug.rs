@@ -24,7 +24,7 @@ use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{HostdevSpec, Templates};
 
-pub use preflight::{Bar, Check, CheckResult, Facts, Policy, Refusal, Verdict, preflight};
+pub use preflight::{Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight};
 
 /// How long and how often a guest is asked to let a device go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +33,14 @@ pub struct DetachLimits {
     pub attempts: u32,
     /// How long each attempt waits for the guest.
     pub timeout: Duration,
+    /// How long all attempts may take, and then as many as it takes; none: `attempts` of them.
+    pub total: Option<Duration>,
 }
 
 impl Default for DetachLimits {
     /// Nova's: `device_detach_attempts` 8, `device_detach_timeout` 20 s.
     fn default() -> Self {
-        Self { attempts: 8, timeout: Duration::from_secs(20) }
+        Self { attempts: 8, timeout: Duration::from_secs(20), total: None }
     }
 }
 
@@ -232,17 +234,20 @@ async fn take_out(
     if presence.config {
         ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
     }
-    for attempt in 1..=limits.attempts.max(1) {
-        if !presence.live {
-            break;
-        }
+    let until = limits.total.map(|total| Instant::now() + total);
+    let mut attempt = 0;
+    while presence.live {
+        attempt += 1;
+        let deadline = Instant::now() + limits.timeout;
+        let deadline = until.map_or(deadline, |until| deadline.min(until));
         let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
         tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "asked the guest to let go");
         let refused = match asked {
-            Ok(()) => wait(&mut events, domain, &name, limits.timeout).await,
+            Ok(()) => wait(&mut events, domain, &name, deadline).await,
             Err(error) if error.kind == ErrorKind::UnplugPending => {
-                wait(&mut events, domain, &name, limits.timeout).await
+                wait(&mut events, domain, &name, deadline).await
             }
+            Err(error) if error.kind == ErrorKind::UnplugRefused => true,
             // Nothing is left to wait for; the document tells.
             asked => ignore_missing(asked).map(|()| false)?,
         };
@@ -250,6 +255,15 @@ async fn take_out(
         presence = now;
         if refused && presence.live {
             return Ok(Unplugged::Refused { reason: "the guest refused to let the device go".into() });
+        }
+        // One that ended before its time, without an answer, counts.
+        let waited = Instant::now() >= deadline;
+        let more = match until {
+            Some(until) => Instant::now() < until && (waited || attempt < limits.attempts),
+            None => attempt < limits.attempts,
+        };
+        if !more {
+            break;
         }
     }
     if !presence.live && presence.config {
@@ -288,7 +302,21 @@ async fn keep_in_definition(
     if !presence.live || presence.config || view.persistent.is_none() {
         return Ok(());
     }
-    hypervisor.attach(domain, &render(templates, spec)?, Scope::Config).await
+    complete(hypervisor, templates, domain, spec, Scope::Config).await
+}
+
+/// Puts a device that a domain has in one of its documents into the other one too.
+///
+/// # Errors
+/// What the hypervisor refused; then that document is as it was.
+pub async fn complete(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &HostdevSpec,
+    scope: Scope,
+) -> Result<(), Error> {
+    hypervisor.attach(domain, &render(templates, spec)?, scope).await
 }
 
 fn render(templates: &Templates, spec: &HostdevSpec) -> Result<String, Error> {
@@ -328,9 +356,8 @@ async fn wait(
     events: &mut tokio::sync::broadcast::Receiver<Event>,
     domain: Uuid,
     name: &str,
-    timeout: Duration,
+    deadline: Instant,
 ) -> bool {
-    let deadline = Instant::now() + timeout;
     loop {
         match tokio::time::timeout_at(deadline, events.recv()).await {
             Err(_) | Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => return false,

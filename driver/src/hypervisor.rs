@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::device::HostDevice;
 use crate::domain::DomainXml;
+pub use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 
 /// One host's hypervisor.
@@ -68,6 +69,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Whether the hypervisor can be reached now. `Err` says why not, for people.
     fn connection(&self) -> Result<(), String>;
+
+    /// The calls that were given up at their limit and have not come back, the oldest first.
+    fn overdue(&self) -> Vec<OverdueCall>;
 
     /// The directory below which the host's own `sys` and `proc` can be read; none when the host is another
     /// machine than this one, or may be. What is read there is [`crate::local`]'s.
@@ -209,6 +213,11 @@ pub enum Event {
         /// Whether it is there now.
         connected: bool,
     },
+    /// A call that was given up at its limit has come back: what it did to the domain is to be looked at.
+    CameBack {
+        /// Which domain.
+        domain: Uuid,
+    },
     /// A node device came, went or changed.
     NodeDevice {
         /// libvirt's name of it; a child's name (`net_…`) too.
@@ -306,6 +315,8 @@ pub enum ErrorKind {
     NoPassthrough,
     /// An earlier removal of this device is still under way.
     UnplugPending,
+    /// The guest refused to let the device go while libvirt waited for it.
+    UnplugRefused,
     /// The guest's agent does not answer.
     AgentAway,
     /// The hypervisor does not know this call.

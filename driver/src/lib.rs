@@ -21,6 +21,7 @@ pub mod hypervisor;
 pub mod libvirt;
 pub mod local;
 pub mod net;
+mod overdue;
 pub mod pci;
 pub mod sim;
 pub mod topology;

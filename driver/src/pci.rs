@@ -2,6 +2,7 @@
 //!
 //! Each is parsed once, at the edge, and cannot hold a value that PCI does not allow.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -239,6 +240,11 @@ impl PciClass {
     /// Whether the function is a bridge (base class 0x06). Bridges cannot be assigned to guests.
     pub fn is_bridge(self) -> bool {
         self.base() == 0x06
+    }
+
+    /// Every word that a class may be called by.
+    pub fn descriptions() -> BTreeSet<&'static str> {
+        (0..=u16::MAX).map(|class| Self(u32::from(class) << 8).description()).collect()
     }
 
     /// What people call the class.

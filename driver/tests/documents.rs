@@ -121,14 +121,19 @@ fn interfaces_and_disks_find_the_function_they_are_on() {
 }
 
 #[test]
-fn a_device_in_a_32_bit_pci_domain_is_refused_by_name() {
-    let vmd = data("libvirt-11.3/nodedev/pf-igb.xml").replace("<domain>0<", "<domain>65536<");
-    let error = nodedev::parse(&vmd).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "node device pci_0000_01_00_0: <capability>: PCI domain 0x10000 is out of range 0 to 0xffff: \
-         libvirt cannot assign devices of such domains (VMD) (line 8)"
-    );
+fn a_function_of_a_32_bit_pci_domain_is_left_out_and_what_shares_its_group() {
+    let pf = data("libvirt-11.3/nodedev/pf-igb.xml");
+    assert!(matches!(nodedev::parse(&pf), Ok(NodeDevice::Pci(_))));
+    for vmd in [
+        pf.replace("<domain>0<", "<domain>65536<"),
+        pf.replace(
+            "<iommuGroup number='13'>",
+            "<iommuGroup number='13'><address domain='0x10000' bus='0x01'/>",
+        ),
+    ] {
+        assert_ne!(vmd, pf);
+        assert_eq!(nodedev::parse(&vmd), Ok(NodeDevice::Other));
+    }
 }
 
 #[test]

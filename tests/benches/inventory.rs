@@ -5,8 +5,6 @@
 //! hand, and reading the host alone, without the comparison.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
-use std::fs::DirEntry;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -21,6 +19,7 @@ use hotslot_driver::hypervisor::Hypervisor as _;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::{Sim, generate};
 use hotslot_driver::xml::nodedev;
+use hotslot_tests::measure::{cpu, report, resident};
 use hotslot_tests::{Hotslot, attachments, binary};
 use serde::Serialize;
 use serde_json::json;
@@ -40,17 +39,6 @@ alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type
 [reconcile]
 interval = 1
 "#;
-
-fn quantile(times: &mut [Duration], part: f64) -> f64 {
-    times.sort();
-    times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3
-}
-
-fn report(what: &str, times: &mut [Duration]) -> f64 {
-    let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
-    println!("{what:44} p50 {p50:8.2} ms   p99 {p99:8.2} ms   ({} times)", times.len());
-    p50
-}
 
 /// How long something takes, each of many times.
 fn timed<T>(rounds: usize, mut work: impl FnMut() -> T) -> Vec<Duration> {
@@ -217,10 +205,10 @@ async fn scanning(service: &Hotslot, floor: f64) -> f64 {
     let scans = || service.log().matches("scanned").count() as u64;
     let begin = scans();
     service.until("a round ends", async || scans() > begin).await;
-    let (first, version_before, cpu_before) = (scans(), version(&mut db).await, cpu(service));
+    let (first, version_before, cpu_before) = (scans(), version(&mut db).await, cpu(service.pid()));
     tokio::time::sleep(Duration::from_secs(SCANS)).await;
     // A thread that ended in between had nothing to do for long.
-    let used = cpu(service)
+    let used = cpu(service.pid())
         .into_iter()
         .map(|(thread, now)| now - cpu_before.get(&thread).copied().unwrap_or_default());
     let (used, scans) = (used.sum::<Duration>(), scans() - first);
@@ -337,28 +325,9 @@ async fn database(service: &Hotslot) -> SqliteConnection {
     SqliteConnection::connect(&url).await.expect("the database")
 }
 
-/// What each thread of the service has used of the processors.
-fn cpu(service: &Hotslot) -> HashMap<OsString, Duration> {
-    let threads = std::fs::read_dir(format!("/proc/{}/task", service.pid())).expect("its threads");
-    let used = |thread: DirEntry| {
-        // One may end meanwhile. The first number is of nanoseconds (Linux, Documentation/scheduler/sched-stats.rst).
-        let figures = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        let nanoseconds = figures.split(' ').next()?.parse().ok()?;
-        Some((thread.file_name(), Duration::from_nanos(nanoseconds)))
-    };
-    threads.filter_map(|thread| used(thread.expect("a thread"))).collect()
-}
-
 /// What a simulated host alone takes of memory.
 fn host_alone(dir: &Path) {
     let before = resident(std::process::id());
     let _host = Sim::open(dir).expect("a host");
     println!("{:.1} MiB", resident(std::process::id()) - before);
-}
-
-/// In MiB.
-fn resident(process: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
 }

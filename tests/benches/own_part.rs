@@ -4,24 +4,13 @@
 //! The floor of an attach is measured in the same run: an empty request to the same service, and two transactions
 //! as durable as its own (reserve, settle), by hand.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hotslot_tests::measure::{report, resident, switches};
 use hotslot_tests::{Hotslot, Q35, binary, host, path};
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 const ROUNDS: usize = 500;
-
-fn quantile(times: &mut [Duration], part: f64) -> f64 {
-    times.sort();
-    times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3
-}
-
-fn report(what: &str, times: &mut [Duration]) -> f64 {
-    let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
-    println!("{what:44} p50 {p50:8.2} ms   p99 {p99:8.2} ms   ({} times)", times.len());
-    p50
-}
 
 #[tokio::main]
 async fn main() {
@@ -91,25 +80,9 @@ async fn start_once() -> Duration {
 
 async fn idle() {
     let service = Hotslot::with(&host("small"), "").await;
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("its status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS").to_owned();
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
-    };
-    println!("resident, idle on the host `small`           {:.1} MiB", resident());
-    let wakes = || {
-        let lines = Command::new("sh")
-            .arg("-c")
-            .arg(format!(
-                "cat /proc/{}/task/*/status | awk '/ctxt_switches/ {{ n += $2 }} END {{ print n }}'",
-                service.pid()
-            ))
-            .output()
-            .expect("its tasks");
-        String::from_utf8_lossy(&lines.stdout).trim().parse::<u64>().expect("a number")
-    };
+    println!("resident, idle on the host `small`           {:.1} MiB", resident(service.pid()));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let before = wakes();
+    let before = switches(service.pid());
     tokio::time::sleep(Duration::from_secs(10)).await;
-    println!("context switches in 10 s of idling           {}", wakes() - before);
+    println!("context switches in 10 s of idling           {}", switches(service.pid()) - before);
 }

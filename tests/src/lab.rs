@@ -110,16 +110,17 @@ impl Lab {
     /// Starts the service in the VM.
     pub async fn serve(&self) {
         self.sh(
-            "setsid nohup hotslot serve --config /etc/hotslot.toml >>/var/log/hotslot.log 2>&1 </dev/null & \
-                 echo $! >/run/hotslot.pid",
+            "setsid nohup hotslot serve --config /etc/hotslot.toml >>/var/log/hotslot.log 2>&1 </dev/null &",
         );
-        self.until("the service answers", async || self.try_get("/readyz").await == Some(200)).await;
+        self.until("the service answers", async || {
+            self.try_get("/readyz").await.is_some_and(|answer| answer.status == 200)
+        })
+        .await;
     }
 
     /// Kills it, as `kill -9` does; and stops the one that `make demo` left.
     pub fn stop(&self) {
-        self.sh("systemctl stop hotslot 2>/dev/null; [ ! -e /run/hotslot.pid ] || \
-             { kill -9 $(cat /run/hotslot.pid) || true; rm /run/hotslot.pid; } 2>/dev/null");
+        self.sh("systemctl stop hotslot 2>/dev/null; while pkill -9 -x hotslot; do sleep 0.1; done");
     }
 
     /// Attaches one device of an alias.

@@ -2,6 +2,8 @@
 //! a simulated host of its own, spoken to by HTTP.
 
 pub mod lab;
+pub mod measure;
+pub mod oracle;
 pub mod postgres;
 
 use std::io::{BufRead as _, BufReader};
@@ -62,6 +64,7 @@ pub struct Hotslot {
     api: Api,
     log: Arc<Mutex<String>>,
     started_in: Duration,
+    ready_in: Duration,
 }
 
 impl std::ops::Deref for Hotslot {
@@ -99,7 +102,9 @@ impl Answer {
 /// The binary that `cargo build` made beside the tests.
 pub fn binary() -> PathBuf {
     let tests = std::env::current_exe().expect("the path of the tests");
-    let binary = tests.parent().and_then(Path::parent).expect("target directory").join("hotslot");
+    // Tests lie one directory below it, programs beside it.
+    let beside = tests.ancestors().skip(1).take(2).map(|directory| directory.join("hotslot"));
+    let binary = beside.filter(|binary| binary.exists()).last().unwrap_or_else(|| "hotslot".into());
     assert!(binary.exists(), "{} is missing: run `cargo build -p hotslot` first", binary.display());
     binary
 }
@@ -137,27 +142,50 @@ impl Hotslot {
         Self::serving(host, pci, change).await
     }
 
+    /// Serves many simulated hosts, `host0` and so on, that `make` writes into directories of their names.
+    pub async fn many(hosts: usize, config: &str, make: impl Fn(usize, &Path)) -> Self {
+        let mut all = String::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        for number in 0..hosts {
+            let host = dir.path().join(format!("host{number}"));
+            make(number, &host);
+            all += &format!("[[hypervisor]]\nname = \"host{number}\"\nuri = \"sim://{}\"\n", host.display());
+        }
+        Self::begin(dir, &format!("{config}\n{all}")).await
+    }
+
     async fn serving(host: &Path, config: &str, change: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         copy(host, &dir.path().join("host"));
         change(&dir.path().join("host"));
+        let config = format!("{config}\n{HOST}uri = \"sim://{}/host\"\n", dir.path().display());
+        Self::begin(dir, &config).await
+    }
+
+    async fn begin(dir: tempfile::TempDir, config: &str) -> Self {
         let config = format!(
-            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{0}/hotslot.db\"\n{HOST}\
-             uri = \"sim://{0}/host\"\n",
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
         let log = Arc::default();
         let start = Instant::now();
-        let (child, url) = serve(dir.path(), &log);
-        let service = Self { dir, child, api: Api::at(url), log, started_in: start.elapsed() };
+        let (child, url) = serve(Command::new(binary()), dir.path(), &log);
+        let started_in = start.elapsed();
+        let mut service = Self { dir, child, api: Api::at(url), log, started_in, ready_in: started_in };
         service.ready().await;
+        service.ready_in = start.elapsed();
         service
     }
 
     /// How long it took from the start of its process until it listened.
     pub fn started_in(&self) -> Duration {
         self.started_in
+    }
+
+    /// How long it took until its records agreed with all hosts.
+    pub fn ready_in(&self) -> Duration {
+        self.ready_in
     }
 
     /// The service's process.
@@ -177,7 +205,22 @@ impl Hotslot {
 
     /// What the service wrote to its log.
     pub fn log(&self) -> String {
-        self.log.lock().expect("the log").clone()
+        self.log_from(0)
+    }
+
+    /// What it wrote after so many bytes.
+    pub fn log_from(&self, start: usize) -> String {
+        self.log.lock().expect("the log")[start..].to_owned()
+    }
+
+    /// What it wrote since this was last asked for, which is then forgotten.
+    pub fn take_log(&self) -> String {
+        std::mem::take(&mut self.log.lock().expect("the log"))
+    }
+
+    /// The bytes that it wrote.
+    pub fn log_length(&self) -> usize {
+        self.log.lock().expect("the log").len()
     }
 
     /// Makes something happen on the simulated host.
@@ -200,9 +243,57 @@ impl Hotslot {
         std::fs::write(file, config.replace(from, to)).expect("write the configuration");
     }
 
+    /// Lets no file that it writes become longer than so many bytes, or as long as the system lets it.
+    pub fn limit_files(&mut self, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        if self.has_ended() {
+            return;
+        }
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.pid().to_string(), &format!("--fsize={limit}:unlimited")])
+            .status()
+            .expect("prlimit");
+        assert!(limited.success() || self.has_ended(), "prlimit: {limited}");
+    }
+
+    /// The exit code with which it ended by itself.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("the state of the service").and_then(|status| status.code())
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the state of the service").is_some()
+    }
+
+    /// Whether it ended by itself; waits for that at most so long.
+    pub async fn ended(&mut self, patience: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.has_ended() {
+                return true;
+            }
+            if start.elapsed() >= patience {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Starts it again on what it left behind, and waits until it is ready.
     pub async fn start_again(&mut self) {
-        let (child, url) = serve(self.dir.path(), &self.log);
+        self.start_by(Command::new(binary())).await;
+    }
+
+    /// Starts it again from a shell, after something that the shell does before.
+    pub async fn start_again_after(&mut self, shell: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(binary());
+        self.start_by(command).await;
+    }
+
+    async fn start_by(&mut self, command: Command) {
+        let (child, url) = serve(command, self.dir.path(), &self.log);
         (self.child, self.api) = (child, Api::at(url));
         self.ready().await;
     }
@@ -270,27 +361,35 @@ impl Api {
 
     /// Sends a request.
     pub async fn send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Answer {
+        self.try_send(method, path, body).await.expect("an answer")
+    }
+
+    /// Sends a request; none when nobody answers.
+    pub async fn try_send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Option<Answer> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some((kind, body)) = body {
             request = request.header("content-type", kind).body(body);
         }
-        let response = request.send().await.expect("an answer");
+        self.answer(path, request).await
+    }
+
+    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {
+        let response = request.send().await.ok()?;
         let status = response.status().as_u16();
         let retry_after =
             response.headers().get("retry-after").map(|value| value.to_str().expect("a text").to_owned());
-        let text = response.text().await.expect("a body");
+        let text = response.text().await.ok()?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Answer { status, body, retry_after }
+        Some(Answer { status, body, retry_after })
     }
 
-    /// The status of a GET; none when nobody answers.
-    pub async fn try_get(&self, path: &str) -> Option<u16> {
-        let response = self.client.get(format!("{}{path}", self.url)).send().await;
-        response.ok().map(|response| response.status().as_u16())
+    /// GET; none when nobody answers.
+    pub async fn try_get(&self, path: &str) -> Option<Answer> {
+        self.try_send(Method::GET, path, None).await
     }
 
     /// GET.
@@ -301,6 +400,13 @@ impl Api {
     /// POST with a JSON body.
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// POST with a JSON body and an idempotency key.
+    pub async fn post_once(&self, path: &str, key: &str, body: &str) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).header("idempotency-key", key);
+        let request = request.header("content-type", "application/json").body(body.to_owned());
+        self.answer(path, request).await.expect("an answer")
     }
 
     /// PUT with a JSON body.
@@ -366,8 +472,8 @@ pub fn path(attachment: &Value) -> String {
     format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))
 }
 
-fn serve(dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
-    let mut child = Command::new(binary())
+fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = command
         .args(["serve", "--config"])
         .arg(dir.join("hotslot.toml"))
         .env("HOTSLOT_LOG", "hotslot=debug,hotslot_api=debug,hotslot_driver=debug")

@@ -337,3 +337,40 @@ async fn what_was_removed_behind_our_back_is_seen() {
     service.attach(Q35, "vf:1").await.expect(404);
     assert_eq!(service.device("0000:04:10.0").await["status"], "available");
 }
+
+#[tokio::test]
+async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
+    let service = Hotslot::on("small").await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    assert_eq!((vf["created_at"].is_string(), vf["attached_at"].is_string()), (true, true));
+    assert_eq!(vf["ended_at"], Value::Null);
+    service.delete(&path(&vf)).await.expect(200);
+    service.sim("fault attach fail text=the-bus-is-on-fire");
+    assert!(service.attach(Q35, "e1000e:1").await.status >= 400);
+    let ended = async |path: &str| -> Vec<Value> {
+        let answer = service.get(&format!("{path}?ended=true")).await.expect(200);
+        answer.body["pciAttachment"].as_array().unwrap().clone()
+    };
+    let all = ended("/v2/t/os-pci_attachments").await;
+    assert_eq!(all, ended(&attachments(Q35)).await);
+    let of = |key: &str| all.iter().map(|one| one[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("status"), ["failed", "detached"]);
+    assert!(all[0]["status_reason"].as_str().unwrap().contains("the-bus-is-on-fire"));
+    assert_eq!((&all[0]["attached_at"], all[0]["ended_at"].is_string()), (&Value::Null, true));
+    assert_eq!(all[1]["attached_at"], vf["attached_at"]);
+    // What never came can be detached as often as what has gone.
+    for one in &all {
+        for version in ["/v2/t/", "/v2.1/", "/v3/"] {
+            let status = if version == "/v2/t/" { 200 } else { 202 };
+            service.delete(&path(one).replace("/v2/t/", version)).await.expect(status);
+        }
+    }
+    assert_eq!(ended(&attachments(SWITCH)).await, Vec::<Value>::new());
+    // Also when the device is there no more.
+    service.sim("device remove pci_0000_04_10_0");
+    service.until("it is gone", async || service.device("0000:04:10.0").await.is_null()).await;
+    assert_eq!(ended(&attachments(Q35)).await[1]["address"], "0000:04:10.0");
+    service.get(&format!("{}?ended=yes", attachments(Q35))).await.expect(400);
+    service.get(&format!("{}?over=true", attachments(Q35))).await.expect(400);
+    service.expect_clean().await;
+}

@@ -82,6 +82,10 @@ async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
 
     let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
     assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
+    // Asked again by someone who did not hear of it.
+    let again = hotslot(&format!("detach {} --timeout 5s", &id[..8])).expect(0);
+    assert_eq!(again.out, detached.out);
+    assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], *id);
     service.expect_clean().await;
 }
 
@@ -398,6 +402,40 @@ async fn a_simulated_host_is_told_what_happens() {
     assert_eq!(hotslot(service.url(), "server list").line("q35")[2], "PAUSED");
     assert!(sim("dance q35").expect(1).err.contains("dance"));
     assert!(hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("nobody serves"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    service.sim("disconnect");
+    service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
+    for (arguments, says) in [
+        ("explain 0000:04:10.0", "its host is away; this is the record"),
+        ("device show 0000:04:10.0", "0000:04:10.0"),
+        ("explain vf", ""),
+        ("device list --all", ""),
+    ] {
+        let said = hotslot(arguments).expect(5);
+        assert!(said.out.contains(says) && said.out.is_empty() == says.is_empty(), "{arguments}: {said:?}");
+        assert!(said.err.contains("host node1 is away") && !said.err.contains("no devices"), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
+    let mut service = Hotslot::on("small").await;
+    hotslot(service.url(), r#"config alias add {"name":"late","vendor_id":"8086","product_id":"10ca"}"#)
+        .expect(0);
+    service.kill();
+    let clashes =
+        r#"'{"name": "late", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',"#;
+    service.reconfigure("alias = [\n", &format!("alias = [\n{clashes}\n"));
+    service.start_again().await;
+    let listed = hotslot(service.url(), "config alias list").expect(0);
+    let problem = "device_type: entries of alias `late` differ in it; they must agree";
+    assert_eq!(listed.line(" api ").last(), Some(&problem), "{listed:?}");
+    assert_eq!(listed.line("e1000e").last(), Some(&"-"), "{listed:?}");
 }
 
 #[tokio::test]

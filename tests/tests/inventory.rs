@@ -297,6 +297,10 @@ async fn a_device_for_one_use_waits_to_be_cleaned() {
     let all = service.get("/v2.1/os-pci?status=available").await.expect(200).body["pci_devices"].clone();
     let edu = &all[0];
     let answer = service.attach(I440FX, "edu:1").await.expect(200).body;
+    let held = service.device(edu["address"].as_str().unwrap()).await;
+    let refused =
+        service.post(&format!("/v2.1/os-pci/{}/action", held["id"]), json!({ "cleaned": null })).await;
+    assert!(refused.expect(409).message().contains("is allocated: detach it"));
     service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
     let used = service.device(edu["address"].as_str().unwrap()).await;
     assert!(used["used_at"].is_string(), "{used}");
@@ -308,6 +312,7 @@ async fn a_device_for_one_use_waits_to_be_cleaned() {
     service.post(&cleaned, json!({ "clean": null })).await.expect(400);
     let answer = service.post(&cleaned, json!({ "cleaned": null })).await.expect(200).body;
     assert_eq!(answer["pci_device"]["used_at"], Value::Null);
+    service.post(&cleaned, json!({ "cleaned": null })).await.expect(200);
     service.attach(I440FX, "edu:1").await.expect(200);
 }
 
@@ -353,6 +358,44 @@ async fn it_is_explained_why_a_device_is_offered_or_not_and_what_an_alias_would_
     assert!(line.unwrap()["why"].as_str().unwrap().contains("network-route"), "{nic}");
     service.get(&format!("{path}?alias=gpu")).await.expect(400);
     service.get("/v2.1/os-hypervisors/node1/pci_devices/0000:99:00.0").await.expect(404);
+}
+
+#[tokio::test]
+async fn a_function_that_nothing_lists_is_explained_too() {
+    for pci in ["", "device_spec = ['{\"product_id\": \"10d3\"}']\n"] {
+        let alias = r#"alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']"#;
+        let service = Hotslot::bare(&host("small"), &format!("[pci]\n{pci}{alias}\n"), |_| ()).await;
+        let path = "/v2.1/os-hypervisors/node1/pci_candidates?alias=vf";
+        let lines = service.get(path).await.expect(200).body["pci_candidates"].clone();
+        let why = |address: &str| {
+            let line = lines.as_array().unwrap().iter().find(|line| line["address"] == address);
+            line.map(|line| (line["place"].clone(), line["why"].clone()))
+        };
+        assert_eq!(why("0000:04:10.0"), Some((Value::Null, json!("no device_spec lists it"))));
+        assert_eq!(why("0000:00:10.0"), None, "a root port");
+    }
+}
+
+#[tokio::test]
+async fn of_the_alternatives_the_guest_gets_one_that_it_has_a_port_for() {
+    let service = Hotslot::on("small").await;
+    for (vendor, product) in [("1234", "11e8"), ("8086", "10d3")] {
+        let alias = json!({ "alias": { "name": "mixed", "vendor_id": vendor, "product_id": product } });
+        service.post("/v2.1/os-pci-config/alias", alias).await.expect(201);
+    }
+    let first = async |query: &str| {
+        let path = format!("/v2.1/os-hypervisors/node1/pci_candidates?alias=mixed{query}");
+        service.get(&path).await.expect(200).body["pci_candidates"].clone()
+    };
+    assert_eq!(first("").await[0]["address"], "0000:00:1d.0", "a conventional one");
+    let explained = first(&format!("&server={Q35}")).await;
+    assert_eq!(explained[0]["address"], "0000:05:00.0");
+    let line = explained.as_array().unwrap().iter().find(|line| line["address"] == "0000:00:1d.0");
+    assert_eq!(line.unwrap()["why"], "the guest has no free hot-plug port for conventional PCI devices");
+    let refused = service.attach(Q35, "edu:1").await.expect(409);
+    assert!(refused.message().contains("a pcie-to-pci-bridge controller"), "{}", refused.message());
+    let one = service.attach(Q35, "mixed:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(one["address"], "0000:05:00.0");
 }
 
 #[tokio::test]

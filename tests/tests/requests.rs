@@ -49,6 +49,15 @@ async fn every_prefix_serves_the_servers() {
             service.get(&format!("{prefix}/servers/{Q35}/os-pci_attachments")).await.expect(200);
         assert_eq!(attachments.body, json!({ "pciAttachment": [] }));
     }
+    let all = service.get("/v2.1/servers/detail").await.expect(200).body["servers"].clone();
+    let (mut next, mut paged) = ("/v2.1/servers/detail?all_tenants=1&limit=3".to_owned(), Vec::new());
+    while !next.is_empty() {
+        let page = service.get(&next).await.expect(200).body;
+        paged.extend(page["servers"].as_array().unwrap().clone());
+        let href = page["servers_links"][0]["href"].as_str().unwrap_or_default();
+        next = href.strip_prefix(service.url()).unwrap_or_default().to_owned();
+    }
+    assert_eq!(json!(paged), all);
     let off = service.get("/v2.1/servers?status=SHUTOFF").await.expect(200);
     assert_eq!(off.body["servers"][0]["name"], "switch");
 }

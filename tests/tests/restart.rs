@@ -1,5 +1,7 @@
 //! What the next start makes of a service that was killed.
 
+use std::process::Command;
+
 use hotslot_tests::{Hotslot, Q35, attachments, host};
 use serde_json::json;
 use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
@@ -23,6 +25,25 @@ async fn the_record_survives_a_restart() {
         service.delete(&format!("{}/{id}", attachments(Q35))).await.expect(200);
     }
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_stop_right_after_an_attach_is_no_error() {
+    let mut service = Hotslot::on("small").await;
+    for _ in 0..3 {
+        // What libvirt tells of the attach is read while the service stops.
+        service.sim("latency device 100");
+        service.sim("latency domain 100");
+        let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
+        assert!(told.success());
+        assert!(service.ended(std::time::Duration::from_secs(20)).await);
+        assert!(!service.log().contains("ERROR"), "{}", service.log());
+        service.start_again().await;
+        let id = one["attachment_id"].as_str().unwrap();
+        service.delete(&format!("{}/{id}", attachments(Q35))).await.expect(200);
+    }
 }
 
 /// Holds the database once `rows` attachments are in `state`, so that nothing that happens from then on can be

@@ -41,7 +41,11 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
     let service = Hotslot::on("small").await;
     let names = service.get(CONFIG).await.expect(200).body["pci_config"].clone();
     let names: Vec<_> = names.as_array().unwrap().iter().map(|object| object["name"].clone()).collect();
-    assert_eq!(names, ["alias", "extra_info", "whitelist"]);
+    assert_eq!(names, ["alias", "extra_info", "group", "whitelist"]);
+    let groups = service.get(&format!("{CONFIG}/group")).await.expect(200).body["group"].clone();
+    let parent = groups.as_array().unwrap().iter().find(|group| group["key"] == "parent_ifname").unwrap();
+    assert_eq!(parent["values"], json!([{ "value": "eth5", "devices": 2 }]));
+    service.post(&format!("{CONFIG}/group"), json!({})).await.expect(405);
 
     let whitelist = entries(&service, "whitelist").await;
     assert_eq!(whitelist.len(), 3);
@@ -49,6 +53,12 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
     assert_eq!(first["entry"], json!({ "vendor_id": "8086" }));
     assert_eq!((&first["source"], &first["read_only"]), (&json!("file"), &json!(true)));
     assert_eq!((&first["position"], &first["created_at"]), (&json!(1), &Value::Null));
+
+    let page = service.get(&format!("{CONFIG}/whitelist?limit=2")).await.expect(200).body;
+    assert_eq!(page["whitelist"].as_array().unwrap()[..], whitelist[..2]);
+    let next = page["whitelist_links"][0]["href"].as_str().unwrap().strip_prefix(service.url()).unwrap();
+    let page = service.get(next).await.expect(200).body;
+    assert_eq!((&page["whitelist"], &page["whitelist_links"]), (&json!(whitelist[2..]), &Value::Null));
 
     let one = format!("{CONFIG}/whitelist/{}", first["id"].as_str().unwrap());
     assert_eq!(service.get(&one).await.expect(200).body["whitelist"], *first);

@@ -14,9 +14,11 @@ use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
+use crate::idempotency::IdempotencyKey;
 use crate::inventory::{self, AliasRequest, NumaPolicy};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
+use crate::who;
 
 /// How often a request that lost a race for a device chooses again.
 const RACES: usize = 16;
@@ -36,6 +38,8 @@ pub struct AttachRequest {
     pub numa_policy: Option<NumaPolicy>,
     /// What a network VF is to be in the guest; none gives plain PCI functions.
     pub network: Option<NetworkRequest>,
+    /// By what its next try is known.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// One attachment that is to be plugged, with its device.
@@ -58,7 +62,7 @@ impl Service {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        tokio::spawn(async move { service.attach_now(request).await })
+        who::spawn(async move { service.attach_now(request).await })
             .await
             .map_err(|error| Error::Internal(format!("the attach ended without an answer: {error}")))?
     }
@@ -67,11 +71,15 @@ impl Service {
         self: Arc<Self>,
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
+        if let Some(made) = self.first_try(&request).await? {
+            return Ok(made);
+        }
         self.known_aliases(&request)?;
         let (host, _) = self.find(request.server).await?;
+        let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
-        let _turn = self.turns.of(request.server).await?;
+        let _turn = self.turns.of(format!("server {}", request.server)).await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
         self.mac_is_free(&request).await?;
@@ -128,7 +136,8 @@ impl Service {
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
             let id = RequestId(Uuid::new_v4());
-            if self.store.reserve(host.row.id, request.server, id, request.persistent, &wanted).await? {
+            let (server, persistent, key) = (request.server, request.persistent, request.key.as_ref());
+            if self.store.reserve(host.row.id, server, id, persistent, key, &wanted).await? {
                 let mut steps = Vec::new();
                 for (new, Chosen { alias: _, device, found }) in wanted.iter().zip(chosen) {
                     let attachment = self.store.attachment(new.id).await?;
@@ -208,6 +217,10 @@ impl Service {
     }
 
     async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
+        // What another machine lives on cannot be seen from here.
+        if host.hypervisor.sysroot().is_none() {
+            return Ok(());
+        }
         let address = step.device.facts.address;
         let operation = || format!("attach {address}");
         let offer = self.offer(host).await;
@@ -246,8 +259,8 @@ impl Service {
                 Ordering::Equal if error.kind.leaves_it_open() => {
                     Observation::GivenUp { reason: error.to_string() }
                 }
-                Ordering::Equal => Observation::Gone { reason: Some(error.to_string()) },
-                Ordering::Greater => Observation::Gone { reason: Some(format!("not tried: {because}")) },
+                Ordering::Equal => Observation::AttachRefused { reason: error.to_string() },
+                Ordering::Greater => Observation::AttachRefused { reason: format!("not tried: {because}") },
             };
             intents.push((step.attachment.id, intent));
         }
@@ -257,8 +270,8 @@ impl Service {
         let mut left = Vec::new();
         for step in &steps[..failed] {
             let id = step.attachment.id;
-            let outcome = match self.unplug(host, &step.attachment, false).await {
-                Ok((_, Ok(Unplugged::Gone))) => Observation::Gone { reason: Some(because.clone()) },
+            let outcome = match self.unplug(host, &step.attachment, false, self.detach_limits()).await {
+                Ok((_, Ok(Unplugged::Gone))) => Observation::Removed { reason: Some(because.clone()) },
                 Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
                     Observation::StillThere { reason: format!("{because}: {reason}") }
                 }
@@ -274,6 +287,9 @@ impl Service {
             if let Err(error) = self.settle(id, &outcome).await {
                 tracing::error!(attachment.id = %id, %error, "cannot record what became of an attachment");
             }
+        }
+        if !left.is_empty() || error.kind.leaves_it_open() {
+            host.ask_again(culprit.attachment.server);
         }
         if error.kind.leaves_it_open() {
             let id = culprit.attachment.id;
@@ -293,16 +309,17 @@ impl Service {
 
 fn new_attachment(request: &AttachRequest, chosen: &Chosen) -> NewAttachment {
     let Chosen { alias, device, found } = chosen;
+    let managed = inventory::is_managed(&device.facts);
     let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
     siblings.retain(|member| *member != found.address);
     NewAttachment {
         id: AttachmentId(Uuid::new_v4()),
         device: Arc::clone(device),
         alias: alias.clone(),
-        managed: inventory::is_managed(&device.facts),
+        managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
         whole_group: request.whole_group,
-        taken: request.whole_group && found.blocks_its_group(),
+        taken: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,
     }
 }

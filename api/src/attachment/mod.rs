@@ -3,21 +3,34 @@
 //! ```text
 //! attach      reserve → plug each → settle all        │ a failure: unplug those before, settle all
 //! detach      settle detaching → unplug → settle
-//! reconcile   what libvirt has → settle, at start, on events, after a reconnect, every few minutes
+//! reconcile   look for drift → put right, at start, on events, after a reconnect, every few minutes
+//! drift       where records, documents and devices disagree, and what is to be done → repair does it
 //! verify      the guest's own view of the address → settle
+//! ports       which devices the guest has no port for
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
-//! group       whole IOMMU groups: taken from their host drivers together, and given back together
+//! policy      what a running guest is asked for, and what is done in it before
+//! group       whole IOMMU groups: taken from their host drivers together; what is owed a host driver gets it back
 //! ```
 
 pub mod attach;
 pub mod detach;
+mod drift;
 mod group;
+mod policy;
+mod ports;
 pub mod reconcile;
+mod repair;
 mod select;
 mod state;
 mod verify;
 
+pub use drift::{Action, Finding, Kind, Occasion, Witness};
+pub(crate) use policy::HOT_UNPLUG;
+pub use policy::HotUnplug;
+pub(crate) use ports::portless;
 pub use select::{DryRun, NetworkRequest};
+#[cfg(test)]
+pub(crate) use state::tests::observations;
 pub use state::{Observation, State};
 
 use crate::error::Error;

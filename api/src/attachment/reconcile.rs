@@ -2,23 +2,21 @@
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::{Presence, Unplugged};
-use hotslot_driver::hypervisor::{DomainView, Event};
+use hotslot_driver::hypervisor::Event;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Observation, State};
+use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
-use crate::id::{AttachmentId, RequestId, ServerId};
+use crate::id::ServerId;
 use crate::service::Service;
-use crate::store::Attachment;
+use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
 const GATHER: Duration = Duration::from_millis(50);
@@ -33,7 +31,7 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     groups: bool,
-    servers: BTreeSet<ServerId>,
+    servers: BTreeMap<ServerId, Occasion>,
 }
 
 impl Todo {
@@ -45,6 +43,11 @@ impl Todo {
             && self.servers.is_empty()
     }
 
+    fn server(&mut self, server: ServerId, occasion: Occasion) {
+        let known = self.servers.entry(server).or_insert(occasion);
+        *known = occasion.max(*known);
+    }
+
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
         match heard {
             Ok(Event::Connected) | Err(RecvError::Lagged(_)) => self.everything = true,
@@ -53,14 +56,15 @@ impl Todo {
                 host.set_synced(false);
                 tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
             }
-            Ok(
-                Event::Lifecycle { domain, .. }
-                | Event::DeviceAdded { domain, .. }
-                | Event::DeviceRemoved { domain, .. }
-                | Event::DeviceRemovalFailed { domain, .. }
-                | Event::Agent { domain, connected: true },
-            ) => {
-                self.servers.insert(ServerId(domain));
+            Ok(Event::Lifecycle { domain, .. } | Event::DeviceAdded { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Arrival);
+            }
+            Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
+                self.server(ServerId(domain), Occasion::Event)
+            }
+            // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
+            Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
+                self.server(ServerId(domain), Occasion::Round);
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -107,7 +111,13 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                 }
                 Some(again) = again.recv() => match again {
                     Again::Everything => todo.everything = true,
-                    Again::Server(server) => drop(todo.servers.insert(server)),
+                    Again::Server(server) => todo.server(server, Occasion::Event),
+                    // Whatever it was that failed is not at once over.
+                    Again::Open(server) => {
+                        todo.server(server, Occasion::Round);
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
                 },
@@ -134,7 +144,7 @@ impl Service {
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
         let looked = if all { None } else { Some(todo.functions) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) = self.discover(host, looked.clone()).await
+            && let Err(error) = who::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;
@@ -143,7 +153,7 @@ impl Service {
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
-                Ok(servers) => servers,
+                Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
                 Err(error) => {
                     failed("listing the host's servers", error);
                     return Todo { everything: true, ..left };
@@ -152,15 +162,16 @@ impl Service {
         } else {
             todo.servers
         };
-        for server in servers {
-            if let Err(error) = self.reconcile(host, server, todo.everything).await {
+        let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
+        for (server, occasion) in servers {
+            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
-                left.servers.insert(server);
+                left.server(server, occasion);
             }
         }
         if (todo.everything || todo.groups)
-            && let Err(error) = self.give_back(host).await
+            && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
         {
             failed("giving functions back to their host drivers", error);
             left.groups = true;
@@ -171,132 +182,33 @@ impl Service {
         left
     }
 
-    /// The servers that a host has, and those that it has records of.
-    async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
+    /// The servers that a host has, and those that it has records of or that were seen to have devices.
+    pub(super) async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
         let rows = self.store.attachments().await?;
+        servers.extend(host.holders());
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents. In a full `round`, guests that have not
-    /// let go are asked again.
+    /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
     async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        round: bool,
+        occasion: Occasion,
     ) -> Result<(), Error> {
-        // Which rows nobody works on is looked up before the documents are read: of an attach that ends in between
-        // they would say that it is not there.
-        self.store.refresh().await?;
+        let findings = self.compare(host, server).await?;
+        // The guests that are asked take their time.
+        drop(self.put_right(host, findings, occasion).await?);
         let mut rows = self.store.attachments_of(server).await?;
-        let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
-        // A process whose locks went with a connection has them again soon; its attach is not cut off.
-        busy.extend(self.store.attaching_elsewhere(server).await?);
-        rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
-        let view = host.server(server).await?;
-        if let Some(view) = &view {
-            self.take_back_strays(host, view).await?;
+        rows.retain(|row| row.hypervisor == host.row.id);
+        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        for row in rows.iter().filter(|row| !busy.contains(&row.id)) {
+            self.verify_soon(host, row);
         }
-        self.settle_all(&observe(&rows, view.as_ref())).await?;
-        for row in rows {
-            let Some(row) = self.store.attachment(row.id).await? else { continue };
-            self.verify_soon(host, &row);
-            // Nobody works on it: ask the guest, for it may never have been asked.
-            if row.state == State::Detaching
-                && round
-                && let Some(guard) = self.in_flight.try_enter(row.id).await?
-            {
-                let (service, host) = (Arc::clone(self), Arc::clone(host));
-                tokio::spawn(async move {
-                    if let Err(error) = service.detach_now(&host, row.id, guard).await {
-                        tracing::info!(attachment.id = %row.id, %error, "a detach goes on");
-                    }
-                });
-            }
-        }
+        tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");
         Ok(())
     }
-
-    /// Unplugs what an attach left behind that was given up before libvirt was done with it: a device with our
-    /// alias whose attachment has ended. Its caller was told that it failed, and it may be promised to another.
-    async fn take_back_strays(self: &Arc<Self>, host: &Arc<Host>, view: &DomainView) -> Result<(), Error> {
-        for id in ours(view) {
-            let row = self.store.attachment(id).await?;
-            let Some(row) = row.filter(|row| row.state.is_final() && row.server.0 == view.info.uuid) else {
-                continue;
-            };
-            let Some(guard) = self.in_flight.try_enter(id).await? else { continue };
-            // It may have been unplugged, and its attachment have ended, since the documents were read.
-            if !host.server(row.server).await?.is_some_and(|view| ours(&view).contains(&id)) {
-                continue;
-            }
-            let (service, host) = (Arc::clone(self), Arc::clone(host));
-            tracing::warn!(attachment.id = %id, server.id = %row.server, "taking back what a failed attach left");
-            tokio::spawn(async move {
-                let _guard = guard;
-                match service.unplug(&host, &row, false).await {
-                    Ok((_, Ok(Unplugged::Gone))) => {}
-                    other => tracing::error!(attachment.id = %id, ?other, "it is still there"),
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-/// The attachments whose devices are in a domain's documents.
-fn ours(view: &DomainView) -> BTreeSet<AttachmentId> {
-    let documents = [&view.live, &view.persistent].into_iter().flatten();
-    documents
-        .flat_map(|document| &document.hostdevs)
-        .filter_map(|hostdev| UserAlias::parse(hostdev.alias.as_deref()?))
-        .map(|alias| AttachmentId(alias.0))
-        .collect()
-}
-
-/// What a domain's documents say of its attachments.
-fn observe(rows: &[Attachment], view: Option<&DomainView>) -> Vec<(AttachmentId, Observation)> {
-    let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
-    // All devices of a request or none: one that was cut off in the middle is taken back.
-    let cut_off: BTreeSet<RequestId> = rows
-        .iter()
-        .filter(|row| row.state == State::Attaching && presence(row).is_none_or(Presence::is_absent))
-        .map(|row| row.request)
-        .collect();
-    let mut seen = Vec::new();
-    for row in rows {
-        match presence(row) {
-            None => {
-                let reason = "the server is gone".to_owned();
-                seen.push((row.id, Observation::Gone { reason: Some(reason) }));
-            }
-            Some(presence) if presence.is_absent() => {
-                let reason = match row.state {
-                    State::Attaching => {
-                        Some("the attach was cut off before the device was plugged".to_owned())
-                    }
-                    State::Attached => {
-                        Some("removed from the domain outside of hotslot, or with its power".to_owned())
-                    }
-                    State::Detaching | State::Detached | State::Failed => None,
-                };
-                seen.push((row.id, Observation::Gone { reason }));
-            }
-            Some(presence) => {
-                let inner = presence.inner_address;
-                let running = view.is_some_and(|view| view.live.is_some());
-                if row.state == State::Attaching && cut_off.contains(&row.request) {
-                    let reason = "taken back, for an attach of the same request was cut off".to_owned();
-                    seen.push((row.id, Observation::GivenUp { reason }));
-                } else {
-                    let only_in_definition = running && !presence.live;
-                    seen.push((row.id, Observation::Present { inner, only_in_definition }));
-                }
-            }
-        }
-    }
-    seen
 }

@@ -138,11 +138,36 @@ impl Service {
     ) -> Result<Vec<Chosen>, Error> {
         self.store.refresh().await?;
         let sight = self.sight(host, view, request).await?;
-        let look = self.look(host, view, request, &sight, choice).await?;
+        let (look, _) = self.look_twice(host, view, request, sight, choice).await?;
         match look.refused {
             None => Ok(look.chosen),
             Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
         }
+    }
+
+    /// Looks, and before it refuses for what others have given away, looks what they have now: nothing tells of
+    /// definitions that they change. Answers what was known at last, too.
+    async fn look_twice(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        sight: Sight,
+        choice: &mut Choice,
+    ) -> Result<(Look, Sight), Error> {
+        let look = self.look(host, view, request, &sight, choice).await?;
+        if !matches!(look.refused, Some(Refused::TooFew(_))) {
+            return Ok((look, sight));
+        }
+        let holders: BTreeSet<_> = sight.offer.foreign.values().map(|foreign| foreign.server).collect();
+        for server in holders {
+            host.set_held(server, host.server(server).await?.as_ref());
+        }
+        if host.foreign() == sight.offer.foreign {
+            return Ok((look, sight));
+        }
+        let sight = self.sight(host, view, request).await?;
+        Ok((self.look(host, view, request, &sight, choice).await?, sight))
     }
 
     /// Chooses devices and looks whether they could be plugged, until some are found that could, or too few are
@@ -162,7 +187,12 @@ impl Service {
             let drivers = HostDrivers::AreNoHindrance;
             let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
-            let selection = match self.choose(host, request, sight, &devices, &withheld) {
+            // What the guest has no port for comes last: the preflight then says so.
+            let mut fitting = withheld.clone();
+            fitting.extend(super::portless(view, &sight.offer, &devices));
+            let chosen = self.choose(host, request, sight, &devices, &fitting);
+            let chosen = chosen.or_else(|_| self.choose(host, request, sight, &devices, &withheld));
+            let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
                     // Enough were free, and they did not do: that is the answer, unless more is to be said.
@@ -178,7 +208,7 @@ impl Service {
                     return Ok(look);
                 }
             };
-            look = self.judge(host, view, request, &sight.offer, selection).await?;
+            look = self.judge(host, view, request, sight, selection).await?;
             match look.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
                 refused => return Ok(Look { refused, ..look }),
@@ -192,7 +222,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        offer: &Offer,
+        sight: &Sight,
         selection: Selection,
     ) -> Result<Look, Error> {
         let context = || format!("nothing was attached to server {}", request.server);
@@ -200,13 +230,18 @@ impl Service {
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
-            let spec = format!("a device_spec lists it, and alias `{alias}` asks for such a device");
+            let asked_for = sight.inventory.alias(&alias).is_some_and(|alias| alias.matches(&device.facts));
+            let spec = if asked_for {
+                format!("a device_spec lists it, and alias `{alias}` asks for such a device")
+            } else {
+                "a device_spec lists it, and it comes with its IOMMU group".to_owned()
+            };
             look.checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
             look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
-                    facts.push(offer.facts(found.clone()));
+                    facts.push(sight.offer.facts(found.clone(), &device));
                     look.chosen.push(Chosen { alias, device, found });
                 }
                 Err(error) => {
@@ -253,7 +288,7 @@ impl Service {
                 Err(error) => return Err(error),
             });
         }
-        let mut look = self.look(&host, &view, request, &sight, &mut Choice::default()).await?;
+        let (mut look, sight) = self.look_twice(&host, &view, request, sight, &mut Choice::default()).await?;
         checks.push(match &look.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
@@ -266,7 +301,7 @@ impl Service {
             // Those that are withheld are looked at all the same: the checks then say why, one by one.
             let devices = self.store.devices_of(host.row.id);
             if let Ok(selection) = self.choose(&host, request, &sight, &devices, &HashMap::new()) {
-                look.checks = self.judge(&host, &view, request, &sight.offer, selection).await?.checks;
+                look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
             }
         }
         if !sight.offer.knows_guards() {
@@ -323,11 +358,11 @@ impl Service {
         };
         let chosen = inventory::choose(&wanted, &scene).map_err(|shortage| {
             let advice = if sight.inventory.is_empty() {
-                "[pci] device_spec is empty, so nothing is assignable"
+                "[pci] device_spec is empty, so nothing is assignable".to_owned()
             } else {
-                "detach one, or look at GET os-pci/detail"
+                shortage.advice()
             };
-            Error::TooFewFree { shortage, host: host.name.clone(), advice }
+            Error::TooFewFree { shortage: Box::new(shortage), host: host.name.clone(), advice }
         })?;
         let parts = request.aliases.iter().zip(chosen);
         let named = parts.flat_map(|(part, devices)| {

@@ -1,16 +1,18 @@
-//! What an attachment is on its way to, and what each observation makes of it.
+//! An attachment's states, and what each observation makes of it. Every pair is in `api/tests/data/attachment_state.json`.
 //!
 //! ```text
-//!              Present               AskedToDetach             Gone
+//!              Present               AskedToDetach             Removed, Absent, DomainStopped, DomainGone
 //!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
 //!    │  │                  │ ▲                        ▲  │
 //!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘
 //!    │  └──────────────────┼──────────────────────────┘
-//!    │ Gone                │ Gone
-//!    ▼                     └────────▶ detached
+//!    │ AttachRefused,      │ Removed, Absent, DomainStopped, DomainGone
+//!    │ Removed, Absent, …  └────────▶ detached
+//!    ▼
 //!  failed
 //! ```
-//! [`Observation::StillThere`] and [`Observation::Verified`] change what is said of a state, not the state.
+//! [`Observation::StillThere`], [`Observation::HostAway`] and [`Observation::Verified`] change what is said of a state,
+//! not the state.
 //!
 //! Handlers, events and reconciliation all settle through [`State::on`]. `detached` and `failed` are final.
 
@@ -36,8 +38,9 @@ words! {
 
 /// What was seen or decided about an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(serde::Deserialize), serde(rename_all = "snake_case", deny_unknown_fields))]
 pub enum Observation {
-    /// A document of the domain has it; with the address worked out from that document.
+    /// It was added, or is there: a document of the domain has it; with the address worked out from that document.
     Present {
         /// Where the guest sees it, or will when it starts.
         inner: Option<PciAddress>,
@@ -66,14 +69,34 @@ pub enum Observation {
         /// Why.
         reason: String,
     },
-    /// No document of the domain has it, or there is no such domain.
-    Gone {
-        /// How that came.
+    /// libvirt refused to plug it, or nobody asked it to.
+    AttachRefused {
+        /// Why.
+        reason: String,
+    },
+    /// It was taken out, and no document of the domain has it.
+    Removed {
+        /// What there is to say about that.
         reason: Option<String>,
+    },
+    /// The domain runs, and no document of it has it.
+    Absent,
+    /// The domain is shut off, and its definition has none.
+    DomainStopped,
+    /// There is no such domain on the host.
+    DomainGone,
+    /// The host could not be asked, or its answer is not known.
+    HostAway {
+        /// Why.
+        reason: String,
     },
 }
 
 const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
+const CUT_OFF: &str = "the attach was cut off before the device was plugged";
+const TAKEN: &str = "removed from the domain outside of hotslot";
+const POWER: &str = "the server was shut off, and its definition has no such device";
+const NO_SERVER: &str = "the server is gone";
 
 impl State {
     /// Whether nothing more can happen to it.
@@ -143,10 +166,41 @@ impl State {
                 settled(self, Some(reason.clone()), inner)
             }
 
-            (Self::Attaching, Observation::Gone { reason }) => settled(Self::Failed, reason.clone(), None),
-            (Self::Attached | Self::Detaching, Observation::Gone { reason }) => {
+            // Whose attach is over was not refused.
+            (Self::Attaching, Observation::AttachRefused { reason }) => {
+                settled(Self::Failed, Some(reason.clone()), None)
+            }
+            (Self::Attached | Self::Detaching, Observation::AttachRefused { .. }) => None,
+
+            (Self::Attaching, Observation::Removed { reason }) => settled(Self::Failed, reason.clone(), None),
+            (Self::Attached | Self::Detaching, Observation::Removed { reason }) => {
                 settled(Self::Detached, reason.clone(), None)
             }
+
+            (Self::Attaching, Observation::Absent | Observation::DomainStopped) => {
+                settled(Self::Failed, Some(CUT_OFF.to_owned()), None)
+            }
+            (Self::Attached, Observation::Absent) => settled(Self::Detached, Some(TAKEN.to_owned()), None),
+            (Self::Attached, Observation::DomainStopped) => {
+                settled(Self::Detached, Some(POWER.to_owned()), None)
+            }
+            // As it was asked for.
+            (Self::Detaching, Observation::Absent | Observation::DomainStopped) => {
+                settled(Self::Detached, None, None)
+            }
+
+            (Self::Attaching, Observation::DomainGone) => {
+                settled(Self::Failed, Some(NO_SERVER.to_owned()), None)
+            }
+            (Self::Attached | Self::Detaching, Observation::DomainGone) => {
+                settled(Self::Detached, Some(NO_SERVER.to_owned()), None)
+            }
+
+            (Self::Attaching | Self::Detaching, Observation::HostAway { reason }) => {
+                settled(self, Some(reason.clone()), inner)
+            }
+            // Its guest goes on with it.
+            (Self::Attached, Observation::HostAway { .. }) => None,
         };
         next.filter(|next| (next.state, next.reason.as_deref(), next.inner) != (self, reason, inner))
     }
@@ -162,79 +216,127 @@ fn merge(known: Option<InnerAddress>, seen: Option<PciAddress>) -> Option<InnerA
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
+    use serde::Deserialize;
 
     use super::*;
 
-    fn address() -> PciAddress {
-        "0000:06:00.0".parse().unwrap()
+    /// A row of `attachment_state.json`.
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Row {
+        /// What the record has.
+        is: Record,
+        seen: Observation,
+        /// What it has then; null where nothing changes.
+        becomes: Option<Record>,
     }
 
-    fn observations() -> Vec<(&'static str, Observation)> {
-        vec![
-            ("present", Observation::Present { inner: Some(address()), only_in_definition: false }),
-            ("verified", Observation::Verified { address: address() }),
-            ("ask", Observation::AskedToDetach),
-            ("given-up", Observation::GivenUp { reason: "lost".into() }),
-            ("refused", Observation::DetachRefused { reason: "no".into() }),
-            ("still", Observation::StillThere { reason: "paused".into() }),
-            ("gone", Observation::Gone { reason: None }),
-        ]
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Record {
+        state: String,
+        reason: Option<String>,
+        inner: Option<(PciAddress, String)>,
     }
 
-    /// The whole table: state, observation → state; `-` where nothing changes.
-    #[test]
-    fn the_transition_table() {
-        let table = "
-            attaching present attached     attached present attached     detaching present detaching
-            attaching verified -           attached verified attached    detaching verified detaching
-            attaching ask -                attached ask detaching        detaching ask -
-            attaching given-up detaching   attached given-up -           detaching given-up -
-            attaching refused -            attached refused -            detaching refused attached
-            attaching still attaching      attached still attached       detaching still detaching
-            attaching gone failed          attached gone detached        detaching gone detached
-            detached present -  detached verified -  detached ask -  detached refused -  detached still -
-            detached gone -     failed present -     failed verified -  failed ask -     failed refused -
-            failed still -      failed gone -          detached given-up -    failed given-up -";
-        let words: Vec<&str> = table.split_whitespace().collect();
-        assert_eq!(words.len(), 3 * State::ALL.len() * observations().len(), "every pair once");
-        for row in words.chunks(3) {
-            let state: State = row[0].parse().unwrap();
-            let (_, observation) = observations().into_iter().find(|(name, _)| *name == row[1]).unwrap();
-            let next = state.on(None, None, &observation).map_or("-", |settled| settled.state.as_str());
-            assert_eq!(next, row[2], "{} on {}", row[0], row[1]);
+    impl Record {
+        fn of(settled: Settled) -> Self {
+            let inner = settled.inner.map(|inner| (inner.address, inner.source.to_string()));
+            Self { state: settled.state.to_string(), reason: settled.reason, inner }
+        }
+
+        fn on(&self, seen: &Observation) -> Option<Self> {
+            let state: State = self.state.parse().unwrap();
+            let inner = self
+                .inner
+                .as_ref()
+                .map(|(address, source)| InnerAddress { address: *address, source: source.parse().unwrap() });
+            state.on(inner, self.reason.as_deref(), seen).map(Self::of)
         }
     }
 
+    fn table() -> Vec<Row> {
+        serde_json::from_str(include_str!("../../tests/data/attachment_state.json")).unwrap()
+    }
+
+    /// The observations of the table.
+    pub(crate) fn observations() -> Vec<Observation> {
+        table().into_iter().map(|row| row.seen).collect()
+    }
+
+    /// The name of an observation, as the table has it.
+    fn name(seen: &Observation) -> String {
+        let debug = format!("{seen:?}");
+        let camel = debug.split([' ', '{']).next().unwrap();
+        let mut name = String::new();
+        for letter in camel.chars() {
+            if letter.is_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.extend(letter.to_lowercase());
+        }
+        name
+    }
+
+    /// The names of all observations that there are, which serde says when it is given another.
+    fn names() -> BTreeSet<String> {
+        let error = serde_json::from_str::<Observation>(r#""none of them""#).unwrap_err().to_string();
+        error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+    }
+
     #[test]
-    fn a_verified_address_stays_verified_until_it_changes() {
-        let verified = Some(InnerAddress { address: address(), source: InnerSource::Verified });
-        let same = Observation::Present { inner: Some(address()), only_in_definition: false };
-        assert_eq!(State::Attached.on(verified, None, &same), None);
-        let other: PciAddress = "0000:07:00.0".parse().unwrap();
-        let moved = Observation::Present { inner: Some(other), only_in_definition: false };
-        let settled = State::Attached.on(verified, None, &moved).unwrap();
-        assert_eq!(settled.inner, Some(InnerAddress { address: other, source: InnerSource::Computed }));
+    fn the_transition_table_is_complete_and_so() {
+        let mut missing: BTreeSet<(String, String)> = State::ALL
+            .iter()
+            .flat_map(|state| names().into_iter().map(|name| (state.to_string(), name)))
+            .collect();
+        assert!(missing.len() >= 60, "{missing:?}");
+        for row in table() {
+            let after = row.is.on(&row.seen);
+            assert_eq!(after, row.becomes, "{:?} on {:?}", row.is, row.seen);
+            if let Some(after) = after {
+                assert_eq!(after.on(&row.seen), None, "the second time: {:?} on {:?}", row.is, row.seen);
+            }
+            missing.remove(&(row.is.state, name(&row.seen)));
+        }
+        assert_eq!(missing, BTreeSet::new(), "no row of the table has these");
+    }
+
+    #[test]
+    fn a_device_is_promised_until_its_attachment_has_ended() {
+        for state in State::ALL {
+            assert_eq!(state.device_status().is_held(), !state.is_final(), "{state}");
+        }
     }
 
     proptest! {
         /// Whatever is seen in whatever order: what has ended stays ended, only what was asked to go is
-        /// detaching, and the same observation twice changes nothing the second time.
+        /// detaching, only what never was attached fails, and the same observation twice changes nothing the
+        /// second time.
         #[test]
-        fn any_sequence_keeps_the_rules(sequence in prop::collection::vec(0usize..7, 0..40)) {
-            let (mut state, mut inner, mut reason) = (State::Attaching, None, None::<String>);
-            let mut asked = false;
-            for index in sequence {
-                let (name, observation) = observations().swap_remove(index);
-                let ended = state.is_final();
-                if let Some(next) = state.on(inner, reason.as_deref(), &observation) {
-                    prop_assert!(!ended);
-                    asked |= name == "ask" || name == "given-up";
-                    prop_assert!(next.state != State::Detaching || asked);
-                    (state, inner, reason) = (next.state, next.inner, next.reason);
+        fn any_sequence_keeps_the_rules(
+            sequence in prop::collection::vec(prop::sample::select(observations()), 0..40)
+        ) {
+            let mut now = Record { state: State::Attaching.to_string(), reason: None, inner: None };
+            let (mut asked, mut was_attached) = (false, false);
+            for seen in sequence {
+                if let Some(next) = now.on(&seen) {
+                    let (before, after): (State, State) =
+                        (now.state.parse().unwrap(), next.state.parse().unwrap());
+                    prop_assert!(!before.is_final());
+                    asked |= matches!(seen, Observation::AskedToDetach | Observation::GivenUp { .. });
+                    prop_assert!(after != State::Detaching || asked);
+                    prop_assert!(after != State::Attaching || before == State::Attaching);
+                    prop_assert!(after != State::Failed || !was_attached);
+                    prop_assert!(!after.is_final() || next.inner.is_none());
+                    was_attached |= after == State::Attached;
+                    now = next;
                 }
-                prop_assert_eq!(state.on(inner, reason.as_deref(), &observation), None);
+                prop_assert_eq!(now.on(&seen), None);
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::id::AttachmentId;
 use crate::service::Service;
 use crate::store::{Attachment, InnerSource};
+use crate::who;
 
 /// When the guest is asked after an attach: it needs a second or three to notice a new device.
 const ASK_AFTER: [Duration; 7] = [
@@ -39,7 +40,7 @@ impl Service {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
-        tokio::spawn(async move {
+        tokio::spawn(who::by(who::itself::VERIFICATION, async move {
             let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
             for pause in ASK_AFTER {
                 tokio::time::sleep(pause).await;
@@ -51,7 +52,7 @@ impl Service {
                     Err(error) => tracing::debug!(attachment.id = %id, %error, "not verified"),
                 }
             }
-        });
+        }));
     }
 
     /// Asks once. False when the guest does not show the device yet.

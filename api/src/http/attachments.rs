@@ -4,6 +4,7 @@
 //! an attachment is in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -17,15 +18,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Version;
-use super::body::{Path, id, read, time};
+use super::body::{Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
 use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
 use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
 use crate::error::Error;
 use crate::flavor;
 use crate::id::{AttachmentId, RequestId, ServerId};
-use crate::inventory::AliasRequests;
+use crate::idempotency::IdempotencyKey;
+use crate::inventory::{self, AliasRequests};
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
 
@@ -67,7 +70,12 @@ struct CreateAttachment {
 }
 
 impl CreateAttachment {
-    fn request(self, service: &Service, server: ServerId) -> Result<AttachRequest, Error> {
+    fn request(
+        self,
+        service: &Service,
+        server: ServerId,
+        key: Option<IdempotencyKey>,
+    ) -> Result<AttachRequest, Error> {
         let bad = |key: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{key}: {error}"));
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (alias, None),
@@ -94,6 +102,10 @@ impl CreateAttachment {
             physical_network: self.physical_network,
             trusted: self.trusted,
         };
+        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(inventory::NULL))
+        {
+            return Err(bad("physical_network", &"`null` is no name of one; leave it out"));
+        }
         let count: usize = aliases.0.iter().map(|part| part.count).sum();
         if network.mac.is_some() && count != 1 {
             return Err(bad("mac_address", &format!("it is of one device, and {count} are asked for")));
@@ -106,6 +118,7 @@ impl CreateAttachment {
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
             network: (network != NetworkRequest::default()).then_some(network),
+            key,
         })
     }
 }
@@ -129,8 +142,9 @@ struct Wire {
     inner_address_source: Option<InnerSource>,
     status: AttachmentState,
     status_reason: Option<String>,
-    alias: String,
+    alias: Option<String>,
     persistent: bool,
+    forced: bool,
     request_id: RequestId,
     whole_group: bool,
     mac_address: Option<String>,
@@ -141,6 +155,7 @@ struct Wire {
     created_at: String,
     updated_at: Option<String>,
     attached_at: Option<String>,
+    ended_at: Option<String>,
 }
 
 fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
@@ -162,17 +177,19 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         inner_address_source: attachment.inner.map(|inner| inner.source),
         status: attachment.state,
         status_reason: attachment.reason,
-        alias: attachment.alias,
+        alias: Some(attachment.alias).filter(|alias| !alias.is_empty()),
         persistent: attachment.persistent,
+        forced: attachment.forced,
         host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),
         attached_at: attachment.attached_at.map(time),
+        ended_at: attachment.ended_at.map(time),
     }
 }
 
 async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.store.device(attachment.device);
+    let device = service.store.known_device(attachment.device).await?;
     let device = device
         .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
     Ok(wire(service, attachment, &device))
@@ -193,12 +210,13 @@ impl AttachmentPath {
 pub(super) async fn create(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
+    key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
-    let request = body.attachment.request(&service, path.id()?)?;
+    let request = body.attachment.request(&service, path.id()?, key.map(|Extension(key)| key))?;
     if dry_run {
         return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
     }
@@ -239,11 +257,34 @@ fn described(run: &DryRun) -> Value {
     })
 }
 
+/// How many of those that have ended are listed at most.
+const ENDED: u32 = 1000;
+
+/// Whether those that have ended are asked for: `?ended=true`.
+fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
+    let mut ended = false;
+    for (key, value) in pairs {
+        ended = match key.as_str() {
+            "ended" => truth(&key, &value)?,
+            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended"))),
+        };
+    }
+    Ok(ended)
+}
+
+fn truth(key: &str, word: &str) -> Result<bool, Error> {
+    word.parse().map_err(|_| Error::Invalid(format!("{key} {word} is neither true nor false")))
+}
+
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
+    pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
+    if wants_ended(pairs)? {
+        return listed(&service, service.store.ended_attachments(Some(server), ENDED).await?).await;
+    }
     let rows = service.store.attachments_of(server).await?;
     if rows.is_empty() {
         // A server without attachments is not the same as no server.
@@ -253,7 +294,13 @@ pub(super) async fn list(
 }
 
 /// All servers' attachments; not in the seed.
-pub(super) async fn list_all(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+pub(super) async fn list_all(
+    State(service): State<Arc<Service>>,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    if wants_ended(pairs)? {
+        return listed(&service, service.store.ended_attachments(None, ENDED).await?).await;
+    }
     let rows = service.store.attachments().await?;
     listed(&service, rows).await
 }
@@ -278,14 +325,47 @@ pub(super) async fn show(
     Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
 }
 
+/// `?timeout=30s&force=true`
+fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
+    let mut request = DetachRequest::default();
+    for (key, value) in pairs {
+        match key.as_str() {
+            "timeout" => request.timeout = Some(duration(&value)?),
+            "force" => request.force = truth(&key, &value)?,
+            _ => return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force"))),
+        }
+    }
+    Ok(request)
+}
+
+/// Reads `30s`, `500ms`, `2m` or `1h`; a number alone is seconds. Above 0 and at most a day.
+fn duration(text: &str) -> Result<Duration, Error> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (number, unit) =
+        text.split_at(text.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(text.len()));
+    let millis = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let millis = millis.zip(number.parse::<u64>().ok()).and_then(|(unit, number)| number.checked_mul(unit));
+    let time = millis.map(Duration::from_millis).filter(|time| !time.is_zero() && *time <= DAY);
+    time.ok_or_else(|| {
+        Error::Invalid(format!("timeout {text} is no time up to a day; write 30s, 500ms, 2m or 1h"))
+    })
+}
+
 /// v2 answers 200 once the device is gone; v2.1 and v3 answer 202 at once, and the detach goes on.
 pub(super) async fn delete(
     State(service): State<Arc<Service>>,
     Extension(version): Extension<Version>,
     Path(path): Path<AttachmentPath>,
+    pairs: Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let work = service.begin_detach(server, id).await?;
+    let work = service.begin_detach(server, id, detach_request(pairs)?).await?;
     match version {
         Version::V2 => {
             if let Some(work) = work {
@@ -304,6 +384,41 @@ pub(super) async fn delete(
                 });
             }
             Ok(StatusCode::ACCEPTED.into_response())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_with_its_unit() {
+        for (text, millis) in [
+            ("30", 30_000),
+            ("30s", 30_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("24h", 86_400_000),
+            ("007s", 7000),
+        ] {
+            assert_eq!(duration(text).unwrap().as_millis(), millis, "{text}");
+        }
+        for bad in
+            ["", "0", "0s", "s", "-1", "+1", "1.5s", "1 s", "1S", "25h", "86401", "18446744073709551615m"]
+        {
+            assert!(duration(bad).unwrap_err().to_string().contains("write 30s"), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_a_time_out_of_range(text in "[0-9]{0,22}(|ms|s|m|h|\\PC{0,3})") {
+            if let Ok(time) = duration(&text) {
+                prop_assert!(!time.is_zero() && time <= Duration::from_secs(86_400));
+            }
         }
     }
 }

@@ -14,15 +14,18 @@ use super::error::{Fault, no_route};
 use crate::error::Error;
 use crate::store::Millis;
 
+/// Says why a body could not be received.
+pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
+    Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
+}
+
 /// Reads a JSON body. `example` is what would be right.
 pub(super) fn read<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<T, Fault> {
-    let body = body.map_err(|rejection| {
-        Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
-    })?;
+    let body = body.map_err(|rejection| unreadable(&rejection))?;
     let kind =
         headers.get(header::CONTENT_TYPE).map_or("application/json", |kind| kind.to_str().unwrap_or(""));
     let essence = kind.split(';').next().unwrap_or_default().trim();
@@ -98,27 +101,61 @@ pub(super) struct Page {
     pub(super) limit: usize,
     /// The last item of the page before.
     pub(super) marker: Option<String>,
+    /// The key of the query that names it.
+    key: &'static str,
 }
 
 impl Page {
     /// Takes `limit` and `marker` out of a query.
-    pub(super) fn read(Pairs(pairs): Pairs) -> Result<(Self, Vec<(String, String)>), Error> {
-        let mut page = Self { limit: MAX_LIMIT, marker: None };
+    pub(super) fn read(pairs: Pairs) -> Result<(Self, Vec<(String, String)>), Error> {
+        Self::after("marker", pairs)
+    }
+
+    /// [`read`](Self::read), where the query names the last item of the page before by another key.
+    pub(super) fn after(
+        marker: &'static str,
+        Pairs(pairs): Pairs,
+    ) -> Result<(Self, Vec<(String, String)>), Error> {
+        let mut page = Self { limit: MAX_LIMIT, marker: None, key: marker };
         let mut rest = Vec::new();
         for (key, value) in pairs {
             match key.as_str() {
                 "limit" => {
                     let limit: usize = value.parse().map_err(|_| {
-                        Error::Invalid(format!("limit {value} is no number; write 0 to {MAX_LIMIT}"))
+                        Error::Invalid(format!(
+                            "limit {value} is no number from 0 up; a page has at most {MAX_LIMIT} items, and 0 asks \
+                             for as many"
+                        ))
                     })?;
                     // As Nova: none is as many as there may be.
                     page.limit = if limit == 0 { MAX_LIMIT } else { limit.min(MAX_LIMIT) };
                 }
-                "marker" => page.marker = Some(value),
+                key if key == marker => page.marker = Some(value),
                 _ => rest.push((key, value)),
             }
         }
         Ok((page, rest))
+    }
+
+    /// [`read`](Self::read), where the query may say nothing else.
+    pub(super) fn alone(pairs: Pairs) -> Result<Self, Error> {
+        let (page, rest) = Self::read(pairs)?;
+        match rest.first() {
+            Some((key, _)) => {
+                Err(Error::Invalid(format!("unknown query key {key}; known: limit, {}", page.key)))
+            }
+            None => Ok(page),
+        }
+    }
+
+    /// Leaves out of a list what came on the pages before. An error when nothing in it is the marker.
+    pub(super) fn skip<T>(&self, items: &mut Vec<T>, is: impl Fn(&T, &str) -> bool) -> Result<(), Error> {
+        let Some(marker) = &self.marker else { return Ok(()) };
+        let last = items.iter().position(|item| is(item, marker)).ok_or_else(|| {
+            Error::Invalid(format!("{} {marker} is the id of nothing in the list without it", self.key))
+        })?;
+        items.drain(..=last);
+        Ok(())
     }
 
     /// Cuts a list that has one item more than the page, if there are more; the links then lead on.
@@ -132,13 +169,11 @@ impl Page {
         let more = items.len() > self.limit;
         items.truncate(self.limit);
         let Some(last) = items.last().filter(|_| more) else { return (items, None) };
-        let kept =
-            uri.query().unwrap_or_default().split('&').filter(|pair| {
-                !pair.is_empty() && !pair.starts_with("marker=") && !pair.starts_with("limit=")
-            });
+        let ours = |pair: &str| ["limit", self.key].contains(&pair.split('=').next().unwrap_or_default());
+        let kept = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !ours(pair));
         let query: String = kept.map(|pair| format!("{pair}&")).collect();
         let (base, marker) = (base(headers), escaped(&marker(last)));
-        let href = format!("{base}{}?{query}limit={}&marker={marker}", uri.path(), self.limit);
+        let href = format!("{base}{}?{query}limit={}&{}={marker}", uri.path(), self.limit, self.key);
         (items, Some(serde_json::json!([{ "rel": "next", "href": href }])))
     }
 }

@@ -37,11 +37,18 @@ impl From<Error> for Fault {
                 StatusCode::BAD_REQUEST
             }
             Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::Gone(_) => StatusCode::GONE,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
-            Error::HostAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
-            // The database is busy, not broken.
-            Error::Store(sqlx::Error::PoolTimedOut) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Store(source) if let Some(advice) = advice(source) => {
+                tracing::error!(error = ?source, "the database cannot be used: {source}");
+                let message = format!(
+                    "the database cannot be used: {advice}. What was begun is completed or taken back once it \
+                     can: look what there is before you ask again"
+                );
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
+            }
             Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
@@ -51,6 +58,36 @@ impl From<Error> for Fault {
         let message = "Unexpected API error: the service's log has the cause under this answer's \
                        x-openstack-request-id.";
         Self::new(status, message)
+    }
+}
+
+/// What is to be done about a database that is not broken, but cannot be used now.
+fn advice(error: &sqlx::Error) -> Option<&'static str> {
+    // SQLite's primary result codes; the extended ones have them in their low byte.
+    const BUSY: u32 = 5;
+    const LOCKED: u32 = 6;
+    const READONLY: u32 = 8;
+    const IOERR: u32 = 10;
+    const FULL: u32 = 13;
+    const CANTOPEN: u32 = 14;
+    if matches!(error, sqlx::Error::PoolClosed) {
+        return Some("the service is stopping; ask again when it is back");
+    }
+    let code = if matches!(error, sqlx::Error::PoolTimedOut) {
+        BUSY
+    } else if matches!(error, sqlx::Error::Io(_)) {
+        IOERR
+    } else {
+        error.as_database_error()?.code()?.parse::<u32>().ok()? & 0xff
+    };
+    match code {
+        BUSY | LOCKED => {
+            Some("another process holds it; end what has the file open, or wait until it is done")
+        }
+        READONLY => Some("its file is read-only; let hotslot write it and its directory"),
+        IOERR | CANTOPEN => Some("its file cannot be read or written; look at its disk"),
+        FULL => Some("its disk is full; make room there"),
+        _ => None,
     }
 }
 
@@ -69,6 +106,7 @@ fn of_kind(kind: ErrorKind) -> StatusCode {
         | ErrorKind::AlreadyDefined
         | ErrorKind::NoPassthrough
         | ErrorKind::UnplugPending
+        | ErrorKind::UnplugRefused
         | ErrorKind::AgentAway => StatusCode::CONFLICT,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
         // The hypervisor's own failure, not the caller's and not ours.
@@ -85,8 +123,10 @@ impl IntoResponse for Fault {
             404 => "itemNotFound",
             405 => "badMethod",
             409 => "conflictingRequest",
+            410 => "gone",
             413 | 429 => "overLimit",
             415 => "badMediaType",
+            422 => "unprocessableEntity",
             501 => "notImplemented",
             503 => "serviceUnavailable",
             _ => "computeFault",

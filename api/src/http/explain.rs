@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::body::{Path, Query, id};
 use super::error::Fault;
 use super::hypervisors::{self, HypervisorPath};
+use crate::attachment;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::ServerId;
@@ -36,11 +37,13 @@ pub(super) async fn device(
     let unknown = || Error::NotFound(format!("PCI function {} on host {}", path.address, host.name));
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
+    // Nothing tells of drivers that come and go.
+    service.discover(host, Some(BTreeSet::from([address]))).await?;
     let offer = service.offer(host).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.store.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
-    let mut wire = hypervisors::describe(host, function, row);
+    let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
     let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Hinder).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let sysroot = host.hypervisor.sysroot();
@@ -156,18 +159,23 @@ pub(super) async fn candidates(
         Error::UnknownAlias { name: asked.alias.clone(), known }
     })?;
     let server: Option<ServerId> = asked.server.as_deref().map(|text| id(text, "server")).transpose()?;
-    let mut guest_nodes = BTreeSet::new();
-    if let Some(server) = server {
-        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
-        guest_nodes
-            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
-    }
+    let view = match server {
+        Some(server) => Some(host.server(server).await?.ok_or(Error::NoServer(server))?),
+        None => None,
+    };
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
+    service.discover(host, None).await?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
     let drivers = if asked.whole_group { HostDrivers::AreNoHindrance } else { HostDrivers::Hinder };
-    let withheld = offer.withheld(&devices, server, drivers);
+    let mut withheld = offer.withheld(&devices, server, drivers);
+    let mut guest_nodes = BTreeSet::new();
+    if let Some(view) = view {
+        withheld.extend(attachment::portless(&view, &offer, &devices));
+        guest_nodes
+            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
+    }
     let scene = Scene {
         devices: &devices,
         withheld: &withheld,
@@ -197,5 +205,14 @@ pub(super) async fn candidates(
             "why": verdict.as_ref().err(),
         })
     });
-    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines.collect::<Vec<_>>() })))
+    let mut lines: Vec<_> = lines.collect();
+    let recorded: BTreeSet<_> = devices.iter().map(|device| device.facts.address).collect();
+    let others = offer.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
+    lines.extend(others.map(|function| {
+        let mut line = hypervisors::describe(host, function, None, offer.foreign.get(&function.address));
+        line["place"] = Value::Null;
+        line["why"] = json!("no device_spec lists it");
+        line
+    }));
+    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines })))
 }

@@ -51,12 +51,7 @@ fn listed(
 ) -> Result<Json<Value>, Error> {
     let (page, _) = Page::read(pairs)?;
     let mut flavors: Vec<_> = service.config.flavor.iter().collect();
-    if let Some(marker) = &page.marker {
-        let last = flavors.iter().position(|flavor| flavor.id() == *marker).ok_or_else(|| {
-            Error::Invalid(format!("marker {marker} is no flavor's id; GET flavors lists them"))
-        })?;
-        flavors.drain(..=last);
-    }
+    page.skip(&mut flavors, |flavor, marker| flavor.id() == marker)?;
     let (flavors, links) = page.cut(flavors, uri, headers, |flavor| flavor.id().to_owned());
     let flavors: Vec<_> = flavors.into_iter().map(|flavor| wire(uri, headers, flavor)).collect();
     let mut body = json!({ "flavors": flavors });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use futures_util::future::join_all;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
@@ -15,17 +16,29 @@ use super::body::{Page, Pairs, Path};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
-use crate::inventory::{self, Stat};
+use crate::inventory::{self, Foreign, Stat};
 use crate::service::Service;
 use crate::store::Device;
 
 fn brief(host: &Host) -> Value {
     let connection = host.hypervisor.connection();
+    let overdue = host.hypervisor.overdue();
+    let stuck = overdue.first().map(|call| {
+        format!(
+            "{} call(s) did not come back, the oldest for {} s: {}",
+            overdue.len(),
+            call.elapsed.as_secs(),
+            call.operation
+        )
+    });
+    let stuck_calls =
+        overdue.iter().map(|call| json!({ "operation": call.operation, "seconds": call.elapsed.as_secs() }));
     json!({
         "id": host.row.uuid,
         "hypervisor_hostname": host.name,
         "state": if connection.is_ok() { "up" } else { "down" },
-        "state_reason": connection.err(),
+        "state_reason": connection.err().or(stuck),
+        "stuck_calls": stuck_calls.collect::<Vec<_>>(),
         "status": "enabled",
         "simulated": host.uri.starts_with("sim://"),
     })
@@ -33,7 +46,7 @@ fn brief(host: &Host) -> Value {
 
 /// The servers that a host has; none when it cannot be asked.
 async fn servers(host: &Host) -> Vec<DomainInfo> {
-    let mut domains = host.hypervisor.domains().await.unwrap_or_default();
+    let mut domains = host.soon(host.hypervisor.domains()).await.unwrap_or_default();
     domains.sort_by(|a, b| a.name.cmp(&b.name));
     domains
 }
@@ -58,7 +71,7 @@ fn is_up(server: &&DomainInfo) -> bool {
 fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     let wire = |stat: Stat| {
         let mut pool: Map<String, Value> =
-            stat.tags.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+            stat.tags.iter().map(|(key, value)| (key.clone(), or_null(value))).collect();
         for (key, value) in [
             ("count", json!(stat.count)),
             ("vendor_id", json!(stat.vendor_id)),
@@ -74,9 +87,14 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     inventory::stats(&devices, inventory::is_grouping_key).into_iter().map(wire).collect()
 }
 
+/// A tag's value; `null` is text in `extra_info`, and no tag can say that text otherwise.
+fn or_null(value: &str) -> Value {
+    if value == inventory::NULL { Value::Null } else { json!(value) }
+}
+
 /// Nova's keys before microversion 2.88, and those of 2.88. What hotslot does not know of a host is 0 or null.
 async fn full(service: &Service, host: &Host) -> Value {
-    let info = host.hypervisor.host().await.ok();
+    let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
     let stats = pci_stats(service, host);
     let mut wire = brief(host);
@@ -180,14 +198,14 @@ pub(super) async fn list(
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let found = Found::by(&service, &uri, &headers, pairs)?;
-    let mut hypervisors = Vec::new();
-    for host in &found.hosts {
+    let hypervisors = join_all(found.hosts.iter().map(async |host| {
         let mut wire = brief(host);
         if found.with_servers {
             wire["servers"] = named(&servers(host).await);
         }
-        hypervisors.push(wire);
-    }
+        wire
+    }));
+    let hypervisors = hypervisors.await;
     Ok(found.answer(hypervisors))
 }
 
@@ -198,10 +216,7 @@ pub(super) async fn detail(
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let found = Found::by(&service, &uri, &headers, pairs)?;
-    let mut hypervisors = Vec::new();
-    for host in &found.hosts {
-        hypervisors.push(full(&service, host).await);
-    }
+    let hypervisors = join_all(found.hosts.iter().map(|host| full(&service, host))).await;
     Ok(found.answer(hypervisors))
 }
 
@@ -266,12 +281,26 @@ pub(super) async fn functions(
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
     let rows = service.store.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
-    let functions: Vec<_> =
-        functions.iter().map(|function| describe(host, function, rows.get(&function.address))).collect();
+    let foreign = host.foreign();
+    let describe = |function: &HostDevice| {
+        describe(host, function, rows.get(&function.address), foreign.get(&function.address))
+    };
+    let functions: Vec<_> = functions.iter().map(describe).collect();
     Ok(Json(json!({ "pci_devices": functions })))
 }
 
-pub(super) fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device>>) -> Value {
+/// Who has a device, for people: a server that hotslot gave it to, or a domain that has it from others.
+pub(super) fn owner(row: Option<&Device>, foreign: Option<&Foreign>) -> Option<String> {
+    let server = row.and_then(|row| row.server).map(|server| format!("server {server}"));
+    server.or_else(|| foreign.map(Foreign::to_string))
+}
+
+pub(super) fn describe(
+    host: &Host,
+    device: &HostDevice,
+    row: Option<&Arc<Device>>,
+    foreign: Option<&Foreign>,
+) -> Value {
     let (role, parent, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
         Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),
@@ -309,5 +338,10 @@ pub(super) fn describe(host: &Host, device: &HostDevice, row: Option<&Arc<Device
         "id": row.map(|row| row.id),
         "status": row.map(|row| row.status),
         "instance_uuid": row.and_then(|row| row.server),
+        "owner": owner(row.map(Arc::as_ref), foreign),
+        "foreign": foreign.map(|foreign| json!({
+            "domain": foreign.domain, "uuid": foreign.server,
+            "live": foreign.live, "persistent": foreign.persistent,
+        })),
     })
 }

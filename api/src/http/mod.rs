@@ -5,16 +5,20 @@
 
 mod attachments;
 mod body;
+mod drift;
 pub mod error;
+pub(crate) mod events;
 mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod once;
 mod pci;
 mod pci_config;
 mod servers;
 mod topology;
 mod versions;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -28,6 +32,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::service::Service;
+use crate::who;
 
 /// The largest request body, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -55,19 +60,30 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v3/", get(versions::v3))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
+        .merge(own())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
         .nest("/v3", resources(Version::V3))
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(identify))
         .with_state(service)
 }
 
-fn resources(version: Version) -> Router<Arc<Service>> {
+/// What no version of Nova's has: also without one.
+fn own() -> Router<Arc<Service>> {
     Router::new()
+        .route("/drift", get(drift::list).post(drift::repair))
+        .route("/events", get(events::list))
+        .route("/webhooks", get(webhooks::list))
+        .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
+}
+
+fn resources(version: Version) -> Router<Arc<Service>> {
+    own()
         .route("/servers", get(servers::list))
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
@@ -90,8 +106,10 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .route("/os-hypervisors/{hypervisor_id}/pci_devices", get(hypervisors::functions))
         .route("/os-hypervisors/{hypervisor_id}/pci_devices/{address}", get(explain::device))
         .route("/os-hypervisors/{hypervisor_id}/pci_candidates", get(explain::candidates))
+        .route("/os-hypervisors/{hypervisor_id}/drift", get(drift::of_host).post(drift::repair_host))
         .route("/os-aggregates", get(hypervisors::aggregates))
         .route("/os-pci-config", get(pci_config::names))
+        .route("/os-pci-config/group", get(pci_config::groups))
         .route("/os-pci-config/{kind}", get(pci_config::list).post(pci_config::create))
         .route(
             "/os-pci-config/{kind}/{entry_id}",
@@ -110,7 +128,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 async fn identify(request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let work = next.run(request).instrument(span.clone());
+    let mut response = who::by(format!("request {id}"), work).await;
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

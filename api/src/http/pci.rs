@@ -18,8 +18,10 @@ use uuid::Uuid;
 
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
+use super::hypervisors::owner;
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
+use crate::inventory::Foreign;
 use crate::service::Service;
 use crate::store::{DevType, Device, DeviceStatus};
 
@@ -74,10 +76,19 @@ struct Full<'a> {
     host: Option<&'a str>,
     gone_at: Option<String>,
     used_at: Option<String>,
+    owner: Option<String>,
 }
 
-fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
+/// What others put into domains, by host.
+type ForeignOf = BTreeMap<HypervisorId, BTreeMap<PciAddress, Foreign>>;
+
+fn foreign(service: &Service) -> ForeignOf {
+    service.hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
+}
+
+fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
     let facts = &device.facts;
+    let foreign = foreign.get(&device.hypervisor).and_then(|of_host| of_host.get(&facts.address));
     Full {
         id: device.id,
         address: facts.address,
@@ -102,6 +113,7 @@ fn full<'a>(service: &'a Service, device: &'a Device) -> Full<'a> {
         host: service.host(device.hypervisor).map(|host| host.name.as_str()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
+        owner: owner(Some(device), foreign),
     }
 }
 
@@ -119,6 +131,11 @@ struct Filter {
     address: Option<PciAddress>,
     parent_addr: Option<PciAddress>,
     numa_node: Option<u32>,
+    id: Option<DeviceId>,
+    uuid: Option<Uuid>,
+    request: Option<RequestId>,
+    dev_id: Option<String>,
+    label: Option<String>,
     extra_info: Vec<(String, String)>,
 }
 
@@ -127,6 +144,12 @@ impl Filter {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
         }
+        /// Of a type whose errors do not name the value.
+        fn plain<T: std::str::FromStr>(key: &str, text: &str, right: &str) -> Result<T, Error> {
+            text.parse().map_err(|_| Error::Invalid(format!("query key {key}: `{text}` is no {right}")))
+        }
+        const NUMBER: &str = "number from 0 up";
+        const UUID: &str = "UUID such as 3f0c7c2e-6f0e-4c0b-9f3a-0d3c7f0a4a55";
         /// Whether that leaves nothing: two values of one column.
         fn narrow<T: PartialEq>(column: &mut Option<T>, value: T) -> bool {
             column.replace(value).is_some_and(|before| Some(before) != *column)
@@ -138,15 +161,28 @@ impl Filter {
                     let host = service.hosts.iter().find(|host| host.name == text);
                     host.is_none_or(|host| narrow(&mut filter.hypervisor, host.row.id))
                 }
-                "compute_node_id" => narrow(&mut filter.hypervisor, HypervisorId(value(&key, &text)?)),
+                "compute_node_id" => {
+                    narrow(&mut filter.hypervisor, HypervisorId(plain(&key, &text, NUMBER)?))
+                }
                 "vendor_id" => narrow(&mut filter.vendor_id, value(&key, &text)?),
                 "product_id" => narrow(&mut filter.product_id, value(&key, &text)?),
                 "dev_type" => narrow(&mut filter.dev_type, value(&key, &text)?),
                 "status" => narrow(&mut filter.status, value(&key, &text)?),
-                "instance_uuid" | "server_uuid" => narrow(&mut filter.server, value(&key, &text)?),
+                "instance_uuid" | "server_uuid" => narrow(&mut filter.server, plain(&key, &text, UUID)?),
                 "address" => narrow(&mut filter.address, value(&key, &text)?),
                 "parent_addr" => narrow(&mut filter.parent_addr, value(&key, &text)?),
-                "numa_node" => narrow(&mut filter.numa_node, value(&key, &text)?),
+                "numa_node" => narrow(&mut filter.numa_node, plain(&key, &text, NUMBER)?),
+                "id" => narrow(&mut filter.id, DeviceId(plain(&key, &text, NUMBER)?)),
+                "uuid" => narrow(&mut filter.uuid, plain(&key, &text, UUID)?),
+                "request_id" => narrow(&mut filter.request, plain(&key, &text, UUID)?),
+                "dev_id" => narrow(&mut filter.dev_id, text),
+                "label" => narrow(&mut filter.label, text),
+                "deleted" => plain::<bool>(&key, &text, "boolean; write true or false")?,
+                "created_at" | "updated_at" | "deleted_at" | "gone_at" | "used_at" => {
+                    return Err(Error::Invalid(format!(
+                        "os-pci is not narrowed by {key}; GET events tells of times"
+                    )));
+                }
                 _ => {
                     filter.extra_info.push((key, text));
                     false
@@ -172,6 +208,11 @@ impl Filter {
             && is(self.address, facts.address)
             && (self.parent_addr.is_none() || self.parent_addr == facts.parent_addr)
             && (self.numa_node.is_none() || self.numa_node == facts.numa_node)
+            && is(self.id, device.id)
+            && is(self.uuid, device.uuid)
+            && (self.request.is_none() || self.request == device.request)
+            && self.dev_id.as_ref().is_none_or(|dev_id| *dev_id == facts.dev_id())
+            && self.label.as_ref().is_none_or(|label| *label == facts.label())
             && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value))
     }
 }
@@ -232,7 +273,8 @@ pub(super) async fn detail(
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let found = Found::by(&service, &uri, &headers, pairs).await?;
-    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device)).collect();
+    let foreign = foreign(&service);
+    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device, &foreign)).collect();
     Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
 
@@ -257,7 +299,7 @@ pub(super) async fn show(
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
 }
 
 const CLEANED: &str = r#"{"cleaned": null}"#;
@@ -265,8 +307,7 @@ const CLEANED: &str = r#"{"cleaned": null}"#;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Action {
-    #[serde(rename = "cleaned")]
-    _cleaned: (),
+    cleaned: Value,
 }
 
 /// Says that a device of `one_time_use` was cleaned; not in the seeds.
@@ -277,8 +318,12 @@ pub(super) async fn act(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
     let device = path.device(&service)?;
-    let _: Action = read(&headers, body, CLEANED)?;
+    let Action { cleaned } = read(&headers, body, CLEANED)?;
+    if !cleaned.is_null() {
+        let message = format!("bad body: `cleaned` takes no value, and is {cleaned}; send {CLEANED}");
+        return Err(Error::Invalid(message).into());
+    }
     service.store.cleaned(device.id).await?;
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
 }

@@ -1,6 +1,7 @@
 //! `os-pci-config`: the rules by which devices are given away. Those of the configuration file can be read, others
 //! made, replaced and removed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,21 +13,21 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::body::{Pairs, Path, id, links, read, time};
+use super::body::{Page, Pairs, Path, id, links, read, time};
 use super::error::Fault;
 use crate::error::Error;
-use crate::inventory::{Change, Rule, RuleKind, Rules, Source};
+use crate::inventory::{Change, Rule, RuleKind, Rules, Source, is_grouping_key};
 use crate::service::Service;
+
+/// The keys by which devices are grouped: these follow from the other objects.
+const GROUP: &str = "group";
 
 /// The names of the configuration objects.
 pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<Value> {
-    let mut kinds = RuleKind::ALL.to_vec();
-    kinds.sort_by_key(|kind| kind.as_str());
-    let name = |kind: RuleKind| {
-        let links = links(&headers, &uri, "os-pci-config", kind.as_str());
-        json!({ "name": kind, "links": links })
-    };
-    Json(json!({ "pci_config": kinds.into_iter().map(name).collect::<Vec<_>>() }))
+    let mut names: Vec<_> = RuleKind::ALL.iter().map(|kind| kind.as_str()).chain([GROUP]).collect();
+    names.sort_unstable();
+    let name = |name: &str| json!({ "name": name, "links": links(&headers, &uri, "os-pci-config", name) });
+    Json(json!({ "pci_config": names.into_iter().map(name).collect::<Vec<_>>() }))
 }
 
 #[derive(Deserialize)]
@@ -51,7 +52,7 @@ fn kind(name: &str) -> Result<RuleKind, Error> {
     name.parse().map_err(|_| {
         let name: String = name.chars().take(80).collect();
         Error::NotFound(format!(
-            "configuration object {name}, which is none of whitelist, alias, extra_info,"
+            "configuration object {name}, which is none of whitelist, alias, extra_info, group,"
         ))
     })
 }
@@ -84,14 +85,40 @@ fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error
     Ok(Json(json!({ kind.as_str(): wire(&rules, rule, position) })))
 }
 
+/// The keys of `extra_info` by which devices are grouped into pools, with their values, and how many devices have
+/// each.
+pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
+    let devices = service.store.devices();
+    let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
+    for (key, value) in devices.iter().flat_map(|device| &device.facts.extra_info) {
+        if is_grouping_key(key) {
+            *keys.entry(key).or_default().entry(value).or_default() += 1;
+        }
+    }
+    let value = |(value, count)| json!({ "value": value, "devices": count });
+    let groups = keys.into_iter().map(
+        |(key, values)| json!({ "key": key, "values": values.into_iter().map(value).collect::<Vec<_>>() }),
+    );
+    Json(json!({ GROUP: groups.collect::<Vec<_>>() }))
+}
+
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     Path(path): Path<KindPath>,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let (kind, rules) = (kind(&path.kind)?, service.rules());
-    let entries: Vec<_> =
-        rules.of(kind).zip(1..).map(|(rule, position)| wire(&rules, rule, position)).collect();
-    Ok(Json(json!({ kind.as_str(): entries })))
+    let (kind, rules, page) = (kind(&path.kind)?, service.rules(), Page::alone(pairs)?);
+    let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
+    page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
+    let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
+    let entries: Vec<_> = entries.into_iter().map(|(rule, position)| wire(&rules, rule, position)).collect();
+    let mut body = json!({ kind.as_str(): entries });
+    if let Some(links) = links {
+        body[format!("{kind}_links")] = links;
+    }
+    Ok(Json(body))
 }
 
 pub(super) async fn show(

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use futures_util::future::join_all;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::{Path, Query, base, id};
+use super::body::{Page, Pairs, Path, Query, base, id};
 use super::error::Fault;
 use crate::error::Error;
 use crate::host::Host;
@@ -132,9 +133,10 @@ fn full(
 
 /// The servers of all hosts that answer, in order of host and name.
 async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
+    let asked = service.hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
     let mut found = Vec::new();
-    for host in &service.hosts {
-        match host.hypervisor.domains().await {
+    for (host, domains) in service.hosts.iter().zip(join_all(asked).await) {
+        match domains {
             Ok(mut domains) => {
                 domains.sort_by(|a, b| a.name.cmp(&b.name));
                 found.extend(domains.into_iter().map(|info| (Arc::clone(host), info)));
@@ -147,19 +149,39 @@ async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, Domai
     found
 }
 
+/// The servers of one page, and the link to the next. Keys of Nova's that say nothing here are not looked at.
+async fn page(
+    service: &Service,
+    filter: &Filter,
+    pairs: Vec<(String, String)>,
+    uri: &OriginalUri,
+    headers: &HeaderMap,
+) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Value>), Error> {
+    let (page, _) = Page::read(Pairs(pairs))?;
+    let mut found = everywhere(service, filter).await;
+    page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
+    Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
+}
+
+fn answer(servers: Vec<Value>, links: Option<Value>) -> Json<Value> {
+    let mut body = json!({ "servers": servers });
+    if let Some(links) = links {
+        body["servers_links"] = links;
+    }
+    Json(body)
+}
+
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
-) -> Json<Value> {
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, Fault> {
+    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let servers: Vec<_> = everywhere(&service, &filter)
-        .await
-        .iter()
-        .map(|(host, info)| brief(&base, &prefix, host, info))
-        .collect();
-    Json(json!({ "servers": servers }))
+    let servers = found.iter().map(|(host, info)| brief(&base, &prefix, host, info));
+    Ok(answer(servers.collect(), links))
 }
 
 pub(super) async fn detail(
@@ -167,25 +189,21 @@ pub(super) async fn detail(
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
+    Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
+    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let mut owned = devices(&service);
     let mut servers = Vec::new();
-    for (host, info) in everywhere(&service, &filter).await {
+    let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
+    for ((host, info), view) in found.iter().zip(join_all(views).await) {
         // A domain that vanished since is left out.
-        let Ok(Some(view)) = host.server(ServerId(info.uuid)).await else { continue };
+        let Ok(view) = view else { continue };
         let created = view.live.or(view.persistent).and_then(|document| document.created);
         let devices = owned.remove(&ServerId(info.uuid));
-        servers.push(full(
-            brief(&base, &prefix, &host, &info),
-            &uri,
-            &host,
-            &info,
-            created.as_deref(),
-            devices,
-        ));
+        servers.push(full(brief(&base, &prefix, host, info), &uri, host, info, created.as_deref(), devices));
     }
-    Ok(Json(json!({ "servers": servers })))
+    Ok(answer(servers, links))
 }
 
 pub(super) async fn show(

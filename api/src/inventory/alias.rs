@@ -1,6 +1,8 @@
 //! `alias`: the name by which a kind of device is asked for (Nova's `[pci] alias`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::iter::once_with;
 
 use hotslot_driver::pci::PciId;
 use serde_json::{Map, Value};
@@ -152,32 +154,75 @@ impl Alias {
 
     /// Whether a device is of this kind.
     pub fn matches(&self, device: &DeviceFacts) -> bool {
-        // Such a device is wired by the network service, which asks for it by port.
-        let remote_managed = device.extra_info.get(REMOTE_MANAGED).is_some_and(|value| value == "true");
-        !remote_managed && self.specs.iter().any(|spec| spec.matches(device))
+        !is_remote_managed(device) && self.specs.iter().any(|spec| spec.differences(device).next().is_none())
+    }
+
+    /// In what a device is not of this kind: each key in which the alternative differs that comes nearest. Empty
+    /// when it is of this kind.
+    pub fn mismatch(&self, device: &DeviceFacts) -> Vec<String> {
+        if is_remote_managed(device) {
+            return vec!["it is remote_managed, and only a network port can ask for such devices".into()];
+        }
+        let alternatives = self.specs.iter().map(|spec| spec.differences(device).collect::<Vec<_>>());
+        alternatives.min_by_key(Vec::len).unwrap_or_default()
     }
 }
 
+/// Such a device is wired by the network service, which asks for it by port.
+fn is_remote_managed(device: &DeviceFacts) -> bool {
+    device.extra_info.get(REMOTE_MANAGED).is_some_and(|value| value == "true")
+}
+
 impl AliasSpec {
-    fn matches(&self, device: &DeviceFacts) -> bool {
-        let is = |key: &str, wanted: Option<&str>| {
-            let value = device.extra_info.get(key).map(String::as_str);
-            match wanted {
-                Some(wanted) => value.is_some_and(|value| value.to_lowercase() == wanted.to_lowercase()),
-                None => value.is_none_or(|value| value == NULL),
-            }
+    /// Each key in which a device is another one, as in "its rack is r1, not r9"; found one by one, for most
+    /// devices differ in the first.
+    fn differences<'a>(&'a self, device: &'a DeviceFacts) -> impl Iterator<Item = String> + 'a {
+        let id = |key, wanted: Option<PciId>, has: PciId| {
+            wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
-        self.vendor_id.is_none_or(|id| id == device.vendor_id)
-            && self.product_id.is_none_or(|id| id == device.product_id)
-            && match self.device_type {
-                Some(kind) => kind == device.dev_type,
-                None => matches!(device.dev_type, DevType::Pci | DevType::Vf),
-            }
-            && self.live_migratable.is_none_or(|wanted| is("live_migratable", Some(&wanted.to_string())))
-            && self.extra_info.iter().all(|(key, wanted)| is(key, wanted.as_deref()))
-            && self.resource_class.as_ref().is_none_or(|class| *class == placement::class_of(device))
-            && (self.traits.is_empty() || self.traits.is_subset(&placement::traits_of(device)))
+        let kind = || match self.device_type {
+            Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
+            None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,
+            None => Some(format!("it is {}, which an alias asks for by its device_type", device.dev_type)),
+        };
+        let migratable = || {
+            let wanted = self.live_migratable?.to_string();
+            tag_differs(device, "live_migratable", Some(&wanted))
+        };
+        let class = || {
+            let (wanted, has) = (self.resource_class.as_ref()?, placement::class_of(device));
+            (*wanted != has).then(|| is_not("resource_class", has, wanted))
+        };
+        let traits = || {
+            let has = if self.traits.is_empty() { BTreeSet::new() } else { placement::traits_of(device) };
+            let missing: Vec<_> = self.traits.difference(&has).map(String::as_str).collect();
+            (!missing.is_empty()).then(|| format!("its traits lack {}", missing.join(", ")))
+        };
+        let tags = self.extra_info.iter();
+        once_with(move || id("vendor_id", self.vendor_id, device.vendor_id))
+            .chain(once_with(move || id("product_id", self.product_id, device.product_id)))
+            .chain(once_with(kind))
+            .chain(once_with(migratable))
+            .chain(tags.map(|(key, wanted)| tag_differs(device, key, wanted.as_deref())))
+            .chain(once_with(class))
+            .chain(once_with(traits))
+            .flatten()
     }
+}
+
+/// In what a tag of a device is not what was asked for; none is null or absent.
+pub(super) fn tag_differs(device: &DeviceFacts, key: &str, wanted: Option<&str>) -> Option<String> {
+    match (device.extra_info.get(key).map(String::as_str), wanted) {
+        (None | Some(NULL), None) => None,
+        (Some(has), Some(wanted)) if has.to_lowercase() == wanted.to_lowercase() => None,
+        (Some(has), Some(wanted)) => Some(is_not(key, has, wanted)),
+        (Some(has), None) => Some(format!("its {key} is {has}, and none is asked for")),
+        (None, Some(wanted)) => Some(format!("it has no {key}, and {wanted} is asked for")),
+    }
+}
+
+fn is_not(key: &str, has: impl Display, wanted: impl Display) -> String {
+    format!("its {key} is {has}, not {wanted}")
 }
 
 /// An id of exactly four digits.

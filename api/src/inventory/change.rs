@@ -11,6 +11,7 @@ use super::{Inventory, Rule, RuleKind, Rules, Source};
 use crate::error::Error;
 use crate::service::{Service, read_rules};
 use crate::store::now;
+use crate::who;
 
 /// What is to become of the rules.
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ impl Service {
     /// changed.
     pub async fn change_rules(self: &Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
         let service = Arc::clone(self);
-        tokio::spawn(async move { service.change_rules_now(change, force).await })
+        who::spawn(async move { service.change_rules_now(change, force).await })
             .await
             .map_err(|error| Error::Internal(format!("the change ended without an answer: {error}")))?
     }
@@ -196,11 +197,11 @@ impl Service {
         let mut scans = JoinSet::new();
         for host in self.hosts.iter().filter(|host| host.hypervisor.connection().is_ok()) {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            scans.spawn(async move {
+            scans.spawn(who::by(who::current(), async move {
                 if let Err(error) = service.discover(&host, None).await {
                     tracing::warn!(host = %host.name, %error, "the new rules are seen there with the next scan");
                 }
-            });
+            }));
         }
         while scans.join_next().await.is_some() {}
     }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
 
-use super::alias::Alias;
+use super::alias::{Alias, tag_differs};
 use super::extra_info::is_grouping_key;
 use super::numa::NumaPolicy;
 use crate::id::DeviceId;
@@ -73,6 +73,10 @@ pub struct Shortage {
     pub free: usize,
     whole_group: bool,
     left_out: BTreeMap<Category, LeftOut>,
+    /// The device that comes nearest to the alias, and in what it differs.
+    nearest: Option<String>,
+    /// Why the parts cannot be served together, where each could be alone.
+    together: Option<String>,
 }
 
 /// Units of the wanted kind that are left out for one reason.
@@ -96,18 +100,33 @@ impl Shortage {
         let withheld = self.withheld();
         withheld > 0 && self.free + withheld >= self.wanted
     }
+
+    /// What helps.
+    pub fn advice(&self) -> String {
+        if self.together.is_some() {
+            return "ask for fewer of them at once".to_owned();
+        }
+        let helps: Vec<_> = self.left_out.keys().map(|category| category.advice()).collect();
+        match &helps[..] {
+            [] => "GET os-pci/detail lists what there is".to_owned(),
+            helps => helps.join(", or "),
+        }
+    }
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { alias, wanted, free, whole_group, left_out } = self;
+        let Self { alias, wanted, free, whole_group, left_out, nearest, together } = self;
         let what = if *whole_group { "IOMMU group(s)" } else { "device(s)" };
         write!(f, "alias `{alias}` asks for {wanted} {what}, {free} free")?;
-        if free >= wanted {
-            write!(f, ", but no choice was found that serves all parts of the request together")?;
+        if let Some(together) = together {
+            write!(f, ", but no choice was found that serves all parts of the request together: {together}")?;
         }
         if *free == 0 && left_out.is_empty() {
             write!(f, ": no assignable device is of this kind")?;
+            if let Some(nearest) = nearest {
+                write!(f, " (the nearest is {nearest})")?;
+            }
         }
         for (nth, (category, LeftOut { count, example })) in left_out.iter().enumerate() {
             let mark = if nth == 0 { ":" } else { "," };
@@ -130,12 +149,13 @@ pub fn choose<'a>(wanted: &[Wanted<'_>], scene: &Scene<'a>) -> Result<Vec<Vec<&'
     let table = Table::new(scene);
     let parts: Vec<Part> = wanted.iter().map(|wanted| table.part(wanted)).collect();
     let short = parts.iter().position(|part| part.candidates.len() < part.count);
+    let mut search = Search { units: &table.units, parts: &parts, cases: CASES };
+    let mut out = vec![false; table.units.len()];
     let taker = match short {
-        Some(part) => Err(part),
-        None => Search { units: &table.units, parts: &parts, cases: CASES }
-            .solve(&mut vec![false; table.units.len()]),
+        Some(part) => return Err(table.shortage(&wanted[part], None)),
+        None => search.solve(&mut out),
     };
-    let taker = taker.map_err(|part| table.shortage(&wanted[part]))?;
+    let taker = taker.map_err(|part| table.shortage(&wanted[part], Some(search.hindrance(&out))))?;
     let devices = |(index, part): (usize, &Part)| {
         let taken = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
         taken.flat_map(|unit| &table.units[*unit]).copied().collect()
@@ -152,7 +172,7 @@ pub fn explain<'a>(wanted: &Wanted<'_>, scene: &Scene<'a>) -> Explanation<'a> {
     }
     for (unit, verdict) in table.offers(wanted) {
         if let Err(reason) = verdict {
-            told.extend(table.units[unit].iter().map(|device| (*device, Err(reason.of(device)))));
+            told.extend(table.units[unit].iter().map(|device| (*device, Err(reason.of(device, wanted)))));
         }
     }
     told
@@ -165,6 +185,8 @@ type Order = (u8, usize, PciAddress, PciAddress);
 enum Reason<'a> {
     /// Not what the alias asks for.
     Kind,
+    /// Not what the request asks for besides.
+    Besides(String),
     InUse,
     /// Its row says that a relative is held.
     Hidden,
@@ -186,6 +208,7 @@ enum Reason<'a> {
 /// Reasons that are counted together, in the order in which they are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Category {
+    Besides,
     InUse,
     Relative,
     Withheld,
@@ -197,12 +220,25 @@ enum Category {
 impl Category {
     fn words(self) -> &'static str {
         match self {
+            Self::Besides => "ruled out by what the request asks for besides",
             Self::InUse => "in use",
             Self::Relative => "kept back by a PF or VF in use",
             Self::Withheld => "withheld",
             Self::Numa => "ruled out by NUMA",
             Self::Group => "ruled out by the IOMMU group",
             Self::Gone => "gone from the host",
+        }
+    }
+
+    /// What helps.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Besides => "ask for what a device_spec says of them",
+            Self::InUse | Self::Relative => "detach one",
+            Self::Withheld => "see to what withholds them (`hotslot explain DEVICE`)",
+            Self::Numa => "ask with another numa_policy",
+            Self::Group => "ask without whole_group",
+            Self::Gone => "look where the host has them now",
         }
     }
 }
@@ -212,6 +248,7 @@ impl Reason<'_> {
     fn category(&self) -> Option<Category> {
         match self {
             Self::Kind => None,
+            Self::Besides(_) => Some(Category::Besides),
             Self::InUse => Some(Category::InUse),
             Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
             Self::Withheld(_) => Some(Category::Withheld),
@@ -223,25 +260,29 @@ impl Reason<'_> {
     }
 
     /// The reason as it is told of a device.
-    fn of(&self, device: &Device) -> String {
+    fn of(&self, device: &Device, wanted: &Wanted<'_>) -> String {
         match self {
-            Self::Kind => {
-                let facts = &device.facts;
-                let (vendor, product, kind) = (facts.vendor_id, facts.product_id, facts.dev_type);
-                format!("the alias does not ask for it: {vendor}:{product}, {kind}")
-            }
+            // A group has members of other kinds, too.
+            Self::Kind => match &wanted.alias.mismatch(&device.facts)[..] {
+                [] => "the alias does not ask for it".to_owned(),
+                keys => format!("the alias does not ask for it: {}", keys.join("; ")),
+            },
             // Not for whom: a refusal is read by others than the owner.
             Self::InUse | Self::Hidden | Self::Gone => format!("it is {}", device.status),
             Self::PfHeld(pf) => format!("its PF {pf} is in use"),
             Self::VfHeld(vf) => format!("its VF {vf} is in use"),
             Self::Withheld(reason) => (*reason).to_owned(),
-            Self::Numa(reason) => reason.clone(),
+            Self::Besides(reason) | Self::Numa(reason) => reason.clone(),
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
             Self::Stranger(member) => {
                 format!("{member} of its IOMMU group cannot be given: no device_spec lists it")
             }
             Self::Member(member, reason) => {
-                format!("{} of its IOMMU group cannot be given: {}", member.facts.address, reason.of(member))
+                format!(
+                    "{} of its IOMMU group cannot be given: {}",
+                    member.facts.address,
+                    reason.of(member, wanted)
+                )
             }
             Self::Family(pf) => format!("its IOMMU group has PF {pf} and a VF of it; only one can be given"),
         }
@@ -297,7 +338,7 @@ impl<'s, 'a> Table<'s, 'a> {
                 return Some(self.single(wanted, device));
             }
             let grouped = self.scene.groups.contains_key(&device.facts.address);
-            (!grouped).then(|| Err(if wants(wanted, device) { Reason::NoGroup } else { Reason::Kind }))
+            (!grouped).then(|| Err(wants(wanted, device).err().unwrap_or(Reason::NoGroup)))
         };
         let singles = singles.iter().flatten().map(move |device| offer(device));
         let groups = groups.iter().map(|members| Some(self.group(wanted, members)));
@@ -312,41 +353,50 @@ impl<'s, 'a> Table<'s, 'a> {
         Part { count: wanted.count, candidates: candidates.into_iter().map(|(_, unit)| unit).collect() }
     }
 
-    fn shortage(&self, wanted: &Wanted<'_>) -> Shortage {
+    fn shortage(&self, wanted: &Wanted<'_>, together: Option<String>) -> Shortage {
         let mut free = 0;
         let mut left_out = BTreeMap::new();
+        let mut nearest: Option<(&Device, Vec<String>)> = None;
         for (unit, offer) in self.offers(wanted) {
             let Err(reason) = offer else {
                 free += 1;
                 continue;
             };
-            let (Some(category), Some(device)) = (reason.category(), self.units[unit].first()) else {
+            let Some(device) = self.units[unit].first() else { continue };
+            let Some(category) = reason.category() else {
+                let keys = wanted.alias.mismatch(&device.facts);
+                if nearest.as_ref().is_none_or(|(_, least)| keys.len() < least.len()) {
+                    nearest = Some((device, keys));
+                }
                 continue;
             };
-            let example = || format!("{}: {}", device.facts.address, reason.of(device));
+            let example = || format!("{}: {}", device.facts.address, reason.of(device, wanted));
             left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
-        Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out }
+        let nearest = nearest.map(|(device, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
+        Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out, nearest, together }
     }
 
     fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
-        if !wants(wanted, device) {
-            return Err(Reason::Kind);
-        }
+        wants(wanted, device)?;
         self.free(device)?;
         self.order(wanted, device)
     }
 
     /// The whole group is as near, and as plain, as the best of its members that the alias asks for.
     fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
-        let asked_for = members.iter().filter(|member| wants(wanted, member));
-        let best =
-            asked_for.map(|member| self.order(wanted, member)).reduce(|one, other| match (one, other) {
-                (Ok(one), Ok(other)) => Ok(one.min(other)),
-                (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-                (Err(one), Err(_)) => Err(one),
-            });
+        let asked_for = members.iter().map(|member| {
+            wants(wanted, member)?;
+            self.order(wanted, member)
+        });
+        let best = asked_for.reduce(|one, other| match (one, other) {
+            (Ok(one), Ok(other)) => Ok(one.min(other)),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+            // What is told is of a member that the alias asks for.
+            (Err(Reason::Kind), Err(other)) => Err(other),
+            (Err(one), Err(_)) => Err(one),
+        });
         let best = best.unwrap_or(Err(Reason::Kind))?;
         let number = members.first().and_then(|member| self.scene.groups.get(&member.facts.address));
         if let Some(member) = number.and_then(|number| self.strangers.get(number)) {
@@ -397,13 +447,20 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 }
 
-fn wants(wanted: &Wanted<'_>, device: &Device) -> bool {
-    let has = |(key, value): (&String, &String)| {
-        device.facts.extra_info.get(key).is_some_and(|has| has.to_lowercase() == value.to_lowercase())
-    };
-    wanted.alias.matches(&device.facts)
-        && (!wanted.vf || device.facts.dev_type == DevType::Vf)
-        && wanted.tags.iter().all(has)
+/// Whether a device is what a part of a request asks for.
+fn wants<'a>(wanted: &Wanted<'_>, device: &Device) -> Result<(), Reason<'a>> {
+    let facts = &device.facts;
+    if !wanted.alias.matches(facts) {
+        return Err(Reason::Kind);
+    }
+    if wanted.vf && facts.dev_type != DevType::Vf {
+        let kind = facts.dev_type;
+        return Err(Reason::Besides(format!(
+            "it is {kind}, and mac_address, vlan, physical_network and trusted are for VFs"
+        )));
+    }
+    let differs = |(key, value): (&String, &String)| tag_differs(facts, key, Some(value));
+    wanted.tags.iter().find_map(differs).map_or(Ok(()), |differs| Err(Reason::Besides(differs)))
 }
 
 fn is_held(device: &Device) -> bool {
@@ -461,6 +518,23 @@ impl Search<'_, '_> {
             let pf = holder.get(&device.facts.parent_addr?)?;
             (*pf != unit).then_some((*pf, unit))
         })
+    }
+
+    /// Why there is no choice for all parts.
+    fn hindrance(&self, out: &[bool]) -> String {
+        let clash = self.matching(out).ok().and_then(|taker| self.clash(&taker));
+        let Some((unit, other)) = clash else { return "they ask for the same devices".to_owned() };
+        let mut pairs =
+            self.units[unit].iter().flat_map(|one| self.units[other].iter().map(move |it| (one, it)));
+        let why = pairs.find_map(|(one, other)| {
+            let (address, vf) = (one.facts.address, other.facts.address);
+            if one.id == other.id {
+                return Some(format!("{address} cannot be given alone and with its IOMMU group"));
+            }
+            let of_pf = other.facts.parent_addr == Some(address);
+            of_pf.then(|| format!("PF {address} and its VF {vf} cannot both be given"))
+        });
+        why.unwrap_or_else(|| "a PF and its VFs cannot both be given".to_owned())
     }
 
     /// Whether two units cannot both be given.

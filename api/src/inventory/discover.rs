@@ -90,7 +90,7 @@ async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Function
         // A NIC that a guest has is called on the host as it was before, and as it will be again.
         if let Some(known) = known
             && device.net.is_empty()
-            && device.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+            && device.is_on_vfio()
         {
             device.net.clone_from(&known.net);
             device.serial = device.serial.take().or_else(|| known.serial.clone());

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::spec::{DeviceSpec, SpecError, TAGS, json, object};
+use crate::attachment::HOT_UNPLUG;
 
 /// The card's serial number from its vital product data.
 pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
@@ -75,6 +76,7 @@ const NOT_GROUPED: &[&str] = &[
     "rp_uuid",
     "mac_address",
     "capabilities",
+    HOT_UNPLUG,
 ];
 
 /// Whether devices that differ in this key of `extra_info` are of different pools.

@@ -8,6 +8,7 @@ mod change;
 mod choose;
 mod discover;
 mod extra_info;
+mod foreign;
 pub(crate) mod identity;
 mod numa;
 mod offer;
@@ -31,13 +32,14 @@ pub use alias::{Alias, AliasGrammar, AliasSpec};
 pub use change::Change;
 pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
 pub use extra_info::{ExtraInfo, is_grouping_key};
+pub use foreign::Foreign;
 pub use numa::NumaPolicy;
 pub use offer::{HostDrivers, Offer};
 pub use pool::{Pool, Stat, pools, stats};
 pub(crate) use request::AliasRequests;
 pub use request::{AliasRequest, RequestError};
 pub use rules::{Rule, RuleKind, Rules, Source};
-pub use spec::{DeviceSpec, SpecError};
+pub use spec::{DeviceSpec, NULL, SpecError};
 pub use status::{Deed, NotAllowed};
 
 use crate::config::{self, ConfigError};
@@ -63,11 +65,6 @@ impl Inventory {
             None => Ok(rules.inventory),
             Some(problem) => Err(problem),
         }
-    }
-
-    /// Every entry of a configuration that is refused, with its place.
-    pub fn problems(pci: &config::Pci) -> Vec<ConfigError> {
-        Rules::read(Rule::of_file(pci), pci).problems()
     }
 
     fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
@@ -182,8 +179,12 @@ pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
 
 const MANAGED: &str = "managed";
 
-/// The tag of devices that are given once, until someone has cleaned them.
-pub(crate) const ONE_TIME_USE: &str = "one_time_use";
+const ONE_TIME_USE: &str = "one_time_use";
+
+/// Whether the device is given once, until someone has cleaned it.
+pub(crate) fn is_for_one_use(facts: &DeviceFacts) -> bool {
+    facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true")
+}
 
 /// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {

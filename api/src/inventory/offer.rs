@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
 use hotslot_driver::local::{self, BarKind, Guard};
 use hotslot_driver::pci::PciAddress;
 
+use super::{Foreign, is_managed};
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
@@ -27,6 +29,8 @@ pub struct Offer {
     pub groups: HashMap<PciAddress, u32>,
     /// Where the host's own files are; none for a host that is not this one.
     sysroot: Option<PathBuf>,
+    /// What others put into domains.
+    pub foreign: BTreeMap<PciAddress, Foreign>,
 }
 
 /// What the host drivers of a device's siblings are to it.
@@ -65,7 +69,8 @@ impl Service {
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
-        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot })
+        let foreign = host.foreign();
+        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign })
     }
 }
 
@@ -82,6 +87,21 @@ impl Offer {
     /// Whether guards can be known at all.
     pub fn knows_guards(&self) -> bool {
         self.sysroot.is_some()
+    }
+
+    /// Which domain that is not ours has a function, its PF or a VF of it; none when none has.
+    fn of_others(&self, address: PciAddress) -> Option<String> {
+        if let Some(foreign) = self.foreign.get(&address) {
+            return Some(foreign.reason(address));
+        }
+        let relatives = match &self.functions.get(&address)?.role {
+            Role::Plain => return None,
+            Role::Physical { vfs, .. } => vfs.as_slice(),
+            Role::Virtual { parent } => std::slice::from_ref(parent),
+        };
+        let (relative, foreign) =
+            relatives.iter().find_map(|relative| Some((*relative, self.foreign.get(relative)?)))?;
+        Some(format!("{address} goes with {relative}: {}", foreign.reason(relative)))
     }
 
     /// Why a function's IOMMU group keeps it from this server; none when it does not.
@@ -103,13 +123,35 @@ impl Offer {
                     "IOMMU group {number} of {address} is not viable: its member {member} is in another server"
                 ));
             }
+            if let Some(foreign) = self.foreign.get(member).filter(|foreign| foreign.live)
+                && Some(foreign.server) != server
+            {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is in domain {}",
+                    foreign.domain
+                ));
+            }
             let driver = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group())?;
+            // Nobody is to unbind what the host needs, whoever is told so: also when that is overridden.
+            if let Some(guard) = self.guards.get(member).and_then(|guards| guards.first()) {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host \
+                     driver {driver}, and the host needs it ({}: {}); take another device",
+                    guard.kind, guard.reason
+                ));
+            }
             if drivers == HostDrivers::AreNoHindrance {
                 return None;
             }
+            let listed = |member: &PciAddress| {
+                *member == address
+                    || devices.contains_key(member)
+                    || self.functions.get(member).is_some_and(|function| function.bridge)
+            };
+            let or = if group.members.iter().all(listed) { ", or ask for the whole group" } else { "" };
             Some(format!(
                 "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
-                 {driver}; unbind it first (virsh nodedev-detach {}), or ask for the whole group", sibling.name
+                 {driver}; unbind it first (virsh nodedev-detach {}){or}", sibling.name
             ))
         })
     }
@@ -126,7 +168,13 @@ impl Offer {
         let reason = |device: &Device| {
             let address = device.facts.address;
             if device.gone_at.is_some() {
-                return Some(format!("{address} is gone from the host"));
+                return Some(if self.functions.contains_key(&address) {
+                    format!(
+                        "no device_spec lists {address} any more; it stays with its server until that lets it go"
+                    )
+                } else {
+                    format!("{address} is gone from the host")
+                });
             }
             if device.used_at.is_some() {
                 return Some(format!(
@@ -136,16 +184,30 @@ impl Offer {
             if !self.functions.contains_key(&address) {
                 return Some(format!("{address} was not found on the host when it was last read"));
             }
+            if let Some(function) = self.functions.get(&address)
+                && drivers == HostDrivers::Hinder
+                && !is_managed(&device.facts)
+                && !function.is_on_vfio()
+            {
+                return Some(format!(
+                    "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; \
+                     bind it first (virsh nodedev-detach {})",
+                    r#""managed": "false""#, function.name
+                ));
+            }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));
+            }
+            if let Some(reason) = self.of_others(address) {
+                return Some(reason);
             }
             self.group_hindrance(address, &rows, server, drivers)
         };
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
     }
 
-    /// What a preflight is told of a device.
-    pub fn facts(&self, device: hotslot_driver::device::HostDevice) -> hotplug::Facts {
+    /// What a preflight is told of a device, as the host has it, and its row.
+    pub fn facts(&self, device: HostDevice, row: &Device) -> hotplug::Facts {
         let (root, address) = (self.sysroot.as_deref(), device.address);
         let memory = |bar: &local::Bar| bar.kind == BarKind::Memory && bar.index < local::Bar::ROM;
         let bars = local::bars(root, address).map(|bars| {
@@ -154,6 +216,11 @@ impl Offer {
                 .collect()
         });
         let reset = local::reset_methods(root, address);
-        hotplug::Facts { device, guard: self.guard(address), reset, bars }
+        let guard =
+            self.guards.get(&address).and_then(|guards| guards.first()).map(|guard| hotplug::Guarded {
+                reason: format!("{}: {}", guard.kind, guard.reason),
+                overridden: self.unguarded.contains(&address),
+            });
+        hotplug::Facts { device, guard, managed: is_managed(&row.facts), reset, bars }
     }
 }

@@ -11,6 +11,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::{extra_info, placement};
+use crate::attachment::{HOT_UNPLUG, HotUnplug};
 
 /// One entry.
 #[derive(Debug, Clone)]
@@ -73,6 +74,7 @@ pub(super) const TAGS: &[&str] = &[
     "managed",
     "live_migratable",
     "one_time_use",
+    HOT_UNPLUG,
     "resource_class",
     "traits",
 ];
@@ -255,6 +257,10 @@ pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
             "a network of that name cannot be told from null, which stands without quotes",
         )),
         ("managed" | "live_migratable" | "one_time_use", value) => Ok(strict_bool(key, value)?.to_string()),
+        (HOT_UNPLUG, value) => {
+            let policy = string(key, value)?.parse::<HotUnplug>();
+            Ok(policy.map_err(|error| SpecError::key(key, error))?.to_string())
+        }
         // Nova takes what is no word for true as false.
         ("remote_managed", value) => Ok(strict_bool(key, value).unwrap_or(false).to_string()),
         ("trusted", Value::Bool(trusted)) => Ok(trusted.to_string()),
@@ -272,7 +278,7 @@ pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
 }
 
 /// How `"physical_network": null` is kept in a map of strings.
-pub(super) const NULL: &str = "null";
+pub const NULL: &str = "null";
 
 /// Nova's strict boolean words, or JSON's own.
 pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {

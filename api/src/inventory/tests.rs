@@ -145,6 +145,12 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
         if let Some(policy) = case["numa_policy"].as_str() {
             assert_eq!(alias.numa_policy.as_str(), policy, "{case}");
         }
+        for (name, facts) in &facts {
+            assert_eq!(alias.mismatch(facts).is_empty(), named.contains(name), "{name}: {case}");
+        }
+        for (name, keys) in case["differs"].as_object().into_iter().flatten() {
+            assert_eq!(alias.mismatch(&facts[name]).join(", "), string(keys), "{name}: {case}");
+        }
     });
 }
 
@@ -171,7 +177,8 @@ fn every_entry_that_is_refused_is_told_with_its_place() {
         }],
         ..config::Pci::default()
     };
-    let problems: Vec<_> = Inventory::problems(&pci).iter().map(ToString::to_string).collect();
+    let rules = Rules::read(Rule::of_file(&pci), &pci);
+    let problems: Vec<_> = rules.problems().iter().map(ToString::to_string).collect();
     let places = [
         "[pci] device_spec[1], entry 1 of its list: vendor_id: ",
         "[pci] device_spec[1], entry 3 of its list: product_id: ",

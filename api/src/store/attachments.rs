@@ -4,15 +4,18 @@
 
 use std::sync::Arc;
 
+use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::pci::PciAddress;
+
 use super::draft::Draft;
+use super::idempotency::remember;
 use super::sql::{Row, query};
-use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
+use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, events, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
-use crate::inventory::{Deed, ONE_TIME_USE};
-use hotslot_driver::net::{MacAddress, VlanTag};
-use hotslot_driver::pci::PciAddress;
+use crate::idempotency::IdempotencyKey;
+use crate::inventory::{self, Deed};
 
 words! {
     /// How an inner address was obtained.
@@ -59,7 +62,7 @@ pub struct Attachment {
     pub server: ServerId,
     /// The device.
     pub device: DeviceId,
-    /// The alias by which it was asked for.
+    /// The alias by which it was asked for; empty when that is not known.
     pub alias: String,
     /// Whether it goes into the persistent definition.
     pub persistent: bool,
@@ -69,6 +72,8 @@ pub struct Attachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
+    /// Whether it is to go whatever its guest says: it does not come back into the definition.
+    pub forced: bool,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -100,7 +105,7 @@ pub struct NewAttachment {
     pub network: Option<Network>,
     /// Whether it was asked for as part of a whole IOMMU group.
     pub whole_group: bool,
-    /// Whether it is to be taken from its host driver for that.
+    /// Whether it is taken from a host driver, which is to have it back.
     pub taken: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
@@ -144,6 +149,7 @@ fn attachment(row: &Row) -> Result<Attachment, Error> {
         managed: columns.get::<i64>("managed")? != 0,
         network: network(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
+        forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
@@ -185,8 +191,7 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
         Error::Internal(format!("attachment {} is {state}, but {}: {error}", row.id, device.facts.address))
     })?;
     if deed == Deed::Free {
-        let once = device.status == DeviceStatus::Allocated
-            && device.facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true");
+        let once = device.status == DeviceStatus::Allocated && inventory::is_for_one_use(&device.facts);
         draft.edit(device.id, |row| {
             (row.server, row.request) = (None, None);
             row.used_at = once.then(now);
@@ -200,7 +205,8 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
 
 impl Store {
     /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
-    /// none. False when one of the devices, or a PF or VF of it, is not free any more.
+    /// none. False when one of the devices, or a PF or VF of it, is not free any more. With a key, it is on record
+    /// too which request was made by it.
     ///
     /// # Errors
     /// The database's; then nothing was claimed.
@@ -210,6 +216,7 @@ impl Store {
         server: ServerId,
         request: RequestId,
         persistent: bool,
+        key: Option<&IdempotencyKey>,
         wanted: &[NewAttachment],
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
@@ -229,6 +236,7 @@ impl Store {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
+            draft.tell_of([events::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
@@ -260,6 +268,9 @@ impl Store {
                 ),
                 _ => error.into(),
             })?;
+        }
+        if let Some(key) = key {
+            remember(&mut draft, key, request).await?;
         }
         match draft.commit().await {
             Ok(_) => Ok(true),
@@ -302,6 +313,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
+            draft.tell_of(events::of_attachment(&row, &next, address));
             follow(&mut draft, &row, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
@@ -311,6 +323,19 @@ impl Store {
         }
         draft.commit().await?;
         Ok(changed)
+    }
+
+    /// Says that an attachment is to go whatever its guest says.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await?;
+        Ok(tx.commit().await?)
     }
 
     /// One attachment, ended ones too.
@@ -325,8 +350,8 @@ impl Store {
         row.as_ref().map(attachment).transpose()
     }
 
-    /// The functions of a host that were taken from their host drivers for attachments which have ended: the ids of
-    /// those, and the addresses.
+    /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
+    /// seen to be with them again: the ids of those, and the addresses.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
@@ -351,14 +376,18 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         for id in ids {
-            query("UPDATE attachments SET taken = 0 WHERE id = $1")
+            let row = query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
                 .bind(id.to_string())
-                .execute(&mut tx)
+                .fetch_optional(&mut draft.tx)
                 .await?;
+            let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let address = draft.device(row.device).map(|device| device.facts.address);
+            // libvirt does it by itself for a device that comes alone.
+            draft.tell_of(row.whole_group.then(|| events::given_back(&row, address)));
         }
-        Ok(tx.commit().await?)
+        draft.commit().await.map(drop)
     }
 
     /// Those of a server's attachments that another process is attaching, as far as that is not known to have ended.
@@ -366,12 +395,13 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
+        let Some(worker) = self.worker() else { return Ok(Vec::new()) };
         let rows = query(
             "SELECT id FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
                  AND worker IN (SELECT id FROM processes WHERE id <> $2)",
         )
         .bind(server.to_string())
-        .bind(self.worker())
+        .bind(worker)
         .fetch_all(&self.read)
         .await?;
         let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");
@@ -401,6 +431,42 @@ impl Store {
         .bind(server.to_string())
         .fetch_all(&self.read)
         .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// The attachments that ended last, of one server or of all, the last one first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended_attachments(
+        &self,
+        server: Option<ServerId>,
+        limit: u32,
+    ) -> Result<Vec<Attachment>, Error> {
+        let ended = match server {
+            Some(server) => query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL AND server_uuid = $2
+                 ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit))
+            .bind(server.to_string()),
+            None => query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit)),
+        };
+        ended.fetch_all(&self.read).await?.iter().map(attachment).collect()
+    }
+
+    /// The attachments of a request, ended ones too, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
+        let rows = query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+            .bind(request.to_string())
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(attachment).collect()
     }
 }

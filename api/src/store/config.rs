@@ -1,7 +1,7 @@
 //! The table `pci_config`: the rules that came by the API.
 
 use super::sql::{Row, query};
-use super::{Columns, News, Store};
+use super::{Columns, News, Store, events};
 use crate::error::Error;
 use crate::inventory::{Rule, Source};
 
@@ -37,7 +37,12 @@ impl Store {
         let Source::Api { created_at, updated_at } = rule.source else {
             return Err(Error::Internal(format!("{} is not the database's", rule.name())));
         };
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
+        let was = query("SELECT body FROM pci_config WHERE id = $1")
+            .bind(rule.id.hyphenated().to_string())
+            .fetch_optional(&mut draft.tx)
+            .await?;
+        let was: Option<String> = was.map(|row| row.try_get("body")).transpose()?;
         query(
             "INSERT INTO pci_config (id, kind, position, body, created_at, updated_at)
              SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5 FROM pci_config WHERE kind = $2
@@ -48,10 +53,11 @@ impl Store {
         .bind(rule.text.as_str())
         .bind(created_at)
         .bind(updated_at)
-        .execute(&mut tx)
+        .execute(&mut draft.tx)
         .await?;
-        tx.tell(News::Rules).await?;
-        Ok(tx.commit().await?)
+        draft.tx.tell(News::Rules).await?;
+        draft.tell_of(events::of_rule(rule, was.as_deref(), Some(&rule.text)));
+        draft.commit().await.map(drop)
     }
 
     /// Removes a rule.
@@ -59,12 +65,13 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         query("DELETE FROM pci_config WHERE id = $1")
             .bind(rule.id.hyphenated().to_string())
-            .execute(&mut tx)
+            .execute(&mut draft.tx)
             .await?;
-        tx.tell(News::Rules).await?;
-        Ok(tx.commit().await?)
+        draft.tx.tell(News::Rules).await?;
+        draft.tell_of(events::of_rule(rule, Some(&rule.text), None));
+        draft.commit().await.map(drop)
     }
 }

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::sql::{On, Row, query};
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
-use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
-use crate::inventory::identity;
+use crate::id::{DeviceId, EventId, HypervisorId, RequestId, ServerId};
+use crate::inventory::{self, identity};
 
 words! {
     /// Nova's device types.
@@ -256,6 +256,19 @@ impl Store {
         self.rows().device(id)
     }
 
+    /// One device, also when its row has been put aside.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn known_device(&self, id: DeviceId) -> Result<Option<Arc<Device>>, Error> {
+        if let Some(found) = self.device(id) {
+            return Ok(Some(found));
+        }
+        let row =
+            query("SELECT * FROM pci_devices WHERE id = $1").bind(id.0).fetch_optional(&self.read).await?;
+        row.as_ref().map(|row| device(row).map(Arc::new)).transpose()
+    }
+
     /// The devices after one, at most `limit` of those that `pass`, in order of id.
     pub fn devices_after(
         &self,
@@ -283,12 +296,26 @@ impl Store {
         Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
-    /// Says that a device which was used once has been cleaned, and may be given again.
+    /// Says that a device which was used once has been cleaned, and may be given again. One that was not used
+    /// since may be cleaned all the same.
     ///
     /// # Errors
-    /// The database's.
+    /// [`Error::Conflict`] for a device that is in use, or is not for one use; the database's.
     pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
+        if let Some(device) = draft.device(id).filter(|device| device.used_at.is_none()) {
+            let address = device.facts.address;
+            if device.server.is_some() {
+                let status = device.status;
+                return Err(Error::Conflict(format!("{address} is {status}: detach it, then clean it")));
+            }
+            if !inventory::is_for_one_use(&device.facts) {
+                return Err(Error::Conflict(format!(
+                    "{address} is not for one use and may be given again as it is: its device_spec does not say \
+                     one_time_use"
+                )));
+            }
+        }
         draft.edit(id, |row| row.used_at = None);
         if draft.device(id).is_some_and(|device| device.gone_at.is_some()) {
             draft.remove(id);
@@ -322,12 +349,15 @@ impl Store {
 
     /// Reads the rows that other processes have written since, deleted ones too.
     pub(super) async fn catch_up(&self, mut on: On<'_>) -> Result<(), Error> {
-        let seq: i64 = query("SELECT seq FROM commits").fetch_one(on.again()).await?.try_get("seq")?;
+        let new = query("SELECT seq, last FROM commits, event_ids").fetch_one(on.again()).await?;
+        let (seq, last): (i64, _) = (new.try_get("seq")?, EventId(new.try_get("last")?));
         let known = self.rows().seq;
         if seq > known {
             let rows = query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(on).await?;
             self.rows_mut().put(devices(&rows)?, seq);
         }
+        // Whoever follows the events finds the devices as they say.
+        self.heard_of(last);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::MutexGuard;
 
 use super::devices::{Device, DeviceFacts, DeviceStatus};
+use super::events::{self, What};
 use super::sql::{On, Transaction, query};
 use super::{DevType, Millis, News, Store, now};
 use crate::error::Error;
@@ -23,6 +24,8 @@ pub(super) struct Draft<'s> {
     pub(super) tx: Transaction,
     /// Rows that may differ from what the table has.
     rows: BTreeMap<DeviceId, Arc<Device>>,
+    /// What is to be told, beside what the rows tell.
+    events: Vec<What>,
     next_id: Option<i64>,
     _turn: MutexGuard<'s, ()>,
 }
@@ -32,7 +35,7 @@ impl Store {
     pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
         self.catch_up(On::Transaction(&mut tx)).await?;
-        Ok(Draft { store: self, tx, rows: BTreeMap::new(), next_id: None, _turn: turn })
+        Ok(Draft { store: self, tx, rows: BTreeMap::new(), events: Vec::new(), next_id: None, _turn: turn })
     }
 }
 
@@ -63,6 +66,11 @@ impl Draft<'_> {
         if let Some(row) = row {
             change(Arc::make_mut(row));
         }
+    }
+
+    /// Tells what happened, beside what the rows of devices tell.
+    pub(super) fn tell_of(&mut self, events: impl IntoIterator<Item = What>) {
+        self.events.extend(events);
     }
 
     /// Puts aside the row of a device that nobody was promised.
@@ -161,7 +169,7 @@ impl Draft<'_> {
         relatives
     }
 
-    /// Writes the rows that differ, and commits.
+    /// Writes the rows that differ and the events of it, and commits.
     ///
     /// # Errors
     /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
@@ -185,6 +193,9 @@ impl Draft<'_> {
             if was.as_deref() == Some(&*row) {
                 continue;
             }
+            if was.is_some() || row.status != DeviceStatus::Deleted {
+                self.events.extend(events::of_device(was.as_deref(), &row));
+            }
             match was {
                 None if row.status == DeviceStatus::Deleted => continue,
                 None => insert(&mut self.tx, &row, seq).await?,
@@ -197,12 +208,19 @@ impl Draft<'_> {
         }
         if !written.is_empty() {
             query("UPDATE commits SET seq = $1").bind(seq).execute(&mut self.tx).await?;
-            self.tx.tell(News::Devices).await?;
+        }
+        let last = events::write(&mut self.tx, time, &self.events).await?;
+        if last.is_some() {
+            self.tx.tell(News::Records).await?;
         }
         self.tx.commit().await?;
         let count = written.len();
         if count > 0 {
             self.store.rows_mut().put(written, seq);
+        }
+        // Whoever follows the events finds the devices as they say.
+        if let Some(last) = last {
+            self.store.heard_of(last);
         }
         Ok(count)
     }

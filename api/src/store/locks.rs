@@ -20,6 +20,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// the connection is gone.
 const BACK: u32 = 100;
 
+/// What the locks begin with by which others know that a process is alive.
+pub(super) const PROCESS: &str = "process ";
+
 /// PostgreSQL gives up the connection of a machine that went silent after 5 + 3 * 2 seconds.
 const KEEPALIVE: [(&str, &str); 3] =
     [("tcp_keepalives_idle", "5"), ("tcp_keepalives_interval", "2"), ("tcp_keepalives_count", "3")];
@@ -49,6 +52,7 @@ impl Drop for Held {
 enum Ask {
     Try(Held, oneshot::Sender<sqlx::Result<Option<Held>>>),
     Free(String),
+    Has(String, oneshot::Sender<sqlx::Result<bool>>),
     Elsewhere(Vec<String>, oneshot::Sender<sqlx::Result<HashSet<String>>>),
 }
 
@@ -84,6 +88,17 @@ impl Locks {
                 return Ok(held);
             }
             tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Whether a lock is still had: when its connection broke, another process may have taken it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has(&self, held: &Held) -> Result<bool, Error> {
+        match &self.0 {
+            None => Ok(true),
+            Some(keeper) => ask(keeper, |answer| Ask::Has(held.name.clone(), answer)).await,
         }
     }
 
@@ -140,6 +155,10 @@ impl Keeper {
                         tracing::debug!(name, %error, "a lock went with its connection");
                     }
                 }
+                Ask::Has(name, answer) => {
+                    let alive = self.alive().await;
+                    let _ = answer.send(alive.map(|()| self.held.contains(&name)));
+                }
                 Ask::Elsewhere(names, answer) => {
                     let _ = answer.send(self.elsewhere(&names).await);
                 }
@@ -147,21 +166,25 @@ impl Keeper {
         }
     }
 
-    /// The connection; a new one has all locks of the one that broke.
+    /// The connection; a new one has all locks of the one that broke, but for those that others have taken.
     async fn connection(&mut self) -> sqlx::Result<&mut PgConnection> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
                 let mut connection = PgConnection::connect_with(&self.options).await?;
-                for name in &self.held {
+                let mut names: Vec<_> = self.held.iter().cloned().collect();
+                // Last the one by which others know that this process is alive.
+                names.sort_by_key(|name| name.starts_with(PROCESS));
+                for name in names {
                     let mut tries = 0;
-                    while !take(&mut connection, name).await? {
+                    while !take(&mut connection, &name).await? {
                         tries += 1;
                         if tries == BACK {
                             tracing::error!(
                                 name,
                                 "another process has taken over {name} while the database was away"
                             );
+                            self.held.remove(&name);
                             break;
                         }
                         tokio::time::sleep(AGAIN).await;
@@ -179,6 +202,11 @@ impl Keeper {
             self.connection = None;
         }
         answered
+    }
+
+    async fn alive(&mut self) -> sqlx::Result<()> {
+        let alive = sqlx::query("SELECT 1").execute(self.connection().await?).await;
+        self.noted(alive.map(drop))
     }
 
     async fn take(&mut self, name: &str) -> sqlx::Result<bool> {

@@ -3,17 +3,21 @@
 //! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
 //! disk. PostgreSQL: one pool, and as many processes as there are.
 
+mod adopt;
 mod attachments;
 mod backup;
 mod config;
 mod devices;
 mod draft;
+mod events;
 mod hypervisors;
+mod idempotency;
 mod locks;
 mod processes;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::fs::File;
 use std::str::FromStr;
@@ -22,17 +26,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use tokio::sync::{Mutex, MutexGuard};
+use sqlx::{Connection as _, SqliteConnection};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
+pub use adopt::Adoption;
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
 pub use backup::{backup, lock, restore, sqlite_file};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
+pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};
 pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
+pub use webhooks::DeadLetter;
 
 use crate::error::Error;
+use crate::id::EventId;
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
@@ -59,6 +68,8 @@ pub struct Store {
     /// Whose turn it is to write.
     turn: Arc<Mutex<()>>,
     rows: Arc<RwLock<devices::Rows>>,
+    /// The event that was committed last, as far as it is known here.
+    last_event: Arc<watch::Sender<EventId>>,
     locks: Locks,
     /// This process, and the lock by which others know that it is alive.
     process: Option<Arc<(Process, Held)>>,
@@ -95,20 +106,29 @@ impl Store {
                 .synchronous(SqliteSynchronous::Full)
                 .foreign_keys(true)
                 .busy_timeout(SQLITE_PATIENCE);
-            let write = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+            // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
+            // use.
+            let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+            let write = SqlitePoolOptions::new()
+                .max_connections(1)
+                .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
+                .connect_with(options.clone())
+                .await?;
             migrations.run(&write).await.map_err(sqlx::Error::from)?;
             let read =
                 SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
             (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
         };
         let (turn, rows, lock) = (Arc::default(), Arc::default(), lock.map(Arc::new));
-        let mut store = Self { write, read, turn, rows, locks, process: None, _lock: lock };
+        let last_event = Arc::new(watch::Sender::new(EventId(0)));
+        let mut store = Self { write, read, turn, rows, last_event, locks, process: None, _lock: lock };
         if store.is_shared() {
             let this = Process::this();
             let alive = store.locks.lock(this.id.clone()).await?;
             store.register(&this).await?;
             store.process = Some(Arc::new((this, alive)));
         }
+        store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
     }

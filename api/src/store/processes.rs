@@ -1,31 +1,24 @@
 //! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
 
-use sqlx::postgres::{PgListener, PgNotification};
+use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
+use super::locks::PROCESS;
 use super::sql::{Pool, Transaction, query};
-use super::{Columns, Store, now};
+use super::{Columns, Store, now, words};
 use crate::error::Error;
 
 const CHANNEL: &str = "hotslot";
 
-/// What a commit has changed that other processes keep in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// Devices.
-    Devices,
-    /// The rules that came by the API; devices too, for all that is known.
-    Rules,
-}
-
-impl News {
-    const RULES: &str = "rules";
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Devices => "devices",
-            Self::Rules => Self::RULES,
-        }
+words! {
+    /// What a commit has changed that other processes keep in memory, or wait for.
+    News {
+        /// Devices, and what else events tell of.
+        Records = "records",
+        /// The rules that came by the API; everything else too, for all that is known.
+        Rules = "rules",
+        /// Dead letters are to be tried again.
+        Letters = "letters",
     }
 }
 
@@ -38,9 +31,8 @@ impl Heard {
     /// # Errors
     /// The database's.
     pub async fn next(&mut self) -> Result<News, Error> {
-        let rules = |heard: &PgNotification| heard.payload() == News::RULES;
         let heard = self.0.try_recv().await?;
-        Ok(if heard.as_ref().is_none_or(rules) { News::Rules } else { News::Devices })
+        Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(News::Rules))
     }
 }
 
@@ -59,7 +51,7 @@ impl Process {
     /// This one.
     pub(super) fn this() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let id = format!("process {}", Uuid::new_v4());
+        let id = format!("{PROCESS}{}", Uuid::new_v4());
         Self { id, host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
     }
 }
@@ -135,7 +127,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn forget(&self, process: &Process) -> Result<(), Error> {
+    pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
         query("DELETE FROM processes WHERE id = $1").bind(&process.id).execute(&self.write).await?;
         Ok(())
     }

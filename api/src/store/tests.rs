@@ -8,8 +8,10 @@ use sqlx::Connection as _;
 use uuid::Uuid;
 
 use super::*;
-use crate::attachment::{Observation, State};
+use crate::attachment::{Observation, State, observations};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::idempotency::{Answer, IdempotencyKey};
+use crate::inventory::Rule;
 
 #[expect(unreachable_pub, reason = "the black-box tests use it too")]
 #[path = "../../../tests/src/postgres.rs"]
@@ -41,6 +43,12 @@ on_both! {
     a_device_that_takes_the_place_of_one_that_is_gone_is_followed
     what_was_chosen_is_claimed_and_nothing_else_that_came_there
     what_is_in_memory_is_what_a_restart_would_read
+    what_a_domain_has_is_adopted_once_and_only_where_it_is_free
+    every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not
+    events_are_narrowed_and_come_in_pages
+    events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
+    a_change_of_the_rules_is_told
+    of_too_many_answers_the_oldest_are_forgotten
 }
 
 /// A database of its own, with a host.
@@ -143,7 +151,7 @@ impl Records {
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-        let done = self.store.reserve(self.host, server, request, true, &wanted).await.unwrap();
+        let done = self.store.reserve(self.host, server, request, true, None, &wanted).await.unwrap();
         done.then(|| wanted.iter().map(|new| new.id).collect())
     }
 
@@ -155,8 +163,29 @@ impl Records {
         self.settle(id, Observation::Present { inner: None, only_in_definition: false }).await;
     }
 
+    /// All events that are kept, in their order.
+    async fn events(&self) -> Vec<Event> {
+        self.store.events(EventId(0), &EventFilter::default(), 10_000).await.unwrap()
+    }
+
+    /// The kinds of the events after one, with what came of it.
+    async fn told(&self, since: EventId) -> Vec<String> {
+        let events = self.store.events(since, &EventFilter::default(), 10_000).await.unwrap();
+        let text = |value: &Option<serde_json::Value>| {
+            value.as_ref().and_then(|value| value.as_str()).unwrap_or("-").to_owned()
+        };
+        let line = |event: &Event| {
+            format!("{} {} {}", event.what.kind, text(&event.what.from), text(&event.what.to))
+        };
+        events.iter().map(line).collect()
+    }
+
+    async fn last_event(&self) -> EventId {
+        self.store.event_bounds().await.unwrap().last
+    }
+
     async fn gone(&self, id: AttachmentId) {
-        self.settle(id, Observation::Gone { reason: None }).await;
+        self.settle(id, Observation::Removed { reason: None }).await;
     }
 
     fn statuses(&self) -> Vec<&'static str> {
@@ -321,7 +350,55 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Re
         siblings: Vec::new(),
     };
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-    assert!(!records.store.reserve(records.host, server, request, true, &[wanted]).await.unwrap());
+    assert!(!records.store.reserve(records.host, server, request, true, None, &[wanted]).await.unwrap());
+}
+
+async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {
+    records.scan(devices()).await;
+    let taken = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    let found = |address: &str, mac: Option<&str>| Adoption {
+        id: AttachmentId(Uuid::new_v4()),
+        hypervisor: records.host,
+        server: ServerId(Uuid::new_v4()),
+        address: address.parse().unwrap(),
+        persistent: true,
+        managed: true,
+        network: mac.map(|mac| Network {
+            mac: mac.parse().unwrap(),
+            vlan: None,
+            physical_network: None,
+            trusted: None,
+        }),
+        inner: Some("0000:06:00.0".parse().unwrap()),
+    };
+    let mac = Some("52:54:00:c0:ff:ee");
+    let vf = found("0000:04:10.0", mac);
+    assert!(records.store.adopt(&vf).await.unwrap());
+    let row = records.store.attachment(vf.id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.state, row.server, row.alias.as_str(), row.persistent),
+        (State::Attached, vf.server, "", true)
+    );
+    let device = records.at("0000:04:10.0");
+    assert_eq!((device.status, device.server), (DeviceStatus::Allocated, Some(vf.server)));
+    assert_eq!(device.request, Some(row.request));
+    assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unavailable);
+    let before = records.statuses();
+    for refused in [
+        vf.clone(),
+        found("0000:04:10.0", None),
+        found("0000:05:00.0", None),
+        found("0000:04:00.0", None),
+        found("0000:ff:00.0", None),
+        found("0000:04:10.1", mac),
+        Adoption { id: taken, ..found("0000:04:10.1", None) },
+    ] {
+        assert!(!records.store.adopt(&refused).await.unwrap(), "{refused:?}");
+        assert_eq!(records.statuses(), before);
+    }
+    records.gone(vf.id).await;
+    assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
+    assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
 }
 
 async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
@@ -338,6 +415,7 @@ enum Step {
     Claim(Vec<usize>),
     Attach(usize),
     Free(usize),
+    See(usize, Observation),
     Scan([bool; 5]),
 }
 
@@ -346,6 +424,7 @@ fn step() -> impl Strategy<Value = Step> {
         prop::collection::vec(0..5usize, 1..3).prop_map(Step::Claim),
         (0..4usize).prop_map(Step::Attach),
         (0..4usize).prop_map(Step::Free),
+        (0..8usize, prop::sample::select(observations())).prop_map(|(index, seen)| Step::See(index, seen)),
         any::<[bool; 5]>().prop_map(Step::Scan),
     ]
 }
@@ -374,7 +453,7 @@ async fn a_database_of_the_first_release_is_brought_up_to_date() {
 
     // And it is worked on: what was attached is detached, and a scan finds what it knows.
     let attached = open[0].id;
-    store.settle(&[(attached, Observation::Gone { reason: None })]).await.unwrap();
+    store.settle(&[(attached, Observation::Removed { reason: None })]).await.unwrap();
     let seen: Vec<_> = store.devices_of(host.id).iter().map(|device| device.facts.clone()).collect();
     let outcome = store.scan(host.id, Looked::Everywhere, seen).await.unwrap();
     assert_eq!((outcome.added, outcome.changed, outcome.removed), (0, 0, 0));
@@ -393,7 +472,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claim_allocate_free_and_scan_keeps_the_rules(steps in any_steps()) {
+    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(steps in any_steps()) {
         in_a_runtime(async { keeps_the_rules([Records::on_sqlite().await], steps).await });
     }
 }
@@ -410,7 +489,7 @@ proptest! {
 /// Takes each step in the next process.
 async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Step>) {
     processes[0].scan(devices()).await;
-    let mut open: Vec<AttachmentId> = Vec::new();
+    let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
     for (records, step) in processes.iter().cycle().zip(steps) {
         records.store.refresh().await.unwrap();
         let before = records.store.devices();
@@ -433,7 +512,24 @@ async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Ste
             }
             Step::Free(index) => {
                 if index < open.len() {
-                    records.gone(open.remove(index)).await;
+                    let id = open.remove(index);
+                    records.gone(id).await;
+                    ended.push(id);
+                }
+            }
+            // What has ended too, whose device another may have by now.
+            Step::See(index, seen) => {
+                if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
+                    let was = records.store.attachment(id).await.unwrap();
+                    records.settle(id, seen).await;
+                    let row = records.store.attachment(id).await.unwrap();
+                    if ended.contains(&id) {
+                        assert_eq!(row, was, "what has ended stays so");
+                        assert_eq!(records.store.devices(), before);
+                    } else if row.unwrap().state.is_final() {
+                        open.retain(|other| *other != id);
+                        ended.push(id);
+                    }
                 }
             }
             Step::Scan(present) => {
@@ -474,4 +570,165 @@ async fn check(records: &Records, open: &[AttachmentId]) {
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
     assert_eq!(records.store.devices(), before, "memory and database agree");
+    replay(records, open).await;
+}
+
+/// The events alone tell how things are, and each begins where the one before it ended.
+async fn replay(records: &Records, open: &[AttachmentId]) {
+    let (mut devices, mut attachments) = (BTreeMap::new(), BTreeMap::new());
+    for (event, id) in records.events().await.into_iter().zip(1..) {
+        assert_eq!(event.id, EventId(id), "ids have no gaps");
+        let Event { what, .. } = event;
+        let device = what.device.unwrap();
+        match what.kind {
+            EventKind::DeviceAdded => {
+                let status = what.to.map(|to| to["status"].clone());
+                assert_eq!(devices.insert(device, status.unwrap()), None);
+            }
+            EventKind::DeviceStatus => {
+                assert_eq!(devices.insert(device, what.to.unwrap()), what.from);
+            }
+            EventKind::DeviceRemoved => assert_eq!(devices.remove(&device), what.from),
+            EventKind::AttachmentState => {
+                assert_eq!(attachments.insert(what.attachment.unwrap(), what.to.unwrap()), what.from);
+            }
+            EventKind::DeviceGone
+            | EventKind::DeviceBack
+            | EventKind::AttachmentInnerAddress
+            | EventKind::AttachmentReason => {}
+            EventKind::DeviceChanged
+            | EventKind::DeviceUsed
+            | EventKind::DeviceCleaned
+            | EventKind::AttachmentGivenBack
+            | EventKind::RuleAdded
+            | EventKind::RuleChanged
+            | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
+        }
+    }
+    let rows = records.store.devices();
+    let so = rows.iter().map(|row| (row.id, serde_json::Value::from(row.status.as_str()))).collect();
+    assert_eq!(devices, so);
+    attachments.retain(|_, state| state != "detached" && state != "failed");
+    assert_eq!(attachments.keys().collect::<std::collections::BTreeSet<_>>(), open.iter().collect());
+}
+
+async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not(records: Records) {
+    crate::who::by("discovery", records.scan(devices())).await;
+    assert_eq!(records.events().await.len(), 5);
+    records.scan(devices()).await;
+    let five = records.last_event().await;
+    assert_eq!(five, EventId(5), "an unchanged scan");
+    let vf = crate::who::by("request req-1", records.claim(&["0000:04:10.0"])).await.unwrap()[0];
+    let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
+    assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
+    assert_eq!(told[0].what.attachment, Some(vf));
+    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server);
+    let claimed = records.last_event().await;
+    assert_eq!(records.claim(&["0000:04:10.1", "0000:04:10.0"]).await, None);
+    assert_eq!(records.last_event().await, claimed, "a claim that failed");
+    for _ in 0..2 {
+        records.attached(vf).await;
+    }
+    for _ in 0..2 {
+        records.settle(vf, Observation::StillThere { reason: "paused".into() }).await;
+    }
+    let place: PciAddress = "0000:06:00.0".parse().unwrap();
+    records.settle(vf, Observation::Verified { address: place }).await;
+    records.gone(vf).await;
+    let expected = [
+        "attachment.state - attaching",
+        "device.status available unclaimable",
+        "device.status available claimed",
+        "attachment.state attaching attached",
+        "device.status unclaimable unavailable",
+        "device.status claimed allocated",
+        "attachment.reason - paused",
+        "attachment.inner_address - -",
+        "attachment.state attached detached",
+        "attachment.inner_address - -",
+        "device.status unavailable available",
+        "device.status allocated available",
+    ];
+    assert_eq!(records.told(five).await, expected);
+
+    let mut changed = devices();
+    changed[1].numa_node = Some(1);
+    changed.pop();
+    let before = records.last_event().await;
+    records.scan(changed).await;
+    assert_eq!(records.told(before).await, ["device.removed available -", "device.changed - -"]);
+    let events = records.store.events(before, &EventFilter::default(), 9).await.unwrap();
+    let (from, to) = (events[1].what.from.as_ref(), events[1].what.to.as_ref());
+    assert_eq!((from, to), (Some(&serde_json::json!({})), Some(&serde_json::json!({ "numa_node": 1 }))));
+}
+
+async fn events_are_narrowed_and_come_in_pages(records: Records) {
+    records.scan(devices()).await;
+    let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    let device = records.at("0000:04:10.0");
+    let count =
+        async |filter: EventFilter| records.store.events(EventId(0), &filter, 100).await.unwrap().len();
+    let any = EventFilter::default;
+    assert_eq!(count(EventFilter { attachment: Some(id), ..any() }).await, 1);
+    assert_eq!(count(EventFilter { device: Some(device.id), ..any() }).await, 3);
+    assert_eq!(count(EventFilter { address: Some(device.facts.address), ..any() }).await, 3);
+    assert_eq!(count(EventFilter { server: device.server, ..any() }).await, 2);
+    assert_eq!(count(EventFilter { host: Some("node1".into()), ..any() }).await, 8);
+    assert_eq!(count(EventFilter { host: Some("node2".into()), ..any() }).await, 0);
+    assert_eq!(count(EventFilter { kind: Some("device".into()), ..any() }).await, 7);
+    assert_eq!(count(EventFilter { kind: Some("device.added".into()), ..any() }).await, 5);
+    let page = records.store.events(EventId(2), &any(), 2).await.unwrap();
+    assert_eq!(page.iter().map(|event| event.id.0).collect::<Vec<_>>(), [3, 4]);
+}
+
+async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again(records: Records) {
+    records.scan(devices()).await;
+    let any = EventFilter::default();
+    assert_eq!(records.store.prune_events(0, 100, 100).await.unwrap(), 0, "none is older than 1970");
+    assert_eq!(records.store.prune_events(0, 3, 100).await.unwrap(), 2, "all but the newest three");
+    assert_eq!(records.events().await[0].id, EventId(3), "0 is from the oldest that is kept");
+    let refused = records.store.events(EventId(1), &any, 9).await.unwrap_err();
+    assert!(matches!(&refused, Error::Gone(said) if said.contains("oldest that is kept is 3")), "{refused}");
+    assert_eq!(records.store.events(EventId(2), &any, 9).await.unwrap().len(), 3, "nothing was missed");
+    let refused = records.store.events(EventId(6), &any, 9).await.unwrap_err();
+    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last one is 5")), "{refused}");
+    let later = now() + 60_000;
+    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "so many at a time");
+    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 1);
+    assert_eq!(records.events().await, []);
+    records.claim(&["0000:05:00.0"]).await.unwrap();
+    assert_eq!(records.events().await[0].id, EventId(6));
+}
+
+async fn a_change_of_the_rules_is_told(records: Records) {
+    let source = crate::inventory::Source::Api { created_at: 1, updated_at: None };
+    let id = Uuid::new_v4();
+    let kind = crate::inventory::RuleKind::Alias;
+    let mut rule = Rule { id, kind, text: r#"{"name":"a"}"#.into(), source };
+    records.store.put_rule(&rule).await.unwrap();
+    records.store.put_rule(&rule).await.unwrap();
+    rule.text = r#"{"name":"b"}"#.into();
+    records.store.put_rule(&rule).await.unwrap();
+    records.store.remove_rule(&rule).await.unwrap();
+    assert_eq!(records.told(EventId(0)).await, ["rule.added - -", "rule.changed - -", "rule.removed - -"]);
+    let changed = &records.events().await[1].what;
+    assert_eq!(changed.to, Some(serde_json::json!({ "kind": "alias", "entry": { "name": "b" } })));
+    assert_eq!(changed.rule, Some(id));
+}
+
+async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
+    let answer = Answer { status: 200, body: "{}".into() };
+    let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
+    for n in 0..5 {
+        records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
+        // A millisecond is what their ages are told apart by.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut known = Vec::new();
+    for n in 0..5 {
+        known.extend(records.store.kept(&key(n), 0).await.unwrap().map(|kept| (n, kept.answer)));
+    }
+    assert_eq!(known, [(3, Some(answer.clone())), (4, Some(answer.clone()))]);
+    records.store.keep(&key(5), &answer, now() + 1, 2).await.unwrap();
+    assert_eq!(records.store.kept(&key(4), 0).await.unwrap(), None);
 }

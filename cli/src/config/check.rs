@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hotslot_api::config::{Config, ConfigError};
-use hotslot_api::inventory::Inventory;
+use hotslot_api::service;
 use hotslot_driver::xml::hostdev::Templates;
 use serde_json::json;
 
@@ -55,7 +55,7 @@ pub(super) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
 fn examine(file: &Path) -> (Config, Vec<Problem>) {
     let (config, problems) = Config::examine(file);
     let mut problems: Vec<Problem> =
-        problems.into_iter().chain(Inventory::problems(&config.pci)).map(Problem::from).collect();
+        problems.into_iter().chain(service::problems(&config)).map(Problem::from).collect();
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
         problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
     }
@@ -116,7 +116,7 @@ uri = "qemu:///system"
             [
                 "FILE:4",
                 "[detach] attempts",
-                "[[hypervisor]] name",
+                "[[hypervisor]][0] name",
                 "[pci] device_spec[1]",
                 "[pci] device_spec[2]",
                 "[pci] alias[1]",

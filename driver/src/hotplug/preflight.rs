@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! the domain      server-state
-//! each device     guard, not-attached-already, assignable, iommu, group-viable, not-in-use, vfs, reset,
-//!                 bar-window
+//! each device     guard, not-attached-already, assignable, driver, iommu, group-viable, not-in-use, vfs,
+//!                 reset, bar-window
 //! all together    free-port, memlock
 //! ```
 //! Every check is made and listed; the first that fails is the refusal.
@@ -30,8 +30,10 @@ const LOCK_MARGIN: u64 = 1 << 30;
 pub struct Facts {
     /// The function, as the hypervisor has it now.
     pub device: HostDevice,
-    /// Why the host cannot do without it; none when nothing holds it.
-    pub guard: Option<String>,
+    /// What the host has on it; none when nothing holds it.
+    pub guard: Option<Guarded>,
+    /// Whether libvirt is to bind the drivers.
+    pub managed: bool,
     /// How it can be reset, in the kernel's words (`flr`, `bus`, `pm`); none when that is not known.
     pub reset: Option<Vec<String>>,
     /// Its memory BARs; none when they are not known.
@@ -41,8 +43,17 @@ pub struct Facts {
 impl From<HostDevice> for Facts {
     /// A device of which only the hypervisor has told.
     fn from(device: HostDevice) -> Self {
-        Self { device, guard: None, reset: None, bars: None }
+        Self { device, guard: None, managed: true, reset: None, bars: None }
     }
+}
+
+/// What the host has on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guarded {
+    /// Why the host cannot do without it, for people.
+    pub reason: String,
+    /// Whether the operator gives it away all the same.
+    pub overridden: bool,
 }
 
 /// One memory BAR of a device.
@@ -181,6 +192,7 @@ pub async fn preflight(
             ("guard", guard(facts)),
             ("not-attached-already", not_attached_already(view, device)),
             ("assignable", assignable(device)),
+            ("driver", driver(facts)),
             ("iommu", iommu(device)),
             ("group-viable", group_viable(hypervisor, device, with_it).await?),
             ("not-in-use", not_in_use(device, holders.as_ref())),
@@ -223,7 +235,10 @@ fn guard(facts: &Facts) -> Finding {
     let address = facts.device.address;
     match &facts.guard {
         None => Finding::pass(format!("nothing is known for which the host needs {address}")),
-        Some(reason) => {
+        Some(Guarded { reason, overridden: true }) => {
+            Finding::pass(format!("the host needs {address}: {reason}; overridden by [pci] unguarded"))
+        }
+        Some(Guarded { reason, overridden: false }) => {
             Finding::fail(ErrorKind::NotAssignable, format!("the host needs {address}: {reason}"))
                 .cure("take another device; [pci] unguarded in the configuration overrides its guards")
         }
@@ -254,6 +269,24 @@ fn assignable(device: &HostDevice) -> Finding {
         return Finding::fail(ErrorKind::NotAssignable, message);
     }
     Finding::pass(format!("{address} is an endpoint"))
+}
+
+/// libvirt leaves the driver of an unmanaged device alone, and refuses one that is not on VFIO.
+fn driver(facts: &Facts) -> Finding {
+    let address = facts.device.address;
+    let driver = facts.device.driver.as_deref();
+    let bound = driver.map_or_else(|| "bound to no driver".to_owned(), |driver| format!("bound to {driver}"));
+    if facts.managed {
+        return Finding::pass(format!("{address} is {bound}; libvirt binds it to VFIO"));
+    }
+    if facts.device.is_on_vfio() {
+        return Finding::pass(format!("{address} is {bound}, as its \"managed\": \"false\" asks for"));
+    }
+    Finding::fail(
+        ErrorKind::NotAssignable,
+        format!("{address} is {bound}, and its device_spec says that libvirt does not bind it"),
+    )
+    .cure(format!("bind it to vfio-pci first (virsh nodedev-detach {})", facts.device.name))
 }
 
 fn iommu(device: &HostDevice) -> Finding {
@@ -342,7 +375,7 @@ async fn vfs(
             Err(error) => return Err(error),
         };
         let held = holders.and_then(|holders| holders.get(vf)).map(|domain| format!("in domain {domain}"));
-        let driver = found.driver.filter(|driver| driver.starts_with("vfio"));
+        let driver = found.driver.as_deref().filter(|_| found.is_on_vfio());
         if let Some(how) = held.or_else(|| driver.map(|driver| format!("bound to {driver}"))) {
             let message = format!("VF {vf} of {address} is {how}, and would end with its PF");
             return Ok(Finding::fail(ErrorKind::InUse, message).cure(format!(

@@ -9,17 +9,18 @@
 //! lane to those that read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::timeout;
 use tracing::{debug, debug_span, warn};
+use uuid::Uuid;
 use virt::connect::Connect;
 
 use super::error::Fault;
 use super::link::State;
-use crate::hypervisor::{Error, ErrorKind};
+use crate::hypervisor::{Error, ErrorKind, Event};
+use crate::overdue::Overdue;
 
 /// What a call is to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,36 +37,43 @@ pub(super) struct Calls {
     state: watch::Receiver<State>,
     lanes: Arc<Semaphore>,
     changes: Arc<Semaphore>,
+    events: broadcast::Sender<Event>,
     parallel: usize,
-    overdue: Arc<AtomicUsize>,
+    pub(super) overdue: Overdue,
 }
 
 impl Calls {
-    pub(super) fn new(state: watch::Receiver<State>, parallel: usize) -> Self {
+    pub(super) fn new(
+        state: watch::Receiver<State>,
+        events: broadcast::Sender<Event>,
+        parallel: usize,
+    ) -> Self {
         let parallel = parallel.max(2);
         Self {
             state,
+            events,
             lanes: Arc::new(Semaphore::new(parallel)),
             changes: Arc::new(Semaphore::new(parallel - 1)),
             parallel,
-            overdue: Arc::default(),
+            overdue: Overdue::default(),
         }
     }
 
     /// Runs `work` on the connection, waiting for a lane and an answer for at most `limit`. `operation` says
-    /// what for. Work that was begun goes on when the caller stops waiting.
+    /// what for, `domain` which one it may change. Work that was begun goes on when the caller stops waiting.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         verb: Verb,
         limit: Duration,
         operation: String,
+        domain: Option<Uuid>,
         work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         let link = match &*self.state.borrow() {
             Ok(link) => Arc::clone(link),
             Err(reason) => return Err(Error::new(ErrorKind::Away, operation, reason)),
         };
-        if self.overdue.load(Ordering::Relaxed) >= self.parallel {
+        if self.overdue.count() >= self.parallel {
             let message = format!("{} earlier calls have not come back", self.parallel);
             return Err(Error::new(ErrorKind::TimedOut, operation, message));
         }
@@ -95,13 +103,16 @@ impl Calls {
             Ok(Ok(answer)) => answer.map_err(|fault| Error::new(fault.kind, operation, fault.message)),
             Ok(Err(panic)) => Err(Error::new(ErrorKind::Refused, operation, panic)),
             Err(_) => {
-                let overdue = Arc::clone(&self.overdue);
-                overdue.fetch_add(1, Ordering::Relaxed);
+                let overdue = self.overdue.note(operation.clone(), domain, begun);
                 let error =
                     Error::new(ErrorKind::TimedOut, operation.clone(), format!("no answer within {limit:?}"));
+                let events = self.events.clone();
                 tokio::spawn(async move {
                     let late = call.await;
-                    overdue.fetch_sub(1, Ordering::Relaxed);
+                    drop(overdue);
+                    if let Some(domain) = domain {
+                        _ = events.send(Event::CameBack { domain }); // nobody listens: nobody to tell
+                    }
                     let answer = late.map(|answer| answer.map(drop).map_err(|fault| fault.message));
                     warn!(elapsed = ?begun.elapsed(), ?answer, "{operation}: the answer came after its limit");
                 });

@@ -72,6 +72,7 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
         }
         sys::VIR_ERR_SYSTEM_ERROR if says("not found: could not access") => ErrorKind::NoDevice,
         sys::VIR_ERR_OPERATION_FAILED if says("not found") => ErrorKind::DeviceMissing,
+        sys::VIR_ERR_OPERATION_FAILED if says("rejected by the guest") => ErrorKind::UnplugRefused,
 
         sys::VIR_ERR_OPERATION_INVALID => {
             if says("is in use") {

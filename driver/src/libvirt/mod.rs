@@ -39,7 +39,8 @@ use self::link::State;
 use crate::capture::Documents;
 use crate::device::HostDevice;
 use crate::hypervisor::{
-    DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Scope,
+    DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
+    OverdueCall, Scope,
 };
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
@@ -109,7 +110,7 @@ impl Libvirt {
         let events = broadcast::Sender::new(EVENTS);
         let keeper = link::keep(uri, options.clone(), Arc::clone(&state), events.clone());
         Arc::new(Self {
-            calls: Calls::new(state.subscribe(), options.parallel_calls),
+            calls: Calls::new(state.subscribe(), events.clone(), options.parallel_calls),
             keeper: tokio::spawn(keeper),
             events,
             state,
@@ -144,7 +145,7 @@ impl Libvirt {
             }
             Ok(Documents { devices, domains })
         };
-        self.calls.run(Verb::Read, limit, "read every document".to_owned(), work).await
+        self.calls.run(Verb::Read, limit, "read every document".to_owned(), None, work).await
     }
 
     async fn read<T: Send + 'static>(
@@ -152,7 +153,7 @@ impl Libvirt {
         operation: impl Into<String>,
         work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), work).await
+        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), None, work).await
     }
 
     async fn change_device(
@@ -163,7 +164,7 @@ impl Libvirt {
     ) -> Result<(), Error> {
         let work =
             move |connect: &Connect| Ok(work(&connect.lookup_node_device_by_name(&address.node_name())?)?);
-        self.calls.run(Verb::Change, self.options.change_limit, operation, work).await
+        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
     }
 
     async fn change<T: Send + 'static>(
@@ -174,7 +175,7 @@ impl Libvirt {
         work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
-        self.calls.run(Verb::Change, limit, operation, work).await
+        self.calls.run(Verb::Change, limit, operation, Some(domain), work).await
     }
 }
 
@@ -334,6 +335,10 @@ impl Hypervisor for Libvirt {
 
     fn connection(&self) -> Result<(), String> {
         self.state.borrow().as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    fn overdue(&self) -> Vec<OverdueCall> {
+        self.calls.overdue.list()
     }
 
     fn sysroot(&self) -> Option<&Path> {

@@ -66,6 +66,17 @@ impl Host {
         Ok(())
     }
 
+    /// Attaches a function as somebody with `virsh` does.
+    pub(super) fn plug(
+        &mut self,
+        uuid: Uuid,
+        source: PciAddress,
+        scope: Scope,
+        alias: Option<&str>,
+    ) -> Result<(), Refusal> {
+        self.attach(uuid, &Plug::by_hand(source, alias), scope)
+    }
+
     /// The definition with the device. libvirt takes a device that is not there, or that another domain has.
     fn definition_with(&self, document: &Document, plug: &Plug) -> Result<Document, Refusal> {
         if document.parsed().hostdevs.iter().any(|held| held.source == plug.source) {

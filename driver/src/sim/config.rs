@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
@@ -46,6 +47,19 @@ pub(super) enum Operation {
 }
 
 impl Operation {
+    /// Whether it changes something, or waits for a guest.
+    pub(super) fn changes(self) -> bool {
+        match self {
+            Self::Attach
+            | Self::Detach
+            | Self::NodeDetach
+            | Self::NodeReattach
+            | Self::Agent
+            | Self::Monitor => true,
+            Self::Host | Self::Devices | Self::Device | Self::Domains | Self::Domain => false,
+        }
+    }
+
     /// Whether libvirt gives it the domain for itself while it lasts.
     pub(super) fn is_job(self) -> bool {
         match self {
@@ -79,6 +93,8 @@ pub(super) struct Guest {
     pub(super) agent_answers: BTreeMap<String, String>,
     /// It has no definition that outlives its run.
     pub(super) transient: bool,
+    /// The drivers of its host devices can save and migrate them.
+    pub(super) migratable: bool,
 }
 
 impl Default for Guest {
@@ -90,6 +106,7 @@ impl Default for Guest {
             agent: true,
             agent_answers: BTreeMap::new(),
             transient: false,
+            migratable: false,
         }
     }
 }
@@ -110,7 +127,9 @@ pub(super) enum Unplug {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
-    pub(super) operation: Operation,
+    /// The calls that count; all of them when none.
+    #[serde(deserialize_with = "operation_or_any")]
+    operation: Option<Operation>,
     pub(super) action: Action,
     #[serde(default)]
     pub(super) at: At,
@@ -144,6 +163,10 @@ pub(super) enum Action {
     Away,
     /// The call's event is not heard.
     LoseEvent,
+    /// The guest's QEMU is gone.
+    Crash,
+    /// This process is killed, as by `kill -9`.
+    Kill,
 }
 
 /// When a fault strikes.
@@ -166,7 +189,8 @@ impl Fault {
 
     /// Counts a call, and says whether the fault befalls it.
     fn befalls(&mut self, operation: Operation, domain: Option<&str>) -> bool {
-        if self.operation != operation || (self.domain.is_some() && self.domain.as_deref() != domain) {
+        let other = self.operation.is_some_and(|named| named != operation);
+        if other || (self.domain.is_some() && self.domain.as_deref() != domain) {
             return false;
         }
         self.seen = self.seen.saturating_add(1);
@@ -183,6 +207,11 @@ pub(super) fn take_fault(faults: &mut [Fault], operation: Operation, domain: Opt
         }
     }
     taken
+}
+
+fn operation_or_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Operation>, D::Error> {
+    let name = String::deserialize(from)?;
+    if name == "any" { Ok(None) } else { Operation::deserialize(name.into_deserializer()).map(Some) }
 }
 
 fn one() -> u32 {
@@ -211,6 +240,7 @@ enum KindName {
     AlreadyDefined,
     NoPassthrough,
     UnplugPending,
+    UnplugRefused,
     AgentAway,
     Unsupported,
     Document,

@@ -3,6 +3,11 @@
 //! One line in, one line out: `ok`, or `error: …`.
 //! ```text
 //! start|shutdown|destroy|crash|reboot|pause|resume|undefine GUEST
+//! save|managedsave|restore GUEST   a start after a managed save restores, too
+//! migrate GUEST                to another host, definition and all
+//! rename GUEST NAME | define FILE
+//! plug GUEST DEVICE live|config|both [ALIAS]    as `virsh attach-device` does, managed by libvirt
+//! unplug GUEST DEVICE live|config               as `virsh detach-device` does
 //! guest GUEST KEY=VALUE…       any key of [guest.…] in host.toml, `-` or `_` alike: guest g1 unplug=ignore
 //!                              unplug=slow 500 is short for unplug=normal unplug_ms=500
 //! agent GUEST connected|gone
@@ -11,6 +16,7 @@
 //! device driver NAME [DRIVER]  binds another driver to one that no guest has, or none
 //! disconnect | reconnect       libvirtd goes away, and is back
 //! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` lets hung calls go on
+//! fault any kill nth=7 at=after                   this process is killed when its seventh call has been done
 //! latency OPERATION MS
 //! ```
 
@@ -26,7 +32,7 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::hypervisor::Lifecycle;
+use crate::hypervisor::{DetachScope, Lifecycle, Scope};
 use crate::pci::PciAddress;
 
 use super::Inner;
@@ -98,9 +104,30 @@ impl Host {
             ["reboot", name] => self.reboot(of_guest(self, name)?, now),
             ["pause", name] => self.pause(of_guest(self, name)?),
             ["resume", name] => self.resume(of_guest(self, name)?, now),
+            ["save", name] => self.save_run(of_guest(self, name)?, false, now),
+            ["managedsave", name] => self.save_run(of_guest(self, name)?, true, now),
+            ["restore", name] => self.restore(of_guest(self, name)?),
+            ["migrate", name] => self.migrate_away(of_guest(self, name)?, now),
+            ["rename", name, to] => self.rename(of_guest(self, name)?, to),
+            ["define", file] => {
+                let xml = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+                self.define(&xml)
+            }
             ["undefine", name] => self.undefine(of_guest(self, name)?),
             ["agent", name, "connected"] => self.set_agent(of_guest(self, name)?, true),
             ["agent", name, "gone"] => self.set_agent(of_guest(self, name)?, false),
+            ["plug", name, device, scope] => {
+                self.plug(of_guest(self, name)?, address(device)?, scope_named(scope)?, None)
+            }
+            ["plug", name, device, scope, alias] => {
+                self.plug(of_guest(self, name)?, address(device)?, scope_named(scope)?, Some(alias))
+            }
+            ["unplug", name, device, "live"] => {
+                self.unplug(of_guest(self, name)?, address(device)?, DetachScope::Live, now)
+            }
+            ["unplug", name, device, "config"] => {
+                self.unplug(of_guest(self, name)?, address(device)?, DetachScope::Config, now)
+            }
             ["guest", name, ..] => return self.retell(of_guest(self, name)?, &words[2..]),
             ["device", "add", name] => return self.add_device(name),
             ["device", "remove", name] => self.remove_device(address(name)?, now),
@@ -196,6 +223,15 @@ impl Host {
         self.save_device(address);
         self.refresh(address);
         Ok(())
+    }
+}
+
+fn scope_named(word: &str) -> Result<Scope, String> {
+    match word {
+        "live" => Ok(Scope::Live),
+        "config" => Ok(Scope::Config),
+        "both" => Ok(Scope::LiveAndConfig),
+        other => Err(format!("`{other}` is none of live, config and both")),
     }
 }
 

@@ -49,6 +49,32 @@ impl Host {
         Ok(())
     }
 
+    /// Detaches a function as somebody with `virsh` does, who names it by its address.
+    pub(super) fn unplug(
+        &mut self,
+        uuid: Uuid,
+        source: PciAddress,
+        scope: DetachScope,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let domain = self.domain_mut(uuid)?;
+        match scope {
+            DetachScope::Config => {
+                let document = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
+                domain.persistent = Some(document.without_source(source)?);
+                self.save(uuid);
+                Ok(())
+            }
+            DetachScope::Live => {
+                let document = domain.live.as_ref().ok_or_else(refusal::not_running)?;
+                let held = document.parsed().hostdevs.iter().find(|held| held.source == source);
+                let alias = held.and_then(|held| held.alias.clone());
+                let alias = alias.ok_or_else(|| refusal::no_hostdev(source))?;
+                self.detach(uuid, &alias, scope, now)
+            }
+        }
+    }
+
     /// Asks the guest to let a device go.
     pub(super) fn ask(&mut self, uuid: Uuid, alias: String, now: Instant) {
         let lose_event = self.lose_event;

@@ -156,12 +156,26 @@ impl Document {
 
     /// The document without the device of this alias.
     pub(super) fn without(&self, alias: &str) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let named = |child: &&Element| {
+        let named = |child: &Element| {
             child.child("alias").and_then(|element| element.attribute("name")) == Some(alias)
         };
-        let device =
-            tree.children_of("devices").iter().find(named).ok_or_else(|| refusal::no_alias(alias))?;
+        self.without_first(named, || refusal::no_alias(alias))
+    }
+
+    /// The document without the host device of this function.
+    pub(super) fn without_source(&self, source: PciAddress) -> Result<Self, Refusal> {
+        let of_it =
+            |child: &Element| is_hostdev(child) && Plug::read(child).is_ok_and(|plug| plug.source == source);
+        self.without_first(of_it, || refusal::no_hostdev(source))
+    }
+
+    fn without_first(
+        &self,
+        is: impl Fn(&Element) -> bool,
+        none: impl FnOnce() -> Refusal,
+    ) -> Result<Self, Refusal> {
+        let tree = self.tree()?;
+        let device = tree.children_of("devices").iter().find(|child| is(child)).ok_or_else(none)?;
         self.edited(vec![device.removed_from(&self.text)])
     }
 
@@ -188,6 +202,20 @@ impl Document {
             live = live.with(plug, Some(&Plug::own_alias(&live.parsed)), address)?;
         }
         Ok(live)
+    }
+
+    /// The document of the same guest in another run.
+    pub(super) fn renumbered(&self, id: u32) -> Result<Self, Refusal> {
+        let id = self.tree()?.set("id", Some(&id.to_string()));
+        self.edited(vec![id])
+    }
+
+    /// The document under another name.
+    pub(super) fn renamed(&self, name: &str) -> Result<Self, Refusal> {
+        let tree = self.tree()?;
+        let element = tree.child("name").ok_or_else(|| refusal::document("<name> is missing"))?;
+        let name = Element { text: name.to_owned(), ..Element::made("name", &[], Vec::new()) }.print(0);
+        self.edited(vec![(element.span.clone(), name.trim().to_owned())])
     }
 
     /// The definition that a running guest's document stands for: without what only a run has.

@@ -19,7 +19,7 @@ use super::config::{Fault, Guest, HostConfig};
 use super::device::{Device, Devices};
 use super::document::Document;
 use super::refusal::{self, Refusal};
-use super::store::{Kind, SavedDevice, SavedDomain, Store};
+use super::store::{Kind, SavedDevice, SavedDomain, SavedImage, Store};
 
 /// The link between libvirt and whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub(super) struct Domain {
     pub(super) state: DomainState,
     pub(super) live: Option<Document>,
     pub(super) persistent: Option<Document>,
+    /// What was saved of a run.
+    pub(super) image: Option<SavedImage>,
     /// The devices that the guest was asked to let go, by alias.
     pub(super) pending: BTreeMap<String, Pending>,
     /// Until then it boots and loses requests.
@@ -85,6 +87,23 @@ pub(super) struct Pending {
 }
 
 impl Domain {
+    /// A domain without documents.
+    pub(super) fn new(uuid: Uuid, name: String, guest: Guest) -> Self {
+        Self {
+            uuid,
+            name,
+            state: DomainState::ShutOff,
+            live: None,
+            persistent: None,
+            image: None,
+            pending: BTreeMap::new(),
+            booting: None,
+            guest,
+            retold: false,
+            job: Arc::default(),
+        }
+    }
+
     pub(super) fn info(&self) -> DomainInfo {
         DomainInfo {
             uuid: self.uuid,
@@ -100,6 +119,7 @@ impl Domain {
             paused: self.state == DomainState::Paused,
             live: self.live.as_ref().map(|document| document.text().to_owned()),
             persistent: self.persistent.as_ref().map(|document| document.text().to_owned()),
+            image: self.image.clone(),
             pending: self.pending.keys().cloned().collect(),
             guest: self.retold.then(|| self.guest.clone()),
         }

@@ -39,6 +39,7 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,8 +50,9 @@ use uuid::Uuid;
 
 use crate::device::HostDevice;
 use crate::hypervisor::{
-    DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Scope,
+    DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
+use crate::overdue::{Overdue, OverdueCall};
 use crate::pci::PciAddress;
 
 pub use control::control;
@@ -68,6 +70,24 @@ const JOB_WAIT: Duration = Duration::from_secs(30);
 pub struct Sim {
     inner: Arc<Inner>,
     sysroot: Option<PathBuf>,
+    limits: Limits,
+    overdue: Overdue,
+}
+
+/// How long a call may take before its caller stops waiting for it, as at the adapter to real hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// One that reads.
+    pub read: Duration,
+    /// One that changes something.
+    pub change: Duration,
+}
+
+impl Default for Limits {
+    /// 30 s and 120 s.
+    fn default() -> Self {
+        Self { read: Duration::from_secs(30), change: Duration::from_secs(120) }
+    }
 }
 
 #[derive(Debug)]
@@ -85,6 +105,14 @@ impl Sim {
     /// # Errors
     /// [`OpenError`] naming the file, and the element where it is a document.
     pub fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
+        Self::open_with(dir, Limits::default())
+    }
+
+    /// [`open`](Self::open), with limits of one's own.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_with(dir: &Path, limits: Limits) -> Result<Arc<Self>, OpenError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let host = Host::open(dir, Instant::now())?;
         let sysroot = Some(host.dir.join("root")).filter(|root| root.is_dir());
@@ -102,7 +130,7 @@ impl Sim {
                 }
             }
         }
-        Ok(Arc::new(Self { inner, sysroot }))
+        Ok(Arc::new(Self { inner, sysroot, limits, overdue: Overdue::default() }))
     }
 
     /// Does what a line on the control socket would do.
@@ -123,12 +151,26 @@ impl Sim {
         work: impl FnOnce(&mut Host, Instant, bool) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Error> {
         let inner = self.inner.clone();
-        let done = tokio::spawn(until_closed(inner.clone(), inner.perform(operation, domain, work)));
+        let begun = std::time::Instant::now();
+        let limit = if operation.changes() { self.limits.change } else { self.limits.read };
+        let mut done = tokio::spawn(until_closed(inner.clone(), inner.perform(operation, domain, work)));
         let mut link = self.inner.link.clone();
         let result = tokio::select! {
             biased;
-            done = done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
+            done = &mut done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
             _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
+            () = tokio::time::sleep(limit) => {
+                let overdue = self.overdue.note(what.to_owned(), domain.filter(|_| operation.changes()), begun);
+                let events = self.inner.events.clone();
+                tokio::spawn(async move {
+                    let _ = done.await;
+                    drop(overdue);
+                    if let Some(domain) = domain.filter(|_| operation.changes()) {
+                        let _ = events.send(Event::CameBack { domain });
+                    }
+                });
+                Err(refusal::late(limit))
+            }
         };
         result.map_err(|refused| match domain {
             Some(domain) => refused.of(format!("{what} domain {}", self.inner.name_of(domain))),
@@ -242,6 +284,10 @@ impl Hypervisor for Sim {
         }
     }
 
+    fn overdue(&self) -> Vec<OverdueCall> {
+        self.overdue.list()
+    }
+
     fn sysroot(&self) -> Option<&Path> {
         self.sysroot.as_deref()
     }
@@ -288,7 +334,7 @@ impl Inner {
             tokio::time::sleep(latency).await;
         }
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at == At::Before) {
-            self.suffer(fault).await?;
+            self.suffer(operation, domain, fault).await?;
         }
         let halfway = fault.as_ref().is_some_and(|fault| fault.at == At::Between);
         let lost = fault.as_ref().is_some_and(|fault| fault.action == Action::LoseEvent);
@@ -298,15 +344,16 @@ impl Inner {
             let done = work(host, now, halfway);
             host.lose_event = false;
             done
-        })?;
+        });
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at != At::Before) {
-            self.suffer(fault).await?;
+            self.suffer(operation, domain, fault).await?;
         }
-        Ok(done)
+        done
     }
 
     /// A fault strikes.
-    async fn suffer(&self, fault: &Fault) -> Result<(), Refusal> {
+    async fn suffer(&self, operation: Operation, domain: Option<Uuid>, fault: &Fault) -> Result<(), Refusal> {
+        tracing::debug!(action = ?fault.action, at = ?fault.at, "simulated host: a fault befalls {operation:?}");
         match fault.action {
             Action::LoseEvent => Ok(()),
             Action::Fail => {
@@ -323,6 +370,19 @@ impl Inner {
                 let forever = Duration::from_secs(u64::from(u32::MAX));
                 let _ = tokio::time::timeout(fault.duration().unwrap_or(forever), unhang.changed()).await;
                 Ok(())
+            }
+            Action::Crash => {
+                // A guest that does not run cannot crash.
+                let crash = |domain| self.with(|host, now| host.stop(domain, &[Lifecycle::Stopped], now));
+                let _ = domain.map(crash);
+                Ok(())
+            }
+            Action::Kill => {
+                let own = std::process::id().to_string();
+                match Command::new("kill").args(["-KILL", &own]).status() {
+                    Ok(_) => std::future::pending().await,
+                    Err(error) => Err(Refusal::new(ErrorKind::Unsupported, format_args!("kill: {error}"))),
+                }
             }
         }
     }

@@ -275,16 +275,7 @@ fn make_domain(
         Some(guest) => (true, guest),
         None => (false, config.guest.get(&saved.name).cloned().unwrap_or_default()),
     };
-    Ok(Domain {
-        uuid,
-        name: saved.name,
-        state,
-        live,
-        persistent,
-        pending: pending.collect(),
-        booting: None,
-        guest,
-        retold,
-        job: std::sync::Arc::default(),
-    })
+    let pending = pending.collect();
+    let image = saved.image;
+    Ok(Domain { state, live, persistent, image, pending, retold, ..Domain::new(uuid, saved.name, guest) })
 }

@@ -34,6 +34,14 @@ impl Plug {
         Self::read(&element)
     }
 
+    /// The document of an attach that somebody types.
+    pub(super) fn by_hand(source: PciAddress, alias: Option<&str>) -> String {
+        let attributes = [("mode", "subsystem"), ("type", "pci"), ("managed", "yes")];
+        let mut children = vec![Element::made("source", &[], vec![address_element(source, false)])];
+        children.extend(alias.map(|alias| Element::made("alias", &[("name", alias)], Vec::new())));
+        Element::made("hostdev", &attributes, children).print(0)
+    }
+
     /// Reads one element.
     pub(super) fn read(element: &Element) -> Result<Self, Refusal> {
         let kind = element.attribute("type");

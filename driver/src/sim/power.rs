@@ -5,7 +5,9 @@
 //!     ▲                  ▲                    │ └──────pause──────▲
 //!     │                  └─────reboot─────────┤
 //!     └──── shutdown, destroy, crash ─────────┘   live devices go back to the host: lifecycle events only
+//!     └──── save ── restore, or a start after a managed save: running, with the document that was saved
 //! ```
+//! A guest with host devices is neither saved nor migrated, unless their drivers can (`migratable`).
 
 use std::time::Duration;
 
@@ -15,19 +17,37 @@ use uuid::Uuid;
 use crate::hypervisor::{DomainState, ErrorKind, Event, Lifecycle};
 use crate::pci::PciAddress;
 
-use super::host::Host;
+use super::document::Document;
+use super::host::{Domain, Host};
 use super::refusal::{self, Refusal};
+use super::store::SavedImage;
 
 impl Host {
-    /// Starts a domain from its definition.
+    /// Starts a domain from its definition; goes on with what a managed save kept of it.
     pub(super) fn start(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
         let domain = self.domain(uuid)?;
         if domain.live.is_some() {
             return Err(refusal::already_running());
         }
-        let definition = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
-        let wanted: Vec<PciAddress> = definition.parsed().hostdevs.iter().map(|held| held.source).collect();
-        for held in &definition.parsed().hostdevs {
+        if domain.image.as_ref().is_some_and(|image| image.managed) {
+            return self.restore(uuid);
+        }
+        let definition = domain.persistent.clone().ok_or_else(refusal::transient)?;
+        self.run(uuid, &definition, |host| {
+            definition.started(host.next_id, |source| host.is_express(source))
+        })?;
+        self.boot(uuid, now)
+    }
+
+    /// Starts a domain with the devices of a document, if it can have them.
+    fn run(
+        &mut self,
+        uuid: Uuid,
+        document: &Document,
+        live: impl FnOnce(&Self) -> Result<Document, Refusal>,
+    ) -> Result<(), Refusal> {
+        let wanted: Vec<PciAddress> = document.parsed().hostdevs.iter().map(|held| held.source).collect();
+        for held in &document.parsed().hostdevs {
             self.check_free(uuid, held.source, held.managed, held.interface)?;
         }
         let gone = wanted.iter().filter_map(|address| self.devices.get(*address));
@@ -36,10 +56,7 @@ impl Host {
         if let Some(vf) = wanted.iter().find(|address| gone.contains(address)) {
             return Err(refusal::no_such_function(*vf));
         }
-        let started = self
-            .check_viable(&wanted)
-            .and_then(|()| definition.started(self.next_id, |source| self.is_express(source)));
-        let live = match started {
+        let live = match self.check_viable(&wanted).and_then(|()| live(self)) {
             Ok(live) => live,
             Err(refused) => {
                 wanted.into_iter().for_each(|address| self.bounce(address));
@@ -55,7 +72,88 @@ impl Host {
         domain.state = DomainState::Running;
         self.live_changed(uuid, Lifecycle::Started);
         self.emit(Event::Lifecycle { domain: uuid, change: Lifecycle::Resumed });
-        self.boot(uuid, now)
+        Ok(())
+    }
+
+    /// Keeps a run for later, and ends it. With `managed` the next start goes on with it.
+    pub(super) fn save_run(&mut self, uuid: Uuid, managed: bool, now: Instant) -> Result<(), Refusal> {
+        self.check_migratable(uuid)?;
+        let domain = self.domain_mut(uuid)?;
+        let live = domain.live.as_ref().ok_or_else(refusal::not_running)?.text().to_owned();
+        domain.image = Some(SavedImage { live, managed });
+        self.stop(uuid, &[Lifecycle::Suspended, Lifecycle::Stopped], now)
+    }
+
+    /// Goes on with a run that was kept: with its document, whatever the definition says by now.
+    pub(super) fn restore(&mut self, uuid: Uuid) -> Result<(), Refusal> {
+        let domain = self.domain(uuid)?;
+        if domain.live.is_some() {
+            return Err(refusal::already_running());
+        }
+        let image = domain.image.clone().ok_or_else(refusal::nothing_saved)?;
+        let document =
+            Document::read(image.live).map_err(|error| Refusal::new(ErrorKind::Document, error))?;
+        self.run(uuid, &document, |host| document.renumbered(host.next_id))?;
+        self.domain_mut(uuid)?.image = None;
+        self.save(uuid);
+        Ok(())
+    }
+
+    /// Moves a domain to another host, definition and all: it is gone from this one.
+    pub(super) fn migrate_away(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
+        self.check_migratable(uuid)?;
+        if self.domain(uuid)?.persistent.is_some() {
+            self.undefine(uuid)?;
+        }
+        if self.domains.contains_key(&uuid) {
+            self.stop(uuid, &[Lifecycle::Suspended, Lifecycle::Stopped], now)?;
+        }
+        Ok(())
+    }
+
+    /// A host device keeps its guest where it is, unless its driver can take its state along.
+    fn check_migratable(&self, uuid: Uuid) -> Result<(), Refusal> {
+        let domain = self.domain(uuid)?;
+        let held = domain.live.as_ref().and_then(|live| live.parsed().hostdevs.first());
+        match held.filter(|_| !domain.guest.migratable) {
+            Some(held) => Err(refusal::not_migratable(held.source)),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a domain that is off another name.
+    pub(super) fn rename(&mut self, uuid: Uuid, name: &str) -> Result<(), Refusal> {
+        if self.domains.values().any(|domain| domain.name == name) {
+            return Err(refusal::name_in_use(name));
+        }
+        let domain = self.domain_mut(uuid)?;
+        if domain.live.is_some() {
+            return Err(refusal::rename_running());
+        }
+        if domain.image.as_ref().is_some_and(|image| image.managed) {
+            return Err(refusal::rename_saved());
+        }
+        let definition = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
+        domain.persistent = Some(definition.renamed(name)?);
+        name.clone_into(&mut domain.name);
+        self.live_changed(uuid, Lifecycle::Undefined);
+        self.emit(Event::Lifecycle { domain: uuid, change: Lifecycle::Defined });
+        Ok(())
+    }
+
+    /// Makes a domain of a definition, or gives one another definition (`virsh define`).
+    pub(super) fn define(&mut self, xml: &str) -> Result<(), Refusal> {
+        let unread = |error| Refusal::new(ErrorKind::Document, error);
+        let definition = Document::read(xml.to_owned()).map_err(unread)?.stopped()?;
+        let (uuid, name) = (definition.parsed().uuid, definition.parsed().name.clone());
+        if self.domains.values().any(|domain| domain.name == name && domain.uuid != uuid) {
+            return Err(refusal::name_in_use(&name));
+        }
+        let guest = self.config.guest.get(&name).cloned().unwrap_or_default();
+        let domain = self.domains.entry(uuid).or_insert_with(|| Domain::new(uuid, name, guest));
+        domain.persistent = Some(definition);
+        self.live_changed(uuid, Lifecycle::Defined);
+        Ok(())
     }
 
     /// Ends a domain's run: `changes` are heard, and nothing of its devices.

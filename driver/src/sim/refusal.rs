@@ -49,6 +49,11 @@ pub(super) fn guest_address(text: impl fmt::Display) -> Refusal {
     Refusal::new(ErrorKind::BadGuestAddress, format_args!("XML error: {text}"))
 }
 
+/// What the adapter to real hosts says of a call that does not come back.
+pub(super) fn late(limit: std::time::Duration) -> Refusal {
+    Refusal::new(ErrorKind::TimedOut, format!("no answer within {limit:?}"))
+}
+
 pub(super) fn away() -> Refusal {
     internal(ErrorKind::Away, "client socket is closed")
 }
@@ -82,6 +87,28 @@ pub(super) fn not_running() -> Refusal {
 
 pub(super) fn already_running() -> Refusal {
     invalid(ErrorKind::Refused, "domain is already running")
+}
+
+pub(super) fn not_migratable(address: PciAddress) -> Refusal {
+    let text = format_args!("cannot migrate domain: {address}: VFIO migration is not supported in kernel");
+    invalid(ErrorKind::Refused, text)
+}
+
+pub(super) fn rename_running() -> Refusal {
+    invalid(ErrorKind::Refused, "cannot rename active domain")
+}
+
+pub(super) fn rename_saved() -> Refusal {
+    invalid(ErrorKind::Refused, "domain with a managed saved state can't be renamed")
+}
+
+pub(super) fn nothing_saved() -> Refusal {
+    invalid(ErrorKind::Refused, "nothing was saved of the domain")
+}
+
+pub(super) fn name_in_use(name: &str) -> Refusal {
+    let text = format_args!("operation failed: domain '{name}' already exists");
+    Refusal::new(ErrorKind::Refused, text)
 }
 
 pub(super) fn transient() -> Refusal {
@@ -137,6 +164,11 @@ pub(super) fn function_not_zero() -> Refusal {
 
 pub(super) fn no_alias(alias: &str) -> Refusal {
     internal(ErrorKind::DeviceMissing, format_args!("no device found with alias {alias}"))
+}
+
+pub(super) fn no_hostdev(source: PciAddress) -> Refusal {
+    let text = format_args!("host pci device {source} not found");
+    Refusal::new(ErrorKind::DeviceMissing, format_args!("operation failed: {text}"))
 }
 
 pub(super) fn unplug_pending(alias: &str) -> Refusal {

@@ -30,10 +30,22 @@ pub(super) struct SavedDomain {
     pub(super) live: Option<String>,
     /// The definition; a domain with neither is gone.
     pub(super) persistent: Option<String>,
+    /// What was saved of a run.
+    #[serde(default)]
+    pub(super) image: Option<SavedImage>,
     /// The aliases that the guest was asked to let go.
     pub(super) pending: Vec<String>,
     /// How the guest behaves, when it was told otherwise than in `host.toml`.
     pub(super) guest: Option<Guest>,
+}
+
+/// A saved run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedImage {
+    /// The guest's document as it ran.
+    pub(super) live: String,
+    /// Whether the next start goes on with it (`virsh managedsave`).
+    pub(super) managed: bool,
 }
 
 /// A device's file.

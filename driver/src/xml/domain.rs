@@ -8,6 +8,7 @@ use super::XmlError;
 use super::numa;
 use super::read::{self, Fault, child, children, required, required_attribute, required_number};
 use crate::domain::{ControllerModel, DomainXml, Hostdev, PciController};
+use crate::net::VlanTag;
 use crate::pci::PciAddress;
 
 /// The namespace of `<qemu:override>`.
@@ -156,6 +157,14 @@ fn model(controller: Node<'_, '_>) -> Result<ControllerModel, Fault> {
     })
 }
 
+/// The one VLAN that an interface is in.
+fn vlan(vlan: Node<'_, '_>) -> Option<VlanTag> {
+    let mut tags = children(vlan, "tag");
+    let tag = tags.next().filter(|_| vlan.attribute("trunk") != Some("yes"))?;
+    let tag = tag.attribute("id")?.parse().ok().and_then(|id| VlanTag::new(id).ok());
+    tag.filter(|_| tags.next().is_none())
+}
+
 fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
     let mut hostdevs = Vec::new();
     for device in devices.children() {
@@ -170,6 +179,8 @@ fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
             alias: alias(device),
             managed: device.attribute("managed") == Some("yes"),
             interface,
+            mac: child(device, "mac").and_then(|mac| mac.attribute("address")?.parse().ok()),
+            vlan: child(device, "vlan").and_then(vlan),
         });
     }
     Ok(hostdevs)

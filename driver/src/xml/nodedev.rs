@@ -32,7 +32,8 @@ pub enum NodeDevice {
         /// Its serial number, as udev knows it.
         serial: Option<String>,
     },
-    /// Anything else.
+    /// Anything else, and PCI functions of 32-bit domains (VMD) with what shares an IOMMU group with one: libvirt
+    /// cannot assign those.
     Other,
 }
 
@@ -50,6 +51,7 @@ pub fn parse(xml: &str) -> Result<NodeDevice, XmlError> {
 fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
     for capability in children(device, "capability") {
         match capability.attribute("type") {
+            Some("pci") if reaches_far(capability) => return Ok(NodeDevice::Other),
             Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
             Some("net") => {
                 let interface = read::required_text(capability, "interface")?;
@@ -64,6 +66,16 @@ fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
         }
     }
     Ok(NodeDevice::Other)
+}
+
+/// Whether an address in it is of a domain beyond the 16 bits that libvirt can assign devices of.
+fn reaches_far(pci: Node<'_, '_>) -> bool {
+    let domain = |node: Node<'_, '_>| match node.tag_name().name() {
+        "domain" => read::text(node).and_then(|text| read::parse_number(&text).ok()),
+        "address" => node.attribute("domain").and_then(|text| read::parse_number(text).ok()),
+        _ => None,
+    };
+    pci.descendants().filter_map(domain).any(|domain| domain > 0xffff)
 }
 
 /// The PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or
@@ -111,10 +123,7 @@ fn own_address(pci: Node<'_, '_>) -> Result<PciAddress, Fault> {
     let number = |name| read::value(required(pci, name)?);
     let [domain, bus, slot, function] =
         [number("domain")?, number("bus")?, number("slot")?, number("function")?];
-    PciAddress::new(domain, bus, slot, function).map_err(|error| {
-        let hint = if domain > 0xffff { ": libvirt cannot assign devices of such domains (VMD)" } else { "" };
-        Fault::at(pci, format_args!("{error}{hint}"))
-    })
+    PciAddress::new(domain, bus, slot, function).map_err(|error| Fault::at(pci, error))
 }
 
 fn capability<'a, 'input: 'a>(pci: Node<'a, 'input>, kind: &str) -> Option<Node<'a, 'input>> {

@@ -63,3 +63,24 @@ async fn every_command_works() {
         assert_eq!(say(&host, line).await.unwrap(), "ok", "{line}");
     }
 }
+
+#[tokio::test]
+async fn somebody_else_plugs_and_unplugs() {
+    let mut host = Host::small();
+    host.control(&format!("plug q35 {VF0} both"));
+    let added = Event::DeviceAdded { domain: Q35, alias: "hostdev0".into() };
+    assert!(host.heard().contains(&added));
+    assert_eq!(host.definition(Q35).await.unwrap().hostdevs[0].alias, None);
+    host.control(&format!("unplug q35 {VF0} config"));
+    assert_eq!(host.definition(Q35).await.unwrap().hostdevs, []);
+    assert_eq!(host.live(Q35).await.unwrap().hostdevs[0].source, address(VF0));
+    host.control(&format!("unplug q35 {VF0} live"));
+    assert!(host.heard().contains(&removed(Q35, "hostdev0")));
+    let error = host.sim.control(&format!("unplug q35 {VF0} config")).unwrap_err();
+    assert!(error.contains("host pci device 0000:04:10.0 not found"), "{error}");
+    host.control(&format!("plug switch {VF0} config ua-mine"));
+    assert!(find(&host.definition(SWITCH).await.unwrap(), "ua-mine").is_some());
+    assert!(
+        host.sim.control(&format!("plug q35 {VF0} elsewhere")).unwrap_err().contains("live, config and both")
+    );
+}

@@ -50,6 +50,19 @@ async fn the_nth_call_fails_as_scripted() {
 }
 
 #[tokio::test]
+async fn a_fault_of_any_call_counts_them_all() {
+    let host = Host::small();
+    host.control("fault any fail nth=3");
+    host.sim.devices().await.unwrap();
+    host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
+    assert_eq!(refused(host.sim.domain(Q35).await).0, ErrorKind::Refused);
+    host.sim.domain(Q35).await.unwrap();
+    let unknown = host.sim.control("fault nothing fail").unwrap_err();
+    assert!(unknown.contains("`nothing`") && unknown.contains("`attach`"), "{unknown}");
+    assert!(host.sim.control("latency any 5").unwrap_err().contains("`any`"));
+}
+
+#[tokio::test]
 async fn a_failure_halfway_leaves_the_live_side() {
     let host = Host::small();
     host.control("fault attach fail at=between text=cannot write the definition");
@@ -94,14 +107,16 @@ async fn removals_while_libvirtd_is_away_are_told_when_it_is_back() {
 async fn a_call_may_hang_until_it_is_let_go() {
     let host = Host::small();
     host.control("fault attach hang");
-    let hung = host.attach(Q35, VF0, "ua-0", Scope::Live);
-    assert!(tokio::time::timeout(Duration::from_secs(3600), hung).await.is_err());
+    let late = host.attach(Q35, VF0, "ua-0", Scope::Live).await;
+    assert_eq!(refused(late), (ErrorKind::TimedOut, "no answer within 120s".to_owned()));
+    assert_eq!(host.sim.overdue().len(), 1);
     // The domain stays locked for others, as libvirt's would.
     let (kind, text) = refused(host.sim.detach(Q35, "ua-0", DetachScope::Live).await);
     assert_eq!(kind, ErrorKind::TimedOut);
     assert!(text.contains("cannot acquire state change lock"), "{text}");
     host.control("fault clear");
     sleep(Duration::from_millis(1)).await;
+    assert_eq!(host.sim.overdue(), []);
     assert_eq!(host.live(Q35).await.unwrap().hostdevs.len(), 1);
     // One that outlives its host does not hold the directory.
     host.control("fault attach hang at=after");
@@ -123,6 +138,18 @@ async fn an_event_may_be_lost() {
     assert_eq!(host.live(I440FX).await.unwrap().hostdevs, []);
     host.attach(I440FX, EDU, "ua-0", Scope::Live).await.unwrap();
     assert_eq!(host.heard().len(), 1);
+}
+
+#[tokio::test]
+async fn a_guest_may_crash_in_a_call() {
+    let host = Host::small();
+    host.control("fault attach crash");
+    assert_eq!(refused(host.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await).0, ErrorKind::NotRunning);
+    host.control("start q35");
+    host.control("fault attach crash at=after");
+    host.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await.unwrap();
+    let view = host.sim.domain(Q35).await.unwrap();
+    assert_eq!((view.live, view.persistent.unwrap().hostdevs.len()), (None, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

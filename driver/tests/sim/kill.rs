@@ -1,5 +1,6 @@
 //! `kill -9` at any instruction leaves a state that opens and agrees with itself.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use hotslot_driver::hypervisor::DetachScope;
 use super::*;
 
 const DIR: &str = "HOTSLOT_SIM_TEST_DIR";
+const AT: &str = "HOTSLOT_SIM_TEST_AT";
 
 #[tokio::test]
 async fn a_killed_process_leaves_a_state_that_opens() {
@@ -58,4 +60,33 @@ async fn busy() {
         let _ = sim.detach(guest, &alias, DetachScope::Config).await;
         let _ = sim.detach([I440FX, Q35][number / 5 % 2], &alias, DetachScope::Live).await;
     }
+}
+
+#[tokio::test]
+async fn a_fault_may_kill_the_process_at_a_call() {
+    for (at, held) in [("before", (0, 0)), ("between", (1, 0)), ("after", (1, 1))] {
+        let dir = small();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kill::doomed", "--ignored"])
+            .env(DIR, dir.path())
+            .env(AT, at)
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(child.signal(), Some(9), "{at}: {child}");
+        let left = Sim::open(dir.path()).unwrap().domain(Q35).await.unwrap();
+        let hostdevs = |document: Option<DomainXml>| document.unwrap().hostdevs.len();
+        assert_eq!((hostdevs(left.live), hostdevs(left.persistent)), held, "{at}");
+    }
+}
+
+/// The process that is killed at its second call.
+#[tokio::test]
+#[ignore = "run by a_fault_may_kill_the_process_at_a_call"]
+async fn doomed() {
+    let (Some(dir), Ok(at)) = (std::env::var_os(DIR), std::env::var(AT)) else { return };
+    let sim = Sim::open(Path::new(&dir)).unwrap();
+    sim.control(&format!("fault any kill nth=2 at={at}")).unwrap();
+    sim.domains().await.unwrap();
+    let _ = sim.attach(Q35, &hostdev(VF0, "ua-0"), Scope::LiveAndConfig).await;
 }

@@ -14,6 +14,7 @@ mod preflight;
 mod properties;
 mod scale;
 mod state;
+mod unplug;
 
 use std::fs;
 use std::path::{Path, PathBuf};

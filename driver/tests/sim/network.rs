@@ -7,7 +7,7 @@ use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 
 use super::*;
 
-const LIMITS: DetachLimits = DetachLimits { attempts: 2, timeout: Duration::from_secs(1) };
+const LIMITS: DetachLimits = DetachLimits { attempts: 2, timeout: Duration::from_secs(1), total: None };
 
 fn vf(device: &str, id: u128, mac: &str, vlan: Option<u32>) -> HostdevSpec {
     let vlan = vlan.map(|vlan| VlanTag::new(vlan).unwrap());

@@ -130,3 +130,57 @@ async fn a_domain_without_a_definition_is_gone_when_it_stops() {
     let host = host.reopened();
     assert_eq!(refused(host.sim.domain(Q35).await).0, ErrorKind::NoDomain);
 }
+
+#[tokio::test]
+async fn a_run_is_saved_and_gone_on_with() {
+    let mut host = Host::small();
+    host.attach(Q35, VF0, "ua-1", Scope::Live).await.unwrap();
+    for line in ["save q35", "managedsave q35", "migrate q35"] {
+        let error = host.sim.control(line).unwrap_err();
+        assert!(error.contains("0000:04:10.0: VFIO migration is not supported in kernel"), "{error}");
+    }
+    host.control("guest q35 migratable=true");
+    host.heard();
+    host.control("managedsave q35");
+    let heard = host.heard();
+    assert!(heard.contains(&lifecycle(Q35, Lifecycle::Stopped)), "{heard:?}");
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
+    assert!(host.sim.control("rename q35 web1").unwrap_err().contains("managed saved state"));
+    // What happens to the definition meanwhile is not seen by the run.
+    host.attach(Q35, NVME, "ua-2", Scope::Config).await.unwrap();
+    let host = host.reopened();
+    host.control("start q35");
+    let live = host.live(Q35).await.unwrap();
+    assert!(find(&live, "ua-1").is_some() && find(&live, "ua-2").is_none());
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
+    host.control("save q35");
+    host.control("start q35");
+    assert!(find(&host.live(Q35).await.unwrap(), "ua-1").is_none(), "a start does not look for a save");
+    host.control("destroy q35");
+    host.attach(I440FX, VF0, "ua-3", Scope::Live).await.unwrap();
+    assert!(host.sim.control("restore q35").unwrap_err().contains("in use by driver QEMU, domain i440fx"));
+}
+
+#[tokio::test]
+async fn a_domain_is_renamed_moved_and_defined() {
+    let mut host = Host::small();
+    assert!(host.sim.control("rename q35 web1").unwrap_err().contains("cannot rename active domain"));
+    assert!(host.sim.control("rename switch q35").unwrap_err().contains("domain 'q35' already exists"));
+    host.heard();
+    host.control("rename switch a&b");
+    let both = [lifecycle(SWITCH, Lifecycle::Undefined), lifecycle(SWITCH, Lifecycle::Defined)];
+    assert_eq!(host.heard(), both);
+    assert_eq!(host.definition(SWITCH).await.unwrap().name, "a&b");
+    host.control("rename a&b web1");
+    host.control("migrate q35");
+    assert_eq!(refused(host.sim.domain(Q35).await).0, ErrorKind::NoDomain);
+    let file = host.file("domains/q35.xml");
+    host.control(&format!("define {}", file.display()));
+    assert_eq!(host.sim.domain(Q35).await.unwrap().info.state, DomainState::ShutOff);
+    host.control("start q35");
+    host.control("undefine q35");
+    host.control(&format!("define {}", file.display()));
+    assert!(host.sim.domain(Q35).await.unwrap().info.persistent, "a running guest gets a definition");
+    assert!(host.sim.control("define /nowhere.xml").unwrap_err().contains("/nowhere.xml"));
+    assert_eq!(host.reopened().definition(SWITCH).await.unwrap().name, "web1");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotslot_driver::hotplug::{self, Bar, CheckResult, Facts, Policy, Verdict};
+use hotslot_driver::hotplug::{self, Bar, CheckResult, Facts, Guarded, Policy, Verdict};
 use serde::Deserialize;
 
 use super::*;
@@ -39,6 +39,10 @@ enum Wanted {
     Known {
         address: String,
         guard: Option<String>,
+        #[serde(default)]
+        overridden: bool,
+        #[serde(default)]
+        unmanaged: bool,
         reset: Option<Vec<String>>,
         bars: Option<Vec<(u64, bool)>>,
     },
@@ -46,13 +50,22 @@ enum Wanted {
 
 impl Wanted {
     async fn facts(self, host: &Host) -> Facts {
-        let (at, guard, reset, bars) = match self {
-            Self::Plain(address) => (address, None, None, None),
-            Self::Known { address, guard, reset, bars } => (address, guard, reset, bars),
+        let (at, guard, unmanaged, reset, bars) = match self {
+            Self::Plain(address) => (address, None, false, None, None),
+            Self::Known { address, guard, overridden, unmanaged, reset, bars } => {
+                let guard = guard.map(|reason| Guarded { reason, overridden });
+                (address, guard, unmanaged, reset, bars)
+            }
         };
         let bar = |(size, prefetchable64)| Bar { size, prefetchable64 };
         let bars = bars.map(|bars| bars.into_iter().map(bar).collect());
-        Facts { device: host.sim.device(address(&at)).await.unwrap(), guard, reset, bars }
+        Facts {
+            device: host.sim.device(address(&at)).await.unwrap(),
+            guard,
+            managed: !unmanaged,
+            reset,
+            bars,
+        }
     }
 }
 
@@ -98,6 +111,7 @@ async fn every_case_of_the_table() {
             "guard",
             "not-attached-already",
             "assignable",
+            "driver",
             "iommu",
             "group-viable",
             "not-in-use",

@@ -106,6 +106,17 @@ async fn a_device_can_come_and_go() {
 }
 
 #[tokio::test]
+async fn functions_of_32_bit_domains_are_left_out_as_on_a_real_host() {
+    let dir = small();
+    let vf =
+        fs::read_to_string(dir.path().join(format!("devices/{}.xml", address(VF0).node_name()))).unwrap();
+    let vmd = vf.replace("pci_0000_04_10_0", "pci_10000_04_10_0").replace("<domain>0<", "<domain>65536<");
+    fs::write(dir.path().join("devices/pci_10000_04_10_0.xml"), vmd).unwrap();
+    let all = Sim::open(small().path()).unwrap().devices().await.unwrap();
+    assert_eq!(Sim::open(dir.path()).unwrap().devices().await.unwrap(), all);
+}
+
+#[tokio::test]
 async fn what_does_not_open_says_where() {
     let cases: [(&str, &str, &[&str]); 7] = [
         ("host.toml", "hostnam = 'x'", &["host.toml", "hostnam", "hostname"]),

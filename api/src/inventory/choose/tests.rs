@@ -88,8 +88,10 @@ fn data() -> Value {
 }
 
 fn aliases() -> Arc<Inventory> {
-    let entries: Vec<String> = data()["aliases"].as_array().unwrap().iter().map(Value::to_string).collect();
-    Inventory::new(&config::Pci { alias: entries, ..config::Pci::default() }).unwrap()
+    let data = data();
+    let entries = |key: &str| data[key].as_array().unwrap().iter().map(Value::to_string).collect();
+    let (device_spec, alias) = (entries("device_spec"), entries("aliases"));
+    Inventory::new(&config::Pci { device_spec, alias, ..config::Pci::default() }).unwrap()
 }
 
 fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
@@ -99,8 +101,11 @@ fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
         count: count.parse().unwrap(),
         numa_policy: part["numa_policy"].as_str().map(|policy| policy.parse().unwrap()),
         whole_group: part["whole_group"].as_bool().unwrap_or(false),
-        vf: false,
-        tags: &NO_TAGS,
+        vf: part["vf"].as_bool().unwrap_or(false),
+        tags: match serde_json::from_value(part["tags"].clone()).unwrap() {
+            None => &NO_TAGS,
+            Some(tags) => Box::leak(Box::new(tags)),
+        },
     }
 }
 
@@ -152,6 +157,9 @@ fn each_request_gets_what_the_data_file_says() {
                 assert_eq!(json!(chosen), case["chosen"], "{case}");
             }
             (Err(shortage), Some(words)) => {
+                if let Some(advice) = case["advice"].as_str() {
+                    assert_eq!(shortage.advice(), advice, "{case}");
+                }
                 let shortage = shortage.to_string();
                 for says in words {
                     assert!(shortage.contains(says.as_str().unwrap()), "{says}: {shortage}");

@@ -47,7 +47,7 @@ async fn what_one_commits_another_hears_and_has() {
     let (one, other) = two().await;
     let mut heard = other.store.listen().await.unwrap().unwrap();
     one.scan(devices()).await;
-    assert_eq!(heard.next().await.unwrap(), News::Devices);
+    assert_eq!(heard.next().await.unwrap(), News::Records);
     other.store.refresh().await.unwrap();
     assert_eq!(other.store.devices(), one.store.devices());
     // Without having heard, too: a claim of what was taken meanwhile fails, and what is so is known then.
@@ -108,11 +108,11 @@ async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
     assert_eq!(one.store.ended().await.unwrap(), []);
     let (this, _) = other.store.process.as_deref().unwrap();
     let this = this.clone();
-    one.store.forget(&this).await.unwrap();
+    one.store.forget_process(&this).await.unwrap();
     other.store.ended().await.unwrap();
     drop(other);
     until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
-    one.store.forget(&this).await.unwrap();
+    one.store.forget_process(&this).await.unwrap();
     assert_eq!(one.store.ended().await.unwrap(), []);
 }
 

@@ -1,0 +1,340 @@
+//! Putting right: what is found to disagree ([`drift`](super::drift)) is brought in line, at an event, with a round, or
+//! when somebody asks for a repair.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::{self, Policy, Unplugged};
+use hotslot_driver::hypervisor::{self, DetachScope, DomainView, Scope};
+use tokio::task::JoinHandle;
+
+use super::detach::Ask;
+use super::drift::{Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_devices};
+use super::{Observation, State};
+use crate::error::Error;
+use crate::host::Host;
+use crate::id::{AttachmentId, ServerId};
+use crate::service::{Service, hostdev_spec};
+use crate::store::{Attachment, Device, now};
+use crate::who;
+
+impl Service {
+    /// Reads a server, and compares it with its records.
+    ///
+    /// # Errors
+    /// What the hypervisor answers, or the database.
+    pub(super) async fn compare(&self, host: &Host, server: ServerId) -> Result<Vec<Finding>, Error> {
+        // What someone works on while the documents are read may be in them or not, whatever its record says then.
+        // Of an attach that ends in between they may say that it is not there.
+        let began = now();
+        self.store.refresh().await?;
+        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
+        let out = host.stuck(server).is_some();
+        let mut rows = self.store.attachments_of(server).await?;
+        let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        // A process whose locks went with a connection has them again soon; its attach is not cut off.
+        busy.extend(self.store.attaching_elsewhere(server).await?);
+        rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
+        rows.retain(|row| !out || row.state == State::Attached);
+        let view = host.server(server).await?;
+        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        rows.retain(|row| !busy.contains(&row.id));
+        host.set_held(server, view.as_ref());
+        let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
+        let busy = self.in_flight.of(aliases.iter().copied()).await?;
+        for id in aliases {
+            let row = self.store.attachment(id).await?;
+            let just_ended = row.as_ref().is_some_and(|row| row.ended_at.is_some_and(|ended| ended >= began));
+            if !just_ended && !busy.contains(&id) {
+                named.insert(id, row);
+            }
+        }
+        let elsewhere =
+            if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
+        let scene = Scene {
+            hypervisor: host.row.id,
+            server,
+            rows: &rows,
+            named: &named,
+            view: view.as_ref(),
+            device: &|id| self.store.device(id),
+            device_at: &|address| {
+                let devices = self.store.devices_of(host.row.id);
+                devices.into_iter().find(|device| device.facts.address == address)
+            },
+            elsewhere: elsewhere.as_deref(),
+        };
+        Ok(scene.findings())
+    }
+
+    /// Another host that has a server.
+    async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<String> {
+        let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
+        for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
+            if other.soon(other.hypervisor.domain(server.0)).await.is_ok() {
+                return Some(other.name.clone());
+            }
+        }
+        None
+    }
+
+    /// Every disagreement on a host. A domain that cannot be read is one.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`], what the hypervisor answers, or the database.
+    pub async fn drift(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        host.ready().await?;
+        let mut findings = Vec::new();
+        for server in self.servers_of(host).await? {
+            match self.compare(host, server).await {
+                Ok(found) => findings.extend(found),
+                Err(error @ Error::HostAway { .. }) => return Err(error),
+                Err(error) => findings.push(Finding {
+                    kind: Kind::Unread,
+                    server: Some((server, None)),
+                    attachment: None,
+                    address: None,
+                    said: vec![(Witness::Host, error.to_string())],
+                    action: Action::Tell("nothing is known of it until it can be read".into()),
+                }),
+            }
+        }
+        let mut devices = self.store.devices_of(host.row.id);
+        let rows = self.store.attachments().await?;
+        // What was claimed or freed meanwhile is no disagreement.
+        devices
+            .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
+        findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
+        findings.extend(self.owed(host).await?.findings);
+        Ok(findings)
+    }
+
+    /// Does what is to be done about disagreements at this occasion. Records are in line when it returns; guests are
+    /// asked in tasks of their own, which are answered.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn put_right(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        findings: Vec<Finding>,
+        occasion: Occasion,
+    ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
+        let (mut seen, mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), Vec::new(), false);
+        for finding in findings {
+            if finding.action.occasion().is_none_or(|when| when > occasion) {
+                continue;
+            }
+            match (&finding.action, finding.attachment) {
+                (Action::Settle(observation), Some(id)) => {
+                    seen.push((id, observation.clone()));
+                    if matches!(observation, Observation::GivenUp { .. }) {
+                        given_up.push((id, finding));
+                    }
+                }
+                (Action::Adopt(adoption), _) => {
+                    if self.store.adopt(adoption).await? {
+                        tracing::warn!(
+                            attachment.id = %adoption.id, server.id = %adoption.server,
+                            pci.address = %adoption.address,
+                            "adopted {}, which server {} has and of which there was no record",
+                            adoption.address, adoption.server
+                        );
+                    }
+                }
+                (Action::GiveBack(_), _) => owed = true,
+                (Action::Free(device), _) => self.store.forget(*device).await?,
+                (action, Some(id)) => {
+                    let action = action.clone();
+                    tasks.extend(self.mend(host, id, action).await?.map(|task| (finding, task)));
+                }
+                (_, None) => {}
+            }
+        }
+        self.settle_all(&seen).await?;
+        for (id, finding) in given_up {
+            let Some(row) = self.store.attachment(id).await? else { continue };
+            let task = self.mend(host, id, Action::AskAgain(Box::new(row))).await?;
+            tasks.extend(task.map(|task| (finding, task)));
+        }
+        if owed && let Err(error) = self.give_back(host).await {
+            tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
+            host.give_back();
+        }
+        Ok(tasks)
+    }
+
+    /// Asks the hypervisor for what brings an attachment in line; nothing when someone works on it.
+    async fn mend(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        id: AttachmentId,
+        action: Action,
+    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+        let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
+        let (service, host) = (Arc::clone(self), Arc::clone(host));
+        Ok(Some(who::spawn(async move {
+            // It may have gone on since it was compared; from here on nobody else works on it.
+            let supposed = match &action {
+                Action::AskAgain(_) => Some(State::Detaching),
+                Action::Plug(_) | Action::Define(_) | Action::Undefine(_) => Some(State::Attached),
+                // Of an attachment that has ended, or of nothing that goes on by itself.
+                Action::TakeOut { .. }
+                | Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => None,
+            };
+            let state = service.store.attachment(id).await?.map(|row| row.state);
+            if supposed.is_some() && state != supposed {
+                return Ok(());
+            }
+            let ask = Ask { until: None, first: false };
+            let (outcome, server) = match action {
+                Action::AskAgain(row) => {
+                    return service.detach_now(&host, id, ask, guard).await.inspect_err(|error| {
+                        tracing::info!(attachment.id = %id, server.id = %row.server, %error, "a detach goes on");
+                    });
+                }
+                Action::TakeOut { attachment, .. } => {
+                    let taken = service.take_out(&host, &attachment).await;
+                    // What a guest says is its word; anything else leaves it open whether it was asked.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
+                        host.ask_again(attachment.server);
+                    }
+                    (taken, attachment.server)
+                }
+                Action::Plug(row) => (service.plug_again(&host, &row).await, row.server),
+                Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server),
+                Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server),
+                Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => return Ok(()),
+            };
+            drop(guard);
+            host.look_again(server);
+            if let Err(error) = &outcome {
+                tracing::error!(attachment.id = %id, server.id = %server, %error, "what disagrees is as it was");
+            }
+            outcome
+        })))
+    }
+
+    /// Takes a device out of a domain that is not to have it.
+    async fn take_out(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
+        tracing::warn!(attachment.id = %row.id, server.id = %row.server, "taking back what an attach left");
+        match self.unplug(host, row, false, self.detach_limits()).await? {
+            (_, Ok(Unplugged::Gone)) => Ok(()),
+            (address, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason })) => {
+                Err(Error::Conflict(format!("{address} is still in server {}: {reason}", row.server)))
+            }
+            (address, Err(error)) => {
+                Err(host.error(format!("taking {address} out of server {}", row.server))(error))
+            }
+        }
+    }
+
+    /// Plugs a device into a running guest whose definition has it.
+    async fn plug_again(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
+        let _turn = self.turns.of(format!("server {}", row.server)).await?;
+        let device = self.device_of(row)?;
+        let address = device.facts.address;
+        let context = || format!("plugging {address} into server {}", row.server);
+        let view = host.server(row.server).await?.ok_or(Error::NoServer(row.server))?;
+        // That the definition has it is as it should be.
+        let view = DomainView { persistent: None, ..view };
+        let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
+        let facts = self.offer(host).await?.facts(found, &device);
+        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
+        let verdict = hotplug::preflight(host.hypervisor.as_ref(), &view, &[facts], policy).await;
+        let verdict = verdict.map_err(host.error(context()))?;
+        if let Some(refusal) = verdict.refusal() {
+            return Err(host.error(context())(refusal.error.clone()));
+        }
+        self.complete(host, row, &device, Scope::Live).await.map_err(host.error(context()))
+    }
+
+    /// Puts a device into a domain's definition, or takes it out of there.
+    async fn write_definition(&self, host: &Host, row: &Attachment, defined: bool) -> Result<(), Error> {
+        let device = self.device_of(row)?;
+        let written = if defined {
+            self.complete(host, row, &device, Scope::Config).await
+        } else {
+            let alias = UserAlias(row.id.0).to_string();
+            host.hypervisor.detach(row.server.0, &alias, DetachScope::Config).await
+        };
+        written.map_err(host.error(format!("writing the definition of server {}", row.server)))
+    }
+
+    async fn complete(
+        &self,
+        host: &Host,
+        row: &Attachment,
+        device: &Device,
+        scope: Scope,
+    ) -> Result<(), hypervisor::Error> {
+        let spec = hostdev_spec(row, device);
+        hotplug::complete(host.hypervisor.as_ref(), &self.templates, row.server.0, &spec, scope).await
+    }
+
+    fn device_of(&self, row: &Attachment) -> Result<Arc<Device>, Error> {
+        let device = self.store.device(row.device);
+        device.ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", row.id)))
+    }
+
+    /// Does all that can be done about the disagreements on a host, and answers each with what is left of it.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As [`drift`](Self::drift).
+    pub async fn repair(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+    ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
+        let (service, host) = (Arc::clone(self), Arc::clone(host));
+        who::spawn(async move { service.repair_now(&host).await })
+            .await
+            .map_err(|error| Error::Internal(format!("the repair ended without an answer: {error}")))?
+    }
+
+    async fn repair_now(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+    ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
+        let found = self.drift(host).await?;
+        let mut failed = Vec::new();
+        for (finding, task) in self.put_right(host, found.clone(), Occasion::Repair).await? {
+            let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));
+            failed.extend(outcome.err().map(|error| (finding, error.to_string())));
+        }
+        // The records follow what was done.
+        let seen = self.drift(host).await?;
+        drop(self.put_right(host, seen, Occasion::Event).await?);
+        let left = self.drift(host).await?;
+        let outcome = |finding: &Finding| {
+            if !left.iter().any(|left| left.is_of(finding)) {
+                return Ok(());
+            }
+            let why = failed.iter().find(|(other, _)| other.is_of(finding)).map(|(_, why)| why.clone());
+            let nothing = || {
+                if let Action::Tell(advice) = &finding.action {
+                    advice.clone()
+                } else {
+                    "it is still so; somebody may be working on it".to_owned()
+                }
+            };
+            Err(why.unwrap_or_else(nothing))
+        };
+        let mut outcomes: Vec<_> = found.iter().map(|finding| (finding.clone(), outcome(finding))).collect();
+        // What came to light by the repair.
+        for finding in left.iter().filter(|left| !found.iter().any(|before| before.is_of(left))) {
+            outcomes.push((finding.clone(), Err("it came to light by the repair; repair once more".into())));
+        }
+        Ok(outcomes)
+    }
+}

@@ -1,0 +1,104 @@
+//! `drift`: where records, domains and hosts say different things, and what is done about it; not in the seeds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::body::Path;
+use super::error::Fault;
+use super::hypervisors::HypervisorPath;
+use crate::attachment::{Finding, Occasion};
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+fn wire(host: &Host, finding: &Finding) -> Value {
+    let said: BTreeMap<_, _> = finding.said.iter().map(|(witness, what)| (witness.as_str(), what)).collect();
+    let done = finding.action.occasion().map(|occasion| match occasion {
+        Occasion::Event | Occasion::Arrival | Occasion::Round => "by itself",
+        Occasion::Repair => "by a repair",
+    });
+    json!({
+        "host": host.name,
+        "kind": finding.kind,
+        "server_id": finding.server.as_ref().map(|(id, _)| id),
+        "server_name": finding.server.as_ref().and_then(|(_, name)| name.as_ref()),
+        "attachment_id": finding.attachment,
+        "address": finding.address,
+        "said": said,
+        "action": finding.action.to_string(),
+        "done": done,
+    })
+}
+
+async fn look(service: &Service, host: &Host) -> Result<Vec<Value>, Error> {
+    Ok(service.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
+}
+
+async fn mend(service: &Arc<Service>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
+    let outcomes = service.repair(host).await?;
+    let shown = outcomes.iter().map(|(finding, outcome)| {
+        let mut wire = wire(host, finding);
+        wire["repaired"] = json!(outcome.is_ok());
+        wire["left"] = json!(outcome.as_ref().err());
+        wire
+    });
+    Ok(shown.collect())
+}
+
+/// What all hosts have; a host that does not answer takes its own part out of the list and nothing else.
+#[derive(Default)]
+struct Everywhere {
+    drift: Vec<Value>,
+    away: Vec<Value>,
+}
+
+impl Everywhere {
+    fn add(&mut self, host: &Host, found: Result<Vec<Value>, Error>) -> Result<(), Error> {
+        match found {
+            Ok(found) => self.drift.extend(found),
+            Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. })) => {
+                self.away.push(json!({ "host": host.name, "reason": error.to_string() }));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn answer(self) -> Json<Value> {
+        Json(json!({ "drift": self.drift, "hosts_away": self.away }))
+    }
+}
+
+pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+    let mut all = Everywhere::default();
+    for host in &service.hosts {
+        all.add(host, look(&service, host).await)?;
+    }
+    Ok(all.answer())
+}
+
+pub(super) async fn repair(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+    let mut all = Everywhere::default();
+    for host in &service.hosts {
+        all.add(host, mend(&service, host).await)?;
+    }
+    Ok(all.answer())
+}
+
+pub(super) async fn of_host(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<HypervisorPath>,
+) -> Result<Json<Value>, Fault> {
+    Ok(Json(json!({ "drift": look(&service, path.host(&service)?).await? })))
+}
+
+pub(super) async fn repair_host(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<HypervisorPath>,
+) -> Result<Json<Value>, Fault> {
+    Ok(Json(json!({ "drift": mend(&service, path.host(&service)?).await? })))
+}

@@ -1,0 +1,84 @@
+//! `Idempotency-Key` on POST: the same key and body on the same path gives the same answer, and is done once.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{FromRequest as _, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tracing::Instrument as _;
+
+use super::body::unreadable;
+use super::error::Fault;
+use crate::error::Error;
+use crate::idempotency::{Answer, IdempotencyKey};
+use crate::service::Service;
+
+const HEADER: &str = "idempotency-key";
+
+pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
+        return next.run(request).await;
+    }
+    let (key, request) = match named(request).await {
+        Ok(named) => named,
+        Err(fault) => return fault.into_response(),
+    };
+    // It goes on when the caller goes away, so that its next try finds the answer.
+    let answer = tokio::spawn(answer(service, key, request, next).in_current_span()).await;
+    let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
+    answer.map_err(lost).map_err(Fault::from).flatten().unwrap_or_else(Fault::into_response)
+}
+
+/// Reads what names a request, and leaves the request as it was.
+async fn named(request: Request) -> Result<(IdempotencyKey, Request), Fault> {
+    let (mut parts, body) = request.into_parts();
+    let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
+    let body = body.map_err(|rejection| unreadable(&rejection))?;
+    let mut keys = parts.headers.get_all(HEADER).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else {
+        return Err(Error::Invalid("Idempotency-Key is given twice; give it once".into()).into());
+    };
+    let key = IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body)?;
+    parts.extensions.insert(key.clone());
+    Ok((key, Request::from_parts(parts, Body::from(body))))
+}
+
+async fn answer(
+    service: Arc<Service>,
+    key: IdempotencyKey,
+    request: Request,
+    next: Next,
+) -> Result<Response, Fault> {
+    // Whoever comes while the first is at it waits for its answer.
+    let _turn = service.turns.of(format!("key {} {}", key.key, key.route)).await?;
+    if let Some(kept) = service.kept(&key).await? {
+        if kept.fingerprint != key.fingerprint {
+            return Err(Fault::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                format!(
+                    "Idempotency-Key {} came with another body before; send the same body, or a new key",
+                    key.key
+                ),
+            ));
+        }
+        if let Some(Answer { status, body }) = kept.answer {
+            let status = StatusCode::from_u16(status).map_err(|error| Error::Internal(error.to_string()))?;
+            tracing::debug!(key = key.key, "answered as before");
+            return Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response());
+        }
+    }
+    let response = next.run(request).await;
+    if !response.status().is_success() {
+        return Ok(response);
+    }
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.map_err(|error| Error::Internal(error.to_string()))?;
+    let answer = Answer { status: parts.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() };
+    if let Err(error) = service.keep(&key, &answer).await {
+        // It is done all the same.
+        tracing::error!(key = key.key, %error, "the answer cannot be kept");
+    }
+    Ok(Response::from_parts(parts, Body::from(body)))
+}

@@ -1,0 +1,79 @@
+//! `webhooks`: how the configured webhooks are getting on, and what they could not be told; not in the seeds.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::{Path, time};
+use super::error::Fault;
+use crate::error::Error;
+use crate::service::Service;
+use crate::store::DeadLetter;
+use crate::webhook::Webhook;
+
+/// How many dead letters are shown of each.
+const LETTERS: u32 = 100;
+
+/// A webhook on the wire. Neither its secret nor the path of its URL is shown.
+async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
+    let (config, progress) = (&webhook.config, webhook.progress());
+    // Another process may tell it.
+    let told = progress.told.max(Some(service.store.told(&config.name).await?));
+    let last = service.store.event_bounds().await?.last;
+    let (letters, count) = service.store.dead_letters(&config.name, LETTERS).await?;
+    let letter = |letter: &DeadLetter| {
+        json!({
+            "event_id": letter.event,
+            "attempts": letter.attempts,
+            "reason": letter.reason,
+            "died_at": time(letter.died_at),
+            "due": letter.due,
+        })
+    };
+    Ok(json!({
+        "name": config.name,
+        "url": webhook.origin(),
+        "kinds": config.kinds,
+        "told": told,
+        "behind": told.map(|told| last.0 - told.0),
+        "told_at": progress.told_at.map(time),
+        "attempts": progress.attempts,
+        "reason": progress.reason,
+        "next_attempt_at": progress.next_at.map(time),
+        "dead_letter_count": count,
+        "dead_letters": letters.iter().map(letter).collect::<Vec<_>>(),
+    }))
+}
+
+pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+    let mut webhooks = Vec::new();
+    for webhook in &service.webhooks {
+        webhooks.push(wire(&service, webhook).await?);
+    }
+    Ok(Json(json!({ "webhooks": webhooks })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct WebhookPath {
+    name: String,
+}
+
+/// Tries the dead letters once more, and what it is the turn of, now.
+pub(super) async fn redeliver(
+    State(service): State<Arc<Service>>,
+    Path(path): Path<WebhookPath>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let webhook = service.webhooks.iter().find(|webhook| webhook.config.name == path.name);
+    let webhook = webhook.ok_or_else(|| {
+        let name: String = path.name.chars().take(80).collect();
+        Error::NotFound(format!("webhook {name}, which GET webhooks does not list,"))
+    })?;
+    service.store.redeliver(&webhook.config.name).await?;
+    let body = json!({ "webhook": wire(&service, webhook).await? });
+    webhook.try_again();
+    Ok((StatusCode::ACCEPTED, Json(body)))
+}

@@ -1,0 +1,51 @@
+//! On whose behalf a task works: a request, or hotslot on its own. The events say it.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+tokio::task_local! {
+    static WHO: Arc<str>;
+}
+
+/// What hotslot does on its own account.
+pub(crate) mod itself {
+    /// Reading what a host has.
+    pub(crate) const DISCOVERY: &str = "discovery";
+    /// Comparing all records with what a hypervisor has.
+    pub(crate) const COMPARISON: &str = "comparison";
+    /// Following what a hypervisor says has happened.
+    pub(crate) const EVENT: &str = "event";
+    /// Asking a guest where it sees a device.
+    pub(crate) const VERIFICATION: &str = "verification";
+}
+
+/// Whom the running task works for.
+pub(crate) fn current() -> Arc<str> {
+    WHO.try_with(Arc::clone).unwrap_or_else(|_| "hotslot".into())
+}
+
+/// Does something on someone's behalf.
+pub(crate) async fn by<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Output {
+    WHO.scope(who.into(), work).await
+}
+
+/// A task that works for whom this one does.
+pub(crate) fn spawn<F>(work: F) -> JoinHandle<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    tokio::spawn(WHO.scope(current(), work))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_works_for_whom_the_one_did_that_began_it() {
+        assert_eq!(&*current(), "hotslot");
+        let inner = by("request req-1", async { spawn(async { current() }).await.unwrap() }).await;
+        assert_eq!(&*inner, "request req-1");
+    }
+}

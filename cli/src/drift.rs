@@ -1,0 +1,129 @@
+//! `hotslot drift`: where the records, the guests and the hosts disagree, and what is done about it.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::Cli;
+use crate::exit::Exit;
+use crate::output::{self, Column, Format, at, column};
+use crate::wait::waiting;
+
+#[derive(Debug, Args)]
+pub(crate) struct Drift {
+    /// Only on this host.
+    #[arg(long)]
+    host: Option<String>,
+    /// Do what can be done about it, and wait until that is done.
+    #[arg(long)]
+    repair: bool,
+}
+
+/// What `--help` says.
+pub(crate) const HELP: &str = "\
+Ends with 0 when nothing disagrees, or all of it was repaired; with 1 when something does.
+
+Examples:
+  hotslot drift
+  hotslot drift --repair --host node1";
+
+impl Drift {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let path = match &self.host {
+            Some(host) => vec!["os-hypervisors", host, "drift"],
+            None => vec!["drift"],
+        };
+        let answer = if self.repair {
+            waiting("repairing", cli.client.post(&path, &json!({}))).await??
+        } else {
+            cli.client.get(&path).await?
+        };
+        let list = |key: &str| answer[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let (found, away) = (list("drift"), list("hosts_away"));
+        if found.is_empty() && cli.format == Format::Table {
+            eprintln!("nothing disagrees");
+        } else {
+            output::list(cli.format, "disagreements", found, &self.columns())?;
+        }
+        for host in away {
+            eprintln!("hotslot: {}", at(host, "/reason"));
+        }
+        let open = found.iter().any(|finding| finding["repaired"] != true);
+        Ok(match (away.is_empty(), open) {
+            (false, _) => Exit::Away,
+            (true, true) => Exit::Failed,
+            (true, false) => Exit::Done,
+        })
+    }
+
+    fn columns(&self) -> Vec<Column<'static>> {
+        let mut columns = vec![
+            column("HOST", "/host"),
+            column("KIND", "/kind"),
+            Column("SERVER", Box::new(server)),
+            column("ADDRESS", "/address"),
+            column("ATTACHMENT", "/attachment_id"),
+            Column("WHO SAYS WHAT", Box::new(said)),
+        ];
+        if self.repair {
+            columns.push(Column("REPAIRED", Box::new(repaired)));
+        } else {
+            columns.push(column("WHAT WOULD BE DONE", "/action"));
+            columns.push(column("WHEN", "/done"));
+        }
+        columns
+    }
+}
+
+/// Its name, or its UUID where there is no domain.
+fn server(finding: &Value) -> String {
+    match at(finding, "/server_name") {
+        name if name == "-" => at(finding, "/server_id"),
+        name => name,
+    }
+}
+
+fn said(finding: &Value) -> String {
+    let said = finding["said"].as_object().into_iter().flatten();
+    said.map(|(who, what)| format!("{who}: {}", at(what, ""))).collect::<Vec<_>>().join("; ")
+}
+
+fn repaired(finding: &Value) -> String {
+    if finding["repaired"] == true { "yes".into() } else { format!("no: {}", at(finding, "/left")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::answering;
+
+    #[tokio::test]
+    async fn the_exit_code_says_whether_something_disagrees() {
+        let finding = |repaired: Value| json!({ "kind": "stray", "host": "node1", "repaired": repaired });
+        let away = json!([{ "host": "node2", "reason": "the hypervisor of host node2 is away" }]);
+        for (drift, away, repair, exit) in [
+            (json!([]), json!([]), false, Exit::Done),
+            (json!([finding(Value::Null)]), json!([]), false, Exit::Failed),
+            (json!([finding(true.into())]), json!([]), true, Exit::Done),
+            (json!([finding(true.into()), finding(false.into())]), json!([]), true, Exit::Failed),
+            (json!([]), away, false, Exit::Away),
+        ] {
+            let answer = json!({ "drift": drift, "hosts_away": away });
+            let (outcome, _) = answering(vec![("drift", 200, answer)], async |client| {
+                Drift { host: None, repair }.run(&Cli { client, format: Format::Json }).await
+            })
+            .await;
+            assert_eq!(outcome.unwrap(), exit);
+        }
+    }
+
+    #[test]
+    fn a_finding_is_told_in_a_line() {
+        let finding = json!({
+            "server_name": null, "server_id": "10000000-0000-4000-8000-000000000001",
+            "said": { "live": "has it", "record": "detached" }, "repaired": false, "left": "the guest is paused",
+        });
+        assert_eq!(server(&finding), "10000000-0000-4000-8000-000000000001");
+        assert_eq!(said(&finding), "live: has it; record: detached");
+        assert_eq!(repaired(&finding), "no: the guest is paused");
+    }
+}

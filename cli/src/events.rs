@@ -1,0 +1,210 @@
+//! `hotslot events`: what happened, from the oldest that is kept or from an id on; and what happens.
+
+use std::time::Duration;
+
+use clap::Args;
+use hotslot_api::store::EventKind;
+use serde_json::Value;
+
+use crate::client::{Message, query_string};
+use crate::exit::{Exit, Failure};
+use crate::output::{Format, at, print_on};
+use crate::pci::said;
+use crate::{Cli, server};
+
+/// What `--help` says of it.
+pub(crate) const HELP: &str = "\
+Every change has an id; ids go up by one. With -o json each event is a line of its own.
+Examples:
+  hotslot events -f
+  hotslot events --last 20 --kind attachment
+  hotslot events -f --since 4711 --server web1 -o json";
+
+/// How many events a follower is shown of what was before.
+const LAST: u16 = 10;
+
+/// When a lost connection is tried again: first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on with what happens; a lost connection is taken up again where it broke. Begins with the last 10.
+    #[arg(short, long)]
+    follow: bool,
+    /// Those after the event of this id; 0 is from the oldest that is kept, as it is without -f.
+    #[arg(long, value_name = "ID", conflicts_with = "last")]
+    since: Option<u64>,
+    /// The newest so many.
+    #[arg(long, value_name = "COUNT")]
+    last: Option<u16>,
+    /// Only those of this kind, or of all kinds that begin so: attachment.state, device.
+    #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned))]
+    kind: Option<String>,
+    /// Only those of this host.
+    #[arg(long)]
+    host: Option<String>,
+    /// Only those of this guest: its UUID, or its name while it is there.
+    #[arg(long)]
+    server: Option<String>,
+    /// Only those of this device: its os-pci id, UUID or address.
+    #[arg(long)]
+    device: Option<String>,
+    /// Only those of this attachment: its id, as whole as it is.
+    #[arg(long)]
+    attachment: Option<String>,
+}
+
+impl Events {
+    pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
+        let query = self.query(cli).await?;
+        if self.follow { follow(cli, &query).await } else { list(cli, &query).await }
+    }
+
+    async fn query(&self, cli: &Cli) -> anyhow::Result<String> {
+        let server = match &self.server {
+            Some(server) => Some(server::find(cli, server).await?),
+            None => None,
+        };
+        let last = self.last.or((self.follow && self.since.is_none()).then_some(LAST));
+        let pairs = [
+            ("since", self.since.map(|id| id.to_string())),
+            ("last", last.map(|count| count.to_string())),
+            ("kind", self.kind.clone()),
+            ("host", self.host.clone()),
+            ("server", server),
+            ("device", self.device.clone()),
+            ("attachment", self.attachment.clone()),
+        ];
+        let pairs: Vec<_> = pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        query_string(&pairs)
+    }
+}
+
+/// Prints all that is kept, page by page.
+async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
+    let mut query = query.to_owned();
+    let mut lines = Lines::of(cli.format);
+    loop {
+        let (events, next) = cli.client.page(&["events"], &query, "events").await?;
+        for event in &events {
+            if !lines.print(event)? {
+                return Ok(Exit::Done);
+            }
+        }
+        match next {
+            Some(next) => query = next,
+            None => break,
+        }
+    }
+    if lines.none && cli.format == Format::Table {
+        eprintln!("no events");
+    }
+    Ok(Exit::Done)
+}
+
+/// Prints what happens until nobody reads it.
+async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
+    let mut lines = Lines::of(cli.format);
+    let mut heard: Option<String> = None;
+    let mut retry = RETRY.0;
+    loop {
+        let lost = match cli.client.follow(query, heard.as_deref()).await {
+            Ok(mut stream) => loop {
+                match stream.next().await {
+                    Ok(Some(Message { id, data })) => {
+                        retry = RETRY.0;
+                        if !data.is_empty() && !lines.print(&serde_json::from_str(&data)?)? {
+                            return Ok(Exit::Done);
+                        }
+                        heard = Some(id).filter(|id| !id.is_empty()).or(heard);
+                    }
+                    Ok(None) => break None,
+                    Err(failure) => break Some(failure),
+                }
+            },
+            // What never worked, or was refused, will not work by itself.
+            Err(failure) if heard.is_none() || failure.exit() != Exit::Away => return Err(failure.into()),
+            Err(failure) => Some(failure),
+        };
+        if retry == RETRY.0 {
+            let why = lost.as_ref().map_or("the service ended it".to_owned(), Failure::to_string);
+            eprintln!("hotslot: the connection is lost, it is tried again: {why}");
+        }
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(RETRY.1);
+    }
+}
+
+/// Events, one a line, as they come.
+struct Lines {
+    format: Format,
+    none: bool,
+}
+
+impl Lines {
+    fn of(format: Format) -> Self {
+        Self { format, none: true }
+    }
+
+    /// Whether someone reads on.
+    fn print(&mut self, event: &Value) -> anyhow::Result<bool> {
+        let first = std::mem::replace(&mut self.none, false);
+        if self.format == Format::Json {
+            return print_on(&format!("{event}\n"));
+        }
+        let titles = ["ID", "TIME", "KIND", "WHAT", "CHANGE", "WHO"].map(str::to_owned);
+        let title = if first { line(&titles) } else { String::new() };
+        print_on(&format!("{title}{}", line(&cells(event))))
+    }
+}
+
+/// Cells below each other as far as they can be, since nobody knows the lines that come: three spaces apart.
+fn line(cells: &[String; 6]) -> String {
+    let [id, time, kind, what, change, who] = cells;
+    format!("{id:<7}   {time:<24}   {kind:<24}   {what}   {change}   {who}\n")
+}
+
+fn cells(event: &Value) -> [String; 6] {
+    let names = ["/host", "/address", "/server_id", "/attachment_id", "/rule_id"];
+    let what: Vec<_> = names.iter().map(|name| at(event, name)).filter(|name| name != "-").collect();
+    let value = |key: &str| {
+        let value = &event[key];
+        if value.is_object() { said(value, &[]) } else { at(value, "") }
+    };
+    let change = match (value("from"), value("to"), at(event, "/reason")) {
+        (from, to, reason) if reason == "-" => format!("{from} -> {to}"),
+        (from, to, reason) => format!("{from} -> {to}: {reason}"),
+    };
+    [
+        at(event, "/id"),
+        at(event, "/time"),
+        at(event, "/kind"),
+        if what.is_empty() { "-".into() } else { what.join(" ") },
+        change.trim_start_matches("- -> -").trim_start_matches(": ").to_owned(),
+        at(event, "/who"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_line_that_says_what_became_of_what_and_who_did_it() {
+        let state = json!({
+            "id": 12, "time": "2026-11-21T12:00:00.000Z", "who": "request req-1", "kind": "attachment.state",
+            "host": "node1", "server_id": "s", "device_id": 3, "address": "0000:3b:10.0", "attachment_id": "a",
+            "rule_id": null, "from": "attaching", "to": "failed", "reason": "no free port",
+        });
+        assert_eq!(
+            line(&cells(&state)),
+            "12        2026-11-21T12:00:00.000Z   attachment.state           node1 0000:3b:10.0 s a   \
+             attaching -> failed: no free port   request req-1\n"
+        );
+        let facts = json!({ "from": {}, "to": { "numa_node": 1, "rack": "r1" } });
+        assert_eq!(cells(&facts)[4], "- -> numa_node=1,rack=r1");
+        assert_eq!(cells(&json!({ "from": null, "to": null, "reason": null }))[4], "");
+    }
+}

@@ -1,0 +1,212 @@
+//! The oracle: whether what the service says, what the host has and what was there before go together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Answer, Hotslot};
+
+/// `[pci]` under which the simulated host `small` is walked: VFs with a network, plain NICs, a pair of one IOMMU group.
+pub const PCI: &str = r#"
+[pci]
+device_spec = [
+  '{"address": "*:06:00.*", "kind": "pair"}',
+  '{"vendor_id": "8086", "product_id": "10ca", "physical_network": "physnet1"}',
+  '{"vendor_id": "8086"}',
+]
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
+  '{"name": "pair", "vendor_id": "8086", "product_id": "10d3", "kind": "pair"}',
+]
+"#;
+
+/// What a host was like before anything was asked of it.
+pub struct Oracle {
+    /// The driver of each function.
+    drivers: BTreeMap<String, Value>,
+}
+
+/// A domain as the simulated host keeps it.
+struct Guest {
+    server: String,
+    live: Option<String>,
+    persistent: Option<String>,
+}
+
+impl Guest {
+    fn has(document: Option<&String>, id: &str) -> bool {
+        document.is_some_and(|document| document.contains(&format!("ua-{id}")))
+    }
+}
+
+/// The objects of a list in an answer; none when it is no such answer.
+fn list<'a>(answer: &'a Answer, key: &str) -> Vec<&'a Value> {
+    answer.body[key].as_array().into_iter().flatten().collect()
+}
+
+fn text<'a>(object: &'a Value, key: &str) -> &'a str {
+    object[key].as_str().unwrap_or_default()
+}
+
+impl Oracle {
+    /// Remembers what a service's host is like.
+    pub async fn of(service: &Hotslot) -> Self {
+        let functions = service.functions().await;
+        let driver = |(address, function): (String, Value)| (address, function["driver"].clone());
+        Self { drivers: functions.into_iter().map(driver).collect() }
+    }
+
+    /// Waits until everything agrees.
+    ///
+    /// # Errors
+    /// What does not when `patience` has passed.
+    pub async fn settled(&self, service: &Hotslot, patience: Duration) -> Result<(), String> {
+        let start = Instant::now();
+        loop {
+            let found = self.disagreements(service).await;
+            if found.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > patience {
+                return Err(found.join("; "));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything that does not agree, for people: a row in transition, a device with two owners or none, a document
+    /// with a device that no row has or without one that a row has, a function without its driver.
+    pub async fn disagreements(&self, service: &Hotslot) -> Vec<String> {
+        let mut asked = Vec::new();
+        for path in ["/v2/t/os-pci_attachments", "/v2/t/os-pci/detail", "/v2/t/os-hypervisors/1/pci_devices"]
+        {
+            match service.try_get(path).await {
+                Some(answer) if answer.status == 200 => asked.push(answer),
+                Some(answer) => return vec![format!("{path}: {} {}", answer.status, answer.message())],
+                None => return vec![format!("{path}: no answer")],
+            }
+        }
+        let [attachments, devices, functions] = &asked[..] else { return vec!["not asked".into()] };
+        let attachments = list(attachments, "pciAttachment");
+        let guests = guests(service);
+        let mut found = Vec::new();
+        let mut owners = BTreeMap::new();
+        let mut with_guests = BTreeSet::new();
+        for row in &attachments {
+            let (id, address, server) =
+                (text(row, "attachment_id"), text(row, "address"), text(row, "serverId"));
+            if row["status"] != "attached" {
+                found.push(format!("{address} is {}: {}", row["status"], row["status_reason"]));
+                continue;
+            }
+            if let Some(other) = owners.insert(address, server) {
+                found.push(format!("{address} is with {other} and {server}"));
+            }
+            let Some(guest) = guests.iter().find(|guest| guest.server == server) else {
+                found.push(format!("{address} is attached to {server}, which is untouched"));
+                continue;
+            };
+            let live = Guest::has(guest.live.as_ref(), id);
+            if live {
+                with_guests.insert(address);
+            }
+            let waits = text(row, "status_reason").starts_with("only in the domain's definition");
+            if guest.live.is_some() && !live && !waits {
+                found.push(format!("{address} is attached to {server}, which runs without it"));
+            }
+            if row["persistent"] == true
+                && guest.persistent.is_some()
+                && !Guest::has(guest.persistent.as_ref(), id)
+            {
+                found.push(format!("{address} is attached to {server}, whose definition is without it"));
+            }
+        }
+        for guest in &guests {
+            for (which, document) in [("live", &guest.live), ("persistent", &guest.persistent)] {
+                let document = document.as_deref().unwrap_or_default();
+                for id in document.split("ua-").skip(1).filter_map(|rest| rest.get(..36)) {
+                    if !attachments
+                        .iter()
+                        .any(|row| row["attachment_id"] == id && row["serverId"] == *guest.server)
+                    {
+                        found.push(format!(
+                            "the {which} document of {} has {id}, which no row has",
+                            guest.server
+                        ));
+                    }
+                }
+            }
+        }
+        for device in list(devices, "pci_devices") {
+            let (address, status) = (text(device, "address"), text(device, "status"));
+            let owner = owners.get(address).copied();
+            if device["instance_uuid"].as_str() != owner || (status == "allocated") != owner.is_some() {
+                found.push(format!(
+                    "{address} is {status} for {}, and {owner:?} has it",
+                    device["instance_uuid"]
+                ));
+            }
+            if status == "claimed" || (status != "available" && attachments.is_empty()) {
+                found.push(format!("{address} is {status}"));
+            }
+        }
+        let functions = list(functions, "pci_devices");
+        let grouped = functions.iter().filter(|function| with_guests.contains(text(function, "address")));
+        // What the host's drivers have of a group is in its guest's way.
+        let grouped: BTreeSet<&str> = grouped
+            .flat_map(|function| function["iommu_group"]["members"].as_array().into_iter().flatten())
+            .filter_map(Value::as_str)
+            .collect();
+        let vfio = Value::from("vfio-pci");
+        for function in &functions {
+            let address = text(function, "address");
+            let expected = if with_guests.contains(address) { &vfio } else { self.driver(address) };
+            if function["driver"] != *expected
+                && (with_guests.contains(address) || !grouped.contains(address))
+            {
+                found.push(format!("{address} is with {}, not {expected}", function["driver"]));
+            }
+        }
+        // What the host itself knows of the drivers, when no guest has the function.
+        for (name, saved) in saved(service, "devices") {
+            let address = name.trim_start_matches("pci_").replacen('_', ":", 2).replacen('_', ".", 1);
+            let native = self.driver(&address);
+            if saved["present"] == true && saved["driver"] != *native && !grouped.contains(&*address) {
+                found.push(format!("on the host {address} rests on {}, not {native}", saved["driver"]));
+            }
+        }
+        found
+    }
+
+    fn driver(&self, address: &str) -> &Value {
+        self.drivers.get(address).unwrap_or(&Value::Null)
+    }
+}
+
+/// The files that the simulated host keeps of one kind, by name.
+fn saved(service: &Hotslot, kind: &str) -> Vec<(String, Value)> {
+    let folder = service.host_dir().join("state").join(kind);
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = entries.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+    files
+        .filter_map(|path| {
+            let saved = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
+            Some((path.file_stem()?.to_str()?.to_owned(), saved))
+        })
+        .collect()
+}
+
+/// The domains that anything happened to.
+fn guests(service: &Hotslot) -> Vec<Guest> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    saved(service, "domains")
+        .into_iter()
+        .map(|(server, saved)| Guest {
+            server,
+            live: text(&saved["live"]),
+            persistent: text(&saved["persistent"]),
+        })
+        .collect()
+}

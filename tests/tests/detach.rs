@@ -1,0 +1,317 @@
+//! Detach tells gone, refused and pending apart, and what is pending completes whenever the guest lets go.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hotslot_tests::{Hotslot, Q35, host, path};
+use serde_json::Value;
+
+const PENDING: &str = "detaching";
+
+const NO_ANSWERS: &str = "agent_answers = {}";
+
+/// Serves `small` with a configuration, and with these answers of the guest's agent.
+async fn with(config: &str, answers: &str) -> Hotslot {
+    let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n\
+               alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
+    let scripted = |dir: &Path| {
+        let file = dir.join("host.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(NO_ANSWERS));
+        std::fs::write(file, text.replace(NO_ANSWERS, &format!("agent_answers = {{{answers}}}"))).unwrap();
+    };
+    Hotslot::bare(&host("small"), &format!("{config}\n{pci}"), scripted).await
+}
+
+async fn attach(service: &Hotslot) -> Value {
+    service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone()
+}
+
+async fn shown(service: &Hotslot, vf: &Value) -> Value {
+    service.get(&path(vf)).await.expect(200).body["pciAttachment"].clone()
+}
+
+/// How many documents have a device of ours; the simulated host keeps what its guests were asked beside them.
+fn documents_with_it(service: &Hotslot) -> usize {
+    service.documents().matches("<alias name='ua-").count()
+}
+
+async fn is_gone(service: &Hotslot, vf: &Value) -> bool {
+    service.get(&path(vf)).await.status == 404
+}
+
+/// A guest that never answers, asked once.
+async fn pending() -> (Hotslot, Value) {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 unplug=ignore");
+    service.delete(&format!("{}?timeout=100ms", path(&vf))).await.expect(409);
+    assert_eq!(shown(&service, &vf).await["status"], PENDING);
+    (service, vf)
+}
+
+#[tokio::test]
+async fn a_pending_detach_survives_a_restart_of_the_service() {
+    let (mut service, vf) = pending().await;
+    service.kill();
+    service.start_again().await;
+    assert_eq!(shown(&service, &vf).await["status"], PENDING);
+    assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
+    service.sim("reboot q35");
+    service.until("it is gone", async || is_gone(&service, &vf).await).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_lets_go_after_a_restart_of_the_service_is_heard() {
+    let (mut service, vf) = pending().await;
+    service.sim("guest q35 unplug=slow 300");
+    service.kill();
+    // The request outlived the service, and the guest answers now.
+    service.start_again().await;
+    service.until("it is gone", async || is_gone(&service, &vf).await).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_pending_detach_survives_a_restart_of_libvirtd() {
+    let (service, vf) = pending().await;
+    service.sim("disconnect");
+    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
+    // Nobody hears of it.
+    service.sim("reboot q35");
+    assert_eq!(shown(&service, &vf).await["status"], PENDING);
+    service.sim("reconnect");
+    service.until("it is gone", async || is_gone(&service, &vf).await).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_pending_detach_ends_with_the_power_of_its_guest() {
+    for end in ["destroy q35", "crash q35", "shutdown q35"] {
+        let (service, vf) = pending().await;
+        service.sim(end);
+        service.until("it is gone", async || is_gone(&service, &vf).await).await;
+        service.sim("start q35");
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("fault detach lose-event nth=2");
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_heard_later() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
+    let refused = service.delete(&path(&vf)).await.expect(409);
+    assert!(refused.message().contains("stays attached: the guest refused"), "{}", refused.message());
+    assert_eq!(service.plugged().len(), 2);
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 boot-ms=1500");
+    service.sim("reboot q35");
+    let lost = service.delete(&format!("{}?timeout=200ms", path(&vf))).await.expect(409);
+    assert!(lost.message().contains("still booting"), "{}", lost.message());
+    // Within the time of the request.
+    let asked = Instant::now();
+    service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_lost_the_request_is_asked_again_when_it_has_booted() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 boot-ms=600");
+    service.sim("reboot q35");
+    service.delete(&format!("{}?timeout=100ms", path(&vf))).await.expect(409);
+    // Nobody waits for it any more; its agent says that it is up.
+    service.until("it is gone", async || is_gone(&service, &vf).await).await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_request_waits_no_longer_than_it_says() {
+    let service = Hotslot::on("small").await;
+    service.reconfigure("timeout = 0.4", "timeout = 20");
+    let mut service = service;
+    service.kill();
+    service.start_again().await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 unplug=slow 3000");
+    let timed = async |timeout: &str| {
+        let asked = Instant::now();
+        service.delete(&format!("{}?timeout={timeout}", path(&vf))).await.expect(409);
+        asked.elapsed()
+    };
+    // The second does not wait for the first either.
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        timed("300ms").await
+    };
+    let (first, second) = tokio::join!(timed("1200ms"), later);
+    assert!((1200..2500).contains(&first.as_millis()), "{first:?}");
+    assert!((300..1100).contains(&second.as_millis()), "{second:?}");
+    service.until("it is gone", async || is_gone(&service, &vf).await).await;
+    for bad in ["0", "0s", "-1s", "1.5s", "30x", "s", "", "25h", "99999999999999999999"] {
+        let refused = service.delete(&format!("{}?timeout={bad}", path(&vf))).await.expect(400);
+        assert!(refused.message().contains("write 30s"), "{}", refused.message());
+    }
+    service.delete(&format!("{}?forced=true", path(&vf))).await.expect(400);
+    service.delete(&format!("{}?force=yes", path(&vf))).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
+    for guest in ["unplug=refuse", "unplug=ignore"] {
+        let mut service = Hotslot::on("small").await;
+        let vf = attach(&service).await;
+        service.sim(&format!("guest q35 {guest}"));
+        let forced = format!("{}?force=true", path(&vf));
+        let answer = service.delete(&forced).await.expect(409);
+        for said in
+            ["stays detaching", "out of the domain's definition", "the guest has it still", "powered off"]
+        {
+            assert!(answer.message().contains(said), "{guest}: {}", answer.message());
+        }
+        assert_eq!(documents_with_it(&service), 1, "live, and not in the definition");
+        assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
+        // It does not come back into the definition, whoever asks.
+        service.delete(&path(&vf)).await.expect(409);
+        service.kill();
+        service.start_again().await;
+        service
+            .until("it was asked again", async || {
+                shown(&service, &vf).await["status_reason"].as_str().unwrap().contains("forced")
+            })
+            .await;
+        let now = shown(&service, &vf).await;
+        assert_eq!((&now["status"], &now["forced"]), (&PENDING.into(), &true.into()));
+        assert_eq!(documents_with_it(&service), 1);
+        service.sim("destroy q35");
+        service.until("it is gone", async || is_gone(&service, &vf).await).await;
+        service.delete(&forced).await.expect(200);
+        service.sim("start q35");
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn force_takes_over_from_a_detach_under_way() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 unplug=refuse unplug-ms=300");
+    let (vf_path, forced) = (path(&vf), format!("{}?force=true", path(&vf)));
+    let (asked, forced) = tokio::join!(service.delete(&vf_path), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        service.delete(&forced).await
+    });
+    assert_eq!((asked.status, forced.status), (409, 409));
+    assert!(forced.message().contains("forced:"), "{}", forced.message());
+    assert_eq!(shown(&service, &vf).await["status"], PENDING);
+}
+
+#[tokio::test]
+async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_force() {
+    let refuse = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'";
+    let service = with(refuse, "").await;
+    let vf = attach(&service).await;
+    for version in ["/v2/t/", "/v2.1/", "/v3/"] {
+        let refused = service.delete(&path(&vf).replace("/v2/t/", version)).await.expect(409);
+        for said in ["hot_unplug = refuse in [[detach.class]] network controller", "shut server", "force"] {
+            assert!(refused.message().contains(said), "{}", refused.message());
+        }
+    }
+    assert_eq!(shown(&service, &vf).await["status"], "attached");
+    assert_eq!(service.plugged().len(), 2, "nothing was touched");
+    service.sim("shutdown q35");
+    service.until("it is off", async || service.plugged().len() == 1).await;
+    service.delete(&path(&vf)).await.expect(200);
+    service.sim("start q35");
+    let vf = attach(&service).await;
+    service.delete(&format!("{}?force=true", path(&vf))).await.expect(200);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_tag_of_the_device_goes_before_its_class() {
+    let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\", \"hot_unplug\": \"yes\"}']\n\
+               alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
+    let class = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'\n";
+    let service = Hotslot::bare(&host("small"), &format!("{class}{pci}"), |_| ()).await;
+    let vf = attach(&service).await;
+    service.delete(&path(&vf)).await.expect(200);
+    service.expect_clean().await;
+}
+
+const QUIESCE: &str =
+    "[[detach.class]]\nclass = 'network controller'\nquiesce = ['/sbin/quiesce', '{address}']\n";
+
+/// A guest whose agent runs a command that ends so.
+fn agent(exit: u32) -> String {
+    format!(
+        r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":{exit}}}}}'"#
+    )
+}
+
+#[tokio::test]
+async fn a_guest_is_quiesced_before_it_is_asked() {
+    let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
+    let service = with(&demanded, &agent(0)).await;
+    service.sim("agent q35 connected");
+    let vf = attach(&service).await;
+    service.delete(&path(&vf)).await.expect(200);
+    let command = format!(r#"["/sbin/quiesce", {}]"#, vf["inner_address"]);
+    assert!(service.log().contains(&command), "{command}");
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn without_what_a_policy_demands_the_guest_is_not_asked() {
+    let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
+    for (guest, said) in [(agent(3), "exit code 3"), (String::new(), "not connected")] {
+        let service = with(&demanded, &guest).await;
+        service.sim("agent q35 connected");
+        let vf = attach(&service).await;
+        let refused = service.delete(&path(&vf)).await.expect(409);
+        for said in [said, "is attached: the guest was not asked: not quiesced", "force"] {
+            assert!(refused.message().contains(said), "{}", refused.message());
+        }
+        let now = shown(&service, &vf).await;
+        assert_eq!(now["status"], "attached");
+        assert!(now["status_reason"].as_str().unwrap().contains("not quiesced"), "{now}");
+        assert_eq!(service.plugged().len(), 2, "nothing was touched");
+        service.delete(&format!("{}?force=true", path(&vf))).await.expect(200);
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told() {
+    let service = with(QUIESCE, &agent(3)).await;
+    service.sim("agent q35 connected");
+    let vf = attach(&service).await;
+    service.sim("guest q35 unplug=refuse");
+    let refused = service.delete(&path(&vf)).await.expect(409);
+    assert!(refused.message().contains("refused"), "{}", refused.message());
+    assert!(refused.message().contains("not quiesced: run /sbin/quiesce"), "{}", refused.message());
+    service.sim("guest q35 unplug=normal");
+    service.delete(&path(&vf)).await.expect(200);
+    assert!(service.log().contains("not quiesced"));
+    service.expect_clean().await;
+}

@@ -1,0 +1,442 @@
+//! What others do to guests and devices behind hotslot's back: seen, told, and brought in line.
+
+use std::process::Command;
+use std::time::Duration;
+
+use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, binary, host, path};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, SqliteConnection};
+
+const VF0: &str = "0000:04:10.0";
+const VF1: &str = "0000:04:10.2";
+
+/// The function, as `os-hypervisors/…/pci_devices/…` explains it.
+async fn explained(service: &Hotslot, address: &str) -> Value {
+    let path = format!("/v2/t/os-hypervisors/1/pci_devices/{address}");
+    service.get(&path).await.expect(200).body["pci_device"].clone()
+}
+
+#[tokio::test]
+async fn what_others_plugged_is_shown_and_offered_to_nobody() {
+    let service = Hotslot::on("small").await;
+    for (place, domain, live, persistent) in
+        [("live", "i440fx", true, false), ("both", "i440fx", true, true), ("config", "switch", false, true)]
+    {
+        service.sim(&format!("plug {domain} {VF0} {place}"));
+        if !live {
+            // libvirt says nothing of a definition that changed; the next look at the domain sees it.
+            service.sim(&format!("start {domain}"));
+            service.sim(&format!("destroy {domain}"));
+        }
+        let owner = format!("foreign: domain {domain}");
+        service
+            .until("it is seen", async || {
+                let seen = service.functions().await[VF0].clone();
+                seen["owner"] == json!(owner)
+                    && (&seen["foreign"]["live"], &seen["foreign"]["persistent"])
+                        == (&json!(live), &json!(persistent))
+            })
+            .await;
+        assert_eq!(service.functions().await[VF0]["instance_uuid"], json!(null));
+        let record = service.device(VF0).await;
+        assert_eq!((&record["status"], &record["owner"]), (&json!("available"), &json!(owner)));
+        let shown = explained(&service, VF0).await;
+        let why = shown["withheld"].as_str().unwrap();
+        assert!(why.contains(&format!("domain {domain}")) && why.contains("virsh detach-device"), "{why}");
+        assert_eq!(shown["offered"], false);
+        // Its PF goes with it; the other VF does not.
+        let pf = explained(&service, "0000:04:00.0").await;
+        assert!(pf["withheld"].as_str().unwrap().contains(&format!("domain {domain}")), "{pf}");
+
+        let both = service.attach(Q35, "vf:2").await.expect(409);
+        assert!(both.message().contains("withheld"), "{}", both.message());
+        let other = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+        assert_eq!(other["address"], VF1);
+        service.delete(&path(&other)).await.expect(200);
+        assert_eq!(service.documents().matches("ua-").count(), 0);
+
+        if live {
+            service.sim(&format!("unplug {domain} {VF0} live"));
+        }
+        if persistent {
+            service.sim(&format!("unplug {domain} {VF0} config"));
+            service.sim(&format!("{} {domain}", if live { "reboot" } else { "start" }));
+        }
+        service
+            .until("it is free again", async || service.functions().await[VF0]["owner"] == json!(null))
+            .await;
+        assert_eq!(explained(&service, VF0).await["offered"], true);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_foreign_device_goes_with_the_domain_that_had_it() {
+    let service = Hotslot::on("small").await;
+    service.sim(&format!("plug switch {VF0} config"));
+    service.sim("start switch");
+    let owner = async || service.functions().await[VF0]["owner"].clone();
+    service.until("it is seen", async || owner().await == json!("foreign: domain switch")).await;
+    // As long as the definition has it, it is spoken for.
+    service.sim("destroy switch");
+    service.until("it is off", async || service.functions().await[VF0]["foreign"]["live"] == false).await;
+    assert_eq!(owner().await, "foreign: domain switch");
+    service.sim("undefine switch");
+    service.until("nobody has it", async || owner().await == json!(null)).await;
+    service.get(&format!("/v2/t/servers/{SWITCH}")).await.expect(404);
+    service.attach(I440FX, "vf:2").await.expect(200);
+}
+
+#[tokio::test]
+async fn what_others_take_out_of_a_definition_is_free_at_once() {
+    let service = Hotslot::on("small").await;
+    service.sim(&format!("plug switch {VF0} config"));
+    service.sim("start switch");
+    service.sim("destroy switch");
+    let owner = async || service.functions().await[VF0]["foreign"]["live"].clone();
+    service.until("it is seen", async || owner().await == json!(false)).await;
+    let refused = service.attach(Q35, "vf:2").await.expect(409);
+    assert!(refused.message().contains("virsh detach-device"), "{}", refused.message());
+    // libvirt tells nobody.
+    service.sim(&format!("unplug switch {VF0} config"));
+    service.attach(Q35, "vf:2").await.expect(200);
+}
+
+#[tokio::test]
+async fn one_event_costs_a_look_at_one_domain() {
+    let service = Hotslot::on("small").await;
+    let looks = || service.log().matches("compared server").count();
+    service
+        .until("it is quiet", async || {
+            let before = looks();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            before == looks()
+        })
+        .await;
+    let before = looks();
+    service.sim(&format!("plug q35 {VF0} live"));
+    let seen = async || service.functions().await[VF0]["owner"] == json!("foreign: domain q35");
+    service.until("it is seen", seen).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(looks() - before, 1);
+}
+
+/// The VFs alone may be given away, and pairs.
+const VFS: &str = r#"
+[pci]
+device_spec = ['{"product_id": "10ca"}', '{"address": "*:06:00.*"}']
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "pair", "vendor_id": "8086", "product_id": "10d3"}',
+]
+"#;
+
+async fn drift(service: &Hotslot) -> Vec<Value> {
+    let answer = service.get("/v2.1/drift").await.expect(200).body;
+    assert_eq!(answer["hosts_away"], json!([]));
+    answer["drift"].as_array().unwrap().clone()
+}
+
+async fn repair(service: &Hotslot) -> Vec<Value> {
+    let answer = service.post("/v2.1/os-hypervisors/node1/drift", json!({})).await.expect(200).body;
+    answer["drift"].as_array().unwrap().clone()
+}
+
+/// Whether `found` says all that `expected` says.
+fn says(found: &Value, expected: &Value) -> bool {
+    expected.as_object().unwrap().iter().all(|(key, value)| found[key] == *value)
+}
+
+fn server(name: &str) -> &'static str {
+    match name {
+        "q35" => Q35,
+        "switch" => SWITCH,
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn what_disagrees_is_told_and_repaired_as_the_data_file_says() {
+    let stories: Vec<Value> = serde_json::from_str(include_str!("../data/drift.json")).unwrap();
+    futures_util::future::join_all(stories.into_iter().map(play)).await;
+}
+
+async fn play(story: Value) {
+    let name = story["story"].as_str().unwrap();
+    let service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
+    let ask = &story["attach"];
+    let guest = server(ask["server"].as_str().unwrap());
+    let persistent = ask["persistent"].as_bool().unwrap_or(true);
+    let body =
+        json!({ "pciAttachment": { "pci_passthrough:alias": ask["alias"], "persistent": persistent } });
+    let attached = service.post(&attachments(guest), body).await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(drift(&service).await, [Value::Null; 0], "{name}");
+    // What follows is not to be seen by the look that an attach ends with.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    if story["detach"] == true {
+        service.delete(&path(&attached)).await.expect(200);
+    }
+    let fill = |text: &str| {
+        let text = text.replace("{address}", attached["address"].as_str().unwrap());
+        text.replace("{id}", attached["attachment_id"].as_str().unwrap())
+    };
+    let lines = |key: &str| -> Vec<String> {
+        let lines = story[key].as_array().into_iter().flatten();
+        lines.map(|line| fill(line.as_str().unwrap())).collect()
+    };
+    lines("then").iter().for_each(|line| service.sim(line));
+    let expected: Vec<Value> = serde_json::from_str(&fill(&story["finds"].to_string())).unwrap();
+    service
+        .until(&format!("{name}: {expected:#?}"), async || {
+            let found = drift(&service).await;
+            let all = found.iter().zip(&expected).all(|(found, expected)| says(found, expected));
+            found.len() == expected.len() && all
+        })
+        .await;
+
+    lines("before_repair").iter().for_each(|line| service.sim(line));
+    let repaired = repair(&service).await;
+    assert_eq!(repaired.len(), expected.len(), "{name}: {repaired:#?}");
+    for finding in &repaired {
+        assert_eq!(finding["repaired"], story["repaired"], "{name}: {finding:#}");
+        assert_eq!(finding["left"].is_null(), story["repaired"] == true, "{name}: {finding:#}");
+    }
+    assert_eq!(drift(&service).await.is_empty(), story["repaired"] == true, "{name}");
+    assert_eq!(service.plugged().len(), story["plugged"].as_u64().unwrap() as usize, "{name}");
+    let left = service.attachments(guest).await;
+    assert_eq!(left.len(), story["left"].as_u64().unwrap() as usize, "{name}: {left:#?}");
+    if story["repaired"] == true {
+        for attachment in left {
+            assert_eq!(attachment["attachment_id"], attached["attachment_id"], "{name}");
+            service.delete(&path(&attachment)).await.expect(200);
+        }
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_database_is_made_up_for_by_the_guests() {
+    let mut service = Hotslot::on("small").await;
+    let both = service.attach(Q35, "vf:1,e1000e:1").await.expect(200).body["pci_devices"].clone();
+    let body = json!({ "pciAttachment": {
+        "pci_passthrough:alias": "vf:1", "persistent": false, "mac_address": "52:54:00:c0:ff:ee", "vlan": 7,
+    } });
+    let nic = service.post(&attachments(I440FX), body).await.expect(200).body["pci_devices"][0].clone();
+    let off = service.attach(SWITCH, "edu:1").await.expect(200).body["pci_devices"][0].clone();
+    service.kill();
+    std::fs::remove_file(service.database()).unwrap();
+    service.start_again().await;
+
+    let (q35, i440fx) = (service.attachments(Q35).await, service.attachments(I440FX).await);
+    let switch = service.attachments(SWITCH).await;
+    let before = [&both[0], &both[1], &nic, &off];
+    let after: Vec<_> = q35.iter().chain(&i440fx).chain(&switch).collect();
+    assert_eq!(after.len(), 4, "{after:#?}");
+    for was in before {
+        let is = after.iter().find(|is| is["attachment_id"] == was["attachment_id"]).unwrap();
+        for key in [
+            "serverId",
+            "dev_id",
+            "address",
+            "inner_address",
+            "vendor_id",
+            "product_id",
+            "persistent",
+            "mac_address",
+            "vlan",
+            "status",
+        ] {
+            assert_eq!(was[key], is[key], "{key}");
+        }
+        assert_eq!(is["alias"], Value::Null);
+        assert!(is["status_reason"].as_str().unwrap().contains("adopted"), "{is}");
+        let device = service.device(was["address"].as_str().unwrap()).await;
+        assert_eq!((&device["status"], &device["instance_uuid"]), (&json!("allocated"), &was["serverId"]));
+    }
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+    service.attach(I440FX, "vf:1").await.expect(400);
+    for attachment in after {
+        service.delete(&path(attachment)).await.expect(200);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
+    let mut service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
+    let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(vf["address"], VF0);
+    for (line, id) in [(format!("plug q35 {VF0} live"), 1), (format!("plug i440fx {VF1} live"), 2)] {
+        service.sim(&format!("{line} ua-20000000-0000-4000-8000-00000000000{id}"));
+    }
+    let of = |id: usize| format!("20000000-0000-4000-8000-00000000000{id}");
+    service.until("the other one is adopted", async || service.attachments(I440FX).await.len() == 1).await;
+    let adopted = service.attachments(I440FX).await[0].clone();
+    assert_eq!((&adopted["attachment_id"], &adopted["address"]), (&json!(of(2)), &json!(VF1)));
+    assert_eq!(adopted["persistent"], false);
+    let found = drift(&service).await;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = json!({ "kind": "conflict", "attachment_id": of(1), "server_id": Q35, "done": null });
+    assert!(says(&found[0], &expected), "{found:#?}");
+    let record = found[0]["said"]["record"].as_str().unwrap();
+    assert!(record.contains(&format!("allocated to server {SWITCH}")), "{record}");
+    assert!(service.attachments(Q35).await.is_empty());
+    assert_eq!(service.device(VF0).await["instance_uuid"], SWITCH);
+
+    // An older database, and a device_spec that lists other devices by now.
+    service.kill();
+    for file in ["hotslot.db", "hotslot.db-wal", "hotslot.db-shm"] {
+        let _ = std::fs::remove_file(service.database().with_file_name(file));
+    }
+    service.reconfigure("10ca\"}'", "100e\"}'");
+    service.start_again().await;
+    let found = drift(&service).await;
+    let kinds: Vec<_> = found.iter().map(|finding| finding["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["unrecorded"; 3], "{found:#?}");
+    assert!(found.iter().all(|finding| finding["action"].as_str().unwrap().contains("device_spec")));
+    assert_eq!(service.get("/v2/t/os-pci_attachments").await.body["pciAttachment"], json!([]));
+}
+
+#[tokio::test]
+async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
+    let service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&vf)).await.expect(200);
+    let asked = || service.log().matches("asked the guest to let go").count();
+    let before = asked();
+    service.sim("guest q35 unplug=refuse");
+    service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
+    service.until("it is asked", async || asked() > before).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(asked() - before, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_the_guest_lost_is_made_again() {
+    let service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.sim("guest q35 boot_ms=1500");
+    service.sim("reboot q35");
+    service.delete(&path(&vf)).await.expect(409);
+    let found = drift(&service).await;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = json!({ "kind": "unfinished", "done": "by itself", "attachment_id": vf["attachment_id"] });
+    assert!(says(&found[0], &expected), "{found:#?}");
+    // Its agent tells when it has booted.
+    service.until("it is asked again", async || service.get(&path(&vf)).await.status == 404).await;
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_libvirt_leaves_without_a_driver_gets_it_back() {
+    let service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+    let pair = service.post(&attachments(SWITCH), body).await.expect(200).body["pci_devices"].clone();
+    service.sim("start switch");
+    let driver = async |address: &str| service.functions().await[address]["driver"].clone();
+    service.until("they are in the guest", async || service.plugged().len() == 4).await;
+    service.delete(&path(&pair[0])).await.expect(200);
+    // libvirt leaves the first of a group without a driver while the guest has the other.
+    let first = pair[0]["address"].as_str().unwrap();
+    assert_eq!(driver(first).await, Value::Null);
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+    service.delete(&path(&pair[1])).await.expect(200);
+    service.until("it has its driver again", async || driver(first).await == "e1000e").await;
+    service.expect_clean().await;
+    // Whoever binds it otherwise once that is on record has his reasons.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    service.sim(&format!("device driver {first} vfio-pci"));
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn a_promise_without_an_attachment_is_told_and_forgotten() {
+    let mut service = Hotslot::on("small").await;
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.delete(&path(&vf)).await.expect(200);
+    service.kill();
+    let url = format!("sqlite://{}", service.database().display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(
+        "UPDATE pci_devices SET status = 'allocated', instance_uuid = $1,
+             request_id = '20000000-0000-4000-8000-000000000001' WHERE address = $2",
+    )
+    .bind(Q35)
+    .bind(VF0)
+    .execute(&mut db)
+    .await
+    .unwrap();
+    db.close().await.unwrap();
+    service.start_again().await;
+    let found = drift(&service).await;
+    let expected = json!({ "kind": "unattached", "address": VF0, "server_id": Q35, "done": "by a repair" });
+    assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
+    assert_eq!(repair(&service).await[0]["repaired"], true);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
+    let service = Hotslot::bare(&host("small"), VFS, |host| {
+        std::fs::write(host.join("host.toml"), "release_ms = 60000").unwrap();
+    })
+    .await;
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
+    let vf = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
+    service.sim("fault node-reattach fail times=1000 text=stuck");
+    service.sim("shutdown q35");
+    let tried = async || service.log().contains("0000:04:10.0 is without its host driver");
+    service.until("it was tried", tried).await;
+    let found = drift(&service).await;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let expected = json!({ "kind": "no-host-driver", "address": VF0, "attachment_id": vf["attachment_id"],
+        "action": "it is given back to its host driver", "done": "by itself" });
+    assert!(says(&found[0], &expected), "{found:#?}");
+    assert_eq!(found[0]["said"]["host"], "it is bound to vfio-pci");
+    assert_eq!(repair(&service).await[0]["repaired"], false);
+    service.sim("fault clear");
+    assert_eq!(repair(&service).await[0]["repaired"], true);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_person_asks_what_disagrees_and_has_it_repaired() {
+    let service = Hotslot::on("small").await;
+    let hotslot = |arguments: &str| {
+        let mut command = Command::new(binary());
+        let output = command.args(arguments.split(' ')).env("HOTSLOT_URL", service.url()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    assert_eq!(hotslot("drift"), (0, String::new(), "nothing disagrees\n".into()));
+    let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.sim(&format!("unplug q35 {VF0} config"));
+    service.sim(&format!("plug i440fx {VF1} live"));
+    let devices = async || hotslot("device list").1;
+    service.until("it is seen", async || devices().await.contains("foreign: domain i440fx")).await;
+    assert!(hotslot(&format!("device show {VF1}")).1.contains("foreign: domain i440fx"));
+
+    let (code, _, why) = hotslot("drift --host node9");
+    assert_eq!(code, 3, "{why}");
+    let (code, said, _) = hotslot("drift --host node1");
+    assert_eq!(code, 1);
+    let line = said.lines().find(|line| line.contains("not-defined")).unwrap();
+    for word in ["node1", "q35", VF0, vf["attachment_id"].as_str().unwrap(), "definition: does not have it"] {
+        assert!(line.contains(word), "{line}");
+    }
+    let (code, said, _) = hotslot("drift --repair -o json");
+    assert_eq!(code, 1, "the foreign one is left");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let repaired = |kind: &str| {
+        let found = said.as_array().unwrap().iter().find(|finding| finding["kind"] == kind);
+        found.unwrap()["repaired"].clone()
+    };
+    assert_eq!((repaired("not-defined"), repaired("foreign")), (json!(true), json!(false)));
+    service.sim(&format!("unplug i440fx {VF1} live"));
+    assert_eq!(hotslot("drift --repair").0, 0);
+    service.sim("disconnect");
+    let (code, _, why) = hotslot("drift");
+    assert_eq!(code, 5);
+    assert!(why.contains("node1 is away"), "{why}");
+}

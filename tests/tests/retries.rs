@@ -1,0 +1,212 @@
+//! A POST that is sent again with its `Idempotency-Key` is done once, whatever became of the first try.
+
+use std::time::Duration;
+
+use hotslot_tests::{Answer, Hotslot, Q35, attachments, host, path};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+const VF: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "vf:1"}}"#;
+
+async fn attach(service: &Hotslot, key: &str, body: &str) -> Answer {
+    service.post_once(&attachments(Q35), key, body).await
+}
+
+/// Sends it as a client that goes away before the answer.
+fn attach_and_go(service: &Hotslot, key: &str, body: &str) -> tokio::task::JoinHandle<()> {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = client
+        .post(format!("{}{}", service.url(), attachments(Q35)))
+        .header("idempotency-key", key)
+        .header("content-type", "application/json")
+        .body(body.to_owned());
+    tokio::spawn(async move { drop(post.send().await) })
+}
+
+async fn in_the_database(service: &Hotslot, line: &'static str) {
+    let url = format!("sqlite://{}", service.database().display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    db.execute(line).await.unwrap();
+    db.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
+    let mut service = Hotslot::on("small").await;
+    let first = attach(&service, "k1", VF).await.expect(200).body;
+    let spelled = r#"{ "pciAttachment":{"pci_passthrough:alias":"vf:1"} }"#;
+    assert_eq!(attach(&service, "k1", spelled).await.expect(200).body, first);
+    let other = attach(&service, "k1", &VF.replace("vf:1", "vf:2")).await.expect(422);
+    assert!(other.message().contains("k1 came with another body"), "{}", other.message());
+    assert_eq!(other.body["unprocessableEntity"]["code"], 422);
+    service.kill();
+    service.start_again().await;
+    assert_eq!(attach(&service, "k1", VF).await.expect(200).body, first);
+    assert_eq!(service.attachments(Q35).await.len(), 1);
+    // Another key, and another path, are other requests.
+    let second = attach(&service, "k2", VF).await.expect(200).body;
+    assert_ne!(first, second);
+    let elsewhere = attachments(Q35).replace("/v2/t/", "/v3/");
+    service.post_once(&elsewhere, "k1", VF).await.expect(400);
+    // It was done, whatever happened since.
+    for one in [&first, &second] {
+        service.delete(&path(&one["pci_devices"][0])).await.expect(200);
+    }
+    assert_eq!(attach(&service, "k1", VF).await.expect(200).body, first);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn bad_keys_are_told_what_would_be_right() {
+    let service = Hotslot::on("small").await;
+    for bad in ["", "a b", &"x".repeat(256)] {
+        let refused = attach(&service, bad, VF).await.expect(400);
+        assert!(refused.message().contains("1 to 255 visible ASCII"), "{}", refused.message());
+    }
+    // A body that cannot be read is nothing that was done.
+    attach(&service, "k1", "{").await.expect(400);
+    attach(&service, "k1", VF).await.expect(200);
+}
+
+#[tokio::test]
+async fn who_asks_while_the_first_is_at_it_gets_its_answer() {
+    let service = Hotslot::on("small").await;
+    service.sim("latency attach 300");
+    let gone = attach_and_go(&service, "k1", VF);
+    service.until("it has begun", async || !service.attachments(Q35).await.is_empty()).await;
+    gone.abort();
+    let tries = (0..4).map(|_| attach(&service, "k1", VF));
+    let answers = futures_util::future::join_all(tries).await;
+    for answer in &answers {
+        assert_eq!((answer.status, &answer.body), (200, &answers[0].body));
+    }
+    let listed = service.attachments(Q35).await;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["attachment_id"], answers[0].body["pci_devices"][0]["attachment_id"]);
+}
+
+#[tokio::test]
+async fn killed_before_it_answered_the_next_try_finds_what_was_plugged() {
+    let mut service = Hotslot::on("small").await;
+    service.sim("latency attach 300");
+    let body = VF.replace("vf:1", "e1000e:1,vf:1");
+    let gone = attach_and_go(&service, "k1", &body);
+    service.until("the host has both", async || service.plugged().len() == 4).await;
+    service.kill();
+    gone.await.unwrap();
+    service.start_again().await;
+    attach(&service, "k1", VF).await.expect(422);
+    let found = attach(&service, "k1", &body).await.expect(200).body;
+    let of = |key: &str| -> Vec<_> {
+        found["pci_devices"].as_array().unwrap().iter().map(|device| device[key].clone()).collect()
+    };
+    assert_eq!(of("alias"), ["e1000e", "vf"]);
+    assert_eq!(of("status"), ["attached", "attached"]);
+    assert_eq!(service.plugged().len(), 4);
+    assert_eq!(attach(&service, "k1", &body).await.expect(200).body, found);
+    for one in found["pci_devices"].as_array().unwrap() {
+        service.delete(&path(one)).await.expect(200);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_halfway_the_next_try_does_it_anew() {
+    let mut service = Hotslot::on("small").await;
+    service.sim("latency attach 500");
+    let body = VF.replace("vf:1", "vf:2");
+    let gone = attach_and_go(&service, "k1", &body);
+    service.until("the host has the first", async || service.plugged().len() == 2).await;
+    service.kill();
+    gone.await.unwrap();
+    service.start_again().await;
+    let answer = loop {
+        let answer = attach(&service, "k1", &body).await;
+        if answer.status == 200 {
+            break answer.body;
+        }
+        // Until it is taken back, that is what is said.
+        assert_eq!(answer.status, 409, "{answer:?}");
+        assert!(answer.message().contains("cut off"), "{}", answer.message());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(answer["pci_devices"].as_array().unwrap().len(), 2);
+    assert_eq!(service.attachments(Q35).await.len(), 2);
+    assert_eq!(service.plugged().len(), 4);
+}
+
+#[tokio::test]
+async fn what_failed_and_left_nothing_is_tried_anew() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
+    let body = VF.replace("vf:1", "vf:2");
+    assert!(attach(&service, "k1", &body).await.status >= 400);
+    let answer = attach(&service, "k1", &body).await.expect(200).body;
+    assert_eq!(attach(&service, "k1", &body).await.expect(200).body, answer);
+    assert_eq!(service.attachments(Q35).await.len(), 2);
+}
+
+#[tokio::test]
+async fn after_an_unknown_outcome_there_is_one_device_in_the_end() {
+    let service = Hotslot::on("small").await;
+    service.sim("fault attach away at=after ms=300");
+    attach(&service, "k1", VF).await.expect(503);
+    service.until("a try is done", async || attach(&service, "k1", VF).await.status == 200).await;
+    let listed = service.attachments(Q35).await;
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(service.plugged().len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_detached_since_is_not_plugged_again() {
+    let service = Hotslot::on("small").await;
+    let first = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
+    // As if it had been killed before the answer was kept.
+    in_the_database(&service, "UPDATE idempotency_keys SET status = NULL, body = NULL").await;
+    service.delete(&path(&first)).await.expect(200);
+    let again = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(again["attachment_id"], first["attachment_id"]);
+    assert_eq!(again["status"], "detached");
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_in_time() {
+    let service = Hotslot::on("small").await;
+    let first = attach(&service, "k1", VF).await.expect(200).body;
+    in_the_database(&service, "UPDATE idempotency_keys SET created_at = created_at - 86400000").await;
+    let second = attach(&service, "k1", VF).await.expect(200).body;
+    assert_ne!(first, second);
+    assert_eq!(service.attachments(Q35).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_rule_that_is_posted_twice_is_one_rule() {
+    let service = Hotslot::on("small").await;
+    let rules = "/v2.1/os-pci-config/alias";
+    let rule = json!({ "alias": { "name": "a9", "vendor_id": "8086", "product_id": "10ca" } }).to_string();
+    let count = async || service.get(rules).await.expect(200).body["alias"].as_array().unwrap().len();
+    let before = count().await;
+    let first = service.post_once(rules, "k1", &rule).await.expect(201).body;
+    assert_eq!(service.post_once(rules, "k1", &rule).await.expect(201).body, first);
+    assert_eq!(count().await, before + 1);
+}
+
+#[tokio::test]
+async fn a_device_that_was_used_again_is_not_cleaned_by_a_late_retry() {
+    let pci = "[pci]\nreport_in_placement = true\n\
+               device_spec = ['{\"address\": \"0000:05:00.0\", \"one_time_use\": \"true\"}']\n\
+               alias = ['{\"name\": \"once\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";
+    let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
+    let used = async || {
+        let one = service.attach(Q35, "once:1").await.expect(200).body["pci_devices"][0].clone();
+        service.delete(&path(&one)).await.expect(200);
+    };
+    used().await;
+    let id = service.device("0000:05:00.0").await["id"].clone();
+    let action = format!("/v2.1/os-pci/{id}/action");
+    service.post_once(&action, "k1", r#"{"cleaned": null}"#).await.expect(200);
+    used().await;
+    service.post_once(&action, "k1", r#"{"cleaned": null}"#).await.expect(200);
+    assert_ne!(service.device("0000:05:00.0").await["used_at"], Value::Null);
+}

@@ -1,0 +1,352 @@
+//! Every step of attach and detach fails, is lost, and is the last one of a service that is killed; and whatever was
+//! cut off, in the end nothing is lost, nothing is owned twice, nothing is in transition, and the documents agree.
+//!
+//! The steps are found, not listed: a fault befalls the first call to the host, or the first page that is written to
+//! the database, then the second, and so on, until the whole request goes by without it. `data/steps.json` says what
+//! is asked for and what goes wrong; with `HOTSLOT_LONG_WALK` set, all of it is walked.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hotslot_driver::sim::control;
+use hotslot_tests::oracle::{Oracle, PCI};
+use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// How long it may take until everything agrees again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long after an answer the service may still work on what was asked.
+const AFTERWARDS: Duration = Duration::from_millis(120);
+/// How many services are walked at once.
+const AT_ONCE: usize = 8;
+/// So many pages and the write-ahead log, which is begun anew after 1,000, may not last for another step.
+const SOON_BEGUN_ANEW: u64 = 800;
+/// The environment variable with which every fault is walked in every scenario.
+const LONG: &str = "HOTSLOT_LONG_WALK";
+/// What the simulated host writes to the log when a fault strikes.
+const STRUCK: &str = "a fault befalls ";
+
+const CONFIG: &str = "[attach]\nverify = \"off\"\n";
+
+#[derive(Deserialize)]
+struct Steps {
+    scenarios: Vec<Scenario>,
+    faults: Vec<Fault>,
+}
+
+#[derive(Deserialize)]
+struct Scenario {
+    name: String,
+    server: String,
+    devices: usize,
+    body: Value,
+}
+
+#[derive(Deserialize)]
+struct Fault {
+    name: String,
+    #[serde(flatten)]
+    what: What,
+    /// The scenarios in which it is walked when no more is asked for.
+    quick: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum What {
+    /// A line for the simulated host, which befalls its nth call.
+    Line(String),
+    /// The nth page that is written to the database is one too many for its file.
+    Page(Beyond),
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Beyond {
+    /// The write fails.
+    Fails,
+    /// The kernel kills the service in the middle of the write.
+    Kills,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Deed {
+    Attach,
+    Detach,
+}
+
+/// One service, and what is walked on it.
+struct Walk<'a> {
+    service: Hotslot,
+    oracle: Oracle,
+    scenario: &'a Scenario,
+    fault: &'a Fault,
+    /// How long the log was when the last fault was set.
+    mark: usize,
+}
+
+#[test]
+fn whatever_step_goes_wrong_nothing_is_lost() {
+    let steps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/steps.json");
+    let steps: Steps = serde_json::from_str(&std::fs::read_to_string(steps).unwrap()).unwrap();
+    let Steps { scenarios, faults } = &steps;
+    let long = std::env::var_os(LONG).is_some();
+    let pairs = faults.iter().flat_map(|fault| scenarios.iter().map(move |scenario| (scenario, fault)));
+    let known = |name: &String| scenarios.iter().any(|scenario| scenario.name == *name);
+    assert!(
+        faults.iter().flat_map(|fault| &fault.quick).all(known),
+        "data/steps.json: quick names no scenario"
+    );
+    let pairs = pairs.filter(|(scenario, fault)| long || fault.quick.contains(&scenario.name));
+    let (pairs, struck, wrong) = (Mutex::new(pairs), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let walk_some = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        while let Some((scenario, fault)) = { pairs.lock().unwrap().next() } {
+            runtime.block_on(async {
+                let mut walk = Walk::new(scenario, fault).await;
+                for deed in [Deed::Attach, Deed::Detach] {
+                    let (steps, failures) = walk.walk(deed).await;
+                    struck.fetch_add(steps, Ordering::Relaxed);
+                    wrong.lock().unwrap().extend(failures);
+                }
+            });
+        }
+    };
+    std::thread::scope(|threads| (0..AT_ONCE).for_each(|_| drop(threads.spawn(walk_some))));
+    let (struck, wrong) = (struck.into_inner(), wrong.into_inner().unwrap());
+    println!("{struck} steps went wrong, {} were not mended", wrong.len());
+    assert!(wrong.is_empty(), "{} of {struck}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(struck > 300, "only {struck} steps were found");
+}
+
+#[tokio::test]
+async fn a_look_from_before_an_attach_does_not_end_it() {
+    let service = Hotslot::on("small").await;
+    // The service looks at the guest, and what it saw comes late.
+    service.sim("fault domain hang domain=q35 at=after ms=600");
+    service.sim("pause q35");
+    service.sim("resume q35");
+    service.until("it looks", async || service.log().contains(STRUCK)).await;
+    let attached = service.attach(Q35, "vf:1").await.expect(200);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let there = service.attachments(Q35).await;
+    assert_eq!(there.len(), 1);
+    assert_eq!(there[0]["attachment_id"], attached.body["pci_devices"][0]["attachment_id"]);
+    assert_eq!(service.plugged().len(), 2);
+}
+
+impl<'a> Walk<'a> {
+    async fn new(scenario: &'a Scenario, fault: &'a Fault) -> Self {
+        let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
+        if matches!(fault.what, What::Page(Beyond::Fails)) {
+            service.kill();
+            service.start_again_after("trap '' XFSZ").await;
+        }
+        let oracle = Oracle::of(&service).await;
+        Self { service, oracle, scenario, fault, mark: 0 }
+    }
+
+    /// Lets each step of a deed go wrong; answers how many there are, and what was wrong afterwards.
+    async fn walk(&mut self, deed: Deed) -> (usize, Vec<String>) {
+        let mut wrong = Vec::new();
+        for nth in 1.. {
+            if wal::committed(&self.service.database()) > SOON_BEGUN_ANEW {
+                *self = Self::new(self.scenario, self.fault).await;
+            }
+            match self.step(deed, nth).await {
+                Ok(true) => {}
+                Ok(false) => return (nth - 1, wrong),
+                Err(reason) => {
+                    let (scenario, fault) = (&self.scenario.name, &self.fault.name);
+                    let log = self.service.log_from(self.mark);
+                    let call =
+                        log.split(STRUCK).nth(1).and_then(|rest| rest.lines().next()).unwrap_or_default();
+                    wrong.push(format!("{scenario}: {deed:?}: {nth}: {fault}: {reason} ({call})"));
+                    // What follows begins afresh.
+                    *self = Self::new(self.scenario, self.fault).await;
+                }
+            }
+        }
+        unreachable!("a request of endless steps")
+    }
+
+    /// One deed in which the nth step goes wrong; false when it has fewer.
+    async fn step(&mut self, deed: Deed, nth: usize) -> Result<bool, String> {
+        match deed {
+            Deed::Attach => self.attach_step(nth).await,
+            Deed::Detach => self.detach_step(nth).await,
+        }
+    }
+
+    async fn attach_step(&mut self, nth: usize) -> Result<bool, String> {
+        let (all, none) = (self.scenario.devices, 0);
+        self.set(nth);
+        let answer = self.attach().await;
+        let struck = self.recover().await;
+        let there = match answer {
+            Some(_) if struck && self.crashes() => self.settled("the guest is gone", &[none, all]).await?,
+            Some(answer) if answer.status == 200 => self.settled("attached", &[all]).await?,
+            Some(answer) if !struck => {
+                return Err(format!("undisturbed: {} {}", answer.status, answer.message()));
+            }
+            // It may be plugged, which could not be written down: the answer says so.
+            Some(_) if matches!(self.fault.what, What::Page(_)) => {
+                self.settled("not recorded", &[none, all]).await?
+            }
+            // Who was told that it failed is not given it later.
+            Some(_) => self.settled("told that it failed", &[none]).await?,
+            None => self.settled("never told", &[none, all]).await?,
+        };
+        if there == none {
+            ok("asked again", self.attach().await)?;
+            self.settled("asked again", &[all]).await?;
+        }
+        for row in self.service.attachments(self.server()).await {
+            ok("taken back", self.detach(&row).await)?;
+        }
+        self.settled("taken back", &[none]).await?;
+        Ok(struck)
+    }
+
+    async fn detach_step(&mut self, nth: usize) -> Result<bool, String> {
+        let (all, none) = (self.scenario.devices, 0);
+        let attached = ok("at first", self.attach().await)?;
+        let devices = attached.body["pci_devices"].as_array().ok_or(format!("{attached:?}"))?;
+        self.settled("at first", &[all]).await?;
+        tokio::time::sleep(AFTERWARDS).await;
+        self.set(nth);
+        let mut gone = 0;
+        for device in devices {
+            gone += usize::from(self.detach(device).await.is_some_and(|answer| answer.status == 200));
+        }
+        let struck = self.recover().await;
+        let left = self.settled("afterwards", &Vec::from_iter(0..=all)).await?;
+        if left + gone > all {
+            return Err(format!("{gone} were said to be gone, and {left} of {all} are there"));
+        }
+        // Whatever became of the first request, the second one has the same outcome.
+        for device in devices {
+            ok("asked again", self.detach(device).await)?;
+        }
+        self.settled("asked again", &[none]).await?;
+        Ok(struck)
+    }
+
+    fn server(&self) -> &'static str {
+        match self.scenario.server.as_str() {
+            "q35" => Q35,
+            "switch" => SWITCH,
+            other => panic!("data/steps.json: no server {other}"),
+        }
+    }
+
+    async fn attach(&self) -> Option<Answer> {
+        let body = json!({ "pciAttachment": self.scenario.body }).to_string();
+        let body = Some(("application/json", body));
+        self.service.try_send(Method::POST, &attachments(self.server()), body).await
+    }
+
+    async fn detach(&self, device: &Value) -> Option<Answer> {
+        self.service.try_send(Method::DELETE, &path(device), None).await
+    }
+
+    fn set(&mut self, nth: usize) {
+        self.mark = self.service.log_length();
+        match &self.fault.what {
+            What::Line(line) => self.service.sim(&line.replace("{nth}", &nth.to_string())),
+            What::Page(_) => {
+                let pages = wal::committed(&self.service.database()) + nth as u64;
+                // In the middle of the page.
+                self.service.limit_files(Some(wal::HEADER + pages * wal::FRAME - wal::FRAME / 2));
+            }
+        }
+    }
+
+    fn crashes(&self) -> bool {
+        matches!(&self.fault.what, What::Line(line) if line.contains(" crash "))
+    }
+
+    fn kills(&self) -> bool {
+        match &self.fault.what {
+            What::Line(line) => line.contains(" kill "),
+            What::Page(beyond) => *beyond == Beyond::Kills,
+        }
+    }
+
+    fn struck(&mut self) -> bool {
+        let log = self.service.log_from(self.mark);
+        match self.fault.what {
+            What::Line(_) => log.contains(STRUCK) || self.service.has_ended(),
+            What::Page(Beyond::Fails) => log.contains("disk I/O error"),
+            What::Page(Beyond::Kills) => self.service.has_ended(),
+        }
+    }
+
+    /// Whether the fault struck, which may be after the answer. A service that it killed is started again.
+    async fn recover(&mut self) -> bool {
+        let answered = Instant::now();
+        while !self.struck() && answered.elapsed() < AFTERWARDS {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        match self.fault.what {
+            // It may be killed at this moment.
+            What::Line(_) => drop(control(&self.service.host_dir(), "fault clear")),
+            What::Page(_) => self.service.limit_files(None),
+        }
+        // One that was being killed when the fault was taken back is dead in a moment.
+        let dying = self.kills() && self.service.ended(Duration::from_millis(30)).await;
+        let struck = dying || self.struck();
+        if struck && self.kills() {
+            assert!(self.service.ended(PATIENCE).await, "it was not killed");
+            self.service.start_again().await;
+        } else if struck && self.crashes() {
+            let _ = control(&self.service.host_dir(), "start q35");
+        }
+        struck
+    }
+
+    /// Waits until everything agrees; answers how many attachments there are, one of `expected`.
+    async fn settled(&self, when: &str, expected: &[usize]) -> Result<usize, String> {
+        self.oracle.settled(&self.service, PATIENCE).await.map_err(|found| format!("{when}: {found}"))?;
+        let there = self.service.attachments(self.server()).await.len();
+        if expected.contains(&there) {
+            Ok(there)
+        } else {
+            Err(format!("{when}: {there} attachments, not {expected:?}"))
+        }
+    }
+}
+
+/// The write-ahead log of an SQLite database, as far as its file says where the next page goes.
+mod wal {
+    use std::path::Path;
+
+    pub const HEADER: u64 = 32;
+    /// A page with its header.
+    pub const FRAME: u64 = 24 + 4096;
+
+    /// How many pages were committed since it was last begun.
+    pub fn committed(database: &Path) -> u64 {
+        let file = format!("{}-wal", database.display());
+        let bytes = std::fs::read(file).unwrap_or_default();
+        let salt = bytes.get(16..24).unwrap_or_default();
+        let frames = bytes.get(HEADER as usize..).unwrap_or_default().chunks_exact(FRAME as usize);
+        let ours = frames.take_while(|frame| &frame[8..16] == salt);
+        // The last page of a transaction says how many the database has.
+        let last = ours.enumerate().filter(|(_, frame)| frame[4..8] != [0; 4]).last();
+        last.map_or(0, |(index, _)| index as u64 + 1)
+    }
+}
+
+/// Fails a step unless an answer is 200.
+fn ok(when: &str, answer: Option<Answer>) -> Result<Answer, String> {
+    match answer {
+        Some(answer) if answer.status == 200 => Ok(answer),
+        Some(answer) => Err(format!("{when}: {} {}", answer.status, answer.message())),
+        None => Err(format!("{when}: no answer")),
+    }
+}
