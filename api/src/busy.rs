@@ -1,18 +1,27 @@
-//! Which attachments a task of this process is working on, and whose turn it is: on a server, with a key.
+//! Who works on which attachment, and whose turn it is, on a server or with a key: tasks of this process, and other
+//! processes.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
+use crate::error::Error;
 use crate::id::AttachmentId;
+use crate::store::{Held, Locks};
+
+/// How often it is looked whether another process has finished.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A set of attachments, each in it for as long as its guard lives.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Busy {
     ids: Mutex<HashSet<AttachmentId>>,
     left: Notify,
+    /// What the work is called between processes.
+    work: &'static str,
+    locks: Locks,
 }
 
 /// Takes its attachments out of the set when it is dropped.
@@ -20,45 +29,94 @@ pub(crate) struct Busy {
 pub(crate) struct Guard {
     busy: Arc<Busy>,
     ids: Vec<AttachmentId>,
+    held: Vec<Held>,
 }
 
 impl Busy {
+    /// Nobody works yet.
+    pub(crate) fn new(work: &'static str, locks: Locks) -> Arc<Self> {
+        Arc::new(Self { ids: Mutex::default(), left: Notify::new(), work, locks })
+    }
+
     fn set(&self) -> MutexGuard<'_, HashSet<AttachmentId>> {
         // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether someone works on it.
-    pub(crate) fn contains(&self, id: AttachmentId) -> bool {
-        self.set().contains(&id)
+    fn name(&self, id: AttachmentId) -> String {
+        format!("{} {id}", self.work)
+    }
+
+    /// Those of some attachments that someone works on.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn of(
+        &self,
+        ids: impl IntoIterator<Item = AttachmentId>,
+    ) -> Result<HashSet<AttachmentId>, Error> {
+        let ids: Vec<_> = ids.into_iter().collect();
+        let mut busy: HashSet<_> = ids.iter().copied().filter(|id| self.set().contains(id)).collect();
+        let elsewhere = self.locks.elsewhere(ids.iter().map(|id| self.name(*id)).collect()).await?;
+        busy.extend(ids.into_iter().filter(|id| elsewhere.contains(&self.name(*id))));
+        Ok(busy)
     }
 
     /// Waits until nobody works on it.
-    pub(crate) async fn idle(&self, id: AttachmentId) {
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn idle(&self, id: AttachmentId) -> Result<(), Error> {
         loop {
             let left = self.left.notified();
-            if !self.contains(id) {
-                return;
+            if !self.set().contains(&id) {
+                break;
             }
             left.await;
         }
+        while !self.locks.elsewhere(vec![self.name(id)]).await?.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 
-    /// Puts attachments into the set.
-    pub(crate) fn enter(self: &Arc<Self>, ids: impl IntoIterator<Item = AttachmentId>) -> Guard {
-        let ids: Vec<_> = ids.into_iter().collect();
-        self.set().extend(ids.iter().copied());
-        Guard { busy: Arc::clone(self), ids }
+    /// Puts new attachments into the set.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        ids: impl IntoIterator<Item = AttachmentId>,
+    ) -> Result<Guard, Error> {
+        let mut guard = Guard { busy: Arc::clone(self), ids: ids.into_iter().collect(), held: Vec::new() };
+        self.set().extend(guard.ids.iter().copied());
+        for id in &guard.ids {
+            guard.held.push(self.locks.lock(self.name(*id)).await?);
+        }
+        Ok(guard)
     }
 
     /// Puts one attachment into the set, unless it is in it.
-    pub(crate) fn try_enter(self: &Arc<Self>, id: AttachmentId) -> Option<Guard> {
-        self.set().insert(id).then(|| Guard { busy: Arc::clone(self), ids: vec![id] })
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn try_enter(self: &Arc<Self>, id: AttachmentId) -> Result<Option<Guard>, Error> {
+        if !self.set().insert(id) {
+            return Ok(None);
+        }
+        let mut guard = Guard { busy: Arc::clone(self), ids: vec![id], held: Vec::new() };
+        let held = self.locks.try_lock(self.name(id)).await?;
+        Ok(held.map(|held| {
+            guard.held.push(held);
+            guard
+        }))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // First, so that whoever enters next in this process asks for the lock after it was given back.
+        self.held.clear();
         let mut set = self.busy.set();
         for id in &self.ids {
             set.remove(id);
@@ -69,24 +127,38 @@ impl Drop for Guard {
 }
 
 /// One lock for each thing that is worked on in turn.
-#[derive(Debug)]
-pub(crate) struct Turns<T>(Mutex<HashMap<T, Arc<tokio::sync::Mutex<()>>>>);
-
-impl<T> Default for Turns<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    locks: Locks,
 }
 
-impl<T: Eq + Hash> Turns<T> {
-    /// Waits for the turn on a thing, which ends when the guard is dropped.
-    pub(crate) async fn of(&self, thing: T) -> tokio::sync::OwnedMutexGuard<()> {
+/// The turn on a thing, which ends when this is dropped: between processes first.
+#[must_use]
+pub(crate) struct Turn {
+    _between: Held,
+    _within: OwnedMutexGuard<()>,
+}
+
+impl Turns {
+    /// It is everyone's turn.
+    pub(crate) fn new(locks: Locks) -> Self {
+        Self { locks, ..Self::default() }
+    }
+
+    /// Waits for the turn on a thing, which is named by its noun first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn of(&self, thing: String) -> Result<Turn, Error> {
         let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody holds or waits for are of no more use.
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(thing).or_default())
+            Arc::clone(turns.entry(thing.clone()).or_default())
         };
-        turn.lock_owned().await
+        let within = turn.lock_owned().await;
+        let between = self.locks.lock(thing).await?;
+        Ok(Turn { _between: between, _within: within })
     }
 }

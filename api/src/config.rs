@@ -17,6 +17,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use crate::attachment::HotUnplug;
 use crate::store::EventKind;
+use crate::store::is_postgres;
 use crate::webhook;
 
 /// The whole configuration.
@@ -129,7 +130,7 @@ impl<'de> Deserialize<'de> for Listen {
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
-    /// `sqlite:///path`.
+    /// `sqlite:///path` or `postgres://user:password@host/database`.
     pub url: String,
 }
 
@@ -629,11 +630,10 @@ impl Config {
                 bad(key, "less than a second is too often; write 1 or more".into());
             }
         }
-        if !self.database.url.starts_with("sqlite://") {
-            bad(
-                "[database] url",
-                "only SQLite is known yet; write sqlite:///var/lib/hotslot/hotslot.db".into(),
-            );
+        if !self.database.url.starts_with("sqlite://") && !is_postgres(&self.database.url) {
+            let right =
+                "write sqlite:///var/lib/hotslot/hotslot.db or postgres://USER:PASSWORD@HOST/DATABASE";
+            bad("[database] url", format!("it names neither SQLite nor PostgreSQL; {right}"));
         }
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for (index, hypervisor) in self.hypervisor.iter().enumerate() {

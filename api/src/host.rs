@@ -75,6 +75,8 @@ pub type Functions = BTreeMap<PciAddress, HostDevice>;
 /// Something that is to be compared with its records once more.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Again {
+    /// Everything.
+    Everything,
     /// A server.
     Server(ServerId),
     /// A server with a device of which it is not known whether its guest was asked to let it go.
@@ -108,6 +110,12 @@ impl Host {
             again,
             asked_again: Mutex::new(Some(asked_again)),
         }
+    }
+
+    /// Asks for everything to be compared with the records once more.
+    pub(crate) fn look_everywhere(&self) {
+        // Nobody listens only while the service ends.
+        let _ = self.again.send(Again::Everything);
     }
 
     /// Asks for a server to be compared with its records once more.

@@ -7,6 +7,7 @@
 //! host          the configured hypervisors
 //! idempotency   requests that are sent again
 //! store         SQL, one file a table
+//! others        the other processes over one database
 //! webhook       events told by POST: signed, again and again, dead letters
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
@@ -24,6 +25,7 @@ pub mod http;
 pub mod id;
 pub mod idempotency;
 pub mod inventory;
+mod others;
 mod retention;
 pub mod service;
 pub mod store;

@@ -27,6 +27,8 @@ pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
 }
 
 async fn prune(service: &Service) -> Result<u64, Error> {
+    // One process at a time, for the others would wait for it.
+    let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok(0) };
     let keep = i64::try_from(service.config.events.keep.0.as_millis()).unwrap_or(i64::MAX);
     let before = now().saturating_sub(keep);
     let mut pruned = 0;

@@ -1,7 +1,6 @@
 //! The service as one value: what handlers are given.
 
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
@@ -9,20 +8,21 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
-use hotslot_driver::hypervisor::DomainView;
+use hotslot_driver::hypervisor::{DomainView, Hypervisor};
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 use tokio::sync::{Mutex, watch};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
-use crate::config::{Config, ConfigError, Flavor};
+use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
+use crate::others;
 use crate::retention;
-use crate::store::{Attachment, Device, Store};
+use crate::store::{self, Attachment, Device, Store};
 use crate::webhook::Webhook;
 
 /// The running service.
@@ -39,14 +39,12 @@ pub struct Service {
     pub(crate) changing: Mutex<()>,
     /// The hostdev documents.
     pub templates: Templates,
-    /// Attachments that a task of this process is working on: reconciliation leaves them to it.
+    /// Attachments that someone is working on: reconciliation leaves them to it.
     pub(crate) in_flight: Arc<Busy>,
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
-    /// Attaches to one server go in turn.
-    pub(crate) turns: Turns<ServerId>,
-    /// Requests of one idempotency key and path go in turn.
-    pub(crate) retries: Turns<(String, String)>,
+    /// Attaches to one server go in turn, and requests of one idempotency key and path.
+    pub(crate) turns: Turns,
     /// On which host a server was found the last time.
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Who is told what happens.
@@ -86,6 +84,17 @@ impl Service {
     /// # Errors
     /// [`StartError`]. A libvirt host that is away is none.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
+        Self::start_on(config, host::open).await
+    }
+
+    /// As [`start`](Self::start), on hypervisors that the caller opens: several services may share one.
+    ///
+    /// # Errors
+    /// [`StartError`], and what `open` says.
+    pub async fn start_on(
+        config: Config,
+        open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+    ) -> Result<Arc<Self>, StartError> {
         let problems = problems(&config);
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
@@ -96,18 +105,21 @@ impl Service {
         let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
-            let hypervisor = host::open(&configured, &config.libvirt)?;
+            let hypervisor = open(&configured, &config.libvirt)?;
             let row = store.hypervisor(&configured.name, &configured.uri).await;
-            let row = row.map_err(|error| unusable(database_file(&config), error))?;
+            let row = row.map_err(|error| unusable(&config.database.url, error))?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
         let mut webhooks = Vec::new();
-        let mut told = Vec::new();
         for configured in &config.webhook {
-            told.push(store.told(&configured.name).await.map_err(StartError::Records)?);
+            // A new one is told what happens from now on.
+            store.told(&configured.name).await.map_err(StartError::Records)?;
             webhooks.push(Arc::new(Webhook::new(configured.clone())?));
         }
-        let (changing, in_flight, verifying, turns, retries, homes, stopping) = Default::default();
+        let in_flight = Busy::new("attachment", store.locks());
+        let verifying = Busy::new("address of attachment", store.locks());
+        let turns = Turns::new(store.locks());
+        let (changing, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -124,18 +136,18 @@ impl Service {
             in_flight,
             verifying,
             turns,
-            retries,
             homes,
             webhooks,
             stopping,
         });
-        for (webhook, told) in service.webhooks.iter().zip(told) {
-            tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service), told));
+        for webhook in &service.webhooks {
+            tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
         }
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
         }
+        service.go_on(others::follow(Arc::clone(&service)));
         Ok(service)
     }
 
@@ -230,7 +242,7 @@ pub fn problems(config: &Config) -> Vec<ConfigError> {
 }
 
 /// The rules of file and database. One of the database that the file no longer goes with is left out.
-async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
+pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
     let mut entries = Rule::of_file(&config.pci);
     entries.extend(store.rules().await?);
     let rules = Rules::read(entries, &config.pci);
@@ -255,34 +267,36 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
     }
 }
 
-fn database_file(config: &Config) -> &str {
-    config.database.url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default()
-}
-
-/// Why the database at `path` is of no use.
-fn unusable(path: &str, error: Error) -> StartError {
-    if let Error::Store(source) = error {
-        StartError::Database { advice: advice(&source, path), source }
+/// Why the database that a URL names is of no use.
+fn unusable(url: &str, error: Error) -> StartError {
+    let Error::Store(source) = error else { return StartError::Records(error) };
+    let advice = if store::is_postgres(url) {
+        postgres_advice(&source)
     } else {
-        StartError::Records(error)
-    }
+        advice(&source, store::sqlite_file(url))
+    };
+    StartError::Database { advice, source }
 }
 
 async fn open_store(config: &Config) -> Result<Store, StartError> {
-    let path = database_file(config);
-    let io = |error| unusable(path, Error::Store(sqlx::Error::Io(error)));
+    let url = &config.database.url;
+    let failed = |error| unusable(url, error);
+    if store::is_postgres(url) {
+        return Store::open(url, None).await.map_err(failed);
+    }
+    let path = store::sqlite_file(url);
+    let io = |error| failed(Error::Store(sqlx::Error::Io(error)));
     let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
     if let Some(directory) = directory {
         std::fs::create_dir_all(directory).map_err(io)?;
     }
     // Two services on one file would each take the other's work for what a dead one left.
-    let lock = File::create(format!("{path}.lock")).map_err(io)?;
-    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+    let Some(lock) = store::lock(path).map_err(io)? else {
         let source = sqlx::Error::Io(std::io::Error::other("another hotslot has it open"));
         let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
         return Err(StartError::Database { source, advice });
-    }
-    Store::open(&config.database.url, lock).await.map_err(|error| unusable(path, error))
+    };
+    Store::open(url, Some(lock)).await.map_err(failed)
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {
@@ -296,6 +310,27 @@ fn advice(error: &sqlx::Error, path: &str) -> String {
     } else {
         format!("[database] url names {path}: is its directory there, and may hotslot write it?")
     }
+}
+
+fn postgres_advice(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let advice = match (error, code.as_deref()) {
+        (sqlx::Error::Migrate(_), _) => {
+            "it was written by another version of hotslot; use that one, or another [database] url"
+        }
+        (sqlx::Error::Configuration(_), _) => {
+            "write [database] url as postgres://USER:PASSWORD@HOST/DATABASE"
+        }
+        (_, Some("3D000")) => "PostgreSQL has no database of that name; make it by createdb",
+        (_, Some("28000" | "28P01")) => {
+            "PostgreSQL does not let that user in; look at [database] url and its pg_hba.conf"
+        }
+        (_, Some("42501")) => {
+            "give the user of [database] url the right to create tables: GRANT CREATE ON SCHEMA public"
+        }
+        _ => "does PostgreSQL run where [database] url says, and may this machine reach it?",
+    };
+    advice.into()
 }
 
 #[cfg(test)]

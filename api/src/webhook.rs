@@ -6,7 +6,7 @@
 //!                   └─┘── after the last attempt ──▶ dead_letters, and on with the next event
 //! ```
 //! How far a webhook was told is on record, so that a restart goes on there. A dead letter is tried again when
-//! someone asks for it.
+//! someone asks for it. Of several processes one tells a webhook, and another one goes on when that ends.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::http::events::wire;
 use crate::id::EventId;
 use crate::service::Service;
-use crate::store::{DeadLetter, Event, EventFilter, Millis, now};
+use crate::store::{DeadLetter, Event, EventFilter, Held, Millis, now};
 
 /// How long after an attempt that failed the next one is made: after the first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -65,6 +65,8 @@ pub struct Progress {
 enum Stop {
     /// The service ends.
     Ending,
+    /// Another process tells it.
+    Elsewhere,
     /// The database fails.
     Records(Error),
 }
@@ -139,34 +141,58 @@ impl Webhook {
         kinds.is_empty() || kinds.iter().any(|kind| event.what.kind.is_of(kind))
     }
 
-    /// Tells a webhook what happens for as long as the service runs.
-    pub(crate) async fn follow(self: Arc<Self>, service: Arc<Service>, mut told: EventId) {
-        let mut committed = service.store.event_ids();
-        self.note(|progress| progress.told = Some(told));
+    /// Tells a webhook what happens for as long as the service runs, unless another process does.
+    pub(crate) async fn follow(self: Arc<Self>, service: Arc<Service>) {
         loop {
-            committed.mark_unchanged();
-            let name = &self.config.name;
-            let failed = match self.catch_up(&service, &mut told).await {
-                Ok(()) => false,
+            match self.take_turn(&service).await {
                 Err(Stop::Ending) => return,
-                Err(Stop::Records(error)) => {
-                    tracing::error!(webhook = name, %error, "what webhook {name} is to be told cannot be read");
-                    true
-                }
-            };
+                Err(Stop::Records(error)) => self.log(&error),
+                Ok(()) | Err(Stop::Elsewhere) => self.note(|progress| *progress = Progress::default()),
+            }
             tokio::select! {
-                _ = committed.changed(), if !failed => {}
-                () = self.again.notified() => {}
-                () = tokio::time::sleep(PAUSE.0), if failed => {}
+                () = tokio::time::sleep(PAUSE.0) => {}
                 () = service.ending() => return,
             }
         }
     }
 
-    /// Tells all that there is to tell.
-    async fn catch_up(&self, service: &Service, told: &mut EventId) -> Result<(), Stop> {
+    /// Tells a webhook what happens for as long as no other process does.
+    async fn take_turn(&self, service: &Service) -> Result<(), Stop> {
         let name = &self.config.name;
-        self.redeliver(service).await?;
+        let Some(turn) = service.store.locks().try_lock(format!("webhook {name}")).await? else {
+            return Err(Stop::Elsewhere);
+        };
+        let mut committed = service.store.event_ids();
+        let mut told = service.store.told(name).await?;
+        self.note(|progress| progress.told = Some(told));
+        loop {
+            committed.mark_unchanged();
+            let failed = match self.catch_up(service, &turn, &mut told).await {
+                Ok(()) => false,
+                Err(Stop::Records(error)) => {
+                    self.log(&error);
+                    true
+                }
+                Err(stop) => return Err(stop),
+            };
+            tokio::select! {
+                _ = committed.changed(), if !failed => {}
+                () = self.again.notified() => {}
+                () = tokio::time::sleep(PAUSE.0), if failed => {}
+                () = service.ending() => return Err(Stop::Ending),
+            }
+        }
+    }
+
+    fn log(&self, error: &Error) {
+        let name = &self.config.name;
+        tracing::error!(webhook = name, %error, "what webhook {name} is to be told cannot be read");
+    }
+
+    /// Tells all that there is to tell.
+    async fn catch_up(&self, service: &Service, turn: &Held, told: &mut EventId) -> Result<(), Stop> {
+        let name = &self.config.name;
+        self.redeliver(service, turn).await?;
         loop {
             let page = match service.store.events(*told, &EventFilter::default(), PAGE).await {
                 Err(Error::Gone(reason)) => {
@@ -178,7 +204,7 @@ impl Webhook {
             };
             let mut recorded = Instant::now();
             for event in &page {
-                let dead = if self.wants(event) { self.tell(service, event).await? } else { None };
+                let dead = if self.wants(event) { self.tell(service, turn, event).await? } else { None };
                 *told = event.id;
                 self.note(|progress| progress.told = Some(event.id));
                 let last = page.last().is_some_and(|last| last.id == event.id);
@@ -194,15 +220,11 @@ impl Webhook {
     }
 
     /// Tells an event, as often as it takes or as is configured; then it is a dead letter.
-    async fn tell(&self, service: &Service, event: &Event) -> Result<Option<DeadLetter>, Stop> {
+    async fn tell(&self, service: &Service, turn: &Held, event: &Event) -> Result<Option<DeadLetter>, Stop> {
         let name = &self.config.name;
         let mut attempts = 1;
         let reason = loop {
-            let posted = tokio::select! {
-                posted = self.post(event) => posted,
-                () = service.ending() => return Err(Stop::Ending),
-            };
-            let reason = match posted {
+            let reason = match self.try_once(service, turn, event).await? {
                 Ok(()) => {
                     self.note(|progress| {
                         let told = progress.told;
@@ -224,7 +246,7 @@ impl Webhook {
             attempts += 1;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.again.notified() => self.redeliver(service).await?,
+                () = self.again.notified() => self.redeliver(service, turn).await?,
                 () = service.ending() => return Err(Stop::Ending),
             }
         };
@@ -238,23 +260,35 @@ impl Webhook {
     }
 
     /// Tries dead letters that someone asked for once more.
-    async fn redeliver(&self, service: &Service) -> Result<(), Stop> {
+    async fn redeliver(&self, service: &Service, turn: &Held) -> Result<(), Stop> {
         let (name, any) = (&self.config.name, EventFilter::default());
         while let Some(letter) = service.store.due_letter(name).await? {
             let events = service.store.events(EventId(letter.event.0 - 1), &any, 1).await?;
             // It may be pruned at any time, and its letter with it.
             let Some(event) = events.first().filter(|event| event.id == letter.event) else { return Ok(()) };
-            let posted = tokio::select! {
-                posted = self.post(event) => posted,
-                () = service.ending() => return Err(Stop::Ending),
-            };
+            let posted = self.try_once(service, turn, event).await?;
             let outcome = posted.as_ref().copied().map_err(String::as_str);
             service.store.tried_again(name, letter.event, outcome).await?;
         }
         Ok(())
     }
 
-    /// One attempt.
+    /// One attempt, as long as it is for this process to make.
+    async fn try_once(
+        &self,
+        service: &Service,
+        turn: &Held,
+        event: &Event,
+    ) -> Result<Result<(), String>, Stop> {
+        if !service.store.locks().has(turn).await? {
+            return Err(Stop::Elsewhere);
+        }
+        tokio::select! {
+            posted = self.post(event) => Ok(posted),
+            () = service.ending() => Err(Stop::Ending),
+        }
+    }
+
     async fn post(&self, event: &Event) -> Result<(), String> {
         let body = wire(event).to_string();
         let request = self

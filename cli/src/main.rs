@@ -8,6 +8,7 @@ mod attachment;
 mod capture;
 mod client;
 mod config;
+mod db;
 mod detach;
 mod device;
 mod doctor;
@@ -66,6 +67,9 @@ enum Command {
     /// Make something happen on a simulated host that is being served.
     #[command(after_help = sim::HELP)]
     Sim(sim::Sim),
+    /// Copy the database while the service runs; put a copy back while it does not.
+    #[command(subcommand, after_help = db::HELP)]
+    Db(db::DbCommand),
     /// Print a shell's completions for this command.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -144,6 +148,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         }
         Command::Doctor(doctor) => until_done(doctor.run(arguments.url, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
+        Command::Db(command) => until_done(command.run()),
         Command::Sim(sim) => sim.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -230,6 +235,8 @@ mod tests {
             "hotslot config whitelist list",
             "hotslot config alias add {\"name\":\"a1\"}",
             "hotslot config extra-info remove 3 --force",
+            "hotslot db backup /var/backups/hotslot.db --config /etc/hotslot/hotslot.toml",
+            "hotslot db restore /var/backups/hotslot.db",
             "hotslot doctor --uri qemu+ssh://node2/system",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap();
@@ -252,6 +259,7 @@ mod tests {
             "hotslot pci list --vendor intel",
             "hotslot topology",
             "hotslot topology a --host --server",
+            "hotslot db backup",
             "hotslot config alias add a1",
             "hotslot config whitelist remove",
         ] {

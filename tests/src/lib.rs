@@ -4,6 +4,7 @@
 pub mod lab;
 pub mod measure;
 pub mod oracle;
+pub mod postgres;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

@@ -88,7 +88,7 @@ impl Service {
         let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
-        let _turn = self.turns.of(request.server).await;
+        let _turn = self.turns.of(format!("server {}", request.server)).await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
         self.mac_is_free(&request).await?;
@@ -97,7 +97,7 @@ impl Service {
         let mut choice = Choice::default();
         loop {
             // Nobody gives a group back between its reservation and its taking.
-            let groups = if request.whole_group { Some(host.groups.lock().await) } else { None };
+            let groups = if request.whole_group { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
             let taken = self.take_groups(&host, &request, scope, &steps).await;
             drop(groups);
@@ -143,7 +143,7 @@ impl Service {
             let wanted: Vec<NewAttachment> =
                 chosen.iter().map(|chosen| new_attachment(request, chosen)).collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
-            let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id));
+            let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
             let id = RequestId(Uuid::new_v4());
             let (server, persistent, key) = (request.server, request.persistent, request.key.as_ref());
             if self.store.reserve(host.row.id, server, id, persistent, key, &wanted).await? {

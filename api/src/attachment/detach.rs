@@ -57,39 +57,47 @@ impl Service {
         request: DetachRequest,
     ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
         let until = request.timeout.map(|timeout| Instant::now() + timeout);
-        let attachment = self.attachment_of(server, id).await?;
-        match attachment.state {
-            // Asked again, or never plugged: the same outcome.
-            State::Detached | State::Failed => return Ok(None),
-            State::Attaching => {
-                return Err(Error::Conflict(format!(
-                    "attachment {id} is still attaching; try again when it is attached"
-                )));
-            }
-            State::Attached | State::Detaching => {}
-        }
-        let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
-            Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
-        })?;
-        host.ready().await?;
-        if attachment.state == State::Attached && !request.force {
-            self.may_be_asked(&host, &attachment).await?;
-        }
         let service = Arc::clone(self);
-        let Some(guard) = self.in_flight.try_enter(id) else {
-            // Someone asks the guest already: the outcome is the same, unless more is asked for now.
-            return Ok(Some(who::spawn(async move {
-                match service.outcome_of_others(id, until).await {
-                    Err(Error::Conflict(_)) if request.force => {
-                        let Some(guard) = service.in_flight.try_enter(id) else {
-                            return service.outcome_of_others(id, until).await;
-                        };
-                        let first = service.intend(id, request.force).await?;
-                        service.detach_now(&host, id, Ask { until, first }, guard).await
-                    }
-                    outcome => outcome,
+        let (host, guard) = loop {
+            let attachment = self.attachment_of(server, id).await?;
+            match attachment.state {
+                // Asked again, or never plugged: the same outcome.
+                State::Detached | State::Failed => return Ok(None),
+                State::Attaching => {
+                    return Err(Error::Conflict(format!(
+                        "attachment {id} is still attaching; try again when it is attached"
+                    )));
                 }
-            })));
+                State::Attached | State::Detaching => {}
+            }
+            let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
+                Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))
+            })?;
+            host.ready().await?;
+            if attachment.state == State::Attached && !request.force {
+                self.may_be_asked(&host, &attachment).await?;
+            }
+            let late = until.is_some_and(|until| until <= Instant::now());
+            match self.in_flight.try_enter(id).await? {
+                Some(guard) => break (host, guard),
+                // Someone asks the guest already: the outcome is the same, unless more is asked for now.
+                None if late || attachment.state == State::Detaching => {
+                    return Ok(Some(who::spawn(async move {
+                        match service.outcome_of_others(id, until).await {
+                            Err(Error::Conflict(_)) if request.force => {
+                                let Some(guard) = service.in_flight.try_enter(id).await? else {
+                                    return service.outcome_of_others(id, until).await;
+                                };
+                                let first = service.intend(id, request.force).await?;
+                                service.detach_now(&host, id, Ask { until, first }, guard).await
+                            }
+                            outcome => outcome,
+                        }
+                    })));
+                }
+                // Whoever attached it has not left it yet, or someone begins to ask: then it is looked again.
+                None => self.idle_until(id, until).await?,
+            }
         };
         let room = host.admit()?;
         let first = self.intend(id, request.force).await?;
@@ -110,14 +118,19 @@ impl Service {
         Ok(first)
     }
 
-    /// Waits for the detach that another request began.
-    async fn outcome_of_others(&self, id: AttachmentId, until: Option<Instant>) -> Result<(), Error> {
+    /// Waits until nobody works on an attachment, or no longer.
+    async fn idle_until(&self, id: AttachmentId, until: Option<Instant>) -> Result<(), Error> {
         let idle = self.in_flight.idle(id);
         match until {
-            // What it is by then is what there is to say.
-            Some(until) => drop(tokio::time::timeout_at(until, idle).await),
+            Some(until) => tokio::time::timeout_at(until, idle).await.unwrap_or(Ok(())),
             None => idle.await,
         }
+    }
+
+    /// Waits for the detach that another request began.
+    async fn outcome_of_others(&self, id: AttachmentId, until: Option<Instant>) -> Result<(), Error> {
+        // What it is by then is what there is to say.
+        self.idle_until(id, until).await?;
         let row = self.store.attachment(id).await?.ok_or(Error::NoAttachment(id))?;
         if row.state.is_final() {
             return Ok(());

@@ -11,12 +11,14 @@ use std::collections::BTreeSet;
 use hotslot_driver::device::{HostDevice, IommuGroup};
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::ErrorKind;
+use tokio::sync::MutexGuard;
 
 use super::drift::{Action, Finding, Kind, Witness};
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::AttachmentId;
 use crate::service::Service;
+use crate::store::Held;
 
 /// What became of the functions that were taken and that nobody has any more.
 #[derive(Debug, Default)]
@@ -28,6 +30,16 @@ pub(super) struct Owed {
 }
 
 impl Service {
+    /// Waits until nobody else takes or gives back functions of a host: no task of this process, and no other process.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
+        let within = host.groups.lock().await;
+        let between = self.store.locks().lock(format!("groups of host {}", host.row.id.0)).await?;
+        Ok((between, within))
+    }
+
     /// Looks which functions are owed their host drivers.
     ///
     /// # Errors
@@ -64,7 +76,8 @@ impl Service {
     /// # Errors
     /// The database's, or what the hypervisor answered for a function that cannot be given back; the others are.
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
-        let _groups = host.groups.lock().await;
+        let _groups = self.lock_groups(host).await?;
+        self.store.refresh().await?;
         let (mut owed, mut outcome) = (self.owed(host).await?, Ok(()));
         for finding in owed.findings {
             let (Action::GiveBack(id), Some(address)) = (finding.action, finding.address) else { continue };

@@ -110,6 +110,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     todo.note(&host, heard);
                 }
                 Some(again) = again.recv() => match again {
+                    Again::Everything => todo.everything = true,
                     Again::Server(server) => todo.server(server, Occasion::Event),
                     // Whatever it was that failed is not at once over.
                     Again::Open(server) => {
@@ -201,10 +202,11 @@ impl Service {
         let findings = self.compare(host, server).await?;
         // The guests that are asked take their time.
         drop(self.put_right(host, findings, occasion).await?);
-        for row in self.store.attachments_of(server).await? {
-            if row.hypervisor == host.row.id && !self.in_flight.contains(row.id) {
-                self.verify_soon(host, &row);
-            }
+        let mut rows = self.store.attachments_of(server).await?;
+        rows.retain(|row| row.hypervisor == host.row.id);
+        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        for row in rows.iter().filter(|row| !busy.contains(&row.id)) {
+            self.verify_soon(host, row);
         }
         tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");
         Ok(())

@@ -26,20 +26,27 @@ impl Service {
     /// What the hypervisor answers, or the database.
     pub(super) async fn compare(&self, host: &Host, server: ServerId) -> Result<Vec<Finding>, Error> {
         // What someone works on while the documents are read may be in them or not, whatever its record says then.
+        // Of an attach that ends in between they may say that it is not there.
         let began = now();
+        self.store.refresh().await?;
         // A call that is still out may change the domain after it was read. It is heard of when it comes back.
         let out = host.stuck(server).is_some();
         let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id && !self.in_flight.contains(row.id));
+        let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        // A process whose locks went with a connection has them again soon; its attach is not cut off.
+        busy.extend(self.store.attaching_elsewhere(server).await?);
+        rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
         rows.retain(|row| !out || row.state == State::Attached);
         let view = host.server(server).await?;
-        rows.retain(|row| !self.in_flight.contains(row.id));
+        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        rows.retain(|row| !busy.contains(&row.id));
         host.set_held(server, view.as_ref());
-        let mut named = BTreeMap::new();
-        for id in view.as_ref().map(aliases).unwrap_or_default() {
+        let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
+        let busy = self.in_flight.of(aliases.iter().copied()).await?;
+        for id in aliases {
             let row = self.store.attachment(id).await?;
             let just_ended = row.as_ref().is_some_and(|row| row.ended_at.is_some_and(|ended| ended >= began));
-            if !just_ended && !self.in_flight.contains(id) {
+            if !just_ended && !busy.contains(&id) {
                 named.insert(id, row);
             }
         }
@@ -140,7 +147,7 @@ impl Service {
                 (Action::Free(device), _) => self.store.forget(*device).await?,
                 (action, Some(id)) => {
                     let action = action.clone();
-                    tasks.extend(self.mend(host, id, action).map(|task| (finding, task)));
+                    tasks.extend(self.mend(host, id, action).await?.map(|task| (finding, task)));
                 }
                 (_, None) => {}
             }
@@ -148,7 +155,8 @@ impl Service {
         self.settle_all(&seen).await?;
         for (id, finding) in given_up {
             let Some(row) = self.store.attachment(id).await? else { continue };
-            tasks.extend(self.mend(host, id, Action::AskAgain(Box::new(row))).map(|task| (finding, task)));
+            let task = self.mend(host, id, Action::AskAgain(Box::new(row))).await?;
+            tasks.extend(task.map(|task| (finding, task)));
         }
         if owed && let Err(error) = self.give_back(host).await {
             tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
@@ -158,15 +166,15 @@ impl Service {
     }
 
     /// Asks the hypervisor for what brings an attachment in line; nothing when someone works on it.
-    fn mend(
+    async fn mend(
         self: &Arc<Self>,
         host: &Arc<Host>,
         id: AttachmentId,
         action: Action,
-    ) -> Option<JoinHandle<Result<(), Error>>> {
-        let guard = self.in_flight.try_enter(id)?;
+    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+        let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        Some(who::spawn(async move {
+        Ok(Some(who::spawn(async move {
             // It may have gone on since it was compared; from here on nobody else works on it.
             let supposed = match &action {
                 Action::AskAgain(_) => Some(State::Detaching),
@@ -213,7 +221,7 @@ impl Service {
                 tracing::error!(attachment.id = %id, server.id = %server, %error, "what disagrees is as it was");
             }
             outcome
-        }))
+        })))
     }
 
     /// Takes a device out of a domain that is not to have it.
@@ -232,7 +240,7 @@ impl Service {
 
     /// Plugs a device into a running guest whose definition has it.
     async fn plug_again(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
-        let _turn = self.turns.of(row.server).await;
+        let _turn = self.turns.of(format!("server {}", row.server)).await?;
         let device = self.device_of(row)?;
         let address = device.facts.address;
         let context = || format!("plugging {address} into server {}", row.server);

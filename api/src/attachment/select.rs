@@ -136,6 +136,7 @@ impl Service {
         request: &AttachRequest,
         choice: &mut Choice,
     ) -> Result<Vec<Chosen>, Error> {
+        self.store.refresh().await?;
         let sight = self.sight(host, view, request).await?;
         let (look, _) = self.look_twice(host, view, request, sight, choice).await?;
         match look.refused {

@@ -40,9 +40,8 @@ impl Service {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
-        let Some(busy) = self.verifying.try_enter(id) else { return };
         tokio::spawn(who::by(who::itself::VERIFICATION, async move {
-            let _busy = busy;
+            let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
             for pause in ASK_AFTER {
                 tokio::time::sleep(pause).await;
                 match service.verify(&host, id).await {

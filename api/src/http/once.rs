@@ -52,7 +52,7 @@ async fn answer(
     next: Next,
 ) -> Result<Response, Fault> {
     // Whoever comes while the first is at it waits for its answer.
-    let _turn = service.retries.of((key.key.clone(), key.route.clone())).await;
+    let _turn = service.turns.of(format!("key {} {}", key.key, key.route)).await?;
     if let Some(kept) = service.kept(&key).await? {
         if kept.fingerprint != key.fingerprint {
             return Err(Fault::new(

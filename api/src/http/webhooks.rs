@@ -21,6 +21,8 @@ const LETTERS: u32 = 100;
 /// A webhook on the wire. Neither its secret nor the path of its URL is shown.
 async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
+    // Another process may tell it.
+    let told = progress.told.max(Some(service.store.told(&config.name).await?));
     let last = service.store.event_bounds().await?.last;
     let (letters, count) = service.store.dead_letters(&config.name, LETTERS).await?;
     let letter = |letter: &DeadLetter| {
@@ -36,8 +38,8 @@ async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
         "name": config.name,
         "url": webhook.origin(),
         "kinds": config.kinds,
-        "told": progress.told,
-        "behind": progress.told.map(|told| last.0 - told.0),
+        "told": told,
+        "behind": told.map(|told| last.0 - told.0),
         "told_at": progress.told_at.map(time),
         "attempts": progress.attempts,
         "reason": progress.reason,

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::discover::parent;
 use super::{Inventory, Rule, RuleKind, Rules, Source};
 use crate::error::Error;
-use crate::service::Service;
+use crate::service::{Service, read_rules};
 use crate::store::now;
 use crate::who;
 
@@ -71,6 +71,8 @@ impl Service {
 
     async fn change_rules_now(self: Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
         let _turn = self.changing.lock().await;
+        let _between = self.store.locks().lock("rules".into()).await?;
+        self.read_rules_again().await?;
         let before = self.rules();
         let mut entries = before.entries().to_vec();
         let rule = match &change {
@@ -141,6 +143,37 @@ impl Service {
             }
         }
         problems
+    }
+
+    /// Follows what other processes have changed of the rules.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn follow_rules(self: &Arc<Self>) -> Result<(), Error> {
+        let _turn = self.changing.lock().await;
+        if self.read_rules_again().await? {
+            tracing::info!("another process has changed the rules");
+            self.discover_everywhere().await;
+        }
+        Ok(())
+    }
+
+    /// Reads the rules as they are on record; false when they were so already.
+    async fn read_rules_again(&self) -> Result<bool, Error> {
+        if !self.store.is_shared() {
+            return Ok(false);
+        }
+        let in_order = |rules: &Rules| {
+            let mut entries = rules.entries().to_vec();
+            entries.sort_by_key(|entry| entry.kind);
+            entries
+        };
+        let fresh = read_rules(&self.config, &self.store).await?;
+        if in_order(&fresh) == in_order(&self.rules()) {
+            return Ok(false);
+        }
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        Ok(true)
     }
 
     /// The devices in use of which an entry spoke, and speaks no more after a change.

@@ -3,6 +3,7 @@
 
 use hotslot_driver::pci::PciAddress;
 
+use super::sql::query;
 use super::{InnerSource, Network, Store, events, now};
 use crate::attachment::State;
 use crate::error::Error;
@@ -41,12 +42,11 @@ impl Store {
     /// The database's; then nothing was changed.
     pub async fn forget(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        let open: i64 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM attachments WHERE device_id = $1 AND ended_at IS NULL")
-                .bind(id.0)
-                .fetch_one(&mut *draft.tx)
-                .await?;
-        if open > 0 || draft.apply(id, Deed::Free).is_err() {
+        let open = query("SELECT id FROM attachments WHERE device_id = $1 AND ended_at IS NULL")
+            .bind(id.0)
+            .fetch_optional(&mut draft.tx)
+            .await?;
+        if open.is_some() || draft.apply(id, Deed::Free).is_err() {
             return Ok(());
         }
         draft.edit(id, |row| (row.server, row.request) = (None, None));
@@ -72,7 +72,7 @@ impl Store {
         let told = events::made(device, found.server, found.id, State::Attached);
         draft.tell_of([events::What { reason: Some(REASON.into()), ..told }]);
         let network = found.network.as_ref();
-        let made = sqlx::query(
+        let made = query(
             "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
                  managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan)
              VALUES ($1, $2, $3, $4, $5, '', $6, $7, $8, $9, $10, $11, $12, $12, $13, $14)",
@@ -91,7 +91,7 @@ impl Store {
         .bind(now())
         .bind(network.map(|network| network.mac.to_string()))
         .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
-        .execute(&mut *draft.tx)
+        .execute(&mut draft.tx)
         .await;
         match made {
             Ok(_) => {}

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
-use sqlx::sqlite::SqliteRow;
 
 use super::draft::Draft;
-use super::events;
 use super::idempotency::remember;
-use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, now, words};
+use super::sql::{Row, query};
+use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, events, now, words};
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -135,8 +134,7 @@ fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
     Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
 }
 
-fn attachment(row: &SqliteRow) -> Result<Attachment, Error> {
-    use sqlx::Row as _;
+fn attachment(row: &Row) -> Result<Attachment, Error> {
     let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
     let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
     let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
@@ -240,11 +238,11 @@ impl Store {
             draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
             draft.tell_of([events::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
-            sqlx::query(
+            query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group, taken)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15)",
+                     whole_group, taken, worker)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -261,7 +259,8 @@ impl Store {
             .bind(network.and_then(|network| network.trusted).map(i64::from))
             .bind(i64::from(new.whole_group))
             .bind(i64::from(new.taken))
-            .execute(&mut *draft.tx)
+            .bind(self.worker())
+            .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
                 Some(known) if known.is_unique_violation() => Error::Conflict(
@@ -292,13 +291,13 @@ impl Store {
         let mut draft = self.draft().await?;
         let mut changed = Vec::new();
         for (id, observation) in seen {
-            let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+            let row = query("SELECT * FROM attachments WHERE id = $1")
                 .bind(id.to_string())
-                .fetch_optional(&mut *draft.tx)
+                .fetch_optional(&mut draft.tx)
                 .await?;
             let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
             let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
-            sqlx::query(
+            query(
                 "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
                      updated_at = $6,
                      attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
@@ -311,7 +310,7 @@ impl Store {
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(now())
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
             draft.tell_of(events::of_attachment(&row, &next, address));
@@ -331,12 +330,12 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
-        sqlx::query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
             .bind(id.to_string())
-            .execute(&self.write)
+            .execute(&mut tx)
             .await?;
-        Ok(())
+        Ok(tx.commit().await?)
     }
 
     /// One attachment, ended ones too.
@@ -344,7 +343,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
-        let row = sqlx::query("SELECT * FROM attachments WHERE id = $1")
+        let row = query("SELECT * FROM attachments WHERE id = $1")
             .bind(id.to_string())
             .fetch_optional(&self.read)
             .await?;
@@ -357,7 +356,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT attachments.id AS id, pci_devices.address AS address
              FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
              WHERE taken = 1 AND ended_at IS NOT NULL AND hypervisor_id = $1 ORDER BY address",
@@ -365,8 +364,7 @@ impl Store {
         .bind(host.0)
         .fetch_all(&self.read)
         .await?;
-        let read = |row: &SqliteRow| {
-            use sqlx::Row as _;
+        let read = |row: &Row| {
             let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
             Ok((columns.parse("id")?, columns.parse("address")?))
         };
@@ -380,9 +378,9 @@ impl Store {
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for id in ids {
-            let row = sqlx::query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
+            let row = query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
                 .bind(id.to_string())
-                .fetch_optional(&mut *draft.tx)
+                .fetch_optional(&mut draft.tx)
                 .await?;
             let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
             let address = draft.device(row.device).map(|device| device.facts.address);
@@ -392,15 +390,32 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
+    /// Those of a server's attachments that another process is attaching, as far as that is not known to have ended.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
+        let Some(worker) = self.worker() else { return Ok(Vec::new()) };
+        let rows = query(
+            "SELECT id FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
+                 AND worker IN (SELECT id FROM processes WHERE id <> $2)",
+        )
+        .bind(server.to_string())
+        .bind(worker)
+        .fetch_all(&self.read)
+        .await?;
+        let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");
+        rows.iter().map(read).collect()
+    }
+
     /// Every attachment that has not ended, oldest first.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
-                .fetch_all(&self.read)
-                .await?;
+        let rows = query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(attachment).collect()
     }
 
@@ -409,7 +424,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
              ORDER BY created_at, device_id",
         )
@@ -428,19 +443,19 @@ impl Store {
         server: Option<ServerId>,
         limit: u32,
     ) -> Result<Vec<Attachment>, Error> {
-        let query = match server {
-            Some(server) => sqlx::query(
+        let ended = match server {
+            Some(server) => query(
                 "SELECT * FROM attachments WHERE ended_at IS NOT NULL AND server_uuid = $2
                  ORDER BY ended_at DESC, id LIMIT $1",
             )
             .bind(i64::from(limit))
             .bind(server.to_string()),
-            None => sqlx::query(
+            None => query(
                 "SELECT * FROM attachments WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id LIMIT $1",
             )
             .bind(i64::from(limit)),
         };
-        query.fetch_all(&self.read).await?.iter().map(attachment).collect()
+        ended.fetch_all(&self.read).await?.iter().map(attachment).collect()
     }
 
     /// The attachments of a request, ended ones too, oldest first.
@@ -448,11 +463,10 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
-                .bind(request.to_string())
-                .fetch_all(&self.read)
-                .await?;
+        let rows = query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+            .bind(request.to_string())
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(attachment).collect()
     }
 }

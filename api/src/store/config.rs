@@ -1,13 +1,11 @@
 //! The table `pci_config`: the rules that came by the API.
 
-use sqlx::sqlite::SqliteRow;
-
-use super::{Columns, Store, events};
+use super::sql::{Row, query};
+use super::{Columns, News, Store, events};
 use crate::error::Error;
 use crate::inventory::{Rule, Source};
 
-fn rule(row: &SqliteRow) -> Result<Rule, Error> {
-    use sqlx::Row as _;
+fn rule(row: &Row) -> Result<Rule, Error> {
     let id: String = row.try_get("id")?;
     let columns = Columns { table: "pci_config", id, row };
     Ok(Rule {
@@ -27,8 +25,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
-        let rows =
-            sqlx::query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
+        let rows = query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
         rows.iter().map(rule).collect()
     }
 
@@ -41,11 +38,12 @@ impl Store {
             return Err(Error::Internal(format!("{} is not the database's", rule.name())));
         };
         let mut draft = self.draft().await?;
-        let was: Option<String> = sqlx::query_scalar("SELECT body FROM pci_config WHERE id = $1")
+        let was = query("SELECT body FROM pci_config WHERE id = $1")
             .bind(rule.id.hyphenated().to_string())
-            .fetch_optional(&mut *draft.tx)
+            .fetch_optional(&mut draft.tx)
             .await?;
-        sqlx::query(
+        let was: Option<String> = was.map(|row| row.try_get("body")).transpose()?;
+        query(
             "INSERT INTO pci_config (id, kind, position, body, created_at, updated_at)
              SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, $5 FROM pci_config WHERE kind = $2
              ON CONFLICT (id) DO UPDATE SET body = excluded.body, updated_at = excluded.updated_at",
@@ -55,8 +53,9 @@ impl Store {
         .bind(rule.text.as_str())
         .bind(created_at)
         .bind(updated_at)
-        .execute(&mut *draft.tx)
+        .execute(&mut draft.tx)
         .await?;
+        draft.tx.tell(News::Rules).await?;
         draft.tell_of(events::of_rule(rule, was.as_deref(), Some(&rule.text)));
         draft.commit().await.map(drop)
     }
@@ -67,10 +66,11 @@ impl Store {
     /// The database's.
     pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        sqlx::query("DELETE FROM pci_config WHERE id = $1")
+        query("DELETE FROM pci_config WHERE id = $1")
             .bind(rule.id.hyphenated().to_string())
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
+        draft.tx.tell(News::Rules).await?;
         draft.tell_of(events::of_rule(rule, Some(&rule.text), None));
         draft.commit().await.map(drop)
     }

@@ -6,12 +6,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use hotslot_driver::pci::{PciAddress, PciId};
-use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
+use super::sql::{On, Row, query};
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
-use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
+use crate::id::{DeviceId, EventId, HypervisorId, RequestId, ServerId};
 use crate::inventory::{self, identity};
 
 words! {
@@ -153,8 +153,7 @@ pub enum Looked<'a> {
 
 const TABLE: &str = "pci_devices";
 
-fn device(row: &SqliteRow) -> Result<Device, Error> {
-    use sqlx::Row as _;
+fn device(row: &Row) -> Result<Device, Error> {
     let id: i64 = row.try_get("id")?;
     let columns = Columns { table: TABLE, id: id.to_string(), row };
     let extra_info: String = columns.get("extra_info")?;
@@ -186,12 +185,18 @@ fn device(row: &SqliteRow) -> Result<Device, Error> {
     })
 }
 
+fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
+    rows.iter().map(|row| device(row).map(Arc::new)).collect()
+}
+
 /// The rows that are not deleted, as they were last committed.
 ///
 /// Requests choose from them and lists show them without asking the database; what is promised is decided by the
 /// database's row alone ([`Draft::commit`](super::draft::Draft::commit)).
 #[derive(Debug, Default)]
 pub(super) struct Rows {
+    /// The number of the commit that last wrote one of them.
+    pub(super) seq: i64,
     in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
     places: BTreeMap<DeviceId, (HypervisorId, PciAddress)>,
 }
@@ -218,7 +223,9 @@ impl Rows {
         all.map(|(_, other)| other).filter(of_it).cloned().collect()
     }
 
-    pub(super) fn put(&mut self, rows: Vec<Arc<Device>>) {
+    /// Takes in what a commit has written.
+    pub(super) fn put(&mut self, rows: Vec<Arc<Device>>, seq: i64) {
+        self.seq = self.seq.max(seq);
         // Addresses may have been exchanged: all old places are left before a new one is taken.
         for row in &rows {
             if let Some(place) = self.places.remove(&row.id) {
@@ -257,10 +264,8 @@ impl Store {
         if let Some(found) = self.device(id) {
             return Ok(Some(found));
         }
-        let row = sqlx::query("SELECT * FROM pci_devices WHERE id = $1")
-            .bind(id.0)
-            .fetch_optional(&self.read)
-            .await?;
+        let row =
+            query("SELECT * FROM pci_devices WHERE id = $1").bind(id.0).fetch_optional(&self.read).await?;
         row.as_ref().map(|row| device(row).map(Arc::new)).transpose()
     }
 
@@ -283,12 +288,12 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn marker(&self, text: &str) -> Result<Option<DeviceId>, Error> {
-        let id = sqlx::query_scalar("SELECT id FROM pci_devices WHERE id = $1 OR uuid = $2")
+        let row = query("SELECT id FROM pci_devices WHERE id = $1 OR uuid = $2")
             .bind(text.parse::<i64>().unwrap_or(-1))
             .bind(text.to_ascii_lowercase())
             .fetch_optional(&self.read)
             .await?;
-        Ok(id.map(DeviceId))
+        Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
     /// Says that a device which was used once has been cleaned, and may be given again. One that was not used
@@ -320,11 +325,39 @@ impl Store {
 
     /// Reads all rows that are not deleted, as the service does when it starts.
     pub(super) async fn read_devices(&self) -> Result<(), Error> {
-        let rows = sqlx::query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;
-        let rows = rows.iter().map(|row| device(row).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        // The number first: rows that are newer than it are read once more.
+        let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
+        let rows = query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;
         let mut fresh = Rows::default();
-        fresh.put(rows);
+        fresh.put(devices(&rows)?, seq);
         *self.rows_mut() = fresh;
+        Ok(())
+    }
+
+    /// Brings what is in memory up to what other processes have committed.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        if self.is_shared() {
+            // In turn, so that what this process commits meanwhile is not covered by what was before.
+            let _turn = self.turn.lock().await;
+            self.catch_up(On::Pool(&self.read)).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows that other processes have written since, deleted ones too.
+    pub(super) async fn catch_up(&self, mut on: On<'_>) -> Result<(), Error> {
+        let new = query("SELECT seq, last FROM commits, event_ids").fetch_one(on.again()).await?;
+        let (seq, last): (i64, _) = (new.try_get("seq")?, EventId(new.try_get("last")?));
+        let known = self.rows().seq;
+        if seq > known {
+            let rows = query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(on).await?;
+            self.rows_mut().put(devices(&rows)?, seq);
+        }
+        // Whoever follows the events finds the devices as they say.
+        self.heard_of(last);
         Ok(())
     }
 

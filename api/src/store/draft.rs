@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
-use sqlx::{Sqlite, Transaction};
 use tokio::sync::MutexGuard;
 
 use super::devices::{Device, DeviceFacts, DeviceStatus};
 use super::events::{self, What};
-use super::{DevType, Millis, Store, now};
+use super::sql::{On, Transaction, query};
+use super::{DevType, Millis, News, Store, now};
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId};
 use crate::inventory::{Deed, NotAllowed};
@@ -21,7 +21,7 @@ use crate::inventory::{Deed, NotAllowed};
 /// One transaction, with what it makes of the devices.
 pub(super) struct Draft<'s> {
     store: &'s Store,
-    pub(super) tx: Transaction<'static, Sqlite>,
+    pub(super) tx: Transaction,
     /// Rows that may differ from what the table has.
     rows: BTreeMap<DeviceId, Arc<Device>>,
     /// What is to be told, beside what the rows tell.
@@ -31,10 +31,10 @@ pub(super) struct Draft<'s> {
 }
 
 impl Store {
-    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
+    /// Begins a change of devices, against the rows as they are now.
     pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
-        let turn = self.turn.lock().await;
-        let tx = self.write.begin_with("BEGIN IMMEDIATE").await?;
+        let (turn, mut tx) = self.begin().await?;
+        self.catch_up(On::Transaction(&mut tx)).await?;
         Ok(Draft { store: self, tx, rows: BTreeMap::new(), events: Vec::new(), next_id: None, _turn: turn })
     }
 }
@@ -87,9 +87,8 @@ impl Draft<'_> {
         let id = match self.next_id {
             Some(id) => id,
             None => {
-                sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM pci_devices")
-                    .fetch_one(&mut *self.tx)
-                    .await?
+                let next = query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM pci_devices");
+                next.fetch_one(&mut self.tx).await?.try_get("id")?
             }
         };
         self.next_id = Some(id + 1);
@@ -176,16 +175,16 @@ impl Draft<'_> {
     /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
     pub(super) async fn commit(mut self) -> Result<usize, Error> {
         let mut written = Vec::new();
-        let time = now();
+        let (time, seq) = (now(), self.store.rows().seq + 1);
         let rows = std::mem::take(&mut self.rows);
         // Addresses may be exchanged: all that move leave theirs, and those that go, before one takes another's.
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_by_key(|(_, row)| row.status != DeviceStatus::Deleted);
         for (id, row) in &rows {
             if self.store.rows().device(*id).is_some_and(|was| was.facts.address != row.facts.address) {
-                sqlx::query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")
+                query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")
                     .bind(id.0)
-                    .execute(&mut *self.tx)
+                    .execute(&mut self.tx)
                     .await?;
             }
         }
@@ -199,21 +198,30 @@ impl Draft<'_> {
             }
             match was {
                 None if row.status == DeviceStatus::Deleted => continue,
-                None => insert(&mut self.tx, &row).await?,
+                None => insert(&mut self.tx, &row, seq).await?,
                 Some(was) => {
                     Arc::make_mut(&mut row).updated_at = Some(time);
-                    update(&mut self.tx, &was, &row, time).await?;
+                    update(&mut self.tx, &was, &row, time, seq).await?;
                 }
             }
             written.push(row);
         }
-        let last = events::write(&mut self.tx, time, &self.events).await?;
-        self.tx.commit().await?;
-        if let Some(last) = last {
-            self.store.last_event.send_replace(last);
+        if !written.is_empty() {
+            query("UPDATE commits SET seq = $1").bind(seq).execute(&mut self.tx).await?;
         }
+        let last = events::write(&mut self.tx, time, &self.events).await?;
+        if last.is_some() {
+            self.tx.tell(News::Records).await?;
+        }
+        self.tx.commit().await?;
         let count = written.len();
-        self.store.rows_mut().put(written);
+        if count > 0 {
+            self.store.rows_mut().put(written, seq);
+        }
+        // Whoever follows the events finds the devices as they say.
+        if let Some(last) = last {
+            self.store.heard_of(last);
+        }
         Ok(count)
     }
 }
@@ -228,12 +236,12 @@ fn extra_info(facts: &DeviceFacts) -> Result<String, Error> {
         .map_err(|error| Error::Internal(format!("extra_info of {}: {error}", facts.address)))
 }
 
-async fn insert(tx: &mut Transaction<'static, Sqlite>, row: &Device) -> Result<(), Error> {
+async fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Error> {
     let facts = &row.facts;
-    sqlx::query(
+    query(
         "INSERT INTO pci_devices (id, uuid, compute_node_id, address, vendor_id, product_id, dev_type, dev_id,
-             label, status, extra_info, numa_node, parent_addr, created_at, deleted)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0)",
+             label, status, extra_info, numa_node, parent_addr, created_at, seq, deleted)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0)",
     )
     .bind(row.id.0)
     .bind(row.uuid.hyphenated().to_string())
@@ -249,25 +257,27 @@ async fn insert(tx: &mut Transaction<'static, Sqlite>, row: &Device) -> Result<(
     .bind(facts.numa_node.map(i64::from))
     .bind(facts.parent_addr.map(|address| address.to_string()))
     .bind(row.created_at)
-    .execute(&mut **tx)
+    .bind(seq)
+    .execute(&mut *tx)
     .await?;
     Ok(())
 }
 
 async fn update(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction,
     was: &Device,
     row: &Device,
     time: Millis,
+    seq: i64,
 ) -> Result<(), Error> {
     let facts = &row.facts;
     let gone = row.status == DeviceStatus::Deleted;
     // The row is the lock: whoever finds it changed must choose again.
-    let done = sqlx::query(
+    let done = query(
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
-             used_at = $19
+             used_at = $19, seq = $20
          WHERE id = $1 AND status = $2 AND deleted = 0",
     )
     .bind(row.id.0)
@@ -289,7 +299,8 @@ async fn update(
     .bind(gone.then_some(time))
     .bind(if gone { row.id.0 } else { 0 })
     .bind(row.used_at)
-    .execute(&mut **tx)
+    .bind(seq)
+    .execute(&mut *tx)
     .await?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
+    if done == 1 { Ok(()) } else { Err(Error::Stale) }
 }

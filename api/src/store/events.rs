@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 
 use hotslot_driver::pci::PciAddress;
 use serde_json::{Map, Value, json};
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::sql::{Query, Row, Transaction, query};
 use super::{
     Attachment, Columns, Device, DeviceFacts, DeviceStatus, InnerAddress, Millis, Settled, Store, bad_column,
     words,
@@ -285,7 +284,7 @@ pub(super) fn of_rule(rule: &Rule, was: Option<&str>, is: Option<&str>) -> Optio
 
 /// Writes events, and answers the id of the last one.
 pub(super) async fn write(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction,
     time: Millis,
     events: &[What],
 ) -> Result<Option<EventId>, Error> {
@@ -293,13 +292,11 @@ pub(super) async fn write(
         return Ok(None);
     }
     let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    let last: i64 = sqlx::query_scalar("UPDATE event_ids SET last = last + $1 RETURNING last")
-        .bind(count)
-        .fetch_one(&mut **tx)
-        .await?;
+    let last = query("UPDATE event_ids SET last = last + $1 RETURNING last").bind(count);
+    let last: i64 = last.fetch_one(&mut *tx).await?.try_get("last")?;
     let who = who::current();
     for (id, what) in (last - count + 1..).zip(events) {
-        sqlx::query(
+        query(
             "INSERT INTO events (id, time, who, kind, hypervisor_id, server_uuid, device_id, address,
                  attachment_id, rule_id, was, became, reason)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
@@ -317,14 +314,13 @@ pub(super) async fn write(
         .bind(what.from.as_ref().map(ToString::to_string))
         .bind(what.to.as_ref().map(ToString::to_string))
         .bind(&what.reason)
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     }
     Ok(Some(EventId(last)))
 }
 
-fn event(row: &SqliteRow) -> Result<Event, Error> {
-    use sqlx::Row as _;
+fn event(row: &Row) -> Result<Event, Error> {
     const TABLE: &str = "events";
     let id: i64 = row.try_get("id")?;
     let columns = Columns { table: TABLE, id: id.to_string(), row };
@@ -402,8 +398,6 @@ macro_rules! passing {
     };
 }
 
-type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
-
 fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) -> Query {
     query
         .bind(since.0)
@@ -427,7 +421,7 @@ impl Store {
         filter: &EventFilter,
         limit: usize,
     ) -> Result<Vec<Event>, Error> {
-        let rows = sqlx::query(concat!(
+        let rows = query(concat!(
             "SELECT events.*, hypervisors.name AS host FROM events",
             passing!(),
             "ORDER BY events.id LIMIT $8"
@@ -443,10 +437,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn before_newest(&self, filter: &EventFilter, count: usize) -> Result<EventId, Error> {
-        use sqlx::Row as _;
         // Before the events are read: what comes meanwhile is not left out.
         let last = self.event_bounds().await?.last;
-        let ids = sqlx::query(concat!(
+        let ids = query(concat!(
             "SELECT events.id AS id FROM events",
             passing!(),
             "ORDER BY events.id DESC LIMIT $8"
@@ -461,14 +454,18 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn event_bounds(&self) -> Result<EventBounds, Error> {
-        let (pruned, last) =
-            sqlx::query_as("SELECT pruned, last FROM event_ids").fetch_one(&self.read).await?;
-        Ok(EventBounds { pruned: EventId(pruned), last: EventId(last) })
+        let row = query("SELECT pruned, last FROM event_ids").fetch_one(&self.read).await?;
+        Ok(EventBounds { pruned: EventId(row.try_get("pruned")?), last: EventId(row.try_get("last")?) })
     }
 
-    /// The id of the last event that this process committed, as it goes up.
+    /// The id of the last event that was committed, as it goes up.
     pub fn event_ids(&self) -> watch::Receiver<EventId> {
         self.last_event.subscribe()
+    }
+
+    /// Lets those who wait for events know of one that was committed.
+    pub(super) fn heard_of(&self, last: EventId) {
+        self.last_event.send_if_modified(|known| last > std::mem::replace(known, last.max(*known)));
     }
 
     /// Removes the oldest events: those before a time, and all but the newest `most`; at most `batch` of them.
@@ -479,21 +476,21 @@ impl Store {
     pub async fn prune_events(&self, before: Millis, most: i64, batch: i64) -> Result<u64, Error> {
         let EventBounds { pruned, last } = self.event_bounds().await?;
         // From the oldest on, for ids go up with the time.
-        let kept: Option<i64> =
-            sqlx::query_scalar("SELECT id FROM events WHERE id > $1 AND time >= $2 ORDER BY id LIMIT 1")
-                .bind(pruned.0)
-                .bind(before)
-                .fetch_optional(&self.read)
-                .await?;
+        let kept = query("SELECT id FROM events WHERE id > $1 AND time >= $2 ORDER BY id LIMIT 1")
+            .bind(pruned.0)
+            .bind(before)
+            .fetch_optional(&self.read)
+            .await?;
+        let kept: Option<i64> = kept.map(|row| row.try_get("id")).transpose()?;
         let old = kept.map_or(last.0, |kept| kept - 1);
         let upto = old.max(last.0.saturating_sub(most)).min(pruned.0.saturating_add(batch));
         if upto <= pruned.0 {
             return Ok(0);
         }
         let mut draft = self.draft().await?;
-        sqlx::query("UPDATE event_ids SET pruned = $1").bind(upto).execute(&mut *draft.tx).await?;
+        query("UPDATE event_ids SET pruned = $1 WHERE pruned < $1").bind(upto).execute(&mut draft.tx).await?;
         for table in ["DELETE FROM events WHERE id <= $1", "DELETE FROM dead_letters WHERE event_id <= $1"] {
-            sqlx::query(table).bind(upto).execute(&mut *draft.tx).await?;
+            query(table).bind(upto).execute(&mut draft.tx).await?;
         }
         draft.commit().await?;
         Ok(upto.saturating_sub(pruned.0).unsigned_abs())

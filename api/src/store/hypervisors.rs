@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::sql::query;
 use super::{Columns, Store, now};
 use crate::error::Error;
 use crate::id::HypervisorId;
@@ -21,7 +22,8 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn hypervisor(&self, name: &str, uri: &str) -> Result<HypervisorRow, Error> {
-        let row = sqlx::query(
+        let (_turn, mut tx) = self.begin().await?;
+        let row = query(
             "INSERT INTO hypervisors (id, uuid, name, uri, created_at)
              SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4 FROM hypervisors WHERE true
              ON CONFLICT (name) DO UPDATE SET uri = excluded.uri, updated_at = excluded.created_at
@@ -31,8 +33,9 @@ impl Store {
         .bind(name)
         .bind(uri)
         .bind(now())
-        .fetch_one(&self.write)
+        .fetch_one(&mut tx)
         .await?;
+        tx.commit().await?;
         let columns = Columns { table: "hypervisors", id: name.to_owned(), row: &row };
         Ok(HypervisorRow { id: HypervisorId(columns.get("id")?), uuid: columns.parse("uuid")? })
     }

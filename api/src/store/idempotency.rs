@@ -1,14 +1,13 @@
 //! The table `idempotency_keys`: what was answered to POSTs that may be sent again.
 
-use sqlx::sqlite::SqliteRow;
-
 use super::draft::Draft;
+use super::sql::{Row, query};
 use super::{Columns, Millis, Store, now};
 use crate::error::Error;
 use crate::id::RequestId;
 use crate::idempotency::{Answer, IdempotencyKey, Kept};
 
-fn kept(key: &IdempotencyKey, row: &SqliteRow) -> Result<Kept, Error> {
+fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
     let columns = Columns { table: "idempotency_keys", id: key.key.clone(), row };
     let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
     let status = status.and_then(|status| u16::try_from(status).ok());
@@ -25,7 +24,7 @@ pub(super) async fn remember(
     key: &IdempotencyKey,
     request: RequestId,
 ) -> Result<(), Error> {
-    sqlx::query(
+    query(
         "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, request_id, created_at)
          VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
@@ -36,7 +35,7 @@ pub(super) async fn remember(
     .bind(key.fingerprint.hyphenated().to_string())
     .bind(request.to_string())
     .bind(now())
-    .execute(&mut *draft.tx)
+    .execute(&mut draft.tx)
     .await?;
     Ok(())
 }
@@ -47,7 +46,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn kept(&self, key: &IdempotencyKey, since: Millis) -> Result<Option<Kept>, Error> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT * FROM idempotency_keys WHERE idempotency_key = $1 AND route = $2 AND created_at >= $3",
         )
         .bind(&key.key)
@@ -70,7 +69,7 @@ impl Store {
         most: i64,
     ) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        sqlx::query(
+        query(
             "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at)
              VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
@@ -82,15 +81,15 @@ impl Store {
         .bind(i64::from(answer.status))
         .bind(&answer.body)
         .bind(now())
-        .execute(&mut *draft.tx)
+        .execute(&mut draft.tx)
         .await?;
-        sqlx::query(
+        query(
             "DELETE FROM idempotency_keys WHERE created_at < $1 OR created_at <
                  (SELECT created_at FROM idempotency_keys ORDER BY created_at DESC LIMIT 1 OFFSET $2)",
         )
         .bind(since)
         .bind(most - 1)
-        .execute(&mut *draft.tx)
+        .execute(&mut draft.tx)
         .await?;
         draft.commit().await.map(drop)
     }

@@ -1,15 +1,20 @@
-//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL.
+//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL (`sql.rs`).
 //!
-//! SQLite: one connection writes, a pool reads; WAL, foreign keys, every commit synced to disk.
+//! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
+//! disk. PostgreSQL: one pool, and as many processes as there are.
 
 mod adopt;
 mod attachments;
+mod backup;
 mod config;
 mod devices;
 mod draft;
 mod events;
 mod hypervisors;
 mod idempotency;
+mod locks;
+mod processes;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod webhooks;
@@ -19,17 +24,20 @@ use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use sqlx::{Connection as _, SqliteConnection, SqlitePool};
-use tokio::sync::{Mutex, watch};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, SqliteConnection};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 pub use adopt::Adoption;
 pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
+pub use backup::{backup, lock, restore, sqlite_file};
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
+pub use locks::{Held, Locks};
+pub use processes::{Heard, News, Process};
+use sql::{Pool, Transaction, query};
 pub use webhooks::DeadLetter;
 
 use crate::error::Error;
@@ -43,47 +51,102 @@ pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
 }
 
+/// How long a connection to SQLite waits while another one writes.
+const SQLITE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Milliseconds after which PostgreSQL takes the turn to write from a process that stands still in the middle of it.
+const STALLED: &str = "5000";
+
+/// The most connections that a process keeps to PostgreSQL, beside the one of its locks. One of them listens.
+const POSTGRES_CONNECTIONS: u32 = 8;
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    write: SqlitePool,
-    read: SqlitePool,
+    write: Pool,
+    read: Pool,
     /// Whose turn it is to write.
     turn: Arc<Mutex<()>>,
     rows: Arc<RwLock<devices::Rows>>,
-    /// The event that was committed last.
+    /// The event that was committed last, as far as it is known here.
     last_event: Arc<watch::Sender<EventId>>,
+    locks: Locks,
+    /// This process, and the lock by which others know that it is alive.
+    process: Option<Arc<(Process, Held)>>,
     /// Held for as long as the database is open: one service a file.
-    _lock: Arc<File>,
+    _lock: Option<Arc<File>>,
+}
+
+/// Whether a URL names a PostgreSQL database.
+pub fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 impl Store {
-    /// Opens the database at a `sqlite://` URL, makes it when it is not there, and brings its schema up to date.
+    /// Opens the database at a `sqlite://` or `postgres://` URL and brings its schema up to date. SQLite's file is
+    /// made when it is not there; its lock is kept for as long as it is open.
     ///
     /// # Errors
-    /// What SQLite says of the file, or of a migration.
-    pub async fn open(url: &str, lock: File) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::from_str(url)?
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no use.
-        let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
-            .connect_with(options.clone())
-            .await?;
-        sqlx::migrate!("./migrations").run(&write).await.map_err(sqlx::Error::from)?;
-        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-        let (turn, rows) = Default::default();
+    /// What the database says, of itself or of a migration.
+    pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
+        let migrations = sqlx::migrate!("./migrations");
+        let (write, read, locks) = if is_postgres(url) {
+            let options = PgConnectOptions::from_str(url)?.application_name("hotslot");
+            let options = options.options([("idle_in_transaction_session_timeout", STALLED)]);
+            let pool = PgPoolOptions::new()
+                .max_connections(POSTGRES_CONNECTIONS)
+                .connect_with(options.clone())
+                .await?;
+            migrations.run(&pool).await.map_err(sqlx::Error::from)?;
+            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), Locks::of(options))
+        } else {
+            let options = SqliteConnectOptions::from_str(url)?
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .busy_timeout(SQLITE_PATIENCE);
+            // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
+            // use.
+            let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+            let write = SqlitePoolOptions::new()
+                .max_connections(1)
+                .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
+                .connect_with(options.clone())
+                .await?;
+            migrations.run(&write).await.map_err(sqlx::Error::from)?;
+            let read =
+                SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+            (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
+        };
+        let (turn, rows, lock) = (Arc::default(), Arc::default(), lock.map(Arc::new));
         let last_event = Arc::new(watch::Sender::new(EventId(0)));
-        let store = Self { write, read, turn, rows, last_event, _lock: Arc::new(lock) };
-        store.last_event.send_replace(store.event_bounds().await?.last);
+        let mut store = Self { write, read, turn, rows, last_event, locks, process: None, _lock: lock };
+        if store.is_shared() {
+            let this = Process::this();
+            let alive = store.locks.lock(this.id.clone()).await?;
+            store.register(&this).await?;
+            store.process = Some(Arc::new((this, alive)));
+        }
+        store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
+    }
+
+    /// Whether other processes may work on the same database.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.write, Pool::Postgres(_))
+    }
+
+    /// Locks between the processes that do.
+    pub fn locks(&self) -> Locks {
+        self.locks.clone()
+    }
+
+    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
+    async fn begin(&self) -> Result<(MutexGuard<'_, ()>, Transaction), Error> {
+        let turn = self.turn.lock().await;
+        Ok((turn, self.write.begin_to_write().await?))
     }
 
     fn rows(&self) -> RwLockReadGuard<'_, devices::Rows> {
@@ -99,7 +162,7 @@ impl Store {
     /// # Errors
     /// What it says when it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&self.read).await?;
+        query("SELECT 1").execute(&self.read).await?;
         Ok(())
     }
 
@@ -124,15 +187,14 @@ fn bad_column(
 struct Columns<'a> {
     table: &'static str,
     id: String,
-    row: &'a SqliteRow,
+    row: &'a sql::Row,
 }
 
 impl Columns<'_> {
     fn get<'r, T>(&'r self, column: &'static str) -> Result<T, Error>
     where
-        T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+        T: sql::Column<'r>,
     {
-        use sqlx::Row as _;
         self.row.try_get(column).map_err(|error| bad_column(self.table, &self.id, column)(&error))
     }
 

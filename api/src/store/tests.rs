@@ -1,9 +1,10 @@
-//! What is written, counted by the database; and any sequence of deeds keeps the rules.
+//! What is written, counted by the database; and any sequence of deeds keeps the rules. All on both databases.
 
 use std::collections::BTreeMap;
 
 use hotslot_driver::pci::PciAddress;
 use proptest::prelude::*;
+use sqlx::Connection as _;
 use uuid::Uuid;
 
 use super::*;
@@ -12,28 +13,87 @@ use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
-/// A database of its own in a directory, with a host.
+#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
+mod processes;
+
+/// Runs tests on SQLite and on PostgreSQL, each with a database of its own.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        $(mod $name {
+            #[tokio::test]
+            async fn on_sqlite() {
+                super::$name(super::Records::on_sqlite().await).await;
+            }
+
+            #[tokio::test]
+            async fn on_postgres() {
+                super::$name(super::Records::on_postgres().await).await;
+            }
+        })*
+    };
+}
+on_both! {
+    only_what_changed_is_written
+    a_pf_and_its_vfs_exclude_each_other_and_come_back
+    a_claim_that_fails_restores_everything_hidden_relatives_too
+    a_device_that_goes_or_changes_while_in_use_stays_with_its_owner
+    a_device_is_followed_to_its_new_address_with_its_owner
+    a_device_that_takes_the_place_of_one_that_is_gone_is_followed
+    what_was_chosen_is_claimed_and_nothing_else_that_came_there
+    what_is_in_memory_is_what_a_restart_would_read
+    what_a_domain_has_is_adopted_once_and_only_where_it_is_free
+    every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not
+    events_are_narrowed_and_come_in_pages
+    events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
+    a_change_of_the_rules_is_told
+    of_too_many_answers_the_oldest_are_forgotten
+}
+
+/// A database of its own, with a host.
 struct Records {
     store: Store,
     host: HypervisorId,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
-async fn records() -> Records {
-    let dir = tempfile::tempdir().unwrap();
-    let lock = File::create(dir.path().join("lock")).unwrap();
-    let url = format!("sqlite://{}", dir.path().join("db").display());
-    let store = Store::open(&url, lock).await.unwrap();
-    let host = store.hypervisor("node1", "sim:///x").await.unwrap().id;
-    // Every row of pci_devices that is written is counted, by the one connection that writes.
-    for line in [
-        "CREATE TEMP TABLE written (id INTEGER)",
-        "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
-        "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices BEGIN INSERT INTO written VALUES (new.id); END",
-    ] {
-        sqlx::query(line).execute(&store.write).await.unwrap();
+impl Records {
+    async fn on_sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = File::create(dir.path().join("lock")).unwrap();
+        let url = format!("sqlite://{}", dir.path().join("db").display());
+        let store = Store::open(&url, Some(lock)).await.unwrap();
+        // Every row of pci_devices that is written is counted, by the one connection that writes.
+        for line in [
+            "CREATE TEMP TABLE written (id BIGINT)",
+            "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices
+             BEGIN INSERT INTO written VALUES (new.id); END",
+            "CREATE TEMP TRIGGER updated AFTER UPDATE ON main.pci_devices
+             BEGIN INSERT INTO written VALUES (new.id); END",
+        ] {
+            query(line).execute(&store.write).await.unwrap();
+        }
+        Self::of(store, Some(dir)).await
     }
-    Records { store, host, _dir: dir }
+
+    async fn on_postgres() -> Self {
+        let store = Store::open(&postgres::database().await, None).await.unwrap();
+        for line in [
+            "CREATE TABLE written (id BIGINT)",
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO written VALUES (new.id); RETURN new; END'",
+            "CREATE TRIGGER noted AFTER INSERT OR UPDATE ON pci_devices FOR EACH ROW EXECUTE FUNCTION note()",
+        ] {
+            query(line).execute(&store.write).await.unwrap();
+        }
+        Self::of(store, None).await
+    }
+
+    async fn of(store: Store, dir: Option<tempfile::TempDir>) -> Self {
+        let host = store.hypervisor("node1", "sim:///x").await.unwrap().id;
+        Self { store, host, _dir: dir }
+    }
 }
 
 fn facts(address: &str, dev_type: DevType, parent: Option<&str>) -> DeviceFacts {
@@ -59,9 +119,9 @@ fn devices() -> Vec<DeviceFacts> {
 impl Records {
     /// How many rows were written since it was last asked.
     async fn written(&self) -> i64 {
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM written").fetch_one(&self.store.write).await;
-        sqlx::query("DELETE FROM written").execute(&self.store.write).await.unwrap();
-        count.unwrap()
+        let count = query("SELECT COUNT(*) AS count FROM written").fetch_one(&self.store.write).await;
+        query("DELETE FROM written").execute(&self.store.write).await.unwrap();
+        count.unwrap().try_get("count").unwrap()
     }
 
     async fn scan(&self, seen: Vec<DeviceFacts>) -> ScanOutcome {
@@ -133,9 +193,7 @@ impl Records {
     }
 }
 
-#[tokio::test]
-async fn only_what_changed_is_written() {
-    let records = records().await;
+async fn only_what_changed_is_written(records: Records) {
     records.scan(devices()).await;
     assert_eq!(records.written().await, 5, "five new devices");
     assert_eq!(records.scan(devices()).await, ScanOutcome::default());
@@ -167,9 +225,7 @@ async fn only_what_changed_is_written() {
     assert_eq!(records.written().await, 1, "a VF that is gone");
 }
 
-#[tokio::test]
-async fn a_pf_and_its_vfs_exclude_each_other_and_come_back() {
-    let records = records().await;
+async fn a_pf_and_its_vfs_exclude_each_other_and_come_back(records: Records) {
     records.scan(devices()).await;
     let vf = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
     assert_eq!(records.statuses(), ["unclaimable", "available", "claimed", "available", "available"]);
@@ -190,9 +246,7 @@ async fn a_pf_and_its_vfs_exclude_each_other_and_come_back() {
     assert_eq!(records.statuses(), ["available"; 5]);
 }
 
-#[tokio::test]
-async fn a_claim_that_fails_restores_everything_hidden_relatives_too() {
-    let records = records().await;
+async fn a_claim_that_fails_restores_everything_hidden_relatives_too(records: Records) {
     records.scan(devices()).await;
     records.claim(&["0000:05:00.0"]).await.unwrap();
     let before = records.store.devices_of(records.host);
@@ -206,9 +260,7 @@ async fn a_claim_that_fails_restores_everything_hidden_relatives_too() {
     assert_eq!(records.store.devices_of(records.host), before, "in the database too");
 }
 
-#[tokio::test]
-async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
-    let records = records().await;
+async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -232,9 +284,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner() {
     assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "1533");
 }
 
-#[tokio::test]
-async fn a_device_is_followed_to_its_new_address_with_its_owner() {
-    let records = records().await;
+async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info.insert("card_serial_number".into(), serial.into());
@@ -254,9 +304,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner() {
     assert_eq!(records.store.devices(), before);
 }
 
-#[tokio::test]
-async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed() {
-    let records = records().await;
+async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info.insert("card_serial_number".into(), serial.into());
@@ -285,9 +333,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed() {
     assert_eq!(records.at("0000:06:00.0").facts.extra_info["card_serial_number"], "S1");
 }
 
-#[tokio::test]
-async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
-    let records = records().await;
+async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Records) {
     records.scan(devices()).await;
     let chosen = records.at("0000:05:00.0");
     let mut other = devices();
@@ -307,9 +353,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there() {
     assert!(!records.store.reserve(records.host, server, request, true, None, &[wanted]).await.unwrap());
 }
 
-#[tokio::test]
-async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free() {
-    let records = records().await;
+async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {
     records.scan(devices()).await;
     let taken = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     let found = |address: &str, mac: Option<&str>| Adoption {
@@ -357,9 +401,7 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free() {
     assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
 }
 
-#[tokio::test]
-async fn what_is_in_memory_is_what_a_restart_would_read() {
-    let records = records().await;
+async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -387,64 +429,115 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What the first release wrote is brought up to date in a copy of its file, and all of it is read.
+#[tokio::test]
+async fn a_database_of_the_first_release_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("db").display());
+    let options = SqliteConnectOptions::from_str(&url).unwrap().create_if_missing(true).foreign_keys(false);
+    let mut old = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql(include_str!("../../tests/data/release-0001.sql")).execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+
+    let store = Store::open(&url, None).await.unwrap();
+    let host = store.hypervisor("node1", "qemu:///system").await.unwrap();
+    assert_eq!(host.uuid.to_string(), "30000000-0000-4000-8000-000000000001");
+    let devices = store.devices_of(host.id);
+    let statuses: Vec<_> = devices.iter().map(|device| device.status.as_str()).collect();
+    assert_eq!(statuses, ["unavailable", "allocated", "claimed", "available"]);
+    assert_eq!(devices[1].facts.extra_info["managed"], "true");
+    let open = store.attachments().await.unwrap();
+    assert_eq!(open.iter().map(|row| row.state).collect::<Vec<_>>(), [State::Attached, State::Attaching]);
+    assert!(open.iter().all(|row| row.network.is_none() && !row.whole_group));
+    assert_eq!(open[0].inner.unwrap().source, InnerSource::Verified);
+
+    // And it is worked on: what was attached is detached, and a scan finds what it knows.
+    let attached = open[0].id;
+    store.settle(&[(attached, Observation::Removed { reason: None })]).await.unwrap();
+    let seen: Vec<_> = store.devices_of(host.id).iter().map(|device| device.facts.clone()).collect();
+    let outcome = store.scan(host.id, Looked::Everywhere, seen).await.unwrap();
+    assert_eq!((outcome.added, outcome.changed, outcome.removed), (0, 0, 0));
+    assert_eq!(store.devices_of(host.id)[1].status, DeviceStatus::Available);
+}
+
+fn any_steps() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..24)
+}
+
+fn in_a_runtime(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(
-        steps in prop::collection::vec(step(), 1..24)
-    ) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-            let records = records().await;
-            records.scan(devices()).await;
-            let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
-            for step in steps {
-                let before = records.store.devices();
-                match step {
-                    Step::Claim(which) => {
-                        let all = records.store.devices_of(records.host);
-                        let wanted: Option<Vec<String>> =
-                            which.iter().map(|index| Some(all.get(*index)?.facts.address.to_string())).collect();
-                        let Some(wanted) = wanted else { continue };
-                        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-                        match records.claim(&wanted).await {
-                            Some(ids) => open.extend(ids),
-                            None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
-                        }
-                    }
-                    Step::Attach(index) => {
-                        if let Some(id) = open.get(index) { records.attached(*id).await; }
-                    }
-                    Step::Free(index) => {
-                        if index < open.len() {
-                            let id = open.remove(index);
-                            records.gone(id).await;
-                            ended.push(id);
-                        }
-                    }
-                    // What has ended too, whose device another may have by now.
-                    Step::See(index, seen) => {
-                        if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
-                            let was = records.store.attachment(id).await.unwrap();
-                            records.settle(id, seen).await;
-                            let row = records.store.attachment(id).await.unwrap();
-                            if ended.contains(&id) {
-                                assert_eq!(row, was, "what has ended stays so");
-                                assert_eq!(records.store.devices(), before);
-                            } else if row.unwrap().state.is_final() {
-                                open.retain(|other| *other != id);
-                                ended.push(id);
-                            }
-                        }
-                    }
-                    Step::Scan(present) => {
-                        let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
-                        records.scan(seen.map(|(facts, _)| facts).collect()).await;
+    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_rules([Records::on_sqlite().await], steps).await });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_by_two_processes_keeps_the_rules(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_rules(processes::two().await.into(), steps).await });
+    }
+}
+
+/// Takes each step in the next process.
+async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Step>) {
+    processes[0].scan(devices()).await;
+    let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
+    for (records, step) in processes.iter().cycle().zip(steps) {
+        records.store.refresh().await.unwrap();
+        let before = records.store.devices();
+        match step {
+            Step::Claim(which) => {
+                let all = records.store.devices_of(records.host);
+                let wanted: Option<Vec<String>> =
+                    which.iter().map(|index| Some(all.get(*index)?.facts.address.to_string())).collect();
+                let Some(wanted) = wanted else { continue };
+                let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+                match records.claim(&wanted).await {
+                    Some(ids) => open.extend(ids),
+                    None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
+                }
+            }
+            Step::Attach(index) => {
+                if let Some(id) = open.get(index) {
+                    records.attached(*id).await;
+                }
+            }
+            Step::Free(index) => {
+                if index < open.len() {
+                    let id = open.remove(index);
+                    records.gone(id).await;
+                    ended.push(id);
+                }
+            }
+            // What has ended too, whose device another may have by now.
+            Step::See(index, seen) => {
+                if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
+                    let was = records.store.attachment(id).await.unwrap();
+                    records.settle(id, seen).await;
+                    let row = records.store.attachment(id).await.unwrap();
+                    if ended.contains(&id) {
+                        assert_eq!(row, was, "what has ended stays so");
+                        assert_eq!(records.store.devices(), before);
+                    } else if row.unwrap().state.is_final() {
+                        open.retain(|other| *other != id);
+                        ended.push(id);
                     }
                 }
-                check(&records, &open).await;
             }
-        });
+            Step::Scan(present) => {
+                let seen = devices().into_iter().zip(present).filter(|(_, here)| *here);
+                records.scan(seen.map(|(facts, _)| facts).collect()).await;
+            }
+        }
+        check(records, &open).await;
     }
 }
 
@@ -519,9 +612,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
     assert_eq!(attachments.keys().collect::<std::collections::BTreeSet<_>>(), open.iter().collect());
 }
 
-#[tokio::test]
-async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not() {
-    let records = records().await;
+async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not(records: Records) {
     crate::who::by("discovery", records.scan(devices())).await;
     assert_eq!(records.events().await.len(), 5);
     records.scan(devices()).await;
@@ -571,9 +662,7 @@ async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_no
     assert_eq!((from, to), (Some(&serde_json::json!({})), Some(&serde_json::json!({ "numa_node": 1 }))));
 }
 
-#[tokio::test]
-async fn events_are_narrowed_and_come_in_pages() {
-    let records = records().await;
+async fn events_are_narrowed_and_come_in_pages(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
     let device = records.at("0000:04:10.0");
@@ -592,9 +681,7 @@ async fn events_are_narrowed_and_come_in_pages() {
     assert_eq!(page.iter().map(|event| event.id.0).collect::<Vec<_>>(), [3, 4]);
 }
 
-#[tokio::test]
-async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again() {
-    let records = records().await;
+async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again(records: Records) {
     records.scan(devices()).await;
     let any = EventFilter::default();
     assert_eq!(records.store.prune_events(0, 100, 100).await.unwrap(), 0, "none is older than 1970");
@@ -613,9 +700,7 @@ async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
     assert_eq!(records.events().await[0].id, EventId(6));
 }
 
-#[tokio::test]
-async fn a_change_of_the_rules_is_told() {
-    let records = records().await;
+async fn a_change_of_the_rules_is_told(records: Records) {
     let source = crate::inventory::Source::Api { created_at: 1, updated_at: None };
     let id = Uuid::new_v4();
     let kind = crate::inventory::RuleKind::Alias;
@@ -631,9 +716,7 @@ async fn a_change_of_the_rules_is_told() {
     assert_eq!(changed.rule, Some(id));
 }
 
-#[tokio::test]
-async fn of_too_many_answers_the_oldest_are_forgotten() {
-    let records = records().await;
+async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
     let answer = Answer { status: 200, body: "{}".into() };
     let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
     for n in 0..5 {

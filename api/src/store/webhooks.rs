@@ -1,8 +1,7 @@
 //! The tables `webhooks` and `dead_letters`: up to which event each webhook was told, and what it could not be told.
 
-use sqlx::sqlite::SqliteRow;
-
-use super::{Columns, Millis, Store, now};
+use super::sql::{Row, query};
+use super::{Columns, Millis, News, Store, now};
 use crate::error::Error;
 use crate::id::EventId;
 
@@ -21,8 +20,7 @@ pub struct DeadLetter {
     pub due: bool,
 }
 
-fn letter(row: &SqliteRow) -> Result<DeadLetter, Error> {
-    use sqlx::Row as _;
+fn letter(row: &Row) -> Result<DeadLetter, Error> {
     let event: i64 = row.try_get("event_id")?;
     let columns = Columns { table: "dead_letters", id: event.to_string(), row };
     Ok(DeadLetter {
@@ -40,21 +38,25 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn told(&self, webhook: &str) -> Result<EventId, Error> {
-        let mut draft = self.draft().await?;
-        sqlx::query(
-            "INSERT INTO webhooks (name, told, created_at) SELECT $1, last, $2 FROM event_ids WHERE true
-             ON CONFLICT (name) DO NOTHING",
-        )
-        .bind(webhook)
-        .bind(now())
-        .execute(&mut *draft.tx)
-        .await?;
-        let told = sqlx::query_scalar("SELECT told FROM webhooks WHERE name = $1")
-            .bind(webhook)
-            .fetch_one(&mut *draft.tx)
-            .await?;
-        draft.commit().await?;
-        Ok(EventId(told))
+        let told = || query("SELECT told FROM webhooks WHERE name = $1").bind(webhook);
+        let row = match told().fetch_optional(&self.read).await? {
+            Some(row) => row,
+            None => {
+                let mut draft = self.draft().await?;
+                query(
+                    "INSERT INTO webhooks (name, told, created_at) SELECT $1, last, $2 FROM event_ids WHERE true
+                     ON CONFLICT (name) DO NOTHING",
+                )
+                .bind(webhook)
+                .bind(now())
+                .execute(&mut draft.tx)
+                .await?;
+                let row = told().fetch_one(&mut draft.tx).await?;
+                draft.commit().await?;
+                row
+            }
+        };
+        Ok(EventId(row.try_get("told")?))
     }
 
     /// Says up to which event a webhook was told; what it could not be told among those is a dead letter.
@@ -68,14 +70,14 @@ impl Store {
         dead: Option<&DeadLetter>,
     ) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        sqlx::query("UPDATE webhooks SET told = $2, updated_at = $3 WHERE name = $1")
+        query("UPDATE webhooks SET told = $2, updated_at = $3 WHERE name = $1 AND told < $2")
             .bind(webhook)
             .bind(upto.0)
             .bind(now())
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
         if let Some(letter) = dead {
-            sqlx::query(
+            query(
                 "INSERT INTO dead_letters (webhook, event_id, attempts, reason, died_at)
                  VALUES ($1, $2, $3, $4, $5)
                  ON CONFLICT (webhook, event_id) DO UPDATE
@@ -86,7 +88,7 @@ impl Store {
             .bind(letter.attempts)
             .bind(&letter.reason)
             .bind(letter.died_at)
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
         }
         draft.commit().await.map(drop)
@@ -97,15 +99,13 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn dead_letters(&self, webhook: &str, limit: u32) -> Result<(Vec<DeadLetter>, i64), Error> {
-        let rows = sqlx::query("SELECT * FROM dead_letters WHERE webhook = $1 ORDER BY event_id LIMIT $2")
+        let rows = query("SELECT * FROM dead_letters WHERE webhook = $1 ORDER BY event_id LIMIT $2")
             .bind(webhook)
             .bind(i64::from(limit))
             .fetch_all(&self.read)
             .await?;
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM dead_letters WHERE webhook = $1")
-            .bind(webhook)
-            .fetch_one(&self.read)
-            .await?;
+        let count = query("SELECT COUNT(*) AS count FROM dead_letters WHERE webhook = $1").bind(webhook);
+        let count = count.fetch_one(&self.read).await?.try_get("count")?;
         Ok((rows.iter().map(letter).collect::<Result<_, _>>()?, count))
     }
 
@@ -115,12 +115,13 @@ impl Store {
     /// The database's.
     pub async fn redeliver(&self, webhook: &str) -> Result<u64, Error> {
         let mut draft = self.draft().await?;
-        let done = sqlx::query("UPDATE dead_letters SET due = 1 WHERE webhook = $1")
+        let done = query("UPDATE dead_letters SET due = 1 WHERE webhook = $1")
             .bind(webhook)
-            .execute(&mut *draft.tx)
+            .execute(&mut draft.tx)
             .await?;
+        draft.tx.tell(News::Letters).await?;
         draft.commit().await?;
-        Ok(done.rows_affected())
+        Ok(done)
     }
 
     /// The first of a webhook's dead letters that is to be tried again.
@@ -128,12 +129,11 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn due_letter(&self, webhook: &str) -> Result<Option<DeadLetter>, Error> {
-        let row = sqlx::query(
-            "SELECT * FROM dead_letters WHERE webhook = $1 AND due = 1 ORDER BY event_id LIMIT 1",
-        )
-        .bind(webhook)
-        .fetch_optional(&self.read)
-        .await?;
+        let row =
+            query("SELECT * FROM dead_letters WHERE webhook = $1 AND due = 1 ORDER BY event_id LIMIT 1")
+                .bind(webhook)
+                .fetch_optional(&self.read)
+                .await?;
         row.as_ref().map(letter).transpose()
     }
 
@@ -149,8 +149,8 @@ impl Store {
     ) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         let statement = match outcome {
-            Ok(()) => sqlx::query("DELETE FROM dead_letters WHERE webhook = $1 AND event_id = $2"),
-            Err(_) => sqlx::query(
+            Ok(()) => query("DELETE FROM dead_letters WHERE webhook = $1 AND event_id = $2"),
+            Err(_) => query(
                 "UPDATE dead_letters SET due = 0, attempts = attempts + 1, reason = $3
                  WHERE webhook = $1 AND event_id = $2",
             ),
@@ -160,7 +160,7 @@ impl Store {
             Ok(()) => statement,
             Err(reason) => statement.bind(reason),
         };
-        statement.execute(&mut *draft.tx).await?;
+        statement.execute(&mut draft.tx).await?;
         draft.commit().await.map(drop)
     }
 }

@@ -1,0 +1,93 @@
+//! The other processes over one PostgreSQL: what they commit is followed, and what one leaves that dies is taken
+//! over.
+//!
+//! Every process follows every host, and settles what it sees there through the same function; what is so already
+//! is not written. What needs one hand at a time is locked between processes: an attach to a server, the work on an
+//! attachment, the groups of a host, a change of the rules.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::service::Service;
+use crate::store::{News, Process};
+
+/// How often it is looked whether another process has ended, and how often what failed is tried again.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often in a row one must be missing: its connection may have broken, and come back.
+const MISSING: u32 = 3;
+
+/// Follows the other processes for as long as the service runs.
+pub(crate) async fn follow(service: Arc<Service>) {
+    let watching = watch(Arc::clone(&service));
+    let hearing = async {
+        loop {
+            match hear(&service).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "other processes are not heard"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::join!(watching, hearing);
+}
+
+/// Keeps what is in memory as new as what other processes commit. Ends when there are no others.
+async fn hear(service: &Arc<Service>) -> Result<(), Error> {
+    let Some(mut heard) = service.store.listen().await? else { return Ok(()) };
+    let mut news = News::Rules;
+    loop {
+        service.store.refresh().await?;
+        if news == News::Rules {
+            service.follow_rules().await?;
+        }
+        if news != News::Records {
+            service.webhooks.iter().for_each(|webhook| webhook.try_again());
+        }
+        news = heard.next().await?;
+    }
+}
+
+/// Takes over what processes leave that end.
+async fn watch(service: Arc<Service>) {
+    if !service.store.is_shared() {
+        return;
+    }
+    let mut missing: Vec<(Process, u32)> = Vec::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let ended = match service.store.ended().await {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::warn!(%error, "other processes cannot be watched");
+                Vec::new()
+            }
+        };
+        let before = |process: &Process| missing.iter().find(|(other, _)| other == process);
+        let count = |process: Process| {
+            let times = before(&process).map_or(0, |(_, times)| *times) + 1;
+            (process, times)
+        };
+        missing = ended.into_iter().map(count).collect();
+        for (process, _) in missing.iter().filter(|(_, times)| *times >= MISSING) {
+            if let Err(error) = take_over(&service, process).await {
+                tracing::warn!(%error, "an ended process cannot be taken over yet");
+            }
+        }
+    }
+}
+
+async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
+    let Some(_one) = service.store.locks().try_lock(process.id.clone()).await? else { return Ok(()) };
+    tracing::warn!(
+        host = %process.host, pid = process.pid,
+        "process {} on {} has ended: what it left is taken over", process.pid, process.host
+    );
+    service.store.forget_process(process).await?;
+    // As at a start. Should this process end before it is done, another one does the same for it.
+    for host in &service.hosts {
+        host.look_everywhere();
+    }
+    Ok(())
+}

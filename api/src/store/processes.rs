@@ -1,0 +1,134 @@
+//! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
+
+use sqlx::postgres::PgListener;
+use uuid::Uuid;
+
+use super::locks::PROCESS;
+use super::sql::{Pool, Transaction, query};
+use super::{Columns, Store, now, words};
+use crate::error::Error;
+
+const CHANNEL: &str = "hotslot";
+
+words! {
+    /// What a commit has changed that other processes keep in memory, or wait for.
+    News {
+        /// Devices, and what else events tell of.
+        Records = "records",
+        /// The rules that came by the API; everything else too, for all that is known.
+        Rules = "rules",
+        /// Dead letters are to be tried again.
+        Letters = "letters",
+    }
+}
+
+/// What other processes commit, as it comes; what this process commits is heard too.
+pub struct Heard(PgListener);
+
+impl Heard {
+    /// Waits for the next news. When the connection broke, everything may be new.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn next(&mut self) -> Result<News, Error> {
+        let heard = self.0.try_recv().await?;
+        Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(News::Rules))
+    }
+}
+
+/// A row of `processes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id; the name of its lock.
+    pub id: String,
+    /// The machine that it runs on.
+    pub host: String,
+    /// Its number there.
+    pub pid: i64,
+}
+
+impl Process {
+    /// This one.
+    pub(super) fn this() -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let id = format!("{PROCESS}{}", Uuid::new_v4());
+        Self { id, host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
+    }
+}
+
+impl Transaction {
+    /// Lets other processes know, once this is committed.
+    pub(super) async fn tell(&mut self, news: News) -> Result<(), Error> {
+        if let Self::Postgres(_) = self {
+            query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(news.as_str()).execute(self).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// What this process is called in a row that it works on.
+    pub(super) fn worker(&self) -> Option<&str> {
+        self.process.as_deref().map(|(this, _)| this.id.as_str())
+    }
+
+    /// Listens to other processes; none when there can be no others.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn listen(&self) -> Result<Option<Heard>, Error> {
+        let Pool::Postgres(pool) = &self.read else { return Ok(None) };
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Some(Heard(listener)))
+    }
+
+    /// The other processes that have ended without having been taken over.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended(&self) -> Result<Vec<Process>, Error> {
+        let Some((this, _)) = self.process.as_deref() else { return Ok(Vec::new()) };
+        let rows = query("SELECT * FROM processes").fetch_all(&self.read).await?;
+        let mut others = Vec::new();
+        for row in &rows {
+            let columns = Columns { table: "processes", id: row.try_get("id")?, row };
+            others.push(Process {
+                id: columns.get("id")?,
+                host: columns.get("host")?,
+                pid: columns.get("pid")?,
+            });
+        }
+        let all = others.len();
+        others.retain(|process| process.id != this.id);
+        if others.len() == all {
+            // Someone has taken this one for dead, while its connection was away.
+            self.register(this).await?;
+        }
+        // It is asked also when there is nobody else: so a connection that broke is known, and made anew.
+        let names = others.iter().chain([this]).map(|process| process.id.clone());
+        let alive = self.locks.elsewhere(names.collect()).await?;
+        others.retain(|other| !alive.contains(&other.id));
+        Ok(others)
+    }
+
+    pub(super) async fn register(&self, process: &Process) -> Result<(), Error> {
+        query("INSERT INTO processes (id, host, pid, started_at) VALUES ($1, $2, $3, $4)")
+            .bind(&process.id)
+            .bind(&process.host)
+            .bind(process.pid)
+            .bind(now())
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    /// Says that what a process left has been taken over.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
+        query("DELETE FROM processes WHERE id = $1").bind(&process.id).execute(&self.write).await?;
+        Ok(())
+    }
+}

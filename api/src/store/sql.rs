@@ -1,0 +1,206 @@
+//! One set of statements for two databases: a static text with `$n`, values that are BIGINT or TEXT, and rows of
+//! those. It is all that the two have to have in common; what one of them alone knows stands beside it in words of
+//! its own.
+
+use sqlx::postgres::{PgArguments, PgPool, PgRow};
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
+
+/// A value of a statement.
+#[derive(Debug)]
+pub(super) enum Value {
+    Number(Option<i64>),
+    Text(Option<String>),
+}
+
+macro_rules! value {
+    ($($from:ty, $value:ident => $to:expr;)*) => {
+        $(impl From<$from> for Value {
+            fn from($value: $from) -> Self {
+                $to
+            }
+        })*
+    };
+}
+value! {
+    i64, value => Self::Number(Some(value));
+    Option<i64>, value => Self::Number(value);
+    String, value => Self::Text(Some(value));
+    &str, value => Self::Text(Some(value.to_owned()));
+    &String, value => Self::Text(Some(value.clone()));
+    Option<String>, value => Self::Text(value);
+    Option<&str>, value => Self::Text(value.map(str::to_owned));
+    &Option<String>, value => Self::Text(value.clone());
+}
+
+/// A statement with its values.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct Query {
+    text: &'static str,
+    values: Vec<Value>,
+}
+
+/// A statement that means the same to both databases.
+pub(super) fn query(text: &'static str) -> Query {
+    Query { text, values: Vec::new() }
+}
+
+/// What a statement runs on.
+pub(super) enum On<'a> {
+    Pool(&'a Pool),
+    Transaction(&'a mut Transaction),
+}
+
+impl On<'_> {
+    /// The same, for one more statement.
+    pub(super) fn again(&mut self) -> On<'_> {
+        match self {
+            Self::Pool(pool) => On::Pool(pool),
+            Self::Transaction(tx) => On::Transaction(tx),
+        }
+    }
+}
+
+impl<'a> From<&'a Pool> for On<'a> {
+    fn from(pool: &'a Pool) -> Self {
+        Self::Pool(pool)
+    }
+}
+
+impl<'a> From<&'a mut Transaction> for On<'a> {
+    fn from(transaction: &'a mut Transaction) -> Self {
+        Self::Transaction(transaction)
+    }
+}
+
+impl Query {
+    /// The next value: `$1`, `$2`, …
+    pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
+
+    fn sqlite(self) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
+        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
+            Value::Number(value) => query.bind(value),
+            Value::Text(value) => query.bind(value),
+        })
+    }
+
+    fn postgres(self) -> sqlx::query::Query<'static, Postgres, PgArguments> {
+        self.values.into_iter().fold(sqlx::query(self.text), |query, value| match value {
+            Value::Number(value) => query.bind(value),
+            Value::Text(value) => query.bind(value),
+        })
+    }
+
+    /// Runs it, and answers how many rows it wrote.
+    pub(super) async fn execute(self, on: impl Into<On<'_>>) -> sqlx::Result<u64> {
+        Ok(match on.into() {
+            On::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
+            On::Pool(Pool::Postgres(pool)) => self.postgres().execute(pool).await?.rows_affected(),
+            On::Transaction(Transaction::Sqlite(tx)) => {
+                self.sqlite().execute(&mut **tx).await?.rows_affected()
+            }
+            On::Transaction(Transaction::Postgres(tx)) => {
+                self.postgres().execute(&mut **tx).await?.rows_affected()
+            }
+        })
+    }
+
+    /// All rows that it answers.
+    pub(super) async fn fetch_all(self, on: impl Into<On<'_>>) -> sqlx::Result<Vec<Row>> {
+        let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
+        let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
+        Ok(match on.into() {
+            On::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
+            On::Pool(Pool::Postgres(pool)) => postgres(self.postgres().fetch_all(pool).await?),
+            On::Transaction(Transaction::Sqlite(tx)) => sqlite(self.sqlite().fetch_all(&mut **tx).await?),
+            On::Transaction(Transaction::Postgres(tx)) => {
+                postgres(self.postgres().fetch_all(&mut **tx).await?)
+            }
+        })
+    }
+
+    /// The first row, when there is one.
+    pub(super) async fn fetch_optional(self, on: impl Into<On<'_>>) -> sqlx::Result<Option<Row>> {
+        Ok(self.fetch_all(on).await?.into_iter().next())
+    }
+
+    /// The first row.
+    pub(super) async fn fetch_one(self, on: impl Into<On<'_>>) -> sqlx::Result<Row> {
+        self.fetch_optional(on).await?.ok_or(sqlx::Error::RowNotFound)
+    }
+}
+
+/// A pool of connections.
+#[derive(Debug, Clone)]
+pub(super) enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+impl Pool {
+    /// Begins a transaction that nobody else writes beside, until it ends.
+    pub(super) async fn begin_to_write(&self) -> sqlx::Result<Transaction> {
+        Ok(match self {
+            Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Postgres(pool) => {
+                let mut tx = pool.begin().await?;
+                // As SQLite's one writer. Whoever only reads does not wait. It is a statement of its own, for when it
+                // is given up while it waits, only what was begun is rolled back.
+                sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx).await?;
+                Transaction::Postgres(tx)
+            }
+        })
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite(pool) => pool.close().await,
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+/// A transaction; dropped, it is as if it had not been.
+#[derive(Debug)]
+pub(super) enum Transaction {
+    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Postgres(sqlx::Transaction<'static, Postgres>),
+}
+
+impl Transaction {
+    pub(super) async fn commit(self) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await,
+            Self::Postgres(tx) => tx.commit().await,
+        }
+    }
+}
+
+/// What both databases know to be the value of a column.
+pub(super) trait Column<'r>:
+    Decode<'r, Sqlite> + Type<Sqlite> + Decode<'r, Postgres> + Type<Postgres>
+{
+}
+
+impl<'r, T> Column<'r> for T where T: Decode<'r, Sqlite> + Type<Sqlite> + Decode<'r, Postgres> + Type<Postgres>
+{}
+
+/// A row.
+#[derive(Debug)]
+pub(super) enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    pub(super) fn try_get<'r, T: Column<'r>>(&'r self, column: &str) -> sqlx::Result<T> {
+        match self {
+            Self::Sqlite(row) => row.try_get(column),
+            Self::Postgres(row) => row.try_get(column),
+        }
+    }
+}

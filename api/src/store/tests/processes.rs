@@ -1,0 +1,213 @@
+//! Several processes over one PostgreSQL.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::*;
+
+/// Claims of all racing processes together.
+const CLAIMS: usize = 10_000;
+
+/// Two stores on one database, as two processes have it.
+pub(super) async fn two() -> (Records, Records) {
+    let url = postgres::database().await;
+    let one = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    let other = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    assert_eq!(one.host, other.host);
+    (one, other)
+}
+
+/// Waits until something is so.
+async fn until(what: &str, so: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !so().await {
+        assert!(start.elapsed() < Duration::from_secs(10), "it never came: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn processes_that_start_at_once_make_one_schema_and_one_row_a_host() {
+    let url = postgres::database().await;
+    let start = async |name| {
+        let store = Store::open(&url, None).await.unwrap();
+        (
+            store.hypervisor("shared", "sim:///x").await.unwrap(),
+            store.hypervisor(name, "sim:///y").await.unwrap(),
+        )
+    };
+    let (one, two, three) = tokio::join!(start("one"), start("two"), start("three"));
+    assert!(one.0 == two.0 && two.0 == three.0);
+    let ids: std::collections::BTreeSet<_> = [one.0, one.1, two.1, three.1].map(|row| row.id).into();
+    assert_eq!(ids.len(), 4);
+}
+
+#[tokio::test]
+async fn what_one_commits_another_hears_and_has() {
+    let (one, other) = two().await;
+    let mut heard = other.store.listen().await.unwrap().unwrap();
+    one.scan(devices()).await;
+    assert_eq!(heard.next().await.unwrap(), News::Records);
+    other.store.refresh().await.unwrap();
+    assert_eq!(other.store.devices(), one.store.devices());
+    // Without having heard, too: a claim of what was taken meanwhile fails, and what is so is known then.
+    let vf = one.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    assert_eq!(other.claim(&["0000:04:10.0"]).await, None);
+    assert_eq!(other.store.devices(), one.store.devices());
+    other.gone(vf).await;
+    one.scan(Vec::new()).await;
+    assert_eq!(one.store.devices(), Vec::new());
+    other.store.refresh().await.unwrap();
+    assert_eq!(other.store.devices(), Vec::new(), "deleted rows are seen");
+}
+
+#[tokio::test]
+async fn a_lock_is_held_by_one_process_until_it_gives_it_back_or_ends() {
+    let (one, other) = two().await;
+    let (locks, others) = (one.store.locks(), other.store.locks());
+    let held = locks.try_lock("a".into()).await.unwrap().unwrap();
+    assert!(others.try_lock("a".into()).await.unwrap().is_none());
+    let names = || vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(others.elsewhere(names()).await.unwrap(), ["a".to_owned()].into());
+    assert_eq!(locks.elsewhere(names()).await.unwrap(), [].into(), "it is not elsewhere");
+    drop(held);
+    let held = others.lock("a".into()).await.unwrap();
+    assert!(locks.try_lock("a".into()).await.unwrap().is_none());
+    // It waits until the other one has ended.
+    let (waiting, ()) = tokio::join!(locks.lock("a".into()), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop((held, others, other));
+    });
+    drop(waiting.unwrap());
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_has_its_locks_again() {
+    let (one, other) = two().await;
+    let (locks, others) = (one.store.locks(), other.store.locks());
+    let held = locks.lock("a".into()).await.unwrap();
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = 'hotslot locks' AND datname = current_database()";
+    query(kill).execute(&other.store.write).await.unwrap();
+    // Each asks something: that it fails is how a broken connection is noticed.
+    until("the locks are had again", async || {
+        let again = locks.elsewhere(vec!["x".into()]).await.is_ok();
+        again && others.elsewhere(vec!["a".into()]).await.is_ok_and(|held| !held.is_empty())
+    })
+    .await;
+    assert!(others.try_lock("a".into()).await.unwrap().is_none());
+    drop(held);
+    until("it was given back", async || others.try_lock("a".into()).await.is_ok_and(|held| held.is_some()))
+        .await;
+    assert_eq!(one.store.ended().await.unwrap(), [], "both are alive");
+}
+
+#[tokio::test]
+async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
+    let (one, other) = two().await;
+    assert_eq!(one.store.ended().await.unwrap(), []);
+    let (this, _) = other.store.process.as_deref().unwrap();
+    let this = this.clone();
+    one.store.forget_process(&this).await.unwrap();
+    other.store.ended().await.unwrap();
+    drop(other);
+    until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
+    one.store.forget_process(&this).await.unwrap();
+    assert_eq!(one.store.ended().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() {
+    let (one, other) = two().await;
+    one.scan(devices()).await;
+    other.store.refresh().await.unwrap();
+    let mut draft = one.store.draft().await.unwrap();
+    let id = one.at("0000:05:00.0").id;
+    draft.edit(id, |row| row.used_at = Some(1));
+    let start = Instant::now();
+    other.claim(&["0000:05:00.0"]).await.unwrap();
+    let waited = start.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
+    assert!(draft.commit().await.is_err());
+    one.store.refresh().await.unwrap();
+    assert_eq!(one.store.devices(), other.store.devices());
+}
+
+/// The next of a series of numbers that looks random enough.
+fn next(series: &mut u64) -> usize {
+    *series = series.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*series >> 33) as usize
+}
+
+/// One of the racing processes. Whatever it is given it enters in a table of its own, and leaves there before it
+/// gives it back: what is given twice is there already.
+#[tokio::test]
+#[ignore = "the test below starts it"]
+async fn racer() {
+    let Ok(race) = std::env::var("HOTSLOT_RACE") else { return };
+    let (seed, url) = race.split_once(' ').unwrap();
+    let mut series: u64 = seed.parse().unwrap();
+    let records = Records::of(Store::open(url, None).await.unwrap(), None).await;
+    let (mut given, mut lost) = (0, 0);
+    for _ in 0..CLAIMS / 4 {
+        let mut wanted: Vec<_> = records.store.devices_of(records.host);
+        let free = wanted.iter().filter(|device| device.status == DeviceStatus::Available).count();
+        wanted.retain(|device| free == 0 || device.status == DeviceStatus::Available);
+        let wanted = wanted[next(&mut series) % wanted.len()].facts.address.to_string();
+        let Some(ids) = records.claim(&[&wanted]).await else {
+            lost += 1;
+            continue;
+        };
+        given += 1;
+        let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+        let enter = query("INSERT INTO owners (device) VALUES ($1)").bind(row.device.0);
+        enter.execute(&records.store.write).await.expect("the device was given twice");
+        if next(&mut series).is_multiple_of(4) {
+            records.attached(ids[0]).await;
+        }
+        let leave = query("DELETE FROM owners WHERE device = $1").bind(row.device.0);
+        assert_eq!(leave.execute(&records.store.write).await.unwrap(), 1);
+        records.gone(ids[0]).await;
+    }
+    println!("\nraced {given} {lost}");
+}
+
+#[tokio::test]
+async fn four_processes_race_and_no_device_is_given_twice_and_none_is_lost() {
+    let url = postgres::database().await;
+    let records = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    records.scan(devices()).await;
+    query("CREATE TABLE owners (device BIGINT PRIMARY KEY)").execute(&records.store.write).await.unwrap();
+    let start = Instant::now();
+    let racer = |seed: u32| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["store::tests::processes::racer", "--exact", "--ignored", "--nocapture"])
+            .env("HOTSLOT_RACE", format!("{seed} {url}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let racers: Vec<_> = (1..=4).map(racer).collect();
+    let (mut given, mut lost) = (0, 0);
+    for racer in racers {
+        let output = tokio::task::spawn_blocking(|| racer.wait_with_output()).await.unwrap().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        let raced = text.lines().find_map(|line| line.strip_prefix("raced ")).unwrap();
+        let mut counts = raced.split(' ').map(|count| count.parse::<usize>().unwrap());
+        given += counts.next().unwrap();
+        lost += counts.next().unwrap();
+    }
+    println!("{given} claims given, {lost} lost to others, in {:?}", start.elapsed());
+    assert_eq!(given + lost, CLAIMS);
+    assert!(lost > CLAIMS / 20, "they were in each other's way: {lost}");
+    let count = async |statement: &'static str| -> i64 {
+        query(statement).fetch_one(&records.store.read).await.unwrap().try_get("count").unwrap()
+    };
+    let rows = count("SELECT COUNT(*) AS count FROM attachments").await;
+    assert_eq!(rows, given as i64, "a row for each");
+    assert_eq!(count("SELECT COUNT(*) AS count FROM attachments WHERE ended_at IS NULL").await, 0);
+    assert_eq!(count("SELECT COUNT(*) AS count FROM owners").await, 0);
+    records.store.refresh().await.unwrap();
+    assert_eq!(records.statuses(), ["available"; 5], "all are free again");
+}

@@ -1,0 +1,342 @@
+//! Several services over one PostgreSQL and one host. Each has a runtime of its own, and dies with it: what it was
+//! doing ends wherever it is, and its connections break.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on")]
+
+#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[path = "../../tests/src/postgres.rs"]
+mod postgres;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hotslot_api::attachment::State;
+use hotslot_api::attachment::attach::AttachRequest;
+use hotslot_api::attachment::detach::DetachRequest;
+use hotslot_api::config::Config;
+use hotslot_api::error::Error;
+use hotslot_api::id::{AttachmentId, ServerId};
+use hotslot_api::inventory::{AliasRequest, Change, RuleKind};
+use hotslot_api::service::Service;
+use hotslot_api::store::{Attachment, DeviceStatus};
+use hotslot_driver::hypervisor::{ErrorKind, Hypervisor};
+use hotslot_driver::sim::Sim;
+use sqlx::{Connection as _, PgConnection};
+use tokio::runtime::{Builder, Runtime};
+
+/// Within which what a dead process left is settled.
+const SECONDS: Duration = Duration::from_secs(5);
+
+/// Five devices, each alone in its IOMMU group, and one name for all.
+const CONFIG: &str = r#"
+[pci]
+device_spec = ['{"address": "0000:04:10.*"}', '{"address": "0000:05:00.0"}', '{"address": "0000:07:00.0"}',
+               '{"address": "0000:08:00.0"}']
+alias = ['{"name": "any", "vendor_id": "8086", "product_id": "10ca"}',
+         '{"name": "any", "vendor_id": "8086", "product_id": "10d3"}',
+         '{"name": "any", "vendor_id": "1b36", "product_id": "0010"}']
+[attach]
+verify = "off"
+[[hypervisor]]
+name = "node1"
+uri = "sim:///shared"
+[database]
+"#;
+
+/// A simulated host that is shared, and the database.
+struct Scene {
+    sim: Arc<Sim>,
+    database: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hosts/small"), dir.path());
+        let sim = Sim::open(dir.path()).unwrap();
+        Self { sim, database: postgres::database().await, _dir: dir }
+    }
+
+    async fn process(&self) -> Process {
+        let config = Config::parse(&format!("{CONFIG}url = \"{}\"", self.database)).unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let sim = Arc::clone(&self.sim);
+        let open = move |_: &_, _: &_| Ok(Arc::clone(&sim) as Arc<dyn Hypervisor>);
+        let service = runtime.spawn(Service::start_on(config, open)).await.unwrap().unwrap();
+        let process = Process { runtime: Some(runtime), service };
+        process.run(async |service: Arc<Service>| service.hosts[0].ready().await.unwrap()).await;
+        process
+    }
+
+    /// The servers that run and have free ports.
+    async fn servers(&self) -> Vec<ServerId> {
+        let mut domains = self.sim.domains().await.unwrap();
+        domains.retain(|domain| ["q35", "i440fx"].contains(&domain.name.as_str()));
+        domains.into_iter().map(|domain| ServerId(domain.uuid)).collect()
+    }
+
+    /// How many devices the running guests have of us.
+    async fn plugged(&self) -> usize {
+        let mut count = 0;
+        for server in self.servers().await {
+            let live = self.sim.domain(server.0).await.unwrap().live.unwrap();
+            let ours = |alias: &String| alias.starts_with("ua-");
+            count += live.hostdevs.iter().filter(|device| device.alias.as_ref().is_some_and(ours)).count();
+        }
+        count
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A service in a runtime of its own.
+struct Process {
+    runtime: Option<Runtime>,
+    service: Arc<Service>,
+}
+
+impl Process {
+    /// Does something in its runtime.
+    async fn run<T, F>(&self, work: impl FnOnce(Arc<Service>) -> F) -> T
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let runtime = self.runtime.as_ref().expect("it has died");
+        runtime.spawn(work(Arc::clone(&self.service))).await.unwrap()
+    }
+
+    async fn attach(&self, server: ServerId, count: usize) -> Result<Vec<Attachment>, Error> {
+        let request = request(server, "any", count);
+        let attached = self.run(|service| async move { service.attach(request).await }).await?;
+        Ok(attached.into_iter().map(|(attachment, _)| attachment).collect())
+    }
+
+    async fn detach(&self, server: ServerId, id: AttachmentId) -> Result<(), Error> {
+        self.run(move |service| async move {
+            match service.begin_detach(server, id, DetachRequest::default()).await? {
+                Some(work) => work.await.unwrap(),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    async fn attachments(&self) -> Vec<Attachment> {
+        self.run(|service| async move { service.store.attachments().await.unwrap() }).await
+    }
+
+    fn statuses(&self) -> Vec<DeviceStatus> {
+        self.service.store.devices().iter().map(|device| device.status).collect()
+    }
+
+    /// Waits until nothing is promised, in its memory too.
+    async fn all_free(&self) {
+        until("all are free", async || self.statuses() == [DeviceStatus::Available; 5]).await;
+        assert_eq!(self.attachments().await, []);
+    }
+
+    /// Ends at once.
+    fn die(mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn request(server: ServerId, alias: &str, count: usize) -> AttachRequest {
+    AttachRequest {
+        server,
+        aliases: vec![AliasRequest { name: alias.into(), count }],
+        own: Vec::new(),
+        persistent: true,
+        whole_group: false,
+        numa_policy: None,
+        network: None,
+        key: None,
+    }
+}
+
+/// Waits until something is so, and answers how long it took.
+async fn until(what: &str, so: impl AsyncFn() -> bool) -> Duration {
+    let start = Instant::now();
+    while !so().await {
+        assert!(start.elapsed() < 2 * SECONDS, "it never came: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_process_does_the_others_know() {
+    let scene = Scene::new().await;
+    let (one, other) = (scene.process().await, scene.process().await);
+    let server = scene.servers().await[0];
+    let attached = one.attach(server, 1).await.unwrap().remove(0);
+    assert_eq!(other.attachments().await.len(), 1);
+    until("it is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
+    other.detach(server, attached.id).await.unwrap();
+    one.all_free().await;
+
+    let text = r#"{"name": "new", "vendor_id": "8086", "product_id": "10d3"}"#.to_owned();
+    let add = Change::Add { kind: RuleKind::Alias, text };
+    let id = one.run(|service| async move { service.change_rules(add, false).await }).await.unwrap();
+    until("the rule is in force", async || other.service.inventory().alias("new").is_some()).await;
+    let remove = Change::Remove { kind: RuleKind::Alias, id };
+    other.run(|service| async move { service.change_rules(remove, false).await }).await.unwrap();
+    until("the rule is not", async || one.service.inventory().alias("new").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_processes_on_one_host_give_no_device_twice() {
+    const TURNS: usize = 20;
+    let scene = Scene::new().await;
+    let servers = scene.servers().await;
+    let mut processes = Vec::new();
+    for _ in 0..4 {
+        processes.push(Arc::new(scene.process().await));
+    }
+    let given: Arc<Mutex<HashSet<_>>> = Arc::default();
+    let mut clients = Vec::new();
+    for client in 0..8 {
+        let (processes, servers, given) = (processes.clone(), servers.clone(), Arc::clone(&given));
+        clients.push(tokio::spawn(async move {
+            let (mut attached, mut refusals) = (0, HashSet::new());
+            for turn in 0..TURNS {
+                // By one process, and detached by the next.
+                let (by, next) = (&processes[(client + turn) % 4], &processes[(client + turn + 1) % 4]);
+                let server = servers[(client * 7 + turn) % servers.len()];
+                let rows = match by.attach(server, 1 + turn % 2).await {
+                    Ok(rows) => rows,
+                    Err(refusal @ (Error::TooFewFree { .. } | Error::Conflict(_))) => {
+                        refusals.insert(refusal.to_string());
+                        continue;
+                    }
+                    // The guest was read before another client's detach was done.
+                    Err(Error::Hypervisor { source, .. }) if source.kind == ErrorKind::AlreadyDefined => {
+                        continue;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                for row in &rows {
+                    assert!(given.lock().unwrap().insert(row.device), "{row:?} was given twice");
+                }
+                for row in &rows {
+                    assert!(given.lock().unwrap().remove(&row.device));
+                    next.detach(server, row.id).await.unwrap();
+                }
+                attached += 1;
+            }
+            (attached, refusals)
+        }));
+    }
+    let start = Instant::now();
+    let (mut attached, mut refusals) = (0, HashSet::new());
+    for client in clients {
+        let (some, refused) = client.await.unwrap();
+        attached += some;
+        refusals.extend(refused);
+    }
+    println!("{attached} of {} attaches in {:?}", 8 * TURNS, start.elapsed());
+    assert!(attached > 2 * TURNS, "{attached}: {refusals:?}");
+    for process in &processes {
+        process.all_free().await;
+    }
+    assert_eq!(scene.plugged().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_seconds() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 300").unwrap();
+    let service = Arc::clone(&one.service);
+    one.runtime.as_ref().unwrap().spawn(async move { service.attach(request(server, "any", 3)).await });
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    // The other one sees what happens there, and leaves it to who does it.
+    let left = other.attachments().await;
+    assert!(left.iter().all(|row| row.state == State::Attaching) && left.len() == 3, "{left:?}");
+    one.die();
+    let took = until("nothing is left", async || other.attachments().await.is_empty()).await;
+    println!("3 attaching rows of a dead process were settled after {took:?}");
+    assert!(took < SECONDS, "{took:?}");
+    other.all_free().await;
+    until("nothing is plugged", async || scene.plugged().await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 1000").unwrap();
+    let service = Arc::clone(&one.service);
+    let attach = one.runtime.as_ref().unwrap();
+    let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
+    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    // The connection that has the locks breaks while the other one hears of what is plugged.
+    let broken = sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
+             ((classid::bigint << 32) | objid::bigint) =
+             hashtextextended('attachment ' || (SELECT MIN(id) FROM attachments WHERE state = 'attaching'), 0)",
+    )
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(broken.len(), 1);
+    let attached = attach.await.unwrap().unwrap();
+    assert!(attached.iter().all(|(row, _)| row.state == State::Attached) && attached.len() == 3);
+    assert_eq!(other.attachments().await.len(), 3);
+    scene.sim.control("latency attach 1").unwrap();
+    for (row, _) in attached {
+        other.detach(server, row.id).await.unwrap();
+    }
+    one.all_free().await;
+    assert_eq!(scene.plugged().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    let row = one.attach(server, 1).await.unwrap().remove(0);
+    // The guest has not been asked when it dies, and nothing will happen by itself.
+    scene.sim.control("latency detach 600000").unwrap();
+    let service = Arc::clone(&one.service);
+    one.runtime
+        .as_ref()
+        .unwrap()
+        .spawn(async move { service.begin_detach(server, row.id, DetachRequest::default()).await });
+    until("it is to go", async || other.attachments().await[0].state == State::Detaching).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(other.attachments().await[0].state, State::Detaching, "it is left to who does it");
+    one.die();
+    scene.sim.control("latency detach 1").unwrap();
+    let took = until("it is gone", async || other.attachments().await.is_empty()).await;
+    println!("a detaching row of a dead process was settled after {took:?}");
+    assert!(took < SECONDS, "{took:?}");
+    other.all_free().await;
+    assert_eq!(scene.plugged().await, 0);
+}

@@ -1,0 +1,70 @@
+//! `hotslot db`: the database's copy, made while the service runs, and put back while it does not.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use hotslot_api::config::Config;
+use hotslot_api::error::Error;
+use hotslot_api::store::{backup, restore, sqlite_file};
+
+use crate::exit::{Exit, Failure};
+use crate::output;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot db backup /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
+  hotslot db restore /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
+PostgreSQL has pg_dump and pg_restore for that.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DbCommand {
+    /// Copy the SQLite database into a new file, also while the service runs.
+    Backup(Files),
+    /// Put a backup in the place of the SQLite database while no service runs; what was there is kept beside it.
+    Restore(Files),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// The backup.
+    file: PathBuf,
+    /// The configuration that names the database; without one, it is where `serve` has it without one.
+    #[arg(long, env = "HOTSLOT_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl Files {
+    fn url(&self) -> anyhow::Result<String> {
+        let config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+        Ok(config.database.url)
+    }
+}
+
+impl DbCommand {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        match self {
+            Self::Backup(files) => {
+                let url = files.url()?;
+                backup(&url, &files.file).await.map_err(told)?;
+                output::print(&format!("{} is in {} now\n", sqlite_file(&url), files.file.display()))?;
+            }
+            Self::Restore(files) => {
+                let url = files.url()?;
+                restore(&url, &files.file).await.map_err(told)?;
+                output::print(&format!("{} is {} now\n", sqlite_file(&url), files.file.display()))?;
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn told(error: Error) -> anyhow::Error {
+    let exit = if matches!(error, Error::Conflict(_)) {
+        Exit::Refused
+    } else if matches!(error, Error::NotFound(_)) {
+        Exit::NotFound
+    } else {
+        return error.into();
+    };
+    Failure::new(exit, error.to_string()).into()
+}
