@@ -42,6 +42,8 @@ pub struct Config {
     pub events: Events,
     /// Who is told what happens.
     pub webhook: Vec<Webhook>,
+    /// Which accelerators there are by themselves.
+    pub accelerators: Accelerators,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts; none means the local `qemu:///system`.
@@ -348,6 +350,14 @@ impl Default for Events {
     fn default() -> Self {
         Self { keep: Age(Duration::from_secs(90 * 24 * 3600)), most: 1_000_000 }
     }
+}
+
+/// `[accelerators]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accelerators {
+    /// Whether every device that may be given away is an accelerator too, under the device's UUID.
+    pub discovered: bool,
 }
 
 /// `[[webhook]]`

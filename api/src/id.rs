@@ -48,6 +48,15 @@ uuid_id!(
     RequestId
 );
 
+uuid_id!(
+    /// An accelerator: what is given away under a name of its own.
+    AcceleratorId
+);
+uuid_id!(
+    /// A binding: one device that its host itself holds.
+    BindingId
+);
+
 /// A row of `pci_devices`, as Nova's `os-pci` numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! http          routes, wire formats, status codes
+//! accelerator   devices that are given away under names of their own, to a server or to the host itself
 //! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
@@ -15,6 +16,7 @@
 //! flavor        named sets of devices
 //! ```
 
+pub mod accelerator;
 pub mod attachment;
 mod busy;
 pub mod config;

@@ -173,6 +173,7 @@ fn request(server: ServerId, alias: &str, count: usize) -> AttachRequest {
         numa_policy: None,
         network: None,
         key: None,
+        holder: None,
     }
 }
 

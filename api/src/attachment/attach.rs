@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Observation;
 use super::select::{Choice, Chosen, NetworkRequest};
+use crate::accelerator::Holder;
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
@@ -17,7 +18,7 @@ use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
 use crate::inventory::{self, Alias, AliasRequest, Inventory, NumaPolicy};
 use crate::service::{Service, hostdev_spec};
-use crate::store::{Attachment, Device, NewAttachment};
+use crate::store::{Attachment, Device, NewAttachment, Reservation};
 use crate::who;
 
 /// How often a request that lost a race for a device chooses again.
@@ -42,6 +43,8 @@ pub struct AttachRequest {
     pub network: Option<NetworkRequest>,
     /// By what its next try is known.
     pub key: Option<IdempotencyKey>,
+    /// On whose behalf it is made; none: on its own.
+    pub holder: Option<Holder>,
 }
 
 impl AttachRequest {
@@ -144,9 +147,15 @@ impl Service {
                 chosen.iter().map(|chosen| new_attachment(request, chosen)).collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
-            let id = RequestId(Uuid::new_v4());
-            let (server, persistent, key) = (request.server, request.persistent, request.key.as_ref());
-            if self.store.reserve(host.row.id, server, id, persistent, key, &wanted).await? {
+            let reservation = Reservation {
+                hypervisor: host.row.id,
+                server: request.server,
+                request: RequestId(Uuid::new_v4()),
+                persistent: request.persistent,
+                key: request.key.as_ref(),
+                holder: request.holder,
+            };
+            if self.store.reserve(reservation, &wanted).await? {
                 let mut steps = Vec::new();
                 for (new, Chosen { alias: _, device, found }) in wanted.iter().zip(chosen) {
                     let attachment = self.store.attachment(new.id).await?;

@@ -9,6 +9,7 @@ use hotslot_driver::pci::PciAddress;
 use tokio::time::Instant;
 
 use super::{Observation, State};
+use crate::accelerator::Holder;
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
@@ -24,6 +25,17 @@ pub struct DetachRequest {
     pub timeout: Option<Duration>,
     /// Whether no policy counts, and the device stays out of the definition whatever the guest says.
     pub force: bool,
+    /// On whose behalf it is asked for: an attachment goes where it came from.
+    pub holder: Option<Holder>,
+}
+
+/// Why an attachment does not go: who asks is not on whose behalf it was made.
+fn held_by(attachment: &Attachment) -> Error {
+    let id = attachment.id;
+    Error::Conflict(match attachment.holder {
+        Some(holder) => format!("attachment {id} was made for {holder}; detach that"),
+        None => format!("attachment {id} was made by itself; detach it under os-pci_attachments"),
+    })
 }
 
 /// An ask of a guest.
@@ -69,6 +81,9 @@ impl Service {
                     )));
                 }
                 State::Attached | State::Detaching => {}
+            }
+            if attachment.holder != request.holder {
+                return Err(held_by(&attachment));
             }
             let host = self.host(attachment.hypervisor).cloned().ok_or_else(|| {
                 Error::Conflict(format!("attachment {id} is on a host that is no longer configured"))

@@ -366,10 +366,9 @@ impl Scene<'_> {
                     Action::Tell(advice),
                 )
             }
-            Some(device) => match device.server {
+            Some(device) => match device.owner {
                 Some(owner) => {
-                    let record =
-                        format!("no attachment {id}; {address} is {} to server {owner}", device.status);
+                    let record = format!("no attachment {id}; {address} is {} to {owner}", device.status);
                     let advice = "nothing: detach the device from one of the two".to_owned();
                     (Kind::Conflict, record, Action::Tell(advice))
                 }
@@ -489,7 +488,7 @@ pub(super) fn of_devices(
                 action: Action::Tell(format!("nothing, for it may come back: detach attachment {}", row.id)),
             });
         }
-        if let (None, Some(server)) = (row, device.server) {
+        if let (None, Some(server)) = (row, device.server()) {
             findings.push(Finding {
                 kind: Kind::Unattached,
                 server: Some((server, None)),
@@ -503,7 +502,7 @@ pub(super) fn of_devices(
             });
         }
         if let Some(foreign) = foreign.get(&address) {
-            let owner = device.server.map(|server| format!(" to server {server}")).unwrap_or_default();
+            let owner = device.owner.map(|owner| format!(" to {owner}")).unwrap_or_default();
             let place = if foreign.live { Witness::Live } else { Witness::Definition };
             findings.push(Finding {
                 kind: Kind::Foreign,

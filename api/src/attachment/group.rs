@@ -34,7 +34,7 @@ impl Service {
     ///
     /// # Errors
     /// The database's.
-    pub(super) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
+    pub(crate) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
         let within = host.groups.lock().await;
         let between = self.store.locks().lock(format!("groups of host {}", host.row.id.0)).await?;
         Ok((between, within))
@@ -45,7 +45,7 @@ impl Service {
     /// # Errors
     /// The database's, and what the hypervisor answers.
     pub(super) async fn owed(&self, host: &Host) -> Result<Owed, Error> {
-        let rows = self.store.devices_of(host.row.id).into_iter().filter(|device| device.server.is_some());
+        let rows = self.store.devices_of(host.row.id).into_iter().filter(|device| device.owner.is_some());
         let mut held: BTreeSet<_> = rows.map(|device| device.facts.address).collect();
         held.extend(host.in_guests());
         let busy = |group: &IommuGroup| group.members.iter().any(|member| held.contains(member));

@@ -176,6 +176,12 @@ impl Service {
             failed("giving functions back to their host drivers", error);
             left.groups = true;
         }
+        if (todo.everything || todo.groups)
+            && let Err(error) = who::by(itself::COMPARISON, self.settle_bindings(host)).await
+        {
+            failed("settling what the host itself was to hold", error);
+            left.groups = true;
+        }
         if todo.everything && !left.everything {
             host.set_synced(true);
         }

@@ -120,6 +120,7 @@ impl CreateAttachment {
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,
             network: (network != NetworkRequest::default()).then_some(network),
             key,
+            holder: None,
         })
     }
 }
@@ -327,7 +328,7 @@ pub(super) async fn show(
 }
 
 /// `?timeout=30s&force=true`
-fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
+pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
     let mut request = DetachRequest::default();
     for (key, value) in pairs {
         match key.as_str() {

@@ -111,7 +111,7 @@ fn members(offer: &Offer, function: &HostDevice, rows: &[Arc<Device>]) -> Value 
             "address": address,
             "driver": offer.functions.get(address).and_then(|member| member.driver.as_ref()),
             "status": row.map(|row| row.status),
-            "instance_uuid": row.and_then(|row| row.server),
+            "instance_uuid": row.and_then(|row| row.server()),
         })
     };
     group.map(member).collect()

@@ -292,8 +292,8 @@ pub(super) async fn functions(
 
 /// Who has a device, for people: a server that hotslot gave it to, or a domain that has it from others.
 pub(super) fn owner(row: Option<&Device>, foreign: Option<&Foreign>) -> Option<String> {
-    let server = row.and_then(|row| row.server).map(|server| format!("server {server}"));
-    server.or_else(|| foreign.map(Foreign::to_string))
+    let owner = row.and_then(|row| row.owner).map(|owner| owner.to_string());
+    owner.or_else(|| foreign.map(Foreign::to_string))
 }
 
 pub(super) fn describe(
@@ -338,7 +338,7 @@ pub(super) fn describe(
         "block": device.block,
         "id": row.map(|row| row.id),
         "status": row.map(|row| row.status),
-        "instance_uuid": row.and_then(|row| row.server),
+        "instance_uuid": row.and_then(|row| row.server()),
         "owner": owner(row.map(Arc::as_ref), foreign),
         "foreign": foreign.map(|foreign| json!({
             "domain": foreign.domain, "uuid": foreign.server,

@@ -3,6 +3,7 @@
 //! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. Nobody is asked
 //! who they are yet, so the tenant in a path is taken as it is.
 
+mod accelerators;
 mod attachments;
 mod body;
 mod drift;
@@ -61,6 +62,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .merge(own())
+        .merge(accelerators::routes())
+        .nest("/v1", accelerators::routes())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))

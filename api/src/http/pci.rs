@@ -100,8 +100,8 @@ fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Fu
         dev_type: facts.dev_type,
         label: facts.label(),
         extra_info: &facts.extra_info,
-        instance_uuid: device.server,
-        server_uuid: device.server,
+        instance_uuid: device.server(),
+        server_uuid: device.server(),
         created_at: time(device.created_at),
         updated_at: device.updated_at.map(time),
         deleted: false,
@@ -204,7 +204,7 @@ impl Filter {
             && is(self.product_id, facts.product_id)
             && is(self.dev_type, facts.dev_type)
             && is(self.status, device.status)
-            && (self.server.is_none() || self.server == device.server)
+            && (self.server.is_none() || self.server == device.server())
             && is(self.address, facts.address)
             && (self.parent_addr.is_none() || self.parent_addr == facts.parent_addr)
             && (self.numa_node.is_none() || self.numa_node == facts.numa_node)

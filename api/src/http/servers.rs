@@ -91,7 +91,7 @@ fn prefix(uri: &OriginalUri) -> String {
 fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
     let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
     for device in service.store.devices() {
-        if let (Some(server), DeviceStatus::Allocated) = (device.server, device.status) {
+        if let (Some(server), DeviceStatus::Allocated) = (device.server(), device.status) {
             owned.entry(server).or_default().push(json!({ "id": device.id }));
         }
     }

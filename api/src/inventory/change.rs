@@ -188,7 +188,7 @@ impl Service {
             let functions = host.functions();
             let (before, after) = (before.inventory.on(&functions).0, after.inventory.on(&functions).0);
             for device in self.store.devices_of(host.row.id) {
-                let Some(server) = device.server else { continue };
+                let Some(owner) = device.owner else { continue };
                 let speaks = |rules: &Inventory| {
                     let function = functions.get(&device.facts.address)?;
                     Some(rules.entries_of(function, parent(&functions, function)).contains(&rule.id))
@@ -199,7 +199,7 @@ impl Service {
                     (None, _) | (_, None) => device.gone_at.is_none(),
                 };
                 if taken_away {
-                    taken.push(format!("{} of host {} (server {server})", device.facts.address, host.name));
+                    taken.push(format!("{} of host {} ({owner})", device.facts.address, host.name));
                 }
             }
         }

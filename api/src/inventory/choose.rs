@@ -464,7 +464,7 @@ fn wants<'a>(wanted: &Wanted<'_>, device: &Device) -> Result<(), Reason<'a>> {
 }
 
 fn is_held(device: &Device) -> bool {
-    device.server.is_some() || matches!(device.status, DeviceStatus::Claimed | DeviceStatus::Allocated)
+    device.owner.is_some() || matches!(device.status, DeviceStatus::Claimed | DeviceStatus::Allocated)
 }
 
 /// Who gets what: of each unit, the part that takes it. `Err` is the first part that is short.

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
 use crate::service::Service;
-use crate::store::Device;
+use crate::store::{Device, Owner};
 
 /// What is known of a host besides its table of devices, at one moment.
 #[derive(Debug)]
@@ -116,11 +116,14 @@ impl Offer {
         let siblings = group.members.iter().filter(|member| **member != address);
         siblings.filter_map(|member| Some((member, self.functions.get(member)?))).find_map(|(member, sibling)| {
             let number = group.number;
-            if let Some(owner) = devices.get(member).and_then(|row| row.server)
-                && Some(owner) != server
-            {
+            let with_it = server.map_or(Owner::Host, Owner::Server);
+            if let Some(owner) = devices.get(member).and_then(|row| row.owner).filter(|owner| *owner != with_it) {
+                let place = match owner {
+                    Owner::Server(_) => "in another server",
+                    Owner::Host => "held by the host",
+                };
                 return Some(format!(
-                    "IOMMU group {number} of {address} is not viable: its member {member} is in another server"
+                    "IOMMU group {number} of {address} is not viable: its member {member} is {place}"
                 ));
             }
             if let Some(foreign) = self.foreign.get(member).filter(|foreign| foreign.live)

@@ -4,7 +4,7 @@
 use hotslot_driver::pci::PciAddress;
 
 use super::sql::query;
-use super::{InnerSource, Network, Store, events, now};
+use super::{InnerSource, Network, Owner, Store, events, now};
 use crate::attachment::State;
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -36,20 +36,23 @@ const REASON: &str = "adopted: the domain had it under our alias, and there was 
                       asked for is not known";
 
 impl Store {
-    /// Forgets to whom a device was promised, when no open attachment says so.
+    /// Forgets to whom a device was promised, when no open attachment or binding says so.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
     pub async fn forget(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        let open = query("SELECT id FROM attachments WHERE device_id = $1 AND ended_at IS NULL")
-            .bind(id.0)
-            .fetch_optional(&mut draft.tx)
-            .await?;
+        let open = query(
+            "SELECT id FROM attachments WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM bindings WHERE device_id = $1 AND ended_at IS NULL",
+        )
+        .bind(id.0)
+        .fetch_optional(&mut draft.tx)
+        .await?;
         if open.is_some() || draft.apply(id, Deed::Free).is_err() {
             return Ok(());
         }
-        draft.edit(id, |row| (row.server, row.request) = (None, None));
+        draft.edit(id, |row| (row.owner, row.request) = (None, None));
         draft.commit().await.map(drop)
     }
 
@@ -64,11 +67,13 @@ impl Store {
         let Some(device) = devices.iter().find(|device| device.facts.address == found.address) else {
             return Ok(false);
         };
-        if device.server.is_some() || draft.apply(device.id, Deed::Allocate).is_err() {
+        if device.owner.is_some() || draft.apply(device.id, Deed::Allocate).is_err() {
             return Ok(false);
         }
         let request = RequestId(uuid::Uuid::new_v4());
-        draft.edit(device.id, |row| (row.server, row.request) = (Some(found.server), Some(request)));
+        draft.edit(device.id, |row| {
+            (row.owner, row.request) = (Some(Owner::Server(found.server)), Some(request))
+        });
         let told = events::made(device, found.server, found.id, State::Attached);
         draft.tell_of([events::What { reason: Some(REASON.into()), ..told }]);
         let network = found.network.as_ref();

@@ -2,6 +2,7 @@
 //!
 //! A device's status follows its attachment's state, in the same transaction.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use hotslot_driver::net::{MacAddress, VlanTag};
@@ -10,7 +11,8 @@ use hotslot_driver::pci::PciAddress;
 use super::draft::Draft;
 use super::idempotency::remember;
 use super::sql::{Row, query};
-use super::{Columns, Device, DeviceStatus, Millis, Store, bad_column, events, now, words};
+use super::{Columns, Device, DeviceStatus, Millis, Owner, Store, bad_column, events, now, words};
+use crate::accelerator::Holder;
 use crate::attachment::{Observation, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -78,6 +80,8 @@ pub struct Attachment {
     pub state: State,
     /// What there is to say about that.
     pub reason: Option<String>,
+    /// On whose behalf it was made; none: it was asked for by itself.
+    pub holder: Option<Holder>,
     /// Where the guest sees it.
     pub inner: Option<InnerAddress>,
     /// When it was asked for.
@@ -109,6 +113,23 @@ pub struct NewAttachment {
     pub taken: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
+}
+
+/// Who is to have the attachments that are to be reserved.
+#[derive(Debug, Clone, Copy)]
+pub struct Reservation<'a> {
+    /// The host.
+    pub hypervisor: HypervisorId,
+    /// The server.
+    pub server: ServerId,
+    /// The request that they come with.
+    pub request: RequestId,
+    /// Whether they go into the persistent definition.
+    pub persistent: bool,
+    /// By what the next try of the request is known.
+    pub key: Option<&'a IdempotencyKey>,
+    /// On whose behalf they are made.
+    pub holder: Option<Holder>,
 }
 
 /// What an observation makes of a row.
@@ -152,6 +173,7 @@ fn attachment(row: &Row) -> Result<Attachment, Error> {
         forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
+        holder: columns.parse_opt("holder")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
@@ -171,13 +193,19 @@ pub struct Change {
     pub address: Option<PciAddress>,
 }
 
-/// A device's status follows its attachment's state.
-fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), Error> {
-    let Some(device) = draft.device(row.device) else { return Ok(()) };
+/// A device's status follows the state of its attachment, or binding: of `what` holds it.
+pub(super) fn follow(
+    draft: &mut Draft<'_>,
+    what: &dyn Display,
+    device: DeviceId,
+    request: RequestId,
+    state: State,
+) -> Result<(), Error> {
+    let Some(device) = draft.device(device) else { return Ok(()) };
     let deed = match state.device_status() {
         wanted if wanted == device.status => return Ok(()),
         // An ended attachment has nothing to say of a device that is promised to another.
-        DeviceStatus::Available if device.request != Some(row.request) => return Ok(()),
+        DeviceStatus::Available if device.request != Some(request) => return Ok(()),
         DeviceStatus::Available => Deed::Free,
         DeviceStatus::Allocated => Deed::Allocate,
         // Nothing becomes attaching: reserving makes the row and claims the device.
@@ -188,12 +216,12 @@ fn follow(draft: &mut Draft<'_>, row: &Attachment, state: State) -> Result<(), E
         | DeviceStatus::Unavailable => return Ok(()),
     };
     draft.apply(device.id, deed).map_err(|error| {
-        Error::Internal(format!("attachment {} is {state}, but {}: {error}", row.id, device.facts.address))
+        Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
     })?;
     if deed == Deed::Free {
         let once = device.status == DeviceStatus::Allocated && inventory::is_for_one_use(&device.facts);
         draft.edit(device.id, |row| {
-            (row.server, row.request) = (None, None);
+            (row.owner, row.request) = (None, None);
             row.used_at = once.then(now);
         });
         if device.gone_at.is_some() && !once {
@@ -209,17 +237,17 @@ impl Store {
     /// too which request was made by it.
     ///
     /// # Errors
-    /// The database's; then nothing was claimed.
+    /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
     pub async fn reserve(
         &self,
-        hypervisor: HypervisorId,
-        server: ServerId,
-        request: RequestId,
-        persistent: bool,
-        key: Option<&IdempotencyKey>,
+        reservation: Reservation<'_>,
         wanted: &[NewAttachment],
     ) -> Result<bool, Error> {
+        let Reservation { hypervisor, server, request, persistent, key, holder } = reservation;
         let mut draft = self.draft().await?;
+        if let Some(holder) = holder {
+            draft.holds_nothing(holder).await?;
+        }
         for new in wanted {
             let id = new.device.id;
             // What was chosen, and nothing else that may be there by now.
@@ -230,19 +258,20 @@ impl Store {
                 return Ok(false);
             }
             let elsewhere = |row: &Arc<Device>| {
-                new.siblings.contains(&row.facts.address) && row.server.is_some_and(|owner| owner != server)
+                new.siblings.contains(&row.facts.address)
+                    && row.owner.is_some_and(|owner| owner != Owner::Server(server))
             };
             if !new.siblings.is_empty() && draft.devices_of(hypervisor).iter().any(elsewhere) {
                 return Ok(false);
             }
-            draft.edit(id, |row| (row.server, row.request) = (Some(server), Some(request)));
+            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Server(server)), Some(request)));
             draft.tell_of([events::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group, taken, worker)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16)",
+                     whole_group, taken, worker, holder)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16, $17)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -260,6 +289,7 @@ impl Store {
             .bind(i64::from(new.whole_group))
             .bind(i64::from(new.taken))
             .bind(self.worker())
+            .bind(holder.map(|holder| holder.to_string()))
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
@@ -314,7 +344,8 @@ impl Store {
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
             draft.tell_of(events::of_attachment(&row, &next, address));
-            follow(&mut draft, &row, next.state)?;
+            let what = format!("attachment {}", row.id);
+            follow(&mut draft, &what, row.device, row.request, next.state)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
             if was != row.state {
@@ -429,6 +460,20 @@ impl Store {
              ORDER BY created_at, device_id",
         )
         .bind(server.to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// The attachments of a holder that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_held_by(&self, holder: Holder) -> Result<Vec<Attachment>, Error> {
+        let rows = query(
+            "SELECT * FROM attachments WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
+        )
+        .bind(holder.to_string())
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(attachment).collect()

@@ -2,7 +2,9 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Bound;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use hotslot_driver::pci::{PciAddress, PciId};
@@ -63,8 +65,8 @@ pub struct Device {
     pub status: DeviceStatus,
     /// The request that holds it.
     pub request: Option<RequestId>,
-    /// The server that holds it.
-    pub server: Option<ServerId>,
+    /// Who holds it.
+    pub owner: Option<Owner>,
     /// When it was first seen.
     pub created_at: Millis,
     /// When the row last changed.
@@ -75,7 +77,54 @@ pub struct Device {
     pub used_at: Option<Millis>,
 }
 
+/// Who holds a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A server.
+    Server(ServerId),
+    /// The host that it is in.
+    Host,
+}
+
+/// How the host stands in the column of the servers.
+const HOST: &str = "host";
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(server) => write!(f, "server {server}"),
+            Self::Host => f.write_str("its host"),
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn column(self) -> String {
+        match self {
+            Self::Server(server) => server.to_string(),
+            Self::Host => HOST.to_owned(),
+        }
+    }
+}
+
+impl FromStr for Owner {
+    type Err = uuid::Error;
+
+    /// Reads what the column says.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == HOST { Ok(Self::Host) } else { text.parse().map(Self::Server) }
+    }
+}
+
 impl Device {
+    /// The server that holds it.
+    pub fn server(&self) -> Option<ServerId> {
+        match self.owner {
+            Some(Owner::Server(server)) => Some(server),
+            Some(Owner::Host) | None => None,
+        }
+    }
+
     /// A device that was seen for the first time.
     pub(super) fn new(id: DeviceId, hypervisor: HypervisorId, facts: DeviceFacts) -> Self {
         Self {
@@ -85,7 +134,7 @@ impl Device {
             facts,
             status: DeviceStatus::Available,
             request: None,
-            server: None,
+            owner: None,
             created_at: now(),
             updated_at: None,
             gone_at: None,
@@ -177,7 +226,7 @@ fn device(row: &Row) -> Result<Device, Error> {
         },
         status: columns.parse("status")?,
         request: columns.parse_opt("request_id")?,
-        server: columns.parse_opt("instance_uuid")?,
+        owner: columns.parse_opt("instance_uuid")?,
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
         gone_at: columns.get("gone_at")?,
@@ -305,7 +354,7 @@ impl Store {
         let mut draft = self.draft().await?;
         if let Some(device) = draft.device(id).filter(|device| device.used_at.is_none()) {
             let address = device.facts.address;
-            if device.server.is_some() {
+            if device.owner.is_some() {
                 let status = device.status;
                 return Err(Error::Conflict(format!("{address} is {status}: detach it, then clean it")));
             }
@@ -409,7 +458,7 @@ impl Store {
             if let Some((true, waits)) = known.remove(&device.facts.address) {
                 let address = device.facts.address;
                 tracing::error!(
-                    pci.address = %address, server.id = ?device.server,
+                    pci.address = %address, owner = ?device.owner,
                     "another device is at {address}, which a server was promised: detach it there first"
                 );
                 seen.retain(|facts| facts.address != address);
@@ -426,7 +475,7 @@ impl Store {
                 // Whoever has it was promised what it was; where it is now is another matter.
                 Some(device) if device.status.is_held() && device.facts.address != facts.address => {
                     tracing::error!(
-                        pci.address = %facts.address, server.id = ?device.server,
+                        pci.address = %facts.address, owner = ?device.owner,
                         "the device is in the definition of its server under its old address {}: detach and \
                          attach it again before the server starts", device.facts.address
                     );

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::MutexGuard;
 
-use super::devices::{Device, DeviceFacts, DeviceStatus};
+use super::devices::{Device, DeviceFacts, DeviceStatus, Owner};
 use super::events::{self, What};
 use super::sql::{On, Transaction, query};
 use super::{DevType, Millis, News, Store, now};
+use crate::accelerator::Holder;
 use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId};
 use crate::inventory::{Deed, NotAllowed};
@@ -71,6 +72,21 @@ impl Draft<'_> {
     /// Tells what happened, beside what the rows of devices tell.
     pub(super) fn tell_of(&mut self, events: impl IntoIterator<Item = What>) {
         self.events.extend(events);
+    }
+
+    /// Makes sure that a holder holds nothing, until this ends.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when a holder holds a device; the database's.
+    pub(super) async fn holds_nothing(&mut self, holder: Holder) -> Result<(), Error> {
+        let held = query(
+            "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL",
+        );
+        match held.bind(holder.to_string()).fetch_optional(&mut self.tx).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Conflict(format!("{holder} is attached meanwhile; detach it first"))),
+        }
     }
 
     /// Puts aside the row of a device that nobody was promised.
@@ -292,7 +308,7 @@ async fn update(
     .bind(extra_info(facts)?)
     .bind(facts.numa_node.map(i64::from))
     .bind(facts.parent_addr.map(|address| address.to_string()))
-    .bind(row.server.map(|server| server.to_string()))
+    .bind(row.owner.map(Owner::column))
     .bind(row.request.map(|request| request.to_string()))
     .bind(row.gone_at)
     .bind(time)

@@ -49,6 +49,8 @@ words! {
         AttachmentReason = "attachment.reason",
         /// The host driver has the device again that was taken from it for its whole IOMMU group.
         AttachmentGivenBack = "attachment.given_back",
+        /// The state of a device that its host itself is to hold, or holds.
+        BindingState = "binding.state",
         /// A rule came by the API.
         RuleAdded = "rule.added",
         /// It was replaced.
@@ -152,7 +154,7 @@ impl EventKind {
 
 /// What the writing of a device's row tells. `was` is none for a new one.
 pub(super) fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
-    let server = row.server.or(was.and_then(|was| was.server));
+    let server = row.server().or(was.and_then(Device::server));
     let of = |kind: EventKind, from: Option<Value>, to: Option<Value>| What {
         hypervisor: Some(row.hypervisor),
         server,
@@ -223,6 +225,19 @@ pub(super) fn made(device: &Device, server: ServerId, attachment: AttachmentId, 
         attachment: Some(attachment),
         to: Some(state.as_str().into()),
         ..EventKind::AttachmentState.what()
+    }
+}
+
+/// What a change of a binding tells.
+pub(super) fn binding(device: &Device, was: Option<State>, state: State, reason: Option<&str>) -> What {
+    What {
+        hypervisor: Some(device.hypervisor),
+        device: Some(device.id),
+        address: Some(device.facts.address),
+        from: was.map(|was| was.as_str().into()),
+        to: Some(state.as_str().into()),
+        reason: reason.map(str::to_owned),
+        ..EventKind::BindingState.what()
     }
 }
 

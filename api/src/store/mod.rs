@@ -3,9 +3,11 @@
 //! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
 //! disk. PostgreSQL: one pool, and as many processes as there are.
 
+mod accelerators;
 mod adopt;
 mod attachments;
 mod backup;
+mod bindings;
 mod config;
 mod devices;
 mod draft;
@@ -29,10 +31,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
+pub use accelerators::Accelerator;
 pub use adopt::Adoption;
-pub use attachments::{Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Settled};
+pub use attachments::{
+    Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Reservation, Settled,
+};
 pub use backup::{backup, lock, restore, sqlite_file};
-pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, ScanOutcome};
+pub use bindings::{Binding, NewBinding};
+pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, Owner, ScanOutcome};
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};

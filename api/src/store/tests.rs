@@ -151,7 +151,8 @@ impl Records {
             })
             .collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-        let done = self.store.reserve(self.host, server, request, true, None, &wanted).await.unwrap();
+        let reservation = reservation(self.host, server, request);
+        let done = self.store.reserve(reservation, &wanted).await.unwrap();
         done.then(|| wanted.iter().map(|new| new.id).collect())
     }
 
@@ -350,7 +351,8 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Re
         siblings: Vec::new(),
     };
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
-    assert!(!records.store.reserve(records.host, server, request, true, None, &[wanted]).await.unwrap());
+    let reservation = reservation(records.host, server, request);
+    assert!(!records.store.reserve(reservation, &[wanted]).await.unwrap());
 }
 
 async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {

@@ -1,0 +1,221 @@
+//! Attach and detach: into a server on the road that every device goes, to a host by a binding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+
+use super::{Held, Holder, Status, Target, View};
+use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
+use crate::error::Error;
+use crate::host::Host;
+use crate::id::{AcceleratorId, ServerId};
+use crate::inventory::{Alias, AliasRequest, AliasSpec, NumaPolicy};
+use crate::service::Service;
+use crate::store::{DevType, DeviceStatus};
+use crate::who;
+
+/// The most devices that one accelerator is made of, as of one request for devices.
+const MAX_NUM: u32 = 256;
+
+impl Service {
+    /// Attaches an accelerator, all its devices or none.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NoServer`]; [`Error::Conflict`] when it is not available, or no device is; what
+    /// the host answers.
+    pub async fn attach_accelerator(
+        self: &Arc<Self>,
+        id: AcceleratorId,
+        target: Target,
+    ) -> Result<View, Error> {
+        let view = self.on_record(id).await?;
+        match view.status() {
+            (Status::Available, _) => {}
+            (Status::Error, reason) => {
+                return Err(Error::Conflict(format!("accelerator {id}: {}", reason.unwrap_or_default())));
+            }
+            (status @ (Status::Attaching | Status::Attached | Status::Detaching), _) => {
+                return Err(Error::Conflict(format!(
+                    "accelerator {id} is {status} already; detach it first"
+                )));
+            }
+        }
+        let num = view.spec().num;
+        if num == 0 || num > MAX_NUM {
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is {num} devices by its spec; put one with a num of 1 to {MAX_NUM}"
+            )));
+        }
+        match target {
+            Target::Server(server) => self.into_server(&view, server).await?,
+            Target::Host { name, driver } => {
+                let host = match &name {
+                    Some(name) => Arc::clone(self.host_called(name)?),
+                    None => self.own_host(&view)?,
+                };
+                self.on_that_host(&view, &host)?;
+                let service = Arc::clone(self);
+                who::spawn(async move { service.bind(&view, &host, driver).await }).await.map_err(
+                    |error| Error::Internal(format!("the attach ended without an answer: {error}")),
+                )??;
+            }
+        }
+        self.accelerator(id).await
+    }
+
+    async fn into_server(self: &Arc<Self>, view: &View, server: ServerId) -> Result<(), Error> {
+        let (host, _) = self.find(server).await?;
+        self.on_that_host(view, &host)?;
+        host.ready().await?;
+        let spec = view.spec();
+        let candidates = self.candidates(view, &host)?;
+        let name = format!("accelerator {}", view.row.name);
+        let of_type = |device_type| AliasSpec {
+            among: Some(candidates.clone()),
+            vendor_id: None,
+            product_id: None,
+            device_type,
+            live_migratable: None,
+            resource_class: None,
+            traits: BTreeSet::new(),
+            extra_info: BTreeMap::new(),
+        };
+        let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
+        let alias =
+            Alias { name: name.clone(), specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy };
+        let attached = self.attach(AttachRequest {
+            server,
+            aliases: vec![AliasRequest { name, count: spec.num as usize }],
+            own: vec![alias],
+            persistent: true,
+            whole_group: false,
+            numa_policy: None,
+            network: None,
+            key: None,
+            holder: Some(Holder::Accelerator(view.row.id)),
+        });
+        match attached.await {
+            Ok(_) => Ok(()),
+            Err(short @ Error::TooFewFree { .. }) => Err(Error::Conflict(short.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the device of an accelerator is, or one that it could be.
+    fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
+        if let Some(pinned) = &view.pinned {
+            let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
+            return self.host(pinned.hypervisor).cloned().ok_or_else(lost);
+        }
+        let mut refusal = None;
+        for host in &self.hosts {
+            match self.candidates(view, host) {
+                Ok(_) => return Ok(Arc::clone(host)),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
+    }
+
+    fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
+        match &view.pinned {
+            Some(pinned) if pinned.hypervisor != host.row.id => {
+                let its = self.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
+                Err(Error::Conflict(format!(
+                    "accelerator {} is device {} of host {its}, and cannot go to host {}",
+                    view.row.id, pinned.facts.address, host.name
+                )))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The devices of a host that an accelerator could be, free or not. A PF only when it is one by name, or when
+    /// without PFs too few are free.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is none.
+    pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, Error> {
+        let (spec, functions) = (view.spec(), host.functions());
+        let rows = self.store.devices_of(host.row.id);
+        if let Some(pinned) = &view.pinned {
+            return Ok([pinned.facts.address].into());
+        }
+        let answered: BTreeMap<&str, ()> =
+            rows.iter().flat_map(|row| row.facts.extra_info.keys()).map(|key| (key.as_str(), ())).collect();
+        let (mut found, mut free, mut pfs, mut nearest) = (BTreeSet::new(), 0, BTreeSet::new(), None);
+        for row in &rows {
+            let Some(function) = functions.get(&row.facts.address) else { continue };
+            match spec.mismatch(function, &row.facts, &answered) {
+                Some(reason) => drop(nearest.get_or_insert(format!("{}: {reason}", row.facts.address))),
+                None if row.facts.dev_type == DevType::Pf => drop(pfs.insert(row.facts.address)),
+                None => {
+                    found.insert(row.facts.address);
+                    free += u32::from(row.status == DeviceStatus::Available);
+                }
+            }
+        }
+        if free < spec.num {
+            found.extend(pfs);
+        }
+        if found.is_empty() {
+            let nearest = nearest.map(|nearest| format!(" ({nearest})")).unwrap_or_default();
+            return Err(Error::Conflict(format!(
+                "no device of host {} is what accelerator {} asks for by its spec{nearest}; GET os-pci/detail lists \
+                 what there is",
+                host.name, view.row.id
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Detaches an accelerator: all its devices are back in the pool when it returns.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] while it is being attached, when a guest does not let go, or, of one
+    /// that holds nothing, when others hold the device that it is.
+    pub async fn detach_accelerator(
+        self: &Arc<Self>,
+        id: AcceleratorId,
+        request: DetachRequest,
+    ) -> Result<(), Error> {
+        let request = DetachRequest { holder: Some(Holder::Accelerator(id)), ..request };
+        let view = self.accelerator(id).await?;
+        if let (Status::Attaching, _) = view.status() {
+            return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
+        }
+        if view.held.is_empty() {
+            return match view.pinned.as_ref().and_then(|device| Some((device, device.owner?))) {
+                None => Ok(()),
+                Some((device, owner)) => Err(Error::Conflict(format!(
+                    "accelerator {id} is not attached, but its device {} is held by {owner}; detach it there",
+                    device.facts.address
+                ))),
+            };
+        }
+        let mut work = Vec::new();
+        for held in view.held {
+            match held {
+                Held::Attachment(row, _) => {
+                    work.extend(self.begin_detach(row.server, row.id, request).await?);
+                }
+                Held::Binding(row, _) => {
+                    let service = Arc::clone(self);
+                    work.push(who::spawn(async move { service.unbind(row.id).await }));
+                }
+            }
+        }
+        let mut outcome = Ok(());
+        for work in work {
+            let ended = work.await;
+            let ended = ended
+                .map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")));
+            outcome = outcome.and(ended.and_then(|ended| ended));
+        }
+        outcome
+    }
+}

@@ -1,0 +1,188 @@
+//! `acc_specs`: what an accelerator is to be.
+
+use std::collections::BTreeMap;
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::device_type::{self, DeviceType};
+use hotslot_driver::pci::PciId;
+use serde_json::{Map, Value, json};
+
+use crate::inventory::NumaPolicy;
+use crate::store::DeviceFacts;
+
+/// The device type of an accelerator that may be any.
+pub(super) const UNKNOWN: &str = "UNKNOWN";
+
+/// A spec as it was put, and what is understood of it.
+///
+/// `remote`, `num`, `device_type` and `acc_capability` are the seed's. `acc_type`, `vendor_id`, `product_id`,
+/// `numa_node` and `numa_policy` choose too; whatever else stands there is kept and answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccSpec {
+    put: Map<String, Value>,
+    /// Whether it may be reached over a network.
+    pub remotable: i64,
+    /// How many devices make it up; 0 makes up none.
+    pub num: u32,
+    /// A word such as GPU, or [`UNKNOWN`].
+    pub device_type: String,
+    /// The use that it is for, such as Crypto; may be empty.
+    pub acc_type: String,
+    /// What it can do: JSON of any depth.
+    pub capability: Map<String, Value>,
+    /// Whose devices.
+    pub vendor_id: Option<PciId>,
+    /// Which of them.
+    pub product_id: Option<PciId>,
+    /// The host's NUMA node that they are on.
+    pub numa_node: Option<u32>,
+    /// How near to the guest's memory they are to be; none is as near as may be.
+    pub numa_policy: Option<NumaPolicy>,
+}
+
+impl Default for AccSpec {
+    fn default() -> Self {
+        Self {
+            put: Map::new(),
+            remotable: 0,
+            num: 1,
+            device_type: UNKNOWN.to_owned(),
+            acc_type: String::new(),
+            capability: Map::new(),
+            vendor_id: None,
+            product_id: None,
+            numa_node: None,
+            numa_policy: None,
+        }
+    }
+}
+
+impl AccSpec {
+    /// Reads the value of `acc_specs`. What is left out is as in a new accelerator.
+    ///
+    /// # Errors
+    /// What is wrong, and what would be right, for people.
+    pub fn read(value: &Value) -> Result<Self, String> {
+        let put = value.as_object().ok_or("acc_specs is no object")?;
+        let mut spec = Self { put: put.clone(), ..Self::default() };
+        let wrong = |key: &str, value: &Value, right: &str| {
+            let value: String = value.to_string().chars().take(80).collect();
+            Err(format!("acc_specs: {key} is `{value}`; {right}"))
+        };
+        for (key, value) in put {
+            match key.as_str() {
+                "remote" => match value.as_i64().filter(|remote| (0..=1).contains(remote)) {
+                    Some(remote) => spec.remotable = remote,
+                    None => return wrong(key, value, "write 0 or 1"),
+                },
+                "num" => match value.as_u64().and_then(|num| u32::try_from(num).ok()) {
+                    Some(num) => spec.num = num,
+                    None => return wrong(key, value, "write a number of devices from 0 up"),
+                },
+                "device_type" => match value.as_str().filter(|word| word.chars().count() <= 255) {
+                    Some(word) => spec.device_type = word.to_owned(),
+                    None => return wrong(key, value, "write a word such as \"GPU\""),
+                },
+                "acc_type" => match value.as_str().filter(|word| word.chars().count() <= 255) {
+                    Some(word) => spec.acc_type = word.to_owned(),
+                    None => return wrong(key, value, "write a word such as \"Crypto\""),
+                },
+                "acc_capability" => match value.as_object() {
+                    Some(capability) => spec.capability = capability.clone(),
+                    None => return wrong(key, value, "write an object such as {\"ipsec\": {\"aes\": 1}}"),
+                },
+                "vendor_id" | "product_id" => {
+                    let id = value.as_str().and_then(|id| id.parse::<PciId>().ok());
+                    if id.is_none() {
+                        return wrong(key, value, "write four hexadecimal digits such as \"8086\"");
+                    }
+                    *(if key == "vendor_id" { &mut spec.vendor_id } else { &mut spec.product_id }) = id;
+                }
+                "numa_node" => match value.as_u64().and_then(|node| u32::try_from(node).ok()) {
+                    Some(node) => spec.numa_node = Some(node),
+                    None => return wrong(key, value, "write the number of a NUMA node of the host"),
+                },
+                "numa_policy" => match value.as_str().map(str::parse) {
+                    Some(Ok(policy)) => spec.numa_policy = Some(policy),
+                    Some(Err(reason)) => return Err(format!("acc_specs: numa_policy: {reason}")),
+                    None => return wrong(key, value, "write required, preferred, legacy or socket"),
+                },
+                _ => {}
+            }
+        }
+        Ok(spec)
+    }
+
+    /// What was put, and the seed's four keys in any case.
+    pub fn shown(&self) -> Value {
+        let mut shown = self.put.clone();
+        for (key, value) in [
+            ("remote", json!(self.remotable)),
+            ("num", json!(self.num)),
+            ("device_type", json!(self.device_type)),
+            ("acc_capability", json!(self.capability)),
+        ] {
+            shown.insert(key.to_owned(), value);
+        }
+        Value::Object(shown)
+    }
+
+    /// What is kept of it.
+    pub fn stored(&self) -> String {
+        Value::Object(self.put.clone()).to_string()
+    }
+
+    /// In what a device is not what is asked for; none when it is. `answered` are the keys that any device's
+    /// `extra_info` has: a capability that no device speaks of is the caller's own note.
+    pub fn mismatch(
+        &self,
+        device: &HostDevice,
+        facts: &DeviceFacts,
+        answered: &BTreeMap<&str, ()>,
+    ) -> Option<String> {
+        let other = |key: &str, has: &dyn std::fmt::Display, wanted: &dyn std::fmt::Display| {
+            Some(format!("its {key} is {has}, not {wanted}"))
+        };
+        let is = device_type::device_type(device);
+        if !of_type(is, &self.device_type) {
+            return other("device_type", &is, &self.device_type);
+        }
+        for (key, wanted, has) in [
+            ("vendor_id", self.vendor_id, facts.vendor_id),
+            ("product_id", self.product_id, facts.product_id),
+        ] {
+            if let Some(wanted) = wanted.filter(|wanted| *wanted != has) {
+                return other(key, &has, &wanted);
+            }
+        }
+        if let Some(node) = self.numa_node.filter(|node| facts.numa_node != Some(*node)) {
+            let has = facts.numa_node.map_or_else(|| "not known".to_owned(), |node| node.to_string());
+            return other("NUMA node", &has, &node);
+        }
+        self.capability.iter().filter(|(key, _)| answered.contains_key(key.as_str())).find_map(
+            |(key, wanted)| {
+                let wanted = match wanted {
+                    Value::String(text) => text.clone(),
+                    Value::Bool(_) | Value::Number(_) => wanted.to_string(),
+                    // What has parts is no text that a device could answer.
+                    Value::Null | Value::Array(_) | Value::Object(_) => return None,
+                };
+                match facts.extra_info.get(key) {
+                    Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
+                    Some(has) => other(key, has, &wanted),
+                    None => Some(format!("it says nothing of {key}, and {wanted} is asked for")),
+                }
+            },
+        )
+    }
+}
+
+/// Whether a device type is what a word asks for.
+fn of_type(is: DeviceType, word: &str) -> bool {
+    match word.parse() {
+        // QuickAssist is what people have for it.
+        Ok(DeviceType::Crypto) => matches!(is, DeviceType::Crypto | DeviceType::Qat),
+        Ok(wanted) => is == wanted,
+        Err(_) => word.trim().is_empty() || word.eq_ignore_ascii_case(UNKNOWN),
+    }
+}

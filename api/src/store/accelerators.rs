@@ -1,0 +1,172 @@
+//! The table `accelerators`: what is given away under a name of its own.
+
+use serde_json::Value;
+
+use super::sql::{Row, query};
+use super::{Columns, Millis, Store, bad_column, now};
+use crate::accelerator::{AccSpec, Holder};
+use crate::error::Error;
+use crate::id::{AcceleratorId, DeviceId};
+
+/// A row of `accelerators`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accelerator {
+    /// Its id.
+    pub id: AcceleratorId,
+    /// Its name, of which there is one.
+    pub name: String,
+    /// What it is to be; none as long as nobody said.
+    pub spec: Option<AccSpec>,
+    /// How often its spec was put.
+    pub generation: i64,
+    /// The one device that it is; none takes any that its spec asks for.
+    pub pinned: Option<DeviceId>,
+    /// When it was made.
+    pub created_at: Millis,
+    /// When its spec was last put.
+    pub updated_at: Option<Millis>,
+}
+
+fn accelerator(row: &Row) -> Result<Accelerator, Error> {
+    let columns = Columns { table: "accelerators", id: row.try_get("uuid")?, row };
+    let spec: Option<String> = columns.get("acc_specs")?;
+    let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
+    let spec = spec.map(|text| {
+        let value: Value = serde_json::from_str(&text).map_err(|error| bad(&error))?;
+        AccSpec::read(&value).map_err(|error| bad(&error))
+    });
+    Ok(Accelerator {
+        id: columns.parse("uuid")?,
+        name: columns.get("name")?,
+        spec: spec.transpose()?,
+        generation: columns.get("generation")?,
+        pinned: columns.get::<Option<i64>>("device_id")?.map(DeviceId),
+        created_at: columns.get("created_at")?,
+        updated_at: columns.get("updated_at")?,
+    })
+}
+
+impl Store {
+    /// Every accelerator, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
+        let rows = query("SELECT * FROM accelerators ORDER BY accelerator_id").fetch_all(&self.read).await?;
+        rows.iter().map(accelerator).collect()
+    }
+
+    /// One accelerator.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn accelerator(&self, id: AcceleratorId) -> Result<Option<Accelerator>, Error> {
+        let row = query("SELECT * FROM accelerators WHERE uuid = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(accelerator).transpose()
+    }
+
+    /// Makes an accelerator. It is the device whose UUID it has, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    pub async fn create_accelerator(&self, name: &str, id: AcceleratorId) -> Result<Accelerator, Error> {
+        let pinned = self.devices().into_iter().find(|device| device.uuid == id.0).map(|device| device.id);
+        let new = AccSpec::default();
+        let (_turn, mut tx) = self.begin().await?;
+        let last = query("SELECT COALESCE(MAX(accelerator_id), 0) AS last FROM accelerators")
+            .fetch_one(&mut tx)
+            .await?;
+        let number: i64 = last.try_get("last")?;
+        for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
+            let taken = match key {
+                "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
+                _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
+            };
+            if let Some(row) = taken.bind(&value).fetch_optional(&mut tx).await? {
+                let other: String = row.try_get("uuid")?;
+                return Err(Error::Conflict(format!(
+                    "there is an accelerator of {key} `{value}` already, {other}; take another {key}"
+                )));
+            }
+        }
+        let row = query(
+            "INSERT INTO accelerators (accelerator_id, uuid, name, device_type, acc_type, acc_capability, remotable,
+                 generation, device_id, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9) RETURNING *",
+        )
+        .bind(number + 1)
+        .bind(id.to_string())
+        .bind(name)
+        .bind(&new.device_type)
+        .bind(&new.acc_type)
+        .bind(Value::Object(new.capability).to_string())
+        .bind(new.remotable)
+        .bind(pinned.map(|device| device.0))
+        .bind(now())
+        .fetch_one(&mut tx)
+        .await?;
+        let made = accelerator(&row)?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    /// Puts a spec in the place of the one before, if that is still of the `expected` generation.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it is not, [`Error::NotFound`]; the database's.
+    pub async fn put_acc_spec(
+        &self,
+        id: AcceleratorId,
+        spec: &AccSpec,
+        expected: Option<i64>,
+    ) -> Result<Accelerator, Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let row = query(
+            "UPDATE accelerators SET acc_specs = $2, device_type = $3, acc_type = $4, acc_capability = $5,
+                 vendor_id = $6, product_id = $7, remotable = $8, generation = generation + 1, updated_at = $9
+             WHERE uuid = $1 AND generation = COALESCE($10, generation) RETURNING *",
+        )
+        .bind(id.to_string())
+        .bind(spec.stored())
+        .bind(&spec.device_type)
+        .bind(&spec.acc_type)
+        .bind(Value::Object(spec.capability.clone()).to_string())
+        .bind(spec.vendor_id.map(|id| id.to_string()))
+        .bind(spec.product_id.map(|id| id.to_string()))
+        .bind(spec.remotable)
+        .bind(now())
+        .bind(expected)
+        .fetch_optional(&mut tx)
+        .await?;
+        let Some(row) = row else {
+            drop(tx);
+            return Err(match self.accelerator(id).await? {
+                None => Error::NotFound(format!("accelerator {id}")),
+                Some(now) => Error::Conflict(format!(
+                    "the spec of accelerator {id} was changed meanwhile: its ETag is \"{}\" now; read it, and put it \
+                     again",
+                    now.generation
+                )),
+            });
+        };
+        let put = accelerator(&row)?;
+        tx.commit().await?;
+        Ok(put)
+    }
+
+    /// Removes an accelerator's record. False when there was none.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it holds devices; the database's.
+    pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<bool, Error> {
+        let mut draft = self.draft().await?;
+        draft.holds_nothing(Holder::Accelerator(id)).await?;
+        let gone = query("DELETE FROM accelerators WHERE uuid = $1");
+        let gone = gone.bind(id.to_string()).execute(&mut draft.tx).await?;
+        draft.commit().await?;
+        Ok(gone == 1)
+    }
+}

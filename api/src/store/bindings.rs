@@ -1,0 +1,202 @@
+//! The table `bindings`: the promise that a device is, or will be, the host's own, bound to a driver.
+//!
+//! As with attachments, a device's status follows the state of its binding, in the same transaction.
+
+use std::sync::Arc;
+
+use hotslot_driver::binding::HostDriver;
+use hotslot_driver::pci::PciAddress;
+
+use super::attachments::follow;
+use super::sql::{Row, query};
+use super::{Columns, Device, Millis, Owner, Store, events, now};
+use crate::accelerator::Holder;
+use crate::attachment::State;
+use crate::error::Error;
+use crate::id::{BindingId, DeviceId, HypervisorId, RequestId};
+use crate::inventory::Deed;
+
+/// A row of `bindings`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Its id.
+    pub id: BindingId,
+    /// The request that it came with.
+    pub request: RequestId,
+    /// The host.
+    pub hypervisor: HypervisorId,
+    /// The device.
+    pub device: DeviceId,
+    /// On whose behalf it is held.
+    pub holder: Holder,
+    /// How the host is to have it.
+    pub driver: HostDriver,
+    /// The driver that it had before, and is to have again; none: none.
+    pub previous: Option<String>,
+    /// Where it is on its way.
+    pub state: State,
+    /// What there is to say about that.
+    pub reason: Option<String>,
+    /// When it was asked for.
+    pub created_at: Millis,
+}
+
+/// A binding that is to be reserved.
+#[derive(Debug, Clone)]
+pub struct NewBinding {
+    /// Its id.
+    pub id: BindingId,
+    /// The device it wants, as it was chosen.
+    pub device: Arc<Device>,
+    /// The driver that it has.
+    pub previous: Option<String>,
+    /// The other members of its IOMMU group: none of them may be in a server.
+    pub siblings: Vec<PciAddress>,
+}
+
+fn binding(row: &Row) -> Result<Binding, Error> {
+    let columns = Columns { table: "bindings", id: row.try_get("id")?, row };
+    Ok(Binding {
+        id: columns.parse("id")?,
+        request: columns.parse("request_id")?,
+        hypervisor: HypervisorId(columns.get("hypervisor_id")?),
+        device: DeviceId(columns.get("device_id")?),
+        holder: columns.parse("holder")?,
+        driver: columns.parse("driver")?,
+        previous: columns.get("previous_driver")?,
+        state: columns.parse("state")?,
+        reason: columns.get("state_reason")?,
+        created_at: columns.get("created_at")?,
+    })
+}
+
+impl Store {
+    /// Claims every device for its host and writes its bindings as `attaching`, in one transaction: all or none.
+    /// False when one of the devices, or a PF or VF of it, is not free any more, or a server has a function of its
+    /// IOMMU group.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
+    pub async fn reserve_bindings(
+        &self,
+        hypervisor: HypervisorId,
+        request: RequestId,
+        holder: Holder,
+        driver: HostDriver,
+        wanted: &[NewBinding],
+    ) -> Result<bool, Error> {
+        let mut draft = self.draft().await?;
+        draft.holds_nothing(holder).await?;
+        for new in wanted {
+            let id = new.device.id;
+            let same = draft.device(id).is_some_and(|now| {
+                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
+            });
+            let in_a_server =
+                |row: &Arc<Device>| new.siblings.contains(&row.facts.address) && row.server().is_some();
+            if !same
+                || draft.apply(id, Deed::Claim).is_err()
+                || draft.devices_of(hypervisor).iter().any(in_a_server)
+            {
+                return Ok(false);
+            }
+            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
+            draft.tell_of([events::binding(&new.device, None, State::Attaching, None)]);
+            query(
+                "INSERT INTO bindings (id, request_id, hypervisor_id, device_id, holder, driver, previous_driver,
+                     state, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, 'attaching', $8)",
+            )
+            .bind(new.id.to_string())
+            .bind(request.to_string())
+            .bind(hypervisor.0)
+            .bind(id.0)
+            .bind(holder.to_string())
+            .bind(driver.to_string())
+            .bind(&new.previous)
+            .bind(now())
+            .execute(&mut draft.tx)
+            .await?;
+        }
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the state of a binding that has not ended, and its device's status with it.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle_binding(
+        &self,
+        id: BindingId,
+        state: State,
+        reason: Option<&str>,
+    ) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        let was = query("SELECT * FROM bindings WHERE id = $1 AND ended_at IS NULL")
+            .bind(id.to_string())
+            .fetch_optional(&mut draft.tx)
+            .await?;
+        let Some(was) = was.as_ref().map(binding).transpose()? else { return Ok(()) };
+        query(
+            "UPDATE bindings SET state = $2, state_reason = $3, updated_at = $4, ended_at = $5 WHERE id = $1",
+        )
+        .bind(id.to_string())
+        .bind(state.as_str())
+        .bind(reason)
+        .bind(now())
+        .bind(state.is_final().then(now))
+        .execute(&mut draft.tx)
+        .await?;
+        if let Some(device) = draft.device(was.device)
+            && (was.state, was.reason.as_deref()) != (state, reason)
+        {
+            draft.tell_of([events::binding(&device, Some(was.state), state, reason)]);
+        }
+        follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
+        draft.commit().await.map(drop)
+    }
+
+    /// One binding.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn binding(&self, id: BindingId) -> Result<Option<Binding>, Error> {
+        let row = query("SELECT * FROM bindings WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(binding).transpose()
+    }
+
+    /// Every binding that has not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn bindings(&self) -> Result<Vec<Binding>, Error> {
+        let rows = query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter().map(binding).collect()
+    }
+
+    /// The bindings of a holder that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn bindings_held_by(&self, holder: Holder) -> Result<Vec<Binding>, Error> {
+        let rows = query(
+            "SELECT * FROM bindings WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
+        )
+        .bind(holder.to_string())
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(binding).collect()
+    }
+}
