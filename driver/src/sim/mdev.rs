@@ -92,10 +92,12 @@ impl Host {
         }
     }
 
-    /// A guest no longer has a mediated device.
+    /// A guest no longer has a mediated device, which is gone then if its parent has lost the host driver.
     pub(super) fn release_mdev(&mut self, uuid: Uuid) {
-        if let Some(mdev) = self.devices.mdev_mut(uuid) {
-            mdev.holder = None;
+        let Some(mdev) = self.devices.mdev_mut(uuid) else { return };
+        mdev.holder = None;
+        if let Some(parent) = mdev.info.parent {
+            self.lose_mdevs(parent);
         }
     }
 

@@ -177,6 +177,17 @@ async fn parent_and_parts_are_never_both_given_away() {
     bind().await.unwrap();
 }
 
+/// Somebody unbinds the host driver by hand: the guest keeps its part, and nobody gets it after that.
+#[tokio::test]
+async fn a_part_whose_driver_has_gone_goes_with_its_guest() {
+    let host = accelerators();
+    hotplug::plug(host.sim.as_ref(), &templates(), g(1), &spec(FIRST, 1), Scope::Live, LIMITS).await.unwrap();
+    host.control(&format!("device driver {GPU} vfio-pci"));
+    assert_eq!(host.uuids().await, [FIRST]);
+    host.control("destroy g1");
+    assert!(host.uuids().await.is_empty());
+}
+
 #[tokio::test]
 async fn documents_that_libvirt_refuses() {
     let host = accelerators();
