@@ -81,8 +81,8 @@ pub struct Released {
 /// What became of the reset between two owners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reset {
-    /// libvirt was asked and did what there was to do. Of a function on VFIO that is nothing: the kernel
-    /// resets it whenever it is opened and closed.
+    /// libvirt was asked and did what there was to do. Of a function on VFIO that is nothing, for the kernel
+    /// resets it whenever it is opened and closed, nor of one with a function level reset.
     Done,
     /// A host driver is bound, and a reset would take the device from under it: it was not asked for.
     Driven,
@@ -121,7 +121,7 @@ pub async fn bind(
             return Err(undo(hypervisor, address, before.as_deref(), error).await);
         }
     }
-    let device = hypervisor.device(address).await?;
+    let device = look(hypervisor, address).await?;
     match device.driver.clone().filter(|_| wanted.has(&device)) {
         Some(driver) => Ok(Bound { before, driver }),
         None => {
@@ -138,6 +138,7 @@ pub async fn bind(
 
 /// Gives a function back that was bound: resets it, where no host driver is bound to it, and gives it back to
 /// the driver that it had `before`. One that had none gets what the host's kernel chooses, often none again.
+/// A program that still has it open holds the kernel up, and so the call until its limit.
 ///
 /// # Errors
 /// What the hypervisor refused: [`ErrorKind::InUse`] while a domain has it.
@@ -158,8 +159,16 @@ pub async fn release(
         }
     };
     give_back(hypervisor, &device, before).await?;
-    let driver = hypervisor.device(address).await?.driver;
+    let driver = look(hypervisor, address).await?.driver;
     Ok(Released { as_before: driver.as_deref() == before, driver, reset })
+}
+
+/// The function as it is after a change: unread, nothing is known of it.
+async fn look(hypervisor: &dyn Hypervisor, address: PciAddress) -> Result<HostDevice, Error> {
+    hypervisor.device(address).await.map_err(|error| {
+        let kind = if error.kind == ErrorKind::NoDevice { error.kind } else { ErrorKind::TimedOut };
+        Error { kind, ..error }
+    })
 }
 
 async fn give_back(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// A host's documents, each with the name of what it describes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Documents {
-    /// Node devices: PCI functions, and the network interfaces and block devices on them.
+    /// Node devices: PCI functions, and the network interfaces, block devices and mediated devices on them.
     pub devices: Vec<(String, String)>,
     /// Domains: the live document of a running one, the definition of one that is shut off.
     pub domains: Vec<(String, String)>,

@@ -25,6 +25,8 @@ pub struct DomainXml {
     pub controllers: Vec<PciController>,
     /// The PCI host devices: `<hostdev type='pci'>` and `<interface type='hostdev'>`, in document order.
     pub hostdevs: Vec<Hostdev>,
+    /// The mediated devices: `<hostdev type='mdev'>`, in document order.
+    pub mdevs: Vec<MdevHostdev>,
     /// Every PCI address in use in the guest, as libvirt numbers buses (controller index), controllers and
     /// host devices included.
     pub occupied: Vec<PciAddress>,
@@ -106,6 +108,17 @@ pub struct Hostdev {
     pub vlan: Option<VlanTag>,
 }
 
+/// A mediated device of the host that a domain document gives to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MdevHostdev {
+    /// Its UUID on the host.
+    pub uuid: Uuid,
+    /// Where the guest has it, in libvirt's numbering; none where it is no PCI device.
+    pub guest: Option<PciAddress>,
+    /// The device's alias: `ua-…` when a user chose it, `hostdev0` when libvirt did.
+    pub alias: Option<String>,
+}
+
 /// The alias that names one attachment in a domain: libvirt keeps what begins with `ua-`, in the live
 /// document and in the persistent one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,6 +138,12 @@ impl std::fmt::Display for UserAlias {
 }
 
 impl DomainXml {
+    /// The mediated device with this alias.
+    pub fn mdev(&self, alias: UserAlias) -> Option<&MdevHostdev> {
+        let alias = alias.to_string();
+        self.mdevs.iter().find(|mdev| mdev.alias.as_deref() == Some(alias.as_str()))
+    }
+
     /// The host device with this alias.
     pub fn hostdev(&self, alias: UserAlias) -> Option<&Hostdev> {
         let alias = alias.to_string();

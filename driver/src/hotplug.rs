@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::device::HostDevice;
-use crate::domain::{DomainXml, Hostdev, UserAlias};
+use crate::domain::{DomainXml, UserAlias};
 use crate::hypervisor::{
     DetachScope, DomainState, DomainView, Error, ErrorKind, Event, Hypervisor, Lifecycle, Scope,
 };
 use crate::pci::PciAddress;
 use crate::topology::Topology;
-use crate::xml::hostdev::{HostdevSpec, Templates};
+use crate::xml::hostdev::{Pluggable, Templates};
 
 pub use preflight::{
     Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
@@ -60,13 +60,13 @@ pub struct Presence {
 impl Presence {
     /// Looks for an attachment in a domain's documents.
     pub fn of(view: &DomainView, alias: UserAlias) -> Self {
-        let live = view.live.as_ref().and_then(|document| Some((document, document.hostdev(alias)?)));
-        let config = view.persistent.as_ref().and_then(|document| Some((document, document.hostdev(alias)?)));
+        let live = view.live.as_ref().and_then(|document| Some((document, guest(document, alias)?)));
+        let config = view.persistent.as_ref().and_then(|document| Some((document, guest(document, alias)?)));
         let seen = if view.live.is_some() { live } else { config };
         Self {
             live: live.is_some(),
             config: config.is_some(),
-            inner_address: seen.and_then(|(document, hostdev)| inner_address(document, hostdev)),
+            inner_address: seen.and_then(|(document, guest)| Topology::of(document).guest_address(guest?)),
         }
     }
 
@@ -76,8 +76,10 @@ impl Presence {
     }
 }
 
-fn inner_address(document: &DomainXml, hostdev: &Hostdev) -> Option<PciAddress> {
-    Topology::of(document).guest_address(hostdev.guest?)
+/// Where a document has a device of ours, which may be at no PCI address; none when it does not have it.
+fn guest(document: &DomainXml, alias: UserAlias) -> Option<Option<PciAddress>> {
+    let function = document.hostdev(alias).map(|hostdev| hostdev.guest);
+    function.or_else(|| document.mdev(alias).map(|mdev| mdev.guest))
 }
 
 /// How an unplug ended.
@@ -143,7 +145,7 @@ pub async fn plug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
     domain: Uuid,
-    spec: &HostdevSpec,
+    spec: &dyn Pluggable,
     scope: Scope,
     limits: DetachLimits,
 ) -> Result<Presence, Error> {
@@ -160,7 +162,7 @@ pub async fn plug(
         // Without a look at the document nothing is known, whatever the attach answered.
         Err(error) => return Err(Error { kind: ErrorKind::TimedOut, ..error }),
     };
-    let presence = Presence::of(&view, spec.alias);
+    let presence = Presence::of(&view, spec.alias());
     let complete = match scope {
         Scope::Live => presence.live,
         Scope::Config => presence.config,
@@ -170,7 +172,7 @@ pub async fn plug(
         Ok(()) if complete => return Ok(presence),
         Ok(()) => Error::new(
             ErrorKind::Refused,
-            format!("attach {} to domain {domain}", spec.source),
+            format!("attach {} to domain {domain}", spec.source()),
             "the hypervisor said yes, but the device is not in the domain's document",
         ),
         Err(error) => error,
@@ -201,11 +203,11 @@ pub async fn unplug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
     domain: Uuid,
-    spec: &HostdevSpec,
+    spec: &dyn Pluggable,
     persistent: bool,
     limits: DetachLimits,
 ) -> Result<Unplugged, Error> {
-    let outcome = take_out(hypervisor, domain, spec.alias, limits).await;
+    let outcome = take_out(hypervisor, domain, spec.alias(), limits).await;
     let stays = match &outcome {
         Ok(Unplugged::Refused { .. }) => true,
         Ok(Unplugged::Gone | Unplugged::Pending { .. }) => false,
@@ -297,10 +299,10 @@ async fn keep_in_definition(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
     domain: Uuid,
-    spec: &HostdevSpec,
+    spec: &dyn Pluggable,
 ) -> Result<(), Error> {
     let view = hypervisor.domain(domain).await?;
-    let presence = Presence::of(&view, spec.alias);
+    let presence = Presence::of(&view, spec.alias());
     if !presence.live || presence.config || view.persistent.is_none() {
         return Ok(());
     }
@@ -315,15 +317,15 @@ pub async fn complete(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
     domain: Uuid,
-    spec: &HostdevSpec,
+    spec: &dyn Pluggable,
     scope: Scope,
 ) -> Result<(), Error> {
     hypervisor.attach(domain, &render(templates, spec)?, scope).await
 }
 
-fn render(templates: &Templates, spec: &HostdevSpec) -> Result<String, Error> {
-    let operation = || format!("render the document of {}", spec.source);
-    templates.render(spec).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
+fn render(templates: &Templates, spec: &dyn Pluggable) -> Result<String, Error> {
+    let operation = || format!("render the document of {}", spec.source());
+    spec.render(templates).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
 }
 
 async fn read(

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::device::HostDevice;
 use crate::domain::DomainXml;
+use crate::mdev::{Mdev, MdevType};
 pub use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 
@@ -47,6 +48,21 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// resets one that is bound to a host driver from under it.
     /// [`ErrorKind::InUse`] when a domain has it, [`ErrorKind::Refused`] when it has no reset method.
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error>;
+
+    /// The types of mediated devices that a function's host driver can make; none when it makes none.
+    /// [`ErrorKind::NoDevice`] when the host has no function there.
+    async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error>;
+
+    /// Every mediated device of the host, in order of UUID.
+    async fn mdevs(&self) -> Result<Vec<Mdev>, Error>;
+
+    /// Makes a mediated device (`virsh nodedev-create`), which lasts until it is destroyed, its parent loses
+    /// its driver, or the host reboots. [`crate::mdev::create`] looks before whether it can.
+    async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error>;
+
+    /// Takes a mediated device away (`virsh nodedev-destroy`).
+    /// [`ErrorKind::InUse`] when a domain has it, [`ErrorKind::NoDevice`] when there is none.
+    async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error>;
 
     /// Every domain, running or not.
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error>;

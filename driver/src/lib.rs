@@ -3,6 +3,7 @@
 //! ```text
 //! pci, net               values: parsed once, never invalid
 //! device, domain         what hotslot knows of a host's function, and of a guest
+//! mdev                   the mediated devices that a function's driver makes
 //! device_type            what a function is used for: GPU, FPGA, NIC, …
 //! xml                    documents in and out: node device, domain, hostdev; no connection here
 //! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
@@ -24,6 +25,7 @@ pub mod hotplug;
 pub mod hypervisor;
 pub mod libvirt;
 pub mod local;
+pub mod mdev;
 pub mod net;
 mod overdue;
 pub mod pci;

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use hotslot_driver::device::{IommuGroup, Link, Role};
-use hotslot_driver::domain::{ControllerModel, DomainXml, UserAlias};
+use hotslot_driver::domain::{ControllerModel, DomainXml, MdevHostdev, UserAlias};
+use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::xml::nodedev::{self, NodeDevice, attach_children};
-use hotslot_driver::xml::{XmlError, capabilities, domain};
+use hotslot_driver::xml::{XmlError, capabilities, domain, mdev};
 use proptest::prelude::*;
 
 fn at(address: &str) -> PciAddress {
@@ -93,6 +94,50 @@ fn serial_and_numa_node_are_read_where_they_are_told() {
     assert_eq!(dpu.link.unwrap().max_speed.as_deref(), Some("16"));
     let igb = device("libvirt-11.3/nodedev/pf-igb.xml");
     assert_eq!((igb.serial, igb.numa_node), (None, None));
+}
+
+#[test]
+fn mediated_devices_and_their_types_are_read() {
+    let gpu = data("mdev/nodedev/gpu.xml");
+    let of = |id: &str, name: &str, available| MdevType {
+        id: id.into(),
+        name: Some(name.into()),
+        device_api: "vfio-pci".into(),
+        available,
+    };
+    let types = [of("nvidia-232", "GRID T4-4Q", 3), of("nvidia-233", "GRID T4-8Q", 2)];
+    assert_eq!(mdev::types(&gpu).unwrap(), types);
+    let nameless = mdev::types(&gpu.replace("<name>GRID T4-4Q</name>", "")).unwrap();
+    assert_eq!(nameless[0].name, None, "not every driver names its types");
+    assert_eq!(mdev::types(&data("libvirt-11.3/nodedev/pf-igb.xml")), Ok(Vec::new()));
+    let error = mdev::types(&gpu.replace("<availableInstances>3<", "<availableInstances>-1<")).unwrap_err();
+    let place = "<capability/capability/type/availableInstances>: `-1`";
+    assert!(error.to_string().contains(place), "{error}");
+
+    let device = |path: &str| {
+        let NodeDevice::Mdev(mdev) = nodedev::parse(&data(path)).unwrap() else { panic!("{path}") };
+        mdev
+    };
+    let uuid = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11".parse().unwrap();
+    let name = "mdev_b4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11_0000_41_00_0".to_owned();
+    let (mdev_type, parent) = ("nvidia-232".to_owned(), Some(at("41:00.0")));
+    let mdev = Mdev { uuid, name, mdev_type, parent, iommu_group: Some(60) };
+    assert_eq!(device("mdev/nodedev/mdev.xml"), mdev);
+
+    let old = device("mdev/nodedev/mdev-old.xml");
+    assert_eq!(old.uuid.to_string(), "5f8bb9a0-2c5e-4d31-8c0f-6a3c8a7e1b22", "its name says it");
+    assert_eq!((old.mdev_type.as_str(), old.parent), ("mtty-2", None), "no PCI function's");
+}
+
+#[test]
+fn a_guests_mediated_device_is_read_beside_its_functions() {
+    let g1 = guest("mdev/domain/g1.xml");
+    let alias = "ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c";
+    let uuid = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11".parse().unwrap();
+    let mdev = MdevHostdev { uuid, guest: Some(at("01:00.0")), alias: Some(alias.into()) };
+    assert_eq!(g1.mdev(UserAlias::parse(alias).unwrap()), Some(&mdev));
+    assert_eq!((g1.mdevs.len(), g1.hostdevs.len()), (1, 0));
+    assert!(g1.occupied.contains(&at("01:00.0")), "its port is taken");
 }
 
 #[test]
@@ -369,7 +414,8 @@ proptest! {
     fn no_broken_document_makes_a_parser_panic(xml in broken(), cut in any::<prop::sample::Index>()) {
         let end = (0..=cut.index(xml.len() + 1)).rev().find(|end| xml.is_char_boundary(*end)).unwrap();
         for xml in [&xml, &xml[..end]] {
-            for error in [domain::parse(xml).err(), nodedev::parse(xml).err()].into_iter().flatten() {
+            let errors = [domain::parse(xml).err(), nodedev::parse(xml).err(), mdev::types(xml).err()];
+            for error in errors.into_iter().flatten() {
                 prop_assert!(!error.element.is_empty() && !error.reason.is_empty());
             }
         }

@@ -7,18 +7,24 @@ use std::process::Command;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
-use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
+use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, MdevSpec, Pluggable, Templates};
+use hotslot_driver::xml::mdev;
 use uuid::Uuid;
 
 /// Whether libvirt's schema takes a domain with these devices, and what it says.
 fn validate(devices: &str) -> (bool, String) {
-    let file = tempfile::NamedTempFile::new().unwrap();
     let domain = format!(
         "<domain type='kvm'><name>guest</name><memory>1048576</memory>\
          <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\n{devices}\n</devices></domain>"
     );
-    std::fs::write(file.path(), domain).unwrap();
-    let output = Command::new("virt-xml-validate").arg(file.path()).arg("domain").output().expect(
+    validate_as("domain", &domain)
+}
+
+/// Whether one of libvirt's schemas takes a document, and what it says.
+fn validate_as(schema: &str, document: &str) -> (bool, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), document).unwrap();
+    let output = Command::new("virt-xml-validate").arg(file.path()).arg(schema).output().expect(
         "virt-xml-validate must be installed (libvirt-clients, libxml2-utils): `tools/install build`",
     );
     let said = [output.stdout, output.stderr].concat();
@@ -50,16 +56,30 @@ fn every_document() -> Vec<String> {
             }
         }
     }
+    for guest in [None, PciAddress::new(0, 0xff, 0x1f, 0).ok()] {
+        let mdev = MdevSpec { source: Uuid::max(), alias: UserAlias(Uuid::max()), guest };
+        documents.push(mdev.render(&templates).unwrap());
+    }
     documents
 }
 
 #[test]
 fn libvirts_schema_takes_every_rendered_document() {
     let documents = every_document();
-    assert_eq!(documents.len(), 48);
+    assert_eq!(documents.len(), 50);
     let (valid, said) = validate(&documents.join("\n"));
     assert!(valid, "{said}");
 
     let (valid, said) = validate(&documents[0].replace("hostdev mode='subsystem'", "hostdev mode='sub'"));
+    assert!(!valid, "a schema that takes everything proves nothing: {said}");
+}
+
+#[test]
+fn libvirts_schema_takes_the_document_that_makes_a_mediated_device() {
+    let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
+    let document = mdev::new(parent, "nvidia-232", Uuid::max()).unwrap();
+    let (valid, said) = validate_as("nodedev", &document);
+    assert!(valid, "{said}");
+    let (valid, said) = validate_as("nodedev", &document.replace("<type ", "<typ "));
     assert!(!valid, "a schema that takes everything proves nothing: {said}");
 }

@@ -231,6 +231,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 created: None,
                 controllers,
                 hostdevs: Vec::new(),
+                mdevs: Vec::new(),
                 occupied,
                 agent_connected: false,
                 numa_nodes: BTreeSet::new(),

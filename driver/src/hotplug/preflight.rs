@@ -7,7 +7,8 @@
 //!                 reset, bar-window
 //! all together    free-port, memlock
 //! ```
-//! For use on the host itself: guard, assignable, driver, not-in-use, reset; on VFIO iommu, group-viable, vfs.
+//! For use on the host itself: guard, assignable, driver, not-in-use, reset; on VFIO iommu, group-viable, vfs,
+//! mdevs.
 //!
 //! Every check is made and listed; the first that fails is the refusal.
 
@@ -238,6 +239,7 @@ pub async fn preflight_on_host(
         found.push(("iommu", iommu(device)));
         found.push(("group-viable", group_viable(hypervisor, device, &[]).await?));
         found.push(("vfs", vfs(hypervisor, device, holders.as_ref()).await?));
+        found.push(("mdevs", mdevs(hypervisor, device).await?));
     }
     found.push(("reset", reset(facts, policy.require_reset)));
     for (name, finding) in found {
@@ -441,6 +443,21 @@ async fn vfs(
         }
     }
     Ok(Finding::pass(format!("none of the {} VF(s) of {address} is given away", vfs.len())))
+}
+
+/// Mediated devices end with the driver that made them, also in guests.
+async fn mdevs(hypervisor: &dyn Hypervisor, device: &HostDevice) -> Result<Finding, Error> {
+    let address = device.address;
+    let mdevs = hypervisor.mdevs().await?;
+    Ok(match mdevs.iter().find(|mdev| mdev.parent == Some(address)) {
+        None => Finding::pass(format!("no mediated device is made of {address}")),
+        Some(mdev) => {
+            let message =
+                format!("mediated device {} is made of {address}, and would end with its driver", mdev.uuid);
+            Finding::fail(ErrorKind::InUse, message)
+                .cure(format!("take it away first (virsh nodedev-destroy {})", mdev.name))
+        }
+    })
 }
 
 fn reset(facts: &Facts, required: bool) -> Finding {

@@ -49,6 +49,8 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
 
         sys::VIR_ERR_NO_DOMAIN => ErrorKind::NoDomain,
         sys::VIR_ERR_NO_NODE_DEVICE => ErrorKind::NoDevice,
+        // The host has it not; of a domain that has it not the alias is named.
+        sys::VIR_ERR_DEVICE_MISSING if says("mediated device") => ErrorKind::NoDevice,
         sys::VIR_ERR_DEVICE_MISSING => ErrorKind::DeviceMissing,
         sys::VIR_ERR_AGENT_UNRESPONSIVE
         | sys::VIR_ERR_AGENT_UNSYNCED
@@ -97,7 +99,7 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
                 ErrorKind::NoFreePort
             } else if says("is not viable") || says("/dev/vfio/") && says("busy") {
                 ErrorKind::GroupNotViable
-            } else if any(&["resetting active device", "taching active device"]) {
+            } else if any(&["resetting active device", "taching active device", ": device in use"]) {
                 ErrorKind::InUse
             } else if any(&["Non-endpoint PCI devices", "PF is not online", "Only PCI endpoint devices"]) {
                 ErrorKind::NotAssignable

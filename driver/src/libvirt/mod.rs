@@ -42,6 +42,7 @@ use crate::hypervisor::{
     DetachScope, DomainInfo, DomainState, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor,
     OverdueCall, Scope,
 };
+use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
 
@@ -247,6 +248,51 @@ impl Hypervisor for Libvirt {
         self.change_device(format!("reset {address}"), address, NodeDevice::reset).await
     }
 
+    async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
+        self.read(format!("read the mediated device types of {parent}"), move |connect| {
+            Ok(xml::mdev::types(&connect.lookup_node_device_by_name(&parent.node_name())?.xml_desc(0)?)?)
+        })
+        .await
+    }
+
+    async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
+        self.read("list the mediated devices", |connect| {
+            let mut mdevs: Vec<Mdev> = mdevs(connect)?.into_iter().map(|(mdev, _)| mdev).collect();
+            mdevs.sort_by_key(|mdev| mdev.uuid);
+            Ok(mdevs)
+        })
+        .await
+    }
+
+    async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
+        let operation = format!("make mediated device {uuid} on {parent}");
+        let document = xml::mdev::new(parent, mdev_type, uuid)
+            .map_err(|error| Error::new(ErrorKind::Document, operation.as_str(), error))?;
+        let work = move |connect: &Connect| {
+            let made = connect.create_node_device_xml(&document, 0)?.xml_desc(0)?;
+            let made = nodedev::parse(&made)?;
+            let nodedev::NodeDevice::Mdev(mdev) = made else {
+                let message = format!("libvirt made something else of it: {made:?}");
+                return Err(Fault { kind: ErrorKind::Refused, message });
+            };
+            Ok(mdev)
+        };
+        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+    }
+
+    async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
+        let operation = format!("take mediated device {mdev} away");
+        let work = move |connect: &Connect| {
+            let found = mdevs(connect)?.into_iter().find(|(found, _)| found.uuid == mdev);
+            let (_, node) = found.ok_or_else(|| Fault {
+                kind: ErrorKind::NoDevice,
+                message: "the host has no such mediated device".to_owned(),
+            })?;
+            Ok(node.destroy()?)
+        };
+        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+    }
+
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
         self.read("list the domains", |connect| {
             let mut infos = Vec::new();
@@ -368,8 +414,9 @@ fn is_local(uri: &str) -> bool {
         && !parameters.split(['&', ';']).any(forwarded)
 }
 
-/// PCI functions, and the network interfaces and block devices that may be on them.
+/// PCI functions, and the network interfaces, block devices and mediated devices that may be on them.
 const KINDS: sys::virConnectListAllNodeDeviceFlags = sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
+    | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
 
@@ -386,6 +433,23 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
         }
     }
     Ok(documents)
+}
+
+/// Every mediated device with its handle, but those that are gone by the time they are read.
+fn mdevs(connect: &Connect) -> Result<Vec<(Mdev, NodeDevice)>, Fault> {
+    let mut mdevs = Vec::new();
+    for node in connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)? {
+        let document = match node.xml_desc(0).map_err(Fault::from) {
+            Err(fault) if fault.kind == ErrorKind::NoDevice => continue,
+            document => document?,
+        };
+        // One that is not understood is of another architecture.
+        match nodedev::parse(&document) {
+            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push((mdev, node)),
+            other => debug!("left out a mediated device: {other:?}"),
+        }
+    }
+    Ok(mdevs)
 }
 
 fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {

@@ -4,6 +4,7 @@
 //! document → running? → definition: there already? alias? room?
 //!          → guest: alias? → host device: there? endpoint? in use? group in use?
 //!          → (host driver unbound) → room? → group viable?      a failure here bounces the host driver
+//!          → mediated device: room? there? in use?
 //! ```
 
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::pci::PciAddress;
 use super::device::{Device, VFIO};
 use super::document::Document;
 use super::host::Host;
-use super::plug::Plug;
+use super::plug::{Plug, Source};
 use super::refusal::{self, Refusal};
 
 impl Host {
@@ -41,19 +42,32 @@ impl Host {
             None => None,
             Some(document) => {
                 check_alias(document, &plug)?;
-                self.check_free(uuid, plug.source, plug.managed, plug.interface)?;
                 let alias = plug.alias.clone().unwrap_or_else(|| Plug::own_alias(document.parsed()));
-                match self.guest_with(document, &plug, &alias) {
-                    Ok(document) => Some((document, alias)),
-                    Err(refused) => {
-                        self.bounce(plug.source);
-                        return Err(refused);
+                let document = match plug.source {
+                    Source::Function(source) => {
+                        self.check_free(uuid, source, plug.managed, plug.interface)?;
+                        match self.guest_with(document, &plug, &alias, source) {
+                            Ok(document) => document,
+                            Err(refused) => {
+                                self.bounce(source);
+                                return Err(refused);
+                            }
+                        }
                     }
-                }
+                    Source::Mdev(mdev) => {
+                        let guest = document.place(plug.guest, true, true)?;
+                        self.check_mdev(mdev)?;
+                        document.with(&plug, Some(&alias), guest)?
+                    }
+                };
+                Some((document, alias))
             }
         };
         if let Some((live, alias)) = live {
-            self.hold(uuid, plug.source);
+            match plug.source {
+                Source::Function(source) => self.hold(uuid, source),
+                Source::Mdev(mdev) => self.hold_mdev(uuid, mdev),
+            }
             self.domain_mut(uuid)?.live = Some(live);
             if !self.lose_event {
                 self.emit(Event::DeviceAdded { domain: uuid, alias });
@@ -79,7 +93,7 @@ impl Host {
 
     /// The definition with the device. libvirt takes a device that is not there, or that another domain has.
     fn definition_with(&self, document: &Document, plug: &Plug) -> Result<Document, Refusal> {
-        if document.parsed().hostdevs.iter().any(|held| held.source == plug.source) {
+        if document.sources().any(|(held, _)| held == plug.source) {
             return Err(refusal::already_defined());
         }
         check_alias(document, plug)?;
@@ -95,9 +109,15 @@ impl Host {
     }
 
     /// The running guest's document with the device: what libvirt finds out once the host driver is unbound.
-    fn guest_with(&self, document: &Document, plug: &Plug, alias: &str) -> Result<Document, Refusal> {
+    fn guest_with(
+        &self,
+        document: &Document,
+        plug: &Plug,
+        alias: &str,
+        source: PciAddress,
+    ) -> Result<Document, Refusal> {
         let guest = document.place(plug.guest, self.is_express(plug.source), true)?;
-        self.check_viable(&[plug.source])?;
+        self.check_viable(&[source])?;
         document.with(plug, Some(alias), guest)
     }
 
@@ -132,7 +152,7 @@ impl Host {
             let holder = sibling.holder.filter(|holder| *holder != domain)?;
             Some((sibling.info.address, self.name_of(holder)))
         });
-        match self.held_vf(device).or(held_sibling) {
+        match self.held_part(device).or(held_sibling) {
             Some((held, holder)) => Err(refusal::in_use(held, holder)),
             None => Ok(()),
         }
@@ -170,7 +190,7 @@ impl Host {
     fn check_free_of_guests(&self, address: PciAddress) -> Result<(), Refusal> {
         let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
         let own = device.holder.map(|holder| (address, self.name_of(holder)));
-        match own.or_else(|| self.held_vf(device)) {
+        match own.or_else(|| self.held_part(device)) {
             Some((held, holder)) => Err(refusal::in_use(held, holder)),
             None => Ok(()),
         }
@@ -216,9 +236,13 @@ impl Host {
         }
     }
 
-    /// Whether a function goes to a PCI Express port. One that is not there counts as express.
-    pub(super) fn is_express(&self, address: PciAddress) -> bool {
-        self.devices.get(address).is_none_or(|device| device.info.express)
+    /// Whether a device goes to a PCI Express port. A function that is not there counts as express, and so does
+    /// every mediated device.
+    pub(super) fn is_express(&self, source: Source) -> bool {
+        match source {
+            Source::Function(address) => self.devices.get(address).is_none_or(|device| device.info.express),
+            Source::Mdev(_) => true,
+        }
     }
 }
 

@@ -41,6 +41,10 @@ pub(super) enum Operation {
     NodeDetach,
     NodeReattach,
     NodeReset,
+    MdevTypes,
+    Mdevs,
+    CreateMdev,
+    DestroyMdev,
     Domains,
     Domain,
     Attach,
@@ -58,9 +62,17 @@ impl Operation {
             | Self::NodeDetach
             | Self::NodeReattach
             | Self::NodeReset
+            | Self::CreateMdev
+            | Self::DestroyMdev
             | Self::Agent
             | Self::Monitor => true,
-            Self::Host | Self::Devices | Self::Device | Self::Domains | Self::Domain => false,
+            Self::Host
+            | Self::Devices
+            | Self::Device
+            | Self::MdevTypes
+            | Self::Mdevs
+            | Self::Domains
+            | Self::Domain => false,
         }
     }
 
@@ -74,6 +86,10 @@ impl Operation {
             | Self::NodeDetach
             | Self::NodeReattach
             | Self::NodeReset
+            | Self::MdevTypes
+            | Self::Mdevs
+            | Self::CreateMdev
+            | Self::DestroyMdev
             | Self::Domains
             | Self::Domain
             | Self::Agent

@@ -37,7 +37,6 @@ use crate::pci::PciAddress;
 
 use super::Inner;
 use super::config::{Fault, Guest, Operation, take_fault};
-use super::device::Device;
 use super::host::Host;
 use super::open::read_device;
 use super::refusal::Refusal;
@@ -206,13 +205,12 @@ impl Host {
         }
         let path = Path::new(name);
         let xml = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
-        let read = read_device(path, &xml).map_err(|error| error.to_string())?;
-        let info = read.ok_or_else(|| format!("{name}: no PCI function"))?;
-        let address = info.address;
+        let read = read_device(path, &xml, &self.config).map_err(|error| error.to_string())?;
+        let mut device = read.ok_or_else(|| format!("{name}: no PCI function"))?;
+        let address = device.info.address;
         if self.devices.get(address).is_some() {
             return Err(format!("{address} is there already"));
         }
-        let mut device = Device::new(info, self.config.driver.get(&address));
         device.xml = Some(xml);
         self.appear(Some(device), address).map_err(|refused| refused.message)
     }

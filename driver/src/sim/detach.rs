@@ -18,6 +18,7 @@ use crate::pci::PciAddress;
 
 use super::config::Unplug;
 use super::host::{Domain, Host, Pending};
+use super::plug::Source;
 use super::refusal::{self, Refusal};
 
 impl Host {
@@ -33,13 +34,13 @@ impl Host {
         match scope {
             DetachScope::Config => {
                 let document = domain.persistent.as_ref().ok_or_else(refusal::transient)?;
-                document.hostdev(alias).ok_or_else(|| refusal::no_alias(alias))?;
+                document.source(alias).ok_or_else(|| refusal::no_alias(alias))?;
                 domain.persistent = Some(document.without(alias)?);
                 self.save(uuid);
             }
             DetachScope::Live => {
                 let document = domain.live.as_ref().ok_or_else(refusal::not_running)?;
-                document.hostdev(alias).ok_or_else(|| refusal::no_alias(alias))?;
+                document.source(alias).ok_or_else(|| refusal::no_alias(alias))?;
                 if domain.pending.contains_key(alias) {
                     return Err(refusal::unplug_pending(alias));
                 }
@@ -108,7 +109,7 @@ impl Host {
     pub(super) fn let_go(&mut self, uuid: Uuid, alias: String, lose_event: bool) {
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
         let Some(live) = &domain.live else { return };
-        let Some(source) = live.hostdev(&alias).map(|held| held.source) else { return };
+        let Some(source) = live.source(&alias) else { return };
         match live.without(&alias) {
             Ok(document) => domain.live = Some(document),
             Err(error) => {
@@ -116,7 +117,10 @@ impl Host {
                 return;
             }
         }
-        self.release(&[source], None);
+        match source {
+            Source::Function(source) => self.release(&[source], None),
+            Source::Mdev(mdev) => self.release_mdev(mdev),
+        }
         self.save(uuid);
         if !lose_event {
             self.emit(Event::DeviceRemoved { domain: uuid, alias });

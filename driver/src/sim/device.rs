@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::device::{HostDevice, Role};
 use crate::hypervisor::NodeChange;
+use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
 use crate::xml::nodedev::NodeDevice;
 
@@ -38,6 +39,23 @@ pub(super) struct Device {
     pub(super) leaving: bool,
     /// Its document, when it came later.
     pub(super) xml: Option<String>,
+    /// The types of mediated devices that its host driver makes, each with how many can be made in all.
+    pub(super) mdev_types: Vec<MdevType>,
+    /// The mediated devices made of it.
+    pub(super) mdevs: BTreeMap<Uuid, HeldMdev>,
+}
+
+/// A mediated device, and the running domain that has it.
+#[derive(Debug)]
+pub(super) struct HeldMdev {
+    pub(super) info: Mdev,
+    pub(super) holder: Option<Uuid>,
+}
+
+impl From<Mdev> for HeldMdev {
+    fn from(info: Mdev) -> Self {
+        Self { info, holder: None }
+    }
 }
 
 /// A network interface or a block device on a function: a node device of its own, there while its host
@@ -71,6 +89,8 @@ impl Device {
             present: true,
             leaving: false,
             xml: None,
+            mdev_types: Vec::new(),
+            mdevs: BTreeMap::new(),
         }
     }
 
@@ -83,7 +103,7 @@ impl Device {
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
                 Shows::Block(name.unwrap_or(path))
             }
-            NodeDevice::Pci(_) | NodeDevice::Other => return,
+            NodeDevice::Pci(_) | NodeDevice::Mdev(_) | NodeDevice::Other => return,
         };
         self.children.push(Child { name, shows });
     }
@@ -115,6 +135,11 @@ impl Device {
 
     /// Whether its children are there.
     pub(super) fn has_children(&self) -> bool {
+        self.is_native()
+    }
+
+    /// Whether its host driver is bound, which makes its children and its mediated devices.
+    pub(super) fn is_native(&self) -> bool {
         self.present && self.info.driver.is_some() && self.info.driver == self.native
     }
 
@@ -168,6 +193,16 @@ impl Devices {
     /// Everything that the host has, in order of address.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.0.values().filter(|device| device.present)
+    }
+
+    /// The mediated device of this UUID.
+    pub(super) fn mdev(&self, uuid: Uuid) -> Option<&HeldMdev> {
+        self.iter().find_map(|device| device.mdevs.get(&uuid))
+    }
+
+    /// The same, to be changed.
+    pub(super) fn mdev_mut(&mut self, uuid: Uuid) -> Option<&mut HeldMdev> {
+        self.0.values_mut().find_map(|device| device.mdevs.get_mut(&uuid))
     }
 
     pub(super) fn insert(&mut self, device: Device) -> Option<Device> {

@@ -1,14 +1,14 @@
 //! A domain's document: libvirt's own text, and what hotslot reads of it. A change edits the text and reads
 //! it again, so that the two never part.
 
-use crate::domain::{ControllerModel, DomainXml, Hostdev};
+use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::{self, XmlError};
 
 use super::element::{self, Edit, Element};
-use super::plug::Plug;
+use super::plug::{Plug, Source};
 use super::refusal::{self, Refusal};
 
 /// One document, live or persistent.
@@ -56,9 +56,17 @@ impl Document {
         self.tree().ok()?.attribute("id")?.parse().ok()
     }
 
-    /// The device with this alias.
-    pub(super) fn hostdev(&self, alias: &str) -> Option<&Hostdev> {
-        self.parsed.hostdevs.iter().find(|held| held.alias.as_deref() == Some(alias))
+    /// What the host devices are of the host, each with its alias.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (Source, Option<&str>)> {
+        let functions = self.parsed.hostdevs.iter();
+        let functions = functions.map(|held| (Source::Function(held.source), held.alias.as_deref()));
+        let mdevs = self.parsed.mdevs.iter();
+        functions.chain(mdevs.map(|held| (Source::Mdev(held.uuid), held.alias.as_deref())))
+    }
+
+    /// What the host device with this alias is of the host.
+    pub(super) fn source(&self, alias: &str) -> Option<Source> {
+        self.sources().find(|(_, named)| *named == Some(alias)).map(|(source, _)| source)
     }
 
     /// Whether any device has this alias.
@@ -164,8 +172,9 @@ impl Document {
 
     /// The document without the host device of this function.
     pub(super) fn without_source(&self, source: PciAddress) -> Result<Self, Refusal> {
-        let of_it =
-            |child: &Element| is_hostdev(child) && Plug::read(child).is_ok_and(|plug| plug.source == source);
+        let of_it = |child: &Element| {
+            is_hostdev(child) && Plug::read(child).is_ok_and(|plug| plug.source == Source::Function(source))
+        };
         self.without_first(of_it, || refusal::no_hostdev(source))
     }
 
@@ -181,7 +190,7 @@ impl Document {
 
     /// The running guest's document that libvirt makes of a definition: numbered, with aliases and with
     /// every host device at an address. `express` says which kind of port a host function needs.
-    pub(super) fn started(&self, id: u32, express: impl Fn(PciAddress) -> bool) -> Result<Self, Refusal> {
+    pub(super) fn started(&self, id: u32, express: impl Fn(Source) -> bool) -> Result<Self, Refusal> {
         let tree = self.tree()?;
         let mut edits = vec![tree.set("id", Some(&id.to_string()))];
         let mut plugs = Vec::new();
@@ -269,7 +278,7 @@ impl Document {
 fn is_hostdev(device: &Element) -> bool {
     matches!(
         (device.name.as_str(), device.attribute("type")),
-        ("hostdev", Some("pci")) | ("interface", Some("hostdev"))
+        ("hostdev", Some("pci" | "mdev")) | ("interface", Some("hostdev"))
     )
 }
 

@@ -239,6 +239,7 @@ impl Host {
                 self.emit(Event::NodeDevice { name, change });
             }
         }
+        self.lose_mdevs(address);
     }
 
     /// The netdev goes and comes back: libvirt unbound the host driver before it found that it could not
@@ -265,17 +266,20 @@ impl Host {
             return Ok(());
         }
         let Some(device) = self.devices.get(address) else { return Ok(()) };
-        if let Some((vf, domain)) = self.held_vf(device) {
-            return Err(refusal::in_use(vf, domain));
+        if let Some((held, domain)) = self.held_part(device) {
+            return Err(refusal::in_use(held, domain));
         }
         self.vanish(address);
         Ok(())
     }
 
-    /// A virtual function of a physical one that a domain has, and the domain's name.
-    pub(super) fn held_vf(&self, device: &Device) -> Option<(PciAddress, &str)> {
+    /// A virtual function that a domain has, or the function itself when a domain has a mediated device of it;
+    /// and the domain's name.
+    pub(super) fn held_part(&self, device: &Device) -> Option<(PciAddress, &str)> {
         let vfs = self.devices.virtual_functions(&device.info);
-        vfs.into_iter().find_map(|vf| Some((vf, self.name_of(self.devices.get(vf)?.holder?))))
+        let vf = vfs.into_iter().find_map(|vf| Some((vf, self.name_of(self.devices.get(vf)?.holder?))));
+        let holder = || device.mdevs.values().find_map(|mdev| mdev.holder);
+        vf.or_else(|| Some((device.info.address, self.name_of(holder()?))))
     }
 
     pub(super) fn name_of(&self, domain: Uuid) -> &str {
@@ -326,6 +330,7 @@ impl Host {
             present: device.present,
             driver: device.resting().cloned(),
             xml: device.xml.clone(),
+            mdevs: Some(device.mdevs.values().map(|mdev| mdev.info.clone().into()).collect()),
         };
         self.store.write(Kind::Device, &address.node_name(), &saved);
     }

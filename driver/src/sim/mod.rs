@@ -1,7 +1,7 @@
 //! The simulated host: a directory of libvirt's documents behind the port, keeping libvirt's rules.
 //!
 //! ```text
-//! DIR/devices/*.xml   as `virsh nodedev-dumpxml` prints them: PCI functions, and their net and block children
+//! DIR/devices/*.xml   as `virsh nodedev-dumpxml` prints them: PCI functions, their net, block and mdev children
 //! DIR/domains/*.xml   as `virsh dumpxml` prints them: `<domain id='…'>` runs, one without an id is shut off
 //! DIR/root/           optional: the host's sys and proc, as far as they are asked for
 //! DIR/host.toml       optional: latencies, faults, how guests behave
@@ -15,6 +15,7 @@
 //! ```text
 //! mod      Sim: the port, and the tasks
 //! host     devices, domains and the link; attach, detach, power: what libvirt does with them
+//! mdev     mediated devices
 //! refusal  what libvirt refuses, in its words
 //! document, plug, element   the documents, changed in place
 //! open, store, config       the directory
@@ -31,6 +32,7 @@ mod document;
 mod element;
 pub mod generate;
 mod host;
+mod mdev;
 mod open;
 mod plug;
 mod power;
@@ -52,6 +54,7 @@ use crate::device::HostDevice;
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
+use crate::mdev::{Mdev, MdevType};
 use crate::overdue::{Overdue, OverdueCall};
 use crate::pci::PciAddress;
 
@@ -229,6 +232,27 @@ impl Hypervisor for Sim {
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
         let what = format!("reset {address}");
         self.call(Operation::NodeReset, None, &what, move |host, _, _| host.node_reset(address)).await
+    }
+
+    async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
+        let what = format!("read node device {}", parent.node_name());
+        self.call(Operation::MdevTypes, None, &what, move |host, _, _| host.mdev_types(parent)).await
+    }
+
+    async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
+        self.call(Operation::Mdevs, None, "list mediated devices", |host, _, _| Ok(host.mdevs())).await
+    }
+
+    async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
+        let what = format!("make mediated device {uuid} on {parent}");
+        let mdev_type = mdev_type.to_owned();
+        let work = move |host: &mut Host, _, _| host.create_mdev(parent, &mdev_type, uuid);
+        self.call(Operation::CreateMdev, None, &what, work).await
+    }
+
+    async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
+        let what = format!("take mediated device {mdev} away");
+        self.call(Operation::DestroyMdev, None, &what, move |host, _, _| host.destroy_mdev(mdev)).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {

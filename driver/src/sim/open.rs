@@ -9,10 +9,10 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::device::HostDevice;
 use crate::hypervisor::DomainState;
 use crate::pci::PciAddress;
 use crate::xml::XmlError;
+use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
 
 use super::config::HostConfig;
@@ -119,6 +119,17 @@ impl Host {
                     return Err(OpenError::text(path, reason));
                 }
             }
+            for held in &live.parsed().mdevs {
+                let mdev = held.uuid;
+                let Some(device) = self.devices.mdev_mut(mdev) else {
+                    let reason = format_args!("<hostdev>: mediated device {mdev} is in no file of devices/");
+                    return Err(OpenError::text(path, reason));
+                };
+                if device.holder.replace(domain.uuid).is_some() {
+                    let reason = format_args!("<hostdev>: {mdev} is in another running domain too");
+                    return Err(OpenError::text(path, reason));
+                }
+            }
         }
         // A request that outlived the process is answered as if it had just been made.
         let due = domain.answers_at(now);
@@ -134,12 +145,13 @@ impl Host {
 }
 
 /// A PCI function of a node device document; none when it describes something else.
-pub(super) fn read_device(path: &Path, xml: &str) -> Result<Option<HostDevice>, OpenError> {
-    match nodedev::parse(xml) {
-        Ok(NodeDevice::Pci(device)) => Ok(Some(*device)),
-        Ok(NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other) => Ok(None),
-        Err(error) => Err(OpenError::Document { path: path.to_owned(), error }),
-    }
+pub(super) fn read_device(path: &Path, xml: &str, config: &HostConfig) -> Result<Option<Device>, OpenError> {
+    let fail = |error| OpenError::Document { path: path.to_owned(), error };
+    let NodeDevice::Pci(info) = nodedev::parse(xml).map_err(fail)? else { return Ok(None) };
+    let host_driver = config.driver.get(&info.address);
+    let mut device = Device::new(*info, host_driver);
+    device.mdev_types = mdev::types(xml).map_err(fail)?;
+    Ok(Some(device))
 }
 
 fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
@@ -152,14 +164,14 @@ fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
 
 fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     let mut devices = Devices::default();
-    let mut children = Vec::new();
+    let (mut children, mut mdevs) = (Vec::new(), Vec::new());
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
         let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         match node {
             NodeDevice::Pci(info) => {
                 let address = info.address;
-                let device = Device::new(*info, config.driver.get(&address));
-                if devices.insert(device).is_some() {
+                let device = read_device(&path, &xml, config)?;
+                if device.and_then(|device| devices.insert(device)).is_some() {
                     return Err(OpenError::text(&path, format_args!("<name>: {address} is in two files")));
                 }
             }
@@ -167,7 +179,16 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
             | NodeDevice::Block { function: Some(function), .. } => {
                 children.push((function, node_name(&path, &xml), node));
             }
+            NodeDevice::Mdev(mdev) => mdevs.push(mdev),
             NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other => {}
+        }
+    }
+    for mdev in mdevs {
+        if let Some(device) = mdev.parent.and_then(|parent| devices.known(parent)) {
+            // The document counts those that can be made beside it.
+            let of_it = device.mdev_types.iter_mut().filter(|of| of.id == mdev.mdev_type);
+            of_it.for_each(|of| of.available += 1);
+            device.mdevs.insert(mdev.uuid, mdev.into());
         }
     }
     let saved: BTreeMap<String, SavedDevice> = Store::read(dir, Kind::Device)?;
@@ -176,9 +197,8 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
         let path = dir.join("state/devices").join(&name).with_extension("json");
         let address = PciAddress::from_node_name(&name).map_err(|error| OpenError::text(&path, error))?;
         if let Some(xml) = saved.xml {
-            let info =
-                read_device(&path, &xml)?.ok_or_else(|| OpenError::text(&path, "xml: no PCI function"))?;
-            let mut device = Device::new(info, config.driver.get(&address));
+            let device = read_device(&path, &xml, config)?;
+            let mut device = device.ok_or_else(|| OpenError::text(&path, "xml: no PCI function"))?;
             device.xml = Some(xml);
             devices.insert(device);
             gone.push(address);
@@ -186,6 +206,10 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
         if let Some(device) = devices.known(address) {
             device.rest_on(saved.driver);
             device.present = saved.present;
+            if let Some(mdevs) = saved.mdevs {
+                let mdevs = mdevs.into_iter().map(|mdev| (mdev.uuid, mdev.of(address).into()));
+                device.mdevs = mdevs.collect();
+            }
             gone.push(address);
         }
     }

@@ -1,5 +1,7 @@
-//! A PCI host device in a domain's document, as it is given to attach and as libvirt prints it:
-//! `<hostdev type='pci'>` or `<interface type='hostdev'>`.
+//! A host device in a domain's document, as it is given to attach and as libvirt prints it:
+//! `<hostdev type='pci'>`, `<interface type='hostdev'>` or `<hostdev type='mdev'>`.
+
+use uuid::Uuid;
 
 use crate::domain::DomainXml;
 use crate::hypervisor::ErrorKind;
@@ -8,10 +10,19 @@ use crate::pci::PciAddress;
 use super::element::Element;
 use super::refusal::{self, Refusal};
 
+/// What of the host is plugged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A PCI function.
+    Function(PciAddress),
+    /// A mediated device.
+    Mdev(Uuid),
+}
+
 /// What such an element says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plug {
-    pub(super) source: PciAddress,
+    pub(super) source: Source,
     pub(super) managed: bool,
     pub(super) interface: bool,
     /// The user's alias. One without `ua-`, or with other characters than libvirt allows, is dropped, as
@@ -46,11 +57,11 @@ impl Plug {
     pub(super) fn read(element: &Element) -> Result<Self, Refusal> {
         let kind = element.attribute("type");
         let interface = match (element.name.as_str(), kind) {
-            ("hostdev", Some("pci")) => false,
+            ("hostdev", Some("pci" | "mdev")) => false,
             ("hostdev", None) => return Err(refusal::document("missing source address type")),
             ("interface", Some("hostdev")) => true,
             ("interface" | "hostdev" | "disk" | "controller" | "rng" | "memory" | "filesystem", _) => {
-                let text = "the simulated host attaches PCI host devices only";
+                let text = "the simulated host attaches PCI host devices and mediated devices only";
                 return Err(Refusal::new(ErrorKind::Unsupported, text));
             }
             (name, _) => return Err(refusal::document(format_args!("unknown device type '{name}'"))),
@@ -65,14 +76,11 @@ impl Plug {
         };
         let missing = |name| refusal::document(format_args!("Missing <{name}> element in hostdev device"));
         let source = element.child("source").ok_or_else(|| missing("source"))?;
-        let source = address(source.child("address").ok_or_else(|| missing("address"))?)?;
-        let source = source.ok_or_else(|| missing("address"))?;
-        if (source.domain(), source.bus(), source.slot()) == (0, 0, 0) {
-            let text = format_args!(
-                "Invalid PCI address {source}, at least one of domain, bus, or slot must be > 0"
-            );
-            return Err(refusal::document(text));
-        }
+        let source = source.child("address").ok_or_else(|| missing("address"))?;
+        let source = match kind {
+            Some("mdev") => Source::Mdev(mdev(element, source)?),
+            _ => Source::Function(function(source)?.ok_or_else(|| missing("address"))?),
+        };
         let guest = match element.child("address") {
             Some(given) => address(given)?,
             None => None,
@@ -94,6 +102,7 @@ impl Plug {
             kept,
         };
         if interface && !plug.kept.iter().any(|child| child.name == "mac") {
+            let Source::Function(source) = source else { return Err(missing("address")) };
             plug.kept.push(Element::made("mac", &[("address", &made_mac(source))], Vec::new()));
         }
         Ok(plug)
@@ -104,19 +113,29 @@ impl Plug {
     pub(super) fn print(&self, live: Option<&str>, guest: PciAddress) -> String {
         let alias = self.alias.as_deref().or(live);
         let managed = if self.managed { "yes" } else { "no" };
+        let (attributes, source) = match self.source {
+            Source::Function(source) => {
+                let attributes = vec![("mode", "subsystem"), ("type", "pci"), ("managed", managed)];
+                (attributes, address_element(source, self.interface))
+            }
+            Source::Mdev(uuid) => {
+                let more = [("managed", managed), ("model", "vfio-pci"), ("display", "off")];
+                let attributes = [("mode", "subsystem"), ("type", "mdev")].into_iter().chain(more).collect();
+                (attributes, Element::made("address", &[("uuid", &uuid.to_string())], Vec::new()))
+            }
+        };
         let mut element = if self.interface {
             Element::made("interface", &[("type", "hostdev"), ("managed", managed)], Vec::new())
         } else {
-            let attributes = [("mode", "subsystem"), ("type", "pci"), ("managed", managed)];
             Element::made("hostdev", &attributes, Vec::new())
         };
+        let is_function = matches!(self.source, Source::Function(_));
         for name in ORDER {
             let child = match name {
-                "driver" => live.map(|_| Element::made("driver", &[("name", "vfio")], Vec::new())),
-                "source" => {
-                    let address = address_element(self.source, self.interface);
-                    Some(Element::made("source", &[], vec![address]))
-                }
+                "driver" => live
+                    .filter(|_| is_function)
+                    .map(|_| Element::made("driver", &[("name", "vfio")], Vec::new())),
+                "source" => Some(Element::made("source", &[], vec![source.clone()])),
                 "alias" => alias.map(|alias| Element::made("alias", &[("name", alias)], Vec::new())),
                 "address" => Some(address_element(guest, true)),
                 kept => self.kept.iter().find(|child| child.name == kept).cloned(),
@@ -128,10 +147,10 @@ impl Plug {
 
     /// libvirt's own alias for a device of a running guest: the next free number.
     pub(super) fn own_alias(live: &DomainXml) -> String {
-        let numbers = live
-            .hostdevs
-            .iter()
-            .filter_map(|held| held.alias.as_deref()?.strip_prefix("hostdev")?.parse::<u32>().ok());
+        let functions = live.hostdevs.iter().map(|held| held.alias.as_deref());
+        let mdevs = live.mdevs.iter().map(|held| held.alias.as_deref());
+        let numbers =
+            functions.chain(mdevs).filter_map(|alias| alias?.strip_prefix("hostdev")?.parse::<u32>().ok());
         format!("hostdev{}", numbers.max().map_or(0, |last| last + 1))
     }
 }
@@ -157,6 +176,39 @@ fn address_element(address: PciAddress, typed: bool) -> Element {
     let all =
         [("type", "pci"), ("domain", &*domain), ("bus", &*bus), ("slot", &*slot), ("function", &*function)];
     Element::made("address", if typed { &all } else { &all[1..] }, Vec::new())
+}
+
+/// The function that an address names; none for `<address type='pci'/>`.
+fn function(source: &Element) -> Result<Option<PciAddress>, Refusal> {
+    match address(source)? {
+        Some(source) if (source.domain(), source.bus(), source.slot()) == (0, 0, 0) => {
+            let text = format_args!(
+                "Invalid PCI address {source}, at least one of domain, bus, or slot must be > 0"
+            );
+            Err(refusal::document(text))
+        }
+        source => Ok(source),
+    }
+}
+
+/// The mediated device that an address names.
+fn mdev(element: &Element, source: &Element) -> Result<Uuid, Refusal> {
+    match element.attribute("model") {
+        Some("vfio-pci") => {}
+        Some("vfio-ap" | "vfio-ccw") => {
+            let text = "the simulated host attaches mediated devices of model vfio-pci only";
+            return Err(Refusal::new(ErrorKind::Unsupported, text));
+        }
+        Some(_) => return Err(invalid_value(element, "model")),
+        None => {
+            let text = "Missing 'model' attribute in mediated device's <hostdev> element";
+            return Err(refusal::document(text));
+        }
+    }
+    source.attribute("uuid").and_then(|uuid| Uuid::try_parse(uuid).ok()).ok_or_else(|| {
+        let uuid = source.attribute("uuid").unwrap_or_default();
+        refusal::document(format_args!("Cannot parse uuid attribute '{uuid}'"))
+    })
 }
 
 /// A PCI address; none for `<address type='pci'/>`, which leaves the choice to libvirt.

@@ -19,6 +19,7 @@ use crate::pci::PciAddress;
 
 use super::document::Document;
 use super::host::{Domain, Host};
+use super::plug::Source;
 use super::refusal::{self, Refusal};
 use super::store::SavedImage;
 
@@ -50,6 +51,8 @@ impl Host {
         for held in &document.parsed().hostdevs {
             self.check_free(uuid, held.source, held.managed, held.interface)?;
         }
+        let mdevs: Vec<Uuid> = document.parsed().mdevs.iter().map(|held| held.uuid).collect();
+        mdevs.iter().try_for_each(|mdev| self.check_mdev(*mdev))?;
         let gone = wanted.iter().filter_map(|address| self.devices.get(*address));
         let gone: Vec<PciAddress> =
             gone.flat_map(|device| self.devices.virtual_functions(&device.info)).collect();
@@ -66,6 +69,7 @@ impl Host {
         for address in wanted {
             self.hold(uuid, address);
         }
+        mdevs.into_iter().for_each(|mdev| self.hold_mdev(uuid, mdev));
         self.next_id += 1;
         let domain = self.domain_mut(uuid)?;
         domain.live = Some(live);
@@ -114,9 +118,10 @@ impl Host {
     /// A host device keeps its guest where it is, unless its driver can take its state along.
     fn check_migratable(&self, uuid: Uuid) -> Result<(), Refusal> {
         let domain = self.domain(uuid)?;
-        let held = domain.live.as_ref().and_then(|live| live.parsed().hostdevs.first());
+        let held = domain.live.as_ref().and_then(|live| live.sources().next());
         match held.filter(|_| !domain.guest.migratable) {
-            Some(held) => Err(refusal::not_migratable(held.source)),
+            Some((Source::Function(held), _)) => Err(refusal::not_migratable(held)),
+            Some((Source::Mdev(held), _)) => Err(refusal::not_migratable(held)),
             None => Ok(()),
         }
     }
@@ -170,6 +175,7 @@ impl Host {
         let held: Vec<PciAddress> = live.parsed().hostdevs.iter().map(|held| held.source).collect();
         let delay = Duration::from_millis(self.config.release_ms);
         self.release(&held, (!delay.is_zero()).then(|| now + delay));
+        live.parsed().mdevs.iter().for_each(|held| self.release_mdev(held.uuid));
         Ok(())
     }
 

@@ -89,8 +89,8 @@ pub(super) fn already_running() -> Refusal {
     invalid(ErrorKind::Refused, "domain is already running")
 }
 
-pub(super) fn not_migratable(address: PciAddress) -> Refusal {
-    let text = format_args!("cannot migrate domain: {address}: VFIO migration is not supported in kernel");
+pub(super) fn not_migratable(device: impl fmt::Display) -> Refusal {
+    let text = format_args!("cannot migrate domain: {device}: VFIO migration is not supported in kernel");
     invalid(ErrorKind::Refused, text)
 }
 
@@ -159,6 +159,25 @@ pub(super) fn reset_of_a_bridge(address: PciAddress) -> Refusal {
 pub(super) fn no_reset(address: PciAddress) -> Refusal {
     let text = format_args!("Unable to reset PCI device {address}: no FLR, PM reset or bus reset available");
     internal(ErrorKind::Refused, text)
+}
+
+pub(super) fn no_mdev(mdev: uuid::Uuid) -> Refusal {
+    let text = format_args!("device not found: mediated device '{mdev}' not found");
+    Refusal::new(ErrorKind::NoDevice, text)
+}
+
+pub(super) fn mdev_in_use(mdev: uuid::Uuid, domain: &str) -> Refusal {
+    let path = format_args!("/sys/bus/mdev/devices/{mdev}");
+    let text = format_args!("mediated device {path} is in use by driver QEMU, domain {domain}");
+    invalid(ErrorKind::InUse, text)
+}
+
+pub(super) fn mdev_not_made(reason: impl fmt::Display) -> Refusal {
+    internal(ErrorKind::Refused, format_args!("Unable to create mediated device: {reason}"))
+}
+
+pub(super) fn mdev_not_destroyed(name: &str) -> Refusal {
+    internal(ErrorKind::InUse, format_args!("Unable to destroy '{name}': device in use"))
 }
 
 pub(super) fn not_viable(address: PciAddress, group: u32) -> Refusal {
@@ -245,6 +264,9 @@ mod tests {
             reset_in_use(at),
             reset_of_a_bridge(at),
             no_reset(at),
+            no_mdev(uuid::Uuid::nil()),
+            mdev_in_use(uuid::Uuid::nil(), "g1"),
+            mdev_not_destroyed("mdev_0"),
             not_viable(at, 18),
             no_free_port(),
             function_not_zero(),

@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use uuid::Uuid;
+
 use super::OpenError;
 use super::config::Guest;
+use crate::mdev::Mdev;
+use crate::pci::PciAddress;
 
 /// The folder, or nothing when what happens is kept in memory only.
 #[derive(Debug)]
@@ -57,6 +61,32 @@ pub(super) struct SavedDevice {
     pub(super) driver: Option<String>,
     /// Its document, when it is in no file of `devices/`.
     pub(super) xml: Option<String>,
+    /// The mediated devices made of it, when they are others than those in files of `devices/`.
+    #[serde(default)]
+    pub(super) mdevs: Option<Vec<SavedMdev>>,
+}
+
+/// A mediated device in its parent's file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedMdev {
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) mdev_type: String,
+    pub(super) iommu_group: Option<u32>,
+}
+
+impl From<Mdev> for SavedMdev {
+    fn from(mdev: Mdev) -> Self {
+        let Mdev { uuid, name, mdev_type, parent: _, iommu_group } = mdev;
+        Self { uuid, name, mdev_type, iommu_group }
+    }
+}
+
+impl SavedMdev {
+    pub(super) fn of(self, parent: PciAddress) -> Mdev {
+        let Self { uuid, name, mdev_type, iommu_group } = self;
+        Mdev { uuid, name, mdev_type, parent: Some(parent), iommu_group }
+    }
 }
 
 /// The two kinds of files.

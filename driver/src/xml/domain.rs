@@ -7,7 +7,7 @@ use roxmltree::Node;
 use super::XmlError;
 use super::numa;
 use super::read::{self, Fault, child, children, required, required_attribute, required_number};
-use crate::domain::{ControllerModel, DomainXml, Hostdev, PciController};
+use crate::domain::{ControllerModel, DomainXml, Hostdev, MdevHostdev, PciController};
 use crate::net::VlanTag;
 use crate::pci::PciAddress;
 
@@ -44,6 +44,10 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
             .map(|node| controller(node, &reserves))
             .collect::<Result<_, _>>()?,
         hostdevs: hostdevs(devices)?,
+        mdevs: children(devices, "hostdev")
+            .filter(|device| device.attribute("type") == Some("mdev"))
+            .map(mdev)
+            .collect::<Result<_, _>>()?,
         occupied: devices
             .children()
             .filter_map(|device| guest_address(device).transpose())
@@ -184,4 +188,12 @@ fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
         });
     }
     Ok(hostdevs)
+}
+
+fn mdev(device: Node<'_, '_>) -> Result<MdevHostdev, Fault> {
+    Ok(MdevHostdev {
+        uuid: required_attribute(required(required(device, "source")?, "address")?, "uuid")?,
+        guest: guest_address(device)?,
+        alias: alias(device),
+    })
 }

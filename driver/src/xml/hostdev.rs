@@ -40,6 +40,66 @@ pub struct InterfaceSpec {
     pub vlan: Option<VlanTag>,
 }
 
+/// What one attach of a mediated device puts into the domain's document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MdevSpec {
+    /// The device's UUID on the host.
+    pub source: Uuid,
+    /// The alias that names it in the domain.
+    pub alias: UserAlias,
+    /// The guest address to use, in libvirt's numbering; none lets libvirt choose.
+    pub guest: Option<PciAddress>,
+}
+
+/// What can be plugged into a domain.
+pub trait Pluggable: Sync {
+    /// The alias that names it in the domain.
+    fn alias(&self) -> UserAlias;
+
+    /// The host's device, for people.
+    fn source(&self) -> String;
+
+    /// Its document.
+    ///
+    /// # Errors
+    /// [`TemplateError`] when it does not render, or renders something else than was asked for.
+    fn render(&self, templates: &Templates) -> Result<String, TemplateError>;
+}
+
+impl Pluggable for HostdevSpec {
+    fn alias(&self) -> UserAlias {
+        self.alias
+    }
+
+    fn source(&self) -> String {
+        self.source.to_string()
+    }
+
+    fn render(&self, templates: &Templates) -> Result<String, TemplateError> {
+        templates.render(self)
+    }
+}
+
+impl Pluggable for MdevSpec {
+    fn alias(&self) -> UserAlias {
+        self.alias
+    }
+
+    fn source(&self) -> String {
+        format!("mediated device {}", self.source)
+    }
+
+    fn render(&self, templates: &Templates) -> Result<String, TemplateError> {
+        let context = context! {
+            uuid => self.source.to_string(),
+            alias => self.alias.to_string(),
+            guest => self.guest.map(address),
+        };
+        let xml = templates.render_context(MDEV, context)?;
+        templates.checked(MDEV, rendered::check_mdev(&xml, self)).map(|()| xml)
+    }
+}
+
 /// The templates, embedded in the binary or overridden from a directory.
 #[derive(Debug)]
 pub struct Templates {
@@ -49,12 +109,14 @@ pub struct Templates {
 }
 
 /// The embedded templates by the names of their files.
-const EMBEDDED: [(&str, &str); 2] = [
+const EMBEDDED: [(&str, &str); 3] = [
     (HOSTDEV, include_str!("../../../xml-templates/hostdev.xml")),
     (INTERFACE, include_str!("../../../xml-templates/interface.xml")),
+    (MDEV, include_str!("../../../xml-templates/mdev.xml")),
 ];
 const HOSTDEV: &str = "hostdev.xml";
 const INTERFACE: &str = "interface.xml";
+const MDEV: &str = "mdev.xml";
 
 /// A template that does not do.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +130,7 @@ pub enum TemplateError {
         source: io::Error,
     },
     /// A file in the override directory that overrides nothing.
-    #[error("{path}: no template has this name; there are {HOSTDEV} and {INTERFACE}")]
+    #[error("{path}: no template has this name; there are {HOSTDEV}, {INTERFACE} and {MDEV}")]
     Unknown {
         /// The file.
         path: String,
@@ -142,6 +204,9 @@ impl Templates {
         for spec in every_kind() {
             templates.render(&spec)?;
         }
+        for spec in every_mdev() {
+            spec.render(&templates)?;
+        }
         Ok(templates)
     }
 
@@ -152,9 +217,11 @@ impl Templates {
     pub fn render(&self, spec: &HostdevSpec) -> Result<String, TemplateError> {
         let name = if spec.interface.is_some() { INTERFACE } else { HOSTDEV };
         let xml = self.render_context(name, context(spec))?;
-        rendered::check(&xml, spec)
-            .map_err(|reason| TemplateError::Mismatch { file: self.file(name), reason })?;
-        Ok(xml)
+        self.checked(name, rendered::check(&xml, spec)).map(|()| xml)
+    }
+
+    fn checked(&self, name: &str, check: Result<(), String>) -> Result<(), TemplateError> {
+        check.map_err(|reason| TemplateError::Mismatch { file: self.file(name), reason })
     }
 
     fn render_context(&self, name: &str, context: Value) -> Result<String, TemplateError> {
@@ -220,6 +287,16 @@ fn every_kind() -> impl Iterator<Item = HostdevSpec> {
         .flat_map(move |spec| guests.map(|guest| HostdevSpec { guest, ..spec.clone() }))
         .flat_map(move |spec| roms.map(|rom_bar| HostdevSpec { rom_bar, ..spec.clone() }))
         .flat_map(move |spec| [true, false].map(|managed| HostdevSpec { managed, ..spec.clone() }))
+}
+
+/// One attach of a mediated device of every kind.
+fn every_mdev() -> impl Iterator<Item = MdevSpec> {
+    let guests = [None, PciAddress::new(0, 0x6d, 0x1e, 0).ok()];
+    guests.into_iter().map(|guest| MdevSpec {
+        source: Uuid::from_u128(0x7d44_4840_9dc0_41d1_b245_5ffd_ce74_fad2),
+        alias: UserAlias(Uuid::from_u128(0x6ba7_b810_9dad_41d1_80b4_00c0_4fd4_30c8)),
+        guest,
+    })
 }
 
 #[cfg(test)]

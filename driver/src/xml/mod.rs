@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod domain;
 pub mod hostdev;
+pub mod mdev;
 pub mod nodedev;
 mod numa;
 mod read;

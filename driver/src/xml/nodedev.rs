@@ -6,8 +6,10 @@ use std::path::Path;
 use roxmltree::Node;
 
 use super::XmlError;
+use super::mdev;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
 use crate::device::{HostDevice, IommuGroup, Link, Role};
+use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
 
 /// What a node device document describes, as far as hotslot reads it.
@@ -32,6 +34,8 @@ pub enum NodeDevice {
         /// Its serial number, as udev knows it.
         serial: Option<String>,
     },
+    /// A mediated device.
+    Mdev(Mdev),
     /// Anything else, and PCI functions of 32-bit domains (VMD) with what shares an IOMMU group with one: libvirt
     /// cannot assign those.
     Other,
@@ -53,6 +57,7 @@ fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
         match capability.attribute("type") {
             Some("pci") if reaches_far(capability) => return Ok(NodeDevice::Other),
             Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
+            Some("mdev") => return Ok(NodeDevice::Mdev(mdev::device(device, name, capability)?)),
             Some("net") => {
                 let interface = read::required_text(capability, "interface")?;
                 return Ok(NodeDevice::Net { function: owner(device), interface });
@@ -186,6 +191,7 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
             }
             NodeDevice::Net { function: None, .. }
             | NodeDevice::Block { function: None, .. }
+            | NodeDevice::Mdev(_)
             | NodeDevice::Other => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use roxmltree::{Document, Node};
 
-use super::hostdev::HostdevSpec;
+use super::hostdev::{HostdevSpec, MdevSpec};
 use super::read::{self, Fault};
 use crate::pci::PciAddress;
 
@@ -14,12 +14,38 @@ const DECIDING: [&str; 9] =
 /// Checks that a document says what `spec` says, and plugs nothing else.
 pub(super) fn check(xml: &str, spec: &HostdevSpec) -> Result<(), String> {
     let name = if spec.interface.is_some() { "interface" } else { "hostdev" };
+    check_by(xml, name, |document| compare(document, spec))
+}
+
+/// The same of a mediated device.
+pub(super) fn check_mdev(xml: &str, spec: &MdevSpec) -> Result<(), String> {
+    check_by(xml, "hostdev", |document| compare_mdev(document, spec))
+}
+
+fn check_by(
+    xml: &str,
+    name: &str,
+    compare: impl FnOnce(&Document<'_>) -> Result<(), Fault>,
+) -> Result<(), String> {
     let document = read::document(xml, "rendered document", name)
         .map_err(|error| format!("<{}>: {}", error.element, error.reason))?;
-    compare(&document, spec).map_err(|fault| {
+    compare(&document).map_err(|fault| {
         let error = fault.in_document("rendered document");
         format!("<{}>: {}", error.element, error.reason)
     })
+}
+
+fn compare_mdev(document: &Document<'_>, spec: &MdevSpec) -> Result<(), Fault> {
+    let root = document.root_element();
+    let mut seen = Seen(vec![root]);
+    same(root, "type", "mdev")?;
+    same(root, "mode", "subsystem")?;
+    same(root, "model", "vfio-pci")?;
+    let source = seen.child(root, "source")?;
+    same(seen.child(source, "address")?, "uuid", &spec.source.to_string())?;
+    same(seen.child(root, "alias")?, "name", &spec.alias.to_string())?;
+    seen.guest(root, spec.guest)?;
+    seen.everything_deciding_in(root)
 }
 
 fn compare(document: &Document<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
@@ -48,11 +74,7 @@ fn compare(document: &Document<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
     if let Some(bar) = spec.rom_bar {
         same(seen.child(root, "rom")?, "bar", if bar { "on" } else { "off" })?;
     }
-    if let Some(guest) = spec.guest {
-        let address = seen.child(root, "address")?;
-        same(address, "type", "pci")?;
-        same_address(address, guest)?;
-    }
+    seen.guest(root, spec.guest)?;
     seen.everything_deciding_in(root)
 }
 
@@ -64,6 +86,13 @@ impl<'a, 'input: 'a> Seen<'a, 'input> {
         let child = read::required(node, name)?;
         self.0.push(child);
         Ok(child)
+    }
+
+    fn guest(&mut self, root: Node<'a, 'input>, guest: Option<PciAddress>) -> Result<(), Fault> {
+        let Some(guest) = guest else { return Ok(()) };
+        let address = self.child(root, "address")?;
+        same(address, "type", "pci")?;
+        same_address(address, guest)
     }
 
     fn everything_deciding_in(&self, root: Node<'a, 'input>) -> Result<(), Fault> {

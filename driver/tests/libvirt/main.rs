@@ -28,10 +28,13 @@ fn options() -> Options {
     Options { reconnect_first: Duration::from_millis(20), ..Options::default() }
 }
 
-/// Writes a host for the test driver into `dir`: the captured node devices and one running domain.
+/// Writes a host for the test driver into `dir`: the captured node devices, a function with a mediated device,
+/// and one running domain.
 fn host_file(dir: &Path) -> PathBuf {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libvirt-9.0/nodedev");
-    let mut devices: Vec<_> = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let captured = std::fs::read_dir(data.join("libvirt-9.0/nodedev")).unwrap();
+    let mut devices: Vec<_> = captured.map(|entry| entry.unwrap().path()).collect();
+    devices.extend(["gpu.xml", "mdev.xml"].map(|file| data.join("mdev/nodedev").join(file)));
     devices.sort();
     let devices: String = devices.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let domain = format!(

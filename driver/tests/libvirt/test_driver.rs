@@ -12,6 +12,9 @@ use uuid::Uuid;
 use crate::daemon::Daemon;
 use crate::{G1, connected, expect, host_file, options};
 
+/// The mediated device of [`host_file`].
+const MDEV: Uuid = Uuid::from_u128(0xb4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11);
+
 const ALIAS: &str = "ua-7c9a1f0e-5d55-4a7e-9f43-0d2f0c3a1b11";
 
 fn hostdev(address: PciAddress) -> String {
@@ -25,6 +28,7 @@ fn hostdev(address: PciAddress) -> String {
     )
 }
 
+#[track_caller]
 fn kind<T: std::fmt::Debug>(answer: Result<T, Error>) -> ErrorKind {
     answer.unwrap_err().kind
 }
@@ -62,12 +66,21 @@ async fn inventory(libvirt: &Libvirt) {
     assert_eq!(libvirt.node_sockets().await.unwrap(), None, "the file tells no cells");
 
     let devices = libvirt.devices().await.unwrap();
-    assert!(devices.is_sorted_by_key(|device| device.address) && devices.len() == 9, "{devices:#?}");
+    assert!(devices.is_sorted_by_key(|device| device.address) && devices.len() == 10, "{devices:#?}");
     let nic: PciAddress = "0000:42:00.0".parse().unwrap();
     let listed = devices.iter().find(|device| device.address == nic).unwrap();
     assert_eq!(listed.net, ["enp66s0f0np0"]);
     let alone = HostDevice { net: Vec::new(), ..listed.clone() };
     assert_eq!(libvirt.device(nic).await.unwrap(), alone, "children are read in the listing only");
+
+    let gpu: PciAddress = "0000:41:00.0".parse().unwrap();
+    let types = libvirt.mdev_types(gpu).await.unwrap();
+    let types: Vec<_> = types.iter().map(|of| (of.id.as_str(), of.available)).collect();
+    assert_eq!(types, [("nvidia-232", 3), ("nvidia-233", 2)], "as libvirt prints them");
+    assert_eq!(libvirt.mdev_types(nic).await.unwrap(), []);
+    let mdevs = libvirt.mdevs().await.unwrap();
+    let [mdev] = &mdevs[..] else { panic!("{mdevs:?}") };
+    assert_eq!((mdev.uuid, mdev.parent, mdev.iommu_group), (MDEV, Some(gpu), Some(60)));
 
     let domains = libvirt.domains().await.unwrap();
     let [g1] = &domains[..] else { panic!("{domains:?}") };
@@ -106,7 +119,13 @@ async fn refusals(libvirt: &Libvirt) {
     let nic: PciAddress = "0000:42:00.0".parse().unwrap();
     assert_eq!(kind(libvirt.node_detach(nic).await), ErrorKind::Unsupported);
     assert_eq!(kind(libvirt.node_reattach(nic).await), ErrorKind::Unsupported);
+    assert_eq!(kind(libvirt.node_reset(nic).await), ErrorKind::Unsupported);
     let nobody = Uuid::from_u128(1);
+    assert_eq!(kind(libvirt.destroy_mdev(nobody).await), ErrorKind::NoDevice);
+    // It makes SCSI hosts only, and says yes to taking away what it has.
+    let gpu = "0000:41:00.0".parse().unwrap();
+    assert_eq!(kind(libvirt.create_mdev(gpu, "nvidia-233", nobody).await), ErrorKind::Refused);
+    libvirt.destroy_mdev(MDEV).await.unwrap();
     let nowhere: PciAddress = "0000:7f:1f.7".parse().unwrap();
     assert_eq!(kind(libvirt.node_detach(nowhere).await), ErrorKind::NoDevice);
     assert_eq!(kind(libvirt.domain(nobody).await), ErrorKind::NoDomain);

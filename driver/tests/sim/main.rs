@@ -9,6 +9,7 @@ mod detach;
 mod faults;
 mod group;
 mod kill;
+mod mdev;
 mod network;
 mod power;
 mod preflight;
@@ -128,11 +129,16 @@ fn data(path: &str) -> PathBuf {
 }
 
 fn small() -> TempDir {
+    copy_of("small")
+}
+
+/// A copy of one of `tests/data/hosts` without its `host.toml`.
+fn copy_of(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let small = data("../tests/data/hosts/small");
+    let host = data("../tests/data/hosts").join(name);
     for folder in ["devices", "domains"] {
         fs::create_dir(dir.path().join(folder)).unwrap();
-        for file in fs::read_dir(small.join(folder)).unwrap() {
+        for file in fs::read_dir(host.join(folder)).unwrap() {
             let file = file.unwrap().path();
             fs::copy(&file, dir.path().join(folder).join(file.file_name().unwrap())).unwrap();
         }

@@ -87,16 +87,41 @@ fn a_network_vf_gets_its_mac_address_and_vlan() {
 }
 
 #[test]
+fn a_mediated_device_is_given_as_it_is() {
+    let [plain, placed] = &every_mdev().collect::<Vec<_>>()[..] else { panic!("two kinds") };
+    let templates = Templates::load(None).unwrap();
+    let xml = plain.render(&templates).unwrap();
+    assert_eq!(
+        xml,
+        "<hostdev mode='subsystem' type='mdev' model='vfio-pci'>
+  <source>
+    <address uuid='7d444840-9dc0-41d1-b245-5ffdce74fad2'/>
+  </source>
+  <alias name='ua-6ba7b810-9dad-41d1-80b4-00c04fd430c8'/>
+</hostdev>"
+    );
+    for spec in [plain, placed] {
+        let guest = guest_with(&spec.render(&templates).unwrap());
+        let mdev = guest.mdev(spec.alias).unwrap();
+        assert_eq!((mdev.uuid, mdev.guest), (spec.source, spec.guest));
+    }
+}
+
+fn guest_with(device: &str) -> crate::domain::DomainXml {
+    domain::parse(&format!(
+        "<domain><name>g</name><uuid>{}</uuid><os><type arch='x86_64'>hvm</type></os><devices>{device}</devices></domain>",
+        Uuid::nil()
+    ))
+    .unwrap()
+}
+
+#[test]
 fn what_is_rendered_reads_back_as_the_domain_will_have_it() {
     let templates = Templates::load(None).unwrap();
     let mut documents = HashSet::new();
     for spec in every_kind() {
         let xml = templates.render(&spec).unwrap();
-        let guest = domain::parse(&format!(
-            "<domain><name>g</name><uuid>{}</uuid><os><type arch='x86_64'>hvm</type></os><devices>{xml}</devices></domain>",
-            Uuid::nil()
-        ))
-        .unwrap();
+        let guest = guest_with(&xml);
         let hostdev = guest.hostdev(spec.alias).unwrap();
         assert_eq!((hostdev.source, hostdev.guest), (spec.source, spec.guest));
         assert_eq!((hostdev.managed, hostdev.interface), (spec.managed, spec.interface.is_some()));
@@ -124,7 +149,7 @@ fn an_override_that_does_not_render_is_named_with_its_line() {
 
     assert_eq!(
         refusal(&[("hostdev.xlm", "<hostdev/>")]),
-        "hostdev.xlm: no template has this name; there are hostdev.xml and interface.xml"
+        "hostdev.xlm: no template has this name; there are hostdev.xml, interface.xml and mdev.xml"
     );
     let missing = Templates::load(Some(Path::new("/nowhere/at/all"))).unwrap_err();
     assert!(missing.to_string().starts_with("/nowhere/at/all: No such file"));
@@ -177,6 +202,22 @@ fn an_override_that_says_something_else_is_refused() {
             "52:54:00:00:00:01",
             "<mac>: address='52:54:00:00:00:01' where '52:54:00:c0:ff:ee' was asked for (line 2)",
         ),
+        (
+            MDEV,
+            "{{ uuid }}",
+            "00000000-0000-0000-0000-000000000000",
+            "<source/address>: uuid='00000000-0000-0000-0000-000000000000' where \
+             '7d444840-9dc0-41d1-b245-5ffdce74fad2' was asked for (line 3)",
+        ),
+        (
+            MDEV,
+            "'vfio-pci'",
+            "'vfio-ap'",
+            "<hostdev>: model='vfio-ap' where 'vfio-pci' was asked for (line 1)",
+        ),
+        (MDEV, "'mdev'", "'pci'", "<hostdev>: type='pci' where 'mdev' was asked for (line 1)"),
+        (MDEV, "guest is not none", "false", "<hostdev>: it has no <address> (line 1)"),
+        (MDEV, "</source>", "</source><source/>", "<source>: it was not asked for (line 4)"),
         (INTERFACE, "{{ vlan }}", "1", "<vlan/tag>: id='1' where '3210' was asked for (line 7)"),
         (INTERFACE, "</vlan>", "<tag id='7'/></vlan>", "<vlan/tag>: it was not asked for (line 8)"),
         (INTERFACE, "vlan is not none", "true", "<vlan>: it was not asked for (line 6)"),

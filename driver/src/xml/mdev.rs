@@ -1,0 +1,125 @@
+//! Mediated devices in node device documents: the types that a function has, one device, and the document
+//! that makes one.
+
+use minijinja::{Environment, context};
+use roxmltree::Node;
+use uuid::Uuid;
+
+use super::XmlError;
+use super::read::{self, Fault, child, child_text, children, required, required_attribute};
+use crate::mdev::{Mdev, MdevType};
+use crate::pci::PciAddress;
+
+/// Reads the types of mediated devices off a PCI function's document; empty when it has none.
+///
+/// # Errors
+/// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
+pub fn types(xml: &str) -> Result<Vec<MdevType>, XmlError> {
+    let document = read::document(xml, "node device", "device")?;
+    let pci = children(document.root_element(), "capability").filter(|node| is(*node, "pci"));
+    let capabilities = pci.flat_map(|pci| children(pci, "capability")).filter(|node| is(*node, "mdev_types"));
+    capabilities
+        .flat_map(|capability| children(capability, "type"))
+        .map(mdev_type)
+        .collect::<Result<_, _>>()
+        .map_err(|fault| fault.in_document("node device"))
+}
+
+fn is(capability: Node<'_, '_>, kind: &str) -> bool {
+    capability.attribute("type") == Some(kind)
+}
+
+fn mdev_type(node: Node<'_, '_>) -> Result<MdevType, Fault> {
+    Ok(MdevType {
+        id: required_attribute(node, "id")?,
+        name: child_text(node, "name"),
+        device_api: read::required_text(node, "deviceAPI")?,
+        available: read::value(required(node, "availableInstances")?)?,
+    })
+}
+
+/// The device that a node device document of a mediated one describes.
+pub(super) fn device(device: Node<'_, '_>, name: &str, capability: Node<'_, '_>) -> Result<Mdev, Fault> {
+    // libvirt before 7.3 says the UUID in the name only: mdev_3627463d_b7f0_4fea_b468_f1da537d301b.
+    let uuid = match child(capability, "uuid") {
+        Some(uuid) => read::value(uuid)?,
+        None => {
+            let uuid =
+                name.strip_prefix("mdev_").and_then(|rest| Uuid::try_parse(&rest.replace('_', "-")).ok());
+            uuid.ok_or_else(|| Fault::at(capability, "it has no <uuid>, and its name is none"))?
+        }
+    };
+    Ok(Mdev {
+        uuid,
+        name: name.to_owned(),
+        mdev_type: required_attribute(required(capability, "type")?, "id")?,
+        parent: child_text(device, "parent").and_then(|parent| PciAddress::from_node_name(&parent).ok()),
+        iommu_group: child(capability, "iommuGroup")
+            .map(|group| read::required_number(group, "number"))
+            .transpose()?,
+    })
+}
+
+/// The document that makes a device. libvirt's schema asks for a name, and libvirt gives another one.
+const NEW: &str = "<device>
+  <name>new</name>
+  <parent>{{ parent }}</parent>
+  <capability type='mdev'>
+    <type id='{{ type }}'/>
+    <uuid>{{ uuid }}</uuid>
+  </capability>
+</device>
+";
+
+/// The node device document that makes a mediated device of this type on `parent`.
+///
+/// # Errors
+/// [`XmlError`] when the type's id has a character that XML cannot say.
+pub fn new(parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<String, XmlError> {
+    let refuse = |reason: String| XmlError {
+        document: "new mediated device".to_owned(),
+        element: "capability/type".to_owned(),
+        reason,
+    };
+    let context = context! { parent => parent.node_name(), type => mdev_type, uuid => uuid.to_string() };
+    // By the ending of its name minijinja knows that it is to be escaped.
+    let xml = Environment::new().render_named_str("mdev.xml", NEW, context);
+    let xml = xml.map_err(|error| refuse(error.to_string()))?;
+    read::document(&xml, "new mediated device", "device")?;
+    Ok(xml)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_type_gets_out_of_its_attribute(mdev_type in prop_oneof!["[-'\"<>&;/= a-z0-9{}%]{0,40}", "\\PC{0,20}"], uuid in any::<u128>()) {
+            let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
+            let xml = new(parent, &mdev_type, Uuid::from_u128(uuid)).unwrap();
+            let document = roxmltree::Document::parse(&xml).unwrap();
+            let names: Vec<_> =
+                document.descendants().filter(|node| node.is_element()).map(|node| node.tag_name().name()).collect();
+            prop_assert_eq!(names, ["device", "name", "parent", "capability", "type", "uuid"]);
+            let root = document.root_element();
+            let capability = child(root, "capability").unwrap();
+            prop_assert_eq!(child(capability, "type").unwrap().attribute("id"), Some(mdev_type.as_str()));
+            prop_assert_eq!(child_text(capability, "uuid"), Some(Uuid::from_u128(uuid).to_string()));
+        }
+
+        #[test]
+        fn no_text_makes_the_types_parser_panic(xml in "\\PC*") {
+            prop_assert!(types(&xml).is_err());
+        }
+    }
+
+    #[test]
+    fn what_xml_cannot_say_is_refused() {
+        let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
+        let error = new(parent, "nvidia\u{1}", Uuid::nil()).unwrap_err();
+        assert!(error.to_string().starts_with("new mediated device: "), "{error}");
+    }
+}
