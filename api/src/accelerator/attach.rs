@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
 
-use super::{Held, Holder, Status, Target, View};
+use super::{HeldBy, Holder, Status, Target, View};
 use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
@@ -199,11 +199,11 @@ impl Service {
         }
         let mut work = Vec::new();
         for held in view.held {
-            match held {
-                Held::Attachment(row, _) => {
+            match held.by {
+                HeldBy::Attachment(row) => {
                     work.extend(self.begin_detach(row.server, row.id, request).await?);
                 }
-                Held::Binding(row, _) => {
+                HeldBy::Binding(row) => {
                     let service = Arc::clone(self);
                     work.push(who::spawn(async move { service.unbind(row.id).await }));
                 }

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use hotslot_driver::binding::HostDriver;
+use hotslot_driver::device::HostDevice;
 use uuid::Uuid;
 
 pub use self::spec::AccSpec;
@@ -81,25 +82,29 @@ pub enum Target {
 
 /// One device that an accelerator holds.
 #[derive(Debug, Clone)]
-pub enum Held {
-    /// For a server.
-    Attachment(Attachment, Arc<Device>),
-    /// For the host.
-    Binding(Binding, Arc<Device>),
+pub struct Held {
+    /// The promise.
+    pub by: HeldBy,
+    /// The device.
+    pub device: Arc<Device>,
+    /// As the host has it now; none when that cannot be read.
+    pub found: Option<HostDevice>,
+}
+
+/// By what a device is held.
+#[derive(Debug, Clone)]
+pub enum HeldBy {
+    /// It is for a server.
+    Attachment(Attachment),
+    /// It is for the host.
+    Binding(Binding),
 }
 
 impl Held {
     fn state(&self) -> (State, Option<&String>) {
-        match self {
-            Self::Attachment(row, _) => (row.state, row.reason.as_ref()),
-            Self::Binding(row, _) => (row.state, row.reason.as_ref()),
-        }
-    }
-
-    /// The device.
-    pub fn device(&self) -> &Arc<Device> {
-        match self {
-            Self::Attachment(_, device) | Self::Binding(_, device) => device,
+        match &self.by {
+            HeldBy::Attachment(row) => (row.state, row.reason.as_ref()),
+            HeldBy::Binding(row) => (row.state, row.reason.as_ref()),
         }
     }
 }
@@ -140,9 +145,9 @@ impl View {
 
     /// The server that it is in, or on its way to.
     pub fn server(&self) -> Option<ServerId> {
-        self.held.iter().find_map(|held| match held {
-            Held::Attachment(row, _) => Some(row.server),
-            Held::Binding(..) => None,
+        self.held.iter().find_map(|held| match &held.by {
+            HeldBy::Attachment(row) => Some(row.server),
+            HeldBy::Binding(_) => None,
         })
     }
 
@@ -255,15 +260,18 @@ impl Service {
         attachments: Vec<Attachment>,
         bindings: Vec<Binding>,
     ) -> Result<View, Error> {
-        let lost = |id: &dyn fmt::Display| Error::Internal(format!("the device of {id} is lost"));
+        let attachments = attachments.into_iter().map(|row| (row.device, HeldBy::Attachment(row)));
+        let bindings = bindings.into_iter().map(|row| (row.device, HeldBy::Binding(row)));
         let mut held = Vec::new();
-        for row in attachments {
-            let device = self.store.known_device(row.device).await?.ok_or_else(|| lost(&row.id))?;
-            held.push(Held::Attachment(row, device));
-        }
-        for row in bindings {
-            let device = self.store.known_device(row.device).await?.ok_or_else(|| lost(&row.id))?;
-            held.push(Held::Binding(row, device));
+        for (id, by) in attachments.chain(bindings) {
+            let lost = || Error::Internal(format!("device {} of accelerator {} is lost", id.0, row.id));
+            let device = self.store.known_device(id).await?.ok_or_else(lost)?;
+            // Nothing tells of drivers that come and go.
+            let found = match self.host(device.hypervisor) {
+                Some(host) => host.soon(host.hypervisor.device(device.facts.address)).await.ok(),
+                None => None,
+            };
+            held.push(Held { by, device, found });
         }
         let pinned = row.pinned.and_then(|id| self.store.device(id));
         Ok(View { row, held, pinned })

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::attachments::detach_request;
 use super::body::{Page, Pairs, Path, base, id, links, read, time};
 use super::error::Fault;
-use crate::accelerator::{AccSpec, Held, Target, View};
+use crate::accelerator::{AccSpec, Held, HeldBy, Target, View};
 use crate::error::Error;
 use crate::id::{AcceleratorId, ServerId};
 use crate::service::Service;
@@ -61,17 +61,14 @@ impl AcceleratorPath {
 fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
     let (row, spec) = (&view.row, view.spec());
     let (status, reason) = view.status();
-    let device = view.held.first().map(Held::device).or(view.pinned.as_ref());
+    let first = view.held.first();
+    let device = first.map(|held| &held.device).or(view.pinned.as_ref());
     let host = device.and_then(|device| service.host(device.hypervisor));
-    let function = |device: &crate::store::Device| {
-        let host = service.host(device.hypervisor)?;
-        host.functions().get(&device.facts.address).cloned()
-    };
+    let known = || host?.functions().get(&device?.facts.address).cloned();
+    let function = first.and_then(|held| held.found.clone()).or_else(known);
     // Without a spec it is what its device is.
-    let bound = device.filter(|_| row.spec.is_none());
-    let of_device =
-        bound.and_then(|device| function(device)).map(|function| device_type(&function).to_string());
-    let kind = of_device.unwrap_or_else(|| spec.device_type.clone());
+    let of_device = function.as_ref().filter(|_| row.spec.is_none());
+    let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
     let mut acc_specs = spec.shown();
     acc_specs["device_type"] = json!(kind);
     let devices: Vec<_> = view.held.iter().map(|held| described(service, held)).collect();
@@ -85,7 +82,7 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
         "host": host.map(|host| &host.name),
         "address": device.map(|device| device.facts.address),
         "inner_address": devices.first().map(|device| &device["inner_address"]),
-        "driver": device.and_then(|device| function(device)).and_then(|function| function.driver),
+        "driver": function.and_then(|function| function.driver),
         "devices": devices,
         "device_type": kind,
         "acc_type": spec.acc_type,
@@ -101,26 +98,25 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
 }
 
 fn described(service: &Service, held: &Held) -> Value {
-    let device = held.device();
+    let device = &held.device;
     let host = service.host(device.hypervisor);
-    let driver = host.and_then(|host| host.functions().get(&device.facts.address)?.driver.clone());
     let mut shown = json!({
         "address": device.facts.address,
         "vendor_id": device.facts.vendor_id.to_string(),
         "product_id": device.facts.product_id.to_string(),
         "host": host.map(|host| &host.name),
-        "driver": driver,
+        "driver": held.found.as_ref().and_then(|found| found.driver.as_ref()),
         "inner_address": null,
     });
-    match held {
-        Held::Attachment(row, _) => {
+    match &held.by {
+        HeldBy::Attachment(row) => {
             shown["attachment_id"] = json!(row.id);
             shown["status"] = json!(row.state);
             shown["instance_uuid"] = json!(row.server);
             shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
             shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
         }
-        Held::Binding(row, _) => {
+        HeldBy::Binding(row) => {
             shown["status"] = json!(row.state);
             shown["previous_driver"] = json!(row.previous);
         }
