@@ -42,8 +42,10 @@ pub struct Kept {
 pub struct Answer {
     /// The HTTP status code.
     pub status: u16,
-    /// A JSON text.
+    /// A JSON text; may be empty.
     pub body: String,
+    /// Where what was made is, when that was answered.
+    pub location: Option<String>,
 }
 
 impl IdempotencyKey {

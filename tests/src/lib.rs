@@ -84,6 +84,10 @@ pub struct Answer {
     pub body: Value,
     /// `Retry-After`.
     pub retry_after: Option<String>,
+    /// `Location`.
+    pub location: Option<String>,
+    /// `ETag`.
+    pub etag: Option<String>,
 }
 
 impl Answer {
@@ -376,15 +380,16 @@ impl Api {
     async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get("retry-after").map(|value| value.to_str().expect("a text").to_owned());
+        let header =
+            |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
+        let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let text = response.text().await.ok()?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Some(Answer { status, body, retry_after })
+        Some(Answer { status, body, retry_after, location, etag })
     }
 
     /// GET; none when nobody answers.
@@ -412,6 +417,13 @@ impl Api {
     /// PUT with a JSON body.
     pub async fn put(&self, path: &str, body: Value) -> Answer {
         self.send(Method::PUT, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// PUT with a JSON body, over what has this tag.
+    pub async fn put_if(&self, path: &str, tag: &str, body: Value) -> Answer {
+        let request = self.client.put(format!("{}{path}", self.url)).header("if-match", tag);
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        self.answer(path, request).await.expect("an answer")
     }
 
     /// DELETE.

@@ -58,6 +58,10 @@ struct Records {
     _dir: Option<tempfile::TempDir>,
 }
 
+fn reservation(hypervisor: HypervisorId, server: ServerId, request: RequestId) -> Reservation<'static> {
+    Reservation { hypervisor, server, request, persistent: true, key: None, holder: None }
+}
+
 impl Records {
     async fn on_sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -270,7 +274,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records
     let outcome = records.scan(without.clone()).await;
     assert_eq!((outcome.gone_in_use, outcome.removed), (1, 0));
     let device = records.at("0000:05:00.0");
-    assert!(device.gone_at.is_some() && device.server.is_some());
+    assert!(device.gone_at.is_some() && device.owner.is_some());
     records.written().await;
     records.scan(without).await;
     assert_eq!(records.written().await, 0, "it has been said");
@@ -299,7 +303,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records
     records.scan(vec![with("0000:05:00.0", "S2"), with("0000:06:00.0", "S1")]).await;
     let (there, here) = (records.at("0000:06:00.0"), records.at("0000:05:00.0"));
     assert_eq!((there.id, here.id), (one.id, two.id));
-    assert!(there.server.is_some() && here.server.is_none());
+    assert!(there.owner.is_some() && here.owner.is_none());
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
     assert_eq!(records.store.devices(), before);
@@ -327,7 +331,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: 
     let id = records.claim(&["0000:06:00.0"]).await.unwrap()[0];
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
     let device = records.at("0000:06:00.0");
-    assert!(device.server.is_some() && device.gone_at.is_some());
+    assert!(device.owner.is_some() && device.gone_at.is_some());
     assert_eq!(records.store.devices().len(), 1);
     records.gone(id).await;
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
@@ -382,7 +386,7 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Re
         (State::Attached, vf.server, "", true)
     );
     let device = records.at("0000:04:10.0");
-    assert_eq!((device.status, device.server), (DeviceStatus::Allocated, Some(vf.server)));
+    assert_eq!((device.status, device.server()), (DeviceStatus::Allocated, Some(vf.server)));
     assert_eq!(device.request, Some(row.request));
     assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unavailable);
     let before = records.statuses();
@@ -548,7 +552,7 @@ async fn check(records: &Records, open: &[AttachmentId]) {
     let held: Vec<_> = devices.iter().filter(|device| device.status.is_held()).collect();
     assert_eq!(held.len(), open.len(), "one owner for each promise, none lost");
     for device in &devices {
-        assert_eq!(device.status.is_held(), device.server.is_some());
+        assert_eq!(device.status.is_held(), device.owner.is_some());
         let relatives: Vec<_> = devices
             .iter()
             .filter(|other| {
@@ -602,6 +606,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::DeviceUsed
             | EventKind::DeviceCleaned
             | EventKind::AttachmentGivenBack
+            | EventKind::BindingState
             | EventKind::RuleAdded
             | EventKind::RuleChanged
             | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
@@ -624,7 +629,7 @@ async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_no
     let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
     assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
     assert_eq!(told[0].what.attachment, Some(vf));
-    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server);
+    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server());
     let claimed = records.last_event().await;
     assert_eq!(records.claim(&["0000:04:10.1", "0000:04:10.0"]).await, None);
     assert_eq!(records.last_event().await, claimed, "a claim that failed");
@@ -674,7 +679,7 @@ async fn events_are_narrowed_and_come_in_pages(records: Records) {
     assert_eq!(count(EventFilter { attachment: Some(id), ..any() }).await, 1);
     assert_eq!(count(EventFilter { device: Some(device.id), ..any() }).await, 3);
     assert_eq!(count(EventFilter { address: Some(device.facts.address), ..any() }).await, 3);
-    assert_eq!(count(EventFilter { server: device.server, ..any() }).await, 2);
+    assert_eq!(count(EventFilter { server: device.server(), ..any() }).await, 2);
     assert_eq!(count(EventFilter { host: Some("node1".into()), ..any() }).await, 8);
     assert_eq!(count(EventFilter { host: Some("node2".into()), ..any() }).await, 0);
     assert_eq!(count(EventFilter { kind: Some("device".into()), ..any() }).await, 7);
@@ -719,7 +724,7 @@ async fn a_change_of_the_rules_is_told(records: Records) {
 }
 
 async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
-    let answer = Answer { status: 200, body: "{}".into() };
+    let answer = Answer { status: 200, body: "{}".into(), location: None };
     let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
     for n in 0..5 {
         records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
