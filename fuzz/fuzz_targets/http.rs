@@ -1,7 +1,8 @@
 //! Requests through the real router on a simulated host: `METHOD PATH`, headers, an empty line and a body; several
 //! of them separated by lines of `%%`. The service stays up from input to input.
 //!
-//! Whatever is asked, an error is in Nova's fault form, and none is the service's own fault.
+//! Whatever is asked, an error is in Nova's fault form, and none is the service's own fault; and guests have only
+//! devices that the service has put there, each under its alias.
 
 #![no_main]
 
@@ -14,6 +15,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use hotslot_api::config::Config;
 use hotslot_api::service::Service;
+use hotslot_driver::domain::UserAlias;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -117,9 +119,26 @@ async fn check(router: &Router, request: Request<Body>) {
     }
 }
 
+/// Every host device of every guest has an alias of the service, and is a device that it knows.
+async fn look(service: &Service) {
+    for host in &service.hosts {
+        for info in host.hypervisor.domains().await.expect("the domains") {
+            let view = host.hypervisor.domain(info.uuid).await.expect("a document that can be read");
+            for hostdev in view.live.iter().chain(&view.persistent).flat_map(|domain| &domain.hostdevs) {
+                let ours = hostdev.alias.as_deref().and_then(UserAlias::parse);
+                assert!(ours.is_some(), "{hostdev:?} is nobody's");
+                let known =
+                    service.store.devices().iter().any(|device| device.facts.address == hostdev.source);
+                assert!(known, "{hostdev:?} is not offered");
+            }
+        }
+    }
+}
+
 fuzz_target!(|text: &str| {
     let served = &*SERVED;
     for request in text.split("\n%%\n").take(8).filter_map(request) {
         served.runtime.block_on(check(&served.router, request));
     }
+    served.runtime.block_on(look(&served.service));
 });

@@ -350,17 +350,17 @@ id = "7"
 }
 
 #[tokio::test]
-async fn the_api_adds_a_thousand_entries_at_most() {
+async fn the_api_adds_five_hundred_entries_at_most() {
     let service = Hotslot::on("small").await;
     let entry = |name: usize| json!({ "name": name.to_string(), "vendor_id": "8086", "product_id": "10ca" });
     let first = added(&service, "alias", entry(1)).await;
-    for name in 2..=1000 {
+    for name in 2..=500 {
         add(&service, "alias", entry(name)).await.expect(201);
     }
     let refused =
         add(&service, "extra_info", json!({ "match": {}, "values": { "a": "b" } })).await.expect(409);
-    assert!(refused.message().contains("1000 entries"), "{}", refused.message());
-    service.put(&first, json!({ "alias": entry(1001) })).await.expect(200);
+    assert!(refused.message().contains("500 entries"), "{}", refused.message());
+    service.put(&first, json!({ "alias": entry(501) })).await.expect(200);
     service.delete(&first).await.expect(204);
     add(&service, "alias", entry(1)).await.expect(201);
 }

@@ -15,7 +15,7 @@ use crate::who;
 
 /// The most entries that the API may add to those of the configuration file: all are in memory, and every scan asks
 /// each of them of every device.
-const ENTRIES: usize = 1000;
+const ENTRIES: usize = 500;
 
 /// What is to become of the rules.
 #[derive(Debug, Clone)]
