@@ -373,6 +373,20 @@ impl Api {
         self.answer(path, request).await
     }
 
+    /// Sends a request with headers.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: impl IntoIterator<Item = (String, String)>,
+        body: Option<String>,
+    ) -> Answer {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        let request = body.into_iter().fold(request, |request, body| request.body(body));
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.answer(path, request).await.expect("an answer")
+    }
+
     async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();

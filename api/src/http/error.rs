@@ -124,7 +124,7 @@ impl IntoResponse for Fault {
             405 => "badMethod",
             409 => "conflictingRequest",
             410 => "gone",
-            413 | 429 => "overLimit",
+            413 | 414 | 429 | 431 => "overLimit",
             415 => "badMediaType",
             422 => "unprocessableEntity",
             501 => "notImplemented",
