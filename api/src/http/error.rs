@@ -63,24 +63,55 @@ impl From<Error> for Fault {
 
 /// What is to be done about a database that is not broken, but cannot be used now.
 fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    // SQLite's primary result codes; the extended ones have them in their low byte.
+    match error {
+        sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            Some("the service is stopping; ask again when it is back")
+        }
+        sqlx::Error::PoolTimedOut => Some(
+            "another process holds it, or it does not answer; end what has its file open, or look whether \
+             PostgreSQL runs",
+        ),
+        // SQLite says everything by its codes.
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => Some(AWAY),
+        sqlx::Error::Database(error) => {
+            let code = error.code()?;
+            if code.len() == SQLSTATE { of_postgres(&code) } else { of_sqlite(code.parse().ok()?) }
+        }
+        _ => None,
+    }
+}
+
+/// How long PostgreSQL's codes are; SQLite's are shorter.
+const SQLSTATE: usize = 5;
+
+const AWAY: &str =
+    "PostgreSQL does not answer, or stops or starts at the moment; look whether it runs, and ask again";
+
+fn of_postgres(code: &str) -> Option<&'static str> {
+    match (code.get(..2)?, code) {
+        (_, "53100") | ("58", _) => Some("PostgreSQL cannot write; look at its disk"),
+        ("53", _) => {
+            Some("PostgreSQL has no more connections or memory to give; raise its limits, or ask again")
+        }
+        (_, "25006") => Some("PostgreSQL may not write there; [database] url has to name the primary"),
+        ("28" | "3D" | "42", "28000" | "28P01" | "3D000" | "42501") => {
+            Some("PostgreSQL does not let hotslot in; look at its roles, and at [database] url")
+        }
+        ("08" | "57", _) => Some(AWAY),
+        ("25", "25P03") | ("40", _) | (_, "55P03") => Some("another process was in the way; ask again"),
+        _ => None,
+    }
+}
+
+fn of_sqlite(code: u32) -> Option<&'static str> {
     const BUSY: u32 = 5;
     const LOCKED: u32 = 6;
     const READONLY: u32 = 8;
     const IOERR: u32 = 10;
     const FULL: u32 = 13;
     const CANTOPEN: u32 = 14;
-    if matches!(error, sqlx::Error::PoolClosed) {
-        return Some("the service is stopping; ask again when it is back");
-    }
-    let code = if matches!(error, sqlx::Error::PoolTimedOut) {
-        BUSY
-    } else if matches!(error, sqlx::Error::Io(_)) {
-        IOERR
-    } else {
-        error.as_database_error()?.code()?.parse::<u32>().ok()? & 0xff
-    };
-    match code {
+    // The extended codes have the primary ones in their low byte.
+    match code & 0xff {
         BUSY | LOCKED => {
             Some("another process holds it; end what has the file open, or wait until it is done")
         }

@@ -123,6 +123,14 @@ impl Store {
         Ok(())
     }
 
+    /// Takes this process off the record when it leaves nothing to be taken over.
+    pub(super) async fn leave(&self) -> Result<(), Error> {
+        match self.process.as_deref() {
+            Some((this, _)) if self.locks.idle().await? => self.forget_process(this).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Says that what a process left has been taken over.
     ///
     /// # Errors
