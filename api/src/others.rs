@@ -15,7 +15,7 @@ use crate::store::{News, Process};
 /// How often it is looked whether another process has ended, and how often what failed is tried again.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often in a row one must be missing: its connection may have broken, and come back.
+/// How often in a row one of another machine must be missing: its connection may have broken, and come back.
 const MISSING: u32 = 3;
 
 /// Follows the other processes for as long as the service runs.
@@ -56,8 +56,7 @@ async fn watch(service: Arc<Service>) {
     }
     let (mut missing, mut away): (Vec<(Process, u32)>, bool) = Default::default();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let was_open = away || !missing.is_empty();
+        let mut open = away || !missing.is_empty();
         // Whoever did not hear of something finds it here.
         let ended = async {
             service.store.refresh().await?;
@@ -74,9 +73,12 @@ async fn watch(service: Arc<Service>) {
         missing = ended.unwrap_or_default().into_iter().map(count).collect();
         let mut left = Vec::new();
         for (process, times) in missing {
-            if times >= MISSING {
+            if times >= MISSING || process.has_exited() {
                 match take_over(&service, &process).await {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        open = true;
+                        continue;
+                    }
                     Err(error) => tracing::warn!(%error, "an ended process cannot be taken over yet"),
                 }
             }
@@ -85,9 +87,10 @@ async fn watch(service: Arc<Service>) {
         missing = left;
         // What the database did not say meanwhile, and what was left to a process that did not answer, is compared,
         // as at a start. Should this process end before it is done, another one does the same for it.
-        if was_open && !away && missing.is_empty() {
+        if open && !away && missing.is_empty() {
             service.hosts.iter().for_each(|host| host.look_everywhere());
         }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
