@@ -151,11 +151,12 @@ async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
     let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
     let oracle = Oracle::of(&service).await;
     let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let kept_path = path(&kept);
     for (away, back) in [("stop", "start"), ("freeze", "thaw")] {
         database.tell(away);
         let (attach, detach, list) = tokio::join!(
             service.attach(Q35, "vf:1"),
-            service.delete(&path(&kept)),
+            service.delete(&kept_path),
             service.get("/v2/t/os-pci_attachments"),
         );
         for answer in [attach, detach, list] {
@@ -172,7 +173,7 @@ async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
         }
     }
     assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
-    service.delete(&path(&kept)).await.expect(200);
+    service.delete(&kept_path).await.expect(200);
     service.expect_clean().await;
     assert!(!service.log().contains("a request failed"), "{}", service.log());
 }

@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::sql::soon;
+use super::sql::within;
 use crate::error::Error;
 
 /// How often a lock that another process holds is tried again.
@@ -25,6 +25,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How long the locks of a connection that broke are tried to be had back: PostgreSQL may not know yet that the
 /// connection is gone.
 const BACK: Duration = Duration::from_secs(2);
+
+/// How long PostgreSQL may take for an answer about locks: whoever comes next waits for it too.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the locks begin with by which others know that a process is alive.
 pub(super) const PROCESS: &str = "process ";
@@ -168,7 +171,7 @@ macro_rules! ask {
     ($keeper:ident, $connection:ident => $question:expr) => {
         loop {
             let fresh = $keeper.connection.is_none();
-            let answer = soon(async {
+            let answer = within(PATIENCE, async {
                 let $connection = $keeper.connection().await?;
                 $question.await
             });

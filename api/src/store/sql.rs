@@ -14,9 +14,17 @@ use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What PostgreSQL answers, unless that takes too long.
-pub(super) async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    within(PATIENCE, answer).await
+}
+
+/// What PostgreSQL answers within some time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
     let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late)
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }
 
 /// A value of a statement.
