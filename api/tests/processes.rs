@@ -468,7 +468,10 @@ async fn one_process_tells_a_webhook_and_another_goes_on_when_it_dies() {
         };
         process.run(all).await
     };
-    let complete = async |process: &Process| heard.lock().unwrap().last() == ids(process).await.last();
+    let complete = async |process: &Process| {
+        let all = ids(process).await;
+        heard.lock().unwrap().last() == all.last()
+    };
     until("all is told", async || complete(&one).await).await;
     // Also by the process that does not tell it: each once, in order.
     let all = ids(&one).await;

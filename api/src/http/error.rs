@@ -63,22 +63,21 @@ impl From<Error> for Fault {
 
 /// What is to be done about a database that is not broken, but cannot be used now.
 fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    match error {
-        sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-            Some("the service is stopping; ask again when it is back")
-        }
-        sqlx::Error::PoolTimedOut => Some(
+    if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
+        return Some("the service is stopping; ask again when it is back");
+    }
+    if matches!(error, sqlx::Error::PoolTimedOut) {
+        return Some(
             "another process holds it, or it does not answer; end what has its file open, or look whether \
              PostgreSQL runs",
-        ),
-        // SQLite says everything by its codes.
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => Some(AWAY),
-        sqlx::Error::Database(error) => {
-            let code = error.code()?;
-            if code.len() == SQLSTATE { of_postgres(&code) } else { of_sqlite(code.parse().ok()?) }
-        }
-        _ => None,
+        );
     }
+    // SQLite says everything by its codes.
+    if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) {
+        return Some(AWAY);
+    }
+    let code = error.as_database_error()?.code()?;
+    if code.len() == SQLSTATE { of_postgres(&code) } else { of_sqlite(code.parse().ok()?) }
 }
 
 /// How long PostgreSQL's codes are; SQLite's are shorter.
@@ -94,11 +93,11 @@ fn of_postgres(code: &str) -> Option<&'static str> {
             Some("PostgreSQL has no more connections or memory to give; raise its limits, or ask again")
         }
         (_, "25006") => Some("PostgreSQL may not write there; [database] url has to name the primary"),
-        ("28" | "3D" | "42", "28000" | "28P01" | "3D000" | "42501") => {
+        (_, "28000" | "28P01" | "3D000" | "42501") => {
             Some("PostgreSQL does not let hotslot in; look at its roles, and at [database] url")
         }
         ("08" | "57", _) => Some(AWAY),
-        ("25", "25P03") | ("40", _) | (_, "55P03") => Some("another process was in the way; ask again"),
+        ("40", _) | (_, "25P03" | "55P03") => Some("another process was in the way; ask again"),
         _ => None,
     }
 }
@@ -183,4 +182,30 @@ pub(super) async fn nowhere(uri: OriginalUri) -> Fault {
 
 pub(super) async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Fault {
     Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not know the method {method}", uri.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgresql_cannot_do_now_is_told_apart_from_what_it_should_not_be_asked() {
+        for (code, told) in [
+            ("57P01", "ask again"),
+            ("57P03", "ask again"),
+            ("08006", "ask again"),
+            ("25P03", "in the way"),
+            ("40P01", "in the way"),
+            ("53300", "connections"),
+            ("53100", "disk"),
+            ("58030", "disk"),
+            ("25006", "primary"),
+            ("28P01", "roles"),
+        ] {
+            assert!(of_postgres(code).is_some_and(|advice| advice.contains(told)), "{code}");
+        }
+        for ours in ["42601", "42P01", "23505", "22P02", "XX000"] {
+            assert_eq!(of_postgres(ours), None, "{ours}");
+        }
+    }
 }
