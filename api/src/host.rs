@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use crate::config;
 use crate::error::Error;
 use crate::id::ServerId;
-use crate::inventory::{Foreign, Inventory};
+use crate::inventory::{Conflicts, Foreign, Inventory};
 use crate::store::HypervisorRow;
 
 /// How long a request waits for a host that was just reached to be compared with the records.
@@ -44,8 +44,9 @@ pub struct Host {
     functions: RwLock<Arc<Functions>>,
     /// The host's functions in each domain that has any, as it was last read.
     held: RwLock<BTreeMap<ServerId, Held>>,
-    /// By which rules they were last recorded. Held while they are read and recorded.
-    pub(crate) recorded_by: Mutex<Option<Arc<Inventory>>>,
+    /// By which rules they were last recorded, and which of these were left out. Held while they are read and
+    /// recorded.
+    pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
     /// What is to be compared with its records once more.
     again: mpsc::UnboundedSender<Again>,
     /// The other end of `again`, until someone follows the host.

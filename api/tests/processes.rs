@@ -189,6 +189,7 @@ fn request(server: ServerId, alias: &str, count: usize) -> AttachRequest {
     AttachRequest {
         server,
         aliases: vec![AliasRequest { name: alias.into(), count }],
+        own: Vec::new(),
         persistent: true,
         whole_group: false,
         numa_policy: None,

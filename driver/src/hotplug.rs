@@ -24,7 +24,9 @@ use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{HostdevSpec, Templates};
 
-pub use preflight::{Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight};
+pub use preflight::{
+    Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
+};
 
 /// How long and how often a guest is asked to let a device go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

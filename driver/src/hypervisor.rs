@@ -43,6 +43,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`ErrorKind::InUse`] when a domain has it.
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error>;
 
+    /// Resets a function (`virsh nodedev-reset`). libvirt leaves one that is bound to VFIO to the kernel, and
+    /// resets one that is bound to a host driver from under it.
+    /// [`ErrorKind::InUse`] when a domain has it, [`ErrorKind::Refused`] when it has no reset method.
+    async fn node_reset(&self, address: PciAddress) -> Result<(), Error>;
+
     /// Every domain, running or not.
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error>;
 

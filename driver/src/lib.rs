@@ -3,17 +3,21 @@
 //! ```text
 //! pci, net               values: parsed once, never invalid
 //! device, domain         what hotslot knows of a host's function, and of a guest
+//! device_type            what a function is used for: GPU, FPGA, NIC, …
 //! xml                    documents in and out: node device, domain, hostdev; no connection here
 //! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
 //! local                  what only the local host's sysfs and procfs know: guards, reset methods, BARs
 //! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
 //! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
 //! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
+//! binding                a function used by the host itself: its driver meanwhile, reset, and back
 //! capture                a host's documents, written into a directory as they are
 //! ```
 
+pub mod binding;
 pub mod capture;
 pub mod device;
+pub mod device_type;
 pub mod domain;
 pub mod guest;
 pub mod hotplug;

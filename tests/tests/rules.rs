@@ -75,6 +75,28 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
 }
 
 #[tokio::test]
+async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
+    let pci = "[pci]\nreport_in_placement = true\n\
+               device_spec = ['{\"product_id\": \"10ca\"}', '{\"product_id\": \"10c9\"}']\n";
+    let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
+    let whitelist = entries(&service, "whitelist").await;
+    assert_eq!(whitelist[0]["problem"], Value::Null);
+    let says = "on host node1: with report_in_placement a PF and its VFs cannot both be named";
+    assert!(whitelist[1]["problem"].as_str().unwrap().starts_with(says), "{}", whitelist[1]);
+    assert!(service.log().contains("[pci] device_spec[1]: with report_in_placement"), "{}", service.log());
+    assert_eq!(status(&service, "0000:04:10.0").await, "available");
+    let pf = "/v2.1/os-hypervisors/node1/pci_devices/0000:04:00.0";
+    let pf = service.get(pf).await.expect(200).body["pci_device"].clone();
+    let why = pf["whitelist"][1]["why"].as_str().unwrap();
+    assert!(why.starts_with("the entry is left out: with report_in_placement"), "{why}");
+    assert_eq!(pf["offered"], false);
+
+    let wrong = add(&service, "whitelist", json!({ "vendor_id": "8086" })).await.expect(400);
+    assert!(wrong.message().contains("on host node1: "), "{}", wrong.message());
+    assert_eq!(entries(&service, "whitelist").await.len(), 2);
+}
+
+#[tokio::test]
 async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
     let service = Hotslot::on("small").await;
     service.attach(Q35, "fast:1").await.expect(400);

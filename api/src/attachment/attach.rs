@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
-use crate::inventory::{self, AliasRequest, NumaPolicy};
+use crate::inventory::{self, Alias, AliasRequest, Inventory, NumaPolicy};
 use crate::service::{Service, hostdev_spec};
 use crate::store::{Attachment, Device, NewAttachment};
 use crate::who;
@@ -30,6 +30,8 @@ pub struct AttachRequest {
     pub server: ServerId,
     /// What it is to get.
     pub aliases: Vec<AliasRequest>,
+    /// Aliases that the request itself defines: they come before configured ones of the same name.
+    pub own: Vec<Alias>,
     /// Whether the devices go into the persistent definition too.
     pub persistent: bool,
     /// Whether each part asks for whole IOMMU groups.
@@ -40,6 +42,13 @@ pub struct AttachRequest {
     pub network: Option<NetworkRequest>,
     /// By what its next try is known.
     pub key: Option<IdempotencyKey>,
+}
+
+impl AttachRequest {
+    /// The alias of a name.
+    pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
+        self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
+    }
 }
 
 /// One attachment that is to be plugged, with its device.

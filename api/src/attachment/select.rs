@@ -112,7 +112,7 @@ impl Service {
     ) -> Result<Sight, Error> {
         let inventory = known(self.inventory(), request)?;
         let by_socket = |part: &inventory::AliasRequest| {
-            let own = || inventory.alias(&part.name).map(|alias| alias.numa_policy);
+            let own = || request.alias(&inventory, &part.name).map(|alias| alias.numa_policy);
             request.numa_policy.or_else(own) == Some(NumaPolicy::Socket)
         };
         let sockets = if request.aliases.iter().any(by_socket) {
@@ -230,7 +230,8 @@ impl Service {
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
-            let asked_for = sight.inventory.alias(&alias).is_some_and(|alias| alias.matches(&device.facts));
+            let asked_for = request.alias(&sight.inventory, &alias);
+            let asked_for = asked_for.is_some_and(|alias| alias.matches(&device.facts));
             let spec = if asked_for {
                 format!("a device_spec lists it, and alias `{alias}` asks for such a device")
             } else {
@@ -337,7 +338,7 @@ impl Service {
             tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
         }
         let wanted = request.aliases.iter().map(|part| {
-            let alias = sight.inventory.alias(&part.name);
+            let alias = request.alias(&sight.inventory, &part.name);
             let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
             Ok(Wanted {
                 alias,
@@ -417,7 +418,7 @@ async fn read(
 /// The rules, which know all aliases of a request.
 fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
     for wanted in &request.aliases {
-        if inventory.alias(&wanted.name).is_none() {
+        if request.alias(&inventory, &wanted.name).is_none() {
             let known: Vec<_> = inventory.alias_names().collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Error::UnknownAlias { name: wanted.name.clone(), known });

@@ -114,6 +114,7 @@ impl CreateAttachment {
         Ok(AttachRequest {
             server,
             aliases: aliases.0,
+            own: Vec::new(),
             persistent: self.persistent,
             whole_group: self.whole_group,
             numa_policy: numa_policy.map_err(|error: String| bad("numa_policy", &error))?,

@@ -78,10 +78,12 @@ pub(super) async fn device(
 /// Every entry of the whitelist, and in what it does not name the function.
 fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) -> Value {
     let rules = service.rules();
-    let mut reasons: BTreeMap<_, _> = rules.inventory.mismatches(functions, function).into_iter().collect();
+    let (inventory, conflicts) = rules.inventory.on(functions);
+    let mut reasons: BTreeMap<_, _> = inventory.mismatches(functions, function).into_iter().collect();
     let mut counted = false;
     let lines = rules.of(RuleKind::Whitelist).enumerate().map(|(index, rule)| {
-        let why = match (rules.problem(rule.id), reasons.remove(&rule.id)) {
+        let problem = rules.problem(rule.id).or_else(|| conflicts.get(&rule.id).map(ToString::to_string));
+        let why = match (problem, reasons.remove(&rule.id)) {
             (Some(problem), _) => Some(format!("the entry is left out: {problem}")),
             (None, Some(why)) => why,
             (None, None) => None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{OriginalUri, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
@@ -235,7 +235,8 @@ pub(super) async fn uptime(
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
     let host = path.host(&service)?;
-    Err(Error::Invalid(format!("libvirt does not tell how long host {} is up", host.name)).into())
+    let message = format!("libvirt does not tell how long host {} is up", host.name);
+    Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
 }
 
 /// There are none; clients that show a hypervisor look in which it is.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::body::{Page, Pairs, Path, id, links, read, time};
 use super::error::Fault;
 use crate::error::Error;
-use crate::inventory::{Change, Rule, RuleKind, Rules, Source, is_grouping_key};
+use crate::inventory::{Change, Rule, RuleKind, Source, is_grouping_key};
 use crate::service::Service;
 
 /// The keys by which devices are grouped: these follow from the other objects.
@@ -58,7 +58,7 @@ fn kind(name: &str) -> Result<RuleKind, Error> {
 }
 
 /// An entry on the wire. `position` is its place among those of its kind, from 1.
-fn wire(rules: &Rules, rule: &Rule, position: usize) -> Value {
+fn wire(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Value {
     let (source, place, created_at, updated_at) = match &rule.source {
         Source::File { place } => ("file", Some(place), None, None),
         Source::Api { created_at, updated_at } => {
@@ -72,7 +72,7 @@ fn wire(rules: &Rules, rule: &Rule, position: usize) -> Value {
         "read_only": rule.is_of_file(),
         "position": position,
         "entry": serde_json::from_str(&rule.text).unwrap_or_else(|_| Value::from(rule.text.as_str())),
-        "problem": rules.problem(rule.id),
+        "problem": problems.get(&rule.id),
         "created_at": created_at,
         "updated_at": updated_at,
     })
@@ -82,7 +82,7 @@ fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error
     let rules = service.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
     let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
-    Ok(Json(json!({ kind.as_str(): wire(&rules, rule, position) })))
+    Ok(Json(json!({ kind.as_str(): wire(&service.problems_of(&rules), rule, position) })))
 }
 
 /// The keys of `extra_info` by which devices are grouped into pools, with their values, and how many devices have
@@ -113,7 +113,9 @@ pub(super) async fn list(
     let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
     page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
     let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
-    let entries: Vec<_> = entries.into_iter().map(|(rule, position)| wire(&rules, rule, position)).collect();
+    let problems = service.problems_of(&rules);
+    let entries: Vec<_> =
+        entries.into_iter().map(|(rule, position)| wire(&problems, rule, position)).collect();
     let mut body = json!({ kind.as_str(): entries });
     if let Some(links) = links {
         body[format!("{kind}_links")] = links;

@@ -117,6 +117,9 @@ fn full(
         ("created", json!(created)),
         ("updated", Value::Null),
         ("metadata", json!({})),
+        // Nova's way to say that there is no image; libvirt knows no flavors either.
+        ("image", json!("")),
+        ("flavor", json!({ "id": "", "links": [] })),
         ("addresses", json!({})),
         ("OS-EXT-SRV-ATTR:host", json!(host.name)),
         ("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host.name)),

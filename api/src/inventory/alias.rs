@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::iter::once_with;
 
-use hotslot_driver::pci::PciId;
+use hotslot_driver::pci::{PciAddress, PciId};
 use serde_json::{Map, Value};
 
 use super::numa::NumaPolicy;
@@ -26,6 +26,8 @@ pub struct Alias {
 /// One kind of device: all of it must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasSpec {
+    /// The addresses that are meant; none for any. No configured alias says it.
+    pub among: Option<BTreeSet<PciAddress>>,
     /// Vendor id. None only with `pci_in_placement`, where a resource class can stand for the ids.
     pub vendor_id: Option<PciId>,
     /// Product id; none as in `vendor_id`.
@@ -117,6 +119,7 @@ impl Alias {
         }
         let extra_info = extra_info(entry, grammar)?;
         let spec = AliasSpec {
+            among: None,
             vendor_id,
             product_id,
             device_type,
@@ -198,8 +201,13 @@ impl AliasSpec {
             let missing: Vec<_> = self.traits.difference(&has).map(String::as_str).collect();
             (!missing.is_empty()).then(|| format!("its traits lack {}", missing.join(", ")))
         };
+        let elsewhere = || {
+            let among = self.among.as_ref()?;
+            (!among.contains(&device.address)).then(|| format!("{} is not meant", device.address))
+        };
         let tags = self.extra_info.iter();
-        once_with(move || id("vendor_id", self.vendor_id, device.vendor_id))
+        once_with(elsewhere)
+            .chain(once_with(move || id("vendor_id", self.vendor_id, device.vendor_id)))
             .chain(once_with(move || id("product_id", self.product_id, device.product_id)))
             .chain(once_with(kind))
             .chain(once_with(migratable))

@@ -1,6 +1,7 @@
 //! A change of the rules by the API: checked as the file is, on record, in force, and seen in the device table
 //! before it is answered.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use tokio::task::JoinSet;
@@ -96,12 +97,15 @@ impl Service {
             }
         };
         let after = Rules::read(entries, &self.config.pci);
-        if let Some(problem) = after.problem(rule.id) {
+        let (problems_before, problems) = (self.problems_of(&before), self.problems_of(&after));
+        if let Some(problem) = problems.get(&rule.id) {
             return Err(Error::Invalid(format!("bad {} entry: {problem}", rule.kind)));
         }
-        let broken = |other: &&Rule| before.problem(other.id).is_none() && after.problem(other.id).is_some();
-        if let Some(other) = after.entries().iter().find(broken) {
-            let problem = after.problem(other.id).unwrap_or_default();
+        let broken = |other: &&Rule| !problems_before.contains_key(&other.id);
+        let broken = after.entries().iter().filter(broken);
+        if let Some((other, problem)) =
+            broken.filter_map(|other| Some((other, problems.get(&other.id)?))).next()
+        {
             return Err(Error::Conflict(format!(
                 "nothing was changed, for {} would be wrong then: {problem}; change that one first",
                 other.name()
@@ -127,6 +131,18 @@ impl Service {
             self.discover_everywhere().await;
         }
         Ok(rule.id)
+    }
+
+    /// Why entries are left out: everywhere, or on a host for what it has.
+    pub fn problems_of(&self, rules: &Rules) -> BTreeMap<Uuid, String> {
+        let everywhere = rules.entries().iter().filter_map(|rule| Some((rule.id, rules.problem(rule.id)?)));
+        let mut problems: BTreeMap<_, _> = everywhere.collect();
+        for host in &self.hosts {
+            for (id, error) in rules.inventory.on(&host.functions()).1 {
+                problems.entry(id).or_insert_with(|| format!("on host {}: {error}", host.name));
+            }
+        }
+        problems
     }
 
     /// Follows what other processes have changed of the rules.
@@ -170,17 +186,15 @@ impl Service {
         let mut taken = Vec::new();
         for host in &self.hosts {
             let functions = host.functions();
+            let (before, after) = (before.inventory.on(&functions).0, after.inventory.on(&functions).0);
             for device in self.store.devices_of(host.row.id) {
                 let Some(server) = device.server else { continue };
-                let speaks = |rules: &Rules| match functions.get(&device.facts.address) {
-                    Some(function) => {
-                        let parent = parent(&functions, function);
-                        Some(rules.inventory.entries_of(function, parent).contains(&rule.id))
-                    }
-                    None => None,
+                let speaks = |rules: &Inventory| {
+                    let function = functions.get(&device.facts.address)?;
+                    Some(rules.entries_of(function, parent(&functions, function)).contains(&rule.id))
                 };
                 // Of a device on a host that was not reached yet it cannot be told.
-                let taken_away = match (speaks(before), speaks(after)) {
+                let taken_away = match (speaks(&before), speaks(&after)) {
                     (Some(before), Some(after)) => before && !after,
                     (None, _) | (_, None) => device.gone_at.is_none(),
                 };

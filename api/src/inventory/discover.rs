@@ -34,19 +34,29 @@ impl Service {
             None => (everything(host, &before).await?, BTreeSet::new()),
             Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
         };
+        let (on_host, conflicts) = inventory.on(&now);
         // What is not recorded, for an error or because a server holds it, is looked at in whole the next time.
         let by = recorded_by.take();
         host.set_functions(Arc::clone(&now));
-        let outcome = if by.is_none_or(|by| !Arc::ptr_eq(&by, &inventory)) {
+        let known = by.as_ref().map(|(_, conflicts)| conflicts);
+        for (id, error) in
+            conflicts.iter().filter(|(id, _)| known.is_none_or(|known| !known.contains_key(id)))
+        {
+            let place = self.rules().name_of(*id);
+            tracing::error!(host = %host.name, "{place}: {error}; on this host it is left out until that is mended");
+        }
+        let by_these =
+            by.is_some_and(|(rules, left_out)| Arc::ptr_eq(&rules, &inventory) && left_out == conflicts);
+        let outcome = if !by_these {
             // By other rules, or the first time: what did not change on the host is to be looked at too.
-            let seen = now.values().filter_map(|device| facts(&inventory, &now, device)).collect();
+            let seen = now.values().filter_map(|device| facts(&on_host, &now, device)).collect();
             self.store.scan(host.row.id, Looked::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
             // What was named is looked up in any case: it may be the table that is behind.
             changed.extend(named);
             let seen =
-                changed.iter().filter_map(|address| facts(&inventory, &now, now.get(address)?)).collect();
+                changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)).collect();
             if changed.is_empty() {
                 ScanOutcome::default()
             } else {
@@ -61,7 +71,7 @@ impl Service {
             );
         }
         let complete = outcome.gone_in_use + outcome.changed_in_use == 0;
-        *recorded_by = complete.then_some(inventory);
+        *recorded_by = complete.then_some((inventory, conflicts));
         Ok(outcome)
     }
 }

@@ -6,6 +6,7 @@
 mod alias;
 mod change;
 mod choose;
+mod conflict;
 mod discover;
 mod extra_info;
 mod foreign;
@@ -31,6 +32,7 @@ use uuid::Uuid;
 pub use alias::{Alias, AliasGrammar, AliasSpec};
 pub use change::Change;
 pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
+pub use conflict::Conflicts;
 pub use extra_info::{ExtraInfo, is_grouping_key};
 pub use foreign::Foreign;
 pub use numa::NumaPolicy;
@@ -47,11 +49,12 @@ use crate::host::Functions;
 use crate::store::{DevType, DeviceFacts};
 
 /// The configured rules.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Inventory {
     specs: Vec<(Uuid, DeviceSpec)>,
     aliases: BTreeMap<String, Alias>,
     extra_info: Vec<(Uuid, ExtraInfo)>,
+    report_in_placement: bool,
 }
 
 impl Inventory {

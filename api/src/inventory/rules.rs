@@ -113,7 +113,9 @@ impl Rules {
     /// Reads entries, those of a kind in the order in which they count. What is wrong with one leaves it out.
     /// `pci` gives the options that the grammar depends on.
     pub fn read(entries: Vec<Rule>, pci: &config::Pci) -> Self {
-        let (mut inventory, mut problems) = (Inventory::default(), BTreeMap::<Uuid, Vec<SpecError>>::new());
+        let mut inventory =
+            Inventory { report_in_placement: pci.report_in_placement, ..Inventory::default() };
+        let mut problems = BTreeMap::<Uuid, Vec<SpecError>>::new();
         for rule in entries.iter().filter(|rule| rule.kind == RuleKind::Whitelist) {
             match DeviceSpec::parse(&rule.text, pci.report_in_placement) {
                 Ok(spec) => inventory.specs.push((rule.id, spec)),
@@ -147,7 +149,12 @@ impl Rules {
         self.entries.iter().filter(move |rule| rule.kind == kind)
     }
 
-    /// Why an entry is left out; none when it is in force.
+    /// What an entry is called.
+    pub(crate) fn name_of(&self, id: Uuid) -> String {
+        self.entries.iter().find(|rule| rule.id == id).map_or_else(|| id.to_string(), Rule::name)
+    }
+
+    /// Why an entry is left out on every host; none when it is in force.
     pub fn problem(&self, id: Uuid) -> Option<String> {
         let errors = self.problems.get(&id)?;
         Some(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{extra_info, placement};
 use crate::attachment::{HOT_UNPLUG, HotUnplug};
+use crate::host::Functions;
 
 /// One entry.
 #[derive(Debug, Clone)]
@@ -167,7 +168,8 @@ impl DeviceSpec {
         &self.tags
     }
 
-    fn is(&self, tag: &str) -> bool {
+    /// Whether a tag is `true`.
+    pub(super) fn is(&self, tag: &str) -> bool {
         self.tags.get(tag).is_some_and(|value| value == "true")
     }
 
@@ -179,13 +181,17 @@ impl DeviceSpec {
 
     /// The first thing in which the entry does not name this device; none when it names it.
     pub fn mismatch(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
+        self.other_ids(device)
+            .or_else(|| self.elsewhere(device, parent))
+            .or_else(|| self.unsuited(device, parent))
+    }
+
+    fn other_ids(&self, device: &HostDevice) -> Option<String> {
         let id = |key: &str, wanted: Option<PciId>, has: PciId| {
             wanted.filter(|wanted| *wanted != has).map(|wanted| format!("its {key} is {has}, not {wanted}"))
         };
         id("vendor_id", self.vendor_id, device.vendor_id)
             .or_else(|| id("product_id", self.product_id, device.product_id))
-            .or_else(|| self.elsewhere(device, parent))
-            .or_else(|| self.unsuited(device, parent))
     }
 
     fn elsewhere(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
@@ -203,6 +209,31 @@ impl DeviceSpec {
                 (!has).then(|| format!("no interface of it is called {name}"))
             }
         }
+    }
+
+    /// Why an entry that is `remote_managed` is wrong on a host that has this function: that is for VFs, and it names
+    /// a PF, by its address or interface, or by ids that are a PF's.
+    pub(super) fn conflict(&self, device: &HostDevice, functions: &Functions) -> Option<SpecError> {
+        let Role::Physical { vfs, .. } = &device.role else { return None };
+        let one = match &self.place {
+            Place::Address(address) => address.exact.is_some(),
+            Place::Interface(_) => true,
+        };
+        if self.elsewhere(device, None).is_some() {
+            return None;
+        }
+        let pf = device.address;
+        let reason = if self.other_ids(device).is_none() && (one || self.product_id.is_some()) {
+            format!("it is for VFs, but the entry names {pf}, which is a PF; add the VFs' product_id")
+        } else if one
+            && !vfs.is_empty()
+            && vfs.iter().filter_map(|vf| functions.get(vf)).all(|vf| self.other_ids(vf).is_some())
+        {
+            format!("it names the VFs of {pf}, but none of them has these ids; write the VFs' own")
+        } else {
+            return None;
+        };
+        Some(SpecError::key("remote_managed", reason))
     }
 
     /// Why the tags cannot be said of this device.

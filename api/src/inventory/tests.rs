@@ -134,6 +134,38 @@ fn a_device_spec_names_the_devices_that_it_names_in_nova() {
 }
 
 #[test]
+fn an_entry_that_nova_would_not_start_with_is_left_out_on_the_host_and_said_to_be() {
+    let mut functions: Functions =
+        Host::read().0.into_iter().map(|(_, device)| (device.address, device)).collect();
+    let mut second = functions[&"0000:04:10.0".parse().unwrap()].clone();
+    second.address = "0000:04:10.2".parse().unwrap();
+    functions.insert(second.address, second);
+    let parents: Vec<_> =
+        functions.values().filter_map(|device| Some((sriov(&device.role).1?, device.address))).collect();
+    for (parent, vf) in parents {
+        if let Role::Physical { vfs, .. } = &mut functions.get_mut(&parent).unwrap().role {
+            vfs.push(vf);
+        }
+    }
+    each(include_str!("../../tests/data/conflict.json"), |case, inventory| {
+        let inventory = Arc::new(inventory.clone());
+        let (on_host, conflicts) = inventory.on(&functions);
+        let wanted = case["left_out"].as_object().unwrap();
+        let kept: Vec<_> = on_host.specs.iter().map(|(id, _)| *id).collect();
+        for (index, (id, _)) in inventory.specs.iter().enumerate() {
+            let says = conflicts.get(id).map(ToString::to_string);
+            match wanted.get(&index.to_string()) {
+                Some(text) => {
+                    assert!(says.as_ref().unwrap().contains(text.as_str().unwrap()), "{case}: {says:?}")
+                }
+                None => assert_eq!(says, None, "{case}"),
+            }
+            assert_eq!(kept.contains(id), says.is_none(), "{case}");
+        }
+    });
+}
+
+#[test]
 fn an_alias_names_the_devices_that_it_names_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/alias.json"), |case, inventory| {

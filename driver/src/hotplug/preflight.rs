@@ -7,10 +7,13 @@
 //!                 reset, bar-window
 //! all together    free-port, memlock
 //! ```
+//! For use on the host itself: guard, assignable, driver, not-in-use, reset; on VFIO iommu, group-viable, vfs.
+//!
 //! Every check is made and listed; the first that fails is the refusal.
 
 use std::collections::HashMap;
 
+use crate::binding::HostDriver;
 use crate::device::{HostDevice, Role};
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::{DomainState, DomainView, Error, ErrorKind, Hypervisor};
@@ -211,6 +214,38 @@ pub async fn preflight(
     Ok(verdict)
 }
 
+/// Looks whether a device could be used on the host itself, bound to `wanted`. Of the policy only
+/// `require_reset` counts.
+///
+/// # Errors
+/// When the hypervisor cannot be asked.
+pub async fn preflight_on_host(
+    hypervisor: &dyn Hypervisor,
+    facts: &Facts,
+    wanted: HostDriver,
+    policy: Policy,
+) -> Result<Verdict, Error> {
+    let device = &facts.device;
+    let mut verdict = Verdict { checks: Vec::new(), refusal: None };
+    let holders = Some(holders(hypervisor).await?);
+    let mut found = vec![
+        ("guard", guard(facts)),
+        ("assignable", assignable(device)),
+        ("driver", host_driver(facts, wanted)),
+        ("not-in-use", not_in_use(device, holders.as_ref())),
+    ];
+    if wanted == HostDriver::Vfio {
+        found.push(("iommu", iommu(device)));
+        found.push(("group-viable", group_viable(hypervisor, device, &[]).await?));
+        found.push(("vfs", vfs(hypervisor, device, holders.as_ref()).await?));
+    }
+    found.push(("reset", reset(facts, policy.require_reset)));
+    for (name, finding) in found {
+        verdict.add(&format!("bind {}", device.address), name, Some(device.address), finding);
+    }
+    Ok(verdict)
+}
+
 fn server_state(view: &DomainView) -> Finding {
     if view.live.is_none() && view.persistent.is_none() {
         return Finding::fail(ErrorKind::NotRunning, "the domain has no document to attach to");
@@ -287,6 +322,27 @@ fn driver(facts: &Facts) -> Finding {
         format!("{address} is {bound}, and its device_spec says that libvirt does not bind it"),
     )
     .cure(format!("bind it to vfio-pci first (virsh nodedev-detach {})", facts.device.name))
+}
+
+/// What would have to be bound is libvirt's to bind, and a host driver is not conjured up.
+fn host_driver(facts: &Facts, wanted: HostDriver) -> Finding {
+    let device = &facts.device;
+    let address = device.address;
+    match (wanted, device.driver.as_deref()) {
+        (HostDriver::Native, None) => {
+            Finding::fail(ErrorKind::NotAssignable, format!("{address} is bound to no driver"))
+                .cure("load its driver on the host, or ask for the driver vfio-pci")
+        }
+        (HostDriver::Native, Some(driver)) if device.is_on_vfio() && !facts.managed => {
+            let message = format!(
+                "{address} is bound to {driver}, and its device_spec says that libvirt does not bind it"
+            );
+            Finding::fail(ErrorKind::NotAssignable, message)
+                .cure(format!("give it to its host driver first (virsh nodedev-reattach {})", device.name))
+        }
+        (HostDriver::Native, Some(driver)) => Finding::pass(format!("{address} is bound to {driver}")),
+        (HostDriver::Vfio, _) => driver(facts),
+    }
 }
 
 fn iommu(device: &HostDevice) -> Finding {

@@ -97,7 +97,9 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
                 ErrorKind::NoFreePort
             } else if says("is not viable") || says("/dev/vfio/") && says("busy") {
                 ErrorKind::GroupNotViable
-            } else if any(&["Non-endpoint PCI devices", "PF is not online"]) {
+            } else if any(&["resetting active device", "taching active device"]) {
+                ErrorKind::InUse
+            } else if any(&["Non-endpoint PCI devices", "PF is not online", "Only PCI endpoint devices"]) {
                 ErrorKind::NotAssignable
             } else if any(&["with function=0 are supported", "does not support hotplugging"]) {
                 ErrorKind::BadGuestAddress

@@ -243,6 +243,10 @@ impl Hypervisor for Libvirt {
         self.change_device(operation, address, NodeDevice::reattach).await
     }
 
+    async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
+        self.change_device(format!("reset {address}"), address, NodeDevice::reset).await
+    }
+
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
         self.read("list the domains", |connect| {
             let mut infos = Vec::new();

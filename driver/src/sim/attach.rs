@@ -153,6 +153,20 @@ impl Host {
         Ok(())
     }
 
+    /// Resets a function. One on VFIO is left to the kernel.
+    pub(super) fn node_reset(&self, address: PciAddress) -> Result<(), Refusal> {
+        let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
+        if device.info.bridge {
+            Err(refusal::reset_of_a_bridge(address))
+        } else if device.holder.is_some() {
+            Err(refusal::reset_in_use(address))
+        } else if !device.info.is_on_vfio() && self.config.no_reset.contains(&address) {
+            Err(refusal::no_reset(address))
+        } else {
+            Ok(())
+        }
+    }
+
     fn check_free_of_guests(&self, address: PciAddress) -> Result<(), Refusal> {
         let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
         let own = device.holder.map(|holder| (address, self.name_of(holder)));

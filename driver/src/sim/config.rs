@@ -1,6 +1,6 @@
 //! `host.toml`: what a directory of documents cannot say of a simulated host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::de::IntoDeserializer as _;
@@ -24,6 +24,8 @@ pub(super) struct HostConfig {
     pub(super) release_ms: u64,
     /// The host driver of a function whose document says `vfio-pci` because a guest has it.
     pub(super) driver: BTreeMap<PciAddress, String>,
+    /// The functions that cannot be reset.
+    pub(super) no_reset: BTreeSet<PciAddress>,
     /// How guests behave, by the domain's name.
     pub(super) guest: BTreeMap<String, Guest>,
     pub(super) fault: Vec<Fault>,
@@ -38,6 +40,7 @@ pub(super) enum Operation {
     Device,
     NodeDetach,
     NodeReattach,
+    NodeReset,
     Domains,
     Domain,
     Attach,
@@ -54,6 +57,7 @@ impl Operation {
             | Self::Detach
             | Self::NodeDetach
             | Self::NodeReattach
+            | Self::NodeReset
             | Self::Agent
             | Self::Monitor => true,
             Self::Host | Self::Devices | Self::Device | Self::Domains | Self::Domain => false,
@@ -69,6 +73,7 @@ impl Operation {
             | Self::Device
             | Self::NodeDetach
             | Self::NodeReattach
+            | Self::NodeReset
             | Self::Domains
             | Self::Domain
             | Self::Agent

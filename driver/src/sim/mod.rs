@@ -226,6 +226,11 @@ impl Hypervisor for Sim {
         self.call(Operation::NodeReattach, None, &what, move |host, _, _| host.node_reattach(address)).await
     }
 
+    async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
+        let what = format!("reset {address}");
+        self.call(Operation::NodeReset, None, &what, move |host, _, _| host.node_reset(address)).await
+    }
+
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
         self.call(Operation::Domains, None, "list domains", |host, _, _| {
             Ok(host.domains.values().map(host::Domain::info).collect())

@@ -146,6 +146,21 @@ pub(super) fn not_an_endpoint() -> Refusal {
     internal(ErrorKind::NotAssignable, "Non-endpoint PCI devices cannot be assigned to guests")
 }
 
+pub(super) fn reset_in_use(address: PciAddress) -> Refusal {
+    internal(ErrorKind::InUse, format_args!("Not resetting active device {address}"))
+}
+
+pub(super) fn reset_of_a_bridge(address: PciAddress) -> Refusal {
+    let text =
+        format_args!("Invalid attempt to reset PCI device {address}. Only PCI endpoint devices can be reset");
+    internal(ErrorKind::NotAssignable, text)
+}
+
+pub(super) fn no_reset(address: PciAddress) -> Refusal {
+    let text = format_args!("Unable to reset PCI device {address}: no FLR, PM reset or bus reset available");
+    internal(ErrorKind::Refused, text)
+}
+
 pub(super) fn not_viable(address: PciAddress, group: u32) -> Refusal {
     let text = format_args!(
         "unable to execute QEMU command 'device_add': vfio {address}: group {group} is not viable\n\
@@ -227,6 +242,9 @@ mod tests {
             duplicate_alias("ua-1"),
             no_passthrough(),
             not_an_endpoint(),
+            reset_in_use(at),
+            reset_of_a_bridge(at),
+            no_reset(at),
             not_viable(at, 18),
             no_free_port(),
             function_not_zero(),

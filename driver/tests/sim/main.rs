@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod attach;
+mod binding;
 mod control;
 mod detach;
 mod faults;

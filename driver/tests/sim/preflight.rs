@@ -34,7 +34,7 @@ struct Case {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Wanted {
+pub(crate) enum Wanted {
     Plain(String),
     Known {
         address: String,
@@ -49,7 +49,7 @@ enum Wanted {
 }
 
 impl Wanted {
-    async fn facts(self, host: &Host) -> Facts {
+    pub(crate) async fn facts(self, host: &Host) -> Facts {
         let (at, guard, unmanaged, reset, bars) = match self {
             Self::Plain(address) => (address, None, false, None, None),
             Self::Known { address, guard, overridden, unmanaged, reset, bars } => {
