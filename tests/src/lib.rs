@@ -178,6 +178,14 @@ impl Hotslot {
         service
     }
 
+    /// The same, on another database, which is empty.
+    pub async fn moved_to(mut self, url: &str) -> Self {
+        self.kill();
+        self.reconfigure(&format!("sqlite://{}", self.database().display()), url);
+        self.start_again().await;
+        self
+    }
+
     /// How long it took from the start of its process until it listened.
     pub fn started_in(&self) -> Duration {
         self.started_in
