@@ -74,7 +74,7 @@ impl Busy {
             }
             left.await;
         }
-        while !self.locks.elsewhere(vec![self.name(id)]).await?.is_empty() {
+        while !self.locks.elsewhere(vec![self.name(id)]).await?.is_empty() || !self.locks.settled().await? {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())

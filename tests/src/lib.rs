@@ -182,6 +182,14 @@ impl Hotslot {
         service
     }
 
+    /// The same, on another database, which is empty.
+    pub async fn moved_to(mut self, url: &str) -> Self {
+        self.kill();
+        self.reconfigure(&format!("sqlite://{}", self.database().display()), url);
+        self.start_again().await;
+        self
+    }
+
     /// How long it took from the start of its process until it listened.
     pub fn started_in(&self) -> Duration {
         self.started_in
@@ -375,6 +383,20 @@ impl Api {
             request = request.header("content-type", kind).body(body);
         }
         self.answer(path, request).await
+    }
+
+    /// Sends a request with headers.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: impl IntoIterator<Item = (String, String)>,
+        body: Option<String>,
+    ) -> Answer {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        let request = body.into_iter().fold(request, |request, body| request.body(body));
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.answer(path, request).await.expect("an answer")
     }
 
     async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {

@@ -11,12 +11,19 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 
 use super::error::{Fault, no_route};
+use super::limits;
 use crate::error::Error;
 use crate::store::Millis;
 
 /// Says why a body could not be received.
 pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
-    Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
+    let message = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            format!("the body is too large; send {} bytes at most", limits::BODY)
+        }
+        _ => format!("the body cannot be read: {}", rejection.body_text()),
+    };
+    Fault::new(rejection.status(), message)
 }
 
 /// Reads a JSON body. `example` is what would be right.
@@ -36,6 +43,13 @@ pub(super) fn read<T: DeserializeOwned>(
     let bad = |reason: &dyn std::fmt::Display| {
         Fault::new(StatusCode::BAD_REQUEST, format!("bad body: {reason}; send {example}"))
     };
+    let levels = limits::nesting(&body);
+    if levels > limits::NESTING {
+        return Err(bad(&format_args!(
+            "it has {levels} levels of objects and lists, and {} are allowed",
+            limits::NESTING
+        )));
+    }
     // serde would take a list for a struct; every body here is an object in an object.
     let value: serde_json::Value = serde_json::from_slice(&body).map_err(|error| bad(&error))?;
     let objects = value.as_object().is_some_and(|outer| outer.values().all(|inner| !inner.is_array()));

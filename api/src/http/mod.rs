@@ -13,6 +13,7 @@ mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod limits;
 mod once;
 mod pci;
 mod pci_config;
@@ -34,9 +35,6 @@ use uuid::Uuid;
 
 use crate::service::Service;
 use crate::who;
-
-/// The largest request body, in bytes.
-const BODY_LIMIT: usize = 64 * 1024;
 
 /// Which API a path belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +69,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn(limits::keep))
         .layer(middleware::from_fn(identify))
         .with_state(service)
 }

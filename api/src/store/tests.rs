@@ -13,7 +13,7 @@ use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
-#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
 mod processes;
