@@ -49,6 +49,7 @@ on_both! {
     events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
     a_change_of_the_rules_is_told
     of_too_many_answers_the_oldest_are_forgotten
+    an_accelerator_has_one_name_and_holds_what_one_request_gave_it
 }
 
 /// A database of its own, with a host.
@@ -738,4 +739,65 @@ async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
     assert_eq!(known, [(3, Some(answer.clone())), (4, Some(answer.clone()))]);
     records.store.keep(&key(5), &answer, now() + 1, 2).await.unwrap();
     assert_eq!(records.store.kept(&key(4), 0).await.unwrap(), None);
+}
+
+async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records: Records) {
+    use hotslot_driver::binding::HostDriver;
+
+    use super::NewBinding;
+    use crate::accelerator::{AccSpec, Holder};
+    use crate::id::{AcceleratorId, BindingId};
+
+    records.scan(devices()).await;
+    let store = &records.store;
+    let vf = records.at("0000:04:10.0");
+    let made = store.create_accelerator("one", AcceleratorId(vf.uuid)).await.unwrap();
+    assert_eq!(made.pinned, Some(vf.id));
+    for (name, id) in [("one", Uuid::new_v4()), ("other", vf.uuid)] {
+        let refused = store.create_accelerator(name, AcceleratorId(id)).await.unwrap_err();
+        assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+    }
+    let spec = AccSpec::read(&serde_json::json!({ "num": 2, "mine": { "a": [1] } })).unwrap();
+    let put = store.put_acc_spec(made.id, &spec, Some(0)).await.unwrap();
+    assert_eq!((put.generation, put.spec.as_ref()), (1, Some(&spec)));
+    assert!(matches!(store.put_acc_spec(made.id, &spec, Some(0)).await.unwrap_err(), Error::Conflict(_)));
+    assert_eq!(store.accelerator(made.id).await.unwrap().unwrap(), put);
+
+    let holder = Holder::Accelerator(made.id);
+    let bind = async |device: &Arc<Device>| {
+        let new = NewBinding {
+            id: BindingId(Uuid::new_v4()),
+            device: Arc::clone(device),
+            previous: Some("igbvf".into()),
+            siblings: Vec::new(),
+        };
+        let (request, wanted) = (RequestId(Uuid::new_v4()), [new]);
+        let driver = HostDriver::Vfio;
+        let done = store.reserve_bindings(records.host, request, holder, driver, &wanted).await;
+        done.map(|done| done.then_some(wanted[0].id))
+    };
+    let id = bind(&vf).await.unwrap().unwrap();
+    let held = records.at("0000:04:10.0");
+    assert_eq!((held.owner, held.status), (Some(Owner::Host), DeviceStatus::Claimed));
+    assert!(records.claim(&["0000:04:10.0"]).await.is_none());
+    // What is held is held once, and not purged.
+    let other = records.at("0000:04:10.2");
+    assert!(matches!(bind(&other).await.unwrap_err(), Error::Conflict(_)));
+    assert!(matches!(store.purge_accelerator(made.id).await.unwrap_err(), Error::Conflict(_)));
+    store.settle_binding(id, State::Attached, None).await.unwrap();
+    assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Allocated);
+    assert_eq!(store.bindings_held_by(holder).await.unwrap().len(), 1);
+    // A device that is promised to its host is not forgotten for want of an attachment.
+    store.forget(vf.id).await.unwrap();
+    assert_eq!(records.at("0000:04:10.0").owner, Some(Owner::Host));
+    store.settle_binding(id, State::Detached, Some("why")).await.unwrap();
+    let free = records.at("0000:04:10.0");
+    assert_eq!((free.owner, free.status), (None, DeviceStatus::Available));
+    assert_eq!(store.binding(id).await.unwrap().unwrap().reason.as_deref(), Some("why"));
+    let told = records.events().await;
+    let of_binding = told.iter().filter(|event| event.what.kind == EventKind::BindingState);
+    let states: Vec<_> = of_binding.map(|event| event.what.to.clone().unwrap()).collect();
+    assert_eq!(states, ["attaching", "attached", "detached"]);
+    assert!(store.purge_accelerator(made.id).await.unwrap());
+    assert!(!store.purge_accelerator(made.id).await.unwrap());
 }
