@@ -7,4 +7,5 @@ mod failures;
 mod inventory;
 mod outages;
 mod power;
+mod remote;
 mod topologies;

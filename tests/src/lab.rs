@@ -126,8 +126,7 @@ impl Lab {
 
     /// [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
-        let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) };
-        lab.reset();
+        let lab = Self::idle();
         let config = config.replace('\'', r"'\''");
         lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
         lab.put(&release(), "/usr/local/bin/hotslot");
@@ -136,16 +135,12 @@ impl Lab {
         lab
     }
 
-    /// The same lab, worked by a service that runs elsewhere.
-    pub fn by(api: &Api) -> Self {
-        let lab = Self { api: api.clone() };
-        lab.reset();
+    /// The lab in the state that tests start from, without a service in it.
+    pub fn idle() -> Self {
+        let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) };
+        lab.stop();
+        lab.sh("lab-reset");
         lab
-    }
-
-    fn reset(&self) {
-        self.stop();
-        self.sh("lab-reset");
     }
 
     /// Copies a file or a directory into the VM.
