@@ -84,10 +84,8 @@ impl Service {
                         let Some(guard) = service.in_flight.try_enter(id) else {
                             // Who asks goes by what was on record when it began.
                             let outcome = service.outcome_of_others(id, until).await;
-                            return outcome.map_err(|error| match error {
-                                Error::Conflict(why) => Error::Conflict(format!("{why}; {NOT_FORCED}")),
-                                other => other,
-                            });
+                            let Err(Error::Conflict(why)) = outcome else { return outcome };
+                            return Err(Error::Conflict(format!("{why}; {NOT_FORCED}")));
                         };
                         let first = service.intend(id, request.force).await?;
                         service.detach_now(&host, id, Ask { until, first }, guard).await
