@@ -101,7 +101,10 @@ impl Service {
                         match service.outcome_of_others(id, until).await {
                             Err(Error::Conflict(_)) if request.force => {
                                 let Some(guard) = service.in_flight.try_enter(id).await? else {
-                                    return service.outcome_of_others(id, until).await;
+                                    // Who asks goes by what was on record when it began.
+                                    let outcome = service.outcome_of_others(id, until).await;
+                                    let Err(Error::Conflict(why)) = outcome else { return outcome };
+                                    return Err(Error::Conflict(format!("{why}; {NOT_FORCED}")));
                                 };
                                 let first = service.intend(id, request.force).await?;
                                 service.detach_now(&host, id, Ask { until, first }, guard).await
@@ -273,6 +276,9 @@ impl Service {
         Ok((device.facts.address, unplugged))
     }
 }
+
+/// What a forced detach has not done whose time was over before its turn.
+const NOT_FORCED: &str = "not forced, for the guest was being asked already; ask again with force";
 
 /// What a forced detach has done, and what remains.
 const FORCED: &str = "forced: it was taken out of the domain's definition and the guest was asked, which is all \
