@@ -6,7 +6,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export RUSTDOCFLAGS := -D warnings
 STEP := tools/step
 
-.PHONY: help demo demo-stop test check lab-test bench install install-lab build release lab lab-down clean
+.PHONY: help demo demo-stop test check fuzz lab-test bench install install-lab build release lab lab-down clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -17,15 +17,19 @@ demo: install install-lab release lab ## plug a VF into a running guest through 
 demo-stop: ## stop what `make demo` left up
 	@vagrant/down
 
-test: check install-lab release lab lab-test ## all tests, the lab's among them
+test: check fuzz install-lab release lab lab-test ## all tests, the lab's among them
 
 check: install ## the quick part: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
+	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error check licenses bans sources
 	@$(STEP) "docs" cargo doc --quiet --workspace --no-deps --document-private-items
 	@$(STEP) "build" cargo build --quiet --workspace
 	@$(STEP) "quick tests" cargo test --quiet --workspace
+
+fuzz: install ## every fuzz target for some seconds, after a build of its own
+	@$(STEP) "fuzz" tools/fuzz
 
 lab-test: ## the tests in the lab, which must be up (make lab)
 	@$(STEP) "lab tests" tools/lab-test

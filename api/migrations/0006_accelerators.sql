@@ -42,3 +42,6 @@ CREATE TABLE bindings (
 );
 CREATE UNIQUE INDEX bindings_one_per_device ON bindings (device_id) WHERE ended_at IS NULL;
 CREATE INDEX bindings_by_holder ON bindings (holder) WHERE ended_at IS NULL;
+
+-- Where what was made is, when the answer says it.
+ALTER TABLE idempotency_keys ADD COLUMN location TEXT;

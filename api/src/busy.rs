@@ -75,7 +75,7 @@ impl<Id: Copy + Eq + Hash + Display> Busy<Id> {
             }
             left.await;
         }
-        while !self.locks.elsewhere(vec![self.name(id)]).await?.is_empty() {
+        while !self.locks.elsewhere(vec![self.name(id)]).await?.is_empty() || !self.locks.settled().await? {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::attachment::attach::AttachRequest;
+use crate::attachment::{Occasion, State};
 use crate::config;
 use crate::error::Error;
 use crate::id::RequestId;
@@ -42,8 +43,10 @@ pub struct Kept {
 pub struct Answer {
     /// The HTTP status code.
     pub status: u16,
-    /// A JSON text.
+    /// A JSON text; may be empty.
     pub body: String,
+    /// Where what was made is, when that was answered.
+    pub location: Option<String>,
 }
 
 impl IdempotencyKey {
@@ -94,7 +97,7 @@ impl Service {
     /// # Errors
     /// [`Error::HostAway`] while that cannot be told, [`Error::Conflict`] while the first try is being taken back.
     pub(crate) async fn first_try(
-        &self,
+        self: &Arc<Self>,
         asked: &AttachRequest,
     ) -> Result<Option<Vec<(Attachment, Arc<Device>)>>, Error> {
         let Some(key) = &asked.key else { return Ok(None) };
@@ -105,6 +108,11 @@ impl Service {
             // What a killed service left is as it was until it has been compared.
             host.ready().await?;
             rows = of_request().await?;
+            // And what a process left that has just died.
+            if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
+                self.reconcile(host, row.server, Occasion::Event).await?;
+                rows = of_request().await?;
+            }
         }
         if rows.iter().all(|row| row.attached_at.is_none() && row.state.is_final()) {
             return Ok(None);

@@ -15,7 +15,7 @@ use crate::store::{News, Process};
 /// How often it is looked whether another process has ended, and how often what failed is tried again.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often in a row one must be missing: its connection may have broken, and come back.
+/// How often in a row one of another machine must be missing: its connection may have broken, and come back.
 const MISSING: u32 = 3;
 
 /// Follows the other processes for as long as the service runs.
@@ -54,27 +54,43 @@ async fn watch(service: Arc<Service>) {
     if !service.store.is_shared() {
         return;
     }
-    let mut missing: Vec<(Process, u32)> = Vec::new();
+    let (mut missing, mut away): (Vec<(Process, u32)>, bool) = Default::default();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let ended = match service.store.ended().await {
-            Ok(ended) => ended,
-            Err(error) => {
-                tracing::warn!(%error, "other processes cannot be watched");
-                Vec::new()
-            }
+        let mut open = away || !missing.is_empty();
+        // Whoever did not hear of something finds it here.
+        let ended = async {
+            service.store.refresh().await?;
+            service.store.ended().await
         };
+        let ended =
+            ended.await.inspect_err(|error| tracing::warn!(%error, "other processes cannot be watched"));
+        away = ended.is_err();
         let before = |process: &Process| missing.iter().find(|(other, _)| other == process);
         let count = |process: Process| {
             let times = before(&process).map_or(0, |(_, times)| *times) + 1;
             (process, times)
         };
-        missing = ended.into_iter().map(count).collect();
-        for (process, _) in missing.iter().filter(|(_, times)| *times >= MISSING) {
-            if let Err(error) = take_over(&service, process).await {
-                tracing::warn!(%error, "an ended process cannot be taken over yet");
+        missing = ended.unwrap_or_default().into_iter().map(count).collect();
+        let mut left = Vec::new();
+        for (process, times) in missing {
+            if times >= MISSING || process.has_exited() {
+                match take_over(&service, &process).await {
+                    Ok(()) => {
+                        open = true;
+                        continue;
+                    }
+                    Err(error) => tracing::warn!(%error, "an ended process cannot be taken over yet"),
+                }
             }
+            left.push((process, times));
         }
+        missing = left;
+        // What the database did not say meanwhile, and what was left to a process that did not answer, is compared,
+        // as at a start. Should this process end before it is done, another one does the same for it.
+        if open && !away && missing.is_empty() {
+            service.hosts.iter().for_each(|host| host.look_everywhere());
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -84,10 +100,5 @@ async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
         host = %process.host, pid = process.pid,
         "process {} on {} has ended: what it left is taken over", process.pid, process.host
     );
-    service.store.forget_process(process).await?;
-    // As at a start. Should this process end before it is done, another one does the same for it.
-    for host in &service.hosts {
-        host.look_everywhere();
-    }
-    Ok(())
+    service.store.forget_process(process).await
 }

@@ -8,6 +8,7 @@
 mod postgres;
 
 use std::collections::HashSet;
+use std::future::IntoFuture as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,13 +18,16 @@ use hotslot_api::attachment::attach::AttachRequest;
 use hotslot_api::attachment::detach::DetachRequest;
 use hotslot_api::config::Config;
 use hotslot_api::error::Error;
-use hotslot_api::id::{AttachmentId, ServerId};
+use hotslot_api::http;
+use hotslot_api::id::{AttachmentId, EventId, ServerId};
 use hotslot_api::inventory::{AliasRequest, Change, RuleKind};
 use hotslot_api::service::Service;
-use hotslot_api::store::{Attachment, DeviceStatus};
+use hotslot_api::store::{Attachment, DeviceStatus, EventFilter};
 use hotslot_driver::hypervisor::{ErrorKind, Hypervisor};
 use hotslot_driver::sim::Sim;
+use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
 /// Within which what a dead process left is settled.
@@ -48,20 +52,27 @@ uri = "sim:///shared"
 /// A simulated host that is shared, and the database.
 struct Scene {
     sim: Arc<Sim>,
+    config: String,
     database: String,
     _dir: tempfile::TempDir,
 }
 
 impl Scene {
     async fn new() -> Self {
+        Self::with("", postgres::database().await)
+    }
+
+    /// With more in the configuration, and a database.
+    fn with(more: &str, database: String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hosts/small"), dir.path());
         let sim = Sim::open(dir.path()).unwrap();
-        Self { sim, database: postgres::database().await, _dir: dir }
+        let config = format!("{CONFIG}url = \"{database}\"\n{more}");
+        Self { sim, config, database, _dir: dir }
     }
 
     async fn process(&self) -> Process {
-        let config = Config::parse(&format!("{CONFIG}url = \"{}\"", self.database)).unwrap();
+        let config = Config::parse(&self.config).unwrap();
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sim = Arc::clone(&self.sim);
         let open = move |_: &_, _: &_| Ok(Arc::clone(&sim) as Arc<dyn Hypervisor>);
@@ -131,6 +142,17 @@ impl Process {
                 Some(work) => work.await.unwrap(),
                 None => Ok(()),
             }
+        })
+        .await
+    }
+
+    /// Serves its API, and answers where.
+    async fn serve(&self) -> String {
+        self.run(|service| async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/v2/t", listener.local_addr().unwrap());
+            tokio::spawn(axum::serve(listener, http::router(service)).into_future());
+            url
         })
         .await
     }
@@ -340,4 +362,179 @@ async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
     assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
     assert_eq!(scene.plugged().await, 0);
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// Sends an attach with a key, and answers its status and body.
+async fn attach_once(url: String, server: ServerId, key: &'static str) -> (u16, Value) {
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "any:2" } });
+    let post = client().post(format!("{url}/servers/{server}/os-pci_attachments"));
+    let answer = post.header("idempotency-key", key).json(&body).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_the_events_at_one_process_hears_what_another_does() {
+    let scene = Scene::new().await;
+    let (one, other) = (scene.process().await, scene.process().await);
+    let server = scene.servers().await[0];
+    let url = format!("{}/events?follow&last=0&kind=attachment.state", other.serve().await);
+    let mut followed = client().get(url).send().await.unwrap();
+    let row = one.attach(server, 1).await.unwrap().remove(0);
+    let done = Instant::now();
+    let mut heard = String::new();
+    while !heard.contains(r#""to":"attached""#) {
+        let chunk = tokio::time::timeout(SECONDS, followed.chunk()).await.expect("it is not heard");
+        heard += std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap();
+    }
+    println!("heard {:?} after it was done", done.elapsed());
+    assert!(heard.contains(r#""to":"attaching""#) && heard.contains(&row.id.to_string()), "{heard}");
+    assert!(done.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    let urls = [one.serve().await, other.serve().await];
+    scene.sim.control("latency attach 100").unwrap();
+    let tries: Vec<_> = (0..6).map(|n| tokio::spawn(attach_once(urls[n % 2].clone(), server, "a"))).collect();
+    let mut answers = Vec::new();
+    for attempt in tries {
+        answers.push(attempt.await.unwrap());
+    }
+    assert_eq!(answers[0].0, 200, "{}", answers[0].1);
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    assert_eq!((other.attachments().await.len(), scene.plugged().await), (2, 2));
+
+    // The process that is at it dies: another one does it, once.
+    scene.sim.control("latency attach 400").unwrap();
+    let lost = tokio::spawn(attach_once(urls[0].clone(), server, "b"));
+    until("the first is plugged", async || scene.plugged().await == 3).await;
+    let again = tokio::spawn(attach_once(urls[1].clone(), server, "b"));
+    one.die();
+    assert!(lost.await.is_err());
+    let (status, body) = again.await.unwrap();
+    // It is taken back first, which takes the guest's time.
+    let answer = if status == 409 {
+        assert!(body.to_string().contains("was cut off"), "{body}");
+        until("it is gone", async || other.attachments().await.len() == 2).await;
+        attach_once(urls[1].clone(), server, "b").await
+    } else {
+        (status, body)
+    };
+    assert_eq!(answer.0, 200, "{}", answer.1);
+    assert_eq!(attach_once(urls[1].clone(), server, "b").await, answer);
+    until("both are there, once", async || {
+        (other.attachments().await.len(), scene.plugged().await) == (4, 4)
+    })
+    .await;
+}
+
+/// Takes what webhooks tell; answers its URL.
+async fn receiver(heard: Arc<Mutex<Vec<i64>>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let hear = async move |axum::Json(event): axum::Json<Value>| {
+        heard.lock().unwrap().push(event["id"].as_i64().unwrap());
+    };
+    let router = axum::Router::new().route("/", axum::routing::post(hear));
+    tokio::spawn(axum::serve(listener, router).into_future());
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_tells_a_webhook_and_another_goes_on_when_it_dies() {
+    let heard = Arc::<Mutex<Vec<i64>>>::default();
+    let url = receiver(Arc::clone(&heard)).await;
+    let webhook = format!("[[webhook]]\nname = \"w\"\nurl = \"{url}\"\nsecret = \"0123456789abcdef\"\n");
+    let scene = Scene::with(&webhook, postgres::database().await);
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    let tells = |process: &Process| process.service.webhooks[0].progress().told.is_some();
+    until("one of them tells", async || tells(&one) || tells(&other)).await;
+    for _ in 0..3 {
+        for process in [&one, &other] {
+            let row = process.attach(server, 1).await.unwrap().remove(0);
+            process.detach(server, row.id).await.unwrap();
+        }
+    }
+    let ids = async |process: &Process| {
+        let all = async |service: Arc<Service>| {
+            let all = service.store.events(EventId(0), &EventFilter::default(), 10_000).await.unwrap();
+            all.iter().map(|event| event.id.0).collect::<Vec<_>>()
+        };
+        process.run(all).await
+    };
+    let complete = async |process: &Process| {
+        let all = ids(process).await;
+        heard.lock().unwrap().last() == all.last()
+    };
+    until("all is told", async || complete(&one).await).await;
+    // Also by the process that does not tell it: each once, in order.
+    let all = ids(&one).await;
+    let told = heard.lock().unwrap().clone();
+    assert_eq!(told, all[all.len() - told.len()..]);
+    assert!(tells(&one) != tells(&other), "one of them");
+
+    let (dies, lives) = if tells(&one) { (one, other) } else { (other, one) };
+    dies.die();
+    let died = Instant::now();
+    lives.attach(server, 1).await.unwrap();
+    until("another goes on", async || complete(&lives).await).await;
+    println!("told {:?} after the process died that told", died.elapsed());
+    let first = told[0];
+    let told: HashSet<_> = heard.lock().unwrap().iter().copied().collect();
+    assert!(ids(&lives).await.into_iter().filter(|id| *id >= first).all(|id| told.contains(&id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
+    let mut database = postgres::Server::start();
+    let scene = Scene::with("", database.database().await);
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    let (first, urls) =
+        (one.attach(server, 1).await.unwrap().remove(0), [one.serve().await, other.serve().await]);
+    scene.sim.control("latency attach 500").unwrap();
+    let attach = tokio::spawn(attach_once(urls[0].clone(), server, "a"));
+    until("the first is plugged", async || scene.plugged().await == 2).await;
+    database.tell("stop");
+    let (status, body) = attach_once(urls[1].clone(), server, "b").await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.to_string().contains("PostgreSQL"), "{body}");
+    let list = client().get(format!("{}/os-pci_attachments", urls[1])).send().await.unwrap();
+    assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, true));
+    database.tell("start");
+    let back = Instant::now();
+    let (status, body) = attach.await.unwrap();
+    assert!([200, 503].contains(&status), "{status}: {body}");
+    // Whatever was answered: as many rows as devices, in both memories, and nothing in transition.
+    let settled = async || {
+        let rows = other.attachments().await;
+        let allocated = |process: &Process| {
+            process.statuses().iter().filter(|status| **status == DeviceStatus::Allocated).count()
+        };
+        rows.iter().all(|row| row.state == State::Attached)
+            && [allocated(&one), allocated(&other), scene.plugged().await] == [rows.len(); 3]
+    };
+    until("everything agrees", settled).await;
+    println!("everything agreed {:?} after PostgreSQL was back", back.elapsed());
+    let rows = other.attachments().await;
+    assert!(rows.iter().any(|row| row.id == first.id) && [1, 3].contains(&rows.len()), "{rows:#?}");
+    // The same key again: what it has made, or now.
+    let (status, body) = attach_once(urls[1].clone(), server, "a").await;
+    assert_eq!(status, 200, "{body}");
+    until("everything agrees", settled).await;
+    let rows = one.attachments().await;
+    assert_eq!(rows.len(), 3);
+    scene.sim.control("latency attach 1").unwrap();
+    for (process, row) in [&one, &other].into_iter().cycle().zip(rows) {
+        process.detach(server, row.id).await.unwrap();
+    }
+    other.all_free().await;
 }

@@ -56,6 +56,11 @@ impl fmt::Display for Address {
     }
 }
 
+/// The version under which a resource is asked for: Cyborg's are not Nova's.
+fn version(path: &[&str]) -> &'static str {
+    if path.first() == Some(&"accelerators") { "v1" } else { "v2.1" }
+}
+
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -74,9 +79,9 @@ impl Client {
         Ok(Self { http: builder.build()?, address, base })
     }
 
-    /// One resource, by the segments of its path below `/v2.1`.
+    /// One resource, by the segments of its path below [`version`].
     pub(crate) async fn get(&self, path: &[&str]) -> Result<Value, Failure> {
-        self.send(Method::GET, "v2.1", path, None, None).await
+        self.send(Method::GET, version(path), path, None, None).await
     }
 
     /// What a resource has under `key`.
@@ -109,7 +114,7 @@ impl Client {
         key: &str,
     ) -> Result<(Vec<Value>, Option<String>), Failure> {
         let query = Some(query).filter(|query| !query.is_empty());
-        let mut answer = self.send(Method::GET, "v2.1", path, query, None).await?;
+        let mut answer = self.send(Method::GET, version(path), path, query, None).await?;
         let Value::Array(items) = answer[key].take() else {
             return Err(self.strange(&format!("its answer has no list `{key}`")));
         };
@@ -120,7 +125,11 @@ impl Client {
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
-        self.send(Method::POST, "v2.1", path, None, Some(body)).await
+        self.send(Method::POST, version(path), path, None, Some(body)).await
+    }
+
+    pub(crate) async fn put(&self, path: &[&str], body: &Value) -> Result<Value, Failure> {
+        self.send(Method::PUT, version(path), path, None, Some(body)).await
     }
 
     /// Deletes and waits until it is gone (v2), or only asks for it (v3); `query` as in [`query`](Self::query).
@@ -134,7 +143,7 @@ impl Client {
     /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).
     pub(crate) async fn remove(&self, path: &[&str], query: &str) -> Result<(), Failure> {
         let query = Some(query).filter(|query| !query.is_empty());
-        self.send(Method::DELETE, "v2.1", path, query, None).await.map(drop)
+        self.send(Method::DELETE, version(path), path, query, None).await.map(drop)
     }
 
     /// A path that belongs to no version, such as `readyz`; 503 is an answer there.

@@ -3,6 +3,7 @@
 //! One noun, one file. Those of [`Question`] ask the service, by [`client`]; [`output`]
 //! prints what it answers, and [`exit`] says how it ended.
 
+mod accelerator;
 mod attach;
 mod attachment;
 mod capture;
@@ -114,6 +115,9 @@ enum Question {
     #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
                            hotslot detach 3f2a --timeout 30s")]
     Detach(detach::Detach),
+    /// Devices that are given away under names of their own, to a guest or to the host itself.
+    #[command(subcommand, after_help = accelerator::HELP)]
+    Accelerator(accelerator::AcceleratorCommand),
     /// Where records, guests and hosts disagree, and what would be done; with --repair it is done.
     #[command(after_help = drift::HELP)]
     Drift(drift::Drift),
@@ -185,6 +189,7 @@ impl Question {
             Self::Events(command) => command.run(cli).await,
             Self::Attach(command) => command.run(cli).await,
             Self::Detach(command) => command.run(cli).await,
+            Self::Accelerator(command) => command.run(cli).await,
             Self::Drift(command) => command.run(cli).await,
         }
     }
@@ -214,6 +219,15 @@ mod tests {
             "hotslot attachment list vm1 -o json",
             "hotslot attachment list -l",
             "hotslot detach 3f2a 91c0 --no-wait",
+            "hotslot accelerator list -l",
+            "hotslot accelerator show gpu0",
+            "hotslot accelerator create gpu0 --uuid 8e45a2ea-5364-4b0d-a252-bf8becaa606e",
+            "hotslot accelerator create gpu0 --spec {\"device_type\":\"GPU\"}",
+            "hotslot accelerator spec gpu0 {\"device_type\":\"GPU\",\"num\":2}",
+            "hotslot accelerator attach gpu0 vm1",
+            "hotslot accelerator attach gpu0 --host node1 --driver vfio-pci",
+            "hotslot accelerator detach gpu0 --timeout 30s",
+            "hotslot accelerator delete gpu0",
             "hotslot drift",
             "hotslot drift --repair --host node1 -o json",
             "hotslot pci list --host node1 --vendor 8086 --product 10ca --type type-VF --status available -l",
@@ -248,6 +262,11 @@ mod tests {
             "hotslot attach vm1 a1:0",
             "hotslot attach vm1 a1 --flavor gzm",
             "hotslot attach vm1 a1 --vlan 4096",
+            "hotslot accelerator create gpu0 --spec 7",
+            "hotslot accelerator attach gpu0",
+            "hotslot accelerator attach gpu0 vm1 --host node1",
+            "hotslot accelerator attach gpu0 vm1 --driver vfio-pci",
+            "hotslot accelerator attach gpu0 --host node1 --driver igb",
             "hotslot pci cleaned eth0",
             "hotslot explain",
             "hotslot explain vf:2",

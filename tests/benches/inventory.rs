@@ -186,7 +186,7 @@ fn row(
         facts: inventory.facts(function, parent)?,
         status: DeviceStatus::Available,
         request: None,
-        server: None,
+        owner: None,
         created_at: 0,
         updated_at: None,
         gone_at: None,

@@ -84,6 +84,10 @@ pub struct Answer {
     pub body: Value,
     /// `Retry-After`.
     pub retry_after: Option<String>,
+    /// `Location`.
+    pub location: Option<String>,
+    /// `ETag`.
+    pub etag: Option<String>,
 }
 
 impl Answer {
@@ -176,6 +180,14 @@ impl Hotslot {
         service.ready().await;
         service.ready_in = start.elapsed();
         service
+    }
+
+    /// The same, on another database, which is empty.
+    pub async fn moved_to(mut self, url: &str) -> Self {
+        self.kill();
+        self.reconfigure(&format!("sqlite://{}", self.database().display()), url);
+        self.start_again().await;
+        self
     }
 
     /// How long it took from the start of its process until it listened.
@@ -373,18 +385,33 @@ impl Api {
         self.answer(path, request).await
     }
 
+    /// Sends a request with headers.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: impl IntoIterator<Item = (String, String)>,
+        body: Option<String>,
+    ) -> Answer {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        let request = body.into_iter().fold(request, |request, body| request.body(body));
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.answer(path, request).await.expect("an answer")
+    }
+
     async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get("retry-after").map(|value| value.to_str().expect("a text").to_owned());
+        let header =
+            |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
+        let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let text = response.text().await.ok()?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Some(Answer { status, body, retry_after })
+        Some(Answer { status, body, retry_after, location, etag })
     }
 
     /// GET; none when nobody answers.
@@ -412,6 +439,13 @@ impl Api {
     /// PUT with a JSON body.
     pub async fn put(&self, path: &str, body: Value) -> Answer {
         self.send(Method::PUT, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// PUT with a JSON body, over what has this tag.
+    pub async fn put_if(&self, path: &str, tag: &str, body: Value) -> Answer {
+        let request = self.client.put(format!("{}{path}", self.url)).header("if-match", tag);
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        self.answer(path, request).await.expect("an answer")
     }
 
     /// DELETE.

@@ -98,17 +98,9 @@ async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
     service.expect_clean().await;
 }
 
-/// Stops a service and starts it on another database.
-async fn moved_to(mut service: Hotslot, url: &str) -> Hotslot {
-    service.kill();
-    service.reconfigure(&format!("sqlite://{}", service.database().display()), url);
-    service.start_again().await;
-    service
-}
-
 #[tokio::test]
 async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
-    let mut service = moved_to(Hotslot::on("small").await, &postgres::database().await).await;
+    let mut service = Hotslot::on("small").await.moved_to(&postgres::database().await).await;
     let kept = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("latency attach 300");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -137,7 +129,7 @@ async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() 
         let mut service = Hotslot::on("small").await;
         service.kill();
         service.reconfigure("name = \"node1\"", &format!("name = \"host{number}\""));
-        moved_to(service, &url).await
+        service.moved_to(&url).await
     };
     let (mut one, other, third) = tokio::join!(start(1), start(2), start(3));
     for service in [&one, &other, &third] {
@@ -151,6 +143,39 @@ async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() 
     other.until("one of the others takes over", async || takes_over().await > 0).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(takes_over().await, 1, "one of them, once");
+}
+
+#[tokio::test]
+async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
+    let mut database = postgres::Server::start();
+    let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
+    let oracle = Oracle::of(&service).await;
+    let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let kept_path = path(&kept);
+    for (away, back) in [("stop", "start"), ("freeze", "thaw")] {
+        database.tell(away);
+        let (attach, detach, list) = tokio::join!(
+            service.attach(Q35, "vf:1"),
+            service.delete(&kept_path),
+            service.get("/v2/t/os-pci_attachments"),
+        );
+        for answer in [attach, detach, list] {
+            expect_unusable(answer, "PostgreSQL");
+        }
+        database.tell(back);
+        let since = Instant::now();
+        service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
+        service.attach(Q35, "e1000e:1").await.expect(200);
+        oracle.settled(&service, Duration::from_secs(10)).await.unwrap();
+        println!("{away}: everything agrees {:?} after PostgreSQL was back", since.elapsed());
+        for row in service.attachments(Q35).await.iter().filter(|row| row["address"] != kept["address"]) {
+            service.delete(&path(row)).await.expect(200);
+        }
+    }
+    assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
+    service.delete(&kept_path).await.expect(200);
+    service.expect_clean().await;
+    assert!(!service.log().contains("a request failed"), "{}", service.log());
 }
 
 /// Takes the right to write, as another process that has the file open may.

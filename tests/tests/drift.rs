@@ -303,6 +303,7 @@ async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
     let asked = || service.log().matches("asked the guest to let go").count();
+    service.until("the log tells of the first", async || asked() == 1).await;
     let before = asked();
     service.sim("guest q35 unplug=refuse");
     service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
@@ -396,7 +397,8 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
     assert_eq!(found[0]["said"]["host"], "it is bound to vfio-pci");
     assert_eq!(repair(&service).await[0]["repaired"], false);
     service.sim("fault clear");
-    assert_eq!(repair(&service).await[0]["repaired"], true);
+    // It may have come back by itself before it was asked for.
+    assert!(repair(&service).await.iter().all(|finding| finding["repaired"] == true));
     service.expect_clean().await;
 }
 

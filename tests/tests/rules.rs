@@ -370,3 +370,19 @@ id = "7"
     let page = service.get(next).await.expect(200).body;
     assert_eq!((&page["flavors"][0]["id"], &page["flavors_links"]), (&json!("7"), &Value::Null));
 }
+
+#[tokio::test]
+async fn the_api_adds_five_hundred_entries_at_most() {
+    let service = Hotslot::on("small").await;
+    let entry = |name: usize| json!({ "name": name.to_string(), "vendor_id": "8086", "product_id": "10ca" });
+    let first = added(&service, "alias", entry(1)).await;
+    for name in 2..=500 {
+        add(&service, "alias", entry(name)).await.expect(201);
+    }
+    let refused =
+        add(&service, "extra_info", json!({ "match": {}, "values": { "a": "b" } })).await.expect(409);
+    assert!(refused.message().contains("500 entries"), "{}", refused.message());
+    service.put(&first, json!({ "alias": entry(501) })).await.expect(200);
+    service.delete(&first).await.expect(204);
+    add(&service, "alias", entry(1)).await.expect(201);
+}

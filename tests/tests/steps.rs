@@ -3,7 +3,7 @@
 //!
 //! The steps are found, not listed: a fault befalls the first call to the host, or the first page that is written to
 //! the database, then the second, and so on, until the whole request goes by without it. `data/steps.json` says what
-//! is asked for and what goes wrong; with `HOTSLOT_LONG_WALK` set, all of it is walked.
+//! is asked for and what goes wrong; with `HOTSLOT_LONG_WALK` set, all of it is walked, on SQLite and on PostgreSQL.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::control;
 use hotslot_tests::oracle::{Oracle, PCI};
-use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path};
+use hotslot_tests::{Answer, Hotslot, Q35, SWITCH, attachments, host, path, postgres};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -53,6 +53,29 @@ struct Fault {
     what: What,
     /// The scenarios in which it is walked when no more is asked for.
     quick: Vec<String>,
+    /// Those in which it is walked on PostgreSQL too.
+    #[serde(default)]
+    quick_on_postgresql: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Database {
+    Sqlite,
+    Postgresql,
+}
+
+impl Fault {
+    /// Whether it can befall a database.
+    fn befalls(&self, database: Database) -> bool {
+        database == Database::Sqlite || matches!(self.what, What::Line(_))
+    }
+
+    fn quick(&self, database: Database) -> &[String] {
+        match database {
+            Database::Sqlite => &self.quick,
+            Database::Postgresql => &self.quick_on_postgresql,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -85,6 +108,7 @@ struct Walk<'a> {
     oracle: Oracle,
     scenario: &'a Scenario,
     fault: &'a Fault,
+    database: Database,
     /// How long the log was when the last fault was set.
     mark: usize,
 }
@@ -95,19 +119,23 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
     let steps: Steps = serde_json::from_str(&std::fs::read_to_string(steps).unwrap()).unwrap();
     let Steps { scenarios, faults } = &steps;
     let long = std::env::var_os(LONG).is_some();
-    let pairs = faults.iter().flat_map(|fault| scenarios.iter().map(move |scenario| (scenario, fault)));
+    let walks = [Database::Postgresql, Database::Sqlite].into_iter().flat_map(|database| {
+        let faults = faults.iter().filter(move |fault| fault.befalls(database));
+        faults.flat_map(move |fault| scenarios.iter().map(move |scenario| (scenario, fault, database)))
+    });
     let known = |name: &String| scenarios.iter().any(|scenario| scenario.name == *name);
     assert!(
-        faults.iter().flat_map(|fault| &fault.quick).all(known),
+        faults.iter().flat_map(|fault| fault.quick.iter().chain(&fault.quick_on_postgresql)).all(known),
         "data/steps.json: quick names no scenario"
     );
-    let pairs = pairs.filter(|(scenario, fault)| long || fault.quick.contains(&scenario.name));
-    let (pairs, struck, wrong) = (Mutex::new(pairs), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let walks =
+        walks.filter(|(scenario, fault, database)| long || fault.quick(*database).contains(&scenario.name));
+    let (walks, struck, wrong) = (Mutex::new(walks), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let walk_some = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        while let Some((scenario, fault)) = { pairs.lock().unwrap().next() } {
+        while let Some((scenario, fault, database)) = { walks.lock().unwrap().next() } {
             runtime.block_on(async {
-                let mut walk = Walk::new(scenario, fault).await;
+                let mut walk = Walk::new(scenario, fault, database).await;
                 for deed in [Deed::Attach, Deed::Detach] {
                     let (steps, failures) = walk.walk(deed).await;
                     struck.fetch_add(steps, Ordering::Relaxed);
@@ -140,14 +168,17 @@ async fn a_look_from_before_an_attach_does_not_end_it() {
 }
 
 impl<'a> Walk<'a> {
-    async fn new(scenario: &'a Scenario, fault: &'a Fault) -> Self {
+    async fn new(scenario: &'a Scenario, fault: &'a Fault, database: Database) -> Self {
         let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
+        if database == Database::Postgresql {
+            service = service.moved_to(&postgres::database().await).await;
+        }
         if matches!(fault.what, What::Page(Beyond::Fails)) {
             service.kill();
             service.start_again_after("trap '' XFSZ").await;
         }
         let oracle = Oracle::of(&service).await;
-        Self { service, oracle, scenario, fault, mark: 0 }
+        Self { service, oracle, scenario, fault, database, mark: 0 }
     }
 
     /// Lets each step of a deed go wrong; answers how many there are, and what was wrong afterwards.
@@ -155,7 +186,7 @@ impl<'a> Walk<'a> {
         let mut wrong = Vec::new();
         for nth in 1.. {
             if wal::committed(&self.service.database()) > SOON_BEGUN_ANEW {
-                *self = Self::new(self.scenario, self.fault).await;
+                *self = Self::new(self.scenario, self.fault, self.database).await;
             }
             match self.step(deed, nth).await {
                 Ok(true) => {}
@@ -165,9 +196,12 @@ impl<'a> Walk<'a> {
                     let log = self.service.log_from(self.mark);
                     let call =
                         log.split(STRUCK).nth(1).and_then(|rest| rest.lines().next()).unwrap_or_default();
-                    wrong.push(format!("{scenario}: {deed:?}: {nth}: {fault}: {reason} ({call})"));
+                    let database = self.database;
+                    wrong.push(format!(
+                        "{database:?}: {scenario}: {deed:?}: {nth}: {fault}: {reason} ({call})"
+                    ));
                     // What follows begins afresh.
-                    *self = Self::new(self.scenario, self.fault).await;
+                    *self = Self::new(self.scenario, self.fault, self.database).await;
                 }
             }
         }

@@ -105,18 +105,31 @@ impl Service {
         }
     }
 
-    /// Where the device of an accelerator is, or one that it could be.
+    /// Where the device of an accelerator is, or most that it could be are free.
     fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
             return self.host(pinned.hypervisor).cloned().ok_or_else(lost);
         }
         let mut refusal = None;
+        let mut best: Option<(usize, &Arc<Host>)> = None;
         for host in &self.hosts {
             match self.candidates(view, host) {
-                Ok(_) => return Ok(Arc::clone(host)),
+                Ok(found) => {
+                    let rows = self.store.devices_of(host.row.id);
+                    let free = rows.iter().filter(|row| {
+                        row.status == DeviceStatus::Available && found.contains(&row.facts.address)
+                    });
+                    let free = free.count();
+                    if best.is_none_or(|(most, _)| free > most) {
+                        best = Some((free, host));
+                    }
+                }
                 Err(error) => refusal = refusal.or(Some(error)),
             }
+        }
+        if let Some((_, host)) = best {
+            return Ok(Arc::clone(host));
         }
         Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
     }

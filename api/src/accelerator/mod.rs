@@ -241,12 +241,14 @@ impl Service {
     async fn on_record(&self, id: AcceleratorId) -> Result<View, Error> {
         let view = self.accelerator(id).await?;
         if view.row.created_at == 0 {
-            match self.store.create_accelerator(&view.row.name, id).await {
-                // Somebody else was quicker.
-                Ok(_) | Err(Error::Conflict(_)) => {}
-                Err(error) => return Err(error),
-            }
-            return self.accelerator(id).await;
+            return match self.store.create_accelerator(&view.row.name, id).await {
+                Ok(row) => self.view(row).await,
+                // Somebody else was quicker, or has an accelerator of that name.
+                Err(error) => match self.store.accelerator(id).await? {
+                    Some(row) => self.view(row).await,
+                    None => Err(error),
+                },
+            };
         }
         Ok(view)
     }

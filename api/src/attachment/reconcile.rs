@@ -199,7 +199,7 @@ impl Service {
     }
 
     /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
-    async fn reconcile(
+    pub(crate) async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,

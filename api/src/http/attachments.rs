@@ -34,6 +34,9 @@ use crate::store::{Attachment, Device, InnerSource};
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
+/// The most characters of a physical network's name.
+const PHYSICAL_NETWORK: usize = 255;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CreateBody {
@@ -105,6 +108,12 @@ impl CreateAttachment {
         if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(inventory::NULL))
         {
             return Err(bad("physical_network", &"`null` is no name of one; leave it out"));
+        }
+        if network.physical_network.as_ref().is_some_and(|name| name.chars().count() > PHYSICAL_NETWORK) {
+            return Err(bad(
+                "physical_network",
+                &format_args!("a name has at most {PHYSICAL_NETWORK} characters"),
+            ));
         }
         let count: usize = aliases.0.iter().map(|part| part.count).sum();
         if network.mac.is_some() && count != 1 {

@@ -11,16 +11,23 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
 
 use super::error::{Fault, no_route};
+use super::limits;
 use crate::error::Error;
 use crate::store::Millis;
 
 /// Says why a body could not be received.
 pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
-    Fault::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
+    let message = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            format!("the body is too large; send {} bytes at most", limits::BODY)
+        }
+        _ => format!("the body cannot be read: {}", rejection.body_text()),
+    };
+    Fault::new(rejection.status(), message)
 }
 
 /// The body of a request, which is to be JSON.
-fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, Fault> {
+fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
     let body = body.map_err(|rejection| unreadable(&rejection))?;
     let kind =
         headers.get(header::CONTENT_TYPE).map_or("application/json", |kind| kind.to_str().unwrap_or(""));
@@ -28,6 +35,12 @@ fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Byte
     if !essence.eq_ignore_ascii_case("application/json") {
         let message = format!("the body is `{kind}`; send application/json");
         return Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
+    let levels = limits::nesting(&body);
+    if levels > limits::NESTING {
+        let most = limits::NESTING;
+        let reason = format_args!("it has {levels} levels of objects and lists, and {most} are allowed");
+        return Err(bad(&reason, example));
     }
     Ok(body)
 }
@@ -42,7 +55,7 @@ pub(super) fn value(
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<serde_json::Value, Fault> {
-    serde_json::from_slice(&json(headers, body)?).map_err(|error| bad(&error, example))
+    serde_json::from_slice(&json(headers, body, example)?).map_err(|error| bad(&error, example))
 }
 
 /// Reads a JSON body that is an object. `example` is what would be right.
@@ -51,7 +64,7 @@ pub(super) fn read<T: DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
     example: &str,
 ) -> Result<T, Fault> {
-    let body = json(headers, body)?;
+    let body = json(headers, body, example)?;
     // serde would take a list for a struct; every body here is an object in an object.
     let value: serde_json::Value = serde_json::from_slice(&body).map_err(|error| bad(&error, example))?;
     let objects = value.as_object().is_some_and(|outer| outer.values().all(|inner| !inner.is_array()));

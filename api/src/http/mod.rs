@@ -15,6 +15,7 @@ mod flavors;
 mod health;
 mod hypervisors;
 mod identity;
+mod limits;
 mod once;
 mod pci;
 mod pci_config;
@@ -36,9 +37,6 @@ use uuid::Uuid;
 
 use crate::service::Service;
 use crate::who;
-
-/// The largest request body, in bytes.
-const BODY_LIMIT: usize = 64 * 1024;
 
 /// Which API a path belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +76,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn(limits::keep))
         .layer(middleware::from_fn(identify))
         .with_state(service)
 }

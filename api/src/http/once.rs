@@ -63,9 +63,14 @@ async fn answer(
                 ),
             ));
         }
-        if let Some(Answer { status, body }) = kept.answer {
+        if let Some(Answer { status, body, location }) = kept.answer {
             let status = StatusCode::from_u16(status).map_err(|error| Error::Internal(error.to_string()))?;
             tracing::debug!(key = key.key, "answered as before");
+            if body.is_empty() {
+                return Ok(
+                    (status, location.map(|location| [(header::LOCATION, location)]), ()).into_response()
+                );
+            }
             return Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response());
         }
     }
@@ -75,7 +80,12 @@ async fn answer(
     }
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, usize::MAX).await.map_err(|error| Error::Internal(error.to_string()))?;
-    let answer = Answer { status: parts.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() };
+    let location = parts.headers.get(header::LOCATION).and_then(|place| place.to_str().ok());
+    let answer = Answer {
+        status: parts.status.as_u16(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+        location: location.map(str::to_owned),
+    };
     if let Err(error) = service.keep(&key, &answer).await {
         // It is done all the same.
         tracing::error!(key = key.key, %error, "the answer cannot be kept");

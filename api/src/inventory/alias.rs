@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::numa::NumaPolicy;
 use super::placement;
+use super::request::NAME;
 use super::spec::{NULL, SpecError, json, object, strict_bool, tag, text};
 use crate::store::{DevType, DeviceFacts};
 
@@ -77,8 +78,8 @@ impl Alias {
         let value = json(entry)?;
         let entry = object(&value)?;
         let name = text(entry, "name")?.ok_or_else(|| SpecError::key("name", "is missing"))?.trim();
-        if !(1..=256).contains(&name.chars().count()) || name.contains([':', ',']) {
-            let reason = format!("`{name}` is not a name of 1 to 256 characters without `:` and `,`");
+        if !(1..=NAME).contains(&name.chars().count()) || name.contains([':', ',']) {
+            let reason = format!("`{name}` is not a name of 1 to {NAME} characters without `:` and `,`");
             return Err(SpecError::key("name", reason));
         }
         let device_type = match text(entry, "device_type")? {

@@ -14,6 +14,10 @@ use crate::service::{Service, read_rules};
 use crate::store::now;
 use crate::who;
 
+/// The most entries that the API may add to those of the configuration file: all are in memory, and every scan asks
+/// each of them of every device.
+const ENTRIES: usize = 500;
+
 /// What is to become of the rules.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -77,6 +81,12 @@ impl Service {
         let mut entries = before.entries().to_vec();
         let rule = match &change {
             Change::Add { kind, text } => {
+                if entries.iter().filter(|rule| !rule.is_of_file()).count() >= ENTRIES {
+                    return Err(Error::Conflict(format!(
+                        "there are {ENTRIES} entries beside those of the configuration file, the most there may be; \
+                         remove one, or write it into the file"
+                    )));
+                }
                 let source = Source::Api { created_at: now(), updated_at: None };
                 let rule = Rule { id: Uuid::new_v4(), kind: *kind, text: text.clone(), source };
                 entries.push(rule.clone());

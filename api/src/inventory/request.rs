@@ -2,6 +2,9 @@
 
 use std::str::FromStr;
 
+/// The most characters that the name of an alias has (Nova's).
+pub(super) const NAME: usize = 256;
+
 /// How many devices of which kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasRequest {
@@ -19,28 +22,32 @@ pub struct RequestError {
     reason: String,
 }
 
-/// The parts of one request.
+/// The parts of one request, 1 to 256 devices in all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AliasRequests(pub(crate) Vec<AliasRequest>);
+pub struct AliasRequests(pub Vec<AliasRequest>);
 
 impl FromStr for AliasRequests {
     type Err = RequestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |reason: String| RequestError { text: text.chars().take(300).collect(), reason };
+        let told = |text: &str| text.chars().take(300).collect::<String>();
+        let error = |reason: String| RequestError { text: told(text), reason };
         let part = |part: &str| {
             let (name, count) =
-                part.split_once(':').ok_or_else(|| error(format!("`{}` has no count", part.trim())))?;
+                part.split_once(':').ok_or_else(|| error(format!("`{}` has no count", told(part.trim()))))?;
             let name = name.trim();
             if name.is_empty() {
                 return Err(error("a name is missing".into()));
+            }
+            if name.chars().count() > NAME {
+                return Err(error(format!("a name has more than {NAME} characters")));
             }
             let digits = count.trim_end();
             let count = Some(digits)
                 .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
                 .filter(|count| (1..=256).contains(count))
-                .ok_or_else(|| error(format!("`{digits}` is no such count")))?;
+                .ok_or_else(|| error(format!("`{}` is no such count", told(digits))))?;
             Ok(AliasRequest { name: name.to_owned(), count })
         };
         let parts = text.split(',').map(part).collect::<Result<Vec<_>, _>>()?;
@@ -71,6 +78,14 @@ mod tests {
                 (Err(error), Some(says)) => assert!(error.to_string().contains(says), "{case}: {error}"),
                 (outcome, _) => panic!("{case}: {outcome:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_not_told_whole() {
+        for text in ["a:1".repeat(10_000), "a".repeat(10_000), format!("a:{}", "1".repeat(10_000))] {
+            let told = text.parse::<AliasRequests>().unwrap_err().to_string();
+            assert!(told.len() < 1000, "{told}");
         }
     }
 

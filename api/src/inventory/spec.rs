@@ -360,6 +360,9 @@ enum Field {
     Like(Regex),
 }
 
+/// How many bytes a compiled pattern may have, and the automaton that is made of it: `0[0-3]` has some hundred.
+const REGEX: usize = 16 * 1024;
+
 /// The fields with their largest values, in order.
 const FIELDS: [(&str, u32); 4] = [("domain", 0xffff), ("bus", 0xff), ("slot", 0x1f), ("function", 7)];
 
@@ -423,7 +426,9 @@ impl AddressSpec {
                     "{name} `{value}` is no regular expression; write \"{name}\": \"0[0-3]\""
                 )));
             };
-            *field = Field::Like(RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
+            let regex =
+                RegexBuilder::new(pattern).unicode(false).size_limit(REGEX).dfa_size_limit(REGEX).build();
+            *field = Field::Like(regex.map_err(|error| {
                 let error = error.to_string();
                 let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
                 bad(format!("{name} `{pattern}` is no regular expression that is known here: {reason}"))

@@ -10,11 +10,12 @@ use crate::idempotency::{Answer, IdempotencyKey, Kept};
 fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
     let columns = Columns { table: "idempotency_keys", id: key.key.clone(), row };
     let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
+    let location = columns.get("location")?;
     let status = status.and_then(|status| u16::try_from(status).ok());
     Ok(Kept {
         fingerprint: columns.parse("fingerprint")?,
         request: columns.parse_opt("request_id")?,
-        answer: status.zip(body).map(|(status, body)| Answer { status, body }),
+        answer: status.zip(body).map(|(status, body)| Answer { status, body, location }),
     })
 }
 
@@ -70,10 +71,11 @@ impl Store {
     ) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         query(
-            "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6)
+            "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at, location)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)
              ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
-                 status = excluded.status, body = excluded.body, created_at = excluded.created_at",
+                 status = excluded.status, body = excluded.body, created_at = excluded.created_at,
+                 location = excluded.location",
         )
         .bind(&key.key)
         .bind(&key.route)
@@ -81,6 +83,7 @@ impl Store {
         .bind(i64::from(answer.status))
         .bind(&answer.body)
         .bind(now())
+        .bind(&answer.location)
         .execute(&mut draft.tx)
         .await?;
         query(

@@ -73,6 +73,9 @@ const STALLED: &str = "5000";
 /// The most connections that a process keeps to PostgreSQL, beside the one of its locks. One of them listens.
 const POSTGRES_CONNECTIONS: u32 = 8;
 
+/// How long it is tried to connect to a PostgreSQL that does not answer.
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -108,6 +111,7 @@ impl Store {
             let options = options.options([("idle_in_transaction_session_timeout", STALLED)]);
             let pool = PgPoolOptions::new()
                 .max_connections(POSTGRES_CONNECTIONS)
+                .acquire_timeout(POSTGRES_PATIENCE)
                 .connect_with(options.clone())
                 .await?;
             migrations.run(&pool).await.map_err(sqlx::Error::from)?;
@@ -181,6 +185,9 @@ impl Store {
 
     /// Closes the database; what was committed is on disk.
     pub async fn close(&self) {
+        if let Err(error) = self.leave().await {
+            tracing::warn!(%error, "other processes will take this one for one that died");
+        }
         self.read.close().await;
         self.write.close().await;
     }

@@ -1,5 +1,7 @@
 //! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
 
+use std::path::Path;
+
 use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
@@ -51,9 +53,22 @@ impl Process {
     /// This one.
     pub(super) fn this() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let id = format!("{PROCESS}{}", Uuid::new_v4());
+        let id = format!("{PROCESS}{} {}", Uuid::new_v4(), here().unwrap_or_default());
         Self { id, host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
     }
+
+    /// Whether it ran on this machine, and is there no more.
+    pub fn has_exited(&self) -> bool {
+        here().is_some_and(|here| self.id.ends_with(&format!(" {here}")))
+            && !Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+}
+
+/// What tells this machine, as long as it runs, and its process numbers from all others; none where that is not said.
+fn here() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let numbers = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{} {}", boot.trim(), numbers.display()))
 }
 
 impl Transaction {
@@ -121,6 +136,14 @@ impl Store {
             .execute(&self.write)
             .await?;
         Ok(())
+    }
+
+    /// Takes this process off the record when it leaves nothing to be taken over.
+    pub(super) async fn leave(&self) -> Result<(), Error> {
+        match self.process.as_deref() {
+            Some((this, _)) if self.locks.idle().await? => self.forget_process(this).await,
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Says that what a process left has been taken over.

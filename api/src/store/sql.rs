@@ -2,9 +2,30 @@
 //! those. It is all that the two have to have in common; what one of them alone knows stands beside it in words of
 //! its own.
 
+use std::io;
+use std::time::Duration;
+
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
+
+/// How long PostgreSQL may take for one statement. Whoever stands still in the middle of a change is in the way for
+/// half of that at most ([`STALLED`](super::STALLED)).
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What PostgreSQL answers, unless that takes too long.
+async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    within(PATIENCE, answer).await
+}
+
+/// What PostgreSQL answers within some time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
+}
 
 /// A value of a statement.
 #[derive(Debug)]
@@ -99,12 +120,12 @@ impl Query {
     pub(super) async fn execute(self, on: impl Into<On<'_>>) -> sqlx::Result<u64> {
         Ok(match on.into() {
             On::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
-            On::Pool(Pool::Postgres(pool)) => self.postgres().execute(pool).await?.rows_affected(),
+            On::Pool(Pool::Postgres(pool)) => soon(self.postgres().execute(pool)).await?.rows_affected(),
             On::Transaction(Transaction::Sqlite(tx)) => {
                 self.sqlite().execute(&mut **tx).await?.rows_affected()
             }
             On::Transaction(Transaction::Postgres(tx)) => {
-                self.postgres().execute(&mut **tx).await?.rows_affected()
+                soon(self.postgres().execute(&mut **tx)).await?.rows_affected()
             }
         })
     }
@@ -115,10 +136,10 @@ impl Query {
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
         Ok(match on.into() {
             On::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
-            On::Pool(Pool::Postgres(pool)) => postgres(self.postgres().fetch_all(pool).await?),
+            On::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
             On::Transaction(Transaction::Sqlite(tx)) => sqlite(self.sqlite().fetch_all(&mut **tx).await?),
             On::Transaction(Transaction::Postgres(tx)) => {
-                postgres(self.postgres().fetch_all(&mut **tx).await?)
+                postgres(soon(self.postgres().fetch_all(&mut **tx)).await?)
             }
         })
     }
@@ -147,10 +168,10 @@ impl Pool {
         Ok(match self {
             Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
             Self::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
+                let mut tx = soon(pool.begin()).await?;
                 // As SQLite's one writer. Whoever only reads does not wait. It is a statement of its own, for when it
                 // is given up while it waits, only what was begun is rolled back.
-                sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx).await?;
+                soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx)).await?;
                 Transaction::Postgres(tx)
             }
         })
@@ -175,7 +196,7 @@ impl Transaction {
     pub(super) async fn commit(self) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(tx) => tx.commit().await,
-            Self::Postgres(tx) => tx.commit().await,
+            Self::Postgres(tx) => soon(tx.commit()).await,
         }
     }
 }

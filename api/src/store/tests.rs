@@ -13,7 +13,7 @@ use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
-#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
 mod processes;
@@ -49,6 +49,7 @@ on_both! {
     events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
     a_change_of_the_rules_is_told
     of_too_many_answers_the_oldest_are_forgotten
+    an_accelerator_has_one_name_and_holds_what_one_request_gave_it
 }
 
 /// A database of its own, with a host.
@@ -56,6 +57,10 @@ struct Records {
     store: Store,
     host: HypervisorId,
     _dir: Option<tempfile::TempDir>,
+}
+
+fn reservation(hypervisor: HypervisorId, server: ServerId, request: RequestId) -> Reservation<'static> {
+    Reservation { hypervisor, server, request, persistent: true, key: None, holder: None }
 }
 
 impl Records {
@@ -270,7 +275,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records
     let outcome = records.scan(without.clone()).await;
     assert_eq!((outcome.gone_in_use, outcome.removed), (1, 0));
     let device = records.at("0000:05:00.0");
-    assert!(device.gone_at.is_some() && device.server.is_some());
+    assert!(device.gone_at.is_some() && device.owner.is_some());
     records.written().await;
     records.scan(without).await;
     assert_eq!(records.written().await, 0, "it has been said");
@@ -299,7 +304,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records
     records.scan(vec![with("0000:05:00.0", "S2"), with("0000:06:00.0", "S1")]).await;
     let (there, here) = (records.at("0000:06:00.0"), records.at("0000:05:00.0"));
     assert_eq!((there.id, here.id), (one.id, two.id));
-    assert!(there.server.is_some() && here.server.is_none());
+    assert!(there.owner.is_some() && here.owner.is_none());
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
     assert_eq!(records.store.devices(), before);
@@ -327,7 +332,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: 
     let id = records.claim(&["0000:06:00.0"]).await.unwrap()[0];
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
     let device = records.at("0000:06:00.0");
-    assert!(device.server.is_some() && device.gone_at.is_some());
+    assert!(device.owner.is_some() && device.gone_at.is_some());
     assert_eq!(records.store.devices().len(), 1);
     records.gone(id).await;
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
@@ -382,7 +387,7 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Re
         (State::Attached, vf.server, "", true)
     );
     let device = records.at("0000:04:10.0");
-    assert_eq!((device.status, device.server), (DeviceStatus::Allocated, Some(vf.server)));
+    assert_eq!((device.status, device.server()), (DeviceStatus::Allocated, Some(vf.server)));
     assert_eq!(device.request, Some(row.request));
     assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unavailable);
     let before = records.statuses();
@@ -548,7 +553,7 @@ async fn check(records: &Records, open: &[AttachmentId]) {
     let held: Vec<_> = devices.iter().filter(|device| device.status.is_held()).collect();
     assert_eq!(held.len(), open.len(), "one owner for each promise, none lost");
     for device in &devices {
-        assert_eq!(device.status.is_held(), device.server.is_some());
+        assert_eq!(device.status.is_held(), device.owner.is_some());
         let relatives: Vec<_> = devices
             .iter()
             .filter(|other| {
@@ -602,6 +607,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::DeviceUsed
             | EventKind::DeviceCleaned
             | EventKind::AttachmentGivenBack
+            | EventKind::BindingState
             | EventKind::RuleAdded
             | EventKind::RuleChanged
             | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
@@ -624,7 +630,7 @@ async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_no
     let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
     assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
     assert_eq!(told[0].what.attachment, Some(vf));
-    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server);
+    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server());
     let claimed = records.last_event().await;
     assert_eq!(records.claim(&["0000:04:10.1", "0000:04:10.0"]).await, None);
     assert_eq!(records.last_event().await, claimed, "a claim that failed");
@@ -674,7 +680,7 @@ async fn events_are_narrowed_and_come_in_pages(records: Records) {
     assert_eq!(count(EventFilter { attachment: Some(id), ..any() }).await, 1);
     assert_eq!(count(EventFilter { device: Some(device.id), ..any() }).await, 3);
     assert_eq!(count(EventFilter { address: Some(device.facts.address), ..any() }).await, 3);
-    assert_eq!(count(EventFilter { server: device.server, ..any() }).await, 2);
+    assert_eq!(count(EventFilter { server: device.server(), ..any() }).await, 2);
     assert_eq!(count(EventFilter { host: Some("node1".into()), ..any() }).await, 8);
     assert_eq!(count(EventFilter { host: Some("node2".into()), ..any() }).await, 0);
     assert_eq!(count(EventFilter { kind: Some("device".into()), ..any() }).await, 7);
@@ -719,7 +725,7 @@ async fn a_change_of_the_rules_is_told(records: Records) {
 }
 
 async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
-    let answer = Answer { status: 200, body: "{}".into() };
+    let answer = Answer { status: 200, body: "{}".into(), location: None };
     let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
     for n in 0..5 {
         records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
@@ -733,4 +739,65 @@ async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
     assert_eq!(known, [(3, Some(answer.clone())), (4, Some(answer.clone()))]);
     records.store.keep(&key(5), &answer, now() + 1, 2).await.unwrap();
     assert_eq!(records.store.kept(&key(4), 0).await.unwrap(), None);
+}
+
+async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records: Records) {
+    use hotslot_driver::binding::HostDriver;
+
+    use super::NewBinding;
+    use crate::accelerator::{AccSpec, Holder};
+    use crate::id::{AcceleratorId, BindingId};
+
+    records.scan(devices()).await;
+    let store = &records.store;
+    let vf = records.at("0000:04:10.0");
+    let made = store.create_accelerator("one", AcceleratorId(vf.uuid)).await.unwrap();
+    assert_eq!(made.pinned, Some(vf.id));
+    for (name, id) in [("one", Uuid::new_v4()), ("other", vf.uuid)] {
+        let refused = store.create_accelerator(name, AcceleratorId(id)).await.unwrap_err();
+        assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+    }
+    let spec = AccSpec::read(&serde_json::json!({ "num": 2, "mine": { "a": [1] } })).unwrap();
+    let put = store.put_acc_spec(made.id, &spec, Some(0)).await.unwrap();
+    assert_eq!((put.generation, put.spec.as_ref()), (1, Some(&spec)));
+    assert!(matches!(store.put_acc_spec(made.id, &spec, Some(0)).await.unwrap_err(), Error::Conflict(_)));
+    assert_eq!(store.accelerator(made.id).await.unwrap().unwrap(), put);
+
+    let holder = Holder::Accelerator(made.id);
+    let bind = async |device: &Arc<Device>| {
+        let new = NewBinding {
+            id: BindingId(Uuid::new_v4()),
+            device: Arc::clone(device),
+            previous: Some("igbvf".into()),
+            siblings: Vec::new(),
+        };
+        let (request, wanted) = (RequestId(Uuid::new_v4()), [new]);
+        let driver = HostDriver::Vfio;
+        let done = store.reserve_bindings(records.host, request, holder, driver, &wanted).await;
+        done.map(|done| done.then_some(wanted[0].id))
+    };
+    let id = bind(&vf).await.unwrap().unwrap();
+    let held = records.at("0000:04:10.0");
+    assert_eq!((held.owner, held.status), (Some(Owner::Host), DeviceStatus::Claimed));
+    assert!(records.claim(&["0000:04:10.0"]).await.is_none());
+    // What is held is held once, and not purged.
+    let other = records.at("0000:04:10.2");
+    assert!(matches!(bind(&other).await.unwrap_err(), Error::Conflict(_)));
+    assert!(matches!(store.purge_accelerator(made.id).await.unwrap_err(), Error::Conflict(_)));
+    store.settle_binding(id, State::Attached, None).await.unwrap();
+    assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Allocated);
+    assert_eq!(store.bindings_held_by(holder).await.unwrap().len(), 1);
+    // A device that is promised to its host is not forgotten for want of an attachment.
+    store.forget(vf.id).await.unwrap();
+    assert_eq!(records.at("0000:04:10.0").owner, Some(Owner::Host));
+    store.settle_binding(id, State::Detached, Some("why")).await.unwrap();
+    let free = records.at("0000:04:10.0");
+    assert_eq!((free.owner, free.status), (None, DeviceStatus::Available));
+    assert_eq!(store.binding(id).await.unwrap().unwrap().reason.as_deref(), Some("why"));
+    let told = records.events().await;
+    let of_binding = told.iter().filter(|event| event.what.kind == EventKind::BindingState);
+    let states: Vec<_> = of_binding.map(|event| event.what.to.clone().unwrap()).collect();
+    assert_eq!(states, ["attaching", "attached", "detached"]);
+    assert!(store.purge_accelerator(made.id).await.unwrap());
+    assert!(!store.purge_accelerator(made.id).await.unwrap());
 }

@@ -3,8 +3,9 @@
 //! way, and what was promised is compared with what is so.
 //!
 //! ```text
-//! cargo build -p hotslot && cargo run -p hotslot-tests --bin soak -- --seconds 600 --seed 7
+//! cargo build -p hotslot && cargo run -p hotslot-tests --bin soak -- --seconds 600 --seed 7 [--postgres]
 //! ```
+//! The records are in SQLite, or with `--postgres` in a PostgreSQL of its own, which is restarted and stands still too.
 //! The seed decides what is asked and what goes wrong, in which order and after which pauses; how the two meet is up
 //! to the machine. Exit code: 0 when every promise was kept, 1 when one was not.
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hotslot_driver::sim::control;
 use hotslot_tests::oracle::{Oracle, PCI};
+use hotslot_tests::postgres::Server;
 use hotslot_tests::{Api, Hotslot, I440FX, Q35, SWITCH, attachments, host};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -235,6 +237,15 @@ async fn restart(dice: &mut Dice, service: &mut Hotslot, api: &Shared<Api>, reco
     });
 }
 
+/// Restarts the database, or lets it stand still for a moment.
+async fn interrupt(dice: &mut Dice, database: &mut Server, records: &Shared<Records>) {
+    let (away, back) = if dice.below(2) == 0 { ("stop", "start") } else { ("freeze", "thaw") };
+    database.tell(away);
+    tokio::time::sleep(Duration::from_millis(dice.below(2000))).await;
+    database.tell(back);
+    with(records, |records| *records.outcomes.entry(format!("database {away}")).or_default() += 1);
+}
+
 /// Lets everything go its way, and waits until everything agrees.
 async fn calm(service: &Hotslot, oracle: &Oracle) -> Result<(), String> {
     let mut lines = vec!["fault clear".to_owned(), "reconnect".into(), "latency attach 0".into()];
@@ -279,15 +290,20 @@ fn main() -> ExitCode {
     let seconds = number("--seconds").unwrap_or(60);
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seed = number("--seed").unwrap_or_else(now);
-    println!("soak: {seconds} s, seed {seed}");
+    let on_postgres = arguments.iter().any(|argument| argument == "--postgres");
+    println!("soak: {seconds} s, seed {seed}, on {}", if on_postgres { "PostgreSQL" } else { "SQLite" });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let wrong = runtime.expect("a runtime").block_on(soak(Duration::from_secs(seconds), seed));
+    let wrong = runtime.expect("a runtime").block_on(soak(Duration::from_secs(seconds), seed, on_postgres));
     wrong.iter().for_each(|wrong| println!("WRONG: {wrong}"));
     ExitCode::from(u8::from(!wrong.is_empty()))
 }
 
-async fn soak(length: Duration, seed: u64) -> Vec<String> {
+async fn soak(length: Duration, seed: u64, on_postgres: bool) -> Vec<String> {
     let mut service = Hotslot::bare(&host("small"), &format!("{CONFIG}{PCI}"), |_| ()).await;
+    let mut database = on_postgres.then(Server::start);
+    if let Some(database) = &database {
+        service = service.moved_to(&database.database().await).await;
+    }
     let oracle = Oracle::of(&service).await;
     let (api, records) = (Arc::new(Mutex::new(Api::clone(&service))), Shared::<Records>::default());
     let mut dice = Dice(seed);
@@ -298,7 +314,11 @@ async fn soak(length: Duration, seed: u64) -> Vec<String> {
     let mut log = String::new();
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(20 + dice.below(200))).await;
-        if dice.below(5) == 0 {
+        if let Some(database) = &mut database
+            && dice.below(40) == 0
+        {
+            interrupt(&mut dice, database, &records).await;
+        } else if dice.below(5) == 0 {
             restart(&mut dice, &mut service, &api, &records).await;
         } else {
             disturb(&mut dice, &service, &records);

@@ -6,7 +6,7 @@ use super::*;
 use crate::config;
 use crate::id::{HypervisorId, ServerId};
 use crate::inventory::Inventory;
-use crate::store::{DevType, DeviceFacts};
+use crate::store::{DevType, DeviceFacts, Owner};
 
 /// A row as the data files write it.
 pub(in crate::inventory) fn device(id: i64, row: &Value) -> Device {
@@ -34,8 +34,8 @@ pub(in crate::inventory) fn device(id: i64, row: &Value) -> Device {
         },
         status,
         request: None,
-        server: matches!(status, DeviceStatus::Claimed | DeviceStatus::Allocated)
-            .then_some(ServerId(Uuid::nil())),
+        owner: matches!(status, DeviceStatus::Claimed | DeviceStatus::Allocated)
+            .then_some(Owner::Server(ServerId(Uuid::nil()))),
         created_at: 0,
         updated_at: None,
         gone_at: None,
@@ -189,11 +189,11 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
         let group = case.groups.get(&device.facts.address);
         device.status == DeviceStatus::Available
             && !case.withheld.contains_key(&device.id)
-            && pf.is_none_or(|(pf, taker)| taker.is_none() && pf.server.is_none())
+            && pf.is_none_or(|(pf, taker)| taker.is_none() && pf.owner.is_none())
             && case
                 .devices
                 .iter()
-                .all(|vf| vf.facts.parent_addr != Some(device.facts.address) || vf.server.is_none())
+                .all(|vf| vf.facts.parent_addr != Some(device.facts.address) || vf.owner.is_none())
             && if parts[*part].whole_group {
                 let members = || {
                     let all = case.devices.iter().zip(given);

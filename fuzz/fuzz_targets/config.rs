@@ -1,0 +1,19 @@
+//! The configuration file, with all that a start looks at before it touches anything.
+
+#![no_main]
+
+use hotslot_api::config::Config;
+use hotslot_api::service;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    match Config::parse(text) {
+        Ok(config) => {
+            for problem in service::problems(&config) {
+                assert!(!problem.to_string().is_empty());
+            }
+            assert!(!config.hypervisors().is_empty());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+});
