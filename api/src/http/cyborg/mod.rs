@@ -80,16 +80,26 @@ impl fmt::Display for Microversion {
     }
 }
 
+/// All routes.
+pub(super) fn routes() -> Router<Arc<Service>> {
+    // `/accelerator` itself is seed 002's, and a nested `/` would be that.
+    let documents =
+        Router::new().route("/accelerator/", get(versions)).route("/accelerator/v2/", get(version));
+    documents
+        .layer(middleware::from_fn(speak))
+        .nest("/accelerator", unversioned())
+        .nest("/accelerator/v2", v2())
+}
+
 /// The routes under `/accelerator/v2`.
-pub(super) fn v2() -> Router<Arc<Service>> {
+fn v2() -> Router<Arc<Service>> {
     let v2 = resources().route("/", get(version)).fallback(error::nowhere);
     v2.method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
 }
 
 /// The routes under `/accelerator`.
-pub(super) fn unversioned() -> Router<Arc<Service>> {
-    let routes = resources().route("/", get(versions)).route("/v2/", get(version));
-    routes.method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
+fn unversioned() -> Router<Arc<Service>> {
+    resources().method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
 }
 
 fn resources() -> Router<Arc<Service>> {
@@ -159,8 +169,7 @@ fn document(headers: &HeaderMap) -> Value {
     })
 }
 
-/// The document of v2.
-pub(super) async fn version(headers: HeaderMap) -> Json<Value> {
+async fn version(headers: HeaderMap) -> Json<Value> {
     Json(document(&headers))
 }
 
