@@ -98,6 +98,13 @@ impl Answer {
         self.body.as_object().and_then(|fault| fault.values().next()?["message"].as_str()).unwrap_or_default()
     }
 
+    /// What Cyborg's form of a fault says: a JSON document as a string.
+    pub fn fault_string(&self) -> String {
+        let text = self.body["error_message"].as_str().expect("an error_message");
+        let fault: Value = serde_json::from_str(text).expect("JSON in the error_message");
+        fault["faultstring"].as_str().expect("a faultstring").to_owned()
+    }
+
     /// Fails the test unless the status is the one expected.
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{:#}", self.body);

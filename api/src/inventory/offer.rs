@@ -10,6 +10,7 @@ use hotslot_driver::local::{self, BarKind, Guard};
 use hotslot_driver::pci::PciAddress;
 
 use super::{Foreign, is_managed};
+use crate::cyborg::card_of;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
@@ -31,6 +32,8 @@ pub struct Offer {
     sysroot: Option<PathBuf>,
     /// What others put into domains.
     pub foreign: BTreeMap<PciAddress, Foreign>,
+    /// The cards that were disabled, by the addresses of their PFs or only functions.
+    disabled: BTreeSet<PciAddress>,
 }
 
 /// What the host drivers of a device's siblings are to it.
@@ -69,8 +72,8 @@ impl Service {
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
-        let foreign = host.foreign();
-        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign })
+        let (foreign, disabled) = (host.foreign(), self.store.disabled_cards(host.row.id).await?);
+        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign, disabled })
     }
 }
 
@@ -186,6 +189,12 @@ impl Offer {
             }
             if !self.functions.contains_key(&address) {
                 return Some(format!("{address} was not found on the host when it was last read"));
+            }
+            let card = card_of(&device.facts);
+            if self.disabled.contains(&card) {
+                return Some(format!(
+                    "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
+                ));
             }
             if let Some(function) = self.functions.get(&address)
                 && drivers == HostDrivers::Hinder
