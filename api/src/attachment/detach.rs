@@ -33,7 +33,9 @@ pub struct DetachRequest {
 fn held_by(attachment: &Attachment) -> Error {
     let id = attachment.id;
     Error::Conflict(match attachment.holder {
-        Some(holder) => format!("attachment {id} was made for {holder}; detach that"),
+        Some(holder) => {
+            format!("attachment {id} was made for {holder}: DELETE {} gives it back", holder.path())
+        }
         None => format!("attachment {id} was made by itself; detach it under os-pci_attachments"),
     })
 }
