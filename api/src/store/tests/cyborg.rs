@@ -58,7 +58,8 @@ pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_delete
 
     let holder = Holder::AcceleratorRequest(made[0]);
     let request = RequestId(Uuid::new_v4());
-    let reservation = Reservation { holder: Some(holder), ..reservation(records.host, target.server, request) };
+    let reservation =
+        Reservation { holder: Some(holder), ..reservation(records.host, target.server, request) };
     let new = NewAttachment {
         id: AttachmentId(Uuid::new_v4()),
         device: records.at("0000:04:10.0"),
