@@ -33,6 +33,17 @@ async fn the_command_lines_of_openstack_and_cyborg() {
     service.expect_clean().await;
 }
 
+/// Against the tests of Cyborg itself; those that are to fail are in the list, with the reason.
+#[tokio::test]
+async fn the_api_tests_of_cyborgs_tempest_plugin() {
+    let mut service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    service.kill();
+    service.start_again().await;
+    let list = root().join("tests/data/tempest.json");
+    run(&service, "tempest_api.py", &[list.to_str().expect("a path")]).await;
+}
+
 #[tokio::test]
 async fn openstacksdk() {
     let service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;

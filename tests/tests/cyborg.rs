@@ -392,6 +392,7 @@ fn headers(who: &str) -> Vec<(String, String)> {
     let mut headers = vec![("x-project-id", project), ("content-type", "application/json")];
     match role {
         "nobody" => return Vec::new(),
+        "system" => headers.extend([("x-roles", "admin"), ("openstack-system-scope", "all")]),
         "none" => headers.push(("x-roles", "")),
         "+service" => headers.extend([("x-roles", "reader"), ("x-service-roles", "service,other")]),
         role => headers.push(("x-roles", role)),
