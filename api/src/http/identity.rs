@@ -126,6 +126,17 @@ impl Identity {
     }
 }
 
+/// A name of who calls, the same for each request of theirs; empty for who was not asked, or says nothing.
+pub(super) fn caller(headers: &HeaderMap, from: IdentityFrom) -> String {
+    match from {
+        IdentityFrom::None => String::new(),
+        IdentityFrom::Headers => {
+            let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            [text("x-user-id"), text("x-project-id")].into_iter().flatten().collect::<Vec<_>>().join(" in ")
+        }
+    }
+}
+
 impl FromRequestParts<Arc<Service>> for Identity {
     type Rejection = Fault;
 

@@ -15,7 +15,6 @@ use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
 mod cyborg;
-mod cyborg;
 #[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;

@@ -56,9 +56,10 @@ pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_delete
     assert_eq!((row.state, row.target.as_ref()), (ArqState::BindStarted, Some(&target)));
     assert_eq!(row.project.as_deref(), Some("p"));
 
-    let holder = Some(Holder::AcceleratorRequest(made[0]));
+    let holder = Holder::AcceleratorRequest(made[0]);
     let request = RequestId(Uuid::new_v4());
-    let reservation = Reservation { holder, ..reservation(records.host, target.server, request) };
+    let reservation =
+        Reservation { holder: Some(holder), ..reservation(records.host, target.server, request) };
     let new = NewAttachment {
         id: AttachmentId(Uuid::new_v4()),
         device: records.at("0000:04:10.0"),
@@ -71,7 +72,7 @@ pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_delete
     };
     let wanted = [new];
     assert!(store.reserve(reservation, &wanted).await.unwrap());
-    assert_eq!(store.attachments_held_by(holder.unwrap()).await.unwrap()[0].id, wanted[0].id);
+    assert_eq!(store.attachments_held_by(holder).await.unwrap()[0].id, wanted[0].id);
     // All or none.
     let refused = store.begin_bind(&[bind(made[1], None), bind(made[0], None)]).await;
     assert!(matches!(refused, Err(Error::Conflict(_))));
@@ -99,7 +100,7 @@ pub(super) async fn cards_are_disabled_and_attributes_kept(records: Records) {
         assert_eq!(store.disabled_cards(host).await.unwrap().contains(&card), disabled);
     }
     let said = store.create_attribute(records.at("0000:04:00.0").id, "rack", "r1").await.unwrap();
-    assert_eq!(store.attributes().await.unwrap(), [said.clone()]);
+    assert_eq!(store.attributes().await.unwrap(), std::slice::from_ref(&said));
     assert!(store.delete_attribute(said.id).await.unwrap());
     assert!(!store.delete_attribute(said.id).await.unwrap());
 }
