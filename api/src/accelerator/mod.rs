@@ -42,6 +42,16 @@ impl fmt::Display for Holder {
     }
 }
 
+impl Holder {
+    /// Where it is given back: the path of a DELETE.
+    pub(crate) fn path(self) -> String {
+        match self {
+            Self::Accelerator(id) => format!("/accelerators/{id}"),
+            Self::AcceleratorRequest(id) => format!("/accelerator/v2/accelerator_requests/{id}"),
+        }
+    }
+}
+
 impl FromStr for Holder {
     type Err = String;
 

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
 use crate::service::{Service, hostdev_spec};
-use crate::store::{Attachment, Device, now};
+use crate::store::{Attachment, Device};
 use crate::who;
 
 impl Service {
@@ -27,8 +27,8 @@ impl Service {
     pub(super) async fn compare(&self, host: &Host, server: ServerId) -> Result<Vec<Finding>, Error> {
         // What someone works on while the documents are read may be in them or not, whatever its record says then.
         // Of an attach that ends in between they may say that it is not there.
-        let began = now();
         self.store.refresh().await?;
+        let began = self.store.event_bounds().await?.last;
         // A call that is still out may change the domain after it was read. It is heard of when it comes back.
         let out = host.stuck(server).is_some();
         let mut rows = self.store.attachments_of(server).await?;
@@ -45,7 +45,9 @@ impl Service {
         let busy = self.in_flight.of(aliases.iter().copied()).await?;
         for id in aliases {
             let row = self.store.attachment(id).await?;
-            let just_ended = row.as_ref().is_some_and(|row| row.ended_at.is_some_and(|ended| ended >= began));
+            let ended = row.as_ref().is_some_and(|row| row.state.is_final());
+            // By what was told, and not by the clock, which may have been put back.
+            let just_ended = ended && self.store.told_of_after(began, id).await?;
             if !just_ended && !busy.contains(&id) {
                 named.insert(id, row);
             }

@@ -4,7 +4,7 @@
 //! attachment ([`seen`]). So what a crash left behind settles with the attachment, and only a request without one has
 //! to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
@@ -17,9 +17,9 @@ use crate::attachment::detach::DetachRequest;
 use crate::busy;
 use crate::error::Error;
 use crate::id::ArqId;
-use crate::inventory::{Alias, AliasRequest, AliasSpec, NumaPolicy};
+use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
-use crate::store::{Arq, ArqState, ArqTarget, Attachment, DevType, Device};
+use crate::store::{Arq, ArqState, ArqTarget, Attachment, Device};
 use crate::who;
 
 /// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
@@ -287,21 +287,7 @@ impl Service {
     ) {
         let (id, server) = (bind.id, bind.target.server);
         let name = format!("accelerator request {id}");
-        let of_type = |device_type| AliasSpec {
-            among: Some(candidates.clone()),
-            vendor_id: None,
-            product_id: None,
-            device_type,
-            live_migratable: None,
-            resource_class: None,
-            traits: BTreeSet::new(),
-            extra_info: BTreeMap::new(),
-        };
-        let alias = Alias {
-            name: name.clone(),
-            specs: vec![of_type(None), of_type(Some(DevType::Pf))],
-            numa_policy: NumaPolicy::Preferred,
-        };
+        let alias = Alias::among(name.clone(), &candidates, NumaPolicy::Preferred);
         let attached = self.attach(AttachRequest {
             server,
             aliases: vec![AliasRequest { name, count: 1 }],

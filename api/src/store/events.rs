@@ -473,6 +473,16 @@ impl Store {
         Ok(EventBounds { pruned: EventId(row.try_get("pruned")?), last: EventId(row.try_get("last")?) })
     }
 
+    /// Whether anything was told of an attachment after an event.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn told_of_after(&self, after: EventId, id: AttachmentId) -> Result<bool, Error> {
+        let told = query("SELECT id FROM events WHERE id > $1 AND attachment_id = $2 LIMIT 1");
+        let told = told.bind(after.0).bind(id.to_string()).fetch_optional(&self.read).await?;
+        Ok(told.is_some())
+    }
+
     /// The id of the last event that was committed, as it goes up.
     pub fn event_ids(&self) -> watch::Receiver<EventId> {
         self.last_event.subscribe()
