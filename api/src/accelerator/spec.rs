@@ -24,7 +24,7 @@ pub struct AccSpec {
     pub remotable: i64,
     /// How many devices make it up; 0 makes up none.
     pub num: u32,
-    /// A word such as GPU, or [`UNKNOWN`].
+    /// A word such as GPU, or UNKNOWN.
     pub device_type: String,
     /// The use that it is for, such as Crypto; may be empty.
     pub acc_type: String,
