@@ -608,6 +608,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::DeviceCleaned
             | EventKind::AttachmentGivenBack
             | EventKind::BindingState
+            | EventKind::MdevState
             | EventKind::RuleAdded
             | EventKind::RuleChanged
             | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
