@@ -473,7 +473,10 @@ impl Service {
     ) -> Result<(), Error> {
         // A call that is still out may make or plug one after it was looked.
         let out = host.hypervisor.overdue();
-        let out = out.iter().any(|call| call.domain.is_none_or(|domain| domain == server.0));
+        let is_out = |row: &Mdev| {
+            let uuid = row.id.to_string();
+            out.iter().any(|call| call.domain == Some(server.0) || call.operation.contains(&uuid))
+        };
         let mut mine = Vec::new();
         for row in self.store.mdevs_of(server).await? {
             if row.hypervisor != host.row.id {
@@ -482,7 +485,9 @@ impl Service {
             let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
             // It may have gone on before nobody worked on it; from here on nobody else does.
             let row = self.store.mdev(row.id).await?.filter(|row| !row.state.is_final());
-            mine.extend(row.filter(|row| !out || row.state == State::Attached).map(|row| (row, guard)));
+            mine.extend(
+                row.filter(|row| row.state == State::Attached || !is_out(row)).map(|row| (row, guard)),
+            );
         }
         if mine.is_empty() {
             return Ok(());
