@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hotslot_tests::{Answer, Hotslot, host};
+use hotslot_tests::{Answer, Hotslot, host, path as path_of};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -304,6 +304,88 @@ async fn it_goes_with_its_server_and_comes_back_with_its_start() {
     service.until("g1 is gone", async || status(&service, &path).await == "available").await;
     assert_eq!(uuids(&service).await, Vec::<String>::new());
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
+    let service = Hotslot::bare(&host("accelerators"), PCI, |dir| {
+        let card = std::fs::read_to_string(dir.join("devices/pci_0000_41_00_0.xml")).unwrap();
+        let other = card.replace("0000_41_00_0", "0000_42_00_0").replace("0000:41:00.0", "0000:42:00.0");
+        let other = other.replace("<bus>65</bus>", "<bus>66</bus>").replace("bus='0x41'", "bus='0x42'");
+        let other = other.replace("iommuGroup number='40'", "iommuGroup number='42'");
+        std::fs::write(dir.join("devices/pci_0000_42_00_0.xml"), other).unwrap();
+        std::fs::remove_file(dir.join(FIRSTS_FILE)).unwrap();
+    })
+    .await;
+    let one = json!({ "mdev_type": EIGHT });
+    let (a, b) = (made(&service, "a", one.clone()).await, made(&service, "b", one).await);
+    let three = made(&service, "three", json!({ "mdev_type": EIGHT, "num": 3 })).await;
+    let parents = |body: Value| {
+        let devices = body["devices"].as_array().unwrap().clone();
+        devices.iter().map(|device| device["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(parents(attach(&service, &a, G1).await.expect(200).body), [GPU]);
+    assert_eq!(parents(attach(&service, &b, G2).await.expect(200).body), [GPU]);
+    let whole = service.attach(G1, "gpu:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(whole["address"], "0000:42:00.0");
+    let refused = attach(&service, &three, G2).await.expect(409);
+    assert!(refused.message().contains("3 of nvidia-233, and 0 can be made"), "{}", refused.message());
+    service.delete(&path_of(&whole)).await.expect(200);
+    service.delete(&a).await.expect(204);
+    service.delete(&b).await.expect(204);
+    let mut of_both = parents(attach(&service, &three, G2).await.expect(200).body);
+    of_both.sort();
+    assert_eq!(of_both, [GPU, GPU, "0000:42:00.0"]);
+    service.delete(&three).await.expect(204);
+    assert_eq!(uuids(&service).await, Vec::<String>::new());
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_others_gave_a_guest_is_shown_and_left_alone() {
+    let hostdev = format!(
+        "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'><source><address uuid='{FIRST}'/></source>\
+         <alias name='hostdev0'/>\
+         <address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/></hostdev>\n    <memballoon"
+    );
+    let mut service = Hotslot::bare(&host("accelerators"), PCI, |dir| {
+        let file = dir.join("domains/g1.xml");
+        let domain = std::fs::read_to_string(&file).unwrap();
+        assert!(domain.contains("<memballoon"));
+        std::fs::write(file, domain.replace("<memballoon", &hostdev)).unwrap();
+    })
+    .await;
+    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    for _ in 0..2 {
+        let first =
+            json!({ "uuid": FIRST, "type": FOUR, "instance_uuid": G1, "holder": null, "status": null });
+        assert_eq!(card(&service).await["mdevs"], json!([first]));
+        attach(&service, &path, G1).await.expect(200);
+        service.delete(&path).await.expect(204);
+        service.kill();
+        service.start_again().await;
+    }
+    expect_untouched(&service).await;
+}
+
+#[tokio::test]
+async fn it_is_not_asked_for_where_the_policy_says_so_but_by_force() {
+    let pci = PCI.replace(r#"{"vendor_id": "10de"}'"#, r#"{"vendor_id": "10de", "hot_unplug": "refuse"}'"#);
+    assert_ne!(pci, PCI);
+    let service = Hotslot::bare(&host("accelerators"), &pci, |_| ()).await;
+    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    attach(&service, &path, G1).await.expect(200);
+    let refused = service.delete(&path).await.expect(409);
+    assert!(refused.message().contains("hot_unplug = refuse"), "{}", refused.message());
+    assert_eq!(status(&service, &path).await, "attached");
+    // By force it leaves the definition for good, and the guest when it lets go or is off.
+    service.sim("guest g1 unplug=refuse");
+    let refused = service.delete(&format!("{path}?force=true")).await.expect(409);
+    assert!(refused.message().contains("stays detaching"), "{}", refused.message());
+    assert_eq!(service.plugged().len(), 1, "it is out of the definition");
+    service.sim("destroy g1");
+    service.until("it is gone", async || status(&service, &path).await == "available").await;
+    expect_untouched(&service).await;
 }
 
 /// Every call to the host fails, is lost, or is the last one of a service that is killed; whatever was cut off, in the
