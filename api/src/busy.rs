@@ -2,6 +2,8 @@
 //! processes.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,36 +16,38 @@ use crate::store::{Held, Locks};
 /// How often it is looked whether another process has finished.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A set of attachments, each in it for as long as its guard lives.
+/// A set of attachments, or of other things with ids, each in it for as long as its guard lives.
 #[derive(Debug)]
-pub(crate) struct Busy {
-    ids: Mutex<HashSet<AttachmentId>>,
+pub(crate) struct Busy<Id: Copy + Eq + Hash = AttachmentId> {
+    ids: Mutex<HashSet<Id>>,
     left: Notify,
     /// What the work is called between processes.
     work: &'static str,
     locks: Locks,
 }
 
-/// Takes its attachments out of the set when it is dropped.
+/// Takes its ids out of the set when it is dropped.
 #[must_use]
-pub(crate) struct Guard {
-    busy: Arc<Busy>,
-    ids: Vec<AttachmentId>,
+pub(crate) struct Guard<Id: Copy + Eq + Hash = AttachmentId> {
+    busy: Arc<Busy<Id>>,
+    ids: Vec<Id>,
     held: Vec<Held>,
 }
 
-impl Busy {
+impl<Id: Copy + Eq + Hash> Busy<Id> {
+    fn set(&self) -> MutexGuard<'_, HashSet<Id>> {
+        // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<Id: Copy + Eq + Hash + Display> Busy<Id> {
     /// Nobody works yet.
     pub(crate) fn new(work: &'static str, locks: Locks) -> Arc<Self> {
         Arc::new(Self { ids: Mutex::default(), left: Notify::new(), work, locks })
     }
 
-    fn set(&self) -> MutexGuard<'_, HashSet<AttachmentId>> {
-        // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn name(&self, id: AttachmentId) -> String {
+    fn name(&self, id: Id) -> String {
         format!("{} {id}", self.work)
     }
 
@@ -51,10 +55,7 @@ impl Busy {
     ///
     /// # Errors
     /// The database's.
-    pub(crate) async fn of(
-        &self,
-        ids: impl IntoIterator<Item = AttachmentId>,
-    ) -> Result<HashSet<AttachmentId>, Error> {
+    pub(crate) async fn of(&self, ids: impl IntoIterator<Item = Id>) -> Result<HashSet<Id>, Error> {
         let ids: Vec<_> = ids.into_iter().collect();
         let mut busy: HashSet<_> = ids.iter().copied().filter(|id| self.set().contains(id)).collect();
         let elsewhere = self.locks.elsewhere(ids.iter().map(|id| self.name(*id)).collect()).await?;
@@ -66,7 +67,7 @@ impl Busy {
     ///
     /// # Errors
     /// The database's.
-    pub(crate) async fn idle(&self, id: AttachmentId) -> Result<(), Error> {
+    pub(crate) async fn idle(&self, id: Id) -> Result<(), Error> {
         loop {
             let left = self.left.notified();
             if !self.set().contains(&id) {
@@ -86,8 +87,8 @@ impl Busy {
     /// The database's.
     pub(crate) async fn enter(
         self: &Arc<Self>,
-        ids: impl IntoIterator<Item = AttachmentId>,
-    ) -> Result<Guard, Error> {
+        ids: impl IntoIterator<Item = Id>,
+    ) -> Result<Guard<Id>, Error> {
         let mut guard = Guard { busy: Arc::clone(self), ids: ids.into_iter().collect(), held: Vec::new() };
         self.set().extend(guard.ids.iter().copied());
         for id in &guard.ids {
@@ -100,7 +101,7 @@ impl Busy {
     ///
     /// # Errors
     /// The database's.
-    pub(crate) async fn try_enter(self: &Arc<Self>, id: AttachmentId) -> Result<Option<Guard>, Error> {
+    pub(crate) async fn try_enter(self: &Arc<Self>, id: Id) -> Result<Option<Guard<Id>>, Error> {
         if !self.set().insert(id) {
             return Ok(None);
         }
@@ -113,7 +114,7 @@ impl Busy {
     }
 }
 
-impl Drop for Guard {
+impl<Id: Copy + Eq + Hash> Drop for Guard<Id> {
     fn drop(&mut self) {
         // First, so that whoever enters next in this process asks for the lock after it was given back.
         self.held.clear();

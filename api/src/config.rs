@@ -58,6 +58,8 @@ pub struct Api {
     pub listen: Listen,
     /// How many attaches and detaches may be under way or waiting on one host, at least 1; more are refused.
     pub queue: NonZeroU32,
+    /// Who says who calls.
+    pub identity: IdentityFrom,
     /// How long a POST with an `Idempotency-Key` is known when it is sent again, in seconds.
     pub idempotency_time: Seconds,
 }
@@ -74,9 +76,20 @@ impl Default for Api {
         Self {
             listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9774))),
             queue: Self::QUEUE,
+            identity: IdentityFrom::None,
             idempotency_time: Seconds(Duration::from_secs(86_400)),
         }
     }
+}
+
+/// Who says who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityFrom {
+    /// Nobody: whoever reaches the socket is the administrator.
+    None,
+    /// A proxy in front, in the headers of keystonemiddleware.
+    Headers,
 }
 
 /// Where the API listens. Nothing but this machine can reach it until there is identity.

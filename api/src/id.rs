@@ -53,6 +53,18 @@ uuid_id!(
     AcceleratorId
 );
 uuid_id!(
+    /// A device profile: what accelerator requests ask for by its name.
+    DeviceProfileId
+);
+uuid_id!(
+    /// An accelerator request: one device that is asked for by a device profile.
+    ArqId
+);
+uuid_id!(
+    /// An attribute: something that is said of a deployable.
+    AttributeId
+);
+uuid_id!(
     /// A binding: one device that its host itself holds.
     BindingId
 );

@@ -3,6 +3,7 @@
 //! ```text
 //! http          routes, wire formats, status codes
 //! accelerator   devices that are given away under names of their own, to a server or to the host itself
+//! cyborg        Cyborg's nouns: cards, device profiles, accelerator requests
 //! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
 //! inventory     device specs, aliases, the device table, which device a request gets
 //! host          the configured hypervisors
@@ -20,6 +21,7 @@ pub mod accelerator;
 pub mod attachment;
 mod busy;
 pub mod config;
+pub mod cyborg;
 pub mod error;
 pub mod flavor;
 pub mod host;

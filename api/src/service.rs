@@ -18,7 +18,7 @@ use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
 use crate::flavor;
 use crate::host::{self, Host};
-use crate::id::{HypervisorId, ServerId};
+use crate::id::{ArqId, HypervisorId, ServerId};
 use crate::inventory::{Rule, Rules};
 use crate::others;
 use crate::retention;
@@ -43,6 +43,8 @@ pub struct Service {
     pub(crate) in_flight: Arc<Busy>,
     /// Attachments whose address is being verified.
     pub(crate) verifying: Arc<Busy>,
+    /// Accelerator requests that someone works on.
+    pub(crate) binding: Arc<Busy<ArqId>>,
     /// Attaches to one server go in turn, and requests of one idempotency key and path.
     pub(crate) turns: Turns,
     /// On which host a server was found the last time.
@@ -118,6 +120,7 @@ impl Service {
         }
         let in_flight = Busy::new("attachment", store.locks());
         let verifying = Busy::new("address of attachment", store.locks());
+        let binding = Busy::new("accelerator request", store.locks());
         let turns = Turns::new(store.locks());
         let (changing, homes, stopping) = Default::default();
         for entry in &config.pci.unguarded {
@@ -135,6 +138,7 @@ impl Service {
             templates,
             in_flight,
             verifying,
+            binding,
             turns,
             homes,
             webhooks,

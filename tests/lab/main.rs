@@ -2,8 +2,11 @@
 //!
 //! Each test starts from the state that `lab-reset` makes. They share one VM, so they run one after the other.
 
+mod accelerators;
+mod detach;
 mod failures;
 mod inventory;
 mod outages;
 mod power;
+mod remote;
 mod topologies;

@@ -1,9 +1,11 @@
-//! libvirtd restarted and killed, hotslot killed: afterwards records and libvirt agree.
+//! libvirtd restarted, killed and stopped, hotslot killed: afterwards records and libvirt agree.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hotslot_tests::lab::{Lab, id};
-use hotslot_tests::{attachments, path};
+use hotslot_tests::lab::{CONFIG, Lab, id};
+use hotslot_tests::{Answer, attachments, path};
+use serde_json::Value;
+use tokio::task::JoinHandle;
 
 #[tokio::test]
 async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
@@ -42,6 +44,94 @@ async fn without_libvirtd_requests_are_503_and_nothing_is_lost() {
     lab.sh("systemctl start libvirtd");
     lab.ready().await;
     lab.detach(&vf).await.expect(200);
+    lab.expect_nothing_left().await;
+}
+
+fn attaching(lab: &Lab) -> JoinHandle<Answer> {
+    let api = lab.api.clone();
+    tokio::spawn(async move { api.attach(id("q35"), "vf:1").await })
+}
+
+fn detaching(lab: &Lab, attachment: &Value) -> JoinHandle<Answer> {
+    let (api, path) = (lab.api.clone(), path(attachment));
+    tokio::spawn(async move { api.delete(&path).await })
+}
+
+/// What q35 has, once everybody says the same. An attach that was answered 200 is there, any other is not.
+async fn after_attach(lab: &Lab, answer: &Answer) -> Option<Value> {
+    let took = lab.agreed("q35").await;
+    let rows = lab.attachments(id("q35")).await;
+    println!("the attach was answered {} {}; agreement after {took:?}", answer.status, answer.message());
+    assert!([200, 503].contains(&answer.status), "{:#}", answer.body);
+    assert_eq!(rows.len(), usize::from(answer.status == 200), "{rows:#?}");
+    rows.into_iter().next()
+}
+
+/// A detach that was asked for is done in the end, whatever was answered.
+async fn after_detach(lab: &Lab, vf: &Value, answer: &Answer) {
+    let took = lab.agreed("q35").await;
+    println!("the detach was answered {} {}; agreement after {took:?}", answer.status, answer.message());
+    assert!([200, 409, 503].contains(&answer.status), "{:#}", answer.body);
+    lab.get(&path(vf)).await.expect(404);
+    assert_eq!(lab.driver(&vf["address"]), "igbvf");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
+    let limits = "[libvirt]\ncall_timeout = 8\nattach_timeout = 8\n";
+    let lab = Lab::with(&format!("{limits}{CONFIG}")).await;
+    let stopped = async |state: &str, request: JoinHandle<Answer>, seconds: u64| {
+        let watch = lab.watch();
+        let begun = Instant::now();
+        let answer = request.await.unwrap();
+        lab.hit().await;
+        println!("{state}: answered after {:?}", begun.elapsed());
+        if answer.status != 200 {
+            // Said as it is: nobody knows yet.
+            let row = lab.get("/v2/t/os-pci_attachments").await.expect(200).body["pciAttachment"][0].clone();
+            assert_eq!(row["status"], "detaching", "{row:#}");
+            println!("{state}: {}", row["status_reason"]);
+        }
+        tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(begun.elapsed())).await;
+        lab.sh("kill -CONT $(pidof libvirtd)");
+        let longest = watch.longest().await;
+        println!("{state}: the slowest answer meanwhile took {longest:?}");
+        assert!(longest < Duration::from_secs(5), "a hung libvirtd holds the API up");
+        answer
+    };
+    // Calls are given up, the connection lives.
+    lab.once("attaching", "kill -STOP $(pidof libvirtd)").await;
+    let answer = stopped("attaching", attaching(&lab), 13).await;
+    let vf = match after_attach(&lab, &answer).await {
+        Some(vf) => vf,
+        None => lab.attach_one("q35", "vf").await,
+    };
+    // The connection is given up, too.
+    lab.once("detaching", "kill -STOP $(pidof libvirtd)").await;
+    let answer = stopped("detaching", detaching(&lab, &vf), 26).await;
+    after_detach(&lab, &vf, &answer).await;
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libvirtd_is_killed_and_restarted_in_the_middle() {
+    let lab = Lab::fresh().await;
+    let watch = lab.watch();
+    for outage in ["kill -KILL $(pidof libvirtd)", "systemctl restart libvirtd"] {
+        println!("{outage}");
+        lab.once("attaching", outage).await;
+        let answer = attaching(&lab).await.unwrap();
+        lab.hit().await;
+        let vf = match after_attach(&lab, &answer).await {
+            Some(vf) => vf,
+            None => lab.attach_one("q35", "vf").await,
+        };
+        lab.once("detaching", outage).await;
+        let answer = detaching(&lab, &vf).await.unwrap();
+        lab.hit().await;
+        after_detach(&lab, &vf, &answer).await;
+    }
+    println!("the slowest answer meanwhile took {:?}", watch.longest().await);
     lab.expect_nothing_left().await;
 }
 

@@ -1,10 +1,12 @@
 //! The lab of `vagrant/`, with a service of the test's own in its VM, reached over a forwarded port of loopback.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::{Answer, Api, path};
 
@@ -21,7 +23,7 @@ const GUESTS: [(&str, &str); 6] = [
 const PORT: u16 = 19774;
 
 /// How long anything may take that ought to happen by itself: a VM within a VM, in software on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The service's configuration in the lab.
 pub const CONFIG: &str = r#"
@@ -62,6 +64,44 @@ impl std::ops::Deref for Lab {
     }
 }
 
+/// Watches the records for an attachment in the state that is its first argument, and runs its second.
+const ONCE: &str = r#"
+import sqlite3, subprocess, sys, time
+db = sqlite3.connect("file:/var/lib/hotslot/hotslot.db?mode=ro", uri=True, timeout=10)
+open("/run/watching", "w").close()
+while not db.execute("SELECT 1 FROM attachments WHERE state = ?", sys.argv[1:2]).fetchone():
+    time.sleep(0.005)
+subprocess.run(sys.argv[2], shell=True, check=True)
+open("/run/hit", "w").close()
+"#;
+
+/// Someone who asks the API over and over.
+pub struct Watch {
+    end: oneshot::Sender<()>,
+    task: JoinHandle<Duration>,
+}
+
+impl Watch {
+    /// Ends it, and answers how long the slowest answer took. A request that was not answered fails the test.
+    pub async fn longest(self) -> Duration {
+        let _ = self.end.send(()); // gone: the task says why
+        self.task.await.expect("every answer")
+    }
+}
+
+/// The binary that the lab runs.
+pub fn release() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/hotslot")
+}
+
+/// A value of the file in which `vagrant/up` says how the VM is reached.
+pub fn environment(key: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant/.lab/env");
+    let text = std::fs::read_to_string(file).expect("the lab is up");
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.expect("a key of the file").to_owned()
+}
+
 fn script(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant").join(name))
 }
@@ -86,20 +126,35 @@ impl Lab {
 
     /// [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
+        let lab = Self::idle();
+        let config = config.replace('\'', r"'\''");
+        lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
+        lab.put(&release(), "/usr/local/bin/hotslot");
+        lab.forward(PORT, 9774);
+        lab.serve().await;
+        lab
+    }
+
+    /// The lab in the state that tests start from, without a service in it.
+    pub fn idle() -> Self {
         let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) };
         lab.stop();
         lab.sh("lab-reset");
-        let config = config.replace('\'', r"'\''");
-        lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
-        let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/hotslot");
-        let mut put = script("put");
-        put.arg(binary).arg("/usr/local/bin/hotslot");
-        run(put);
-        let mut forward = script("forward");
-        forward.args([PORT.to_string(), "9774".into()]);
-        run(forward);
-        lab.serve().await;
         lab
+    }
+
+    /// Copies a file or a directory into the VM.
+    pub fn put(&self, from: &Path, to: &str) {
+        let mut put = script("put");
+        put.arg(from).arg(to);
+        run(put);
+    }
+
+    /// Makes a port of the VM's loopback reachable at one of this machine's.
+    pub fn forward(&self, here: u16, there: u16) {
+        let mut forward = script("forward");
+        forward.args([here.to_string(), there.to_string()]);
+        run(forward);
     }
 
     /// Runs a line in the VM and returns what it printed.
@@ -152,6 +207,82 @@ impl Lab {
         let aliases = "for d in $(virsh -q list --all --name); do virsh dumpxml $d; virsh dumpxml --inactive $d; \
                        done | grep -c \"alias name='ua-\" || true";
         assert_eq!(self.sh(aliases), "0", "an alias is left in a domain's document");
+    }
+
+    /// Has a line run in the VM at the moment when an attachment's record comes to be in a state, and goes on once
+    /// someone watches for that. [`hit`](Self::hit) says whether it did.
+    pub async fn once(&self, state: &str, line: &str) {
+        self.sh(&format!("rm -f /run/watching /run/hit; cat >/tmp/once.py <<'END'\n{ONCE}\nEND"));
+        let line = line.replace('\'', r"'\''");
+        self.sh(&format!(
+            "setsid timeout 300 python3 /tmp/once.py {state} '{line}' >/tmp/once.log 2>&1 </dev/null & true"
+        ));
+        self.until_sh("someone watches the records", "ls /run/watching 2>/dev/null || true", "/run/watching")
+            .await;
+    }
+
+    /// Waits until the line of [`once`](Self::once) has been run: it has, when what it waited for was there.
+    pub async fn hit(&self) {
+        self.until_sh("what was to happen in the middle", "ls /run/hit 2>/dev/null || true", "/run/hit")
+            .await;
+    }
+
+    /// Asks the API for what it knows by itself, over and over, until that is ended.
+    pub fn watch(&self) -> Watch {
+        let api = self.api.clone();
+        let (end, mut ended) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            while ended.try_recv().is_err() {
+                for path in ["/healthz", "/v2/t/os-pci_attachments", "/v2/t/os-pci/detail"] {
+                    let start = Instant::now();
+                    api.get(path).await.expect(200);
+                    longest = longest.max(start.elapsed());
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            longest
+        });
+        Watch { end, task }
+    }
+
+    /// Waits until the records of a guest, its documents and its host's drivers say the same and nothing is in
+    /// transition; answers how long that took.
+    pub async fn agreed(&self, guest: &str) -> Duration {
+        let start = Instant::now();
+        self.until("records, documents and drivers agree", async || self.agrees(id(guest)).await).await;
+        start.elapsed()
+    }
+
+    async fn agrees(&self, server: &str) -> bool {
+        if self.get("/readyz").await.status != 200
+            || self.get("/v2/t/drift").await.expect(200).body["drift"] != json!([])
+        {
+            return false;
+        }
+        let rows = self.attachments(server).await;
+        if rows.iter().any(|row| row["status"] != "attached") {
+            return false;
+        }
+        let list = |prefix: &str, key: &str| {
+            let mut all: Vec<_> =
+                rows.iter().map(|row| format!("{prefix}{}", row[key].as_str().expect("a text"))).collect();
+            all.sort();
+            all.join("\n")
+        };
+        let aliases = list("ua-", "attachment_id");
+        // A guest that is off has one document.
+        let [live, definition] = ["", "--inactive"]
+            .map(|which| format!("virsh dumpxml {server} {which} | grep -o 'ua-[-0-9a-f]*' | sort"));
+        let bound = if self.sh(&format!("virsh -q domstate {server}")) == "shut off" {
+            String::new()
+        } else {
+            list("", "address")
+        };
+        let vfio = "ls -d /sys/bus/pci/drivers/vfio-pci/*:* 2>/dev/null | xargs -r -n 1 basename | sort";
+        [(live, &aliases), (definition, &aliases), (vfio.to_owned(), &bound)]
+            .iter()
+            .all(|(line, wanted)| self.sh(&format!("{line} || true")) == **wanted)
     }
 
     /// Waits until something is so in the VM.

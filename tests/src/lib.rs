@@ -2,6 +2,7 @@
 //! a simulated host of its own, spoken to by HTTP.
 
 pub mod lab;
+pub mod link;
 pub mod measure;
 pub mod oracle;
 pub mod postgres;
@@ -60,6 +61,7 @@ pub struct Api {
 /// A service on a simulated host, with a database of its own.
 pub struct Hotslot {
     dir: tempfile::TempDir,
+    binary: PathBuf,
     child: Child,
     api: Api,
     log: Arc<Mutex<String>>,
@@ -94,6 +96,13 @@ impl Answer {
     /// The message of a fault.
     pub fn message(&self) -> &str {
         self.body.as_object().and_then(|fault| fault.values().next()?["message"].as_str()).unwrap_or_default()
+    }
+
+    /// What Cyborg's form of a fault says: a JSON document as a string.
+    pub fn fault_string(&self) -> String {
+        let text = self.body["error_message"].as_str().expect("an error_message");
+        let fault: Value = serde_json::from_str(text).expect("JSON in the error_message");
+        fault["faultstring"].as_str().expect("a faultstring").to_owned()
     }
 
     /// Fails the test unless the status is the one expected.
@@ -167,6 +176,22 @@ impl Hotslot {
     }
 
     async fn begin(dir: tempfile::TempDir, config: &str) -> Self {
+        let start = Instant::now();
+        let mut service = Self::launch(binary(), dir, config);
+        service.ready().await;
+        service.ready_in = start.elapsed();
+        service
+    }
+
+    /// Serves whatever hosts a configuration names, with a binary and a patience of the caller's; does not wait until
+    /// it is ready.
+    pub fn of(binary: &Path, config: &str, patience: Duration) -> Self {
+        let mut service = Self::launch(binary.to_owned(), tempfile::tempdir().expect("a directory"), config);
+        service.api = service.api.patient(patience);
+        service
+    }
+
+    fn launch(binary: PathBuf, dir: tempfile::TempDir, config: &str) -> Self {
         let config = format!(
             "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
@@ -174,12 +199,9 @@ impl Hotslot {
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
         let log = Arc::default();
         let start = Instant::now();
-        let (child, url) = serve(Command::new(binary()), dir.path(), &log);
+        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
         let started_in = start.elapsed();
-        let mut service = Self { dir, child, api: Api::at(url), log, started_in, ready_in: started_in };
-        service.ready().await;
-        service.ready_in = start.elapsed();
-        service
+        Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in }
     }
 
     /// The same, on another database, which is empty.
@@ -294,19 +316,19 @@ impl Hotslot {
 
     /// Starts it again on what it left behind, and waits until it is ready.
     pub async fn start_again(&mut self) {
-        self.start_by(Command::new(binary())).await;
+        self.start_by(Command::new(&self.binary)).await;
     }
 
     /// Starts it again from a shell, after something that the shell does before.
     pub async fn start_again_after(&mut self, shell: &str) {
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(binary());
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(&self.binary);
         self.start_by(command).await;
     }
 
     async fn start_by(&mut self, command: Command) {
         let (child, url) = serve(command, self.dir.path(), &self.log);
-        (self.child, self.api) = (child, Api::at(url));
+        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
         self.ready().await;
     }
 
@@ -348,8 +370,8 @@ impl Api {
     }
 
     /// With another limit for what ought to happen by itself.
-    pub fn patient(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// Its URL.

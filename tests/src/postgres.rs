@@ -37,7 +37,7 @@ impl Server {
         line.trim().to_owned()
     }
 
-    /// Tells it to `stop`, `start`, `freeze` or `thaw`, and waits until that is done.
+    /// Tells it to `stop`, `start`, `freeze`, `thaw`, make a `standby` or `failover`, and waits until that is done.
     pub fn tell(&mut self, what: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
         writeln!(input, "{what}").expect("tell tools/postgres");

@@ -1,8 +1,10 @@
-//! The database: a backup of a service that is at work, and what it is worth; a service on PostgreSQL; and SQLite
+//! The database: a backup of a service that is at work, and what it is worth; a service on PostgreSQL, which restarts, stands still and fails over; and SQLite
 //! locked, full, read-only: the service says so, goes on answering what it can, and is back by itself.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -174,6 +176,42 @@ async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
     }
     assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
     service.delete(&kept_path).await.expect(200);
+    service.expect_clean().await;
+    assert!(!service.log().contains("a request failed"), "{}", service.log());
+}
+
+#[tokio::test]
+async fn postgresql_fails_over_in_the_middle_of_attaches_and_nothing_is_lost() {
+    let mut database = postgres::Server::start();
+    let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
+    database.tell("standby");
+    let oracle = Oracle::of(&service).await;
+    let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let fail_over = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        database.tell("failover");
+        told.store(true, Ordering::Relaxed);
+        (database, Instant::now())
+    });
+    let mut answers = BTreeMap::<u16, u32>::new();
+    while !over.load(Ordering::Relaxed) {
+        let attached = service.attach(I440FX, "vf:1").await;
+        *answers.entry(attached.status).or_default() += 1;
+        for attachment in attached.body["pci_devices"].as_array().into_iter().flatten() {
+            *answers.entry(service.delete(&path(attachment)).await.status).or_default() += 1;
+        }
+    }
+    let (_database, since) = fail_over.await.unwrap();
+    assert!(answers.contains_key(&503) && !answers.contains_key(&500), "{answers:?}");
+    service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
+    oracle.settled(&service, Duration::from_secs(10)).await.unwrap();
+    println!("failed over: {answers:?}, everything agrees {:?} after the new one was there", since.elapsed());
+    assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
+    for attachment in service.attachments(I440FX).await.iter().chain([&kept]) {
+        service.delete(&path(attachment)).await.expect(200);
+    }
     service.expect_clean().await;
     assert!(!service.log().contains("a request failed"), "{}", service.log());
 }

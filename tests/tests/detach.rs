@@ -227,6 +227,23 @@ async fn force_takes_over_from_a_detach_under_way() {
 }
 
 #[tokio::test]
+async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced() {
+    let service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    service.sim("guest q35 unplug=ignore");
+    let (vf_path, forced) = (path(&vf), format!("{}?force=true&timeout=100ms", path(&vf)));
+    let (asked, forced) = tokio::join!(service.delete(&vf_path), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        service.delete(&forced).await
+    });
+    assert_eq!((asked.status, forced.status), (409, 409));
+    for said in ["is detaching", "not forced", "ask again with force"] {
+        assert!(forced.message().contains(said), "{}", forced.message());
+    }
+    assert_eq!(shown(&service, &vf).await["forced"], false);
+}
+
+#[tokio::test]
 async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_force() {
     let refuse = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'";
     let service = with(refuse, "").await;

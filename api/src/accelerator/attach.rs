@@ -1,6 +1,6 @@
 //! Attach and detach: into a server on the road that every device goes, to a host by a binding.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
@@ -11,7 +11,7 @@ use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AcceleratorId, ServerId};
-use crate::inventory::{Alias, AliasRequest, AliasSpec, NumaPolicy};
+use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
 use crate::store::{DevType, DeviceStatus};
 use crate::who;
@@ -83,19 +83,8 @@ impl Service {
         let spec = view.spec();
         let candidates = self.candidates(view, &host)?;
         let name = format!("accelerator {}", view.row.name);
-        let of_type = |device_type| AliasSpec {
-            among: Some(candidates.clone()),
-            vendor_id: None,
-            product_id: None,
-            device_type,
-            live_migratable: None,
-            resource_class: None,
-            traits: BTreeSet::new(),
-            extra_info: BTreeMap::new(),
-        };
         let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
-        let alias =
-            Alias { name: name.clone(), specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy };
+        let alias = Alias::among(name.clone(), &candidates, numa_policy);
         let attached = self.attach(AttachRequest {
             server,
             aliases: vec![AliasRequest { name, count: spec.num as usize }],
@@ -167,8 +156,8 @@ impl Service {
         if let Some(pinned) = &view.pinned {
             return Ok([pinned.facts.address].into());
         }
-        let answered: BTreeMap<&str, ()> =
-            rows.iter().flat_map(|row| row.facts.extra_info.keys()).map(|key| (key.as_str(), ())).collect();
+        let answered: BTreeSet<_> =
+            rows.iter().flat_map(|row| row.facts.extra_info.keys()).map(String::as_str).collect();
         let (mut found, mut free, mut pfs, mut nearest) = (BTreeSet::new(), 0, BTreeSet::new(), None);
         for row in &rows {
             let Some(function) = functions.get(&row.facts.address) else { continue };

@@ -21,7 +21,7 @@ pub use self::spec::AccSpec;
 use crate::attachment::State;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ServerId};
+use crate::id::{AcceleratorId, ArqId, ServerId};
 use crate::service::Service;
 use crate::store::{Accelerator, Attachment, Binding, Device, Mdev, words};
 
@@ -30,12 +30,25 @@ use crate::store::{Accelerator, Attachment, Binding, Device, Mdev, words};
 pub enum Holder {
     /// An accelerator.
     Accelerator(AcceleratorId),
+    /// An accelerator request.
+    AcceleratorRequest(ArqId),
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Accelerator(id) => write!(f, "accelerator:{id}"),
+            Self::AcceleratorRequest(id) => write!(f, "accelerator-request:{id}"),
+        }
+    }
+}
+
+impl Holder {
+    /// Where it is given back: the path of a DELETE.
+    pub(crate) fn path(self) -> String {
+        match self {
+            Self::Accelerator(id) => format!("/accelerators/{id}"),
+            Self::AcceleratorRequest(id) => format!("/accelerator/v2/accelerator_requests/{id}"),
         }
     }
 }
@@ -46,6 +59,7 @@ impl FromStr for Holder {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':').map(|(noun, id)| (noun, id.parse::<Uuid>())) {
             Some(("accelerator", Ok(id))) => Ok(Self::Accelerator(AcceleratorId(id))),
+            Some(("accelerator-request", Ok(id))) => Ok(Self::AcceleratorRequest(ArqId(id))),
             _ => Err(format!("`{text}` is no holder")),
         }
     }

@@ -1,6 +1,6 @@
 //! `acc_specs`: what an accelerator is to be.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::{self, DeviceType};
@@ -146,7 +146,7 @@ impl AccSpec {
         &self,
         device: &HostDevice,
         facts: &DeviceFacts,
-        answered: &BTreeMap<&str, ()>,
+        answered: &BTreeSet<&str>,
     ) -> Option<String> {
         let other = |key: &str, has: &dyn std::fmt::Display, wanted: &dyn std::fmt::Display| {
             Some(format!("its {key} is {has}, not {wanted}"))
@@ -167,21 +167,19 @@ impl AccSpec {
             let has = facts.numa_node.map_or_else(|| "not known".to_owned(), |node| node.to_string());
             return other("NUMA node", &has, &node);
         }
-        self.capability.iter().filter(|(key, _)| answered.contains_key(key.as_str())).find_map(
-            |(key, wanted)| {
-                let wanted = match wanted {
-                    Value::String(text) => text.clone(),
-                    Value::Bool(_) | Value::Number(_) => wanted.to_string(),
-                    // What has parts is no text that a device could answer.
-                    Value::Null | Value::Array(_) | Value::Object(_) => return None,
-                };
-                match facts.extra_info.get(key) {
-                    Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
-                    Some(has) => other(key, has, &wanted),
-                    None => Some(format!("it says nothing of {key}, and {wanted} is asked for")),
-                }
-            },
-        )
+        self.capability.iter().filter(|(key, _)| answered.contains(key.as_str())).find_map(|(key, wanted)| {
+            let wanted = match wanted {
+                Value::String(text) => text.clone(),
+                Value::Bool(_) | Value::Number(_) => wanted.to_string(),
+                // What has parts is no text that a device could answer.
+                Value::Null | Value::Array(_) | Value::Object(_) => return None,
+            };
+            match facts.extra_info.get(key) {
+                Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
+                Some(has) => other(key, has, &wanted),
+                None => Some(format!("it says nothing of {key}, and {wanted} is asked for")),
+            }
+        })
     }
 }
 

@@ -34,7 +34,9 @@ pub struct DetachRequest {
 fn held_by(attachment: &Attachment) -> Error {
     let id = attachment.id;
     Error::Conflict(match attachment.holder {
-        Some(holder) => format!("attachment {id} was made for {holder}; detach that"),
+        Some(holder) => {
+            format!("attachment {id} was made for {holder}: DELETE {} gives it back", holder.path())
+        }
         None => format!("attachment {id} was made by itself; detach it under os-pci_attachments"),
     })
 }
@@ -102,7 +104,10 @@ impl Service {
                         match service.outcome_of_others(id, until).await {
                             Err(Error::Conflict(_)) if request.force => {
                                 let Some(guard) = service.in_flight.try_enter(id).await? else {
-                                    return service.outcome_of_others(id, until).await;
+                                    // Who asks goes by what was on record when it began.
+                                    let outcome = service.outcome_of_others(id, until).await;
+                                    let Err(Error::Conflict(why)) = outcome else { return outcome };
+                                    return Err(Error::Conflict(format!("{why}; {NOT_FORCED}")));
                                 };
                                 let first = service.intend(id, request.force).await?;
                                 service.detach_now(&host, id, Ask { until, first }, guard).await
@@ -274,6 +279,9 @@ impl Service {
         Ok((device.facts.address, unplugged))
     }
 }
+
+/// What a forced detach has not done whose time was over before its turn.
+const NOT_FORCED: &str = "not forced, for the guest was being asked already; ask again with force";
 
 /// What a forced detach has done, and what remains.
 const FORCED: &str = "forced: it was taken out of the domain's definition and the guest was asked, which is all \

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::attachments::detach_request;
 use super::body::{Page, Pairs, Path, base, id, links, read, time};
 use super::error::Fault;
+use super::identity::{Identity, Role};
 use crate::accelerator::{AccSpec, Held, HeldBy, Target, View};
 use crate::error::Error;
 use crate::id::{AcceleratorId, ServerId};
@@ -140,6 +141,7 @@ fn one(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -
 
 async fn list(
     State(service): State<Arc<Service>>,
+    _: Identity,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
@@ -159,6 +161,7 @@ async fn list(
 
 async fn show(
     State(service): State<Arc<Service>>,
+    _: Identity,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -209,20 +212,24 @@ async fn make(
 
 async fn create(
     State(service): State<Arc<Service>>,
+    identity: Identity,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
+    identity.needs(Role::Admin)?;
     make(&service, None, &uri, &headers, body).await
 }
 
 async fn create_as(
     State(service): State<Arc<Service>>,
+    identity: Identity,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
+    identity.needs(Role::Admin)?;
     let id = uuid(&path.accelerator_id, CREATE)?;
     make(&service, Some(id), &uri, &headers, body).await
 }
@@ -257,11 +264,13 @@ async fn replace(
 
 async fn put_spec(
     State(service): State<Arc<Service>>,
+    identity: Identity,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
+    identity.needs(Role::Admin)?;
     let id = path.id()?;
     let body: Map<String, Value> = read(&headers, body, SPEC)?;
     match (body.get("acc_specs"), body.keys().find(|key| *key != "acc_specs")) {
@@ -331,11 +340,13 @@ fn one_of<'a>(
 /// A body with `acc_specs` puts a spec, any other attaches.
 async fn update(
     State(service): State<Arc<Service>>,
+    identity: Identity,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
+    identity.needs(Role::Admin)?;
     let id = path.id()?;
     let mut body: Map<String, Value> = read(&headers, body, ATTACH)?;
     if let Some(spec) = body.remove("acc_specs") {
@@ -355,9 +366,11 @@ async fn update(
 
 async fn detach(
     State(service): State<Arc<Service>>,
+    identity: Identity,
     Path(path): Path<AcceleratorPath>,
     Pairs(mut pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
     let id = path.id()?;
     let asked = pairs.len();
     pairs.retain(|(key, value)| key != "purge" || value != "true");

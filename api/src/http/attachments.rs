@@ -157,6 +157,7 @@ struct Wire {
     persistent: bool,
     forced: bool,
     request_id: RequestId,
+    holder: Option<String>,
     whole_group: bool,
     mac_address: Option<String>,
     vlan: Option<u16>,
@@ -173,6 +174,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
     let network = attachment.network;
     Wire {
         request_id: attachment.request,
+        holder: attachment.holder.map(|holder| holder.to_string()),
         whole_group: attachment.whole_group,
         mac_address: network.as_ref().map(|network| network.mac.to_string()),
         vlan: network.as_ref().and_then(|network| network.vlan).map(VlanTag::get),

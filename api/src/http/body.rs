@@ -26,12 +26,8 @@ pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
     Fault::new(rejection.status(), message)
 }
 
-/// Reads a JSON body. `example` is what would be right.
-pub(super) fn read<T: DeserializeOwned>(
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-    example: &str,
-) -> Result<T, Fault> {
+/// The body of a request, which is to be JSON.
+fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
     let body = body.map_err(|rejection| unreadable(&rejection))?;
     let kind =
         headers.get(header::CONTENT_TYPE).map_or("application/json", |kind| kind.to_str().unwrap_or(""));
@@ -40,23 +36,42 @@ pub(super) fn read<T: DeserializeOwned>(
         let message = format!("the body is `{kind}`; send application/json");
         return Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    let bad = |reason: &dyn std::fmt::Display| {
-        Fault::new(StatusCode::BAD_REQUEST, format!("bad body: {reason}; send {example}"))
-    };
     let levels = limits::nesting(&body);
     if levels > limits::NESTING {
-        return Err(bad(&format_args!(
-            "it has {levels} levels of objects and lists, and {} are allowed",
-            limits::NESTING
-        )));
+        let most = limits::NESTING;
+        let reason = format_args!("it has {levels} levels of objects and lists, and {most} are allowed");
+        return Err(bad(&reason, example));
     }
+    Ok(body)
+}
+
+fn bad(reason: &dyn std::fmt::Display, example: &str) -> Fault {
+    Fault::new(StatusCode::BAD_REQUEST, format!("bad body: {reason}; send {example}"))
+}
+
+/// Reads any JSON body. `example` is what would be right.
+pub(super) fn value(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    example: &str,
+) -> Result<serde_json::Value, Fault> {
+    serde_json::from_slice(&json(headers, body, example)?).map_err(|error| bad(&error, example))
+}
+
+/// Reads a JSON body that is an object. `example` is what would be right.
+pub(super) fn read<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    example: &str,
+) -> Result<T, Fault> {
+    let body = json(headers, body, example)?;
     // serde would take a list for a struct; every body here is an object in an object.
-    let value: serde_json::Value = serde_json::from_slice(&body).map_err(|error| bad(&error))?;
+    let value: serde_json::Value = serde_json::from_slice(&body).map_err(|error| bad(&error, example))?;
     let objects = value.as_object().is_some_and(|outer| outer.values().all(|inner| !inner.is_array()));
     if !objects {
-        return Err(bad(&"a list stands where an object belongs"));
+        return Err(bad(&"a list stands where an object belongs", example));
     }
-    serde_json::from_slice(&body).map_err(|error| bad(&error))
+    serde_json::from_slice(&body).map_err(|error| bad(&error, example))
 }
 
 /// The parts of a path. What cannot be read of one names nothing.

@@ -17,10 +17,10 @@ use crate::error::Error;
 const RETRY_AFTER: &str = "5";
 
 /// A status and what is said with it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fault {
-    status: StatusCode,
-    message: String,
+    pub(super) status: StatusCode,
+    pub(super) message: String,
 }
 
 impl Fault {
@@ -166,6 +166,8 @@ impl IntoResponse for Fault {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
+        // Whoever has another form for it finds it here.
+        response.extensions_mut().insert(self);
         response
     }
 }

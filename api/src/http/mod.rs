@@ -1,11 +1,12 @@
 //! The routes: one file a resource, one door to a status code ([`error`]).
 //!
-//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. Nobody is asked
-//! who they are yet, so the tenant in a path is taken as it is.
+//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. They know of no
+//! projects ([`identity`]), so the tenant in a path is taken as it is.
 
 mod accelerators;
 mod attachments;
 mod body;
+mod cyborg;
 mod drift;
 pub mod error;
 pub(crate) mod events;
@@ -13,6 +14,7 @@ mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod identity;
 mod limits;
 mod once;
 mod pci;
@@ -49,6 +51,13 @@ enum Version {
 
 /// All routes.
 pub fn router(service: Arc<Service>) -> Router {
+    let operators = Router::new()
+        .merge(own())
+        .nest("/v2/{tenant_id}", resources(Version::V2))
+        .nest("/v2.1/{project_id}", resources(Version::V21))
+        .nest("/v2.1", resources(Version::V21))
+        .nest("/v3", resources(Version::V3))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&service), identity::operators));
     Router::new()
         .route("/", get(versions::all))
         .route("/v2", get(versions::v2))
@@ -59,13 +68,10 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v3/", get(versions::v3))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
-        .merge(own())
+        .merge(operators)
         .merge(accelerators::routes())
         .nest("/v1", accelerators::routes())
-        .nest("/v2/{tenant_id}", resources(Version::V2))
-        .nest("/v2.1/{project_id}", resources(Version::V21))
-        .nest("/v2.1", resources(Version::V21))
-        .nest("/v3", resources(Version::V3))
+        .merge(cyborg::routes())
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
@@ -143,7 +149,8 @@ async fn identify(request: Request, next: Next) -> Response {
         ("x-openstack-nova-api-version", "2.1"),
         ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
     ] {
-        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        // Cyborg's routes say their own.
+        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
     }
     response
 }

@@ -132,6 +132,21 @@ impl Alias {
         Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy })
     }
 
+    /// A kind that is only said by addresses: any of these, PFs too.
+    pub fn among(name: String, addresses: &BTreeSet<PciAddress>, numa_policy: NumaPolicy) -> Self {
+        let of_type = |device_type| AliasSpec {
+            among: Some(addresses.clone()),
+            vendor_id: None,
+            product_id: None,
+            device_type,
+            live_migratable: None,
+            resource_class: None,
+            traits: BTreeSet::new(),
+            extra_info: BTreeMap::new(),
+        };
+        Self { name, specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy }
+    }
+
     /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
     pub(super) fn add_alternative(&mut self, other: Self, grammar: &AliasGrammar) -> Result<(), SpecError> {
         let differ = |key| {

@@ -11,6 +11,7 @@ use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 
 use super::{Foreign, is_managed};
+use crate::cyborg::card_of;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
@@ -34,6 +35,8 @@ pub struct Offer {
     pub foreign: BTreeMap<PciAddress, Foreign>,
     /// The mediated devices that there are, by whomever they were made.
     pub mdevs: Arc<Vec<Mdev>>,
+    /// The cards that were disabled, by the addresses of their PFs or only functions.
+    disabled: BTreeSet<PciAddress>,
 }
 
 /// What the host drivers of a device's siblings are to it.
@@ -75,7 +78,8 @@ impl Service {
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
-        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign, mdevs })
+        let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
+        Ok(Offer { functions, unguarded, guards, groups, sysroot, foreign, mdevs, disabled })
     }
 }
 
@@ -208,6 +212,12 @@ impl Offer {
             }
             if !self.functions.contains_key(&address) {
                 return Some(format!("{address} was not found on the host when it was last read"));
+            }
+            let card = card_of(&device.facts);
+            if self.disabled.contains(&card) {
+                return Some(format!(
+                    "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
+                ));
             }
             if let Some(function) = self.functions.get(&address)
                 && drivers == HostDrivers::Hinder

@@ -54,16 +54,21 @@ fn normalised(name: &str, standard: impl Fn(&str) -> bool) -> String {
 }
 
 /// The class of a device: what its `device_spec` says, else one made of its ids.
-pub(super) fn class_of(device: &DeviceFacts) -> String {
+pub(crate) fn class_of(device: &DeviceFacts) -> String {
     match device.extra_info.get("resource_class") {
         Some(class) => class.clone(),
         None => format!("CUSTOM_PCI_{}_{}", device.vendor_id, device.product_id).to_ascii_uppercase(),
     }
 }
 
+/// The traits that a device's `device_spec` says.
+pub(crate) fn declared_traits(device: &DeviceFacts) -> BTreeSet<String> {
+    device.extra_info.get("traits").map(|list| traits(list)).unwrap_or_default()
+}
+
 /// The traits of a device: what its `device_spec` says, and those that Nova gives it.
 pub(super) fn traits_of(device: &DeviceFacts) -> BTreeSet<String> {
-    let mut names = device.extra_info.get("traits").map(|list| traits(list)).unwrap_or_default();
+    let mut names = declared_traits(device);
     let is = |key: &str| device.extra_info.get(key).is_some_and(|value| value == "true");
     let given = [
         ("COMPUTE_MANAGED_PCI_DEVICE", true),

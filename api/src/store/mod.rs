@@ -5,10 +5,14 @@
 
 mod accelerators;
 mod adopt;
+mod arqs;
 mod attachments;
+mod attributes;
 mod backup;
 mod bindings;
+mod cards;
 mod config;
+mod device_profiles;
 mod devices;
 mod draft;
 mod events;
@@ -34,11 +38,14 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 pub use accelerators::Accelerator;
 pub use adopt::Adoption;
+pub use arqs::{Arq, ArqState, ArqTarget};
 pub use attachments::{
     Attachment, Change, InnerAddress, InnerSource, Network, NewAttachment, Reservation, Settled,
 };
+pub use attributes::Attribute;
 pub use backup::{backup, lock, restore, sqlite_file};
 pub use bindings::{Binding, NewBinding};
+pub use device_profiles::DeviceProfile;
 pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, Owner, ScanOutcome};
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;

@@ -7,12 +7,14 @@ use proptest::prelude::*;
 use sqlx::Connection as _;
 use uuid::Uuid;
 
+use self::cyborg::*;
 use super::*;
 use crate::attachment::{Observation, State, observations};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::inventory::Rule;
 
+mod cyborg;
 #[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
@@ -51,6 +53,9 @@ on_both! {
     of_too_many_answers_the_oldest_are_forgotten
     an_accelerator_has_one_name_and_holds_what_one_request_gave_it
     a_device_in_parts_is_its_hosts_until_the_last_is_gone
+    a_device_profile_stays_as_long_as_requests_ask_by_it
+    a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
+    cards_are_disabled_and_attributes_kept
 }
 
 /// A database of its own, with a host.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use virt::connect::Connect;
 use virt::error::ErrorNumber;
@@ -55,11 +56,14 @@ pub(super) async fn keep(
     events: broadcast::Sender<Event>,
 ) {
     let mut wait = Backoff::new(options.reconnect_first, options.reconnect_longest);
+    let mut limit = options.open_limit;
     loop {
         let (closed, mut broken) = mpsc::channel(1);
         let ears = Arc::new(Ears { events: events.clone(), closed });
-        match open(uri.clone(), options.clone(), ears).await {
+        let begun = Instant::now();
+        match open(uri.clone(), options.clone(), ears, limit).await {
             Ok(link) => {
+                limit = options.open_limit;
                 let since = Instant::now();
                 info!(hypervisor.uri = %uri, "connected to {uri}");
                 drop(state.send_replace(Ok(Arc::new(link))));
@@ -73,6 +77,9 @@ pub(super) async fn keep(
                 }
             }
             Err(reason) => {
+                if begun.elapsed() >= limit {
+                    limit = (limit * 2).min(LONGEST_OPEN);
+                }
                 let known = state.borrow().as_ref().err() == Some(&reason);
                 if known {
                     debug!(hypervisor.uri = %uri, "still no connection to {uri}: {reason}");
@@ -86,16 +93,22 @@ pub(super) async fn keep(
     }
 }
 
-/// Opens one connection. It may take long (a daemon that does not answer, a host that is gone), so it is not
-/// given up but waited for: the next try could not do better, and nothing piles up. The thread is not the
-/// runtime's, which would wait for it when the program ends.
-async fn open(uri: String, options: Options, ears: Arc<Ears>) -> Result<Link, String> {
+/// The longest that a try to connect is waited for.
+const LONGEST_OPEN: Duration = Duration::from_secs(3600);
+
+/// Opens one connection. It may take long (a daemon that does not answer, a host that is gone), and for ever where the
+/// other end is gone without a word. One that is given up keeps its thread until it ends; that they are waited for
+/// longer and longer keeps those few. The thread is not the runtime's, which would wait for it when the program ends.
+async fn open(uri: String, options: Options, ears: Arc<Ears>, limit: Duration) -> Result<Link, String> {
     let (done, opened) = oneshot::channel();
     let thread = std::thread::Builder::new().name("libvirt-open".to_owned());
     thread
         .spawn(move || drop(done.send(open_here(&uri, &options, ears))))
         .map_err(|error| format!("no thread to connect on: {error}"))?;
-    opened.await.unwrap_or_else(|_| Err("connecting panicked".to_owned()))
+    match timeout(limit, opened).await {
+        Ok(opened) => opened.unwrap_or_else(|_| Err("connecting panicked".to_owned())),
+        Err(_) => Err("no answer to a try to connect; the next one is made".to_owned()),
+    }
 }
 
 fn open_here(uri: &str, options: &Options, ears: Arc<Ears>) -> Result<Link, String> {

@@ -57,6 +57,9 @@ pub struct Options {
     pub reconnect_first: Duration,
     /// The longest wait between two tries.
     pub reconnect_longest: Duration,
+    /// How long the first try to connect waits for an answer before the next one is made; twice as long from try to
+    /// try, up to an hour.
+    pub open_limit: Duration,
     /// How long a call that reads may take.
     pub read_limit: Duration,
     /// How long attach and detach may take: the first device pins all of the guest's memory, some devices
@@ -74,6 +77,7 @@ impl Default for Options {
             keepalive_count: 3,
             reconnect_first: Duration::from_millis(250),
             reconnect_longest: Duration::from_secs(30),
+            open_limit: Duration::from_secs(60),
             read_limit: Duration::from_secs(15),
             change_limit: Duration::from_secs(120),
             parallel_calls: 4,

@@ -83,7 +83,7 @@ impl Daemon {
         assert!(status.success(), "kill -s {signal}: {status}");
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join("libvirt-sock")
     }
 }

@@ -1,12 +1,14 @@
 //! A libvirtd that dies, comes back, or freezes.
 
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use hotslot_driver::hypervisor::{ErrorKind, Event, Hypervisor, Scope};
-use hotslot_driver::libvirt::Options;
+use hotslot_driver::libvirt::{Libvirt, Options};
+use tokio::time::timeout;
 
 use crate::daemon::Daemon;
-use crate::{G1, connected, expect, options};
+use crate::{G1, PATIENCE, connected, expect, options};
 
 #[tokio::test]
 async fn killed_and_started_again() {
@@ -82,4 +84,23 @@ async fn frozen_for_good() {
     daemon.start_again();
     expect(&mut events, |event| *event == Event::Connected).await;
     libvirt.domains().await.unwrap();
+}
+
+/// A host that hung when it was connected to, and was reset then: nobody tells that this one will not be answered.
+#[tokio::test]
+async fn a_connection_that_is_never_answered_is_not_waited_for_when_the_next_one_is() {
+    let mut daemon = Daemon::start();
+    daemon.kill();
+    std::fs::remove_file(daemon.socket()).unwrap_or_default();
+    let hung = UnixListener::bind(daemon.socket()).unwrap();
+    let options = Options { open_limit: Duration::from_millis(200), ..options() };
+    let libvirt = Libvirt::connect(daemon.uri(), options);
+    let mut events = libvirt.events();
+    let tried = timeout(PATIENCE, libvirt.tried()).await;
+    assert!(matches!(&tried, Ok(Err(why)) if why.contains("no answer")), "{tried:?}");
+
+    daemon.start_again();
+    expect(&mut events, |event| *event == Event::Connected).await;
+    assert_eq!(libvirt.domains().await.unwrap().len(), 1);
+    drop(hung);
 }

@@ -1,0 +1,384 @@
+//! Accelerator requests: made by a device profile, bound to a server and a deployable, unbound, deleted.
+//!
+//! What is meant to become of a request is on record before its device is touched; what it is, is told by its
+//! attachment ([`seen`]). So what a crash left behind settles with the attachment, and only a request without one has
+//! to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+
+use super::{Card, MAX_UNITS};
+use crate::accelerator::Holder;
+use crate::attachment::State;
+use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
+use crate::busy;
+use crate::error::Error;
+use crate::id::ArqId;
+use crate::inventory::{Alias, AliasRequest, NumaPolicy};
+use crate::service::Service;
+use crate::store::{Arq, ArqState, ArqTarget, Attachment, Device};
+use crate::who;
+
+/// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
+const PROGRAMMING: [&str; 2] = ["bitstream_id", "function_id"];
+
+/// What a service that was stopped leaves of a bind that had not begun to attach.
+const CUT_OFF: &str = "the service ended before a device was attached; unbind it, then bind it again";
+
+/// An accelerator request, with what it holds.
+#[derive(Debug, Clone)]
+pub struct ArqView {
+    /// Its row.
+    pub row: Arq,
+    /// Its device, on the way to its server, in it, or on the way out.
+    pub held: Option<(Attachment, Arc<Device>)>,
+}
+
+impl ArqView {
+    /// What it is.
+    pub fn state(&self) -> ArqState {
+        seen(self.row.state, self.held.as_ref().map(|(attachment, _)| attachment.state))
+    }
+
+    /// The device that its server has.
+    pub fn handle(&self) -> Option<(&Attachment, &Device)> {
+        let (attachment, device) = self.held.as_ref()?;
+        (attachment.state != State::Attaching).then_some((attachment, &**device))
+    }
+}
+
+/// What a request is: by what was last meant to be, and by its attachment, if there is an open one.
+fn seen(meant: ArqState, attachment: Option<State>) -> ArqState {
+    match (attachment, meant) {
+        (None | Some(State::Detached | State::Failed), ArqState::Bound | ArqState::UnbindFailed) => {
+            ArqState::Unbound
+        }
+        (None | Some(State::Detached | State::Failed), meant) => meant,
+        (Some(_), ArqState::Deleting) => ArqState::Deleting,
+        (Some(State::Attaching), _) => ArqState::BindStarted,
+        (Some(State::Attached | State::Detaching), ArqState::UnbindFailed) => ArqState::UnbindFailed,
+        (Some(State::Attached), _) => ArqState::Bound,
+        // What failed is taken back.
+        (Some(State::Detaching), ArqState::BindStarted | ArqState::BindFailed) => ArqState::BindFailed,
+        // Its server has it as long as it has not let go.
+        (Some(State::Detaching), ArqState::Initial | ArqState::Bound | ArqState::Unbound) => ArqState::Bound,
+    }
+}
+
+/// A request that is to be bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// The request.
+    pub id: ArqId,
+    /// Where it goes.
+    pub target: ArqTarget,
+    /// Whose it is from now on; none leaves that as it is.
+    pub project: Option<String>,
+}
+
+fn in_work(id: ArqId) -> Error {
+    Error::Conflict(format!("accelerator request {id} is being bound, unbound or deleted; try again"))
+}
+
+impl Service {
+    /// Makes the accelerator requests of a device profile: one for each device that it asks for.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] for a profile that asks for no device; the database's.
+    pub async fn create_arqs(&self, profile: &str, project: Option<&str>) -> Result<Vec<ArqView>, Error> {
+        let missing = || Error::NotFound(format!("device profile {profile}"));
+        let found = self.store.device_profile_called(profile).await?.ok_or_else(missing)?;
+        let mut units = Vec::new();
+        for (number, group) in found.groups.iter().enumerate() {
+            for (class, amount) in group.resources() {
+                units.extend(std::iter::repeat_n((number, class), amount.min(MAX_UNITS) as usize));
+            }
+        }
+        if units.is_empty() {
+            return Err(Error::Invalid(format!(
+                "device profile {profile} asks for no device; make one whose groups have resources:… of 1 or more"
+            )));
+        }
+        let made = self.store.create_arqs(found.id, &units, project).await?;
+        let mut views = Vec::new();
+        for id in made {
+            views.push(self.arq(id).await?);
+        }
+        Ok(views)
+    }
+
+    /// Every accelerator request, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
+        let rows = self.store.arqs().await?;
+        let open = self.store.attachments().await?.into_iter();
+        let mut held: HashMap<_, _> = open.filter_map(|row| Some((row.holder?, row))).collect();
+        let mut views = Vec::new();
+        for row in rows {
+            let attachment = held.remove(&Holder::AcceleratorRequest(row.id));
+            let view = self.with_device(row, attachment).await?;
+            views.extend(self.settle_arq(view).await?);
+        }
+        Ok(views)
+    }
+
+    /// One accelerator request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; the database's.
+    pub async fn arq(&self, id: ArqId) -> Result<ArqView, Error> {
+        let missing = || Error::NotFound(format!("accelerator request {id}"));
+        let view = self.arq_now(id).await?.ok_or_else(missing)?;
+        self.settle_arq(view).await?.ok_or_else(missing)
+    }
+
+    async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
+        let Some(row) = self.store.arq(id).await? else { return Ok(None) };
+        let open = self.store.attachments_held_by(Holder::AcceleratorRequest(id)).await?;
+        self.with_device(row, open.into_iter().next()).await.map(Some)
+    }
+
+    async fn with_device(&self, row: Arq, attachment: Option<Attachment>) -> Result<ArqView, Error> {
+        let held = match attachment {
+            None => None,
+            Some(attachment) => {
+                let device = self.store.known_device(attachment.device).await?;
+                let lost = || Error::Internal(format!("the device of attachment {} is lost", attachment.id));
+                let device = device.ok_or_else(lost)?;
+                Some((attachment, device))
+            }
+        };
+        Ok(ArqView { row, held })
+    }
+
+    /// Settles a request that was left in the middle without a device: none when that ends it.
+    async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
+        let open = |view: &ArqView| {
+            view.held.is_none() && matches!(view.row.state, ArqState::BindStarted | ArqState::Deleting)
+        };
+        if !open(&view) {
+            return Ok(Some(view));
+        }
+        let id = view.row.id;
+        let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(Some(view)) };
+        // Whoever worked on it may have finished since it was read.
+        let Some(view) = self.arq_now(id).await? else { return Ok(None) };
+        if !open(&view) {
+            return Ok(Some(view));
+        }
+        if view.row.state == ArqState::Deleting {
+            self.store.delete_arq(id).await?;
+            return Ok(None);
+        }
+        self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
+        self.arq_now(id).await
+    }
+
+    /// Begins to bind accelerator requests, all or none; how that ends is told by their states.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NoServer`]; [`Error::Invalid`] when one cannot be bound so; [`Error::Conflict`]
+    /// while someone works on one; the database's.
+    pub async fn bind_arqs(self: &Arc<Self>, binds: Vec<Bind>) -> Result<(), Error> {
+        let mut work = Vec::new();
+        for bind in &binds {
+            let id = bind.id;
+            self.arq(id).await?;
+            let guard = self.binding.try_enter(id).await?.ok_or_else(|| in_work(id))?;
+            let view = self.arq(id).await?;
+            match view.state() {
+                ArqState::Initial | ArqState::Unbound => {}
+                state @ (ArqState::BindStarted
+                | ArqState::Bound
+                | ArqState::BindFailed
+                | ArqState::UnbindFailed
+                | ArqState::Deleting) => {
+                    return Err(Error::Invalid(format!(
+                        "accelerator request {id} is {state}; one that is Initial or Unbound can be bound"
+                    )));
+                }
+            }
+            let candidates = self.bindable(&view.row, &bind.target).await?;
+            work.push((bind.clone(), candidates, guard));
+        }
+        let rows = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project));
+        self.store.begin_bind(&rows.collect::<Vec<_>>()).await?;
+        let service = Arc::clone(self);
+        who::spawn(async move {
+            for (bind, candidates, guard) in work {
+                service.bind_now(&bind, candidates, guard).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// The functions of a request's deployable that are what it asks for, free or not.
+    async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<BTreeSet<PciAddress>, Error> {
+        let ArqTarget { hostname, rp, server } = target;
+        let cards = self.cards().await?;
+        let of_host = |card: &&Card| card.host.name == *hostname;
+        let card = cards.iter().find(|card| card.rp_uuid() == *rp).ok_or_else(|| {
+            Error::Invalid(format!(
+                "device_rp_uuid {rp} is the rp_uuid of no deployable; GET deployables lists them"
+            ))
+        })?;
+        if !of_host(&card) {
+            return Err(Error::Invalid(format!(
+                "deployable {} is on host {}, not on {hostname}",
+                card.name(),
+                card.host.name
+            )));
+        }
+        let (host, _) = self.find(*server).await?;
+        if !Arc::ptr_eq(&host, &card.host) {
+            return Err(Error::Invalid(format!(
+                "server {server} is on host {}, and deployable {} is not",
+                host.name,
+                card.name()
+            )));
+        }
+        let profile = self.store.device_profile_called(&row.profile).await?;
+        let group = profile.as_ref().and_then(|profile| profile.groups.get(row.group));
+        let group = group.ok_or_else(|| Error::NotFound(format!("device profile {}", row.profile)))?;
+        if let Some(name) = group.properties().find(|name| PROGRAMMING.contains(name)) {
+            return Err(Error::Invalid(format!(
+                "device profile {} wants its device programmed (accel:{name}), which hotslot does not do; load it \
+                 on the host, and ask by a trait",
+                row.profile
+            )));
+        }
+        card.matching(group, &row.class).map_err(|reason| {
+            Error::Invalid(format!(
+                "deployable {} is not what device profile {} asks for: {reason}",
+                card.name(),
+                row.profile
+            ))
+        })
+    }
+
+    async fn bind_now(
+        self: &Arc<Self>,
+        bind: &Bind,
+        candidates: BTreeSet<PciAddress>,
+        guard: busy::Guard<ArqId>,
+    ) {
+        let (id, server) = (bind.id, bind.target.server);
+        let name = format!("accelerator request {id}");
+        let alias = Alias::among(name.clone(), &candidates, NumaPolicy::Preferred);
+        let attached = self.attach(AttachRequest {
+            server,
+            aliases: vec![AliasRequest { name, count: 1 }],
+            own: vec![alias],
+            persistent: true,
+            whole_group: false,
+            numa_policy: None,
+            network: None,
+            key: None,
+            holder: Some(Holder::AcceleratorRequest(id)),
+        });
+        let (state, reason) = match attached.await {
+            Ok(_) => (ArqState::Bound, None),
+            Err(error) => {
+                tracing::warn!(accelerator_request.id = %id, server.id = %server, %error, "bind failed");
+                (ArqState::BindFailed, Some(error.to_string()))
+            }
+        };
+        if let Err(error) = self.store.put_arq_state(id, state, reason.as_deref()).await {
+            // Its attachment, or that it has none, says it all the same.
+            tracing::error!(accelerator_request.id = %id, %error, "cannot record what became of a bind");
+        }
+        drop(guard);
+    }
+
+    /// Unbinds an accelerator request: its device is back in the pool when it returns.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] while someone works on it, or when its guest does not let go.
+    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId) -> Result<(), Error> {
+        self.release_arq(id, false).await
+    }
+
+    /// Deletes an accelerator request; its device is taken back before.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As [`unbind_arq`](Self::unbind_arq).
+    pub async fn delete_arq(self: &Arc<Self>, id: ArqId) -> Result<(), Error> {
+        self.release_arq(id, true).await
+    }
+
+    async fn release_arq(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
+        self.arq(id).await?;
+        let guard = self.binding.try_enter(id).await?.ok_or_else(|| in_work(id))?;
+        let service = Arc::clone(self);
+        let work = who::spawn(async move {
+            let released = service.release_now(id, delete).await;
+            drop(guard);
+            released
+        });
+        work.await.map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")))?
+    }
+
+    async fn release_now(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
+        let Some(view) = self.arq_now(id).await? else { return Ok(()) };
+        if let Some((attachment, _)) = &view.held {
+            if delete {
+                self.store.put_arq_state(id, ArqState::Deleting, None).await?;
+            }
+            if let Err(error) = self.let_go(id, attachment).await {
+                let now = self.store.attachment(attachment.id).await?;
+                let waits = now.is_some_and(|now| now.state == State::Detaching);
+                // A guest that was asked may still let go, and that ends what is being deleted.
+                if !(delete && waits) {
+                    let reason = error.to_string();
+                    self.store.put_arq_state(id, ArqState::UnbindFailed, Some(&reason)).await?;
+                }
+                return Err(error);
+            }
+        }
+        if delete { self.store.delete_arq(id).await } else { self.store.unbind_arq(id).await }
+    }
+
+    async fn let_go(self: &Arc<Self>, id: ArqId, attachment: &Attachment) -> Result<(), Error> {
+        let holder = Some(Holder::AcceleratorRequest(id));
+        let request = DetachRequest { holder, ..DetachRequest::default() };
+        match self.begin_detach(attachment.server, attachment.id, request).await? {
+            None => Ok(()),
+            Some(work) => work
+                .await
+                .map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")))?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_what_its_attachment_says() {
+        let table: Value = serde_json::from_str(include_str!("../../tests/data/arq_state.json")).unwrap();
+        let columns = ["none", "attaching", "attached", "detaching"];
+        for meant in ArqState::ALL {
+            for column in columns {
+                let attachment: Option<State> = (column != "none").then(|| column.parse().unwrap());
+                let is = seen(*meant, attachment);
+                assert_eq!(table[meant.as_str()][column], is.as_str(), "{meant}, attachment {column}");
+            }
+            for ended in [State::Detached, State::Failed] {
+                assert_eq!(seen(*meant, Some(ended)), seen(*meant, None), "{meant}, attachment {ended}");
+            }
+        }
+        assert_eq!(table.as_object().unwrap().len(), ArqState::ALL.len());
+    }
+}

@@ -1,0 +1,333 @@
+//! `accelerator_requests`: one device each, asked for by a device profile, bound to a server.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::super::body::{Pairs, Path, read, value};
+use super::super::error::Fault;
+use super::super::identity::{Identity, Role};
+use super::{Microversion, bad, links, time};
+use crate::cyborg::{ArqView, Bind};
+use crate::error::Error;
+use crate::id::{ArqId, ServerId};
+use crate::service::Service;
+use crate::store::{ArqState, ArqTarget};
+
+const CREATE: &str = r#"{"device_profile_name": "<a device profile's name>"}"#;
+const BIND: &str = r#"{"<request>": [{"op": "add", "path": "/hostname", "value": "<a host's name>"}, {"op": "add", "path": "/device_rp_uuid", "value": "<a deployable's rp_uuid>"}, {"op": "add", "path": "/instance_uuid", "value": "<a server's id>"}]}, or the same paths with "op": "remove""#;
+
+#[derive(Deserialize)]
+pub(super) struct ArqPath {
+    id: String,
+}
+
+fn id(text: &str) -> Result<ArqId, Error> {
+    text.trim().parse().map_err(|_| {
+        let shown: String = text.chars().take(80).collect();
+        Error::Invalid(format!("`{shown}` is no UUID of an accelerator request"))
+    })
+}
+
+fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
+    let (row, target) = (&view.row, view.row.target.as_ref());
+    let handle = view.handle();
+    let info = handle.map_or_else(Map::new, |(_, device)| {
+        let at = device.facts.address;
+        let mut info = Map::new();
+        for (key, text) in [
+            ("domain", format!("{:04x}", at.domain())),
+            ("bus", format!("{:02x}", at.bus())),
+            ("device", format!("{:02x}", at.slot())),
+            ("function", format!("{:x}", at.function())),
+        ] {
+            info.insert(key.to_owned(), json!(text));
+        }
+        if let Some(network) = device.facts.extra_info.get("physical_network") {
+            info.insert("physical_network".to_owned(), json!(network));
+        }
+        info
+    });
+    let state = view.state();
+    let mut shown = json!({
+        "uuid": row.id,
+        "state": state,
+        "device_profile_name": row.profile,
+        "device_profile_group_id": row.group,
+        "hostname": target.map(|target| &target.hostname),
+        "device_rp_uuid": target.map(|target| target.rp),
+        "instance_uuid": target.map(|target| target.server),
+        "project_id": row.project,
+        "attach_handle_type": if handle.is_some() { "PCI" } else { "" },
+        "attach_handle_uuid": handle.map(|(attachment, _)| attachment.id),
+        "attach_handle_info": info,
+        "created_at": time(row.created_at),
+        "updated_at": row.updated_at.map(time),
+        "links": links(headers, "accelerator_requests", row.id),
+    });
+    // Cyborg has no word for it; who reads its log knows.
+    if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason) {
+        shown["state_reason"] = json!(reason);
+    }
+    shown
+}
+
+fn listed(views: &[ArqView], headers: &HeaderMap) -> Json<Value> {
+    let arqs: Vec<_> = views.iter().map(|view| wire(view, headers)).collect();
+    Json(json!({ "arqs": arqs }))
+}
+
+/// A request of a project that the caller may know of; another's is as if it were not.
+async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
+    let view = service.arq(id).await?;
+    if identity.sees(view.row.project.as_deref()) {
+        return Ok(view);
+    }
+    Err(Error::NotFound(format!("accelerator request {id}")))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    device_profile_name: String,
+    // Cyborg's clients send both, and it looks at neither.
+    #[serde(rename = "device_profile_group_id", default)]
+    _group: Value,
+    #[serde(rename = "image_uuid", default)]
+    _image: Value,
+}
+
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    identity.needs_service_or(Role::Member)?;
+    let body: CreateBody = read(&headers, body, CREATE)?;
+    let views = service.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
+    Ok((StatusCode::CREATED, listed(&views, &headers)))
+}
+
+fn server(text: &str) -> Result<ServerId, Error> {
+    let shown = || text.chars().take(80).collect::<String>();
+    text.parse().map_err(|_| Error::Invalid(format!("`{}` is no server's id, a UUID", shown())))
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
+    let (mut of, mut resolved) = (None, false);
+    for (key, value) in &pairs {
+        match (key.as_str(), value.as_str()) {
+            ("instance", value) => of = Some(server(value)?),
+            ("bind_state", "resolved") => resolved = true,
+            ("bind_state", other) => {
+                let shown: String = other.chars().take(80).collect();
+                return Err(Error::Invalid(format!("bind_state is `{shown}`; it can be resolved")).into());
+            }
+            (key, _) => {
+                let message = format!("unknown query key {key}; known: instance, bind_state");
+                return Err(Error::Invalid(message).into());
+            }
+        }
+    }
+    let mut views = service.arqs().await?;
+    views.retain(|view| identity.sees(view.row.project.as_deref()));
+    let settled =
+        |view: &ArqView| matches!(view.state(), ArqState::Bound | ArqState::BindFailed | ArqState::Deleting);
+    if let Some(of) = of {
+        views.retain(|view| view.row.target.as_ref().is_some_and(|target| target.server == of));
+        if let Some(view) = views.iter().find(|view| resolved && !settled(view)) {
+            let message = format!("accelerator request {} is {} still", view.row.id, view.state());
+            return Err(Fault::new(StatusCode::LOCKED, message));
+        }
+    } else if resolved {
+        views.retain(settled);
+    }
+    Ok(listed(&views, &headers))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<ArqPath>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
+    let view = visible(&service, &identity, id(&path.id)?).await?;
+    Ok(Json(wire(&view, &headers)))
+}
+
+/// One step of a JSON patch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    op: String,
+    path: String,
+    #[serde(default)]
+    value: Value,
+}
+
+/// Where a patch binds a request to, and whose it is then; none unbinds it.
+fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Option<String>)>, Fault> {
+    let patch = patch.as_array().filter(|patch| !patch.is_empty());
+    let patch = patch.ok_or_else(|| bad("a patch is no list of steps", BIND))?;
+    let mut fields = Map::new();
+    let mut ops = BTreeSet::new();
+    for step in patch {
+        let step = Step::deserialize(step).map_err(|error| bad(error, BIND))?;
+        let name = step.path.trim_start_matches('/');
+        match name {
+            "hostname" | "device_rp_uuid" | "instance_uuid" => {}
+            "project_id" => version.needs(Microversion::PROJECT_ID, "/project_id")?,
+            _ => {
+                let shown: String = name.chars().take(80).collect();
+                return Err(bad(format!("there is no path /{shown}"), BIND).into());
+            }
+        }
+        if !matches!(step.op.as_str(), "add" | "remove") {
+            return Err(bad("an op is neither add nor remove", BIND).into());
+        }
+        ops.insert(step.op);
+        fields.insert(name.to_owned(), step.value);
+    }
+    if ops.len() > 1 {
+        return Err(bad("all ops of a patch are add, or all are remove", BIND).into());
+    }
+    if ops.contains("remove") {
+        return Ok(None);
+    }
+    let text = |key: &str| {
+        let text = fields.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        text.ok_or_else(|| bad(format!("/{key} is missing, or no text"), BIND))
+    };
+    let rp = text("device_rp_uuid")?.parse();
+    let target = ArqTarget {
+        hostname: text("hostname")?.to_owned(),
+        rp: rp.map_err(|_| bad("device_rp_uuid is no UUID", BIND))?,
+        server: server(text("instance_uuid")?)?,
+    };
+    let project = fields.contains_key("project_id").then(|| text("project_id")).transpose()?;
+    Ok(Some((target, project.map(str::to_owned))))
+}
+
+async fn apply(
+    service: &Arc<Service>,
+    identity: &Identity,
+    version: Microversion,
+    body: &Map<String, Value>,
+) -> Result<StatusCode, Fault> {
+    identity.needs_service()?;
+    if body.is_empty() {
+        return Err(bad("no accelerator request is named", BIND).into());
+    }
+    let (mut binds, mut unbinds) = (Vec::new(), Vec::new());
+    for (named, patch) in body {
+        let id = id(named)?;
+        match target(patch, version)? {
+            Some((target, project)) => binds.push(Bind { id, target, project }),
+            None => unbinds.push(id),
+        }
+    }
+    for id in binds.iter().map(|bind| &bind.id).chain(&unbinds) {
+        visible(service, identity, *id).await?;
+    }
+    if !binds.is_empty() {
+        service.bind_arqs(binds).await?;
+    }
+    for id in unbinds {
+        service.unbind_arq(id).await?;
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, Fault> {
+    let body = value(headers, body, BIND)?;
+    serde_json::from_value(body).map_err(|error| bad(error, BIND).into())
+}
+
+pub(super) async fn update(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, Fault> {
+    apply(&service, &identity, version, &patches(&headers, body)?).await
+}
+
+/// As the SDK sends it: the path names the request that the body names.
+pub(super) async fn update_one(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Extension(version): Extension<Microversion>,
+    Path(path): Path<ArqPath>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, Fault> {
+    let (of, body) = (id(&path.id)?, patches(&headers, body)?);
+    if let Some(other) = body.keys().find(|key| key.parse() != Ok(of)) {
+        let shown: String = other.chars().take(80).collect();
+        return Err(bad(format!("the path names {of}, and the body {shown}"), BIND).into());
+    }
+    apply(&service, &identity, version, &body).await
+}
+
+async fn remove(service: &Arc<Service>, identity: &Identity, ids: &[ArqId]) -> Result<StatusCode, Fault> {
+    identity.needs_service_or(Role::Member)?;
+    for id in ids {
+        let view = visible(service, identity, *id).await?;
+        if !matches!(view.state(), ArqState::Initial | ArqState::Unbound) {
+            identity.needs_service()?;
+        }
+    }
+    for id in ids {
+        service.delete_arq(*id).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn delete_one(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<ArqPath>,
+) -> Result<StatusCode, Fault> {
+    remove(&service, &identity, &[id(&path.id)?]).await
+}
+
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Pairs(pairs): Pairs,
+) -> Result<StatusCode, Fault> {
+    match &pairs[..] {
+        [(key, list)] if key == "arqs" => {
+            let ids: BTreeSet<_> = list.split(',').map(id).collect::<Result<_, _>>()?;
+            remove(&service, &identity, &ids.into_iter().collect::<Vec<_>>()).await
+        }
+        [(key, of)] if key == "instance" => {
+            identity.needs_service()?;
+            let of = server(of)?;
+            let mut views = service.arqs().await?;
+            views.retain(|view| {
+                identity.sees(view.row.project.as_deref())
+                    && view.row.target.as_ref().is_some_and(|target| target.server == of)
+            });
+            let ids: Vec<_> = views.iter().map(|view| view.row.id).collect();
+            remove(&service, &identity, &ids).await
+        }
+        _ => Err(Error::Invalid("say which: ?arqs=<uuid>,<uuid> or ?instance=<a server's id>".into()).into()),
+    }
+}

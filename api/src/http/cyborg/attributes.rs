@@ -1,0 +1,150 @@
+//! `attributes`: what is said of deployables, by what they are and by hand.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::body::{Pairs, Path, read};
+use super::super::error::Fault;
+use super::super::identity::{Identity, Role};
+use super::{bad, links, time};
+use crate::cyborg::{Attribution, Card};
+use crate::error::Error;
+use crate::id::AttributeId;
+use crate::service::Service;
+use crate::store::Attribute;
+
+const CREATE: &str =
+    r#"{"deployable_id": "<a deployable's uuid, or its number>", "key": "rack", "value": "r1"}"#;
+
+/// A key and a value have at most so many characters, as in Cyborg's table.
+const LENGTH: usize = 255;
+
+#[derive(Deserialize)]
+pub(super) struct AttributePath {
+    id: String,
+}
+
+fn wire(attribute: &Attribute, headers: &HeaderMap) -> Value {
+    json!({
+        "uuid": attribute.id,
+        "deployable_id": attribute.deployable,
+        "key": attribute.key,
+        "value": attribute.value,
+        "created_at": time(attribute.created_at),
+        "updated_at": null,
+        "links": links(headers, "attributes", attribute.id),
+    })
+}
+
+/// The card whose deployable has a number, as Cyborg wants it, or a UUID, as its clients can know it.
+fn deployable<'a>(cards: &'a [Card], named: &str) -> Option<&'a Card> {
+    let is = |card: &&Card| {
+        card.row.id.0.to_string() == named || card.deployable_id().to_string().eq_ignore_ascii_case(named)
+    };
+    cards.iter().find(is)
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    let cards = service.cards().await?;
+    let mut said = service.attributions(&cards).await?;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "deployable_id" => {
+                let of = deployable(&cards, &value).map(|card| card.row.id);
+                said.retain(|said| Some(said.attribute.deployable) == of);
+            }
+            "key" => said.retain(|said| said.attribute.key == value),
+            _ => {
+                let message = format!("unknown query key {key}; known: deployable_id, key");
+                return Err(Error::Invalid(message).into());
+            }
+        }
+    }
+    let listed: Vec<_> = said.iter().map(|said| wire(&said.attribute, &headers)).collect();
+    Ok(Json(json!({ "attributes": listed })))
+}
+
+async fn find(service: &Service, path: &AttributePath) -> Result<Attribution, Error> {
+    let id: Option<AttributeId> = path.id.parse().ok();
+    let said = service.attributions(&service.cards().await?).await?;
+    let shown = || path.id.chars().take(80).collect::<String>();
+    let found = said.into_iter().find(|said| Some(said.attribute.id) == id);
+    found.ok_or_else(|| Error::NotFound(format!("attribute {}", shown())))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<AttributePath>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    Ok(Json(wire(&find(&service, &path).await?.attribute, &headers)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    deployable_id: Value,
+    key: String,
+    value: String,
+}
+
+/// As Cyborg wants it, or as the SDK sends it, in an `attribute`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Wrapped {
+    Sdk { attribute: Body },
+    Cyborg(Body),
+}
+
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    identity.needs(Role::Admin)?;
+    let (Wrapped::Sdk { attribute: body } | Wrapped::Cyborg(body)) = read(&headers, body, CREATE)?;
+    if body.key.is_empty() || body.key.chars().count() > LENGTH || body.value.chars().count() > LENGTH {
+        let reason = format!("a key has 1 to {LENGTH} characters, a value at most as many");
+        return Err(bad(reason, CREATE).into());
+    }
+    let cards = service.cards().await?;
+    let named = body.deployable_id.as_str().map_or_else(|| body.deployable_id.to_string(), str::to_owned);
+    let card = deployable(&cards, &named).ok_or_else(|| {
+        let shown: String = named.chars().take(80).collect();
+        Error::NotFound(format!("deployable {shown}"))
+    })?;
+    let made = service.store.create_attribute(card.row.id, &body.key, &body.value).await?;
+    Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
+}
+
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<AttributePath>,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    let found = find(&service, &path).await?;
+    if found.derived {
+        let message =
+            format!("{} follows from what the device is; change its device_spec", found.attribute.key);
+        return Err(Error::Conflict(message).into());
+    }
+    service.store.delete_attribute(found.attribute.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,100 @@
+//! `deployables`: what of a card can be asked for, a resource provider each.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::super::body::{Pairs, Path};
+use super::super::error::Fault;
+use super::super::identity::{Identity, Role};
+use super::{filters, links, time};
+use crate::cyborg::{Attribution, Card};
+use crate::error::Error;
+use crate::service::Service;
+
+#[derive(Deserialize)]
+pub(super) struct DeployablePath {
+    id: String,
+}
+
+fn wire(card: &Card, said: &[Attribution], headers: &HeaderMap) -> Value {
+    let of_it = said.iter().map(|said| &said.attribute).filter(|said| said.deployable == card.row.id);
+    let attributes: Vec<_> =
+        of_it.map(|said| Value::Object(Map::from_iter([(said.key.clone(), json!(said.value))]))).collect();
+    json!({
+        "uuid": card.deployable_id(),
+        "name": card.name(),
+        "parent_id": null,
+        "root_id": null,
+        "num_accelerators": card.handles.len(),
+        "device_id": card.row.id,
+        "rp_uuid": card.rp_uuid(),
+        "attributes_list": Value::Array(attributes).to_string(),
+        "driver_name": "hotslot",
+        "bitstream_id": null,
+        "created_at": time(card.row.created_at),
+        "updated_at": card.row.updated_at.map(time),
+        "links": links(headers, "deployables", card.deployable_id()),
+    })
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    let cards = service.cards().await?;
+    let said = service.attributions(&cards).await?;
+    let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &said, &headers)).collect();
+    let mut limit = usize::MAX;
+    for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
+        if key == "limit" {
+            let wrong = |_| Error::Invalid(format!("limit {value} is no number from 0 up"));
+            limit = value.parse().map_err(wrong)?;
+        } else {
+            listed.retain(|deployable| deployable[&key].to_string().trim_matches('"') == value);
+        }
+    }
+    listed.truncate(limit);
+    Ok(Json(json!({ "deployables": listed })))
+}
+
+/// The card of a deployable.
+async fn find(service: &Service, path: &DeployablePath) -> Result<Card, Error> {
+    let id: Option<Uuid> = path.id.parse().ok();
+    let card = service.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
+    let shown = || path.id.chars().take(80).collect::<String>();
+    card.ok_or_else(|| Error::NotFound(format!("deployable {}", shown())))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<DeployablePath>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    let card = find(&service, &path).await?;
+    let said = service.attributions(std::slice::from_ref(&card)).await?;
+    Ok(Json(wire(&card, &said, &headers)))
+}
+
+/// Cyborg's agents load bitstreams into FPGAs; here is no such agent.
+pub(super) async fn program(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<DeployablePath>,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    let card = find(&service, &path).await?;
+    let message =
+        format!("hotslot programs no FPGA; load {} on its host, with its maker's tools", card.name());
+    Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
+}

@@ -1,0 +1,162 @@
+//! `device_profiles`: what accelerator requests ask for by a name.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::body::{Pairs, Path, value};
+use super::super::error::Fault;
+use super::super::identity::{Identity, Role};
+use super::{Microversion, bad, links, time};
+use crate::cyborg::Group;
+use crate::error::Error;
+use crate::id::DeviceProfileId;
+use crate::service::Service;
+use crate::store::DeviceProfile;
+
+const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}]"#;
+
+/// A name and a description have at most so many characters, as in Cyborg's table.
+const LENGTH: usize = 255;
+
+#[derive(Deserialize)]
+pub(super) struct ProfilePath {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    name: String,
+    groups: Value,
+    description: Option<String>,
+    uuid: Option<String>,
+}
+
+fn wire(profile: &DeviceProfile, headers: &HeaderMap) -> Value {
+    json!({
+        "uuid": profile.id,
+        "name": profile.name,
+        "description": profile.description,
+        "groups": Group::shown_all(&profile.groups),
+        "created_at": time(profile.created_at),
+        "updated_at": null,
+        "links": links(headers, "device_profiles", profile.id),
+    })
+}
+
+pub(super) async fn create(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    identity.needs(Role::Admin)?;
+    let body = value(&headers, body, CREATE)?;
+    let one = body.as_array().filter(|list| list.len() == 1).and_then(|list| list.first());
+    let one = one.filter(|one| one.is_object());
+    let one = one.ok_or_else(|| bad("one device profile is made at a time, in a list", CREATE))?;
+    let body = Body::deserialize(one).map_err(|error| bad(error, CREATE))?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if body.name.is_empty() || body.name.len() > LENGTH || !body.name.chars().all(plain) {
+        let reason = format!("a name has 1 to {LENGTH} letters, digits, - and _");
+        return Err(bad(reason, CREATE).into());
+    }
+    if body.description.as_ref().is_some_and(|text| text.chars().count() > LENGTH) {
+        return Err(bad(format!("a description has at most {LENGTH} characters"), CREATE).into());
+    }
+    let groups = Group::read_all(&body.groups).map_err(|reason| bad(reason, CREATE))?;
+    let id = match body.uuid.as_deref().map(str::parse) {
+        None => DeviceProfileId(Uuid::new_v4()),
+        Some(Ok(id)) => id,
+        Some(Err(_)) => return Err(bad("uuid is no UUID", CREATE).into()),
+    };
+    let profile = DeviceProfile::new(id, body.name, body.description, groups);
+    service.store.create_device_profile(&profile).await?;
+    Ok((StatusCode::CREATED, Json(wire(&profile, &headers))))
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    headers: HeaderMap,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
+    let mut profiles = service.store.device_profiles().await?;
+    for (key, value) in pairs {
+        if key != "name" {
+            return Err(Error::Invalid(format!("unknown query key {key}; known: name")).into());
+        }
+        let names: Vec<_> = value.split(',').map(str::trim).collect();
+        profiles.retain(|profile| names.contains(&profile.name.as_str()));
+    }
+    let listed: Vec<_> = profiles.iter().map(|profile| wire(profile, &headers)).collect();
+    Ok(Json(json!({ "device_profiles": listed })))
+}
+
+/// The profile of an id or a name.
+fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProfile, Error> {
+    let id = named.parse().ok();
+    let is = |profile: &&DeviceProfile| Some(profile.id) == id || profile.name == named;
+    profiles.iter().find(is).ok_or_else(|| {
+        Error::NotFound(format!("device profile {}", named.chars().take(80).collect::<String>()))
+    })
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Extension(version): Extension<Microversion>,
+    Path(path): Path<ProfilePath>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
+    if path.id.parse::<Uuid>().is_err() {
+        version.needs(Microversion::PROFILE_BY_NAME, "a device profile by its name")?;
+    }
+    let profiles = service.store.device_profiles().await?;
+    Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
+}
+
+async fn remove(service: &Service, names: &[&str]) -> Result<StatusCode, Fault> {
+    let profiles = service.store.device_profiles().await?;
+    let found = names.iter().map(|name| find(&profiles, name).map(|profile| profile.id));
+    let ids = found.collect::<Result<Vec<_>, _>>()?;
+    service.store.delete_device_profiles(&ids).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn delete_one(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<ProfilePath>,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    remove(&service, &[&path.id]).await
+}
+
+pub(super) async fn delete(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Pairs(pairs): Pairs,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    match &pairs[..] {
+        [(key, value)] if key == "value" && !value.is_empty() => {
+            remove(&service, &value.split(',').map(str::trim).collect::<Vec<_>>()).await
+        }
+        _ => Err(Error::Invalid(
+            "no device profile is named; DELETE device_profiles/<uuid or name>, or ?value=<name>,<name>"
+                .into(),
+        )
+        .into()),
+    }
+}

@@ -1,0 +1,129 @@
+//! `devices`: cards, and whether anything of them is offered.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
+use hotslot_driver::device_type::names;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::body::{Pairs, Path};
+use super::super::error::Fault;
+use super::super::identity::{Identity, Role};
+use super::{Microversion, filters, links, time};
+use crate::cyborg::Card;
+use crate::error::Error;
+use crate::service::Service;
+
+#[derive(Deserialize)]
+pub(super) struct DevicePath {
+    id: String,
+}
+
+impl DevicePath {
+    fn id(&self) -> Result<Uuid, Error> {
+        let shown = || self.id.chars().take(80).collect::<String>();
+        self.id.parse().map_err(|_| Error::NotFound(format!("device {}", shown())))
+    }
+}
+
+fn wire(card: &Card, version: Microversion, headers: &HeaderMap) -> Value {
+    let function = card.function.as_ref();
+    let facts = &card.row.facts;
+    let (vendor, product) = function
+        .map_or((facts.vendor_id, facts.product_id), |function| (function.vendor_id, function.product_id));
+    let class = function.and_then(|function| function.class).map(|class| class.description());
+    let board = json!({ "product_id": product.to_string(), "controller": class, "address": card.address });
+    let names = function.map(names);
+    let maker = json!({ "vendor_name": names.and_then(|names| names.vendor) });
+    let id = card.device_id();
+    let mut shown = json!({
+        "uuid": id,
+        "type": card.type_word(),
+        "vendor": vendor.to_string(),
+        "model": names.and_then(|names| names.product).map_or_else(|| product.to_string(), str::to_owned),
+        "hostname": card.host.name,
+        "std_board_info": board.to_string(),
+        "vendor_board_info": maker.to_string(),
+        "created_at": time(card.row.created_at),
+        "updated_at": card.row.updated_at.map(time),
+        "links": links(headers, "devices", id),
+    });
+    if version >= Microversion::DEVICE_STATUS {
+        shown["status"] = json!(if card.disabled { "maintaining" } else { "enabled" });
+    }
+    shown
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Extension(version): Extension<Microversion>,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    let mut cards: Vec<_> = service.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
+    let mut limit = None;
+    for (key, value) in filters(pairs, &["type", "vendor", "hostname"], &["limit", "marker"])? {
+        match key.as_str() {
+            "limit" => {
+                let wrong = |_| Error::Invalid(format!("limit {value} is no number from 0 up"));
+                limit = Some(value.parse().map_err(wrong)?);
+            }
+            "marker" => {
+                let last = cards.iter().position(|card| card["uuid"] == value.to_ascii_lowercase());
+                let last =
+                    last.ok_or_else(|| Error::Invalid(format!("marker {value} is no device's uuid")))?;
+                cards.drain(..=last);
+            }
+            // Cyborg's fake driver writes 0x before a vendor.
+            key => cards.retain(|card| {
+                let has = card[key].as_str().unwrap_or_default();
+                has.eq_ignore_ascii_case(&value)
+                    || (key == "vendor"
+                        && value.strip_prefix("0x").is_some_and(|id| has.eq_ignore_ascii_case(id)))
+            }),
+        }
+    }
+    cards.truncate(limit.unwrap_or(usize::MAX));
+    Ok(Json(json!({ "devices": cards })))
+}
+
+pub(super) async fn show(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Extension(version): Extension<Microversion>,
+    Path(path): Path<DevicePath>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Fault> {
+    identity.needs(Role::Manager)?;
+    let id = path.id()?;
+    let cards = service.cards().await?;
+    let card = cards.iter().find(|card| card.device_id() == id);
+    let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
+    Ok(Json(wire(card, version, &headers)))
+}
+
+pub(super) async fn disable(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<DevicePath>,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    service.disable_card(path.id()?, true).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn enable(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    Path(path): Path<DevicePath>,
+) -> Result<StatusCode, Fault> {
+    identity.needs(Role::Admin)?;
+    service.disable_card(path.id()?, false).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,264 @@
+//! Cyborg's v2, under `/accelerator/v2`, and without a version as far as seed 002 has not taken the path:
+//! microversions, version documents, and errors as Cyborg's clients read them.
+
+mod arqs;
+mod attributes;
+mod deployables;
+mod device_profiles;
+mod devices;
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, patch, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::body::{Pairs, base};
+use super::error::{self, Fault};
+use crate::error::Error;
+use crate::service::Service;
+use crate::store::Millis;
+
+/// A microversion, by what comes after `2.`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Microversion(u8);
+
+impl Microversion {
+    const MIN: Self = Self(0);
+    /// A bind may say whose the request is.
+    const PROJECT_ID: Self = Self(1);
+    /// A device profile may be read by its name.
+    const PROFILE_BY_NAME: Self = Self(2);
+    /// A device says its status.
+    const DEVICE_STATUS: Self = Self(3);
+    const MAX: Self = Self::DEVICE_STATUS;
+
+    /// Which one a request asks for.
+    fn asked(headers: &HeaderMap) -> Result<Self, Fault> {
+        let Some(header) = headers.get("openstack-api-version") else { return Ok(Self::MIN) };
+        let text = header.to_str().unwrap_or("?");
+        for part in text.split(',').map(str::trim) {
+            // Other services' microversions may stand beside ours. Without a service it is ours.
+            let version = match part.split_once(' ') {
+                Some(("accelerator", version)) => version.trim(),
+                Some(_) => continue,
+                None => part,
+            };
+            if version == "latest" {
+                return Ok(Self::MAX);
+            }
+            let minor = version.strip_prefix("2.").and_then(|minor| minor.parse().ok()).map(Self);
+            return minor.filter(|asked| *asked <= Self::MAX).ok_or_else(|| {
+                let shown: String = text.chars().take(80).collect();
+                let message = format!("`{shown}` is no version; there are {} to {}", Self::MIN, Self::MAX);
+                Fault::new(StatusCode::NOT_ACCEPTABLE, message)
+            });
+        }
+        Ok(Self::MIN)
+    }
+
+    /// # Errors
+    /// 406 for who asks for less.
+    fn needs(self, least: Self, what: &str) -> Result<(), Fault> {
+        if self >= least {
+            return Ok(());
+        }
+        let message =
+            format!("{what} needs OpenStack-API-Version: accelerator {least}, and {self} is asked for");
+        Err(Fault::new(StatusCode::NOT_ACCEPTABLE, message))
+    }
+}
+
+impl fmt::Display for Microversion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "2.{}", self.0)
+    }
+}
+
+/// All routes.
+pub(super) fn routes() -> Router<Arc<Service>> {
+    // `/accelerator` itself is seed 002's, and a nested `/` would be that.
+    let documents =
+        Router::new().route("/accelerator/", get(versions)).route("/accelerator/v2/", get(version));
+    documents
+        .layer(middleware::from_fn(speak))
+        .nest("/accelerator", unversioned())
+        .nest("/accelerator/v2", v2())
+}
+
+/// The routes under `/accelerator/v2`.
+fn v2() -> Router<Arc<Service>> {
+    let v2 = resources().route("/", get(version)).fallback(error::nowhere);
+    v2.method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
+}
+
+/// The routes under `/accelerator`.
+fn unversioned() -> Router<Arc<Service>> {
+    resources().method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
+}
+
+fn resources() -> Router<Arc<Service>> {
+    let profiles = get(device_profiles::list).post(device_profiles::create).delete(device_profiles::delete);
+    let arqs = get(arqs::list).post(arqs::create).patch(arqs::update).delete(arqs::delete);
+    Router::new()
+        .route("/device_profiles", profiles.clone())
+        .route("/device_profiles/", profiles)
+        .route("/device_profiles/{id}", get(device_profiles::show).delete(device_profiles::delete_one))
+        .route("/accelerator_requests", arqs.clone())
+        .route("/accelerator_requests/", arqs)
+        .route("/accelerator_requests/{id}", get(arqs::show).patch(arqs::update_one).delete(arqs::delete_one))
+        .route("/devices", get(devices::list))
+        .route("/devices/{id}", get(devices::show))
+        .route("/devices/{id}/disable", post(devices::disable))
+        .route("/devices/{id}/enable", post(devices::enable))
+        .route("/deployables", get(deployables::list))
+        .route("/deployables/{id}", get(deployables::show))
+        .route("/deployables/{id}/program", patch(deployables::program))
+        .route("/attributes", get(attributes::list).post(attributes::create))
+        .route("/attributes/{id}", get(attributes::show).delete(attributes::delete))
+}
+
+/// Reads the microversion, and puts the answer into Cyborg's words.
+async fn speak(mut request: Request, next: Next) -> Response {
+    let asked = Microversion::asked(request.headers());
+    let version = *asked.as_ref().unwrap_or(&Microversion::MIN);
+    let mut response = match asked {
+        Ok(version) => {
+            request.extensions_mut().insert(version);
+            next.run(request).await
+        }
+        Err(fault) => fault.into_response(),
+    };
+    if let Some(fault) = response.extensions_mut().remove::<Fault>() {
+        let retry_after = response.headers_mut().remove(header::RETRY_AFTER);
+        response = (fault.status, Json(error_message(&fault))).into_response();
+        response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
+    }
+    for (name, version) in [
+        ("openstack-api-version", version),
+        ("openstack-api-minimum-version", Microversion::MIN),
+        ("openstack-api-maximum-version", Microversion::MAX),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(&format!("accelerator {version}")) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("OpenStack-API-Version"));
+    response
+}
+
+/// Cyborg's form of an error: a JSON document as a string.
+fn error_message(fault: &Fault) -> Value {
+    let code = if fault.status.is_server_error() { "Server" } else { "Client" };
+    let inner = json!({ "faultcode": code, "faultstring": fault.message, "debuginfo": null });
+    json!({ "error_message": inner.to_string() })
+}
+
+fn document(headers: &HeaderMap) -> Value {
+    json!({
+        "id": "v2.0",
+        "status": "CURRENT",
+        "min_version": Microversion::MIN.to_string(),
+        "max_version": Microversion::MAX.to_string(),
+        "links": [{ "rel": "self", "href": format!("{}/accelerator/v2", base(headers)) }],
+    })
+}
+
+async fn version(headers: HeaderMap) -> Json<Value> {
+    Json(document(&headers))
+}
+
+async fn versions(headers: HeaderMap) -> Json<Value> {
+    let mut v2 = document(&headers);
+    v2["id"] = json!("v2");
+    Json(json!({
+        "name": "OpenStack Cyborg API",
+        "description": "hotslot: Cyborg's API over libvirt; a request that is bound to a running server is hot-plugged",
+        "versions": [v2],
+        "default_version": v2,
+    }))
+}
+
+/// Cyborg's link to an item.
+fn links(headers: &HeaderMap, collection: &str, id: impl fmt::Display) -> Value {
+    json!([{ "rel": "self", "href": format!("{}/accelerator/v2/{collection}/{id}", base(headers)) }])
+}
+
+/// ISO 8601 as Cyborg writes times.
+fn time(millis: Millis) -> String {
+    jiff::Timestamp::from_millisecond(millis)
+        .map_or_else(|_| millis.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string())
+}
+
+fn bad(reason: impl fmt::Display, example: &str) -> Error {
+    Error::Invalid(format!("bad body: {reason}; send {example}"))
+}
+
+/// The keys of a query, and those that are said as Cyborg's `filters.field` with `filters.value`.
+fn filters(
+    Pairs(pairs): Pairs,
+    known: &[&str],
+    only_as_filter: &[&str],
+) -> Result<Vec<(String, String)>, Error> {
+    let (mut field, mut value, mut found) = (None, None, Vec::new());
+    let unknown = |key: &str| {
+        let all: Vec<_> = known.iter().chain(only_as_filter).copied().collect();
+        Err(Error::Invalid(format!(
+            "unknown query key {key}; known: {}; as filters.field with filters.value: {}",
+            known.join(", "),
+            all.join(", ")
+        )))
+    };
+    for (key, text) in pairs {
+        match key.as_str() {
+            "filters.field" => field = Some(text),
+            "filters.value" => value = Some(text),
+            key if known.contains(&key) => found.push((key.to_owned(), text)),
+            key => return unknown(key),
+        }
+    }
+    match (field, value) {
+        (Some(field), Some(value)) => {
+            if !known.contains(&field.as_str()) && !only_as_filter.contains(&field.as_str()) {
+                return unknown(&field);
+            }
+            found.push((field, value));
+        }
+        (None, None) => {}
+        _ => return Err(Error::Invalid("filters.field and filters.value go together".into())),
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn microversions_are_read_as_clients_write_them() {
+        for (header, version) in [
+            ("accelerator 2.1", Some(1)),
+            ("accelerator latest", Some(3)),
+            ("latest", Some(3)),
+            ("2.2", Some(2)),
+            ("compute 2.90, accelerator 2.3", Some(3)),
+            ("compute 2.90", Some(0)),
+            ("accelerator 2.4", None),
+            ("accelerator 1.0", None),
+            ("accelerator 2", None),
+            ("accelerator two", None),
+            ("2.-1", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("openstack-api-version", header.parse().unwrap());
+            assert_eq!(Microversion::asked(&headers).ok(), version.map(Microversion), "{header}");
+        }
+        assert_eq!(Microversion::asked(&HeaderMap::new()).unwrap(), Microversion(0));
+    }
+}

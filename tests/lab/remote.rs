@@ -1,0 +1,168 @@
+//! Several hosts, one of them another machine, reached over TLS and over ssh: when the way to it breaks, it alone is
+//! affected.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hotslot_driver::sim::generate::{Size, guest_uuid};
+use hotslot_tests::lab::{Lab, PATIENCE, environment, id, release};
+use hotslot_tests::link::{Link, State};
+use hotslot_tests::{Hotslot, path};
+use serde_json::{Value, json};
+
+/// Where the VM's libvirtd is reached by TLS on this machine.
+const TLS: u16 = 19775;
+
+/// Makes an authority, and with it the keys of a server and a client that know each other by it.
+const KEYS: &str = r#"
+set -e
+cd "$0"
+key() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+        -keyout "$1key.pem" -out "$1cert.pem" "${@:2}" 2>&1
+}
+key ca -subj /CN=lab
+for name in server client; do
+    key $name -CA cacert.pem -CAkey cakey.pem -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 \
+        -addext basicConstraints=critical,CA:FALSE
+done
+# Whoever is reached there is the lab: its keys are not to be remembered.
+printf '#!/bin/sh\nexec ssh -F /dev/null -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "$@"\n' >ssh
+chmod +x ssh
+"#;
+
+/// Has the VM's libvirtd listen for TLS.
+const LISTEN: &str = "
+mkdir -p /etc/pki/CA /etc/pki/libvirt/private
+cp /run/keys/cacert.pem /etc/pki/CA
+cp /run/keys/servercert.pem /etc/pki/libvirt
+cp /run/keys/serverkey.pem /etc/pki/libvirt/private
+systemctl stop libvirtd libvirtd-tls.socket
+systemctl start libvirtd-tls.socket
+systemctl start libvirtd";
+
+fn config(far: &str, near: &Path) -> String {
+    let near = near.display();
+    format!(
+        r#"
+[pci]
+device_spec = ['{{"vendor_id": "8086", "product_id": "10ca"}}']
+alias = ['{{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}}']
+[libvirt]
+keepalive_interval = 3
+keepalive_count = 3
+call_timeout = 8
+attach_timeout = 30
+[[hypervisor]]
+name = "far"
+uri = "{far}"
+[[hypervisor]]
+name = "near"
+uri = "sim://{near}"
+[[hypervisor]]
+name = "here"
+uri = "qemu:///system"
+"#
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = &dir.path().join("keys");
+    std::fs::create_dir(keys).unwrap();
+    let made = Command::new("bash").args(["-c", KEYS]).arg(keys).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let near = dir.path().join("near");
+    Size { pfs: 1, vfs: 2, guests: 1, ports: 2 }.write(&near).unwrap();
+
+    let ssh_port = environment("HOTSLOT_LAB_SSH_PORT").parse().unwrap();
+    let (tls, ssh) = (Link::to(TLS).await, Link::to(ssh_port).await);
+    let by_tls = format!("qemu+tls://127.0.0.1:{}/system?pkipath={}", tls.port(), keys.display());
+    let by_ssh = format!(
+        "qemu+ssh://root@127.0.0.1:{}/system?keyfile={}&command={}/ssh&no_verify=1&no_tty=1",
+        ssh.port(),
+        environment("HOTSLOT_LAB_SSH_KEY"),
+        keys.display()
+    );
+    let mut lab = Lab::idle();
+    lab.put(keys, "/run/");
+    lab.forward(TLS, 16514);
+    lab.sh(LISTEN);
+    let mut service = Hotslot::of(&release(), &config(&by_tls, &near), PATIENCE);
+    lab.api = service.clone();
+    lab.ready().await;
+    breaks(&lab, "TLS", &tls).await;
+
+    service.kill();
+    service.reconfigure(&by_tls, &by_ssh);
+    service.start_again().await;
+    lab.api = service.clone();
+    breaks(&lab, "ssh", &ssh).await;
+    lab.sh("systemctl stop libvirtd-tls.socket");
+}
+
+/// The hosts whose servers are listed.
+async fn listed(lab: &Lab) -> Vec<String> {
+    let servers = lab.get("/v2.1/servers/detail").await.expect(200).body["servers"].clone();
+    let host = |server: &Value| server["host"].as_str().unwrap().to_owned();
+    let mut hosts: Vec<_> = servers.as_array().unwrap().iter().map(host).collect();
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+/// Attaches and detaches on the far host, and meanwhile freezes and cuts the way to it.
+async fn breaks(lab: &Lab, way: &str, link: &Link) {
+    assert_eq!(listed(lab).await, ["far", "here", "near"]);
+    for state in [State::Frozen, State::Cut] {
+        let begun = Instant::now();
+        let vf = match lab.attachments(id("q35")).await.into_iter().next() {
+            Some(vf) => vf,
+            None => lab.attach_one("q35", "vf").await,
+        };
+        println!("{way}: attached on the far host after {:?}", begun.elapsed());
+        assert_eq!((&vf["host"], lab.driver(&vf["address"]).as_str()), (&"far".into(), "vfio-pci"));
+        // What that machine lives on cannot be seen from here.
+        let function = format!("/v2/t/os-hypervisors/1/pci_devices/{}", vf["address"].as_str().unwrap());
+        let guards = lab.get(&function).await.expect(200).body["pci_device"]["guards"].clone();
+        assert_eq!(guards, json!(null));
+
+        link.set(state);
+        let (api, far) = (lab.api.clone(), path(&vf));
+        let far = tokio::spawn(async move { api.delete(&far).await });
+        // Two of three hosts are as they were.
+        let mut longest = Duration::ZERO;
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let answer = lab.attach(&guest_uuid(0).to_string(), "vf:1").await.expect(200);
+            lab.delete(&path(&answer.body["pci_devices"][0])).await.expect(200);
+            longest = longest.max(begun.elapsed());
+        }
+        println!("{way}, {state:?}: attach and detach on the near host took {longest:?} at most");
+        assert!(longest < Duration::from_secs(2));
+        let answer = far.await.unwrap().expect(503);
+        println!("{way}, {state:?}: {}", answer.message());
+        let said = lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"].clone();
+        lab.until("it is noticed", async || {
+            let hosts = lab.get("/readyz").await.body["hypervisors"].clone();
+            (&hosts["near"], &hosts["here"]) == (&"ok".into(), &"ok".into()) && hosts["far"] != "ok"
+        })
+        .await;
+        let begun = Instant::now();
+        assert_eq!(listed(lab).await, ["here", "near"]);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(lab.attach(id("q35"), "vf:1").await.expect(503).retry_after.is_some());
+
+        link.set(State::Up);
+        println!("{way}, {state:?}: agreement after {:?}", lab.agreed("q35").await);
+        // What was on record as to go is gone, and what was refused is as it was.
+        let rows = lab.attachments(id("q35")).await;
+        assert_eq!(rows.len(), usize::from(said == "attached"), "{said}: {rows:#?}");
+    }
+    for vf in lab.attachments(id("q35")).await {
+        lab.detach(&vf).await.expect(200);
+    }
+    lab.expect_nothing_left().await;
+}
