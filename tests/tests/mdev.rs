@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hotslot_tests::{Answer, Hotslot, host, path as path_of};
+use hotslot_driver::sim::control;
+use hotslot_tests::{Answer, Hotslot, host, path as path_of, postgres};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -404,16 +405,24 @@ async fn at_every_step_it_is_whole_or_gone() {
     ];
     let walks = faults.into_iter().flat_map(|(fault, attach, detach)| {
         [(fault, false, attach), (fault, true, detach)].map(async |(fault, goes, least)| {
-            let steps = walk(fault, goes).await;
+            let steps = walk(service().await, fault, goes).await;
             assert!(steps >= least, "{fault}, detach {goes}: {steps} steps");
         })
     });
     join_all(walks).await;
 }
 
+#[tokio::test]
+async fn at_every_step_on_postgresql_too() {
+    let walks = [false, true].map(async |goes| {
+        let service = service().await.moved_to(&postgres::database().await).await;
+        assert!(walk(service, "any kill nth={} at=after", goes).await >= 5, "detach {goes}");
+    });
+    join_all(walks).await;
+}
+
 /// Lets a fault befall the first call of an attach or detach of two, then the second, and so on; answers how many.
-async fn walk(fault: &str, detach: bool) -> u32 {
-    let mut service = service().await;
+async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
     let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     for nth in 1.. {
         let place = format!("{} {fault} {nth}", if detach { "detach" } else { "attach" });
@@ -421,17 +430,19 @@ async fn walk(fault: &str, detach: bool) -> u32 {
             attach(&service, &path, G1).await.expect(200);
         }
         let start = service.log_length();
-        service.sim(&format!("fault {}", fault.replace("{}", &nth.to_string())));
+        // It may strike before that is answered, or as it is taken back.
+        let _ = control(&service.host_dir(), &format!("fault {}", fault.replace("{}", &nth.to_string())));
         let asked = json!({ "instance_uuid": G1 }).to_string();
         let (method, body) = match detach {
             true => (Method::DELETE, None),
             false => (Method::PUT, Some(("application/json", asked))),
         };
         let _ = service.try_send(method, &path, body).await;
-        if service.ended(Duration::from_millis(100)).await {
+        if service.ended(Duration::from_millis(100)).await
+            || control(&service.host_dir(), "fault clear").is_err()
+        {
+            service.kill();
             service.start_again().await;
-        } else {
-            service.sim("fault clear");
         }
         let struck = service.log_from(start).contains("a fault befalls ");
         let settled = async || ["available", "attached"].contains(&status(&service, &path).await.as_str());
@@ -445,7 +456,7 @@ async fn walk(fault: &str, detach: bool) -> u32 {
         service.until(&format!("it goes: {place}"), goes).await;
         if fault.contains("crash") {
             // It may run still.
-            let _ = hotslot_driver::sim::control(&service.host_dir(), "start g1");
+            let _ = control(&service.host_dir(), "start g1");
         }
         expect_untouched(&service).await;
         if !struck {

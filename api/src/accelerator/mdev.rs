@@ -85,6 +85,9 @@ impl Service {
         let outcome = self.make_and_plug(&host, server, mdev_type, scope, &steps, making).await;
         drop(in_flight);
         host.look_again(server);
+        if outcome.is_err() {
+            host.ask_again(server);
+        }
         // What is offered is known afresh.
         drop(host.look_at_mdevs().await);
         outcome
@@ -284,9 +287,6 @@ impl Service {
             };
             left.extend(taken.err().map(|error| format!("{}: {error}", step.id)));
         }
-        if !left.is_empty() {
-            host.ask_again(server);
-        }
         let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
         host.error(format!("attaching mediated devices to server {server} failed, {rest}"))(error)
     }
@@ -356,8 +356,7 @@ impl Service {
             let _room = room;
             let outcome = service.quiesce_and_release(&host, &row, was, until, request.force).await;
             drop(guard);
-            // What was heard while it was worked on was left to the worker.
-            host.look_again(row.server);
+            look_afterwards(&host, row.server, &outcome);
             drop(host.look_at_mdevs().await);
             outcome
         })))
@@ -432,9 +431,6 @@ impl Service {
                     (false, true) => Observation::StillThere { reason },
                     (false, false) => Observation::DetachRefused { reason },
                 };
-                if seen_again(&seen) {
-                    host.ask_again(row.server);
-                }
                 (seen, host.error(format!("detaching mediated device {id} failed"))(error))
             }
         };
@@ -454,7 +450,6 @@ impl Service {
                 }
                 seen.push((row.id, Observation::StillThere { reason: error.to_string() }));
                 self.settle_mdev_rows(&seen).await?;
-                host.ask_again(row.server);
                 Err(host.error(format!("taking mediated device {} away failed", row.id))(error))
             }
         }
@@ -551,7 +546,7 @@ impl Service {
         who::spawn(async move {
             let released = service.release_mdev(&host, row.id, service.detach_limits(), "").await;
             drop(guard);
-            host.look_again(row.server);
+            look_afterwards(&host, row.server, &released);
             if let Err(error) = released {
                 tracing::info!(mdev.uuid = %row.id, server.id = %row.server, %error, "a detach goes on");
             }
@@ -582,6 +577,12 @@ fn mdev_spec(id: AttachmentId) -> MdevSpec {
     MdevSpec { source: id.0, alias: UserAlias(id.0), guest: None }
 }
 
-fn seen_again(seen: &Observation) -> bool {
-    matches!(seen, Observation::HostAway { .. } | Observation::StillThere { .. })
+/// Has a server looked at when nobody works on the mediated device any more that was to leave it.
+fn look_afterwards(host: &Host, server: ServerId, outcome: &Result<(), Error>) {
+    // What was heard while it was worked on was left to the worker.
+    host.look_again(server);
+    // What a guest says is its word; anything else leaves it open whether it was asked.
+    if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
+        host.ask_again(server);
+    }
 }
