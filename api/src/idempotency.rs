@@ -67,6 +67,15 @@ impl IdempotencyKey {
         let fingerprint = Uuid::new_v5(&Uuid::NAMESPACE_OID, text);
         Ok(Self { key: key.to_owned(), route: route.to_owned(), fingerprint })
     }
+
+    /// As somebody sends it: what one caller was answered is not told to another.
+    #[must_use]
+    pub fn of(self, caller: &str) -> Self {
+        if caller.is_empty() {
+            return self;
+        }
+        Self { fingerprint: Uuid::new_v5(&self.fingerprint, caller.as_bytes()), ..self }
+    }
 }
 
 impl Service {

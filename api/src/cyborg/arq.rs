@@ -79,8 +79,18 @@ pub struct Bind {
     pub project: Option<String>,
 }
 
-fn in_work(id: ArqId) -> Error {
-    Error::Conflict(format!("accelerator request {id} is being bound, unbound or deleted; try again"))
+fn may_be_bound(view: &ArqView) -> Result<(), Error> {
+    match view.state() {
+        ArqState::Initial | ArqState::Unbound => Ok(()),
+        state @ (ArqState::BindStarted
+        | ArqState::Bound
+        | ArqState::BindFailed
+        | ArqState::UnbindFailed
+        | ArqState::Deleting) => Err(Error::Invalid(format!(
+            "accelerator request {} is {state}; one that is Initial or Unbound can be bound",
+            view.row.id
+        ))),
+    }
 }
 
 impl Service {
@@ -179,6 +189,26 @@ impl Service {
         self.arq_now(id).await
     }
 
+    /// Takes a request for oneself. Who has it is waited for as long as it may be waited for: whoever has done what
+    /// its state says leaves it a moment later.
+    async fn work_on(
+        &self,
+        id: ArqId,
+        waits: impl Fn(&ArqView) -> bool,
+    ) -> Result<busy::Guard<ArqId>, Error> {
+        loop {
+            if let Some(guard) = self.binding.try_enter(id).await? {
+                return Ok(guard);
+            }
+            if !waits(&self.arq(id).await?) {
+                return Err(Error::Conflict(format!(
+                    "accelerator request {id} is being bound; try again when it is"
+                )));
+            }
+            self.binding.idle(id).await?;
+        }
+    }
+
     /// Begins to bind accelerator requests, all or none; how that ends is told by their states.
     ///
     /// # Errors
@@ -187,22 +217,10 @@ impl Service {
     pub async fn bind_arqs(self: &Arc<Self>, binds: Vec<Bind>) -> Result<(), Error> {
         let mut work = Vec::new();
         for bind in &binds {
-            let id = bind.id;
-            self.arq(id).await?;
-            let guard = self.binding.try_enter(id).await?.ok_or_else(|| in_work(id))?;
-            let view = self.arq(id).await?;
-            match view.state() {
-                ArqState::Initial | ArqState::Unbound => {}
-                state @ (ArqState::BindStarted
-                | ArqState::Bound
-                | ArqState::BindFailed
-                | ArqState::UnbindFailed
-                | ArqState::Deleting) => {
-                    return Err(Error::Invalid(format!(
-                        "accelerator request {id} is {state}; one that is Initial or Unbound can be bound"
-                    )));
-                }
-            }
+            may_be_bound(&self.arq(bind.id).await?)?;
+            let guard = self.work_on(bind.id, |view| may_be_bound(view).is_ok()).await?;
+            let view = self.arq(bind.id).await?;
+            may_be_bound(&view)?;
             let candidates = self.bindable(&view.row, &bind.target).await?;
             work.push((bind.clone(), candidates, guard));
         }
@@ -317,7 +335,8 @@ impl Service {
 
     async fn release_arq(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
         self.arq(id).await?;
-        let guard = self.binding.try_enter(id).await?.ok_or_else(|| in_work(id))?;
+        // An unbind that another request began comes to the same.
+        let guard = self.work_on(id, |view| view.state() != ArqState::BindStarted).await?;
         let service = Arc::clone(self);
         let work = who::spawn(async move {
             let released = service.release_now(id, delete).await;

@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::id::AttributeId;
 use crate::inventory;
 use crate::service::Service;
-use crate::store::{Attribute, Device, DeviceFacts, DeviceStatus};
+use crate::store::{Attribute, Device, DeviceFacts};
 
 /// A card of which something may be given away.
 #[derive(Clone)]
@@ -172,11 +172,6 @@ impl Card {
             derived: true,
         };
         pairs.map(attribution).collect()
-    }
-
-    /// How many of its handles nobody has.
-    pub fn free(&self) -> usize {
-        self.handles.iter().filter(|handle| handle.status == DeviceStatus::Available).count()
     }
 }
 

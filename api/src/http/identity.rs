@@ -68,7 +68,11 @@ impl Identity {
             let list = text(name).unwrap_or_default().split(',');
             list.map(|role| role.trim().to_ascii_lowercase()).collect()
         };
-        let (own, of_service) = (roles("x-roles"), roles("x-service-roles"));
+        let (mut own, of_service) = (roles("x-roles"), roles("x-service-roles"));
+        // Cyborg's policies are for tokens of projects: the roles of a system's count for nothing.
+        if text("openstack-system-scope").is_some() {
+            own.clear();
+        }
         Ok(Self {
             role: Role::ALL.into_iter().rfind(|role| own.contains(role.as_str())),
             service: own.contains("service")
@@ -95,7 +99,7 @@ impl Identity {
             return Ok(());
         }
         let has = self.role.map_or("none of Keystone's", Role::as_str);
-        let message = format!("this requires the role {}, and yours is {has}", least.as_str());
+        let message = format!("this requires the role {} in a project, and yours is {has}", least.as_str());
         Err(Fault::new(StatusCode::FORBIDDEN, message))
     }
 
@@ -119,6 +123,17 @@ impl Identity {
     /// Whether they may know of what belongs to a project.
     pub(super) fn sees(&self, project: Option<&str>) -> bool {
         self.role == Some(Role::Admin) || (self.project.is_some() && self.project.as_deref() == project)
+    }
+}
+
+/// A name of who calls, the same for each request of theirs; empty for who was not asked, or says nothing.
+pub(super) fn caller(headers: &HeaderMap, from: IdentityFrom) -> String {
+    match from {
+        IdentityFrom::None => String::new(),
+        IdentityFrom::Headers => {
+            let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            [text("x-user-id"), text("x-project-id")].into_iter().flatten().collect::<Vec<_>>().join(" in ")
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The routes: one file a resource, one door to a status code ([`error`]).
 //!
 //! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. They know of no
-//! projects ([`identity`]), so the tenant in a path is taken as it is.
+//! projects (`identity.rs`), so the tenant in a path is taken as it is.
 
 mod accelerators;
 mod attachments;

@@ -11,6 +11,7 @@ use tracing::Instrument as _;
 
 use super::body::unreadable;
 use super::error::Fault;
+use super::identity::caller;
 use crate::error::Error;
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::service::Service;
@@ -21,7 +22,8 @@ pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, 
     if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
         return next.run(request).await;
     }
-    let (key, request) = match named(request).await {
+    let caller = caller(request.headers(), service.config.api.identity);
+    let (key, request) = match named(request, &caller).await {
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };
@@ -32,7 +34,7 @@ pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, 
 }
 
 /// Reads what names a request, and leaves the request as it was.
-async fn named(request: Request) -> Result<(IdempotencyKey, Request), Fault> {
+async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Request), Fault> {
     let (mut parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
     let body = body.map_err(|rejection| unreadable(&rejection))?;
@@ -40,7 +42,7 @@ async fn named(request: Request) -> Result<(IdempotencyKey, Request), Fault> {
     let (Some(key), None) = (keys.next(), keys.next()) else {
         return Err(Error::Invalid("Idempotency-Key is given twice; give it once".into()).into());
     };
-    let key = IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body)?;
+    let key = IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body)?.of(caller);
     parts.extensions.insert(key.clone());
     Ok((key, Request::from_parts(parts, Body::from(body))))
 }
@@ -58,7 +60,8 @@ async fn answer(
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 format!(
-                    "Idempotency-Key {} came with another body before; send the same body, or a new key",
+                    "Idempotency-Key {} came with another body, or from somebody else, before; send the same body, or \
+                     a new key",
                     key.key
                 ),
             ));

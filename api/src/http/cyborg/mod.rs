@@ -119,6 +119,8 @@ fn resources() -> Router<Arc<Service>> {
         .route("/deployables", get(deployables::list))
         .route("/deployables/{id}", get(deployables::show))
         .route("/deployables/{id}/program", patch(deployables::program))
+        // As the SDK sends it.
+        .route("/deployables/{id}/program/{same}", patch(deployables::program))
         .route("/attributes", get(attributes::list).post(attributes::create))
         .route("/attributes/{id}", get(attributes::show).delete(attributes::delete))
 }

@@ -1,0 +1,75 @@
+//! `[pci]`: which devices may be given away, and by which names.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use hotslot_driver::pci::PciAddress;
+use serde::{Deserialize, Deserializer};
+
+/// `[pci]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pci {
+    /// Nova's `[pci] device_spec`, each a JSON object or a list of them. Empty: nothing is assignable.
+    #[serde(alias = "passthrough_whitelist", alias = "pci_passthrough_whitelist")]
+    pub device_spec: Vec<String>,
+    /// Nova's `[pci] alias`, each a JSON object.
+    #[serde(alias = "pci_alias")]
+    pub alias: Vec<String>,
+    /// Nova's option of this name: turns on the rules of `device_spec` that depend on it, and nothing else.
+    pub report_in_placement: bool,
+    /// Nova's option of this name: turns on the rules of `alias` that depend on it, and nothing else.
+    pub pci_in_placement: bool,
+    /// Facts of devices that no hypervisor knows.
+    pub extra_info: Vec<ExtraInfo>,
+    /// Functions that are offered although a guard says that the host needs them.
+    pub unguarded: Vec<Unguarded>,
+    /// A directory whose files replace the embedded templates of the same name.
+    pub templates: Option<PathBuf>,
+}
+
+/// `[[pci.extra_info]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraInfo {
+    /// Which devices: `device_spec`'s ids, address and devname, a JSON object or a list of them.
+    #[serde(rename = "match")]
+    pub devices: String,
+    /// What is to be said of them. All entries that match a device apply; the first one to say a key wins.
+    pub values: BTreeMap<String, String>,
+}
+
+/// A function whose guards are overridden: `0000:3b:00.0` on every host, or `node1/0000:3b:00.0`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unguarded {
+    /// The host; none is every host.
+    pub host: Option<String>,
+    /// The function.
+    pub address: PciAddress,
+}
+
+impl<'de> Deserialize<'de> for Unguarded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let (host, address) = match text.rsplit_once('/') {
+            Some((host, address)) => (Some(host.to_owned()), address),
+            None => (None, text.as_str()),
+        };
+        let address = address.parse().map_err(|error| {
+            serde::de::Error::custom(format!(
+                "{error}; write 0000:3b:00.0, or HOST/0000:3b:00.0 for one host"
+            ))
+        })?;
+        Ok(Self { host, address })
+    }
+}
+
+impl Pci {
+    /// Whether the guards of a function are overridden.
+    pub fn is_unguarded(&self, host: &str, address: PciAddress) -> bool {
+        let names = |entry: &Unguarded| {
+            entry.address == address && entry.host.as_deref().is_none_or(|name| name == host)
+        };
+        self.unguarded.iter().any(names)
+    }
+}

@@ -1,0 +1,75 @@
+//! What several keys are values of.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// A length of time, written as seconds: 20, or 0.5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seconds(pub Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a number of seconds, such as 20 or 0.5")]
+        enum Number {
+            Whole(u64),
+            Fraction(f64),
+        }
+        let seconds = match Number::deserialize(deserializer)? {
+            Number::Whole(seconds) => seconds as f64,
+            Number::Fraction(seconds) => seconds,
+        };
+        const DAY: f64 = 86_400.0;
+        if seconds > 0.0 && seconds <= DAY {
+            Ok(Self(Duration::from_secs_f64(seconds)))
+        } else {
+            Err(serde::de::Error::custom(format!("{seconds} is not above 0 and at most {DAY} seconds")))
+        }
+    }
+}
+
+/// A length of time with its unit: `90d`, `12h`, `30m` or `45s`; at most 100 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
+impl FromStr for Age {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const MOST: u64 = 36_500 * 24 * 3600;
+        let seconds = text.char_indices().last().and_then(|(unit, letter)| {
+            let number: u64 = text[..unit].parse().ok()?;
+            number.checked_mul(match letter {
+                's' => 1,
+                'm' => 60,
+                'h' => 3600,
+                'd' => 24 * 3600,
+                _ => return None,
+            })
+        });
+        let seconds = seconds.filter(|seconds| (1..=MOST).contains(seconds));
+        seconds
+            .map(|seconds| Self(Duration::from_secs(seconds)))
+            .ok_or_else(|| format!("`{text}` is no length of time; write 90d, 12h, 30m or 45s"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

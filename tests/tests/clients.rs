@@ -1,0 +1,52 @@
+//! The stock clients, of the versions in `tests/clients/requirements.txt`, against the service on a simulated host.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hotslot_tests::{Hotslot, host};
+
+const PCI: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:*:*.*\"}']\n";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs one of the scripts in `tests/clients` with the clients' own Python.
+async fn run(service: &Hotslot, script: &str, more: &[&str]) {
+    let python = Command::new(root().join("tools/clients")).output().expect("run tools/clients");
+    assert!(python.status.success(), "tools/clients: {}", String::from_utf8_lossy(&python.stderr));
+    let python = String::from_utf8(python.stdout).expect("a path");
+    let mut command = Command::new(python.trim());
+    command.arg(root().join("tests/clients").join(script)).arg(service.url()).args(more);
+    // It works on a thread of its own: the service is another process, and answers.
+    let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("a thread");
+    let ran = ran.expect("run the script");
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{script}:\n{out}{err}");
+}
+
+#[tokio::test]
+async fn the_command_lines_of_openstack_and_cyborg() {
+    let service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    let list = root().join("tests/data/client-commands.json");
+    run(&service, "commands.py", &[list.to_str().expect("a path")]).await;
+    service.expect_clean().await;
+}
+
+/// Against the tests of Cyborg itself; those that are to fail are in the list, with the reason.
+#[tokio::test]
+async fn the_api_tests_of_cyborgs_tempest_plugin() {
+    let mut service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    service.kill();
+    service.start_again().await;
+    let list = root().join("tests/data/tempest.json");
+    run(&service, "tempest_api.py", &[list.to_str().expect("a path")]).await;
+}
+
+#[tokio::test]
+async fn openstacksdk() {
+    let service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    run(&service, "sdk.py", &[]).await;
+    service.expect_clean().await;
+}
