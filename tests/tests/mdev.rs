@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use hotslot_driver::sim::control;
-use hotslot_tests::{Answer, Hotslot, host, path as path_of, postgres};
+use hotslot_tests::{Answer, Hotslot, host, path as path_of, postgres, without_mdevs};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -14,7 +14,6 @@ const PCI: &str = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"vendor
 const GPU: &str = "0000:41:00.0";
 /// The one that somebody else has made.
 const FIRST: &str = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11";
-const FIRSTS_FILE: &str = "devices/mdev_b4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11_0000_41_00_0.xml";
 const G1: &str = "20000000-0000-4000-8000-000000000001";
 const G2: &str = "20000000-0000-4000-8000-000000000002";
 const G3: &str = "20000000-0000-4000-8000-000000000003";
@@ -28,8 +27,7 @@ async fn service() -> Hotslot {
 
 /// The service on a host where nobody has made any.
 async fn untouched() -> Hotslot {
-    let remove = |dir: &std::path::Path| std::fs::remove_file(dir.join(FIRSTS_FILE)).unwrap();
-    Hotslot::bare(&host("accelerators"), PCI, remove).await
+    Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
 /// Makes an accelerator of a spec, and answers its path.
@@ -315,7 +313,7 @@ async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
         let other = other.replace("<bus>65</bus>", "<bus>66</bus>").replace("bus='0x41'", "bus='0x42'");
         let other = other.replace("iommuGroup number='40'", "iommuGroup number='42'");
         std::fs::write(dir.join("devices/pci_0000_42_00_0.xml"), other).unwrap();
-        std::fs::remove_file(dir.join(FIRSTS_FILE)).unwrap();
+        without_mdevs(dir);
     })
     .await;
     let one = json!({ "mdev_type": EIGHT });
