@@ -8,9 +8,11 @@ use std::time::Duration;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Hypervisor, OverdueCall};
 use hotslot_driver::libvirt::{Libvirt, Options};
+use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::{self, Sim};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use uuid::Uuid;
 
 use crate::config;
 use crate::error::Error;
@@ -42,6 +44,8 @@ pub struct Host {
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
     functions: RwLock<Arc<Functions>>,
+    /// Every mediated device, as they were last read.
+    mdevs: RwLock<Arc<Vec<Mdev>>>,
     /// The host's functions in each domain that has any, as it was last read.
     held: RwLock<BTreeMap<ServerId, Held>>,
     /// By which rules they were last recorded, and which of these were left out. Held while they are read and
@@ -60,12 +64,16 @@ struct Held {
     live: BTreeSet<PciAddress>,
     /// Those that others gave it.
     foreign: BTreeMap<PciAddress, Foreign>,
+    /// The mediated devices that it has, running or by its definition.
+    mdevs: BTreeSet<Uuid>,
 }
 
 impl Held {
     fn of(view: &DomainView) -> Self {
         let live = view.live.iter().flat_map(|live| &live.hostdevs).map(|hostdev| hostdev.source);
-        Self { live: live.collect(), foreign: Foreign::of(view) }
+        let documents = [&view.live, &view.persistent].into_iter().flatten();
+        let mdevs = documents.flat_map(|document| &document.mdevs).map(|mdev| mdev.uuid).collect();
+        Self { live: live.collect(), foreign: Foreign::of(view), mdevs }
     }
 }
 
@@ -105,6 +113,7 @@ impl Host {
             queue: (Arc::new(Semaphore::new(queue as usize)), queue),
             groups: Mutex::default(),
             functions: RwLock::default(),
+            mdevs: RwLock::default(),
             held: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
@@ -146,6 +155,31 @@ impl Host {
 
     pub(crate) fn set_functions(&self, functions: Arc<Functions>) {
         *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
+    }
+
+    /// Every mediated device, as they were last read.
+    pub fn mdevs(&self) -> Arc<Vec<Mdev>> {
+        Arc::clone(&self.mdevs.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the mediated devices that the host has; a hypervisor that does not know of any has none.
+    ///
+    /// # Errors
+    /// What the hypervisor answers.
+    pub(crate) async fn look_at_mdevs(&self) -> Result<Arc<Vec<Mdev>>, Error> {
+        let mdevs = match self.hypervisor.mdevs().await {
+            Err(error) if error.kind == ErrorKind::Unsupported => Vec::new(),
+            answer => answer.map_err(self.error("list the host's mediated devices"))?,
+        };
+        let mdevs = Arc::new(mdevs);
+        *self.mdevs.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&mdevs);
+        Ok(mdevs)
+    }
+
+    /// The domain that has a mediated device, by whomever it was given it.
+    pub fn has_mdev(&self, uuid: Uuid) -> Option<ServerId> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.iter().find(|(_, held)| held.mdevs.contains(&uuid)).map(|(server, _)| *server)
     }
 
     /// The functions that domains have and hotslot did not give them, as they were last read. Of two domains with one

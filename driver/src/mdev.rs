@@ -12,7 +12,7 @@ use crate::hypervisor::{Error, ErrorKind, Hypervisor};
 use crate::pci::PciAddress;
 
 /// The interface to the guest of those that are PCI devices there; others are s390's.
-const VFIO_PCI: &str = "vfio-pci";
+pub const VFIO_PCI: &str = "vfio-pci";
 
 /// A type of mediated devices that a function's driver can make.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -127,6 +127,12 @@ pub fn host(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/hosts").join(name)
 }
 
+/// Takes away what somebody has made of the GPU of a copy of the simulated host `accelerators`: it is whole then.
+pub fn without_mdevs(host: &Path) {
+    let mdev = "devices/mdev_b4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11_0000_41_00_0.xml";
+    std::fs::remove_file(host.join(mdev)).expect("the file of a mediated device");
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("make a directory");
     for entry in std::fs::read_dir(from).expect("read test data").map(|entry| entry.expect("an entry")) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hotslot_tests::{Hotslot, host};
+use hotslot_tests::{Hotslot, host, without_mdevs};
 
 const PCI: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:*:*.*\"}']\n";
 
@@ -27,7 +27,7 @@ async fn run(service: &Hotslot, script: &str, more: &[&str]) {
 
 #[tokio::test]
 async fn the_command_lines_of_openstack_and_cyborg() {
-    let service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    let service = Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await;
     let list = root().join("tests/data/client-commands.json");
     run(&service, "commands.py", &[list.to_str().expect("a path")]).await;
     service.expect_clean().await;
@@ -36,7 +36,7 @@ async fn the_command_lines_of_openstack_and_cyborg() {
 /// Against the tests of Cyborg itself; those that are to fail are in the list, with the reason.
 #[tokio::test]
 async fn the_api_tests_of_cyborgs_tempest_plugin() {
-    let mut service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    let mut service = Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await;
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
     service.kill();
     service.start_again().await;
@@ -46,7 +46,7 @@ async fn the_api_tests_of_cyborgs_tempest_plugin() {
 
 #[tokio::test]
 async fn openstacksdk() {
-    let service = Hotslot::bare(&host("accelerators"), PCI, |_| ()).await;
+    let service = Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await;
     run(&service, "sdk.py", &[]).await;
     service.expect_clean().await;
 }

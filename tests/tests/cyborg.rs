@@ -1,6 +1,6 @@
 //! Cyborg's v2 over HTTP: device profiles, requests that are bound to running and stopped servers, and who may do what.
 
-use hotslot_tests::{Answer, Hotslot, host};
+use hotslot_tests::{Answer, Hotslot, host, without_mdevs};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ alias = ['{"name": "qat", "vendor_id": "8086", "product_id": "37c9", "device_typ
 "#;
 
 async fn service() -> Hotslot {
-    Hotslot::bare(&host("accelerators"), PCI, |_| ()).await
+    Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
 async fn profile(service: &Hotslot, name: &str, groups: Value) {

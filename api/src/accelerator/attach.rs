@@ -50,9 +50,18 @@ impl Service {
                 "accelerator {id} is {num} devices by its spec; put one with a num of 1 to {MAX_NUM}"
             )));
         }
-        match target {
-            Target::Server(server) => self.into_server(&view, server).await?,
-            Target::Host { name, driver } => {
+        match (target, view.spec().mdev_type) {
+            (Target::Server(server), None) => self.into_server(&view, server).await?,
+            (Target::Server(server), Some(mdev_type)) => {
+                self.part_into_server(view, mdev_type, server).await?
+            }
+            (Target::Host { .. }, Some(mdev_type)) => {
+                return Err(Error::Invalid(format!(
+                    "accelerator {id} is a mediated device by its spec (mdev_type {mdev_type}), and those are for \
+                     servers; name a server, {{\"instance_uuid\": \"<its id>\"}}, or put a spec without mdev_type"
+                )));
+            }
+            (Target::Host { name, driver }, None) => {
                 let host = match &name {
                     Some(name) => Arc::clone(self.host_called(name)?),
                     None => self.own_host(&view)?,
@@ -123,7 +132,7 @@ impl Service {
         Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
     }
 
-    fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
+    pub(super) fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
         match &view.pinned {
             Some(pinned) if pinned.hypervisor != host.row.id => {
                 let its = self.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
@@ -136,8 +145,8 @@ impl Service {
         }
     }
 
-    /// The devices of a host that an accelerator could be, free or not. A PF only when it is one by name, or when
-    /// without PFs too few are free.
+    /// The devices of a host that an accelerator could be, free or not. A PF only when it is one by name, when
+    /// without PFs too few are free, or when parts of it may do.
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is none.
@@ -161,7 +170,7 @@ impl Service {
                 }
             }
         }
-        if free < spec.num {
+        if free < spec.num || spec.mdev_type.is_some() {
             found.extend(pfs);
         }
         if found.is_empty() {
@@ -205,6 +214,7 @@ impl Service {
                 HeldBy::Attachment(row) => {
                     work.extend(self.begin_detach(row.server, row.id, request).await?);
                 }
+                HeldBy::Mdev(row) => work.extend(self.begin_detach_mdev(row.id, request).await?),
                 HeldBy::Binding(row) => {
                     let service = Arc::clone(self);
                     work.push(who::spawn(async move { service.unbind(row.id).await }));

@@ -1,11 +1,12 @@
 //! Accelerators: devices that are given away under names of their own, to a server or to the host itself.
 //!
 //! An accelerator is a name and a spec; which device it is, is decided when it is attached. What it holds is told by
-//! the attachments and bindings that were made on its behalf ([`Holder`]): it has no state of its own that a crash
-//! could leave behind.
+//! the attachments, bindings and mediated devices that were made on its behalf ([`Holder`]): it has no state of its own
+//! that a crash could leave behind.
 
 mod attach;
 mod binding;
+mod mdev;
 mod spec;
 
 use std::fmt;
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AcceleratorId, ArqId, ServerId};
 use crate::service::Service;
-use crate::store::{Accelerator, Attachment, Binding, Device, words};
+use crate::store::{Accelerator, Attachment, Binding, Device, Mdev, words};
 
 /// On whose behalf a device is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,7 +100,7 @@ pub enum Target {
 pub struct Held {
     /// The promise.
     pub by: HeldBy,
-    /// The device.
+    /// The device; of a mediated device its parent.
     pub device: Arc<Device>,
     /// As the host has it now; none when that cannot be read.
     pub found: Option<HostDevice>,
@@ -112,6 +113,8 @@ pub enum HeldBy {
     Attachment(Attachment),
     /// It is for the host.
     Binding(Binding),
+    /// A part of it is for a server.
+    Mdev(Mdev),
 }
 
 impl Held {
@@ -119,6 +122,7 @@ impl Held {
         match &self.by {
             HeldBy::Attachment(row) => (row.state, row.reason.as_ref()),
             HeldBy::Binding(row) => (row.state, row.reason.as_ref()),
+            HeldBy::Mdev(row) => (row.state, row.reason.as_ref()),
         }
     }
 }
@@ -161,6 +165,7 @@ impl View {
     pub fn server(&self) -> Option<ServerId> {
         self.held.iter().find_map(|held| match &held.by {
             HeldBy::Attachment(row) => Some(row.server),
+            HeldBy::Mdev(row) => Some(row.server),
             HeldBy::Binding(_) => None,
         })
     }
@@ -189,12 +194,14 @@ impl Service {
     /// The database's.
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
         let (attachments, bindings) = (self.store.attachments().await?, self.store.bindings().await?);
+        let mdevs = self.store.mdevs().await?;
         let mut views = Vec::new();
         for row in self.store.accelerators().await? {
             let holder = Some(Holder::Accelerator(row.id));
             let attachments = attachments.iter().filter(|other| other.holder == holder).cloned().collect();
             let bindings = bindings.iter().filter(|other| Some(other.holder) == holder).cloned().collect();
-            views.push(self.seen(row, attachments, bindings).await?);
+            let mdevs = mdevs.iter().filter(|other| Some(other.holder) == holder).cloned().collect();
+            views.push(self.seen(row, attachments, bindings, mdevs).await?);
         }
         if self.config.accelerators.discovered {
             for device in self.store.devices() {
@@ -267,7 +274,8 @@ impl Service {
         let holder = Holder::Accelerator(row.id);
         let attachments = self.store.attachments_held_by(holder).await?;
         let bindings = self.store.bindings_held_by(holder).await?;
-        self.seen(row, attachments, bindings).await
+        let mdevs = self.store.mdevs_held_by(holder).await?;
+        self.seen(row, attachments, bindings, mdevs).await
     }
 
     async fn seen(
@@ -275,11 +283,13 @@ impl Service {
         row: Accelerator,
         attachments: Vec<Attachment>,
         bindings: Vec<Binding>,
+        mdevs: Vec<Mdev>,
     ) -> Result<View, Error> {
         let attachments = attachments.into_iter().map(|row| (row.device, HeldBy::Attachment(row)));
         let bindings = bindings.into_iter().map(|row| (row.device, HeldBy::Binding(row)));
+        let mdevs = mdevs.into_iter().map(|row| (row.parent, HeldBy::Mdev(row)));
         let mut held = Vec::new();
-        for (id, by) in attachments.chain(bindings) {
+        for (id, by) in attachments.chain(bindings).chain(mdevs) {
             let lost = || Error::Internal(format!("device {} of accelerator {} is lost", id.0, row.id));
             let device = self.store.known_device(id).await?.ok_or_else(lost)?;
             // Nothing tells of drivers that come and go.

@@ -16,7 +16,8 @@ pub(super) const UNKNOWN: &str = "UNKNOWN";
 /// A spec as it was put, and what is understood of it.
 ///
 /// `remote`, `num`, `device_type` and `acc_capability` are the seed's. `acc_type`, `vendor_id`, `product_id`,
-/// `numa_node` and `numa_policy` choose too; whatever else stands there is kept and answered.
+/// `numa_node` and `numa_policy` choose too, and `mdev_type` asks for parts of such devices; whatever else stands there
+/// is kept and answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
     put: Map<String, Value>,
@@ -38,6 +39,8 @@ pub struct AccSpec {
     pub numa_node: Option<u32>,
     /// How near to the guest's memory they are to be; none is as near as may be.
     pub numa_policy: Option<NumaPolicy>,
+    /// The driver's id of the type of mediated devices (vGPUs) that are made of them; none asks for whole devices.
+    pub mdev_type: Option<String>,
 }
 
 impl Default for AccSpec {
@@ -53,6 +56,7 @@ impl Default for AccSpec {
             product_id: None,
             numa_node: None,
             numa_policy: None,
+            mdev_type: None,
         }
     }
 }
@@ -106,6 +110,10 @@ impl AccSpec {
                     Some(Ok(policy)) => spec.numa_policy = Some(policy),
                     Some(Err(reason)) => return Err(format!("acc_specs: numa_policy: {reason}")),
                     None => return wrong(key, value, "write required, preferred, legacy or socket"),
+                },
+                "mdev_type" => match value.as_str().filter(|id| is_mdev_type(id)) {
+                    Some(id) => spec.mdev_type = Some(id.to_owned()),
+                    None => return wrong(key, value, MDEV_TYPE),
                 },
                 _ => {}
             }
@@ -173,6 +181,15 @@ impl AccSpec {
             }
         })
     }
+}
+
+/// How a type of mediated devices is written.
+const MDEV_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hypervisors/{id}/pci_devices/{address} \
+                         lists them";
+
+/// Whether a text may be the id of a type: it is the name of a directory in sysfs.
+fn is_mdev_type(id: &str) -> bool {
+    (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 /// Whether a device type is what a word asks for.

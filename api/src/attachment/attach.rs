@@ -358,7 +358,7 @@ impl Failure {
 }
 
 /// Where an attach to a server in this state takes effect.
-pub(super) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
+pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
     match (view.live.is_some(), view.persistent.is_some(), persistent) {
         (true, true, true) => Ok(Scope::LiveAndConfig),
         // A transient domain has no definition to go into.

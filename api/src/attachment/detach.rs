@@ -8,6 +8,7 @@ use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
 use tokio::time::Instant;
 
+use super::policy::Plugged;
 use super::{Observation, State};
 use crate::accelerator::Holder;
 use crate::busy;
@@ -92,7 +93,7 @@ impl Service {
             })?;
             host.ready().await?;
             if attachment.state == State::Attached && !request.force {
-                self.may_be_asked(&host, &attachment).await?;
+                self.may_be_asked(&host, Plugged::from(&attachment)).await?;
             }
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {
@@ -193,7 +194,7 @@ impl Service {
             )));
         }
         let mut note = String::new();
-        if let Err(not) = self.quiesce(host, attachment, ask.until).await {
+        if let Err(not) = self.quiesce(host, Plugged::from(attachment), ask.until).await {
             tracing::warn!(attachment.id = %id, server.id = %attachment.server, "{}", not.reason);
             if not.demanded {
                 let reason = format!("the guest was not asked: {}", not.reason);

@@ -27,6 +27,7 @@ mod verify;
 pub use drift::{Action, Finding, Kind, Occasion, Witness};
 pub(crate) use policy::HOT_UNPLUG;
 pub use policy::HotUnplug;
+pub(crate) use policy::Plugged;
 pub(crate) use ports::portless;
 pub use select::{DryRun, NetworkRequest};
 #[cfg(test)]

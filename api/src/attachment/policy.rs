@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use crate::config::DetachClass;
 use crate::error::Error;
 use crate::host::Host;
+use crate::id::{AttachmentId, DeviceId, ServerId};
 use crate::service::Service;
-use crate::store::{Attachment, Device, words};
+use crate::store::{Attachment, Device, InnerAddress, Mdev, words};
 
 words! {
     /// Whether a running guest is asked to let a device go.
@@ -46,6 +47,33 @@ struct Policy<'a> {
     class: Option<&'a DetachClass>,
 }
 
+/// What a guest has, and is to let go of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plugged {
+    /// Its alias in the domain.
+    pub(crate) id: AttachmentId,
+    /// The server.
+    pub(crate) server: ServerId,
+    /// The device, or that of which it is a part.
+    pub(crate) device: DeviceId,
+    /// Where the guest sees it.
+    pub(crate) inner: Option<InnerAddress>,
+    /// Whether it is to go whatever its guest says.
+    pub(crate) forced: bool,
+}
+
+impl From<&Attachment> for Plugged {
+    fn from(row: &Attachment) -> Self {
+        Self { id: row.id, server: row.server, device: row.device, inner: row.inner, forced: row.forced }
+    }
+}
+
+impl From<&Mdev> for Plugged {
+    fn from(row: &Mdev) -> Self {
+        Self { id: row.id, server: row.server, device: row.parent, inner: row.inner, forced: row.forced }
+    }
+}
+
 impl Service {
     /// The device's own tag goes before its class, and that before what holds for all.
     fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
@@ -65,33 +93,33 @@ impl Service {
     }
 
     /// Refuses a detach that would ask a running guest for a device that it is not to be asked for.
-    pub(super) async fn may_be_asked(&self, host: &Host, attachment: &Attachment) -> Result<(), Error> {
-        let Some(device) = self.store.device(attachment.device) else { return Ok(()) };
+    pub(crate) async fn may_be_asked(&self, host: &Host, plugged: Plugged) -> Result<(), Error> {
+        let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
-        if policy.hot_unplug != HotUnplug::Refuse || !is_live(host, attachment).await? {
+        if policy.hot_unplug != HotUnplug::Refuse || !is_live(host, plugged).await? {
             return Ok(());
         }
         Err(Error::Conflict(format!(
             "{} is not taken from a running guest (hot_unplug = refuse in {}); shut server {} off and detach it then, \
              or ask all the same with force",
-            device.facts.address, policy.place, attachment.server
+            device.facts.address, policy.place, plugged.server
         )))
     }
 
     /// Has the guest prepare for the loss of a device, where a command is configured for that. What kept it from
     /// it, and whether the guest may then not be asked.
-    pub(super) async fn quiesce(
+    pub(crate) async fn quiesce(
         &self,
         host: &Host,
-        attachment: &Attachment,
+        plugged: Plugged,
         until: Option<Instant>,
     ) -> Result<(), NotQuiesced> {
-        let Some(device) = self.store.device(attachment.device) else { return Ok(()) };
+        let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
         let command = policy.class.map_or(&[][..], |class| &class.quiesce);
-        let demanded = policy.hot_unplug == HotUnplug::Quiesce && !attachment.forced;
+        let demanded = policy.hot_unplug == HotUnplug::Quiesce && !plugged.forced;
         // A host that cannot say so now will not when it is asked to detach either.
-        if command.is_empty() && !demanded || !is_live(host, attachment).await.unwrap_or(false) {
+        if command.is_empty() && !demanded || !is_live(host, plugged).await.unwrap_or(false) {
             return Ok(());
         }
         let not_quiesced =
@@ -103,7 +131,7 @@ impl Service {
             );
             return Err(not_quiesced(reason));
         }
-        let inner = attachment.inner.map(|inner| inner.address.to_string());
+        let inner = plugged.inner.map(|inner| inner.address.to_string());
         if inner.is_none() && command.iter().any(|word| word.contains(ADDRESS)) {
             return Err(not_quiesced("where the guest sees the device is not known".into()));
         }
@@ -112,21 +140,21 @@ impl Service {
         let timeout = self.config.detach.timeout.0;
         let limit =
             until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
-        let run = guest::run(host.hypervisor.as_ref(), attachment.server.0, &command, limit).await;
+        let run = guest::run(host.hypervisor.as_ref(), plugged.server.0, &command, limit).await;
         run.map_err(|error| not_quiesced(error.to_string()))
     }
 }
 
 /// Why a guest has not prepared for the loss of a device.
-pub(super) struct NotQuiesced {
+pub(crate) struct NotQuiesced {
     /// For people.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// Whether it is therefore not asked.
-    pub(super) demanded: bool,
+    pub(crate) demanded: bool,
 }
 
 /// Whether the guest runs, and has the device.
-async fn is_live(host: &Host, attachment: &Attachment) -> Result<bool, Error> {
-    let view = host.server(attachment.server).await?;
-    Ok(view.is_some_and(|view| Presence::of(&view, UserAlias(attachment.id.0)).live))
+async fn is_live(host: &Host, plugged: Plugged) -> Result<bool, Error> {
+    let view = host.server(plugged.server).await?;
+    Ok(view.is_some_and(|view| Presence::of(&view, UserAlias(plugged.id.0)).live))
 }

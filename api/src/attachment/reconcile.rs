@@ -30,6 +30,7 @@ struct Todo {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
+    mdevs: bool,
     groups: bool,
     servers: BTreeMap<ServerId, Occasion>,
 }
@@ -38,6 +39,7 @@ impl Todo {
     fn is_empty(&self) -> bool {
         !self.everything
             && !self.interfaces
+            && !self.mdevs
             && !self.groups
             && self.functions.is_empty()
             && self.servers.is_empty()
@@ -70,7 +72,10 @@ impl Todo {
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
                 Ok(address) => drop(self.functions.insert(address)),
-                Err(_) => self.interfaces |= name.starts_with("net_"),
+                Err(_) => {
+                    self.interfaces |= name.starts_with("net_");
+                    self.mdevs |= name.starts_with("mdev_");
+                }
             },
         }
     }
@@ -151,6 +156,12 @@ impl Service {
             left.interfaces = todo.interfaces;
             left.functions = looked.unwrap_or_default();
         }
+        if (todo.everything || todo.mdevs)
+            && let Err(error) = host.look_at_mdevs().await
+        {
+            failed("reading the host's mediated devices", error);
+            left.mdevs = true;
+        }
         let servers = if todo.everything {
             match self.servers_of(host).await {
                 Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
@@ -164,7 +175,11 @@ impl Service {
         };
         let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
         for (server, occasion) in servers {
-            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
+            let compared = async {
+                self.reconcile(host, server, occasion).await?;
+                self.settle_mdevs(host, server, occasion >= Occasion::Round).await
+            };
+            if let Err(error) = who::by(why, compared).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.server(server, occasion);
@@ -195,6 +210,8 @@ impl Service {
         let rows = self.store.attachments().await?;
         servers.extend(host.holders());
         servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
+        let mdevs = self.store.mdevs().await?;
+        servers.extend(mdevs.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
     }
 

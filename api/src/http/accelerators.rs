@@ -117,6 +117,14 @@ fn described(service: &Service, held: &Held) -> Value {
             shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
             shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
         }
+        HeldBy::Mdev(row) => {
+            shown["mdev_uuid"] = json!(row.id);
+            shown["mdev_type"] = json!(row.mdev_type);
+            shown["status"] = json!(row.state);
+            shown["instance_uuid"] = json!(row.server);
+            shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
+            shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
+        }
         HeldBy::Binding(row) => {
             shown["status"] = json!(row.state);
             shown["previous_driver"] = json!(row.previous);

@@ -39,6 +39,7 @@ pub(super) async fn device(
     host.ready().await?;
     // Nothing tells of drivers that come and go.
     service.discover(host, Some(BTreeSet::from([address]))).await?;
+    host.look_at_mdevs().await?;
     let offer = service.offer(host).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.store.devices_of(host.row.id);
@@ -46,6 +47,11 @@ pub(super) async fn device(
     let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
     let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Hinder).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
+    let types = host.hypervisor.mdev_types(address).await;
+    let types = types.map_err(host.error(format!("read the mediated device types of {address}")))?;
+    let types = types.iter().map(
+        |of| json!({ "id": of.id, "name": of.name, "device_api": of.device_api, "available": of.available }),
+    );
     let sysroot = host.hypervisor.sysroot();
     let guards = offer.guards.get(&address).into_iter().flatten();
     let guards = guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason }));
@@ -65,6 +71,8 @@ pub(super) async fn device(
         ("reset_methods", json!(local::reset_methods(sysroot, address))),
         ("bars", json!(bars)),
         ("whitelist", whitelist(&service, &offer.functions, function)),
+        ("mdev_types", types.collect()),
+        ("mdevs", mdevs(&service, host, &offer, address).await?),
         ("group_members", members(&offer, function, &rows)),
         ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
         ("offered", json!(free && withheld.is_none())),
@@ -73,6 +81,23 @@ pub(super) async fn device(
         wire[key] = value;
     }
     Ok(Json(json!({ "pci_device": wire })))
+}
+
+/// The mediated devices of a function: ours with what they are made for, and those of others.
+async fn mdevs(service: &Service, host: &Host, offer: &Offer, parent: PciAddress) -> Result<Value, Error> {
+    let rows = service.store.mdevs().await?;
+    let of_it = offer.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
+    let described = of_it.map(|mdev| {
+        let row = rows.iter().find(|row| row.id.0 == mdev.uuid);
+        json!({
+            "uuid": mdev.uuid,
+            "type": mdev.mdev_type,
+            "instance_uuid": row.map(|row| row.server).or_else(|| host.has_mdev(mdev.uuid)),
+            "holder": row.map(|row| row.holder.to_string()),
+            "status": row.map(|row| row.state),
+        })
+    });
+    Ok(described.collect())
 }
 
 /// Every entry of the whitelist, and in what it does not name the function.

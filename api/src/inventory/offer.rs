@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
 use hotslot_driver::local::{self, BarKind, Guard};
+use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 
 use super::{Foreign, is_managed};
@@ -32,6 +33,8 @@ pub struct Offer {
     sysroot: Option<PathBuf>,
     /// What others put into domains.
     pub foreign: BTreeMap<PciAddress, Foreign>,
+    /// The mediated devices that there are, by whomever they were made.
+    pub mdevs: Arc<Vec<Mdev>>,
     /// The cards that were disabled, by the addresses of their PFs or only functions.
     disabled: BTreeSet<PciAddress>,
 }
@@ -43,6 +46,8 @@ pub enum HostDrivers {
     Hinder,
     /// The preflight sees for itself, as they are then; or the whole group is taken from them.
     AreNoHindrance,
+    /// Nothing is taken from them: parts of the device are asked for, which its driver makes.
+    Stay,
 }
 
 impl Service {
@@ -72,8 +77,9 @@ impl Service {
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
-        let (foreign, disabled) = (host.foreign(), self.store.disabled_cards(host.row.id).await?);
-        Ok(Offer { functions, unguarded: unguarded.collect(), guards, groups, sysroot, foreign, disabled })
+        let (foreign, mdevs) = (host.foreign(), host.mdevs());
+        let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
+        Ok(Offer { functions, unguarded, guards, groups, sysroot, foreign, mdevs, disabled })
     }
 }
 
@@ -105,6 +111,23 @@ impl Offer {
         let (relative, foreign) =
             relatives.iter().find_map(|relative| Some((*relative, self.foreign.get(relative)?)))?;
         Some(format!("{address} goes with {relative}: {}", foreign.reason(relative)))
+    }
+
+    /// Why a function cannot be given as a whole: there are mediated devices of it, or of a VF of it.
+    fn in_parts(&self, address: PciAddress) -> Option<String> {
+        let vfs = match &self.functions.get(&address)?.role {
+            Role::Physical { vfs, .. } => vfs.as_slice(),
+            Role::Plain | Role::Virtual { .. } => &[],
+        };
+        let of_it = |parent: PciAddress| parent == address || vfs.contains(&parent);
+        let mut parts = self.mdevs.iter().filter(|mdev| mdev.parent.is_some_and(of_it));
+        let (first, more) = (parts.next()?, parts.count());
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        Some(format!(
+            "mediated device {}{more} is made of {address}, and would end with its driver; take it away first: detach the \
+             accelerator that has it, or, when others made it, virsh nodedev-destroy {}",
+            first.uuid, first.name
+        ))
     }
 
     /// Why a function's IOMMU group keeps it from this server; none when it does not.
@@ -213,7 +236,10 @@ impl Offer {
             if let Some(reason) = self.of_others(address) {
                 return Some(reason);
             }
-            self.group_hindrance(address, &rows, server, drivers)
+            if drivers == HostDrivers::Stay {
+                return None;
+            }
+            self.in_parts(address).or_else(|| self.group_hindrance(address, &rows, server, drivers))
         };
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
     }

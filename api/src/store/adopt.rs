@@ -36,7 +36,7 @@ const REASON: &str = "adopted: the domain had it under our alias, and there was 
                       asked for is not known";
 
 impl Store {
-    /// Forgets to whom a device was promised, when no open attachment or binding says so.
+    /// Forgets to whom a device was promised, when no open attachment, binding or mediated device says so.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
@@ -44,7 +44,8 @@ impl Store {
         let mut draft = self.draft().await?;
         let open = query(
             "SELECT id FROM attachments WHERE device_id = $1 AND ended_at IS NULL
-             UNION ALL SELECT id FROM bindings WHERE device_id = $1 AND ended_at IS NULL",
+             UNION ALL SELECT id FROM bindings WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM mdevs WHERE device_id = $1 AND ended_at IS NULL",
         )
         .bind(id.0)
         .fetch_optional(&mut draft.tx)

@@ -81,7 +81,8 @@ impl Draft<'_> {
     pub(super) async fn holds_nothing(&mut self, holder: Holder) -> Result<(), Error> {
         let held = query(
             "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL
-             UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL",
+             UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL",
         );
         match held.bind(holder.to_string()).fetch_optional(&mut self.tx).await? {
             None => Ok(()),

@@ -51,6 +51,8 @@ words! {
         AttachmentGivenBack = "attachment.given_back",
         /// The state of a device that its host itself is to hold, or holds.
         BindingState = "binding.state",
+        /// The state of a mediated device; the device is its parent.
+        MdevState = "mdev.state",
         /// A rule came by the API.
         RuleAdded = "rule.added",
         /// It was replaced.
@@ -239,6 +241,20 @@ pub(super) fn binding(device: &Device, was: Option<State>, state: State, reason:
         reason: reason.map(str::to_owned),
         ..EventKind::BindingState.what()
     }
+}
+
+/// What a change of a mediated device tells.
+pub(super) fn mdev(
+    parent: &Device,
+    server: ServerId,
+    id: AttachmentId,
+    was: Option<State>,
+    state: State,
+    reason: Option<&str>,
+) -> What {
+    let from = was.map(|was| was.as_str().into());
+    let reason = reason.map(str::to_owned);
+    What { kind: EventKind::MdevState, from, reason, ..made(parent, server, id, state) }
 }
 
 /// What a change of an attachment's row tells.

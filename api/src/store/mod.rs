@@ -19,6 +19,7 @@ mod events;
 mod hypervisors;
 mod idempotency;
 mod locks;
+mod mdevs;
 mod processes;
 mod sql;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub use devices::{DevType, Device, DeviceFacts, DeviceStatus, Looked, Owner, Sca
 pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};
+pub use mdevs::{Mdev, MdevReservation};
 pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
 pub use webhooks::DeadLetter;

@@ -52,6 +52,7 @@ on_both! {
     a_change_of_the_rules_is_told
     of_too_many_answers_the_oldest_are_forgotten
     an_accelerator_has_one_name_and_holds_what_one_request_gave_it
+    a_device_in_parts_is_its_hosts_until_the_last_is_gone
     a_device_profile_stays_as_long_as_requests_ask_by_it
     a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
     cards_are_disabled_and_attributes_kept
@@ -613,6 +614,7 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
             | EventKind::DeviceCleaned
             | EventKind::AttachmentGivenBack
             | EventKind::BindingState
+            | EventKind::MdevState
             | EventKind::RuleAdded
             | EventKind::RuleChanged
             | EventKind::RuleRemoved => panic!("{} happens in no step", what.kind),
@@ -805,4 +807,69 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     assert_eq!(states, ["attaching", "attached", "detached"]);
     assert!(store.purge_accelerator(made.id).await.unwrap());
     assert!(!store.purge_accelerator(made.id).await.unwrap());
+}
+
+async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records) {
+    use super::MdevReservation;
+    use crate::accelerator::Holder;
+    use crate::id::AcceleratorId;
+
+    records.scan(devices()).await;
+    let store = &records.store;
+    const PARENT: &str = "0000:04:10.0";
+    let server = ServerId(Uuid::new_v4());
+    let reserve = async |holder: Holder, count: usize| {
+        let request = RequestId(Uuid::new_v4());
+        let (hypervisor, mdev_type) = (records.host, "nvidia-231");
+        let reservation =
+            MdevReservation { hypervisor, server, request, holder, persistent: true, mdev_type };
+        let new = || (AttachmentId(Uuid::new_v4()), records.at(PARENT));
+        let wanted: Vec<_> = std::iter::repeat_with(new).take(count).collect();
+        let done = store.reserve_mdevs(reservation, &wanted).await;
+        done.map(|done| done.then(|| wanted.iter().map(|(id, _)| *id).collect::<Vec<_>>()))
+    };
+    let is = || {
+        let row = records.at(PARENT);
+        (row.owner, row.status)
+    };
+    let (one, other) =
+        (store.create_accelerator("one", AcceleratorId(Uuid::new_v4())).await.unwrap().id, Uuid::new_v4());
+    let (holder, other) = (Holder::Accelerator(one), Holder::Accelerator(AcceleratorId(other)));
+    let two = reserve(holder, 2).await.unwrap().unwrap();
+    assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Claimed));
+    // What is held is held once, not purged, not forgotten, and not given as a whole.
+    assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::Conflict(_)));
+    assert!(matches!(store.purge_accelerator(one).await.unwrap_err(), Error::Conflict(_)));
+    store.forget(records.at(PARENT).id).await.unwrap();
+    assert!(records.claim(&[PARENT]).await.is_none());
+    let third = reserve(other, 1).await.unwrap().unwrap()[0];
+    assert_eq!(store.mdevs_of(server).await.unwrap().len(), 3);
+
+    let seen = Observation::Present { inner: None, only_in_definition: false };
+    store.settle_mdevs(&[(two[0], seen.clone()), (two[1], seen.clone())]).await.unwrap();
+    assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Allocated));
+    assert!(store.settle_mdevs(&[(two[0], seen)]).await.unwrap().is_empty(), "nothing changed");
+    let gone = Observation::Removed { reason: None };
+    for id in two {
+        let asked = store.settle_mdevs(&[(id, Observation::AskedToDetach)]).await.unwrap();
+        assert_eq!(asked[0].state, State::Detaching);
+        store.settle_mdevs(&[(id, gone.clone())]).await.unwrap();
+    }
+    assert_eq!(is().0, Some(Owner::Host));
+    assert!(store.mdevs_held_by(holder).await.unwrap().is_empty());
+    // One that is given up goes whatever its guest says.
+    let given_up = Observation::GivenUp { reason: "why".into() };
+    assert!(store.settle_mdevs(&[(third, given_up)]).await.unwrap()[0].forced);
+    store.settle_mdevs(&[(third, gone.clone())]).await.unwrap();
+    assert_eq!(is(), (None, DeviceStatus::Available));
+    // What has ended has no say any more.
+    records.claim(&[PARENT]).await.unwrap();
+    store.settle_mdevs(&[(third, gone)]).await.unwrap();
+    assert_eq!(records.at(PARENT).status, DeviceStatus::Claimed);
+    assert!(reserve(holder, 1).await.unwrap().is_none());
+    let told = records.events().await;
+    let of_third = told.iter().filter(|event| event.what.attachment == Some(third));
+    let states: Vec<_> = of_third.map(|event| event.what.to.clone().unwrap()).collect();
+    assert_eq!(states, ["attaching", "detaching", "detached"]);
+    assert!(store.purge_accelerator(one).await.unwrap());
 }
