@@ -132,7 +132,7 @@ pub struct Detach {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
-    /// A class in the words of [`PciClass::description`].
+    /// A class in the words of [`PciClass::description`](hotslot_driver::pci::PciClass::description).
     pub class: String,
     /// In place of what holds for all.
     pub hot_unplug: Option<HotUnplug>,
