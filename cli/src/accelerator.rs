@@ -67,7 +67,7 @@ pub(crate) enum AcceleratorCommand {
         #[arg(long)]
         host: Option<String>,
         /// How the host is to have it: native (with its host driver) or vfio-pci (for DPDK and the like).
-        #[arg(long, requires = "host")]
+        #[arg(long, requires = "host", conflicts_with = "server")]
         driver: Option<HostDriver>,
     },
     /// Give its devices back, and wait until they are; its name and its spec stay.
