@@ -1,7 +1,7 @@
 //! Accelerators on real devices: into a guest, to the host, and back; and what the host lives on is not for them.
 
-use futures_util::future::join_all;
 use hotslot_tests::lab::{CONFIG, Lab, id, sh};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::failures::INTERFACES;
@@ -50,53 +50,79 @@ async fn an_accelerator_goes_into_a_guest_to_the_host_and_back() {
 }
 
 #[tokio::test]
-async fn what_the_host_lives_on_is_no_accelerator_and_of_those_who_ask_at_once_one_wins() {
-    let vf = sh("lab-devices igb-vf0");
-    let config = CONFIG
-        .replace("device_spec = [", &format!("device_spec = ['{{\"address\": \"{vf}\", \"card\": \"one\"}}', '{{}}',"))
-        .replace("alias = [", "alias = ['{\"name\": \"one\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\", \"card\": \"one\"}',");
+async fn what_the_host_lives_on_is_no_accelerator() {
+    let config = CONFIG.replace("device_spec = [", "device_spec = ['{}',");
     let lab = Lab::with(&format!("{config}[accelerators]\ndiscovered = true\n")).await;
     let before = lab.sh(INTERFACES);
     let all = lab.get("/accelerators").await.expect(200).body["accelerator"].clone();
-    let of = |what: &dyn Fn(&Value) -> bool| {
-        let found = all.as_array().expect("a list").iter().find(|one| what(one)).expect("it is listed");
-        format!("/accelerators/{}", found["uuid"].as_str().expect("an id"))
-    };
     // The VM's own disk, and the card that it is reached by.
     for product in ["1042", "1000"] {
-        let own = of(&|one| one["vendor_id"] == "1af4" && one["product_id"] == product);
+        let is = |one: &&Value| one["vendor_id"] == "1af4" && one["product_id"] == product;
+        let own = all.as_array().expect("a list").iter().find(is).expect("it is listed");
+        let own = format!("/accelerators/{}", own["uuid"].as_str().expect("an id"));
         for body in [json!({ "driver": "vfio-pci" }), json!({}), json!({ "instance_uuid": id("q35") })] {
             let refused = lab.api.put(&own, body.clone()).await.expect(409);
             assert!(refused.message().contains("the host needs"), "{body}: {}", refused.message());
         }
     }
     assert_eq!(lab.sh(INTERFACES), before);
+    lab.expect_nothing_left().await;
+}
 
-    let pinned = of(&|one| one["address"] == vf);
-    let other = made(&lab, "other", None).await;
-    spec(&lab, &other, json!({ "acc_capability": { "card": "one" } })).await;
-    for round in 0..2 {
-        let doors = [
-            (&pinned, json!({ "instance_uuid": id("q35") })),
-            (&pinned, json!({ "driver": "vfio-pci" })),
-            (&other, json!({ "host": "lab", "driver": "vfio-pci" })),
-            (&other, json!({ "instance_uuid": id("q35") })),
-        ];
-        let doors = doors.iter().map(|(path, body)| lab.api.put(path, body.clone()));
-        let (accelerators, attach) = tokio::join!(join_all(doors), lab.attach(id("q35"), "one:1"));
-        let answers: Vec<_> = accelerators.iter().chain([&attach]).collect();
-        let won = answers.iter().filter(|answer| answer.status == 200).count();
-        let bodies: Vec<_> = answers.iter().map(|answer| (answer.status, answer.message())).collect();
-        assert_eq!(won, 1, "{round}: {bodies:#?}");
-        assert!(
-            answers.iter().all(|answer| [200, 400, 409].contains(&answer.status)),
-            "{round}: {bodies:#?}"
+#[tokio::test]
+async fn of_those_who_ask_at_once_through_three_doors_one_gets_the_device() {
+    const V2: &str = "/accelerator/v2";
+    let vf = sh("lab-devices igb-vf0");
+    let lab = Lab::with(&format!(
+        r#"
+[pci]
+device_spec = ['{{"address": "{vf}"}}']
+alias = ['{{"name": "one", "vendor_id": "8086", "product_id": "10ca"}}']
+[[hypervisor]]
+name = "lab"
+uri = "qemu:///system"
+"#
+    ))
+    .await;
+    let accelerator = made(&lab, "one", None).await;
+    spec(&lab, &accelerator, json!({ "product_id": "10ca" })).await;
+    let profile = json!([{ "name": "one", "groups": [{ "resources:CUSTOM_NIC": "1" }] }]);
+    lab.post(&format!("{V2}/device_profiles"), profile).await.expect(201);
+    let deployables = lab.get(&format!("{V2}/deployables")).await.expect(200).body["deployables"].clone();
+    let arqs = format!("{V2}/accelerator_requests");
+    for round in 0..3 {
+        let made = lab.post(&arqs, json!({ "device_profile_name": "one" })).await.expect(201).body;
+        let arq = made["arqs"][0]["uuid"].as_str().expect("an id").to_owned();
+        let add = |path: &str, value: &Value| json!({ "op": "add", "path": path, "value": value });
+        let bind = json!({ (&arq): [
+            add("/hostname", &json!("lab")),
+            add("/device_rp_uuid", &deployables[0]["rp_uuid"]),
+            add("/instance_uuid", &json!(id("q35"))),
+        ] });
+        let (attach, put, patch) = tokio::join!(
+            lab.attach(id("q35"), "one:1"),
+            lab.api.put(&accelerator, json!({ "instance_uuid": id("q35") })),
+            lab.send(Method::PATCH, &arqs, Some(("application/json", bind.to_string()))),
         );
+        let shown = async || lab.get(&format!("{arqs}/{arq}")).await.expect(200).body;
+        lab.until("the request is bound, or not", async || shown().await["state"] != "BindStarted").await;
+        let bound = shown().await;
+        let won = [attach.status == 200, put.status == 200, bound["state"] == "Bound"];
+        assert_eq!(
+            won.iter().filter(|won| **won).count(),
+            1,
+            "{round}: {:#} {:#} {:#} {bound:#}",
+            attach.body,
+            put.body,
+            patch.body
+        );
+        println!("round {round}: os-pci_attachments, accelerators, accelerator requests: {won:?}");
+        assert_eq!(lab.driver(&json!(vf)), "vfio-pci");
         for attachment in attach.body["pci_devices"].as_array().into_iter().flatten() {
             lab.detach(attachment).await.expect(200);
         }
-        lab.delete(&other).await.expect(204);
-        lab.delete(&pinned).await.expect(204);
+        lab.delete(&accelerator).await.expect(204);
+        lab.delete(&format!("{arqs}/{arq}")).await.expect(204);
         assert_eq!(lab.driver(&json!(vf)), "igbvf", "{round}");
     }
     lab.expect_nothing_left().await;
