@@ -124,6 +124,8 @@ impl Store {
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .foreign_keys(true)
+                // Kibibytes for each connection: what is read often is in memory anyway.
+                .pragma("cache_size", "-256")
                 .busy_timeout(SQLITE_PATIENCE);
             // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
             // use.
