@@ -13,6 +13,7 @@ use hotslot_driver::guest;
 use hotslot_driver::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, OverdueCall, Scope,
 };
+use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Hop;
 use libfuzzer_sys::fuzz_target;
@@ -66,6 +67,21 @@ impl Hypervisor for Told {
         unknown()
     }
     async fn node_reattach(&self, _: PciAddress) -> Result<(), Error> {
+        unknown()
+    }
+    async fn node_reset(&self, _: PciAddress) -> Result<(), Error> {
+        unknown()
+    }
+    async fn mdev_types(&self, _: PciAddress) -> Result<Vec<MdevType>, Error> {
+        unknown()
+    }
+    async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
+        unknown()
+    }
+    async fn create_mdev(&self, _: PciAddress, _: &str, _: Uuid) -> Result<Mdev, Error> {
+        unknown()
+    }
+    async fn destroy_mdev(&self, _: Uuid) -> Result<(), Error> {
         unknown()
     }
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
