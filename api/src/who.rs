@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+use crate::error::Error;
+
 tokio::task_local! {
     static WHO: Arc<str>;
 }
@@ -36,6 +38,14 @@ where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
     tokio::spawn(WHO.scope(current(), work))
+}
+
+/// What a task answers that goes on when the one that waits for it goes away.
+///
+/// # Errors
+/// Its own; [`Error::Internal`] when it ended without an answer.
+pub(crate) async fn answer<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
+    task.await.map_err(|error| Error::Internal(format!("the work ended without an answer: {error}")))?
 }
 
 #[cfg(test)]

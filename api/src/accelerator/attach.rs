@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
+use tokio::task::JoinHandle;
 
-use super::{HeldBy, Holder, Status, Target, View};
+use super::{HeldBy, Holder, Parts, Status, Target, View};
 use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
@@ -53,7 +54,7 @@ impl Service {
         match (target, view.spec().mdev_type) {
             (Target::Server(server), None) => self.into_server(&view, server).await?,
             (Target::Server(server), Some(mdev_type)) => {
-                self.part_into_server(view, mdev_type, server).await?
+                self.parts_into_server(&view, &mdev_type, server).await?
             }
             (Target::Host { .. }, Some(mdev_type)) => {
                 return Err(Error::Invalid(format!(
@@ -68,9 +69,7 @@ impl Service {
                 };
                 self.on_that_host(&view, &host)?;
                 let service = Arc::clone(self);
-                who::spawn(async move { service.bind(&view, &host, driver).await }).await.map_err(
-                    |error| Error::Internal(format!("the attach ended without an answer: {error}")),
-                )??;
+                who::answer(who::spawn(async move { service.bind(&view, &host, driver).await })).await?;
             }
         }
         self.accelerator(id).await
@@ -103,6 +102,26 @@ impl Service {
         }
     }
 
+    async fn parts_into_server(
+        self: &Arc<Self>,
+        view: &View,
+        mdev_type: &str,
+        server: ServerId,
+    ) -> Result<(), Error> {
+        let (host, _) = self.find(server).await?;
+        self.on_that_host(view, &host)?;
+        host.ready().await?;
+        let (spec, candidates) = (view.spec(), self.candidates(view, &host)?);
+        let parts = Parts {
+            holder: Holder::Accelerator(view.row.id),
+            name: format!("accelerator {}", view.row.id),
+            makers: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
+            num: spec.num as usize,
+            numa_policy: spec.numa_policy.unwrap_or(NumaPolicy::Preferred),
+        };
+        self.attach_parts(server, parts).await
+    }
+
     /// Where the device of an accelerator is, or most that it could be are free.
     fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
@@ -132,7 +151,7 @@ impl Service {
         Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
     }
 
-    pub(super) fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
+    fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
         match &view.pinned {
             Some(pinned) if pinned.hypervisor != host.row.id => {
                 let its = self.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
@@ -209,25 +228,29 @@ impl Service {
             };
         }
         let mut work = Vec::new();
-        for held in view.held {
-            match held.by {
-                HeldBy::Attachment(row) => {
-                    work.extend(self.begin_detach(row.server, row.id, request).await?);
-                }
-                HeldBy::Mdev(row) => work.extend(self.begin_detach_mdev(row.id, request).await?),
-                HeldBy::Binding(row) => {
-                    let service = Arc::clone(self);
-                    work.push(who::spawn(async move { service.unbind(row.id).await }));
-                }
-            }
+        for held in &view.held {
+            work.extend(self.begin_release(&held.by, request).await?);
         }
         let mut outcome = Ok(());
         for work in work {
-            let ended = work.await;
-            let ended = ended
-                .map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")));
-            outcome = outcome.and(ended.and_then(|ended| ended));
+            outcome = outcome.and(who::answer(work).await);
         }
         outcome
+    }
+
+    /// Has what a holder holds given back, and answers the work of doing it; none when it is given back already.
+    pub(crate) async fn begin_release(
+        self: &Arc<Self>,
+        held: &HeldBy,
+        request: DetachRequest,
+    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+        match held {
+            HeldBy::Attachment(row) => self.begin_detach(row.server, row.id, request).await,
+            HeldBy::Mdev(row) => self.begin_detach_mdev(row.id, request).await,
+            HeldBy::Binding(row) => {
+                let (service, id) = (Arc::clone(self), row.id);
+                Ok(Some(who::spawn(async move { service.unbind(id).await })))
+            }
+        }
     }
 }

@@ -15,15 +15,13 @@ use uuid::Uuid;
 
 use super::{Holder, View};
 use crate::attachment::State;
+use crate::attachment::attach::RACES;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{BindingId, DeviceId, RequestId};
 use crate::inventory::{self, HostDrivers};
 use crate::service::Service;
 use crate::store::{Binding, Device, DeviceStatus, NewBinding};
-
-/// How often a request that lost a race for a device chooses again.
-const RACES: usize = 16;
 
 /// A device that is to be bound.
 struct Step {

@@ -8,22 +8,24 @@
 //! host. One works on a row at a time (`busy.rs`, by its id), so one that is in transition while nobody does is what
 //! somebody left so: it is gone on with. Those that others made are not ours to touch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Policy, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use hotslot_driver::mdev::{self, VFIO_PCI};
+use hotslot_driver::pci::PciAddress;
 use hotslot_driver::topology::Topology;
 use hotslot_driver::xml::hostdev::MdevSpec;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Holder, View};
+use super::Holder;
+use crate::attachment::attach::{self, RACES};
 use crate::attachment::detach::DetachRequest;
-use crate::attachment::{Observation, Plugged, State, attach};
+use crate::attachment::{Observation, Plugged, State};
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
@@ -33,13 +35,25 @@ use crate::service::Service;
 use crate::store::{Device, DeviceStatus, Mdev, MdevReservation};
 use crate::who;
 
-/// How often a request that lost a race for a device chooses again.
-const RACES: usize = 16;
+/// Mediated devices that are to be made for a server.
+pub(crate) struct Parts {
+    /// Who is to have them.
+    pub holder: Holder,
+    /// What that is called where people read it.
+    pub name: String,
+    /// The devices that may make them, and of which types each.
+    pub makers: BTreeMap<PciAddress, BTreeSet<String>>,
+    /// How many.
+    pub num: usize,
+    /// How near to the guest's memory.
+    pub numa_policy: NumaPolicy,
+}
 
 /// A mediated device that is to be made and plugged.
 struct Step {
     id: AttachmentId,
     parent: Arc<Device>,
+    mdev_type: String,
 }
 
 /// A device that can make some.
@@ -49,40 +63,38 @@ struct Parent {
     rank: u8,
     /// Whether it is in parts already: one that is not stays whole while others will do.
     in_parts: bool,
-    /// How many more it can make.
+    /// What it is to make.
+    mdev_type: String,
+    /// How many more of that it can make.
     available: u32,
 }
 
 impl Service {
-    /// Makes the mediated devices of an accelerator and plugs them into a server, all or none.
+    /// Makes mediated devices and plugs them into a server, all or none.
     ///
     /// The work goes on when the caller goes away.
-    pub(super) async fn part_into_server(
-        self: &Arc<Self>,
-        view: View,
-        mdev_type: String,
-        server: ServerId,
-    ) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::NoServer`]; [`Error::Conflict`] when the server has no room for them, or too few can be made; what the
+    /// host answers.
+    pub(crate) async fn attach_parts(self: &Arc<Self>, server: ServerId, parts: Parts) -> Result<(), Error> {
         let service = Arc::clone(self);
-        who::spawn(async move { service.part_now(&view, &mdev_type, server).await })
-            .await
-            .map_err(|error| Error::Internal(format!("the attach ended without an answer: {error}")))?
+        who::answer(who::spawn(async move { service.attach_parts_now(server, &parts).await })).await
     }
 
-    async fn part_now(self: &Arc<Self>, view: &View, mdev_type: &str, server: ServerId) -> Result<(), Error> {
+    async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &Parts) -> Result<(), Error> {
         let (host, _) = self.find(server).await?;
-        self.on_that_host(view, &host)?;
         let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
         let _turn = self.turns.of(format!("server {server}")).await?;
         let domain = host.server(server).await?.ok_or(Error::NoServer(server))?;
         let scope = attach::scope(&domain, true)?;
-        self.has_room(&host, &domain, view.spec().num).await?;
+        self.has_room(&host, &domain, parts.num).await?;
         // Nobody of ours makes one of which another has counted on.
         let making = self.turns.of(format!("mediated devices of host {}", host.row.id.0)).await?;
-        let (steps, in_flight) = self.reserve_mdevs(view, &host, &domain, mdev_type, scope).await?;
-        let outcome = self.make_and_plug(&host, server, mdev_type, scope, &steps, making).await;
+        let (steps, in_flight) = self.reserve_mdevs(parts, &host, &domain, scope).await?;
+        let outcome = self.make_and_plug(&host, server, scope, &steps, making).await;
         drop(in_flight);
         host.look_again(server);
         if outcome.is_err() {
@@ -94,7 +106,7 @@ impl Service {
     }
 
     /// Whether a server is in a state to be given devices, and has ports for them.
-    async fn has_room(&self, host: &Host, domain: &DomainView, num: u32) -> Result<(), Error> {
+    async fn has_room(&self, host: &Host, domain: &DomainView, num: usize) -> Result<(), Error> {
         let context = format!("nothing was attached to server {}", domain.info.uuid);
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), domain, &[], Policy::default()).await;
         let verdict = match verdict {
@@ -108,7 +120,7 @@ impl Service {
         let Some(live) = &domain.live else { return Ok(()) };
         let mut ports = Topology::of(live).free_ports();
         let free = (0..num).take_while(|_| ports.take(true).is_some()).count();
-        if free == num as usize {
+        if free == num {
             return Ok(());
         }
         Err(Error::Conflict(format!(
@@ -120,26 +132,25 @@ impl Service {
     /// Chooses parents and puts down what is to be made of them, all or none.
     async fn reserve_mdevs(
         self: &Arc<Self>,
-        view: &View,
+        parts: &Parts,
         host: &Host,
         domain: &DomainView,
-        mdev_type: &str,
         scope: Scope,
     ) -> Result<(Vec<Step>, busy::Guard), Error> {
         for _ in 0..RACES {
-            let steps = self.choose_parents(view, host, domain, mdev_type).await?;
+            let steps = self.choose_parents(parts, host, domain).await?;
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
             let in_flight = self.in_flight.enter(steps.iter().map(|step| step.id)).await?;
             let reservation = MdevReservation {
                 hypervisor: host.row.id,
                 server: ServerId(domain.info.uuid),
                 request: RequestId(Uuid::new_v4()),
-                holder: Holder::Accelerator(view.row.id),
+                holder: parts.holder,
                 persistent: scope != Scope::Live,
-                mdev_type,
             };
-            let wanted: Vec<_> = steps.iter().map(|step| (step.id, Arc::clone(&step.parent))).collect();
-            if self.store.reserve_mdevs(reservation, &wanted).await? {
+            let wanted =
+                steps.iter().map(|step| (step.id, Arc::clone(&step.parent), step.mdev_type.as_str()));
+            if self.store.reserve_mdevs(reservation, &wanted.collect::<Vec<_>>()).await? {
                 return Ok((steps, in_flight));
             }
         }
@@ -149,35 +160,38 @@ impl Service {
     /// Chooses parents: near to the guest's memory, then those that are in parts already, then by address.
     async fn choose_parents(
         &self,
-        view: &View,
+        parts: &Parts,
         host: &Host,
         domain: &DomainView,
-        mdev_type: &str,
     ) -> Result<Vec<Step>, Error> {
-        let (spec, num) = (view.spec(), view.spec().num as usize);
-        let candidates = self.candidates(view, host)?;
         host.look_at_mdevs().await?;
         let offer = self.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
         let withheld = offer.withheld(&rows, None, HostDrivers::Stay);
-        let in_parts: BTreeSet<_> = self.store.mdevs().await?.iter().map(|row| row.parent).collect();
+        let made = self.store.mdevs().await?;
         let guest = domain.live.as_ref().or(domain.persistent.as_ref());
         let guest_nodes = guest.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        let policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
         let sockets = host.hypervisor.node_sockets().await.map_err(host.error("read the host's sockets"))?;
         let (mut parents, mut others, mut short) = (Vec::new(), Vec::new(), None);
-        for row in rows.iter().filter(|row| candidates.contains(&row.facts.address)) {
+        for row in &rows {
             let address = row.facts.address;
+            let Some(wanted) = parts.makers.get(&address) else { continue };
             let types = match host.hypervisor.mdev_types(address).await {
                 Err(error) if error.kind == ErrorKind::NoDevice => continue,
                 types => types.map_err(host.error(format!("read the types of {address}")))?,
             };
-            let Some(of) = types.iter().find(|of| of.id == mdev_type) else {
+            // Of several types the one that it makes already: many cards make one type at a time.
+            let of_it = || made.iter().filter(|made| made.parent == row.id);
+            let best = types.iter().filter(|of| wanted.contains(&of.id)).min_by_key(|of| {
+                let is_made = of_it().any(|made| made.mdev_type == of.id);
+                (of.device_api != VFIO_PCI, of.available == 0, !is_made)
+            });
+            let Some(of) = best else {
                 others.extend(types.iter().map(|of| format!("{} of {address}", of.id)));
                 continue;
             };
-            let in_parts = in_parts.contains(&row.id);
-            let rank = policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());
+            let in_parts = of_it().next().is_some();
+            let rank = parts.numa_policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());
             let reason = if row.status != DeviceStatus::Available && !in_parts {
                 Some(format!("{address} is {}; detach it first, or its PF or VFs", row.status))
             } else if let Some(reason) = withheld.get(&row.id) {
@@ -191,27 +205,33 @@ impl Service {
             };
             match (reason, rank) {
                 (None, Ok(rank)) => {
-                    let device = Arc::clone(row);
-                    parents.push(Parent { device, rank, in_parts, available: of.available });
+                    let (device, mdev_type) = (Arc::clone(row), of.id.clone());
+                    parents.push(Parent { device, rank, in_parts, mdev_type, available: of.available });
                 }
                 (reason, _) => short = short.or(reason),
             }
         }
         parents.sort_by_key(|parent| (parent.rank, !parent.in_parts, parent.device.facts.address));
-        let each =
-            parents.iter().flat_map(|parent| (0..parent.available).map(|_| Arc::clone(&parent.device)));
-        let steps: Vec<_> =
-            each.take(num).map(|parent| Step { id: AttachmentId(Uuid::new_v4()), parent }).collect();
-        if steps.len() == num {
+        let each = parents.iter().flat_map(|parent| (0..parent.available).map(move |_| parent));
+        let step = |parent: &Parent| Step {
+            id: AttachmentId(Uuid::new_v4()),
+            parent: Arc::clone(&parent.device),
+            mdev_type: parent.mdev_type.clone(),
+        };
+        let steps: Vec<_> = each.take(parts.num).map(step).collect();
+        if steps.len() == parts.num {
             return Ok(steps);
         }
         let why = short.unwrap_or_else(|| {
             let there_are = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
             format!("its devices have no such type; those that they have: {there_are}")
         });
+        let types: BTreeSet<_> = parts.makers.values().flatten().map(String::as_str).collect();
         Err(Error::Conflict(format!(
-            "accelerator {} is {num} of {mdev_type}, and {} can be made on host {}: {why}",
-            view.row.id,
+            "{} is {} of {}, and {} can be made on host {}: {why}",
+            parts.name,
+            parts.num,
+            Vec::from_iter(types).join(" or "),
             steps.len(),
             host.name
         )))
@@ -222,14 +242,14 @@ impl Service {
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        mdev_type: &str,
         scope: Scope,
         steps: &[Step],
         making: busy::Turn,
     ) -> Result<(), Error> {
         let hypervisor = host.hypervisor.as_ref();
         for (done, step) in steps.iter().enumerate() {
-            let made = mdev::create(hypervisor, step.parent.facts.address, mdev_type, step.id.0).await;
+            let address = step.parent.facts.address;
+            let made = mdev::create(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
                 return Err(self.undo_mdevs(host, server, steps, done, done, error).await);
             }

@@ -17,11 +17,12 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
 use uuid::Uuid;
 
+pub(crate) use self::mdev::Parts;
 pub use self::spec::AccSpec;
 use crate::attachment::State;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ArqId, ServerId};
+use crate::id::{AcceleratorId, ArqId, DeviceId, ServerId};
 use crate::service::Service;
 use crate::store::{Accelerator, Attachment, Binding, Device, Mdev, words};
 
@@ -117,12 +118,22 @@ pub enum HeldBy {
     Mdev(Mdev),
 }
 
-impl Held {
-    fn state(&self) -> (State, Option<&String>) {
-        match &self.by {
-            HeldBy::Attachment(row) => (row.state, row.reason.as_ref()),
-            HeldBy::Binding(row) => (row.state, row.reason.as_ref()),
-            HeldBy::Mdev(row) => (row.state, row.reason.as_ref()),
+impl HeldBy {
+    /// Where it is on its way, and what there is to say about that.
+    pub fn state(&self) -> (State, Option<&String>) {
+        match self {
+            Self::Attachment(row) => (row.state, row.reason.as_ref()),
+            Self::Binding(row) => (row.state, row.reason.as_ref()),
+            Self::Mdev(row) => (row.state, row.reason.as_ref()),
+        }
+    }
+
+    /// The device; of a mediated device its parent.
+    fn device(&self) -> DeviceId {
+        match self {
+            Self::Attachment(row) => row.device,
+            Self::Binding(row) => row.device,
+            Self::Mdev(row) => row.parent,
         }
     }
 }
@@ -141,7 +152,7 @@ pub struct View {
 impl View {
     /// What it is doing, and what there is to say of it.
     pub fn status(&self) -> (Status, Option<String>) {
-        let states = || self.held.iter().map(Held::state);
+        let states = || self.held.iter().map(|held| held.by.state());
         let in_state = |wanted: State| states().find(|(state, _)| *state == wanted);
         for (state, status) in [
             (State::Detaching, Status::Detaching),
@@ -285,13 +296,11 @@ impl Service {
         bindings: Vec<Binding>,
         mdevs: Vec<Mdev>,
     ) -> Result<View, Error> {
-        let attachments = attachments.into_iter().map(|row| (row.device, HeldBy::Attachment(row)));
-        let bindings = bindings.into_iter().map(|row| (row.device, HeldBy::Binding(row)));
-        let mdevs = mdevs.into_iter().map(|row| (row.parent, HeldBy::Mdev(row)));
+        let bindings = bindings.into_iter().map(HeldBy::Binding);
+        let mdevs = mdevs.into_iter().map(HeldBy::Mdev);
         let mut held = Vec::new();
-        for (id, by) in attachments.chain(bindings).chain(mdevs) {
-            let lost = || Error::Internal(format!("device {} of accelerator {} is lost", id.0, row.id));
-            let device = self.store.known_device(id).await?.ok_or_else(lost)?;
+        for by in attachments.into_iter().map(HeldBy::Attachment).chain(bindings).chain(mdevs) {
+            let device = self.device_held(&by).await?;
             // Nothing tells of drivers that come and go.
             let found = match self.host(device.hypervisor) {
                 Some(host) => host.soon(host.hypervisor.device(device.facts.address)).await.ok(),
@@ -301,6 +310,12 @@ impl Service {
         }
         let pinned = row.pinned.and_then(|id| self.store.device(id));
         Ok(View { row, held, pinned })
+    }
+
+    pub(crate) async fn device_held(&self, by: &HeldBy) -> Result<Arc<Device>, Error> {
+        let id = by.device();
+        let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
+        self.store.known_device(id).await?.ok_or_else(lost)
     }
 
     /// A device that may be given away, as the accelerator that it would be.

@@ -22,7 +22,7 @@ use crate::store::{Attachment, Device, NewAttachment, Reservation};
 use crate::who;
 
 /// How often a request that lost a race for a device chooses again.
-const RACES: usize = 16;
+pub(crate) const RACES: usize = 16;
 
 /// A request for devices.
 #[derive(Debug, Clone)]
@@ -74,9 +74,7 @@ impl Service {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        who::spawn(async move { service.attach_now(request).await })
-            .await
-            .map_err(|error| Error::Internal(format!("the attach ended without an answer: {error}")))?
+        who::answer(who::spawn(async move { service.attach_now(request).await })).await
     }
 
     async fn attach_now(

@@ -299,9 +299,7 @@ impl Service {
         host: &Arc<Host>,
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        who::spawn(async move { service.repair_now(&host).await })
-            .await
-            .map_err(|error| Error::Internal(format!("the repair ended without an answer: {error}")))?
+        who::answer(who::spawn(async move { service.repair_now(&host).await })).await
     }
 
     async fn repair_now(

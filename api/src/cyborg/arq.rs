@@ -1,16 +1,17 @@
 //! Accelerator requests: made by a device profile, bound to a server and a deployable, unbound, deleted.
 //!
 //! What is meant to become of a request is on record before its device is touched; what it is, is told by its
-//! attachment ([`seen`]). So what a crash left behind settles with the attachment, and only a request without one has
-//! to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
+//! attachment or mediated device ([`seen`]). So what a crash left behind settles with that, and only a request without
+//! one has to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::PciAddress;
 
-use super::{Card, MAX_UNITS};
-use crate::accelerator::Holder;
+use super::{Card, Group, MAX_UNITS};
+use crate::accelerator::{HeldBy, Holder, Parts};
 use crate::attachment::State;
 use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::id::ArqId;
 use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
-use crate::store::{Arq, ArqState, ArqTarget, Attachment, Device};
+use crate::store::{Arq, ArqState, ArqTarget, Device};
 use crate::who;
 
 /// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
@@ -33,24 +34,32 @@ const CUT_OFF: &str = "the service ended before a device was attached; unbind it
 pub struct ArqView {
     /// Its row.
     pub row: Arq,
-    /// Its device, on the way to its server, in it, or on the way out.
-    pub held: Option<(Attachment, Arc<Device>)>,
+    /// Its device, or the part of one, on the way to its server, in it, or on the way out.
+    pub held: Option<(HeldBy, Arc<Device>)>,
+}
+
+/// What of a deployable a request may be given.
+enum Handles {
+    /// One of these functions.
+    Whole(BTreeSet<PciAddress>),
+    /// A mediated device that one of these functions makes, of one of its types here.
+    Part(BTreeMap<PciAddress, BTreeSet<String>>),
 }
 
 impl ArqView {
     /// What it is.
     pub fn state(&self) -> ArqState {
-        seen(self.row.state, self.held.as_ref().map(|(attachment, _)| attachment.state))
+        seen(self.row.state, self.held.as_ref().map(|(by, _)| by.state().0))
     }
 
-    /// The device that its server has.
-    pub fn handle(&self) -> Option<(&Attachment, &Device)> {
-        let (attachment, device) = self.held.as_ref()?;
-        (attachment.state != State::Attaching).then_some((attachment, &**device))
+    /// The device that its server has, or of which it has a part.
+    pub fn handle(&self) -> Option<(&HeldBy, &Device)> {
+        let (by, device) = self.held.as_ref()?;
+        (by.state().0 != State::Attaching).then_some((by, &**device))
     }
 }
 
-/// What a request is: by what was last meant to be, and by its attachment, if there is an open one.
+/// What a request is: by what was last meant to be, and by its attachment or mediated device, if one is open.
 fn seen(meant: ArqState, attachment: Option<State>) -> ArqState {
     match (attachment, meant) {
         (None | Some(State::Detached | State::Failed), ArqState::Bound | ArqState::UnbindFailed) => {
@@ -126,12 +135,14 @@ impl Service {
     /// The database's.
     pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
         let rows = self.store.arqs().await?;
-        let open = self.store.attachments().await?.into_iter();
-        let mut held: HashMap<_, _> = open.filter_map(|row| Some((row.holder?, row))).collect();
+        let attachments = self.store.attachments().await?.into_iter();
+        let attachments = attachments.filter_map(|row| Some((row.holder?, HeldBy::Attachment(row))));
+        let mdevs = self.store.mdevs().await?.into_iter().map(|row| (row.holder, HeldBy::Mdev(row)));
+        let mut held: HashMap<_, _> = attachments.chain(mdevs).collect();
         let mut views = Vec::new();
         for row in rows {
-            let attachment = held.remove(&Holder::AcceleratorRequest(row.id));
-            let view = self.with_device(row, attachment).await?;
+            let by = held.remove(&Holder::AcceleratorRequest(row.id));
+            let view = self.with_device(row, by).await?;
             views.extend(self.settle_arq(view).await?);
         }
         Ok(views)
@@ -149,18 +160,20 @@ impl Service {
 
     async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
         let Some(row) = self.store.arq(id).await? else { return Ok(None) };
-        let open = self.store.attachments_held_by(Holder::AcceleratorRequest(id)).await?;
-        self.with_device(row, open.into_iter().next()).await.map(Some)
+        let holder = Holder::AcceleratorRequest(id);
+        let by = match self.store.attachments_held_by(holder).await?.into_iter().next() {
+            Some(row) => Some(HeldBy::Attachment(row)),
+            None => self.store.mdevs_held_by(holder).await?.into_iter().next().map(HeldBy::Mdev),
+        };
+        self.with_device(row, by).await.map(Some)
     }
 
-    async fn with_device(&self, row: Arq, attachment: Option<Attachment>) -> Result<ArqView, Error> {
-        let held = match attachment {
+    async fn with_device(&self, row: Arq, by: Option<HeldBy>) -> Result<ArqView, Error> {
+        let held = match by {
             None => None,
-            Some(attachment) => {
-                let device = self.store.known_device(attachment.device).await?;
-                let lost = || Error::Internal(format!("the device of attachment {} is lost", attachment.id));
-                let device = device.ok_or_else(lost)?;
-                Some((attachment, device))
+            Some(by) => {
+                let device = self.device_held(&by).await?;
+                Some((by, device))
             }
         };
         Ok(ArqView { row, held })
@@ -221,22 +234,22 @@ impl Service {
             let guard = self.work_on(bind.id, |view| may_be_bound(view).is_ok()).await?;
             let view = self.arq(bind.id).await?;
             may_be_bound(&view)?;
-            let candidates = self.bindable(&view.row, &bind.target).await?;
-            work.push((bind.clone(), candidates, guard));
+            let handles = self.bindable(&view.row, &bind.target).await?;
+            work.push((bind.clone(), handles, guard));
         }
         let rows = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project));
         self.store.begin_bind(&rows.collect::<Vec<_>>()).await?;
         let service = Arc::clone(self);
         who::spawn(async move {
-            for (bind, candidates, guard) in work {
-                service.bind_now(&bind, candidates, guard).await;
+            for (bind, handles, guard) in work {
+                service.bind_now(&bind, handles, guard).await;
             }
         });
         Ok(())
     }
 
-    /// The functions of a request's deployable that are what it asks for, free or not.
-    async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<BTreeSet<PciAddress>, Error> {
+    /// What of a request's deployable is what it asks for, free or not.
+    async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<Handles, Error> {
         let ArqTarget { hostname, rp, server } = target;
         let cards = self.cards().await?;
         let of_host = |card: &&Card| card.host.name == *hostname;
@@ -270,7 +283,12 @@ impl Service {
                 row.profile
             )));
         }
-        card.matching(group, &row.class).map_err(|reason| {
+        let handles = if card.is_for_parts(&row.class) {
+            parts(card, group).await?.map(Handles::Part)
+        } else {
+            card.matching(group, &row.class).map(Handles::Whole)
+        };
+        handles.map_err(|reason| {
             Error::Invalid(format!(
                 "deployable {} is not what device profile {} asks for: {reason}",
                 card.name(),
@@ -279,28 +297,31 @@ impl Service {
         })
     }
 
-    async fn bind_now(
-        self: &Arc<Self>,
-        bind: &Bind,
-        candidates: BTreeSet<PciAddress>,
-        guard: busy::Guard<ArqId>,
-    ) {
+    async fn bind_now(self: &Arc<Self>, bind: &Bind, handles: Handles, guard: busy::Guard<ArqId>) {
         let (id, server) = (bind.id, bind.target.server);
         let name = format!("accelerator request {id}");
-        let alias = Alias::among(name.clone(), &candidates, NumaPolicy::Preferred);
-        let attached = self.attach(AttachRequest {
-            server,
-            aliases: vec![AliasRequest { name, count: 1 }],
-            own: vec![alias],
-            persistent: true,
-            whole_group: false,
-            numa_policy: None,
-            network: None,
-            key: None,
-            holder: Some(Holder::AcceleratorRequest(id)),
-        });
-        let (state, reason) = match attached.await {
-            Ok(_) => (ArqState::Bound, None),
+        let (holder, numa_policy) = (Holder::AcceleratorRequest(id), NumaPolicy::Preferred);
+        let attached = match handles {
+            Handles::Part(makers) => {
+                self.attach_parts(server, Parts { holder, name, makers, num: 1, numa_policy }).await
+            }
+            Handles::Whole(candidates) => {
+                let request = AttachRequest {
+                    server,
+                    own: vec![Alias::among(name.clone(), &candidates, numa_policy)],
+                    aliases: vec![AliasRequest { name, count: 1 }],
+                    persistent: true,
+                    whole_group: false,
+                    numa_policy: None,
+                    network: None,
+                    key: None,
+                    holder: Some(holder),
+                };
+                self.attach(request).await.map(drop)
+            }
+        };
+        let (state, reason) = match attached {
+            Ok(()) => (ArqState::Bound, None),
             Err(error) => {
                 tracing::warn!(accelerator_request.id = %id, server.id = %server, %error, "bind failed");
                 (ArqState::BindFailed, Some(error.to_string()))
@@ -343,18 +364,18 @@ impl Service {
             drop(guard);
             released
         });
-        work.await.map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")))?
+        who::answer(work).await
     }
 
     async fn release_now(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
         let Some(view) = self.arq_now(id).await? else { return Ok(()) };
-        if let Some((attachment, _)) = &view.held {
+        if let Some((by, _)) = &view.held {
             if delete {
                 self.store.put_arq_state(id, ArqState::Deleting, None).await?;
             }
-            if let Err(error) = self.let_go(id, attachment).await {
-                let now = self.store.attachment(attachment.id).await?;
-                let waits = now.is_some_and(|now| now.state == State::Detaching);
+            if let Err(error) = self.let_go(id, by).await {
+                let now = self.arq_now(id).await?.and_then(|now| now.held);
+                let waits = now.is_some_and(|(by, _)| by.state().0 == State::Detaching);
                 // A guest that was asked may still let go, and that ends what is being deleted.
                 if !(delete && waits) {
                     let reason = error.to_string();
@@ -366,16 +387,42 @@ impl Service {
         if delete { self.store.delete_arq(id).await } else { self.store.unbind_arq(id).await }
     }
 
-    async fn let_go(self: &Arc<Self>, id: ArqId, attachment: &Attachment) -> Result<(), Error> {
+    async fn let_go(self: &Arc<Self>, id: ArqId, by: &HeldBy) -> Result<(), Error> {
         let holder = Some(Holder::AcceleratorRequest(id));
         let request = DetachRequest { holder, ..DetachRequest::default() };
-        match self.begin_detach(attachment.server, attachment.id, request).await? {
+        match self.begin_release(by, request).await? {
             None => Ok(()),
-            Some(work) => work
-                .await
-                .map_err(|error| Error::Internal(format!("the detach ended without an answer: {error}")))?,
+            Some(work) => who::answer(work).await,
         }
     }
+}
+
+/// The functions of a card that make mediated devices which are what a group asks for, with the ids of their types; or
+/// in what the first one is not.
+async fn parts(
+    card: &Card,
+    group: &Group,
+) -> Result<Result<BTreeMap<PciAddress, BTreeSet<String>>, String>, Error> {
+    let (mut found, mut refusal) = (BTreeMap::<_, BTreeSet<_>>::new(), None);
+    for maker in card.makers() {
+        let address = maker.facts.address;
+        let types = match card.host.hypervisor.mdev_types(address).await {
+            Err(error) if error.kind == ErrorKind::NoDevice => continue,
+            types => types.map_err(card.host.error(format!("read the types of {address}")))?,
+        };
+        for of in types {
+            match card.mdev_mismatch(maker, &of, group) {
+                None => drop(found.entry(address).or_default().insert(of.id)),
+                Some(reason) => drop(refusal.get_or_insert(format!("{} of {address}: {reason}", of.id))),
+            }
+        }
+    }
+    if !found.is_empty() {
+        return Ok(Ok(found));
+    }
+    let none =
+        || "its driver makes no mediated devices; bind the one that does (vGPU manager) on its host".into();
+    Ok(Err(refusal.unwrap_or_else(none)))
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Cards: a PF with its VFs, or a function that is neither. Cyborg's device and its one deployable.
 //!
-//! What is given away of a card are its VFs, where it has any that may be, else the function itself.
+//! What is given away of a card are its VFs, where it has any that may be, else the function itself; and the mediated
+//! devices that these make.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::{self, DeviceType};
+use hotslot_driver::mdev::MdevType;
 use hotslot_driver::pci::PciAddress;
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
@@ -143,15 +145,48 @@ impl Card {
     }
 
     fn mismatch(&self, handle: &Device, group: &Group, class: &str) -> Option<String> {
-        let (classes, traits) = (self.classes(handle), self.traits(handle));
+        let classes = self.classes(handle);
         if !classes.iter().any(|has| has == class) {
             return Some(format!("its resource class is {}, not {class}", classes.join(" or ")));
         }
-        group.traits().find_map(|(name, required)| match (required, traits.contains(name)) {
-            (true, false) => Some(format!("it has no trait {name}")),
-            (false, true) => Some(format!("it has the trait {name}, which is forbidden")),
-            (true, true) | (false, false) => None,
-        })
+        trait_mismatch(&self.traits(handle), group)
+    }
+
+    /// The resource class of the mediated devices that it makes.
+    fn mdev_class(&self) -> &'static str {
+        if self.device_type() == DeviceType::Gpu { "VGPU" } else { "CUSTOM_MDEV" }
+    }
+
+    /// Whether what goes by a resource class are mediated devices of it, and no whole function.
+    pub fn is_for_parts(&self, class: &str) -> bool {
+        let is_whole = |handle: &Arc<Device>| self.classes(handle).iter().any(|has| has == class);
+        self.mdev_class() == class && !self.handles.iter().any(is_whole)
+    }
+
+    /// The functions whose drivers may make mediated devices.
+    pub fn makers(&self) -> impl Iterator<Item = &Arc<Device>> {
+        let own = (self.row.facts.address == self.address && !self.handles.contains(&self.row))
+            .then_some(&self.row);
+        own.into_iter().chain(&self.handles)
+    }
+
+    /// The traits of a mediated device: those of the function that makes it, and one of its type's id
+    /// (`CUSTOM_NVIDIA_232`), one of its type's name (`CUSTOM_NVIDIA_1EB8_T4_4Q`).
+    pub fn mdev_traits(&self, maker: &Device, of: &MdevType) -> BTreeSet<String> {
+        let mut traits = self.traits(maker);
+        traits.insert(inventory::custom(&of.id));
+        let vendor = self.function.as_ref().and_then(|function| device_type::names(function).vendor);
+        let word = of.name.as_deref().and_then(|name| name.split_whitespace().last());
+        if let (Some(vendor), Some(word)) = (vendor, word) {
+            let product = maker.facts.product_id;
+            traits.insert(inventory::custom(&format!("{}_{product}_{word}", short(vendor))));
+        }
+        traits
+    }
+
+    /// Why a mediated device of a type is not what a group asks for; none when it is.
+    pub fn mdev_mismatch(&self, maker: &Device, of: &MdevType, group: &Group) -> Option<String> {
+        trait_mismatch(&self.mdev_traits(maker, of), group)
     }
 
     /// What follows from what it is, as Cyborg's drivers say it: `rc`, and `trait0`, `trait1` and so on.
@@ -173,6 +208,17 @@ impl Card {
         };
         pairs.map(attribution).collect()
     }
+}
+
+fn trait_mismatch(traits: &BTreeSet<String>, group: &Group) -> Option<String> {
+    group.traits().find_map(|(name, required)| match (required, traits.contains(name)) {
+        (true, false) => {
+            let has = Vec::from_iter(traits.iter().map(String::as_str)).join(", ");
+            Some(format!("it has no trait {name}; it has {has}"))
+        }
+        (false, true) => Some(format!("it has the trait {name}, which is forbidden")),
+        (true, true) | (false, false) => None,
+    })
 }
 
 /// The short name of a vendor, as a part of a trait: what stands in brackets, or the first word.

@@ -31,6 +31,7 @@ use crate::idempotency::IdempotencyKey;
 use crate::inventory::{self, AliasRequests};
 use crate::service::Service;
 use crate::store::{Attachment, Device, InnerSource};
+use crate::who;
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
@@ -382,9 +383,7 @@ pub(super) async fn delete(
     match version {
         Version::V2 => {
             if let Some(work) = work {
-                work.await.map_err(|error| {
-                    Error::Internal(format!("the detach ended without an answer: {error}"))
-                })??;
+                who::answer(work).await?;
             }
             Ok(StatusCode::OK.into_response())
         }

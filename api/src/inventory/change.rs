@@ -68,9 +68,7 @@ impl Service {
     /// changed.
     pub async fn change_rules(self: &Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
         let service = Arc::clone(self);
-        who::spawn(async move { service.change_rules_now(change, force).await })
-            .await
-            .map_err(|error| Error::Internal(format!("the change ended without an answer: {error}")))?
+        who::answer(who::spawn(async move { service.change_rules_now(change, force).await })).await
     }
 
     async fn change_rules_now(self: Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {

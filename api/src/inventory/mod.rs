@@ -37,7 +37,7 @@ pub use extra_info::{ExtraInfo, is_grouping_key};
 pub use foreign::Foreign;
 pub use numa::NumaPolicy;
 pub use offer::{HostDrivers, Offer};
-pub(crate) use placement::{class_of, declared_traits};
+pub(crate) use placement::{class_of, custom, declared_traits};
 pub use pool::{Pool, Stat, pools, stats};
 pub use request::{AliasRequest, AliasRequests, RequestError};
 pub use rules::{Rule, RuleKind, Rules, Source};

@@ -35,6 +35,11 @@ const STANDARD_CLASSES: &[&str] = &[
 /// Where the standard traits' names begin (os-traits). All others are `CUSTOM_`.
 const STANDARD_TRAITS: &[&str] = &["COMPUTE_", "HW_", "MISC_", "OWNER_", "STORAGE_"];
 
+/// `nvidia-232` → `CUSTOM_NVIDIA_232`
+pub(crate) fn custom(name: &str) -> String {
+    normalised(name, |_| false)
+}
+
 /// `gpu a100` → `CUSTOM_GPU_A100`
 pub(super) fn resource_class(name: &str) -> String {
     normalised(name, |name| STANDARD_CLASSES.contains(&name))

@@ -47,7 +47,7 @@ pub struct Mdev {
 
 /// Who is to have the mediated devices that are to be reserved.
 #[derive(Debug, Clone, Copy)]
-pub struct MdevReservation<'a> {
+pub struct MdevReservation {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server.
@@ -58,8 +58,6 @@ pub struct MdevReservation<'a> {
     pub holder: Holder,
     /// Whether they go into the persistent definition.
     pub persistent: bool,
-    /// The driver's id of their type.
-    pub mdev_type: &'a str,
 }
 
 fn mdev(row: &Row) -> Result<Mdev, Error> {
@@ -108,20 +106,20 @@ async fn follow_all(draft: &mut Draft<'_>, parent: DeviceId) -> Result<(), Error
 
 impl Store {
     /// Claims the parents for their host, where they are not held for mediated devices already, and writes the rows of
-    /// new ones, by id and parent, as `attaching`, in one transaction: all or none. False when a parent, or a PF or VF
+    /// new ones, by id, parent and type, as `attaching`, in one transaction: all or none. False when a parent, or a PF or VF
     /// of it, is not free any more.
     ///
     /// # Errors
     /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
     pub async fn reserve_mdevs(
         &self,
-        reservation: MdevReservation<'_>,
-        wanted: &[(AttachmentId, Arc<Device>)],
+        reservation: MdevReservation,
+        wanted: &[(AttachmentId, Arc<Device>, &str)],
     ) -> Result<bool, Error> {
-        let MdevReservation { hypervisor, server, request, holder, persistent, mdev_type } = reservation;
+        let MdevReservation { hypervisor, server, request, holder, persistent } = reservation;
         let mut draft = self.draft().await?;
         draft.holds_nothing(holder).await?;
-        for (id, parent) in wanted {
+        for (id, parent, mdev_type) in wanted {
             let Some(now_it_is) = draft.device(parent.id) else { return Ok(false) };
             if now_it_is.facts != parent.facts || now_it_is.used_at.is_some() || now_it_is.gone_at.is_some() {
                 return Ok(false);
@@ -145,7 +143,7 @@ impl Store {
             .bind(hypervisor.0)
             .bind(parent.id.0)
             .bind(server.to_string())
-            .bind(mdev_type)
+            .bind(*mdev_type)
             .bind(holder.to_string())
             .bind(i64::from(persistent))
             .bind(now())

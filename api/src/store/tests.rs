@@ -821,12 +821,11 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     let reserve = async |holder: Holder, count: usize| {
         let request = RequestId(Uuid::new_v4());
         let (hypervisor, mdev_type) = (records.host, "nvidia-231");
-        let reservation =
-            MdevReservation { hypervisor, server, request, holder, persistent: true, mdev_type };
-        let new = || (AttachmentId(Uuid::new_v4()), records.at(PARENT));
+        let reservation = MdevReservation { hypervisor, server, request, holder, persistent: true };
+        let new = || (AttachmentId(Uuid::new_v4()), records.at(PARENT), mdev_type);
         let wanted: Vec<_> = std::iter::repeat_with(new).take(count).collect();
         let done = store.reserve_mdevs(reservation, &wanted).await;
-        done.map(|done| done.then(|| wanted.iter().map(|(id, _)| *id).collect::<Vec<_>>()))
+        done.map(|done| done.then(|| wanted.iter().map(|(id, ..)| *id).collect::<Vec<_>>()))
     };
     let is = || {
         let row = records.at(PARENT);

@@ -15,6 +15,7 @@ use super::super::body::{Pairs, Path, read, value};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
+use crate::accelerator::HeldBy;
 use crate::cyborg::{ArqView, Bind};
 use crate::error::Error;
 use crate::id::{ArqId, ServerId};
@@ -39,7 +40,7 @@ fn id(text: &str) -> Result<ArqId, Error> {
 fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
     let (row, target) = (&view.row, view.row.target.as_ref());
     let handle = view.handle();
-    let info = handle.map_or_else(Map::new, |(_, device)| {
+    let info = handle.map_or_else(Map::new, |(by, device)| {
         let at = device.facts.address;
         let mut info = Map::new();
         for (key, text) in [
@@ -50,11 +51,20 @@ fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
         ] {
             info.insert(key.to_owned(), json!(text));
         }
+        if let HeldBy::Mdev(row) = by {
+            info.insert("asked_type".to_owned(), json!(row.mdev_type));
+        }
         if let Some(network) = device.facts.extra_info.get("physical_network") {
             info.insert("physical_network".to_owned(), json!(network));
         }
         info
     });
+    let (kind, uuid) = match handle.map(|(by, _)| by) {
+        Some(HeldBy::Attachment(row)) => ("PCI", Some(row.id)),
+        Some(HeldBy::Mdev(row)) => ("MDEV", Some(row.id)),
+        // Requests are for servers.
+        Some(HeldBy::Binding(_)) | None => ("", None),
+    };
     let state = view.state();
     let mut shown = json!({
         "uuid": row.id,
@@ -65,8 +75,8 @@ fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
         "device_rp_uuid": target.map(|target| target.rp),
         "instance_uuid": target.map(|target| target.server),
         "project_id": row.project,
-        "attach_handle_type": if handle.is_some() { "PCI" } else { "" },
-        "attach_handle_uuid": handle.map(|(attachment, _)| attachment.id),
+        "attach_handle_type": kind,
+        "attach_handle_uuid": uuid,
         "attach_handle_info": info,
         "created_at": time(row.created_at),
         "updated_at": row.updated_at.map(time),
