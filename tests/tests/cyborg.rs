@@ -525,6 +525,54 @@ fn headers(who: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
+async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_project() {
+    let mut service = service().await;
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    for change in ["admin", "owner"] {
+        service.reconfigure("[pci]\n", &format!("[accelerators]\nchange = \"{change}\"\n[pci]\n"));
+        service.kill();
+        service.start_again().await;
+        service.reconfigure(&format!("[accelerators]\nchange = \"{change}\"\n[pci]\n"), "[pci]\n");
+        let owner = change == "owner";
+        let send = async |method: Method, path: &str, who: &str, body: Value| {
+            service.send_with(method, path, headers(who), Some(body.to_string())).await
+        };
+        let name = json!({ "name": change });
+        for who in ["none", "reader", "service"] {
+            send(Method::POST, "/accelerators", who, name.clone()).await.expect(403);
+        }
+        let made = send(Method::POST, "/accelerators", if owner { "member" } else { "admin" }, name).await;
+        let path = made.expect(201).location.unwrap();
+        let path = &path[path.find("/accelerators/").unwrap()..];
+        let shown = send(Method::GET, path, "other reader", json!({})).await.expect(200).body;
+        assert_eq!(shown["project_id"], "p");
+        let (spec, into) = (json!({ "acc_specs": { "device_type": "QAT" } }), json!({ "instance_uuid": G1 }));
+        let gone = format!("{path}?purge=true");
+        let steps = [
+            (Method::PUT, path, &spec, 200),
+            (Method::PUT, path, &into, 200),
+            (Method::DELETE, path, &into, 204),
+        ];
+        for (method, path, body, status) in steps {
+            for who in ["reader", "other member", "service"] {
+                send(method.clone(), path, who, body.clone()).await.expect(403);
+            }
+            let member = if owner { status } else { 403 };
+            send(method.clone(), path, "member", body.clone()).await.expect(member);
+            if !owner {
+                send(method, path, "other admin", body.clone()).await.expect(status);
+            }
+        }
+        // The host, and the record itself, are the administrator's.
+        for (method, path, body) in [(Method::PUT, path, json!({})), (Method::DELETE, &gone, json!({}))] {
+            send(method.clone(), path, "member", body.clone()).await.expect(403);
+            let done = send(method, path, "admin", body).await;
+            assert!(done.status < 300, "{}", done.body);
+        }
+    }
+}
+
+#[tokio::test]
 async fn who_may_do_what_is_as_the_list_says() {
     let mut service = service().await;
     let card = provider(&service, QAT).await;

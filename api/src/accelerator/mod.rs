@@ -188,13 +188,18 @@ impl View {
 }
 
 impl Service {
-    /// Makes an accelerator. No device has to be free.
+    /// Makes an accelerator, of a project. No device has to be free.
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is one of its name or id.
-    pub async fn create_accelerator(&self, name: &str, id: Option<AcceleratorId>) -> Result<View, Error> {
+    pub async fn create_accelerator(
+        &self,
+        name: &str,
+        id: Option<AcceleratorId>,
+        project: Option<&str>,
+    ) -> Result<View, Error> {
         let id = id.unwrap_or_else(|| AcceleratorId(Uuid::new_v4()));
-        let row = self.store.create_accelerator(name, id).await?;
+        let row = self.store.create_accelerator(name, id, project).await?;
         tracing::info!(accelerator.id = %id, "made accelerator `{name}`");
         self.view(row).await
     }
@@ -269,7 +274,7 @@ impl Service {
     async fn on_record(&self, id: AcceleratorId) -> Result<View, Error> {
         let view = self.accelerator(id).await?;
         if view.row.created_at == 0 {
-            return match self.store.create_accelerator(&view.row.name, id).await {
+            return match self.store.create_accelerator(&view.row.name, id, None).await {
                 Ok(row) => self.view(row).await,
                 // Somebody else was quicker, or has an accelerator of that name.
                 Err(error) => match self.store.accelerator(id).await? {
@@ -327,6 +332,7 @@ impl Service {
             spec: None,
             generation: 0,
             pinned: Some(device.id),
+            project: None,
             created_at: 0,
             updated_at: None,
         };

@@ -214,6 +214,19 @@ impl Default for Events {
 pub struct Accelerators {
     /// Whether every device that may be given away is an accelerator too, under the device's UUID.
     pub discovered: bool,
+    /// Who may make and change them, where callers have an identity.
+    pub change: ChangedBy,
+}
+
+/// Who may make accelerators, and put their specs, attach and detach them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedBy {
+    /// The administrator.
+    #[default]
+    Admin,
+    /// The members of the project that made one, too; the host's own use of it is the administrator's.
+    Owner,
 }
 
 /// `[[webhook]]`

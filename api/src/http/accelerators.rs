@@ -20,6 +20,7 @@ use super::body::{Page, Pairs, Path, base, id, links, read, time};
 use super::error::Fault;
 use super::identity::{Identity, Role};
 use crate::accelerator::{AccSpec, Held, HeldBy, Target, View};
+use crate::config::ChangedBy;
 use crate::error::Error;
 use crate::id::{AcceleratorId, ServerId};
 use crate::service::Service;
@@ -92,6 +93,7 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
         "product_id": spec.product_id.or(device.map(|device| device.facts.product_id)).map(|id| id.to_string()),
         "remotable": spec.remotable,
         "pinned": row.pinned.is_some(),
+        "project_id": row.project,
         "links": links(headers, uri, "accelerators", &row.id.to_string()),
         "created_at": (row.created_at != 0).then(|| time(row.created_at)),
         "updated_at": row.updated_at.map(time),
@@ -187,13 +189,39 @@ fn uuid(text: &str, example: &str) -> Result<AcceleratorId, Error> {
     text.parse().map_err(|_| bad(format!("`{shown}` is no UUID"), example))
 }
 
+/// The accelerator of a path, for who may change it.
+async fn changed(
+    service: &Service,
+    identity: &Identity,
+    path: &AcceleratorPath,
+) -> Result<AcceleratorId, Fault> {
+    if service.config.accelerators.change == ChangedBy::Admin {
+        identity.needs(Role::Admin)?;
+        return Ok(path.id()?);
+    }
+    identity.needs(Role::Member)?;
+    let id = path.id()?;
+    if identity.sees(service.accelerator(id).await?.row.project.as_deref()) {
+        return Ok(id);
+    }
+    let message =
+        format!("accelerator {id} is not your project's; its members and the administrator change it");
+    Err(Fault::new(StatusCode::FORBIDDEN, message))
+}
+
 async fn make(
     service: &Service,
-    path: Option<AcceleratorId>,
+    identity: &Identity,
+    path: Option<&AcceleratorPath>,
     uri: &OriginalUri,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
+    identity.needs(match service.config.accelerators.change {
+        ChangedBy::Admin => Role::Admin,
+        ChangedBy::Owner => Role::Member,
+    })?;
+    let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = read(headers, body, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
         return Err(bad(format!("a name has 1 to {NAME} characters"), CREATE).into());
@@ -204,7 +232,7 @@ async fn make(
     {
         return Err(bad(format!("the path says {path}, and the body {named}"), CREATE).into());
     }
-    let view = service.create_accelerator(&body.name, named.or(path)).await?;
+    let view = service.create_accelerator(&body.name, named.or(path), identity.project.as_deref()).await?;
     let prefix = if uri.path().starts_with("/v1") { "/v1" } else { "" };
     let place = format!("{}{prefix}/accelerators/{}", base(headers), view.row.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)]).into_response())
@@ -217,8 +245,7 @@ async fn create(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(Role::Admin)?;
-    make(&service, None, &uri, &headers, body).await
+    make(&service, &identity, None, &uri, &headers, body).await
 }
 
 async fn create_as(
@@ -229,9 +256,7 @@ async fn create_as(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(Role::Admin)?;
-    let id = uuid(&path.accelerator_id, CREATE)?;
-    make(&service, Some(id), &uri, &headers, body).await
+    make(&service, &identity, Some(&path), &uri, &headers, body).await
 }
 
 /// The generation that `If-Match` asks for; none for any.
@@ -270,8 +295,7 @@ async fn put_spec(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(Role::Admin)?;
-    let id = path.id()?;
+    let id = changed(&service, &identity, &path).await?;
     let body: Map<String, Value> = read(&headers, body, SPEC)?;
     match (body.get("acc_specs"), body.keys().find(|key| *key != "acc_specs")) {
         (Some(spec), None) => replace(&service, id, spec, &uri, &headers).await,
@@ -346,8 +370,7 @@ async fn update(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(Role::Admin)?;
-    let id = path.id()?;
+    let id = changed(&service, &identity, &path).await?;
     let mut body: Map<String, Value> = read(&headers, body, ATTACH)?;
     if let Some(spec) = body.remove("acc_specs") {
         return match body.keys().next() {
@@ -360,6 +383,9 @@ async fn update(
     let body: AttachBody = serde_json::from_value(body.into()).map_err(|error| bad(error, ATTACH))?;
     let view = service.accelerator(id).await?;
     let target = body.target(&view)?;
+    if let Target::Host { .. } = target {
+        identity.needs(Role::Admin)?;
+    }
     let view = service.attach_accelerator(id, target).await?;
     Ok(one(&service, &view, &uri, &headers))
 }
@@ -370,11 +396,13 @@ async fn detach(
     Path(path): Path<AcceleratorPath>,
     Pairs(mut pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
-    identity.needs(Role::Admin)?;
-    let id = path.id()?;
+    let id = changed(&service, &identity, &path).await?;
     let asked = pairs.len();
     pairs.retain(|(key, value)| key != "purge" || value != "true");
     let purge = pairs.len() < asked;
+    if purge {
+        identity.needs(Role::Admin)?;
+    }
     service.detach_accelerator(id, detach_request(Pairs(pairs))?).await?;
     if purge {
         service.purge_accelerator(id).await?;

@@ -21,6 +21,8 @@ pub struct Accelerator {
     pub generation: i64,
     /// The one device that it is; none takes any that its spec asks for.
     pub pinned: Option<DeviceId>,
+    /// The project of who made it; none: nobody was asked who they are.
+    pub project: Option<String>,
     /// When it was made.
     pub created_at: Millis,
     /// When its spec was last put.
@@ -41,6 +43,7 @@ fn accelerator(row: &Row) -> Result<Accelerator, Error> {
         spec: spec.transpose()?,
         generation: columns.get("generation")?,
         pinned: columns.get::<Option<i64>>("device_id")?.map(DeviceId),
+        project: columns.get("project_id")?,
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
     })
@@ -72,7 +75,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is one of its name or id; the database's.
-    pub async fn create_accelerator(&self, name: &str, id: AcceleratorId) -> Result<Accelerator, Error> {
+    pub async fn create_accelerator(
+        &self,
+        name: &str,
+        id: AcceleratorId,
+        project: Option<&str>,
+    ) -> Result<Accelerator, Error> {
         let pinned = self.devices().into_iter().find(|device| device.uuid == id.0).map(|device| device.id);
         let new = AccSpec::default();
         let (_turn, mut tx) = self.begin().await?;
@@ -94,8 +102,8 @@ impl Store {
         }
         let row = query(
             "INSERT INTO accelerators (accelerator_id, uuid, name, device_type, acc_type, acc_capability, remotable,
-                 generation, device_id, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9) RETURNING *",
+                 generation, device_id, project_id, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10) RETURNING *",
         )
         .bind(number + 1)
         .bind(id.to_string())
@@ -105,6 +113,7 @@ impl Store {
         .bind(Value::Object(new.capability).to_string())
         .bind(new.remotable)
         .bind(pinned.map(|device| device.0))
+        .bind(project)
         .bind(now())
         .fetch_one(&mut tx)
         .await?;

@@ -758,10 +758,10 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     records.scan(devices()).await;
     let store = &records.store;
     let vf = records.at("0000:04:10.0");
-    let made = store.create_accelerator("one", AcceleratorId(vf.uuid)).await.unwrap();
+    let made = store.create_accelerator("one", AcceleratorId(vf.uuid), Some("p")).await.unwrap();
     assert_eq!(made.pinned, Some(vf.id));
     for (name, id) in [("one", Uuid::new_v4()), ("other", vf.uuid)] {
-        let refused = store.create_accelerator(name, AcceleratorId(id)).await.unwrap_err();
+        let refused = store.create_accelerator(name, AcceleratorId(id), None).await.unwrap_err();
         assert!(matches!(refused, Error::Conflict(_)), "{refused}");
     }
     let spec = AccSpec::read(&serde_json::json!({ "num": 2, "mine": { "a": [1] } })).unwrap();
@@ -831,8 +831,10 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
         let row = records.at(PARENT);
         (row.owner, row.status)
     };
-    let (one, other) =
-        (store.create_accelerator("one", AcceleratorId(Uuid::new_v4())).await.unwrap().id, Uuid::new_v4());
+    let (one, other) = (
+        store.create_accelerator("one", AcceleratorId(Uuid::new_v4()), None).await.unwrap().id,
+        Uuid::new_v4(),
+    );
     let (holder, other) = (Holder::Accelerator(one), Holder::Accelerator(AcceleratorId(other)));
     let two = reserve(holder, 2).await.unwrap().unwrap();
     assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Claimed));
