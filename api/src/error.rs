@@ -31,6 +31,11 @@ pub enum Error {
         /// What to do.
         advice: String,
     },
+    /// Not theirs to do.
+    #[error(
+        "this requires a service token: an X-Service-Token whose roles have service, as Nova sends it; or the role admin"
+    )]
+    NeedsService,
     /// No such server on any host.
     #[error("server {0} not found; GET servers lists those there are")]
     NoServer(ServerId),

@@ -21,7 +21,7 @@ use crate::store::{Attachment, Device, Millis, now};
 pub struct IdempotencyKey {
     /// What its client calls it, 1 to 255 visible ASCII characters.
     pub key: String,
-    /// The path that it was sent to.
+    /// The path that it was sent to, and by whom.
     pub route: String,
     /// A name of its body, the same for each spelling of the same JSON.
     pub fingerprint: Uuid,
@@ -68,13 +68,13 @@ impl IdempotencyKey {
         Ok(Self { key: key.to_owned(), route: route.to_owned(), fingerprint })
     }
 
-    /// As somebody sends it: what one caller was answered is not told to another.
+    /// As somebody sends it: each caller has keys of their own.
     #[must_use]
     pub fn of(self, caller: &str) -> Self {
         if caller.is_empty() {
             return self;
         }
-        Self { fingerprint: Uuid::new_v5(&self.fingerprint, caller.as_bytes()), ..self }
+        Self { route: format!("{} by {caller}", self.route), ..self }
     }
 }
 

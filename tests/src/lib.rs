@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 /// The guest `q35` of the simulated host `small`: it runs, with free root ports.
 pub const Q35: &str = "10000000-0000-4000-8000-000000000001";
@@ -236,6 +237,13 @@ impl Hotslot {
     /// The file of the database.
     pub fn database(&self) -> PathBuf {
         self.dir.path().join("hotslot.db")
+    }
+
+    /// Writes into the database by itself, as no request would.
+    pub async fn in_the_database(&self, line: &'static str) {
+        let url = format!("sqlite://{}", self.database().display());
+        let mut db = SqliteConnection::connect(&url).await.expect("the database");
+        db.execute(line).await.expect("a statement");
     }
 
     /// The directory of the simulated host.

@@ -78,8 +78,11 @@ async fn bad_requests_are_answered_in_cyborgs_form_and_change_nothing() {
     profile(&service, "nothing", json!([{ "trait:CUSTOM_A": "required" }])).await;
     let arq = requests(&service, "qat").await.remove(0);
     let (qat, gpu) = (provider(&service, QAT).await, provider(&service, GPU).await);
+    let all = service.get(&format!("{V2}/deployables")).await.expect(200).body["deployables"].clone();
+    let qat_card = all.as_array().unwrap().iter().find(|one| one["rp_uuid"] == qat).unwrap()["uuid"].clone();
     let written_out = |text: &str| {
-        let text = text.replace("{arq}", &arq).replace("{g1}", G1);
+        let text = text.replace("{qat_card}", qat_card.as_str().unwrap());
+        let text = text.replace("{arq}", &arq).replace("{ARQ}", &arq.to_uppercase()).replace("{g1}", G1);
         text.replace("{qat}", &qat).replace("{gpu}", &gpu)
     };
     let cases: Vec<Value> = serde_json::from_str(include_str!("../data/cyborg-requests.json")).unwrap();
@@ -121,6 +124,13 @@ async fn version_documents_are_read_without_a_version() {
     }
     let all = service.get("/accelerator/").await.expect(200).body;
     assert_eq!((&all["versions"][0]["id"], &all["default_version"]["id"]), (&json!("v2"), &json!("v2")));
+    // Of two lines the one that is ours counts, and what is too long is said in Cyborg's form too.
+    let two = [("openstack-api-version", "compute 2.90"), ("openstack-api-version", "accelerator 2.3")];
+    let two = two.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let devices = service.send_with(Method::GET, &format!("{V2}/devices"), two, None).await.expect(200).body;
+    assert_eq!(devices["devices"][0]["status"], "enabled");
+    let long = service.get(&format!("{V2}/attributes?key={}", "x".repeat(9000))).await.expect(414);
+    assert!(long.fault_string().contains("8192"), "{}", long.fault_string());
     // Seed 002's list has the path without the slash.
     assert_eq!(service.get("/accelerator").await.expect(200).body, json!({ "accelerator": [] }));
 }
@@ -144,6 +154,15 @@ async fn device_profiles_have_one_name_and_go_when_nobody_asks_by_them() {
     let by_name = service.send_with(Method::GET, &format!("{path}/qat"), latest, None).await.expect(200).body;
     assert_eq!(by_name, one);
     profile(&service, "other", json!([{ "resources:GPU": 1 }])).await;
+    // A name may look like an id: the one that has the id is meant.
+    let id = "30000000-0000-4000-8000-000000000001";
+    for body in
+        [json!([{ "name": id, "groups": groups }]), json!([{ "name": "x", "uuid": id, "groups": groups }])]
+    {
+        service.post(&path, body).await.expect(201);
+    }
+    service.delete(&format!("{path}/{id}")).await.expect(204);
+    service.delete(&format!("{path}?value={id},{id}")).await.expect(204);
     let named = service.get(&format!("{path}?name=other,none")).await.expect(200).body;
     assert_eq!(named["device_profiles"].as_array().unwrap().len(), 1);
     let arq = requests(&service, "qat").await.remove(0);
@@ -387,6 +406,65 @@ async fn a_guest_that_does_not_let_go_keeps_its_device() {
 }
 
 #[tokio::test]
+async fn what_went_without_being_asked_for_is_bound_nowhere() {
+    let mut service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
+    let arqs = requests(&service, "qat").await;
+    let card = provider(&service, QAT).await;
+    for arq in &arqs {
+        patch(&service, arq, target(&card, G1)).await.expect(202);
+        becomes(&service, arq, "Bound").await;
+    }
+    let expect_nowhere = async |service: &Hotslot, arq: &str| {
+        let unbound = becomes(service, arq, "Unbound").await;
+        assert_eq!((&unbound["instance_uuid"], &unbound["hostname"]), (&Value::Null, &Value::Null));
+        let waits = service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await;
+        assert!(waits.expect(200).body["arqs"].as_array().unwrap().iter().all(|other| other["uuid"] != arq));
+    };
+    // The guest lets go after the unbind has ended.
+    service.sim("guest g1 unplug=slow 2500");
+    patch(&service, &arqs[0], nowhere()).await.expect(409);
+    expect_nowhere(&service, &arqs[0]).await;
+    service.sim("guest g1 unplug=normal");
+    // The service did not live to say that it is bound, and then its server goes.
+    service.kill();
+    service
+        .in_the_database("UPDATE accelerator_requests SET state = 'BindStarted' WHERE state = 'Bound'")
+        .await;
+    service.start_again().await;
+    becomes(&service, &arqs[1], "Bound").await;
+    service.sim("undefine g1");
+    service.sim("destroy g1");
+    expect_nowhere(&service, &arqs[1]).await;
+}
+
+#[tokio::test]
+async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
+    let service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
+    let card = provider(&service, QAT).await;
+    let send = async |one: &str, other: &str| {
+        let body = json!({ one: target(&card, G1), other: target(&card, G1) }).to_string();
+        service.send(Method::PATCH, ARQS, Some(("application/json", body))).await
+    };
+    for _ in 0..5 {
+        let arqs = requests(&service, "qat").await;
+        let (a, b) = (arqs[0].as_str(), arqs[1].as_str());
+        let (upper_a, upper_b) = (a.to_uppercase(), b.to_uppercase());
+        // As texts, these stand in another order.
+        let answers = tokio::join!(send(a, &upper_b), send(&upper_a, b), send(a, b));
+        let statuses = [answers.0.status, answers.1.status, answers.2.status];
+        assert_eq!(statuses.iter().filter(|status| **status == 202).count(), 1, "{statuses:?}");
+        // Whoever cleans up after a server does it once: what is being bound is waited for.
+        let path = format!("{ARQS}?instance={G1}");
+        let cleaned = tokio::join!(service.delete(&path), service.delete(&path), service.delete(&path));
+        assert_eq!([cleaned.0.status, cleaned.1.status, cleaned.2.status], [204; 3]);
+        assert_eq!(service.get(ARQS).await.expect(200).body, json!({ "arqs": [] }));
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
 async fn killed_in_the_middle_of_a_bind_it_is_settled_by_what_the_guest_has() {
     let mut service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
@@ -506,13 +584,17 @@ async fn deployables_and_attributes_tell_what_can_be_asked_for() {
     assert!(service.delete(&path).await.expect(409).fault_string().contains("device_spec"));
 }
 
-/// The headers of somebody: a role in project `p`, `other …` in another, `+service` with a service token.
+/// The headers of somebody: a role in project `p`, `other …` in another, `unscoped …` in none, `twice …` in both,
+/// `+service` with a service token.
 fn headers(who: &str) -> Vec<(String, String)> {
-    let (project, role) = match who.strip_prefix("other ") {
-        Some(role) => ("q", role),
-        None => ("p", who),
+    let (projects, role): (&[_], _) = match who.split_once(' ') {
+        Some(("other", role)) => (&["q"], role),
+        Some(("unscoped", role)) => (&[], role),
+        Some(("twice", role)) => (&["p", "q"], role),
+        _ => (&["p"], who),
     };
-    let mut headers = vec![("x-project-id", project), ("content-type", "application/json")];
+    let mut headers = vec![("content-type", "application/json")];
+    headers.extend(projects.iter().map(|project| ("x-project-id", *project)));
     match role {
         "nobody" => return Vec::new(),
         "system" => headers.extend([("x-roles", "admin"), ("openstack-system-scope", "all")]),
@@ -618,18 +700,29 @@ async fn who_may_do_what_is_as_the_list_says() {
         }
         assert!(asked > 0, "{case}");
     }
-    // What one was answered is not told to who knows the key.
-    let once = async |who: &str| {
+    // What one was answered is not told to who knows the key, and keeps nobody from a key of that name.
+    let once = async |who: &str, body: Value| {
         let mut headers = headers(who);
         headers.push(("idempotency-key".to_owned(), "k1".to_owned()));
-        let body = json!({ "device_profile_name": "qat" }).to_string();
-        service.send_with(Method::POST, ARQS, headers, Some(body)).await
+        service.send_with(Method::POST, ARQS, headers, Some(body.to_string())).await
     };
-    let kept = once("member").await.expect(201).body;
-    assert_eq!(once("member").await.expect(201).body, kept);
-    for who in ["other member", "nobody"] {
-        assert_eq!(once(who).await.status, 422, "{who}");
+    let body = json!({ "device_profile_name": "qat" });
+    let kept = once("member", body.clone()).await.expect(201).body;
+    assert_eq!(once("member", body.clone()).await.expect(201).body, kept);
+    for (who, status) in
+        [("nobody", 401), ("unscoped member", 403), ("none", 403), ("reader", 403), ("system", 403)]
+    {
+        let refused = once(who, body.clone()).await.expect(status);
+        assert!(!refused.fault_string().is_empty(), "{who}");
     }
+    let others = once("other member", body).await.expect(201).body;
+    assert_ne!(others, kept);
+    for arq in others["arqs"].as_array().unwrap() {
+        let path = format!("{ARQS}/{}", arq["uuid"].as_str().unwrap());
+        send(Method::DELETE, &path, "other member", Value::Null).await.expect(204);
+    }
+    let other = once("member", json!({ "device_profile_name": "other" })).await.expect(422);
+    assert!(other.fault_string().contains("another body"), "{}", other.fault_string());
     for arq in kept["arqs"].as_array().unwrap() {
         let path = format!("{ARQS}/{}", arq["uuid"].as_str().unwrap());
         send(Method::DELETE, &path, "member", Value::Null).await.expect(204);
@@ -639,6 +732,46 @@ async fn who_may_do_what_is_as_the_list_says() {
         all.as_array().unwrap().len()
     };
     assert_eq!((list("reader").await, list("other member").await, list("other admin").await), (2, 0, 2));
+    // Why a bind failed names devices, which members may not know of.
+    let failing =
+        send(Method::POST, ARQS, "member", json!({ "device_profile_name": "qat" })).await.expect(201).body;
+    let ids: Vec<_> =
+        failing["arqs"].as_array().unwrap().iter().map(|arq| arq["uuid"].as_str().unwrap()).collect();
+    service.sim("fault attach fail");
+    send(Method::PATCH, ARQS, "service", json!({ ids[0]: target(&card, G1) })).await.expect(202);
+    let path = format!("{ARQS}/{}", ids[0]);
+    let failed = async |who: &str| send(Method::GET, &path, who, Value::Null).await.expect(200).body;
+    service.until("it failed", async || failed("member").await["state"] == "BindFailed").await;
+    assert_eq!(
+        (failed("member").await.get("state_reason"), failed("admin").await["state_reason"].is_string()),
+        (None, true)
+    );
+    service.sim("fault clear");
+    // What holds nothing is a member's to delete; what is being bound in the same moment is not.
+    send(Method::DELETE, &path, "member", Value::Null).await.expect(204);
+    for _ in 0..20 {
+        let body = json!({ "device_profile_name": "qat" });
+        let made = send(Method::POST, ARQS, "member", body).await.expect(201).body;
+        let arqs = made["arqs"].as_array().unwrap();
+        let [one, other] = [0, 1].map(|at| arqs[at]["uuid"].as_str().unwrap().to_owned());
+        send(Method::DELETE, &format!("{ARQS}/{other}"), "member", Value::Null).await.expect(204);
+        let path = format!("{ARQS}/{one}");
+        let (bound, deleted) = tokio::join!(
+            send(Method::PATCH, ARQS, "service", json!({ (&one): target(&card, G1) })),
+            send(Method::DELETE, &path, "member", Value::Null)
+        );
+        match (bound.status, deleted.status) {
+            (404, 204) => {}
+            (202, 403) => {
+                let is = async || send(Method::GET, &path, "member", Value::Null).await.expect(200).body;
+                service.until("it is bound", async || is().await["state"] != "BindStarted").await;
+                assert_eq!(is().await["state"], "Bound");
+                send(Method::DELETE, &path, "service", Value::Null).await.expect(204);
+            }
+            (bound, deleted) => panic!("bind {bound}, delete {deleted}"),
+        }
+    }
+    send(Method::DELETE, &format!("{ARQS}/{}", ids[1]), "member", Value::Null).await.expect(204);
     // What a bind says whose it is, is so.
     let mut given = target(&card, G1);
     given.as_array_mut().unwrap().push(json!({ "op": "add", "path": "/project_id", "value": "q" }));

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use hotslot_tests::{Answer, Hotslot, Q35, attachments, host, path};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 const VF: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "vf:1"}}"#;
 
@@ -21,13 +20,6 @@ fn attach_and_go(service: &Hotslot, key: &str, body: &str) -> tokio::task::JoinH
         .header("content-type", "application/json")
         .body(body.to_owned());
     tokio::spawn(async move { drop(post.send().await) })
-}
-
-async fn in_the_database(service: &Hotslot, line: &'static str) {
-    let url = format!("sqlite://{}", service.database().display());
-    let mut db = SqliteConnection::connect(&url).await.unwrap();
-    db.execute(line).await.unwrap();
-    db.close().await.unwrap();
 }
 
 #[tokio::test]
@@ -162,7 +154,7 @@ async fn what_was_detached_since_is_not_plugged_again() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
     // As if it had been killed before the answer was kept.
-    in_the_database(&service, "UPDATE idempotency_keys SET status = NULL, body = NULL").await;
+    service.in_the_database("UPDATE idempotency_keys SET status = NULL, body = NULL").await;
     service.delete(&path(&first)).await.expect(200);
     let again = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(again["attachment_id"], first["attachment_id"]);
@@ -174,7 +166,7 @@ async fn what_was_detached_since_is_not_plugged_again() {
 async fn a_key_is_forgotten_in_time() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body;
-    in_the_database(&service, "UPDATE idempotency_keys SET created_at = created_at - 86400000").await;
+    service.in_the_database("UPDATE idempotency_keys SET created_at = created_at - 86400000").await;
     let second = attach(&service, "k1", VF).await.expect(200).body;
     assert_ne!(first, second);
     assert_eq!(service.attachments(Q35).await.len(), 2);

@@ -17,7 +17,7 @@ use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::busy;
 use crate::error::Error;
-use crate::id::ArqId;
+use crate::id::{ArqId, ServerId};
 use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
 use crate::store::{Arq, ArqState, ArqTarget, Device};
@@ -75,6 +75,48 @@ fn seen(meant: ArqState, attachment: Option<State>) -> ArqState {
         // Its server has it as long as it has not let go.
         (Some(State::Detaching), ArqState::Initial | ArqState::Bound | ArqState::Unbound) => ArqState::Bound,
     }
+}
+
+/// What somebody may do with accelerator requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// The project whose requests they know of; none: every one's.
+    pub project: Option<String>,
+    /// Whether they may bind, unbind, and delete what holds a device: a service, or the administrator.
+    pub service: bool,
+}
+
+impl Reach {
+    /// # Errors
+    /// [`Error::NotFound`] for what is another project's.
+    pub fn sees(&self, view: &ArqView) -> Result<(), Error> {
+        if self.project.is_none() || self.project == view.row.project {
+            return Ok(());
+        }
+        Err(Error::NotFound(format!("accelerator request {}", view.row.id)))
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`] for what is another project's; [`Error::NeedsService`] for what holds a device, or is about
+    /// to.
+    pub fn may_delete(&self, view: &ArqView) -> Result<(), Error> {
+        self.sees(view)?;
+        if self.service || (view.held.is_none() && view.state() != ArqState::BindStarted) {
+            return Ok(());
+        }
+        Err(Error::NeedsService)
+    }
+}
+
+/// What is to become of a request that is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// It may be bound again.
+    Unbind,
+    /// It is deleted.
+    Delete,
+    /// It is deleted, if need be when it is bound.
+    DeleteWhenBound,
 }
 
 /// A request that is to be bound.
@@ -179,10 +221,13 @@ impl Service {
         Ok(ArqView { row, held })
     }
 
-    /// Settles a request that was left in the middle without a device: none when that ends it.
+    /// Settles a request whose row says what is no longer so: it was left in the middle, or its device is gone. None
+    /// when that ends it.
     async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
-        let open = |view: &ArqView| {
-            view.held.is_none() && matches!(view.row.state, ArqState::BindStarted | ArqState::Deleting)
+        let open = |view: &ArqView| match view.row.state {
+            ArqState::Initial | ArqState::Unbound | ArqState::BindFailed => false,
+            ArqState::Bound | ArqState::UnbindFailed | ArqState::Deleting => view.held.is_none(),
+            ArqState::BindStarted => view.held.as_ref().is_none_or(|(by, _)| by.state().0 == State::Attached),
         };
         if !open(&view) {
             return Ok(Some(view));
@@ -194,11 +239,18 @@ impl Service {
         if !open(&view) {
             return Ok(Some(view));
         }
-        if view.row.state == ArqState::Deleting {
-            self.store.delete_arq(id).await?;
-            return Ok(None);
+        match (view.row.state, &view.held) {
+            (ArqState::Deleting, _) => {
+                self.store.delete_arq(id).await?;
+                return Ok(None);
+            }
+            (ArqState::BindStarted, None) => {
+                self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
+            }
+            (ArqState::BindStarted, Some(_)) => self.store.put_arq_state(id, ArqState::Bound, None).await?,
+            // Its guest let go at last, or its server or device is gone.
+            _ => self.store.unbind_arq(id).await?,
         }
-        self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
         self.arq_now(id).await
     }
 
@@ -225,14 +277,20 @@ impl Service {
     /// Begins to bind accelerator requests, all or none; how that ends is told by their states.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NoServer`]; [`Error::Invalid`] when one cannot be bound so; [`Error::Conflict`]
-    /// while someone works on one; the database's.
-    pub async fn bind_arqs(self: &Arc<Self>, binds: Vec<Bind>) -> Result<(), Error> {
+    /// [`Error::NotFound`], [`Error::NoServer`], [`Error::NeedsService`]; [`Error::Invalid`] when one cannot be bound
+    /// so; [`Error::Conflict`] while someone works on one; the database's.
+    pub async fn bind_arqs(self: &Arc<Self>, mut binds: Vec<Bind>, reach: &Reach) -> Result<(), Error> {
+        if !reach.service {
+            return Err(Error::NeedsService);
+        }
+        // Who waits for one that another has waits for none that comes before it.
+        binds.sort_by_key(|bind| bind.id);
         let mut work = Vec::new();
         for bind in &binds {
             may_be_bound(&self.arq(bind.id).await?)?;
             let guard = self.work_on(bind.id, |view| may_be_bound(view).is_ok()).await?;
             let view = self.arq(bind.id).await?;
+            reach.sees(&view)?;
             may_be_bound(&view)?;
             let handles = self.bindable(&view.row, &bind.target).await?;
             work.push((bind.clone(), handles, guard));
@@ -339,9 +397,10 @@ impl Service {
     /// The work goes on when the caller goes away.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Conflict`] while someone works on it, or when its guest does not let go.
-    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId) -> Result<(), Error> {
-        self.release_arq(id, false).await
+    /// [`Error::NotFound`], [`Error::NeedsService`]; [`Error::Conflict`] while it is being bound, or when its guest does
+    /// not let go.
+    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+        self.release_arq(id, Release::Unbind, reach).await
     }
 
     /// Deletes an accelerator request; its device is taken back before.
@@ -350,17 +409,50 @@ impl Service {
     ///
     /// # Errors
     /// As [`unbind_arq`](Self::unbind_arq).
-    pub async fn delete_arq(self: &Arc<Self>, id: ArqId) -> Result<(), Error> {
-        self.release_arq(id, true).await
+    pub async fn delete_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+        self.release_arq(id, Release::Delete, reach).await
     }
 
-    async fn release_arq(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
-        self.arq(id).await?;
+    /// Deletes the accelerator requests of a server, as far as they may be known, each whatever becomes of the others;
+    /// those that are being bound when they are.
+    ///
+    /// # Errors
+    /// [`Error::NeedsService`]; [`Error::Conflict`] when a guest does not let go of one; the database's.
+    pub async fn delete_arqs_of(self: &Arc<Self>, server: ServerId, reach: &Reach) -> Result<(), Error> {
+        if !reach.service {
+            return Err(Error::NeedsService);
+        }
+        let mut outcome = Ok(());
+        for view in self.arqs().await? {
+            let of_it = view.row.target.as_ref().is_some_and(|target| target.server == server);
+            if !of_it || reach.sees(&view).is_err() {
+                continue;
+            }
+            match self.release_arq(view.row.id, Release::DeleteWhenBound, reach).await {
+                // Somebody else has deleted it.
+                Err(Error::NotFound(_)) => {}
+                done => outcome = outcome.and(done),
+            }
+        }
+        outcome
+    }
+
+    async fn release_arq(self: &Arc<Self>, id: ArqId, release: Release, reach: &Reach) -> Result<(), Error> {
+        let may = |view: &ArqView| match release {
+            Release::Unbind if !reach.service => Err(Error::NeedsService),
+            Release::Unbind => reach.sees(view),
+            Release::Delete | Release::DeleteWhenBound => reach.may_delete(view),
+        };
+        may(&self.arq(id).await?)?;
         // An unbind that another request began comes to the same.
-        let guard = self.work_on(id, |view| view.state() != ArqState::BindStarted).await?;
+        let waits =
+            |view: &ArqView| release == Release::DeleteWhenBound || view.state() != ArqState::BindStarted;
+        let guard = self.work_on(id, waits).await?;
+        // It may have been bound meanwhile, or be another project's now.
+        may(&self.arq(id).await?)?;
         let service = Arc::clone(self);
         let work = who::spawn(async move {
-            let released = service.release_now(id, delete).await;
+            let released = service.release_now(id, release != Release::Unbind).await;
             drop(guard);
             released
         });

@@ -9,7 +9,7 @@ mod arq;
 mod card;
 mod profile;
 
-pub use self::arq::{ArqView, Bind};
+pub use self::arq::{ArqView, Bind, Reach};
 pub(crate) use self::card::card_of;
 pub use self::card::{Attribution, Card};
 pub use self::profile::{Group, MAX_UNITS};

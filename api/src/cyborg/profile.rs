@@ -75,7 +75,9 @@ impl Group {
                     return Err(format!("`{shown}` is no name with a text"));
                 }
                 "resources" | "trait" | "accel" => {
-                    group.insert(format!("{kind}:{name}"), value.clone());
+                    if group.insert(format!("{kind}:{name}"), value.clone()).is_some() {
+                        return Err(format!("`{kind}:{name}` is there twice"));
+                    }
                 }
                 _ => return Err(format!("`{shown}` begins with none of resources:, trait:, accel:")),
             }

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::error::{Fault, no_route};
 use super::limits;
@@ -49,13 +50,44 @@ fn bad(reason: &dyn std::fmt::Display, example: &str) -> Fault {
     Fault::new(StatusCode::BAD_REQUEST, format!("bad body: {reason}; send {example}"))
 }
 
+fn parsed(body: &Bytes, example: &str) -> Result<Value, Fault> {
+    let value = serde_json::from_slice(body).map_err(|error| bad(&error, example))?;
+    if has_nul(&value) {
+        return Err(bad(&"a text has the character U+0000", example));
+    }
+    Ok(value)
+}
+
 /// Reads any JSON body. `example` is what would be right.
 pub(super) fn value(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
     example: &str,
-) -> Result<serde_json::Value, Fault> {
-    serde_json::from_slice(&json(headers, body, example)?).map_err(|error| bad(&error, example))
+) -> Result<Value, Fault> {
+    parsed(&json(headers, body, example)?, example)
+}
+
+/// The members of what is to be an object. `example` is what would be right.
+pub(super) fn object(value: Value, example: &str) -> Result<Map<String, Value>, Fault> {
+    let kind = match value {
+        Value::Object(members) => return Ok(members),
+        Value::Array(_) => "a list",
+        Value::String(_) => "a text",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "true or false",
+        Value::Null => "null",
+    };
+    Err(bad(&format_args!("{kind} stands where an object belongs"), example))
+}
+
+/// Whether a text has the one character that PostgreSQL cannot keep.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(members) => members.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Reads a JSON body that is an object. `example` is what would be right.
@@ -65,11 +97,11 @@ pub(super) fn read<T: DeserializeOwned>(
     example: &str,
 ) -> Result<T, Fault> {
     let body = json(headers, body, example)?;
+    let value = parsed(&body, example)?;
     // serde would take a list for a struct; every body here is an object in an object.
-    let value: serde_json::Value = serde_json::from_slice(&body).map_err(|error| bad(&error, example))?;
-    let objects = value.as_object().is_some_and(|outer| outer.values().all(|inner| !inner.is_array()));
-    if !objects {
-        return Err(bad(&"a list stands where an object belongs", example));
+    let outer = object(value, example)?;
+    if let Some((key, _)) = outer.iter().find(|(_, inner)| inner.is_array()) {
+        return Err(bad(&format_args!("{key} is a list"), example));
     }
     serde_json::from_slice(&body).map_err(|error| bad(&error, example))
 }

@@ -38,6 +38,7 @@ impl From<Error> for Fault {
             }
             Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Gone(_) => StatusCode::GONE,
+            Error::NeedsService => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),

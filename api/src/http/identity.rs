@@ -11,9 +11,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use serde_json::json;
 
 use super::error::Fault;
 use crate::config::IdentityFrom;
+use crate::cyborg::Reach;
+use crate::error::Error;
 use crate::service::Service;
 
 /// Keystone's roles. Each may do what those before it may.
@@ -41,6 +44,8 @@ impl Role {
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
+    /// The user; none for who was not asked.
+    user: Option<String>,
     /// The highest of their roles; none: they have none of Keystone's.
     role: Option<Role>,
     /// Whether a service calls, for itself or for the user: Nova, Cyborg's own.
@@ -49,43 +54,70 @@ pub(super) struct Identity {
     pub(super) project: Option<String>,
 }
 
+/// What a header says; none when it is not there, or empty.
+///
+/// # Errors
+/// 401 when it is there twice, or is no text: which one is meant is not for us to say.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault> {
+    let mut values = headers.get_all(name).iter();
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) => std::str::from_utf8(value.as_bytes()).ok(),
+        (Some(_), Some(_)) => None,
+    };
+    let wrong = || {
+        let message =
+            format!("the header {name} is there twice, or is no text; the proxy in front sets it once");
+        Fault::new(StatusCode::UNAUTHORIZED, message)
+    };
+    let value = value.ok_or_else(wrong)?.trim();
+    Ok((!value.is_empty()).then_some(value))
+}
+
 impl Identity {
     /// Whom a proxy says it is.
     fn of(headers: &HeaderMap) -> Result<Self, Fault> {
-        let text = |name: &str| {
-            let value = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
-            (!value.is_empty()).then_some(value)
+        let confirmed =
+            |name: &str| Ok::<_, Fault>(text(headers, name)?.is_none_or(|status| status == "Confirmed"));
+        let unknown = || {
+            let message = "the request says nothing of who sends it; come through the proxy that looks at tokens and \
+                           sets X-User-Id";
+            Fault::new(StatusCode::UNAUTHORIZED, message)
         };
-        let confirmed = |name: &str| text(name).is_none_or(|status| status == "Confirmed");
-        if text("x-user-id").is_none() || !confirmed("x-identity-status") {
-            return Err(Fault::new(
-                StatusCode::UNAUTHORIZED,
-                "the request says nothing of who sends it; come through the proxy that looks at tokens and sets \
-                 X-User-Id",
-            ));
+        let user = text(headers, "x-user-id")?.ok_or_else(unknown)?;
+        if !confirmed("x-identity-status")? {
+            return Err(unknown());
         }
-        let roles = |name: &str| -> BTreeSet<String> {
-            let list = text(name).unwrap_or_default().split(',');
-            list.map(|role| role.trim().to_ascii_lowercase()).collect()
+        // Policies are for tokens of projects: what somebody may do in a domain, or the whole system, says nothing here.
+        let project = text(headers, "x-project-id")?;
+        let Some(project) = project.filter(|_| headers.get("openstack-system-scope").is_none()) else {
+            let message = "the request is of no project, but of a domain, the system, or nothing at all; ask with the \
+                           token of a project";
+            return Err(Fault::new(StatusCode::FORBIDDEN, message));
         };
-        let (mut own, of_service) = (roles("x-roles"), roles("x-service-roles"));
-        // Cyborg's policies are for tokens of projects: the roles of a system's count for nothing.
-        if text("openstack-system-scope").is_some() {
-            own.clear();
-        }
+        let roles = |name: &str| {
+            let list = text(headers, name)?.unwrap_or_default().split(',');
+            Ok::<BTreeSet<String>, Fault>(list.map(|role| role.trim().to_ascii_lowercase()).collect())
+        };
+        let (own, of_service) = (roles("x-roles")?, roles("x-service-roles")?);
         Ok(Self {
+            user: Some(user.to_owned()),
             role: Role::ALL.into_iter().rfind(|role| own.contains(role.as_str())),
             service: own.contains("service")
-                || (of_service.contains("service") && confirmed("x-service-identity-status")),
-            project: text("x-project-id").map(str::to_owned),
+                || (of_service.contains("service") && confirmed("x-service-identity-status")?),
+            project: Some(project.to_owned()),
         })
     }
 
     fn nobody_asked() -> Self {
-        Self { role: Some(Role::Admin), service: false, project: None }
+        Self { user: None, role: Some(Role::Admin), service: false, project: None }
     }
 
-    fn from_headers(headers: &HeaderMap, from: IdentityFrom) -> Result<Self, Fault> {
+    /// Who sends a request.
+    ///
+    /// # Errors
+    /// 401 for who does not say it, 403 for who is of no project.
+    pub(super) fn from_headers(headers: &HeaderMap, from: IdentityFrom) -> Result<Self, Fault> {
         match from {
             IdentityFrom::None => Ok(Self::nobody_asked()),
             IdentityFrom::Headers => Self::of(headers),
@@ -115,25 +147,26 @@ impl Identity {
         if self.service || self.role == Some(Role::Admin) {
             return Ok(());
         }
-        let message = "this requires a service token: an X-Service-Token whose roles have service, as Nova sends it; \
-                       or the role admin";
-        Err(Fault::new(StatusCode::FORBIDDEN, message))
+        Err(Error::NeedsService.into())
     }
 
     /// Whether they may know of what belongs to a project.
     pub(super) fn sees(&self, project: Option<&str>) -> bool {
         self.role == Some(Role::Admin) || (self.project.is_some() && self.project.as_deref() == project)
     }
-}
 
-/// A name of who calls, the same for each request of theirs; empty for who was not asked, or says nothing.
-pub(super) fn caller(headers: &HeaderMap, from: IdentityFrom) -> String {
-    match from {
-        IdentityFrom::None => String::new(),
-        IdentityFrom::Headers => {
-            let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
-            [text("x-user-id"), text("x-project-id")].into_iter().flatten().collect::<Vec<_>>().join(" in ")
-        }
+    /// What they may do with accelerator requests.
+    pub(super) fn reach(&self) -> Reach {
+        let admin = self.role == Some(Role::Admin);
+        Reach { project: self.project.clone().filter(|_| !admin), service: admin || self.service }
+    }
+
+    /// A name of who calls and what they may do, of no one else; empty for who was not asked.
+    pub(super) fn caller(&self) -> String {
+        let role = self.role.map(Role::as_str);
+        self.user
+            .as_ref()
+            .map_or_else(String::new, |user| json!([user, self.project, role, self.service]).to_string())
     }
 }
 

@@ -14,8 +14,9 @@ use super::error::Fault;
 /// The largest body, in bytes.
 pub(super) const BODY: usize = 64 * 1024;
 
-/// How deep objects and lists may stand in each other in a body. None that is known here has more than 5 levels.
-pub(super) const NESTING: usize = 16;
+/// How deep objects and lists may stand in each other in a body. serde_json reads 128 levels; what is kept of a body is
+/// answered in some more.
+pub(super) const NESTING: usize = 100;
 
 /// The longest path with its query, in bytes as they are sent.
 const URI: usize = 8 * 1024;

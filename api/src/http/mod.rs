@@ -77,6 +77,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
         .layer(DefaultBodyLimit::max(limits::BODY))
         .layer(middleware::from_fn(limits::keep))
+        .layer(middleware::from_fn(cyborg::speak))
         .layer(middleware::from_fn(identify))
         .with_state(service)
 }

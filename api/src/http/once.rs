@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::body::unreadable;
 use super::error::Fault;
-use super::identity::caller;
+use super::identity::Identity;
 use crate::error::Error;
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::service::Service;
@@ -22,8 +22,13 @@ pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, 
     if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
         return next.run(request).await;
     }
-    let caller = caller(request.headers(), service.config.api.identity);
-    let (key, request) = match named(request, &caller).await {
+    // What was answered is told to those only who would be answered.
+    let identity = Identity::from_headers(request.headers(), service.config.api.identity);
+    let named = match identity {
+        Ok(identity) => named(request, &identity.caller()).await,
+        Err(fault) => Err(fault),
+    };
+    let (key, request) = match named {
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };
@@ -60,8 +65,7 @@ async fn answer(
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 format!(
-                    "Idempotency-Key {} came with another body, or from somebody else, before; send the same body, or \
-                     a new key",
+                    "Idempotency-Key {} came with another body before; send the same body, or a new key",
                     key.key
                 ),
             ));

@@ -11,7 +11,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::super::body::{Pairs, Path, read, value};
+use super::super::body::{Pairs, Path, object, read, value};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
@@ -37,7 +37,7 @@ fn id(text: &str) -> Result<ArqId, Error> {
     })
 }
 
-fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
+fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
     let (row, target) = (&view.row, view.row.target.as_ref());
     let handle = view.handle();
     let info = handle.map_or_else(Map::new, |(by, device)| {
@@ -82,25 +82,25 @@ fn wire(view: &ArqView, headers: &HeaderMap) -> Value {
         "updated_at": row.updated_at.map(time),
         "links": links(headers, "accelerator_requests", row.id),
     });
-    // Cyborg has no word for it; who reads its log knows.
-    if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason) {
+    // Cyborg has no word for it; who reads its log knows. It names devices, which not everyone may know of.
+    if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason)
+        && identity.reach().service
+    {
         shown["state_reason"] = json!(reason);
     }
     shown
 }
 
-fn listed(views: &[ArqView], headers: &HeaderMap) -> Json<Value> {
-    let arqs: Vec<_> = views.iter().map(|view| wire(view, headers)).collect();
+fn listed(views: &[ArqView], identity: &Identity, headers: &HeaderMap) -> Json<Value> {
+    let arqs: Vec<_> = views.iter().map(|view| wire(view, identity, headers)).collect();
     Json(json!({ "arqs": arqs }))
 }
 
 /// A request of a project that the caller may know of; another's is as if it were not.
 async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
     let view = service.arq(id).await?;
-    if identity.sees(view.row.project.as_deref()) {
-        return Ok(view);
-    }
-    Err(Error::NotFound(format!("accelerator request {id}")))
+    identity.reach().sees(&view)?;
+    Ok(view)
 }
 
 #[derive(Deserialize)]
@@ -123,7 +123,7 @@ pub(super) async fn create(
     identity.needs_service_or(Role::Member)?;
     let body: CreateBody = read(&headers, body, CREATE)?;
     let views = service.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
-    Ok((StatusCode::CREATED, listed(&views, &headers)))
+    Ok((StatusCode::CREATED, listed(&views, &identity, &headers)))
 }
 
 fn server(text: &str) -> Result<ServerId, Error> {
@@ -154,7 +154,8 @@ pub(super) async fn list(
         }
     }
     let mut views = service.arqs().await?;
-    views.retain(|view| identity.sees(view.row.project.as_deref()));
+    let reach = identity.reach();
+    views.retain(|view| reach.sees(view).is_ok());
     let settled =
         |view: &ArqView| matches!(view.state(), ArqState::Bound | ArqState::BindFailed | ArqState::Deleting);
     if let Some(of) = of {
@@ -166,7 +167,7 @@ pub(super) async fn list(
     } else if resolved {
         views.retain(settled);
     }
-    Ok(listed(&views, &headers))
+    Ok(listed(&views, &identity, &headers))
 }
 
 pub(super) async fn show(
@@ -177,7 +178,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     identity.needs_service_or(Role::Reader)?;
     let view = visible(&service, &identity, id(&path.id)?).await?;
-    Ok(Json(wire(&view, &headers)))
+    Ok(Json(wire(&view, &identity, &headers)))
 }
 
 /// One step of a JSON patch.
@@ -190,6 +191,9 @@ struct Step {
     value: Value,
 }
 
+/// What says where a request is bound: all of it, or nothing.
+const PLACE: [&str; 3] = ["hostname", "device_rp_uuid", "instance_uuid"];
+
 /// Where a patch binds a request to, and whose it is then; none unbinds it.
 fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Option<String>)>, Fault> {
     let patch = patch.as_array().filter(|patch| !patch.is_empty());
@@ -197,10 +201,11 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
     let mut fields = Map::new();
     let mut ops = BTreeSet::new();
     for step in patch {
+        let step = Value::Object(object(step.clone(), BIND)?);
         let step = Step::deserialize(step).map_err(|error| bad(error, BIND))?;
         let name = step.path.trim_start_matches('/');
         match name {
-            "hostname" | "device_rp_uuid" | "instance_uuid" => {}
+            name if PLACE.contains(&name) => {}
             "project_id" => version.needs(Microversion::PROJECT_ID, "/project_id")?,
             _ => {
                 let shown: String = name.chars().take(80).collect();
@@ -211,17 +216,22 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
             return Err(bad("an op is neither add nor remove", BIND).into());
         }
         ops.insert(step.op);
-        fields.insert(name.to_owned(), step.value);
+        if fields.insert(name.to_owned(), step.value).is_some() {
+            return Err(bad(format!("the path /{name} is there twice"), BIND).into());
+        }
     }
     if ops.len() > 1 {
         return Err(bad("all ops of a patch are add, or all are remove", BIND).into());
+    }
+    if let Some(missing) = PLACE.iter().find(|name| !fields.contains_key(**name)) {
+        return Err(bad(format!("the path /{missing} is missing"), BIND).into());
     }
     if ops.contains("remove") {
         return Ok(None);
     }
     let text = |key: &str| {
         let text = fields.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        text.ok_or_else(|| bad(format!("/{key} is missing, or no text"), BIND))
+        text.ok_or_else(|| bad(format!("/{key} is no text"), BIND))
     };
     let rp = text("device_rp_uuid")?.parse();
     let target = ArqTarget {
@@ -243,29 +253,36 @@ async fn apply(
     if body.is_empty() {
         return Err(bad("no accelerator request is named", BIND).into());
     }
-    let (mut binds, mut unbinds) = (Vec::new(), Vec::new());
-    for (named, patch) in body {
-        let id = id(named)?;
+    let (mut named, mut binds, mut unbinds) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for (text, patch) in body {
+        let id = id(text)?;
+        if !named.insert(id) {
+            return Err(bad(format!("accelerator request {id} is named twice"), BIND).into());
+        }
         match target(patch, version)? {
             Some((target, project)) => binds.push(Bind { id, target, project }),
             None => unbinds.push(id),
         }
     }
-    for id in binds.iter().map(|bind| &bind.id).chain(&unbinds) {
-        visible(service, identity, *id).await?;
+    if !binds.is_empty() && !unbinds.is_empty() {
+        let reason = "some requests are bound and others unbound; unbind first, and bind in another PATCH";
+        return Err(bad(reason, BIND).into());
     }
+    for id in named {
+        visible(service, identity, id).await?;
+    }
+    let reach = identity.reach();
     if !binds.is_empty() {
-        service.bind_arqs(binds).await?;
+        service.bind_arqs(binds, &reach).await?;
     }
     for id in unbinds {
-        service.unbind_arq(id).await?;
+        service.unbind_arq(id, &reach).await?;
     }
     Ok(StatusCode::ACCEPTED)
 }
 
 fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, Fault> {
-    let body = value(headers, body, BIND)?;
-    serde_json::from_value(body).map_err(|error| bad(error, BIND).into())
+    object(value(headers, body, BIND)?, BIND)
 }
 
 pub(super) async fn update(
@@ -297,14 +314,12 @@ pub(super) async fn update_one(
 
 async fn remove(service: &Arc<Service>, identity: &Identity, ids: &[ArqId]) -> Result<StatusCode, Fault> {
     identity.needs_service_or(Role::Member)?;
+    let reach = identity.reach();
     for id in ids {
-        let view = visible(service, identity, *id).await?;
-        if !matches!(view.state(), ArqState::Initial | ArqState::Unbound) {
-            identity.needs_service()?;
-        }
+        reach.may_delete(&service.arq(*id).await?)?;
     }
     for id in ids {
-        service.delete_arq(*id).await?;
+        service.delete_arq(*id, &reach).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -323,20 +338,14 @@ pub(super) async fn delete(
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     match &pairs[..] {
-        [(key, list)] if key == "arqs" => {
+        [(key, list)] if key == "arqs" && !list.is_empty() => {
             let ids: BTreeSet<_> = list.split(',').map(id).collect::<Result<_, _>>()?;
             remove(&service, &identity, &ids.into_iter().collect::<Vec<_>>()).await
         }
         [(key, of)] if key == "instance" => {
             identity.needs_service()?;
-            let of = server(of)?;
-            let mut views = service.arqs().await?;
-            views.retain(|view| {
-                identity.sees(view.row.project.as_deref())
-                    && view.row.target.as_ref().is_some_and(|target| target.server == of)
-            });
-            let ids: Vec<_> = views.iter().map(|view| view.row.id).collect();
-            remove(&service, &identity, &ids).await
+            service.delete_arqs_of(server(of)?, &identity.reach()).await?;
+            Ok(StatusCode::NO_CONTENT)
         }
         _ => Err(Error::Invalid("say which: ?arqs=<uuid>,<uuid> or ?instance=<a server's id>".into()).into()),
     }

@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::super::body::{Pairs, Path, read};
+use super::super::body::{Pairs, Path, object, read};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{bad, links, time};
@@ -103,14 +103,6 @@ struct Body {
     value: String,
 }
 
-/// As Cyborg wants it, or as the SDK sends it, in an `attribute`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Wrapped {
-    Sdk { attribute: Body },
-    Cyborg(Body),
-}
-
 pub(super) async fn create(
     State(service): State<Arc<Service>>,
     identity: Identity,
@@ -118,17 +110,32 @@ pub(super) async fn create(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     identity.needs(Role::Admin)?;
-    let (Wrapped::Sdk { attribute: body } | Wrapped::Cyborg(body)) = read(&headers, body, CREATE)?;
+    let mut body: Map<String, Value> = read(&headers, body, CREATE)?;
+    // The SDK sends it in an `attribute`.
+    if let Some(attribute) = body.remove("attribute") {
+        body = object(attribute, CREATE)?;
+    }
+    let body = Body::deserialize(Value::Object(body)).map_err(|error| bad(error, CREATE))?;
     if body.key.is_empty() || body.key.chars().count() > LENGTH || body.value.chars().count() > LENGTH {
         let reason = format!("a key has 1 to {LENGTH} characters, a value at most as many");
         return Err(bad(reason, CREATE).into());
     }
     let cards = service.cards().await?;
-    let named = body.deployable_id.as_str().map_or_else(|| body.deployable_id.to_string(), str::to_owned);
+    let named = match &body.deployable_id {
+        Value::String(id) => id.clone(),
+        Value::Number(number) if number.is_u64() => number.to_string(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            return Err(bad("deployable_id is neither a uuid nor a number", CREATE).into());
+        }
+    };
     let card = deployable(&cards, &named).ok_or_else(|| {
         let shown: String = named.chars().take(80).collect();
         Error::NotFound(format!("deployable {shown}"))
     })?;
+    if card.derived().iter().any(|said| said.attribute.key == body.key) {
+        let message = format!("{} follows from what the device is; change its device_spec", body.key);
+        return Err(Error::Conflict(message).into());
+    }
     let made = service.store.create_attribute(card.row.id, &body.key, &body.value).await?;
     Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
 }

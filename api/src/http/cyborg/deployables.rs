@@ -59,7 +59,8 @@ pub(super) async fn list(
             let wrong = |_| Error::Invalid(format!("limit {value} is no number from 0 up"));
             limit = value.parse().map_err(wrong)?;
         } else {
-            listed.retain(|deployable| deployable[&key].to_string().trim_matches('"') == value);
+            let is = |shown: &Value| shown.to_string().trim_matches('"').eq_ignore_ascii_case(&value);
+            listed.retain(|deployable| is(&deployable[&key]));
         }
     }
     listed.truncate(limit);

@@ -1,5 +1,6 @@
 //! `device_profiles`: what accelerator requests ask for by a name.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -102,11 +103,11 @@ pub(super) async fn list(
     Ok(Json(json!({ "device_profiles": listed })))
 }
 
-/// The profile of an id or a name.
+/// The profile of an id, or else of a name.
 fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProfile, Error> {
     let id = named.parse().ok();
-    let is = |profile: &&DeviceProfile| Some(profile.id) == id || profile.name == named;
-    profiles.iter().find(is).ok_or_else(|| {
+    let by_id = profiles.iter().find(|profile| Some(profile.id) == id);
+    by_id.or_else(|| profiles.iter().find(|profile| profile.name == named)).ok_or_else(|| {
         Error::NotFound(format!("device profile {}", named.chars().take(80).collect::<String>()))
     })
 }
@@ -129,8 +130,8 @@ pub(super) async fn show(
 async fn remove(service: &Service, names: &[&str]) -> Result<StatusCode, Fault> {
     let profiles = service.store.device_profiles().await?;
     let found = names.iter().map(|name| find(&profiles, name).map(|profile| profile.id));
-    let ids = found.collect::<Result<Vec<_>, _>>()?;
-    service.store.delete_device_profiles(&ids).await?;
+    let ids = found.collect::<Result<BTreeSet<_>, _>>()?;
+    service.store.delete_device_profiles(&Vec::from_iter(ids)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -149,10 +150,12 @@ pub(super) async fn delete(
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    match &pairs[..] {
-        [(key, value)] if key == "value" && !value.is_empty() => {
-            remove(&service, &value.split(',').map(str::trim).collect::<Vec<_>>()).await
-        }
+    let names: Vec<_> = match &pairs[..] {
+        [(key, value)] if key == "value" => value.split(',').map(str::trim).collect(),
+        _ => Vec::new(),
+    };
+    match &names[..] {
+        [_, ..] if names.iter().all(|name| !name.is_empty()) => remove(&service, &names).await,
         _ => Err(Error::Invalid(
             "no device profile is named; DELETE device_profiles/<uuid or name>, or ?value=<name>,<name>"
                 .into(),

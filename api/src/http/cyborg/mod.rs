@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
@@ -40,9 +40,9 @@ impl Microversion {
 
     /// Which one a request asks for.
     fn asked(headers: &HeaderMap) -> Result<Self, Fault> {
-        let Some(header) = headers.get("openstack-api-version") else { return Ok(Self::MIN) };
-        let text = header.to_str().unwrap_or("?");
-        for part in text.split(',').map(str::trim) {
+        let lines = headers.get_all("openstack-api-version").iter();
+        let lines = lines.map(|line| line.to_str().unwrap_or("?"));
+        for part in lines.flat_map(|line| line.split(',').map(str::trim)) {
             // Other services' microversions may stand beside ours. Without a service it is ours.
             let version = match part.split_once(' ') {
                 Some(("accelerator", version)) => version.trim(),
@@ -52,9 +52,9 @@ impl Microversion {
             if version == "latest" {
                 return Ok(Self::MAX);
             }
-            let minor = version.strip_prefix("2.").and_then(|minor| minor.parse().ok()).map(Self);
-            return minor.filter(|asked| *asked <= Self::MAX).ok_or_else(|| {
-                let shown: String = text.chars().take(80).collect();
+            let mut all = (Self::MIN.0..=Self::MAX.0).map(Self);
+            return all.find(|one| one.to_string() == version).ok_or_else(|| {
+                let shown: String = part.chars().take(80).collect();
                 let message = format!("`{shown}` is no version; there are {} to {}", Self::MIN, Self::MAX);
                 Fault::new(StatusCode::NOT_ACCEPTABLE, message)
             });
@@ -83,23 +83,21 @@ impl fmt::Display for Microversion {
 /// All routes.
 pub(super) fn routes() -> Router<Arc<Service>> {
     // `/accelerator` itself is seed 002's, and a nested `/` would be that.
-    let documents =
-        Router::new().route("/accelerator/", get(versions)).route("/accelerator/v2/", get(version));
-    documents
-        .layer(middleware::from_fn(speak))
-        .nest("/accelerator", unversioned())
-        .nest("/accelerator/v2", v2())
+    Router::new()
+        .route("/accelerator/", get(versions))
+        .route("/accelerator/v2/", get(version))
+        .nest("/accelerator", resources())
+        .nest("/accelerator/v2", resources().route("/", get(version)).fallback(error::nowhere))
 }
 
-/// The routes under `/accelerator/v2`.
-fn v2() -> Router<Arc<Service>> {
-    let v2 = resources().route("/", get(version)).fallback(error::nowhere);
-    v2.method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
-}
-
-/// The routes under `/accelerator`.
-fn unversioned() -> Router<Arc<Service>> {
-    resources().method_not_allowed_fallback(error::no_method).layer(middleware::from_fn(speak))
+/// Whether a path is Cyborg's: whatever is below `/accelerator` that seed 002 has not taken.
+fn is_ours(path: &str) -> bool {
+    let Some(below) = path.strip_prefix("/accelerator/") else { return false };
+    let first = below.split('/').next().unwrap_or_default();
+    matches!(
+        first,
+        "" | "v2" | "device_profiles" | "accelerator_requests" | "devices" | "deployables" | "attributes"
+    )
 }
 
 fn resources() -> Router<Arc<Service>> {
@@ -123,10 +121,14 @@ fn resources() -> Router<Arc<Service>> {
         .route("/deployables/{id}/program/{same}", patch(deployables::program))
         .route("/attributes", get(attributes::list).post(attributes::create))
         .route("/attributes/{id}", get(attributes::show).delete(attributes::delete))
+        .method_not_allowed_fallback(error::no_method)
 }
 
-/// Reads the microversion, and puts the answer into Cyborg's words.
-async fn speak(mut request: Request, next: Next) -> Response {
+/// Reads the microversion of what is sent to Cyborg's paths, and puts every answer into Cyborg's words.
+pub(super) async fn speak(mut request: Request, next: Next) -> Response {
+    if !is_ours(request.uri().path()) {
+        return next.run(request).await;
+    }
     let asked = Microversion::asked(request.headers());
     let version = *asked.as_ref().unwrap_or(&Microversion::MIN);
     let mut response = match asked {
@@ -210,10 +212,10 @@ fn filters(
     let (mut field, mut value, mut found) = (None, None, Vec::new());
     let unknown = |key: &str| {
         let all: Vec<_> = known.iter().chain(only_as_filter).copied().collect();
+        let plain = if known.is_empty() { String::new() } else { format!("known: {}; ", known.join(", ")) };
+        let all = all.join(", ");
         Err(Error::Invalid(format!(
-            "unknown query key {key}; known: {}; as filters.field with filters.value: {}",
-            known.join(", "),
-            all.join(", ")
+            "unknown query key {key}; {plain}as filters.field with filters.value: {all}"
         )))
     };
     for (key, text) in pairs {
@@ -255,6 +257,8 @@ mod tests {
             ("accelerator 2", None),
             ("accelerator two", None),
             ("2.-1", None),
+            ("2.+1", None),
+            ("accelerator 2.03", None),
             ("", None),
         ] {
             let mut headers = HeaderMap::new();
