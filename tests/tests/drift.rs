@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, binary, host, path};
+use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, binary, host, path, without_mdevs};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -400,6 +400,47 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
     // It may have come back by itself before it was asked for.
     assert!(repair(&service).await.iter().all(|finding| finding["repaired"] == true));
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_accelerators_hold_beside_attachments_is_compared_too() {
+    const CARD: &str = "0000:41:00.0";
+    const QAT: &str = "0000:a1:01.0";
+    let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"product_id\": \"37c9\"}']\n";
+    let service = Hotslot::bare(&host("accelerators"), spec, without_mdevs).await;
+    let made = async |name: &str, spec: Value, target: Value| {
+        service.post("/accelerators", json!({ "name": name })).await.expect(201);
+        let all = service.get("/accelerators").await.body["accelerator"].clone();
+        let found = all.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
+        let path = format!("/accelerators/{}", found["uuid"].as_str().unwrap());
+        service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
+        service.put(&path, target).await.expect(200);
+        path
+    };
+    let bound = made("bound", json!({ "device_type": "QAT" }), json!({ "driver": "vfio-pci" })).await;
+    let g1 = "20000000-0000-4000-8000-000000000001";
+    let part = made("part", json!({ "mdev_type": "nvidia-233" }), json!({ "instance_uuid": g1 })).await;
+    assert_eq!(drift(&service).await, Vec::<Value>::new());
+
+    service.sim(&format!("device driver {QAT} qat_c62xvf"));
+    let found = drift(&service).await;
+    let expected = json!({ "kind": "other-driver", "address": QAT, "done": null });
+    assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
+    assert_eq!(found[0]["said"]["host"], format!("{QAT} is bound to qat_c62xvf"));
+    assert!(found[0]["action"].as_str().unwrap().contains(&format!("DELETE {bound}")), "{found:#?}");
+    // With its driver the mediated device of a guest that is off is gone, and cannot be made again.
+    service.sim("shutdown g1");
+    service.sim(&format!("device driver {CARD}"));
+    let told = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");
+    service.until("it is told", told).await;
+    let found = drift(&service).await;
+    let gone = found.iter().find(|finding| finding["kind"] == "device-gone").unwrap();
+    assert!(says(gone, &json!({ "address": CARD, "server_id": g1, "done": null })), "{found:#?}");
+    assert!(gone["action"].as_str().unwrap().contains(&part), "{found:#?}");
+    for path in [bound, part] {
+        service.delete(&path).await.expect(204);
+    }
+    assert_eq!(drift(&service).await, Vec::<Value>::new());
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Drift: where the records, a domain's two documents and the host's devices say different things of an attachment,
-//! and what is done about it.
+//! Drift: where the records, a domain's two documents and the host's devices say different things of an attachment, or
+//! of what an accelerator holds otherwise, and what is done about it.
 //!
 //! ```text
 //! compare (one server, or the host's devices) → findings, each with its action
@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use hotslot_driver::device::HostDevice;
 use hotslot_driver::domain::{DomainXml, Hostdev, UserAlias};
 use hotslot_driver::hotplug::Presence;
 use hotslot_driver::hypervisor::DomainView;
@@ -19,7 +20,7 @@ use super::{Observation, State};
 use crate::host::Functions;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::{Deed, Foreign};
-use crate::store::{Adoption, Attachment, Device, Network, words};
+use crate::store::{Adoption, Attachment, Binding, Device, Mdev, Network, words};
 
 words! {
     /// What disagrees.
@@ -44,12 +45,14 @@ words! {
         Conflict = "conflict",
         /// A device on record is in a domain, and hotslot did not put it there.
         Foreign = "foreign",
-        /// The host lacks a device that a server has.
+        /// The host lacks a device that a server has, or the host itself.
         DeviceGone = "device-gone",
         /// A device is promised to a server, and no attachment says why.
         Unattached = "unattached",
         /// A device that nobody has any more is not with its host driver again.
         NoHostDriver = "no-host-driver",
+        /// A device that the host itself has is not bound as its accelerator says.
+        OtherDriver = "other-driver",
         /// A domain cannot be read.
         Unread = "unread",
     }
@@ -522,4 +525,50 @@ pub(super) fn of_devices(
         }
     }
     findings
+}
+
+/// What disagrees about a device that the host itself has, as the host shows it now; none of it when it is not there.
+pub(super) fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) -> Option<Finding> {
+    let address = device.facts.address;
+    let (kind, is) = match found {
+        Some(found) if row.driver.has(found) => return None,
+        Some(found) => match &found.driver {
+            Some(driver) => (Kind::OtherDriver, format!("{address} is bound to {driver}")),
+            None => (Kind::OtherDriver, format!("{address} is bound to no driver")),
+        },
+        None => (Kind::DeviceGone, format!("{address} is not there")),
+    };
+    let path = row.holder.path();
+    Some(Finding {
+        kind,
+        server: None,
+        attachment: None,
+        address: Some(address),
+        said: vec![
+            (Witness::Record, format!("{}: for the host, on its {} driver", row.state, row.driver)),
+            (Witness::Host, is),
+        ],
+        action: Action::Tell(format!(
+            "nothing, for a program may use it: DELETE {path}, and attach it again"
+        )),
+    })
+}
+
+/// What disagrees about a mediated device that a server has, or starts with, and the host does not have.
+pub(super) fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
+    Finding {
+        kind: Kind::DeviceGone,
+        server: Some((row.server, None)),
+        attachment: Some(row.id),
+        address: Some(parent.facts.address),
+        said: vec![
+            (Witness::Record, format!("{}: a mediated device of type {}", row.state, row.mdev_type)),
+            (Witness::Host, "it is not there".into()),
+        ],
+        action: Action::Tell(format!(
+            "nothing: bind the driver that makes it to {}, and start hotslot again; or DELETE {}",
+            parent.facts.address,
+            row.holder.path()
+        )),
+    }
 }

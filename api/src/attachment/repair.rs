@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Policy, Unplugged};
-use hotslot_driver::hypervisor::{self, DetachScope, DomainView, Scope};
+use hotslot_driver::hypervisor::{self, DetachScope, DomainView, ErrorKind, Scope};
 use tokio::task::JoinHandle;
 
 use super::detach::Ask;
-use super::drift::{Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_devices};
+use super::drift::{
+    Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_binding, of_devices, of_mdev,
+};
 use super::{Observation, State};
 use crate::error::Error;
 use crate::host::Host;
@@ -109,6 +111,45 @@ impl Service {
             .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.owed(host).await?.findings);
+        findings.extend(self.of_accelerators(host).await?);
+        Ok(findings)
+    }
+
+    /// What disagrees about what accelerators hold beside attachments.
+    async fn of_accelerators(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        let mut findings = Vec::new();
+        let bindings = self.store.bindings().await?;
+        for row in bindings.iter().filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
+        {
+            let Some(device) = self.store.known_device(row.device).await? else { continue };
+            let address = device.facts.address;
+            // Nothing tells of drivers that come and go.
+            let found = match host.hypervisor.device(address).await {
+                Err(error) if error.kind == ErrorKind::NoDevice => None,
+                found => Some(found.map_err(host.error(format!("read {address}")))?),
+            };
+            // It may have been released meanwhile.
+            if self.store.binding(row.id).await?.is_some_and(|now| now.state == State::Attached) {
+                findings.extend(of_binding(row, &device, found.as_ref()));
+            }
+        }
+        let mdevs = self.store.mdevs().await?;
+        let mut mdevs = mdevs
+            .into_iter()
+            .filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
+            .peekable();
+        if mdevs.peek().is_none() {
+            return Ok(findings);
+        }
+        let there = host.look_at_mdevs().await?;
+        for row in mdevs.filter(|row| !there.iter().any(|mdev| mdev.uuid == row.id.0)) {
+            let now = self.store.mdev(row.id).await?;
+            if now.is_some_and(|now| now.state == State::Attached)
+                && let Some(parent) = self.store.known_device(row.parent).await?
+            {
+                findings.push(of_mdev(&row, &parent));
+            }
+        }
         Ok(findings)
     }
 
