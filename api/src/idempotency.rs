@@ -16,12 +16,15 @@ use crate::id::RequestId;
 use crate::service::Service;
 use crate::store::{Attachment, Device, Millis, now};
 
+/// The longest route that is kept as it is, in bytes.
+const ROUTE: usize = 1024;
+
 /// A POST that may be sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
     /// What its client calls it, 1 to 255 visible ASCII characters.
     pub key: String,
-    /// The path that it was sent to, and by whom.
+    /// The path that it was sent to, and by whom, or a name of these.
     pub route: String,
     /// A name of its body, the same for each spelling of the same JSON.
     pub fingerprint: Uuid,
@@ -71,10 +74,14 @@ impl IdempotencyKey {
     /// As somebody sends it: each caller has keys of their own.
     #[must_use]
     pub fn of(self, caller: &str) -> Self {
-        if caller.is_empty() {
-            return self;
-        }
-        Self { route: format!("{} by {caller}", self.route), ..self }
+        let route = if caller.is_empty() { self.route } else { format!("{} by {caller}", self.route) };
+        // PostgreSQL keeps no longer ones in an index.
+        let route = if route.len() <= ROUTE {
+            route
+        } else {
+            Uuid::new_v5(&Uuid::NAMESPACE_URL, route.as_bytes()).to_string()
+        };
+        Self { route, ..self }
     }
 }
 

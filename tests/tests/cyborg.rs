@@ -433,6 +433,12 @@ async fn what_went_without_being_asked_for_is_bound_nowhere() {
         .await;
     service.start_again().await;
     becomes(&service, &arqs[1], "Bound").await;
+    // Nor to take out what was to be deleted: that is said, and may be asked again.
+    service.kill();
+    service.in_the_database("UPDATE accelerator_requests SET state = 'Deleting' WHERE state = 'Bound'").await;
+    service.start_again().await;
+    let kept = becomes(&service, &arqs[1], "UnbindFailed").await;
+    assert!(kept["state_reason"].as_str().unwrap().contains("delete it again"), "{kept}");
     service.sim("undefine g1");
     service.sim("destroy g1");
     expect_nowhere(&service, &arqs[1]).await;

@@ -163,6 +163,24 @@ async fn what_was_detached_since_is_not_plugged_again() {
 }
 
 #[tokio::test]
+async fn what_is_done_with_a_key_is_done_by_its_request() {
+    let service = Hotslot::on("small").await;
+    attach(&service, "k1", VF).await.expect(200);
+    let told = service.get("/events?kind=attachment.state").await.expect(200).body["events"].clone();
+    let told = told.as_array().unwrap();
+    assert!(
+        told.len() == 2 && told.iter().all(|event| event["who"].as_str().unwrap().starts_with("request ")),
+        "{told:?}"
+    );
+    // A path may be longer than a database can look up.
+    let long = format!("/v2/{}/servers/{Q35}/os-pci_attachments", "t".repeat(6000));
+    for _ in 0..2 {
+        service.post_once(&long, "k1", VF).await.expect(200);
+    }
+    assert_eq!(service.attachments(Q35).await.len(), 2);
+}
+
+#[tokio::test]
 async fn a_key_is_forgotten_in_time() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body;

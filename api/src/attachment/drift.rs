@@ -559,14 +559,14 @@ pub(super) fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
     Finding {
         kind: Kind::DeviceGone,
         server: Some((row.server, None)),
-        attachment: Some(row.id),
+        attachment: None,
         address: Some(parent.facts.address),
         said: vec![
-            (Witness::Record, format!("{}: a mediated device of type {}", row.state, row.mdev_type)),
+            (Witness::Record, format!("{}: mediated device {} of type {}", row.state, row.id, row.mdev_type)),
             (Witness::Host, "it is not there".into()),
         ],
         action: Action::Tell(format!(
-            "nothing: bind the driver that makes it to {}, and start hotslot again; or DELETE {}",
+            "it is made again when {} has the driver that makes it, while its server is shut off; or DELETE {}",
             parent.facts.address,
             row.holder.path()
         )),

@@ -29,6 +29,9 @@ const PROGRAMMING: [&str; 2] = ["bitstream_id", "function_id"];
 /// What a service that was stopped leaves of a bind that had not begun to attach.
 const CUT_OFF: &str = "the service ended before a device was attached; unbind it, then bind it again";
 
+/// What there is to say of a deletion that nobody works on while its guest has the device.
+const KEPT: &str = "it was to be deleted, and its guest has the device still; delete it again";
+
 /// An accelerator request, with what it holds.
 #[derive(Debug, Clone)]
 pub struct ArqView {
@@ -50,6 +53,11 @@ impl ArqView {
     /// What it is.
     pub fn state(&self) -> ArqState {
         seen(self.row.state, self.held.as_ref().map(|(by, _)| by.state().0))
+    }
+
+    /// Whether it is bound to a server, or on its way there.
+    pub fn is_of(&self, server: ServerId) -> bool {
+        self.row.target.as_ref().is_some_and(|target| target.server == server)
     }
 
     /// The device that its server has, or of which it has a part.
@@ -93,7 +101,7 @@ impl Reach {
         if self.project.is_none() || self.project == view.row.project {
             return Ok(());
         }
-        Err(Error::NotFound(format!("accelerator request {}", view.row.id)))
+        Err(no_arq(view.row.id))
     }
 
     /// # Errors
@@ -115,8 +123,8 @@ enum Release {
     Unbind,
     /// It is deleted.
     Delete,
-    /// It is deleted, if need be when it is bound.
-    DeleteWhenBound,
+    /// It is deleted as far as it is this server's, if need be when it is bound.
+    DeleteOf(ServerId),
 }
 
 /// A request that is to be bound.
@@ -128,6 +136,10 @@ pub struct Bind {
     pub target: ArqTarget,
     /// Whose it is from now on; none leaves that as it is.
     pub project: Option<String>,
+}
+
+fn no_arq(id: ArqId) -> Error {
+    Error::NotFound(format!("accelerator request {id}"))
 }
 
 fn may_be_bound(view: &ArqView) -> Result<(), Error> {
@@ -195,9 +207,8 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`]; the database's.
     pub async fn arq(&self, id: ArqId) -> Result<ArqView, Error> {
-        let missing = || Error::NotFound(format!("accelerator request {id}"));
-        let view = self.arq_now(id).await?.ok_or_else(missing)?;
-        self.settle_arq(view).await?.ok_or_else(missing)
+        let view = self.arq_now(id).await?.ok_or_else(|| no_arq(id))?;
+        self.settle_arq(view).await?.ok_or_else(|| no_arq(id))
     }
 
     async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
@@ -224,10 +235,12 @@ impl Service {
     /// Settles a request whose row says what is no longer so: it was left in the middle, or its device is gone. None
     /// when that ends it.
     async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
+        let is_attached = |(by, _): &(HeldBy, _)| by.state().0 == State::Attached;
         let open = |view: &ArqView| match view.row.state {
-            ArqState::Initial | ArqState::Unbound | ArqState::BindFailed => false,
-            ArqState::Bound | ArqState::UnbindFailed | ArqState::Deleting => view.held.is_none(),
-            ArqState::BindStarted => view.held.as_ref().is_none_or(|(by, _)| by.state().0 == State::Attached),
+            ArqState::Initial | ArqState::Unbound => false,
+            ArqState::Bound | ArqState::UnbindFailed => view.held.is_none(),
+            ArqState::BindStarted | ArqState::Deleting => view.held.as_ref().is_none_or(is_attached),
+            ArqState::BindFailed => view.held.as_ref().is_some_and(is_attached),
         };
         if !open(&view) {
             return Ok(Some(view));
@@ -240,32 +253,41 @@ impl Service {
             return Ok(Some(view));
         }
         match (view.row.state, &view.held) {
-            (ArqState::Deleting, _) => {
+            (ArqState::Deleting, None) => {
                 self.store.delete_arq(id).await?;
                 return Ok(None);
+            }
+            (ArqState::Deleting, Some(_)) => {
+                self.store.put_arq_state(id, ArqState::UnbindFailed, Some(KEPT)).await?;
             }
             (ArqState::BindStarted, None) => {
                 self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
             }
-            (ArqState::BindStarted, Some(_)) => self.store.put_arq_state(id, ArqState::Bound, None).await?,
+            (_, Some(_)) => self.store.put_arq_state(id, ArqState::Bound, None).await?,
             // Its guest let go at last, or its server or device is gone.
-            _ => self.store.unbind_arq(id).await?,
+            (_, None) => self.store.unbind_arq(id).await?,
         }
         self.arq_now(id).await
     }
 
-    /// Takes a request for oneself. Who has it is waited for as long as it may be waited for: whoever has done what
-    /// its state says leaves it a moment later.
+    /// Takes a request for oneself, for what may be done to it. Who has it is waited for as long as that may be:
+    /// whoever has done what its state says leaves it a moment later.
     async fn work_on(
         &self,
         id: ArqId,
+        may: impl Fn(&ArqView) -> Result<(), Error>,
         waits: impl Fn(&ArqView) -> bool,
     ) -> Result<busy::Guard<ArqId>, Error> {
+        may(&self.arq(id).await?)?;
         loop {
             if let Some(guard) = self.binding.try_enter(id).await? {
+                // It may be another's by now, or what it was not.
+                may(&self.arq(id).await?)?;
                 return Ok(guard);
             }
-            if !waits(&self.arq(id).await?) {
+            let view = self.arq(id).await?;
+            may(&view)?;
+            if !waits(&view) {
                 return Err(Error::Conflict(format!(
                     "accelerator request {id} is being bound; try again when it is"
                 )));
@@ -287,36 +309,36 @@ impl Service {
         binds.sort_by_key(|bind| bind.id);
         let mut work = Vec::new();
         for bind in &binds {
-            may_be_bound(&self.arq(bind.id).await?)?;
-            let guard = self.work_on(bind.id, |view| may_be_bound(view).is_ok()).await?;
-            let view = self.arq(bind.id).await?;
-            reach.sees(&view)?;
-            may_be_bound(&view)?;
-            let handles = self.bindable(&view.row, &bind.target).await?;
+            let may = |view: &ArqView| reach.sees(view).and_then(|()| may_be_bound(view));
+            let guard = self.work_on(bind.id, may, |_| true).await?;
+            let handles = self.bindable(&self.arq(bind.id).await?.row, &bind.target).await?;
             work.push((bind.clone(), handles, guard));
         }
-        let rows = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project));
-        self.store.begin_bind(&rows.collect::<Vec<_>>()).await?;
+        let rows: Vec<_> = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project)).collect();
         let service = Arc::clone(self);
-        who::spawn(async move {
-            for (bind, handles, guard) in work {
-                service.bind_now(&bind, handles, guard).await;
-            }
+        // What is on record is done, whether its caller hears of it or not.
+        let begun = who::spawn(async move {
+            service.store.begin_bind(&rows).await?;
+            who::spawn(async move {
+                for (bind, handles, guard) in work {
+                    service.bind_now(&bind, handles, guard).await;
+                }
+            });
+            Ok(())
         });
-        Ok(())
+        who::answer(begun).await
     }
 
     /// What of a request's deployable is what it asks for, free or not.
     async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<Handles, Error> {
         let ArqTarget { hostname, rp, server } = target;
         let cards = self.cards().await?;
-        let of_host = |card: &&Card| card.host.name == *hostname;
         let card = cards.iter().find(|card| card.rp_uuid() == *rp).ok_or_else(|| {
             Error::Invalid(format!(
                 "device_rp_uuid {rp} is the rp_uuid of no deployable; GET deployables lists them"
             ))
         })?;
-        if !of_host(&card) {
+        if card.host.name != *hostname {
             return Err(Error::Invalid(format!(
                 "deployable {} is on host {}, not on {hostname}",
                 card.name(),
@@ -423,13 +445,9 @@ impl Service {
             return Err(Error::NeedsService);
         }
         let mut outcome = Ok(());
-        for view in self.arqs().await? {
-            let of_it = view.row.target.as_ref().is_some_and(|target| target.server == server);
-            if !of_it || reach.sees(&view).is_err() {
-                continue;
-            }
-            match self.release_arq(view.row.id, Release::DeleteWhenBound, reach).await {
-                // Somebody else has deleted it.
+        for view in self.arqs().await?.iter().filter(|view| view.is_of(server)) {
+            match self.release_arq(view.row.id, Release::DeleteOf(server), reach).await {
+                // Somebody else has deleted it, or bound it elsewhere.
                 Err(Error::NotFound(_)) => {}
                 done => outcome = outcome.and(done),
             }
@@ -441,15 +459,13 @@ impl Service {
         let may = |view: &ArqView| match release {
             Release::Unbind if !reach.service => Err(Error::NeedsService),
             Release::Unbind => reach.sees(view),
-            Release::Delete | Release::DeleteWhenBound => reach.may_delete(view),
+            Release::DeleteOf(server) if !view.is_of(server) => Err(no_arq(id)),
+            Release::Delete | Release::DeleteOf(_) => reach.may_delete(view),
         };
-        may(&self.arq(id).await?)?;
         // An unbind that another request began comes to the same.
         let waits =
-            |view: &ArqView| release == Release::DeleteWhenBound || view.state() != ArqState::BindStarted;
-        let guard = self.work_on(id, waits).await?;
-        // It may have been bound meanwhile, or be another project's now.
-        may(&self.arq(id).await?)?;
+            |view: &ArqView| matches!(release, Release::DeleteOf(_)) || view.state() != ArqState::BindStarted;
+        let guard = self.work_on(id, may, waits).await?;
         let service = Arc::clone(self);
         let work = who::spawn(async move {
             let released = service.release_now(id, release != Release::Unbind).await;
@@ -467,7 +483,7 @@ impl Service {
             }
             if let Err(error) = self.let_go(id, by).await {
                 let now = self.arq_now(id).await?.and_then(|now| now.held);
-                let waits = now.is_some_and(|(by, _)| by.state().0 == State::Detaching);
+                let waits = now.is_none_or(|(by, _)| by.state().0 == State::Detaching);
                 // A guest that was asked may still let go, and that ends what is being deleted.
                 if !(delete && waits) {
                     let reason = error.to_string();

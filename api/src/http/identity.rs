@@ -89,8 +89,8 @@ impl Identity {
             return Err(unknown());
         }
         // Policies are for tokens of projects: what somebody may do in a domain, or the whole system, says nothing here.
-        let project = text(headers, "x-project-id")?;
-        let Some(project) = project.filter(|_| headers.get("openstack-system-scope").is_none()) else {
+        let (project, system) = (text(headers, "x-project-id")?, text(headers, "openstack-system-scope")?);
+        let Some(project) = project.filter(|_| system.is_none()) else {
             let message = "the request is of no project, but of a domain, the system, or nothing at all; ask with the \
                            token of a project";
             return Err(Fault::new(StatusCode::FORBIDDEN, message));
@@ -152,7 +152,7 @@ impl Identity {
 
     /// Whether they may know of what belongs to a project.
     pub(super) fn sees(&self, project: Option<&str>) -> bool {
-        self.role == Some(Role::Admin) || (self.project.is_some() && self.project.as_deref() == project)
+        self.reach().project.is_none_or(|own| Some(own.as_str()) == project)
     }
 
     /// What they may do with accelerator requests.

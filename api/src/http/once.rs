@@ -15,6 +15,7 @@ use super::identity::Identity;
 use crate::error::Error;
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::service::Service;
+use crate::who;
 
 const HEADER: &str = "idempotency-key";
 
@@ -33,9 +34,9 @@ pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, 
         Err(fault) => return fault.into_response(),
     };
     // It goes on when the caller goes away, so that its next try finds the answer.
-    let answer = tokio::spawn(answer(service, key, request, next).in_current_span()).await;
+    let answered = who::spawn(answer(service, key, request, next).in_current_span()).await;
     let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
-    answer.map_err(lost).map_err(Fault::from).flatten().unwrap_or_else(Fault::into_response)
+    answered.map_err(lost).map_err(Fault::from).flatten().unwrap_or_else(Fault::into_response)
 }
 
 /// Reads what names a request, and leaves the request as it was.

@@ -159,7 +159,7 @@ pub(super) async fn list(
     let settled =
         |view: &ArqView| matches!(view.state(), ArqState::Bound | ArqState::BindFailed | ArqState::Deleting);
     if let Some(of) = of {
-        views.retain(|view| view.row.target.as_ref().is_some_and(|target| target.server == of));
+        views.retain(|view| view.is_of(of));
         if let Some(view) = views.iter().find(|view| resolved && !settled(view)) {
             let message = format!("accelerator request {} is {} still", view.row.id, view.state());
             return Err(Fault::new(StatusCode::LOCKED, message));
