@@ -270,3 +270,30 @@ fn shown(cli: &Cli, item: &Value) -> anyhow::Result<()> {
     ];
     output::show(cli.format, item, &lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::answering;
+
+    #[tokio::test]
+    async fn an_accelerator_is_found_by_its_uuid_before_its_name_and_not_guessed() {
+        let item = |uuid: &str, name: &str| json!({ "uuid": uuid, "name": name });
+        let (one, other) = ("8e45a2ea-5364-4b0d-a252-bf8becaa606e", "00000000-0000-4000-8000-000000000001");
+        let all = json!({ NOUN: [item(other, one), item(one, "a"), item("2", "b"), item("3", "b")] });
+        for (name, expected) in [
+            (one, Ok(one)),
+            ("8E45A2EA-5364-4B0D-A252-BF8BECAA606E", Ok(one)),
+            ("a", Ok(one)),
+            ("b", Err(Exit::Usage)),
+            ("c", Err(Exit::NotFound)),
+        ] {
+            let answers = vec![(NOUN, 200, all.clone())];
+            let (found, _) = answering(answers, async |client| {
+                find(&Cli { client, format: Format::Json }, name).await.map_err(|failure| failure.exit())
+            })
+            .await;
+            assert_eq!(found, expected.map(str::to_owned), "{name}");
+        }
+    }
+}

@@ -2,6 +2,8 @@
 //! door it was asked through.
 
 use futures_util::future::join_all;
+use hotslot_driver::sim::control;
+use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path as path_of};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -368,6 +370,9 @@ async fn what_others_hold_is_said_and_not_detached_here() {
     service.put(&any, json!({})).await.expect(200);
     let reason = shown(&service, &pf).await["status_reason"].clone();
     assert_eq!(reason, "its device 0000:04:00.0 is held by its host; detach it there");
+    let refused = service.delete(&pf).await.expect(409);
+    let holder = any.replace("/accelerators/", "for accelerator:");
+    assert!(refused.message().contains(&holder), "{}", refused.message());
     service.delete(&any).await.expect(204);
     assert_eq!(shown(&service, &pf).await["status_reason"], Value::Null);
 }
@@ -418,8 +423,31 @@ async fn a_pf_is_not_counted_beside_its_vfs() {
         "{}",
         refused.message()
     );
-    service.put(&three, json!({ "instance_uuid": Q35 })).await.expect(409);
+    let refused = service.put(&three, json!({ "instance_uuid": Q35 })).await.expect(409);
+    assert!(!refused.message().contains("took the devices first"), "{}", refused.message());
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn with_no_host_named_one_that_answers_has_it() {
+    let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "any", json!({})).await;
+    // Most are free there.
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
+    service.delete(&path).await.expect(204);
+    let host0 = service.database().with_file_name("host0");
+    assert_eq!(control(&host0, "disconnect").unwrap(), "ok");
+    let is_down = async || {
+        let hosts = service.get("/v2.1/os-hypervisors").await.expect(200).body["hypervisors"].clone();
+        hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
+    };
+    service.until("it is away", is_down).await;
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+    service.put(&path, json!({ "host": "host0" })).await.expect(503);
+    let nowhere = service.put(&path, json!({ "host": "host2" })).await.expect(409);
+    assert!(nowhere.message().contains("host0, host1"), "{}", nowhere.message());
 }
 
 #[tokio::test]

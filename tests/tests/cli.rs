@@ -420,8 +420,13 @@ async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
     let url = service.url().to_owned();
     let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
     assert_eq!(shown.line("UUID:")[1], device);
-    let doubt = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(2);
-    assert!(doubt.err.contains("several accelerators are called"), "{doubt:?}");
+    // That of the device is called otherwise.
+    let shown = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(0);
+    assert!(!shown.out.contains("0000:06:00.0\nServer"), "{shown:?}");
+    let device = service.device("0000:06:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
+    self::hotslot(&url, &format!("accelerator attach node1_0000:06:00.0_{device} --host node1")).expect(0);
+    let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
+    assert_eq!(shown.line("Address:"), ["Address:", "0000:06:00.0"]);
 }
 
 #[tokio::test]

@@ -11,10 +11,10 @@ use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ServerId};
+use crate::id::{AcceleratorId, DeviceId, ServerId};
 use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
-use crate::store::{DevType, Device, DeviceStatus};
+use crate::store::{DevType, Device, DeviceStatus, Owner};
 use crate::who;
 
 /// The most devices that one accelerator is made of, as of one request for devices.
@@ -232,12 +232,13 @@ impl Service {
             return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
         }
         if view.held.is_empty() {
-            return match view.pinned.as_ref().and_then(|device| self.held_with(device)) {
-                None => Ok(()),
-                Some(held) => Err(Error::Conflict(format!(
-                    "accelerator {id} is not attached, but {held}; detach it there"
-                ))),
-            };
+            let others = view.pinned.as_ref().and_then(|device| self.held_with(device));
+            let Some((other, what, owner)) = others else { return Ok(()) };
+            let holder = self.store.holder_of(other).await?.map(|holder| format!(" for {holder}"));
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is not attached, but {what} is held by {owner}{}; detach it there",
+                holder.unwrap_or_default()
+            )));
         }
         // That one stays is no reason for the others to.
         let (mut work, mut outcome) = (Vec::new(), Ok(()));
@@ -253,11 +254,12 @@ impl Service {
         outcome
     }
 
-    /// Who holds a device, its PF or a VF of it, or a member of its IOMMU group; none when nobody does.
-    fn held_with(&self, device: &Device) -> Option<String> {
+    /// Which of a device, its PF or VFs, and the members of its IOMMU group somebody holds, what that is, and who; none
+    /// when nobody does.
+    fn held_with(&self, device: &Device) -> Option<(DeviceId, String, Owner)> {
         let address = device.facts.address;
         if let Some(owner) = device.owner {
-            return Some(format!("its device {address} is held by {owner}"));
+            return Some((device.id, format!("its device {address}"), owner));
         }
         let functions = self.host(device.hypervisor)?.functions();
         let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
@@ -272,7 +274,7 @@ impl Service {
             } else {
                 return None;
             };
-            Some(format!("{place}, {what} of its device {address}, is held by {owner}"))
+            Some((other.id, format!("{place}, {what} of its device {address},"), owner))
         })
     }
 

@@ -9,6 +9,7 @@ mod binding;
 mod mdev;
 mod spec;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -234,6 +235,22 @@ impl View {
     }
 }
 
+/// A device that may be given away, as the accelerator that it would be. Another may have its name: one that was made
+/// before devices were listed, or that is the device which was there before.
+fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
+    let row = Accelerator {
+        id: AcceleratorId(device.uuid),
+        name: if taken { format!("{name}_{}", device.uuid) } else { name },
+        spec: None,
+        generation: 0,
+        pinned: Some(device.id),
+        project: None,
+        created_at: 0,
+        updated_at: None,
+    };
+    View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)) }
+}
+
 /// There is no such accelerator.
 pub(crate) fn not_found(id: impl fmt::Display) -> Error {
     Error::NotFound(format!("accelerator {id}, which GET /accelerators does not list,"))
@@ -311,10 +328,12 @@ impl Service {
             views.push(self.seen(row, attachments, bindings, mdevs).await?);
         }
         if self.config.accelerators.discovered {
-            for device in self.store.devices() {
-                if !views.iter().any(|view| view.row.id.0 == device.uuid) {
-                    views.push(self.discovered(&device));
-                }
+            let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
+            let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
+            for device in self.store.devices().iter().filter(|device| !on_record.contains(&device.uuid)) {
+                let name = self.discovered_name(device);
+                let taken = names.contains(&name);
+                views.push(discovered(device, name, taken));
             }
         }
         Ok(views)
@@ -329,8 +348,10 @@ impl Service {
             return self.view(row).await;
         }
         let device = self.store.devices().into_iter().find(|device| device.uuid == id.0);
-        let device = device.filter(|_| self.config.accelerators.discovered);
-        device.map(|device| self.discovered(&device)).ok_or_else(|| not_found(id))
+        let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
+        let name = self.discovered_name(&device);
+        let taken = self.store.has_accelerator_called(&name).await?;
+        Ok(discovered(&device, name, taken))
     }
 
     /// Puts a spec in the place of the one before; with `generations`, only of one of these.
@@ -418,21 +439,6 @@ impl Service {
         let id = by.device();
         let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
         self.store.known_device(id).await?.ok_or_else(lost)
-    }
-
-    /// A device that may be given away, as the accelerator that it would be.
-    fn discovered(&self, device: &Arc<Device>) -> View {
-        let row = Accelerator {
-            id: AcceleratorId(device.uuid),
-            name: self.discovered_name(device),
-            spec: None,
-            generation: 0,
-            pinned: Some(device.id),
-            project: None,
-            created_at: 0,
-            updated_at: None,
-        };
-        View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)) }
     }
 
     fn discovered_name(&self, device: &Device) -> String {

@@ -71,6 +71,30 @@ impl Store {
         row.as_ref().map(accelerator).transpose()
     }
 
+    /// Whether there is an accelerator of a name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has_accelerator_called(&self, name: &str) -> Result<bool, Error> {
+        let row = query("SELECT uuid FROM accelerators WHERE name = $1").bind(name);
+        Ok(row.fetch_optional(&self.read).await?.is_some())
+    }
+
+    /// On whose behalf a device is held, or one part of it; none: on nobody's but its owner's.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn holder_of(&self, device: DeviceId) -> Result<Option<Holder>, Error> {
+        let row = query(
+            "SELECT id, holder FROM attachments WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM bindings WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM mdevs WHERE device_id = $1 AND ended_at IS NULL",
+        );
+        let Some(row) = row.bind(device.0).fetch_optional(&self.read).await? else { return Ok(None) };
+        let columns = Columns { table: "attachments, bindings and mdevs", id: row.try_get("id")?, row: &row };
+        columns.parse_opt("holder")
+    }
+
     /// How many devices were promised by one request, those that it has no longer too.
     ///
     /// # Errors
