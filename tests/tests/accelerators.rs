@@ -404,6 +404,42 @@ async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
 }
 
 #[tokio::test]
+async fn one_that_may_not_be_asked_keeps_no_other() {
+    let pci = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:10.0\", \"hot_unplug\": \"refuse\"}', \
+               '{\"address\": \"0000:04:10.2\"}']\n";
+    let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
+    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    service.put(&two, json!({ "instance_uuid": Q35 })).await.expect(200);
+    let refused = service.delete(&two).await.expect(409);
+    assert!(refused.message().contains("hot_unplug"), "{}", refused.message());
+    let half = shown(&service, &two).await;
+    assert_eq!((&half["status"], &half["devices"][0]["address"]), (&json!("error"), &json!("0000:04:10.0")));
+    assert_eq!(service.device("0000:04:10.2").await["status"], "available");
+    service.delete(&format!("{two}?force=true")).await.expect(204);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_while_it_gives_two_back_it_says_what_is_left() {
+    let mut service = service("").await;
+    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
+    service.sim("latency node-reattach 60000");
+    let waited =
+        tokio::time::timeout(std::time::Duration::from_secs(1), service.send(Method::DELETE, &two, None))
+            .await;
+    assert!(waited.is_err(), "it did not wait");
+    service.kill();
+    service.start_again().await;
+    let status = async || shown(&service, &two).await["status"].clone();
+    service.until("one is given back", async || status().await != "detaching").await;
+    let half = shown(&service, &two).await;
+    assert_eq!(half["status_reason"], "holds 1 of 2 devices; DELETE it again", "{half}");
+    service.delete(&two).await.expect(204);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn a_pf_is_not_counted_beside_its_vfs() {
     let service = Hotslot::bare(
         &host("small"),

@@ -465,7 +465,8 @@ impl Service {
         match called[..] {
             [host] => Ok(host),
             [] => Err(Error::Conflict(format!(
-                "the device is on no host {name}; name one of {}, or none for where the device is",
+                "the device is on no host {}; name one of {}, or none for where the device is",
+                name.chars().take(80).collect::<String>(),
                 names(&self.hosts.iter().collect::<Vec<_>>())
             ))),
             _ => Err(Error::Conflict(format!("{} call themselves {name}; name one of them", names(&called)))),
