@@ -13,7 +13,8 @@ use axum::{Json, Router};
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::device_type;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::attachments::detach_request;
@@ -282,13 +283,15 @@ async fn show(
 #[serde(deny_unknown_fields)]
 struct CreateBody {
     name: String,
-    #[serde(default, deserialize_with = "given")]
     uuid: Option<String>,
 }
 
-/// A member that may be left out. One that is there says something: null would be taken for nothing said.
-fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    String::deserialize(from).map(Some)
+/// The members of a body. One that is there says something: null would be taken for nothing said.
+fn members<T: DeserializeOwned>(body: Map<String, Value>, example: &str) -> Result<T, Error> {
+    if let Some((key, _)) = body.iter().find(|(_, value)| value.is_null()) {
+        return Err(bad(format!("`{key}` is null; leave it out, or say what it is"), example));
+    }
+    serde_json::from_value(body.into()).map_err(|error| bad(error, example))
 }
 
 fn bad(reason: impl std::fmt::Display, example: &str) -> Error {
@@ -334,7 +337,7 @@ async fn make(
         ChangedBy::Owner => Role::Member,
     })?;
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
-    let body: CreateBody = read(headers, body, CREATE)?;
+    let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
         return Err(bad(format!("a name has 1 to {NAME} characters"), CREATE).into());
     }
@@ -425,19 +428,12 @@ async fn put_spec(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AttachBody {
-    #[serde(default, deserialize_with = "given")]
     name: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     uuid: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     instance_uuid: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     server_id: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     host: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     hostname: Option<String>,
-    #[serde(default, deserialize_with = "given")]
     driver: Option<String>,
 }
 
@@ -505,7 +501,7 @@ async fn update(
             }
         };
     }
-    let body: AttachBody = serde_json::from_value(body.into()).map_err(|error| bad(error, ATTACH))?;
+    let body: AttachBody = members(body, ATTACH)?;
     let view = service.accelerator(id).await?;
     let target = body.target(&view)?;
     if let Target::Host { .. } = target {
