@@ -487,6 +487,19 @@ async fn with_no_host_named_one_that_answers_has_it() {
 }
 
 #[tokio::test]
+async fn it_is_said_which_hosts_have_such() {
+    let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    for target in [json!({ "host": "host0" }), json!({ "host": "host2", "driver": "vfio-pci" })] {
+        let refused = service.put(&path, target).await.expect(409);
+        assert!(refused.message().ends_with("; hosts that have such: host1"), "{}", refused.message());
+    }
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+}
+
+#[tokio::test]
 async fn what_it_says_of_its_devices_is_so() {
     let service = service("").await;
     let spec = json!({ "product_id": "10ca", "device_type": "nic" });

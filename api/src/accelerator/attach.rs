@@ -20,6 +20,11 @@ use crate::who;
 /// The most devices that one accelerator is made of, as of one request for devices.
 const MAX_NUM: u64 = 256;
 
+/// Whether a host can be asked, and its records are as it is.
+fn answers(host: &Host) -> bool {
+    host.hypervisor.connection().is_ok() && host.is_synced()
+}
+
 impl Service {
     /// Attaches an accelerator, all its devices or none; with `generations`, only while its spec is of one of these.
     ///
@@ -141,8 +146,7 @@ impl Service {
                     let free = rows.iter().filter(|row| {
                         row.status == DeviceStatus::Available && found.contains(&row.facts.address)
                     });
-                    let answers = host.hypervisor.connection().is_ok() && host.is_synced();
-                    let this = (answers, free.count());
+                    let this = (answers(host), free.count());
                     if best.is_none_or(|(best, _)| this > best) {
                         best = Some((this, host));
                     }
@@ -165,7 +169,18 @@ impl Service {
                     view.row.id, pinned.facts.address, host.name
                 )))
             }
-            Some(_) | None => Ok(()),
+            Some(_) => Ok(()),
+            None if !answers(host) => Ok(()),
+            None => {
+                let Err(Error::Conflict(reason)) = self.candidates(view, host) else { return Ok(()) };
+                let others = self.hosts.iter().filter(|other| self.candidates(view, other).is_ok());
+                let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
+                let instead = match others[..] {
+                    [] => String::new(),
+                    _ => format!("; hosts that have such: {}", others.join(", ")),
+                };
+                Err(Error::Conflict(reason + &instead))
+            }
         }
     }
 
