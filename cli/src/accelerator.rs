@@ -120,8 +120,10 @@ impl AcceleratorCommand {
                 // Known before it is asked for, so that it can be shown.
                 let id = uuid.unwrap_or_else(Uuid::new_v4).to_string();
                 cli.client.post(&[NOUN], &json!({ "name": name, "uuid": id })).await?;
-                if let Some(spec) = spec {
-                    put_spec(cli, &id, spec).await?;
+                if let Some(spec) = spec
+                    && let Err(refused) = put_spec(cli, &id, spec).await
+                {
+                    return Err(unmade(cli, &id, &name, refused).await.into());
                 }
                 shown(cli, &cli.client.get(&[NOUN, &id]).await?)?;
             }
@@ -158,6 +160,15 @@ impl AcceleratorCommand {
             }
             Self::Delete { accelerator } => {
                 let id = find(cli, &accelerator).await?;
+                let now = cli.client.get(&[NOUN, &id]).await?;
+                if now["devices"].as_array().is_some_and(|devices| !devices.is_empty()) {
+                    let status = at(&now, "/status");
+                    let message = format!(
+                        "{accelerator} is {status} and holds {}; `hotslot accelerator detach {accelerator}` first",
+                        each(&now, "/address")
+                    );
+                    return Err(Failure::new(Exit::Refused, message).into());
+                }
                 cli.client.remove(&[NOUN, &id], "purge=true").await?;
                 done(cli, &id, "deleted")?;
             }
@@ -170,6 +181,15 @@ async fn put_spec(cli: &Cli, id: &str, Spec(spec): Spec) -> Result<Value, Failur
     cli.client.put(&[NOUN, id, "acc_spec"], &json!({ "acc_specs": spec })).await
 }
 
+/// Takes back an accelerator whose spec was refused, and says so.
+async fn unmade(cli: &Cli, id: &str, name: &str, refused: Failure) -> Failure {
+    let message = match cli.client.remove(&[NOUN, id], "purge=true").await {
+        Ok(()) => format!("{refused}; {name} was not made"),
+        Err(error) => format!("{refused}; {name} is made all the same, as {id}, without that spec: {error}"),
+    };
+    Failure::new(refused.exit(), message)
+}
+
 fn done(cli: &Cli, id: &str, what: &str) -> anyhow::Result<()> {
     match cli.format {
         Format::Json => output::json(&json!({ "uuid": id, "status": what })),
@@ -180,14 +200,26 @@ fn done(cli: &Cli, id: &str, what: &str) -> anyhow::Result<()> {
 /// The UUID of the accelerator that a person named by UUID or name.
 async fn find(cli: &Cli, accelerator: &str) -> Result<String, Failure> {
     let all = cli.client.items(&[NOUN], NOUN).await?;
-    let is = |item: &&Value| item["name"] == accelerator || item["uuid"] == accelerator.to_ascii_lowercase();
-    let found = all.iter().find(is).map(|item| at(item, "/uuid"));
-    found.ok_or_else(|| {
-        let message = format!(
-            "no accelerator has the UUID or name {accelerator}; `hotslot accelerator list` lists them"
-        );
-        Failure::new(Exit::NotFound, message)
-    })
+    let uuid = accelerator.to_ascii_lowercase();
+    if let Some(one) = all.iter().find(|item| item["uuid"] == uuid) {
+        return Ok(at(one, "/uuid"));
+    }
+    let called: Vec<_> = all.iter().filter(|item| item["name"] == accelerator).collect();
+    match called[..] {
+        [one] => Ok(at(one, "/uuid")),
+        [] => {
+            let message = format!(
+                "no accelerator has the UUID or name {accelerator}; `hotslot accelerator list` lists them"
+            );
+            Err(Failure::new(Exit::NotFound, message))
+        }
+        _ => {
+            let ids: Vec<_> = called.iter().map(|item| format!("\n  {}", at(item, "/uuid"))).collect();
+            let message =
+                format!("several accelerators are called {accelerator}; give the UUID:{}", ids.concat());
+            Err(Failure::new(Exit::Usage, message))
+        }
+    }
 }
 
 fn columns(long: bool) -> Vec<Column<'static>> {
@@ -237,4 +269,31 @@ fn shown(cli: &Cli, item: &Value) -> anyhow::Result<()> {
         column("Updated", "/updated_at"),
     ];
     output::show(cli.format, item, &lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::answering;
+
+    #[tokio::test]
+    async fn an_accelerator_is_found_by_its_uuid_before_its_name_and_not_guessed() {
+        let item = |uuid: &str, name: &str| json!({ "uuid": uuid, "name": name });
+        let (one, other) = ("8e45a2ea-5364-4b0d-a252-bf8becaa606e", "00000000-0000-4000-8000-000000000001");
+        let all = json!({ NOUN: [item(other, one), item(one, "a"), item("2", "b"), item("3", "b")] });
+        for (name, expected) in [
+            (one, Ok(one)),
+            ("8E45A2EA-5364-4B0D-A252-BF8BECAA606E", Ok(one)),
+            ("a", Ok(one)),
+            ("b", Err(Exit::Usage)),
+            ("c", Err(Exit::NotFound)),
+        ] {
+            let answers = vec![(NOUN, 200, all.clone())];
+            let (found, _) = answering(answers, async |client| {
+                find(&Cli { client, format: Format::Json }, name).await.map_err(|failure| failure.exit())
+            })
+            .await;
+            assert_eq!(found, expected.map(str::to_owned), "{name}");
+        }
+    }
 }

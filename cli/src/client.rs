@@ -333,7 +333,7 @@ pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Clie
     (outcome, service.await.unwrap())
 }
 
-/// What `ask` makes of a service that has these answers, by path and query below `/v2.1`, and what it was asked.
+/// What `ask` makes of a service that has these answers, by path and query below `/v2.1` or `/v1`, and what it was asked.
 #[cfg(test)]
 pub(crate) async fn answering<T>(
     answers: Vec<(&'static str, u16, Value)>,
@@ -353,7 +353,11 @@ pub(crate) async fn answering<T>(
             let mut request = [0; 4096];
             let length = stream.read(&mut request).await.unwrap();
             let request = String::from_utf8_lossy(&request[..length]).into_owned();
-            let path = request.split(' ').nth(1).and_then(|path| path.strip_prefix("/v2.1/")).unwrap();
+            let path = request
+                .split(' ')
+                .nth(1)
+                .and_then(|path| path.strip_prefix("/v2.1/").or(path.strip_prefix("/v1/")))
+                .unwrap();
             let nothing =
                 (path, 404, serde_json::json!({ "itemNotFound": { "message": format!("no {path}") } }));
             let (_, status, body) = answers.iter().find(|answer| answer.0 == path).unwrap_or(&nothing);

@@ -1,5 +1,6 @@
 //! What a command prints: tables for people, the API's JSON for programs.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
@@ -95,13 +96,14 @@ pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
 
 /// Rows with their cells one below the other, three spaces apart.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{cell:width$}   ");
@@ -110,6 +112,16 @@ pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A text without what a terminal would obey: control characters are written as Rust writes them, `\u{1b}`.
+fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let escape =
+        |one: char| if one.is_control() { one.escape_default().to_string() } else { one.to_string() };
+    text.chars().map(escape).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -124,6 +136,12 @@ mod tests {
         let text =
             aligned(&[row(["NAME", "STATE", "X"]), row(["büro-1", "up", ""]), row(["b", "down", "y"])]);
         assert_eq!(text, "NAME     STATE   X\nbüro-1   up\nb        down    y\n");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        let text = aligned(&[vec!["a\u{1b}[2J".into(), "b\nc\t".into()], vec!["büro".into(), "x".into()]]);
+        assert_eq!(text, "a\\u{1b}[2J   b\\nc\\t\nbüro         x\n");
     }
 
     #[test]

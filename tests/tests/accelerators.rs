@@ -2,6 +2,8 @@
 //! door it was asked through.
 
 use futures_util::future::join_all;
+use hotslot_driver::sim::control;
+use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path as path_of};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -96,8 +98,76 @@ async fn a_spec_is_put_over_the_one_that_was_read() {
     assert_eq!(shown(&service, &path).await["acc_specs"]["num"], 2);
     put(3, "*").await.expect(200);
     put(4, "\"x\"").await.expect(409);
+    let now = shown(&service, &path).await;
+    let tag = service.get(&path).await.expect(200).etag.unwrap();
+    put(3, &format!("\"17\", {tag}")).await.expect(200);
+    assert_eq!(now["acc_specs"]["num"], 3);
+    // What is attached or detached is what was read.
+    let with = async |method: Method, tag: &str| {
+        let headers = [("if-match", tag), ("content-type", "application/json")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let body = (method == Method::PUT).then(|| json!({ "host": "node1" }).to_string());
+        service.send_with(method, &path, headers, body).await
+    };
+    for method in [Method::PUT, Method::DELETE] {
+        let stale = with(method, &tag).await.expect(409);
+        assert!(stale.message().contains("its ETag is"), "{}", stale.message());
+    }
+    with(Method::DELETE, "*").await.expect(204);
+    with(Method::DELETE, &service.get(&path).await.expect(200).etag.unwrap()).await.expect(204);
     // All of it: what is not said is as it was at first.
     assert_eq!(shown(&service, &path).await["acc_specs"]["device_type"], "UNKNOWN");
+}
+
+#[tokio::test]
+async fn what_is_put_is_kept_as_it_is() {
+    let service = service("").await;
+    let path = made(&service, "a", json!({})).await;
+    for spec in [
+        json!({ "remote": i64::MIN, "num": u64::MAX, "device_type": "x", "acc_capability": {} }),
+        json!({ "remote": 2, "num": 0, "device_type": "", "acc_capability": { "a": [-1, 0.1, u64::MAX, null] } }),
+    ] {
+        let put = service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
+        assert_eq!(put.body["acc_specs"], spec);
+        assert_eq!(shown(&service, &path).await["acc_specs"], spec);
+        let refused = service.put(&path, json!({})).await.expect(409);
+        assert!(refused.message().contains("1 to 256"), "{}", refused.message());
+    }
+}
+
+#[tokio::test]
+async fn cyborgs_first_clients_find_their_members_and_have_them_sorted() {
+    let service = service("").await;
+    for (name, remote) in [("b", 10), ("a", 9), ("c", -1)] {
+        made(&service, name, json!({ "remote": remote })).await;
+    }
+    let names = async |query: &str| {
+        let body = service.get(&format!("/v1/accelerators{query}")).await.expect(200).body;
+        let names: Vec<_> =
+            body["accelerators"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        (json!(names), body)
+    };
+    for (query, expected) in [
+        ("", ["b", "a", "c"]),
+        ("?all_tenants=true&sort_key=name", ["a", "b", "c"]),
+        ("?sort_key=name&sort_dir=desc", ["c", "b", "a"]),
+        ("?sort_key=remotable&sort_dir=asc&all_tenants=false", ["c", "a", "b"]),
+        ("?sort_dir=desc", ["c", "a", "b"]),
+    ] {
+        assert_eq!(names(query).await.0, json!(expected), "{query}");
+    }
+    let (first, body) = names("?sort_key=name&limit=2").await;
+    let next = body["accelerators_links"][0]["href"].as_str().unwrap();
+    assert_eq!(first, json!(["a", "b"]));
+    assert_eq!(names(&next[next.find('?').unwrap()..]).await.0, json!(["c"]));
+    let one = body["accelerators"][0].as_object().unwrap();
+    assert_eq!((one.get("description"), one.get("user_id")), (Some(&Value::Null), Some(&Value::Null)));
+    for (key, value) in one {
+        let nested =
+            value.is_array() || value.is_object() || ["pinned", "project_id", "user_id"].contains(&&**key);
+        let status = service.get(&format!("/v1/accelerators?sort_key={key}")).await.status;
+        assert_eq!(status, if nested { 400 } else { 200 }, "{key}");
+    }
 }
 
 #[tokio::test]
@@ -155,7 +225,8 @@ async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
     let native = service.put(&vf, json!({})).await.expect(200).body;
     assert_eq!((&native["driver"], &native["host"]), (&json!("igbvf"), &json!("node1")));
     service.delete(&vf).await.expect(204);
-    service.put(&vf, json!({ "host": "node2" })).await.expect(404);
+    let nowhere = service.put(&vf, json!({ "host": "node2" })).await.expect(409);
+    assert!(nowhere.message().contains("node1"), "{}", nowhere.message());
     service.put(&vf, json!({ "host": "node1", "instance_uuid": Q35 })).await.expect(400);
     service.put(&vf, json!({ "host": "node1", "driver": "igb" })).await.expect(400);
     service.put(&vf, json!({ "instance_uuid": Q35, "driver": "native" })).await.expect(400);
@@ -202,6 +273,257 @@ async fn a_device_by_its_own_id() {
     assert!(held.message().contains(I440FX), "{}", held.message());
     service.delete(&path_of(&other)).await.expect(200);
     service.delete(&vf).await.expect(204);
+}
+
+/// Makes the accelerator that is the device at an address, and answers its path.
+async fn pinned(service: &Hotslot, address: &str) -> String {
+    let uuid = service.device(address).await["uuid"].as_str().unwrap().to_owned();
+    service.post("/accelerators", json!({ "name": address, "uuid": uuid })).await.expect(201);
+    format!("/accelerators/{uuid}")
+}
+
+#[tokio::test]
+async fn a_device_that_comes_back_is_the_same_accelerator() {
+    let service = service("[accelerators]\ndiscovered = true\n").await;
+    let names = async || {
+        let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
+        let names = all.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let before = names().await;
+    let (one, other) = (service.device("0000:04:10.0").await, service.device("0000:04:10.2").await);
+    let path = |device: &Value| format!("/accelerators/{}", device["uuid"].as_str().unwrap());
+    service.put(&path(&one), json!({})).await.expect(200);
+    service.delete(&path(&one)).await.expect(204);
+    for name in ["pci_0000_04_10_0", "pci_0000_04_10_2"] {
+        service.sim(&format!("device remove {name}"));
+    }
+    let status = async |device: &Value| shown(&service, &path(device)).await["status"].clone();
+    service.until("its device is gone", async || status(&one).await == "error").await;
+    service.until("so is the other", async || service.get(&path(&other)).await.status == 404).await;
+    // One that is gone at the moment can be named.
+    let body = json!({ "name": "node1_0000:04:10.2", "uuid": other["uuid"] });
+    service.post("/accelerators", body).await.expect(201);
+    for device in [&one, &other] {
+        let refused = service.put(&path(device), json!({})).await.expect(409);
+        assert!(refused.message().contains("is gone from the host"), "{}", refused.message());
+    }
+    for name in ["pci_0000_04_10_0", "pci_0000_04_10_2"] {
+        service.sim(&format!("device add {name}"));
+    }
+    for device in [&one, &other] {
+        service.until("it is back", async || status(device).await == "available").await;
+        let address = device["address"].as_str().unwrap();
+        let now = service.device(address).await;
+        assert_eq!((&now["uuid"], &now["id"]), (&device["uuid"], &device["id"]));
+        assert_eq!(service.put(&path(device), json!({})).await.expect(200).body["address"], address);
+        service.delete(&path(device)).await.expect(204);
+    }
+    assert_eq!(names().await, before);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_name_that_a_discovered_one_shows_is_taken() {
+    let service = service("[accelerators]\ndiscovered = true\n").await;
+    let uuid = service.device("0000:05:00.0").await["uuid"].clone();
+    let name = "node1_0000:05:00.0";
+    let refused = service.post("/accelerators", json!({ "name": name })).await.expect(409);
+    assert!(refused.message().contains(uuid.as_str().unwrap()), "{}", refused.message());
+    service.post("/accelerators", json!({ "name": name, "uuid": uuid })).await.expect(201);
+    service.post("/accelerators", json!({ "name": name })).await.expect(409);
+}
+
+#[tokio::test]
+async fn what_others_hold_is_said_and_not_detached_here() {
+    let service = service("").await;
+    let (pf, vf) = (pinned(&service, "0000:04:00.0").await, pinned(&service, "0000:04:10.2").await);
+    let (half, whole) = (pinned(&service, "0000:06:00.0").await, pinned(&service, "0000:06:00.1").await);
+    let other = service.attach(I440FX, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    for (path, says) in [(&pf, "0000:04:10.0, a VF of its device 0000:04:00.0"), (&pf, I440FX)] {
+        let refused = service.delete(path).await.expect(409);
+        assert!(refused.message().contains(says), "{}", refused.message());
+    }
+    let reason = shown(&service, &pf).await["status_reason"].clone();
+    assert!(reason.as_str().unwrap().contains("a VF of its device"), "{reason}");
+    let refused = service.put(&pf, json!({})).await.expect(409);
+    assert!(refused.message().contains("a VF of it, 0000:04:10.0, is held by"), "{}", refused.message());
+    // VFs of one PF have nothing to do with each other.
+    service.delete(&vf).await.expect(204);
+    service.delete(&path_of(&other)).await.expect(200);
+    service.delete(&pf).await.expect(204);
+
+    service.put(&pf, json!({})).await.expect(200);
+    let refused = service.delete(&vf).await.expect(409);
+    assert!(refused.message().contains("the PF of its device"), "{}", refused.message());
+    service.delete(&pf).await.expect(204);
+    service.put(&half, json!({})).await.expect(200);
+    let refused = service.delete(&whole).await.expect(409);
+    assert!(refused.message().contains("0000:06:00.0, a member of the IOMMU group"), "{}", refused.message());
+    let refused = service.put(&whole, json!({ "instance_uuid": Q35 })).await.expect(409);
+    assert!(refused.message().contains("is held by its host"), "{}", refused.message());
+    service.delete(&half).await.expect(204);
+    // By another accelerator, which has the device.
+    let any = made(&service, "any", json!({ "product_id": "10c9" })).await;
+    service.put(&any, json!({})).await.expect(200);
+    let reason = shown(&service, &pf).await["status_reason"].clone();
+    assert_eq!(reason, "its device 0000:04:00.0 is held by its host; detach it there");
+    let refused = service.delete(&pf).await.expect(409);
+    let holder = any.replace("/accelerators/", "for accelerator:");
+    assert!(refused.message().contains(&holder), "{}", refused.message());
+    service.delete(&any).await.expect(204);
+    assert_eq!(shown(&service, &pf).await["status_reason"], Value::Null);
+}
+
+#[tokio::test]
+async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
+    let service = service("").await;
+    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    for (target, fault) in [
+        (json!({ "instance_uuid": Q35 }), "fault detach fail nth=4 kind=unplug-refused text=no"),
+        (json!({ "driver": "vfio-pci" }), "fault node-reattach fail nth=2 text=stuck"),
+    ] {
+        service.put(&two, target).await.expect(200);
+        service.sim(fault);
+        assert_ne!(service.delete(&two).await.status, 204, "{fault}");
+        service.sim("fault clear");
+        let half = shown(&service, &two).await;
+        assert_eq!(half["devices"].as_array().unwrap().len(), 1, "{half}");
+        assert_eq!(
+            (&half["status"], half["status_reason"].as_str()),
+            (&json!("error"), Some("holds 1 of 2 devices; DELETE it again"))
+        );
+        let refused = service.put(&two, json!({})).await.expect(409);
+        assert!(refused.message().contains("holds 1 of 2"), "{}", refused.message());
+        service.delete(&two).await.expect(204);
+        assert_eq!(shown(&service, &two).await["status"], "available");
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn one_that_may_not_be_asked_keeps_no_other() {
+    let pci = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:10.0\", \"hot_unplug\": \"refuse\"}', \
+               '{\"address\": \"0000:04:10.2\"}']\n";
+    let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
+    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    service.put(&two, json!({ "instance_uuid": Q35 })).await.expect(200);
+    let refused = service.delete(&two).await.expect(409);
+    assert!(refused.message().contains("hot_unplug"), "{}", refused.message());
+    let half = shown(&service, &two).await;
+    assert_eq!((&half["status"], &half["devices"][0]["address"]), (&json!("error"), &json!("0000:04:10.0")));
+    assert_eq!(service.device("0000:04:10.2").await["status"], "available");
+    service.delete(&format!("{two}?force=true")).await.expect(204);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn killed_while_it_gives_two_back_it_says_what_is_left() {
+    let mut service = service("").await;
+    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
+    service.sim("latency node-reattach 60000");
+    let waited =
+        tokio::time::timeout(std::time::Duration::from_secs(1), service.send(Method::DELETE, &two, None))
+            .await;
+    assert!(waited.is_err(), "it did not wait");
+    service.kill();
+    service.start_again().await;
+    let status = async || shown(&service, &two).await["status"].clone();
+    service.until("one is given back", async || status().await != "detaching").await;
+    let half = shown(&service, &two).await;
+    assert_eq!(half["status_reason"], "holds 1 of 2 devices; DELETE it again", "{half}");
+    service.delete(&two).await.expect(204);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_pf_is_not_counted_beside_its_vfs() {
+    let service = Hotslot::bare(
+        &host("small"),
+        "[pci]\ndevice_spec = ['{\"product_id\": \"10c9\"}', '{\"product_id\": \"10ca\"}']\n",
+        |_| (),
+    )
+    .await;
+    let three = made(&service, "three", json!({ "num": 3, "device_type": "NIC" })).await;
+    let refused = service.put(&three, json!({})).await.expect(409);
+    assert!(
+        refused.message().contains("3 devices, and 2 on host node1 could be bound"),
+        "{}",
+        refused.message()
+    );
+    assert!(
+        refused.message().contains("0000:04:00.0 cannot go beside 0000:04:10.0"),
+        "{}",
+        refused.message()
+    );
+    let refused = service.put(&three, json!({ "instance_uuid": Q35 })).await.expect(409);
+    assert!(!refused.message().contains("took the devices first"), "{}", refused.message());
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn with_no_host_named_one_that_answers_has_it() {
+    let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "any", json!({})).await;
+    // Most are free there.
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
+    service.delete(&path).await.expect(204);
+    let host0 = service.database().with_file_name("host0");
+    assert_eq!(control(&host0, "disconnect").unwrap(), "ok");
+    let is_down = async || {
+        let hosts = service.get("/v2.1/os-hypervisors").await.expect(200).body["hypervisors"].clone();
+        hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
+    };
+    service.until("it is away", is_down).await;
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+    service.put(&path, json!({ "host": "host0" })).await.expect(503);
+    let nowhere = service.put(&path, json!({ "host": "host2" })).await.expect(409);
+    assert!(nowhere.message().contains("host0, host1"), "{}", nowhere.message());
+}
+
+#[tokio::test]
+async fn it_is_said_which_hosts_have_such() {
+    let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    for target in [json!({ "host": "host0" }), json!({ "host": "host2", "driver": "vfio-pci" })] {
+        let refused = service.put(&path, target).await.expect(409);
+        assert!(refused.message().ends_with("; hosts that have such: host1"), "{}", refused.message());
+    }
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+}
+
+#[tokio::test]
+async fn what_it_says_of_its_devices_is_so() {
+    let service = service("").await;
+    let spec = json!({ "product_id": "10ca", "device_type": "nic" });
+    let path = made(&service, "vf", spec).await;
+    // By the name that the host has for itself.
+    let attached = service.put(&path, json!({ "host": "small" })).await.expect(200).body;
+    assert_eq!((&attached["host"], &attached["devices"][0]["device_type"]), (&json!("node1"), &json!("NIC")));
+    let refused = service.put(&path, json!({})).await.expect(409);
+    assert!(refused.message().contains("is attached already; detach it first"), "{}", refused.message());
+    let other = json!({ "acc_specs": { "vendor_id": "10de", "product_id": "1eb8", "device_type": "GPU" } });
+    let put = service.put(&path, other).await.expect(200).body;
+    assert_eq!((&put["vendor_id"], &put["product_id"]), (&json!("8086"), &json!("10ca")));
+    service.sim("device remove pci_0000_04_10_0");
+    service.until("it is gone", async || shown(&service, &path).await["status"] == "error").await;
+    let reason = shown(&service, &path).await["status_reason"].clone();
+    assert!(reason.as_str().unwrap().contains("0000:04:10.0 is gone from the host"), "{reason}");
+    service.delete(&path).await.expect(204);
+    let free = shown(&service, &path).await;
+    assert_eq!((&free["status"], &free["vendor_id"]), (&json!("available"), &json!("10de")));
+    // Of all that it is not, what comes nearest is told.
+    let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "ffff", "device_type": "NIC" } });
+    service.put(&path, nearly).await.expect(200);
+    let refused = service.put(&path, json!({})).await.expect(409);
+    assert!(refused.message().contains("its product_id is 10c9, not ffff"), "{}", refused.message());
 }
 
 #[tokio::test]

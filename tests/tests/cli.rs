@@ -394,6 +394,42 @@ async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
 }
 
 #[tokio::test]
+async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
+    let mut service = Hotslot::with(&host("small"), "[accelerators]\ndiscovered = false\n").await;
+    let url = service.url().to_owned();
+    let hotslot = |arguments: &str| hotslot(&url, arguments);
+    let refused = hotslot(r#"accelerator create gpu0 --spec {"num":-1}"#).expect(6);
+    assert!(refused.err.contains("num is `-1`") && refused.err.contains("gpu0 was not made"), "{refused:?}");
+    hotslot("accelerator show gpu0").expect(3);
+
+    hotslot(r#"accelerator create vf0 --spec {"product_id":"10ca"}"#).expect(0);
+    hotslot("accelerator attach vf0 --host node1").expect(0);
+    let held = hotslot("accelerator delete vf0").expect(4);
+    assert!(held.err.contains("accelerator detach vf0"), "{held:?}");
+    assert_eq!(hotslot("accelerator list").expect(0).line("vf0")[3], "attached");
+    hotslot("accelerator detach vf0").expect(0);
+    hotslot("accelerator delete vf0").expect(0);
+
+    // One that is called as another's UUID; and two of one name.
+    let device = service.device("0000:05:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
+    hotslot(&format!("accelerator create {device}")).expect(0);
+    hotslot("accelerator create node1_0000:06:00.0").expect(0);
+    service.kill();
+    service.reconfigure("discovered = false", "discovered = true");
+    service.start_again().await;
+    let url = service.url().to_owned();
+    let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
+    assert_eq!(shown.line("UUID:")[1], device);
+    // That of the device is called otherwise.
+    let shown = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(0);
+    assert!(!shown.out.contains("0000:06:00.0\nServer"), "{shown:?}");
+    let device = service.device("0000:06:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
+    self::hotslot(&url, &format!("accelerator attach node1_0000:06:00.0_{device} --host node1")).expect(0);
+    let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
+    assert_eq!(shown.line("Address:"), ["Address:", "0000:06:00.0"]);
+}
+
+#[tokio::test]
 async fn a_simulated_host_is_told_what_happens() {
     let service = Hotslot::on("small").await;
     let dir = service.host_dir();

@@ -11,17 +11,22 @@ use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ServerId};
+use crate::id::{AcceleratorId, DeviceId, ServerId};
 use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
-use crate::store::{DevType, DeviceStatus};
+use crate::store::{DevType, Device, DeviceStatus, Owner};
 use crate::who;
 
 /// The most devices that one accelerator is made of, as of one request for devices.
-const MAX_NUM: u32 = 256;
+const MAX_NUM: u64 = 256;
+
+/// Whether a host can be asked, and its records are as it is.
+fn answers(host: &Host) -> bool {
+    host.hypervisor.connection().is_ok() && host.is_synced()
+}
 
 impl Service {
-    /// Attaches an accelerator, all its devices or none.
+    /// Attaches an accelerator, all its devices or none; with `generations`, only while its spec is of one of these.
     ///
     /// The work goes on when the caller goes away.
     ///
@@ -32,18 +37,22 @@ impl Service {
         self: &Arc<Self>,
         id: AcceleratorId,
         target: Target,
+        generations: Option<&[i64]>,
     ) -> Result<View, Error> {
         let view = self.on_record(id).await?;
-        match view.status() {
-            (Status::Available, _) => {}
-            (Status::Error, reason) => {
-                return Err(Error::Conflict(format!("accelerator {id}: {}", reason.unwrap_or_default())));
+        view.is_of(generations)?;
+        let (status, reason) = view.status();
+        let refusal = match status {
+            Status::Available => None,
+            Status::Attaching => {
+                Some("is being attached already; GET it until it is attached, or available again".to_owned())
             }
-            (status @ (Status::Attaching | Status::Attached | Status::Detaching), _) => {
-                return Err(Error::Conflict(format!(
-                    "accelerator {id} is {status} already; detach it first"
-                )));
-            }
+            Status::Attached => Some("is attached already; detach it first".to_owned()),
+            Status::Detaching => Some("is being detached; attach it when it is available again".to_owned()),
+            Status::Error => Some(format!("cannot be attached: {}", reason.unwrap_or_default())),
+        };
+        if let Some(refusal) = refusal {
+            return Err(Error::Conflict(format!("accelerator {id} {refusal}")));
         }
         let num = view.spec().num;
         if num == 0 || num > MAX_NUM {
@@ -64,7 +73,7 @@ impl Service {
             }
             (Target::Host { name, driver }, None) => {
                 let host = match &name {
-                    Some(name) => Arc::clone(self.host_called(name)?),
+                    Some(name) => Arc::clone(self.host_called(name).await?),
                     None => self.own_host(&view)?,
                 };
                 self.on_that_host(&view, &host)?;
@@ -86,7 +95,7 @@ impl Service {
         let alias = Alias::among(name.clone(), &candidates, numa_policy);
         let attached = self.attach(AttachRequest {
             server,
-            aliases: vec![AliasRequest { name, count: spec.num as usize }],
+            aliases: vec![AliasRequest { name, count: spec.count() }],
             own: vec![alias],
             persistent: true,
             whole_group: false,
@@ -116,20 +125,20 @@ impl Service {
             holder: Holder::Accelerator(view.row.id),
             name: format!("accelerator {}", view.row.id),
             makers: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
-            num: spec.num as usize,
+            num: spec.count(),
             numa_policy: spec.numa_policy.unwrap_or(NumaPolicy::Preferred),
         };
         self.attach_parts(server, parts).await
     }
 
-    /// Where the device of an accelerator is, or most that it could be are free.
+    /// Where the device of an accelerator is, or most that it could be are free; a host that answers goes first.
     fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
             return self.host(pinned.hypervisor).cloned().ok_or_else(lost);
         }
         let mut refusal = None;
-        let mut best: Option<(usize, &Arc<Host>)> = None;
+        let mut best: Option<((bool, usize), &Arc<Host>)> = None;
         for host in &self.hosts {
             match self.candidates(view, host) {
                 Ok(found) => {
@@ -137,9 +146,9 @@ impl Service {
                     let free = rows.iter().filter(|row| {
                         row.status == DeviceStatus::Available && found.contains(&row.facts.address)
                     });
-                    let free = free.count();
-                    if best.is_none_or(|(most, _)| free > most) {
-                        best = Some((free, host));
+                    let this = (answers(host), free.count());
+                    if best.is_none_or(|(best, _)| this > best) {
+                        best = Some((this, host));
                     }
                 }
                 Err(error) => refusal = refusal.or(Some(error)),
@@ -160,7 +169,18 @@ impl Service {
                     view.row.id, pinned.facts.address, host.name
                 )))
             }
-            Some(_) | None => Ok(()),
+            Some(_) => Ok(()),
+            None if !answers(host) => Ok(()),
+            None => {
+                let Err(Error::Conflict(reason)) = self.candidates(view, host) else { return Ok(()) };
+                let others = self.hosts.iter().filter(|other| self.candidates(view, other).is_ok());
+                let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
+                let instead = match others[..] {
+                    [] => String::new(),
+                    _ => format!("; hosts that have such: {}", others.join(", ")),
+                };
+                Err(Error::Conflict(reason + &instead))
+            }
         }
     }
 
@@ -177,23 +197,28 @@ impl Service {
         }
         let answered: BTreeSet<_> =
             rows.iter().flat_map(|row| row.facts.extra_info.keys()).map(String::as_str).collect();
-        let (mut found, mut free, mut pfs, mut nearest) = (BTreeSet::new(), 0, BTreeSet::new(), None);
+        let (mut found, mut free, mut pfs) = (BTreeSet::new(), 0, BTreeSet::new());
+        let mut nearest: Option<(usize, String)> = None;
         for row in &rows {
             let Some(function) = functions.get(&row.facts.address) else { continue };
             match spec.mismatch(function, &row.facts, &answered) {
-                Some(reason) => drop(nearest.get_or_insert(format!("{}: {reason}", row.facts.address))),
+                Some((passed, reason)) => {
+                    if nearest.as_ref().is_none_or(|(most, _)| passed > *most) {
+                        nearest = Some((passed, format!("{}: {reason}", row.facts.address)));
+                    }
+                }
                 None if row.facts.dev_type == DevType::Pf => drop(pfs.insert(row.facts.address)),
                 None => {
                     found.insert(row.facts.address);
-                    free += u32::from(row.status == DeviceStatus::Available);
+                    free += usize::from(row.status == DeviceStatus::Available);
                 }
             }
         }
-        if free < spec.num || spec.mdev_type.is_some() {
+        if free < spec.count() || spec.mdev_type.is_some() {
             found.extend(pfs);
         }
         if found.is_empty() {
-            let nearest = nearest.map(|nearest| format!(" ({nearest})")).unwrap_or_default();
+            let nearest = nearest.map(|(_, nearest)| format!(" ({nearest})")).unwrap_or_default();
             return Err(Error::Conflict(format!(
                 "no device of host {} is what accelerator {} asks for by its spec{nearest}; GET os-pci/detail lists \
                  what there is",
@@ -203,39 +228,69 @@ impl Service {
         Ok(found)
     }
 
-    /// Detaches an accelerator: all its devices are back in the pool when it returns.
+    /// Detaches an accelerator: all its devices are back in the pool when it returns. With `generations`, only while
+    /// its spec is of one of these.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] while it is being attached, when a guest does not let go, or, of one
-    /// that holds nothing, when others hold the device that it is.
+    /// that holds nothing, when others hold the device that it is or what must move with that.
     pub async fn detach_accelerator(
         self: &Arc<Self>,
         id: AcceleratorId,
         request: DetachRequest,
+        generations: Option<&[i64]>,
     ) -> Result<(), Error> {
         let request = DetachRequest { holder: Some(Holder::Accelerator(id)), ..request };
         let view = self.accelerator(id).await?;
+        view.is_of(generations)?;
         if let (Status::Attaching, _) = view.status() {
             return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
         }
         if view.held.is_empty() {
-            return match view.pinned.as_ref().and_then(|device| Some((device, device.owner?))) {
-                None => Ok(()),
-                Some((device, owner)) => Err(Error::Conflict(format!(
-                    "accelerator {id} is not attached, but its device {} is held by {owner}; detach it there",
-                    device.facts.address
-                ))),
-            };
+            let others = view.pinned.as_ref().and_then(|device| self.held_with(device));
+            let Some((other, what, owner)) = others else { return Ok(()) };
+            let holder = self.store.holder_of(other).await?.map(|holder| format!(" for {holder}"));
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is not attached, but {what} is held by {owner}{}; detach it there",
+                holder.unwrap_or_default()
+            )));
         }
-        let mut work = Vec::new();
+        // That one stays is no reason for the others to.
+        let (mut work, mut outcome) = (Vec::new(), Ok(()));
         for held in &view.held {
-            work.extend(self.begin_release(&held.by, request).await?);
+            match self.begin_release(&held.by, request).await {
+                Ok(begun) => work.extend(begun),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
-        let mut outcome = Ok(());
         for work in work {
             outcome = outcome.and(who::answer(work).await);
         }
         outcome
+    }
+
+    /// Which of a device, its PF or VFs, and the members of its IOMMU group somebody holds, what that is, and who; none
+    /// when nobody does.
+    fn held_with(&self, device: &Device) -> Option<(DeviceId, String, Owner)> {
+        let address = device.facts.address;
+        if let Some(owner) = device.owner {
+            return Some((device.id, format!("its device {address}"), owner));
+        }
+        let functions = self.host(device.hypervisor)?.functions();
+        let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
+        self.store.devices_of(device.hypervisor).iter().find_map(|other| {
+            let (owner, place) = (other.owner?, other.facts.address);
+            let what = if device.facts.parent_addr == Some(place) {
+                "the PF"
+            } else if other.facts.parent_addr == Some(address) {
+                "a VF"
+            } else if group.is_some_and(|group| group.members.contains(&place)) {
+                "a member of the IOMMU group"
+            } else {
+                return None;
+            };
+            Some((other.id, format!("{place}, {what} of its device {address},"), owner))
+        })
     }
 
     /// Has what a holder holds given back, and answers the work of doing it; none when it is given back already.

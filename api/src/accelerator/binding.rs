@@ -13,7 +13,7 @@ use hotslot_driver::hotplug::{self, Facts, Policy};
 use hotslot_driver::hypervisor::{self, ErrorKind};
 use uuid::Uuid;
 
-use super::{Holder, View};
+use super::{Holder, View, taken};
 use crate::attachment::State;
 use crate::attachment::attach::RACES;
 use crate::error::Error;
@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::id::{BindingId, DeviceId, RequestId};
 use crate::inventory::{self, HostDrivers};
 use crate::service::Service;
-use crate::store::{Binding, Device, DeviceStatus, NewBinding};
+use crate::store::{Binding, DevType, Device, DeviceStatus, NewBinding};
 
 /// A device that is to be bound.
 struct Step {
@@ -78,16 +78,32 @@ impl Service {
         let offer = self.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
         let withheld = offer.withheld(&rows, None, HostDrivers::AreNoHindrance);
-        let (mut steps, mut refusal) = (Vec::new(), None);
+        let (mut steps, mut refusal) = (Vec::<Step>::new(), None);
         let mut refuse = |error: Error| {
             refusal.get_or_insert(error);
         };
-        for row in rows.iter().filter(|row| candidates.contains(&row.facts.address)) {
-            if steps.len() == view.spec().num as usize {
+        // A PF takes its VFs with it: it comes when they do not do.
+        let mut chosen_from: Vec<_> =
+            rows.iter().filter(|row| candidates.contains(&row.facts.address)).collect();
+        chosen_from.sort_by_key(|row| row.facts.dev_type == DevType::Pf);
+        let num = view.spec().count();
+        for row in chosen_from {
+            if steps.len() == num {
                 break;
             }
             let address = row.facts.address;
-            if let Some(reason) = not_free(row, &withheld) {
+            let goes_with = |step: &&Step| {
+                let chosen = &step.new.device.facts;
+                chosen.parent_addr == Some(address) || row.facts.parent_addr == Some(chosen.address)
+            };
+            if let Some(step) = steps.iter().find(goes_with) {
+                let chosen = step.new.device.facts.address;
+                refuse(Error::Conflict(format!(
+                    "{address} cannot go beside {chosen}: one is the PF of the other"
+                )));
+                continue;
+            }
+            if let Some(reason) = not_free(row, &rows, &withheld) {
                 refuse(Error::Conflict(reason));
                 continue;
             }
@@ -120,13 +136,12 @@ impl Service {
                 None => steps.push(Step { new, facts }),
             }
         }
-        if steps.len() < view.spec().num as usize {
+        if steps.len() < num {
             return Err(match refusal {
-                Some(refusal) if view.spec().num == 1 => refusal,
+                Some(refusal) if num == 1 => refusal,
                 refusal => Error::Conflict(format!(
-                    "accelerator {} is {} devices, and {} on host {} could be bound{}",
+                    "accelerator {} is {num} devices, and {} on host {} could be bound{}",
                     view.row.id,
-                    view.spec().num,
                     steps.len(),
                     host.name,
                     refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default()
@@ -264,11 +279,11 @@ impl Service {
     }
 }
 
-fn not_free(row: &Device, withheld: &HashMap<DeviceId, String>) -> Option<String> {
+fn not_free(row: &Device, rows: &[Arc<Device>], withheld: &HashMap<DeviceId, String>) -> Option<String> {
     if row.status == DeviceStatus::Available {
         return withheld.get(&row.id).cloned();
     }
-    Some(format!("{} is {}; detach it first, or its PF or VFs", row.facts.address, row.status))
+    Some(taken(row, rows))
 }
 
 /// What there is to say of a release that did not go as a whole.

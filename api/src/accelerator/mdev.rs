@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Holder;
+use super::{Holder, taken};
 use crate::attachment::attach::{self, RACES};
 use crate::attachment::detach::DetachRequest;
 use crate::attachment::{Observation, Plugged, State};
@@ -193,7 +193,7 @@ impl Service {
             let in_parts = of_it().next().is_some();
             let rank = parts.numa_policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());
             let reason = if row.status != DeviceStatus::Available && !in_parts {
-                Some(format!("{address} is {}; detach it first, or its PF or VFs", row.status))
+                Some(taken(row, &rows))
             } else if let Some(reason) = withheld.get(&row.id) {
                 Some(reason.clone())
             } else if of.device_api != VFIO_PCI {

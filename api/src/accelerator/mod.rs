@@ -9,6 +9,7 @@ mod binding;
 mod mdev;
 mod spec;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -22,9 +23,9 @@ pub use self::spec::AccSpec;
 use crate::attachment::State;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ArqId, DeviceId, ServerId};
+use crate::id::{AcceleratorId, ArqId, DeviceId, RequestId, ServerId};
 use crate::service::Service;
-use crate::store::{Accelerator, Attachment, Binding, Device, Mdev, words};
+use crate::store::{Accelerator, Attachment, Binding, Device, DeviceStatus, Mdev, words};
 
 /// On whose behalf a device is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,7 +78,7 @@ words! {
         Attached = "attached",
         /// It is being detached, or waits for a guest to let go.
         Detaching = "detaching",
-        /// The one device that it is is gone from the host.
+        /// The one device that it is is gone, or it holds fewer than it was attached with.
         Error = "error",
     }
 }
@@ -128,6 +129,15 @@ impl HeldBy {
         }
     }
 
+    /// The request that it came with.
+    fn request(&self) -> RequestId {
+        match self {
+            Self::Attachment(row) => row.request,
+            Self::Binding(row) => row.request,
+            Self::Mdev(row) => row.request,
+        }
+    }
+
     /// The device; of a mediated device its parent.
     fn device(&self) -> DeviceId {
         match self {
@@ -145,7 +155,9 @@ pub struct View {
     pub row: Accelerator,
     /// Its devices, oldest first; none while it is not attached.
     pub held: Vec<Held>,
-    /// The one device that it is, while that is on record.
+    /// How many devices the request asked for that `held` are of: those that it has lost since count too.
+    pub asked: usize,
+    /// The one device that it is, also while it is gone.
     pub pinned: Option<Arc<Device>>,
 }
 
@@ -154,21 +166,57 @@ impl View {
     pub fn status(&self) -> (Status, Option<String>) {
         let states = || self.held.iter().map(|held| held.by.state());
         let in_state = |wanted: State| states().find(|(state, _)| *state == wanted);
-        for (state, status) in [
-            (State::Detaching, Status::Detaching),
-            (State::Attaching, Status::Attaching),
-            (State::Attached, Status::Attached),
-        ] {
+        for (state, status) in [(State::Detaching, Status::Detaching), (State::Attaching, Status::Attaching)]
+        {
             if let Some((_, reason)) = in_state(state) {
                 return (status, reason.cloned());
             }
         }
-        match (self.row.pinned, &self.pinned) {
-            (Some(_), None) => (Status::Error, Some("its device is no longer on record".into())),
-            (_, Some(device)) if device.gone_at.is_some() => {
-                (Status::Error, Some(format!("its device {} is gone", device.facts.address)))
+        if let Some((_, reason)) = in_state(State::Attached) {
+            let gone = |held: &&Held| held.device.gone_at.is_some() && held.found.is_none();
+            if let Some(gone) = self.held.iter().find(gone) {
+                let address = gone.device.facts.address;
+                let reason = format!("its device {address} is gone from the host; DELETE it to give it back");
+                return (Status::Error, Some(reason));
             }
-            (None | Some(_), _) => (Status::Available, None),
+            let has = self.held.len();
+            if has < self.asked {
+                let reason = format!("holds {has} of {} devices; DELETE it again", self.asked);
+                return (Status::Error, Some(reason));
+            }
+            return (Status::Attached, reason.cloned());
+        }
+        let Some(device) = &self.pinned else {
+            return match self.row.pinned {
+                Some(_) => (Status::Error, Some("its device is no longer on record".into())),
+                None => (Status::Available, None),
+            };
+        };
+        let address = device.facts.address;
+        if device.gone_at.is_some() || device.status == DeviceStatus::Deleted {
+            let reason =
+                format!("its device {address} is gone from the host, or from what may be given away");
+            return (Status::Error, Some(reason));
+        }
+        // It may be attached all the same: they may have let go by then.
+        let reason = match (device.owner, device.status) {
+            (Some(owner), _) => Some(format!("its device {address} is held by {owner}; detach it there")),
+            (None, DeviceStatus::Unclaimable | DeviceStatus::Unavailable) => {
+                Some(format!("the PF or a VF of its device {address} is held; detach that first"))
+            }
+            (None, _) => None,
+        };
+        (Status::Available, reason)
+    }
+
+    /// # Errors
+    /// [`Error::Conflict`] when its spec is none of those that a request goes with; none goes with any.
+    fn is_of(&self, generations: Option<&[i64]>) -> Result<(), Error> {
+        match generations {
+            Some(expected) if !expected.contains(&self.row.generation) => {
+                Err(changed(self.row.id, self.row.generation))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -187,11 +235,59 @@ impl View {
     }
 }
 
+/// A device that may be given away, as the accelerator that it would be. Another may have its name: one that was made
+/// before devices were listed, or that is the device which was there before.
+fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
+    let row = Accelerator {
+        id: AcceleratorId(device.uuid),
+        name: if taken { format!("{name}_{}", device.uuid) } else { name },
+        spec: None,
+        generation: 0,
+        pinned: Some(device.id),
+        project: None,
+        created_at: 0,
+        updated_at: None,
+    };
+    View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)) }
+}
+
+/// There is no such accelerator.
+pub(crate) fn not_found(id: impl fmt::Display) -> Error {
+    Error::NotFound(format!("accelerator {id}, which GET /accelerators does not list,"))
+}
+
+/// The spec of an accelerator is not the one that a request goes with.
+pub(crate) fn changed(id: AcceleratorId, generation: i64) -> Error {
+    Error::Conflict(format!(
+        "the spec of accelerator {id} was changed meanwhile: its ETag is \"{generation}\" now; read it, and ask again"
+    ))
+}
+
+/// Who has a device that is not free, or its PF or a VF of it.
+fn taken(row: &Device, rows: &[Arc<Device>]) -> String {
+    let (address, status) = (row.facts.address, row.status);
+    if let Some(owner) = row.owner {
+        return format!("{address} is held by {owner}; detach it there");
+    }
+    let relative = |other: &Arc<Device>| {
+        let what = if row.facts.parent_addr == Some(other.facts.address) {
+            "its PF"
+        } else if other.facts.parent_addr == Some(address) {
+            "a VF of it"
+        } else {
+            return None;
+        };
+        Some(format!("{what}, {}, is held by {}; detach that first", other.facts.address, other.owner?))
+    };
+    let why = rows.iter().find_map(relative);
+    why.map_or_else(|| format!("{address} is {status}"), |why| format!("{address} is {status}: {why}"))
+}
+
 impl Service {
     /// Makes an accelerator, of a project. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id.
+    /// [`Error::Conflict`] when there is one of its name or id, or one that was discovered shows that name.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -199,6 +295,18 @@ impl Service {
         project: Option<&str>,
     ) -> Result<View, Error> {
         let id = id.unwrap_or_else(|| AcceleratorId(Uuid::new_v4()));
+        if self.config.accelerators.discovered {
+            let devices = self.store.devices();
+            let shows = |device: &&Arc<Device>| device.uuid != id.0 && self.discovered_name(device) == name;
+            if let Some(device) = devices.iter().find(shows)
+                && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
+            {
+                return Err(Error::Conflict(format!(
+                    "the discovered accelerator {} is called `{name}`; take another name, or its uuid",
+                    device.uuid
+                )));
+            }
+        }
         let row = self.store.create_accelerator(name, id, project).await?;
         tracing::info!(accelerator.id = %id, "made accelerator `{name}`");
         self.view(row).await
@@ -220,10 +328,12 @@ impl Service {
             views.push(self.seen(row, attachments, bindings, mdevs).await?);
         }
         if self.config.accelerators.discovered {
-            for device in self.store.devices() {
-                if !views.iter().any(|view| view.row.id.0 == device.uuid) {
-                    views.push(self.discovered(&device));
-                }
+            let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
+            let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
+            for device in self.store.devices().iter().filter(|device| !on_record.contains(&device.uuid)) {
+                let name = self.discovered_name(device);
+                let taken = names.contains(&name);
+                views.push(discovered(device, name, taken));
             }
         }
         Ok(views)
@@ -238,13 +348,13 @@ impl Service {
             return self.view(row).await;
         }
         let device = self.store.devices().into_iter().find(|device| device.uuid == id.0);
-        let device = device.filter(|_| self.config.accelerators.discovered);
-        device
-            .map(|device| self.discovered(&device))
-            .ok_or_else(|| Error::NotFound(format!("accelerator {id}")))
+        let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
+        let name = self.discovered_name(&device);
+        let taken = self.store.has_accelerator_called(&name).await?;
+        Ok(discovered(&device, name, taken))
     }
 
-    /// Puts a spec in the place of the one before; with `expected`, only of that generation.
+    /// Puts a spec in the place of the one before; with `generations`, only of one of these.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Conflict`]; the database's.
@@ -252,10 +362,11 @@ impl Service {
         &self,
         id: AcceleratorId,
         spec: &AccSpec,
-        expected: Option<i64>,
+        generations: Option<&[i64]>,
     ) -> Result<View, Error> {
-        self.on_record(id).await?;
-        let row = self.store.put_acc_spec(id, spec, expected).await?;
+        let was = self.on_record(id).await?;
+        was.is_of(generations)?;
+        let row = self.store.put_acc_spec(id, spec, generations.map(|_| was.row.generation)).await?;
         self.view(row).await
     }
 
@@ -313,8 +424,15 @@ impl Service {
             };
             held.push(Held { by, device, found });
         }
-        let pinned = row.pinned.and_then(|id| self.store.device(id));
-        Ok(View { row, held, pinned })
+        let pinned = match row.pinned {
+            Some(id) => self.store.known_device(id).await?,
+            None => None,
+        };
+        let asked = match held.first() {
+            Some(first) => self.store.rows_of_request(first.by.request()).await?,
+            None => 0,
+        };
+        Ok(View { row, held, asked, pinned })
     }
 
     pub(crate) async fn device_held(&self, by: &HeldBy) -> Result<Arc<Device>, Error> {
@@ -323,31 +441,35 @@ impl Service {
         self.store.known_device(id).await?.ok_or_else(lost)
     }
 
-    /// A device that may be given away, as the accelerator that it would be.
-    fn discovered(&self, device: &Arc<Device>) -> View {
+    fn discovered_name(&self, device: &Device) -> String {
         let host = self.host(device.hypervisor).map_or("", |host| host.name.as_str());
-        let row = Accelerator {
-            id: AcceleratorId(device.uuid),
-            name: format!("{host}_{}", device.facts.address),
-            spec: None,
-            generation: 0,
-            pinned: Some(device.id),
-            project: None,
-            created_at: 0,
-            updated_at: None,
-        };
-        View { row, held: Vec::new(), pinned: Some(Arc::clone(device)) }
+        format!("{host}_{}", device.facts.address)
     }
 
-    /// The host of a name, UUID or number.
+    /// The host of a name or UUID, or that calls itself so.
     ///
     /// # Errors
-    /// [`Error::NotFound`], naming those that there are.
-    fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
+    /// [`Error::Conflict`], naming those that there are.
+    async fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
         let called = |host: &&Arc<Host>| host.name == name || host.row.uuid.to_string() == name;
-        self.hosts.iter().find(called).ok_or_else(|| {
-            let known: Vec<_> = self.hosts.iter().map(|host| host.name.as_str()).collect();
-            Error::NotFound(format!("host {name}, which is none of {},", known.join(", ")))
-        })
+        if let Some(host) = self.hosts.iter().find(called) {
+            return Ok(host);
+        }
+        let mut called = Vec::new();
+        for host in self.hosts.iter().filter(|host| host.hypervisor.connection().is_ok()) {
+            let info = host.soon(host.hypervisor.host()).await;
+            called.extend(info.is_ok_and(|info| info.hostname == name).then_some(host));
+        }
+        let names =
+            |hosts: &[&Arc<Host>]| hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(", ");
+        match called[..] {
+            [host] => Ok(host),
+            [] => Err(Error::Conflict(format!(
+                "the device is on no host {}; name one of {}, or none for where the device is",
+                name.chars().take(80).collect::<String>(),
+                names(&self.hosts.iter().collect::<Vec<_>>())
+            ))),
+            _ => Err(Error::Conflict(format!("{} call themselves {name}; name one of them", names(&called)))),
+        }
     }
 }

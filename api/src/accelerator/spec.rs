@@ -1,6 +1,7 @@
 //! `acc_specs`: what an accelerator is to be.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::{self, DeviceType};
@@ -21,10 +22,10 @@ pub(super) const UNKNOWN: &str = "UNKNOWN";
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
     put: Map<String, Value>,
-    /// Whether it may be reached over a network.
+    /// Whether it may be reached over a network: 0 or 1, and whatever else was put.
     pub remotable: i64,
-    /// How many devices make it up; 0 makes up none.
-    pub num: u32,
+    /// How many devices make it up; 0 makes up none, and no request takes more than 256.
+    pub num: u64,
     /// A word such as GPU, or UNKNOWN.
     pub device_type: String,
     /// The use that it is for, such as Crypto; may be empty.
@@ -62,11 +63,30 @@ impl Default for AccSpec {
 }
 
 impl AccSpec {
-    /// Reads the value of `acc_specs`. What is left out is as in a new accelerator.
+    /// Reads the value of `acc_specs` of a request. What is left out is as in a new accelerator.
     ///
     /// # Errors
     /// What is wrong, and what would be right, for people.
     pub fn read(value: &Value) -> Result<Self, String> {
+        if let Some(number) = inexact(value) {
+            return Err(format!(
+                "acc_specs: {number} is too large a number to be kept as it is; write it as a text"
+            ));
+        }
+        let spec = Self::kept(value)?;
+        for (key, word) in [("device_type", &spec.device_type), ("acc_type", &spec.acc_type)] {
+            if word.chars().any(char::is_control) {
+                return Err(format!("acc_specs: {key} is {word:?}; write it without control characters"));
+            }
+        }
+        Ok(spec)
+    }
+
+    /// Reads one that was put before, also by rules that were not as strict.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn kept(value: &Value) -> Result<Self, String> {
         let put = value.as_object().ok_or("acc_specs is no object")?;
         let mut spec = Self { put: put.clone(), ..Self::default() };
         let wrong = |key: &str, value: &Value, right: &str| {
@@ -75,11 +95,11 @@ impl AccSpec {
         };
         for (key, value) in put {
             match key.as_str() {
-                "remote" => match value.as_i64().filter(|remote| (0..=1).contains(remote)) {
+                "remote" => match value.as_i64() {
                     Some(remote) => spec.remotable = remote,
-                    None => return wrong(key, value, "write 0 or 1"),
+                    None => return wrong(key, value, "write an integer such as 0 or 1"),
                 },
-                "num" => match value.as_u64().and_then(|num| u32::try_from(num).ok()) {
+                "num" => match value.as_u64() {
                     Some(num) => spec.num = num,
                     None => return wrong(key, value, "write a number of devices from 0 up"),
                 },
@@ -121,6 +141,11 @@ impl AccSpec {
         Ok(spec)
     }
 
+    /// [`num`](Self::num), as far as it can be counted.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.num).unwrap_or(usize::MAX)
+    }
+
     /// What was put, and the seed's four keys in any case.
     pub fn shown(&self) -> Value {
         let mut shown = self.put.clone();
@@ -140,34 +165,38 @@ impl AccSpec {
         Value::Object(self.put.clone()).to_string()
     }
 
-    /// In what a device is not what is asked for; none when it is. `answered` are the keys that any device's
-    /// `extra_info` has: a capability that no device speaks of is the caller's own note.
+    /// In what a device is not what is asked for, and how much of it was looked at before; none when it is.
+    /// `answered` are the keys that any device's `extra_info` has: a capability that no device speaks of is the
+    /// caller's own note.
     pub fn mismatch(
         &self,
         device: &HostDevice,
         facts: &DeviceFacts,
         answered: &BTreeSet<&str>,
-    ) -> Option<String> {
-        let other = |key: &str, has: &dyn std::fmt::Display, wanted: &dyn std::fmt::Display| {
-            Some(format!("its {key} is {has}, not {wanted}"))
+    ) -> Option<(usize, String)> {
+        let other = |passed: usize, key: &str, has: &dyn Display, wanted: &dyn Display| {
+            Some((passed, format!("its {key} is {has}, not {wanted}")))
         };
         let is = device_type::device_type(device);
         if !of_type(is, &self.device_type) {
-            return other("device_type", &is, &self.device_type);
+            return other(0, "device_type", &is, &self.device_type);
         }
+        let mut passed = 1;
         for (key, wanted, has) in [
             ("vendor_id", self.vendor_id, facts.vendor_id),
             ("product_id", self.product_id, facts.product_id),
         ] {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != has) {
-                return other(key, &has, &wanted);
+                return other(passed, key, &has, &wanted);
             }
+            passed += 1;
         }
         if let Some(node) = self.numa_node.filter(|node| facts.numa_node != Some(*node)) {
             let has = facts.numa_node.map_or_else(|| "not known".to_owned(), |node| node.to_string());
-            return other("NUMA node", &has, &node);
+            return other(passed, "NUMA node", &has, &node);
         }
-        self.capability.iter().filter(|(key, _)| answered.contains(key.as_str())).find_map(|(key, wanted)| {
+        let asked = self.capability.iter().filter(|(key, _)| answered.contains(key.as_str()));
+        asked.zip(passed + 1..).find_map(|((key, wanted), passed)| {
             let wanted = match wanted {
                 Value::String(text) => text.clone(),
                 Value::Bool(_) | Value::Number(_) => wanted.to_string(),
@@ -176,8 +205,8 @@ impl AccSpec {
             };
             match facts.extra_info.get(key) {
                 Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
-                Some(has) => other(key, has, &wanted),
-                None => Some(format!("it says nothing of {key}, and {wanted} is asked for")),
+                Some(has) => other(passed, key, has, &wanted),
+                None => Some((passed, format!("it says nothing of {key}, and {wanted} is asked for"))),
             }
         })
     }
@@ -191,6 +220,21 @@ const MDEV_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hyp
 fn is_mdev_type(id: &str) -> bool {
     (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
+
+/// A number in a JSON value that is not kept as it was written: an integer that only a float can hold.
+fn inexact(value: &Value) -> Option<&serde_json::Number> {
+    match value {
+        Value::Number(number) => {
+            number.as_f64().filter(|float| number.is_f64() && float.abs() >= EXACT).map(|_| number)
+        }
+        Value::Array(items) => items.iter().find_map(inexact),
+        Value::Object(members) => members.values().find_map(inexact),
+        Value::Null | Value::Bool(_) | Value::String(_) => None,
+    }
+}
+
+/// From here on (2^53) a float has no place for every integer.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Whether a device type is what a word asks for.
 fn of_type(is: DeviceType, word: &str) -> bool {

@@ -6,24 +6,27 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use hotslot_driver::binding::HostDriver;
+use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::device_type;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::attachments::detach_request;
 use super::body::{Page, Pairs, Path, base, id, links, read, time};
 use super::error::Fault;
 use super::identity::{Identity, Role};
-use crate::accelerator::{AccSpec, Held, HeldBy, Target, View};
+use crate::accelerator::{AccSpec, Held, HeldBy, Target, View, not_found};
 use crate::config::ChangedBy;
 use crate::error::Error;
 use crate::id::{AcceleratorId, ServerId};
 use crate::service::Service;
+use crate::store::Device;
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
 const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#;
@@ -55,7 +58,8 @@ pub(super) struct AcceleratorPath {
 
 impl AcceleratorPath {
     fn id(&self) -> Result<AcceleratorId, Error> {
-        id(&self.accelerator_id, "accelerator")
+        let shown = || self.accelerator_id.chars().take(80).collect::<String>();
+        id(&self.accelerator_id, "accelerator").map_err(|_| not_found(shown()))
     }
 }
 
@@ -66,15 +70,20 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
     let first = view.held.first();
     let device = first.map(|held| &held.device).or(view.pinned.as_ref());
     let host = device.and_then(|device| service.host(device.hypervisor));
-    let known = || host?.functions().get(&device?.facts.address).cloned();
-    let function = first.and_then(|held| held.found.clone()).or_else(known);
+    let function = first
+        .and_then(|held| held.found.clone())
+        .or_else(|| device.and_then(|device| known_function(service, device)));
     // Without a spec it is what its device is.
     let of_device = function.as_ref().filter(|_| row.spec.is_none());
     let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
     let mut acc_specs = spec.shown();
     acc_specs["device_type"] = json!(kind);
     let devices: Vec<_> = view.held.iter().map(|held| described(service, held)).collect();
-    json!({
+    let (vendor_id, product_id) = match device {
+        Some(device) => (Some(device.facts.vendor_id), Some(device.facts.product_id)),
+        None => (spec.vendor_id, spec.product_id),
+    };
+    let mut shown = json!({
         "uuid": row.id,
         "acc_specs": acc_specs,
         "name": row.name,
@@ -89,22 +98,40 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
         "device_type": kind,
         "acc_type": spec.acc_type,
         "acc_capability": Value::Object(spec.capability.clone()).to_string(),
-        "vendor_id": spec.vendor_id.or(device.map(|device| device.facts.vendor_id)).map(|id| id.to_string()),
-        "product_id": spec.product_id.or(device.map(|device| device.facts.product_id)).map(|id| id.to_string()),
+        "vendor_id": vendor_id.map(|id| id.to_string()),
+        "product_id": product_id.map(|id| id.to_string()),
         "remotable": spec.remotable,
         "pinned": row.pinned.is_some(),
         "project_id": row.project,
         "links": links(headers, uri, "accelerators", &row.id.to_string()),
         "created_at": (row.created_at != 0).then(|| time(row.created_at)),
         "updated_at": row.updated_at.map(time),
-    })
+    });
+    if is_v1(uri) {
+        for key in ["description", "user_id"] {
+            shown[key] = Value::Null;
+        }
+    }
+    shown
+}
+
+/// Whether a client speaks to Cyborg's first version.
+fn is_v1(uri: &OriginalUri) -> bool {
+    uri.path().starts_with("/v1")
+}
+
+/// A device as its host had it when it was last read.
+fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
+    service.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
 }
 
 fn described(service: &Service, held: &Held) -> Value {
     let device = &held.device;
     let host = service.host(device.hypervisor);
+    let function = held.found.clone().or_else(|| known_function(service, device));
     let mut shown = json!({
         "address": device.facts.address,
+        "device_type": function.as_ref().map(|function| device_type(function).to_string()),
         "vendor_id": device.facts.vendor_id.to_string(),
         "product_id": device.facts.product_id.to_string(),
         "host": host.map(|host| &host.name),
@@ -141,6 +168,79 @@ fn one(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -
     ([(header::ETAG, tag)], Json(wire(service, view, uri, headers))).into_response()
 }
 
+/// The members of an accelerator by which Cyborg's clients may have them sorted.
+const SORT_KEYS: [&str; 18] = [
+    "uuid",
+    "name",
+    "description",
+    "status",
+    "status_reason",
+    "instance_uuid",
+    "host",
+    "address",
+    "inner_address",
+    "driver",
+    "device_type",
+    "acc_type",
+    "acc_capability",
+    "vendor_id",
+    "product_id",
+    "remotable",
+    "created_at",
+    "updated_at",
+];
+
+/// The order that Cyborg's clients ask for; without a key that in which they were made.
+#[derive(Default)]
+struct Order {
+    key: Option<String>,
+    descending: bool,
+}
+
+impl Order {
+    fn read(pairs: Vec<(String, String)>) -> Result<Self, Error> {
+        let mut order = Self::default();
+        for (key, value) in pairs {
+            match (key.as_str(), value.as_str()) {
+                ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
+                ("sort_key", _) => {
+                    let known = SORT_KEYS.join(", ");
+                    return Err(Error::Invalid(format!("sort_key {value}: name one of {known}")));
+                }
+                ("sort_dir", "asc") => order.descending = false,
+                ("sort_dir", "desc") => order.descending = true,
+                ("sort_dir", _) => {
+                    return Err(Error::Invalid(format!("sort_dir {value}: write asc or desc")));
+                }
+                // All projects' are listed in any case.
+                ("all_tenants", "true" | "false" | "True" | "False") => {}
+                ("all_tenants", _) => {
+                    return Err(Error::Invalid(format!("all_tenants {value}: write true or false")));
+                }
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "unknown query key {key}; known: limit, marker, sort_key, sort_dir, all_tenants"
+                    )));
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    fn sort(&self, items: &mut [Value]) {
+        if let Some(key) = &self.key {
+            items.sort_by(|a, b| match (&a[key], &b[key]) {
+                (Value::String(a), Value::String(b)) => a.cmp(b),
+                (Value::Number(a), Value::Number(b)) => a.as_i64().cmp(&b.as_i64()),
+                (a, b) => a.is_null().cmp(&b.is_null()),
+            });
+        }
+        if self.descending {
+            items.reverse();
+        }
+    }
+}
+
 async fn list(
     State(service): State<Arc<Service>>,
     _: Identity,
@@ -148,12 +248,19 @@ async fn list(
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let page = Page::alone(pairs)?;
-    let mut views = service.accelerators().await?;
-    page.skip(&mut views, |view, marker| view.row.id.to_string().eq_ignore_ascii_case(marker))?;
-    let (views, next) = page.cut(views, &uri, &headers, |view| view.row.id.to_string());
-    let key = if uri.path().starts_with("/v1") { "accelerators" } else { "accelerator" };
-    let listed: Vec<_> = views.iter().map(|view| wire(&service, view, &uri, &headers)).collect();
+    let (page, order) = if is_v1(&uri) {
+        let (page, rest) = Page::read(pairs)?;
+        (page, Order::read(rest)?)
+    } else {
+        (Page::alone(pairs)?, Order::default())
+    };
+    let views = service.accelerators().await?;
+    let mut items: Vec<_> = views.iter().map(|view| wire(&service, view, &uri, &headers)).collect();
+    order.sort(&mut items);
+    let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
+    page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
+    let (listed, next) = page.cut(items, &uri, &headers, uuid);
+    let key = if is_v1(&uri) { "accelerators" } else { "accelerator" };
     let mut body = json!({ key: listed });
     if let Some(next) = next {
         body[format!("{key}_links")] = next;
@@ -177,6 +284,14 @@ async fn show(
 struct CreateBody {
     name: String,
     uuid: Option<String>,
+}
+
+/// The members of a body. One that is there says something: null would be taken for nothing said.
+fn members<T: DeserializeOwned>(body: Map<String, Value>, example: &str) -> Result<T, Error> {
+    if let Some((key, _)) = body.iter().find(|(_, value)| value.is_null()) {
+        return Err(bad(format!("`{key}` is null; leave it out, or say what it is"), example));
+    }
+    serde_json::from_value(body.into()).map_err(|error| bad(error, example))
 }
 
 fn bad(reason: impl std::fmt::Display, example: &str) -> Error {
@@ -222,9 +337,14 @@ async fn make(
         ChangedBy::Owner => Role::Member,
     })?;
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
-    let body: CreateBody = read(headers, body, CREATE)?;
+    let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
         return Err(bad(format!("a name has 1 to {NAME} characters"), CREATE).into());
+    }
+    if body.name.chars().any(char::is_control) {
+        return Err(
+            bad(format!("name {:?} has control characters; leave them out", body.name), CREATE).into()
+        );
     }
     let named = body.uuid.as_deref().map(|text| uuid(text, CREATE)).transpose()?;
     if let (Some(path), Some(named)) = (path, named)
@@ -259,20 +379,21 @@ async fn create_as(
     make(&service, &identity, Some(&path), &uri, &headers, body).await
 }
 
-/// The generation that `If-Match` asks for; none for any.
-///
-/// # Errors
-/// [`Error::Conflict`] for a tag that no spec has: it is none of ours.
-fn expected(headers: &HeaderMap) -> Result<Option<i64>, Error> {
-    let Some(tag) = headers.get(HeaderName::from_static("if-match")) else { return Ok(None) };
-    let text = tag.to_str().unwrap_or_default().trim();
-    let digits = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
-    if digits == "*" {
-        return Ok(None);
+/// The generations of a spec that `If-Match` names; none for any. A tag that is none of ours names no spec.
+fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
+    let mut named = headers.get_all(header::IF_MATCH).iter().peekable();
+    named.peek()?;
+    let lists: Vec<_> = named.map(|list| list.to_str().unwrap_or_default()).collect();
+    let tags = lists.iter().flat_map(|list| list.split(',')).map(str::trim);
+    let mut generations = Vec::new();
+    for tag in tags {
+        let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
+        if tag == "*" {
+            return None;
+        }
+        generations.extend(tag.parse::<i64>());
     }
-    let stale =
-        |_| Error::Conflict("If-Match names no spec that there is; GET the accelerator for its ETag".into());
-    digits.parse().map(Some).map_err(stale)
+    Some(generations)
 }
 
 async fn replace(
@@ -283,7 +404,7 @@ async fn replace(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
-    let view = service.put_acc_spec(id, &spec, expected(headers)?).await?;
+    let view = service.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
     Ok(one(service, &view, uri, headers))
 }
 
@@ -380,13 +501,13 @@ async fn update(
             }
         };
     }
-    let body: AttachBody = serde_json::from_value(body.into()).map_err(|error| bad(error, ATTACH))?;
+    let body: AttachBody = members(body, ATTACH)?;
     let view = service.accelerator(id).await?;
     let target = body.target(&view)?;
     if let Target::Host { .. } = target {
         identity.needs(Role::Admin)?;
     }
-    let view = service.attach_accelerator(id, target).await?;
+    let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
     Ok(one(&service, &view, &uri, &headers))
 }
 
@@ -394,17 +515,21 @@ async fn detach(
     State(service): State<Arc<Service>>,
     identity: Identity,
     Path(path): Path<AcceleratorPath>,
+    headers: HeaderMap,
     Pairs(mut pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     let id = changed(&service, &identity, &path).await?;
-    let asked = pairs.len();
-    pairs.retain(|(key, value)| key != "purge" || value != "true");
-    let purge = pairs.len() < asked;
-    if purge {
-        identity.needs(Role::Admin)?;
+    let purge = pairs.iter().position(|(key, _)| key == "purge").map(|at| pairs.remove(at).1);
+    match purge.as_deref() {
+        None => {}
+        Some("true") => identity.needs(Role::Admin)?,
+        Some(other) => {
+            return Err(Error::Invalid(format!("purge {other}: write purge=true, or leave it out")).into());
+        }
     }
-    service.detach_accelerator(id, detach_request(Pairs(pairs))?).await?;
-    if purge {
+    let request = detach_request(Pairs(pairs))?;
+    service.detach_accelerator(id, request, expected(&headers).as_deref()).await?;
+    if purge.is_some() {
         service.purge_accelerator(id).await?;
     }
     Ok(StatusCode::NO_CONTENT)

@@ -53,7 +53,7 @@ fn slot(facts: &DeviceFacts) -> Option<Mark> {
 }
 
 /// Whether what is at an address now can be the device that was there.
-fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
+pub(crate) fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
     let differ = |mark: fn(&DeviceFacts) -> Option<Mark>| match (mark(was), mark(now)) {
         (Some(was), Some(now)) => was != now,
         (None, _) | (_, None) => false,

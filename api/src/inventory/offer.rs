@@ -144,12 +144,9 @@ impl Offer {
             let number = group.number;
             let with_it = server.map_or(Owner::Host, Owner::Server);
             if let Some(owner) = devices.get(member).and_then(|row| row.owner).filter(|owner| *owner != with_it) {
-                let place = match owner {
-                    Owner::Server(_) => "in another server",
-                    Owner::Host => "held by the host",
-                };
                 return Some(format!(
-                    "IOMMU group {number} of {address} is not viable: its member {member} is {place}"
+                    "IOMMU group {number} of {address} is not viable: its member {member} is held by {owner}; detach \
+                     it there"
                 ));
             }
             if let Some(foreign) = self.foreign.get(member).filter(|foreign| foreign.live)

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::sql::{Row, query};
 use super::{Columns, Millis, Store, bad_column, now};
-use crate::accelerator::{AccSpec, Holder};
+use crate::accelerator::{AccSpec, Holder, changed, not_found};
 use crate::error::Error;
-use crate::id::{AcceleratorId, DeviceId};
+use crate::id::{AcceleratorId, DeviceId, RequestId};
 
 /// A row of `accelerators`.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +35,7 @@ fn accelerator(row: &Row) -> Result<Accelerator, Error> {
     let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
     let spec = spec.map(|text| {
         let value: Value = serde_json::from_str(&text).map_err(|error| bad(&error))?;
-        AccSpec::read(&value).map_err(|error| bad(&error))
+        AccSpec::kept(&value).map_err(|error| bad(&error))
     });
     Ok(Accelerator {
         id: columns.parse("uuid")?,
@@ -71,7 +71,45 @@ impl Store {
         row.as_ref().map(accelerator).transpose()
     }
 
-    /// Makes an accelerator. It is the device whose UUID it has, if there is one.
+    /// Whether there is an accelerator of a name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has_accelerator_called(&self, name: &str) -> Result<bool, Error> {
+        let row = query("SELECT uuid FROM accelerators WHERE name = $1").bind(name);
+        Ok(row.fetch_optional(&self.read).await?.is_some())
+    }
+
+    /// On whose behalf a device is held, or one part of it; none: on nobody's but its owner's.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn holder_of(&self, device: DeviceId) -> Result<Option<Holder>, Error> {
+        let row = query(
+            "SELECT id, holder FROM attachments WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM bindings WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM mdevs WHERE device_id = $1 AND ended_at IS NULL",
+        );
+        let Some(row) = row.bind(device.0).fetch_optional(&self.read).await? else { return Ok(None) };
+        let columns = Columns { table: "attachments, bindings and mdevs", id: row.try_get("id")?, row: &row };
+        columns.parse_opt("holder")
+    }
+
+    /// How many devices were promised by one request, those that it has no longer too.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rows_of_request(&self, request: RequestId) -> Result<usize, Error> {
+        let rows = query(
+            "SELECT (SELECT COUNT(*) FROM attachments WHERE request_id = $1)
+                 + (SELECT COUNT(*) FROM bindings WHERE request_id = $1)
+                 + (SELECT COUNT(*) FROM mdevs WHERE request_id = $1) AS rows",
+        );
+        let rows: i64 = rows.bind(request.to_string()).fetch_one(&self.read).await?.try_get("rows")?;
+        Ok(usize::try_from(rows).unwrap_or_default())
+    }
+
+    /// Makes an accelerator. It is the device whose UUID it has, if there is or was one.
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is one of its name or id; the database's.
@@ -81,9 +119,11 @@ impl Store {
         id: AcceleratorId,
         project: Option<&str>,
     ) -> Result<Accelerator, Error> {
-        let pinned = self.devices().into_iter().find(|device| device.uuid == id.0).map(|device| device.id);
         let new = AccSpec::default();
         let (_turn, mut tx) = self.begin().await?;
+        let device = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(id.to_string());
+        let pinned =
+            device.fetch_optional(&mut tx).await?.map(|row| row.try_get("id").map(DeviceId)).transpose()?;
         let last = query("SELECT COALESCE(MAX(accelerator_id), 0) AS last FROM accelerators")
             .fetch_one(&mut tx)
             .await?;
@@ -153,12 +193,8 @@ impl Store {
         let Some(row) = row else {
             drop(tx);
             return Err(match self.accelerator(id).await? {
-                None => Error::NotFound(format!("accelerator {id}")),
-                Some(now) => Error::Conflict(format!(
-                    "the spec of accelerator {id} was changed meanwhile: its ETag is \"{}\" now; read it, and put it \
-                     again",
-                    now.generation
-                )),
+                None => not_found(id),
+                Some(now) => changed(id, now.generation),
             });
         };
         let put = accelerator(&row)?;

@@ -234,7 +234,7 @@ fn device(row: &Row) -> Result<Device, Error> {
     })
 }
 
-fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
+pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
     rows.iter().map(|row| device(row).map(Arc::new)).collect()
 }
 
@@ -465,6 +465,7 @@ impl Store {
                 displaced_by.push(waits);
             }
         }
+        let mut pinned_before = None;
         for facts in seen {
             match known.remove(&facts.address).map(|(_, device)| device) {
                 Some(device) if device.facts == facts => {
@@ -491,7 +492,15 @@ impl Store {
                     outcome.changed += 1;
                 }
                 None => {
-                    draft.add(host, facts).await?;
+                    let before = match &mut pinned_before {
+                        Some(before) => before,
+                        none => none.insert(draft.pinned_before(host).await?),
+                    };
+                    // An accelerator that is a device stays that device: it gets its row again.
+                    match before.remove(&facts.address).filter(|was| identity::is_same(&was.facts, &facts)) {
+                        Some(was) => draft.bring_back(was, facts),
+                        None => drop(draft.add(host, facts).await?),
+                    }
                     outcome.added += 1;
                 }
             }

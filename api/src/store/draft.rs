@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::MutexGuard;
 
-use super::devices::{Device, DeviceFacts, DeviceStatus, Owner};
+use super::devices::{Device, DeviceFacts, DeviceStatus, Owner, devices};
 use super::events::{self, What};
 use super::sql::{On, Transaction, query};
 use super::{DevType, Millis, News, Store, now};
@@ -25,6 +25,8 @@ pub(super) struct Draft<'s> {
     pub(super) tx: Transaction,
     /// Rows that may differ from what the table has.
     rows: BTreeMap<DeviceId, Arc<Device>>,
+    /// Rows that were put aside, as they are, and are to be devices again.
+    back: BTreeMap<DeviceId, Arc<Device>>,
     /// What is to be told, beside what the rows tell.
     events: Vec<What>,
     next_id: Option<i64>,
@@ -36,7 +38,8 @@ impl Store {
     pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
         self.catch_up(On::Transaction(&mut tx)).await?;
-        Ok(Draft { store: self, tx, rows: BTreeMap::new(), events: Vec::new(), next_id: None, _turn: turn })
+        let (rows, back) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Draft { store: self, tx, rows, back, events: Vec::new(), next_id: None, _turn: turn })
     }
 }
 
@@ -97,6 +100,27 @@ impl Draft<'_> {
                 row.status = status;
             }
         });
+    }
+
+    /// The rows that were put aside of devices that accelerators are, by their addresses; of several of one address the
+    /// last.
+    pub(super) async fn pinned_before(
+        &mut self,
+        host: HypervisorId,
+    ) -> Result<BTreeMap<PciAddress, Arc<Device>>, Error> {
+        let rows = query(
+            "SELECT * FROM pci_devices WHERE compute_node_id = $1 AND deleted <> 0
+                 AND id IN (SELECT device_id FROM accelerators) ORDER BY id",
+        );
+        let rows = rows.bind(host.0).fetch_all(&mut self.tx).await?;
+        Ok(devices(&rows)?.into_iter().map(|row| (row.facts.address, row)).collect())
+    }
+
+    /// Makes the row of a device that is back one that may be given away again.
+    pub(super) fn bring_back(&mut self, was: Arc<Device>, facts: DeviceFacts) {
+        let row = Device { status: DeviceStatus::Available, facts, gone_at: None, ..(*was).clone() };
+        self.rows.insert(was.id, Arc::new(row));
+        self.back.insert(was.id, was);
     }
 
     /// Makes a row for a device that was not there.
@@ -213,7 +237,7 @@ impl Draft<'_> {
             if was.is_some() || row.status != DeviceStatus::Deleted {
                 self.events.extend(events::of_device(was.as_deref(), &row));
             }
-            match was {
+            match was.or_else(|| self.back.get(&id).cloned()) {
                 None if row.status == DeviceStatus::Deleted => continue,
                 None => insert(&mut self.tx, &row, seq).await?,
                 Some(was) => {
@@ -295,7 +319,7 @@ async fn update(
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
              used_at = $19, seq = $20
-         WHERE id = $1 AND status = $2 AND deleted = 0",
+         WHERE id = $1 AND status = $2 AND deleted = $21",
     )
     .bind(row.id.0)
     .bind(was.status.as_str())
@@ -317,6 +341,7 @@ async fn update(
     .bind(if gone { row.id.0 } else { 0 })
     .bind(row.used_at)
     .bind(seq)
+    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
     .execute(&mut *tx)
     .await?;
     if done == 1 { Ok(()) } else { Err(Error::Stale) }

@@ -52,6 +52,7 @@ on_both! {
     a_change_of_the_rules_is_told
     of_too_many_answers_the_oldest_are_forgotten
     an_accelerator_has_one_name_and_holds_what_one_request_gave_it
+    a_device_that_comes_back_is_the_one_that_an_accelerator_is
     a_device_in_parts_is_its_hosts_until_the_last_is_gone
     a_device_profile_stays_as_long_as_requests_ask_by_it
     a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
@@ -807,6 +808,49 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     assert_eq!(states, ["attaching", "attached", "detached"]);
     assert!(store.purge_accelerator(made.id).await.unwrap());
     assert!(!store.purge_accelerator(made.id).await.unwrap());
+}
+
+async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Records) {
+    use crate::id::AcceleratorId;
+
+    records.scan(devices()).await;
+    let store = &records.store;
+    let (pinned, other) = (records.at("0000:04:10.0"), records.at("0000:04:10.1"));
+    store.create_accelerator("one", AcceleratorId(pinned.uuid), None).await.unwrap();
+    let gone = || async {
+        let mut without = devices();
+        without.retain(|facts| facts.parent_addr.is_none());
+        assert_eq!(records.scan(without).await.removed, 3);
+    };
+    gone().await;
+    // While it is gone it can be named all the same.
+    let late = store.create_accelerator("late", AcceleratorId(other.uuid), None).await.unwrap();
+    assert_eq!(late.pinned, Some(other.id));
+    assert_eq!(store.known_device(other.id).await.unwrap().unwrap().status, DeviceStatus::Deleted);
+    for _ in 0..2 {
+        let since = records.last_event().await;
+        assert_eq!(records.scan(devices()).await.added, 3);
+        assert_eq!(records.told(since).await, ["device.added - -"; 3]);
+        for was in [&pinned, &other] {
+            let now = records.at(&was.facts.address.to_string());
+            assert_eq!((now.id, now.uuid, now.status), (was.id, was.uuid, DeviceStatus::Available));
+        }
+        // Of what no accelerator is, a new row is made, as ever.
+        assert!(records.at("0000:04:10.2").id.0 > 5);
+        let before = store.devices();
+        store.read_devices().await.unwrap();
+        assert_eq!(store.devices(), before);
+        let claimed = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
+        assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unclaimable);
+        records.gone(claimed).await;
+        gone().await;
+    }
+    // Another kind of device, or another card, is another device.
+    let mut changed = devices();
+    changed.retain(|facts| facts.parent_addr.is_none() || facts.address == pinned.facts.address);
+    changed[2].product_id = "1533".parse().unwrap();
+    records.scan(changed).await;
+    assert_ne!(records.at("0000:04:10.0").id, pinned.id);
 }
 
 async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records) {
