@@ -42,6 +42,9 @@ pub enum Error {
     /// No such attachment of that server.
     #[error("PCI attachment {0} of that server not found; GET os-pci_attachments lists those there are")]
     NoAttachment(AttachmentId),
+    /// No such accelerator.
+    #[error("accelerator {0} not found; GET /accelerators lists those there are")]
+    NoAccelerator(String),
     /// Something else that is named in the path is not there.
     #[error("{0} not found")]
     NotFound(String),

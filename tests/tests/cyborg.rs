@@ -615,6 +615,7 @@ fn headers(who: &str) -> Vec<(String, String)> {
 #[tokio::test]
 async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_project() {
     let mut service = service().await;
+    let device = service.device(QAT).await["uuid"].as_str().unwrap().to_owned();
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
     for change in ["admin", "owner"] {
         service.reconfigure("[pci]\n", &format!("[accelerators]\nchange = \"{change}\"\n[pci]\n"));
@@ -652,11 +653,18 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
             }
         }
         // The host, and the record itself, are the administrator's.
-        for (method, path, body) in [(Method::PUT, path, json!({})), (Method::DELETE, &gone, json!({}))] {
-            send(method.clone(), path, "member", body.clone()).await.expect(403);
-            let done = send(method, path, "admin", body).await;
+        let none = json!({});
+        for (method, path) in [(Method::PUT, path), (Method::DELETE, path), (Method::DELETE, &gone)] {
+            send(method.clone(), path, "member", none.clone()).await.expect(403);
+            let done = send(method, path, "admin", none.clone()).await;
             assert!(done.status < 300, "{}", done.body);
         }
+        // And so is what a device is by itself.
+        let named = json!({ "name": "mine", "uuid": device });
+        send(Method::POST, "/accelerators", "member", named).await.expect(403);
+        send(Method::POST, &format!("/accelerators/{device}"), "member", json!({ "name": "mine" }))
+            .await
+            .expect(403);
     }
 }
 

@@ -438,6 +438,8 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
         let _ = service.try_send(method, &path, body).await;
         if service.ended(Duration::from_millis(100)).await
             || control(&service.host_dir(), "fault clear").is_err()
+            // It may have struck in the very moment.
+            || service.ended(Duration::from_millis(20)).await
         {
             service.kill();
             service.start_again().await;

@@ -343,15 +343,15 @@ impl Service {
                 Error::Conflict(format!("mediated device {id} is on a host that is no longer configured"))
             })?;
             host.ready().await?;
-            if row.state == State::Attached && !request.force {
-                self.may_be_asked(&host, Plugged::from(&row)).await?;
-            }
             if let Some(guard) = self.in_flight.try_enter(id).await? {
                 // It may have ended or begun to go meanwhile.
-                match self.store.mdev(id).await? {
-                    Some(now) if !now.state.is_final() => break (host, now, guard),
-                    Some(_) | None => return Ok(None),
+                let Some(now) = self.store.mdev(id).await?.filter(|now| !now.state.is_final()) else {
+                    return Ok(None);
+                };
+                if now.state == State::Attached && !request.force {
+                    self.may_be_asked(&host, Plugged::from(&now)).await?;
                 }
+                break (host, now, guard);
             }
             // Somebody asks the guest already: what it is by then is what there is to say, or it is asked again.
             let idle = self.in_flight.idle(id);

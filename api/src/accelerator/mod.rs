@@ -253,7 +253,7 @@ fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
 
 /// There is no such accelerator.
 pub(crate) fn not_found(id: impl fmt::Display) -> Error {
-    Error::NotFound(format!("accelerator {id}, which GET /accelerators does not list,"))
+    Error::NoAccelerator(id.to_string())
 }
 
 /// The spec of an accelerator is not the one that a request goes with.

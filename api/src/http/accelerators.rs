@@ -352,7 +352,14 @@ async fn make(
     {
         return Err(bad(format!("the path says {path}, and the body {named}"), CREATE).into());
     }
-    let view = service.create_accelerator(&body.name, named.or(path), identity.project.as_deref()).await?;
+    let id = named.or(path);
+    if let Some(id) = id
+        && service.store.is_device(id.0).await?
+    {
+        // The accelerator that a device is is nobody's project's.
+        identity.needs(Role::Admin)?;
+    }
+    let view = service.create_accelerator(&body.name, id, identity.project.as_deref()).await?;
     let prefix = if uri.path().starts_with("/v1") { "/v1" } else { "" };
     let place = format!("{}{prefix}/accelerators/{}", base(headers), view.row.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)]).into_response())
@@ -528,6 +535,10 @@ async fn detach(
         }
     }
     let request = detach_request(Pairs(pairs))?;
+    // Who may not give it to a host may not take it from there.
+    if service.accelerator(id).await?.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
+        identity.needs(Role::Admin)?;
+    }
     service.detach_accelerator(id, request, expected(&headers).as_deref()).await?;
     if purge.is_some() {
         service.purge_accelerator(id).await?;

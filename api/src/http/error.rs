@@ -36,7 +36,9 @@ impl From<Error> for Fault {
             Error::Invalid(_) | Error::UnknownAlias { .. } | Error::TooFewFree { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Error::NoServer(_) | Error::NoAttachment(_) | Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::NoServer(_) | Error::NoAttachment(_) | Error::NoAccelerator(_) | Error::NotFound(_) => {
+                StatusCode::NOT_FOUND
+            }
             Error::Gone(_) => StatusCode::GONE,
             Error::NeedsService => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,

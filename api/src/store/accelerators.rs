@@ -1,6 +1,7 @@
 //! The table `accelerators`: what is given away under a name of its own.
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::sql::{Row, query};
 use super::{Columns, Millis, Store, bad_column, now};
@@ -77,6 +78,15 @@ impl Store {
     /// The database's.
     pub async fn has_accelerator_called(&self, name: &str) -> Result<bool, Error> {
         let row = query("SELECT uuid FROM accelerators WHERE name = $1").bind(name);
+        Ok(row.fetch_optional(&self.read).await?.is_some())
+    }
+
+    /// Whether a UUID is, or was, a device's.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn is_device(&self, uuid: Uuid) -> Result<bool, Error> {
+        let row = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(uuid.hyphenated().to_string());
         Ok(row.fetch_optional(&self.read).await?.is_some())
     }
 
