@@ -56,8 +56,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
-        let rows = query("SELECT * FROM accelerators ORDER BY accelerator_id").fetch_all(&self.read).await?;
-        rows.iter().map(accelerator).collect()
+        query("SELECT * FROM accelerators ORDER BY accelerator_id").all(&self.read, accelerator).await
     }
 
     /// One accelerator.
@@ -65,11 +64,10 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn accelerator(&self, id: AcceleratorId) -> Result<Option<Accelerator>, Error> {
-        let row = query("SELECT * FROM accelerators WHERE uuid = $1")
+        query("SELECT * FROM accelerators WHERE uuid = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.read)
-            .await?;
-        row.as_ref().map(accelerator).transpose()
+            .one(&self.read, accelerator)
+            .await
     }
 
     /// Whether there is an accelerator of a name.

@@ -132,14 +132,13 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn arqs(&self) -> Result<Vec<Arq>, Error> {
-        let rows = query(
+        query(
             "SELECT accelerator_requests.*, device_profiles.name AS profile_name
              FROM accelerator_requests JOIN device_profiles ON device_profiles.id = profile_id
              ORDER BY accelerator_requests.id",
         )
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(arq).collect()
+        .all(&self.read, arq)
+        .await
     }
 
     /// One accelerator request.
@@ -147,15 +146,14 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn arq(&self, id: ArqId) -> Result<Option<Arq>, Error> {
-        let row = query(
+        query(
             "SELECT accelerator_requests.*, device_profiles.name AS profile_name
              FROM accelerator_requests JOIN device_profiles ON device_profiles.id = profile_id
              WHERE accelerator_requests.uuid = $1",
         )
         .bind(id.to_string())
-        .fetch_optional(&self.read)
-        .await?;
-        row.as_ref().map(arq).transpose()
+        .one(&self.read, arq)
+        .await
     }
 
     /// Says that accelerator requests are being bound, all or none. With a project, they are that project's then.

@@ -374,11 +374,10 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
-        let row = query("SELECT * FROM attachments WHERE id = $1")
+        query("SELECT * FROM attachments WHERE id = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.read)
-            .await?;
-        row.as_ref().map(attachment).transpose()
+            .one(&self.read, attachment)
+            .await
     }
 
     /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
@@ -444,10 +443,9 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        let rows = query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter().map(attachment).collect()
+        query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .all(&self.read, attachment)
+            .await
     }
 
     /// A server's attachments that have not ended, oldest first.
@@ -455,14 +453,13 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
-        let rows = query(
+        query(
             "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
              ORDER BY created_at, device_id",
         )
         .bind(server.to_string())
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(attachment).collect()
+        .all(&self.read, attachment)
+        .await
     }
 
     /// The attachments of a holder that have not ended, oldest first.
@@ -470,13 +467,12 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_held_by(&self, holder: Holder) -> Result<Vec<Attachment>, Error> {
-        let rows = query(
+        query(
             "SELECT * FROM attachments WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
         )
         .bind(holder.to_string())
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(attachment).collect()
+        .all(&self.read, attachment)
+        .await
     }
 
     /// The attachments that ended last, of one server or of all, the last one first.
@@ -500,7 +496,7 @@ impl Store {
             )
             .bind(i64::from(limit)),
         };
-        ended.fetch_all(&self.read).await?.iter().map(attachment).collect()
+        ended.all(&self.read, attachment).await
     }
 
     /// The attachments of a request, ended ones too, oldest first.
@@ -508,10 +504,9 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
-        let rows = query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+        query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
             .bind(request.to_string())
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter().map(attachment).collect()
+            .all(&self.read, attachment)
+            .await
     }
 }

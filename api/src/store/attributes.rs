@@ -39,8 +39,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn attributes(&self) -> Result<Vec<Attribute>, Error> {
-        let rows = query("SELECT * FROM attributes ORDER BY created_at, uuid").fetch_all(&self.read).await?;
-        rows.iter().map(attribute).collect()
+        query("SELECT * FROM attributes ORDER BY created_at, uuid").all(&self.read, attribute).await
     }
 
     /// Says something of a deployable.

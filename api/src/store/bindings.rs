@@ -168,11 +168,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn binding(&self, id: BindingId) -> Result<Option<Binding>, Error> {
-        let row = query("SELECT * FROM bindings WHERE id = $1")
-            .bind(id.to_string())
-            .fetch_optional(&self.read)
-            .await?;
-        row.as_ref().map(binding).transpose()
+        query("SELECT * FROM bindings WHERE id = $1").bind(id.to_string()).one(&self.read, binding).await
     }
 
     /// Every binding that has not ended, oldest first.
@@ -180,10 +176,9 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn bindings(&self) -> Result<Vec<Binding>, Error> {
-        let rows = query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter().map(binding).collect()
+        query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .all(&self.read, binding)
+            .await
     }
 
     /// The bindings of a holder that have not ended, oldest first.
@@ -191,12 +186,9 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn bindings_held_by(&self, holder: Holder) -> Result<Vec<Binding>, Error> {
-        let rows = query(
-            "SELECT * FROM bindings WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
-        )
-        .bind(holder.to_string())
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(binding).collect()
+        query("SELECT * FROM bindings WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id")
+            .bind(holder.to_string())
+            .all(&self.read, binding)
+            .await
     }
 }

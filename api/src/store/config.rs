@@ -25,8 +25,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
-        let rows = query("SELECT * FROM pci_config ORDER BY kind, position").fetch_all(&self.read).await?;
-        rows.iter().map(rule).collect()
+        query("SELECT * FROM pci_config ORDER BY kind, position").all(&self.read, rule).await
     }
 
     /// Writes a rule: a new one behind the others of its kind, one that is there in its place.

@@ -59,8 +59,7 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn device_profiles(&self) -> Result<Vec<DeviceProfile>, Error> {
-        let rows = query("SELECT * FROM device_profiles ORDER BY id").fetch_all(&self.read).await?;
-        rows.iter().map(device_profile).collect()
+        query("SELECT * FROM device_profiles ORDER BY id").all(&self.read, device_profile).await
     }
 
     /// The device profile of a name.
@@ -69,8 +68,7 @@ impl Store {
     /// The database's, or a row that cannot be read.
     pub async fn device_profile_called(&self, name: &str) -> Result<Option<DeviceProfile>, Error> {
         let row = query("SELECT * FROM device_profiles WHERE name = $1");
-        let row = row.bind(name).fetch_optional(&self.read).await?;
-        row.as_ref().map(device_profile).transpose()
+        row.bind(name).one(&self.read, device_profile).await
     }
 
     /// Makes a device profile.

@@ -224,7 +224,7 @@ impl Store {
     /// The database's, or a row that cannot be read.
     pub async fn mdev(&self, id: AttachmentId) -> Result<Option<Mdev>, Error> {
         let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
-        row.fetch_optional(&self.read).await?.as_ref().map(mdev).transpose()
+        row.one(&self.read, mdev).await
     }
 
     /// Every mediated device that has not ended, oldest first.
@@ -233,7 +233,7 @@ impl Store {
     /// The database's, or a row that cannot be read.
     pub async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
         let rows = query("SELECT * FROM mdevs WHERE ended_at IS NULL ORDER BY created_at, id");
-        rows.fetch_all(&self.read).await?.iter().map(mdev).collect()
+        rows.all(&self.read, mdev).await
     }
 
     /// A server's mediated devices that have not ended, oldest first.
@@ -243,7 +243,7 @@ impl Store {
     pub async fn mdevs_of(&self, server: ServerId) -> Result<Vec<Mdev>, Error> {
         let rows =
             query("SELECT * FROM mdevs WHERE server_uuid = $1 AND ended_at IS NULL ORDER BY created_at, id");
-        rows.bind(server.to_string()).fetch_all(&self.read).await?.iter().map(mdev).collect()
+        rows.bind(server.to_string()).all(&self.read, mdev).await
     }
 
     /// The mediated devices of a holder that have not ended, oldest first.
@@ -253,6 +253,6 @@ impl Store {
     pub async fn mdevs_held_by(&self, holder: Holder) -> Result<Vec<Mdev>, Error> {
         let rows =
             query("SELECT * FROM mdevs WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, id");
-        rows.bind(holder.to_string()).fetch_all(&self.read).await?.iter().map(mdev).collect()
+        rows.bind(holder.to_string()).all(&self.read, mdev).await
     }
 }

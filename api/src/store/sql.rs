@@ -9,6 +9,8 @@ use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 
+use crate::error::Error;
+
 /// How long PostgreSQL may take for one statement. Whoever stands still in the middle of a change is in the way for
 /// half of that at most ([`STALLED`](super::STALLED)).
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,6 +130,24 @@ impl Query {
                 soon(self.postgres().execute(&mut **tx)).await?.rows_affected()
             }
         })
+    }
+
+    /// What its rows say, each read by `read`.
+    pub(super) async fn all<T>(
+        self,
+        on: impl Into<On<'_>>,
+        read: impl FnMut(&Row) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        self.fetch_all(on).await?.iter().map(read).collect()
+    }
+
+    /// What its one row says, read by `read`; none without a row.
+    pub(super) async fn one<T>(
+        self,
+        on: impl Into<On<'_>>,
+        read: impl FnMut(&Row) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        self.fetch_optional(on).await?.as_ref().map(read).transpose()
     }
 
     /// All rows that it answers.
