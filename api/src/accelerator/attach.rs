@@ -31,7 +31,7 @@ impl Service {
     /// The work goes on when the caller goes away.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NoServer`]; [`Error::Conflict`] when it is not available, or no device is; what
+    /// [`Error::NoAccelerator`], [`Error::NoServer`]; [`Error::Conflict`] when it is not available, or no device is; what
     /// the host answers.
     pub async fn attach_accelerator(
         self: &Arc<Self>,
@@ -232,7 +232,7 @@ impl Service {
     /// its spec is of one of these.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Conflict`] while it is being attached, when a guest does not let go, or, of one
+    /// [`Error::NoAccelerator`]; [`Error::Conflict`] while it is being attached, when a guest does not let go, or, of one
     /// that holds nothing, when others hold the device that it is or what must move with that.
     pub async fn detach_accelerator(
         self: &Arc<Self>,

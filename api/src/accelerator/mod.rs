@@ -342,7 +342,7 @@ impl Service {
     /// One accelerator.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; the database's.
+    /// [`Error::NoAccelerator`]; the database's.
     pub async fn accelerator(&self, id: AcceleratorId) -> Result<View, Error> {
         if let Some(row) = self.store.accelerator(id).await? {
             return self.view(row).await;
@@ -357,7 +357,7 @@ impl Service {
     /// Puts a spec in the place of the one before; with `generations`, only of one of these.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Conflict`]; the database's.
+    /// [`Error::NoAccelerator`], [`Error::Conflict`]; the database's.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,

@@ -173,7 +173,7 @@ impl Store {
     /// Puts a spec in the place of the one before, if that is still of the `expected` generation.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it is not, [`Error::NotFound`]; the database's.
+    /// [`Error::Conflict`] when it is not, [`Error::NoAccelerator`]; the database's.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,
