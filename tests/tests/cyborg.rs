@@ -271,7 +271,9 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
     let whole = requests(&service, "whole").await.remove(0);
     patch(&service, &whole, target(&card, G2)).await.expect(202);
     let failed = becomes(&service, &whole, "BindFailed").await;
-    assert!(failed["state_reason"].as_str().unwrap().contains("it is allocated"), "{failed}");
+    let reason = failed["state_reason"].as_str().unwrap();
+    assert!(reason.contains(&format!("accelerator request {whole} asks for 1 device(s)")), "{failed}");
+    assert!(reason.contains("it is allocated"), "{failed}");
     let third = requests(&service, "by-id").await.remove(0);
     patch(&service, &third, target(&card, G2)).await.expect(202);
     let failed = becomes(&service, &third, "BindFailed").await;

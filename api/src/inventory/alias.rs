@@ -147,6 +147,12 @@ impl Alias {
         Self { name, specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy }
     }
 
+    /// What it is called where people read of it: one that is only said by addresses has the name of who asks.
+    pub(super) fn asker(&self) -> String {
+        let named = self.specs.iter().any(|spec| spec.among.is_some());
+        if named { self.name.clone() } else { format!("alias `{}`", self.name) }
+    }
+
     /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
     pub(super) fn add_alternative(&mut self, other: Self, grammar: &AliasGrammar) -> Result<(), SpecError> {
         let differ = |key| {

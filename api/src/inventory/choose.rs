@@ -65,8 +65,8 @@ pub struct Scene<'a> {
 /// A part of a request that cannot be met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
-    /// The alias.
-    pub alias: String,
+    /// Who asks: an alias, or what a device is held on behalf of.
+    pub asker: String,
     /// How many devices or groups were wanted.
     pub wanted: usize,
     /// How many would do, were it the only part.
@@ -106,7 +106,8 @@ impl Shortage {
         if self.together.is_some() {
             return "ask for fewer of them at once".to_owned();
         }
-        let helps: Vec<_> = self.left_out.keys().map(|category| category.advice()).collect();
+        let mut helps: Vec<_> = self.left_out.keys().map(|category| category.advice()).collect();
+        helps.dedup();
         match &helps[..] {
             [] => "GET os-pci/detail lists what there is".to_owned(),
             helps => helps.join(", or "),
@@ -116,9 +117,9 @@ impl Shortage {
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { alias, wanted, free, whole_group, left_out, nearest, together } = self;
+        let Self { asker, wanted, free, whole_group, left_out, nearest, together } = self;
         let what = if *whole_group { "IOMMU group(s)" } else { "device(s)" };
-        write!(f, "alias `{alias}` asks for {wanted} {what}, {free} free")?;
+        write!(f, "{asker} asks for {wanted} {what}, {free} free")?;
         if let Some(together) = together {
             write!(f, ", but no choice was found that serves all parts of the request together: {together}")?;
         }
@@ -375,7 +376,7 @@ impl<'s, 'a> Table<'s, 'a> {
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
         let nearest = nearest.map(|(device, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
-        Shortage { alias: alias.name.clone(), wanted: count, free, whole_group, left_out, nearest, together }
+        Shortage { asker: alias.asker(), wanted: count, free, whole_group, left_out, nearest, together }
     }
 
     fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
