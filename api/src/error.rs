@@ -36,6 +36,9 @@ pub enum Error {
         "this requires a service token: an X-Service-Token whose roles have service, as Nova sends it; or the role admin"
     )]
     NeedsService,
+    /// What the host itself has is not theirs.
+    #[error("this requires the role admin in a project: the host itself has the device")]
+    NeedsAdmin,
     /// No such server on any host.
     #[error("server {0} not found; GET servers lists those there are")]
     NoServer(ServerId),

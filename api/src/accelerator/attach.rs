@@ -229,19 +229,21 @@ impl Service {
     }
 
     /// Detaches an accelerator: all its devices are back in the pool when it returns. With `generations`, only while
-    /// its spec is of one of these.
+    /// its spec is of one of these; `may` is asked of what it is as it is released.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`]; [`Error::Conflict`] while it is being attached, when a guest does not let go, or, of one
-    /// that holds nothing, when others hold the device that it is or what must move with that.
+    /// [`Error::NoAccelerator`]; what `may` answers; [`Error::Conflict`] while it is being attached, when a guest does
+    /// not let go, or, of one that holds nothing, when others hold the device that it is or what must move with that.
     pub async fn detach_accelerator(
         self: &Arc<Self>,
         id: AcceleratorId,
         request: DetachRequest,
         generations: Option<&[i64]>,
+        may: impl Fn(&View) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let request = DetachRequest { holder: Some(Holder::Accelerator(id)), ..request };
         let view = self.accelerator(id).await?;
+        may(&view)?;
         view.is_of(generations)?;
         if let (Status::Attaching, _) = view.status() {
             return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));

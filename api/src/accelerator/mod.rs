@@ -9,13 +9,15 @@ mod binding;
 mod mdev;
 mod spec;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
+use hotslot_driver::pci::PciAddress;
 use uuid::Uuid;
 
 pub(crate) use self::mdev::Parts;
@@ -23,7 +25,7 @@ pub use self::spec::AccSpec;
 use crate::attachment::State;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, ArqId, DeviceId, RequestId, ServerId};
+use crate::id::{AcceleratorId, ArqId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::service::Service;
 use crate::store::{Accelerator, Attachment, Binding, Device, DeviceStatus, Mdev, words};
 
@@ -104,7 +106,7 @@ pub struct Held {
     pub by: HeldBy,
     /// The device; of a mediated device its parent.
     pub device: Arc<Device>,
-    /// As the host has it now; none when that cannot be read.
+    /// As the host has it now; none when that was not asked ([`Service::look_at`]), or cannot be read.
     pub found: Option<HostDevice>,
 }
 
@@ -159,6 +161,8 @@ pub struct View {
     pub asked: usize,
     /// The one device that it is, also while it is gone.
     pub pinned: Option<Arc<Device>>,
+    /// Whether the host of that device is configured.
+    pub reachable: bool,
 }
 
 impl View {
@@ -193,6 +197,10 @@ impl View {
             };
         };
         let address = device.facts.address;
+        if !self.reachable {
+            let reason = format!("its device {address} is on a host that is no longer configured");
+            return (Status::Error, Some(reason));
+        }
         if device.gone_at.is_some() || device.status == DeviceStatus::Deleted {
             let reason =
                 format!("its device {address} is gone from the host, or from what may be given away");
@@ -240,7 +248,7 @@ impl View {
 fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
     let row = Accelerator {
         id: AcceleratorId(device.uuid),
-        name: if taken { format!("{name}_{}", device.uuid) } else { name },
+        name: if taken { told_apart(&name, device) } else { name },
         spec: None,
         generation: 0,
         pinned: Some(device.id),
@@ -248,7 +256,12 @@ fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
         created_at: 0,
         updated_at: None,
     };
-    View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)) }
+    View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)), reachable: true }
+}
+
+/// What a discovered accelerator is called while another has its name.
+fn told_apart(name: &str, device: &Device) -> String {
+    format!("{name}_{}", device.uuid)
 }
 
 /// There is no such accelerator.
@@ -296,8 +309,11 @@ impl Service {
     ) -> Result<View, Error> {
         let id = id.unwrap_or_else(|| AcceleratorId(Uuid::new_v4()));
         if self.config.accelerators.discovered {
-            let devices = self.store.devices();
-            let shows = |device: &&Arc<Device>| device.uuid != id.0 && self.discovered_name(device) == name;
+            let devices = self.discoverable();
+            let shows = |device: &&Arc<Device>| {
+                let shown = self.discovered_name(device);
+                device.uuid != id.0 && (shown == name || told_apart(&shown, device) == name)
+            };
             if let Some(device) = devices.iter().find(shows)
                 && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
             {
@@ -312,7 +328,7 @@ impl Service {
         self.view(row).await
     }
 
-    /// Every accelerator; with `[accelerators] discovered`, the devices that may be given away too.
+    /// Every accelerator, as the records say; with `[accelerators] discovered`, the devices that may be given away too.
     ///
     /// # Errors
     /// The database's.
@@ -330,7 +346,7 @@ impl Service {
         if self.config.accelerators.discovered {
             let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
             let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
-            for device in self.store.devices().iter().filter(|device| !on_record.contains(&device.uuid)) {
+            for device in self.discoverable().iter().filter(|device| !on_record.contains(&device.uuid)) {
                 let name = self.discovered_name(device);
                 let taken = names.contains(&name);
                 views.push(discovered(device, name, taken));
@@ -339,7 +355,7 @@ impl Service {
         Ok(views)
     }
 
-    /// One accelerator.
+    /// One accelerator, as the records say.
     ///
     /// # Errors
     /// [`Error::NoAccelerator`]; the database's.
@@ -347,7 +363,7 @@ impl Service {
         if let Some(row) = self.store.accelerator(id).await? {
             return self.view(row).await;
         }
-        let device = self.store.devices().into_iter().find(|device| device.uuid == id.0);
+        let device = self.discoverable().into_iter().find(|device| device.uuid == id.0);
         let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
         let name = self.discovered_name(&device);
         let taken = self.store.has_accelerator_called(&name).await?;
@@ -417,12 +433,7 @@ impl Service {
         let mut held = Vec::new();
         for by in attachments.into_iter().map(HeldBy::Attachment).chain(bindings).chain(mdevs) {
             let device = self.device_held(&by).await?;
-            // Nothing tells of drivers that come and go.
-            let found = match self.host(device.hypervisor) {
-                Some(host) => host.soon(host.hypervisor.device(device.facts.address)).await.ok(),
-                None => None,
-            };
-            held.push(Held { by, device, found });
+            held.push(Held { by, device, found: None });
         }
         let pinned = match row.pinned {
             Some(id) => self.store.known_device(id).await?,
@@ -432,7 +443,44 @@ impl Service {
             Some(first) => self.store.rows_of_request(first.by.request()).await?,
             None => 0,
         };
-        Ok(View { row, held, asked, pinned })
+        let reachable = pinned.as_ref().is_none_or(|device| self.host(device.hypervisor).is_some());
+        Ok(View { row, held, asked, pinned, reachable })
+    }
+
+    /// Asks the hosts what the devices that are held are now, for nothing tells of drivers that come and go. A host that
+    /// does not answer in time keeps nobody waiting for another.
+    pub async fn look_at(&self, views: &mut [View]) {
+        let mut places = BTreeMap::<HypervisorId, BTreeSet<PciAddress>>::new();
+        for held in views.iter().flat_map(|view| &view.held) {
+            places.entry(held.device.hypervisor).or_default().insert(held.device.facts.address);
+        }
+        let of_host = async |(id, addresses): (HypervisorId, BTreeSet<PciAddress>)| {
+            let mut found = Vec::new();
+            if let Some(host) = self.host(id) {
+                let read = async {
+                    for address in addresses {
+                        let device = host.hypervisor.device(address).await;
+                        found.extend(device.ok().map(|device| ((id, address), device)));
+                    }
+                    Ok(())
+                };
+                // What was read by then is so.
+                drop(host.soon(read).await);
+            }
+            found
+        };
+        let found = join_all(places.into_iter().map(of_host)).await;
+        let found: HashMap<_, _> = found.into_iter().flatten().collect();
+        for held in views.iter_mut().flat_map(|view| &mut view.held) {
+            held.found = found.get(&(held.device.hypervisor, held.device.facts.address)).cloned();
+        }
+    }
+
+    /// The devices that are accelerators by themselves: those of the hosts that are configured.
+    fn discoverable(&self) -> Vec<Arc<Device>> {
+        let mut devices = self.store.devices();
+        devices.retain(|device| self.host(device.hypervisor).is_some());
+        devices
     }
 
     pub(crate) async fn device_held(&self, by: &HeldBy) -> Result<Arc<Device>, Error> {

@@ -73,6 +73,12 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
     let function = first
         .and_then(|held| held.found.clone())
         .or_else(|| device.and_then(|device| known_function(service, device)));
+    // Of one that is held, what was not heard from its host now is not said.
+    let driver = match first {
+        Some(held) => held.found.as_ref(),
+        None => function.as_ref(),
+    };
+    let driver = driver.and_then(|function| function.driver.clone());
     // Without a spec it is what its device is.
     let of_device = function.as_ref().filter(|_| row.spec.is_none());
     let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
@@ -93,7 +99,7 @@ fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) 
         "host": host.map(|host| &host.name),
         "address": device.map(|device| device.facts.address),
         "inner_address": devices.first().map(|device| &device["inner_address"]),
-        "driver": function.and_then(|function| function.driver),
+        "driver": driver,
         "devices": devices,
         "device_type": kind,
         "acc_type": spec.acc_type,
@@ -163,9 +169,10 @@ fn described(service: &Service, held: &Held) -> Value {
 }
 
 /// One accelerator, with the tag of its spec.
-fn one(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Response {
+async fn one(service: &Service, mut view: View, uri: &OriginalUri, headers: &HeaderMap) -> Response {
+    service.look_at(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
-    ([(header::ETAG, tag)], Json(wire(service, view, uri, headers))).into_response()
+    ([(header::ETAG, tag)], Json(wire(service, &view, uri, headers))).into_response()
 }
 
 /// The members of an accelerator by which Cyborg's clients may have them sorted.
@@ -254,7 +261,8 @@ async fn list(
     } else {
         (Page::alone(pairs)?, Order::default())
     };
-    let views = service.accelerators().await?;
+    let mut views = service.accelerators().await?;
+    service.look_at(&mut views).await;
     let mut items: Vec<_> = views.iter().map(|view| wire(&service, view, &uri, &headers)).collect();
     order.sort(&mut items);
     let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
@@ -276,7 +284,7 @@ async fn show(
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
     let view = service.accelerator(path.id()?).await?;
-    Ok(one(&service, &view, &uri, &headers))
+    Ok(one(&service, view, &uri, &headers).await)
 }
 
 #[derive(Deserialize)]
@@ -412,7 +420,7 @@ async fn replace(
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
     let view = service.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
-    Ok(one(service, &view, uri, headers))
+    Ok(one(service, view, uri, headers).await)
 }
 
 async fn put_spec(
@@ -515,7 +523,7 @@ async fn update(
         identity.needs(Role::Admin)?;
     }
     let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
-    Ok(one(&service, &view, &uri, &headers))
+    Ok(one(&service, view, &uri, &headers).await)
 }
 
 async fn detach(
@@ -536,10 +544,12 @@ async fn detach(
     }
     let request = detach_request(Pairs(pairs))?;
     // Who may not give it to a host may not take it from there.
-    if service.accelerator(id).await?.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
-        identity.needs(Role::Admin)?;
-    }
-    service.detach_accelerator(id, request, expected(&headers).as_deref()).await?;
+    let admin = identity.needs(Role::Admin).is_ok();
+    let may = |view: &View| match view.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
+        true if !admin => Err(Error::NeedsAdmin),
+        true | false => Ok(()),
+    };
+    service.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
     if purge.is_some() {
         service.purge_accelerator(id).await?;
     }
