@@ -501,7 +501,7 @@ async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
     service.put(&three, json!({ "host": "host1" })).await.expect(200);
     service.put(&one, json!({ "host": "host0" })).await.expect(200);
     let host1 = service.database().with_file_name("host1");
-    assert_eq!(control(&host1, "fault device hang").unwrap(), "ok");
+    assert_eq!(control(&host1, "fault device hang times=100000").unwrap(), "ok");
     // It is waited for once, and not for each of its devices.
     let list = tokio::time::timeout(Duration::from_secs(9), service.get("/accelerators"));
     let list = list.await.expect("an answer").expect(200).body["accelerator"].clone();
