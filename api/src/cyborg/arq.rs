@@ -270,20 +270,21 @@ impl Service {
         self.arq_now(id).await
     }
 
-    /// Takes a request for oneself, for what may be done to it. Who has it is waited for as long as that may be:
+    /// Takes a request for oneself, for what may be done to it, and answers it as it is then. Who has it is waited for as long as that may be:
     /// whoever has done what its state says leaves it a moment later.
     async fn work_on(
         &self,
         id: ArqId,
         may: impl Fn(&ArqView) -> Result<(), Error>,
         waits: impl Fn(&ArqView) -> bool,
-    ) -> Result<busy::Guard<ArqId>, Error> {
+    ) -> Result<(busy::Guard<ArqId>, ArqView), Error> {
         may(&self.arq(id).await?)?;
         loop {
             if let Some(guard) = self.binding.try_enter(id).await? {
                 // It may be another's by now, or what it was not.
-                may(&self.arq(id).await?)?;
-                return Ok(guard);
+                let view = self.arq(id).await?;
+                may(&view)?;
+                return Ok((guard, view));
             }
             let view = self.arq(id).await?;
             may(&view)?;
@@ -310,8 +311,8 @@ impl Service {
         let mut work = Vec::new();
         for bind in &binds {
             let may = |view: &ArqView| reach.sees(view).and_then(|()| may_be_bound(view));
-            let guard = self.work_on(bind.id, may, |_| true).await?;
-            let handles = self.bindable(&self.arq(bind.id).await?.row, &bind.target).await?;
+            let (guard, view) = self.work_on(bind.id, may, |_| true).await?;
+            let handles = self.bindable(&view.row, &bind.target).await?;
             work.push((bind.clone(), handles, guard));
         }
         let rows: Vec<_> = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project)).collect();
@@ -465,7 +466,7 @@ impl Service {
         // An unbind that another request began comes to the same.
         let waits =
             |view: &ArqView| matches!(release, Release::DeleteOf(_)) || view.state() != ArqState::BindStarted;
-        let guard = self.work_on(id, may, waits).await?;
+        let (guard, _) = self.work_on(id, may, waits).await?;
         let service = Arc::clone(self);
         let work = who::spawn(async move {
             let released = service.release_now(id, release != Release::Unbind).await;
