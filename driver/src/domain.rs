@@ -32,6 +32,9 @@ pub struct DomainXml {
     pub occupied: Vec<PciAddress>,
     /// Whether the guest agent's channel is connected. Only a live document says so.
     pub agent_connected: bool,
+    /// Whether its kernel is told to number PCI buses anew (`pci=assign-busses` in `<os><cmdline>`; Linux,
+    /// `Documentation/admin-guide/kernel-parameters.txt`), so that firmware's numbers do not hold in the guest.
+    pub renumbers_buses: bool,
     /// The host's NUMA nodes that the guest's own NUMA cells are on; empty when it has no cells
     /// (`<cpu><numa>`), wherever its memory is pinned, or when the document does not say where they are.
     pub numa_nodes: BTreeSet<u32>,

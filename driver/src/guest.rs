@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::hypervisor::{Error, ErrorKind, Hypervisor};
 use crate::pci::{PciAddress, PciId};
-use crate::topology::Hop;
+use crate::topology::Route;
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -24,26 +24,27 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How many characters of what a command wrote to stderr are told.
 const SAID: usize = 200;
 
-/// Asks the guest's agent where the device is: reads the bridges' `secondary_bus_number` and the function's
-/// `uevent` in the guest's sysfs (Linux 4.19 or later). None when the guest does not show it (yet).
+/// Asks the guest's agent where the device is: reads the `secondary_bus_number` of each bridge on the `route` and the
+/// function's `uevent` in the guest's sysfs (Linux 4.19 or later). `place` is where libvirt has the device; its bus does
+/// not matter. None when the guest does not show a device with these ids there (yet).
 ///
 /// # Errors
 /// [`ErrorKind::AgentAway`] without an agent, [`ErrorKind::Unsupported`] when it may not read files.
 pub async fn ask_agent(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
-    path: &[Hop],
-    computed: PciAddress,
+    route: &Route,
+    place: PciAddress,
     ids: (PciId, PciId),
 ) -> Result<Option<PciAddress>, Error> {
-    let mut bus = path.first().map_or(computed.bus(), |hop| hop.bridge.bus());
-    for hop in path {
-        let file = format!("/sys/bus/pci/devices/{}/secondary_bus_number", hop.bridge.on_bus(bus));
+    let mut bus = route.root;
+    for bridge in &route.bridges {
+        let file = format!("/sys/bus/pci/devices/{}/secondary_bus_number", bridge.on_bus(bus));
         let Some(text) = read_file(hypervisor, domain, &file).await? else { return Ok(None) };
         let Ok(secondary) = text.trim().parse() else { return Ok(None) };
         bus = secondary;
     }
-    let address = computed.on_bus(bus);
+    let address = place.on_bus(bus);
     let file = format!("/sys/bus/pci/devices/{address}/uevent");
     let Some(uevent) = read_file(hypervisor, domain, &file).await? else { return Ok(None) };
     let wanted = format!("PCI_ID={}:{}", ids.0, ids.1);
@@ -129,8 +130,8 @@ async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Res
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Asks QEMU where the device with this alias is (`query-pci`). None when QEMU does not list it, or its
-/// firmware has not numbered the buses yet.
+/// Asks QEMU where the device with this alias is (`query-pci`). None when QEMU does not list it, when its firmware has
+/// not numbered the buses yet, and when QEMU tells the same address of two devices: then neither is known.
 ///
 /// libvirt marks the domain as tainted by custom monitor commands, so this is asked only when configured.
 ///
@@ -150,16 +151,16 @@ fn find(answer: &str, alias: &str) -> Result<Option<PciAddress>, Error> {
         Error::new(ErrorKind::Document, "read QEMU's answer to query-pci", error)
     };
     let answer: QueryPci = serde_json::from_str(answer).map_err(|error| document(&error))?;
-    let mut found =
-        answer.buses.iter().flat_map(|bus| &bus.devices).flat_map(|device| device.with_children());
-    let mut found = std::iter::from_fn(|| found.find(|device| device.qdev_id == alias));
-    match (found.next(), found.next()) {
-        (Some(device), None) => PciAddress::new(0, device.bus, device.slot, device.function)
-            .map(Some)
-            .map_err(|error| document(&error)),
-        // Not there, or named twice: then neither is to be trusted.
-        (None, _) | (Some(_), Some(_)) => Ok(None),
+    let devices: Vec<_> =
+        answer.buses.iter().flat_map(|bus| &bus.devices).flat_map(|device| device.with_children()).collect();
+    let mut found = devices.iter().filter(|device| device.qdev_id == alias);
+    let (Some(device), None) = (found.next(), found.next()) else { return Ok(None) };
+    let place = |device: &QueryDevice| (device.bus, device.slot, device.function);
+    if devices.iter().filter(|other| place(other) == place(device)).count() > 1 {
+        return Ok(None);
     }
+    let address = PciAddress::new(0, device.bus, device.slot, device.function);
+    address.map(Some).map_err(|error| document(&error))
 }
 
 /// QMP's `PciInfo` (QEMU, `qapi/pci.json`), as far as it is read.
@@ -245,6 +246,9 @@ mod tests {
         assert_eq!(find(&answer(&[bridge(1)]), "ua-x").unwrap().unwrap().to_string(), "0000:01:00.0");
         assert_eq!(find(&answer(&[bridge(0)]), "ua-x"), Ok(None), "firmware has not run");
         assert_eq!(find(&answer(&[bridge(1), device(1)]), "ua-x"), Ok(None), "named twice");
+        // An expander whose bus pcie.0 reaches: QEMU lists a port of pcie.0 and the device behind the expander alike.
+        let other = device(1).replace("ua-x", "pci.9");
+        assert_eq!(find(&answer(&[bridge(1), other]), "ua-x"), Ok(None), "two devices at one address");
         assert_eq!(find("{}", "ua-x").unwrap_err().kind, ErrorKind::Document);
     }
 }

@@ -10,7 +10,10 @@
 //! - a bridge with a `bus-reserve` of N keeps N numbers after its own, used or not.
 //! - a function other than 0 is found only where its slot has a function 0.
 //!
-//! Where they differ, or the numbers run out or run into the next root's, nothing is known from there on.
+//! Where they differ, or the numbers run out, nothing is computed from there on. An expander whose `busNr` the numbers
+//! of another root bus reach has no computed numbers either: firmware and Linux leave out what is behind it. A guest
+//! kernel that is started with `pci=assign-busses` numbers the bridges anew, so only root buses keep their numbers.
+//! Each device has a [`Route`] all the same, by which the guest can be asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,18 +33,28 @@ pub struct Topology {
 /// A bus as the guest has it.
 #[derive(Debug, Clone)]
 struct Bus {
-    number: u8,
-    /// The bridges from its root bus down to it.
-    path: Vec<Hop>,
+    /// Its computed number; none where it cannot be computed.
+    number: Option<u8>,
+    route: Route,
 }
 
-/// One bridge on the way from the root bus to a device, as the guest sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hop {
-    /// The bridge's own address in the guest, by the computed numbering.
-    pub bridge: PciAddress,
-    /// The bus behind it, by the computed numbering.
-    pub secondary: u8,
+/// The way from a root bus to a bus, by which a guest can be asked for the numbers that it gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The number of the root bus. It is the machine's, and neither firmware nor guest changes it.
+    pub root: u8,
+    /// The bridges on the way, outermost first. Only slot and function are meant: which bus number each bridge is on is
+    /// what the guest is asked for, so each is given on bus 0.
+    pub bridges: Vec<PciAddress>,
+}
+
+impl Route {
+    /// The way to the bus behind a bridge on this one.
+    fn through(&self, bridge: PciAddress) -> Self {
+        let mut route = self.clone();
+        route.bridges.push(bridge.on_bus(0));
+        route
+    }
 }
 
 /// What room a guest has for hot-plugging, in libvirt's numbering and in the order in which libvirt takes it.
@@ -77,20 +90,35 @@ impl Topology {
         let mut functions: BTreeSet<PciAddress> = domain.occupied.iter().copied().collect();
         functions.extend(implicit(domain));
         let controllers = by_index(domain);
-        Self { buses: number(&controllers, &functions), free: free(&controllers, &functions), functions }
+        let mut buses = number(&controllers, &functions);
+        if domain.renumbers_buses {
+            let behind_a_bridge = |bus: &&mut Bus| !bus.route.bridges.is_empty();
+            buses.values_mut().filter(behind_a_bridge).for_each(|bus| bus.number = None);
+        }
+        Self { buses, free: free(&controllers, &functions), functions }
     }
 
     /// The address at which the guest sees what libvirt has at `address`; none when the guest cannot see it
-    /// (no such bus, or behind a bridge that firmware does not find), or when it cannot be known.
+    /// (no such bus, or behind a bridge that firmware does not find), or when it cannot be computed.
     pub fn guest_address(&self, address: PciAddress) -> Option<PciAddress> {
-        let bus = self.buses.get(&address.bus()).filter(|_| address.domain() == 0)?;
-        visible(address, &self.functions).then(|| address.on_bus(bus.number))
+        let number = self.bus(address)?.number?;
+        visible(address, &self.functions).then(|| address.on_bus(number))
     }
 
-    /// The bridges from the root bus down to the bus of `address` (libvirt's numbering), outermost first;
-    /// with them a guest can be asked for its own numbers. None when there is no such bus.
-    pub fn path(&self, address: PciAddress) -> Option<Vec<Hop>> {
-        self.buses.get(&address.bus()).filter(|_| address.domain() == 0).map(|bus| bus.path.clone())
+    /// The way from the root bus to the bus of `address` (libvirt's numbering), also where its number cannot be
+    /// computed. None when the guest sees no such bus.
+    pub fn route(&self, address: PciAddress) -> Option<&Route> {
+        self.bus(address).map(|bus| &bus.route)
+    }
+
+    /// Whether another function than the one at `address` (libvirt's numbering) is computed to be at `guest_address`.
+    pub fn is_of_another(&self, address: PciAddress, guest_address: PciAddress) -> bool {
+        let others = self.functions.iter().filter(|function| **function != address);
+        others.into_iter().any(|function| self.guest_address(*function) == Some(guest_address))
+    }
+
+    fn bus(&self, address: PciAddress) -> Option<&Bus> {
+        self.buses.get(&address.bus()).filter(|_| address.domain() == 0)
     }
 
     /// The free hot-plug addresses.
@@ -146,11 +174,15 @@ fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAd
     for (position, (bus, root)) in roots.iter().enumerate() {
         let mut tree = Tree { bridges: &bridges, last: Some(*bus), buses: BTreeMap::new() };
         tree.root(*bus, root);
-        // Where one root's numbers run into the next root's, SeaBIOS and OVMF part ways.
-        let limit = roots.get(position + 1).map_or(u16::from(u8::MAX) + 1, |(next, _)| u16::from(*next));
-        if reach.is_none_or(|reach| reach < *bus) {
-            numbered.extend(tree.buses.into_iter().filter(|(_, bus)| u16::from(bus.number) < limit));
+        // Bus 0 keeps its numbers where they reach an expander's. Where one expander's numbers run into the next one's,
+        // SeaBIOS and OVMF part ways.
+        let next = roots.get(position + 1).filter(|_| *bus != 0);
+        let limit = next.map_or(u16::from(u8::MAX) + 1, |(next, _)| u16::from(*next));
+        let overlapped = reach.is_some_and(|reach| reach >= *bus);
+        for bus in tree.buses.values_mut() {
+            bus.number = bus.number.filter(|number| !overlapped && u16::from(*number) < limit);
         }
+        numbered.append(&mut tree.buses);
         reach = reach.max(Some(tree.last.unwrap_or(u8::MAX)));
     }
     numbered
@@ -167,26 +199,22 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     fn root(&mut self, bus: u8, root: &PciController) {
-        let mut path = Vec::new();
-        let mut number = bus;
+        let mut route = Route { root: bus, bridges: Vec::new() };
+        let mut number = Some(bus);
         if root.model == ControllerModel::PciExpander {
-            let (Some(behind), Ok(bridge)) = (self.next(), PciAddress::new(0, bus.into(), 0, 0)) else {
-                return;
-            };
-            path.push(Hop { bridge, secondary: behind });
-            number = behind;
+            // The hidden bridge is at slot 0, function 0 of the expander's bus.
+            route = route.through(PciAddress::MIN);
+            number = self.next();
         }
-        self.bus(root.index, Bus { number, path });
+        self.bus(root.index, Bus { number, route });
     }
 
     /// Takes a bus and everything behind it. It ends, for each index is on one bus, and no root on any.
     fn bus(&mut self, index: u8, bus: Bus) {
         for (address, bridge) in self.bridges.get(&index).into_iter().flatten() {
-            let Some(secondary) = self.next() else { break };
-            let mut path = bus.path.clone();
-            path.push(Hop { bridge: address.on_bus(bus.number), secondary });
-            self.bus(bridge.index, Bus { number: secondary, path });
-            if let Some(reserve) = bridge.bus_reserve {
+            let secondary = self.next();
+            self.bus(bridge.index, Bus { number: secondary, route: bus.route.through(*address) });
+            if let (Some(secondary), Some(reserve)) = (secondary, bridge.bus_reserve) {
                 self.reserve(secondary, reserve);
             }
         }
@@ -204,7 +232,9 @@ impl Tree<'_> {
         let Some(last) = self.last else { return };
         self.last = bridge.checked_add(reserve).filter(|kept| *kept > last);
         if self.last.is_none() {
-            self.buses.retain(|_, bus| bus.number <= bridge);
+            for bus in self.buses.values_mut() {
+                bus.number = bus.number.filter(|number| *number <= bridge);
+            }
         }
     }
 }

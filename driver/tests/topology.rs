@@ -91,9 +91,13 @@ fn every_device_is_where_qemu_says_it_is() {
                     seen.contains(&computed),
                     "{name}: {alias} is computed at {computed}, seen at {seen:?}"
                 );
-                for hop in topology.path(*address).unwrap() {
-                    assert_eq!(view.behind.get(&hop.bridge), Some(&hop.secondary), "{name}: {hop:?}");
-                }
+                // The route leads there: each bridge on it has the bus behind it that is followed next.
+                let route = topology.route(*address).unwrap();
+                let end = route.bridges.iter().fold(route.root, |bus, bridge| {
+                    let bridge = bridge.on_bus(bus);
+                    *view.behind.get(&bridge).unwrap_or_else(|| panic!("{name}: no bridge at {bridge}"))
+                });
+                assert_eq!(end, computed.bus(), "{name}: {alias} by {route:?}");
                 proven += 1;
             }
         }
@@ -234,6 +238,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 mdevs: Vec::new(),
                 occupied,
                 agent_connected: false,
+                renumbers_buses: false,
                 numa_nodes: BTreeSet::new(),
                 memory: 0,
                 hard_limit: None,
@@ -249,20 +254,24 @@ proptest! {
     fn numbers_are_unique_and_grow_downwards(guest in any_guest()) {
         let topology = Topology::of(&guest);
         let bus = |index| PciAddress::new(0, index, 0, 0).unwrap();
-        let mut numbers = HashSet::new();
+        let mut numbers = HashMap::new();
         for index in 0..=255 {
-            let Some(path) = topology.path(bus(index)) else { continue };
-            let number = topology.guest_address(bus(index)).unwrap().bus();
-            prop_assert!(numbers.insert(number), "bus {number} twice");
-            let buses: Vec<u8> = path
-                .first()
-                .map(|hop| hop.bridge.bus())
-                .into_iter()
-                .chain(path.iter().map(|hop| hop.secondary))
-                .collect();
-            prop_assert!(buses.is_sorted_by(|parent, child| parent < child), "{path:?}");
-            prop_assert_eq!(buses.last().copied().unwrap_or(number), number);
-            prop_assert!(path.windows(2).all(|hops| hops[1].bridge.bus() == hops[0].secondary));
+            let Some(route) = topology.route(bus(index)) else {
+                prop_assert_eq!(topology.guest_address(bus(index)), None);
+                continue;
+            };
+            prop_assert!(route.bridges.len() <= guest.controllers.len());
+            let Some(number) = topology.guest_address(bus(index)).map(PciAddress::bus) else { continue };
+            prop_assert!(number >= route.root && (number > route.root) == !route.bridges.is_empty(), "{route:?}");
+            prop_assert_eq!(numbers.insert(number, route.clone()), None, "bus {} twice", number);
+        }
+        // A bus has a higher number than each bus on the way to it.
+        for (number, route) in &numbers {
+            for (above, other) in &numbers {
+                if other.root == route.root && route.bridges.starts_with(&other.bridges) && other != route {
+                    prop_assert!(above < number, "{other:?} is {above}, {route:?} is {number}");
+                }
+            }
         }
     }
 
@@ -319,4 +328,46 @@ fn controller(index: u8, model: ControllerModel, address: Option<PciAddress>) ->
         mem_reserve: None,
         pref64_reserve: None,
     }
+}
+
+/// A guest kernel that numbers the buses anew: only what is on a root bus is known without asking the guest.
+#[test]
+fn nothing_behind_a_bridge_is_computed_where_the_guest_kernel_renumbers() {
+    let document = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libvirt-11.3/domain/q35-after.xml"),
+    )
+    .unwrap();
+    for (line, renumbers) in [
+        ("quiet pci=assign-busses,hpbussize=4", true),
+        ("pci=nocrs,assign-busses", true),
+        ("quiet pci=nocrs", false),
+        ("assign-busses", false),
+    ] {
+        let (before, after) = document.split_once("</os>").unwrap();
+        let before = match before.split_once("<cmdline>") {
+            Some((before, rest)) => format!("{before}{}", rest.split_once("</cmdline>").unwrap().1),
+            None => before.to_owned(),
+        };
+        let guest = domain::parse(&format!("{before}<cmdline>{line}</cmdline></os>{after}")).unwrap();
+        let topology = Topology::of(&guest);
+        let behind = guest.hostdevs[0].guest.unwrap();
+        assert_eq!(topology.guest_address(behind).is_none(), renumbers, "{line}");
+        assert_eq!(topology.route(behind).unwrap().bridges.len(), 1, "{line}");
+        assert!(topology.guest_address(at("00:01.0")).is_some(), "{line}");
+    }
+}
+
+#[test]
+fn a_device_behind_an_overlapped_expander_has_a_route_all_the_same() {
+    let overlapped = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/topology/expander-overlapped.xml"),
+    )
+    .unwrap();
+    let topology = Topology::of(&domain::parse(&overlapped).unwrap());
+    assert_eq!(topology.guest_address(at("02:00.0")), None);
+    let route = topology.route(at("02:00.0")).unwrap();
+    assert_eq!((route.root, &route.bridges[..]), (3, &[at("00:00.0")][..]));
+    // What pcie.0 has at the same number is another device: its address is not this one's.
+    assert!(topology.is_of_another(at("02:00.0"), at("02:00.0")));
+    assert!(!topology.is_of_another(at("04:00.0"), at("02:00.0")), "its own");
 }

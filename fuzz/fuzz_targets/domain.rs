@@ -10,12 +10,15 @@ fuzz_target!(|xml: &str| {
     let Ok(domain) = domain::parse(xml) else { return };
     let topology = Topology::of(&domain);
     for address in &domain.occupied {
-        let path = topology.path(*address);
+        let route = topology.route(*address);
         assert!(
-            topology.guest_address(*address).is_none() || path.is_some(),
+            topology.guest_address(*address).is_none() || route.is_some(),
             "{address} without a way to it"
         );
-        assert!(path.is_none_or(|path| path.len() <= domain.controllers.len()), "{address} in a circle");
+        assert!(
+            route.is_none_or(|route| route.bridges.len() <= domain.controllers.len()),
+            "{address} in a circle"
+        );
     }
     for express in [true, false] {
         let mut free = topology.free_ports();

@@ -15,7 +15,7 @@ use hotslot_driver::hypervisor::{
 };
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::{PciAddress, PciId};
-use hotslot_driver::topology::Hop;
+use hotslot_driver::topology::Route;
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
@@ -111,12 +111,12 @@ impl Hypervisor for Told {
 }
 
 fuzz_target!(|text: &str| {
-    let (domain, computed) = (Uuid::nil(), PciAddress::MIN.on_bus(1));
+    let (domain, place) = (Uuid::nil(), PciAddress::MIN.on_bus(1));
     let ids = (PciId::new(0x8086), PciId::new(0x10ca));
-    let path = [Hop { bridge: PciAddress::MIN, secondary: 1 }];
+    let route = Route { root: 0, bridges: vec![PciAddress::MIN] };
     RUNTIME.block_on(async {
-        if let Ok(Some(at)) = guest::ask_agent(&Told::new(text), domain, &path, computed, ids).await {
-            assert_eq!(at, computed.on_bus(at.bus()));
+        if let Ok(Some(at)) = guest::ask_agent(&Told::new(text), domain, &route, place, ids).await {
+            assert_eq!(at, place.on_bus(at.bus()));
         }
         let command = ["/bin/true".to_owned()];
         if let Err(error) = guest::run(&Told::new(text), domain, &command, Duration::from_secs(1)).await {

@@ -32,8 +32,9 @@ const ASK_AFTER: [Duration; 7] = [
 impl Service {
     /// Verifies an attachment's address in the background.
     pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, attachment: &Attachment) {
-        let computed = attachment.inner.filter(|inner| inner.source == InnerSource::Computed);
-        if computed.is_none()
+        // Where nothing can be computed the guest is asked all the same.
+        let verified = attachment.inner.is_some_and(|inner| inner.source == InnerSource::Verified);
+        if verified
             || attachment.state != State::Attached
             || self.config.attach.verify == Verify::Off
         {
@@ -85,22 +86,24 @@ impl Service {
         let alias = UserAlias(row.id.0);
         let view = hypervisor.domain(row.server.0).await?;
         let Some(live) = view.live else { return Ok(None) };
+        let Some(place) = live.hostdev(alias).and_then(|hostdev| hostdev.guest) else { return Ok(None) };
         let topology = Topology::of(&live);
-        let place = live.hostdev(alias).and_then(|hostdev| hostdev.guest);
-        let Some((path, computed)) =
-            place.and_then(|place| Some((topology.path(place)?, topology.guest_address(place)?)))
-        else {
-            return Ok(None);
+        let seen = match self.config.attach.verify {
+            Verify::Off => None,
+            Verify::Monitor => guest::ask_monitor(hypervisor, row.server.0, &alias.to_string()).await?,
+            Verify::Agent if !live.agent_connected => {
+                return Err(HypervisorError::new(
+                    ErrorKind::AgentAway,
+                    "ask the guest's agent",
+                    "it is not connected",
+                ));
+            }
+            Verify::Agent => {
+                let Some(route) = topology.route(place) else { return Ok(None) };
+                guest::ask_agent(hypervisor, row.server.0, route, place, ids).await?
+            }
         };
-        match self.config.attach.verify {
-            Verify::Off => Ok(None),
-            Verify::Monitor => guest::ask_monitor(hypervisor, row.server.0, &alias.to_string()).await,
-            Verify::Agent if !live.agent_connected => Err(HypervisorError::new(
-                ErrorKind::AgentAway,
-                "ask the guest's agent",
-                "it is not connected",
-            )),
-            Verify::Agent => guest::ask_agent(hypervisor, row.server.0, &path, computed, ids).await,
-        }
+        // Where root buses claim the same numbers, what is found may be another device of the same kind.
+        Ok(seen.filter(|seen| !topology.is_of_another(place, *seen)))
     }
 }

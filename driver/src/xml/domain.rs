@@ -57,6 +57,8 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
                 target.attribute("name") == Some(AGENT) && target.attribute("state") == Some("connected")
             },
         ),
+        renumbers_buses: required(root, "os")
+            .is_ok_and(|os| child(os, "cmdline").and_then(read::text).is_some_and(|line| renumbers_buses(&line))),
         numa_nodes: numa::nodes_of_cells(root)?,
         memory: child(root, "memory").map_or(Ok(0), read::bytes)?,
         hard_limit: child(root, "memtune")
@@ -79,6 +81,13 @@ fn guest_address(device: Node<'_, '_>) -> Result<Option<PciAddress>, Fault> {
 
 fn alias(device: Node<'_, '_>) -> Option<String> {
     child(device, "alias")?.attribute("name").map(str::to_owned)
+}
+
+/// Whether a kernel command line tells Linux to number PCI buses anew.
+fn renumbers_buses(command_line: &str) -> bool {
+    let words = command_line.split_whitespace().map(|word| word.trim_matches('"'));
+    let options = words.filter_map(|word| word.strip_prefix("pci=")).flat_map(|options| options.split(','));
+    options.into_iter().any(|option| option == "assign-busses")
 }
 
 /// When Nova made the domain: `<creationTime>` in its namespace, whatever prefix that has.
