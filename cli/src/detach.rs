@@ -60,7 +60,7 @@ impl Detach {
                     output::print(&format!("{done} {id} ({address})\n"))?;
                 }
                 Ok(_) => {}
-                Err(failure) => eprintln!("hotslot: {failure}"),
+                Err(failure) => output::complain(&failure.to_string()),
             }
         }
         let exits =

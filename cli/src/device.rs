@@ -189,7 +189,7 @@ pub(crate) fn list(
 pub(crate) fn told<'a>(away: impl IntoIterator<Item = &'a Failure>) -> Exit {
     let mut exit = Exit::Done;
     for failure in away {
-        eprintln!("hotslot: {failure}");
+        output::complain(&failure.to_string());
         exit = Exit::Away;
     }
     exit

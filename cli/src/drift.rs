@@ -45,7 +45,7 @@ impl Drift {
             output::list(cli.format, "disagreements", found, &self.columns())?;
         }
         for host in away {
-            eprintln!("hotslot: {}", at(host, "/reason"));
+            output::complain(&at(host, "/reason"));
         }
         let open = found.iter().any(|finding| finding["repaired"] != true);
         Ok(match (away.is_empty(), open) {

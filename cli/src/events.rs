@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::client::{Message, query_string};
 use crate::exit::{Exit, Failure};
-use crate::output::{Format, at, print_on};
+use crate::output::{self, Format, at, json_text, print_on};
 use crate::pci::said;
 use crate::{Cli, server};
 
@@ -128,7 +128,7 @@ async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
         };
         if retry == RETRY.0 {
             let why = lost.as_ref().map_or("the service ended it".to_owned(), Failure::to_string);
-            eprintln!("hotslot: the connection is lost, it is tried again: {why}");
+            output::complain(&format!("the connection is lost, it is tried again: {why}"));
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 2).min(RETRY.1);
@@ -150,7 +150,7 @@ impl Lines {
     fn print(&mut self, event: &Value) -> anyhow::Result<bool> {
         let first = std::mem::replace(&mut self.none, false);
         if self.format == Format::Json {
-            return print_on(&format!("{event}\n"));
+            return print_on(&format!("{}\n", json_text(&event.to_string())));
         }
         let titles = ["ID", "TIME", "KIND", "WHAT", "CHANGE", "WHO"].map(str::to_owned);
         let title = if first { line(&titles) } else { String::new() };

@@ -32,7 +32,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use hotslot_driver::text;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{self, Writer};
 
 use crate::client::{Address, Client};
 use crate::exit::Exit;
@@ -133,7 +137,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     run(arguments)
         .unwrap_or_else(|error| {
-            eprintln!("hotslot: {error:#}");
+            output::complain(&format!("{error:#}"));
             Exit::of(&error)
         })
         .into()
@@ -146,6 +150,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             tracing_subscriber::fmt()
                 .with_env_filter(filter)
                 .with_ansi(std::io::stderr().is_terminal())
+                .fmt_fields(log_fields())
                 .with_writer(std::io::stderr)
                 .init();
             serve::run(config.as_deref()).map(|()| Exit::Done)
@@ -165,6 +170,21 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             until_done(question.ask(&cli))
         }
     }
+}
+
+/// How the fields of a log line are written: what a guest, a host or a caller wrote cannot begin a line of its own, nor do
+/// anything to the terminal that shows it.
+fn log_fields() -> impl for<'w> FormatFields<'w> {
+    let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+        let said = format!("{value:?}");
+        let said = text::escape(&said);
+        if field.name() == "message" {
+            write!(writer, "{said}")
+        } else {
+            write!(writer, "{}={said}", field.name())
+        }
+    };
+    format::debug_fn(field).delimited(" ")
 }
 
 fn until_done(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {

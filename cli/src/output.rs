@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::ValueEnum;
+use hotslot_driver::text;
 use serde_json::Value;
 
 /// For whom to print: tables for people, or the API's own JSON (a list or an object) for programs.
@@ -25,17 +26,17 @@ pub(crate) fn column(title: &'static str, pointer: &'static str) -> Column<'stat
 
 /// What an item has at a JSON pointer, for people: `-` where there is nothing.
 pub(crate) fn at(item: &Value, pointer: &str) -> String {
-    fn text(value: &Value) -> String {
+    fn shown(value: &Value) -> String {
         match value {
             Value::Null => String::new(),
-            Value::String(text) => text.clone(),
+            Value::String(said) => text::escape(said).into_owned(),
             Value::Bool(true) => "yes".into(),
             Value::Bool(false) => "no".into(),
-            Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+            Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
             Value::Number(_) | Value::Object(_) => value.to_string(),
         }
     }
-    match item.pointer(pointer).map(text) {
+    match item.pointer(pointer).map(shown) {
         Some(text) if !text.is_empty() => text,
         Some(_) | None => "-".into(),
     }
@@ -76,7 +77,32 @@ pub(crate) fn show(format: Format, item: &Value, lines: &[Column<'_>]) -> anyhow
 
 /// Prints JSON.
 pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
-    print(&(serde_json::to_string_pretty(value)? + "\n"))
+    print(&(json_text(&serde_json::to_string_pretty(value)?) + "\n"))
+}
+
+/// JSON whose texts a terminal can show: serde_json writes out the control characters of ASCII, and this the others, as
+/// JSON has them.
+pub(crate) fn json_text(json: &str) -> Cow<'_, str> {
+    let escaped = |letter: char| letter != '\n' && text::is_unsafe(letter);
+    if !json.contains(escaped) {
+        return json.into();
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for letter in json.chars() {
+        // All of them are in the Basic Multilingual Plane.
+        if escaped(letter) {
+            let _ = write!(shown, "\\u{:04x}", u32::from(letter));
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown.into()
+}
+
+/// Says on stderr what went wrong. Of a text of several lines, those after the first are set in, so that nobody takes them
+/// for lines of ours.
+pub(crate) fn complain(what: &str) {
+    eprintln!("hotslot: {}", text::escape_but(what, &['\n']).replace('\n', "\n  "));
 }
 
 /// Prints text. Whoever stops reading (`| head`) has read enough.
@@ -85,9 +111,10 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// [`print()`], as long as someone reads: answers whether it is so.
-pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
+pub(crate) fn print_on(what: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    let what = text::escape_but(what, &['\n', '\t']);
+    match stdout.write_all(what.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error.into()),
@@ -96,32 +123,23 @@ pub(crate) fn print_on(text: &str) -> anyhow::Result<bool> {
 
 /// Rows with their cells one below the other, three spaces apart.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let rows: Vec<Vec<_>> =
+        rows.iter().map(|row| row.iter().map(|cell| text::escape(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns).map(width).collect();
-    let mut text = String::new();
+    let mut lines = String::new();
     for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{cell:width$}   ");
         }
-        text += line.trim_end();
-        text.push('\n');
+        lines += line.trim_end();
+        lines.push('\n');
     }
-    text
-}
-
-/// A text without what a terminal would obey: control characters are written as Rust writes them, `\u{1b}`.
-fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
-        return text.into();
-    }
-    let escape =
-        |one: char| if one.is_control() { one.escape_default().to_string() } else { one.to_string() };
-    text.chars().map(escape).collect::<String>().into()
+    lines
 }
 
 #[cfg(test)]
@@ -145,11 +163,21 @@ mod tests {
     }
 
     #[test]
+    fn json_stays_json_and_shows_nothing_that_a_terminal_obeys() {
+        let value = json!({ "a": "x\u{9b}2J\u{202e}\u{7f}\u{1b}" });
+        let text = serde_json::to_string(&value).unwrap();
+        let shown = json_text(&text);
+        assert_eq!(shown, r#"{"a":"x\u009b2J\u202e\u007f\u001b"}"#);
+        assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value);
+    }
+
+    #[test]
     fn values_are_shown_for_people() {
         let item = json!({
             "name": "a", "none": null, "list": ["x", 1], "empty": [], "yes": true,
-            "group": { "number": 22 }, "text": "",
+            "group": { "number": 22 }, "text": "", "forged": "a\nb\u{1b}[2J",
         });
+        assert_eq!(at(&item, "/forged"), r"a\nb\u{1b}[2J");
         let shown = ["/name", "/list", "/yes", "/group/number"].map(|pointer| at(&item, pointer));
         assert_eq!(shown, ["a", "x,1", "yes", "22"]);
         for nothing in ["/none", "/empty", "/text", "/not/there"] {

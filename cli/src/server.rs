@@ -47,7 +47,7 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     output::list(cli.format, "servers", &servers, &columns)?;
     let away = host::away(&hosts);
     for host in &away {
-        eprintln!("hotslot: the servers of host {host} are left out: it is away");
+        output::complain(&format!("the servers of host {host} are left out: it is away"));
     }
     Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
 }

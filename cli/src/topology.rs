@@ -50,9 +50,9 @@ impl Topology {
         };
         let servers = cli.client.items(&["servers"], "servers").await?;
         if servers.iter().any(|server| server["name"] == name) {
-            eprintln!(
-                "hotslot: this is the host {name}; a server has the name too: `hotslot topology --server {name}`"
-            );
+            output::complain(&format!(
+                "this is the host {name}; a server has the name too: `hotslot topology --server {name}`"
+            ));
         }
         of_host(cli, host).await
     }
@@ -216,6 +216,7 @@ fn device_line(device: &Value) -> String {
 fn inner_address(function: &Value) -> String {
     match at(function, "/inner_address") {
         unknown if unknown == "-" => format!("unknown (libvirt's {})", at(function, "/address")),
+        address if function["inner_address_source"] == "verified" => format!("{address} (verified)"),
         address => address,
     }
 }
@@ -265,7 +266,8 @@ node1
             "controllers": [port(3, "pcie-root-port", false), port(1, "pcie-root-port", true), root,
                 port(2, "pcie-root-port", true), port(4, "pcie-to-pci-bridge", true)],
             "devices": [
-                { "address": "0000:01:00.0", "inner_address": "0000:02:00.0", "host_device": {
+                { "address": "0000:01:00.0", "inner_address": "0000:02:00.0",
+                    "inner_address_source": "verified", "host_device": {
                     "address": "0000:04:10.0", "vendor_id": "8086", "product_id": "10ca",
                     "attachment_id": "a1" } },
                 { "address": "0000:00:1f.2", "inner_address": null, "host_device": null },
@@ -277,7 +279,7 @@ node1
 vm1  ACTIVE  on node1  pc-q35-10.0
 └── pcie-root  pcie.0  bus 00
     ├── 0000:00:01.1  pcie-root-port  pci.1  bus 02
-    │   └── 0000:02:00.0  host 0000:04:10.0  8086:10ca  attachment a1
+    │   └── 0000:02:00.0 (verified)  host 0000:04:10.0  8086:10ca  attachment a1
     ├── 0000:00:01.2  pcie-root-port  pci.2  bus 03  free
     ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plugging is off
     ├── 0000:00:01.4  pcie-to-pci-bridge  pci.4  bus 05  2 slots free

@@ -21,6 +21,8 @@ pub struct DomainXml {
     pub machine: String,
     /// When OpenStack Nova made it (`<nova:creationTime>`), as written there.
     pub created: Option<String>,
+    /// The OpenStack project that it belongs to (the `uuid` of `<nova:owner><nova:project>`), as Nova wrote it.
+    pub project: Option<String>,
     /// The PCI controllers, in document order.
     pub controllers: Vec<PciController>,
     /// The PCI host devices: `<hostdev type='pci'>` and `<interface type='hostdev'>`, in document order.

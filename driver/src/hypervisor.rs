@@ -18,6 +18,7 @@ use crate::domain::DomainXml;
 use crate::mdev::{Mdev, MdevType};
 pub use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
+use crate::text;
 
 /// One host's hypervisor.
 #[async_trait]
@@ -97,6 +98,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The directory below which the host's own `sys` and `proc` can be read; none when the host is another
     /// machine than this one, or may be. What is read there is [`crate::local`]'s.
     fn sysroot(&self) -> Option<&Path>;
+
+    /// Whether the host is another machine, or may be one: what it lives on cannot be seen from here.
+    fn is_remote(&self) -> bool;
 }
 
 /// Who answers at the other end of a connection.
@@ -297,9 +301,11 @@ pub struct Error {
 }
 
 impl Error {
-    /// Makes an error.
+    /// Makes an error. Its texts may quote a guest or the host; they go into logs, events and terminals, so they are made
+    /// safe to show here.
     pub fn new(kind: ErrorKind, operation: impl Into<String>, message: impl fmt::Display) -> Self {
-        Self { kind, operation: operation.into(), message: message.to_string() }
+        let safe = |said: String| text::escape(&said).into_owned();
+        Self { kind, operation: safe(operation.into()), message: safe(message.to_string()) }
     }
 }
 

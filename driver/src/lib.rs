@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! pci, net               values: parsed once, never invalid
+//! text                   what others wrote, made safe to show
 //! device, domain         what hotslot knows of a host's function, and of a guest
 //! mdev                   the mediated devices that a function's driver makes
 //! device_type            what a function is used for: GPU, FPGA, NIC, …
@@ -30,5 +31,6 @@ pub mod net;
 mod overdue;
 pub mod pci;
 pub mod sim;
+pub mod text;
 pub mod topology;
 pub mod xml;

@@ -233,6 +233,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 arch: "x86_64".into(),
                 machine: "pc-q35-10.0".into(),
                 created: None,
+                project: None,
                 controllers,
                 hostdevs: Vec::new(),
                 mdevs: Vec::new(),

@@ -108,6 +108,9 @@ impl Hypervisor for Told {
     fn sysroot(&self) -> Option<&Path> {
         None
     }
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 fuzz_target!(|text: &str| {

@@ -1,7 +1,13 @@
 //! Attach, list, detach: what a caller sees on a host where all goes well, and where it does not.
 
-use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments, path};
+use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
+
+const VF: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "8086"}']
+alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}']
+"#;
 
 async fn attach_one(service: &Hotslot, server: &str, alias: &str) -> Value {
     let answer = service.attach(server, &format!("{alias}:1")).await.expect(200);
@@ -373,4 +379,48 @@ async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
     service.get(&format!("{}?ended=yes", attachments(Q35))).await.expect(400);
     service.get(&format!("{}?over=true", attachments(Q35))).await.expect(400);
     service.expect_clean().await;
+}
+
+/// A guest whose kernel numbers the PCI buses anew, and whose agent shows its devices where that kernel has them.
+fn renumbering(host: &std::path::Path) {
+    let file = host.join("domains/q35.xml");
+    let document = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, document.replace("<cmdline>", "<cmdline>pci=assign-busses,hpbussize=4 ")).unwrap();
+    let file = host.join("host.toml");
+    let behaviour = std::fs::read_to_string(&file).unwrap();
+    let files = r#"agent_files = { "/sys/bus/pci/devices/0000:00:01.1/secondary_bus_number" = "6\n", "/sys/bus/pci/devices/0000:06:00.0/uevent" = "DRIVER=igbvf\nPCI_ID=8086:10CA\n" }"#;
+    assert!(behaviour.contains("agent_files = {}"));
+    std::fs::write(file, behaviour.replace("agent_files = {}", files)).unwrap();
+}
+
+#[tokio::test]
+async fn where_the_guest_kernel_renumbers_buses_only_the_guest_tells_an_address() {
+    let service = Hotslot::bare(&host("small"), VF, renumbering).await;
+    let vf = attach_one(&service, Q35, "vf").await;
+    assert_eq!((&vf["inner_address"], &vf["inner_address_source"]), (&Value::Null, &Value::Null));
+    let mut shown = Value::Null;
+    for _ in 0..100 {
+        shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
+        if shown["inner_address_source"] == "verified" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");
+    // Reconciliation computes nothing, and leaves what the guest said.
+    service.post(&format!("/v2.1/os-hypervisors/{}/drift", "node1"), json!({})).await.expect(200);
+    shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
+    assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");
+
+    let tree = service.get(&format!("/v2.1/servers/{Q35}/pci_topology")).await.expect(200).body;
+    let tree = &tree["pci_topology"];
+    let device = tree["devices"].as_array().unwrap().iter().find(|device| !device["host_device"].is_null());
+    let device = device.expect("the device");
+    assert_eq!(device["inner_address"], "0000:06:00.0");
+    assert_eq!(device["inner_address_source"], "verified");
+    let port = |index: u64| {
+        let mut ports = tree["controllers"].as_array().unwrap().iter();
+        ports.find(|port| port["index"] == index).expect("a port")["inner_bus"].clone()
+    };
+    assert_eq!((port(0), port(2), port(3)), (json!(0), json!(6), Value::Null));
 }

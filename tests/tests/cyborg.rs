@@ -635,8 +635,18 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
         let made = send(Method::POST, "/accelerators", if owner { "member" } else { "admin" }, name).await;
         let path = made.expect(201).location.unwrap();
         let path = &path[path.find("/accelerators/").unwrap()..];
-        let shown = send(Method::GET, path, "other reader", json!({})).await.expect(200).body;
+        // It is its project's to see, and the administrator's.
+        let shown = send(Method::GET, path, "reader", json!({})).await.expect(200).body;
         assert_eq!(shown["project_id"], "p");
+        send(Method::GET, path, "other reader", json!({})).await.expect(404);
+        let seen = async |who: &str| {
+            let listed = send(Method::GET, "/accelerators", who, json!({})).await.expect(200).body;
+            listed["accelerator"].as_array().unwrap().iter().any(|one| one["uuid"] == shown["uuid"])
+        };
+        assert_eq!(
+            (seen("reader").await, seen("other reader").await, seen("other admin").await),
+            (true, false, true)
+        );
         let (spec, into) = (json!({ "acc_specs": { "device_type": "QAT" } }), json!({ "instance_uuid": G1 }));
         let gone = format!("{path}?purge=true");
         let steps = [
@@ -645,8 +655,16 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
             (Method::DELETE, path, &into, 204),
         ];
         for (method, path, body, status) in steps {
-            for who in ["reader", "other member", "service"] {
+            for who in ["reader", "service"] {
                 send(method.clone(), path, who, body.clone()).await.expect(403);
+            }
+            let other = if owner { 404 } else { 403 };
+            send(method.clone(), path, "other member", body.clone()).await.expect(other);
+            if owner && body == &into && method == Method::PUT {
+                // A server that Nova made for nobody, or for another project, is not there for them.
+                let nobodys = json!({ "instance_uuid": G2 });
+                let refused = send(method.clone(), path, "member", nobodys).await.expect(404);
+                assert!(refused.message().contains(G2), "{}", refused.message());
             }
             let member = if owner { status } else { 403 };
             send(method.clone(), path, "member", body.clone()).await.expect(member);

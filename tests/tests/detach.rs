@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use hotslot_tests::{Hotslot, Q35, host, path};
 use serde_json::Value;
 
@@ -331,4 +332,30 @@ async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told(
     service.delete(&path(&vf)).await.expect(200);
     assert!(service.log().contains("not quiesced"));
     service.expect_clean().await;
+}
+
+/// What the agent of a guest answers is the guest's to choose: it forges no line of the log, and does nothing to the
+/// terminal that shows a log, an event or an error.
+#[tokio::test]
+async fn what_a_guest_says_forges_no_line_of_a_log_an_event_or_an_error() {
+    const FORGED: &str =
+        "no\n2026-01-01T00:00:00Z  INFO hotslot: attachment given to mallory\u{1b}[2J\u{9b}2J\u{202e}";
+    let said = base64::engine::general_purpose::STANDARD.encode(FORGED);
+    let agent = format!(
+        r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":1,"err-data":"{said}"}}}}'"#
+    );
+    let service = with(&format!("{QUIESCE}hot_unplug = 'quiesce'"), &agent).await;
+    service.sim("agent q35 connected");
+    let vf = attach(&service).await;
+    let refused = service.delete(&path(&vf)).await.expect(409);
+    let events = service.get("/events?last=5").await.expect(200).body.to_string();
+    for (place, text) in [("error", refused.message()), ("event", &events), ("log", &service.log())] {
+        assert!(text.contains("mallory"), "{place}: {text}");
+        let unsafe_letters = ['\u{1b}', '\u{9b}', '\u{202e}'];
+        assert!(!text.contains(unsafe_letters), "{place}: {text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{place}: {text}");
+    }
+    // Nor does what a caller writes: the path of a request is in its log lines.
+    service.get("/v2.1/os-pci/%0A2026-01-01T00:00:00Z%1B[2J").await.expect(404);
+    assert!(!service.log().lines().any(|line| line.starts_with("2026-01-01")), "{}", service.log());
 }

@@ -123,6 +123,42 @@ async fn a_guard_is_overridden_by_name_with_a_warning() {
     service.attach(Q35, "nvme:1").await.expect(200);
 }
 
+/// A host that is another machine.
+fn far_away(host: &std::path::Path) {
+    let file = host.join("host.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, text.replace("# remote = true", "remote = true")).unwrap();
+}
+
+#[tokio::test]
+async fn of_a_remote_host_what_may_carry_it_is_offered_only_by_its_address() {
+    let service = Hotslot::bare(&host("small"), EVERYTHING, far_away).await;
+    for (alias, address) in [("nvme", "0000:07:00.0"), ("nic", "0000:05:00.0"), ("spare", "0000:08:00.0")] {
+        let refused = service.attach(Q35, &format!("{alias}:1")).await.expect(409);
+        for says in [address, "may need", "cannot be seen", "name its address in a device_spec"] {
+            assert!(refused.message().contains(says), "{says}: {}", refused.message());
+        }
+    }
+    // VFs are made to be given away.
+    service.attach(Q35, "vf:1").await.expect(200);
+    let explained = service.get("/v2.1/os-hypervisors/node1/pci_devices/0000:07:00.0").await.expect(200).body
+        ["pci_device"]
+        .clone();
+    assert_eq!(explained["offered"], false);
+    assert_eq!(explained["guards"][0]["kind"], "unseen", "{explained}");
+    assert!(explained["withheld"].as_str().unwrap().contains("0000:07:00.0"), "{explained}");
+
+    let named = EVERYTHING
+        .replace("['{}']", r#"['{"address": "0000:07:00.0"}', '{"address": "*:05:00.*"}', '{}']"#)
+        .replace("alias =", "unguarded = ['node1/0000:08:00.0']\nalias =");
+    let service = Hotslot::bare(&host("small"), &named, far_away).await;
+    service.attach(Q35, "nvme:1").await.expect(200);
+    service.attach(Q35, "spare:1").await.expect(200);
+    // A pattern is no address.
+    let refused = service.attach(Q35, "nic:1").await.expect(409);
+    assert!(refused.message().contains("0000:05:00.0"), "{}", refused.message());
+}
+
 async fn dry_run(service: &Hotslot, server: &str, aliases: &str) -> Value {
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": aliases, "dry_run": true } });
     service.post(&attachments(server), body).await.expect(200).body["dry_run"].clone()

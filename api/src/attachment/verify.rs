@@ -34,10 +34,7 @@ impl Service {
     pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, attachment: &Attachment) {
         // Where nothing can be computed the guest is asked all the same.
         let verified = attachment.inner.is_some_and(|inner| inner.source == InnerSource::Verified);
-        if verified
-            || attachment.state != State::Attached
-            || self.config.attach.verify == Verify::Off
-        {
+        if verified || attachment.state != State::Attached || self.config.attach.verify == Verify::Off {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);

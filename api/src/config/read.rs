@@ -26,16 +26,15 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("{path}: {report}")]
+    #[error("{path}: {}{reason}", .line.map(|line| format!("line {line}: ")).unwrap_or_default())]
     Syntax {
         /// The file.
         path: String,
         /// The line in it, from 1; none when the file as a whole lacks something.
         line: Option<usize>,
-        /// What is wrong and what would be right, in one line.
+        /// What is wrong and what would be right, in one line. The line itself is not repeated, nor a text that was
+        /// found in the wrong place: it may be a password.
         reason: String,
-        /// TOML's own report of it, with the line itself.
-        report: String,
     },
     /// A value cannot be used.
     #[error("{key}: {reason}")]
@@ -57,9 +56,7 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
         Self::parse(&text).map_err(|error| match error {
-            ConfigError::Syntax { line, reason, report, .. } => {
-                ConfigError::Syntax { path: name, line, reason, report }
-            }
+            ConfigError::Syntax { line, reason, .. } => ConfigError::Syntax { path: name, line, reason },
             ConfigError::Value { key, reason } => {
                 ConfigError::Value { key: format!("{name}: {key}"), reason }
             }
@@ -234,18 +231,40 @@ impl Config {
 
 impl ConfigError {
     fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
-        let hint = nearest(error.message()).map(|known| format!("did you mean `{known}`?"));
-        let with_hint = |said: String, between: &str| match &hint {
-            Some(hint) => format!("{said}{between}{hint}"),
-            None => said,
-        };
+        let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
+        let said = without_values(error.message().trim_end()).replace('\n', ", ");
         Self::Syntax {
             path: path.to_owned(),
             line: error.span().map(|span| line(text, span.start)),
-            reason: with_hint(error.message().trim_end().replace('\n', ", "), "; "),
-            report: with_hint(error.to_string().trim_end().to_owned(), "\n"),
+            reason: said + &hint.unwrap_or_default(),
         }
     }
+}
+
+/// A message of serde's without the text that it quotes (`invalid type: string "…", expected …`), and without what a
+/// URL has before its host.
+fn without_values(message: &str) -> String {
+    let quoted = message.starts_with("invalid ").then(|| message.split_once("string \"")).flatten();
+    let message = match quoted.and_then(|(before, rest)| Some((before, rest.rsplit_once("\", expected")?.1)))
+    {
+        Some((before, after)) => format!("{before}a string, expected{after}"),
+        None => message.to_owned(),
+    };
+    let mut shown = String::new();
+    let mut rest = message.as_str();
+    while let Some((before, after)) = rest.split_once("://") {
+        shown += before;
+        shown += "://";
+        let end = after.find(|letter: char| letter == '/' || letter.is_whitespace()).unwrap_or(after.len());
+        rest = match after[..end].rfind('@') {
+            Some(at) => {
+                shown += "…";
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    shown + rest
 }
 
 /// The keys of `[pci]` that have several names, Nova's own first.
@@ -268,12 +287,7 @@ impl Renamed {
             "`{}` is another name of `{}`, which is given too; put all entries under one of them",
             self.key, self.first
         );
-        ConfigError::Syntax {
-            path: path.into(),
-            line: Some(line),
-            report: format!("line {line}: {reason}"),
-            reason,
-        }
+        ConfigError::Syntax { path: path.into(), line: Some(line), reason }
     }
 }
 

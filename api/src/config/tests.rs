@@ -5,6 +5,29 @@ fn error(text: &str) -> String {
 }
 
 #[test]
+fn no_error_repeats_what_may_be_a_password() {
+    for text in [
+        "[database]\nurl = postgres://hotslot:s3cret@db/hotslot",
+        "database = 'postgres://hotslot:s3cret@db/hotslot'",
+        "[database]\nurl = ['postgres://hotslot:s3cret@db/hotslot']",
+        "[database]\nurl = 'mysql://hotslot:s3cret@db/hotslot'",
+        "[database]\nurl = 'postgres://hotslot:s3cret@db/hotslot",
+        "[api]\nlisten = 'postgres://hotslot:s3cret@db'",
+        "[api]\nlisten = 'http://hotslot:s3cret@127.0.0.1:1'",
+        "[libvirt]\ncall_timeout = \"s3cret\"",
+        "[[webhook]]\nname = 'w'\nurl = 'http://x/'\nsecret = s3cret",
+        "[[webhook]]\nname = 'w'\nurl = 'http://u:s3cret@x/'\nsecret = 's3cret'",
+        "webhook = 's3cret \\\", expected s3cret'",
+    ] {
+        let said = error(text);
+        assert!(!said.contains("s3cret"), "{text}: {said}");
+        let (_, all) = Config::examine_text("file", text);
+        let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+        assert!(!all.is_empty() && !all.join("\n").contains("s3cret"), "{text}: {all:?}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_the_default() {
     let config = Config::parse("").unwrap();
     assert_eq!(config.api.listen.to_string(), "http://127.0.0.1:9774");

@@ -219,7 +219,7 @@ impl Order {
                 ("sort_dir", _) => {
                     return Err(Error::Invalid(format!("sort_dir {value}: write asc or desc")));
                 }
-                // All projects' are listed in any case.
+                // The administrator is shown those of all projects in any case, and nobody else is.
                 ("all_tenants", "true" | "false" | "True" | "False") => {}
                 ("all_tenants", _) => {
                     return Err(Error::Invalid(format!("all_tenants {value}: write true or false")));
@@ -250,11 +250,12 @@ impl Order {
 
 async fn list(
     State(service): State<Arc<Service>>,
-    _: Identity,
+    identity: Identity,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
     let (page, order) = if is_v1(&uri) {
         let (page, rest) = Page::read(pairs)?;
         (page, Order::read(rest)?)
@@ -262,6 +263,7 @@ async fn list(
         (Page::alone(pairs)?, Order::default())
     };
     let mut views = service.accelerators().await?;
+    views.retain(|view| identity.sees(view.row.project.as_deref()));
     service.look_at(&mut views).await;
     let mut items: Vec<_> = views.iter().map(|view| wire(&service, view, &uri, &headers)).collect();
     order.sort(&mut items);
@@ -278,12 +280,16 @@ async fn list(
 
 async fn show(
     State(service): State<Arc<Service>>,
-    _: Identity,
+    identity: Identity,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
+    identity.needs_service_or(Role::Reader)?;
     let view = service.accelerator(path.id()?).await?;
+    if !identity.sees(view.row.project.as_deref()) {
+        return Err(not_found(view.row.id).into());
+    }
     Ok(one(&service, view, &uri, &headers).await)
 }
 
@@ -327,9 +333,21 @@ async fn changed(
     if identity.sees(service.accelerator(id).await?.row.project.as_deref()) {
         return Ok(id);
     }
-    let message =
-        format!("accelerator {id} is not your project's; its members and the administrator change it");
-    Err(Fault::new(StatusCode::FORBIDDEN, message))
+    Err(not_found(id).into())
+}
+
+/// Whether a caller may plug something into a server: the administrator into any, others into those that Nova made for
+/// their project. Of any other server they are not told that it exists.
+async fn may_plug_into(service: &Service, identity: &Identity, server: ServerId) -> Result<(), Error> {
+    if identity.is_admin() {
+        return Ok(());
+    }
+    let (_, view) = service.find(server).await?;
+    let document = view.persistent.or(view.live);
+    match document.and_then(|document| document.project) {
+        Some(project) if identity.sees(Some(&project)) => Ok(()),
+        Some(_) | None => Err(Error::NoServer(server)),
+    }
 }
 
 async fn make(
@@ -519,8 +537,9 @@ async fn update(
     let body: AttachBody = members(body, ATTACH)?;
     let view = service.accelerator(id).await?;
     let target = body.target(&view)?;
-    if let Target::Host { .. } = target {
-        identity.needs(Role::Admin)?;
+    match target {
+        Target::Host { .. } => identity.needs(Role::Admin)?,
+        Target::Server(server) => may_plug_into(&service, &identity, server).await?,
     }
     let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
     Ok(one(&service, view, &uri, &headers).await)
@@ -544,7 +563,7 @@ async fn detach(
     }
     let request = detach_request(Pairs(pairs))?;
     // Who may not give it to a host may not take it from there.
-    let admin = identity.needs(Role::Admin).is_ok();
+    let admin = identity.is_admin();
     let may = |view: &View| match view.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
         true if !admin => Err(Error::NeedsAdmin),
         true | false => Ok(()),

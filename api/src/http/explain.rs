@@ -54,7 +54,8 @@ pub(super) async fn device(
     );
     let sysroot = host.hypervisor.sysroot();
     let guards = offer.guards.get(&address).into_iter().flatten();
-    let guards = guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason }));
+    let guards: Vec<_> =
+        guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason })).collect();
     let bars = local::bars(sysroot, address).map(|bars| {
         let bar = |bar: &local::Bar| {
             let kind = match bar.kind {
@@ -66,7 +67,7 @@ pub(super) async fn device(
         bars.iter().map(bar).collect::<Vec<_>>()
     });
     for (key, value) in [
-        ("guards", if offer.knows_guards() { guards.collect() } else { Value::Null }),
+        ("guards", if offer.knows_guards() || !guards.is_empty() { json!(guards) } else { Value::Null }),
         ("unguarded", json!(service.config.pci.is_unguarded(&host.name, address))),
         ("reset_methods", json!(local::reset_methods(sysroot, address))),
         ("bars", json!(bars)),

@@ -124,6 +124,11 @@ impl Identity {
         }
     }
 
+    /// Whether the administrator calls.
+    pub(super) fn is_admin(&self) -> bool {
+        self.role == Some(Role::Admin)
+    }
+
     /// # Errors
     /// 403 for who has a lower role.
     pub(super) fn needs(&self, least: Role) -> Result<(), Fault> {
@@ -144,7 +149,7 @@ impl Identity {
     /// # Errors
     /// 403 for who is neither a service nor the administrator.
     pub(super) fn needs_service(&self) -> Result<(), Fault> {
-        if self.service || self.role == Some(Role::Admin) {
+        if self.service || self.is_admin() {
             return Ok(());
         }
         Err(Error::NeedsService.into())
@@ -157,7 +162,7 @@ impl Identity {
 
     /// What they may do with accelerator requests.
     pub(super) fn reach(&self) -> Reach {
-        let admin = self.role == Some(Role::Admin);
+        let admin = self.is_admin();
         Reach { project: self.project.clone().filter(|_| !admin), service: admin || self.service }
     }
 

@@ -1,9 +1,10 @@
 //! `servers/{id}/pci_topology`: a guest's PCI tree, with its free hot-plug ports; not in the seeds.
 //!
-//! An `address` is libvirt's, whose bus is the index of the controller that the function is on; an
-//! `inner_address` is where the guest sees the same as its firmware numbers buses, null where that cannot be known.
+//! An `address` is libvirt's, whose bus is the index of the controller that the function is on. An `inner_address` is
+//! where the guest sees the same: `verified` where the guest or QEMU said so, else `computed` from the numbers that
+//! firmware gives to buses, or null where that cannot be known. `inner_address_source` says which.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -19,6 +20,7 @@ use super::servers::{self, ServerPath};
 use crate::error::Error;
 use crate::host::Functions;
 use crate::service::Service;
+use crate::store::InnerSource;
 
 /// Of the running guest; of its definition while it is off.
 pub(super) async fn show(
@@ -29,7 +31,13 @@ pub(super) async fn show(
     let (host, view) = service.find(server).await?;
     let running = view.live.is_some();
     let document = view.live.or(view.persistent).ok_or(Error::NoServer(server))?;
-    let mut tree = describe(&document, &host.functions());
+    let attachments = service.store.attachments_of(server).await?;
+    let verified = attachments.iter().filter(|row| row.hypervisor == host.row.id).filter_map(|row| {
+        let hostdev = document.hostdev(UserAlias(row.id.0))?;
+        let inner = row.inner.filter(|inner| running && inner.source == InnerSource::Verified)?;
+        Some((hostdev.guest?, inner.address))
+    });
+    let mut tree = describe(&document, &host.functions(), &verified.collect());
     for (key, value) in [
         ("server_id", json!(view.info.uuid)),
         ("name", json!(view.info.name)),
@@ -42,10 +50,19 @@ pub(super) async fn show(
     Ok(Json(json!({ "pci_topology": tree })))
 }
 
-fn describe(document: &DomainXml, functions: &Functions) -> Value {
+/// Where the guest or QEMU said that functions are, by libvirt's addresses of them.
+type Verified = BTreeMap<PciAddress, PciAddress>;
+
+fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) -> Value {
     let topology = Topology::of(document);
-    let both =
-        |address: PciAddress| json!({ "address": address, "inner_address": topology.guest_address(address) });
+    let both = |address: PciAddress| {
+        let (inner, source) = match (verified.get(&address), topology.guest_address(address)) {
+            (Some(seen), _) => (Some(*seen), Some(InnerSource::Verified)),
+            (None, Some(computed)) => (Some(computed), Some(InnerSource::Computed)),
+            (None, None) => (None, None),
+        };
+        json!({ "address": address, "inner_address": inner, "inner_address_source": source })
+    };
     let list = |addresses: Vec<PciAddress>| addresses.into_iter().map(both).collect::<Vec<_>>();
     // Of two controllers with one index, which libvirt does not write, the first, as the numbering has it.
     let mut indexes = BTreeSet::new();
@@ -64,15 +81,17 @@ fn describe(document: &DomainXml, functions: &Functions) -> Value {
     let free = topology.free_ports();
     json!({
         "machine": document.machine,
-        "controllers": controllers.iter().map(|one| controller(one, &topology)).collect::<Vec<_>>(),
+        "controllers": controllers.iter().map(|one| controller(one, &topology, verified)).collect::<Vec<_>>(),
         "devices": devices,
         "free_ports": { "express": list(free.express), "conventional": list(free.conventional) },
     })
 }
 
-fn controller(controller: &PciController, topology: &Topology) -> Value {
+fn controller(controller: &PciController, topology: &Topology, verified: &Verified) -> Value {
+    // What was seen of a device tells the number of the bus that it is on.
+    let seen = verified.iter().find(|(address, _)| address.bus() == controller.index).map(|(_, seen)| *seen);
     let first = PciAddress::new(0, controller.index.into(), 0, 0).ok();
-    let bus = first.and_then(|first| topology.guest_address(first)).map(PciAddress::bus);
+    let bus = seen.or_else(|| topology.guest_address(first?)).map(PciAddress::bus);
     json!({
         "index": controller.index,
         "model": model(controller.model),
@@ -124,7 +143,7 @@ mod tests {
              <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
              <controller type='pci' index='0' model='pcie-root'/>{devices}</devices></domain>"
         );
-        super::describe(&domain::parse(&document).unwrap(), &Functions::new())
+        super::describe(&domain::parse(&document).unwrap(), &Functions::new(), &Verified::new())
     }
 
     fn port(index: u8, slot: u8, function: u8) -> String {
@@ -139,7 +158,8 @@ mod tests {
         let tree = describe(&(port(1, 3, 0) + &port(2, 2, 0)));
         assert_eq!(tree["controllers"][1]["inner_bus"], 2);
         assert_eq!(tree["controllers"][2]["inner_bus"], 1);
-        let first = json!({ "address": "0000:01:00.0", "inner_address": "0000:02:00.0" });
+        let first = json!({ "address": "0000:01:00.0", "inner_address": "0000:02:00.0",
+            "inner_address_source": "computed" });
         assert_eq!(tree["free_ports"]["express"][0], first);
         assert_eq!(tree["free_ports"]["conventional"], json!([]));
     }

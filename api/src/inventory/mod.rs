@@ -95,6 +95,11 @@ impl Inventory {
         outside || self.specs.iter().any(|(_, spec)| spec.names_interface())
     }
 
+    /// Whether an entry names this one address, without a pattern.
+    pub(crate) fn names_address(&self, address: PciAddress) -> bool {
+        self.specs.iter().any(|(_, spec)| spec.names_address(address))
+    }
+
     /// The alias of a name.
     pub fn alias(&self, name: &str) -> Option<&Alias> {
         self.aliases.get(name)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
-use hotslot_driver::local::{self, BarKind, Guard};
+use hotslot_driver::local::{self, BarKind, Guard, GuardKind};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 
@@ -63,18 +63,21 @@ impl Service {
             .filter(|(_, device)| !device.bridge)
             .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
             .collect();
-        let (seen, root) = (Arc::clone(&functions), sysroot.clone());
-        let look = move || {
-            let devices: Vec<_> = seen.values().cloned().collect();
-            local::guards(&devices, root.as_deref())
-        };
-        // Without the host's files only bridges are known, and those are never offered.
-        let guards = if sysroot.is_none() {
-            BTreeMap::new()
-        } else {
-            tokio::task::spawn_blocking(look)
+        let devices = || functions.values().cloned().collect::<Vec<_>>();
+        let guards = if let Some(root) = sysroot.clone() {
+            let devices = devices();
+            tokio::task::spawn_blocking(move || local::guards(&devices, Some(&root)))
                 .await
                 .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
+        } else if host.hypervisor.is_remote() {
+            let inventory = self.inventory();
+            let named = functions.keys().copied().filter(|address| {
+                inventory.names_address(*address) || self.config.pci.is_unguarded(&host.name, *address)
+            });
+            local::guards_of_remote(&devices(), &named.collect())
+        } else {
+            // Of a simulated host without files only bridges are known, and those are never offered.
+            BTreeMap::new()
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
@@ -91,6 +94,12 @@ impl Offer {
         }
         let guard = self.guards.get(&address)?.first()?;
         Some(format!("{}: {}", guard.kind, guard.reason))
+    }
+
+    /// Whether a function is guarded only because what its remote host uses cannot be seen.
+    fn may_be_needed(&self, address: PciAddress) -> bool {
+        let guard = self.guards.get(&address).and_then(|guards| guards.first());
+        guard.is_some_and(|guard| guard.kind == GuardKind::Unseen)
     }
 
     /// Whether guards can be known at all.
@@ -228,7 +237,12 @@ impl Offer {
                 ));
             }
             if let Some(guard) = self.guard(address) {
-                return Some(format!("the host needs {address}: {guard}"));
+                let unseen = self.may_be_needed(address);
+                // What is only made of it, such as a vGPU, leaves it to its host driver.
+                if !(unseen && drivers == HostDrivers::Stay) {
+                    let needs = if unseen { "may need" } else { "needs" };
+                    return Some(format!("the host {needs} {address}: {guard}"));
+                }
             }
             if let Some(reason) = self.of_others(address) {
                 return Some(reason);

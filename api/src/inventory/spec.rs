@@ -163,6 +163,11 @@ impl DeviceSpec {
         matches!(self.place, Place::Interface(_))
     }
 
+    /// Whether it names this one address, without a pattern.
+    pub(super) fn names_address(&self, address: PciAddress) -> bool {
+        matches!(&self.place, Place::Address(spec) if spec.exact == Some(address))
+    }
+
     /// What the entry says of its devices, beside which they are.
     pub fn tags(&self) -> &BTreeMap<String, String> {
         &self.tags

@@ -398,6 +398,10 @@ impl Hypervisor for Libvirt {
     fn sysroot(&self) -> Option<&Path> {
         self.local.then_some(Path::new("/"))
     }
+
+    fn is_remote(&self) -> bool {
+        !self.local
+    }
 }
 
 /// Whether a URI leads to this machine for certain (<https://libvirt.org/uri.html>): it names no host, and

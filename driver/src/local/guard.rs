@@ -45,6 +45,9 @@ pub enum GuardKind {
     Bridge,
     /// The host may live on it: something of what the host uses cannot be followed to its device.
     Unknown,
+    /// It is of a class that hosts live on, and bound to a host driver; the host is another machine, so what it uses
+    /// cannot be seen.
+    Unseen,
     /// A virtual function of it is guarded, and would end with it.
     VirtualFunction,
     /// A device in its IOMMU group is guarded.
@@ -66,6 +69,7 @@ impl GuardKind {
             Self::Console => "console",
             Self::Bridge => "bridge",
             Self::Unknown => "unknown",
+            Self::Unseen => "unseen",
             Self::VirtualFunction => "virtual-function",
             Self::GroupSibling => "group-sibling",
         }
@@ -125,7 +129,8 @@ const DISPLAY: u8 = 0x03;
 /// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an
 /// IPv4 address that brings no route (a `/32`, or one on an interface that is down).
 ///
-/// Without a `sysroot` (a remote host) only bridges are known, and the absence of a guard says nothing.
+/// Without a `sysroot` only bridges are known, and the absence of a guard says nothing; [`guards_of_remote`] is for
+/// another machine.
 pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {
     let mut found: Vec<Guard> = Vec::new();
     for device in devices.iter().filter(|device| device.bridge) {
@@ -150,6 +155,36 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
             (flag == "1").then_some(Guard { device: device.address, kind: GuardKind::Console, reason })
         }));
     }
+    by_device(devices, found)
+}
+
+/// The guards of a host that is another machine, whose mounts, routes and console cannot be seen from here: a function of
+/// the storage, network or display class (or of a class that libvirt does not tell) that is bound to a host driver may
+/// carry what the host lives on, and so may what shares its IOMMU group. VFs are made to be given away. `exempt` are
+/// the functions that the administrator has named one by one.
+pub fn guards_of_remote(
+    devices: &[HostDevice],
+    exempt: &BTreeSet<PciAddress>,
+) -> BTreeMap<PciAddress, Vec<Guard>> {
+    let may_be_needed = |device: &&HostDevice| {
+        let class = [STORAGE, NETWORK, DISPLAY].into_iter().any(|class| is_or_may_be(device, class));
+        class && device.blocks_its_group() && !matches!(device.role, Role::Virtual { .. })
+    };
+    let found = devices.iter().filter(may_be_needed).filter(|device| !exempt.contains(&device.address));
+    let guard = |device: &HostDevice| Guard {
+        device: device.address,
+        kind: GuardKind::Unseen,
+        reason: format!(
+            "it is bound to the host driver {}, and what this remote host uses cannot be seen; if the host can do \
+             without it, name its address in a device_spec or list it in [pci] unguarded",
+            device.driver.as_deref().unwrap_or_default()
+        ),
+    };
+    by_device(devices, found.map(guard).collect())
+}
+
+/// Guards by their devices, with those that follow for PFs and siblings.
+fn by_device(devices: &[HostDevice], mut found: Vec<Guard>) -> BTreeMap<PciAddress, Vec<Guard>> {
     found.sort_by_key(|guard| guard.kind);
     let mut guards: BTreeMap<PciAddress, Vec<Guard>> = BTreeMap::new();
     for guard in found {

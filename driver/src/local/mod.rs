@@ -25,7 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::bar::{Bar, BarKind, bars};
-pub use self::guard::{Guard, GuardKind, guards};
+pub use self::guard::{Guard, GuardKind, guards, guards_of_remote};
 pub use self::reset::reset_methods;
 
 use crate::pci::PciAddress;

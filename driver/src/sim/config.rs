@@ -26,6 +26,8 @@ pub(super) struct HostConfig {
     pub(super) driver: BTreeMap<PciAddress, String>,
     /// The functions that cannot be reset.
     pub(super) no_reset: BTreeSet<PciAddress>,
+    /// Whether the host is another machine, whose files cannot be read from here.
+    pub(super) remote: bool,
     /// How guests behave, by the domain's name.
     pub(super) guest: BTreeMap<String, Guest>,
     pub(super) fault: Vec<Fault>,
@@ -112,6 +114,8 @@ pub(super) struct Guest {
     pub(super) agent: bool,
     /// What its agent answers, by command. Without an answer here the agent is away.
     pub(super) agent_answers: BTreeMap<String, String>,
+    /// The files that its agent reads for the host, by their paths. Any other is not there.
+    pub(super) agent_files: BTreeMap<String, String>,
     /// It has no definition that outlives its run.
     pub(super) transient: bool,
     /// The drivers of its host devices can save and migrate them.
@@ -126,6 +130,7 @@ impl Default for Guest {
             boot_ms: 0,
             agent: true,
             agent_answers: BTreeMap::new(),
+            agent_files: BTreeMap::new(),
             transient: false,
             migratable: false,
         }

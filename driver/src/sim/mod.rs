@@ -73,6 +73,7 @@ const JOB_WAIT: Duration = Duration::from_secs(30);
 pub struct Sim {
     inner: Arc<Inner>,
     sysroot: Option<PathBuf>,
+    remote: bool,
     limits: Limits,
     overdue: Overdue,
 }
@@ -118,7 +119,8 @@ impl Sim {
     pub fn open_with(dir: &Path, limits: Limits) -> Result<Arc<Self>, OpenError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let host = Host::open(dir, Instant::now())?;
-        let sysroot = Some(host.dir.join("root")).filter(|root| root.is_dir());
+        let remote = host.config.remote;
+        let sysroot = Some(host.dir.join("root")).filter(|root| root.is_dir() && !remote);
         let durable = host.store.is_durable().then(|| host.dir.clone());
         let (link, events) = (host.link.subscribe(), host.events.clone());
         let inner = Arc::new(Inner { host: Mutex::new(host), link, events, wake: Notify::new() });
@@ -133,7 +135,7 @@ impl Sim {
                 }
             }
         }
-        Ok(Arc::new(Self { inner, sysroot, limits, overdue: Overdue::default() }))
+        Ok(Arc::new(Self { inner, sysroot, remote, limits, overdue: Overdue::default() }))
     }
 
     /// Does what a line on the control socket would do.
@@ -319,6 +321,10 @@ impl Hypervisor for Sim {
 
     fn sysroot(&self) -> Option<&Path> {
         self.sysroot.as_deref()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.remote
     }
 }
 

@@ -9,8 +9,11 @@
 //! ```
 //! A guest with host devices is neither saved nor migrated, unless their drivers can (`migratable`).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine as _;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -252,13 +255,18 @@ impl Host {
         let live = domain.live.as_ref().ok_or_else(refusal::not_running)?;
         let command: serde_json::Value =
             serde_json::from_str(command).map_err(|error| Refusal::new(ErrorKind::Document, error))?;
-        let answer = command.get("execute").and_then(|name| domain.guest.agent_answers.get(name.as_str()?));
-        match answer {
-            Some(answer) if live.parsed().agent_connected && domain.state == DomainState::Running => {
-                Ok(answer.clone())
-            }
-            Some(_) | None => Err(refusal::agent_away()),
+        if !live.parsed().agent_connected || domain.state != DomainState::Running {
+            return Err(refusal::agent_away());
         }
+        let execute = command.get("execute").and_then(Value::as_str).unwrap_or_default();
+        if let Some(answer) = domain.guest.agent_answers.get(execute) {
+            return Ok(answer.clone());
+        }
+        let files = &domain.guest.agent_files;
+        if files.is_empty() {
+            return Err(refusal::agent_away());
+        }
+        agent_file(files, execute, &command["arguments"])
     }
 
     fn boot(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
@@ -285,4 +293,27 @@ impl Host {
         self.save(uuid);
         self.emit(Event::Lifecycle { domain: uuid, change });
     }
+}
+
+/// What an agent answers that reads these files (QEMU, `qga/qapi-schema.json`). A file's handle is its number.
+fn agent_file(files: &BTreeMap<String, String>, execute: &str, arguments: &Value) -> Result<String, Refusal> {
+    let refused =
+        |text: &str| Refusal::new(ErrorKind::Refused, format!("guest agent command failed: {text}"));
+    let answer = match execute {
+        "guest-file-open" => {
+            let path = arguments["path"].as_str().unwrap_or_default();
+            let handle = files.keys().position(|file| file == path);
+            json!(handle.ok_or_else(|| refused(&format!("failed to open file '{path}': No such file")))?)
+        }
+        "guest-file-read" => {
+            let handle = arguments["handle"].as_u64().and_then(|handle| usize::try_from(handle).ok());
+            let text = handle.and_then(|handle| files.values().nth(handle));
+            let text = text.ok_or_else(|| refused("handle not found"))?;
+            let bytes = base64::engine::general_purpose::STANDARD.encode(text);
+            json!({ "count": text.len(), "buf-b64": bytes, "eof": true })
+        }
+        "guest-file-close" => json!({}),
+        _ => return Err(refused("the command is not known")),
+    };
+    Ok(json!({ "return": answer }).to_string())
 }

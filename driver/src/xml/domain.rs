@@ -38,7 +38,8 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
         name: name.to_owned(),
         arch: required_attribute(os_type, "arch")?,
         machine: os_type.attribute("machine").unwrap_or_default().to_owned(),
-        created: created(root),
+        created: nova(root, "creationTime").and_then(read::text),
+        project: nova(root, "project").and_then(|project| project.attribute("uuid")).map(str::to_owned),
         controllers: children(devices, "controller")
             .filter(|controller| controller.attribute("type") == Some("pci"))
             .map(|node| controller(node, &reserves))
@@ -57,8 +58,9 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
                 target.attribute("name") == Some(AGENT) && target.attribute("state") == Some("connected")
             },
         ),
-        renumbers_buses: required(root, "os")
-            .is_ok_and(|os| child(os, "cmdline").and_then(read::text).is_some_and(|line| renumbers_buses(&line))),
+        renumbers_buses: required(root, "os").is_ok_and(|os| {
+            child(os, "cmdline").and_then(read::text).is_some_and(|line| renumbers_buses(&line))
+        }),
         numa_nodes: numa::nodes_of_cells(root)?,
         memory: child(root, "memory").map_or(Ok(0), read::bytes)?,
         hard_limit: child(root, "memtune")
@@ -90,13 +92,10 @@ fn renumbers_buses(command_line: &str) -> bool {
     options.into_iter().any(|option| option == "assign-busses")
 }
 
-/// When Nova made the domain: `<creationTime>` in its namespace, whatever prefix that has.
-fn created(root: Node<'_, '_>) -> Option<String> {
+/// An element of Nova's metadata: by its name and Nova's namespace, whatever prefix that has.
+fn nova<'a, 'input>(root: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     let nova = |node: &Node<'_, '_>| node.tag_name().namespace().is_some_and(|uri| uri.starts_with(NOVA));
-    child(root, "metadata")?
-        .descendants()
-        .find(|node| node.tag_name().name() == "creationTime" && nova(node))
-        .and_then(read::text)
+    child(root, "metadata")?.descendants().find(|node| node.tag_name().name() == name && nova(node))
 }
 
 /// What firmware is told to keep behind a port.

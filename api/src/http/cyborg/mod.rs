@@ -143,12 +143,13 @@ pub(super) async fn speak(mut request: Request, next: Next) -> Response {
         response = (fault.status, Json(error_message(&fault))).into_response();
         response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
     }
+    // Cyborg names its service in the versions that it speaks, and not in the lowest one.
     for (name, version) in [
-        ("openstack-api-version", version),
-        ("openstack-api-minimum-version", Microversion::MIN),
-        ("openstack-api-maximum-version", Microversion::MAX),
+        ("openstack-api-version", format!("accelerator {version}")),
+        ("openstack-api-minimum-version", Microversion::MIN.to_string()),
+        ("openstack-api-maximum-version", format!("accelerator {}", Microversion::MAX)),
     ] {
-        if let Ok(value) = HeaderValue::from_str(&format!("accelerator {version}")) {
+        if let Ok(value) = HeaderValue::from_str(&version) {
             response.headers_mut().insert(HeaderName::from_static(name), value);
         }
     }
