@@ -1,14 +1,14 @@
-//! A domain's document: libvirt's own text, and what hotslot reads of it. A change edits the text and reads
-//! it again, so that the two never part.
+//! A domain's document: libvirt's own text, and what hotslot reads of it. A change is made to the text's elements, which
+//! are written again and read again, so that the two never part.
 
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
 use crate::topology::Topology;
+use crate::xml::tree::Element;
 use crate::xml::{self, XmlError};
 
-use super::element::{self, Edit, Element};
-use super::plug::{Plug, Source};
+use super::plug::{self, Plug, Source};
 use super::refusal::{self, Refusal};
 
 /// One document, live or persistent.
@@ -34,6 +34,8 @@ const AFTER_HOSTDEVS: [&str; 13] = [
     "vsock",
     "crypto",
 ];
+/// The model of a port for one PCI Express device.
+const ROOT_PORT: &str = "pcie-root-port";
 /// What libvirt prints before the interfaces, and the interfaces.
 const UP_TO_INTERFACES: [&str; 6] = ["emulator", "disk", "controller", "lease", "filesystem", "interface"];
 
@@ -74,7 +76,7 @@ impl Document {
         let named = |device: &Element| {
             device.child("alias").and_then(|element| element.attribute("name")) == Some(alias)
         };
-        self.tree().is_ok_and(|tree| tree.children_of("devices").iter().any(named))
+        self.tree().is_ok_and(|tree| devices(&tree).iter().any(named))
     }
 
     /// The guest address that libvirt gives to a device, or the one that the user chose when it will do.
@@ -120,12 +122,11 @@ impl Document {
 
     /// The document with one more device, printed as libvirt does.
     pub(super) fn with(&self, plug: &Plug, live: Option<&str>, guest: PciAddress) -> Result<Self, Refusal> {
-        let printed = plug.print(live, guest);
         let follows = |child: &Element| {
-            let name = child.name.as_str();
-            if plug.interface { UP_TO_INTERFACES.contains(&name) } else { !AFTER_HOSTDEVS.contains(&name) }
+            let is = |name: &&str| child.is(name);
+            if plug.interface { UP_TO_INTERFACES.iter().any(is) } else { !AFTER_HOSTDEVS.iter().any(is) }
         };
-        self.insert(&printed, follows)
+        self.insert(plug.element(live, guest), follows)
     }
 
     /// The definition with one more empty root port, as libvirt makes one when a definition has no room.
@@ -138,28 +139,24 @@ impl Document {
         let taken = |slot: u8| self.parsed.occupied.iter().any(|used| (used.bus(), used.slot()) == (0, slot));
         let slot = (1..0x1f).find(|slot| !taken(*slot));
         let (true, Some(index), Some(slot)) = (q35, index, slot) else { return Err(refusal::no_free_port()) };
-        let port = format!(
-            "    <controller type='pci' index='{index}' model='pcie-root-port'>\n      \
-               <model name='pcie-root-port'/>\n      \
-               <target chassis='{index}' port='{:#x}'/>\n      \
-               <address type='pci' domain='0x0000' bus='0x00' slot='{slot:#04x}' function='0x0'/>\n    \
-             </controller>\n",
-            u16::from(slot) << 3
-        );
-        self.insert(&port, |child| {
-            child.name == "controller" || child.name == "disk" || child.name == "emulator"
-        })
+        let (index, port) = (index.to_string(), format!("{:#x}", u16::from(slot) << 3));
+        let address = PciAddress::new(0, 0, slot.into(), 0).map_err(refusal::document)?;
+        let port = Element::new("controller", &[("type", "pci"), ("index", &index), ("model", ROOT_PORT)])
+            .with([
+                Element::new("model", &[("name", ROOT_PORT)]),
+                Element::new("target", &[("chassis", &index), ("port", &port)]),
+                plug::address_element(address, true),
+            ]);
+        self.insert(port, |child| child.is("controller") || child.is("disk") || child.is("emulator"))
     }
 
-    /// Inserts an element's lines after the last of `<devices>`' children that it follows.
-    fn insert(&self, lines: &str, follows: impl Fn(&Element) -> bool) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let devices = tree.child("devices").filter(|devices| !devices.is_one_tag());
-        let devices = devices.ok_or_else(|| refusal::document("<devices> is missing or empty"))?;
-        let before = devices.children.iter().rev().find(|child| follows(child));
-        let at = before.map_or(devices.tag_end, |child| child.span.end);
-        let lines = format!("\n{}", lines.trim_end_matches('\n'));
-        self.edited(vec![(at..at, lines)])
+    /// Inserts an element after the last of `<devices>`' children that it follows.
+    fn insert(&self, element: Element, follows: impl Fn(&Element) -> bool) -> Result<Self, Refusal> {
+        let mut tree = self.tree()?;
+        let devices = devices_mut(&mut tree)?;
+        let at = devices.iter().rposition(follows).map_or(0, |last| last + 1);
+        devices.insert(at, element);
+        Self::written(&tree)
     }
 
     /// The document without the device of this alias.
@@ -183,26 +180,30 @@ impl Document {
         is: impl Fn(&Element) -> bool,
         none: impl FnOnce() -> Refusal,
     ) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let device = tree.children_of("devices").iter().find(|child| is(child)).ok_or_else(none)?;
-        self.edited(vec![device.removed_from(&self.text)])
+        let mut tree = self.tree()?;
+        let devices = devices_mut(&mut tree)?;
+        let at = devices.iter().position(is).ok_or_else(none)?;
+        devices.remove(at);
+        Self::written(&tree)
     }
 
     /// The running guest's document that libvirt makes of a definition: numbered, with aliases and with
     /// every host device at an address. `express` says which kind of port a host function needs.
     pub(super) fn started(&self, id: u32, express: impl Fn(Source) -> bool) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let mut edits = vec![tree.set("id", Some(&id.to_string()))];
-        let mut plugs = Vec::new();
-        for device in tree.children_of("devices") {
-            if is_hostdev(device) {
-                plugs.push(Plug::read(device)?);
-                edits.push(device.removed_from(&self.text));
-            } else if let Some(alias) = own_alias(device).filter(|_| device.child("alias").is_none()) {
-                edits.push(with_alias(&self.text, device, &alias));
+        let mut tree = self.tree()?;
+        tree.set("id", Some(&id.to_string()));
+        let devices = devices_mut(&mut tree)?;
+        let plugs = devices.extract_if(.., |device| is_hostdev(device));
+        let plugs = plugs.map(|device| Plug::read(&device)).collect::<Result<Vec<_>, _>>()?;
+        for device in devices {
+            if let Some(alias) = own_alias(device).filter(|_| device.child("alias").is_none()) {
+                // libvirt prints it before the address.
+                let at = device.children.iter().position(|child| child.is("address"));
+                let at = at.unwrap_or(device.children.len());
+                device.children.insert(at, Element::new("alias", &[("name", &alias)]));
             }
         }
-        let mut live = self.edited(edits)?.with_agent(false)?;
+        let mut live = Self::written(&tree)?.with_agent(false)?;
         for plug in &plugs {
             let address = match plug.guest {
                 Some(given) => given,
@@ -215,76 +216,85 @@ impl Document {
 
     /// The document of the same guest in another run.
     pub(super) fn renumbered(&self, id: u32) -> Result<Self, Refusal> {
-        let id = self.tree()?.set("id", Some(&id.to_string()));
-        self.edited(vec![id])
+        let mut tree = self.tree()?;
+        tree.set("id", Some(&id.to_string()));
+        Self::written(&tree)
     }
 
     /// The document under another name.
     pub(super) fn renamed(&self, name: &str) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let element = tree.child("name").ok_or_else(|| refusal::document("<name> is missing"))?;
-        let name = Element { text: name.to_owned(), ..Element::made("name", &[], Vec::new()) }.print(0);
-        self.edited(vec![(element.span.clone(), name.trim().to_owned())])
+        let mut tree = self.tree()?;
+        tree.child_mut("name").ok_or_else(|| refusal::document("<name> is missing"))?.set_text(name);
+        Self::written(&tree)
     }
 
     /// The definition that a running guest's document stands for: without what only a run has.
     pub(super) fn stopped(&self) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
-        let mut edits = vec![tree.set("id", None)];
-        let run_only = |element: &&Element| {
-            element.name == "resource"
-                || (element.name == "seclabel" && element.attribute("type") == Some("dynamic"))
-        };
-        edits.extend(tree.children.iter().filter(run_only).map(|element| element.removed_from(&self.text)));
-        for device in tree.children_of("devices") {
-            let own = |child: &&Element| match child.name.as_str() {
-                "alias" => !child.attribute("name").is_some_and(|name| name.starts_with("ua-")),
-                "driver" => is_hostdev(device),
-                _ => false,
-            };
-            edits.extend(device.children.iter().filter(own).map(|element| element.removed_from(&self.text)));
+        let mut tree = self.tree()?;
+        tree.set("id", None);
+        tree.children.retain(|element| {
+            let label = element.is("seclabel") && element.attribute("type") == Some("dynamic");
+            !element.is("resource") && !label
+        });
+        for device in devices_mut(&mut tree)? {
+            let hostdev = is_hostdev(device);
+            device.children.retain(|child| {
+                let users = child.attribute("name").is_some_and(|name| name.starts_with("ua-"));
+                !(child.is("alias") && !users || child.is("driver") && hostdev)
+            });
             if let Some(target) = agent_target(device) {
-                edits.push(target.set("state", None));
+                target.set("state", None);
             }
         }
-        self.edited(edits)
+        Self::written(&tree)
     }
 
     /// The document with the guest agent's channel connected or not; the same when it has none.
     pub(super) fn with_agent(&self, connected: bool) -> Result<Self, Refusal> {
-        let tree = self.tree()?;
+        let mut tree = self.tree()?;
         let state = if connected { "connected" } else { "disconnected" };
-        let targets = tree.children_of("devices").iter().filter_map(agent_target);
-        self.edited(targets.map(|target| target.set("state", Some(state))).collect())
+        let targets = devices_mut(&mut tree)?.iter_mut().filter_map(agent_target);
+        targets.for_each(|target| target.set("state", Some(state)));
+        Self::written(&tree)
     }
 
     /// Whether the guest has a channel for its agent.
     pub(super) fn has_agent_channel(&self) -> bool {
         let has =
-            |tree: &Element| tree.children_of("devices").iter().any(|device| agent_target(device).is_some());
-        self.tree().is_ok_and(|tree| has(&tree))
+            |devices: &mut Vec<Element>| devices.iter_mut().any(|device| agent_target(device).is_some());
+        self.tree().is_ok_and(|mut tree| devices_mut(&mut tree).is_ok_and(has))
     }
 
-    fn tree(&self) -> Result<Element, Refusal> {
+    fn tree(&self) -> Result<Element<'_>, Refusal> {
         Element::parse(&self.text).map_err(refusal::document)
     }
 
-    fn edited(&self, edits: Vec<Edit>) -> Result<Self, Refusal> {
-        Self::read(element::replace(&self.text, edits))
-            .map_err(|error| Refusal::new(ErrorKind::Document, error))
+    fn written(tree: &Element) -> Result<Self, Refusal> {
+        Self::read(tree.write()).map_err(|error| Refusal::new(ErrorKind::Document, error))
     }
+}
+
+/// The devices of a domain.
+fn devices<'a, 'text>(tree: &'a Element<'text>) -> &'a [Element<'text>] {
+    tree.child("devices").map(|devices| devices.children.as_slice()).unwrap_or_default()
+}
+
+/// The same, to be changed.
+fn devices_mut<'a, 'text>(tree: &'a mut Element<'text>) -> Result<&'a mut Vec<Element<'text>>, Refusal> {
+    let devices = tree.child_mut("devices").ok_or_else(|| refusal::document("<devices> is missing"))?;
+    Ok(&mut devices.children)
 }
 
 fn is_hostdev(device: &Element) -> bool {
     matches!(
-        (device.name.as_str(), device.attribute("type")),
+        (device.local_name(), device.attribute("type")),
         ("hostdev", Some("pci" | "mdev")) | ("interface", Some("hostdev"))
     )
 }
 
 /// QEMU's device id of a PCI controller.
 fn own_alias(device: &Element) -> Option<String> {
-    if device.name != "controller" || device.attribute("type") != Some("pci") {
+    if !device.is("controller") || device.attribute("type") != Some("pci") {
         return None;
     }
     let index = device.attribute("index")?;
@@ -292,20 +302,8 @@ fn own_alias(device: &Element) -> Option<String> {
     Some(format!("{root}.{index}"))
 }
 
-/// The edit that gives a controller its alias, which libvirt prints before the address.
-fn with_alias(text: &str, device: &Element, alias: &str) -> Edit {
-    let alias = format!("\n      <alias name='{alias}'/>");
-    if device.is_one_tag() {
-        let slash = text.get(..device.span.end).unwrap_or_default().trim_end_matches("/>").len();
-        return (slash..device.span.end, format!(">{alias}\n    </{}>", device.name));
-    }
-    let before = device.children.iter().take_while(|child| child.name != "address").last();
-    let at = before.map_or(device.tag_end, |child| child.span.end);
-    (at..at, alias)
-}
-
 /// The `<target>` of the guest agent's channel.
-fn agent_target(device: &Element) -> Option<&Element> {
-    let target = device.child("target").filter(|_| device.name == "channel")?;
-    (target.attribute("name") == Some("org.qemu.guest_agent.0")).then_some(target)
+fn agent_target<'a, 'text>(device: &'a mut Element<'text>) -> Option<&'a mut Element<'text>> {
+    let agents = |target: &&mut Element| target.attribute("name") == Some("org.qemu.guest_agent.0");
+    if device.is("channel") { device.child_mut("target").filter(agents) } else { None }
 }

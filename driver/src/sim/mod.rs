@@ -29,7 +29,6 @@ mod control;
 mod detach;
 mod device;
 mod document;
-mod element;
 pub mod generate;
 mod host;
 mod mdev;

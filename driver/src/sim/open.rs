@@ -14,11 +14,11 @@ use crate::pci::PciAddress;
 use crate::xml::XmlError;
 use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
+use crate::xml::tree::Element;
 
 use super::config::HostConfig;
 use super::device::{Device, Devices};
 use super::document::Document;
-use super::element::Element;
 use super::host::{Domain, Host, Link, Pending};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 
@@ -226,7 +226,7 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
 
 /// A node device's name, which its document has beside what hotslot reads.
 fn node_name(path: &Path, xml: &str) -> String {
-    let name = Element::parse(xml).ok().and_then(|tree| Some(tree.child("name")?.text.trim().to_owned()));
+    let name = Element::parse(xml).ok().and_then(|tree| Some(tree.child("name")?.text().to_owned()));
     name.unwrap_or_else(|| store::stem(path))
 }
 

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::domain::DomainXml;
 use crate::hypervisor::ErrorKind;
 use crate::pci::PciAddress;
+use crate::xml::tree::Element;
 
-use super::element::Element;
 use super::refusal::{self, Refusal};
 
 /// What of the host is plugged.
@@ -29,8 +29,8 @@ pub(super) struct Plug {
     /// libvirt does.
     pub(super) alias: Option<String>,
     pub(super) guest: Option<PciAddress>,
-    /// What is printed as it was given: mac, vlan, boot, rom.
-    kept: Vec<Element>,
+    /// What is printed as it was given, each as a document: mac, vlan, boot, rom.
+    kept: Vec<String>,
 }
 
 /// The children in the order in which libvirt prints them.
@@ -48,15 +48,15 @@ impl Plug {
     /// The document of an attach that somebody types.
     pub(super) fn by_hand(source: PciAddress, alias: Option<&str>) -> String {
         let attributes = [("mode", "subsystem"), ("type", "pci"), ("managed", "yes")];
-        let mut children = vec![Element::made("source", &[], vec![address_element(source, false)])];
-        children.extend(alias.map(|alias| Element::made("alias", &[("name", alias)], Vec::new())));
-        Element::made("hostdev", &attributes, children).print(0)
+        let source = Element::new("source", &[]).with([address_element(source, false)]);
+        let alias = alias.map(|alias| Element::new("alias", &[("name", alias)]));
+        Element::new("hostdev", &attributes).with([source].into_iter().chain(alias)).write()
     }
 
     /// Reads one element.
     pub(super) fn read(element: &Element) -> Result<Self, Refusal> {
         let kind = element.attribute("type");
-        let interface = match (element.name.as_str(), kind) {
+        let interface = match (element.local_name(), kind) {
             ("hostdev", Some("pci" | "mdev")) => false,
             ("hostdev", None) => return Err(refusal::document("missing source address type")),
             ("interface", Some("hostdev")) => true,
@@ -85,13 +85,9 @@ impl Plug {
             Some(given) => address(given)?,
             None => None,
         };
-        let kept: Vec<Element> = element
-            .children
-            .iter()
-            .filter(|child| matches!(child.name.as_str(), "mac" | "vlan" | "boot" | "rom"))
-            .cloned()
-            .collect();
-        kept.iter().try_for_each(check)?;
+        let kept = |child: &&Element| matches!(child.local_name(), "mac" | "vlan" | "boot" | "rom");
+        let kept: Vec<&Element> = element.children.iter().filter(kept).collect();
+        kept.iter().try_for_each(|child| check(child))?;
         let alias = element.child("alias").and_then(|alias| alias.attribute("name"));
         let mut plug = Self {
             source,
@@ -99,18 +95,18 @@ impl Plug {
             interface,
             alias: alias.filter(is_user_alias).map(str::to_owned),
             guest,
-            kept,
+            kept: kept.iter().map(|child| child.write()).collect(),
         };
-        if interface && !plug.kept.iter().any(|child| child.name == "mac") {
+        if interface && !kept.iter().any(|child| child.is("mac")) {
             let Source::Function(source) = source else { return Err(missing("address")) };
-            plug.kept.push(Element::made("mac", &[("address", &made_mac(source))], Vec::new()));
+            plug.kept.push(Element::new("mac", &[("address", &made_mac(source))]).write());
         }
         Ok(plug)
     }
 
-    /// The element as libvirt prints it among `<devices>`: in a running guest's document with libvirt's own
+    /// The element as libvirt has it among `<devices>`: in a running guest's document with libvirt's own
     /// alias where the user gave none, in a definition with the user's alias only.
-    pub(super) fn print(&self, live: Option<&str>, guest: PciAddress) -> String {
+    pub(super) fn element(&self, live: Option<&str>, guest: PciAddress) -> Element<'_> {
         let alias = self.alias.as_deref().or(live);
         let managed = if self.managed { "yes" } else { "no" };
         let (attributes, source) = match self.source {
@@ -121,28 +117,25 @@ impl Plug {
             Source::Mdev(uuid) => {
                 let more = [("managed", managed), ("model", "vfio-pci"), ("display", "off")];
                 let attributes = [("mode", "subsystem"), ("type", "mdev")].into_iter().chain(more).collect();
-                (attributes, Element::made("address", &[("uuid", &uuid.to_string())], Vec::new()))
+                (attributes, Element::new("address", &[("uuid", &uuid.to_string())]))
             }
         };
-        let mut element = if self.interface {
-            Element::made("interface", &[("type", "hostdev"), ("managed", managed)], Vec::new())
+        let element = if self.interface {
+            Element::new("interface", &[("type", "hostdev"), ("managed", managed)])
         } else {
-            Element::made("hostdev", &attributes, Vec::new())
+            Element::new("hostdev", &attributes)
         };
         let is_function = matches!(self.source, Source::Function(_));
-        for name in ORDER {
-            let child = match name {
-                "driver" => live
-                    .filter(|_| is_function)
-                    .map(|_| Element::made("driver", &[("name", "vfio")], Vec::new())),
-                "source" => Some(Element::made("source", &[], vec![source.clone()])),
-                "alias" => alias.map(|alias| Element::made("alias", &[("name", alias)], Vec::new())),
-                "address" => Some(address_element(guest, true)),
-                kept => self.kept.iter().find(|child| child.name == kept).cloned(),
-            };
-            element.children.extend(child);
-        }
-        element.print(4)
+        let kept =
+            |name| self.kept.iter().filter_map(|xml| Element::parse(xml).ok()).find(|child| child.is(name));
+        let child = |name| match name {
+            "driver" => live.filter(|_| is_function).map(|_| Element::new("driver", &[("name", "vfio")])),
+            "source" => Some(Element::new("source", &[]).with([source.clone()])),
+            "alias" => alias.map(|alias| Element::new("alias", &[("name", alias)])),
+            "address" => Some(address_element(guest, true)),
+            name => kept(name),
+        };
+        element.with(ORDER.into_iter().filter_map(child))
     }
 
     /// libvirt's own alias for a device of a running guest: the next free number.
@@ -166,7 +159,8 @@ fn made_mac(source: PciAddress) -> String {
     format!("52:54:00:{:02x}:{:02x}:{function:02x}", source.domain() & 0xff, source.bus())
 }
 
-fn address_element(address: PciAddress, typed: bool) -> Element {
+/// An `<address>`, with its type or without.
+pub(super) fn address_element(address: PciAddress, typed: bool) -> Element<'static> {
     let [domain, bus, slot, function] = [
         format!("{:#06x}", address.domain()),
         format!("{:#04x}", address.bus()),
@@ -175,7 +169,7 @@ fn address_element(address: PciAddress, typed: bool) -> Element {
     ];
     let all =
         [("type", "pci"), ("domain", &*domain), ("bus", &*bus), ("slot", &*slot), ("function", &*function)];
-    Element::made("address", if typed { &all } else { &all[1..] }, Vec::new())
+    Element::new("address", if typed { &all } else { &all[1..] })
 }
 
 /// The function that an address names; none for `<address type='pci'/>`.
@@ -237,7 +231,7 @@ fn address(element: &Element) -> Result<Option<PciAddress>, Refusal> {
 
 fn check(kept: &Element) -> Result<(), Refusal> {
     let value = |name| kept.attribute(name).unwrap_or_default();
-    match kept.name.as_str() {
+    match kept.local_name() {
         "rom" if !matches!(value("bar"), "" | "on" | "off") => Err(invalid_value(kept, "bar")),
         "boot" if value("order").parse::<u32>().is_err() => Err(invalid_value(kept, "order")),
         "mac" => {
@@ -253,7 +247,7 @@ fn check(kept: &Element) -> Result<(), Refusal> {
                 Ok(())
             }
         }
-        "vlan" => kept.children.iter().filter(|tag| tag.name == "tag").try_for_each(|tag| {
+        "vlan" => kept.children.iter().filter(|tag| tag.is("tag")).try_for_each(|tag| {
             match tag.attribute("id").map(str::parse::<u32>) {
                 Some(Ok(0..=4095)) => Ok(()),
                 Some(Ok(id)) => {
@@ -268,7 +262,9 @@ fn check(kept: &Element) -> Result<(), Refusal> {
 
 fn invalid_value(element: &Element, attribute: &str) -> Refusal {
     let value = element.attribute(attribute).unwrap_or_default();
-    let text =
-        format_args!("Invalid value for attribute '{attribute}' in element '{}': '{value}'.", element.name);
+    let text = format_args!(
+        "Invalid value for attribute '{attribute}' in element '{}': '{value}'.",
+        element.local_name()
+    );
     refusal::document(text)
 }

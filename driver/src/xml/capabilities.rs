@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use roxmltree::Node;
-
 use super::XmlError;
 use super::read::{self, Fault, child, children, number, required_number};
+use super::tree::Element;
 
 /// The socket of each NUMA node that has CPUs on line; none when the document does not say, or when a node
 /// spans several sockets.
@@ -14,17 +13,17 @@ use super::read::{self, Fault, child, children, number, required_number};
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
 pub fn node_sockets(xml: &str) -> Result<Option<BTreeMap<u32, u32>>, XmlError> {
     let document = read::document(xml, "capabilities", "capabilities")?;
-    sockets(document.root_element()).map_err(|fault| fault.in_document("capabilities"))
+    sockets(&document.root).map_err(|fault| document.error("capabilities", fault))
 }
 
-fn sockets(root: Node<'_, '_>) -> Result<Option<BTreeMap<u32, u32>>, Fault> {
+fn sockets(root: &Element<'_>) -> Result<Option<BTreeMap<u32, u32>>, Fault> {
     let mut sockets = BTreeMap::new();
     let host = child(root, "host").and_then(|host| child(host, "topology"));
     for cell in
-        host.and_then(|topology| child(topology, "cells")).iter().flat_map(|cells| children(*cells, "cell"))
+        host.and_then(|topology| child(topology, "cells")).iter().flat_map(|cells| children(cells, "cell"))
     {
         let node: u32 = required_number(cell, "id")?;
-        for cpu in child(cell, "cpus").iter().flat_map(|cpus| children(*cpus, "cpu")) {
+        for cpu in child(cell, "cpus").iter().flat_map(|cpus| children(cpus, "cpu")) {
             // A CPU that is off line has no socket.
             let Some(socket) = number::<u32>(cpu, "socket_id")? else { continue };
             if sockets.insert(node, socket).is_some_and(|other| other != socket) {

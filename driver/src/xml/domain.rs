@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use roxmltree::Node;
-
 use super::XmlError;
 use super::numa;
 use super::read::{self, Fault, child, children, required, required_attribute, required_number};
+use super::tree::Element;
 use crate::domain::{ControllerModel, DomainXml, Hostdev, MdevHostdev, PciController};
 use crate::net::VlanTag;
 use crate::pci::PciAddress;
@@ -24,12 +23,12 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
 pub fn parse(xml: &str) -> Result<DomainXml, XmlError> {
     let document = read::document(xml, "domain", "domain")?;
-    let root = document.root_element();
-    let name = read::required_text(root, "name").map_err(|fault| fault.in_document("domain"))?;
-    domain(root, &name).map_err(|fault| fault.in_document(format!("domain {name}")))
+    let root = &document.root;
+    let name = read::required_text(root, "name").map_err(|fault| document.error("domain", fault))?;
+    domain(root, &name).map_err(|fault| document.error(format!("domain {name}"), fault))
 }
 
-fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
+fn domain(root: &Element<'_>, name: &str) -> Result<DomainXml, Fault> {
     let os_type = required(required(root, "os")?, "type")?;
     let devices = required(root, "devices")?;
     let reserves = reserves(root)?;
@@ -50,7 +49,8 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
             .map(mdev)
             .collect::<Result<_, _>>()?,
         occupied: devices
-            .children()
+            .children
+            .iter()
             .filter_map(|device| guest_address(device).transpose())
             .collect::<Result<_, _>>()?,
         agent_connected: children(devices, "channel").filter_map(|channel| child(channel, "target")).any(
@@ -72,7 +72,7 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
 
 /// Where a device sits in the guest; none when it has no PCI address, or an empty one that libvirt has yet
 /// to fill (`<address type='pci'/>`).
-fn guest_address(device: Node<'_, '_>) -> Result<Option<PciAddress>, Fault> {
+fn guest_address(device: &Element<'_>) -> Result<Option<PciAddress>, Fault> {
     let Some(node) = child(device, "address").filter(|node| node.attribute("type") == Some("pci")) else {
         return Ok(None);
     };
@@ -81,7 +81,7 @@ fn guest_address(device: Node<'_, '_>) -> Result<Option<PciAddress>, Fault> {
     Ok((!empty).then_some(address))
 }
 
-fn alias(device: Node<'_, '_>) -> Option<String> {
+fn alias(device: &Element<'_>) -> Option<String> {
     child(device, "alias")?.attribute("name").map(str::to_owned)
 }
 
@@ -93,9 +93,9 @@ fn renumbers_buses(command_line: &str) -> bool {
 }
 
 /// An element of Nova's metadata: by its name and Nova's namespace, whatever prefix that has.
-fn nova<'a, 'input>(root: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
-    let nova = |node: &Node<'_, '_>| node.tag_name().namespace().is_some_and(|uri| uri.starts_with(NOVA));
-    child(root, "metadata")?.descendants().find(|node| node.tag_name().name() == name && nova(node))
+fn nova<'a, 'input>(root: &'a Element<'input>, name: &str) -> Option<&'a Element<'input>> {
+    let nova = |node: &Element<'_>| node.namespace().is_some_and(|uri| uri.starts_with(NOVA));
+    child(root, "metadata")?.descendants().find(|node| node.local_name() == name && nova(node))
 }
 
 /// What firmware is told to keep behind a port.
@@ -107,13 +107,15 @@ struct Reserve {
 }
 
 /// What is reserved behind each device by `<qemu:override>`, under the device's alias.
-fn reserves<'a>(root: Node<'a, '_>) -> Result<HashMap<&'a str, Reserve>, Fault> {
-    let named = |name: &'static str| move |node: &Node<'_, '_>| node.tag_name() == (QEMU, name).into();
+fn reserves<'a>(root: &'a Element<'_>) -> Result<HashMap<&'a str, Reserve>, Fault> {
+    let named = |name: &'static str| {
+        move |node: &&Element<'_>| node.namespace() == Some(QEMU) && node.local_name() == name
+    };
     let mut reserves: HashMap<&str, Reserve> = HashMap::new();
-    for device in root.children().filter(named("override")).flat_map(|node| node.children()) {
+    for device in root.children.iter().filter(named("override")).flat_map(|node| &node.children) {
         let Some(alias) = device.attribute("alias") else { continue };
         let reserve = reserves.entry(alias).or_default();
-        let properties = device.children().filter(named("frontend")).flat_map(|node| node.children());
+        let properties = device.children.iter().filter(named("frontend")).flat_map(|node| &node.children);
         for property in properties {
             match property.attribute("name") {
                 Some("bus-reserve") => reserve.buses = Some(required_number(property, "value")?),
@@ -126,7 +128,7 @@ fn reserves<'a>(root: Node<'a, '_>) -> Result<HashMap<&'a str, Reserve>, Fault> 
     Ok(reserves)
 }
 
-fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, Reserve>) -> Result<PciController, Fault> {
+fn controller(node: &Element<'_>, reserves: &HashMap<&str, Reserve>) -> Result<PciController, Fault> {
     let index = required_number(node, "index")?;
     let target = child(node, "target");
     let alias = alias(node);
@@ -149,7 +151,7 @@ fn controller(node: Node<'_, '_>, reserves: &HashMap<&str, Reserve>) -> Result<P
     })
 }
 
-fn model(controller: Node<'_, '_>) -> Result<ControllerModel, Fault> {
+fn model(controller: &Element<'_>) -> Result<ControllerModel, Fault> {
     let name: String = required_attribute(controller, "model")?;
     Ok(match name.as_str() {
         "pci-root" => ControllerModel::PciRoot,
@@ -170,17 +172,17 @@ fn model(controller: Node<'_, '_>) -> Result<ControllerModel, Fault> {
 }
 
 /// The one VLAN that an interface is in.
-fn vlan(vlan: Node<'_, '_>) -> Option<VlanTag> {
+fn vlan(vlan: &Element<'_>) -> Option<VlanTag> {
     let mut tags = children(vlan, "tag");
     let tag = tags.next().filter(|_| vlan.attribute("trunk") != Some("yes"))?;
     let tag = tag.attribute("id")?.parse().ok().and_then(|id| VlanTag::new(id).ok());
     tag.filter(|_| tags.next().is_none())
 }
 
-fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
+fn hostdevs(devices: &Element<'_>) -> Result<Vec<Hostdev>, Fault> {
     let mut hostdevs = Vec::new();
-    for device in devices.children() {
-        let interface = match (device.tag_name().name(), device.attribute("type")) {
+    for device in &devices.children {
+        let interface = match (device.local_name(), device.attribute("type")) {
             ("hostdev", Some("pci")) => false,
             ("interface", Some("hostdev")) => true,
             _ => continue,
@@ -198,7 +200,7 @@ fn hostdevs(devices: Node<'_, '_>) -> Result<Vec<Hostdev>, Fault> {
     Ok(hostdevs)
 }
 
-fn mdev(device: Node<'_, '_>) -> Result<MdevHostdev, Fault> {
+fn mdev(device: &Element<'_>) -> Result<MdevHostdev, Fault> {
     Ok(MdevHostdev {
         uuid: required_attribute(required(required(device, "source")?, "address")?, "uuid")?,
         guest: guest_address(device)?,

@@ -2,11 +2,11 @@
 //! that makes one.
 
 use minijinja::{Environment, context};
-use roxmltree::Node;
 use uuid::Uuid;
 
 use super::XmlError;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute};
+use super::tree::Element;
 use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
 
@@ -16,20 +16,20 @@ use crate::pci::PciAddress;
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
 pub fn types(xml: &str) -> Result<Vec<MdevType>, XmlError> {
     let document = read::document(xml, "node device", "device")?;
-    let pci = children(document.root_element(), "capability").filter(|node| is(*node, "pci"));
-    let capabilities = pci.flat_map(|pci| children(pci, "capability")).filter(|node| is(*node, "mdev_types"));
+    let pci = children(&document.root, "capability").filter(|node| is(node, "pci"));
+    let capabilities = pci.flat_map(|pci| children(pci, "capability")).filter(|node| is(node, "mdev_types"));
     capabilities
         .flat_map(|capability| children(capability, "type"))
         .map(mdev_type)
         .collect::<Result<_, _>>()
-        .map_err(|fault| fault.in_document("node device"))
+        .map_err(|fault| document.error("node device", fault))
 }
 
-fn is(capability: Node<'_, '_>, kind: &str) -> bool {
+fn is(capability: &Element<'_>, kind: &str) -> bool {
     capability.attribute("type") == Some(kind)
 }
 
-fn mdev_type(node: Node<'_, '_>) -> Result<MdevType, Fault> {
+fn mdev_type(node: &Element<'_>) -> Result<MdevType, Fault> {
     Ok(MdevType {
         id: required_attribute(node, "id")?,
         name: child_text(node, "name"),
@@ -39,7 +39,7 @@ fn mdev_type(node: Node<'_, '_>) -> Result<MdevType, Fault> {
 }
 
 /// The device that a node device document of a mediated one describes.
-pub(super) fn device(device: Node<'_, '_>, name: &str, capability: Node<'_, '_>) -> Result<Mdev, Fault> {
+pub(super) fn device(device: &Element<'_>, name: &str, capability: &Element<'_>) -> Result<Mdev, Fault> {
     // libvirt before 7.3 says the UUID in the name only: mdev_3627463d_b7f0_4fea_b468_f1da537d301b.
     let uuid = match child(capability, "uuid") {
         Some(uuid) => read::value(uuid)?,
@@ -100,11 +100,9 @@ mod tests {
         fn no_type_gets_out_of_its_attribute(mdev_type in prop_oneof!["[-'\"<>&;/= a-z0-9{}%]{0,40}", "\\PC{0,20}"], uuid in any::<u128>()) {
             let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
             let xml = new(parent, &mdev_type, Uuid::from_u128(uuid)).unwrap();
-            let document = roxmltree::Document::parse(&xml).unwrap();
-            let names: Vec<_> =
-                document.descendants().filter(|node| node.is_element()).map(|node| node.tag_name().name()).collect();
+            let root = &Element::parse(&xml).unwrap();
+            let names: Vec<_> = root.descendants().map(Element::local_name).collect();
             prop_assert_eq!(names, ["device", "name", "parent", "capability", "type", "uuid"]);
-            let root = document.root_element();
             let capability = child(root, "capability").unwrap();
             prop_assert_eq!(child(capability, "type").unwrap().attribute("id"), Some(mdev_type.as_str()));
             prop_assert_eq!(child_text(capability, "uuid"), Some(Uuid::from_u128(uuid).to_string()));

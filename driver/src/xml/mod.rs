@@ -8,6 +8,7 @@ pub mod nodedev;
 mod numa;
 mod read;
 mod rendered;
+pub(crate) mod tree;
 
 /// A document that could not be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use roxmltree::Node;
-
 use super::XmlError;
 use super::mdev;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
+use super::tree::Element;
 use crate::device::{HostDevice, IommuGroup, Link, Role};
 use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
@@ -47,12 +46,12 @@ pub enum NodeDevice {
 /// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
 pub fn parse(xml: &str) -> Result<NodeDevice, XmlError> {
     let document = read::document(xml, "node device", "device")?;
-    let device = document.root_element();
-    let name = read::required_text(device, "name").map_err(|fault| fault.in_document("node device"))?;
-    node_device(device, &name).map_err(|fault| fault.in_document(format!("node device {name}")))
+    let device = &document.root;
+    let name = read::required_text(device, "name").map_err(|fault| document.error("node device", fault))?;
+    node_device(device, &name).map_err(|fault| document.error(format!("node device {name}"), fault))
 }
 
-fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
+fn node_device(device: &Element<'_>, name: &str) -> Result<NodeDevice, Fault> {
     for capability in children(device, "capability") {
         match capability.attribute("type") {
             Some("pci") if reaches_far(capability) => return Ok(NodeDevice::Other),
@@ -74,8 +73,8 @@ fn node_device(device: Node<'_, '_>, name: &str) -> Result<NodeDevice, Fault> {
 }
 
 /// Whether an address in it is of a domain beyond the 16 bits that libvirt can assign devices of.
-fn reaches_far(pci: Node<'_, '_>) -> bool {
-    let domain = |node: Node<'_, '_>| match node.tag_name().name() {
+fn reaches_far(pci: &Element<'_>) -> bool {
+    let domain = |node: &Element<'_>| match node.local_name() {
         "domain" => read::text(node).and_then(|text| read::parse_number(&text).ok()),
         "address" => node.attribute("domain").and_then(|text| read::parse_number(text).ok()),
         _ => None,
@@ -86,7 +85,7 @@ fn reaches_far(pci: Node<'_, '_>) -> bool {
 /// The PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or
 /// USB devices stand between. A namespace of an NVMe subsystem with multipath is virtual there, but its link
 /// in `/dev/disk/by-path` names a function. Where there is no path, the parent.
-fn owner(device: Node<'_, '_>) -> Option<PciAddress> {
+fn owner(device: &Element<'_>) -> Option<PciAddress> {
     let Some(path) = child_text(device, "path") else {
         return PciAddress::from_node_name(&child_text(device, "parent")?).ok();
     };
@@ -98,7 +97,7 @@ fn owner(device: Node<'_, '_>) -> Option<PciAddress> {
     })
 }
 
-fn function(device: Node<'_, '_>, name: &str, pci: Node<'_, '_>) -> Result<HostDevice, Fault> {
+fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostDevice, Fault> {
     let class: Option<PciClass> = child(pci, "class").map(read::value).transpose()?;
     let express = child(pci, "pci-express");
     Ok(HostDevice {
@@ -124,24 +123,24 @@ fn function(device: Node<'_, '_>, name: &str, pci: Node<'_, '_>) -> Result<HostD
 }
 
 /// The address in `<domain>`, `<bus>`, `<slot>` and `<function>`.
-fn own_address(pci: Node<'_, '_>) -> Result<PciAddress, Fault> {
+fn own_address(pci: &Element<'_>) -> Result<PciAddress, Fault> {
     let number = |name| read::value(required(pci, name)?);
     let [domain, bus, slot, function] =
         [number("domain")?, number("bus")?, number("slot")?, number("function")?];
     PciAddress::new(domain, bus, slot, function).map_err(|error| Fault::at(pci, error))
 }
 
-fn capability<'a, 'input: 'a>(pci: Node<'a, 'input>, kind: &str) -> Option<Node<'a, 'input>> {
+fn capability<'a, 'input>(pci: &'a Element<'input>, kind: &str) -> Option<&'a Element<'input>> {
     children(pci, "capability").find(|capability| capability.attribute("type") == Some(kind))
 }
 
-fn addresses(node: Node<'_, '_>) -> Result<Vec<PciAddress>, Fault> {
+fn addresses(node: &Element<'_>) -> Result<Vec<PciAddress>, Fault> {
     let mut addresses: Vec<_> = children(node, "address").map(read::pci_address).collect::<Result<_, _>>()?;
     addresses.sort();
     Ok(addresses)
 }
 
-fn role(pci: Node<'_, '_>) -> Result<Role, Fault> {
+fn role(pci: &Element<'_>) -> Result<Role, Fault> {
     if let Some(physical) = capability(pci, "phys_function") {
         return Ok(Role::Virtual { parent: read::pci_address(required(physical, "address")?)? });
     }
@@ -151,15 +150,15 @@ fn role(pci: Node<'_, '_>) -> Result<Role, Fault> {
     Ok(Role::Physical { max_vfs, vfs })
 }
 
-fn iommu_group(group: Node<'_, '_>) -> Result<IommuGroup, Fault> {
+fn iommu_group(group: &Element<'_>) -> Result<IommuGroup, Fault> {
     Ok(IommuGroup { number: required_number(group, "number")?, members: addresses(group)? })
 }
 
 /// The link; none when the device has none (an endpoint integrated into the root complex).
-fn link(express: Node<'_, '_>) -> Result<Option<Link>, Fault> {
+fn link(express: &Element<'_>) -> Result<Option<Link>, Fault> {
     let side = |validity| children(express, "link").find(|link| link.attribute("validity") == Some(validity));
-    let width = |side: Option<Node<'_, '_>>| side.map_or(Ok(None), |link| read::number(link, "width"));
-    let speed = |side: Option<Node<'_, '_>>| side?.attribute("speed").map(str::to_owned);
+    let width = |side: Option<&Element<'_>>| side.map_or(Ok(None), |link| read::number(link, "width"));
+    let speed = |side: Option<&Element<'_>>| side?.attribute("speed").map(str::to_owned);
     let (cap, sta) = (side("cap"), side("sta"));
     Ok((cap.is_some() || sta.is_some()).then_some(Link {
         max_speed: speed(cap),
@@ -169,7 +168,7 @@ fn link(express: Node<'_, '_>) -> Result<Option<Link>, Fault> {
     }))
 }
 
-fn serial(pci: Node<'_, '_>) -> Option<String> {
+fn serial(pci: &Element<'_>) -> Option<String> {
     children(capability(pci, "vpd")?, "fields").find_map(|fields| child_text(fields, "serial_number"))
 }
 

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use roxmltree::Node;
-
 use super::read::{Fault, child, children, required_attribute, required_number};
+use super::tree::Element;
 
 /// The highest NUMA node that a Linux host can have (`MAX_NUMNODES`); longer ranges are mistakes.
 const LAST_NODE: u32 = 1023;
@@ -13,13 +12,13 @@ const LAST_NODE: u32 = 1023;
 /// The host's NUMA nodes that the guest's cells (`<cpu><numa><cell>`) are on: a cell's own
 /// `<numatune><memnode>`, or else `<numatune><memory>`. Empty when the guest has no cells, or when they are
 /// not pinned.
-pub(super) fn nodes_of_cells(domain: Node<'_, '_>) -> Result<BTreeSet<u32>, Fault> {
+pub(super) fn nodes_of_cells(domain: &Element<'_>) -> Result<BTreeSet<u32>, Fault> {
     let cells = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
     let (Some(cells), Some(tune)) = (cells, child(domain, "numatune")) else { return Ok(BTreeSet::new()) };
-    let common = child(tune, "memory").filter(|memory| memory.has_attribute("nodeset"));
+    let common = child(tune, "memory").filter(|memory| memory.attribute("nodeset").is_some());
     let mut nodes = BTreeSet::new();
     for (position, cell) in (0u32..).zip(children(cells, "cell")) {
-        let id = if cell.has_attribute("id") { required_number(cell, "id")? } else { position };
+        let id = if cell.attribute("id").is_some() { required_number(cell, "id")? } else { position };
         let mut own = None;
         for memnode in children(tune, "memnode") {
             if required_number::<u32>(memnode, "cellid")? == id {
@@ -34,7 +33,7 @@ pub(super) fn nodes_of_cells(domain: Node<'_, '_>) -> Result<BTreeSet<u32>, Faul
 }
 
 /// libvirt's list of nodes: `0-1,^1,3`, from left to right.
-fn nodeset(node: Node<'_, '_>) -> Result<BTreeSet<u32>, Fault> {
+fn nodeset(node: &Element<'_>) -> Result<BTreeSet<u32>, Fault> {
     let text: String = required_attribute(node, "nodeset")?;
     let mut nodes = BTreeSet::new();
     for part in text.split(',').map(str::trim) {

@@ -3,106 +3,98 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use roxmltree::{Document, Node};
-
 use super::XmlError;
+use super::tree::{self, Element};
 use crate::pci::PciAddress;
 
-/// What is wrong with a document, and at which element; [`Fault::in_document`] adds which document.
+/// What is wrong with an element of a document; [`Document::error`] says which document and element that is.
 #[derive(Debug)]
 pub(super) struct Fault {
-    element: String,
+    place: usize,
     reason: String,
 }
 
 impl Fault {
-    pub(super) fn at(node: Node<'_, '_>, reason: impl Display) -> Self {
-        let line = node.document().text_pos_at(node.range().start).row;
-        Self { element: path(node), reason: format!("{reason} (line {line})") }
-    }
-
-    pub(super) fn in_document(self, document: impl Into<String>) -> XmlError {
-        XmlError { document: document.into(), element: self.element, reason: self.reason }
+    pub(super) fn at(node: &Element<'_>, reason: impl Display) -> Self {
+        Self { place: node.place(), reason: reason.to_string() }
     }
 }
 
-/// The root element of `xml`, which must be `root`. `kind` names the document for people.
-pub(super) fn document<'input>(
-    xml: &'input str,
-    kind: &str,
-    root: &str,
-) -> Result<Document<'input>, XmlError> {
+/// A document that was read.
+pub(super) struct Document<'a> {
+    xml: &'a str,
+    /// The one element that it is.
+    pub(super) root: Element<'a>,
+}
+
+impl Document<'_> {
+    /// A fault, with the element and its line. `document` names the document for people.
+    pub(super) fn error(&self, document: impl Into<String>, fault: Fault) -> XmlError {
+        let path = self.root.path_to(fault.place);
+        // Below the root the path begins without it: `devices/hostdev/source/address`.
+        let below = if path.len() > 1 { path.get(1..).unwrap_or_default() } else { &path };
+        let reason = format!("{} (line {})", fault.reason, tree::line(self.xml, fault.place));
+        XmlError { document: document.into(), element: below.join("/"), reason }
+    }
+}
+
+/// The document that `xml` is, whose root element must be `root`. `kind` names the document for people.
+pub(super) fn document<'a>(xml: &'a str, kind: &str, root: &str) -> Result<Document<'a>, XmlError> {
     let refuse = |reason: String| XmlError { document: kind.into(), element: root.into(), reason };
-    let document = Document::parse(xml).map_err(|error| refuse(format!("not well-formed XML: {error}")))?;
-    let found = document.root_element();
-    if is(found, root) {
-        Ok(document)
+    let found = Element::parse(xml).map_err(|error| refuse(format!("not well-formed XML: {error}")))?;
+    if found.is(root) {
+        Ok(Document { xml, root: found })
     } else {
-        Err(refuse(format!("the document's root is <{}>", found.tag_name().name())))
+        Err(refuse(format!("the document's root is <{}>", found.local_name())))
     }
-}
-
-fn is(node: Node<'_, '_>, name: &str) -> bool {
-    node.is_element() && node.tag_name() == name.into()
-}
-
-/// The path of an element below the root: `devices/hostdev/source/address`; the root's is its own name.
-fn path(node: Node<'_, '_>) -> String {
-    let mut names: Vec<&str> =
-        node.ancestors().filter(Node::is_element).map(|element| element.tag_name().name()).collect();
-    if names.len() > 1 {
-        names.pop();
-    }
-    names.reverse();
-    names.join("/")
 }
 
 /// The children of this name, in document order. Elements of other namespaces are others.
-pub(super) fn children<'a, 'input: 'a>(
-    node: Node<'a, 'input>,
+pub(super) fn children<'a, 'input>(
+    node: &'a Element<'input>,
     name: &'static str,
-) -> impl Iterator<Item = Node<'a, 'input>> {
-    node.children().filter(move |child| is(*child, name))
+) -> impl Iterator<Item = &'a Element<'input>> {
+    node.children.iter().filter(move |child| child.is(name))
 }
 
 /// The first child of this name.
-pub(super) fn child<'a, 'input: 'a>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
-    children(node, name).next()
+pub(super) fn child<'a, 'input>(node: &'a Element<'input>, name: &str) -> Option<&'a Element<'input>> {
+    node.child(name)
 }
 
 /// The first child of this name, which must be there.
-pub(super) fn required<'a, 'input: 'a>(
-    node: Node<'a, 'input>,
+pub(super) fn required<'a, 'input>(
+    node: &'a Element<'input>,
     name: &'static str,
-) -> Result<Node<'a, 'input>, Fault> {
+) -> Result<&'a Element<'input>, Fault> {
     child(node, name).ok_or_else(|| Fault::at(node, format_args!("it has no <{name}>")))
 }
 
 /// The text of an element without the blanks around it; none when there is nothing else.
-pub(super) fn text(node: Node<'_, '_>) -> Option<String> {
-    node.text().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+pub(super) fn text(node: &Element<'_>) -> Option<String> {
+    Some(node.text()).filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
 /// The text of the first child of this name.
-pub(super) fn child_text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
+pub(super) fn child_text(node: &Element<'_>, name: &'static str) -> Option<String> {
     child(node, name).and_then(text)
 }
 
 /// The text of the first child of this name, which must be there and have one.
-pub(super) fn required_text(node: Node<'_, '_>, name: &'static str) -> Result<String, Fault> {
+pub(super) fn required_text(node: &Element<'_>, name: &'static str) -> Result<String, Fault> {
     let child = required(node, name)?;
     text(child).ok_or_else(|| Fault::at(child, "it is empty"))
 }
 
 /// A value of this type in the text of an element.
-pub(super) fn value<T: FromStr<Err: Display>>(node: Node<'_, '_>) -> Result<T, Fault> {
-    let text = node.text().unwrap_or_default().trim();
+pub(super) fn value<T: FromStr<Err: Display>>(node: &Element<'_>) -> Result<T, Fault> {
+    let text = node.text();
     text.parse().map_err(|error| Fault::at(node, format_args!("`{text}`: {error}")))
 }
 
 /// A value of this type in an attribute, which must be there.
 pub(super) fn required_attribute<T: FromStr<Err: Display>>(
-    node: Node<'_, '_>,
+    node: &Element<'_>,
     name: &'static str,
 ) -> Result<T, Fault> {
     let text = node.attribute(name).ok_or_else(|| missing(node, name))?;
@@ -119,7 +111,7 @@ pub(super) fn parse_number(text: &str) -> Result<u32, std::num::ParseIntError> {
 
 /// A number in an attribute; none when it is not there.
 pub(super) fn number<T: TryFrom<u32, Error: Display>>(
-    node: Node<'_, '_>,
+    node: &Element<'_>,
     name: &'static str,
 ) -> Result<Option<T>, Fault> {
     let Some(text) = node.attribute(name) else { return Ok(None) };
@@ -130,19 +122,19 @@ pub(super) fn number<T: TryFrom<u32, Error: Display>>(
 
 /// A number in an attribute, which must be there.
 pub(super) fn required_number<T: TryFrom<u32, Error: Display>>(
-    node: Node<'_, '_>,
+    node: &Element<'_>,
     name: &'static str,
 ) -> Result<T, Fault> {
     number(node, name)?.ok_or_else(|| missing(node, name))
 }
 
-fn missing(node: Node<'_, '_>, attribute: &str) -> Fault {
+fn missing(node: &Element<'_>, attribute: &str) -> Fault {
     Fault::at(node, format_args!("it has no attribute {attribute}"))
 }
 
 /// The bytes that libvirt's scaled number in the text of an element stands for (`virScaleInteger`): in KiB
 /// where no unit is given, in powers of 1000 where the unit ends in a bare `B`.
-pub(super) fn bytes(node: Node<'_, '_>) -> Result<u64, Fault> {
+pub(super) fn bytes(node: &Element<'_>) -> Result<u64, Fault> {
     let number: u64 = value(node)?;
     let unit = node.attribute("unit").unwrap_or("KiB");
     let scale = scale(&unit.to_ascii_lowercase()).ok_or_else(|| {
@@ -168,7 +160,7 @@ fn scale(unit: &str) -> Option<u64> {
 }
 
 /// The address in the attributes of an `<address domain= bus= slot= function=>`; what is missing is 0.
-pub(super) fn pci_address(node: Node<'_, '_>) -> Result<PciAddress, Fault> {
+pub(super) fn pci_address(node: &Element<'_>) -> Result<PciAddress, Fault> {
     let number = |name| number(node, name).map(Option::unwrap_or_default);
     let [domain, bus, slot, function] =
         [number("domain")?, number("bus")?, number("slot")?, number("function")?];

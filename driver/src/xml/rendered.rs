@@ -1,9 +1,8 @@
 //! A rendered document against what was asked for.
 
-use roxmltree::{Document, Node};
-
 use super::hostdev::{HostdevSpec, MdevSpec};
 use super::read::{self, Fault};
+use super::tree::Element;
 use crate::pci::PciAddress;
 
 /// The elements that decide what is plugged, where, and by which name. None may stand in a document that was
@@ -14,29 +13,28 @@ const DECIDING: [&str; 9] =
 /// Checks that a document says what `spec` says, and plugs nothing else.
 pub(super) fn check(xml: &str, spec: &HostdevSpec) -> Result<(), String> {
     let name = if spec.interface.is_some() { "interface" } else { "hostdev" };
-    check_by(xml, name, |document| compare(document, spec))
+    check_by(xml, name, |root| compare(root, spec))
 }
 
 /// The same of a mediated device.
 pub(super) fn check_mdev(xml: &str, spec: &MdevSpec) -> Result<(), String> {
-    check_by(xml, "hostdev", |document| compare_mdev(document, spec))
+    check_by(xml, "hostdev", |root| compare_mdev(root, spec))
 }
 
 fn check_by(
     xml: &str,
     name: &str,
-    compare: impl FnOnce(&Document<'_>) -> Result<(), Fault>,
+    compare: impl FnOnce(&Element<'_>) -> Result<(), Fault>,
 ) -> Result<(), String> {
     let document = read::document(xml, "rendered document", name)
         .map_err(|error| format!("<{}>: {}", error.element, error.reason))?;
-    compare(&document).map_err(|fault| {
-        let error = fault.in_document("rendered document");
+    compare(&document.root).map_err(|fault| {
+        let error = document.error("rendered document", fault);
         format!("<{}>: {}", error.element, error.reason)
     })
 }
 
-fn compare_mdev(document: &Document<'_>, spec: &MdevSpec) -> Result<(), Fault> {
-    let root = document.root_element();
+fn compare_mdev(root: &Element<'_>, spec: &MdevSpec) -> Result<(), Fault> {
     let mut seen = Seen(vec![root]);
     same(root, "type", "mdev")?;
     same(root, "mode", "subsystem")?;
@@ -48,8 +46,7 @@ fn compare_mdev(document: &Document<'_>, spec: &MdevSpec) -> Result<(), Fault> {
     seen.everything_deciding_in(root)
 }
 
-fn compare(document: &Document<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
-    let root = document.root_element();
+fn compare(root: &Element<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
     let mut seen = Seen(vec![root]);
     same(root, "managed", if spec.managed { "yes" } else { "no" })?;
     let source = seen.child(root, "source")?;
@@ -79,32 +76,33 @@ fn compare(document: &Document<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
 }
 
 /// The elements that were asked for.
-struct Seen<'a, 'input>(Vec<Node<'a, 'input>>);
+struct Seen<'a, 'input>(Vec<&'a Element<'input>>);
 
-impl<'a, 'input: 'a> Seen<'a, 'input> {
-    fn child(&mut self, node: Node<'a, 'input>, name: &'static str) -> Result<Node<'a, 'input>, Fault> {
+impl<'a, 'input> Seen<'a, 'input> {
+    fn child(&mut self, node: &'a Element<'input>, name: &'static str) -> Result<&'a Element<'input>, Fault> {
         let child = read::required(node, name)?;
         self.0.push(child);
         Ok(child)
     }
 
-    fn guest(&mut self, root: Node<'a, 'input>, guest: Option<PciAddress>) -> Result<(), Fault> {
+    fn guest(&mut self, root: &'a Element<'input>, guest: Option<PciAddress>) -> Result<(), Fault> {
         let Some(guest) = guest else { return Ok(()) };
         let address = self.child(root, "address")?;
         same(address, "type", "pci")?;
         same_address(address, guest)
     }
 
-    fn everything_deciding_in(&self, root: Node<'a, 'input>) -> Result<(), Fault> {
-        let deciding = |node: &Node<'_, '_>| DECIDING.contains(&node.tag_name().name());
-        match root.descendants().find(|node| deciding(node) && !self.0.contains(node)) {
+    fn everything_deciding_in(&self, root: &'a Element<'input>) -> Result<(), Fault> {
+        let seen = |node: &Element<'_>| self.0.iter().any(|seen| std::ptr::eq(*seen, node));
+        let extra = |node: &&Element<'_>| DECIDING.contains(&node.local_name()) && !seen(node);
+        match root.descendants().find(extra) {
             Some(extra) => Err(Fault::at(extra, "it was not asked for")),
             None => Ok(()),
         }
     }
 }
 
-fn same(node: Node<'_, '_>, attribute: &'static str, expected: &str) -> Result<(), Fault> {
+fn same(node: &Element<'_>, attribute: &'static str, expected: &str) -> Result<(), Fault> {
     let found = node.attribute(attribute).unwrap_or_default();
     if found == expected {
         Ok(())
@@ -113,7 +111,7 @@ fn same(node: Node<'_, '_>, attribute: &'static str, expected: &str) -> Result<(
     }
 }
 
-fn same_address(node: Node<'_, '_>, expected: PciAddress) -> Result<(), Fault> {
+fn same_address(node: &Element<'_>, expected: PciAddress) -> Result<(), Fault> {
     let found = read::pci_address(node)?;
     if found == expected {
         Ok(())

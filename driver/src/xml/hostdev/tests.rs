@@ -1,10 +1,10 @@
 use std::collections::HashSet;
 
 use proptest::prelude::*;
-use roxmltree::Document;
 
 use super::*;
 use crate::xml::domain;
+use crate::xml::tree::Element;
 
 fn at(address: &str) -> PciAddress {
     address.parse().unwrap()
@@ -257,12 +257,11 @@ proptest! {
         let templates = Templates::load(None).unwrap();
         let context = context! { alias => alias.as_str(), mac => mac.as_str(), ..context(&interface()) };
         let xml = templates.render_context(INTERFACE, context).unwrap();
-        let document = Document::parse(&xml).unwrap();
-        let names: Vec<_> =
-            document.descendants().filter(|node| node.is_element()).map(|node| node.tag_name().name()).collect();
+        let root = Element::parse(&xml).unwrap();
+        let names: Vec<_> = root.descendants().map(Element::local_name).collect();
         prop_assert_eq!(names, ["interface", "mac", "source", "address", "vlan", "tag", "alias"]);
         let value = |name: &str, attribute: &str| {
-            document.descendants().find(|node| node.has_tag_name(name)).and_then(|node| node.attribute(attribute)).unwrap()
+            root.descendants().find(|node| node.is(name)).and_then(|node| node.attribute(attribute)).unwrap()
         };
         prop_assert_eq!(value("alias", "name"), alias);
         prop_assert_eq!(value("mac", "address"), mac);
