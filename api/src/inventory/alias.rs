@@ -101,6 +101,7 @@ impl Alias {
                 return Err(SpecError::key("capability_type", format!("`{other}` is not \"pci\"")));
             }
         }
+        text(entry, "live_migratable")?;
         let live_migratable =
             entry.get("live_migratable").map(|word| strict_bool("live_migratable", word)).transpose()?;
         let resource_class = entry.get("resource_class").map(|class| tag("resource_class", class));
@@ -185,11 +186,24 @@ impl Alias {
     /// In what a device is not of this kind: each key in which the alternative differs that comes nearest. Empty
     /// when it is of this kind.
     pub fn mismatch(&self, device: &DeviceFacts) -> Vec<String> {
+        self.distance(device).1
+    }
+
+    /// The same, and how far the device is from this kind. A device of the same product is nearer than any other, then
+    /// one that differs in fewer keys.
+    pub(super) fn distance(&self, device: &DeviceFacts) -> ((bool, usize), Vec<String>) {
+        let alternatives = self.specs.iter().map(|spec| {
+            let keys: Vec<_> = spec.differences(device).collect();
+            ((spec.is_other_product(device), keys.len()), keys)
+        });
+        let (far, keys) = alternatives.min_by_key(|(far, _)| *far).unwrap_or_default();
         if is_remote_managed(device) {
-            return vec!["it is remote_managed, and only a network port can ask for such devices".into()];
+            return (
+                far,
+                vec!["it is remote_managed, and only a network port can ask for such devices".into()],
+            );
         }
-        let alternatives = self.specs.iter().map(|spec| spec.differences(device).collect::<Vec<_>>());
-        alternatives.min_by_key(Vec::len).unwrap_or_default()
+        (far, keys)
     }
 }
 
@@ -199,6 +213,11 @@ fn is_remote_managed(device: &DeviceFacts) -> bool {
 }
 
 impl AliasSpec {
+    fn is_other_product(&self, device: &DeviceFacts) -> bool {
+        self.vendor_id.is_some_and(|id| id != device.vendor_id)
+            || self.product_id.is_some_and(|id| id != device.product_id)
+    }
+
     /// Each key in which a device is another one, as in "its rack is r1, not r9"; found one by one, for most
     /// devices differ in the first.
     fn differences<'a>(&'a self, device: &'a DeviceFacts) -> impl Iterator<Item = String> + 'a {

@@ -357,7 +357,7 @@ impl<'s, 'a> Table<'s, 'a> {
     fn shortage(&self, wanted: &Wanted<'_>, together: Option<String>) -> Shortage {
         let mut free = 0;
         let mut left_out = BTreeMap::new();
-        let mut nearest: Option<(&Device, Vec<String>)> = None;
+        let mut nearest: Option<(&Device, ((bool, usize), Vec<String>))> = None;
         for (unit, offer) in self.offers(wanted) {
             let Err(reason) = offer else {
                 free += 1;
@@ -365,9 +365,9 @@ impl<'s, 'a> Table<'s, 'a> {
             };
             let Some(device) = self.units[unit].first() else { continue };
             let Some(category) = reason.category() else {
-                let keys = wanted.alias.mismatch(&device.facts);
-                if nearest.as_ref().is_none_or(|(_, least)| keys.len() < least.len()) {
-                    nearest = Some((device, keys));
+                let differs = wanted.alias.distance(&device.facts);
+                if nearest.as_ref().is_none_or(|(_, least)| differs.0 < least.0) {
+                    nearest = Some((device, differs));
                 }
                 continue;
             };
@@ -375,7 +375,8 @@ impl<'s, 'a> Table<'s, 'a> {
             left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
-        let nearest = nearest.map(|(device, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
+        let nearest =
+            nearest.map(|(device, (_, keys))| format!("{}: {}", device.facts.address, keys.join("; ")));
         Shortage { asker: alias.asker(), wanted: count, free, whole_group, left_out, nearest, together }
     }
 

@@ -211,6 +211,14 @@ impl DeviceSpec {
         }
     }
 
+    /// The interface by which an entry that is `remote_managed` names its devices, where the host has none of this
+    /// name. Of a host that was not read yet it cannot be told.
+    pub(super) fn absent(&self, functions: &Functions) -> Option<&str> {
+        let Place::Interface(name) = &self.place else { return None };
+        let has = |device: &HostDevice| device.net.contains(name);
+        (self.is("remote_managed") && !functions.is_empty() && !functions.values().any(has)).then_some(name)
+    }
+
     /// Why an entry that is `remote_managed` is wrong on a host that has this function: that is for VFs, and it names
     /// a PF, by its address or interface, or by ids that are a PF's.
     pub(super) fn conflict(&self, device: &HostDevice, functions: &Functions) -> Option<SpecError> {

@@ -142,8 +142,9 @@ fn addresses(node: Node<'_, '_>) -> Result<Vec<PciAddress>, Fault> {
 }
 
 fn role(pci: Node<'_, '_>) -> Result<Role, Fault> {
-    if let Some(physical) = capability(pci, "phys_function") {
-        return Ok(Role::Virtual { parent: read::pci_address(required(physical, "address")?)? });
+    // A `phys_function` without an address says nothing of the PF: to Nova, too, it is then no VF.
+    if let Some(physical) = capability(pci, "phys_function").and_then(|physical| child(physical, "address")) {
+        return Ok(Role::Virtual { parent: read::pci_address(physical)? });
     }
     let Some(virtuals) = capability(pci, "virt_functions") else { return Ok(Role::Plain) };
     let vfs = addresses(virtuals)?;
