@@ -7,6 +7,7 @@ use std::iter::once_with;
 use hotslot_driver::pci::{PciAddress, PciId};
 use serde_json::{Map, Value};
 
+use super::VDPA;
 use super::numa::NumaPolicy;
 use super::placement;
 use super::request::NAME;
@@ -86,7 +87,12 @@ impl Alias {
             None => None,
             Some(word) => match word.parse() {
                 Ok(kind @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Some(kind),
-                Ok(DevType::Vdpa) | Err(_) => {
+                Ok(DevType::Vdpa) => {
+                    let reason = "`vdpa` is no type that an alias may ask for, as in Nova: only network ports do; \
+                                  write type-VF, and VFs that carry no vDPA device are given";
+                    return Err(SpecError::key("device_type", reason));
+                }
+                Err(_) => {
                     let reason = format!("`{word}` is none of type-PCI, type-PF, type-VF");
                     return Err(SpecError::key("device_type", reason));
                 }
@@ -150,8 +156,12 @@ impl Alias {
 
     /// What it is called where people read of it: one that is only said by addresses has the name of who asks.
     pub(super) fn asker(&self) -> String {
-        let named = self.specs.iter().any(|spec| spec.among.is_some());
-        if named { self.name.clone() } else { format!("alias `{}`", self.name) }
+        if self.is_configured() { format!("alias `{}`", self.name) } else { self.name.clone() }
+    }
+
+    /// Whether it is one of the configured aliases, and not a kind that is only said by addresses.
+    pub(super) fn is_configured(&self) -> bool {
+        self.specs.iter().all(|spec| spec.among.is_none())
     }
 
     /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
@@ -225,6 +235,7 @@ impl AliasSpec {
             wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
         let kind = || match self.device_type {
+            _ if device.dev_type == DevType::Vdpa => Some(VDPA.to_owned()),
             Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
             None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,
             None => Some(format!("it is {}, which an alias asks for by its device_type", device.dev_type)),

@@ -205,7 +205,8 @@ impl DeviceSpec {
                     .then(|| format!("its address {} is another", device.address))
             }
             Place::Interface(name) => {
-                let has = device.net.contains(name) || parent.is_some_and(|parent| parent.net.contains(name));
+                let has =
+                    device.has_interface(name) || parent.is_some_and(|parent| parent.has_interface(name));
                 (!has).then(|| format!("no interface of it is called {name}"))
             }
         }
@@ -215,7 +216,7 @@ impl DeviceSpec {
     /// name. Of a host that was not read yet it cannot be told.
     pub(super) fn absent(&self, functions: &Functions) -> Option<&str> {
         let Place::Interface(name) = &self.place else { return None };
-        let has = |device: &HostDevice| device.net.contains(name);
+        let has = |device: &HostDevice| device.has_interface(name);
         (self.is("remote_managed") && !functions.is_empty() && !functions.values().any(has)).then_some(name)
     }
 

@@ -48,6 +48,11 @@ fn domain(root: Node<'_, '_>, name: &str) -> Result<DomainXml, Fault> {
             .filter(|device| device.attribute("type") == Some("mdev"))
             .map(mdev)
             .collect::<Result<_, _>>()?,
+        vdpas: devices
+            .children()
+            .filter(|device| matches!(device.attribute("type"), Some("vdpa" | "vhostvdpa")))
+            .filter_map(|device| child(device, "source")?.attribute("dev").map(str::to_owned))
+            .collect(),
         occupied: devices
             .children()
             .filter_map(|device| guest_address(device).transpose())
