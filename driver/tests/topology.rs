@@ -237,6 +237,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 controllers,
                 hostdevs: Vec::new(),
                 mdevs: Vec::new(),
+                vdpas: Vec::new(),
                 occupied,
                 agent_connected: false,
                 renumbers_buses: false,
