@@ -93,6 +93,8 @@ pub(crate) enum Again {
     Function(PciAddress),
     /// What was taken from its host driver for a whole group.
     Groups,
+    /// The host's mediated devices.
+    Mdevs,
 }
 
 impl Host {
@@ -146,6 +148,11 @@ impl Host {
     /// Asks for what was taken for whole groups to be given back, where nobody has any of the group.
     pub(crate) fn give_back(&self) {
         let _ = self.again.send(Again::Groups);
+    }
+
+    /// Asks for the mediated devices of the host to be looked at once more, a while from now.
+    pub(crate) fn look_at_mdevs_again(&self) {
+        let _ = self.again.send(Again::Mdevs);
     }
 
     /// Every PCI function, as it was last read: none before the host was first reached.
@@ -212,6 +219,7 @@ impl Host {
         let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
         let was = all.remove(&server).unwrap_or_default();
         let has_less = !was.live.is_subset(&found.live);
+        let has_fewer_mdevs = !was.mdevs.is_subset(&found.mdevs);
         if found != Held::default() {
             all.insert(server, found);
         }
@@ -219,6 +227,9 @@ impl Host {
         // What waited for it may be given back now.
         if has_less {
             self.give_back();
+        }
+        if has_fewer_mdevs {
+            self.look_at_mdevs_again();
         }
     }
 
@@ -298,6 +309,12 @@ impl Host {
             }
         }
     }
+}
+
+/// What there is to say of a call that was given up and has not come back.
+pub(crate) fn not_back(call: &OverdueCall) -> String {
+    let (operation, seconds) = (&call.operation, call.elapsed.as_secs());
+    format!("a call to the hypervisor did not come back for {seconds} s: {operation}")
 }
 
 /// Opens the hypervisor that a URI names. A libvirt host that is away now is connected to later.

@@ -125,6 +125,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
+                    // Whatever it was that failed is not at once over here either.
+                    Again::Mdevs => {
+                        todo.mdevs = true;
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
@@ -175,15 +181,17 @@ impl Service {
         };
         let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
         for (server, occasion) in servers {
-            let compared = async {
-                self.reconcile(host, server, occasion).await?;
-                self.settle_mdevs(host, server, occasion >= Occasion::Round).await
-            };
-            if let Err(error) = who::by(why, compared).await {
+            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.server(server, occasion);
             }
+        }
+        if (todo.everything || todo.mdevs)
+            && let Err(error) = who::by(why, self.take_strays_away(host)).await
+        {
+            failed("looking for mediated devices whose records have ended", error);
+            left.mdevs = true;
         }
         if (todo.everything || todo.groups)
             && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
@@ -215,7 +223,8 @@ impl Service {
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
+    /// Brings a server's attachments and mediated devices in line with its domain's documents, as far as the occasion
+    /// goes.
     pub(crate) async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -225,6 +234,7 @@ impl Service {
         let findings = self.compare(host, server).await?;
         // The guests that are asked take their time.
         drop(self.put_right(host, findings, occasion).await?);
+        self.make_mdevs_again(host, server).await?;
         let mut rows = self.store.attachments_of(server).await?;
         rows.retain(|row| row.hypervisor == host.row.id);
         let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
