@@ -275,6 +275,12 @@ impl Host {
         self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
     }
 
+    /// The oldest call that may change a PCI function, or the mediated devices that are made of it, was given up and
+    /// has not come back.
+    pub(crate) fn stuck_at(&self, address: PciAddress) -> Option<OverdueCall> {
+        self.hypervisor.overdue().into_iter().find(|call| call.address == Some(address))
+    }
+
     /// A server of this host; none when it has no such server.
     ///
     /// # Errors

@@ -68,6 +68,10 @@ impl Todo {
             Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
                 self.server(ServerId(domain), Occasion::Round);
             }
+            Ok(Event::NodeCallCameBack { address }) => {
+                self.functions.insert(address);
+                self.groups = true;
+            }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {

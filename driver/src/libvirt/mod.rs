@@ -43,6 +43,7 @@ use crate::hypervisor::{
     OverdueCall, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
+use crate::overdue::Subject;
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
 
@@ -150,7 +151,7 @@ impl Libvirt {
             }
             Ok(Documents { devices, domains })
         };
-        self.calls.run(Verb::Read, limit, "read every document".to_owned(), None, work).await
+        self.calls.run(Verb::Read, limit, "read every document".to_owned(), Subject::Nothing, work).await
     }
 
     async fn read<T: Send + 'static>(
@@ -158,7 +159,7 @@ impl Libvirt {
         operation: impl Into<String>,
         work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), None, work).await
+        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), Subject::Nothing, work).await
     }
 
     async fn change_device(
@@ -169,7 +170,8 @@ impl Libvirt {
     ) -> Result<(), Error> {
         let work =
             move |connect: &Connect| Ok(work(&connect.lookup_node_device_by_name(&address.node_name())?)?);
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = Subject::Function(address);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn change<T: Send + 'static>(
@@ -180,7 +182,7 @@ impl Libvirt {
         work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
-        self.calls.run(Verb::Change, limit, operation, Some(domain), work).await
+        self.calls.run(Verb::Change, limit, operation, Subject::Domain(domain), work).await
     }
 }
 
@@ -261,7 +263,7 @@ impl Hypervisor for Libvirt {
 
     async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
         self.read("list the mediated devices", |connect| {
-            let mut mdevs: Vec<Mdev> = mdevs(connect)?.into_iter().map(|(mdev, _)| mdev).collect();
+            let mut mdevs = mdevs(connect)?;
             mdevs.sort_by_key(|mdev| mdev.uuid);
             Ok(mdevs)
         })
@@ -281,20 +283,19 @@ impl Hypervisor for Libvirt {
             };
             Ok(mdev)
         };
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = Subject::Function(parent);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
         let operation = format!("take mediated device {mdev} away");
-        let work = move |connect: &Connect| {
-            let found = mdevs(connect)?.into_iter().find(|(found, _)| found.uuid == mdev);
-            let (_, node) = found.ok_or_else(|| Fault {
-                kind: ErrorKind::NoDevice,
-                message: "the host has no such mediated device".to_owned(),
-            })?;
-            Ok(node.destroy()?)
+        // Looked up before the call that may hang: which function it is of is part of what that is known by.
+        let Some(found) = self.mdevs().await?.into_iter().find(|found| found.uuid == mdev) else {
+            return Err(Error::new(ErrorKind::NoDevice, operation, "the host has no such mediated device"));
         };
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = found.parent.map_or(Subject::Nothing, Subject::Function);
+        let work = move |connect: &Connect| Ok(connect.lookup_node_device_by_name(&found.name)?.destroy()?);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
@@ -439,8 +440,8 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     Ok(documents)
 }
 
-/// Every mediated device with its handle, but those that are gone by the time they are read.
-fn mdevs(connect: &Connect) -> Result<Vec<(Mdev, NodeDevice)>, Fault> {
+/// Every mediated device, but those that are gone by the time they are read.
+fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
     let mut mdevs = Vec::new();
     for node in connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)? {
         let document = match node.xml_desc(0).map_err(Fault::from) {
@@ -449,7 +450,7 @@ fn mdevs(connect: &Connect) -> Result<Vec<(Mdev, NodeDevice)>, Fault> {
         };
         // One that is not understood is of another architecture.
         match nodedev::parse(&document) {
-            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push((mdev, node)),
+            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push(mdev),
             other => debug!("left out a mediated device: {other:?}"),
         }
     }
