@@ -286,6 +286,12 @@ impl Host {
         self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
     }
 
+    /// The oldest call that may change a PCI function, or the mediated devices that are made of it, was given up and
+    /// has not come back.
+    pub(crate) fn stuck_at(&self, address: PciAddress) -> Option<OverdueCall> {
+        self.hypervisor.overdue().into_iter().find(|call| call.address == Some(address))
+    }
+
     /// A server of this host; none when it has no such server.
     ///
     /// # Errors
@@ -309,12 +315,6 @@ impl Host {
             }
         }
     }
-}
-
-/// What there is to say of a call that was given up and has not come back.
-pub(crate) fn not_back(call: &OverdueCall) -> String {
-    let (operation, seconds) = (&call.operation, call.elapsed.as_secs());
-    format!("a call to the hypervisor did not come back for {seconds} s: {operation}")
 }
 
 /// Opens the hypervisor that a URI names. A libvirt host that is away now is connected to later.

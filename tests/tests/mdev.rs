@@ -645,6 +645,8 @@ async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone
         }
         let refused = service.delete(&path).await.expect(409);
         assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        // What is looked at meanwhile changes nothing.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
         assert_eq!(status(&service, &path).await, "detaching", "{fault}");
         service.sim("fault clear");
         service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
@@ -668,6 +670,7 @@ async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
         assert!(service.delete(&path).await.status >= 500, "{fault}");
         let refused = service.delete(&path).await.expect(409);
         assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        tokio::time::sleep(Duration::from_millis(1300)).await;
         assert_eq!(status(&service, &path).await, "detaching", "{fault}");
         service.sim("fault clear");
         service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;

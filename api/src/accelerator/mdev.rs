@@ -28,7 +28,7 @@ use crate::attachment::detach::DetachRequest;
 use crate::attachment::{Observation, Plugged, State};
 use crate::busy;
 use crate::error::Error;
-use crate::host::{Host, not_back};
+use crate::host::Host;
 use crate::id::{AttachmentId, RequestId, ServerId};
 use crate::inventory::{HostDrivers, NumaPolicy};
 use crate::service::Service;
@@ -443,7 +443,9 @@ impl Service {
         note: &str,
     ) -> Result<(), Error> {
         let Some(row) = self.store.mdev(id).await?.filter(|row| !row.state.is_final()) else { return Ok(()) };
-        self.nothing_is_out(host, &row).await?;
+        if let Some(call) = host.stuck(row.server) {
+            return Err(self.waits_for(&row, &call).await);
+        }
         let (hypervisor, spec, keep) =
             (host.hypervisor.as_ref(), mdev_spec(id), row.persistent && !row.forced);
         let unplugged = hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await;
@@ -479,40 +481,46 @@ impl Service {
         Err(error)
     }
 
-    /// The oldest call that may make one, plug it or take it away, was given up and has not come back.
-    pub(crate) fn stuck_on_mdev(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
-        let uuid = row.id.to_string();
-        let out = host.hypervisor.overdue().into_iter();
-        out.into_iter().find(|call| call.domain == Some(row.server.0) || call.operation.contains(&uuid))
+    /// The oldest call on the device that makes one which was given up and has not come back: it may make or take away
+    /// some yet.
+    fn stuck_at_parent(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
+        self.store.device(row.parent).and_then(|parent| host.stuck_at(parent.facts.address))
     }
 
-    /// Makes sure that no call is out which may make one, plug it or take it away after it was looked.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] when there is one; its record says so.
-    async fn nothing_is_out(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
-        let Some(call) = self.stuck_on_mdev(host, row) else { return Ok(()) };
-        let reason = not_back(&call);
-        self.settle_mdev_rows(&[(row.id, Observation::StillThere { reason: reason.clone() })]).await?;
-        Err(Error::Conflict(format!(
-            "mediated device {} stays {}: {reason}; it goes on when that comes back",
-            row.id, row.state
-        )))
+    /// The oldest call that may make one, plug it or take it away, was given up and has not come back.
+    pub(crate) fn stuck_on_mdev(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
+        host.stuck(row.server).or_else(|| self.stuck_at_parent(host, row))
+    }
+
+    /// Records that one has not gone, for a call is out after which it may be there; answers so.
+    async fn waits_for(&self, row: &Mdev, call: &OverdueCall) -> Error {
+        let reason = call.to_string();
+        if let Err(error) = self.mdev_stays(row, reason.clone()).await {
+            return error;
+        }
+        Error::Conflict(format!(
+            "mediated device {} stays detaching: {reason}; it goes on when that comes back",
+            row.id
+        ))
+    }
+
+    /// Records that one which is to go has not gone.
+    async fn mdev_stays(&self, row: &Mdev, reason: String) -> Result<(), Error> {
+        let asked = (row.state == State::Attached).then_some((row.id, Observation::AskedToDetach));
+        let seen: Vec<_> = asked.into_iter().chain([(row.id, Observation::StillThere { reason })]).collect();
+        self.settle_mdev_rows(&seen).await
     }
 
     /// Takes one that no domain has away from the host, and settles it as it was seen.
     pub(crate) async fn take_away(&self, host: &Host, row: &Mdev, seen: Observation) -> Result<(), Error> {
-        self.nothing_is_out(host, row).await?;
+        if let Some(call) = self.stuck_at_parent(host, row) {
+            return Err(self.waits_for(row, &call).await);
+        }
         match host.hypervisor.destroy_mdev(row.id.0).await {
             Ok(()) => self.settle_mdev_rows(&[(row.id, seen)]).await,
             Err(error) if error.kind == ErrorKind::NoDevice => self.settle_mdev_rows(&[(row.id, seen)]).await,
             Err(error) => {
-                let mut seen = Vec::new();
-                if row.state == State::Attached {
-                    seen.push((row.id, Observation::AskedToDetach));
-                }
-                seen.push((row.id, Observation::StillThere { reason: error.to_string() }));
-                self.settle_mdev_rows(&seen).await?;
+                self.mdev_stays(row, error.to_string()).await?;
                 Err(host.error(format!("taking mediated device {} away failed", row.id))(error))
             }
         }
@@ -533,6 +541,9 @@ impl Service {
 
     /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
     pub(crate) async fn take_stray_away(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
+        if let Some(call) = self.stuck_at_parent(host, row) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+        }
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         for info in domains {
             let view = host.server(ServerId(info.uuid)).await?;
@@ -610,6 +621,9 @@ impl Service {
         }
         let Some(parent) = self.store.device(row.parent) else { return Ok(()) };
         let address = parent.facts.address;
+        if let Some(call) = host.stuck_at(address) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+        }
         let made = mdev::create(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
         drop(host.look_at_mdevs().await);
         made.map_err(host.error(format!("making mediated device {} again on {address} failed", row.id)))?;

@@ -13,7 +13,7 @@ use super::{Observation, State};
 use crate::accelerator::Holder;
 use crate::busy;
 use crate::error::Error;
-use crate::host::{Host, not_back};
+use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
 use crate::service::{Service, hostdev_spec};
 use crate::store::Attachment;
@@ -185,7 +185,7 @@ impl Service {
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment, ask: Ask) -> Result<(), Error> {
         let id = attachment.id;
         if let Some(call) = host.stuck(attachment.server) {
-            let reason = not_back(&call);
+            let reason = call.to_string();
             self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
                 "attachment {id} stays detaching: {reason}; it goes on when that comes back"

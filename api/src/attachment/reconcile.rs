@@ -11,11 +11,13 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
+use super::State;
 use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
 use crate::id::ServerId;
 use crate::service::Service;
+use crate::store::Mdev;
 use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
@@ -31,6 +33,8 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     mdevs: bool,
+    /// Functions of which calls are back that may have made or taken away mediated devices.
+    parents: BTreeSet<PciAddress>,
     groups: bool,
     servers: BTreeMap<ServerId, Occasion>,
 }
@@ -42,6 +46,7 @@ impl Todo {
             && !self.mdevs
             && !self.groups
             && self.functions.is_empty()
+            && self.parents.is_empty()
             && self.servers.is_empty()
     }
 
@@ -67,6 +72,12 @@ impl Todo {
             // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
             Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
                 self.server(ServerId(domain), Occasion::Round);
+            }
+            Ok(Event::NodeCallCameBack { address }) => {
+                self.functions.insert(address);
+                self.groups = true;
+                self.mdevs = true;
+                self.parents.insert(address);
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -142,7 +153,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
 
 impl Service {
     /// Compares what is asked for, and answers what could not be compared.
-    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, todo: Todo) -> Todo {
+    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Todo) -> Todo {
         let mut left = Todo::default();
         let failed = |what: &str, error: Error| {
             if matches!(error, Error::HostAway { .. }) {
@@ -153,7 +164,7 @@ impl Service {
         };
         // An event names an interface, not the function that it is on.
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
-        let looked = if all { None } else { Some(todo.functions) };
+        let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
             && let Err(error) = who::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
         {
@@ -167,6 +178,13 @@ impl Service {
         {
             failed("reading the host's mediated devices", error);
             left.mdevs = true;
+        }
+        match self.servers_with_parts_of(host, &todo.parents).await {
+            Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Occasion::Round)),
+            Err(error) => {
+                failed("looking whose mediated devices a call may have changed", error);
+                left.parents = todo.parents;
+            }
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
@@ -221,6 +239,25 @@ impl Service {
         let mdevs = self.store.mdevs().await?;
         servers.extend(mdevs.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
+    }
+
+    /// The servers with mediated devices of some functions that are on their way.
+    async fn servers_with_parts_of(
+        &self,
+        host: &Host,
+        parents: &BTreeSet<PciAddress>,
+    ) -> Result<BTreeSet<ServerId>, Error> {
+        if parents.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let mut rows = self.store.mdevs().await?;
+        let is_of = |row: &Mdev| {
+            let parent = self.store.device(row.parent);
+            row.hypervisor == host.row.id
+                && parent.is_some_and(|device| parents.contains(&device.facts.address))
+        };
+        rows.retain(|row| row.state != State::Attached && is_of(row));
+        Ok(rows.into_iter().map(|row| row.server).collect())
     }
 
     /// Brings a server's attachments and mediated devices in line with its domain's documents, as far as the occasion

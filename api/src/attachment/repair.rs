@@ -328,7 +328,8 @@ impl Service {
                 }
                 Action::SettleMdev(row, seen) => {
                     let taken = service.take_away(&host, &row, seen).await;
-                    if taken.is_err() {
+                    // What waits for a call to come back is looked at then.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
                         host.ask_again(row.server);
                     }
                     (taken, row.server)
