@@ -95,6 +95,8 @@ pub(crate) enum Again {
     Function(PciAddress),
     /// What was taken from its host driver for a whole group.
     Groups,
+    /// The host's mediated devices.
+    Mdevs,
 }
 
 impl Host {
@@ -148,6 +150,11 @@ impl Host {
     /// Asks for what was taken for whole groups to be given back, where nobody has any of the group.
     pub(crate) fn give_back(&self) {
         let _ = self.again.send(Again::Groups);
+    }
+
+    /// Asks for the mediated devices of the host to be looked at once more, a while from now.
+    pub(crate) fn look_at_mdevs_again(&self) {
+        let _ = self.again.send(Again::Mdevs);
     }
 
     /// Every PCI function, as it was last read: none before the host was first reached.
@@ -220,6 +227,7 @@ impl Host {
         let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
         let was = all.remove(&server).unwrap_or_default();
         let has_less = !was.live.is_subset(&found.live);
+        let has_fewer_mdevs = !was.mdevs.is_subset(&found.mdevs);
         if found != Held::default() {
             all.insert(server, found);
         }
@@ -227,6 +235,9 @@ impl Host {
         // What waited for it may be given back now.
         if has_less {
             self.give_back();
+        }
+        if has_fewer_mdevs {
+            self.look_at_mdevs_again();
         }
     }
 
@@ -281,6 +292,12 @@ impl Host {
     /// The oldest call that may change a server, was given up and has not come back.
     pub(crate) fn stuck(&self, server: ServerId) -> Option<OverdueCall> {
         self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
+    }
+
+    /// The oldest call that may change a PCI function, or the mediated devices that are made of it, was given up and
+    /// has not come back.
+    pub(crate) fn stuck_at(&self, address: PciAddress) -> Option<OverdueCall> {
+        self.hypervisor.overdue().into_iter().find(|call| call.address == Some(address))
     }
 
     /// A server of this host; none when it has no such server.

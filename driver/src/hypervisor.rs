@@ -243,6 +243,12 @@ pub enum Event {
         /// Which domain.
         domain: Uuid,
     },
+    /// A call on a PCI function of the host that was given up at its limit has come back: what it did to the
+    /// function, or to the mediated devices that are made of it, is to be looked at.
+    NodeCallCameBack {
+        /// Which function.
+        address: PciAddress,
+    },
     /// A node device came, went or changed.
     NodeDevice {
         /// libvirt's name of it; a child's name (`net_…`) too.

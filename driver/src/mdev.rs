@@ -46,8 +46,8 @@ pub struct Mdev {
 ///
 /// # Errors
 /// [`ErrorKind::NotAssignable`] when the parent has no such type, [`ErrorKind::InUse`] when no more can be made
-/// of it, or what the hypervisor refused; then nothing was made.
-/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until [`Hypervisor::mdevs`] are read again.
+/// of it: then nothing was made. Whatever else the hypervisor answers, it may have been made: [`Hypervisor::mdevs`]
+/// tells, and after [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] it may also come later.
 pub async fn create(
     hypervisor: &dyn Hypervisor,
     parent: PciAddress,

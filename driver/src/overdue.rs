@@ -1,10 +1,14 @@
 //! Calls that were given up at their limit and have not come back: a device that does not let its driver go keeps
 //! libvirt's thread, and there is nothing to be done about it from outside but to know it.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+
+use crate::hypervisor::Event;
+use crate::pci::PciAddress;
 
 /// A call that has not come back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +17,54 @@ pub struct OverdueCall {
     pub operation: String,
     /// The domain that it may change, if it is one that changes a domain.
     pub domain: Option<Uuid>,
+    /// The PCI function that it may change, if it is one that changes a function; of a mediated device its parent.
+    pub address: Option<PciAddress>,
     /// How long it is out.
     pub elapsed: Duration,
+}
+
+/// For people.
+impl fmt::Display for OverdueCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.elapsed.as_secs();
+        write!(f, "a call to the hypervisor did not come back for {seconds} s: {}", self.operation)
+    }
+}
+
+/// What a call may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// Nothing that is on record, or it only reads.
+    Nothing,
+    /// A domain.
+    Domain(Uuid),
+    /// A PCI function of the host, or the mediated devices that are made of it.
+    Function(PciAddress),
+}
+
+impl Subject {
+    /// What is told when a call that was given up has come back.
+    pub(crate) fn came_back(self) -> Option<Event> {
+        match self {
+            Self::Nothing => None,
+            Self::Domain(domain) => Some(Event::CameBack { domain }),
+            Self::Function(address) => Some(Event::NodeCallCameBack { address }),
+        }
+    }
+
+    fn domain(self) -> Option<Uuid> {
+        match self {
+            Self::Domain(domain) => Some(domain),
+            Self::Nothing | Self::Function(_) => None,
+        }
+    }
+
+    fn address(self) -> Option<PciAddress> {
+        match self {
+            Self::Function(address) => Some(address),
+            Self::Nothing | Self::Domain(_) => None,
+        }
+    }
 }
 
 /// The overdue calls of one host.
@@ -24,7 +74,7 @@ pub(crate) struct Overdue(Arc<Mutex<Vec<Arc<Call>>>>);
 #[derive(Debug)]
 struct Call {
     operation: String,
-    domain: Option<Uuid>,
+    subject: Subject,
     begun: Instant,
 }
 
@@ -34,8 +84,8 @@ impl Overdue {
     }
 
     /// Notes a call that began at `begun`, until the guard is dropped.
-    pub(crate) fn note(&self, operation: String, domain: Option<Uuid>, begun: Instant) -> Guard {
-        let call = Arc::new(Call { operation, domain, begun });
+    pub(crate) fn note(&self, operation: String, subject: Subject, begun: Instant) -> Guard {
+        let call = Arc::new(Call { operation, subject, begun });
         self.calls().push(Arc::clone(&call));
         Guard { of: self.clone(), call }
     }
@@ -51,7 +101,8 @@ impl Overdue {
             .iter()
             .map(|call| OverdueCall {
                 operation: call.operation.clone(),
-                domain: call.domain,
+                domain: call.subject.domain(),
+                address: call.subject.address(),
                 elapsed: call.begun.elapsed(),
             })
             .collect();

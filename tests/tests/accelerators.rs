@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hotslot_driver::sim::control;
 use hotslot_driver::sim::generate::Size;
-use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path as path_of};
+use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path as path_of, without_mdevs};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -658,4 +658,41 @@ async fn killed_while_it_binds_it_gives_the_device_back() {
     assert_eq!(shown(&service, &path).await["driver"], "vfio-pci");
     service.delete(&path).await.expect(204);
     service.expect_clean().await;
+}
+
+/// An attach that waits for its turn while its accelerator is purged gets nothing.
+#[tokio::test]
+async fn what_is_purged_while_it_waits_for_its_turn_is_given_nothing() {
+    let (vf, card) = (json!({ "device_type": "NIC" }), json!({ "mdev_type": "nvidia-232" }));
+    let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
+    const G1: &str = "20000000-0000-4000-8000-000000000001";
+    for (kind, call, spec_of_both, target) in [
+        ("attachment", "attach", vf.clone(), json!({ "instance_uuid": Q35 })),
+        ("binding", "node-detach", vf, json!({ "driver": "vfio-pci" })),
+        ("mediated device", "attach", card, json!({ "instance_uuid": G1 })),
+    ] {
+        let service = if kind == "mediated device" {
+            Hotslot::bare(&host("accelerators"), spec, without_mdevs).await
+        } else {
+            service("").await
+        };
+        let first = made(&service, "first", spec_of_both.clone()).await;
+        let purged = made(&service, "purged", spec_of_both).await;
+        let asked = |path: &str| {
+            let (api, path, target) = ((*service).clone(), path.to_owned(), target.clone());
+            tokio::spawn(async move { api.put(&path, target).await })
+        };
+        service.sim(&format!("fault {call} hang"));
+        let has_turn = asked(&first);
+        service.until("its turn has come", async || service.log().contains("a fault befalls ")).await;
+        let waits = asked(&purged);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        service.delete(&format!("{purged}?purge=true")).await.expect(204);
+        service.sim("fault clear");
+        has_turn.await.unwrap().expect(200);
+        let refused = waits.await.unwrap();
+        assert_eq!(refused.status, 404, "{kind}: {}", refused.body);
+        service.delete(&first).await.expect(204);
+        service.expect_clean().await;
+    }
 }

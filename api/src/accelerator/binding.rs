@@ -213,6 +213,15 @@ impl Service {
         if_refused: State,
     ) -> Result<(), Error> {
         let address = device.facts.address;
+        // What that call makes of the function is not known before it comes back; then it is released.
+        if let Some(call) = host.stuck_at(address) {
+            let reason = call.to_string();
+            self.store.settle_binding(row.id, State::Detaching, Some(&reason)).await?;
+            return Err(Error::Conflict(format!(
+                "{address} of host {} stays detaching: {reason}; it is released when that comes back",
+                host.name
+            )));
+        }
         let released = match self.in_use(host, row, device) {
             Some(reason) => {
                 Err(hypervisor::Error::new(ErrorKind::InUse, format!("release {address}"), reason))

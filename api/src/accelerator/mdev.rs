@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Policy, Presence, Unplugged};
-use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, OverdueCall, Scope};
 use hotslot_driver::mdev::{self, VFIO_PCI};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::topology::Topology;
@@ -54,6 +54,16 @@ struct Step {
     id: AttachmentId,
     parent: Arc<Device>,
     mdev_type: String,
+}
+
+/// Which step of several failed.
+struct Failed {
+    /// Its index.
+    step: usize,
+    /// How many were made, from the first on.
+    made: usize,
+    /// Whether it may still be done.
+    is_open: bool,
 }
 
 /// A device that can make some.
@@ -106,7 +116,7 @@ impl Service {
     }
 
     /// Whether a server is in a state to be given devices, and has ports for them.
-    async fn has_room(&self, host: &Host, domain: &DomainView, num: usize) -> Result<(), Error> {
+    pub(crate) async fn has_room(&self, host: &Host, domain: &DomainView, num: usize) -> Result<(), Error> {
         let context = format!("nothing was attached to server {}", domain.info.uuid);
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), domain, &[], Policy::default()).await;
         let verdict = match verdict {
@@ -251,7 +261,12 @@ impl Service {
             let address = step.parent.facts.address;
             let made = mdev::create(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
-                return Err(self.undo_mdevs(host, server, steps, done, done, error).await);
+                // Whatever it says, it may have been made: the host tells.
+                let there = host.look_at_mdevs().await;
+                let is_open = error.kind.leaves_it_open() || there.is_err();
+                let is_made = there.is_ok_and(|there| there.iter().any(|mdev| mdev.uuid == step.id.0));
+                let failed = Failed { step: done, made: done + usize::from(is_made), is_open };
+                return Err(self.undo_mdevs(host, server, steps, failed, error).await);
             }
         }
         drop(making);
@@ -264,26 +279,28 @@ impl Service {
                     seen.push((step.id, Observation::Present { inner, only_in_definition: false }));
                 }
                 Err(error) => {
-                    return Err(self.undo_mdevs(host, server, steps, steps.len(), done, error).await);
+                    let is_open = error.kind.leaves_it_open();
+                    let failed = Failed { step: done, made: steps.len(), is_open };
+                    return Err(self.undo_mdevs(host, server, steps, failed, error).await);
                 }
             }
         }
         self.settle_mdev_rows(&seen).await
     }
 
-    /// Takes back what was made and plugged before the `failed`th step failed: what is to become of all is on record
-    /// before the first is touched.
+    /// Takes back what was made and plugged until a step failed: what is to become of all is on record before the first
+    /// is touched.
     async fn undo_mdevs(
         self: &Arc<Self>,
         host: &Host,
         server: ServerId,
         steps: &[Step],
-        made: usize,
-        failed: usize,
+        failed: Failed,
         error: hypervisor::Error,
     ) -> Error {
-        let (reason, open) = (error.to_string(), error.kind.leaves_it_open());
-        let is_there = |index: usize| index < made || index == failed && open;
+        let reason = error.to_string();
+        let is_open = |index: usize| index == failed.step && failed.is_open;
+        let is_there = |index: usize| index < failed.made || is_open(index);
         let intents = steps.iter().enumerate().map(|(index, step)| {
             let reason = reason.clone();
             let intent = if is_there(index) {
@@ -300,7 +317,7 @@ impl Service {
         let mut left = Vec::new();
         for (index, step) in steps.iter().enumerate().filter(|(index, _)| is_there(*index)) {
             // After a lost connection or a time-out it may come yet: the next comparison takes it back.
-            let taken = if index == failed && open {
+            let taken = if is_open(index) {
                 Err(Error::Conflict("it is taken back when the host answers".into()))
             } else {
                 self.release_mdev(host, step.id, self.detach_limits(), "").await
@@ -312,7 +329,10 @@ impl Service {
     }
 
     /// Records what was seen of mediated devices.
-    async fn settle_mdev_rows(&self, seen: &[(AttachmentId, Observation)]) -> Result<(), Error> {
+    pub(crate) async fn settle_mdev_rows(&self, seen: &[(AttachmentId, Observation)]) -> Result<(), Error> {
+        if seen.is_empty() {
+            return Ok(());
+        }
         for row in self.store.settle_mdevs(seen).await? {
             tracing::info!(
                 mdev.uuid = %row.id, server.id = %row.server, to = %row.state,
@@ -423,6 +443,9 @@ impl Service {
         note: &str,
     ) -> Result<(), Error> {
         let Some(row) = self.store.mdev(id).await?.filter(|row| !row.state.is_final()) else { return Ok(()) };
+        if let Some(call) = host.stuck(row.server) {
+            return Err(self.waits_for(&row, &call).await);
+        }
         let (hypervisor, spec, keep) =
             (host.hypervisor.as_ref(), mdev_spec(id), row.persistent && !row.forced);
         let unplugged = hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await;
@@ -458,142 +481,159 @@ impl Service {
         Err(error)
     }
 
+    /// The oldest call on the device that makes one which was given up and has not come back: it may make or take away
+    /// some yet.
+    fn stuck_at_parent(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
+        self.store.device(row.parent).and_then(|parent| host.stuck_at(parent.facts.address))
+    }
+
+    /// The oldest call that may make one, plug it or take it away, was given up and has not come back.
+    pub(crate) fn stuck_on_mdev(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
+        host.stuck(row.server).or_else(|| self.stuck_at_parent(host, row))
+    }
+
+    /// Records that one has not gone, for a call is out after which it may be there; answers so.
+    async fn waits_for(&self, row: &Mdev, call: &OverdueCall) -> Error {
+        let reason = call.to_string();
+        if let Err(error) = self.mdev_stays(row, reason.clone()).await {
+            return error;
+        }
+        Error::Conflict(format!(
+            "mediated device {} stays detaching: {reason}; it goes on when that comes back",
+            row.id
+        ))
+    }
+
+    /// Records that one which is to go has not gone.
+    async fn mdev_stays(&self, row: &Mdev, reason: String) -> Result<(), Error> {
+        let asked = (row.state == State::Attached).then_some((row.id, Observation::AskedToDetach));
+        let seen: Vec<_> = asked.into_iter().chain([(row.id, Observation::StillThere { reason })]).collect();
+        self.settle_mdev_rows(&seen).await
+    }
+
     /// Takes one that no domain has away from the host, and settles it as it was seen.
-    async fn take_away(&self, host: &Host, row: &Mdev, seen: Observation) -> Result<(), Error> {
+    pub(crate) async fn take_away(&self, host: &Host, row: &Mdev, seen: Observation) -> Result<(), Error> {
+        if let Some(call) = self.stuck_at_parent(host, row) {
+            return Err(self.waits_for(row, &call).await);
+        }
         match host.hypervisor.destroy_mdev(row.id.0).await {
             Ok(()) => self.settle_mdev_rows(&[(row.id, seen)]).await,
             Err(error) if error.kind == ErrorKind::NoDevice => self.settle_mdev_rows(&[(row.id, seen)]).await,
             Err(error) => {
-                let mut seen = Vec::new();
-                if row.state == State::Attached {
-                    seen.push((row.id, Observation::AskedToDetach));
-                }
-                seen.push((row.id, Observation::StillThere { reason: error.to_string() }));
-                self.settle_mdev_rows(&seen).await?;
+                self.mdev_stays(row, error.to_string()).await?;
                 Err(host.error(format!("taking mediated device {} away failed", row.id))(error))
             }
         }
     }
 
-    /// Brings the mediated devices of a server in line with its domain's documents; with `again`, its guest is asked
-    /// again to let go of what is to leave it.
+    /// Goes on with one that is `detaching`, and that nobody else works on.
+    pub(crate) async fn release_mdev_again(
+        &self,
+        host: &Host,
+        row: &Mdev,
+        guard: busy::Guard,
+    ) -> Result<(), Error> {
+        let released = self.release_mdev(host, row.id, self.detach_limits(), "").await;
+        drop(guard);
+        look_afterwards(host, row.server, &released);
+        released
+    }
+
+    /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
+    pub(crate) async fn take_stray_away(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
+        if let Some(call) = self.stuck_at_parent(host, row) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+        }
+        let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
+        for info in domains {
+            let view = host.server(ServerId(info.uuid)).await?;
+            let documents = view.iter().flat_map(|view| [&view.live, &view.persistent]).flatten();
+            if documents.flat_map(|document| &document.mdevs).any(|mdev| mdev.uuid == row.id.0) {
+                return Ok(());
+            }
+        }
+        let taken = match host.hypervisor.destroy_mdev(row.id.0).await {
+            Err(error) if error.kind == ErrorKind::NoDevice => Ok(()),
+            taken => taken,
+        };
+        if taken.is_ok() {
+            tracing::warn!(
+                host = %host.name, mdev.uuid = %row.id,
+                "took mediated device {} away, whose record had ended", row.id
+            );
+        } else {
+            host.look_at_mdevs_again();
+        }
+        // What is offered is known afresh.
+        drop(host.look_at_mdevs().await);
+        if let Some(parent) = self.store.device(row.parent) {
+            host.look_at(parent.facts.address);
+        }
+        taken.map_err(host.error(format!("taking mediated device {} away failed", row.id)))
+    }
+
+    /// Makes those again that a shut-off server is to start with: they are gone with their host's reboot.
     ///
     /// # Errors
-    /// The database's, or what the host answers; what could not be settled is tried again.
-    pub(crate) async fn settle_mdevs(
+    /// The database's, or what the host answers.
+    pub(crate) async fn make_mdevs_again(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        again: bool,
     ) -> Result<(), Error> {
-        // A call that is still out may make or plug one after it was looked.
-        let out = host.hypervisor.overdue();
-        let is_out = |row: &Mdev| {
-            let uuid = row.id.to_string();
-            out.iter().any(|call| call.domain == Some(server.0) || call.operation.contains(&uuid))
-        };
-        let mut mine = Vec::new();
-        for row in self.store.mdevs_of(server).await? {
-            if row.hypervisor != host.row.id {
-                continue;
-            }
-            let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
-            // It may have gone on before nobody worked on it; from here on nobody else does.
-            let row = self.store.mdev(row.id).await?.filter(|row| !row.state.is_final());
-            mine.extend(
-                row.filter(|row| row.state == State::Attached || !is_out(row)).map(|row| (row, guard)),
-            );
-        }
-        if mine.is_empty() {
+        let mut missing = self.store.mdevs_of(server).await?;
+        let is_missing = |row: &Mdev| !host.mdevs().iter().any(|mdev| mdev.uuid == row.id.0);
+        missing
+            .retain(|row| row.hypervisor == host.row.id && row.state == State::Attached && is_missing(row));
+        if missing.is_empty() {
             return Ok(());
         }
-        let view = host.server(server).await?;
-        let presence = |row: &Mdev| view.as_ref().map(|view| Presence::of(view, UserAlias(row.id.0)));
-        let runs = view.as_ref().is_some_and(|view| view.live.is_some());
-        let is_plugged = |row: &Mdev| {
-            let presence = presence(row);
-            presence.is_some_and(|found| !found.is_absent() && (found.live || !runs))
-        };
-        // As with attachments: what was plugged as a whole stays, and what was not is taken back.
-        let cut_off: BTreeSet<_> = mine
-            .iter()
-            .filter(|(row, _)| row.state == State::Attaching && !is_plugged(row))
-            .map(|(row, _)| row.request.0)
-            .collect();
-        let gone = match &view {
-            None => Observation::DomainGone,
-            Some(view) if view.live.is_some() => Observation::Absent,
-            Some(_) => Observation::DomainStopped,
-        };
-        let mut outcome = Ok(());
-        for (row, guard) in mine {
-            let present = presence(&row).filter(|found| !found.is_absent());
-            let seen = present.map(|found| Observation::Present {
-                inner: found.inner_address,
-                only_in_definition: runs && !found.live,
+        host.look_at_mdevs().await?;
+        let view = host.server(server).await?.filter(|view| view.live.is_none());
+        let is_to_start =
+            |row: &Mdev| view.as_ref().is_some_and(|view| Presence::of(view, UserAlias(row.id.0)).config);
+        missing.retain(|row| is_missing(row) && is_to_start(row));
+        for row in missing {
+            let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
+            let (service, host) = (Arc::clone(self), Arc::clone(host));
+            who::spawn(async move {
+                let row = service.store.mdev(row.id).await?;
+                if let Some(row) = row.filter(|row| row.state == State::Attached)
+                    && let Err(error) = service.make_again(&host, &row).await
+                {
+                    tracing::error!(
+                        host = %host.name, mdev.uuid = %row.id, %error,
+                        "server {server} cannot start without it; detach its accelerator"
+                    );
+                }
+                drop(guard);
+                Ok::<_, Error>(())
             });
-            let done = match (row.state, seen) {
-                (State::Attaching, _) if cut_off.contains(&row.request.0) => {
-                    let reason = "the attach was cut off before all was plugged".to_owned();
-                    self.settle_mdev_rows(&[(row.id, Observation::GivenUp { reason })]).await?;
-                    self.release_soon(host, &row, guard);
-                    Ok(())
-                }
-                (State::Detaching, Some(_)) if again => {
-                    self.release_soon(host, &row, guard);
-                    Ok(())
-                }
-                (state, Some(seen)) => {
-                    if state == State::Attached && !runs {
-                        self.make_again(host, &row).await;
-                    }
-                    // Mostly nothing has changed, and then nothing is written.
-                    match row.state.on(row.inner, row.reason.as_deref(), &seen) {
-                        Some(_) => self.settle_mdev_rows(&[(row.id, seen)]).await,
-                        None => Ok(()),
-                    }
-                }
-                (_, None) => self.take_away(host, &row, gone.clone()).await,
-            };
-            outcome = outcome.and(done);
         }
-        outcome
+        Ok(())
     }
 
-    /// Has a guest asked to let go of one; the guest takes its time.
-    fn release_soon(self: &Arc<Self>, host: &Arc<Host>, row: &Mdev, guard: busy::Guard) {
-        let (service, host, row) = (Arc::clone(self), Arc::clone(host), row.clone());
-        who::spawn(async move {
-            let released = service.release_mdev(&host, row.id, service.detach_limits(), "").await;
-            drop(guard);
-            look_afterwards(&host, row.server, &released);
-            if let Err(error) = released {
-                tracing::info!(mdev.uuid = %row.id, server.id = %row.server, %error, "a detach goes on");
-            }
-        });
-    }
-
-    /// Makes one again that a shut-off server is to start with: they are gone with their host's reboot.
-    async fn make_again(&self, host: &Host, row: &Mdev) {
+    /// Makes one again, unless it is there.
+    pub(crate) async fn make_again(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
         let is_there = |mdevs: &[mdev::Mdev]| mdevs.iter().any(|mdev| mdev.uuid == row.id.0);
-        if is_there(&host.mdevs()) || host.look_at_mdevs().await.is_ok_and(|mdevs| is_there(&mdevs)) {
-            return;
+        if is_there(&host.mdevs()) || is_there(&host.look_at_mdevs().await?) {
+            return Ok(());
         }
-        let Some(parent) = self.store.device(row.parent) else { return };
+        let Some(parent) = self.store.device(row.parent) else { return Ok(()) };
         let address = parent.facts.address;
-        match mdev::create(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await {
-            Ok(_) => tracing::warn!(host = %host.name, mdev.uuid = %row.id, "made again on {address}"),
-            Err(error) => {
-                tracing::error!(
-                    host = %host.name, mdev.uuid = %row.id, %error,
-                    "server {} cannot start without it; detach its accelerator", row.server
-                );
-            }
+        if let Some(call) = host.stuck_at(address) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
         }
+        let made = mdev::create(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
+        drop(host.look_at_mdevs().await);
+        made.map_err(host.error(format!("making mediated device {} again on {address} failed", row.id)))?;
+        tracing::warn!(host = %host.name, mdev.uuid = %row.id, "made again on {address}");
+        Ok(())
     }
 }
 
-fn mdev_spec(id: AttachmentId) -> MdevSpec {
+/// What a domain's document says of one.
+pub(crate) fn mdev_spec(id: AttachmentId) -> MdevSpec {
     MdevSpec { source: id.0, alias: UserAlias(id.0), guest: None }
 }
 

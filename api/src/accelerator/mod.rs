@@ -20,7 +20,7 @@ use hotslot_driver::device::HostDevice;
 use hotslot_driver::pci::PciAddress;
 use uuid::Uuid;
 
-pub(crate) use self::mdev::Parts;
+pub(crate) use self::mdev::{Parts, mdev_spec};
 pub use self::spec::AccSpec;
 use crate::attachment::State;
 use crate::error::Error;
@@ -48,6 +48,14 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// There is no such holder.
+    pub(crate) fn not_found(self) -> Error {
+        match self {
+            Self::Accelerator(id) => not_found(id),
+            Self::AcceleratorRequest(id) => Error::NotFound(format!("accelerator request {id}")),
+        }
+    }
+
     /// Where it is given back: the path of a DELETE.
     pub(crate) fn path(self) -> String {
         match self {

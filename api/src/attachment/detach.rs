@@ -185,9 +185,7 @@ impl Service {
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment, ask: Ask) -> Result<(), Error> {
         let id = attachment.id;
         if let Some(call) = host.stuck(attachment.server) {
-            let seconds = call.elapsed.as_secs();
-            let reason =
-                format!("a call to the hypervisor did not come back for {seconds} s: {}", call.operation);
+            let reason = call.to_string();
             self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
                 "attachment {id} stays detaching: {reason}; it goes on when that comes back"

@@ -11,12 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::domain::{DomainXml, Hostdev, UserAlias};
+use hotslot_driver::domain::{DomainXml, Hostdev, MdevHostdev, UserAlias};
 use hotslot_driver::hotplug::Presence;
 use hotslot_driver::hypervisor::DomainView;
+use hotslot_driver::mdev;
 use hotslot_driver::pci::PciAddress;
 
-use super::{Observation, State};
+use super::{Observation, Promise, State};
 use crate::host::Functions;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::{Deed, Foreign};
@@ -37,7 +38,8 @@ words! {
         NotDefined = "not-defined",
         /// The definition has a device that was for this run only.
         Defined = "defined",
-        /// A domain has the device of an attachment that has ended.
+        /// A domain has the device of an attachment that has ended, or a domain or the host a mediated device whose
+        /// record has ended.
         Stray = "stray",
         /// A domain has a device under our alias, and there is no record of it.
         Unrecorded = "unrecorded",
@@ -90,23 +92,27 @@ pub enum Occasion {
 pub enum Action {
     /// The record follows.
     Settle(Observation),
+    /// The record of a mediated device follows; one that no document has is taken away from the host first.
+    SettleMdev(Box<Mdev>, Observation),
+    /// A mediated device whose record has ended is taken away from the host.
+    TakeAway(Box<Mdev>),
     /// The attachment gets a record.
     Adopt(Box<Adoption>),
     /// The guest is asked again to let the device go.
-    AskAgain(Box<Attachment>),
+    AskAgain(Box<Promise>),
     /// The device is taken out of the domain.
     TakeOut {
-        /// The attachment, of the server that has the device.
-        attachment: Box<Attachment>,
+        /// What was promised, as of the server that has the device.
+        promise: Box<Promise>,
         /// Whether that is safe at any time: what a failed attach left, and its caller was told so.
         left_over: bool,
     },
     /// The device is plugged into the running guest.
-    Plug(Box<Attachment>),
+    Plug(Box<Promise>),
     /// The device is put into the definition.
-    Define(Box<Attachment>),
+    Define(Box<Promise>),
     /// The device is taken out of the definition.
-    Undefine(Box<Attachment>),
+    Undefine(Box<Promise>),
     /// The device goes back to its host driver.
     GiveBack(AttachmentId),
     /// The promise is forgotten.
@@ -119,7 +125,11 @@ impl Action {
     /// When it is done; none when it is a person's.
     pub fn occasion(&self) -> Option<Occasion> {
         match self {
-            Self::Settle(_) | Self::Adopt(_) | Self::GiveBack(_) => Some(Occasion::Event),
+            Self::Settle(_)
+            | Self::SettleMdev(..)
+            | Self::TakeAway(_)
+            | Self::Adopt(_)
+            | Self::GiveBack(_) => Some(Occasion::Event),
             // Not at every event: a guest that refuses is heard of, too.
             Self::TakeOut { left_over: true, .. } => Some(Occasion::Arrival),
             Self::AskAgain(_) => Some(Occasion::Round),
@@ -140,8 +150,14 @@ impl std::fmt::Display for Action {
             Self::Settle(seen) if is_gone(seen) => {
                 "the attachment is recorded as ended, and its device as free"
             }
-            Self::Settle(Observation::GivenUp { .. }) => "the attach is undone",
-            Self::Settle(_) => "the record follows the documents",
+            Self::SettleMdev(_, seen) if is_gone(seen) => {
+                "the mediated device is taken away from the host, and recorded as ended"
+            }
+            Self::Settle(Observation::GivenUp { .. }) | Self::SettleMdev(_, Observation::GivenUp { .. }) => {
+                "the attach is undone"
+            }
+            Self::Settle(_) | Self::SettleMdev(..) => "the record follows the documents",
+            Self::TakeAway(_) => "the mediated device is taken away from the host",
             Self::Adopt(_) => "the attachment is put on record",
             Self::AskAgain(_) => "the guest is asked again to let it go",
             Self::TakeOut { .. } => "it is taken out of the domain",
@@ -156,7 +172,7 @@ impl std::fmt::Display for Action {
 }
 
 /// Whether the device is in no document any more.
-fn is_gone(seen: &Observation) -> bool {
+pub(super) fn is_gone(seen: &Observation) -> bool {
     match seen {
         Observation::Removed { .. }
         | Observation::Absent
@@ -205,10 +221,10 @@ impl Finding {
 pub(super) struct Scene<'a> {
     pub(super) hypervisor: HypervisorId,
     pub(super) server: ServerId,
-    /// Its attachments on this host that have not ended, and that nobody works on.
-    pub(super) rows: &'a [Attachment],
+    /// What it was promised on this host that has not ended, and that nobody works on.
+    pub(super) rows: &'a [Promise],
     /// What the aliases in its documents name that nobody works on: a record, or none.
-    pub(super) named: &'a BTreeMap<AttachmentId, Option<Attachment>>,
+    pub(super) named: &'a BTreeMap<AttachmentId, Option<Promise>>,
     pub(super) view: Option<&'a DomainView>,
     /// The devices on record.
     pub(super) device: &'a dyn Fn(DeviceId) -> Option<Arc<Device>>,
@@ -219,15 +235,11 @@ pub(super) struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    fn finding(&self, kind: Kind, row: &Attachment, action: Action) -> Finding {
-        let record = match &row.reason {
-            Some(reason) => format!("{}: {reason}", row.state),
-            None => row.state.to_string(),
-        };
+    fn finding(&self, kind: Kind, row: &Promise, action: Action) -> Finding {
         Finding {
-            attachment: Some(row.id),
-            address: (self.device)(row.device).map(|device| device.facts.address),
-            said: vec![(Witness::Record, record)],
+            attachment: Some(row.id()),
+            address: (self.device)(row.device()).map(|device| device.facts.address),
+            said: vec![(Witness::Record, record(row))],
             ..self.of_server(kind, action)
         }
     }
@@ -246,26 +258,32 @@ impl Scene<'_> {
         };
         let said = |document: &Option<DomainXml>| {
             let document = document.as_ref()?;
-            Some(match document.hostdev(UserAlias(id.0)) {
-                Some(hostdev) => format!("has {}", hostdev.source),
-                None => "does not have it".to_owned(),
+            let alias = UserAlias(id.0);
+            Some(match (document.hostdev(alias), document.mdev(alias)) {
+                (Some(hostdev), _) => format!("has {}", hostdev.source),
+                (None, Some(mdev)) => format!("has mediated device {}", mdev.uuid),
+                (None, None) => "does not have it".to_owned(),
             })
         };
         let both = [(Witness::Live, said(&view.live)), (Witness::Definition, said(&view.persistent))];
         both.into_iter().filter_map(|(witness, said)| Some((witness, said?))).collect()
     }
 
-    /// Every disagreement about the server's attachments.
+    /// Every disagreement about what the server was promised.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (row, observation) in observe(self.rows, self.view, self.elsewhere) {
-            if row.state.on(row.inner, row.reason.as_deref(), &observation).is_some() {
-                let kind = match (row.state, &observation) {
+            if row.state().on(row.inner(), row.reason(), &observation).is_some() {
+                let kind = match (row.state(), &observation) {
                     (State::Attaching, _) => Kind::Unfinished,
                     (_, seen) if is_gone(seen) => Kind::Absent,
                     _ => Kind::Outdated,
                 };
-                findings.push(self.finding(kind, row, Action::Settle(observation)));
+                let action = match row {
+                    Promise::Attachment(_) => Action::Settle(observation),
+                    Promise::Mdev(mdev) => Action::SettleMdev(Box::new(mdev.clone()), observation),
+                };
+                findings.push(self.finding(kind, row, action));
             }
             findings.extend(self.view.and_then(|view| self.of_present(row, view)));
         }
@@ -281,33 +299,40 @@ impl Scene<'_> {
         findings
     }
 
-    /// What is wrong with an attachment that a document has.
-    fn of_present(&self, row: &Attachment, view: &DomainView) -> Option<Finding> {
-        let presence = Presence::of(view, UserAlias(row.id.0));
+    /// What is wrong with a device that a document has.
+    fn of_present(&self, row: &Promise, view: &DomainView) -> Option<Finding> {
+        let presence = Presence::of(view, UserAlias(row.id().0));
         if presence.is_absent() {
             return None;
         }
         let own = || Box::new(row.clone());
-        match row.state {
+        match row.state() {
             State::Detaching => return Some(self.finding(Kind::Unfinished, row, Action::AskAgain(own()))),
             State::Attached => {}
             State::Attaching | State::Detached | State::Failed => return None,
         }
-        if let (Some(device), Some(source)) = ((self.device)(row.device), hostdev(view, row.id))
-            && device.facts.address != source.source
-        {
-            let advice = format!(
-                "nothing, for the guest may use it: detach attachment {} and attach the device again",
-                row.id
-            );
+        let (is_another, again) = match row {
+            Promise::Attachment(row) => (
+                (self.device)(row.device)
+                    .zip(hostdev(view, row.id))
+                    .is_some_and(|(device, found)| device.facts.address != found.source),
+                format!("detach attachment {} and attach the device again", row.id),
+            ),
+            Promise::Mdev(row) => (
+                mdev_of(view, row.id).is_some_and(|found| found.uuid != row.id.0),
+                format!("DELETE {}, and attach it again", row.holder.path()),
+            ),
+        };
+        if is_another {
+            let advice = format!("nothing, for the guest may use it: {again}");
             return Some(self.finding(Kind::Conflict, row, Action::Tell(advice)));
         }
         match (presence.live, presence.config) {
-            (_, true) if !row.persistent => Some(self.finding(Kind::Defined, row, Action::Undefine(own()))),
+            (_, true) if !row.persistent() => Some(self.finding(Kind::Defined, row, Action::Undefine(own()))),
             (false, true) if view.live.is_some() => {
                 Some(self.finding(Kind::NotLive, row, Action::Plug(own())))
             }
-            (true, false) if row.persistent && view.persistent.is_some() => {
+            (true, false) if row.persistent() && view.persistent.is_some() => {
                 Some(self.finding(Kind::NotDefined, row, Action::Define(own())))
             }
             _ => None,
@@ -315,36 +340,41 @@ impl Scene<'_> {
     }
 
     /// An alias of ours whose record is not one of this server's that are open.
-    fn of_others(&self, row: &Attachment) -> Option<Finding> {
-        let here = row.server == self.server && row.hypervisor == self.hypervisor;
-        let mut said = match (here, row.state.is_final()) {
+    fn of_others(&self, row: &Promise) -> Option<Finding> {
+        let here = row.server() == self.server && row.hypervisor() == self.hypervisor;
+        let what_failed = match row {
+            Promise::Attachment(_) => true,
+            // What was given up is forced to go.
+            Promise::Mdev(row) => row.state == State::Failed || row.forced,
+        };
+        let mut said = match (here, row.state().is_final()) {
             (true, false) => return None,
             (_, true) => self.finding(
                 Kind::Stray,
                 row,
                 Action::TakeOut {
-                    attachment: Box::new(Attachment {
-                        server: self.server,
-                        hypervisor: self.hypervisor,
-                        ..row.clone()
-                    }),
-                    left_over: here,
+                    promise: Box::new(row.clone().in_server(self.hypervisor, self.server)),
+                    left_over: here && what_failed,
                 },
             ),
             (false, false) => {
+                let noun = match row {
+                    Promise::Attachment(_) => "attachment",
+                    Promise::Mdev(_) => "mediated device",
+                };
                 let advice = format!(
-                    "nothing: it is attachment {} of server {}; take the copy out of here (virsh \
+                    "nothing: it is {noun} {} of server {}; take the copy out of here (virsh \
                      detach-device-alias {} {} --config)",
-                    row.id,
-                    row.server,
+                    row.id(),
+                    row.server(),
                     self.server,
-                    UserAlias(row.id.0)
+                    UserAlias(row.id().0)
                 );
                 self.finding(Kind::Conflict, row, Action::Tell(advice))
             }
         };
         if !here && let Some((_, record)) = said.said.first_mut() {
-            *record = format!("{record} (of server {})", row.server);
+            *record = format!("{record} (of server {})", row.server());
         }
         Some(said)
     }
@@ -352,6 +382,20 @@ impl Scene<'_> {
     /// An alias of ours without a record.
     fn unrecorded(&self, id: AttachmentId) -> Option<Finding> {
         let view = self.view?;
+        if let Some(found) = mdev_of(view, id) {
+            let advice = format!(
+                "nothing, for it is not known for which accelerator it was made: take it out of the domain (virsh \
+                 detach-device-alias {} {}), then away from the host (virsh nodedev-destroy)",
+                view.info.name,
+                UserAlias(id.0)
+            );
+            let record = format!("no mediated device {}", found.uuid);
+            return Some(Finding {
+                attachment: Some(id),
+                said: vec![(Witness::Record, record)],
+                ..self.of_server(Kind::Unrecorded, Action::Tell(advice))
+            });
+        }
         let hostdev = hostdev(view, id)?;
         let address = hostdev.source;
         let presence = Presence::of(view, UserAlias(id.0));
@@ -417,31 +461,52 @@ fn hostdev(view: &DomainView, id: AttachmentId) -> Option<&Hostdev> {
     documents.find_map(|document| document.hostdev(UserAlias(id.0)))
 }
 
-/// The aliases of ours in a domain's documents.
+/// The mediated device under our alias, as the running guest has it, else as the definition has it.
+fn mdev_of(view: &DomainView, id: AttachmentId) -> Option<&MdevHostdev> {
+    let mut documents = [&view.live, &view.persistent].into_iter().flatten();
+    documents.find_map(|document| document.mdev(UserAlias(id.0)))
+}
+
+/// What the record says of a promise.
+fn record(row: &Promise) -> String {
+    let what = match row {
+        Promise::Attachment(_) => None,
+        Promise::Mdev(row) => Some(format!("mediated device {} of type {}", row.id, row.mdev_type)),
+    };
+    let said: Vec<_> = what.as_deref().into_iter().chain(row.reason()).collect();
+    match said.is_empty() {
+        true => row.state().to_string(),
+        false => format!("{}: {}", row.state(), said.join("; ")),
+    }
+}
+
+/// The aliases of ours in a domain's documents, those of mediated devices among them.
 pub(super) fn aliases(view: &DomainView) -> BTreeSet<AttachmentId> {
     let documents = [&view.live, &view.persistent].into_iter().flatten();
-    let names =
-        documents.flat_map(|document| &document.hostdevs).filter_map(|hostdev| hostdev.alias.as_deref());
+    let names = documents.flat_map(|document| {
+        let functions = document.hostdevs.iter().map(|hostdev| hostdev.alias.as_deref());
+        functions.chain(document.mdevs.iter().map(|mdev| mdev.alias.as_deref())).flatten()
+    });
     names.filter_map(UserAlias::parse).map(|alias| AttachmentId(alias.0)).collect()
 }
 
-/// What a domain's documents say of its attachments.
+/// What a domain's documents say of what it was promised.
 fn observe<'a>(
-    rows: &'a [Attachment],
+    rows: &'a [Promise],
     view: Option<&DomainView>,
     elsewhere: Option<&str>,
-) -> Vec<(&'a Attachment, Observation)> {
-    let presence = |row: &Attachment| view.map(|view| Presence::of(view, UserAlias(row.id.0)));
+) -> Vec<(&'a Promise, Observation)> {
+    let presence = |row: &Promise| view.map(|view| Presence::of(view, UserAlias(row.id().0)));
     let defined = view.is_some_and(|view| view.persistent.is_some());
-    let whole = |row: &Attachment, is: Presence| is.config || is.live && !(row.persistent && defined);
+    let whole = |row: &Promise, is: Presence| is.config || is.live && !(row.persistent() && defined);
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
-        .filter(|row| row.state == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
-        .map(|row| row.request)
+        .filter(|row| row.state() == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
+        .map(Promise::request)
         .collect();
     let running = view.is_some_and(|view| view.live.is_some());
-    let seen = |row: &Attachment| match presence(row) {
+    let seen = |row: &Promise| match presence(row) {
         None => match elsewhere {
             Some(host) => Observation::Removed { reason: Some(format!("the server is on host {host} now")) },
             None => Observation::DomainGone,
@@ -453,7 +518,7 @@ fn observe<'a>(
                 Observation::DomainStopped
             }
         }
-        Some(_) if row.state == State::Attaching && cut_off.contains(&row.request) => {
+        Some(_) if row.state() == State::Attaching && cut_off.contains(&row.request()) => {
             let reason = "taken back, for an attach of the same request was cut off".to_owned();
             Observation::GivenUp { reason }
         }
@@ -559,10 +624,10 @@ pub(super) fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
     Finding {
         kind: Kind::DeviceGone,
         server: Some((row.server, None)),
-        attachment: None,
+        attachment: Some(row.id),
         address: Some(parent.facts.address),
         said: vec![
-            (Witness::Record, format!("{}: mediated device {} of type {}", row.state, row.id, row.mdev_type)),
+            (Witness::Record, record(&Promise::Mdev(row.clone()))),
             (Witness::Host, "it is not there".into()),
         ],
         action: Action::Tell(format!(
@@ -570,5 +635,29 @@ pub(super) fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
             parent.facts.address,
             row.holder.path()
         )),
+    }
+}
+
+/// A mediated device that the host has although its record has ended. `used_by` is the domain that has it under an
+/// alias which is not ours.
+pub(super) fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) -> Finding {
+    let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
+    let action = match used_by {
+        None => Action::TakeAway(Box::new(row.clone())),
+        Some(server) => Action::Tell(format!(
+            "nothing, for server {server} has it: take it out of the domain (virsh detach-device); then it is taken \
+             away from the host"
+        )),
+    };
+    Finding {
+        kind: Kind::Stray,
+        server: Some((row.server, None)),
+        attachment: Some(row.id),
+        address: found.parent,
+        said: vec![
+            (Witness::Record, record(&Promise::Mdev(row.clone()))),
+            (Witness::Host, format!("has it{place} as {}", found.name)),
+        ],
+        action,
     }
 }

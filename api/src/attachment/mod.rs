@@ -6,6 +6,7 @@
 //! reconcile   look for drift → put right, at start, on events, after a reconnect, every few minutes
 //! drift       where records, documents and devices disagree, and what is to be done → repair does it
 //! verify      the guest's own view of the address → settle
+//! promise     what an alias names: an attachment, or a mediated device
 //! ports       which devices the guest has no port for
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
 //! policy      what a running guest is asked for, and what is done in it before
@@ -18,6 +19,7 @@ mod drift;
 mod group;
 mod policy;
 mod ports;
+mod promise;
 pub mod reconcile;
 mod repair;
 mod select;
@@ -29,6 +31,7 @@ pub(crate) use policy::HOT_UNPLUG;
 pub use policy::HotUnplug;
 pub(crate) use policy::Plugged;
 pub(crate) use ports::portless;
+pub use promise::Promise;
 pub use select::{DryRun, NetworkRequest};
 #[cfg(test)]
 pub(crate) use state::tests::observations;

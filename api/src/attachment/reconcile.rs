@@ -11,11 +11,13 @@ use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 
+use super::State;
 use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
 use crate::id::ServerId;
 use crate::service::Service;
+use crate::store::Mdev;
 use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
@@ -31,6 +33,8 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     mdevs: bool,
+    /// Functions of which calls are back that may have made or taken away mediated devices.
+    parents: BTreeSet<PciAddress>,
     groups: bool,
     servers: BTreeMap<ServerId, Occasion>,
 }
@@ -42,6 +46,7 @@ impl Todo {
             && !self.mdevs
             && !self.groups
             && self.functions.is_empty()
+            && self.parents.is_empty()
             && self.servers.is_empty()
     }
 
@@ -67,6 +72,12 @@ impl Todo {
             // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
             Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
                 self.server(ServerId(domain), Occasion::Round);
+            }
+            Ok(Event::NodeCallCameBack { address }) => {
+                self.functions.insert(address);
+                self.groups = true;
+                self.mdevs = true;
+                self.parents.insert(address);
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -127,6 +138,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     }
                     Again::Function(address) => drop(todo.functions.insert(address)),
                     Again::Groups => todo.groups = true,
+                    // Whatever it was that failed is not at once over here either.
+                    Again::Mdevs => {
+                        todo.mdevs = true;
+                        until = until.min(Instant::now() + RETRY.0);
+                        continue;
+                    }
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
@@ -138,7 +155,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
 
 impl Service {
     /// Compares what is asked for, and answers what could not be compared.
-    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, todo: Todo) -> Todo {
+    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Todo) -> Todo {
         let mut left = Todo::default();
         let failed = |what: &str, error: Error| {
             if matches!(error, Error::HostAway { .. }) {
@@ -149,7 +166,7 @@ impl Service {
         };
         // An event names an interface, not the function that it is on.
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
-        let looked = if all { None } else { Some(todo.functions) };
+        let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
             && let Err(error) = who::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
         {
@@ -164,6 +181,13 @@ impl Service {
             failed("reading the host's mediated devices", error);
             left.mdevs = true;
         }
+        match self.servers_with_parts_of(host, &todo.parents).await {
+            Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Occasion::Round)),
+            Err(error) => {
+                failed("looking whose mediated devices a call may have changed", error);
+                left.parents = todo.parents;
+            }
+        }
         let servers = if todo.everything {
             match self.servers_of(host).await {
                 Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
@@ -177,15 +201,17 @@ impl Service {
         };
         let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
         for (server, occasion) in servers {
-            let compared = async {
-                self.reconcile(host, server, occasion).await?;
-                self.settle_mdevs(host, server, occasion >= Occasion::Round).await
-            };
-            if let Err(error) = who::by(why, compared).await {
+            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.server(server, occasion);
             }
+        }
+        if (todo.everything || todo.mdevs)
+            && let Err(error) = who::by(why, self.take_strays_away(host)).await
+        {
+            failed("looking for mediated devices whose records have ended", error);
+            left.mdevs = true;
         }
         if (todo.everything || todo.groups)
             && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
@@ -217,7 +243,27 @@ impl Service {
         Ok(servers)
     }
 
-    /// Brings a server's attachments in line with its domain's documents, as far as the occasion goes.
+    /// The servers with mediated devices of some functions that are on their way.
+    async fn servers_with_parts_of(
+        &self,
+        host: &Host,
+        parents: &BTreeSet<PciAddress>,
+    ) -> Result<BTreeSet<ServerId>, Error> {
+        if parents.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let mut rows = self.store.mdevs().await?;
+        let is_of = |row: &Mdev| {
+            let parent = self.store.device(row.parent);
+            row.hypervisor == host.row.id
+                && parent.is_some_and(|device| parents.contains(&device.facts.address))
+        };
+        rows.retain(|row| row.state != State::Attached && is_of(row));
+        Ok(rows.into_iter().map(|row| row.server).collect())
+    }
+
+    /// Brings a server's attachments and mediated devices in line with its domain's documents, as far as the occasion
+    /// goes.
     pub(crate) async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -227,6 +273,7 @@ impl Service {
         let findings = self.compare(host, server).await?;
         // The guests that are asked take their time.
         drop(self.put_right(host, findings, occasion).await?);
+        self.make_mdevs_again(host, server).await?;
         let mut rows = self.store.attachments_of(server).await?;
         rows.retain(|row| row.hypervisor == host.row.id);
         let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;

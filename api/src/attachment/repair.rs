@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Policy, Unplugged};
-use hotslot_driver::hypervisor::{self, DetachScope, DomainView, ErrorKind, Scope};
+use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
+use hotslot_driver::xml::hostdev::Pluggable;
 use tokio::task::JoinHandle;
 
 use super::detach::Ask;
 use super::drift::{
-    Action, Finding, Kind, Occasion, Scene, Witness, aliases, of_binding, of_devices, of_mdev,
+    Action, Finding, Kind, Occasion, Scene, Witness, aliases, is_gone, of_binding, of_devices, of_mdev,
+    of_stray_mdev,
 };
-use super::{Observation, State};
+use super::{Observation, Promise, State};
+use crate::accelerator::mdev_spec;
 use crate::error::Error;
 use crate::host::Host;
 use crate::id::{AttachmentId, ServerId};
@@ -31,23 +34,23 @@ impl Service {
         // Of an attach that ends in between they may say that it is not there.
         self.store.refresh().await?;
         let began = self.store.event_bounds().await?.last;
-        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
-        let out = host.stuck(server).is_some();
-        let mut rows = self.store.attachments_of(server).await?;
-        let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
+        // A call that is still out may change the domain, or make a mediated device, after it was looked. It is heard of
+        // when it comes back.
+        let mut rows = self.promises_of(server).await?;
+        rows.retain(|row| row.state() == State::Attached || !self.is_stuck(host, row));
+        let mut busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
         // A process whose locks went with a connection has them again soon; its attach is not cut off.
         busy.extend(self.store.attaching_elsewhere(server).await?);
-        rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
-        rows.retain(|row| !out || row.state == State::Attached);
+        rows.retain(|row| row.hypervisor() == host.row.id && !busy.contains(&row.id()));
         let view = host.server(server).await?;
-        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
-        rows.retain(|row| !busy.contains(&row.id));
+        let busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
+        rows.retain(|row| !busy.contains(&row.id()));
         host.set_held(server, view.as_ref());
         let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
         let busy = self.in_flight.of(aliases.iter().copied()).await?;
         for id in aliases {
-            let row = self.store.attachment(id).await?;
-            let ended = row.as_ref().is_some_and(|row| row.state.is_final());
+            let row = self.promise(id).await?;
+            let ended = row.as_ref().is_some_and(|row| row.state().is_final());
             // By what was told, and not by the clock, which may have been put back.
             let just_ended = ended && self.store.told_of_after(began, id).await?;
             if !just_ended && !busy.contains(&id) {
@@ -70,6 +73,29 @@ impl Service {
             elsewhere: elsewhere.as_deref(),
         };
         Ok(scene.findings())
+    }
+
+    /// What a server was promised that has not ended, oldest first.
+    async fn promises_of(&self, server: ServerId) -> Result<Vec<Promise>, Error> {
+        let attachments = self.store.attachments_of(server).await?.into_iter().map(Promise::Attachment);
+        let mdevs = self.store.mdevs_of(server).await?.into_iter().map(Promise::Mdev);
+        Ok(attachments.chain(mdevs).collect())
+    }
+
+    /// Whether a call that was given up may still change what became of a promise.
+    fn is_stuck(&self, host: &Host, row: &Promise) -> bool {
+        match row {
+            Promise::Attachment(row) => host.stuck(row.server).is_some(),
+            Promise::Mdev(row) => self.stuck_on_mdev(host, row).is_some(),
+        }
+    }
+
+    /// What an alias of ours names, ended or not.
+    async fn promise(&self, id: AttachmentId) -> Result<Option<Promise>, Error> {
+        if let Some(row) = self.store.attachment(id).await? {
+            return Ok(Some(Promise::Attachment(row)));
+        }
+        Ok(self.store.mdev(id).await?.map(Promise::Mdev))
     }
 
     /// Another host that has a server.
@@ -134,6 +160,7 @@ impl Service {
             }
         }
         let mdevs = self.store.mdevs().await?;
+        findings.extend(self.stray_mdevs(host).await?);
         let mut mdevs = mdevs
             .into_iter()
             .filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
@@ -141,7 +168,7 @@ impl Service {
         if mdevs.peek().is_none() {
             return Ok(findings);
         }
-        let there = host.look_at_mdevs().await?;
+        let there = host.mdevs();
         for row in mdevs.filter(|row| !there.iter().any(|mdev| mdev.uuid == row.id.0)) {
             let now = self.store.mdev(row.id).await?;
             if now.is_some_and(|now| now.state == State::Attached)
@@ -151,6 +178,42 @@ impl Service {
             }
         }
         Ok(findings)
+    }
+
+    /// The mediated devices that a host has although their records have ended: a create that was refused or given up
+    /// may have made them all the same. Those that others made are in no record.
+    async fn stray_mdevs(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        let mut ended = Vec::new();
+        for found in host.look_at_mdevs().await?.iter() {
+            let row = self.store.mdev(AttachmentId(found.uuid)).await?;
+            ended.extend(row.filter(|row| row.hypervisor == host.row.id && row.state.is_final()));
+        }
+        if ended.is_empty() {
+            return Ok(Vec::new());
+        }
+        // A record ends after its mediated device, so one that is still there is no work of a moment ago.
+        let (there, mut findings) = (host.look_at_mdevs().await?, Vec::new());
+        for row in ended {
+            let Some(found) = there.iter().find(|found| found.uuid == row.id.0) else { continue };
+            let used_by = host.has_mdev(found.uuid);
+            if let Some(server) = used_by
+                && host.server(server).await?.is_some_and(|view| aliases(&view).contains(&row.id))
+            {
+                // It is found where that server is compared.
+                continue;
+            }
+            findings.push(of_stray_mdev(&row, found, used_by));
+        }
+        Ok(findings)
+    }
+
+    /// Has the mediated devices taken away from a host whose records have ended and that no domain has.
+    ///
+    /// # Errors
+    /// What the hypervisor answers, or the database.
+    pub(super) async fn take_strays_away(self: &Arc<Self>, host: &Arc<Host>) -> Result<(), Error> {
+        let findings = self.stray_mdevs(host).await?;
+        self.put_right(host, findings, Occasion::Event).await.map(drop)
     }
 
     /// Does what is to be done about disagreements at this occasion. Records are in line when it returns; guests are
@@ -164,7 +227,8 @@ impl Service {
         findings: Vec<Finding>,
         occasion: Occasion,
     ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
-        let (mut seen, mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut seen, mut seen_mdevs) = (Vec::new(), Vec::new());
+        let (mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), false);
         for finding in findings {
             if finding.action.occasion().is_none_or(|when| when > occasion) {
                 continue;
@@ -172,6 +236,12 @@ impl Service {
             match (&finding.action, finding.attachment) {
                 (Action::Settle(observation), Some(id)) => {
                     seen.push((id, observation.clone()));
+                    if matches!(observation, Observation::GivenUp { .. }) {
+                        given_up.push((id, finding));
+                    }
+                }
+                (Action::SettleMdev(_, observation), Some(id)) if !is_gone(observation) => {
+                    seen_mdevs.push((id, observation.clone()));
                     if matches!(observation, Observation::GivenUp { .. }) {
                         given_up.push((id, finding));
                     }
@@ -196,8 +266,9 @@ impl Service {
             }
         }
         self.settle_all(&seen).await?;
+        self.settle_mdev_rows(&seen_mdevs).await?;
         for (id, finding) in given_up {
-            let Some(row) = self.store.attachment(id).await? else { continue };
+            let Some(row) = self.promise(id).await? else { continue };
             let task = self.mend(host, id, Action::AskAgain(Box::new(row))).await?;
             tasks.extend(task.map(|task| (finding, task)));
         }
@@ -222,36 +293,51 @@ impl Service {
             let supposed = match &action {
                 Action::AskAgain(_) => Some(State::Detaching),
                 Action::Plug(_) | Action::Define(_) | Action::Undefine(_) => Some(State::Attached),
+                Action::SettleMdev(row, _) => Some(row.state),
                 // Of an attachment that has ended, or of nothing that goes on by itself.
                 Action::TakeOut { .. }
+                | Action::TakeAway(_)
                 | Action::Settle(_)
                 | Action::Adopt(_)
                 | Action::GiveBack(_)
                 | Action::Free(_)
                 | Action::Tell(_) => None,
             };
-            let state = service.store.attachment(id).await?.map(|row| row.state);
+            let state = service.promise(id).await?.map(|row| row.state());
             if supposed.is_some() && state != supposed {
                 return Ok(());
             }
             let ask = Ask { until: None, first: false };
             let (outcome, server) = match action {
                 Action::AskAgain(row) => {
-                    return service.detach_now(&host, id, ask, guard).await.inspect_err(|error| {
-                        tracing::info!(attachment.id = %id, server.id = %row.server, %error, "a detach goes on");
+                    let released = match &*row {
+                        Promise::Attachment(_) => service.detach_now(&host, id, ask, guard).await,
+                        Promise::Mdev(row) => service.release_mdev_again(&host, row, guard).await,
+                    };
+                    return released.inspect_err(|error| {
+                        tracing::info!(attachment.id = %id, server.id = %row.server(), %error, "a detach goes on");
                     });
                 }
-                Action::TakeOut { attachment, .. } => {
-                    let taken = service.take_out(&host, &attachment).await;
+                Action::TakeOut { promise, .. } => {
+                    let taken = service.take_out(&host, &promise).await;
                     // What a guest says is its word; anything else leaves it open whether it was asked.
                     if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
-                        host.ask_again(attachment.server);
+                        host.ask_again(promise.server());
                     }
-                    (taken, attachment.server)
+                    (taken, promise.server())
                 }
-                Action::Plug(row) => (service.plug_again(&host, &row).await, row.server),
-                Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server),
-                Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server),
+                Action::SettleMdev(row, seen) => {
+                    let taken = service.take_away(&host, &row, seen).await;
+                    // What waits for a call to come back is looked at then.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
+                        host.ask_again(row.server);
+                    }
+                    (taken, row.server)
+                }
+                Action::TakeAway(row) => (service.take_stray_away(&host, &row).await, row.server),
+                Action::Plug(row) => (service.plug_again(&host, &row).await, row.server()),
+                Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server()),
+                Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server()),
                 Action::Settle(_)
                 | Action::Adopt(_)
                 | Action::GiveBack(_)
@@ -268,60 +354,89 @@ impl Service {
     }
 
     /// Takes a device out of a domain that is not to have it.
-    async fn take_out(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
-        tracing::warn!(attachment.id = %row.id, server.id = %row.server, "taking back what an attach left");
-        match self.unplug(host, row, false, self.detach_limits()).await? {
-            (_, Ok(Unplugged::Gone)) => Ok(()),
-            (address, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason })) => {
-                Err(Error::Conflict(format!("{address} is still in server {}: {reason}", row.server)))
+    async fn take_out(&self, host: &Host, row: &Promise) -> Result<(), Error> {
+        tracing::warn!(attachment.id = %row.id(), server.id = %row.server(), "taking back what an attach left");
+        let (what, unplugged) = match row {
+            Promise::Attachment(row) => {
+                let (address, unplugged) = self.unplug(host, row, false, self.detach_limits()).await?;
+                (address.to_string(), unplugged)
             }
-            (address, Err(error)) => {
-                Err(host.error(format!("taking {address} out of server {}", row.server))(error))
+            Promise::Mdev(row) => {
+                let (hypervisor, spec) = (host.hypervisor.as_ref(), mdev_spec(row.id));
+                let limits = self.detach_limits();
+                let unplugged =
+                    hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, false, limits).await;
+                (format!("mediated device {}", row.id), unplugged)
+            }
+        };
+        match (unplugged, row) {
+            (Ok(Unplugged::Gone), Promise::Attachment(_)) => Ok(()),
+            (Ok(Unplugged::Gone), Promise::Mdev(row)) => self.take_stray_away(host, row).await,
+            (Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }), _) => {
+                Err(Error::Conflict(format!("{what} is still in server {}: {reason}", row.server())))
+            }
+            (Err(error), _) => {
+                Err(host.error(format!("taking {what} out of server {}", row.server()))(error))
             }
         }
     }
 
     /// Plugs a device into a running guest whose definition has it.
-    async fn plug_again(&self, host: &Host, row: &Attachment) -> Result<(), Error> {
-        let _turn = self.turns.of(format!("server {}", row.server)).await?;
+    async fn plug_again(&self, host: &Host, row: &Promise) -> Result<(), Error> {
+        let server = row.server();
+        let _turn = self.turns.of(format!("server {server}")).await?;
+        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
+        // That the definition has it is as it should be.
+        let view = DomainView { persistent: None, ..view };
+        match row {
+            Promise::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
+            Promise::Mdev(row) => {
+                self.has_room(host, &view, 1).await?;
+                self.make_again(host, row).await?;
+            }
+        }
+        let spec = self.spec_of(row)?;
+        let plugged =
+            hotplug::complete(host.hypervisor.as_ref(), &self.templates, server.0, &*spec, Scope::Live);
+        plugged.await.map_err(host.error(format!("plugging {} into server {server}", spec.source())))
+    }
+
+    /// # Errors
+    /// Why a function cannot be plugged into a guest.
+    async fn may_be_plugged(&self, host: &Host, view: &DomainView, row: &Attachment) -> Result<(), Error> {
         let device = self.device_of(row)?;
         let address = device.facts.address;
         let context = || format!("plugging {address} into server {}", row.server);
-        let view = host.server(row.server).await?.ok_or(Error::NoServer(row.server))?;
-        // That the definition has it is as it should be.
-        let view = DomainView { persistent: None, ..view };
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
         let facts = self.offer(host).await?.facts(found, &device);
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
-        let verdict = hotplug::preflight(host.hypervisor.as_ref(), &view, &[facts], policy).await;
+        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &[facts], policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
-        if let Some(refusal) = verdict.refusal() {
-            return Err(host.error(context())(refusal.error.clone()));
+        match verdict.refusal() {
+            Some(refusal) => Err(host.error(context())(refusal.error.clone())),
+            None => Ok(()),
         }
-        self.complete(host, row, &device, Scope::Live).await.map_err(host.error(context()))
     }
 
     /// Puts a device into a domain's definition, or takes it out of there.
-    async fn write_definition(&self, host: &Host, row: &Attachment, defined: bool) -> Result<(), Error> {
-        let device = self.device_of(row)?;
+    async fn write_definition(&self, host: &Host, row: &Promise, defined: bool) -> Result<(), Error> {
+        let (hypervisor, server) = (host.hypervisor.as_ref(), row.server());
         let written = if defined {
-            self.complete(host, row, &device, Scope::Config).await
+            let spec = self.spec_of(row)?;
+            hotplug::complete(hypervisor, &self.templates, server.0, &*spec, Scope::Config).await
         } else {
-            let alias = UserAlias(row.id.0).to_string();
-            host.hypervisor.detach(row.server.0, &alias, DetachScope::Config).await
+            let alias = UserAlias(row.id().0).to_string();
+            hypervisor.detach(server.0, &alias, DetachScope::Config).await
         };
-        written.map_err(host.error(format!("writing the definition of server {}", row.server)))
+        written.map_err(host.error(format!("writing the definition of server {server}")))
     }
 
-    async fn complete(
-        &self,
-        host: &Host,
-        row: &Attachment,
-        device: &Device,
-        scope: Scope,
-    ) -> Result<(), hypervisor::Error> {
-        let spec = hostdev_spec(row, device);
-        hotplug::complete(host.hypervisor.as_ref(), &self.templates, row.server.0, &spec, scope).await
+    /// What a domain's document says of it.
+    fn spec_of(&self, row: &Promise) -> Result<Box<dyn Pluggable + Send>, Error> {
+        Ok(match row {
+            Promise::Attachment(row) => Box::new(hostdev_spec(row, &*self.device_of(row)?)),
+            Promise::Mdev(row) => Box::new(mdev_spec(row.id)),
+        })
     }
 
     fn device_of(&self, row: &Attachment) -> Result<Arc<Device>, Error> {

@@ -139,7 +139,7 @@ pub struct Bind {
 }
 
 fn no_arq(id: ArqId) -> Error {
-    Error::NotFound(format!("accelerator request {id}"))
+    Holder::AcceleratorRequest(id).not_found()
 }
 
 fn may_be_bound(view: &ArqView) -> Result<(), Error> {

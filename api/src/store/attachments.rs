@@ -237,7 +237,8 @@ impl Store {
     /// too which request was made by it.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
     pub async fn reserve(
         &self,
         reservation: Reservation<'_>,
@@ -246,7 +247,7 @@ impl Store {
         let Reservation { hypervisor, server, request, persistent, key, holder } = reservation;
         let mut draft = self.draft().await?;
         if let Some(holder) = holder {
-            draft.holds_nothing(holder).await?;
+            draft.may_be_given(holder).await?;
         }
         for new in wanted {
             let id = new.device.id;

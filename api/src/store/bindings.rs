@@ -76,7 +76,8 @@ impl Store {
     /// IOMMU group.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
     pub async fn reserve_bindings(
         &self,
         hypervisor: HypervisorId,
@@ -86,7 +87,7 @@ impl Store {
         wanted: &[NewBinding],
     ) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
-        draft.holds_nothing(holder).await?;
+        draft.may_be_given(holder).await?;
         for new in wanted {
             let id = new.device.id;
             let same = draft.device(id).is_some_and(|now| {

@@ -77,6 +77,25 @@ impl Draft<'_> {
         self.events.extend(events);
     }
 
+    /// Makes sure that a holder is on record and holds nothing, until this ends: what it is given may be given back.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when it was removed; as [`Self::holds_nothing`].
+    pub(super) async fn may_be_given(&mut self, holder: Holder) -> Result<(), Error> {
+        let on_record = match holder {
+            Holder::Accelerator(id) => {
+                query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
+            }
+            Holder::AcceleratorRequest(id) => {
+                query("SELECT uuid FROM accelerator_requests WHERE uuid = $1").bind(id.to_string())
+            }
+        };
+        if on_record.fetch_optional(&mut self.tx).await?.is_none() {
+            return Err(holder.not_found());
+        }
+        self.holds_nothing(holder).await
+    }
+
     /// Makes sure that a holder holds nothing, until this ends.
     ///
     /// # Errors

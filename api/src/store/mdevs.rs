@@ -110,7 +110,8 @@ impl Store {
     /// of it, is not free any more.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when the holder holds something; the database's. Then nothing was claimed.
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
     pub async fn reserve_mdevs(
         &self,
         reservation: MdevReservation,
@@ -118,7 +119,7 @@ impl Store {
     ) -> Result<bool, Error> {
         let MdevReservation { hypervisor, server, request, holder, persistent } = reservation;
         let mut draft = self.draft().await?;
-        draft.holds_nothing(holder).await?;
+        draft.may_be_given(holder).await?;
         for (id, parent, mdev_type) in wanted {
             let Some(now_it_is) = draft.device(parent.id) else { return Ok(false) };
             if now_it_is.facts != parent.facts || now_it_is.used_at.is_some() || now_it_is.gone_at.is_some() {

@@ -808,6 +808,9 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     assert_eq!(states, ["attaching", "attached", "detached"]);
     assert!(store.purge_accelerator(made.id).await.unwrap());
     assert!(!store.purge_accelerator(made.id).await.unwrap());
+    // What was removed meanwhile is given nothing.
+    assert!(matches!(bind(&other).await.unwrap_err(), Error::NoAccelerator(_)));
+    assert_eq!(records.at("0000:04:10.2").owner, None);
 }
 
 async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Records) {
@@ -875,11 +878,11 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
         let row = records.at(PARENT);
         (row.owner, row.status)
     };
-    let (one, other) = (
-        store.create_accelerator("one", AcceleratorId(Uuid::new_v4()), None).await.unwrap().id,
-        Uuid::new_v4(),
-    );
-    let (holder, other) = (Holder::Accelerator(one), Holder::Accelerator(AcceleratorId(other)));
+    let create = async |name: &str| {
+        store.create_accelerator(name, AcceleratorId(Uuid::new_v4()), None).await.unwrap().id
+    };
+    let (one, other) = (create("one").await, create("other").await);
+    let (holder, other) = (Holder::Accelerator(one), Holder::Accelerator(other));
     let two = reserve(holder, 2).await.unwrap().unwrap();
     assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Claimed));
     // What is held is held once, not purged, not forgotten, and not given as a whole.
@@ -917,4 +920,6 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     let states: Vec<_> = of_third.map(|event| event.what.to.clone().unwrap()).collect();
     assert_eq!(states, ["attaching", "detaching", "detached"]);
     assert!(store.purge_accelerator(one).await.unwrap());
+    // What was removed meanwhile is given nothing.
+    assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::NoAccelerator(_)));
 }

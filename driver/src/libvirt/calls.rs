@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::timeout;
 use tracing::{debug, debug_span, warn};
-use uuid::Uuid;
 use virt::connect::Connect;
 
 use super::error::Fault;
 use super::link::State;
 use crate::hypervisor::{Error, ErrorKind, Event};
-use crate::overdue::Overdue;
+use crate::overdue::{Overdue, Subject};
 
 /// What a call is to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +59,13 @@ impl Calls {
     }
 
     /// Runs `work` on the connection, waiting for a lane and an answer for at most `limit`. `operation` says
-    /// what for, `domain` which one it may change. Work that was begun goes on when the caller stops waiting.
+    /// what for, `subject` what it may change. Work that was begun goes on when the caller stops waiting.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         verb: Verb,
         limit: Duration,
         operation: String,
-        domain: Option<Uuid>,
+        subject: Subject,
         work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
         let link = match &*self.state.borrow() {
@@ -103,15 +102,15 @@ impl Calls {
             Ok(Ok(answer)) => answer.map_err(|fault| Error::new(fault.kind, operation, fault.message)),
             Ok(Err(panic)) => Err(Error::new(ErrorKind::Refused, operation, panic)),
             Err(_) => {
-                let overdue = self.overdue.note(operation.clone(), domain, begun);
+                let overdue = self.overdue.note(operation.clone(), subject, begun);
                 let error =
                     Error::new(ErrorKind::TimedOut, operation.clone(), format!("no answer within {limit:?}"));
                 let events = self.events.clone();
                 tokio::spawn(async move {
                     let late = call.await;
                     drop(overdue);
-                    if let Some(domain) = domain {
-                        _ = events.send(Event::CameBack { domain }); // nobody listens: nobody to tell
+                    if let Some(event) = subject.came_back() {
+                        _ = events.send(event); // nobody listens: nobody to tell
                     }
                     let answer = late.map(|answer| answer.map(drop).map_err(|fault| fault.message));
                     warn!(elapsed = ?begun.elapsed(), ?answer, "{operation}: the answer came after its limit");

@@ -43,6 +43,7 @@ use crate::hypervisor::{
     OverdueCall, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
+use crate::overdue::Subject;
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
 
@@ -150,7 +151,7 @@ impl Libvirt {
             }
             Ok(Documents { devices, domains })
         };
-        self.calls.run(Verb::Read, limit, "read every document".to_owned(), None, work).await
+        self.calls.run(Verb::Read, limit, "read every document".to_owned(), Subject::Nothing, work).await
     }
 
     async fn read<T: Send + 'static>(
@@ -158,7 +159,7 @@ impl Libvirt {
         operation: impl Into<String>,
         work: impl FnOnce(&Connect) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Error> {
-        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), None, work).await
+        self.calls.run(Verb::Read, self.options.read_limit, operation.into(), Subject::Nothing, work).await
     }
 
     async fn change_device(
@@ -169,7 +170,8 @@ impl Libvirt {
     ) -> Result<(), Error> {
         let work =
             move |connect: &Connect| Ok(work(&connect.lookup_node_device_by_name(&address.node_name())?)?);
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = Subject::Function(address);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn change<T: Send + 'static>(
@@ -180,7 +182,7 @@ impl Libvirt {
         work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
-        self.calls.run(Verb::Change, limit, operation, Some(domain), work).await
+        self.calls.run(Verb::Change, limit, operation, Subject::Domain(domain), work).await
     }
 }
 
@@ -261,7 +263,7 @@ impl Hypervisor for Libvirt {
 
     async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
         self.read("list the mediated devices", |connect| {
-            let mut mdevs: Vec<Mdev> = mdevs(connect)?.into_iter().map(|(mdev, _)| mdev).collect();
+            let mut mdevs = mdevs(connect)?;
             mdevs.sort_by_key(|mdev| mdev.uuid);
             Ok(mdevs)
         })
@@ -272,29 +274,32 @@ impl Hypervisor for Libvirt {
         let operation = format!("make mediated device {uuid} on {parent}");
         let document = xml::mdev::new(parent, mdev_type, uuid)
             .map_err(|error| Error::new(ErrorKind::Document, operation.as_str(), error))?;
+        let mdev_type = mdev_type.to_owned();
         let work = move |connect: &Connect| {
-            let made = connect.create_node_device_xml(&document, 0)?.xml_desc(0)?;
-            let made = nodedev::parse(&made)?;
-            let nodedev::NodeDevice::Mdev(mdev) = made else {
-                let message = format!("libvirt made something else of it: {made:?}");
-                return Err(Fault { kind: ErrorKind::Refused, message });
-            };
-            Ok(mdev)
+            let node = connect.create_node_device_xml(&document, 0)?;
+            let name = node.name().unwrap_or_default();
+            let made = Mdev { uuid, name, mdev_type, parent: Some(parent), iommu_group: None };
+            let read = node.xml_desc(0).map_err(Fault::from);
+            let known = as_read(made, read.and_then(|document| Ok(nodedev::parse(&document)?)));
+            if known.is_err() {
+                // Whoever is told that it failed does not know it.
+                node.destroy()?;
+            }
+            known
         };
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = Subject::Function(parent);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
         let operation = format!("take mediated device {mdev} away");
-        let work = move |connect: &Connect| {
-            let found = mdevs(connect)?.into_iter().find(|(found, _)| found.uuid == mdev);
-            let (_, node) = found.ok_or_else(|| Fault {
-                kind: ErrorKind::NoDevice,
-                message: "the host has no such mediated device".to_owned(),
-            })?;
-            Ok(node.destroy()?)
+        // Looked up before the call that may hang: which function it is of is part of what that is known by.
+        let Some(found) = self.mdevs().await?.into_iter().find(|found| found.uuid == mdev) else {
+            return Err(Error::new(ErrorKind::NoDevice, operation, "the host has no such mediated device"));
         };
-        self.calls.run(Verb::Change, self.options.change_limit, operation, None, work).await
+        let subject = found.parent.map_or(Subject::Nothing, Subject::Function);
+        let work = move |connect: &Connect| Ok(connect.lookup_node_device_by_name(&found.name)?.destroy()?);
+        self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
@@ -444,8 +449,8 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     Ok(documents)
 }
 
-/// Every mediated device with its handle, but those that are gone by the time they are read.
-fn mdevs(connect: &Connect) -> Result<Vec<(Mdev, NodeDevice)>, Fault> {
+/// Every mediated device, but those that are gone by the time they are read.
+fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
     let mut mdevs = Vec::new();
     for node in connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)? {
         let document = match node.xml_desc(0).map_err(Fault::from) {
@@ -454,11 +459,27 @@ fn mdevs(connect: &Connect) -> Result<Vec<(Mdev, NodeDevice)>, Fault> {
         };
         // One that is not understood is of another architecture.
         match nodedev::parse(&document) {
-            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push((mdev, node)),
+            Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push(mdev),
             other => debug!("left out a mediated device: {other:?}"),
         }
     }
     Ok(mdevs)
+}
+
+/// A mediated device that was made, as it was read back, or as far as it is known when it could not be: that it was not
+/// read is no reason to say that it was not made.
+fn as_read(made: Mdev, read: Result<nodedev::NodeDevice, Fault>) -> Result<Mdev, Fault> {
+    match read {
+        Ok(nodedev::NodeDevice::Mdev(mdev)) if mdev.uuid == made.uuid => Ok(mdev),
+        Ok(other) => {
+            let message = format!("libvirt made something else of it: {other:?}");
+            Err(Fault { kind: ErrorKind::Refused, message })
+        }
+        Err(fault) => {
+            debug!("made mediated device {}, and could not read it back: {}", made.uuid, fault.message);
+            Ok(made)
+        }
+    }
 }
 
 fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
@@ -487,6 +508,23 @@ fn unless_gone<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mediated_device_that_was_made_and_cannot_be_read_back_was_made() {
+        let mdev = |uuid: u128, iommu_group| Mdev {
+            uuid: Uuid::from_u128(uuid),
+            name: format!("mdev_{uuid}"),
+            mdev_type: "nvidia-232".to_owned(),
+            parent: PciAddress::new(0, 0x41, 0, 0).ok(),
+            iommu_group,
+        };
+        let read = |read| as_read(mdev(1, None), read).map_err(|fault| fault.kind);
+        assert_eq!(read(Ok(nodedev::NodeDevice::Mdev(mdev(1, Some(60))))), Ok(mdev(1, Some(60))));
+        for kind in [ErrorKind::Away, ErrorKind::NoDevice, ErrorKind::Document] {
+            assert_eq!(read(Err(Fault { kind, message: String::new() })), Ok(mdev(1, None)));
+        }
+        assert_eq!(read(Ok(nodedev::NodeDevice::Mdev(mdev(2, None)))), Err(ErrorKind::Refused));
+    }
 
     #[test]
     fn only_what_is_this_machine_for_certain_is_local() {

@@ -54,7 +54,7 @@ use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
-use crate::overdue::{Overdue, OverdueCall};
+use crate::overdue::{Overdue, OverdueCall, Subject};
 use crate::pci::PciAddress;
 
 pub use control::control;
@@ -150,11 +150,15 @@ impl Sim {
     async fn call<T: Send + 'static>(
         &self,
         operation: Operation,
-        domain: Option<Uuid>,
+        subject: Subject,
         what: &str,
         work: impl FnOnce(&mut Host, Instant, bool) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Error> {
         let inner = self.inner.clone();
+        let domain = match subject {
+            Subject::Domain(domain) => Some(domain),
+            Subject::Nothing | Subject::Function(_) => None,
+        };
         let begun = std::time::Instant::now();
         let limit = if operation.changes() { self.limits.change } else { self.limits.read };
         let mut done = tokio::spawn(until_closed(inner.clone(), inner.perform(operation, domain, work)));
@@ -164,13 +168,14 @@ impl Sim {
             done = &mut done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
             _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
             () = tokio::time::sleep(limit) => {
-                let overdue = self.overdue.note(what.to_owned(), domain.filter(|_| operation.changes()), begun);
+                let subject = if operation.changes() { subject } else { Subject::Nothing };
+                let overdue = self.overdue.note(what.to_owned(), subject, begun);
                 let events = self.inner.events.clone();
                 tokio::spawn(async move {
                     let _ = done.await;
                     drop(overdue);
-                    if let Some(domain) = domain.filter(|_| operation.changes()) {
-                        let _ = events.send(Event::CameBack { domain });
+                    if let Some(event) = subject.came_back() {
+                        let _ = events.send(event);
                     }
                 });
                 Err(refusal::late(limit))
@@ -198,18 +203,18 @@ impl Drop for Sim {
 #[async_trait]
 impl Hypervisor for Sim {
     async fn host(&self) -> Result<HostInfo, Error> {
-        self.call(Operation::Host, None, "read the host", |host, _, _| Ok(host.info())).await
+        self.call(Operation::Host, Subject::Nothing, "read the host", |host, _, _| Ok(host.info())).await
     }
 
     async fn node_sockets(&self) -> Result<Option<BTreeMap<u32, u32>>, Error> {
-        self.call(Operation::Host, None, "read the host's capabilities", |host, _, _| {
+        self.call(Operation::Host, Subject::Nothing, "read the host's capabilities", |host, _, _| {
             Ok(host.config.node_sockets.clone().map(|sockets| (0..).zip(sockets).collect()))
         })
         .await
     }
 
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
-        self.call(Operation::Devices, None, "list node devices", |host, _, _| {
+        self.call(Operation::Devices, Subject::Nothing, "list node devices", |host, _, _| {
             Ok(host.devices.iter().map(|device| device.info.clone()).collect())
         })
         .await
@@ -217,59 +222,73 @@ impl Hypervisor for Sim {
 
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
         let what = format!("read node device {}", address.node_name());
-        self.call(Operation::Device, None, &what, move |host, _, _| host.device(address)).await
+        self.call(Operation::Device, Subject::Nothing, &what, move |host, _, _| host.device(address)).await
     }
 
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
         let what = format!("take {address} from its host driver");
-        self.call(Operation::NodeDetach, None, &what, move |host, _, _| host.node_detach(address)).await
+        self.call(Operation::NodeDetach, Subject::Function(address), &what, move |host, _, _| {
+            host.node_detach(address)
+        })
+        .await
     }
 
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
         let what = format!("give {address} back to its host driver");
-        self.call(Operation::NodeReattach, None, &what, move |host, _, _| host.node_reattach(address)).await
+        self.call(Operation::NodeReattach, Subject::Function(address), &what, move |host, _, _| {
+            host.node_reattach(address)
+        })
+        .await
     }
 
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error> {
         let what = format!("reset {address}");
-        self.call(Operation::NodeReset, None, &what, move |host, _, _| host.node_reset(address)).await
+        self.call(Operation::NodeReset, Subject::Function(address), &what, move |host, _, _| {
+            host.node_reset(address)
+        })
+        .await
     }
 
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error> {
         let what = format!("read node device {}", parent.node_name());
-        self.call(Operation::MdevTypes, None, &what, move |host, _, _| host.mdev_types(parent)).await
+        self.call(Operation::MdevTypes, Subject::Nothing, &what, move |host, _, _| host.mdev_types(parent))
+            .await
     }
 
     async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
-        self.call(Operation::Mdevs, None, "list mediated devices", |host, _, _| Ok(host.mdevs())).await
+        self.call(Operation::Mdevs, Subject::Nothing, "list mediated devices", |host, _, _| Ok(host.mdevs()))
+            .await
     }
 
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
         let what = format!("make mediated device {uuid} on {parent}");
         let mdev_type = mdev_type.to_owned();
         let work = move |host: &mut Host, _, _| host.create_mdev(parent, &mdev_type, uuid);
-        self.call(Operation::CreateMdev, None, &what, work).await
+        self.call(Operation::CreateMdev, Subject::Function(parent), &what, work).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
         let what = format!("take mediated device {mdev} away");
-        self.call(Operation::DestroyMdev, None, &what, move |host, _, _| host.destroy_mdev(mdev)).await
+        let made = self.inner.lock().mdevs().into_iter().find(|made| made.uuid == mdev);
+        let subject = made.and_then(|made| made.parent).map_or(Subject::Nothing, Subject::Function);
+        self.call(Operation::DestroyMdev, subject, &what, move |host, _, _| host.destroy_mdev(mdev)).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error> {
-        self.call(Operation::Domains, None, "list domains", |host, _, _| {
+        self.call(Operation::Domains, Subject::Nothing, "list domains", |host, _, _| {
             Ok(host.domains.values().map(host::Domain::info).collect())
         })
         .await
     }
 
     async fn domain(&self, domain: Uuid) -> Result<DomainView, Error> {
-        self.call(Operation::Domain, Some(domain), "read", move |host, _, _| host.view(domain)).await
+        self.call(Operation::Domain, Subject::Domain(domain), "read", move |host, _, _| host.view(domain))
+            .await
     }
 
     async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error> {
         let xml = xml.to_owned();
-        self.call(Operation::Attach, Some(domain), "attach to", move |host, _, halfway| {
+        self.call(Operation::Attach, Subject::Domain(domain), "attach to", move |host, _, halfway| {
             let scope = if halfway && scope == Scope::LiveAndConfig { Scope::Live } else { scope };
             host.attach(domain, &xml, scope)
         })
@@ -279,7 +298,7 @@ impl Hypervisor for Sim {
     async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error> {
         let alias = alias.to_owned();
         let what = format!("detach {alias} from");
-        self.call(Operation::Detach, Some(domain), &what, move |host, now, _| {
+        self.call(Operation::Detach, Subject::Domain(domain), &what, move |host, now, _| {
             host.detach(domain, &alias, scope, now)
         })
         .await
@@ -288,15 +307,16 @@ impl Hypervisor for Sim {
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
         let command = command.to_owned();
         let what = "ask the agent of";
-        let asked = self
-            .call(Operation::Agent, Some(domain), what, move |host, _, _| host.ask_agent(domain, &command));
+        let asked = self.call(Operation::Agent, Subject::Domain(domain), what, move |host, _, _| {
+            host.ask_agent(domain, &command)
+        });
         let late = |_| Err(refusal::agent_away().of(format!("{what} domain {}", self.inner.name_of(domain))));
         tokio::time::timeout(timeout, asked).await.unwrap_or_else(late)
     }
 
     async fn monitor(&self, domain: Uuid, _command: &str) -> Result<String, Error> {
         let none = || Refusal::new(ErrorKind::Unsupported, "a simulated host has no QEMU monitor");
-        self.call(Operation::Monitor, Some(domain), "ask the monitor of", move |host, _, _| {
+        self.call(Operation::Monitor, Subject::Domain(domain), "ask the monitor of", move |host, _, _| {
             host.domain(domain).and_then(|_| Err(none()))
         })
         .await

@@ -126,6 +126,32 @@ async fn a_call_may_hang_until_it_is_let_go() {
     assert_eq!(host.live(Q35).await.unwrap().hostdevs.len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_on_a_function_that_is_overdue_says_which_and_is_heard_when_it_comes_back() {
+    let mut host = Host::small();
+    let vf = address(VF0);
+    for operation in ["node-detach", "node-reset", "node-reattach"] {
+        host.control(&format!("fault {operation} hang"));
+        let late = match operation {
+            "node-detach" => host.sim.node_detach(vf).await,
+            "node-reset" => host.sim.node_reset(vf).await,
+            _ => host.sim.node_reattach(vf).await,
+        };
+        assert_eq!(refused(late).0, ErrorKind::TimedOut, "{operation}");
+        let overdue = host.sim.overdue();
+        assert_eq!(
+            overdue.iter().map(|call| (call.address, call.domain)).collect::<Vec<_>>(),
+            [(Some(vf), None)]
+        );
+        host.heard();
+        host.control("fault clear");
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(host.sim.overdue(), [], "{operation}");
+        let heard = host.heard();
+        assert!(heard.contains(&Event::NodeCallCameBack { address: vf }), "{operation}: {heard:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_event_may_be_lost() {
     let mut host = Host::small();

@@ -50,6 +50,26 @@ fn left(four: u32, eight: u32) -> Vec<(String, u32)> {
     vec![("nvidia-232".into(), four), ("nvidia-233".into(), eight)]
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_make_or_a_destroy_that_is_overdue_names_the_parent() {
+    let mut host = accelerators();
+    for operation in ["create-mdev", "destroy-mdev"] {
+        host.control(&format!("fault {operation} hang"));
+        let late = match operation {
+            "create-mdev" => {
+                host.sim.create_mdev(address(GPU), "nvidia-233", Uuid::from_u128(7)).await.map(drop)
+            }
+            _ => host.sim.destroy_mdev(FIRST).await,
+        };
+        assert_eq!(refused(late).0, ErrorKind::TimedOut, "{operation}");
+        assert_eq!(host.sim.overdue()[0].address, Some(address(GPU)), "{operation}");
+        host.control("fault clear");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let heard = host.heard();
+        assert!(heard.contains(&Event::NodeCallCameBack { address: address(GPU) }), "{operation}: {heard:?}");
+    }
+}
+
 #[tokio::test]
 async fn one_is_made_plugged_unplugged_and_taken_away() {
     let mut host = accelerators();

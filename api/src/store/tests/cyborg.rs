@@ -89,6 +89,12 @@ pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_delete
     assert_eq!((row.state, row.reason, row.target), (ArqState::Unbound, None, None));
     store.delete_arq(made[0]).await.unwrap();
     assert_eq!(store.arq(made[0]).await.unwrap(), None);
+    // What was removed meanwhile is given nothing.
+    let [new] = wanted;
+    let again =
+        [NewAttachment { id: AttachmentId(Uuid::new_v4()), device: records.at("0000:04:10.0"), ..new }];
+    assert!(matches!(store.reserve(reservation, &again).await, Err(Error::NotFound(_))));
+    assert_eq!(records.at("0000:04:10.0").owner, None);
 }
 
 pub(super) async fn cards_are_disabled_and_attributes_kept(records: Records) {
