@@ -31,14 +31,14 @@ impl Service {
         // Of an attach that ends in between they may say that it is not there.
         self.store.refresh().await?;
         let began = self.store.event_bounds().await?.last;
-        // A call that is still out may change the domain after it was read. It is heard of when it comes back.
-        let out = host.stuck(server).is_some();
         let mut rows = self.store.attachments_of(server).await?;
         let mut busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
         // A process whose locks went with a connection has them again soon; its attach is not cut off.
         busy.extend(self.store.attaching_elsewhere(server).await?);
         rows.retain(|row| row.hypervisor == host.row.id && !busy.contains(&row.id));
-        rows.retain(|row| !out || row.state == State::Attached);
+        // A call that is still out may change the domain after it was read, or the device. It is heard of when it comes
+        // back.
+        rows.retain(|row| row.state == State::Attached || self.stuck_on(host, row).is_none());
         let view = host.server(server).await?;
         let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
         rows.retain(|row| !busy.contains(&row.id));
@@ -112,6 +112,7 @@ impl Service {
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.owed(host).await?.findings);
         findings.extend(self.of_accelerators(host).await?);
+        findings.extend(self.under_calls(host).await?);
         Ok(findings)
     }
 
