@@ -65,22 +65,31 @@ answers() {
 # A snapshot is the VM's memory, with guest q35 up in it, and its disk. Taking
 # it stops the VM. `complete` is written last. A VM with an nvme cannot be saved.
 save_vm() {
-    rm -rf "$snapshot"
-    mkdir "$snapshot"
+    rm -rf "$snapshot.new"
+    mkdir "$snapshot.new"
     hang_up
-    virsh -q save "$name" "$snapshot/memory" --running >/dev/null &&
-        cp "$pool/$name.img" "$snapshot/disk" &&
-        touch "$snapshot/complete"
+    virsh -q save "$name" "$snapshot.new/memory" --running >/dev/null &&
+        cp "$pool/$name.img" "$snapshot.new/disk" &&
+        touch "$snapshot.new/complete" &&
+        rm -rf "$snapshot" &&
+        mv "$snapshot.new" "$snapshot"
 }
 
-# Puts the VM back to its snapshot, whatever state it is in.
+# Puts the VM back to its snapshot, whatever state it is in, as it was saved.
+resume_vm() {
+    hang_up
+    virsh -q destroy "$name" >/dev/null 2>&1 || true
+    cp "$snapshot/disk" "$pool/$name.img" &&
+        virsh -q restore "$snapshot/memory" >/dev/null &&
+        answers
+}
+
+# Puts the VM back to its snapshot, with all that belongs to it.
 restore_vm() {
     local attempt
     for attempt in 1 2 3; do
-        hang_up
-        virsh -q destroy "$name" >/dev/null 2>&1 || true
-        if cp "$snapshot/disk" "$pool/$name.img" && virsh -q restore "$snapshot/memory" >/dev/null &&
-            plug_nvmes && answers && in_vm "date --set=@$EPOCHREALTIME >/dev/null && lab-awake"; then
+        # Its clock stood still.
+        if resume_vm && plug_nvmes && in_vm "date --set=@$EPOCHREALTIME >/dev/null && lab-awake"; then
             return
         fi
         say "attempt $attempt to restore the VM failed"
@@ -102,7 +111,7 @@ plug_nvmes() {
     done
 }
 
-# Only one of up, down and reset works at a time. What a killed one left running still
+# Only one of up, down, reset and keep works at a time. What a killed one left running still
 # holds the lock: it is ended.
 lock() {
     local owner pid told=
@@ -118,7 +127,7 @@ lock() {
         else
             for pid in $(exec 9>&-; fuser "$lab/lock" 2>/dev/null); do
                 # Others that wait, as this one does, are left alone.
-                if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down|reset)\  ]]; then continue; fi
+                if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down|reset|keep)\  ]]; then continue; fi
                 say "ending process $pid, which a killed run left: $(cat "/proc/$pid/comm" || true)"
                 kill -9 "$pid" || true
             done
@@ -138,5 +147,5 @@ remove_vm() {
             virsh -q $what "$name" >/dev/null 2>&1 || true
         done
     fi
-    rm -rf "$pool" "$snapshot" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index"
+    rm -rf "$pool" "$snapshot" "$snapshot.new" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index"
 }
