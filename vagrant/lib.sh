@@ -10,6 +10,7 @@ pool=$lab/pool
 box=$lab/box
 key=$lab/key
 control=$lab/ssh.sock
+snapshot=$lab/snapshot
 
 export HOTSLOT_LAB=$lab VAGRANT_CWD=$here VAGRANT_HOME=$lab/vagrant-home
 export VAGRANT_DOTFILE_PATH=$lab/vagrant-dot VAGRANT_CHECKPOINT_DISABLE=1
@@ -19,19 +20,20 @@ say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 # step WHAT COMMAND…: says what is done, does it, says how long it took. Where
-# it fails the script ends (set -e), and the trap says in which step.
+# it fails the script ends (set -e), and the trap says in which step; unless
+# the script asks whether it failed.
 step() {
     local what=$1 outer=$doing started=${EPOCHREALTIME/./} ms
     doing=$what
     shift
     say "$what…"
-    "$@"
+    "$@" || return
     ms=$(((${EPOCHREALTIME/./} - started) / 1000))
     say "$what: $((ms / 1000)).$((ms % 1000 / 100)) s"
     doing=$outer
 }
 doing=
-failed() { [[ -z $doing ]] || say "FAILED: $doing"; }
+failed() { (($? == 0)) || [[ -z $doing ]] || say "FAILED: $doing"; }
 trap failed EXIT
 
 ssh_options=(
@@ -44,7 +46,72 @@ port() { cat "$lab/ssh-port" 2>/dev/null || echo 1; }
 # The shared connection outlives this script and must not hold its lock (9).
 in_vm() { ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 "$@" 9>&-; }
 
-# Only one of up and down works at a time. What a killed one left running still
+# The next command connects anew.
+hang_up() {
+    ssh "${ssh_options[@]}" -O exit root@127.0.0.1 2>/dev/null || true
+    rm -f "$control"
+}
+
+# Whether the VM answers. One that has just reset itself gets the time to boot.
+answers() {
+    local deadline=$((SECONDS + 90))
+    until timeout 10 ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 true 9>&- 2>/dev/null; do
+        ((SECONDS < deadline)) || return
+        say "the VM does not answer yet"
+        sleep 2
+    done
+}
+
+# A snapshot is the VM's memory, with guest q35 up in it, and its disk. Taking
+# it stops the VM. `complete` is written last. A VM with an nvme cannot be saved.
+save_vm() {
+    rm -rf "$snapshot.new"
+    mkdir "$snapshot.new"
+    hang_up
+    virsh -q save "$name" "$snapshot.new/memory" --running >/dev/null &&
+        cp "$pool/$name.img" "$snapshot.new/disk" &&
+        touch "$snapshot.new/complete" &&
+        rm -rf "$snapshot" &&
+        mv "$snapshot.new" "$snapshot"
+}
+
+# Puts the VM back to its snapshot, whatever state it is in, as it was saved.
+resume_vm() {
+    hang_up
+    virsh -q destroy "$name" >/dev/null 2>&1 || true
+    cp "$snapshot/disk" "$pool/$name.img" &&
+        virsh -q restore "$snapshot/memory" >/dev/null &&
+        answers
+}
+
+# Puts the VM back to its snapshot, with all that belongs to it.
+restore_vm() {
+    local attempt
+    for attempt in 1 2 3; do
+        # Its clock stood still.
+        if resume_vm && plug_nvmes && in_vm "date --set=@$EPOCHREALTIME >/dev/null && lab-awake"; then
+            return
+        fi
+        say "attempt $attempt to restore the VM failed"
+    done
+    return 1
+}
+
+# Plugs the nvmes into the VM, on the ports that the Vagrantfile has for them.
+# libvirt knows nothing of them, as of the other devices under test.
+plug_nvmes() {
+    local device answer
+    for device in '"id": "nvme0", "serial": "LAB0", "bus": "lab13", "drive": "disk0"' \
+        '"id": "nvme1", "serial": "LAB1", "bus": "lab14", "subsys": "subsystem",
+            "sriov_max_vfs": 2, "sriov_vq_flexible": 4, "sriov_vi_flexible": 2'; do
+        answer=$(virsh -q qemu-monitor-command "$name" \
+            "{\"execute\": \"device_add\", \"arguments\": {\"driver\": \"nvme\", $device}}")
+        # They stay while the VM reboots.
+        [[ $answer == *'"return"'* || $answer == *'Duplicate device ID'* ]] || { say "$answer"; return 1; }
+    done
+}
+
+# Only one of up, down, reset and keep works at a time. What a killed one left running still
 # holds the lock: it is ended.
 lock() {
     local owner pid told=
@@ -60,7 +127,7 @@ lock() {
         else
             for pid in $(exec 9>&-; fuser "$lab/lock" 2>/dev/null); do
                 # Others that wait, as this one does, are left alone.
-                if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down)\  ]]; then continue; fi
+                if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down|reset|keep)\  ]]; then continue; fi
                 say "ending process $pid, which a killed run left: $(cat "/proc/$pid/comm" || true)"
                 kill -9 "$pid" || true
             done
@@ -74,11 +141,11 @@ lock() {
 remove_vm() {
     local what
     rm -f "$lab/vm" "$here/.lab/env"
-    ssh "${ssh_options[@]}" -O exit root@127.0.0.1 2>/dev/null || true
+    hang_up
     if virsh -q uri >/dev/null 2>&1; then
         for what in destroy undefine pool-destroy net-destroy net-undefine; do
             virsh -q $what "$name" >/dev/null 2>&1 || true
         done
     fi
-    rm -rf "$pool" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index" "$control"
+    rm -rf "$pool" "$snapshot" "$snapshot.new" "$VAGRANT_DOTFILE_PATH" "$VAGRANT_HOME/data/machine-index"
 }

@@ -1,6 +1,6 @@
 //! The lab's tests: real VFIO hot-plug in the test VM of `vagrant/`, which must be up (`make lab`).
 //!
-//! Each test starts from the state that `lab-reset` makes. They share one VM, so they run one after the other.
+//! Each test starts from the state that `vagrant/reset` makes. They share one VM, so they run one after the other.
 
 mod accelerators;
 mod detach;

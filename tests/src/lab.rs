@@ -137,10 +137,8 @@ impl Lab {
 
     /// The lab in the state that tests start from, without a service in it.
     pub fn idle() -> Self {
-        let lab = Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) };
-        lab.stop();
-        lab.sh("lab-reset");
-        lab
+        run(script("reset"));
+        Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) }
     }
 
     /// Copies a file or a directory into the VM.
