@@ -11,7 +11,7 @@ use hotslot_driver::libvirt::{Libvirt, Options};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::{self, Sim};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use uuid::Uuid;
 
 use crate::config;
@@ -40,6 +40,8 @@ pub struct Host {
     synced: watch::Sender<bool>,
     /// Room for attaches and detaches, and how much there is.
     queue: (Arc<Semaphore>, u32),
+    /// Told when something may be given back to the host's drivers.
+    owed: Notify,
     /// Who takes functions from their host drivers for a whole group, or gives them back.
     pub(crate) groups: Mutex<()>,
     /// Every PCI function, as it was last read.
@@ -91,8 +93,6 @@ pub(crate) enum Again {
     Open(ServerId),
     /// A PCI function.
     Function(PciAddress),
-    /// What was taken from its host driver for a whole group.
-    Groups,
     /// The host's mediated devices.
     Mdevs,
 }
@@ -113,6 +113,7 @@ impl Host {
             hypervisor,
             synced,
             queue: (Arc::new(Semaphore::new(queue as usize)), queue),
+            owed: Notify::new(),
             groups: Mutex::default(),
             functions: RwLock::default(),
             mdevs: RwLock::default(),
@@ -145,9 +146,15 @@ impl Host {
         let _ = self.again.send(Again::Function(address));
     }
 
-    /// Asks for what was taken for whole groups to be given back, where nobody has any of the group.
+    /// Asks for what was taken for whole groups to be given back, where nobody has any of the group, and for what the
+    /// host itself was to hold to be settled.
     pub(crate) fn give_back(&self) {
-        let _ = self.again.send(Again::Groups);
+        self.owed.notify_one();
+    }
+
+    /// Waits until that is asked for. What was asked while nobody waited counts once.
+    pub(crate) async fn asked_to_give_back(&self) {
+        self.owed.notified().await;
     }
 
     /// Asks for the mediated devices of the host to be looked at once more, a while from now.

@@ -150,6 +150,7 @@ impl Service {
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
+            service.go_on(reconcile::give_back(Arc::clone(&service), Arc::clone(host)));
         }
         service.go_on(others::follow(Arc::clone(&service)));
         Ok(service)

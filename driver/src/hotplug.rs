@@ -105,6 +105,7 @@ pub enum Unplugged {
 ///
 /// # Errors
 /// What the hypervisor refused; those taken before it have been given back, or the text says which were not.
+/// Of a call that has not come back it is open whether it takes its function: that is to be given back afterwards.
 pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> Result<(), Error> {
     let mut taken = Vec::new();
     for member in members.iter().filter(|member| member.blocks_its_group()) {
@@ -112,8 +113,9 @@ pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> 
             taken.push(member.address);
             continue;
         };
-        // After a time-out it may have been taken.
-        if error.kind.leaves_it_open() {
+        // After a time-out it may have been taken; while the call is out, it may be taken yet.
+        let is_out = hypervisor.overdue().iter().any(|call| call.address == Some(member.address));
+        if error.kind.leaves_it_open() && !is_out {
             taken.push(member.address);
         }
         if let Err(lost) = give_back(hypervisor, &taken).await {

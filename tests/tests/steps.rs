@@ -152,6 +152,48 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
+    let scenario = Scenario {
+        name: "bind".into(),
+        server: "q35".into(),
+        devices: 3,
+        body: json!({ "driver": "vfio-pci" }),
+    };
+    let lines = ["fault any kill nth={nth} at=before", "fault any kill nth={nth} at=after"];
+    let calls = lines.map(|line| (What::Line(line.to_owned()), 5));
+    let (mut struck, mut wrong) = (0, Vec::new());
+    for (what, stride) in [(What::Page(Beyond::Kills), 3)].into_iter().chain(calls) {
+        let stride = if std::env::var_os(LONG).is_some() { 1 } else { stride };
+        let fault = Fault { name: "killed".into(), what, quick: Vec::new(), quick_on_postgresql: Vec::new() };
+        let mut walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+        let mut path = walk.accelerator().await;
+        for deed in [Deed::Attach, Deed::Detach] {
+            for nth in (1..).step_by(stride) {
+                if wal::committed(&walk.service.database()) > SOON_BEGUN_ANEW {
+                    walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+                    path = walk.accelerator().await;
+                }
+                match walk.bind_step(&path, deed, nth).await {
+                    Ok(true) => struck += 1,
+                    Ok(false) => break,
+                    Err(reason) => {
+                        let line = match &fault.what {
+                            What::Line(line) => line,
+                            What::Page(_) => "page",
+                        };
+                        wrong.push(format!("{deed:?}: {nth}: {line}: {reason}"));
+                        walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+                        path = walk.accelerator().await;
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {struck}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(struck > 20, "only {struck} steps were found");
+}
+
+#[tokio::test]
 async fn a_look_from_before_an_attach_does_not_end_it() {
     let service = Hotslot::on("small").await;
     // The service looks at the guest, and what it saw comes late.
@@ -268,6 +310,68 @@ impl<'a> Walk<'a> {
         }
         self.settled("asked again", &[none]).await?;
         Ok(struck)
+    }
+
+    /// Makes an accelerator of several devices, and answers its path.
+    async fn accelerator(&self) -> String {
+        let service = &self.service;
+        let created = service.post("/accelerators", json!({ "name": "several" })).await.expect(201);
+        let path = created.location.unwrap();
+        let path = path[path.find("/accelerators/").unwrap()..].to_owned();
+        let spec = json!({ "acc_specs": { "vendor_id": "8086", "num": self.scenario.devices } });
+        service.put(&format!("{path}/acc_spec"), spec).await.expect(200);
+        path
+    }
+
+    /// A bind for the host, or its release, in which the nth step goes wrong; false when it has fewer. Either way all
+    /// devices are bound in the end, or none.
+    async fn bind_step(&mut self, path: &str, deed: Deed, nth: usize) -> Result<bool, String> {
+        let body = Some(("application/json", self.scenario.body.to_string()));
+        let answer = match deed {
+            Deed::Attach => {
+                self.set(nth);
+                self.service.try_send(Method::PUT, path, body).await
+            }
+            Deed::Detach => {
+                ok("at first", self.service.try_send(Method::PUT, path, body).await)?;
+                self.set(nth);
+                self.service.try_send(Method::DELETE, path, None).await
+            }
+        };
+        let struck = self.recover().await;
+        if let (Some(answer), false) = (&answer, struck)
+            && !(200..300).contains(&answer.status)
+        {
+            return Err(format!("undisturbed: {} {}", answer.status, answer.message()));
+        }
+        let is_bound = self.bound_or_free(path).await?;
+        if let (Deed::Detach, Some(answer), true) = (deed, &answer, is_bound) {
+            return Err(format!("told {}, and it is bound", answer.status));
+        }
+        if is_bound {
+            let released = self.service.delete(path).await;
+            if released.status != 204 {
+                return Err(format!("released: {} {}", released.status, released.message()));
+            }
+        }
+        self.settled("released", &[0]).await?;
+        Ok(struck)
+    }
+
+    /// Waits until an accelerator is bound to the host, with all its devices, or holds none.
+    async fn bound_or_free(&self, path: &str) -> Result<bool, String> {
+        let begun = Instant::now();
+        loop {
+            let now = self.service.get(path).await.expect(200).body;
+            let holds = now["devices"].as_array().map_or(0, Vec::len);
+            match now["status"].as_str() {
+                Some("available") => return Ok(false),
+                Some("attached") if holds == self.scenario.devices => return Ok(true),
+                Some("error") => return Err(format!("holds {holds}: {}", now["status_reason"])),
+                _ if begun.elapsed() > PATIENCE => return Err(format!("it stays {now}")),
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 
     fn server(&self) -> &'static str {

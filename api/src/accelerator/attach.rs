@@ -11,7 +11,7 @@ use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
 use crate::error::Error;
 use crate::host::Host;
-use crate::id::{AcceleratorId, DeviceId, ServerId};
+use crate::id::{AcceleratorId, BindingId, DeviceId, ServerId};
 use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
 use crate::store::{DevType, Device, DeviceStatus, Owner};
@@ -259,7 +259,12 @@ impl Service {
         }
         // That one stays is no reason for the others to.
         let (mut work, mut outcome) = (Vec::new(), Ok(()));
-        for held in &view.held {
+        let bindings = view.held.iter().filter_map(|held| match &held.by {
+            HeldBy::Binding(row) => Some(row.id),
+            HeldBy::Attachment(_) | HeldBy::Mdev(_) => None,
+        });
+        work.extend(self.begin_unbind(bindings.collect()));
+        for held in view.held.iter().filter(|held| !matches!(held.by, HeldBy::Binding(_))) {
             match self.begin_release(&held.by, request).await {
                 Ok(begun) => work.extend(begun),
                 Err(error) => outcome = outcome.and(Err(error)),
@@ -304,10 +309,13 @@ impl Service {
         match held {
             HeldBy::Attachment(row) => self.begin_detach(row.server, row.id, request).await,
             HeldBy::Mdev(row) => self.begin_detach_mdev(row.id, request).await,
-            HeldBy::Binding(row) => {
-                let (service, id) = (Arc::clone(self), row.id);
-                Ok(Some(who::spawn(async move { service.unbind(id).await })))
-            }
+            HeldBy::Binding(row) => Ok(self.begin_unbind(vec![row.id])),
         }
+    }
+
+    /// The work of giving what a host holds back; none when it holds nothing.
+    fn begin_unbind(self: &Arc<Self>, ids: Vec<BindingId>) -> Option<JoinHandle<Result<(), Error>>> {
+        let service = Arc::clone(self);
+        (!ids.is_empty()).then(|| who::spawn(async move { service.unbind(&ids).await }))
     }
 }

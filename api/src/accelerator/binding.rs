@@ -58,10 +58,9 @@ impl Service {
                     Err(error) => return Err(self.take_back(host, &steps, done, error).await),
                 }
             }
-            for step in &steps {
-                self.store.settle_binding(step.new.id, State::Attached, None).await?;
-            }
-            return Ok(());
+            // All at once: a kill in between leaves all of them to be taken back, or none.
+            let attached: Vec<_> = steps.iter().map(|step| (step.new.id, State::Attached, None)).collect();
+            return self.store.settle_bindings(&attached).await.inspect_err(|_| host.give_back());
         }
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
@@ -154,23 +153,33 @@ impl Service {
     /// Takes back what was bound before the `failed`th step failed, and says what became of everything.
     async fn take_back(&self, host: &Host, steps: &[Step], failed: usize, error: hypervisor::Error) -> Error {
         let reason = error.to_string();
+        let address = |step: &Step| step.facts.device.address;
+        // It may be bound by now, or later: of a time-out, and of a refusal that could not be undone in time.
+        let is_open = steps
+            .get(failed)
+            .is_some_and(|step| error.kind.leaves_it_open() || host.stuck_at(address(step)).is_some());
+        // What is to become of all is on record before the first is touched.
+        let intents = steps.iter().enumerate().map(|(index, step)| {
+            let goes = index < failed || index == failed && is_open;
+            let state = if goes { State::Detaching } else { State::Failed };
+            (step.new.id, state, Some(reason.as_str()))
+        });
+        let intents: Vec<_> = intents.collect();
+        if let Err(error) = self.store.settle_bindings(&intents).await {
+            host.give_back();
+            return error;
+        }
         let mut left = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            let settled = if index == failed && error.kind.leaves_it_open() {
-                // It may be bound by now, or later: the next comparison takes it back.
-                let what = format!("{} is taken back when the host answers", step.facts.device.address);
-                left.push(what);
-                self.store.settle_binding(step.new.id, State::Detaching, Some(&reason)).await
-            } else if index >= failed {
-                self.store.settle_binding(step.new.id, State::Failed, Some(&reason)).await
-            } else {
-                match self.store.binding(step.new.id).await {
-                    Ok(Some(row)) => self.release(host, &row, &step.new.device, State::Detaching).await,
-                    Ok(None) => Ok(()),
-                    Err(error) => Err(error),
-                }
+        if is_open && let Some(step) = steps.get(failed) {
+            left.push(format!("{} is taken back when the host answers", address(step)));
+        }
+        for step in &steps[..failed.min(steps.len())] {
+            let released = match self.store.binding(step.new.id).await {
+                Ok(Some(row)) => self.release(host, &row, &step.new.device, State::Detaching).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
             };
-            if let Err(error) = settled {
+            if let Err(error) = released {
                 tracing::error!(pci.address = %step.facts.device.address, %error, "a binding is not taken back yet");
                 left.push(format!("{}: {error}", step.facts.device.address));
             }
@@ -182,26 +191,42 @@ impl Service {
         host.error(format!("binding failed on host {}, {rest}", host.name))(error)
     }
 
-    /// Gives the device of a binding back to the pool, with the driver that it had.
+    /// Gives the devices of bindings on one host back to the pool, with the drivers that they had. That one stays is no
+    /// reason for the others to.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while something uses it; what the host answers.
-    pub(super) async fn unbind(&self, id: BindingId) -> Result<(), Error> {
-        let Some(row) = self.store.binding(id).await? else { return Ok(()) };
+    /// [`Error::Conflict`] while something uses one; what the host answers. The first of them.
+    pub(super) async fn unbind(&self, ids: &[BindingId]) -> Result<(), Error> {
+        let Some(first) = ids.first().copied() else { return Ok(()) };
+        let Some(row) = self.store.binding(first).await? else { return Ok(()) };
         let host = self.host(row.hypervisor).cloned().ok_or_else(|| {
-            Error::Conflict(format!("binding {id} is on a host that is no longer configured"))
+            Error::Conflict(format!("binding {first} is on a host that is no longer configured"))
         })?;
         let _room = host.admit()?;
         host.ready().await?;
         let _turn = self.lock_groups(&host).await?;
-        // Somebody else may have done it while it was not our turn.
-        let Some(row) = self.store.binding(id).await?.filter(|row| !row.state.is_final()) else {
-            return Ok(());
-        };
-        let device = self.store.known_device(row.device).await?;
-        let device = device.ok_or_else(|| Error::Internal(format!("the device of binding {id} is lost")))?;
-        self.store.settle_binding(id, State::Detaching, None).await?;
-        self.release(&host, &row, &device, State::Attached).await
+        let mut rows = Vec::new();
+        for id in ids {
+            // Somebody else may have done it while it was not our turn.
+            rows.extend(self.store.binding(*id).await?.filter(|row| !row.state.is_final()));
+        }
+        // That all are to go is on record before the first is touched: a kill in between leaves none of them behind.
+        let intents: Vec<_> = rows.iter().map(|row| (row.id, State::Detaching, None)).collect();
+        self.store.settle_bindings(&intents).await?;
+        let mut outcome = Ok(());
+        for row in rows {
+            let released = match self.store.known_device(row.device).await {
+                Ok(Some(device)) => self.release(&host, &row, &device, State::Attached).await,
+                Ok(None) => Err(Error::Internal(format!("the device of binding {} is lost", row.id))),
+                Err(error) => Err(error),
+            };
+            outcome = outcome.and(released);
+        }
+        if outcome.is_err() {
+            // What stays in transition is gone on with.
+            host.give_back();
+        }
+        outcome
     }
 
     /// Releases the device of a row, and settles it: with what it is when the host refuses.
@@ -269,7 +294,8 @@ impl Service {
     /// Goes on with what was left in transition on a host.
     ///
     /// # Errors
-    /// The database's; what could not be settled is logged, and tried again.
+    /// The database's, or the first that it is not known of whether it was released: it is to be tried again. One that
+    /// the host refused is logged, and tried again with the next comparison of everything.
     pub(crate) async fn settle_bindings(&self, host: &Host) -> Result<(), Error> {
         let open = self.store.bindings().await?;
         let here = |row: &&Binding| row.hypervisor == host.row.id && row.state != State::Attached;
@@ -277,14 +303,32 @@ impl Service {
             return Ok(());
         }
         let _turn = self.lock_groups(host).await?;
-        for row in self.store.bindings().await?.iter().filter(here) {
+        let open = self.store.bindings().await?;
+        let open: Vec<_> = open.iter().filter(here).collect();
+        // That all are to go is on record before the first is touched.
+        let intents: Vec<_> =
+            open.iter().map(|row| (row.id, State::Detaching, row.reason.as_deref())).collect();
+        self.store.settle_bindings(&intents).await?;
+        let mut outcome = Ok(());
+        for row in open {
             let Some(device) = self.store.known_device(row.device).await? else { continue };
-            self.store.settle_binding(row.id, State::Detaching, row.reason.as_deref()).await?;
-            if let Err(error) = self.release(host, row, &device, State::Detaching).await {
-                tracing::error!(host = %host.name, pci.address = %device.facts.address, %error, "a binding is not settled");
+            let address = device.facts.address;
+            // It is heard of when that call comes back.
+            if host.stuck_at(address).is_some() {
+                continue;
+            }
+            let Err(error) = self.release(host, row, &device, State::Detaching).await else { continue };
+            tracing::error!(host = %host.name, pci.address = %address, %error, "a binding is not settled");
+            let is_open = match &error {
+                Error::Hypervisor { source, .. } => source.kind.leaves_it_open(),
+                _ => false,
+            };
+            // One that is out now is heard of, too.
+            if is_open && host.stuck_at(address).is_none() && outcome.is_ok() {
+                outcome = Err(error);
             }
         }
-        Ok(())
+        outcome
     }
 }
 

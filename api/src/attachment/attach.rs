@@ -181,7 +181,12 @@ impl Service {
         let members: Vec<_> = steps.iter().map(|step| step.found.clone()).collect();
         match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.undo(host, steps, 0, error).await),
+            Err(error) => {
+                // Of a call that has not come back it is known which member it is for.
+                let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
+                let failed = steps.iter().position(is_out).unwrap_or_default();
+                Err(self.undo(host, steps, failed, error).await)
+            }
         }
     }
 
@@ -273,6 +278,10 @@ impl Service {
                 Ordering::Less => Observation::GivenUp { reason: because.clone() },
                 // Refused is not unknown: after a lost connection or a time-out it may be there.
                 Ordering::Equal if error.kind.leaves_it_open() => {
+                    Observation::GivenUp { reason: error.to_string() }
+                }
+                // Another call for it may be out: it was taken, and giving it back has not come back.
+                Ordering::Equal | Ordering::Greater if host.stuck_at(step.device.facts.address).is_some() => {
                     Observation::GivenUp { reason: error.to_string() }
                 }
                 Ordering::Equal => Observation::AttachRefused { reason: error.to_string() },

@@ -184,7 +184,7 @@ impl Service {
 
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment, ask: Ask) -> Result<(), Error> {
         let id = attachment.id;
-        if let Some(call) = host.stuck(attachment.server) {
+        if let Some(call) = self.stuck_on(host, attachment) {
             let reason = call.to_string();
             self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::device::{HostDevice, IommuGroup};
 use hotslot_driver::hotplug;
-use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::hypervisor::{ErrorKind, OverdueCall};
+use hotslot_driver::pci::PciAddress;
 use tokio::sync::MutexGuard;
 
 use super::drift::{Action, Finding, Kind, Witness};
@@ -52,6 +53,11 @@ impl Service {
         let mut owed = Owed::default();
         for (id, address) in self.store.taken(host.row.id).await? {
             if held.contains(&address) {
+                continue;
+            }
+            if let Some(call) = host.stuck_at(address) {
+                // What it makes of the function is not known before it comes back; that is heard of.
+                owed.findings.push(under_a_call(id, address, &call));
                 continue;
             }
             let function = match host.hypervisor.device(address).await {
@@ -101,6 +107,20 @@ impl Service {
             self.store.given_back(&owed.settled).await?;
         }
         outcome
+    }
+}
+
+fn under_a_call(id: AttachmentId, address: PciAddress, call: &OverdueCall) -> Finding {
+    Finding {
+        kind: Kind::NoHostDriver,
+        server: None,
+        attachment: Some(id),
+        address: Some(address),
+        said: vec![
+            (Witness::Record, "it was taken from a host driver, and the attachment has ended".into()),
+            (Witness::Host, call.to_string()),
+        ],
+        action: Action::Tell("nothing while that call is out; when it comes back, it is given back".into()),
     }
 }
 

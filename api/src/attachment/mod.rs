@@ -11,12 +11,14 @@
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
 //! policy      what a running guest is asked for, and what is done in it before
 //! group       whole IOMMU groups: taken from their host drivers together; what is owed a host driver gets it back
+//! overdue     what calls that have not come back may still change
 //! ```
 
 pub mod attach;
 pub mod detach;
 mod drift;
 mod group;
+mod overdue;
 mod policy;
 mod ports;
 mod promise;

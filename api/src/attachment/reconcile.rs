@@ -1,6 +1,10 @@
 //! Reconciliation: what libvirt has is the truth about guests; the records are brought in line with it.
 //!
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
+//!
+//! Two tasks do it for each host. One follows it, and only reads the host and writes records: it waits for no call that
+//! changes something, nor for a lock that is held over one, so that what happens on the host is seen at once. The
+//! other gives functions back to their drivers, and waits for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,15 +13,13 @@ use std::time::Duration;
 use hotslot_driver::hypervisor::Event;
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::State;
 use super::drift::Occasion;
 use crate::error::Error;
 use crate::host::{Again, Host};
 use crate::id::ServerId;
 use crate::service::Service;
-use crate::store::Mdev;
 use crate::who::{self, itself};
 
 /// Events come in bursts; they are gathered this long before they are followed.
@@ -33,9 +35,7 @@ struct Todo {
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     mdevs: bool,
-    /// Functions of which calls are back that may have made or taken away mediated devices.
-    parents: BTreeSet<PciAddress>,
-    groups: bool,
+    came_back: BTreeSet<PciAddress>,
     servers: BTreeMap<ServerId, Occasion>,
 }
 
@@ -44,9 +44,8 @@ impl Todo {
         !self.everything
             && !self.interfaces
             && !self.mdevs
-            && !self.groups
+            && self.came_back.is_empty()
             && self.functions.is_empty()
-            && self.parents.is_empty()
             && self.servers.is_empty()
     }
 
@@ -75,9 +74,9 @@ impl Todo {
             }
             Ok(Event::NodeCallCameBack { address }) => {
                 self.functions.insert(address);
-                self.groups = true;
+                self.came_back.insert(address);
                 self.mdevs = true;
-                self.parents.insert(address);
+                host.give_back();
             }
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
@@ -135,7 +134,6 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                         continue;
                     }
                     Again::Function(address) => drop(todo.functions.insert(address)),
-                    Again::Groups => todo.groups = true,
                     // Whatever it was that failed is not at once over here either.
                     Again::Mdevs => {
                         todo.mdevs = true;
@@ -151,17 +149,51 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
     }
 }
 
+/// Gives functions back to their host drivers, and settles what the host itself was to hold, whenever that is asked for:
+/// once for however often it was asked meanwhile. What could not be done is tried again.
+pub(crate) async fn give_back(service: Arc<Service>, host: Arc<Host>) {
+    let (mut retry, mut is_left) = (RETRY.0, false);
+    loop {
+        let asked = host.asked_to_give_back();
+        if is_left {
+            // Until then, unless it is asked for before.
+            let _ = timeout(retry, asked).await;
+            retry = (retry * 2).min(RETRY.1);
+        } else {
+            asked.await;
+            retry = RETRY.0;
+        }
+        // Before a comparison it is not known what guests have; one that is complete asks for it.
+        if !host.is_synced() {
+            is_left = false;
+            continue;
+        }
+        let given = who::by(itself::COMPARISON, service.give_back(&host)).await;
+        let settled = who::by(itself::COMPARISON, service.settle_bindings(&host)).await;
+        is_left = given.is_err() || settled.is_err();
+        if let Err(error) = given {
+            failed(&host, "giving functions back to their host drivers", &error);
+        }
+        if let Err(error) = settled {
+            failed(&host, "settling what the host itself was to hold", &error);
+        }
+    }
+}
+
+/// Tells of work on a host that is tried again.
+fn failed(host: &Host, what: &str, error: &Error) {
+    if matches!(error, Error::HostAway { .. }) {
+        tracing::debug!(host = %host.name, %error, "{what} was cut short");
+    } else {
+        tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
+    }
+}
+
 impl Service {
     /// Compares what is asked for, and answers what could not be compared.
     async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Todo) -> Todo {
         let mut left = Todo::default();
-        let failed = |what: &str, error: Error| {
-            if matches!(error, Error::HostAway { .. }) {
-                tracing::debug!(host = %host.name, %error, "{what} was cut short");
-            } else {
-                tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
-            }
-        };
+        let failed = |what: &str, error: Error| failed(host, what, &error);
         // An event names an interface, not the function that it is on.
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
         let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
@@ -179,11 +211,13 @@ impl Service {
             failed("reading the host's mediated devices", error);
             left.mdevs = true;
         }
-        match self.servers_with_parts_of(host, &todo.parents).await {
-            Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Occasion::Round)),
-            Err(error) => {
-                failed("looking whose mediated devices a call may have changed", error);
-                left.parents = todo.parents;
+        if !todo.everything && !todo.came_back.is_empty() {
+            match self.servers_with(host, &todo.came_back).await {
+                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Occasion::Round)),
+                Err(error) => {
+                    failed("looking for what a call that came back has changed", error);
+                    left.came_back = std::mem::take(&mut todo.came_back);
+                }
             }
         }
         let servers = if todo.everything {
@@ -211,20 +245,11 @@ impl Service {
             failed("looking for mediated devices whose records have ended", error);
             left.mdevs = true;
         }
-        if (todo.everything || todo.groups)
-            && let Err(error) = who::by(itself::COMPARISON, self.give_back(host)).await
-        {
-            failed("giving functions back to their host drivers", error);
-            left.groups = true;
-        }
-        if (todo.everything || todo.groups)
-            && let Err(error) = who::by(itself::COMPARISON, self.settle_bindings(host)).await
-        {
-            failed("settling what the host itself was to hold", error);
-            left.groups = true;
-        }
         if todo.everything && !left.everything {
             host.set_synced(true);
+        }
+        if todo.everything {
+            host.give_back();
         }
         left
     }
@@ -239,25 +264,6 @@ impl Service {
         let mdevs = self.store.mdevs().await?;
         servers.extend(mdevs.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
         Ok(servers)
-    }
-
-    /// The servers with mediated devices of some functions that are on their way.
-    async fn servers_with_parts_of(
-        &self,
-        host: &Host,
-        parents: &BTreeSet<PciAddress>,
-    ) -> Result<BTreeSet<ServerId>, Error> {
-        if parents.is_empty() {
-            return Ok(BTreeSet::new());
-        }
-        let mut rows = self.store.mdevs().await?;
-        let is_of = |row: &Mdev| {
-            let parent = self.store.device(row.parent);
-            row.hypervisor == host.row.id
-                && parent.is_some_and(|device| parents.contains(&device.facts.address))
-        };
-        rows.retain(|row| row.state != State::Attached && is_of(row));
-        Ok(rows.into_iter().map(|row| row.server).collect())
     }
 
     /// Brings a server's attachments and mediated devices in line with its domain's documents, as far as the occasion

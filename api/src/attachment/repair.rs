@@ -34,14 +34,14 @@ impl Service {
         // Of an attach that ends in between they may say that it is not there.
         self.store.refresh().await?;
         let began = self.store.event_bounds().await?.last;
-        // A call that is still out may change the domain, or make a mediated device, after it was looked. It is heard of
-        // when it comes back.
         let mut rows = self.promises_of(server).await?;
-        rows.retain(|row| row.state() == State::Attached || !self.is_stuck(host, row));
         let mut busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
         // A process whose locks went with a connection has them again soon; its attach is not cut off.
         busy.extend(self.store.attaching_elsewhere(server).await?);
         rows.retain(|row| row.hypervisor() == host.row.id && !busy.contains(&row.id()));
+        // A call that is still out may change the domain after it was read, or the device. It is heard of when it comes
+        // back.
+        rows.retain(|row| row.state() == State::Attached || !self.is_stuck(host, row));
         let view = host.server(server).await?;
         let busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
         rows.retain(|row| !busy.contains(&row.id()));
@@ -85,7 +85,7 @@ impl Service {
     /// Whether a call that was given up may still change what became of a promise.
     fn is_stuck(&self, host: &Host, row: &Promise) -> bool {
         match row {
-            Promise::Attachment(row) => host.stuck(row.server).is_some(),
+            Promise::Attachment(row) => self.stuck_on(host, row).is_some(),
             Promise::Mdev(row) => self.stuck_on_mdev(host, row).is_some(),
         }
     }
@@ -138,6 +138,7 @@ impl Service {
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
         findings.extend(self.owed(host).await?.findings);
         findings.extend(self.of_accelerators(host).await?);
+        findings.extend(self.under_calls(host).await?);
         Ok(findings)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug;
+use hotslot_driver::hypervisor::OverdueCall;
 use hotslot_driver::local::{self, BarKind, Guard};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
@@ -37,6 +38,8 @@ pub struct Offer {
     pub mdevs: Arc<Vec<Mdev>>,
     /// The cards that were disabled, by the addresses of their PFs or only functions.
     disabled: BTreeSet<PciAddress>,
+    /// The functions that a call may still change which was given up and has not come back.
+    overdue: BTreeMap<PciAddress, OverdueCall>,
 }
 
 /// What the host drivers of a device's siblings are to it.
@@ -79,7 +82,9 @@ impl Service {
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
-        Ok(Offer { functions, unguarded, guards, groups, sysroot, foreign, mdevs, disabled })
+        let overdue = host.hypervisor.overdue().into_iter().rev();
+        let overdue = overdue.filter_map(|call| Some((call.address?, call))).collect();
+        Ok(Offer { functions, unguarded, guards, groups, sysroot, foreign, mdevs, disabled, overdue })
     }
 }
 
@@ -226,6 +231,9 @@ impl Offer {
                      bind it first (virsh nodedev-detach {})",
                     r#""managed": "false""#, function.name
                 ));
+            }
+            if let Some(call) = self.overdue.get(&address) {
+                return Some(format!("{call}; {address} is offered again when that comes back"));
             }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));

@@ -139,28 +139,39 @@ impl Store {
         state: State,
         reason: Option<&str>,
     ) -> Result<(), Error> {
+        self.settle_bindings(&[(id, state, reason)]).await
+    }
+
+    /// [`settle_binding`](Self::settle_binding) for several bindings, in one transaction: all or none.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle_bindings(&self, settled: &[(BindingId, State, Option<&str>)]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
-        let was = query("SELECT * FROM bindings WHERE id = $1 AND ended_at IS NULL")
+        for (id, state, reason) in settled.iter().copied() {
+            let was = query("SELECT * FROM bindings WHERE id = $1 AND ended_at IS NULL")
+                .bind(id.to_string())
+                .fetch_optional(&mut draft.tx)
+                .await?;
+            let Some(was) = was.as_ref().map(binding).transpose()? else { continue };
+            if (was.state, was.reason.as_deref()) == (state, reason) {
+                continue;
+            }
+            query(
+                "UPDATE bindings SET state = $2, state_reason = $3, updated_at = $4, ended_at = $5 WHERE id = $1",
+            )
             .bind(id.to_string())
-            .fetch_optional(&mut draft.tx)
+            .bind(state.as_str())
+            .bind(reason)
+            .bind(now())
+            .bind(state.is_final().then(now))
+            .execute(&mut draft.tx)
             .await?;
-        let Some(was) = was.as_ref().map(binding).transpose()? else { return Ok(()) };
-        query(
-            "UPDATE bindings SET state = $2, state_reason = $3, updated_at = $4, ended_at = $5 WHERE id = $1",
-        )
-        .bind(id.to_string())
-        .bind(state.as_str())
-        .bind(reason)
-        .bind(now())
-        .bind(state.is_final().then(now))
-        .execute(&mut draft.tx)
-        .await?;
-        if let Some(device) = draft.device(was.device)
-            && (was.state, was.reason.as_deref()) != (state, reason)
-        {
-            draft.tell_of([events::binding(&device, Some(was.state), state, reason)]);
+            if let Some(device) = draft.device(was.device) {
+                draft.tell_of([events::binding(&device, Some(was.state), state, reason)]);
+            }
+            follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
         }
-        follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
         draft.commit().await.map(drop)
     }
 

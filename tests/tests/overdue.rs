@@ -1,0 +1,218 @@
+//! Calls on the functions of the host that are given up at their limit: what they may still change stays in transition
+//! and is offered to nobody while they are out, and is settled as soon as they have come back. And who follows the host
+//! waits for none of them.
+
+use std::time::{Duration, Instant};
+
+use hotslot_tests::{Answer, Hotslot, Q35, attachments, host, oracle, path as path_of, without_mdevs};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+const VF: &str = "0000:04:10.0";
+const PAIR: [&str; 2] = ["0000:06:00.0", "0000:06:00.1"];
+/// Calls that change something are given up soon; nothing is compared by itself within the time of a test.
+const SOON: &str = "[libvirt]\nattach_timeout = 0.5\n[reconcile]\ninterval = 3600\n";
+/// How long it may take until what happened is seen and settled, on a machine that has much else to do: mostly it is some
+/// milliseconds, and whatever waits for a hanging call or the next round takes far longer.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+async fn service(config: &str) -> Hotslot {
+    Hotslot::bare(&host("small"), &format!("{config}{}", oracle::PCI), |_| ()).await
+}
+
+/// Makes an accelerator of a spec, and answers its path.
+async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
+    let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
+    let path = created.location.unwrap();
+    let path = path[path.find("/accelerators/").unwrap()..].to_owned();
+    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
+    path
+}
+
+async fn status(service: &Hotslot, path: &str) -> String {
+    service.get(path).await.expect(200).body["status"].as_str().unwrap().to_owned()
+}
+
+async fn drift(service: &Hotslot) -> Vec<Value> {
+    service.get("/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
+}
+
+/// Waits until something is so, and fails the test when it takes longer than that.
+async fn within(limit: Duration, what: &str, so: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !so().await {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("after {:?}: {what}", begun.elapsed());
+}
+
+/// Fails the test unless a device stays as it is while a call is out that may change it: on record, and in the drift.
+async fn stays_in_transition(service: &Hotslot, address: &str) {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        let device = service.device(address).await;
+        assert_ne!(device["status"], "available", "{device}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let found = drift(service).await;
+    let of_it: Vec<_> = found.iter().filter(|finding| finding["address"] == address).collect();
+    assert_eq!(of_it.len(), 1, "{found:#?}");
+    assert_eq!((&of_it[0]["kind"], &of_it[0]["done"]), (&json!("unfinished"), &Value::Null), "{found:#?}");
+    assert!(of_it[0]["said"]["host"].as_str().unwrap().contains("did not come back"), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
+    for at in ["before", "after"] {
+        let service = service(SOON).await;
+        let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+        service.sim(&format!("fault node-detach hang at={at}"));
+        let late = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
+        assert!(late.message().contains("no answer within"), "{}", late.message());
+        stays_in_transition(&service, VF).await;
+        assert_eq!(status(&service, &path).await, "detaching");
+        // It is neither given to anybody nor given back.
+        let refused = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(409);
+        assert!(refused.message().contains("is being detached"), "{}", refused.message());
+        let refused = service.delete(&path).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+
+        service.sim("fault clear");
+        within(AT_ONCE, "the device is free", async || {
+            service.device(VF).await["status"] == "available" && status(&service, &path).await == "available"
+        })
+        .await;
+        within(AT_ONCE, "it has its host driver", async || {
+            service.functions().await[VF]["driver"] == "igbvf"
+        })
+        .await;
+        assert_eq!(drift(&service).await, Vec::<Value>::new());
+        service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
+        service.delete(&path).await.expect(204);
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_function_with_a_call_out_is_offered_to_nobody() {
+    let service = service(SOON).await;
+    // Its own attempt to give the function back is what does not come back.
+    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
+    service.sim("fault node-reset hang times=9");
+    service.delete(&path).await.expect(503);
+    let withheld = async || {
+        let path = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
+        service.get(&path).await.expect(200).body["pci_device"]["withheld"].to_string()
+    };
+    assert!(withheld().await.contains("did not come back"), "{}", withheld().await);
+    service.sim("fault clear");
+    within(AT_ONCE, "it is offered again", async || withheld().await == "null").await;
+    within(AT_ONCE, "it is given back", async || status(&service, &path).await == "available").await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_whole_group_that_was_given_up_is_settled_when_the_call_comes_back() {
+    for (nth, at) in [(1, "before"), (2, "after")] {
+        let service = service(SOON).await;
+        let oracle = oracle::Oracle::of(&service).await;
+        service.sim(&format!("fault node-detach hang nth={nth} at={at}"));
+        let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+        let late = service.post(&attachments(Q35), body.clone()).await.expect(503);
+        assert!(late.message().contains("no answer within"), "{}", late.message());
+        let stuck = PAIR[nth - 1];
+        stays_in_transition(&service, stuck).await;
+        let rows = service.attachments(Q35).await;
+        let row = rows.iter().find(|row| row["address"] == stuck).unwrap();
+        assert_eq!(row["status"], "detaching", "{row}");
+        let refused = service.delete(&path_of(row)).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+
+        service.sim("fault clear");
+        within(AT_ONCE, "the attachment has ended", async || service.attachments(Q35).await.is_empty()).await;
+        oracle.settled(&service, AT_ONCE).await.unwrap();
+        service.post(&attachments(Q35), body).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_comes_back_late_is_settled_at_once() {
+    for operation in ["node-reset", "node-reattach"] {
+        for at in ["before", "after"] {
+            let service = service(SOON).await;
+            let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+            service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
+            service.sim(&format!("fault {operation} hang at={at}"));
+            service.delete(&path).await.expect(503);
+            stays_in_transition(&service, VF).await;
+            service.sim("fault clear");
+            within(AT_ONCE, &format!("{operation} {at}"), async || {
+                status(&service, &path).await == "available"
+            })
+            .await;
+            service.expect_clean().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mediated_device_that_is_made_or_taken_away_late_is_settled_at_once() {
+    const GPU: &str = "0000:41:00.0";
+    const G1: &str = "20000000-0000-4000-8000-000000000001";
+    let pci = format!("{SOON}[pci]\ndevice_spec = ['{{\"vendor_id\": \"10de\"}}']\n");
+    for (operation, at) in [("create-mdev", "before"), ("create-mdev", "after"), ("destroy-mdev", "before")] {
+        let service = Hotslot::bare(&host("accelerators"), &pci, without_mdevs).await;
+        let path = made(&service, "part", json!({ "mdev_type": "nvidia-233" })).await;
+        service.sim(&format!("fault {operation} hang at={at}"));
+        let given = service.put(&path, json!({ "instance_uuid": G1 })).await;
+        if operation == "create-mdev" {
+            given.expect(503);
+        } else {
+            given.expect(200);
+            service.delete(&path).await.expect(503);
+        }
+        stays_in_transition(&service, GPU).await;
+        service.sim("fault clear");
+        within(AT_ONCE, &format!("{operation} {at}"), async || status(&service, &path).await == "available")
+            .await;
+        let card = service.get(&format!("/v2/t/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
+        assert_eq!(card.body["pci_device"]["mdevs"], json!([]), "{operation} {at}");
+        service.expect_clean().await;
+    }
+}
+
+/// Asks for something, and goes on.
+fn asked(service: &Hotslot, path: &str, body: Value) -> JoinHandle<Answer> {
+    let (api, path) = ((**service).clone(), path.to_owned());
+    tokio::spawn(async move { api.put(&path, body).await })
+}
+
+#[tokio::test]
+async fn what_happens_outside_is_seen_while_a_bind_hangs() {
+    let service = service("[reconcile]\ninterval = 3600\n").await;
+    let path = made(&service, "nic", json!({ "product_id": "10d3" })).await;
+    let attached = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
+    service.sim("fault node-detach hang");
+    let bind = asked(&service, &path, json!({ "driver": "vfio-pci" }));
+    service.until("it is bound", async || status(&service, &path).await == "attaching").await;
+    for device in attached.as_array().unwrap() {
+        let (address, path) = (device["address"].as_str().unwrap(), path_of(device));
+        service.sim(&format!("unplug q35 {address} config"));
+        service.sim(&format!("unplug q35 {address} live"));
+        within(AT_ONCE, "the removal is seen", async || service.get(&path).await.status == 404).await;
+        // It makes the service look for what is to be given back to its host driver.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(status(&service, &path).await, "attaching");
+    service.sim("fault clear");
+    bind.await.unwrap().expect(200);
+    service.delete(&path).await.expect(204);
+    service
+        .until("every function is with its driver", async || {
+            service.functions().await.values().all(|function| function["driver"] != "vfio-pci")
+        })
+        .await;
+    service.expect_clean().await;
+}
