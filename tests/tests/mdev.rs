@@ -291,7 +291,7 @@ async fn it_goes_with_its_server_and_comes_back_with_its_start() {
     service.until("they are gone", async || uuids(&service).await.is_empty()).await;
     service.kill();
     service.start_again().await;
-    assert_eq!(uuids(&service).await, [uuid.as_str().unwrap()]);
+    service.until("it is made again", async || uuids(&service).await == [uuid.as_str().unwrap()]).await;
     service.sim("start g1");
 
     // A server that was shut off gets one with its start, and one that is gone has none.

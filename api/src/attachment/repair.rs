@@ -161,6 +161,7 @@ impl Service {
             }
         }
         let mdevs = self.store.mdevs().await?;
+        host.look_at_mdevs().await?;
         findings.extend(self.stray_mdevs(host).await?);
         let mut mdevs = mdevs
             .into_iter()
@@ -182,10 +183,10 @@ impl Service {
     }
 
     /// The mediated devices that a host has although their records have ended: a create that was refused or given up
-    /// may have made them all the same. Those that others made are in no record.
+    /// may have made them all the same. Those that others made are in no record. Looks among those that were last read.
     async fn stray_mdevs(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         let mut ended = Vec::new();
-        for found in host.look_at_mdevs().await?.iter() {
+        for found in host.mdevs().iter() {
             let row = self.store.mdev(AttachmentId(found.uuid)).await?;
             ended.extend(row.filter(|row| row.hypervisor == host.row.id && row.state.is_final()));
         }
