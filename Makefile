@@ -5,8 +5,10 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export RUSTDOCFLAGS := -D warnings
 STEP := tools/step
+# The programs with the tests: built alone, most dependencies would be compiled once more, for tests use more of them.
+BUILD_TESTS := cargo build --quiet --workspace --bins --tests
 
-.PHONY: help demo demo-stop test check fuzz lab-test bench install install-lab build release lab lab-down clean
+.PHONY: help demo demo-stop test check long-tests fuzz lab-test bench install install-lab build release lab lab-down clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -25,8 +27,13 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 	@$(STEP) "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error check licenses bans sources
 	@$(STEP) "docs" cargo doc --quiet --workspace --no-deps --document-private-items
-	@$(STEP) "build" cargo build --quiet --workspace
+	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" cargo test --quiet --workspace
+
+long-tests: install ## what the quick tests do a part of, whole: every step of attach and detach goes wrong (half an hour)
+	@$(STEP) "build" $(BUILD_TESTS)
+	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --test steps
+	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --lib processes
 
 fuzz: install ## every fuzz target for some seconds, after a build of its own
 	@$(STEP) "fuzz" tools/fuzz

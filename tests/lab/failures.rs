@@ -127,7 +127,7 @@ async fn an_unmanaged_device_is_the_operators_to_bind() {
 
 #[tokio::test]
 async fn a_paused_guest_keeps_the_device_until_it_is_resumed() {
-    let lab = Lab::with(&CONFIG.replace("attempts = 3\ntimeout = 10", "attempts = 1\ntimeout = 3")).await;
+    let lab = Lab::with(&CONFIG.replace("attempts = 8\ntimeout = 12", "attempts = 1\ntimeout = 3")).await;
     let vf = lab.attach_one("q35", "vf").await;
     // The guest must have noticed the device, or it would not let go of it either.
     let wanted = format!("{} 8086:10ca igbvf", vf["inner_address"].as_str().unwrap());

@@ -6,10 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hotslot_driver::sim::generate::{Size, guest_uuid};
-use hotslot_tests::lab::{Lab, PATIENCE, environment, id, release};
+use hotslot_tests::lab::{Lab, PATIENCE, environment, id, release, sh};
 use hotslot_tests::link::{Link, State};
 use hotslot_tests::{Hotslot, path};
 use serde_json::{Value, json};
+
+use crate::failures::INTERFACES;
 
 /// Where the VM's libvirtd is reached by TLS on this machine.
 const TLS: u16 = 19775;
@@ -80,12 +82,7 @@ async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
     let ssh_port = environment("HOTSLOT_LAB_SSH_PORT").parse().unwrap();
     let (tls, ssh) = (Link::to(TLS).await, Link::to(ssh_port).await);
     let by_tls = format!("qemu+tls://127.0.0.1:{}/system?pkipath={}", tls.port(), keys.display());
-    let by_ssh = format!(
-        "qemu+ssh://root@127.0.0.1:{}/system?keyfile={}&command={}/ssh&no_verify=1&no_tty=1",
-        ssh.port(),
-        environment("HOTSLOT_LAB_SSH_KEY"),
-        keys.display()
-    );
+    let by_ssh = ssh_uri(ssh.port(), keys);
     let mut lab = Lab::idle();
     lab.put(keys, "/run/");
     lab.forward(TLS, 16514);
@@ -101,6 +98,76 @@ async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
     lab.api = service.clone();
     breaks(&lab, "ssh", &ssh).await;
     lab.sh("systemctl stop libvirtd-tls.socket");
+}
+
+/// The VM's libvirt by ssh, with the program `ssh` in a directory.
+fn ssh_uri(port: u16, programs: &Path) -> String {
+    format!(
+        "qemu+ssh://root@127.0.0.1:{port}/system?keyfile={}&command={}/ssh&no_verify=1&no_tty=1",
+        environment("HOTSLOT_LAB_SSH_KEY"),
+        programs.display()
+    )
+}
+
+/// An entry that matches everything gives away nothing that the far host may need: what it uses cannot be seen.
+#[tokio::test]
+async fn the_disk_and_the_cards_of_a_remote_host_are_offered_only_by_their_address() {
+    let mut lab = Lab::idle();
+    let before = lab.sh(INTERFACES);
+    let programs = tempfile::tempdir().unwrap();
+    let made = Command::new("bash").args(["-c", KEYS]).arg(programs.path()).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let far = ssh_uri(environment("HOTSLOT_LAB_SSH_PORT").parse().unwrap(), programs.path());
+    let config = |specs: &str| {
+        format!(
+            r#"
+[pci]
+device_spec = [{specs}]
+alias = [
+  '{{"name": "disk", "vendor_id": "1af4", "product_id": "1042"}}',
+  '{{"name": "management", "vendor_id": "1af4", "product_id": "1000"}}',
+  '{{"name": "nvme", "vendor_id": "1b36", "product_id": "0010", "device_type": "type-PCI"}}',
+  '{{"name": "card", "vendor_id": "8086", "product_id": "10d3"}}',
+  '{{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}}',
+]
+[[hypervisor]]
+name = "far"
+uri = "{far}"
+"#
+        )
+    };
+    let service = Hotslot::of(&release(), &config("'{}'"), PATIENCE);
+    lab.api = service.clone();
+    lab.ready().await;
+    for alias in ["disk", "management", "nvme", "card"] {
+        let refused = lab.attach(id("q35"), &format!("{alias}:1")).await.expect(409);
+        assert!(refused.message().contains("name its address in a device_spec"), "{}", refused.message());
+    }
+    let card = sh("lab-devices e1000e");
+    let explained =
+        lab.get(&format!("/v2.1/os-hypervisors/1/pci_devices/{card}")).await.expect(200).body["pci_device"]
+            .clone();
+    assert_eq!(explained["guards"][0]["kind"], "unseen", "{explained:#}");
+    assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
+    // VFs are made to be given away.
+    let vf = lab.attach_one("q35", "vf").await;
+    lab.detach(&vf).await.expect(200);
+    lab.expect_nothing_left().await;
+    drop(service);
+
+    let service =
+        Hotslot::of(&release(), &config(&format!(r#"'{{"address": "{card}"}}', '{{}}'"#)), PATIENCE);
+    lab.api = service.clone();
+    lab.ready().await;
+    let attached = lab.attach_one("q35", "card").await;
+    assert_eq!(
+        (attached["address"].as_str(), lab.driver(&attached["address"])),
+        (Some(&*card), "vfio-pci".into())
+    );
+    lab.detach(&attached).await.expect(200);
+    lab.until("its host driver is back", async || lab.driver(&attached["address"]) == "e1000e").await;
+    lab.attach(id("q35"), "disk:1").await.expect(409);
+    lab.expect_nothing_left().await;
 }
 
 /// The hosts whose servers are listed.

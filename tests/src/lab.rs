@@ -43,8 +43,8 @@ alias = [
   '{"name": "edu", "vendor_id": "1234", "product_id": "11e8"}',
 ]
 [detach]
-attempts = 3
-timeout = 10
+attempts = 8
+timeout = 12
 [[hypervisor]]
 name = "lab"
 uri = "qemu:///system"
