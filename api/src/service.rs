@@ -16,6 +16,7 @@ use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
 use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
+use crate::feed::{self, Feed};
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{ArqId, HypervisorId, ServerId};
@@ -51,6 +52,8 @@ pub struct Service {
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Who is told what happens.
     pub webhooks: Vec<Arc<Webhook>>,
+    /// What those are given who follow the events.
+    pub(crate) feed: Feed,
     /// Whether the service is about to end.
     stopping: watch::Sender<bool>,
 }
@@ -129,6 +132,7 @@ impl Service {
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
+        let feed = Feed::new(config.api.followers.get());
         let service = Arc::new(Self {
             config,
             store,
@@ -142,11 +146,13 @@ impl Service {
             turns,
             homes,
             webhooks,
+            feed,
             stopping,
         });
         for webhook in &service.webhooks {
             tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
         }
+        service.go_on(feed::read(Arc::clone(&service)));
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
@@ -291,16 +297,17 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
     }
     let path = store::sqlite_file(url);
     let io = |error| failed(Error::Store(sqlx::Error::Io(error)));
-    let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
-    if let Some(directory) = directory {
-        std::fs::create_dir_all(directory).map_err(io)?;
-    }
+    store::prepare(Path::new(path)).map_err(io)?;
     // Two services on one file would each take the other's work for what a dead one left.
     let Some(lock) = store::lock(path).map_err(io)? else {
-        let source = sqlx::Error::Io(std::io::Error::other("another hotslot has it open"));
-        let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
+        let source = sqlx::Error::Io(std::io::Error::other("another process has its lock"));
+        let advice = format!(
+            "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
+             [database] url instead of {path}"
+        );
         return Err(StartError::Database { source, advice });
     };
+    store::make(Path::new(path)).map_err(io)?;
     Store::open(url, Some(lock)).await.map_err(failed)
 }
 
