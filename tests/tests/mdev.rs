@@ -732,6 +732,10 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
             || control(&service.host_dir(), "fault clear").is_err()
             // It may have struck in the very moment.
             || service.ended(Duration::from_millis(20)).await
+            // On a busy machine it takes its time to die.
+            || fault.contains(" kill ")
+                && service.log_from(start).contains("a fault befalls ")
+                && service.ended(Duration::from_secs(10)).await
         {
             service.kill();
             service.start_again().await;
