@@ -21,6 +21,7 @@ demo-stop: ## stop what `make demo` left up
 
 test: check fuzz install-lab release lab lab-test ## all tests, the lab's among them
 
+# Most tests wait most of the time: more of them than there are cores go on at once.
 check: install ## the quick part: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
@@ -28,7 +29,7 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 	@$(STEP) "licences and bans" cargo deny --log-level error check licenses bans sources
 	@$(STEP) "docs" cargo doc --quiet --workspace --no-deps --document-private-items
 	@$(STEP) "build" $(BUILD_TESTS)
-	@$(STEP) "quick tests" cargo test --quiet --workspace
+	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --workspace
 
 long-tests: install ## what the quick tests do a part of, whole: every step of attach and detach goes wrong (half an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
