@@ -319,10 +319,7 @@ impl Service {
             }
             let Err(error) = self.release(host, row, &device, State::Detaching).await else { continue };
             tracing::error!(host = %host.name, pci.address = %address, %error, "a binding is not settled");
-            let is_open = match &error {
-                Error::Hypervisor { source, .. } => source.kind.leaves_it_open(),
-                _ => false,
-            };
+            let is_open = matches!(&error, Error::Hypervisor { source, .. } if source.kind.leaves_it_open());
             // One that is out now is heard of, too.
             if is_open && host.stuck_at(address).is_none() && outcome.is_ok() {
                 outcome = Err(error);
