@@ -74,6 +74,13 @@ impl PartialEq<&str> for Interface {
     }
 }
 
+impl PartialEq<String> for Interface {
+    /// Compares the name.
+    fn eq(&self, name: &String) -> bool {
+        self.name == *name
+    }
+}
+
 /// What a function is to SR-IOV (PCI Express Base Specification, chapter 9).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
