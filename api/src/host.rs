@@ -64,6 +64,8 @@ struct Held {
     live: BTreeSet<PciAddress>,
     /// Those that others gave it.
     foreign: BTreeMap<PciAddress, Foreign>,
+    /// The character devices of the vDPA devices that it uses.
+    vdpas: BTreeMap<String, Foreign>,
     /// The mediated devices that it has, running or by its definition.
     mdevs: BTreeSet<Uuid>,
 }
@@ -73,7 +75,7 @@ impl Held {
         let live = view.live.iter().flat_map(|live| &live.hostdevs).map(|hostdev| hostdev.source);
         let documents = [&view.live, &view.persistent].into_iter().flatten();
         let mdevs = documents.flat_map(|document| &document.mdevs).map(|mdev| mdev.uuid).collect();
-        Self { live: live.collect(), foreign: Foreign::of(view), mdevs }
+        Self { live: live.collect(), foreign: Foreign::of(view), vdpas: Foreign::vdpas(view), mdevs }
     }
 }
 
@@ -182,14 +184,20 @@ impl Host {
         held.iter().find(|(_, held)| held.mdevs.contains(&uuid)).map(|(server, _)| *server)
     }
 
-    /// The functions that domains have and hotslot did not give them, as they were last read. Of two domains with one
-    /// function the running one counts.
+    /// The functions that domains have and hotslot did not give them, by themselves or by the vDPA devices that are made
+    /// of them, as they were last read. Of two domains with one function the running one counts.
     pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
         let mut all = BTreeMap::<PciAddress, Foreign>::new();
+        let functions = self.functions();
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        for (address, foreign) in held.values().flat_map(|held| &held.foreign) {
-            if foreign.live || !all.contains_key(address) {
-                all.insert(*address, foreign.clone());
+        let vdpas = held.values().flat_map(|held| &held.vdpas).filter_map(|(path, foreign)| {
+            let made_of_it = |function: &&HostDevice| function.vdpa.contains(path);
+            Some((functions.values().find(made_of_it)?.address, foreign))
+        });
+        let foreign = held.values().flat_map(|held| &held.foreign);
+        for (address, foreign) in foreign.map(|(address, foreign)| (*address, foreign)).chain(vdpas) {
+            if foreign.live || !all.contains_key(&address) {
+                all.insert(address, foreign.clone());
             }
         }
         all

@@ -37,7 +37,8 @@ pub(crate) struct Attach {
     /// Only say which devices would be taken, and what each check finds; nothing is touched.
     #[arg(long)]
     dry_run: bool,
-    /// Each device with all others of its IOMMU group.
+    /// Each device with all others of its IOMMU group. A request for all of them that are bound to host drivers does
+    /// not need it.
     #[arg(long)]
     whole_group: bool,
     /// How near to the guest's memory the devices have to be, in place of the aliases' own policies.

@@ -1,6 +1,7 @@
 //! `hotslot explain`: why a device is given away or is not, and which devices an alias gets.
 
 use std::collections::HashMap;
+use std::num::NonZeroU8;
 use std::str::FromStr;
 
 use clap::Args;
@@ -17,13 +18,14 @@ pub(crate) const HELP: &str = "\
 Examples:
   hotslot explain 0000:3b:00.1 --host node1
   hotslot explain vf
+  hotslot explain vf:2
   hotslot explain vf --server vm1 --whole-group";
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// A device: its address (0000:3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or UUID.
-    /// Anything else is an alias.
-    #[arg(value_name = "DEVICE|ALIAS")]
+    /// Anything else is an alias, or an alias with how many of it would be asked for.
+    #[arg(value_name = "DEVICE|ALIAS[:N]")]
     subject: Subject,
     /// The host to look at; for a device, needed when several hosts have such an address.
     #[arg(long)]
@@ -40,7 +42,7 @@ pub(crate) struct Explain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subject {
     Device(DeviceName),
-    Alias(String),
+    Alias(String, NonZeroU8),
 }
 
 impl FromStr for Subject {
@@ -49,9 +51,14 @@ impl FromStr for Subject {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.parse() {
             Ok(device) => Ok(Self::Device(device)),
-            // No alias has such a name: a device was meant.
-            Err(error) if text.is_empty() || text.contains(':') => Err(error),
-            Err(_) => Ok(Self::Alias(text.to_owned())),
+            Err(error) => {
+                let (name, count) = text.split_once(':').unwrap_or((text, "1"));
+                match count.parse() {
+                    Ok(count) if !name.is_empty() => Ok(Self::Alias(name.to_owned(), count)),
+                    // No alias has such a name: a device was meant.
+                    Ok(_) | Err(_) => Err(error),
+                }
+            }
         }
     }
 }
@@ -64,11 +71,11 @@ impl Explain {
                 Err(Failure::new(Exit::Usage, message).into())
             }
             Subject::Device(name) => explain_device(cli, name, self.host.as_deref()).await,
-            Subject::Alias(alias) => self.explain_alias(cli, alias).await,
+            Subject::Alias(alias, count) => self.explain_alias(cli, alias, *count).await,
         }
     }
 
-    async fn explain_alias(&self, cli: &Cli, alias: &str) -> anyhow::Result<Exit> {
+    async fn explain_alias(&self, cli: &Cli, alias: &str, count: NonZeroU8) -> anyhow::Result<Exit> {
         let server = match &self.server {
             Some(server) => Some(server::find(cli, server).await?),
             None => None,
@@ -79,6 +86,7 @@ impl Explain {
             (host, _) => host.clone(),
         };
         let mut pairs = vec![("alias", alias.to_owned())];
+        pairs.extend((count > NonZeroU8::MIN).then(|| ("count", count.to_string())));
         pairs.extend(self.whole_group.then(|| ("whole_group", "true".to_owned())));
         pairs.extend(server.map(|id| ("server", id)));
         let query = query_string(&pairs)?;

@@ -1,5 +1,8 @@
 //! A PCI function of the host, as libvirt's node device describes it.
 
+use std::sync::Arc;
+
+use crate::net::MacAddress;
 use crate::pci::{PciAddress, PciClass, PciId};
 
 /// One PCI function of a host.
@@ -37,10 +40,38 @@ pub struct HostDevice {
     pub link: Option<Link>,
     /// Serial number of the card from its vital product data; of an NVMe controller, its first namespace's.
     pub serial: Option<String>,
-    /// Network interfaces on it, by their host names. Known only where children were read.
-    pub net: Vec<String>,
+    /// Network interfaces on it, in order of their host names. Known only where children were read.
+    pub net: Vec<Interface>,
+    /// The vDPA devices that are made of it, by their character devices (`/dev/vhost-vdpa-0`; empty where one has
+    /// none), in order. Known only where children were read.
+    pub vdpa: Vec<String>,
     /// Block devices on it, by their host names. Known only where children were read.
     pub block: Vec<String>,
+}
+
+/// A network interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its MAC address, where it is one.
+    pub mac: Option<MacAddress>,
+    /// What it can do (`rx`, `tso`), as libvirt names it: the interfaces of one kind share the list.
+    pub features: Arc<[String]>,
+}
+
+impl From<String> for Interface {
+    /// An interface of which only the name is known.
+    fn from(name: String) -> Self {
+        Self { name, mac: None, features: Arc::default() }
+    }
+}
+
+impl PartialEq<&str> for Interface {
+    /// Compares the name.
+    fn eq(&self, name: &&str) -> bool {
+        self.name == *name
+    }
 }
 
 /// What a function is to SR-IOV (PCI Express Base Specification, chapter 9).
@@ -90,6 +121,11 @@ impl HostDevice {
         if self.class.is_some_and(PciClass::is_nvme) {
             self.serial = self.serial.take().or(of_disk);
         }
+    }
+
+    /// Whether it has a network interface of this name.
+    pub fn has_interface(&self, name: &str) -> bool {
+        self.net.iter().any(|interface| interface.name == name)
     }
 
     /// Whether it is bound to a driver that gives it to guests.

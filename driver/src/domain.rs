@@ -27,6 +27,9 @@ pub struct DomainXml {
     pub hostdevs: Vec<Hostdev>,
     /// The mediated devices: `<hostdev type='mdev'>`, in document order.
     pub mdevs: Vec<MdevHostdev>,
+    /// The character devices of the host's vDPA devices that it uses (`<interface type='vdpa'>`, `<disk
+    /// type='vhostvdpa'>`), in document order.
+    pub vdpas: Vec<String>,
     /// Every PCI address in use in the guest, as libvirt numbers buses (controller index), controllers and
     /// host devices included.
     pub occupied: Vec<PciAddress>,

@@ -93,6 +93,7 @@ impl Case {
                 link: None,
                 serial: None,
                 net: Vec::new(),
+                vdpa: Vec::new(),
                 block: Vec::new(),
             }
         };

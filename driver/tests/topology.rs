@@ -232,6 +232,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 controllers,
                 hostdevs: Vec::new(),
                 mdevs: Vec::new(),
+                vdpas: Vec::new(),
                 occupied,
                 agent_connected: false,
                 numa_nodes: BTreeSet::new(),

@@ -126,7 +126,7 @@ async fn what_is_put_is_kept_as_it_is() {
     let service = service("").await;
     let path = made(&service, "a", json!({})).await;
     for spec in [
-        json!({ "remote": i64::MIN, "num": u64::MAX, "device_type": "x", "acc_capability": {} }),
+        json!({ "remote": i64::MIN, "num": u64::MAX, "device_type": "aichip", "acc_capability": {} }),
         json!({ "remote": 2, "num": 0, "device_type": "", "acc_capability": { "a": [-1, 0.1, u64::MAX, null] } }),
     ] {
         let put = service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
@@ -568,6 +568,27 @@ async fn what_it_says_of_its_devices_is_so() {
     service.put(&path, nearly).await.expect(200);
     let refused = service.put(&path, json!({})).await.expect(409);
     assert!(refused.message().contains("its product_id is 10c9, not ffff"), "{}", refused.message());
+    // The same product comes nearer than another one of the type.
+    let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "10d3", "device_type": "NVMe" } });
+    service.put(&path, nearly).await.expect(200);
+    let refused = service.put(&path, json!({})).await.expect(409);
+    assert!(refused.message().contains("its device_type is NIC, not NVMe"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_device_type_that_does_not_exist_is_refused_when_it_is_put() {
+    let service = service("").await;
+    let path = made(&service, "a", json!({ "num": 1 })).await;
+    for (uri, spec) in [
+        (format!("{path}/acc_spec"), json!({ "device_type": "GPPU" })),
+        (path.clone(), json!({ "device_type": "type-VF" })),
+    ] {
+        let refused = service.put(&uri, json!({ "acc_specs": spec })).await.expect(400);
+        for says in ["device_type", "GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP and PCI", "UNKNOWN"] {
+            assert!(refused.message().contains(says), "{says}: {}", refused.message());
+        }
+    }
+    assert_eq!(shown(&service, &path).await["acc_specs"]["device_type"], "UNKNOWN", "nothing was put");
 }
 
 #[tokio::test]

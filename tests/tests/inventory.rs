@@ -1,5 +1,6 @@
 //! What hotslot knows of a host's devices, and how that follows the host.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
@@ -199,6 +200,191 @@ async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
             ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
         })
         .await;
+    service.expect_clean().await;
+}
+
+/// The card with two functions in one IOMMU group, both with a host driver, and nothing else.
+const CARD: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
+                    alias = ['{\"name\": \"a1\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";
+
+async fn candidates(service: &Hotslot, query: &str) -> Vec<Value> {
+    let path = format!("/v2/demo/os-hypervisors/1/pci_candidates?{query}");
+    let body = service.get(&path).await.expect(200).body;
+    let listed = |line: &&Value| line["address"].as_str().unwrap().starts_with("0000:06:00.");
+    body["pci_candidates"].as_array().unwrap().iter().filter(listed).cloned().collect()
+}
+
+#[tokio::test]
+async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag() {
+    let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
+    // One alone is refused, and what helps comes in this order.
+    let refused = service.attach(Q35, "a1:1").await.expect(409);
+    let place = |text: &str| {
+        refused.message().find(text).unwrap_or_else(|| panic!("no {text}: {}", refused.message()))
+    };
+    let helps =
+        ["not viable", "whole_group", "ask for 2", "virsh nodedev-detach pci_0000_06_00_1"].map(place);
+    assert!(helps.is_sorted(), "{}", refused.message());
+    let run = dry_run(&service, Q35, "a1:1").await;
+    assert_eq!((&run["would_attach"], result(&run, "group-viable", None)), (&json!(false), &json!("fail")));
+    let cures = run["checks"].as_array().unwrap().iter().filter_map(|check| check["cure"].as_str());
+    assert!(cures.into_iter().any(|cure| cure.starts_with("ask with whole_group")), "{run:#}");
+    let why = candidates(&service, "alias=a1").await;
+    assert!(
+        why.iter().all(|line| line["why"].as_str().is_some_and(|why| why.contains("ask for 2"))),
+        "{why:?}"
+    );
+
+    let run = dry_run(&service, Q35, "a1:2").await;
+    assert_eq!(run["would_attach"], true, "{run:#}");
+    assert_eq!(result(&run, "group-viable", Some("0000:06:00.0")), "pass");
+    let places: Vec<_> = candidates(&service, "alias=a1&count=2").await;
+    assert_eq!(places.iter().map(|line| line["place"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1)]);
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+
+    let answer = service.attach(Q35, "a1:2").await.expect(200).body;
+    let devices = answer["pci_devices"].as_array().unwrap();
+    assert_eq!(
+        devices.iter().map(|device| device["address"].clone()).collect::<Vec<_>>(),
+        ["0000:06:00.0", "0000:06:00.1"]
+    );
+    // With everything in use no other way of asking helps.
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "a1:1", "whole_group": true } });
+    let refused = service.post(&attachments(Q35), body).await.expect(400);
+    assert!(refused.message().contains("detach one"), "{}", refused.message());
+    assert!(!refused.message().contains("without whole_group"), "{}", refused.message());
+
+    service.delete(&path(&devices[0])).await.expect(200);
+    // The other half is still in the guest: the group must not meet a host driver.
+    assert_ne!(service.functions().await["0000:06:00.0"]["driver"], "e1000e");
+    service.delete(&path(&devices[1])).await.expect(200);
+    service
+        .until("both are with their host driver again", async || {
+            let functions = service.functions().await;
+            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
+        })
+        .await;
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_group_is_taken_whole_when_nothing_else_makes_up_the_number() {
+    let service = Hotslot::on("small").await;
+    // One device is alone in its group; two are the card, three are all.
+    for (count, wanted) in [
+        (1, vec!["0000:05:00.0"]),
+        (2, vec!["0000:06:00.0", "0000:06:00.1"]),
+        (3, vec!["0000:05:00.0", "0000:06:00.0", "0000:06:00.1"]),
+    ] {
+        let answer = service.attach(Q35, &format!("e1000e:{count}")).await.expect(200).body;
+        let devices = answer["pci_devices"].as_array().unwrap();
+        let of = devices.iter().map(|device| device["address"].as_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(of, wanted);
+        for device in devices {
+            service.delete(&path(device)).await.expect(200);
+        }
+        service
+            .until("all are with their host driver again", async || {
+                let functions = service.functions().await;
+                wanted.iter().all(|address| functions[*address]["driver"] == "e1000e")
+            })
+            .await;
+    }
+    service.expect_clean().await;
+}
+
+const NICS: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "8086"}']
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',
+]
+"#;
+
+/// Makes a vDPA device of the first VF, which the running guest i440fx has by its character device.
+fn with_vdpa(host: &Path) {
+    let node = "<device><name>vdpa_vdpa0</name>\
+                <path>/sys/devices/pci0000:00/0000:00:10.0/0000:04:10.0/vdpa0</path>\
+                <parent>pci_0000_04_10_0</parent><driver><name>vhost_vdpa</name></driver>\
+                <capability type='vdpa'><chardev>/dev/vhost-vdpa-0</chardev></capability></device>";
+    std::fs::write(host.join("devices/vdpa_vdpa0.xml"), node).unwrap();
+    let domain = host.join("domains/i440fx.xml");
+    let text = std::fs::read_to_string(&domain).unwrap();
+    let interface = "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface></devices>";
+    std::fs::write(&domain, text.replace("</devices>", interface)).unwrap();
+}
+
+#[tokio::test]
+async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
+    let service = Hotslot::bare(&host("small"), NICS, with_vdpa).await;
+    let vf = service.device("0000:04:10.0").await;
+    assert_eq!(
+        (&vf["dev_type"], &service.device("0000:04:10.2").await["dev_type"]),
+        (&json!("vdpa"), &json!("type-VF"))
+    );
+    let function = service.functions().await["0000:04:10.0"].clone();
+    assert_eq!(
+        (&function["vdpa"], &function["foreign"]["domain"]),
+        (&json!(["/dev/vhost-vdpa-0"]), &json!("i440fx"))
+    );
+
+    // The other VF is given, this one is not.
+    service.attach(Q35, "vf:2").await.expect(400);
+    let other = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(other["address"], "0000:04:10.2");
+    service.delete(&path(&other)).await.expect(200);
+    // Nor is its PF, which would take it from the guest.
+    let refused = service.attach(Q35, "pf:1").await.expect(409);
+    assert!(refused.message().contains("in domain i440fx"), "{}", refused.message());
+
+    let why = service.get("/v2/demo/os-hypervisors/1/pci_candidates?alias=vf").await.expect(200).body;
+    let line =
+        why["pci_candidates"].as_array().unwrap().iter().find(|line| line["address"] == "0000:04:10.0");
+    assert!(line.unwrap()["why"].as_str().unwrap().contains("it carries a vDPA device"), "{line:?}");
+    let asked =
+        json!({ "alias": { "name": "v", "vendor_id": "8086", "product_id": "10ca", "device_type": "vdpa" } });
+    let refused = service.post("/v2.1/os-pci-config/alias", asked).await.expect(400);
+    assert!(refused.message().contains("only network ports do"), "{}", refused.message());
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_nova_records_of_a_nic_is_recorded() {
+    let service = Hotslot::bare(&host("small"), NICS, |host| {
+        // A VF whose PF has no address is a plain function to Nova; the host starts all the same.
+        let document = host.join("devices/pci_0000_04_10_2.xml");
+        let text = std::fs::read_to_string(&document).unwrap();
+        let address = "<address domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>";
+        let (before, after) = text.split_once("phys_function'>").unwrap();
+        let bare = format!("{before}phys_function'>{}", after.replacen(address, "", 1));
+        assert_ne!(bare, text);
+        std::fs::write(&document, bare).unwrap();
+    })
+    .await;
+    let pf = service.device("0000:04:00.0").await;
+    assert_eq!(pf["extra_info"]["mac_address"], "52:54:00:aa:00:01");
+    assert_eq!(pf["extra_info"]["capabilities"], Value::Null);
+    let vf = service.device("0000:04:10.0").await;
+    let capabilities: Value =
+        serde_json::from_str(vf["extra_info"]["capabilities"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        capabilities,
+        json!({
+            "network": ["rx", "tx", "sg", "tso", "gso", "gro", "rxvlan", "txvlan", "txudptnl"],
+            "sriov": { "pf_mac_address": "52:54:00:aa:00:01", "vf_num": 0 },
+        })
+    );
+    assert_eq!(vf["extra_info"]["mac_address"], Value::Null, "that is a PF's");
+    assert_eq!(service.device("0000:04:10.2").await["dev_type"], "type-PCI");
+
+    // What a guest has keeps what was known of it, and pools do not tell devices apart by it.
+    let attached = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    let extra_info = &service.device("0000:04:10.0").await["extra_info"];
+    assert_eq!(extra_info["capabilities"], vf["extra_info"]["capabilities"]);
+    let groups = service.get("/v2.1/os-pci-config/group").await.expect(200).body.to_string();
+    assert!(!groups.contains("capabilities") && !groups.contains("mac_address"), "{groups}");
+    service.delete(&path(&attached)).await.expect(200);
     service.expect_clean().await;
 }
 

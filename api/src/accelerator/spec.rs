@@ -79,6 +79,12 @@ impl AccSpec {
                 return Err(format!("acc_specs: {key} is {word:?}; write it without control characters"));
             }
         }
+        if !is_any(&spec.device_type) {
+            let known = spec.device_type.parse::<DeviceType>();
+            known.map_err(|unknown| {
+                format!("acc_specs: device_type: {unknown}, and {UNKNOWN} for a device of any type")
+            })?;
+        }
         Ok(spec)
     }
 
@@ -165,7 +171,8 @@ impl AccSpec {
         Value::Object(self.put.clone()).to_string()
     }
 
-    /// In what a device is not what is asked for, and how much of it was looked at before; none when it is.
+    /// In what a device is not what is asked for, and how near it comes: how much was looked at before, and more than
+    /// that for the product that is asked for; none when it is what is asked for.
     /// `answered` are the keys that any device's `extra_info` has: a capability that no device speaks of is the
     /// caller's own note.
     pub fn mismatch(
@@ -174,8 +181,11 @@ impl AccSpec {
         facts: &DeviceFacts,
         answered: &BTreeSet<&str>,
     ) -> Option<(usize, String)> {
+        let same_product = self.product_id == Some(facts.product_id)
+            && self.vendor_id.is_none_or(|wanted| wanted == facts.vendor_id);
+        let near = |passed: usize| passed + if same_product { SAME_PRODUCT } else { 0 };
         let other = |passed: usize, key: &str, has: &dyn Display, wanted: &dyn Display| {
-            Some((passed, format!("its {key} is {has}, not {wanted}")))
+            Some((near(passed), format!("its {key} is {has}, not {wanted}")))
         };
         let is = device_type::device_type(device);
         if !of_type(is, &self.device_type) {
@@ -206,11 +216,14 @@ impl AccSpec {
             match facts.extra_info.get(key) {
                 Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
                 Some(has) => other(passed, key, has, &wanted),
-                None => Some((passed, format!("it says nothing of {key}, and {wanted} is asked for"))),
+                None => Some((near(passed), format!("it says nothing of {key}, and {wanted} is asked for"))),
             }
         })
     }
 }
+
+/// How much nearer a device of the product that is asked for is than others: there are fewer things to look at.
+const SAME_PRODUCT: usize = 1 << 32;
 
 /// How a type of mediated devices is written.
 const MDEV_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hypervisors/{id}/pci_devices/{address} \
@@ -242,6 +255,11 @@ fn of_type(is: DeviceType, word: &str) -> bool {
         // QuickAssist is what people have for it.
         Ok(DeviceType::Crypto) => matches!(is, DeviceType::Crypto | DeviceType::Qat),
         Ok(wanted) => is == wanted,
-        Err(_) => word.trim().is_empty() || word.eq_ignore_ascii_case(UNKNOWN),
+        Err(_) => is_any(word),
     }
+}
+
+/// Whether a word asks for devices of any type.
+fn is_any(word: &str) -> bool {
+    word.trim().is_empty() || word.eq_ignore_ascii_case(UNKNOWN)
 }

@@ -98,9 +98,10 @@ impl Service {
         let mut choice = Choice::default();
         loop {
             // Nobody gives a group back between its reservation and its taking.
-            let groups = if request.whole_group { Some(self.lock_groups(&host).await?) } else { None };
+            let groups =
+                if may_take_groups(&host, &request) { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
-            let taken = self.take_groups(&host, &request, scope, &steps).await;
+            let taken = self.take_groups(&host, scope, &steps).await;
             drop(groups);
             let plugged = match taken {
                 Ok(()) => self.plug_all(&host, &view, scope, steps).await,
@@ -141,8 +142,10 @@ impl Service {
         while races < RACES {
             let chosen = self.select(host, view, request, choice).await?;
             races += 1;
-            let wanted: Vec<NewAttachment> =
-                chosen.iter().map(|chosen| new_attachment(request, chosen)).collect();
+            let wanted: Vec<NewAttachment> = chosen
+                .iter()
+                .map(|one| new_attachment(request, one, goes_with_others(one, &chosen)))
+                .collect();
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
             let reservation = Reservation {
@@ -167,18 +170,13 @@ impl Service {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
-    /// Takes the functions of whole groups from their host drivers, where a guest is to have them now.
-    async fn take_groups(
-        self: &Arc<Self>,
-        host: &Host,
-        request: &AttachRequest,
-        scope: Scope,
-        steps: &[Step],
-    ) -> Result<(), Failure> {
-        if !request.whole_group || scope == Scope::Config {
+    /// Takes the functions of groups that go together from their host drivers, where a guest is to have them now.
+    async fn take_groups(self: &Arc<Self>, host: &Host, scope: Scope, steps: &[Step]) -> Result<(), Failure> {
+        if scope == Scope::Config {
             return Ok(());
         }
-        let members: Vec<_> = steps.iter().map(|step| step.found.clone()).collect();
+        let members = steps.iter().filter(|step| step.attachment.whole_group);
+        let members: Vec<_> = members.map(|step| step.found.clone()).collect();
         match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.undo(host, steps, 0, error).await),
@@ -323,7 +321,24 @@ impl Service {
     }
 }
 
-fn new_attachment(request: &AttachRequest, chosen: &Chosen) -> NewAttachment {
+/// Whether a request may take functions of a host from their drivers together: it asks for whole groups, or for several
+/// devices where some share a group.
+fn may_take_groups(host: &Host, request: &AttachRequest) -> bool {
+    let several = || request.aliases.iter().map(|part| part.count).sum::<usize>() > 1;
+    let shares = |function: &HostDevice| {
+        !function.bridge && function.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1)
+    };
+    request.whole_group || several() && host.functions().values().any(shares)
+}
+
+/// Whether a device is one of several of its IOMMU group in a request, of which some are bound to host drivers.
+fn goes_with_others(one: &Chosen, all: &[Chosen]) -> bool {
+    let Some(group) = &one.found.iommu_group else { return false };
+    let of_group = || all.iter().filter(|other| group.members.contains(&other.found.address));
+    of_group().count() > 1 && of_group().any(|other| other.found.blocks_its_group())
+}
+
+fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bool) -> NewAttachment {
     let Chosen { alias, device, found } = chosen;
     let managed = inventory::is_managed(&device.facts);
     let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
@@ -334,7 +349,7 @@ fn new_attachment(request: &AttachRequest, chosen: &Chosen) -> NewAttachment {
         alias: alias.clone(),
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
-        whole_group: request.whole_group,
+        whole_group: request.whole_group || goes_with_others,
         taken: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,
     }

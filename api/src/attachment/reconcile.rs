@@ -74,6 +74,8 @@ impl Todo {
                 Ok(address) => drop(self.functions.insert(address)),
                 Err(_) => {
                     self.interfaces |= name.starts_with("net_");
+                    // An event names a vDPA device, not the function whose type changes with it.
+                    self.everything |= name.starts_with("vdpa_");
                     self.mdevs |= name.starts_with("mdev_");
                 }
             },

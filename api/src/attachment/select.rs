@@ -8,6 +8,7 @@ use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Scope};
 use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::pci::PciAddress;
 
 use super::attach::{self, AttachRequest};
 use crate::error::Error;
@@ -145,8 +146,9 @@ impl Service {
         }
     }
 
-    /// Looks, and before it refuses for what others have given away, looks what they have now: nothing tells of
-    /// definitions that they change. Answers what was known at last, too.
+    /// Looks, and before it refuses for what others have given away or for the host drivers of an IOMMU group, looks
+    /// how that is now: nothing tells of definitions that others change, nor of drivers that come and go. Answers what
+    /// was known at last, too.
     async fn look_twice(
         &self,
         host: &Host,
@@ -156,14 +158,20 @@ impl Service {
         choice: &mut Choice,
     ) -> Result<(Look, Sight), Error> {
         let look = self.look(host, view, request, &sight, choice).await?;
-        if !matches!(look.refused, Some(Refused::TooFew(_))) {
-            return Ok((look, sight));
+        let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, sight)) };
+        let busy = match short {
+            Error::TooFewFree { shortage, .. } => shortage.busy(),
+            _ => &BTreeSet::new(),
+        };
+        if !busy.is_empty() {
+            self.discover(host, Some(busy.clone())).await?;
         }
         let holders: BTreeSet<_> = sight.offer.foreign.values().map(|foreign| foreign.server).collect();
         for server in holders {
             host.set_held(server, host.server(server).await?.as_ref());
         }
-        if host.foreign() == sight.offer.foreign {
+        let same_drivers = busy.is_empty() || *host.functions() == *sight.offer.functions;
+        if same_drivers && host.foreign() == sight.offer.foreign {
             return Ok((look, sight));
         }
         let sight = self.sight(host, view, request).await?;
@@ -190,8 +198,9 @@ impl Service {
             // What the guest has no port for comes last: the preflight then says so.
             let mut fitting = withheld.clone();
             fitting.extend(super::portless(view, &sight.offer, &devices));
-            let chosen = self.choose(host, request, sight, &devices, &fitting);
-            let chosen = chosen.or_else(|_| self.choose(host, request, sight, &devices, &withheld));
+            let busy = &sight.offer.busy;
+            let chosen = self.choose(host, request, sight, &devices, (&fitting, busy));
+            let chosen = chosen.or_else(|_| self.choose(host, request, sight, &devices, (&withheld, busy)));
             let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
@@ -253,8 +262,8 @@ impl Service {
                 }
             }
         }
-        let policy =
-            Policy { require_reset: self.config.attach.require_reset, whole_groups: request.whole_group };
+        // What goes together is taken from its host drivers together.
+        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         look.refused = verdict.refusal().map(|refusal| {
@@ -301,8 +310,18 @@ impl Service {
         if look.checks.is_empty() {
             // Those that are withheld are looked at all the same: the checks then say why, one by one.
             let devices = self.store.devices_of(host.row.id);
-            if let Ok(selection) = self.choose(&host, request, &sight, &devices, &HashMap::new()) {
+            let all = (&HashMap::new(), &BTreeMap::new());
+            if let Ok(selection) = self.choose(&host, request, &sight, &devices, all) {
                 look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
+            }
+            // What helps against busy members of an IOMMU group depends on the whole request.
+            if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = &look.refused
+                && !shortage.busy().is_empty()
+            {
+                let viable = look.checks.iter_mut().filter(|check| check.name == "group-viable");
+                for check in viable.filter(|check| check.result == CheckResult::Fail) {
+                    check.cure = Some(advice.clone());
+                }
             }
         }
         if !sight.offer.knows_guards() {
@@ -330,7 +349,7 @@ impl Service {
         request: &AttachRequest,
         sight: &Sight,
         devices: &[Arc<Device>],
-        withheld: &HashMap<DeviceId, String>,
+        (withheld, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
     ) -> Result<Selection, Error> {
         let mut tags = BTreeMap::new();
         if let Some(network) = &request.network {
@@ -356,6 +375,7 @@ impl Service {
             guest_nodes: &sight.guest_nodes,
             sockets: sight.sockets.as_ref(),
             groups: &sight.offer.groups,
+            busy,
         };
         let chosen = inventory::choose(&wanted, &scene).map_err(|shortage| {
             let advice = if sight.inventory.is_empty() {

@@ -1,6 +1,7 @@
 //! Why a device is offered or not, and which devices an alias would find; not in the seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use axum::Json;
@@ -168,6 +169,8 @@ pub(super) struct Asked {
     alias: String,
     #[serde(default)]
     whole_group: bool,
+    /// How many would be asked for; none is one.
+    count: Option<NonZeroU8>,
     server: Option<String>,
 }
 
@@ -195,8 +198,15 @@ pub(super) async fn candidates(
     service.discover(host, None).await?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
-    let drivers = if asked.whole_group { HostDrivers::AreNoHindrance } else { HostDrivers::Hinder };
-    let mut withheld = offer.withheld(&devices, server, drivers);
+    // Which host drivers hinder depends on what else is asked for: the choice knows.
+    let mut withheld = offer.withheld(&devices, server, HostDrivers::AreNoHindrance);
+    if !asked.whole_group {
+        for device in &devices {
+            if let Some(reason) = offer.unbound(device) {
+                withheld.entry(device.id).or_insert(reason);
+            }
+        }
+    }
     let mut guest_nodes = BTreeSet::new();
     if let Some(view) = view {
         withheld.extend(attachment::portless(&view, &offer, &devices));
@@ -209,10 +219,11 @@ pub(super) async fn candidates(
         guest_nodes: &guest_nodes,
         sockets: sockets.as_ref(),
         groups: &offer.groups,
+        busy: &offer.busy,
     };
     let wanted = Wanted {
         alias,
-        count: 1,
+        count: asked.count.map_or(1, |count| count.get().into()),
         numa_policy: None,
         whole_group: asked.whole_group,
         vf: false,

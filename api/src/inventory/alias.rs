@@ -7,6 +7,7 @@ use std::iter::once_with;
 use hotslot_driver::pci::{PciAddress, PciId};
 use serde_json::{Map, Value};
 
+use super::VDPA;
 use super::numa::NumaPolicy;
 use super::placement;
 use super::request::NAME;
@@ -86,7 +87,12 @@ impl Alias {
             None => None,
             Some(word) => match word.parse() {
                 Ok(kind @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Some(kind),
-                Ok(DevType::Vdpa) | Err(_) => {
+                Ok(DevType::Vdpa) => {
+                    let reason = "`vdpa` is no type that an alias may ask for, as in Nova: only network ports do; \
+                                  write type-VF, and VFs that carry no vDPA device are given";
+                    return Err(SpecError::key("device_type", reason));
+                }
+                Err(_) => {
                     let reason = format!("`{word}` is none of type-PCI, type-PF, type-VF");
                     return Err(SpecError::key("device_type", reason));
                 }
@@ -101,6 +107,7 @@ impl Alias {
                 return Err(SpecError::key("capability_type", format!("`{other}` is not \"pci\"")));
             }
         }
+        text(entry, "live_migratable")?;
         let live_migratable =
             entry.get("live_migratable").map(|word| strict_bool("live_migratable", word)).transpose()?;
         let resource_class = entry.get("resource_class").map(|class| tag("resource_class", class));
@@ -149,8 +156,12 @@ impl Alias {
 
     /// What it is called where people read of it: one that is only said by addresses has the name of who asks.
     pub(super) fn asker(&self) -> String {
-        let named = self.specs.iter().any(|spec| spec.among.is_some());
-        if named { self.name.clone() } else { format!("alias `{}`", self.name) }
+        if self.is_configured() { format!("alias `{}`", self.name) } else { self.name.clone() }
+    }
+
+    /// Whether it is one of the configured aliases, and not a kind that is only said by addresses.
+    pub(super) fn is_configured(&self) -> bool {
+        self.specs.iter().all(|spec| spec.among.is_none())
     }
 
     /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
@@ -185,11 +196,24 @@ impl Alias {
     /// In what a device is not of this kind: each key in which the alternative differs that comes nearest. Empty
     /// when it is of this kind.
     pub fn mismatch(&self, device: &DeviceFacts) -> Vec<String> {
+        self.distance(device).1
+    }
+
+    /// The same, and how far the device is from this kind. A device of the same product is nearer than any other, then
+    /// one that differs in fewer keys.
+    pub(super) fn distance(&self, device: &DeviceFacts) -> ((bool, usize), Vec<String>) {
+        let alternatives = self.specs.iter().map(|spec| {
+            let keys: Vec<_> = spec.differences(device).collect();
+            ((spec.is_other_product(device), keys.len()), keys)
+        });
+        let (far, keys) = alternatives.min_by_key(|(far, _)| *far).unwrap_or_default();
         if is_remote_managed(device) {
-            return vec!["it is remote_managed, and only a network port can ask for such devices".into()];
+            return (
+                far,
+                vec!["it is remote_managed, and only a network port can ask for such devices".into()],
+            );
         }
-        let alternatives = self.specs.iter().map(|spec| spec.differences(device).collect::<Vec<_>>());
-        alternatives.min_by_key(Vec::len).unwrap_or_default()
+        (far, keys)
     }
 }
 
@@ -199,6 +223,11 @@ fn is_remote_managed(device: &DeviceFacts) -> bool {
 }
 
 impl AliasSpec {
+    fn is_other_product(&self, device: &DeviceFacts) -> bool {
+        self.vendor_id.is_some_and(|id| id != device.vendor_id)
+            || self.product_id.is_some_and(|id| id != device.product_id)
+    }
+
     /// Each key in which a device is another one, as in "its rack is r1, not r9"; found one by one, for most
     /// devices differ in the first.
     fn differences<'a>(&'a self, device: &'a DeviceFacts) -> impl Iterator<Item = String> + 'a {
@@ -206,6 +235,7 @@ impl AliasSpec {
             wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
         let kind = || match self.device_type {
+            _ if device.dev_type == DevType::Vdpa => Some(VDPA.to_owned()),
             Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
             None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,
             None => Some(format!("it is {}, which an alias asks for by its device_type", device.dev_type)),

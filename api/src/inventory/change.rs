@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::discover::parent;
 use super::{Inventory, Rule, RuleKind, Rules, Source};
 use crate::error::Error;
+use crate::host::Functions;
 use crate::service::{Service, read_rules};
 use crate::store::now;
 use crate::who;
@@ -145,8 +146,13 @@ impl Service {
     pub fn problems_of(&self, rules: &Rules) -> BTreeMap<Uuid, String> {
         let everywhere = rules.entries().iter().filter_map(|rule| Some((rule.id, rules.problem(rule.id)?)));
         let mut problems: BTreeMap<_, _> = everywhere.collect();
-        for host in &self.hosts {
-            for (id, error) in rules.inventory.on(&host.functions()).1 {
+        let functions: Vec<_> = self.hosts.iter().map(|host| host.functions()).collect();
+        let all: Vec<&Functions> = functions.iter().map(AsRef::as_ref).collect();
+        for (host, here) in self.hosts.iter().zip(&functions) {
+            for (id, error) in rules.inventory.on(here).1 {
+                if rules.inventory.is_for_another_host(id, here, &all) {
+                    continue;
+                }
                 problems.entry(id).or_insert_with(|| format!("on host {}: {error}", host.name));
             }
         }

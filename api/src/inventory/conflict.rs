@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::device::Role;
 use uuid::Uuid;
 
-use super::{Inventory, NULL, SpecError, discover, placement};
+use super::{Inventory, NULL, ONE_TIME_USE, SpecError, discover, placement};
 use crate::host::Functions;
 use crate::store::DeviceFacts;
 
@@ -19,7 +19,15 @@ impl Inventory {
     pub fn on(self: &Arc<Self>, functions: &Functions) -> (Arc<Self>, Conflicts) {
         let mut conflicts = Conflicts::new();
         for (id, spec) in self.specs.iter().filter(|(_, spec)| spec.is("remote_managed")) {
-            if let Some(error) = functions.values().find_map(|device| spec.conflict(device, functions)) {
+            let absent = spec.absent(functions).map(|name| {
+                let reason = format!(
+                    "no interface is called {name}, and a remote_managed entry names one that is there; mend the name, \
+                     or name the VFs by address"
+                );
+                SpecError::key("devname", reason)
+            });
+            let of_devices = || functions.values().find_map(|device| spec.conflict(device, functions));
+            if let Some(error) = absent.or_else(of_devices) {
                 conflicts.insert(*id, error);
             }
         }
@@ -37,8 +45,18 @@ impl Inventory {
         (inventory, conflicts)
     }
 
-    /// The first entry that makes of a PF and its VFs more than one resource provider in Placement: that the PF is one
-    /// and they are too, or that they differ. Of two that do so together it is the later one.
+    /// Whether an entry is left out on a host only for the name of an interface, which is another host's.
+    pub(super) fn is_for_another_host(&self, id: Uuid, on: &Functions, others: &[&Functions]) -> bool {
+        let spec = self.specs.iter().find(|(other, _)| *other == id);
+        spec.is_some_and(|(_, spec)| {
+            let there = |other: &&Functions| !other.is_empty() && spec.absent(other).is_none();
+            spec.absent(on).is_some() && others.iter().any(there)
+        })
+    }
+
+    /// The first entry that says `one_time_use` of a VF, or that makes of a PF and its VFs more than one resource
+    /// provider in Placement: that the PF is one and they are too, or that they differ. Of two that do so together it is
+    /// the later one.
     ///
     /// As Nova's `pci_placement_translator.py` has it, which leaves devices with a physical network to Neutron.
     fn dependent(&self, functions: &Functions) -> Option<(Uuid, SpecError)> {
@@ -55,6 +73,11 @@ impl Inventory {
             let Role::Virtual { parent } = device.role else { continue };
             let Some((at, facts)) = listed(device) else { continue };
             let vf = device.address;
+            if facts.extra_info.contains_key(ONE_TIME_USE) {
+                let reason =
+                    format!("only type-PCI and type-PF devices may have it, and {vf} is a VF; leave it out");
+                return Some((entry(at, at)?, SpecError::key(ONE_TIME_USE, reason)));
+            }
             if let Some((pf_at, _)) = functions.get(&parent).and_then(&listed) {
                 let reason = format!(
                     "with report_in_placement a PF and its VFs cannot both be named, as {parent} and {vf} are; name \

@@ -129,6 +129,10 @@ async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Re
                 // A function is read without its interfaces and disks.
                 if let Some(known) = before.get(&address) {
                     (device.net, device.block) = (known.net.clone(), known.block.clone());
+                    // A vDPA device is made by the driver that is bound, and goes with it.
+                    if device.driver == known.driver {
+                        device.vdpa.clone_from(&known.vdpa);
+                    }
                     device.serial = device.serial.or_else(|| known.serial.clone());
                 } else {
                     wanted.extend(relatives(&device).into_iter().filter(|relative| !read.contains(relative)));

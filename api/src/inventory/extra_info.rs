@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use hotslot_driver::device::HostDevice;
+use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::pci::PciClass;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::spec::{DeviceSpec, SpecError, TAGS, json, object};
 use crate::attachment::HOT_UNPLUG;
+use crate::store::DevType;
 
 /// The card's serial number from its vital product data.
 pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
@@ -20,6 +22,10 @@ pub(super) const PHYS_FUNCTION: &str = "phys_function";
 pub(super) const SLOT_PATH: &str = "slot_path";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
+/// What the device can do, as Nova records it: see [`capabilities`].
+pub(super) const CAPABILITIES: &str = "capabilities";
+/// The MAC address of a PF's first network interface.
+pub(super) const MAC_ADDRESS: &str = "mac_address";
 
 /// What hotslot itself says: the columns of a device, what its host gives, the own keys of pools and aliases, and what
 /// a list of devices can be asked for.
@@ -49,8 +55,8 @@ const OWN: &[&str] = &[
     "deleted_at",
     "deleted",
     "count",
-    "capabilities",
-    "mac_address",
+    CAPABILITIES,
+    MAC_ADDRESS,
     "rp_uuid",
     "host",
     "hypervisor_hostname",
@@ -74,8 +80,8 @@ const NOT_GROUPED: &[&str] = &[
     "resource_class",
     "traits",
     "rp_uuid",
-    "mac_address",
-    "capabilities",
+    MAC_ADDRESS,
+    CAPABILITIES,
     HOT_UNPLUG,
 ];
 
@@ -90,6 +96,43 @@ pub(super) fn card_serial_number<'a>(
     parent: Option<&'a HostDevice>,
 ) -> Option<&'a String> {
     device.serial.as_ref().or_else(|| parent.and_then(|parent| parent.serial.as_ref()))
+}
+
+/// The MAC address of the first network interface on a function.
+pub(super) fn mac_address(device: &HostDevice) -> Option<String> {
+    device.net.first()?.mac.map(|mac| mac.to_string())
+}
+
+/// Nova's `capabilities`, a JSON object as text; none where there is nothing to say.
+///
+/// * `network`, of a VF: the features of its network interface, while the host has that;
+/// * `sriov`, of a VF whose PF has a network interface: `pf_mac_address` and `vf_num`;
+/// * `vpd`: `card_serial_number` from the vital product data, of a VF also from its PF's.
+pub(super) fn capabilities(
+    device: &HostDevice,
+    parent: Option<&HostDevice>,
+    dev_type: DevType,
+) -> Option<String> {
+    let mut all = Map::new();
+    let parent = parent.filter(|_| dev_type == DevType::Vf);
+    if dev_type == DevType::Vf
+        && let Some(interface) = device.net.first().filter(|interface| !interface.features.is_empty())
+    {
+        all.insert("network".to_owned(), json!(&interface.features[..]));
+    }
+    if let Some(parent) = parent
+        && let Some(mac) = mac_address(parent)
+        && let Role::Physical { vfs, .. } = &parent.role
+        && let Some(number) = vfs.iter().position(|vf| *vf == device.address)
+    {
+        all.insert("sriov".to_owned(), json!({ "pf_mac_address": mac, "vf_num": number }));
+    }
+    // That of an NVMe controller may be its disk's, and not from vital product data.
+    let has_vpd = !device.class.is_some_and(PciClass::is_nvme);
+    if let Some(serial) = card_serial_number(device, parent).filter(|_| has_vpd) {
+        all.insert("vpd".to_owned(), json!({ "card_serial_number": serial }));
+    }
+    (!all.is_empty()).then(|| Value::Object(all).to_string())
 }
 
 /// An entry as it is written.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hotslot_driver::domain::{Hostdev, UserAlias};
+use hotslot_driver::domain::{DomainXml, Hostdev, UserAlias};
 use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::pci::PciAddress;
 
@@ -25,11 +25,22 @@ pub struct Foreign {
 impl Foreign {
     /// What a domain has that does not carry an alias of ours.
     pub fn of(view: &DomainView) -> BTreeMap<PciAddress, Self> {
+        Self::found(view, |document| {
+            let hostdevs = document.hostdevs.iter().filter(|hostdev| is_foreign(hostdev));
+            hostdevs.map(|hostdev| hostdev.source).collect()
+        })
+    }
+
+    /// The character devices of vDPA devices that a domain uses: hotslot gives none.
+    pub fn vdpas(view: &DomainView) -> BTreeMap<String, Self> {
+        Self::found(view, |document| document.vdpas.clone())
+    }
+
+    fn found<K: Ord>(view: &DomainView, of: impl Fn(&DomainXml) -> Vec<K>) -> BTreeMap<K, Self> {
         let mut found = BTreeMap::new();
         for (document, live) in [(&view.live, true), (&view.persistent, false)] {
-            let hostdevs = document.iter().flat_map(|document| &document.hostdevs);
-            for hostdev in hostdevs.filter(|hostdev| is_foreign(hostdev)) {
-                let foreign = found.entry(hostdev.source).or_insert_with(|| Self {
+            for key in document.iter().flat_map(&of) {
+                let foreign = found.entry(key).or_insert_with(|| Self {
                     server: ServerId(view.info.uuid),
                     domain: view.info.name.clone(),
                     live: false,

@@ -110,7 +110,7 @@ impl Inventory {
     /// network interfaces.
     pub fn facts(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<DeviceFacts> {
         let (_, spec) = self.spec_of(device, parent)?;
-        let (dev_type, parent_addr) = sriov(&device.role);
+        let (dev_type, parent_addr) = kind(device);
         let mut extra_info = spec.tags().clone();
         let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
         for (key, value) in outside.flat_map(|(_, entry)| entry.values()) {
@@ -119,7 +119,9 @@ impl Inventory {
         let of_host = [
             (extra_info::CARD_SERIAL_NUMBER, extra_info::card_serial_number(device, parent).cloned()),
             (extra_info::PHYS_FUNCTION, parent_addr.map(|address| address.to_string())),
-            (extra_info::PARENT_IFNAME, parent.and_then(|parent| parent.net.first().cloned())),
+            (extra_info::PARENT_IFNAME, parent.and_then(|parent| Some(parent.net.first()?.name.clone()))),
+            (extra_info::CAPABILITIES, extra_info::capabilities(device, parent, dev_type)),
+            (extra_info::MAC_ADDRESS, extra_info::mac_address(device).filter(|_| dev_type == DevType::Pf)),
         ];
         extra_info.extend(of_host.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Some(DeviceFacts {
@@ -161,6 +163,14 @@ impl Inventory {
     }
 }
 
+/// The type of a device to Nova, and its PF. Only a VF of which a vDPA device is made is a `vdpa`.
+fn kind(device: &HostDevice) -> (DevType, Option<PciAddress>) {
+    match sriov(&device.role) {
+        (DevType::Vf, parent) if !device.vdpa.is_empty() => (DevType::Vdpa, parent),
+        by_role => by_role,
+    }
+}
+
 fn sriov(role: &Role) -> (DevType, Option<PciAddress>) {
     match role {
         Role::Plain => (DevType::Pci, None),
@@ -170,12 +180,17 @@ fn sriov(role: &Role) -> (DevType, Option<PciAddress>) {
 }
 
 /// Whether the table's device is still the one that the host has there, for a device that was read alone: without
-/// its interfaces, and without its PF.
+/// its interfaces and its vDPA device, and without its PF.
 pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
     let serial = facts.extra_info.get(extra_info::CARD_SERIAL_NUMBER);
+    let (dev_type, parent_addr) = kind(device);
+    let alone = match facts.dev_type {
+        DevType::Vdpa if device.vdpa.is_empty() => DevType::Vf,
+        known @ (DevType::Pci | DevType::Pf | DevType::Vf | DevType::Vdpa) => known,
+    };
     (facts.address, facts.vendor_id, facts.product_id)
         == (device.address, device.vendor_id, device.product_id)
-        && (facts.dev_type, facts.parent_addr) == sriov(&device.role)
+        && (alone, facts.parent_addr) == (dev_type, parent_addr)
         && device.serial.as_ref().is_none_or(|now| Some(now) == serial)
         && !device.bridge
 }
@@ -188,6 +203,11 @@ const ONE_TIME_USE: &str = "one_time_use";
 pub(crate) fn is_for_one_use(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true")
 }
+
+/// Why a device that carries a vDPA device is given to nobody: libvirt would unbind the driver that makes it, and a
+/// guest has it by `<interface type='vdpa'>`, which hotslot does not write.
+const VDPA: &str = "it carries a vDPA device, which ends when the function is given away, and hotslot plugs no vDPA \
+                    devices; take that away first (vdpa dev del) for the VF to be given";
 
 /// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {

@@ -13,7 +13,7 @@ words! {
         Preferred = "preferred",
         /// On one of the guest's nodes, or of unknown node.
         Legacy = "legacy",
-        /// On a socket that one of the guest's nodes is on.
+        /// On one of the guest's nodes, or another node of the same socket.
         Socket = "socket",
     }
 }
@@ -47,20 +47,20 @@ impl NumaPolicy {
             Err(format!("{at}, the guest's cells are on {nodes}, and numa_policy is `{self}`"))
         };
         match (self, device_node) {
-            (Self::Required | Self::Legacy | Self::Preferred, _) if near => Ok(0),
+            // A node is on its own socket, also where the host does not tell which that is.
+            (Self::Required | Self::Legacy | Self::Preferred | Self::Socket, _) if near => Ok(0),
             (Self::Legacy | Self::Preferred, None) => Ok(1),
             (Self::Preferred, Some(_)) => Ok(2),
             (Self::Required | Self::Socket, None) => out("its NUMA node is unknown".to_owned()),
             (Self::Required | Self::Legacy, Some(node)) => out(format!("it is on NUMA node {node}")),
             (Self::Socket, Some(node)) => {
                 let Some(sockets) = sockets else {
-                    return Err("the host does not tell the sockets of its NUMA nodes, and numa_policy is \
-                                `socket`"
-                        .to_owned());
+                    return out(format!("it is on NUMA node {node}"))
+                        .map_err(|why| why + "; the host does not tell the sockets of its NUMA nodes");
                 };
                 match sockets.get(&node) {
                     None => out(format!("the host does not tell the socket of its NUMA node {node}")),
-                    socket if guest_nodes.iter().any(|guest| sockets.get(guest) == socket) => Ok(0),
+                    socket if guest_nodes.iter().any(|guest| sockets.get(guest) == socket) => Ok(1),
                     Some(socket) => out(format!("it is on NUMA node {node} of socket {socket}")),
                 }
             }

@@ -10,13 +10,13 @@ use hotslot_driver::local::{self, BarKind, Guard};
 use hotslot_driver::mdev::Mdev;
 use hotslot_driver::pci::PciAddress;
 
-use super::{Foreign, is_managed};
+use super::{Foreign, VDPA, is_managed};
 use crate::cyborg::card_of;
 use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::id::{DeviceId, ServerId};
 use crate::service::Service;
-use crate::store::{Device, Owner};
+use crate::store::{DevType, Device, Owner};
 
 /// What is known of a host besides its table of devices, at one moment.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Offer {
     unguarded: BTreeSet<PciAddress>,
     /// The IOMMU group of each function that has one, but for bridges, which need not go with it.
     pub groups: HashMap<PciAddress, u32>,
+    /// The host driver of each function that keeps the others of its IOMMU group from a guest.
+    pub busy: BTreeMap<PciAddress, String>,
     /// Where the host's own files are; none for a host that is not this one.
     sysroot: Option<PathBuf>,
     /// What others put into domains.
@@ -63,6 +65,12 @@ impl Service {
             .filter(|(_, device)| !device.bridge)
             .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
             .collect();
+        let shared = |device: &HostDevice| {
+            let shares = device.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1);
+            shares && device.blocks_its_group()
+        };
+        let busy = functions.iter().filter(|(_, device)| shared(device));
+        let busy = busy.filter_map(|(address, device)| Some((*address, device.driver.clone()?))).collect();
         let (seen, root) = (Arc::clone(&functions), sysroot.clone());
         let look = move || {
             let devices: Vec<_> = seen.values().cloned().collect();
@@ -79,7 +87,7 @@ impl Service {
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
         let (foreign, mdevs) = (host.foreign(), host.mdevs());
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
-        Ok(Offer { functions, unguarded, guards, groups, sysroot, foreign, mdevs, disabled })
+        Ok(Offer { functions, unguarded, guards, groups, busy, sysroot, foreign, mdevs, disabled })
     }
 }
 
@@ -130,6 +138,19 @@ impl Offer {
         ))
     }
 
+    /// Why a device that libvirt does not bind cannot be given as it is; none when it can.
+    pub fn unbound(&self, device: &Device) -> Option<String> {
+        let address = device.facts.address;
+        let function = self.functions.get(&address)?;
+        (!is_managed(&device.facts) && !function.is_on_vfio()).then(|| {
+            format!(
+                "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; bind it \
+                 first (virsh nodedev-detach {})",
+                r#""managed": "false""#, function.name
+            )
+        })
+    }
+
     /// Why a function's IOMMU group keeps it from this server; none when it does not.
     fn group_hindrance(
         &self,
@@ -174,10 +195,10 @@ impl Offer {
                     || devices.contains_key(member)
                     || self.functions.get(member).is_some_and(|function| function.bridge)
             };
-            let or = if group.members.iter().all(listed) { ", or ask for the whole group" } else { "" };
+            let whole = if group.members.iter().all(listed) { "ask for the whole group, or " } else { "" };
             Some(format!(
                 "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
-                 {driver}; unbind it first (virsh nodedev-detach {}){or}", sibling.name
+                 {driver}; {whole}unbind it first (virsh nodedev-detach {})", sibling.name
             ))
         })
     }
@@ -207,6 +228,9 @@ impl Offer {
                     "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
                 ));
             }
+            if device.facts.dev_type == DevType::Vdpa {
+                return Some(VDPA.to_owned());
+            }
             if !self.functions.contains_key(&address) {
                 return Some(format!("{address} was not found on the host when it was last read"));
             }
@@ -216,16 +240,10 @@ impl Offer {
                     "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
                 ));
             }
-            if let Some(function) = self.functions.get(&address)
-                && drivers == HostDrivers::Hinder
-                && !is_managed(&device.facts)
-                && !function.is_on_vfio()
+            if drivers == HostDrivers::Hinder
+                && let Some(reason) = self.unbound(device)
             {
-                return Some(format!(
-                    "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; \
-                     bind it first (virsh nodedev-detach {})",
-                    r#""managed": "false""#, function.name
-                ));
+                return Some(reason);
             }
             if let Some(guard) = self.guard(address) {
                 return Some(format!("the host needs {address}: {guard}"));

@@ -32,30 +32,46 @@ const STANDARD_CLASSES: &[&str] = &[
     "NET_PACKET_RATE_IGR_KILOPACKET_PER_SEC",
 ];
 
-/// Where the standard traits' names begin (os-traits). All others are `CUSTOM_`.
+/// Where the standard traits' names begin (os-traits), in upper case. All others are `CUSTOM_`.
 const STANDARD_TRAITS: &[&str] = &["COMPUTE_", "HW_", "MISC_", "OWNER_", "STORAGE_"];
 
 /// `nvidia-232` → `CUSTOM_NVIDIA_232`
 pub(crate) fn custom(name: &str) -> String {
-    normalised(name, |_| false)
+    normalised(name)
 }
 
 /// `gpu a100` → `CUSTOM_GPU_A100`
 pub(super) fn resource_class(name: &str) -> String {
-    normalised(name, |name| STANDARD_CLASSES.contains(&name))
+    let upper = name.trim().to_uppercase();
+    if STANDARD_CLASSES.contains(&upper.as_str()) { upper } else { normalised(name) }
 }
 
 /// `fast, HW_GPU_API_VULKAN` → `CUSTOM_FAST`, `HW_GPU_API_VULKAN`
 pub(super) fn traits(list: &str) -> BTreeSet<String> {
     let standard = |name: &str| STANDARD_TRAITS.iter().any(|space| name.starts_with(space));
     let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
-    names.map(|name| normalised(name, standard)).collect()
+    names.map(|name| if standard(name) { name.to_owned() } else { normalised(name) }).collect()
 }
 
-fn normalised(name: &str, standard: impl Fn(&str) -> bool) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_uppercase() } else { '_' };
-    let name: String = name.trim().chars().map(plain).collect();
-    if name.starts_with("CUSTOM_") || standard(&name) { name } else { format!("CUSTOM_{name}") }
+/// As Nova, os-traits and os-resource-classes do it, but that spaces around a name are not part of it: a name that
+/// begins with `CUSTOM_` in upper or lower case is taken as it is, in upper case. In any other name each run of
+/// characters that are neither ASCII letters nor digits becomes one `_`, and `CUSTOM_` is put before it.
+fn normalised(name: &str) -> String {
+    let name = name.trim().to_uppercase();
+    if name.starts_with("CUSTOM_") {
+        return name;
+    }
+    let mut custom = "CUSTOM_".to_owned();
+    let mut in_run = false;
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() {
+            custom.push(c);
+        } else if !in_run {
+            custom.push('_');
+        }
+        in_run = !c.is_ascii_alphanumeric();
+    }
+    custom
 }
 
 /// The class of a device: what its `device_spec` says, else one made of its ids.
@@ -96,12 +112,21 @@ mod tests {
             ("CUSTOM_GPU", "CUSTOM_GPU"),
             ("custom_gpu", "CUSTOM_GPU"),
             (" gpu a100-80g ", "CUSTOM_GPU_A100_80G"),
+            ("a###b", "CUSTOM_A_B"),
+            ("a__b", "CUSTOM_A_B"),
+            ("_gpu", "CUSTOM__GPU"),
+            ("custom-gpu", "CUSTOM_CUSTOM_GPU"),
+            ("customgpu", "CUSTOM_CUSTOMGPU"),
+            ("CUSTOM_a__b", "CUSTOM_A__B"),
             ("pgpu", "PGPU"),
             ("grün", "CUSTOM_GR_N"),
+            ("straße", "CUSTOM_STRASSE"),
         ] {
             assert_eq!(resource_class(given), class);
         }
-        let names: Vec<_> = traits("b, a-1,,HW_GPU_API_VULKAN,CUSTOM_A_1").into_iter().collect();
+        let names: Vec<_> = traits("b,a-1,,HW_GPU_API_VULKAN,CUSTOM_A_1").into_iter().collect();
         assert_eq!(names, ["CUSTOM_A_1", "CUSTOM_B", "HW_GPU_API_VULKAN"]);
+        let names: Vec<_> = traits("a###b, b,custom-b,hw_gpu").into_iter().collect();
+        assert_eq!(names, ["CUSTOM_A_B", "CUSTOM_B", "CUSTOM_CUSTOM_B", "CUSTOM_HW_GPU"]);
     }
 }

@@ -205,10 +205,19 @@ impl DeviceSpec {
                     .then(|| format!("its address {} is another", device.address))
             }
             Place::Interface(name) => {
-                let has = device.net.contains(name) || parent.is_some_and(|parent| parent.net.contains(name));
+                let has =
+                    device.has_interface(name) || parent.is_some_and(|parent| parent.has_interface(name));
                 (!has).then(|| format!("no interface of it is called {name}"))
             }
         }
+    }
+
+    /// The interface by which an entry that is `remote_managed` names its devices, where the host has none of this
+    /// name. Of a host that was not read yet it cannot be told.
+    pub(super) fn absent(&self, functions: &Functions) -> Option<&str> {
+        let Place::Interface(name) = &self.place else { return None };
+        let has = |device: &HostDevice| device.has_interface(name);
+        (self.is("remote_managed") && !functions.is_empty() && !functions.values().any(has)).then_some(name)
     }
 
     /// Why an entry that is `remote_managed` is wrong on a host that has this function: that is for VFs, and it names

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hotslot_driver::device::IommuGroup;
+use hotslot_driver::device::{Interface, IommuGroup};
 use hotslot_driver::pci::PciId;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,6 +12,16 @@ use super::*;
 
 fn data(text: &str) -> Vec<Value> {
     serde_json::from_str(text).unwrap()
+}
+
+/// A name, or an object with `name`, `mac` and `features`.
+fn interface(case: &Value) -> Interface {
+    let Some(name) = case["name"].as_str() else { return Interface::from(string(case)) };
+    Interface {
+        name: name.to_owned(),
+        mac: case["mac"].as_str().map(|mac| mac.parse().unwrap()),
+        features: case["features"].as_array().into_iter().flatten().map(string).collect(),
+    }
 }
 
 /// The devices that the cases speak of, with their PFs, by name.
@@ -45,7 +55,8 @@ impl Host {
                 express: true,
                 link: None,
                 serial: case["serial"].as_str().map(str::to_owned),
-                net: case["net"].as_array().into_iter().flatten().map(string).collect(),
+                net: case["net"].as_array().into_iter().flatten().map(interface).collect(),
+                vdpa: case["vdpa"].as_array().into_iter().flatten().map(string).collect(),
                 block: Vec::new(),
             }
         };

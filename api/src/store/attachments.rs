@@ -72,7 +72,7 @@ pub struct Attachment {
     pub managed: bool,
     /// What a network VF is in the guest; none for a plain PCI function.
     pub network: Option<Network>,
-    /// Whether it was asked for as part of a whole IOMMU group.
+    /// Whether it was taken together with others of its IOMMU group.
     pub whole_group: bool,
     /// Whether it is to go whatever its guest says: it does not come back into the definition.
     pub forced: bool,
@@ -107,7 +107,7 @@ pub struct NewAttachment {
     pub managed: bool,
     /// What a network VF is to be in the guest; none gives a plain PCI function.
     pub network: Option<Network>,
-    /// Whether it was asked for as part of a whole IOMMU group.
+    /// Whether it is taken together with others of its IOMMU group.
     pub whole_group: bool,
     /// Whether it is taken from a host driver, which is to have it back.
     pub taken: bool,

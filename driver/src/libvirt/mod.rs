@@ -418,10 +418,11 @@ fn is_local(uri: &str) -> bool {
         && !parameters.split(['&', ';']).any(forwarded)
 }
 
-/// PCI functions, and the network interfaces, block devices and mediated devices that may be on them.
+/// PCI functions, and the network interfaces, vDPA, block and mediated devices that may be on them.
 const KINDS: sys::virConnectListAllNodeDeviceFlags = sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET
+    | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_VDPA
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
 
 /// The name and document of every node device of [`KINDS`]. One that is gone by the time it is read, or that

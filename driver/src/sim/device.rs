@@ -11,7 +11,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use crate::device::{HostDevice, Role};
+use crate::device::{HostDevice, Interface, Role};
 use crate::hypervisor::NodeChange;
 use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
@@ -58,7 +58,7 @@ impl From<Mdev> for HeldMdev {
     }
 }
 
-/// A network interface or a block device on a function: a node device of its own, there while its host
+/// A network interface, a vDPA or a block device on a function: a node device of its own, there while its host
 /// driver is.
 #[derive(Debug)]
 struct Child {
@@ -68,7 +68,8 @@ struct Child {
 
 #[derive(Debug)]
 enum Shows {
-    Net(String),
+    Net(Interface),
+    Vdpa(String),
     Block(String),
 }
 
@@ -94,10 +95,11 @@ impl Device {
         }
     }
 
-    /// Adds a network interface or a block device that is on it.
+    /// Adds a network interface, a vDPA or a block device that is on it.
     pub(super) fn adopt(&mut self, name: String, node: NodeDevice) {
         let shows = match node {
             NodeDevice::Net { interface, .. } => Shows::Net(interface),
+            NodeDevice::Vdpa { path, .. } => Shows::Vdpa(path),
             NodeDevice::Block { path, serial, .. } => {
                 self.info.learn_serial(serial);
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
@@ -150,15 +152,18 @@ impl Device {
 
     /// Brings what a listing says in line with who has it. Says what happened to its children.
     pub(super) fn refresh(&mut self) -> Option<NodeChange> {
-        let before = !self.info.net.is_empty() || !self.info.block.is_empty();
+        let info = &self.info;
+        let before = !info.net.is_empty() || !info.vdpa.is_empty() || !info.block.is_empty();
         let with_guest = self.holder.is_some() || self.releasing;
         self.info.driver = if with_guest { Some(VFIO.to_owned()) } else { self.resting.clone() };
         let now = self.has_children();
         self.info.net.clear();
+        self.info.vdpa.clear();
         self.info.block.clear();
         for child in self.children.iter().filter(|_| now) {
             match &child.shows {
-                Shows::Net(name) => self.info.net.push(name.clone()),
+                Shows::Net(interface) => self.info.net.push(interface.clone()),
+                Shows::Vdpa(path) => self.info.vdpa.push(path.clone()),
                 Shows::Block(name) => self.info.block.push(name.clone()),
             }
         }

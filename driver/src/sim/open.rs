@@ -176,11 +176,15 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
                 }
             }
             NodeDevice::Net { function: Some(function), .. }
+            | NodeDevice::Vdpa { function: Some(function), .. }
             | NodeDevice::Block { function: Some(function), .. } => {
                 children.push((function, node_name(&path, &xml), node));
             }
             NodeDevice::Mdev(mdev) => mdevs.push(mdev),
-            NodeDevice::Net { .. } | NodeDevice::Block { .. } | NodeDevice::Other => {}
+            NodeDevice::Net { .. }
+            | NodeDevice::Vdpa { .. }
+            | NodeDevice::Block { .. }
+            | NodeDevice::Other => {}
         }
     }
     for mdev in mdevs {

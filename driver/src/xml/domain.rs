@@ -47,6 +47,12 @@ fn domain(root: &Element<'_>, name: &str) -> Result<DomainXml, Fault> {
             .filter(|device| device.attribute("type") == Some("mdev"))
             .map(mdev)
             .collect::<Result<_, _>>()?,
+        vdpas: devices
+            .children
+            .iter()
+            .filter(|device| matches!(device.attribute("type"), Some("vdpa" | "vhostvdpa")))
+            .filter_map(|device| child(device, "source")?.attribute("dev").map(str::to_owned))
+            .collect(),
         occupied: devices
             .children
             .iter()

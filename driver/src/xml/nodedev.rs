@@ -1,28 +1,36 @@
 //! libvirt's node device document → [`HostDevice`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::XmlError;
 use super::mdev;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
 use super::tree::Element;
-use crate::device::{HostDevice, IommuGroup, Link, Role};
+use crate::device::{HostDevice, Interface, IommuGroup, Link, Role};
 use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
 
 /// What a node device document describes, as far as hotslot reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeDevice {
-    /// A PCI function. Its `net` and `block` are empty: they are node devices of their own, see
+    /// A PCI function. Its `net`, `vdpa` and `block` are empty: they are node devices of their own, see
     /// [`attach_children`].
     Pci(Box<HostDevice>),
     /// A network interface.
     Net {
         /// The PCI function that it is on; none for a virtual one.
         function: Option<PciAddress>,
-        /// Its name on the host.
-        interface: String,
+        /// The interface.
+        interface: Interface,
+    },
+    /// A vDPA device.
+    Vdpa {
+        /// The PCI function that it is made of; none for a simulated one.
+        function: Option<PciAddress>,
+        /// Its character device, `/dev/vhost-vdpa-0`; empty when it has none.
+        path: String,
     },
     /// A block device.
     Block {
@@ -58,8 +66,18 @@ fn node_device(device: &Element<'_>, name: &str) -> Result<NodeDevice, Fault> {
             Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
             Some("mdev") => return Ok(NodeDevice::Mdev(mdev::device(device, name, capability)?)),
             Some("net") => {
-                let interface = read::required_text(capability, "interface")?;
+                let interface = Interface {
+                    name: read::required_text(capability, "interface")?,
+                    mac: child_text(capability, "address").and_then(|mac| mac.parse().ok()),
+                    features: children(capability, "feature")
+                        .filter_map(|feature| feature.attribute("name").map(str::to_owned))
+                        .collect(),
+                };
                 return Ok(NodeDevice::Net { function: owner(device), interface });
+            }
+            Some("vdpa") => {
+                let path = child_text(capability, "chardev").unwrap_or_default();
+                return Ok(NodeDevice::Vdpa { function: owner(device), path });
             }
             Some("storage") => {
                 let path = read::required_text(capability, "block")?;
@@ -118,6 +136,7 @@ fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostD
         link: express.map(link).transpose()?.flatten(),
         serial: serial(pci),
         net: Vec::new(),
+        vdpa: Vec::new(),
         block: Vec::new(),
     })
 }
@@ -141,8 +160,9 @@ fn addresses(node: &Element<'_>) -> Result<Vec<PciAddress>, Fault> {
 }
 
 fn role(pci: &Element<'_>) -> Result<Role, Fault> {
-    if let Some(physical) = capability(pci, "phys_function") {
-        return Ok(Role::Virtual { parent: read::pci_address(required(physical, "address")?)? });
+    // A `phys_function` without an address says nothing of the PF: to Nova, too, it is then no VF.
+    if let Some(physical) = capability(pci, "phys_function").and_then(|physical| child(physical, "address")) {
+        return Ok(Role::Virtual { parent: read::pci_address(physical)? });
     }
     let Some(virtuals) = capability(pci, "virt_functions") else { return Ok(Role::Plain) };
     let vfs = addresses(virtuals)?;
@@ -172,29 +192,40 @@ fn serial(pci: &Element<'_>) -> Option<String> {
     children(capability(pci, "vpd")?, "fields").find_map(|fields| child_text(fields, "serial_number"))
 }
 
-/// Writes the network interfaces and block devices among `nodes` into the functions among `nodes` that they
+/// Writes the network interfaces, vDPA and block devices among `nodes` into the functions among `nodes` that they
 /// are on, and returns those functions in order of address.
 pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     let mut devices = BTreeMap::new();
-    let mut net: Vec<(PciAddress, String)> = Vec::new();
+    let mut net: Vec<(PciAddress, Interface)> = Vec::new();
+    let mut vdpa: Vec<(PciAddress, String)> = Vec::new();
+    let mut lists: BTreeSet<Arc<[String]>> = BTreeSet::new();
     let mut block: Vec<(PciAddress, String)> = Vec::new();
     let mut serials: Vec<(PciAddress, Option<String>)> = Vec::new();
     for node in nodes {
         match node {
             NodeDevice::Pci(device) => drop(devices.insert(device.address, *device)),
-            NodeDevice::Net { function: Some(function), interface } => net.push((function, interface)),
+            NodeDevice::Net { function: Some(function), mut interface } => {
+                match lists.get(&interface.features) {
+                    Some(list) => interface.features = Arc::clone(list),
+                    None => drop(lists.insert(Arc::clone(&interface.features))),
+                }
+                net.push((function, interface));
+            }
+            NodeDevice::Vdpa { function: Some(function), path } => vdpa.push((function, path)),
             NodeDevice::Block { function: Some(function), path, serial } => {
                 serials.push((function, serial));
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
                 block.push((function, name.unwrap_or(path)));
             }
             NodeDevice::Net { function: None, .. }
+            | NodeDevice::Vdpa { function: None, .. }
             | NodeDevice::Block { function: None, .. }
             | NodeDevice::Mdev(_)
             | NodeDevice::Other => {}
         }
     }
-    net.sort();
+    net.sort_by(|(one, of_one), (other, of_other)| (one, &of_one.name).cmp(&(other, &of_other.name)));
+    vdpa.sort();
     block.sort();
     serials.sort();
     for (function, serial) in serials {
@@ -205,6 +236,11 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     for (function, interface) in net {
         if let Some(device) = devices.get_mut(&function) {
             device.net.push(interface);
+        }
+    }
+    for (function, path) in vdpa {
+        if let Some(device) = devices.get_mut(&function) {
+            device.vdpa.push(path);
         }
     }
     for (function, name) in block {
