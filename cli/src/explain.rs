@@ -333,6 +333,20 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         Explain { subject: subject.parse().unwrap(), host: None, server: None, whole_group: false }
     }
 
+    #[test]
+    fn an_alias_may_say_how_many_would_be_asked_for() {
+        let alias = |name: &str, count| Subject::Alias(name.into(), NonZeroU8::new(count).unwrap());
+        let read = |text: &str| text.parse::<Subject>();
+        assert_eq!(read("vf"), Ok(alias("vf", 1)));
+        assert_eq!(read("vf:2"), Ok(alias("vf", 2)));
+        for device in ["0000:3b:00.1", "3b:00.1", "pci_0000_3b_00_1"] {
+            assert!(matches!(read(device), Ok(Subject::Device(_))), "{device}");
+        }
+        for bad in ["", ":2", "vf:", "vf:0", "vf:257", "vf:x", "vf:1:2", "0000:3b:00.9"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
     #[tokio::test]
     async fn an_alias_is_asked_of_all_hosts_or_of_the_guests() {
         let host = |id: u64, state: &str| json!({ "id": id, "hypervisor_hostname": format!("node{id}"), "state": state });

@@ -166,6 +166,48 @@ fn interfaces_and_disks_find_the_function_they_are_on() {
 }
 
 #[test]
+fn a_vf_whose_document_does_not_name_its_pf_is_a_plain_function() {
+    let vf = data("libvirt-11.3/nodedev/vf-igb.xml");
+    let role = |xml: &str| match nodedev::parse(xml) {
+        Ok(NodeDevice::Pci(device)) => device.role,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(role(&vf), Role::Virtual { .. }));
+    let (before, rest) = vf.split_once("<capability type='phys_function'>").unwrap();
+    let (_, after) = rest.split_once("</capability>").unwrap();
+    for bare in ["<capability type='phys_function'/>", "<capability type='phys_function'>\n</capability>"] {
+        assert_eq!(role(&format!("{before}{bare}{after}")), Role::Plain);
+    }
+}
+
+#[test]
+fn a_vdpa_device_and_what_an_interface_can_do_find_their_function() {
+    let parse = |path: &str| nodedev::parse(&data(path)).unwrap();
+    let vdpa = |path: &str, chardev: &str| {
+        let xml = format!(
+            "<device><name>vdpa_vdpa0</name><path>{path}</path><parent>pci_0000_42_00_0</parent>\
+             <capability type='vdpa'>{chardev}</capability></device>"
+        );
+        nodedev::parse(&xml).unwrap()
+    };
+    let devices = attach_children(vec![
+        parse("libvirt-9.0/nodedev/pci_0000_42_00_0.xml"),
+        parse("libvirt-9.0/nodedev/net_enp66s0f0np0_b8_ce_f6_00_00_01.xml"),
+        vdpa(
+            "/sys/devices/pci0000:40/0000:40:01.1/0000:42:00.0/vdpa0",
+            "<chardev>/dev/vhost-vdpa-0</chardev>",
+        ),
+        vdpa("/sys/devices/pci0000:40/0000:40:01.1/0000:42:00.0/vdpa1", ""),
+        vdpa("/sys/devices/vdpasim_net/vdpa2", "<chardev>/dev/vhost-vdpa-2</chardev>"),
+    ]);
+    let [nic] = &devices[..] else { panic!("{devices:?}") };
+    assert_eq!(nic.vdpa, ["", "/dev/vhost-vdpa-0"], "a simulated one is on no function");
+    let [interface] = &nic.net[..] else { panic!("{nic:?}") };
+    assert_eq!(interface.mac.map(|mac| mac.to_string()).as_deref(), Some("b8:ce:f6:00:00:01"));
+    assert!(!interface.features.is_empty(), "{interface:?}");
+}
+
+#[test]
 fn a_function_of_a_32_bit_pci_domain_is_left_out_and_what_shares_its_group() {
     let pf = data("libvirt-11.3/nodedev/pf-igb.xml");
     assert!(matches!(nodedev::parse(&pf), Ok(NodeDevice::Pci(_))));

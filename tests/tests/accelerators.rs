@@ -629,6 +629,12 @@ async fn of_many_who_ask_through_all_doors_one_gets_it() {
             service.delete(&path_of(&attachment)).await.expect(200);
         }
     }
+    // The card whose functions share an IOMMU group gets its host driver back when the last of it has left.
+    service
+        .until("the host drivers are back", async || {
+            service.functions().await.values().all(|function| function["driver"] != "vfio-pci")
+        })
+        .await;
     service.expect_clean().await;
 }
 

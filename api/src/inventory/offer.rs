@@ -191,8 +191,10 @@ impl Offer {
                 return None;
             }
             let listed = |member: &PciAddress| {
+                let free = |row: &&Device| row.owner.is_none() && row.gone_at.is_none();
+                let given = devices.get(member).is_some_and(free) && !self.foreign.contains_key(member);
                 *member == address
-                    || devices.contains_key(member)
+                    || given
                     || self.functions.get(member).is_some_and(|function| function.bridge)
             };
             let whole = if group.members.iter().all(listed) { "ask for the whole group, or " } else { "" };
