@@ -24,6 +24,7 @@ mod processes;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod webhooks;
 
 use std::fs::File;
@@ -53,6 +54,8 @@ pub use locks::{Held, Locks};
 pub use mdevs::{Mdev, MdevReservation};
 pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
+pub(crate) use texts::Sharing;
+pub use texts::Texts;
 pub use webhooks::DeadLetter;
 
 use crate::error::Error;
