@@ -267,6 +267,10 @@ impl Service {
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         look.refused = verdict.refusal().map(|refusal| {
+            // The table is behind: nothing tells of drivers that come and go.
+            if let (ErrorKind::GroupNotViable, Some(address)) = (refusal.error.kind, refusal.device) {
+                host.look_at(address);
+            }
             let error = host.error(context())(refusal.error.clone());
             match look.chosen.iter().find(|chosen| Some(chosen.device.facts.address) == refusal.device) {
                 Some(chosen) => Refused::One(chosen.device.id, error),
