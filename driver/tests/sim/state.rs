@@ -101,7 +101,7 @@ async fn a_device_can_come_and_go() {
     assert_eq!(vfs(host.sim.device(address(PF)).await.unwrap()), [address(VF1)]);
     host.control(&format!("device add {VF0}"));
     let vf = host.sim.device(address(VF0)).await.unwrap();
-    assert_eq!((vf.driver.as_deref(), vf.net), (Some("igbvf"), vec!["eth7".to_owned().into()]));
+    assert_eq!((vf.driver.as_deref(), vf.net[0].name.as_str()), (Some("igbvf"), "eth7"));
     assert_eq!(vfs(host.sim.device(address(PF)).await.unwrap()), [address(VF0), address(VF1)]);
 }
 
