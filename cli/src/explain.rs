@@ -245,10 +245,11 @@ mod tests {
             assert_eq!(device.parse(), Ok(Subject::Device(device.parse().unwrap())));
         }
         for alias in ["vf", "a 1", "3b", "pci_0000_3b_00"] {
-            assert_eq!(alias.parse(), Ok(Subject::Alias(alias.into())));
+            assert_eq!(alias.parse(), Ok(Subject::Alias(alias.into(), NonZeroU8::MIN)));
         }
+        assert_eq!("vf:2".parse(), Ok(Subject::Alias("vf".into(), NonZeroU8::MIN.saturating_add(1))));
         assert!("0000:3b:00.8".parse::<Subject>().is_err());
-        assert!("vf:2".parse::<Subject>().is_err());
+        assert!("vf:0".parse::<Subject>().is_err());
         assert!("".parse::<Subject>().is_err());
     }
 

@@ -1,5 +1,6 @@
 //! A PCI function of the host, as libvirt's node device describes it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::net::MacAddress;
@@ -17,9 +18,9 @@ pub struct HostDevice {
     /// Product id.
     pub product_id: PciId,
     /// Vendor's name from libvirt's id table.
-    pub vendor_name: Option<String>,
+    pub vendor_name: Option<Arc<str>>,
     /// Product's name from libvirt's id table.
-    pub product_name: Option<String>,
+    pub product_name: Option<Arc<str>>,
     /// Class code. libvirt before 5.3 does not say it.
     pub class: Option<PciClass>,
     /// What it is to SR-IOV.
@@ -120,6 +121,22 @@ pub struct Link {
     pub speed: Option<String>,
     /// The width now, in lanes.
     pub width: Option<u32>,
+}
+
+/// The names of vendors and products: functions that are read together share what they have alike.
+#[derive(Debug, Default)]
+pub(crate) struct Names(BTreeSet<Arc<str>>);
+
+impl Names {
+    /// Shares a function's names with those that came before it.
+    pub(crate) fn share(&mut self, device: &mut HostDevice) {
+        for name in [&mut device.vendor_name, &mut device.product_name].into_iter().flatten() {
+            match self.0.get(name) {
+                Some(known) => *name = Arc::clone(known),
+                None => drop(self.0.insert(Arc::clone(name))),
+            }
+        }
+    }
 }
 
 impl HostDevice {

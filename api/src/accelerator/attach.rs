@@ -195,8 +195,7 @@ impl Service {
         if let Some(pinned) = &view.pinned {
             return Ok([pinned.facts.address].into());
         }
-        let answered: BTreeSet<_> =
-            rows.iter().flat_map(|row| row.facts.extra_info.keys()).map(String::as_str).collect();
+        let answered: BTreeSet<_> = rows.iter().flat_map(|row| row.facts.extra_info.keys()).collect();
         let (mut found, mut free, mut pfs) = (BTreeSet::new(), 0, BTreeSet::new());
         let mut nearest: Option<(usize, String)> = None;
         for row in &rows {

@@ -215,7 +215,7 @@ impl AccSpec {
             };
             match facts.extra_info.get(key) {
                 Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
-                Some(has) => other(passed, key, has, &wanted),
+                Some(has) => other(passed, key, &has, &wanted),
                 None => Some((near(passed), format!("it says nothing of {key}, and {wanted} is asked for"))),
             }
         })

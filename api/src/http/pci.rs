@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::Foreign;
 use crate::service::Service;
-use crate::store::{DevType, Device, DeviceStatus};
+use crate::store::{DevType, Device, DeviceStatus, Texts};
 
 /// Nova's six keys of the brief list.
 #[derive(Serialize)]
@@ -61,7 +61,7 @@ struct Full<'a> {
     dev_id: String,
     dev_type: DevType,
     label: String,
-    extra_info: &'a BTreeMap<String, String>,
+    extra_info: &'a Texts,
     instance_uuid: Option<ServerId>,
     server_uuid: Option<ServerId>,
     created_at: String,
@@ -213,7 +213,7 @@ impl Filter {
             && (self.request.is_none() || self.request == device.request)
             && self.dev_id.as_ref().is_none_or(|dev_id| *dev_id == facts.dev_id())
             && self.label.as_ref().is_none_or(|label| *label == facts.label())
-            && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value))
+            && self.extra_info.iter().all(|(key, value)| facts.extra_info.get(key) == Some(value.as_str()))
     }
 }
 

@@ -90,7 +90,7 @@ fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error
 pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
     let devices = service.store.devices();
     let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
-    for (key, value) in devices.iter().flat_map(|device| &device.facts.extra_info) {
+    for (key, value) in devices.iter().flat_map(|device| device.facts.extra_info.iter()) {
         if is_grouping_key(key) {
             *keys.entry(key).or_default().entry(value).or_default() += 1;
         }

@@ -109,8 +109,8 @@ fn host_device(hostdev: &Hostdev, functions: &Functions) -> Value {
         "address": hostdev.source,
         "vendor_id": function.map(|function| function.vendor_id),
         "product_id": function.map(|function| function.product_id),
-        "vendor_name": function.map(|function| &function.vendor_name),
-        "product_name": function.map(|function| &function.product_name),
+        "vendor_name": function.and_then(|function| function.vendor_name.as_deref()),
+        "product_name": function.and_then(|function| function.product_name.as_deref()),
         "attachment_id": hostdev.alias.as_deref().and_then(UserAlias::parse).map(|alias| alias.0),
     })
 }

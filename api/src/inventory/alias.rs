@@ -272,7 +272,7 @@ impl AliasSpec {
 
 /// In what a tag of a device is not what was asked for; none is null or absent.
 pub(super) fn tag_differs(device: &DeviceFacts, key: &str, wanted: Option<&str>) -> Option<String> {
-    match (device.extra_info.get(key).map(String::as_str), wanted) {
+    match (device.extra_info.get(key), wanted) {
         (None | Some(NULL), None) => None,
         (Some(has), Some(wanted)) if has.to_lowercase() == wanted.to_lowercase() => None,
         (Some(has), Some(wanted)) => Some(is_not(key, has, wanted)),

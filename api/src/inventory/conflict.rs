@@ -107,5 +107,5 @@ impl Inventory {
 }
 
 fn tagged_traits(facts: &DeviceFacts) -> String {
-    facts.extra_info.get("traits").cloned().unwrap_or_default()
+    facts.extra_info.get("traits").unwrap_or_default().to_owned()
 }

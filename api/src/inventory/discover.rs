@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::host::{Functions, Host};
 use crate::inventory::Inventory;
 use crate::service::Service;
-use crate::store::{DeviceFacts, Looked, ScanOutcome};
+use crate::store::{DeviceFacts, Looked, ScanOutcome, Sharing};
 
 impl Service {
     /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
@@ -49,14 +49,13 @@ impl Service {
             by.is_some_and(|(rules, left_out)| Arc::ptr_eq(&rules, &inventory) && left_out == conflicts);
         let outcome = if !by_these {
             // By other rules, or the first time: what did not change on the host is to be looked at too.
-            let seen = now.values().filter_map(|device| facts(&on_host, &now, device)).collect();
+            let seen = shared(now.values().filter_map(|device| facts(&on_host, &now, device)));
             self.store.scan(host.row.id, Looked::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
             // What was named is looked up in any case: it may be the table that is behind.
             changed.extend(named);
-            let seen =
-                changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)).collect();
+            let seen = shared(changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)));
             if changed.is_empty() {
                 ScanOutcome::default()
             } else {
@@ -79,8 +78,16 @@ impl Service {
 fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> Option<DeviceFacts> {
     let mut facts = inventory.facts(device, parent(functions, device))?;
     let slot = identity::slot_path(functions, device);
-    facts.extra_info.extend(slot.map(|path| (extra_info::SLOT_PATH.to_owned(), path)));
+    if let Some(path) = slot {
+        facts.extra_info = facts.extra_info.with(extra_info::SLOT_PATH, &path);
+    }
     Some(facts)
+}
+
+/// What is to be recorded of devices that are read together: what is said of them alike is there once.
+fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
+    let mut sharing = Sharing::default();
+    facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
 }
 
 /// The PF of a VF.

@@ -45,11 +45,11 @@ fn serial(facts: &DeviceFacts) -> Option<Mark> {
         Some(pf) => requester_id(facts.address) - requester_id(pf),
         None => i64::from(facts.address.function()),
     };
-    Some(Mark::Serial(number.clone(), place))
+    Some(Mark::Serial(number.to_owned(), place))
 }
 
 fn slot(facts: &DeviceFacts) -> Option<Mark> {
-    facts.extra_info.get(SLOT_PATH).cloned().map(Mark::Slot)
+    facts.extra_info.get(SLOT_PATH).map(str::to_owned).map(Mark::Slot)
 }
 
 /// Whether what is at an address now can be the device that was there.
@@ -166,10 +166,7 @@ mod tests {
             dev_type,
             numa_node: None,
             parent_addr: text("pf").map(|pf| pf.parse().unwrap()),
-            extra_info: marks
-                .into_iter()
-                .filter_map(|(name, key)| Some((name.to_owned(), text(key)?.to_owned())))
-                .collect(),
+            extra_info: marks.into_iter().filter_map(|(name, key)| Some((name, text(key)?))).collect(),
         }
     }
 

@@ -136,7 +136,7 @@ impl Inventory {
             dev_type,
             numa_node: device.numa_node,
             parent_addr,
-            extra_info,
+            extra_info: extra_info.into_iter().collect(),
         })
     }
 
@@ -196,7 +196,7 @@ pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
     (facts.address, facts.vendor_id, facts.product_id)
         == (device.address, device.vendor_id, device.product_id)
         && (alone, facts.parent_addr) == (dev_type, parent_addr)
-        && device.serial.as_ref().is_none_or(|now| Some(now) == serial)
+        && device.serial.as_deref().is_none_or(|now| Some(now) == serial)
         && !device.bridge
 }
 

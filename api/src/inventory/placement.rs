@@ -77,14 +77,14 @@ fn normalised(name: &str) -> String {
 /// The class of a device: what its `device_spec` says, else one made of its ids.
 pub(crate) fn class_of(device: &DeviceFacts) -> String {
     match device.extra_info.get("resource_class") {
-        Some(class) => class.clone(),
+        Some(class) => class.to_owned(),
         None => format!("CUSTOM_PCI_{}_{}", device.vendor_id, device.product_id).to_ascii_uppercase(),
     }
 }
 
 /// The traits that a device's `device_spec` says.
 pub(crate) fn declared_traits(device: &DeviceFacts) -> BTreeSet<String> {
-    device.extra_info.get("traits").map(|list| traits(list)).unwrap_or_default()
+    device.extra_info.get("traits").map(traits).unwrap_or_default()
 }
 
 /// The traits of a device: what its `device_spec` says, and those that Nova gives it.

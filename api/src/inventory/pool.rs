@@ -80,8 +80,7 @@ pub fn stats(devices: &[Arc<Device>], is_grouping_key: impl Fn(&str) -> bool) ->
 type Tags<'a> = BTreeMap<&'a str, &'a str>;
 
 fn tags(device: &Device, is_grouping_key: impl Fn(&str) -> bool) -> Tags<'_> {
-    let grouped = device.facts.extra_info.iter().filter(|(key, _)| is_grouping_key(key));
-    grouped.map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    device.facts.extra_info.iter().filter(|(key, _)| is_grouping_key(key)).collect()
 }
 
 fn owned(tags: Tags<'_>) -> BTreeMap<String, String> {
@@ -211,7 +210,8 @@ mod tests {
                 continue;
             }
             let facts = &device.facts;
-            let mut flat: Flat = facts.extra_info.clone();
+            let said = facts.extra_info.iter();
+            let mut flat: Flat = said.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             flat.remove("card_serial_number");
             flat.insert("vendor_id".into(), facts.vendor_id.to_string());
             flat.insert("product_id".into(), facts.product_id.to_string());

@@ -11,6 +11,7 @@ use hotslot_driver::pci::{PciAddress, PciId};
 use uuid::Uuid;
 
 use super::sql::{On, Row, query};
+use super::texts::{Sharing, Texts};
 use super::{Columns, Millis, Store, bad_column, now, words};
 use crate::error::Error;
 use crate::id::{DeviceId, EventId, HypervisorId, RequestId, ServerId};
@@ -159,7 +160,7 @@ pub struct DeviceFacts {
     /// The PF of a VF.
     pub parent_addr: Option<PciAddress>,
     /// Everything else, a map of strings to strings.
-    pub extra_info: BTreeMap<String, String>,
+    pub extra_info: Texts,
 }
 
 impl DeviceFacts {
@@ -234,8 +235,15 @@ fn device(row: &Row) -> Result<Device, Error> {
     })
 }
 
+/// Devices that are read together share what is said of them alike.
 pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
-    rows.iter().map(|row| device(row).map(Arc::new)).collect()
+    let mut sharing = Sharing::default();
+    let shared = |row| {
+        let mut device = device(row)?;
+        device.facts.extra_info = sharing.share(device.facts.extra_info);
+        Ok(Arc::new(device))
+    };
+    rows.iter().map(shared).collect()
 }
 
 /// The rows that are not deleted, as they were last committed.

@@ -220,7 +220,7 @@ pub(super) fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
 
 /// The columns of a device that a host tells, and what is said of it besides.
 fn facts(facts: &DeviceFacts) -> BTreeMap<&str, Value> {
-    let said = facts.extra_info.iter().map(|(key, value)| (key.as_str(), Value::from(value.as_str())));
+    let said = facts.extra_info.iter().map(|(key, value)| (key, Value::from(value)));
     let mut all: BTreeMap<_, _> = said.collect();
     all.extend([
         ("address", facts.address.to_string().into()),

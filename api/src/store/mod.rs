@@ -25,6 +25,7 @@ mod processes;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod webhooks;
 
 use std::fs::File;
@@ -55,6 +56,8 @@ pub use mdevs::{Mdev, MdevReservation};
 pub(crate) use private::{make, prepare};
 pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
+pub(crate) use texts::Sharing;
+pub use texts::Texts;
 pub use webhooks::DeadLetter;
 
 use crate::error::Error;

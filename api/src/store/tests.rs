@@ -116,7 +116,7 @@ fn facts(address: &str, dev_type: DevType, parent: Option<&str>) -> DeviceFacts 
         dev_type,
         numa_node: None,
         parent_addr: parent.map(|parent| parent.parse().unwrap()),
-        extra_info: BTreeMap::new(),
+        extra_info: Texts::default(),
     }
 }
 
@@ -300,7 +300,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records
 async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
-        facts.extra_info.insert("card_serial_number".into(), serial.into());
+        facts.extra_info = facts.extra_info.with("card_serial_number", serial);
         facts
     };
     records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
@@ -320,7 +320,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records
 async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
-        facts.extra_info.insert("card_serial_number".into(), serial.into());
+        facts.extra_info = facts.extra_info.with("card_serial_number", serial);
         facts
     };
     for order in [["0000:05:00.0", "0000:06:00.0"], ["0000:06:00.0", "0000:05:00.0"]] {
@@ -343,7 +343,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: 
     assert_eq!(records.store.devices().len(), 1);
     records.gone(id).await;
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
-    assert_eq!(records.at("0000:06:00.0").facts.extra_info["card_serial_number"], "S1");
+    assert_eq!(records.at("0000:06:00.0").facts.extra_info.get("card_serial_number"), Some("S1"));
 }
 
 async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Records) {
@@ -459,7 +459,7 @@ async fn a_database_of_the_first_release_is_brought_up_to_date() {
     let devices = store.devices_of(host.id);
     let statuses: Vec<_> = devices.iter().map(|device| device.status.as_str()).collect();
     assert_eq!(statuses, ["unavailable", "allocated", "claimed", "available"]);
-    assert_eq!(devices[1].facts.extra_info["managed"], "true");
+    assert_eq!(devices[1].facts.extra_info.get("managed"), Some("true"));
     let open = store.attachments().await.unwrap();
     assert_eq!(open.iter().map(|row| row.state).collect::<Vec<_>>(), [State::Attached, State::Attaching]);
     assert!(open.iter().all(|row| row.network.is_none() && !row.whole_group));

@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::device::Names;
 use crate::hypervisor::DomainState;
 use crate::pci::PciAddress;
 use crate::xml::XmlError;
@@ -165,12 +166,14 @@ fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
 fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     let mut devices = Devices::default();
     let (mut children, mut mdevs) = (Vec::new(), Vec::new());
+    let mut names = Names::default();
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
         let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         match node {
             NodeDevice::Pci(info) => {
                 let address = info.address;
-                let device = read_device(&path, &xml, config)?;
+                let mut device = read_device(&path, &xml, config)?;
+                device.iter_mut().for_each(|device| names.share(&mut device.info));
                 if device.and_then(|device| devices.insert(device)).is_some() {
                     return Err(OpenError::text(&path, format_args!("<name>: {address} is in two files")));
                 }

@@ -8,7 +8,7 @@ use super::XmlError;
 use super::mdev;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
 use super::tree::Element;
-use crate::device::{HostDevice, Interface, IommuGroup, Link, Role};
+use crate::device::{HostDevice, Interface, IommuGroup, Link, Names, Role};
 use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
 
@@ -123,8 +123,8 @@ fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostD
         name: name.to_owned(),
         vendor_id: required_attribute(required(pci, "vendor")?, "id")?,
         product_id: required_attribute(required(pci, "product")?, "id")?,
-        vendor_name: child_text(pci, "vendor"),
-        product_name: child_text(pci, "product"),
+        vendor_name: child_text(pci, "vendor").map(Arc::from),
+        product_name: child_text(pci, "product").map(Arc::from),
         class,
         role: role(pci)?,
         iommu_group: child(pci, "iommuGroup").map(iommu_group).transpose()?,
@@ -198,12 +198,16 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     let mut devices = BTreeMap::new();
     let mut net: Vec<(PciAddress, Interface)> = Vec::new();
     let mut vdpa: Vec<(PciAddress, String)> = Vec::new();
+    let mut names = Names::default();
     let mut lists: BTreeSet<Arc<[String]>> = BTreeSet::new();
     let mut block: Vec<(PciAddress, String)> = Vec::new();
     let mut serials: Vec<(PciAddress, Option<String>)> = Vec::new();
     for node in nodes {
         match node {
-            NodeDevice::Pci(device) => drop(devices.insert(device.address, *device)),
+            NodeDevice::Pci(mut device) => {
+                names.share(&mut device);
+                devices.insert(device.address, *device);
+            }
             NodeDevice::Net { function: Some(function), mut interface } => {
                 match lists.get(&interface.features) {
                     Some(list) => interface.features = Arc::clone(list),

@@ -72,7 +72,7 @@ async fn check(host: &Host, room: &BTreeMap<Uuid, usize>, bound_by_hand: &BTreeS
     for device in host.sim.devices().await.unwrap() {
         if holders.contains_key(&device.address) {
             assert_eq!(device.driver.as_deref(), Some("vfio-pci"));
-            assert_eq!(device.net, [] as [String; 0], "a guest's device has no netdev");
+            assert_eq!(device.net, [] as [&str; 0], "a guest's device has no netdev");
         } else if !bound_by_hand.contains(&device.address) {
             assert_ne!(device.driver.as_deref(), Some("vfio-pci"), "{} is in no guest", device.address);
         }
