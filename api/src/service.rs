@@ -290,14 +290,14 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
     }
     let path = store::sqlite_file(url);
     let io = |error| failed(Error::Store(sqlx::Error::Io(error)));
-    let directory = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty());
-    if let Some(directory) = directory {
-        std::fs::create_dir_all(directory).map_err(io)?;
-    }
+    store::prepare(Path::new(path)).map_err(io)?;
     // Two services on one file would each take the other's work for what a dead one left.
     let Some(lock) = store::lock(path).map_err(io)? else {
-        let source = sqlx::Error::Io(std::io::Error::other("another hotslot has it open"));
-        let advice = format!("stop the other one, or give this one its own [database] url instead of {path}");
+        let source = sqlx::Error::Io(std::io::Error::other("another process has its lock"));
+        let advice = format!(
+            "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
+             [database] url instead of {path}"
+        );
         return Err(StartError::Database { source, advice });
     };
     Store::open(url, Some(lock)).await.map_err(failed)
@@ -306,6 +306,7 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
 fn advice(error: &sqlx::Error, path: &str) -> String {
     const NOT_A_DATABASE: &str = "26";
     if matches!(error, sqlx::Error::Migrate(_)) {
+    store::make(Path::new(path)).map_err(io)?;
         format!("{path} was written by another version of hotslot; use that one, or another [database] url")
     } else if matches!(error, sqlx::Error::Configuration(_)) {
         "write [database] url as sqlite:///var/lib/hotslot/hotslot.db".into()

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::{SQLITE_PATIENCE, Store, is_postgres};
+use super::{SQLITE_PATIENCE, Store, is_postgres, private};
 use crate::error::Error;
 
 /// The file that a `sqlite://` URL names.
@@ -22,7 +22,7 @@ pub fn sqlite_file(url: &str) -> &str {
 /// # Errors
 /// What the system says of the lock's file.
 pub fn lock(file: &str) -> io::Result<Option<File>> {
-    let lock = File::create(format!("{file}.lock"))?;
+    let lock = private::file(Path::new(&format!("{file}.lock")))?;
     let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
     Ok((!taken).then_some(lock))
 }
@@ -42,6 +42,8 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
     }
     let partial = beside(to, ".partial");
     remove(&partial)?;
+    // SQLite takes a file that is there and empty as it is, with its mode.
+    drop(private::new_file(&partial).map_err(failed(partial.display()))?);
     let options = SqliteConnectOptions::new().filename(from).read_only(true).busy_timeout(SQLITE_PATIENCE);
     let mut database = SqliteConnection::connect_with(&options).await?;
     let name = partial.display().to_string();
@@ -59,8 +61,7 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
 /// database's, and the file system's. Then the database is as it was.
 pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
     let to = sqlite(url, "pg_restore")?;
-    let directory = Path::new(to).parent().filter(|directory| !directory.as_os_str().is_empty());
-    fs::create_dir_all(directory.unwrap_or(Path::new("."))).map_err(failed(to))?;
+    private::prepare(Path::new(to)).map_err(failed(to))?;
     let Some(_lock) = lock(to).map_err(failed(to))? else {
         return Err(Error::Conflict(format!("a service has {to} open; stop it first")));
     };
@@ -68,13 +69,20 @@ pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
     for ending in ["", "-wal", "-shm"] {
         remove(&beside(&fresh, ending))?;
     }
-    fs::copy(from, &fresh).map_err(failed(from.display()))?;
+    let mut backup = File::open(from).map_err(failed(from.display()))?;
+    let mut copy = private::new_file(&fresh).map_err(failed(fresh.display()))?;
+    io::copy(&mut backup, &mut copy).map_err(failed(from.display()))?;
+    drop(copy);
     // What is no backup, or one of a newer hotslot, shows before it takes the other's place.
     let right = "name a file that `hotslot db backup` wrote";
     let refused = |_| Error::Invalid(format!("{} is no backup; {right}", from.display()));
     check(&fresh).await.map_err(refused)?;
     Store::open(&format!("sqlite://{}", fresh.display()), None).await?.close().await;
     let (was, kept) = (Path::new(to), PathBuf::from(format!("{to}.before-restore")));
+    // Who restores it may be another than the service's user.
+    let owner = fs::metadata(was).or_else(|_| fs::metadata(private::directory(was))).map_err(failed(to))?;
+    private::own_as(&fresh, &owner);
+    private::own_as(Path::new(&format!("{to}.lock")), &owner);
     if was.exists() {
         remove(&kept)?;
         fs::hard_link(was, &kept).map_err(failed(kept.display()))?;
@@ -122,8 +130,7 @@ fn remove(file: &Path) -> Result<(), Error> {
 /// Renames a file, once it is on disk.
 fn take_place(file: &Path, place: &Path) -> Result<(), Error> {
     let renamed = File::open(file).and_then(|file| file.sync_all()).and_then(|()| fs::rename(file, place));
-    let directory = place.parent().filter(|directory| !directory.as_os_str().is_empty());
-    let synced = renamed.and_then(|()| File::open(directory.unwrap_or(Path::new(".")))?.sync_all());
+    let synced = renamed.and_then(|()| File::open(private::directory(place))?.sync_all());
     synced.map_err(failed(place.display()))
 }
 

@@ -20,6 +20,7 @@ mod hypervisors;
 mod idempotency;
 mod locks;
 mod mdevs;
+mod private;
 mod processes;
 mod sql;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use events::{Event, EventBounds, EventFilter, EventKind, What};
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};
 pub use mdevs::{Mdev, MdevReservation};
+pub(crate) use private::{make, prepare};
 pub use processes::{Heard, News, Process};
 use sql::{Pool, Transaction, query};
 pub use webhooks::DeadLetter;
