@@ -13,6 +13,7 @@
 //! webhook       events told by POST: signed, again and again, dead letters
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
+//! feed          events, for those who follow them
 //! config        hotslot.toml
 //! flavor        named sets of devices
 //! ```
@@ -23,6 +24,7 @@ mod busy;
 pub mod config;
 pub mod cyborg;
 pub mod error;
+mod feed;
 pub mod flavor;
 pub mod host;
 pub mod http;

@@ -16,6 +16,7 @@ use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
 use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
+use crate::feed::{self, Feed};
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{ArqId, HypervisorId, ServerId};
@@ -51,6 +52,8 @@ pub struct Service {
     homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Who is told what happens.
     pub webhooks: Vec<Arc<Webhook>>,
+    /// What those are given who follow the events.
+    pub(crate) feed: Feed,
     /// Whether the service is about to end.
     stopping: watch::Sender<bool>,
 }
@@ -129,6 +132,7 @@ impl Service {
                 "[pci] unguarded: {} is offered even if the host needs it", entry.address
             );
         }
+        let feed = Feed::new(config.api.followers.get());
         let service = Arc::new(Self {
             config,
             store,
@@ -142,11 +146,13 @@ impl Service {
             turns,
             homes,
             webhooks,
+            feed,
             stopping,
         });
         for webhook in &service.webhooks {
             tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
         }
+        service.go_on(feed::read(Arc::clone(&service)));
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
         for host in &service.hosts {
             service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
@@ -300,13 +306,13 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         );
         return Err(StartError::Database { source, advice });
     };
+    store::make(Path::new(path)).map_err(io)?;
     Store::open(url, Some(lock)).await.map_err(failed)
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {
     const NOT_A_DATABASE: &str = "26";
     if matches!(error, sqlx::Error::Migrate(_)) {
-    store::make(Path::new(path)).map_err(io)?;
         format!("{path} was written by another version of hotslot; use that one, or another [database] url")
     } else if matches!(error, sqlx::Error::Configuration(_)) {
         "write [database] url as sqlite:///var/lib/hotslot/hotslot.db".into()

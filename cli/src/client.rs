@@ -6,10 +6,15 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hotslot_api::config::{Config, Listen, SOCKET, SOCKET_GROUP};
+use nix::unistd::{Gid, Group};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -52,6 +57,56 @@ impl fmt::Display for Address {
         match self {
             Self::Http(url) => f.write_str(url.as_str().trim_end_matches('/')),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Where the configuration may lie.
+const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
+
+impl Address {
+    /// Where the service is when nobody says it: at the default socket, or where the configuration says.
+    pub(crate) fn found() -> Self {
+        let socket = Self::Unix(SOCKET.into());
+        match UnixStream::connect(SOCKET) {
+            Ok(_) => return socket,
+            // It is there, only not for this user.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return socket,
+            Err(_) => {}
+        }
+        let named = std::env::var_os("HOTSLOT_CONFIG").map(PathBuf::from);
+        let files = named.map_or_else(|| CONFIGURATIONS.map(PathBuf::from).to_vec(), |file| vec![file]);
+        let config = files.iter().find_map(|file| Config::load(file).ok());
+        config.and_then(|config| Self::of(&config.api.listen)).unwrap_or(socket)
+    }
+
+    /// Where a service is that listens so; none when the system chooses the port.
+    fn of(listen: &Listen) -> Option<Self> {
+        match listen {
+            Listen::Tcp(address) if address.port() == 0 => None,
+            Listen::Tcp(_) | Listen::Unix(_) => listen.to_string().parse().ok(),
+        }
+    }
+
+    /// What to do when it cannot be connected to.
+    fn advice(&self, cause: Option<ErrorKind>) -> String {
+        let Self::Unix(path) = self else {
+            return "is `hotslot serve` running? (--url or HOTSLOT_URL says where)".into();
+        };
+        if cause != Some(ErrorKind::PermissionDenied) {
+            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL says where)".into();
+        }
+        let group = path.metadata().ok().map(|socket| socket.gid()).filter(|group| *group != 0);
+        let name = |gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
+        match group.and_then(name) {
+            Some(group) => format!(
+                "it is for the group {group}: run as root `usermod -aG {group} USER`, then log in again; or run this as \
+                 root"
+            ),
+            None => format!(
+                "it is for root, as it has no group of its own: run as root `groupadd --system {SOCKET_GROUP}` and \
+                 `usermod -aG {SOCKET_GROUP} USER`, start the service again and log in again; or run this as root"
+            ),
         }
     }
 }
@@ -224,13 +279,11 @@ impl Client {
         while let Some(deeper) = cause.and_then(|cause| cause.source()) {
             cause = Some(deeper);
         }
+        let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         let address = &self.address;
         let message = if error.is_connect() {
-            format!(
-                "cannot reach the hotslot service at {address}: {cause}; is `hotslot serve` running? \
-                 (--url or HOTSLOT_URL says where)"
-            )
+            format!("cannot reach the hotslot service at {address}: {cause}; {}", address.advice(kind))
         } else {
             format!(
                 "lost the hotslot service at {address}: {cause}; what it began is on record: \
@@ -383,6 +436,19 @@ mod tests {
         }
         for bad in ["127.0.0.1:9774", "localhost", "https://127.0.0.1", "unix:api.sock", "http://", ""] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_where_the_service_listens() {
+        for (listen, address) in [
+            ("unix:/run/a.sock", Some("unix:/run/a.sock")),
+            ("127.0.0.1:9774", Some("http://127.0.0.1:9774")),
+            ("[::1]:80", Some("http://[::1]")),
+            ("127.0.0.1:0", None),
+        ] {
+            let found = Address::of(&listen.parse().unwrap()).map(|address| address.to_string());
+            assert_eq!(found.as_deref(), address, "{listen}");
         }
     }
 

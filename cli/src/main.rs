@@ -42,9 +42,11 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// Where the service is: http://HOST:PORT or unix:/path/to/socket.
-    #[arg(long, global = true, env = "HOTSLOT_URL", default_value = "http://127.0.0.1:9774")]
-    url: Address,
+    /// Where the service is: unix:/path/to/socket or http://HOST:PORT. Without it, the socket
+    /// /run/hotslot/api.sock; when nobody answers there, what the configuration file says ($HOTSLOT_CONFIG, or
+    /// /etc/hotslot/hotslot.toml or /etc/hotslot.toml).
+    #[arg(long, global = true, env = "HOTSLOT_URL")]
+    url: Option<Address>,
     /// A table for people, or the API's own JSON for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -140,6 +142,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let url = || arguments.url.unwrap_or_else(Address::found);
+    if matches!(arguments.command, Command::Serve { .. } | Command::Db(_)) {
+        // What they write is for hotslot's user alone.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    }
     match arguments.command {
         Command::Serve { config } => {
             let filter = EnvFilter::try_from_env("HOTSLOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -150,7 +157,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config.as_deref()).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(arguments.url, arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run()),
         Command::Sim(sim) => sim.run(),
@@ -161,7 +168,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         Command::Ask(question) => {
-            let cli = Cli { client: Client::new(arguments.url)?, format: arguments.output };
+            let cli = Cli { client: Client::new(url())?, format: arguments.output };
             until_done(question.ask(&cli))
         }
     }

@@ -1,14 +1,17 @@
 //! `hotslot serve`: the service, until it is told to stop.
 
-use std::future::IntoFuture as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use hotslot_api::config::{Config, Listen};
-use hotslot_api::http;
+use anyhow::{Context as _, bail};
+use hotslot_api::config::{Api, Config, Listen, SOCKET_GROUP};
+use hotslot_api::http::{self, Listener};
 use hotslot_api::service::Service;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Gid, Group};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,12 +19,16 @@ use tokio::signal::unix::{SignalKind, signal};
 /// is on record and goes on at the next start.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How many descriptors are kept for other things than connections: the database, hypervisors, webhooks.
+const OWN_DESCRIPTORS: u64 = 256;
+
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
-    let config = match file {
+    let mut config = match file {
         Some(file) => Config::load(file)?,
         None => Config::default(),
     };
+    fit(&mut config.api, descriptors()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, file.is_some()));
     // A libvirt call that hangs keeps its thread; it must not keep the process.
@@ -30,9 +37,9 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
-    let listen = config.api.listen.clone();
-    // The port first: a second service must not touch the records of the first.
-    let socket = Socket::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let api = config.api.clone();
+    // The socket first: a second service must not touch the records of the first.
+    let listener = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
     let service = Service::start(config).await?;
     if !configured {
         tracing::warn!(
@@ -45,28 +52,28 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     for host in &service.hosts {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
-    tracing::info!("listening on {}", socket.name(&listen)?);
+    if matches!(api.listen, Listen::Tcp(_)) {
+        tracing::warn!(
+            "[api] listen is a TCP port: every user and program of this machine that connects to it may do everything, \
+             until hotslot asks who they are; unix:/run/hotslot/api.sock is for a group only"
+        );
+    }
+    match &listener {
+        Listener::Tcp(listener) => tracing::info!("listening on {}", Listen::Tcp(listener.local_addr()?)),
+        Listener::Unix(_) => tracing::info!("listening on {}", api.listen),
+    }
     let router = http::router(std::sync::Arc::clone(&service));
     let (stopping, stop) = tokio::sync::watch::channel(false);
     let mut stopped = stop.clone();
     let asked = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let server = async move {
-        match socket {
-            Socket::Tcp(listener) => {
-                axum::serve(listener, router).with_graceful_shutdown(asked).into_future().await
-            }
-            Socket::Unix(listener) => {
-                axum::serve(listener, router).with_graceful_shutdown(asked).into_future().await
-            }
-        }
-    };
-    let mut server = tokio::spawn(server);
+    let serving = api.clone();
+    let mut server = tokio::spawn(async move { http::serve(listener, router, &serving, asked).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        ended = &mut server => ended??,
+        ended = &mut server => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -79,38 +86,125 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         );
     }
     service.store.close().await;
-    if let Listen::Unix(path) = &listen {
-        let _ = std::fs::remove_file(path);
+    if let Listen::Unix(path) = &api.listen {
+        let _ = fs::remove_file(path);
     }
     Ok(())
 }
 
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+/// Raises the limit of open descriptors as far as it may be, and answers it.
+fn descriptors() -> anyhow::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => Ok(hard),
+        Err(error) => {
+            tracing::warn!("the limit of open descriptors stays at {soft}: {error}");
+            Ok(soft)
+        }
+    }
 }
 
-impl Socket {
-    /// Where it listens, with the port that the system chose for port 0.
-    fn name(&self, listen: &Listen) -> std::io::Result<Listen> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
-            Self::Unix(_) => Ok(listen.clone()),
-        }
+/// Lowers the limits of connections to what the descriptors are enough for, and that of followers to a half of that:
+/// the other half is for those who do not stay.
+fn fit(api: &mut Api, descriptors: u64) {
+    let enough = descriptors.saturating_sub(OWN_DESCRIPTORS).max(descriptors / 2);
+    let connections = u64::from(api.connections.get()).min(enough);
+    let lower = |limit: u64| u32::try_from(limit).ok().and_then(std::num::NonZeroU32::new);
+    if let Some(connections) = lower(connections).filter(|connections| *connections < api.connections) {
+        tracing::warn!(
+            "{descriptors} descriptors may be open, so at most {connections} connections and not the {} of [api] \
+             connections; raise LimitNOFILE (or `ulimit -Hn`)",
+            api.connections
+        );
+        api.connections = connections;
     }
+    if let Some(half) = lower(u64::from(api.connections.get()) / 2) {
+        api.followers = api.followers.min(half);
+    }
+}
 
-    async fn bind(listen: &Listen) -> std::io::Result<Self> {
-        match listen {
-            Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
-            Listen::Unix(path) => {
-                // A socket that nobody answers on was left by a service that was killed; anything else is not ours.
-                let left = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-                let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-                if left && UnixStream::connect(path).await.is_err_and(refused) {
-                    std::fs::remove_file(path)?;
-                }
-                UnixListener::bind(path).map(Self::Unix)
+async fn bind(api: &Api) -> anyhow::Result<Listener> {
+    match &api.listen {
+        Listen::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
+        Listen::Unix(path) => {
+            make_directories(path.parent().unwrap_or(path)).with_context(|| {
+                format!(
+                    "the directory of {} is missing and cannot be made; run as root, have systemd make it \
+                     (RuntimeDirectory=hotslot), or set [api] listen to another place",
+                    path.display()
+                )
+            })?;
+            // A socket that nobody answers on was left by a service that was killed; anything else is not ours.
+            let left = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+            let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            if left && UnixStream::connect(path).await.is_err_and(refused) {
+                fs::remove_file(path)?;
             }
+            let group = group(api)?;
+            // By the umask it is the owner's alone until here.
+            let listener = UnixListener::bind(path)?;
+            open_to_group(path, api, group)?;
+            Ok(Listener::Unix(listener))
         }
     }
+}
+
+/// Makes a directory, and those above it, so that others get to the socket in it.
+fn make_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        make_directories(above)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
+        // Somebody was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The group of the socket; none when it is left as it is.
+fn group(api: &Api) -> anyhow::Result<Option<Gid>> {
+    let Some(name) = &api.socket_group else {
+        let group = Group::from_name(SOCKET_GROUP)?;
+        if group.is_none() {
+            tracing::warn!(
+                "there is no group `{SOCKET_GROUP}`, so only this user and root may connect; run: groupadd --system \
+                 {SOCKET_GROUP}, add users to it, and start the service again; or set [api] socket_group"
+            );
+        }
+        return Ok(group.map(|group| group.gid));
+    };
+    if let Ok(number) = name.parse() {
+        return Ok(Some(Gid::from_raw(number)));
+    }
+    match Group::from_name(name)? {
+        Some(group) => Ok(Some(group.gid)),
+        None => bail!(
+            "[api] socket_group: there is no group `{name}`; run: groupadd --system {name}, or name another"
+        ),
+    }
+}
+
+/// Gives the socket its group, and then its mode: it is never open to more than it is to be.
+fn open_to_group(path: &Path, api: &Api, group: Option<Gid>) -> anyhow::Result<()> {
+    if let Some(group) = group
+        && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.as_raw()))
+    {
+        let why = format!("the socket cannot be given to the group {group}: {error}");
+        match &api.socket_group {
+            Some(name) => bail!("{why}; run as root or as a member of {name}"),
+            None => tracing::warn!("{why}; it stays this user's"),
+        }
+    }
+    if api.socket_mode.is_open_to_all() {
+        tracing::warn!(
+            "[api] socket_mode {:04o} lets every user of this machine connect, and whoever connects may do everything",
+            api.socket_mode.0
+        );
+    }
+    fs::set_permissions(path, Permissions::from_mode(api.socket_mode.0))?;
+    Ok(())
 }

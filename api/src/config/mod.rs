@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use api::{Api, IDEMPOTENCY_KEYS, IdentityFrom, Listen};
+pub use api::{Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode};
 pub use pci::{ExtraInfo, Pci, Unguarded};
 pub use read::ConfigError;
 pub use value::{Age, Seconds, Secret};

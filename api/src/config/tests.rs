@@ -7,7 +7,7 @@ fn error(text: &str) -> String {
 #[test]
 fn an_empty_file_is_the_default() {
     let config = Config::parse("").unwrap();
-    assert_eq!(config.api.listen.to_string(), "http://127.0.0.1:9774");
+    assert_eq!(config.api.listen.to_string(), "unix:/run/hotslot/api.sock");
     assert_eq!(config.hypervisors()[0].uri, "qemu:///system");
     assert!(config.pci.device_spec.is_empty());
     assert_eq!((config.detach.attempts, config.detach.timeout.0.as_secs()), (8, 20));
@@ -49,6 +49,28 @@ fn only_this_machine_can_be_served() {
     assert!(error("[api]\nlisten = '0.0.0.0:9774'").contains("other machines"));
     assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
     assert!(error("[api]\nlisten = 'localhost'").contains("127.0.0.1:9774"));
+}
+
+#[test]
+fn the_socket_and_the_names_of_the_service_are_checked() {
+    assert!(error("[api]\nsocket_mode = '0888'").contains("0660"));
+    assert!(error("[api]\nsocket_mode = '7777'").contains("0660"));
+    assert!(error("[api]\nhosts = ['http://a.example']").contains("without a port"));
+    assert!(error("[api]\nhosts = ['a.example:80']").contains("without a port"));
+    assert!(error("[api]\nconnections = 0").contains("nonzero"));
+    let api = Config::parse("[api]\nhosts = ['Hotslot.example', '[2001:db8::1]']\nlisten = '127.0.0.5:1'")
+        .unwrap()
+        .api;
+    for known in
+        ["localhost", "LOCALHOST.", "127.0.0.1", "[::1]", "127.0.0.5", "hotslot.EXAMPLE.", "[2001:db8::1]"]
+    {
+        assert!(api.is_known_host(known), "{known}");
+    }
+    for unknown in ["evil.example", "127.1", "localhost.evil.example", "192.0.2.1", "[2001:db8::2]", "", "."]
+    {
+        assert!(!api.is_known_host(unknown), "{unknown}");
+    }
+    assert_eq!(api.socket_mode, SocketMode(0o660));
 }
 
 #[test]

@@ -8,23 +8,22 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use hotslot_driver::pci::PciAddress;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+use tokio::time::Instant;
 
 use super::body::{Page, Pairs};
 use super::error::Fault;
 use crate::error::Error;
+use crate::feed::{PAGE, Told};
 use crate::id::{DeviceId, EventId};
 use crate::service::Service;
 use crate::store::{Event, EventFilter, EventKind};
-
-/// How many events a follower holds in memory at most.
-const AHEAD: usize = 100;
 
 /// How long a follower hears nothing at most.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -142,8 +141,8 @@ pub(super) async fn list(
 ) -> Result<Response, Fault> {
     let Wanted { since, filter, page, follow } = Wanted::read(&service, &headers, pairs).await?;
     if follow {
+        let follower = Follower::new(Arc::clone(&service), since, filter)?;
         service.store.event_bounds().await?.reach(since)?;
-        let follower = Follower::new(service, since, filter);
         let stream = stream::unfold(follower, async |mut follower| {
             let message = follower.next().await?;
             Some((Ok::<_, Infallible>(message), follower))
@@ -159,66 +158,107 @@ pub(super) async fn list(
     Ok(Json(body).into_response())
 }
 
-/// A client that follows what happens. It reads the table at its own pace: what it has not asked for yet waits there.
+/// A client that follows what happens. It is given what is committed ([`feed`](crate::feed)), and reads from the table
+/// what it has missed of that.
 struct Follower {
     service: Arc<Service>,
     filter: EventFilter,
-    /// Up to where the table was read.
+    /// Up to where it has read.
     read: EventId,
-    ready: VecDeque<Event>,
-    /// Whether it was told where it begins.
-    greeted: bool,
-    committed: watch::Receiver<EventId>,
+    /// Whether there may be events between that and what it is given next.
+    behind: bool,
+    ready: VecDeque<sse::Event>,
+    /// When it was told something last; none when it was not yet told where it begins.
+    told: Option<Instant>,
+    pages: broadcast::Receiver<Option<Arc<[Told]>>>,
     stopping: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Follower {
-    fn new(service: Arc<Service>, since: EventId, filter: EventFilter) -> Self {
-        let (committed, stopping) = (service.store.event_ids(), service.stopping());
-        let (ready, greeted) = Default::default();
-        Self { service, filter, read: since, ready, greeted, committed, stopping }
+    fn new(service: Arc<Service>, since: EventId, filter: EventFilter) -> Result<Self, Fault> {
+        let place = Arc::clone(&service.feed.places).try_acquire_owned().map_err(|_| {
+            let most = service.config.api.followers;
+            let message = format!(
+                "{most} clients follow the events already ([api] followers); try again later, or ask for pages: \
+                 GET events?since=ID"
+            );
+            Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        })?;
+        let (pages, stopping) = (service.feed.subscribe(), service.stopping());
+        let (ready, told) = Default::default();
+        Ok(Self { service, filter, read: since, behind: true, ready, told, pages, stopping, _place: place })
     }
 
     /// The next message; none when the stream ends. The client then comes back with the last id that it heard.
     async fn next(&mut self) -> Option<sse::Event> {
-        if !std::mem::replace(&mut self.greeted, true) {
-            return Some(self.position());
-        }
+        let message = if self.told.is_none() { self.position() } else { self.news().await? };
+        self.told = Some(Instant::now());
+        Some(message)
+    }
+
+    async fn news(&mut self) -> Option<sse::Event> {
         loop {
             if *self.stopping.borrow() {
                 return None;
             }
-            if let Some(event) = self.ready.pop_front() {
-                let message = sse::Event::default().id(event.id.to_string()).event(event.what.kind.as_str());
-                return Some(message.data(wire(&event).to_string()));
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
             }
-            let committed = *self.committed.borrow_and_update();
-            match self.service.store.events(self.read, &self.filter, AHEAD).await {
-                Ok(events) => {
-                    let last = events.last().map(|event| event.id);
-                    // Not a full page: nothing that was committed before it was read is left.
-                    let all = (events.len() < AHEAD).then_some(committed);
-                    self.read = last.max(all).map_or(self.read, |read| read.max(self.read));
-                    self.ready = events.into();
-                }
-                Err(error) => {
+            if self.behind {
+                if let Err(error) = self.catch_up().await {
                     tracing::warn!(%error, "a client that follows the events is sent away");
                     return None;
                 }
-            }
-            if !self.ready.is_empty() {
                 continue;
             }
+            let silent = self.told.unwrap_or_else(Instant::now) + KEEP_ALIVE;
             tokio::select! {
-                changed = self.committed.changed() => changed.ok()?,
+                page = self.pages.recv() => match page {
+                    Ok(Some(page)) => self.hear(&page),
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.behind = true,
+                    Ok(None) | Err(broadcast::error::RecvError::Closed) => return None,
+                },
                 changed = self.stopping.changed() => changed.ok()?,
-                () = tokio::time::sleep(KEEP_ALIVE) => return Some(self.position()),
+                () = tokio::time::sleep_until(silent) => return Some(self.position()),
             }
         }
+    }
+
+    /// Takes what passes of a page; what lies before it is read from the table first.
+    fn hear(&mut self, page: &[Told]) {
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { return };
+        if first.event.id.0 > self.read.0 + 1 {
+            self.behind = true;
+            return;
+        }
+        let new = page.iter().filter(|told| told.event.id > self.read && self.filter.passes(&told.event));
+        self.ready.extend(new.map(message));
+        self.read = self.read.max(last.event.id);
+    }
+
+    /// Reads the next page of what it missed.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        let feed = &self.service.feed;
+        let _turn = feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
+        let committed = *self.service.store.event_ids().borrow();
+        let events = self.service.store.events(self.read, &self.filter, PAGE).await?;
+        self.behind = events.len() == PAGE;
+        // Not a full page: nothing that was committed before it was read is left.
+        let all = (!self.behind).then_some(committed);
+        let last = events.last().map(|event| event.id);
+        self.read = last.max(all).map_or(self.read, |read| read.max(self.read));
+        self.ready = events.into_iter().map(|event| message(&event.into())).collect();
+        Ok(())
     }
 
     /// A comment with where the client is: it comes back there, though nothing that it asked for happened.
     fn position(&self) -> sse::Event {
         sse::Event::default().comment("").id(self.read.to_string())
     }
+}
+
+fn message(told: &Told) -> sse::Event {
+    let event = sse::Event::default().id(told.event.id.to_string()).event(told.event.what.kind.as_str());
+    event.data(&told.text)
 }

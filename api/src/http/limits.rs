@@ -4,12 +4,17 @@
 //! with the same status and no body. How many devices one request may ask for is `a1:2,b1:1`'s to say, how long a
 //! page is the page's.
 
-use axum::extract::Request;
-use axum::http::StatusCode;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::extract::{FromRequest as _, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
+use super::body::unreadable;
 use super::error::Fault;
+use crate::service::Service;
 
 /// The largest body, in bytes.
 pub(super) const BODY: usize = 64 * 1024;
@@ -27,12 +32,44 @@ const HEADERS: usize = 64;
 /// The most bytes of all names and values of headers together.
 const HEADER_BYTES: usize = 16 * 1024;
 
-/// Refuses what is too long.
-pub(super) async fn keep(request: Request, next: Next) -> Response {
-    match excess(&request) {
-        Some(fault) => fault.into_response(),
-        None => next.run(request).await,
+/// Refuses what is too long, takes too long, or is no JSON. What comes after has the whole body.
+pub(super) async fn keep(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    if let Some(fault) = excess(&request) {
+        return fault.into_response();
     }
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    if let Err(fault) = expect_json(request.headers()) {
+        return fault.into_response();
+    }
+    let limit = service.config.api.body_timeout.0;
+    let (parts, body) = request.into_parts();
+    let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &());
+    match tokio::time::timeout(limit, body).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Ok(Err(rejection)) => unreadable(&rejection).into_response(),
+        Err(_) => {
+            let seconds = limit.as_secs_f64();
+            let message = format!("the body did not come within {seconds} seconds; send it faster");
+            let mut response = Fault::new(StatusCode::REQUEST_TIMEOUT, message).into_response();
+            // What is left of the body would be taken for the next request.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    }
+}
+
+/// Refuses a body that does not say that it is JSON: forms, which web pages send to anybody, do not.
+pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), Fault> {
+    let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?"));
+    let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let has = kind.map_or("has no Content-Type".to_owned(), |kind| format!("is `{kind}`"));
+    let message = format!("the body {has}; send it with Content-Type: application/json");
+    Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
 }
 
 fn excess(request: &Request) -> Option<Fault> {

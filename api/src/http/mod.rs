@@ -6,7 +6,9 @@
 mod accelerators;
 mod attachments;
 mod body;
+mod connections;
 mod cyborg;
+mod door;
 mod drift;
 pub mod error;
 pub(crate) mod events;
@@ -34,6 +36,8 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use tracing::Instrument as _;
 use uuid::Uuid;
+
+pub use connections::{Listener, serve};
 
 use crate::service::Service;
 use crate::who;
@@ -75,8 +79,9 @@ pub fn router(service: Arc<Service>) -> Router {
         .fallback(error::nowhere)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), limits::keep))
         .layer(DefaultBodyLimit::max(limits::BODY))
-        .layer(middleware::from_fn(limits::keep))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), door::keep_pages_out))
         .layer(middleware::from_fn(cyborg::speak))
         .layer(middleware::from_fn(identify))
         .with_state(service)
@@ -144,6 +149,9 @@ async fn identify(request: Request, next: Next) -> Response {
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-openstack-request-id"), id.clone());
         headers.insert(HeaderName::from_static("x-compute-request-id"), id);
+    }
+    for (name, value) in [("cache-control", "no-store"), ("x-content-type-options", "nosniff")] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     for (name, value) in [
         ("openstack-api-version", "compute 2.1"),

@@ -119,6 +119,22 @@ pub struct EventFilter {
     pub kind: Option<String>,
 }
 
+impl EventFilter {
+    /// Whether an event passes, as [`Store::events`] has it.
+    pub(crate) fn passes(&self, event: &Event) -> bool {
+        fn is<T: PartialEq>(wanted: Option<&T>, has: Option<&T>) -> bool {
+            wanted.is_none() || wanted == has
+        }
+        let what = &event.what;
+        is(self.host.as_ref(), event.host.as_ref())
+            && is(self.server.as_ref(), what.server.as_ref())
+            && is(self.device.as_ref(), what.device.as_ref())
+            && is(self.address.as_ref(), what.address.as_ref())
+            && is(self.attachment.as_ref(), what.attachment.as_ref())
+            && self.kind.as_ref().is_none_or(|kind| what.kind.is_of(kind))
+    }
+}
+
 impl EventKind {
     /// Whether a text is the kind, or its noun: `device` is every `device.…`.
     pub fn is_of(self, text: &str) -> bool {

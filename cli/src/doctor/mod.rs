@@ -11,6 +11,7 @@ mod machine;
 use std::path::Path;
 
 use clap::Args;
+use hotslot_api::config::SOCKET;
 use serde_json::{Value, json};
 
 use crate::client::{Address, Client};
@@ -100,7 +101,14 @@ fn is_local(uri: &str) -> bool {
 
 async fn look_at_service(address: Address) -> anyhow::Result<Finding> {
     let said = address.to_string();
+    let by_tcp = matches!(address, Address::Http(_));
     let (level, says) = match Client::new(address)?.probe("readyz").await {
+        Ok(ready) if by_tcp && ready["status"] == "ready" => {
+            let says =
+                format!("ready at {said}, where every user and program of this machine may do everything");
+            let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
+            return Ok(Finding::bad("service", Level::Warn, says, fix));
+        }
         Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {said}")),
         Ok(ready) => (Level::Info, format!("not ready at {said}: {ready}")),
         Err(failure) => (Level::Info, failure.to_string()),

@@ -1,0 +1,482 @@
+//! The connections: accepted, limited in number and time, and served.
+//!
+//! axum's own `serve` makes all routes anew for each connection, and knows neither time-outs nor limits.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use hyper::body::{Frame, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config::Api;
+
+/// How long a connection without a request is left alone when its place is needed by another: a client that has only
+/// just connected is about to ask.
+const FRESH: Duration = Duration::from_millis(300);
+
+/// How many connections are closed at a time when the system has no more descriptors: other things need some, too.
+const MAKE_ROOM: usize = 64;
+
+/// How often it is looked whose time is over.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After how long it is tried again to accept, or to close a connection that was just asked for something.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// How often the log says the same of connections.
+const SAID: Duration = Duration::from_secs(10);
+
+/// How many clients are told at a time that there is no place, and how long that may take; others are cut off.
+const REFUSALS: usize = 32;
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Where clients connect.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// Serves the routes on all connections until it is told to stop, and then until the requests that are under way are
+/// answered. It does not end by itself: that the system has no descriptors left is waited out.
+pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Future<Output = ()>) {
+    // Once: the routes are then shared by all connections.
+    let router = router.with_state(());
+    let open = Arc::new(Open::new(api));
+    let stopping = watch::Sender::new(false);
+    let times = tokio::spawn(Arc::clone(&open).watch_times());
+    let mut stop = pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = open.next(&listener) => accepted,
+        };
+        let (router, stopped) = (router.clone(), stopping.subscribe());
+        match accepted {
+            (Stream::Tcp(stream), place) => drop(tokio::spawn(place.serve(stream, router, stopped))),
+            (Stream::Unix(stream), place) => drop(tokio::spawn(place.serve(stream, router, stopped))),
+        }
+    }
+    drop(listener);
+    stopping.send_replace(true);
+    open.all_ended().await;
+    times.abort();
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // An event is not to wait for the next one.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    /// Nothing was asked, or all is answered.
+    Idle,
+    /// A request's header has begun.
+    Asking,
+    /// A request is being answered; its body is read here, too.
+    Answering,
+}
+
+#[derive(Debug)]
+struct Now {
+    doing: Doing,
+    since: Instant,
+    /// Since when the client takes nothing of what is sent to it.
+    blocked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    now: Mutex<Now>,
+    /// It is to look whether it should close.
+    look: Notify,
+    /// Its place is needed by another.
+    unwanted: AtomicBool,
+    header: Duration,
+    idle: Duration,
+}
+
+impl Connection {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, doing: Doing) {
+        let mut now = self.now();
+        (now.doing, now.since) = (doing, Instant::now());
+    }
+
+    /// Since when it has had no whole request; none while one is answered.
+    fn idle_since(&self) -> Option<Instant> {
+        let now = self.now();
+        (now.doing != Doing::Answering && now.blocked.is_none()).then_some(now.since)
+    }
+
+    fn is_overdue(&self) -> bool {
+        let now = self.now();
+        let limit = match (now.blocked, now.doing) {
+            (Some(since), _) => Some(since + self.idle),
+            (None, Doing::Idle) => Some(now.since + self.idle),
+            (None, Doing::Asking) => Some(now.since + self.header),
+            (None, Doing::Answering) => None,
+        };
+        limit.is_some_and(|limit| limit <= Instant::now())
+    }
+}
+
+/// All connections that are open.
+struct Open {
+    connections: Mutex<(u64, HashMap<u64, Arc<Connection>>)>,
+    most: usize,
+    header: Duration,
+    idle: Duration,
+    /// One has begun.
+    begun: Notify,
+    /// One has ended.
+    ended: Notify,
+    refusals: Arc<Semaphore>,
+    said: Mutex<Option<Instant>>,
+}
+
+impl Open {
+    fn new(api: &Api) -> Self {
+        Self {
+            connections: Mutex::default(),
+            most: usize::try_from(api.connections.get()).unwrap_or(usize::MAX),
+            header: api.header_timeout.0,
+            idle: api.idle_timeout.0,
+            begun: Notify::new(),
+            ended: Notify::new(),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            said: Mutex::default(),
+        }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, (u64, HashMap<u64, Arc<Connection>>)> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next connection that there is a place for.
+    async fn next(self: &Arc<Self>, listener: &Listener) -> (Stream, Place) {
+        loop {
+            match listener.accept().await {
+                Ok(stream) => match self.room().await {
+                    Some(place) => return (stream, place),
+                    None => {
+                        let most = self.most;
+                        self.say(&format_args!(
+                            "{most} connections are open and at work; others are refused"
+                        ));
+                        self.refuse(stream);
+                    }
+                },
+                // It ended before it was accepted.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    self.say(&format_args!(
+                        "no connection can be accepted: {error}; the idle ones are closed"
+                    ));
+                    self.close_idlest(MAKE_ROOM);
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// A warning in the log, not too often.
+    fn say(&self, what: &dyn std::fmt::Display) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() > SAID) {
+            *said = Some(Instant::now());
+            tracing::warn!("{what}");
+        }
+    }
+
+    /// A place for one more, when need be that of the one that has been idle for the longest time; none when all are
+    /// at work.
+    async fn room(self: &Arc<Self>) -> Option<Place> {
+        loop {
+            let ended = self.ended.notified();
+            if let Some(place) = self.place() {
+                return Some(place);
+            }
+            let wait = self.close_idlest(1)?;
+            tokio::select! {
+                () = ended => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    fn place(self: &Arc<Self>) -> Option<Place> {
+        let mut connections = self.connections();
+        if connections.1.len() >= self.most {
+            return None;
+        }
+        let (header, idle) = (self.header, self.idle);
+        let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
+        let connection =
+            Arc::new(Connection { now, look: Notify::new(), unwanted: AtomicBool::new(false), header, idle });
+        connections.0 += 1;
+        let number = connections.0;
+        connections.1.insert(number, Arc::clone(&connection));
+        self.begun.notify_one();
+        Some(Place { open: Arc::clone(self), number, connection })
+    }
+
+    /// Closes so many of the connections that have been idle for the longest time and are not fresh. Answers after how
+    /// long it is to be looked again; none when none is idle.
+    fn close_idlest(&self, count: usize) -> Option<Duration> {
+        let connections = self.connections();
+        let idle = connections.1.values().filter_map(|one| Some((one.idle_since()?, one)));
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_by_key(|(since, _)| *since);
+        let left = FRESH.saturating_sub(idle.first()?.0.elapsed());
+        for (_, one) in idle.iter().take(count).filter(|(since, _)| since.elapsed() >= FRESH) {
+            one.unwanted.store(true, Ordering::Relaxed);
+            one.look.notify_one();
+        }
+        Some(left.max(AGAIN))
+    }
+
+    /// Says that there is no place.
+    fn refuse(&self, stream: Stream) {
+        async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+            let message = "all connections of this service are at work; try again later ([api] connections says \
+                           how many there may be)";
+            let body = format!("{{\"serviceUnavailable\": {{\"code\": 503, \"message\": \"{message}\"}}}}");
+            let answer = format!(
+                "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\n\
+                 cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await?;
+            stream.shutdown().await?;
+            // What is closed with something unread is reset, and the answer lost.
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
+        }
+        let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let _ = match stream {
+                Stream::Tcp(stream) => timeout(REFUSAL, tell(stream)).await,
+                Stream::Unix(stream) => timeout(REFUSAL, tell(stream)).await,
+            };
+            drop(turn);
+        });
+    }
+
+    /// Has the connections close whose time is over.
+    async fn watch_times(self: Arc<Self>) {
+        loop {
+            if self.connections().1.is_empty() {
+                self.begun.notified().await;
+            }
+            sleep(LOOK).await;
+            for connection in self.connections().1.values().filter(|one| one.is_overdue()) {
+                connection.look.notify_one();
+            }
+        }
+    }
+
+    async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.connections().1.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// A connection's place among those that are open, for as long as it is.
+struct Place {
+    open: Arc<Open>,
+    number: u64,
+    connection: Arc<Connection>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.connections().1.remove(&self.number);
+        self.open.ended.notify_waiters();
+    }
+}
+
+impl Place {
+    async fn serve<S>(self, stream: S, router: Router, mut stopping: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = &self.connection;
+        let routes = TowerToHyperService::new(router);
+        let answer = service_fn(|request| {
+            let working = Working::on(Arc::clone(connection));
+            let answer = routes.call(request);
+            async move {
+                Ok::<_, std::convert::Infallible>(
+                    answer.await?.map(|body| Answer { body, _working: working }),
+                )
+            }
+        });
+        let io = TokioIo::new(Watched { stream, connection: Arc::clone(connection) });
+        let mut http = pin!(http1::Builder::new().header_read_timeout(None).serve_connection(io, answer));
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                biased;
+                ended = http.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended");
+                    }
+                    return;
+                }
+                _ = stopping.wait_for(|stop| *stop), if !stopped => {
+                    stopped = true;
+                    http.as_mut().graceful_shutdown();
+                }
+                // Looked at here, where no request can begin meanwhile.
+                () = connection.look.notified() => {}
+            }
+            let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
+            if connection.is_overdue() || ((stopped || unwanted) && connection.idle_since().is_some()) {
+                return;
+            }
+        }
+    }
+}
+
+/// A request is being answered, until the last of its answer was handed on.
+struct Working(Arc<Connection>);
+
+impl Working {
+    fn on(connection: Arc<Connection>) -> Self {
+        connection.set(Doing::Answering);
+        Self(connection)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.set(Doing::Idle);
+    }
+}
+
+/// The body of an answer.
+struct Answer {
+    body: Body,
+    _working: Working,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream that notes when its client asks, and when it takes nothing.
+struct Watched<S> {
+    stream: S,
+    connection: Arc<Connection>,
+}
+
+impl<S: Unpin> Watched<S> {
+    /// Notes how a write went.
+    fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
+        let mut now = self.connection.now();
+        now.blocked = written.is_pending().then(|| now.blocked.unwrap_or_else(Instant::now));
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let mut now = self.connection.now();
+        if now.doing == Doing::Idle && buf.filled().len() > before {
+            (now.doing, now.since) = (Doing::Asking, Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,140 @@
+//! What a web page may not do. A browser on this machine, or behind a proxy in front of the service, sends what pages
+//! of any origin ask it to. It says so in `Origin` and `Sec-Fetch-Site`; and a page whose name was made to lead here
+//! (DNS rebinding) is known by its name in `Host`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use super::error::Fault;
+use crate::config::{Api, Listen};
+use crate::service::Service;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Refuses requests of other origins, and those that are meant for another host, before anything of a body is read.
+pub(super) async fn keep_pages_out(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match check(&service.config.api, request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(fault) => fault.into_response(),
+    }
+}
+
+fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
+    let host = host(headers)?;
+    let by_browser = headers.contains_key(header::ORIGIN) || headers.contains_key(SEC_FETCH_SITE);
+    // No browser connects to a unix socket. A proxy may, for one; it is the proxy that knows its names then, but for
+    // those that are configured here.
+    let any_host = matches!(api.listen, Listen::Unix(_)) && api.hosts.is_empty() && !by_browser;
+    if !any_host {
+        let Some(host) = &host else {
+            return Err(Fault::new(StatusCode::BAD_REQUEST, "the request has no Host header; send one"));
+        };
+        for name in [Some(host), uri.authority()].into_iter().flatten() {
+            if !api.is_known_host(name.host()) {
+                let message = format!(
+                    "{:?} is not a name of this service; ask for localhost or 127.0.0.1, or add the name to hosts in \
+                     [api] of the configuration",
+                    shown(name.as_str())
+                );
+                return Err(Fault::new(StatusCode::MISDIRECTED_REQUEST, message));
+            }
+        }
+    }
+    let own = host.map(|host| host.as_str().to_ascii_lowercase());
+    for origin in headers.get_all(header::ORIGIN) {
+        let text = origin.to_str().unwrap_or("?").to_ascii_lowercase();
+        let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        if authority.is_none() || authority != own.as_deref() {
+            return Err(foreign(&format!("Origin {:?}", shown(&text))));
+        }
+    }
+    for site in headers.get_all(SEC_FETCH_SITE) {
+        if !["same-origin", "none"].contains(&site.to_str().unwrap_or("?")) {
+            return Err(foreign("Sec-Fetch-Site"));
+        }
+    }
+    Ok(())
+}
+
+/// The host that a request is sent to, with its port; none when it does not say.
+fn host(headers: &HeaderMap) -> Result<Option<Authority>, Fault> {
+    let bad =
+        |why: &str| Fault::new(StatusCode::BAD_REQUEST, format!("the request {why}; send one Host header"));
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return if headers.contains_key(header::HOST) { Err(bad("has two Host headers")) } else { Ok(None) };
+    };
+    let authority = host.to_str().ok().filter(|text| !text.contains('@')).and_then(|text| text.parse().ok());
+    authority.map(Some).ok_or_else(|| bad("has a Host that is neither a name nor an address"))
+}
+
+fn foreign(header: &str) -> Fault {
+    let message = format!(
+        "a web page of another origin asks for this ({header}), and is not answered; use a program, or send no such \
+         header"
+    );
+    Fault::new(StatusCode::FORBIDDEN, message)
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// The status of a request with these headers: 200 when it is let through.
+    fn status(config: &str, headers: &[(&str, &str)]) -> u16 {
+        let api = Config::parse(config).unwrap().api;
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        check(&api, &"/servers".parse().unwrap(), &map).map_or_else(|fault| fault.status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn only_known_hosts_and_the_own_origin_are_let_through() {
+        const TCP: &str = "[api]\nlisten = '127.0.0.1:9774'";
+        const UNIX: &str = "";
+        const NAMED: &str = "[api]\nhosts = ['hotslot.example']";
+        for (config, headers, expected) in [
+            (TCP, &[("host", "localhost:1")][..], 200),
+            (TCP, &[("host", "[::1]:9774")], 200),
+            (TCP, &[("host", "evil.example:9774")], 421),
+            (TCP, &[("host", "a@127.0.0.1")], 400),
+            (TCP, &[("host", "")], 400),
+            (TCP, &[], 400),
+            (TCP, &[("host", "localhost"), ("host", "localhost")], 400),
+            (TCP, &[("host", "localhost:9774"), ("origin", "http://localhost:9774")], 200),
+            (TCP, &[("host", "localhost:9774"), ("origin", "http://localhost:3000")], 403),
+            (TCP, &[("host", "localhost:9774"), ("origin", "null")], 403),
+            (TCP, &[("host", "localhost:9774"), ("origin", "http://evil.example")], 403),
+            (TCP, &[("host", "localhost:9774"), ("sec-fetch-site", "same-origin")], 200),
+            (TCP, &[("host", "localhost:9774"), ("sec-fetch-site", "none")], 200),
+            (TCP, &[("host", "localhost:9774"), ("sec-fetch-site", "same-site")], 403),
+            (TCP, &[("host", "localhost:9774"), ("sec-fetch-site", "cross-site")], 403),
+            (TCP, &[("host", "evil.example"), ("origin", "http://evil.example")], 421),
+            (UNIX, &[], 200),
+            (UNIX, &[("host", "anything.example")], 200),
+            (UNIX, &[("host", "evil.example"), ("origin", "http://evil.example")], 421),
+            (UNIX, &[("host", "localhost"), ("origin", "http://evil.example")], 403),
+            (NAMED, &[("host", "hotslot.example"), ("origin", "https://hotslot.example")], 200),
+            (NAMED, &[("host", "localhost")], 200),
+            (NAMED, &[("host", "evil.example")], 421),
+        ] {
+            assert_eq!(status(config, headers), expected, "{config} {headers:?}");
+        }
+    }
+}
