@@ -127,7 +127,8 @@ impl Lab {
     /// [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
         let lab = Self::idle();
-        let config = config.replace('\'', r"'\''");
+        // A port can be forwarded to this machine.
+        let config = format!("{config}\n[api]\nlisten = \"127.0.0.1:9774\"\n").replace('\'', r"'\''");
         lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
         lab.put(&release(), "/usr/local/bin/hotslot");
         lab.forward(PORT, 9774);

@@ -91,6 +91,8 @@ pub struct Answer {
     pub location: Option<String>,
     /// `ETag`.
     pub etag: Option<String>,
+    /// All headers.
+    pub headers: reqwest::header::HeaderMap,
 }
 
 impl Answer {
@@ -377,10 +379,14 @@ impl Hotslot {
 }
 
 impl Api {
-    /// The service at a URL.
+    /// The service at a URL, or at a socket: `unix:/path`.
     pub fn at(url: String) -> Self {
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        Self { url, client, patience: PATIENCE }
+        let builder = reqwest::Client::builder().no_proxy();
+        let (builder, url) = match url.strip_prefix("unix:") {
+            Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
+            None => (builder, url),
+        };
+        Self { url, client: builder.build().expect("a client"), patience: PATIENCE }
     }
 
     /// With another limit for what ought to happen by itself.
@@ -421,7 +427,7 @@ impl Api {
         self.answer(path, request).await
     }
 
-    /// Sends a request with headers.
+    /// Sends a request with headers. A body is JSON when they do not say what it is.
     pub async fn send_with(
         &self,
         method: Method,
@@ -430,6 +436,11 @@ impl Api {
         body: Option<String>,
     ) -> Answer {
         let request = self.client.request(method, format!("{}{path}", self.url));
+        let headers: Vec<_> = headers.into_iter().collect();
+        let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        let json =
+            (body.is_some() && !typed).then(|| ("content-type".to_owned(), "application/json".to_owned()));
+        let headers = headers.into_iter().chain(json);
         let request = body.into_iter().fold(request, |request, body| request.body(body));
         let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
         self.answer(path, request).await.expect("an answer")
@@ -441,13 +452,14 @@ impl Api {
         let header =
             |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
+        let headers = response.headers().clone();
         let text = response.text().await.ok()?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Some(Answer { status, body, retry_after, location, etag })
+        Some(Answer { status, body, retry_after, location, etag, headers })
     }
 
     /// GET; none when nobody answers.

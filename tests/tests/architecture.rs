@@ -41,7 +41,8 @@ fn only_in(word: &str, places: &[&str]) {
 fn each_library_is_spoken_in_its_own_room() {
     only_in("virt::", &["driver/src/libvirt/"]);
     only_in("sqlx::", &["api/src/store/", "api/src/error.rs", "api/src/service.rs", "api/src/http/error.rs"]);
-    only_in("axum::", &["api/src/http/", "cli/src/serve.rs"]);
+    only_in("axum::", &["api/src/http/"]);
+    only_in("hyper::", &["api/src/http/"]);
     only_in("reqwest::", &["api/src/webhook.rs", "cli/src/client.rs"]);
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs"]);
     only_in("anyhow", &["cli/src/"]);
