@@ -91,6 +91,11 @@ fn request(text: &str) -> Option<Request<Body>> {
     for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
         request = request.header(name, value);
     }
+    // A body of another type goes no further than that.
+    let typed = request.headers_ref()?.contains_key(header::CONTENT_TYPE);
+    if !body.is_empty() && !typed {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
     request.body(Body::from(body.to_owned())).ok()
 }
 

@@ -152,7 +152,7 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
     let port = service.url().rsplit(':').next().unwrap().to_owned();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
     let (own, evil) = (format!("127.0.0.1:{port}"), format!("evil.example:{port}"));
-    let same = format!("http://{own}");
+    let (same, rebound) = (format!("http://{own}"), format!("http://{evil}"));
     for (headers, status) in [
         // fetch() of a page, without a preflight.
         (
@@ -168,22 +168,14 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
         (page(&[("origin", "null"), ("content-type", "application/json")]), 403),
         (page(&[("sec-fetch-site", "same-site"), ("content-type", "application/json")]), 403),
         // Its name was made to lead here: to the browser it is of the same origin.
-        (
-            page(&[
-                ("host", &evil),
-                ("origin", &format!("http://{evil}")),
-                ("sec-fetch-site", "same-origin"),
-            ]),
-            421,
-        ),
+        (page(&[("host", &evil), ("origin", &rebound), ("sec-fetch-site", "same-origin")]), 421),
         (page(&[("host", &evil)]), 421),
         // No page, but what it could send without a preflight.
         (page(&[("content-type", "text/plain")]), 415),
         (page(&[("content-type", "application/x-www-form-urlencoded")]), 415),
     ] {
-        let answer =
-            service.send_with(reqwest::Method::POST, &attachments(Q35), headers.clone(), Some(body.clone()));
-        let answer = answer.await;
+        let (post, path) = (reqwest::Method::POST, attachments(Q35));
+        let answer = service.send_with(post, &path, headers.clone(), Some(body.clone())).await;
         assert_eq!(answer.status, status, "{headers:?}: {}", answer.body);
         assert!(!answer.message().is_empty());
         if status == 421 {
@@ -216,6 +208,67 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
         assert_eq!(answer.headers[name], value);
         assert_eq!(service.get("/v2/t/nowhere").await.expect(404).headers[name], value);
     }
+}
+
+/// What an evil page does: it asks for devices in each way that needs nobody's leave, and shows when all is over.
+const PAGE: &str = r#"<!doctype html><title>evil</title><body><iframe name="frame"></iframe>
+<form method="post" target="frame" enctype="text/plain" action="URL"><input name='BODY' value=''></form><script>
+const send = (more) => fetch("URL", { method: "POST", ...more }).then(() => "sent", (error) => "kept back: " + error);
+document.forms[0].submit();
+Promise.all([
+  send({ mode: "no-cors", body: new Blob(['BODY']) }),
+  send({ mode: "no-cors", body: 'BODY' }),
+  send({ mode: "cors", headers: { "content-type": "application/json" }, body: 'BODY' }),
+]).then((told) => { document.title = "over"; document.body.append(told.join("; ")); });
+</script>"#;
+
+/// Serves a page to whoever asks, at a port of its own.
+fn serve_page(page: String) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n", page.len());
+            let _ = stream.write_all(format!("{head}connection: close\r\n\r\n{page}").as_bytes());
+        }
+    });
+    address
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: apt-get install chromium; cargo test -p hotslot-tests --test door -- --ignored"]
+async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
+    let service = Hotslot::on("small").await;
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
+    let page = PAGE.replace("URL", &format!("{}{}", service.url(), attachments(Q35))).replace("BODY", &body);
+    let evil = format!("http://evil.example:{}", serve_page(page).port());
+    let profile = tempfile::tempdir().unwrap();
+    let browse = |url: &str| {
+        let mut browser = Command::new("chromium");
+        browser.args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+        ]);
+        browser.arg("--host-resolver-rules=MAP evil.example 127.0.0.1");
+        browser.arg(format!("--user-data-dir={}", profile.path().display())).arg(url);
+        String::from_utf8_lossy(&browser.output().expect("chromium").stdout).into_owned()
+    };
+    let seen = browse(&evil);
+    assert!(seen.contains("<title>over</title>"), "{seen}");
+    let log = service.log();
+    let asked = log.matches(&format!("path=\"{}\"", attachments(Q35))).count();
+    assert!(asked >= 3 && log.contains("status=403"), "{seen}\n{log}");
+    service.expect_clean().await;
+
+    // The name was made to lead here: the page is of the service's own origin then.
+    let rebound = service.url().replace("127.0.0.1", "evil.example");
+    let seen = browse(&format!("{rebound}/v2/t/servers"));
+    assert!(seen.contains("misdirectedRequest") && !seen.contains(Q35), "{seen}");
 }
 
 #[tokio::test]
@@ -263,13 +316,16 @@ async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umas
         assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, 1), "umask {umask}");
         assert_eq!(mode(socket.parent().unwrap()), 0o755);
         service.attach(Q35, "vf:1").await.expect(200);
-        // Who is not in the group is told what to do.
-        let line = format!("{} host list --url unix:{}", binary().display(), socket.display());
-        let said = as_nobody(&line);
-        let error = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert_eq!(said.status.code(), Some(5), "{error}");
-        assert!(error.contains("usermod -aG daemon"), "{error}");
     }
+    // Who is not in the group is told what to do. The program is where everybody may run it.
+    let (_service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
+    let program = dir.path().join("hotslot");
+    fs::copy(binary(), &program).unwrap();
+    let said = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
+    let error = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(5), "{error}");
+    assert!(error.contains("usermod -aG daemon"), "{error}");
+
     let (service, socket, _dir) = at_socket("022", "socket_mode = \"0666\"\n").await;
     assert_eq!(mode(&socket), 0o666);
     assert!(service.log().contains("lets every user of this machine connect"), "{}", service.log());
@@ -414,7 +470,7 @@ async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
         let post = b"POST /v2.1/drift HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n";
         stream.write_all(post).unwrap();
         busy.push(stream);
-        std::thread::sleep(Duration::from_millis(1200));
+        std::thread::sleep(Duration::from_millis(400));
     }
     let mut refused = connect(&service);
     refused.write_all(GET).unwrap();
@@ -444,6 +500,8 @@ async fn a_new_client_is_served_when_idle_ones_have_taken_every_descriptor() {
     let start = Instant::now();
     kept(&service);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // The client that the test has kept notices here that it was closed, too.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     service.attach(Q35, "vf:1").await.expect(200);
     assert!(service.log().contains("no connection can be accepted"), "{}", service.log());
 }
@@ -469,7 +527,7 @@ async fn all_followers_hear_everything_once() {
         }
         let heard: Vec<_> = text.split("id: ").skip(1).map(|rest| rest.split('\n').next().unwrap()).collect();
         for id in &events {
-            assert_eq!(heard.iter().filter(|heard| *heard == id).count(), 1, "{id}: {text}");
+            assert_eq!(heard.iter().filter(|heard| **heard == id.as_str()).count(), 1, "{id}: {text}");
         }
     }
 }
