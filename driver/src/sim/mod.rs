@@ -163,12 +163,14 @@ impl Sim {
             done = &mut done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
             _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
             () = tokio::time::sleep(limit) => {
-                let overdue = self.overdue.note(what.to_owned(), domain.filter(|_| operation.changes()), begun);
+                // An agent or monitor that is asked changes nothing of its domain.
+                let changed = domain.filter(|_| operation.is_job());
+                let overdue = self.overdue.note(what.to_owned(), changed, begun);
                 let events = self.inner.events.clone();
                 tokio::spawn(async move {
                     let _ = done.await;
                     drop(overdue);
-                    if let Some(domain) = domain.filter(|_| operation.changes()) {
+                    if let Some(domain) = changed {
                         let _ = events.send(Event::CameBack { domain });
                     }
                 });
