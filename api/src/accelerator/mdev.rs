@@ -261,7 +261,10 @@ impl Service {
             match hotplug::plug(hypervisor, &self.templates, server.0, &spec, scope, limits).await {
                 Ok(presence) => {
                     let inner = presence.inner_address;
-                    seen.push((step.id, Observation::Present { inner, only_in_definition: false }));
+                    seen.push((
+                        step.id,
+                        Observation::Present { inner, only_in_definition: false, same_run: true },
+                    ));
                 }
                 Err(error) => {
                     return Err(self.undo_mdevs(host, server, steps, steps.len(), done, error).await);
@@ -531,6 +534,7 @@ impl Service {
             let seen = present.map(|found| Observation::Present {
                 inner: found.inner_address,
                 only_in_definition: runs && !found.live,
+                same_run: runs,
             });
             let done = match (row.state, seen) {
                 (State::Attaching, _) if cut_off.contains(&row.request.0) => {
@@ -548,7 +552,7 @@ impl Service {
                         self.make_again(host, &row).await;
                     }
                     // Mostly nothing has changed, and then nothing is written.
-                    match row.state.on(row.inner, row.reason.as_deref(), &seen) {
+                    match row.state.on(row.record(), &seen) {
                         Some(_) => self.settle_mdev_rows(&[(row.id, seen)]).await,
                         None => Ok(()),
                     }

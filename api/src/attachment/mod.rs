@@ -32,7 +32,7 @@ pub(crate) use ports::portless;
 pub use select::{DryRun, NetworkRequest};
 #[cfg(test)]
 pub(crate) use state::tests::observations;
-pub use state::{Observation, State};
+pub use state::{Observation, Record, State};
 
 use crate::error::Error;
 use crate::id::AttachmentId;
