@@ -1,13 +1,15 @@
-//! Retention: events are kept for as long as configured, and pruned in rounds.
+//! Retention: events, and attachments, bindings and mediated devices that have ended, are each kept for as long as
+//! configured, and pruned in rounds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Age;
 use crate::error::Error;
 use crate::service::Service;
-use crate::store::now;
+use crate::store::{Ended, now};
 
-/// How many events are removed in one transaction.
+/// How many rows are removed in one transaction.
 const BATCH: i64 = 1000;
 
 /// The shortest and the longest time between two rounds.
@@ -15,27 +17,38 @@ const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// Prunes for as long as the service runs.
 pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
-    let round = (service.config.events.keep.0 / 10).clamp(ROUND.0, ROUND.1);
+    let keep = service.config.events.keep.0.min(service.config.records.keep_ended.0);
+    let round = (keep / 10).clamp(ROUND.0, ROUND.1);
     loop {
         match prune(&service).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "pruned {count} events"),
-            Err(error) => tracing::error!(%error, "events cannot be pruned; it is tried again"),
+            Ok((0, 0)) => {}
+            Ok((events, ended)) => {
+                tracing::info!(events, ended, "pruned {events} events and {ended} rows that had ended");
+            }
+            Err(error) => tracing::error!(%error, "what is old cannot be pruned; it is tried again"),
         }
         tokio::time::sleep(round).await;
     }
 }
 
-async fn prune(service: &Service) -> Result<u64, Error> {
+/// Removes what is too old: how many events, and how many rows that have ended.
+async fn prune(service: &Service) -> Result<(u64, u64), Error> {
     // One process at a time, for the others would wait for it.
-    let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok(0) };
-    let keep = i64::try_from(service.config.events.keep.0.as_millis()).unwrap_or(i64::MAX);
-    let before = now().saturating_sub(keep);
-    let mut pruned = 0;
+    let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok((0, 0)) };
+    let (store, most) = (&service.store, service.config.events.most.into());
+    let before = |keep: Age| now().saturating_sub(i64::try_from(keep.0.as_millis()).unwrap_or(i64::MAX));
+    let of_events = before(service.config.events.keep);
+    let of_ended = before(service.config.records.keep_ended);
+    let (mut events, mut ended) = (0, 0);
     loop {
-        match service.store.prune_events(before, service.config.events.most.into(), BATCH).await? {
-            0 => return Ok(pruned),
-            count => pruned += count,
+        let mut removed = store.prune_events(of_events, most, BATCH).await?;
+        events += removed;
+        for table in Ended::ALL {
+            let count = store.prune_ended(*table, of_ended, BATCH).await?;
+            (ended, removed) = (ended + count, removed + count);
+        }
+        if removed == 0 {
+            return Ok((events, ended));
         }
         // Whoever waits to write goes first.
         tokio::time::sleep(Duration::from_millis(10)).await;

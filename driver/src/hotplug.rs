@@ -35,8 +35,18 @@ pub struct DetachLimits {
     pub attempts: u32,
     /// How long each attempt waits for the guest.
     pub timeout: Duration,
-    /// How long all attempts may take, and then as many as it takes; none: `attempts` of them.
+    /// How long all attempts may take, and then as many as it takes; none: `attempts` of them. An attempt that is
+    /// refused at once ends no earlier for that.
     pub total: Option<Duration>,
+}
+
+impl DetachLimits {
+    /// How long it is waited after an ask that was refused at once, and may be asked again: the asks are spread over
+    /// the time that there is.
+    fn pace(self) -> Duration {
+        let shares = self.total.map(|total| total / self.attempts.max(1));
+        shares.map_or(self.timeout, |share| share.min(self.timeout))
+    }
 }
 
 impl Default for DetachLimits {
@@ -138,11 +148,51 @@ pub async fn give_back(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> R
     given
 }
 
+/// A plug that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlugFailure {
+    /// What failed.
+    pub error: Error,
+    /// Whether it is known that the guest never had the device.
+    pub untouched: bool,
+}
+
+impl PlugFailure {
+    /// A failure after which the guest may have had the device.
+    fn touched(error: Error) -> Self {
+        Self { error, untouched: false }
+    }
+}
+
+/// Whether a refusal of this kind comes before libvirt gives the device to QEMU.
+fn never_reached_the_guest(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::NoDomain
+        | ErrorKind::NoDevice
+        | ErrorKind::InUse
+        | ErrorKind::GroupNotViable
+        | ErrorKind::NoFreePort
+        | ErrorKind::BadGuestAddress
+        | ErrorKind::NotAssignable
+        | ErrorKind::NotRunning
+        | ErrorKind::AlreadyDefined
+        | ErrorKind::NoPassthrough
+        | ErrorKind::Unsupported
+        | ErrorKind::Document => true,
+        ErrorKind::Away
+        | ErrorKind::TimedOut
+        | ErrorKind::DeviceMissing
+        | ErrorKind::UnplugPending
+        | ErrorKind::UnplugRefused
+        | ErrorKind::AgentAway
+        | ErrorKind::Refused => false,
+    }
+}
+
 /// Plugs one device and reads it back.
 ///
 /// # Errors
-/// A refusal has left nothing behind, or its text says what could not be undone.
-/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the domain is read again.
+/// As [`try_plug`], without what is known of the guest.
 pub async fn plug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -151,18 +201,38 @@ pub async fn plug(
     scope: Scope,
     limits: DetachLimits,
 ) -> Result<Presence, Error> {
-    let xml = render(templates, spec)?;
+    let plugged = try_plug(hypervisor, templates, domain, spec, scope, limits).await;
+    plugged.map_err(|failure| failure.error)
+}
+
+/// Plugs one device, reads it back, and tells of a failure whether the guest may have had the device.
+///
+/// # Errors
+/// A refusal has left nothing behind, or its text says what could not be undone.
+/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the domain is read again.
+pub async fn try_plug(
+    hypervisor: &dyn Hypervisor,
+    templates: &Templates,
+    domain: Uuid,
+    spec: &dyn Pluggable,
+    scope: Scope,
+    limits: DetachLimits,
+) -> Result<Presence, PlugFailure> {
+    let xml = render(templates, spec).map_err(|error| PlugFailure { error, untouched: true })?;
     let attached = hypervisor.attach(domain, &xml, scope).await;
     if let Err(error) = &attached
         && error.kind.leaves_it_open()
     {
-        return Err(error.clone());
+        return Err(PlugFailure::touched(error.clone()));
     }
+    let early = attached.as_ref().is_err_and(|error| never_reached_the_guest(error.kind));
     let view = match hypervisor.domain(domain).await {
         Ok(view) => view,
-        Err(error) if error.kind == ErrorKind::NoDomain => return Err(attached.err().unwrap_or(error)),
+        Err(error) if error.kind == ErrorKind::NoDomain => {
+            return Err(PlugFailure { error: attached.err().unwrap_or(error), untouched: early });
+        }
         // Without a look at the document nothing is known, whatever the attach answered.
-        Err(error) => return Err(Error { kind: ErrorKind::TimedOut, ..error }),
+        Err(error) => return Err(PlugFailure::touched(Error { kind: ErrorKind::TimedOut, ..error })),
     };
     let presence = Presence::of(&view, spec.alias());
     let complete = match scope {
@@ -170,6 +240,9 @@ pub async fn plug(
         Scope::Config => presence.config,
         Scope::LiveAndConfig => presence.live && presence.config,
     };
+    // A guest that still runs, and whose document has no such device after a refusal, never had it.
+    let guest_lives = scope == Scope::Config || view.live.is_some();
+    let untouched = presence.is_absent() && (early || attached.is_err() && guest_lives);
     let error = match attached {
         Ok(()) if complete => return Ok(presence),
         Ok(()) => Error::new(
@@ -180,20 +253,17 @@ pub async fn plug(
         Err(error) => error,
     };
     if presence.is_absent() {
-        return Err(error);
+        return Err(PlugFailure { error, untouched });
     }
     // One side took it and the other did not: take it back.
-    match unplug(hypervisor, templates, domain, spec, false, limits).await {
-        Ok(Unplugged::Gone) => Err(error),
+    let left = match unplug(hypervisor, templates, domain, spec, false, limits).await {
+        Ok(Unplugged::Gone) => return Err(PlugFailure::touched(error)),
         Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
-            let message = format!("{}; and taking it back: {reason}", error.message);
-            Err(Error::new(ErrorKind::TimedOut, error.operation, message))
+            format!("{}; and taking it back: {reason}", error.message)
         }
-        Err(undo) => {
-            let message = format!("{}; and taking it back failed: {undo}", error.message);
-            Err(Error::new(ErrorKind::TimedOut, error.operation, message))
-        }
-    }
+        Err(undo) => format!("{}; and taking it back failed: {undo}", error.message),
+    };
+    Err(PlugFailure::touched(Error::new(ErrorKind::TimedOut, error.operation, left)))
 }
 
 /// Unplugs one device: out of the definition first, then out of the running guest, until it is gone, refused
@@ -236,36 +306,46 @@ async fn take_out(
     // Before the first call: a removal must not happen unheard.
     let mut events = hypervisor.events();
     let name = alias.to_string();
-    let Some((mut presence, _)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+    let Some((mut presence, mut state)) = read(hypervisor, domain, alias).await? else {
+        return Ok(Unplugged::Gone);
+    };
     if presence.config {
         ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
+        let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+        (presence, state) = now;
     }
     let until = limits.total.map(|total| Instant::now() + total);
+    let pace = limits.pace();
     let mut attempt = 0;
     while presence.live {
         attempt += 1;
-        let deadline = Instant::now() + limits.timeout;
-        let deadline = until.map_or(deadline, |until| deadline.min(until));
+        let begun = Instant::now();
         let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
         tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "asked the guest to let go");
-        let refused = match asked {
-            Ok(()) => wait(&mut events, domain, &name, deadline).await,
-            Err(error) if error.kind == ErrorKind::UnplugPending => {
-                wait(&mut events, domain, &name, deadline).await
-            }
-            Err(error) if error.kind == ErrorKind::UnplugRefused => true,
-            // Nothing is left to wait for; the document tells.
-            asked => ignore_missing(asked).map(|()| false)?,
+        let (mut refused, time) = match asked {
+            Ok(()) => (false, limits.timeout),
+            Err(error) if error.kind == ErrorKind::UnplugRefused => (true, Duration::ZERO),
+            // The guest was not asked: an earlier removal is under way, or QEMU is not ready for one. That passes.
+            Err(error) if error.kind == ErrorKind::UnplugPending => (false, pace),
+            // The document says whether there is anything left to ask for.
+            asked => ignore_missing(asked).map(|()| (false, pace))?,
         };
-        let Some((now, _)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
-        presence = now;
-        if refused && presence.live {
-            return Ok(Unplugged::Refused { reason: "the guest refused to let the device go".into() });
+        let next = begun + time;
+        let next = until.map_or(next, |until| next.min(until));
+        loop {
+            refused = refused || wait(&mut events, domain, &name, next).await;
+            let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+            (presence, state) = now;
+            if refused && presence.live {
+                return Ok(Unplugged::Refused { reason: "the guest refused to let the device go".into() });
+            }
+            // What was heard may be of something else; the time of this ask is not over because of it.
+            if !presence.live || Instant::now() >= next {
+                break;
+            }
         }
-        // One that ended before its time, without an answer, counts.
-        let waited = Instant::now() >= deadline;
         let more = match until {
-            Some(until) => Instant::now() < until && (waited || attempt < limits.attempts),
+            Some(until) => Instant::now() < until,
             None => attempt < limits.attempts,
         };
         if !more {
@@ -275,8 +355,9 @@ async fn take_out(
     if !presence.live && presence.config {
         // libvirt writes the definition after the guest; it may have got the device back meanwhile.
         ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
+        let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
+        (presence, state) = now;
     }
-    let Some((presence, state)) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
     if presence.is_absent() {
         return Ok(Unplugged::Gone);
     }
@@ -366,7 +447,9 @@ async fn wait(
 ) -> bool {
     loop {
         match tokio::time::timeout_at(deadline, events.recv()).await {
-            Err(_) | Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => return false,
+            Err(_) | Ok(Err(RecvError::Lagged(_))) => return false,
+            // Nothing more is heard.
+            Ok(Err(RecvError::Closed)) => tokio::time::sleep_until(deadline).await,
             Ok(Ok(Event::DeviceRemoved { domain: d, alias })) if d == domain && alias == name => {
                 return false;
             }

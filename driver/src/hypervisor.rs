@@ -129,6 +129,8 @@ pub struct DomainInfo {
     pub state: DomainState,
     /// Whether it has a definition that outlives its run.
     pub persistent: bool,
+    /// The number of its run, another with each start; none when it is shut off.
+    pub run: Option<u32>,
 }
 
 /// A domain with its documents.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use hotslot_tests::{Hotslot, Q35, host, path};
-use serde_json::Value;
+use hotslot_tests::{Hotslot, Q35, SWITCH, host, path};
+use serde_json::{Value, json};
 
 const PENDING: &str = "detaching";
 
@@ -332,6 +332,143 @@ async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told(
     service.delete(&path(&vf)).await.expect(200);
     assert!(service.log().contains("not quiesced"));
     service.expect_clean().await;
+}
+
+/// How often a guest was asked to let a device go.
+fn asks(service: &Hotslot) -> usize {
+    service.log().matches("asked the guest to let go").count()
+}
+
+#[tokio::test]
+async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
+    // The second device of the request is refused; or the call is given up and plugs the device later.
+    for (config, fault, aliases, status, asked) in [
+        ("", "fault attach fail nth=2 text=no", "vf:2", 502, 2),
+        ("[libvirt]\nattach_timeout = 0.5", "fault attach hang ms=900", "vf:1", 503, 1),
+    ] {
+        let mut service = Hotslot::with(&host("small"), config).await;
+        service.sim("guest q35 unplug=refuse");
+        service.sim(fault);
+        service.attach(Q35, aliases).await.expect(status);
+        let stays = async || {
+            let rows = service.attachments(Q35).await;
+            assert_eq!(rows.len(), 1, "{fault}: {rows:#?}");
+            assert_eq!(rows[0]["status"], PENDING, "{fault}: {:#}", rows[0]);
+            rows[0].clone()
+        };
+        // It is asked again by itself, whatever it answered.
+        service.until("the guest is asked again", async || asks(&service) == asked).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let row = stays().await;
+        let reason = row["status_reason"].as_str().unwrap();
+        assert!(reason.contains("refused") && reason.contains("attach"), "{fault}: {reason}");
+        assert_eq!(documents_with_it(&service), 1, "{fault}: it is in the running guest alone");
+        // Nor when somebody asks, or libvirt refuses to ask the guest.
+        service.delete(&path(&row)).await.expect(409);
+        stays().await;
+        service.sim("fault detach fail text=no-such-luck");
+        service.delete(&path(&row)).await.expect(502);
+        stays().await;
+        service.kill();
+        service.take_log();
+        service.start_again().await;
+        service.until("the guest is asked again", async || asks(&service) > 0).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(service.attachments(Q35).await[0]["status"], PENDING, "{fault}: after a restart");
+        assert_eq!(documents_with_it(&service), 1, "{fault}: after a restart");
+        service.sim("destroy q35");
+        service.until("it is gone", async || is_gone(&service, &row).await).await;
+        service.sim("start q35");
+        service.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_gone_from_a_definition_is_not_asked_for_again() {
+    let service = Hotslot::on("small").await;
+    let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    service.sim("fault detach fail nth=2 text=the-second-is-refused");
+    service.delete(&path(&vf)).await.expect(200);
+    service.sim("fault clear");
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
+    for kind in ["device-missing", "unplug-pending"] {
+        let service = Hotslot::on("small").await;
+        let vf = attach(&service).await;
+        // The first call takes it out of the definition.
+        service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
+        let asked = Instant::now();
+        service.delete(&format!("{}?timeout=2s", path(&vf))).await.expect(409);
+        assert!((1900..3500).contains(&asked.elapsed().as_millis()), "{kind}: {:?}", asked.elapsed());
+        let count = asks(&service);
+        assert!((2..=8).contains(&count), "{kind}: asked {count} times");
+        service.sim("fault clear");
+        // A reason that has passed is noticed before the time is over.
+        service.sim(&format!("fault detach fail times=2 kind={kind} text=busy"));
+        let asked = Instant::now();
+        service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
+        assert!((700..5000).contains(&asked.elapsed().as_millis()), "{kind}: {:?}", asked.elapsed());
+        service.expect_clean().await;
+        // Without a time of its own it is asked as often as configured, one ask in the time of one attempt.
+        let vf = attach(&service).await;
+        service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
+        let (before, asked) = (asks(&service), Instant::now());
+        service.delete(&path(&vf)).await.expect(409);
+        assert!(asked.elapsed() >= Duration::from_millis(750), "{kind}: {:?}", asked.elapsed());
+        assert_eq!(asks(&service) - before, 2, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_keeps_no_attach_and_no_detach_waiting() {
+    let service = with("[libvirt]\nattach_timeout = 0.5\ncall_timeout = 0.5", &agent(0)).await;
+    service.sim("agent q35 connected");
+    service.sim("fault agent hang times=100");
+    let vf = attach(&service).await;
+    let hangs = async || service.log().contains("befalls Agent");
+    service.until("the agent is asked where the device is", hangs).await;
+    // The call is given up.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let other = attach(&service).await;
+    for one in [vf, other] {
+        service.delete(&path(&one)).await.expect(200);
+    }
+    service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_before() {
+    let mut service = Hotslot::on("small").await;
+    let vf = attach(&service).await;
+    assert_eq!(vf["inner_address"], "0000:02:00.0");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let inner = async |service: &Hotslot| {
+        let now = shown(service, &vf).await;
+        (now["inner_address"].clone(), now["inner_address_source"].clone())
+    };
+    // The guest showed it elsewhere than was worked out.
+    let elsewhere = (json!("0000:07:00.0"), json!("verified"));
+    service
+        .in_the_database(
+            "UPDATE attachments SET inner_address = '0000:07:00.0', inner_source = 'verified' WHERE ended_at IS NULL",
+        )
+        .await;
+    service.sim("pause q35");
+    service.sim("resume q35");
+    attach(&service).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(inner(&service).await, elsewhere);
+    service.kill();
+    service.start_again().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(inner(&service).await, elsewhere);
+    // Firmware numbers the buses again.
+    let computed = (json!("0000:02:00.0"), json!("computed"));
+    service.sim("reboot q35");
+    service.until("it is worked out again", async || inner(&service).await == computed).await;
 }
 
 /// What the agent of a guest answers is the guest's to choose: it forges no line of the log, and does nothing to the

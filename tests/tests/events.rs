@@ -362,3 +362,22 @@ async fn a_person_reads_and_follows_the_events() {
     followed.kill().unwrap();
     followed.wait().unwrap();
 }
+
+#[tokio::test]
+async fn ended_attachments_are_kept_for_as_long_as_configured() {
+    let service = Hotslot::with(&host("small"), "[records]\nkeep_ended = \"1s\"\n").await;
+    let two = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
+    let ended = async || {
+        let answer = service.get("/v2/t/os-pci_attachments?ended=true").await.expect(200).body;
+        answer["pciAttachment"].as_array().unwrap().len()
+    };
+    service.delete(&path(&two[0])).await.expect(200);
+    assert_eq!(ended().await, 1);
+    // As long as the request has a device, it is known how many it was given.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(ended().await, 1);
+    service.delete(&path(&two[1])).await.expect(200);
+    service.until("both are forgotten", async || ended().await == 0).await;
+    service.get(&path(&two[0])).await.expect(404);
+    assert!(!service.events("/v2/t/events?since=0").await.is_empty(), "what happened is kept by itself");
+}

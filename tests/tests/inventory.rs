@@ -646,3 +646,44 @@ async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_g
         service.until(line, async || listed().await == count).await;
     }
 }
+
+#[tokio::test]
+async fn a_one_time_device_that_may_have_been_in_a_guest_is_used() {
+    const EDU: &str = "0000:00:1d.0";
+    let pci = "[pci]\nreport_in_placement = true\n\
+               device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\", \"address\": \"0000:00:1d.0\"}']\n\
+               alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n";
+    // What befalls the attach, and whether the guest may have had the device.
+    for (fault, used) in [
+        ("fail text=refused", false),
+        ("fail kind=no-free-port text=full", false),
+        ("fail at=between text=the-definition-cannot-be-written", true),
+        ("fail at=after text=refused-after-all", true),
+        ("crash at=before", false),
+        ("crash at=after", true),
+        ("kill at=before", true),
+        ("kill at=after", true),
+    ] {
+        let mut service = Hotslot::bare(&host("small"), pci, |_| ()).await;
+        service.sim(&format!("fault attach {fault}"));
+        let body = json!({ "pciAttachment": { "pci_passthrough:alias": "edu:1" } }).to_string();
+        let body = Some(("application/json", body));
+        let answer = service.try_send(reqwest::Method::POST, &attachments(I440FX), body).await;
+        assert!(answer.as_ref().is_none_or(|answer| answer.status != 200), "{fault}: {answer:?}");
+        if answer.is_none() {
+            assert!(service.ended(std::time::Duration::from_secs(10)).await);
+            service.start_again().await;
+            // What came of it all the same is given back.
+            for row in service.attachments(I440FX).await {
+                service.delete(&path(&row)).await.expect(200);
+            }
+        }
+        let is_free = async || service.device(EDU).await["status"] == "available";
+        service.until("it is free", is_free).await;
+        let device = service.device(EDU).await;
+        assert_eq!(device["used_at"].is_string(), used, "{fault}: {device:#}");
+        let ended = service.get("/v2/t/os-pci_attachments?ended=true").await.expect(200).body;
+        let reason = ended["pciAttachment"][0]["status_reason"].as_str().unwrap_or_default().to_owned();
+        assert!(!reason.contains("before the device was plugged"), "{fault}: {reason}");
+    }
+}

@@ -276,7 +276,10 @@ impl Service {
             match hotplug::plug(hypervisor, &self.templates, server.0, &spec, scope, limits).await {
                 Ok(presence) => {
                     let inner = presence.inner_address;
-                    seen.push((step.id, Observation::Present { inner, only_in_definition: false }));
+                    seen.push((
+                        step.id,
+                        Observation::Present { inner, only_in_definition: false, same_run: true },
+                    ));
                 }
                 Err(error) => {
                     let is_open = error.kind.leaves_it_open();

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::hotplug::{self, Presence, Unplugged};
+use hotslot_driver::hotplug::{self, PlugFailure, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use uuid::Uuid;
 
@@ -183,7 +183,7 @@ impl Service {
                 // Of a call that has not come back it is known which member it is for.
                 let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
                 let failed = steps.iter().position(is_out).unwrap_or_default();
-                Err(self.undo(host, steps, failed, error).await)
+                Err(self.undo(host, steps, failed, not_asked(error)).await)
             }
         }
     }
@@ -199,13 +199,21 @@ impl Service {
         for step in &steps {
             // The host may have begun to need it since it was chosen.
             if let Err(refusal) = self.still_offered(host, step).await {
-                return Err(self.undo(host, &steps, present.len(), refusal).await);
+                return Err(self.undo(host, &steps, present.len(), not_asked(refusal)).await);
+            }
+            if !step.attachment.asked
+                && let Err(error) = self.store.asked(step.attachment.id).await
+            {
+                let address = step.device.facts.address;
+                let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
+                let failure = self.undo(host, &steps, present.len(), not_asked(why)).await;
+                return Err(Failure { in_use: false, error, ..failure });
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
-            match hotplug::plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
+            match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
                 Ok(presence) => present.push(presence),
-                Err(error) => return Err(self.undo(host, &steps, present.len(), error).await),
+                Err(failure) => return Err(self.undo(host, &steps, present.len(), failure).await),
             }
         }
         let seen: Vec<_> = steps
@@ -213,7 +221,8 @@ impl Service {
             .zip(&present)
             .map(|(step, presence)| {
                 let inner = presence.inner_address;
-                (step.attachment.id, Observation::Present { inner, only_in_definition: false })
+                let only_in_definition = false;
+                (step.attachment.id, Observation::Present { inner, only_in_definition, same_run: true })
             })
             .collect();
         let Some(first) = steps.first().map(|step| step.device.id) else {
@@ -261,7 +270,7 @@ impl Service {
         host: &Host,
         steps: &[Step],
         failed: usize,
-        error: hypervisor::Error,
+        PlugFailure { error, untouched }: PlugFailure,
     ) -> Failure {
         let Some(culprit) = steps.get(failed) else {
             return Failure::of(DeviceId(0), Error::Internal("undo of no step".into()));
@@ -282,7 +291,9 @@ impl Service {
                 Ordering::Equal | Ordering::Greater if host.stuck_at(step.device.facts.address).is_some() => {
                     Observation::GivenUp { reason: error.to_string() }
                 }
-                Ordering::Equal => Observation::AttachRefused { reason: error.to_string() },
+                Ordering::Equal if untouched => Observation::AttachRefused { reason: error.to_string() },
+                // The guest had it for a moment.
+                Ordering::Equal => Observation::Removed { reason: Some(error.to_string()) },
                 Ordering::Greater => Observation::AttachRefused { reason: format!("not tried: {because}") },
             };
             intents.push((step.attachment.id, intent));
@@ -328,6 +339,11 @@ impl Service {
         let error = host.error(format!("attaching {address}{nth} failed, {rest}"))(error);
         Failure { device: culprit.device.id, in_use, error }
     }
+}
+
+/// What failed before libvirt was asked to plug anything.
+fn not_asked(error: hypervisor::Error) -> PlugFailure {
+    PlugFailure { error, untouched: true }
 }
 
 /// Whether a request may take functions of a host from their drivers together: it asks for whole groups, or for several

@@ -8,6 +8,7 @@ use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
 use tokio::time::Instant;
 
+use super::drift::Occasion;
 use super::policy::Plugged;
 use super::{Observation, State};
 use crate::accelerator::Holder;
@@ -76,6 +77,13 @@ impl Service {
         let (host, guard) = loop {
             let attachment = self.attachment_of(server, id).await?;
             match attachment.state {
+                State::Detached if attachment.unasked => {
+                    if self.is_back(&attachment).await? {
+                        continue;
+                    }
+                    self.store.asked_to_go(id).await?;
+                    return Ok(None);
+                }
                 // Asked again, or never plugged: the same outcome.
                 State::Detached | State::Failed => return Ok(None),
                 State::Attaching => {
@@ -127,6 +135,16 @@ impl Service {
             let _room = room;
             service.detach_now(&host, id, ask, guard).await
         })))
+    }
+
+    /// Looks whether a server has come back with the device of an attachment that ended without having been asked to
+    /// go: saved and restored, or moved to another host. Then it is attached again.
+    async fn is_back(self: &Arc<Self>, attachment: &Attachment) -> Result<bool, Error> {
+        // Where nobody can be asked it is taken out when it is seen.
+        let Ok((host, _)) = self.find(attachment.server).await else { return Ok(false) };
+        self.reconcile(&host, attachment.server, Occasion::Event).await?;
+        let now = self.store.attachment(attachment.id).await?;
+        Ok(now.is_some_and(|now| !now.state.is_final()))
     }
 
     /// Records that an attachment is to go. Whether that was not so before.
@@ -185,7 +203,7 @@ impl Service {
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment, ask: Ask) -> Result<(), Error> {
         let id = attachment.id;
         if let Some(call) = self.stuck_on(host, attachment) {
-            let reason = call.to_string();
+            let reason = said(attachment, call.to_string());
             self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
                 "attachment {id} stays detaching: {reason}; it goes on when that comes back"
@@ -223,6 +241,9 @@ impl Service {
                 );
                 Ok(())
             }
+            Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) if attachment.is_given_up() => {
+                self.stays(attachment, address, said(attachment, reason + &note)).await
+            }
             Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) if attachment.forced => {
                 self.stays(attachment, address, format!("{reason}{note}; {FORCED}")).await
             }
@@ -236,11 +257,11 @@ impl Service {
             Ok(Unplugged::Pending { reason }) => self.stays(attachment, address, reason + &note).await,
             Err(error) => {
                 // What was refused is as it was; what is unknown is settled when the host answers again.
-                let reason = error.to_string() + &note;
-                let seen = match (error.kind.leaves_it_open(), attachment.forced) {
-                    (true, _) => Observation::HostAway { reason },
-                    (false, true) => Observation::StillThere { reason },
-                    (false, false) => Observation::DetachRefused { reason },
+                let reason = said(attachment, error.to_string() + &note);
+                let seen = if error.kind.leaves_it_open() {
+                    Observation::HostAway { reason }
+                } else {
+                    Observation::DetachRefused { reason }
                 };
                 self.settle(id, &seen).await?;
                 Err(host.error(format!("detaching {address} failed"))(error))
@@ -276,6 +297,21 @@ impl Service {
         let unplugged = hotplug::unplug(hypervisor, &self.templates, server, &spec, keep, limits).await;
         Ok((device.facts.address, unplugged))
     }
+}
+
+/// What stands between why an attach was given up and what came of taking its device back.
+const TAKEN_BACK: &str =
+    "; the attach is not completed, and its device goes when the guest lets go or is powered off: ";
+
+/// What there is to say of an attachment that has not gone for this reason. Of one that was given up it is not
+/// forgotten why.
+fn said(attachment: &Attachment, reason: String) -> String {
+    if !attachment.is_given_up() {
+        return reason;
+    }
+    let before = attachment.reason.as_deref().unwrap_or("its attach failed");
+    let why = before.split(TAKEN_BACK).next().unwrap_or(before);
+    format!("{why}{TAKEN_BACK}{reason}")
 }
 
 /// What a forced detach has not done whose time was over before its turn.

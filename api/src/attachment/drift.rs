@@ -41,7 +41,8 @@ words! {
         /// A domain has the device of an attachment that has ended, or a domain or the host a mediated device whose
         /// record has ended.
         Stray = "stray",
-        /// A domain has a device under our alias, and there is no record of it.
+        /// A domain has a device under our alias, and there is no record of it, or one that has ended although nobody
+        /// asked for the device to go.
         Unrecorded = "unrecorded",
         /// Two things that cannot both be so.
         Conflict = "conflict",
@@ -180,6 +181,7 @@ pub(super) fn is_gone(seen: &Observation) -> bool {
         | Observation::DomainGone => true,
         Observation::Present { .. }
         | Observation::Verified { .. }
+        | Observation::Restarted
         | Observation::AskedToDetach
         | Observation::GivenUp { .. }
         | Observation::DetachRefused { .. }
@@ -273,7 +275,7 @@ impl Scene<'_> {
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (row, observation) in observe(self.rows, self.view, self.elsewhere) {
-            if row.state().on(row.inner(), row.reason(), &observation).is_some() {
+            if row.state().on(row.record(), &observation).is_some() {
                 let kind = match (row.state(), &observation) {
                     (State::Attaching, _) => Kind::Unfinished,
                     (_, seen) if is_gone(seen) => Kind::Absent,
@@ -289,7 +291,7 @@ impl Scene<'_> {
         }
         findings.extend(self.named.iter().filter_map(|(id, row)| match row {
             Some(row) => self.of_others(row),
-            None => self.unrecorded(*id),
+            None => self.unrecorded(*id, None),
         }));
         for finding in &mut findings {
             if let Some(id) = finding.attachment {
@@ -349,6 +351,13 @@ impl Scene<'_> {
         };
         let mut said = match (here, row.state().is_final()) {
             (true, false) => return None,
+            // Nobody asked for it to go, and it is back with its domain.
+            (_, true)
+                if let Promise::Attachment(row) = row
+                    && row.unasked =>
+            {
+                return self.unrecorded(row.id, Some(row));
+            }
             (_, true) => self.finding(
                 Kind::Stray,
                 row,
@@ -379,8 +388,8 @@ impl Scene<'_> {
         Some(said)
     }
 
-    /// An alias of ours without a record.
-    fn unrecorded(&self, id: AttachmentId) -> Option<Finding> {
+    /// An alias of ours without an open record; `ended` is one that has ended without having been asked to go.
+    fn unrecorded(&self, id: AttachmentId, ended: Option<&Attachment>) -> Option<Finding> {
         let view = self.view?;
         if let Some(found) = mdev_of(view, id) {
             let advice = format!(
@@ -398,6 +407,13 @@ impl Scene<'_> {
         }
         let hostdev = hostdev(view, id)?;
         let address = hostdev.source;
+        let record = match ended {
+            None => format!("no attachment {id}"),
+            Some(row) => {
+                let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                format!("attachment {id} is {}{reason}", row.state)
+            }
+        };
         let presence = Presence::of(view, UserAlias(id.0));
         let (kind, record, action) = match (self.device_at)(address) {
             None => {
@@ -409,18 +425,18 @@ impl Scene<'_> {
                 );
                 (
                     Kind::Unrecorded,
-                    format!("no attachment {id}, and no device {address}"),
+                    format!("{record}, and there is no device {address}"),
                     Action::Tell(advice),
                 )
             }
             Some(device) => match device.owner {
                 Some(owner) => {
-                    let record = format!("no attachment {id}; {address} is {} to {owner}", device.status);
+                    let record = format!("{record}; {address} is {} to {owner}", device.status);
                     let advice = "nothing: detach the device from one of the two".to_owned();
                     (Kind::Conflict, record, Action::Tell(advice))
                 }
                 None if device.status.on(Deed::Allocate).is_err() => {
-                    let record = format!("no attachment {id}; {address} is {}", device.status);
+                    let record = format!("{record}; {address} is {}", device.status);
                     let advice =
                         format!("nothing: the PF or a VF of {address} is in use; detach one of them");
                     (Kind::Conflict, record, Action::Tell(advice))
@@ -441,7 +457,7 @@ impl Scene<'_> {
                         }),
                         inner: presence.inner_address,
                     };
-                    let record = format!("no attachment {id}; {address} is {}", device.status);
+                    let record = format!("{record}; {address} is {}", device.status);
                     (Kind::Unrecorded, record, Action::Adopt(Box::new(adoption)))
                 }
             },
@@ -525,6 +541,11 @@ fn observe<'a>(
         Some(presence) => Observation::Present {
             inner: presence.inner_address,
             only_in_definition: running && !presence.live,
+            // A run that is not known has gone on as long as nothing is heard of a start or reboot.
+            same_run: view.filter(|view| view.live.is_some()).is_some_and(|view| {
+                let run = row.inner().and_then(|inner| inner.run);
+                run.is_none() || run == view.info.run
+            }),
         },
     };
     rows.iter().map(|row| (row, seen(row))).collect()

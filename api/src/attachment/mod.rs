@@ -37,7 +37,7 @@ pub use promise::Promise;
 pub use select::{DryRun, NetworkRequest};
 #[cfg(test)]
 pub(crate) use state::tests::observations;
-pub use state::{Observation, State};
+pub use state::{Observation, Record, State};
 
 use crate::error::Error;
 use crate::id::AttachmentId;

@@ -4,6 +4,7 @@ use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::store::{Attachment, InnerAddress, Mdev};
 
 use super::State;
+use super::state::Record;
 
 /// The record that an alias of ours names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,11 @@ impl Promise {
     /// What there is to say about that.
     pub fn reason(&self) -> Option<&str> {
         of_both!(self, row => row.reason.as_deref())
+    }
+
+    /// What an observation is judged by.
+    pub(crate) fn record(&self) -> Record<'_> {
+        of_both!(self, row => row.record())
     }
 
     /// Where the guest sees it.

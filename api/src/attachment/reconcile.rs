@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::hypervisor::Event;
+use hotslot_driver::hypervisor::{Event, Lifecycle};
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -37,6 +37,12 @@ struct Todo {
     mdevs: bool,
     came_back: BTreeSet<PciAddress>,
     servers: BTreeMap<ServerId, Occasion>,
+    /// Servers whose guests were started or rebooted.
+    restarted: BTreeSet<ServerId>,
+    /// Servers whose agents have just connected, as after a boot.
+    agents: BTreeSet<ServerId>,
+    /// Whether events may have been missed, of reboots too.
+    missed: bool,
 }
 
 impl Todo {
@@ -47,6 +53,7 @@ impl Todo {
             && self.came_back.is_empty()
             && self.functions.is_empty()
             && self.servers.is_empty()
+            && self.restarted.is_empty()
     }
 
     fn server(&mut self, server: ServerId, occasion: Occasion) {
@@ -56,20 +63,28 @@ impl Todo {
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
         match heard {
-            Ok(Event::Connected) | Err(RecvError::Lagged(_)) => self.everything = true,
+            Ok(Event::Connected) | Err(RecvError::Lagged(_)) => {
+                (self.everything, self.missed) = (true, true);
+            }
             Err(RecvError::Closed) => {}
             Ok(Event::Disconnected { reason }) => {
                 host.set_synced(false);
                 tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
             }
-            Ok(Event::Lifecycle { domain, .. } | Event::DeviceAdded { domain, .. }) => {
+            Ok(Event::Lifecycle { domain, change }) => {
+                if matches!(change, Lifecycle::Started | Lifecycle::Rebooted) {
+                    self.restarted.insert(ServerId(domain));
+                }
                 self.server(ServerId(domain), Occasion::Arrival);
             }
+            Ok(Event::DeviceAdded { domain, .. }) => self.server(ServerId(domain), Occasion::Arrival),
             Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
                 self.server(ServerId(domain), Occasion::Event)
             }
             // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
-            Ok(Event::CameBack { domain } | Event::Agent { domain, connected: true }) => {
+            Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Occasion::Round),
+            Ok(Event::Agent { domain, connected: true }) => {
+                self.agents.insert(ServerId(domain));
                 self.server(ServerId(domain), Occasion::Round);
             }
             Ok(Event::NodeCallCameBack { address }) => {
@@ -98,7 +113,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut again) = host.asked_again.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
-    let mut todo = Todo { everything: true, ..Todo::default() };
+    let mut todo = Todo { everything: true, missed: true, ..Todo::default() };
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
     loop {
@@ -227,15 +242,29 @@ impl Service {
                 Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
                 Err(error) => {
                     failed("listing the host's servers", error);
-                    return Todo { everything: true, ..left };
+                    let (restarted, missed) = (todo.restarted, todo.missed);
+                    return Todo { everything: true, restarted, missed, ..left };
                 }
             }
         } else {
             todo.servers
         };
         let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
+        for server in todo.restarted {
+            if let Err(error) = who::by(why, self.guest_restarted(host, server)).await {
+                failed(&format!("recording the restart of server {server}"), error);
+                left.restarted.insert(server);
+            }
+        }
         for (server, occasion) in servers {
-            if let Err(error) = who::by(why, self.reconcile(host, server, occasion)).await {
+            let compared = async {
+                self.reconcile(host, server, occasion).await?;
+                if todo.missed || todo.agents.contains(&server) {
+                    self.verify_again(host, server).await?;
+                }
+                Ok(())
+            };
+            if let Err(error) = who::by(why, compared).await {
                 // One guest that cannot be read holds nobody else up.
                 failed(&format!("comparing server {server}"), error);
                 left.server(server, occasion);
@@ -276,9 +305,13 @@ impl Service {
         server: ServerId,
         occasion: Occasion,
     ) -> Result<(), Error> {
-        let findings = self.compare(host, server).await?;
+        let (findings, elsewhere) = self.compare(host, server).await?;
         // The guests that are asked take their time.
         drop(self.put_right(host, findings, occasion).await?);
+        // It may have taken its devices along.
+        if let Some(other) = elsewhere {
+            other.look_again(server);
+        }
         self.make_mdevs_again(host, server).await?;
         let mut rows = self.store.attachments_of(server).await?;
         rows.retain(|row| row.hypervisor == host.row.id);

@@ -25,11 +25,16 @@ use crate::store::{Attachment, Device};
 use crate::who;
 
 impl Service {
-    /// Reads a server, and compares it with its records.
+    /// Reads a server, and compares it with its records. Answers what disagrees, and another host that has the server
+    /// when this one has only records of it.
     ///
     /// # Errors
     /// What the hypervisor answers, or the database.
-    pub(super) async fn compare(&self, host: &Host, server: ServerId) -> Result<Vec<Finding>, Error> {
+    pub(super) async fn compare(
+        &self,
+        host: &Host,
+        server: ServerId,
+    ) -> Result<(Vec<Finding>, Option<&Arc<Host>>), Error> {
         // What someone works on while the documents are read may be in them or not, whatever its record says then.
         // Of an attach that ends in between they may say that it is not there.
         self.store.refresh().await?;
@@ -70,9 +75,9 @@ impl Service {
                 let devices = self.store.devices_of(host.row.id);
                 devices.into_iter().find(|device| device.facts.address == address)
             },
-            elsewhere: elsewhere.as_deref(),
+            elsewhere: elsewhere.map(|other| other.name.as_str()),
         };
-        Ok(scene.findings())
+        Ok((scene.findings(), elsewhere))
     }
 
     /// What a server was promised that has not ended, oldest first.
@@ -99,11 +104,11 @@ impl Service {
     }
 
     /// Another host that has a server.
-    async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<String> {
+    async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<&Arc<Host>> {
         let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
         for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
             if other.soon(other.hypervisor.domain(server.0)).await.is_ok() {
-                return Some(other.name.clone());
+                return Some(other);
             }
         }
         None
@@ -118,7 +123,7 @@ impl Service {
         let mut findings = Vec::new();
         for server in self.servers_of(host).await? {
             match self.compare(host, server).await {
-                Ok(found) => findings.extend(found),
+                Ok((found, _)) => findings.extend(found),
                 Err(error @ Error::HostAway { .. }) => return Err(error),
                 Err(error) => findings.push(Finding {
                     kind: Kind::Unread,

@@ -4,7 +4,7 @@
 //!              Present               AskedToDetach             Removed, Absent, DomainStopped, DomainGone
 //!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
 //!    │  │                  │ ▲                        ▲  │
-//!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘
+//!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘  not of one that is forced; a given-up one is
 //!    │  └──────────────────┼──────────────────────────┘
 //!    │ AttachRefused,      │ Removed, Absent, DomainStopped, DomainGone
 //!    │ Removed, Absent, …  └────────▶ detached
@@ -46,12 +46,20 @@ pub enum Observation {
         inner: Option<PciAddress>,
         /// Whether the domain runs without it, so that it comes with the next start only.
         only_in_definition: bool,
+        /// Whether the guest is in the run in which a verified address was seen, as far as that is known.
+        #[cfg_attr(test, serde(default = "tests::yes"))]
+        same_run: bool,
     },
     /// The guest, or QEMU, was seen to have it there.
     Verified {
         /// Where.
         address: PciAddress,
+        /// In which run of the guest.
+        #[cfg_attr(test, serde(default))]
+        run: Option<u32>,
     },
+    /// The guest was started or rebooted: its firmware numbers the buses anew.
+    Restarted,
     /// Someone asked for it to go.
     AskedToDetach,
     /// Its attach, or another of its request, failed: whatever of it is there must go.
@@ -94,9 +102,24 @@ pub enum Observation {
 
 const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
 const CUT_OFF: &str = "the attach was cut off before the device was plugged";
+const LEFT_OPEN: &str = "the attach was cut off, and the domain does not have the device; whether its guest had it \
+                         meanwhile is not known";
 const TAKEN: &str = "removed from the domain outside of hotslot";
 const POWER: &str = "the server was shut off, and its definition has no such device";
 const NO_SERVER: &str = "the server is gone";
+
+/// What the record has of an attachment beside its state.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Where the guest sees it.
+    pub inner: Option<InnerAddress>,
+    /// What there is to say about its state.
+    pub reason: Option<&'a str>,
+    /// Whether it is to go whatever its guest says.
+    pub forced: bool,
+    /// Whether libvirt was asked to plug it, or may have been.
+    pub asked: bool,
+}
 
 impl State {
     /// Whether nothing more can happen to it.
@@ -113,39 +136,46 @@ impl State {
         }
     }
 
-    /// What an observation makes of an attachment; none when it changes nothing. `inner` and `reason` are what
-    /// the record has.
-    pub fn on(
-        self,
-        inner: Option<InnerAddress>,
-        reason: Option<&str>,
-        observation: &Observation,
-    ) -> Option<Settled> {
-        let settled = |state, reason: Option<String>, inner| Some(Settled { state, reason, inner });
+    /// What an observation makes of an attachment of which the record says this; none when it changes nothing.
+    pub fn on(self, record: Record<'_>, observation: &Observation) -> Option<Settled> {
+        let Record { inner, reason, forced, asked } = record;
+        // An attach that was given up is never completed: its device goes whatever its guest says.
+        let forced_then =
+            forced || self == Self::Attaching && matches!(observation, Observation::GivenUp { .. });
+        let settled = |state, reason: Option<String>, inner| {
+            Some(Settled { state, reason, inner, forced: forced_then })
+        };
         let next = match (self, observation) {
             (Self::Detached | Self::Failed, _) => None,
 
-            (Self::Attaching, Observation::Present { inner: seen, only_in_definition }) => {
+            (Self::Attaching, Observation::Present { inner: seen, only_in_definition, same_run }) => {
                 let note = only_in_definition.then(|| ONLY_IN_DEFINITION.to_owned());
-                settled(Self::Attached, note, merge(inner, *seen))
+                settled(Self::Attached, note, merge(inner, *seen, *same_run))
             }
-            (Self::Attached, Observation::Present { inner: seen, only_in_definition }) => {
+            (Self::Attached, Observation::Present { inner: seen, only_in_definition, same_run }) => {
                 // A refused detach is worth knowing until something else is asked.
                 let said = reason.filter(|said| *said != ONLY_IN_DEFINITION);
                 let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { said };
-                settled(Self::Attached, note.map(str::to_owned), merge(inner, *seen))
+                settled(Self::Attached, note.map(str::to_owned), merge(inner, *seen, *same_run))
             }
             // It is there still; why it is has been said.
-            (Self::Detaching, Observation::Present { inner: seen, .. }) => {
-                settled(Self::Detaching, reason.map(str::to_owned), merge(inner, *seen))
+            (Self::Detaching, Observation::Present { inner: seen, same_run, .. }) => {
+                settled(Self::Detaching, reason.map(str::to_owned), merge(inner, *seen, *same_run))
             }
 
-            (Self::Attached | Self::Detaching, Observation::Verified { address }) => {
-                let inner = InnerAddress { address: *address, source: InnerSource::Verified };
+            (Self::Attached | Self::Detaching, Observation::Verified { address, run }) => {
+                let inner = InnerAddress { address: *address, source: InnerSource::Verified, run: *run };
                 settled(self, reason.map(str::to_owned), Some(inner))
             }
-            (Self::Attaching, Observation::Verified { .. }) => None,
+            // What the guest showed before is a guess now, until it shows it again.
+            (Self::Attached | Self::Detaching, Observation::Restarted) => {
+                let guess = inner.map(|inner| InnerAddress::computed(inner.address));
+                settled(self, reason.map(str::to_owned), guess)
+            }
+            (Self::Attaching, Observation::Verified { .. } | Observation::Restarted) => None,
 
+            // Why it has to go has been said.
+            (Self::Detaching, Observation::AskedToDetach) if forced => None,
             (Self::Attached | Self::Detaching, Observation::AskedToDetach) => {
                 settled(Self::Detaching, None, inner)
             }
@@ -158,7 +188,8 @@ impl State {
             (Self::Attached | Self::Detaching, Observation::GivenUp { .. }) => None,
 
             (Self::Detaching, Observation::DetachRefused { reason }) => {
-                settled(Self::Attached, Some(reason.clone()), inner)
+                let state = if forced { Self::Detaching } else { Self::Attached };
+                settled(state, Some(reason.clone()), inner)
             }
             (Self::Attaching | Self::Attached, Observation::DetachRefused { .. }) => None,
 
@@ -178,7 +209,8 @@ impl State {
             }
 
             (Self::Attaching, Observation::Absent | Observation::DomainStopped) => {
-                settled(Self::Failed, Some(CUT_OFF.to_owned()), None)
+                let reason = if asked { LEFT_OPEN } else { CUT_OFF };
+                settled(Self::Failed, Some(reason.to_owned()), None)
             }
             (Self::Attached, Observation::Absent) => settled(Self::Detached, Some(TAKEN.to_owned()), None),
             (Self::Attached, Observation::DomainStopped) => {
@@ -202,17 +234,17 @@ impl State {
             // Its guest goes on with it.
             (Self::Attached, Observation::HostAway { .. }) => None,
         };
-        next.filter(|next| (next.state, next.reason.as_deref(), next.inner) != (self, reason, inner))
+        next.filter(|next| {
+            (next.state, next.reason.as_deref(), next.inner, next.forced) != (self, reason, inner, forced)
+        })
     }
 }
 
-/// A computed address does not take the place of a verified one that says the same.
-fn merge(known: Option<InnerAddress>, seen: Option<PciAddress>) -> Option<InnerAddress> {
-    match (known, seen) {
-        (Some(known), Some(seen)) if known.address == seen => Some(known),
-        (_, Some(address)) => Some(InnerAddress { address, source: InnerSource::Computed }),
-        (_, None) => None,
-    }
+/// What a computed address makes of the one that is known: it does not take the place of one that the guest has shown
+/// in this run.
+fn merge(known: Option<InnerAddress>, seen: Option<PciAddress>, same_run: bool) -> Option<InnerAddress> {
+    let shown = known.filter(|known| known.source == InnerSource::Verified && same_run);
+    shown.or_else(|| seen.map(InnerAddress::computed))
 }
 
 #[cfg(test)]
@@ -229,33 +261,52 @@ pub(crate) mod tests {
     #[serde(deny_unknown_fields)]
     struct Row {
         /// What the record has.
-        is: Record,
+        is: Kept,
         seen: Observation,
         /// What it has then; null where nothing changes.
-        becomes: Option<Record>,
+        becomes: Option<Kept>,
+    }
+
+    pub(super) fn yes() -> bool {
+        true
     }
 
     #[derive(Debug, PartialEq, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Record {
+    struct Kept {
         state: String,
         reason: Option<String>,
         inner: Option<(PciAddress, String)>,
+        /// Whether it is to go whatever its guest says.
+        #[serde(default)]
+        forced: bool,
+        /// Whether libvirt was asked to plug it; of no meaning in what an observation makes of it.
+        #[serde(default)]
+        asked: bool,
     }
 
-    impl Record {
-        fn of(settled: Settled) -> Self {
+    impl Kept {
+        fn of(settled: Settled, asked: bool) -> Self {
             let inner = settled.inner.map(|inner| (inner.address, inner.source.to_string()));
-            Self { state: settled.state.to_string(), reason: settled.reason, inner }
+            Self {
+                state: settled.state.to_string(),
+                reason: settled.reason,
+                inner,
+                forced: settled.forced,
+                asked,
+            }
         }
 
         fn on(&self, seen: &Observation) -> Option<Self> {
             let state: State = self.state.parse().unwrap();
-            let inner = self
-                .inner
-                .as_ref()
-                .map(|(address, source)| InnerAddress { address: *address, source: source.parse().unwrap() });
-            state.on(inner, self.reason.as_deref(), seen).map(Self::of)
+            let inner = self.inner.as_ref().map(|(address, source)| InnerAddress {
+                address: *address,
+                source: source.parse().unwrap(),
+                run: None,
+            });
+            let (reason, forced, asked) = (self.reason.as_deref(), self.forced, self.asked);
+            let record = Record { inner, reason, forced, asked };
+            state.on(record, seen).map(|settled| Self::of(settled, asked))
         }
     }
 
@@ -321,8 +372,14 @@ pub(crate) mod tests {
         fn any_sequence_keeps_the_rules(
             sequence in prop::collection::vec(prop::sample::select(observations()), 0..40)
         ) {
-            let mut now = Record { state: State::Attaching.to_string(), reason: None, inner: None };
-            let (mut asked, mut was_attached) = (false, false);
+            let mut now = Kept {
+                state: State::Attaching.to_string(),
+                reason: None,
+                inner: None,
+                forced: false,
+                asked: false,
+            };
+            let (mut asked, mut was_attached, mut given_up) = (false, false, false);
             for seen in sequence {
                 if let Some(next) = now.on(&seen) {
                     let (before, after): (State, State) =
@@ -333,6 +390,15 @@ pub(crate) mod tests {
                     prop_assert!(after != State::Attaching || before == State::Attaching);
                     prop_assert!(after != State::Failed || !was_attached);
                     prop_assert!(!after.is_final() || next.inner.is_none());
+                    given_up |= matches!(seen, Observation::GivenUp { .. });
+                    prop_assert!(!given_up || next.forced && after != State::Attached);
+                    let verified = |kept: &Kept| {
+                        kept.inner.as_ref().is_some_and(|(_, source)| source == "verified")
+                    };
+                    let anew = seen == Observation::Restarted
+                        || matches!(seen, Observation::Present { same_run: false, .. });
+                    let kept = !verified(&now) || verified(&next) || after.is_final() || anew;
+                    prop_assert!(kept, "a verified address was lost");
                     was_attached |= after == State::Attached;
                     now = next;
                 }

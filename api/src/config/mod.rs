@@ -42,6 +42,8 @@ pub struct Config {
     pub libvirt: Libvirt,
     /// How long it is kept what happened.
     pub events: Events,
+    /// What has ended.
+    pub records: Records,
     /// Who is told what happens.
     pub webhook: Vec<Webhook>,
     /// Which accelerators there are by themselves.
@@ -205,6 +207,20 @@ pub struct Events {
 impl Default for Events {
     fn default() -> Self {
         Self { keep: Age(Duration::from_secs(90 * 24 * 3600)), most: 1_000_000 }
+    }
+}
+
+/// `[records]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Records {
+    /// How long attachments, and what accelerators held, are kept after they have ended, from a second on.
+    pub keep_ended: Age,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { keep_ended: Age(Duration::from_secs(90 * 24 * 3600)) }
     }
 }
 

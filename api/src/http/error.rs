@@ -21,11 +21,13 @@ const RETRY_AFTER: &str = "5";
 pub(super) struct Fault {
     pub(super) status: StatusCode,
     pub(super) message: String,
+    /// Whether a client may ask again by itself, without a look at what there is.
+    again: bool,
 }
 
 impl Fault {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), again: status == StatusCode::SERVICE_UNAVAILABLE }
     }
 }
 
@@ -50,7 +52,7 @@ impl From<Error> for Fault {
                     "the database cannot be used: {advice}. What was begun is completed or taken back once it \
                      can: look what there is before you ask again"
                 );
-                return Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
+                return Self { again: false, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) };
             }
             Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -168,7 +170,7 @@ impl IntoResponse for Fault {
         };
         let body = json!({ name: { "code": self.status.as_u16(), "message": self.message } });
         let mut response = (self.status, Json(body)).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if self.again {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
         // Whoever has another form for it finds it here.

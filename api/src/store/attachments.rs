@@ -13,7 +13,7 @@ use super::idempotency::remember;
 use super::sql::{Row, query};
 use super::{Columns, Device, DeviceStatus, Millis, Owner, Store, bad_column, events, now, words};
 use crate::accelerator::Holder;
-use crate::attachment::{Observation, State};
+use crate::attachment::{Observation, Record, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
@@ -36,6 +36,15 @@ pub struct InnerAddress {
     pub address: PciAddress,
     /// How it was obtained.
     pub source: InnerSource,
+    /// The run of the guest in which it was verified, as far as that is known.
+    pub run: Option<u32>,
+}
+
+impl InnerAddress {
+    /// One that was worked out from the domain's topology.
+    pub fn computed(address: PciAddress) -> Self {
+        Self { address, source: InnerSource::Computed, run: None }
+    }
 }
 
 /// What a VF of a NIC is to be in its guest: `<interface type='hostdev'>`.
@@ -76,6 +85,10 @@ pub struct Attachment {
     pub whole_group: bool,
     /// Whether it is to go whatever its guest says: it does not come back into the definition.
     pub forced: bool,
+    /// Whether libvirt was asked to plug it, or may have been.
+    pub asked: bool,
+    /// Whether it ended without having been asked to go.
+    pub unasked: bool,
     /// Where it is on its way.
     pub state: State,
     /// What there is to say about that.
@@ -92,6 +105,18 @@ pub struct Attachment {
     pub attached_at: Option<Millis>,
     /// When it ended.
     pub ended_at: Option<Millis>,
+}
+
+impl Attachment {
+    /// What an observation is judged by.
+    pub(crate) fn record(&self) -> Record<'_> {
+        Record { inner: self.inner, reason: self.reason.as_deref(), forced: self.forced, asked: self.asked }
+    }
+
+    /// Whether its attach failed, and its device has to go yet.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.state == State::Detaching && self.attached_at.is_none()
+    }
 }
 
 /// An attachment that is to be reserved.
@@ -141,6 +166,8 @@ pub struct Settled {
     pub reason: Option<String>,
     /// Where the guest sees it.
     pub inner: Option<InnerAddress>,
+    /// Whether it is to go whatever its guest says.
+    pub forced: bool,
 }
 
 fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
@@ -155,10 +182,12 @@ fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
     Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
 }
 
-fn attachment(row: &Row) -> Result<Attachment, Error> {
+pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
     let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
     let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
     let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
+    let run: Option<i64> = columns.get("inner_run")?;
+    let run = run.and_then(|run| u32::try_from(run).ok());
     Ok(Attachment {
         id: columns.parse("id")?,
         request: columns.parse("request_id")?,
@@ -171,10 +200,12 @@ fn attachment(row: &Row) -> Result<Attachment, Error> {
         network: network(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
+        asked: columns.get::<i64>("asked")? != 0,
+        unasked: columns.get::<i64>("unasked")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         holder: columns.parse_opt("holder")?,
-        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run }),
         created_at: columns.get("created_at")?,
         updated_at: columns.get("updated_at")?,
         attached_at: columns.get("attached_at")?,
@@ -193,13 +224,27 @@ pub struct Change {
     pub address: Option<PciAddress>,
 }
 
-/// A device's status follows the state of its attachment, or binding: of `what` holds it.
+/// A device's status follows the state of its binding, or mediated devices: of `what` holds it.
 pub(super) fn follow(
     draft: &mut Draft<'_>,
     what: &dyn Display,
     device: DeviceId,
     request: RequestId,
     state: State,
+) -> Result<(), Error> {
+    let used = draft.device(device).is_some_and(|device| device.status == DeviceStatus::Allocated);
+    follow_used(draft, what, device, request, state, used)
+}
+
+/// A device's status follows the state of what holds it; `used` says whether it is to be cleaned once that has ended,
+/// where it is for one use.
+fn follow_used(
+    draft: &mut Draft<'_>,
+    what: &dyn Display,
+    device: DeviceId,
+    request: RequestId,
+    state: State,
+    used: bool,
 ) -> Result<(), Error> {
     let Some(device) = draft.device(device) else { return Ok(()) };
     let deed = match state.device_status() {
@@ -219,7 +264,7 @@ pub(super) fn follow(
         Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
     })?;
     if deed == Deed::Free {
-        let once = device.status == DeviceStatus::Allocated && inventory::is_for_one_use(&device.facts);
+        let once = used && inventory::is_for_one_use(&device.facts);
         draft.edit(device.id, |row| {
             (row.owner, row.request) = (None, None);
             row.used_at = once.then(now);
@@ -249,7 +294,7 @@ impl Store {
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }
-        for new in wanted {
+        for (index, new) in wanted.iter().enumerate() {
             let id = new.device.id;
             // What was chosen, and nothing else that may be there by now.
             let same = draft.device(id).is_some_and(|now| {
@@ -271,8 +316,9 @@ impl Store {
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group, taken, worker, holder)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+                     whole_group, taken, worker, holder, asked)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                     $18)",
             )
             .bind(new.id.to_string())
             .bind(request.to_string())
@@ -291,6 +337,8 @@ impl Store {
             .bind(i64::from(new.taken))
             .bind(self.worker())
             .bind(holder.map(|holder| holder.to_string()))
+            // The first is plugged at once, but for a group, which is taken from its host drivers before.
+            .bind(i64::from(index == 0 && !new.whole_group))
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
@@ -327,10 +375,12 @@ impl Store {
                 .fetch_optional(&mut draft.tx)
                 .await?;
             let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
-            let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
+            let Some(next) = row.state.on(row.record(), observation) else { continue };
+            // What is asked to go is `detaching` before it has gone.
+            let unasked = row.state == State::Attached && next.state == State::Detached;
             query(
                 "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
-                     updated_at = $6,
+                     inner_run = $7, forced = $8, unasked = $9, updated_at = $6,
                      attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
                      ended_at = CASE WHEN $2 IN ('detached', 'failed') THEN $6 END
                  WHERE id = $1",
@@ -341,14 +391,21 @@ impl Store {
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(now())
+            .bind(next.inner.and_then(|inner| inner.run).map(i64::from))
+            .bind(i64::from(next.forced))
+            .bind(i64::from(unasked))
             .execute(&mut draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
             draft.tell_of(events::of_attachment(&row, &next, address));
             let what = format!("attachment {}", row.id);
-            follow(&mut draft, &what, row.device, row.request, next.state)?;
+            // The guest may have had it from when libvirt was asked, unless that was refused before.
+            let refused = matches!(observation, Observation::AttachRefused { .. });
+            let used = row.attached_at.is_some() || row.asked && !refused;
+            follow_used(&mut draft, &what, row.device, row.request, next.state, used)?;
             let was = row.state;
             (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
+            (row.forced, row.unasked) = (next.forced, unasked);
             if was != row.state {
                 changed.push(Change { was, row, address });
             }
@@ -364,6 +421,31 @@ impl Store {
     pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Says that libvirt is asked to plug an attachment's device from now on. Of the first of a request its
+    /// reservation says so.
+    ///
+    /// # Errors
+    /// The database's; then it must not be asked.
+    pub async fn asked(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Says that an attachment which ended without having been asked to go is not wanted any more, should its domain
+    /// come back with the device.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn asked_to_go(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET unasked = 0 WHERE id = $1 AND ended_at IS NOT NULL")
             .bind(id.to_string())
             .execute(&mut tx)
             .await?;

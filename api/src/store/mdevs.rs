@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::sql::{Row, query};
 use super::{Columns, Device, DeviceStatus, InnerAddress, Millis, Owner, Store, events, now};
 use crate::accelerator::Holder;
-use crate::attachment::{Observation, State};
+use crate::attachment::{Observation, Record, State};
 use crate::error::Error;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::inventory::Deed;
@@ -45,6 +45,14 @@ pub struct Mdev {
     pub created_at: Millis,
 }
 
+impl Mdev {
+    /// What an observation is judged by.
+    pub(crate) fn record(&self) -> Record<'_> {
+        let (inner, reason) = (self.inner, self.reason.as_deref());
+        Record { inner, reason, forced: self.forced, asked: true }
+    }
+}
+
 /// Who is to have the mediated devices that are to be reserved.
 #[derive(Debug, Clone, Copy)]
 pub struct MdevReservation {
@@ -75,7 +83,7 @@ fn mdev(row: &Row) -> Result<Mdev, Error> {
         forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
-        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source }),
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run: None }),
         created_at: columns.get("created_at")?,
     })
 }
@@ -163,7 +171,7 @@ impl Store {
     }
 
     /// Writes what observations make of some mediated devices ([`State::on`]), and the status of their parents with it,
-    /// in one transaction. One that is given up goes whatever its guest says. Answers those whose state changed.
+    /// in one transaction. Answers those whose state changed.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
@@ -174,8 +182,7 @@ impl Store {
             let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
             let row = row.fetch_optional(&mut draft.tx).await?;
             let Some(row) = row.as_ref().map(mdev).transpose()? else { continue };
-            let Some(next) = row.state.on(row.inner, row.reason.as_deref(), observation) else { continue };
-            let forced = row.forced || matches!(observation, Observation::GivenUp { .. });
+            let Some(next) = row.state.on(row.record(), observation) else { continue };
             query(
                 "UPDATE mdevs SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5, forced = $6,
                      updated_at = $7, ended_at = $8
@@ -186,7 +193,7 @@ impl Store {
             .bind(&next.reason)
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
-            .bind(i64::from(forced))
+            .bind(i64::from(next.forced))
             .bind(now())
             .bind(next.state.is_final().then(now))
             .execute(&mut draft.tx)
@@ -199,7 +206,13 @@ impl Store {
             }
             follow_all(&mut draft, row.parent).await?;
             let has_changed = row.state != next.state;
-            let row = Mdev { state: next.state, reason: next.reason, inner: next.inner, forced, ..row };
+            let row = Mdev {
+                state: next.state,
+                reason: next.reason,
+                inner: next.inner,
+                forced: next.forced,
+                ..row
+            };
             changed.extend(has_changed.then_some(row));
         }
         draft.commit().await?;

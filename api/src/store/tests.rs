@@ -46,6 +46,9 @@ on_both! {
     what_was_chosen_is_claimed_and_nothing_else_that_came_there
     what_is_in_memory_is_what_a_restart_would_read
     what_a_domain_has_is_adopted_once_and_only_where_it_is_free
+    a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
+    a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it
+    what_has_ended_is_forgotten_but_for_what_is_counted_or_owed
     every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not
     events_are_narrowed_and_come_in_pages
     events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
@@ -173,7 +176,8 @@ impl Records {
     }
 
     async fn attached(&self, id: AttachmentId) {
-        self.settle(id, Observation::Present { inner: None, only_in_definition: false }).await;
+        self.settle(id, Observation::Present { inner: None, only_in_definition: false, same_run: true })
+            .await;
     }
 
     /// All events that are kept, in their order.
@@ -410,9 +414,175 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Re
         assert!(!records.store.adopt(&refused).await.unwrap(), "{refused:?}");
         assert_eq!(records.statuses(), before);
     }
+    records.settle(vf.id, Observation::AskedToDetach).await;
     records.gone(vf.id).await;
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
     assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
+}
+
+/// An attachment as a domain's documents tell of it.
+fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
+    Adoption {
+        id: row.id,
+        hypervisor: records.host,
+        server: row.server,
+        address: address.parse().unwrap(),
+        persistent: false,
+        managed: true,
+        network: None,
+        inner: None,
+    }
+}
+
+async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id(records: Records) {
+    records.scan(devices()).await;
+    let (one, other) = ("0000:05:00.0", "0000:04:10.0");
+    // Asked to go, or its attach failed: it is nobody's.
+    let asked = records.claim(&[one]).await.unwrap()[0];
+    records.attached(asked).await;
+    records.settle(asked, Observation::AskedToDetach).await;
+    records.settle(asked, Observation::Absent).await;
+    let failed = records.claim(&[one]).await.unwrap()[0];
+    records.settle(failed, Observation::Absent).await;
+    for id in [asked, failed] {
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(row.state.is_final() && !row.unasked, "{row:?}");
+        assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap());
+    }
+    for ending in [Observation::Absent, Observation::DomainStopped, Observation::DomainGone] {
+        let id = records.claim(&[one]).await.unwrap()[0];
+        records.attached(id).await;
+        records.settle(id, ending).await;
+        let was = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(was.unasked, "{was:?}");
+        // On another host it is another device.
+        assert!(records.store.adopt(&as_found(&records, &was, other)).await.unwrap());
+        let is = records.store.attachment(id).await.unwrap().unwrap();
+        assert_eq!((is.state, is.server, is.request), (State::Attached, was.server, was.request));
+        assert_eq!((is.alias.as_str(), is.persistent, is.unasked), ("a", false, false));
+        let device = records.at(other);
+        assert_eq!((device.status, device.request), (DeviceStatus::Allocated, Some(was.request)));
+        // The row that ended is there still, and not counted twice.
+        let ended = records.store.ended_attachments(Some(was.server), 9).await.unwrap();
+        assert_eq!(ended.len(), 1);
+        assert_eq!((ended[0].ended_at, ended[0].device), (was.ended_at, was.device));
+        assert_ne!(ended[0].id, id);
+        assert_eq!(records.store.rows_of_request(was.request).await.unwrap(), 1);
+        assert!(!records.store.adopt(&as_found(&records, &was, one)).await.unwrap(), "it is open");
+        records.settle(id, Observation::AskedToDetach).await;
+        records.settle(id, Observation::Absent).await;
+    }
+    let id = records.claim(&[one]).await.unwrap()[0];
+    records.attached(id).await;
+    records.settle(id, Observation::DomainStopped).await;
+    records.store.asked_to_go(id).await.unwrap();
+    let row = records.store.attachment(id).await.unwrap().unwrap();
+    assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap(), "it was asked to go since");
+}
+
+async fn a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it(records: Records) {
+    use crate::accelerator::Holder;
+    use crate::id::AcceleratorId;
+
+    records.scan(devices()).await;
+    let (server, id) = (ServerId(Uuid::new_v4()), AcceleratorId(Uuid::new_v4()));
+    records.store.create_accelerator("a", id, None).await.unwrap();
+    let holder = Holder::Accelerator(id);
+    let places = ["0000:05:00.0", "0000:04:10.0"];
+    let new = |address: &str| NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: records.at(address),
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let wanted = places.map(new);
+    let ids = [wanted[0].id, wanted[1].id];
+    let request = RequestId(Uuid::new_v4());
+    let reservation = Reservation { holder: Some(holder), ..reservation(records.host, server, request) };
+    assert!(records.store.reserve(reservation, &wanted).await.unwrap());
+    for id in ids {
+        records.attached(id).await;
+        records.settle(id, Observation::DomainStopped).await;
+    }
+    for (id, place) in ids.into_iter().zip(places) {
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(records.store.adopt(&as_found(&records, &row, place)).await.unwrap());
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert_eq!((row.holder, row.request), (Some(holder), request));
+    }
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2, "two were given, and two are there");
+    // On another host it is not the device that the holder was given.
+    records.settle(ids[0], Observation::DomainStopped).await;
+    let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+    assert!(records.store.adopt(&as_found(&records, &row, "0000:04:10.1")).await.unwrap());
+    let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+    assert_eq!(row.holder, None);
+    assert_ne!(row.request, request);
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2, "one of two is left");
+    // Nor when the holder has something else by now, or is gone.
+    records.settle(ids[1], Observation::DomainStopped).await;
+    records.store.purge_accelerator(id).await.unwrap();
+    let row = records.store.attachment(ids[1]).await.unwrap().unwrap();
+    assert!(records.store.adopt(&as_found(&records, &row, places[1])).await.unwrap());
+    assert_eq!(records.store.attachment(ids[1]).await.unwrap().unwrap().holder, None);
+}
+
+async fn what_has_ended_is_forgotten_but_for_what_is_counted_or_owed(records: Records) {
+    records.scan(devices()).await;
+    let two = records.claim(&["0000:04:10.0", "0000:04:10.1"]).await.unwrap();
+    let owed = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    for id in [two[0], two[1], owed] {
+        records.attached(id).await;
+    }
+    let owe = query("UPDATE attachments SET taken = 1 WHERE id = $1").bind(owed.to_string());
+    owe.execute(&records.store.write).await.unwrap();
+    records.gone(two[0]).await;
+    records.gone(owed).await;
+    let forget = async |before: Millis| {
+        let mut count = 0;
+        for table in Ended::ALL {
+            count += records.store.prune_ended(*table, before, 100).await.unwrap();
+        }
+        count
+    };
+    let later = now() + 60_000;
+    assert_eq!(forget(0).await, 0, "none is older than 1970");
+    assert_eq!(forget(later).await, 0, "one of a request is open, the other is owed its host driver");
+    let request = records.store.attachment(two[1]).await.unwrap().unwrap().request;
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
+    records.gone(two[1]).await;
+    assert_eq!(
+        records.store.prune_ended(Ended::Attachments, later, 1).await.unwrap(),
+        1,
+        "so many at a time"
+    );
+    assert_eq!(forget(later).await, 1);
+    records.store.given_back(&[owed]).await.unwrap();
+    assert_eq!(forget(later).await, 1);
+    assert_eq!(records.store.ended_attachments(None, 9).await.unwrap(), []);
+    // A key may be sent again.
+    let key = IdempotencyKey::new(b"k", "/x", b"").unwrap();
+    let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
+    let wanted = NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: records.at("0000:05:00.0"),
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let id = wanted.id;
+    let reservation = Reservation { key: Some(&key), ..reservation(records.host, server, request) };
+    assert!(records.store.reserve(reservation, &[wanted]).await.unwrap());
+    records.attached(id).await;
+    records.gone(id).await;
+    assert_eq!(forget(later).await, 0);
 }
 
 async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
@@ -649,7 +819,7 @@ async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_no
         records.settle(vf, Observation::StillThere { reason: "paused".into() }).await;
     }
     let place: PciAddress = "0000:06:00.0".parse().unwrap();
-    records.settle(vf, Observation::Verified { address: place }).await;
+    records.settle(vf, Observation::Verified { address: place, run: Some(7) }).await;
     records.gone(vf).await;
     let expected = [
         "attachment.state - attaching",
@@ -899,7 +1069,7 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     let third = reserve(other, 1).await.unwrap().unwrap()[0];
     assert_eq!(store.mdevs_of(server).await.unwrap().len(), 3);
 
-    let seen = Observation::Present { inner: None, only_in_definition: false };
+    let seen = Observation::Present { inner: None, only_in_definition: false, same_run: true };
     store.settle_mdevs(&[(two[0], seen.clone()), (two[1], seen.clone())]).await.unwrap();
     assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Allocated));
     assert!(store.settle_mdevs(&[(two[0], seen)]).await.unwrap().is_empty(), "nothing changed");

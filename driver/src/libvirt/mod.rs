@@ -184,6 +184,19 @@ impl Libvirt {
         let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
         self.calls.run(Verb::Change, limit, operation, Subject::Domain(domain), work).await
     }
+
+    /// Asks the guest's agent or its QEMU. That takes as long as a change may, and changes nothing of the domain: while
+    /// such a call is overdue, the domain's documents say what they will say when it has come back.
+    async fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        operation: String,
+        domain: Uuid,
+        work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
+        self.calls.run(Verb::Change, limit, operation, Subject::Nothing, work).await
+    }
 }
 
 impl Drop for Libvirt {
@@ -367,9 +380,8 @@ impl Hypervisor for Libvirt {
         let command = command.to_owned();
         // libvirt counts whole seconds, and 0 would mean not to wait at all.
         let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
-        let answer = self.change(timeout, operation, domain, move |domain| {
-            domain.qemu_agent_command(&command, seconds, 0)
-        });
+        let answer = self
+            .ask(timeout, operation, domain, move |domain| domain.qemu_agent_command(&command, seconds, 0));
         answer.await.map_err(|mut error| {
             // Whatever the time-out, libvirt first waits 5 s for a sign of life from the agent.
             if error.kind == ErrorKind::TimedOut {
@@ -382,7 +394,7 @@ impl Hypervisor for Libvirt {
     async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error> {
         let operation = format!("ask the monitor of domain {domain}");
         let command = command.to_owned();
-        self.change(self.options.read_limit, operation, domain, move |domain| {
+        self.ask(self.options.read_limit, operation, domain, move |domain| {
             domain.qemu_monitor_command(&command, 0)
         })
         .await
@@ -493,7 +505,13 @@ fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
         sys::VIR_DOMAIN_PMSUSPENDED => DomainState::Suspended,
         _ => DomainState::Unknown,
     };
-    Ok(DomainInfo { uuid: domain.uuid()?, name: domain.name()?, state, persistent: domain.is_persistent()? })
+    Ok(DomainInfo {
+        uuid: domain.uuid()?,
+        name: domain.name()?,
+        state,
+        persistent: domain.is_persistent()?,
+        run: domain.id(),
+    })
 }
 
 /// Leaves out a domain that is gone since it was listed.

@@ -110,6 +110,7 @@ impl Domain {
             name: self.name.clone(),
             state: self.state,
             persistent: self.persistent.is_some(),
+            run: self.live.as_ref().and_then(Document::id),
         }
     }
 

@@ -168,7 +168,12 @@ impl Sim {
             done = &mut done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
             _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
             () = tokio::time::sleep(limit) => {
-                let subject = if operation.changes() { subject } else { Subject::Nothing };
+                // An agent or monitor that is asked changes nothing of its domain.
+                let subject = match subject {
+                    Subject::Domain(_) if !operation.is_job() => Subject::Nothing,
+                    Subject::Function(_) if !operation.changes() => Subject::Nothing,
+                    subject => subject,
+                };
                 let overdue = self.overdue.note(what.to_owned(), subject, begun);
                 let events = self.inner.events.clone();
                 tokio::spawn(async move {

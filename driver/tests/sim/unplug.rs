@@ -63,6 +63,72 @@ async fn a_limit_for_all_takes_the_place_of_a_number_of_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn asks_that_are_refused_at_once_are_spread_over_the_time() {
+    const EIGHT: DetachLimits = DetachLimits { attempts: 8, timeout: Duration::from_secs(20), total: None };
+    for kind in ["device-missing", "unplug-pending"] {
+        for (total, faults, ends) in [
+            // One share of the time after the other, and never longer than an attempt.
+            (Some(2), 3, (true, 0.75)),
+            (Some(2), 100, (false, 2.0)),
+            (Some(400), 2, (true, 40.0)),
+            (None, 2, (true, 40.0)),
+            (None, 100, (false, 160.0)),
+        ] {
+            let host = with_vf("").await;
+            // The first call takes it out of the definition.
+            host.control(&format!("fault detach fail nth=2 times={faults} kind={kind} text=busy"));
+            let total = total.map(Duration::from_secs);
+            let (unplugged, took) = unplug(&host, DetachLimits { total, ..EIGHT }).await;
+            let gone = unplugged == Unplugged::Gone;
+            assert_eq!((gone, took), ends, "{kind}, {faults} faults, {total:?}: {unplugged:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_from_the_definition_is_not_asked_for_again() {
+    let host = Host::small();
+    let (sim, templates) = (host.sim.as_ref(), Templates::load(None).unwrap());
+    hotplug::plug(sim, &templates, SWITCH, &vf(), Scope::Config, LIMITS).await.unwrap();
+    host.control("fault detach fail nth=2 text=asked-twice");
+    let unplugged = hotplug::unplug(sim, &templates, SWITCH, &vf(), true, LIMITS).await;
+    assert_eq!(unplugged, Ok(Unplugged::Gone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plug_that_failed_tells_whether_the_guest_may_have_had_the_device() {
+    for (fault, scope, untouched) in [
+        ("fail text=refused", Scope::LiveAndConfig, true),
+        ("fail text=refused", Scope::Config, true),
+        ("fail kind=no-free-port text=full", Scope::Live, true),
+        ("fail at=between text=cannot-write", Scope::LiveAndConfig, false),
+        ("fail at=after text=refused-after-all", Scope::Live, false),
+        ("crash at=before", Scope::Live, true),
+        ("crash at=after", Scope::Live, false),
+        ("crash at=after", Scope::LiveAndConfig, false),
+        ("hang at=before", Scope::Live, false),
+    ] {
+        let host = Host::small();
+        host.control(&format!("fault attach {fault}"));
+        let (sim, templates) = (host.sim.as_ref(), Templates::load(None).unwrap());
+        let failed = hotplug::try_plug(sim, &templates, Q35, &vf(), scope, LIMITS).await.unwrap_err();
+        assert_eq!(failed.untouched, untouched, "{fault}, {scope:?}: {}", failed.error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_agent_is_no_change_of_its_domain_that_is_overdue() {
+    let host = Host::with("[guest.q35.agent_answers]\nguest-ping = '{\"return\":{}}'\n");
+    host.control("agent q35 connected");
+    host.control("fault agent hang");
+    let ping = host.sim.agent(Q35, r#"{"execute":"guest-ping"}"#, Duration::from_secs(600)).await;
+    assert_eq!(refused(ping).0, ErrorKind::TimedOut);
+    let overdue = host.sim.overdue();
+    assert_eq!(overdue.len(), 1);
+    assert_eq!(overdue[0].domain, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_command_in_the_guest_ends_well_or_says_how() {
     const BEGUN: &str = r#"{"return":{"pid":7}}"#;
     let cases = [
