@@ -56,7 +56,7 @@ async fn watch(service: Arc<Service>) {
     }
     let (mut missing, mut away): (Vec<(Process, u32)>, bool) = Default::default();
     loop {
-        let mut open = away || !missing.is_empty();
+        let mut open = away || !missing.is_empty() || service.store.was_in_doubt();
         // Whoever did not hear of something finds it here.
         let ended = async {
             service.store.refresh().await?;

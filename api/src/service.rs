@@ -10,7 +10,7 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::{DomainView, Hypervisor};
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedRwLockReadGuard, watch};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
@@ -53,6 +53,8 @@ pub struct Service {
     pub webhooks: Vec<Arc<Webhook>>,
     /// Whether the service is about to end.
     stopping: watch::Sender<bool>,
+    /// Held by each request that may change something until it is done.
+    requests: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// Why the service does not start.
@@ -122,7 +124,7 @@ impl Service {
         let verifying = Busy::new("address of attachment", store.locks());
         let binding = Busy::new("accelerator request", store.locks());
         let turns = Turns::new(store.locks());
-        let (changing, homes, stopping) = Default::default();
+        let (changing, homes, stopping, requests) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -143,6 +145,7 @@ impl Service {
             homes,
             webhooks,
             stopping,
+            requests,
         });
         for webhook in &service.webhooks {
             tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
@@ -204,6 +207,16 @@ impl Service {
     /// Tells those who would follow what happens for ever that the service is about to end.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// A request that may change something begins; it is done when this is dropped.
+    pub(crate) async fn begin_request(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.requests).read_owned().await
+    }
+
+    /// Waits until all requests that may change something are done, also those whose clients have gone.
+    pub async fn requests_done(&self) {
+        drop(self.requests.write().await);
     }
 
     /// Whether the service is about to end, as it changes.

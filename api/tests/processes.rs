@@ -27,7 +27,8 @@ use hotslot_driver::hypervisor::{ErrorKind, Hypervisor};
 use hotslot_driver::sim::Sim;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 
 /// Within which what a dead process left is settled.
@@ -537,4 +538,92 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
         process.detach(server, row.id).await.unwrap();
     }
     other.all_free().await;
+}
+
+/// A way to a PostgreSQL on which the answer to a commit gets lost, with its connection, when that is asked for.
+struct Lossy {
+    url: String,
+    /// How many commits are answered before that; none: all.
+    commits: Arc<Mutex<Option<usize>>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Lossy {
+    fn to(url: &str) -> Self {
+        const SOCKET: &str = ".s.PGSQL.5432";
+        let (server, directory) = url.split_once("host=").unwrap();
+        let far = Path::new(directory).join(SOCKET);
+        let dir = tempfile::tempdir().unwrap();
+        let near = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let commits: Arc<Mutex<Option<usize>>> = Arc::default();
+        let counted = Arc::clone(&commits);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = near.accept().await {
+                let server = UnixStream::connect(&far).await.unwrap();
+                tokio::spawn(carry(client, server, Arc::clone(&counted)));
+            }
+        });
+        Self { url: format!("{server}host={}", dir.path().display()), commits, _dir: dir }
+    }
+}
+
+async fn carry(mut client: UnixStream, mut server: UnixStream, commits: Arc<Mutex<Option<usize>>>) {
+    let (mut asked, mut answered) = ([0; 1 << 14], [0; 1 << 14]);
+    loop {
+        tokio::select! {
+            length = client.read(&mut asked) => {
+                let Ok(length @ 1..) = length else { return };
+                let asked = &asked[..length];
+                let loses = asked.windows(7).any(|text| text == b"COMMIT\0") && {
+                    let mut commits = commits.lock().unwrap();
+                    let last = *commits == Some(0);
+                    *commits = commits.and_then(|left| left.checked_sub(1));
+                    last
+                };
+                if server.write_all(asked).await.is_err() {
+                    return;
+                }
+                if loses {
+                    // It is done, and nobody is told.
+                    let _ = server.read(&mut answered).await;
+                    return;
+                }
+            }
+            length = server.read(&mut answered) => {
+                let Ok(length @ 1..) = length else { return };
+                if client.write_all(&answered[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
+    let lossy = Lossy::to(&postgres::database().await);
+    let scene = Scene::with("", lossy.url.clone());
+    let one = scene.process().await;
+    let server = scene.servers().await[0];
+    for commits in 0..3 {
+        *lossy.commits.lock().unwrap() = Some(commits);
+        let attached = one.attach(server, 1).await;
+        let lost = lossy.commits.lock().unwrap().is_none();
+        println!("commit {commits} lost: {lost}; attached: {}", attached.is_ok());
+        assert!(lost || attached.is_ok(), "{attached:?}");
+        let agrees = async || {
+            let rows = one.attachments().await;
+            let count = |wanted| one.statuses().into_iter().filter(|status| *status == wanted).count();
+            let [held, free] = [DeviceStatus::Allocated, DeviceStatus::Available].map(count);
+            rows.iter().all(|row| row.state == State::Attached)
+                && [held, 5 - free, scene.plugged().await] == [rows.len(); 3]
+        };
+        let took = until("everything agrees", agrees).await;
+        assert!(took < SECONDS, "{took:?}");
+        *lossy.commits.lock().unwrap() = None;
+        for row in one.attachments().await {
+            one.detach(server, row.id).await.unwrap();
+        }
+        one.all_free().await;
+    }
 }

@@ -28,13 +28,14 @@ mod webhooks;
 
 use std::fs::File;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqliteConnection};
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 pub use accelerators::Accelerator;
 pub use adopt::Adoption;
@@ -88,6 +89,8 @@ pub struct Store {
     rows: Arc<RwLock<devices::Rows>>,
     /// The event that was committed last, as far as it is known here.
     last_event: Arc<watch::Sender<EventId>>,
+    /// Whether a commit failed since this was last asked: it may have taken effect all the same.
+    in_doubt: Arc<AtomicBool>,
     locks: Locks,
     /// This process, and the lock by which others know that it is alive.
     process: Option<Arc<(Process, Held)>>,
@@ -140,9 +143,10 @@ impl Store {
                 SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
             (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
         };
-        let (turn, rows, lock) = (Arc::default(), Arc::default(), lock.map(Arc::new));
-        let last_event = Arc::new(watch::Sender::new(EventId(0)));
-        let mut store = Self { write, read, turn, rows, last_event, locks, process: None, _lock: lock };
+        let (turn, rows, in_doubt) = Default::default();
+        let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
+        let mut store =
+            Self { write, read, turn, rows, last_event, in_doubt, locks, process: None, _lock: lock };
         if store.is_shared() {
             let this = Process::this();
             let alive = store.locks.lock(this.id.clone()).await?;
@@ -165,9 +169,15 @@ impl Store {
     }
 
     /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
-    async fn begin(&self) -> Result<(MutexGuard<'_, ()>, Transaction), Error> {
-        let turn = self.turn.lock().await;
+    async fn begin(&self) -> Result<(OwnedMutexGuard<()>, Transaction), Error> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         Ok((turn, self.write.begin_to_write().await?))
+    }
+
+    /// Whether a commit failed since this was last asked. The connection may have broken after the database had
+    /// committed: then rows may be there of which whoever wrote them does not know.
+    pub fn was_in_doubt(&self) -> bool {
+        self.in_doubt.swap(false, Ordering::Relaxed)
     }
 
     fn rows(&self) -> RwLockReadGuard<'_, devices::Rows> {
