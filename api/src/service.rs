@@ -16,6 +16,7 @@ use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
 use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
+use crate::fence::Fenced;
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{ArqId, HypervisorId, ServerId};
@@ -24,6 +25,7 @@ use crate::others;
 use crate::retention;
 use crate::store::{self, Attachment, Device, Store};
 use crate::webhook::Webhook;
+use crate::who;
 
 /// The running service.
 pub struct Service {
@@ -109,7 +111,10 @@ impl Service {
         let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
-            let hypervisor = open(&configured, &config.libvirt)?;
+            let mut hypervisor = open(&configured, &config.libvirt)?;
+            if store.is_shared() {
+                hypervisor = Arc::new(Fenced { hypervisor, store: store.clone() });
+            }
             let row = store.hypervisor(&configured.name, &configured.uri).await;
             let row = row.map_err(|error| unusable(&config.database.url, error))?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
@@ -207,6 +212,11 @@ impl Service {
     /// Tells those who would follow what happens for ever that the service is about to end.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// Does something as a process of this id: once others have taken that one for dead, it changes nothing any more.
+    pub async fn as_process<F: Future>(&self, worker: Option<Arc<str>>, work: F) -> F::Output {
+        who::as_process(worker, work).await
     }
 
     /// A request that may change something begins; it is done when this is dropped.

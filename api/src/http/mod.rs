@@ -142,6 +142,7 @@ async fn identify(State(service): State<Arc<Service>>, request: Request, next: N
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let only_reads = request.method().is_safe();
     let work = who::by(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let work = who::as_process(service.store.new_worker(), work);
     let mut response = if only_reads {
         work.await
     } else {

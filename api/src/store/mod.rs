@@ -92,8 +92,6 @@ pub struct Store {
     /// Whether a commit failed since this was last asked: it may have taken effect all the same.
     in_doubt: Arc<AtomicBool>,
     locks: Locks,
-    /// This process, and the lock by which others know that it is alive.
-    process: Option<Arc<(Process, Held)>>,
     /// Held for as long as the database is open: one service a file.
     _lock: Option<Arc<File>>,
 }
@@ -120,7 +118,8 @@ impl Store {
                 .connect_with(options.clone())
                 .await?;
             migrations.run(&pool).await.map_err(sqlx::Error::from)?;
-            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), Locks::of(options))
+            let locks = Locks::of(options).await?;
+            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), locks)
         } else {
             let options = SqliteConnectOptions::from_str(url)?
                 .create_if_missing(true)
@@ -145,14 +144,7 @@ impl Store {
         };
         let (turn, rows, in_doubt) = Default::default();
         let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
-        let mut store =
-            Self { write, read, turn, rows, last_event, in_doubt, locks, process: None, _lock: lock };
-        if store.is_shared() {
-            let this = Process::this();
-            let alive = store.locks.lock(this.id.clone()).await?;
-            store.register(&this).await?;
-            store.process = Some(Arc::new((this, alive)));
-        }
+        let store = Self { write, read, turn, rows, last_event, in_doubt, locks, _lock: lock };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
@@ -168,10 +160,13 @@ impl Store {
         self.locks.clone()
     }
 
-    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
+    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over; and not for
+    /// work that began before other processes took this one for dead, for they have gone on with it.
     async fn begin(&self) -> Result<(OwnedMutexGuard<()>, Transaction), Error> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
-        Ok((turn, self.write.begin_to_write().await?))
+        let mut tx = self.write.begin_to_write().await?;
+        self.is_on_record(&mut tx).await?;
+        Ok((turn, tx))
     }
 
     /// Whether a commit failed since this was last asked. The connection may have broken after the database had
