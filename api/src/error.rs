@@ -60,6 +60,12 @@ pub enum Error {
     /// A row was changed by someone else between reading and writing.
     #[error("the record was changed by someone else meanwhile; try again")]
     Stale,
+    /// Other processes have gone on with what this one was doing.
+    #[error(
+        "this process was away from the database for so long, or stood still, that another one has gone on with what it \
+         was doing: look what became of it before you ask again"
+    )]
+    TakenOver,
     /// A host's hypervisor cannot be reached.
     #[error("the hypervisor of host {host} is away: {reason}; try again later")]
     HostAway {

@@ -10,6 +10,7 @@
 //! idempotency   requests that are sent again
 //! store         SQL, one file a table
 //! others        the other processes over one database
+//! fence         what began before others took this process over changes no host any more
 //! webhook       events told by POST: signed, again and again, dead letters
 //! who           on whose behalf a task works: the events say it
 //! retention     how long it is kept what happened
@@ -25,6 +26,7 @@ pub mod config;
 pub mod cyborg;
 pub mod error;
 mod feed;
+mod fence;
 pub mod flavor;
 pub mod host;
 pub mod http;

@@ -55,8 +55,9 @@ async fn watch(service: Arc<Service>) {
         return;
     }
     let (mut missing, mut away): (Vec<(Process, u32)>, bool) = Default::default();
+    let mut this = service.store.new_worker();
     loop {
-        let mut open = away || !missing.is_empty();
+        let mut open = away || !missing.is_empty() || service.store.was_in_doubt();
         // Whoever did not hear of something finds it here.
         let ended = async {
             service.store.refresh().await?;
@@ -71,6 +72,9 @@ async fn watch(service: Arc<Service>) {
             (process, times)
         };
         missing = ended.unwrap_or_default().into_iter().map(count).collect();
+        // What this process was doing when it was taken for dead has ended, wherever it was.
+        let now = service.store.new_worker();
+        open |= std::mem::replace(&mut this, now.clone()) != now;
         let mut left = Vec::new();
         for (process, times) in missing {
             if times >= MISSING || process.has_exited() {
@@ -95,7 +99,7 @@ async fn watch(service: Arc<Service>) {
 }
 
 async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
-    let Some(_one) = service.store.locks().try_lock(process.id.clone()).await? else { return Ok(()) };
+    let Some(_one) = service.store.locks().try_lock(process.id.to_string()).await? else { return Ok(()) };
     tracing::warn!(
         host = %process.host, pid = process.pid,
         "process {} on {} has ended: what it left is taken over", process.pid, process.host

@@ -10,13 +10,14 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
 use hotslot_driver::hypervisor::{DomainView, Hypervisor};
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedRwLockReadGuard, watch};
 
 use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
 use crate::config::{self, Config, ConfigError, Flavor};
 use crate::error::Error;
 use crate::feed::{self, Feed};
+use crate::fence::Fenced;
 use crate::flavor;
 use crate::host::{self, Host};
 use crate::id::{ArqId, HypervisorId, ServerId};
@@ -25,6 +26,7 @@ use crate::others;
 use crate::retention;
 use crate::store::{self, Attachment, Device, Store};
 use crate::webhook::Webhook;
+use crate::who;
 
 /// The running service.
 pub struct Service {
@@ -56,6 +58,8 @@ pub struct Service {
     pub(crate) feed: Feed,
     /// Whether the service is about to end.
     stopping: watch::Sender<bool>,
+    /// Held by each request that may change something until it is done.
+    requests: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// Why the service does not start.
@@ -110,7 +114,10 @@ impl Service {
         let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
-            let hypervisor = open(&configured, &config.libvirt)?;
+            let mut hypervisor = open(&configured, &config.libvirt)?;
+            if store.is_shared() {
+                hypervisor = Arc::new(Fenced { hypervisor, store: store.clone() });
+            }
             let row = store.hypervisor(&configured.name, &configured.uri).await;
             let row = row.map_err(|error| unusable(&config.database.url, error))?;
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
@@ -125,7 +132,7 @@ impl Service {
         let verifying = Busy::new("address of attachment", store.locks());
         let binding = Busy::new("accelerator request", store.locks());
         let turns = Turns::new(store.locks());
-        let (changing, homes, stopping) = Default::default();
+        let (changing, homes, stopping, requests) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -148,6 +155,7 @@ impl Service {
             webhooks,
             feed,
             stopping,
+            requests,
         });
         for webhook in &service.webhooks {
             tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
@@ -211,6 +219,21 @@ impl Service {
     /// Tells those who would follow what happens for ever that the service is about to end.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// Does something as a process of this id: once others have taken that one for dead, it changes nothing any more.
+    pub async fn as_process<F: Future>(&self, worker: Option<Arc<str>>, work: F) -> F::Output {
+        who::as_process(worker, work).await
+    }
+
+    /// A request that may change something begins; it is done when this is dropped.
+    pub(crate) async fn begin_request(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.requests).read_owned().await
+    }
+
+    /// Waits until all requests that may change something are done, also those whose clients have gone.
+    pub async fn requests_done(&self) {
+        drop(self.requests.write().await);
     }
 
     /// Whether the service is about to end, as it changes.

@@ -8,6 +8,7 @@ use crate::error::Error;
 
 tokio::task_local! {
     static WHO: Arc<str>;
+    static WORKER: Option<Arc<str>>;
 }
 
 /// What hotslot does on its own account.
@@ -32,12 +33,23 @@ pub(crate) async fn by<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Outpu
     WHO.scope(who.into(), work).await
 }
 
-/// A task that works for whom this one does.
+/// Does something as the process that this one is on record as now. Once others have taken that one for dead, and gone
+/// on with what it did, the work can change nothing any more.
+pub(crate) async fn as_process<F: Future>(worker: Option<Arc<str>>, work: F) -> F::Output {
+    WORKER.scope(worker, work).await
+}
+
+/// The process that the running task began as; none when that is not known, or there can be no others.
+pub(crate) fn worker() -> Option<Arc<str>> {
+    WORKER.try_with(Option::clone).unwrap_or_default()
+}
+
+/// A task that works for whom this one does, as the same process.
 pub(crate) fn spawn<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
-    tokio::spawn(WHO.scope(current(), work))
+    tokio::spawn(WORKER.scope(worker(), WHO.scope(current(), work)))
 }
 
 /// What a task answers that goes on when the one that waits for it goes away.

@@ -22,13 +22,15 @@ use hotslot_api::http;
 use hotslot_api::id::{AttachmentId, EventId, ServerId};
 use hotslot_api::inventory::{AliasRequest, Change, RuleKind};
 use hotslot_api::service::Service;
-use hotslot_api::store::{Attachment, DeviceStatus, EventFilter};
+use hotslot_api::store::{Attachment, DeviceStatus, EventFilter, Store};
 use hotslot_driver::hypervisor::{ErrorKind, Hypervisor};
 use hotslot_driver::sim::Sim;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 
 /// Within which what a dead process left is settled.
 const SECONDS: Duration = Duration::from_secs(5);
@@ -537,4 +539,152 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
         process.detach(server, row.id).await.unwrap();
     }
     other.all_free().await;
+}
+
+/// A way to a PostgreSQL on which the answer to a commit gets lost, with its connection, when that is asked for.
+struct Lossy {
+    url: String,
+    /// How many commits are answered before that; none: all.
+    commits: Arc<Mutex<Option<usize>>>,
+    /// Breaks all connections on this side alone: PostgreSQL does not know.
+    broken: watch::Sender<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Lossy {
+    fn to(url: &str) -> Self {
+        const SOCKET: &str = ".s.PGSQL.5432";
+        let (server, directory) = url.split_once("host=").unwrap();
+        let far = Path::new(directory).join(SOCKET);
+        let dir = tempfile::tempdir().unwrap();
+        let near = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let commits: Arc<Mutex<Option<usize>>> = Arc::default();
+        let (counted, (broken, breaks)) = (Arc::clone(&commits), watch::channel(()));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = near.accept().await {
+                let server = UnixStream::connect(&far).await.unwrap();
+                tokio::spawn(carry(client, server, Arc::clone(&counted), breaks.clone()));
+            }
+        });
+        Self { url: format!("{server}host={}", dir.path().display()), commits, broken, _dir: dir }
+    }
+}
+
+async fn carry(
+    mut client: UnixStream,
+    mut server: UnixStream,
+    commits: Arc<Mutex<Option<usize>>>,
+    mut breaks: watch::Receiver<()>,
+) {
+    let (mut asked, mut answered) = ([0; 1 << 14], [0; 1 << 14]);
+    breaks.mark_unchanged();
+    loop {
+        tokio::select! {
+            _ = breaks.changed() => {
+                drop(client);
+                return tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+            length = client.read(&mut asked) => {
+                let Ok(length @ 1..) = length else { return };
+                let asked = &asked[..length];
+                let loses = asked.windows(7).any(|text| text == b"COMMIT\0") && {
+                    let mut commits = commits.lock().unwrap();
+                    let last = *commits == Some(0);
+                    *commits = commits.and_then(|left| left.checked_sub(1));
+                    last
+                };
+                if server.write_all(asked).await.is_err() {
+                    return;
+                }
+                if loses {
+                    // It is done, and nobody is told.
+                    let _ = server.read(&mut answered).await;
+                    return;
+                }
+            }
+            length = server.read(&mut answered) => {
+                let Ok(length @ 1..) = length else { return };
+                if client.write_all(&answered[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
+    let lossy = Lossy::to(&postgres::database().await);
+    let scene = Scene::with("", lossy.url.clone());
+    let one = scene.process().await;
+    let server = scene.servers().await[0];
+    for commits in 0..3 {
+        *lossy.commits.lock().unwrap() = Some(commits);
+        let attached = one.attach(server, 1).await;
+        let lost = lossy.commits.lock().unwrap().is_none();
+        println!("commit {commits} lost: {lost}; attached: {}", attached.is_ok());
+        assert!(lost || attached.is_ok(), "{attached:?}");
+        let agrees = async || {
+            let rows = one.attachments().await;
+            let count = |wanted| one.statuses().into_iter().filter(|status| *status == wanted).count();
+            let [held, free] = [DeviceStatus::Allocated, DeviceStatus::Available].map(count);
+            rows.iter().all(|row| row.state == State::Attached)
+                && [held, 5 - free, scene.plugged().await] == [rows.len(); 3]
+        };
+        let took = until("everything agrees", agrees).await;
+        assert!(took < SECONDS, "{took:?}");
+        *lossy.commits.lock().unwrap() = None;
+        for row in one.attachments().await {
+            one.detach(server, row.id).await.unwrap();
+        }
+        one.all_free().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
+    let database = postgres::database().await;
+    let lossy = Lossy::to(&database);
+    let one = Store::open(&lossy.url, None).await.unwrap();
+    let other = Store::open(&database, None).await.unwrap();
+    let held = one.locks().lock("a".into()).await.unwrap();
+    let worker = one.worker();
+    for _ in 0..3 {
+        lossy.broken.send_replace(());
+        let has = async || one.locks().has(&held).await;
+        until("it is had again", async || has().await.is_ok()).await;
+        assert!(has().await.unwrap(), "nobody else has had it");
+        assert!(other.locks().try_lock("a".into()).await.unwrap().is_none());
+    }
+    assert_eq!(one.worker(), worker, "it is the process that it was");
+    drop(held);
+    drop(other.locks().lock("a".into()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 700").unwrap();
+    let service = Arc::clone(&one.service);
+    let attach = one.runtime.as_ref().unwrap();
+    let attach = attach.spawn(async move {
+        let worker = service.store.worker();
+        service.as_process(worker, service.attach(request(server, "any", 3))).await
+    });
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    let worker = one.service.store.worker().unwrap();
+    sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
+    let refused = attach.await.unwrap().unwrap_err();
+    assert!(matches!(refused, Error::TakenOver), "{refused}");
+    // The third was not plugged, and what was is taken back by whoever sees it first.
+    scene.sim.control("latency attach 1").unwrap();
+    until("nothing is plugged", async || scene.plugged().await == 0).await;
+    for process in [&one, &other] {
+        process.all_free().await;
+    }
+    let row = one.attach(server, 1).await.unwrap().remove(0);
+    other.detach(server, row.id).await.unwrap();
 }

@@ -80,7 +80,14 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     tracing::info!("stopping");
     service.stop();
     stopping.send_replace(true);
-    if !server.is_finished() && tokio::time::timeout(GRACE, &mut server).await.is_err() {
+    let done = async {
+        if !server.is_finished() {
+            let _ = (&mut server).await;
+        }
+        // Those too whose clients have gone.
+        service.requests_done().await;
+    };
+    if tokio::time::timeout(GRACE, done).await.is_err() {
         tracing::warn!(
             "requests are still under way; what they began is on record and goes on at the next start"
         );

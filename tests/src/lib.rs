@@ -221,6 +221,27 @@ impl Hotslot {
         self
     }
 
+    /// Another process with the same configuration: on the same hosts, and the same database, which is not a file.
+    pub async fn beside(&self) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::copy(self.dir.path().join("hotslot.toml"), dir.path().join("hotslot.toml"))
+            .expect("copy a file");
+        let (binary, log, start) = (self.binary.clone(), Arc::default(), Instant::now());
+        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
+        let started_in = start.elapsed();
+        let mut service =
+            Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in };
+        service.ready().await;
+        service.ready_in = start.elapsed();
+        service
+    }
+
+    /// Sends its process a signal: `STOP`, `CONT`, `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill").success(), "{signal}");
+    }
+
     /// How long it took from the start of its process until it listened.
     pub fn started_in(&self) -> Duration {
         self.started_in

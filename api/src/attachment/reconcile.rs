@@ -122,7 +122,12 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
             next_round = Instant::now() + interval;
         }
         // A host that is away brings a full comparison with it when it is back.
-        todo = if away { Todo::default() } else { service.carry_out(&host, std::mem::take(&mut todo)).await };
+        todo = if away {
+            Todo::default()
+        } else {
+            let work = service.carry_out(&host, std::mem::take(&mut todo));
+            who::as_process(service.store.new_worker(), work).await
+        };
         let wake = if todo.is_empty() {
             retry = RETRY.0;
             next_round

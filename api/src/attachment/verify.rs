@@ -81,7 +81,7 @@ impl Service {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
-        tokio::spawn(who::by(who::itself::VERIFICATION, async move {
+        who::spawn(who::by(who::itself::VERIFICATION, async move {
             let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
             for &pause in pauses {
                 tokio::time::sleep(pause).await;

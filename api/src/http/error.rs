@@ -44,7 +44,7 @@ impl From<Error> for Fault {
             Error::Gone(_) => StatusCode::GONE,
             Error::NeedsService | Error::NeedsAdmin => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
-            Error::HostAway { .. } | Error::Full { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
             Error::Store(source) if let Some(advice) = advice(source) => {
                 tracing::error!(error = ?source, "the database cannot be used: {source}");

@@ -28,10 +28,10 @@ mod webhooks;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use tracing::Instrument as _;
@@ -39,6 +39,8 @@ use uuid::Uuid;
 
 pub use connections::{Listener, serve};
 
+use self::error::Fault;
+use crate::error::Error;
 use crate::service::Service;
 use crate::who;
 
@@ -83,7 +85,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .layer(DefaultBodyLimit::max(limits::BODY))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), door::keep_pages_out))
         .layer(middleware::from_fn(cyborg::speak))
-        .layer(middleware::from_fn(identify))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), identify))
         .with_state(service)
 }
 
@@ -138,12 +140,25 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .layer(Extension(version))
 }
 
-/// Gives every request an id, a span and the headers that Nova's clients read.
-async fn identify(request: Request, next: Next) -> Response {
+/// Gives every request an id, a span and the headers that Nova's clients read. One that may change something is done
+/// in a task of its own: it does not end halfway when its client goes away.
+async fn identify(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let work = next.run(request).instrument(span.clone());
-    let mut response = who::by(format!("request {id}"), work).await;
+    let only_reads = request.method().is_safe();
+    let work = who::by(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let work = who::as_process(service.store.new_worker(), work);
+    let mut response = if only_reads {
+        work.await
+    } else {
+        let under_way = service.begin_request().await;
+        let done = tokio::spawn(async move {
+            let _under_way = under_way;
+            work.await
+        });
+        let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
+        done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
+    };
     span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -7,7 +7,6 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use tracing::Instrument as _;
 
 use super::body::unreadable;
 use super::error::Fault;
@@ -15,7 +14,6 @@ use super::identity::Identity;
 use crate::error::Error;
 use crate::idempotency::{Answer, IdempotencyKey};
 use crate::service::Service;
-use crate::who;
 
 const HEADER: &str = "idempotency-key";
 
@@ -33,10 +31,7 @@ pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, 
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };
-    // It goes on when the caller goes away, so that its next try finds the answer.
-    let answered = who::spawn(answer(service, key, request, next).in_current_span()).await;
-    let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
-    answered.map_err(lost).map_err(Fault::from).flatten().unwrap_or_else(Fault::into_response)
+    answer(service, key, request, next).await.unwrap_or_else(Fault::into_response)
 }
 
 /// Reads what names a request, and leaves the request as it was.

@@ -335,7 +335,7 @@ impl Store {
             .bind(network.and_then(|network| network.trusted).map(i64::from))
             .bind(i64::from(new.whole_group))
             .bind(i64::from(new.taken))
-            .bind(self.worker())
+            .bind(self.worker().as_deref())
             .bind(holder.map(|holder| holder.to_string()))
             // The first is plugged at once, but for a group, which is taken from its host drivers before.
             .bind(i64::from(index == 0 && !new.whole_group))
@@ -514,7 +514,7 @@ impl Store {
                  AND worker IN (SELECT id FROM processes WHERE id <> $2)",
         )
         .bind(server.to_string())
-        .bind(worker)
+        .bind(&*worker)
         .fetch_all(&self.read)
         .await?;
         let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");

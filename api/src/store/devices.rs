@@ -382,6 +382,8 @@ impl Store {
 
     /// Reads all rows that are not deleted, as the service does when it starts.
     pub(super) async fn read_devices(&self) -> Result<(), Error> {
+        // In turn, so that what this process commits meanwhile is not covered by what was before.
+        let _turn = self.turn.lock().await;
         // The number first: rows that are newer than it are read once more.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
         let rows = query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;

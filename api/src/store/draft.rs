@@ -6,9 +6,11 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
-use tokio::sync::MutexGuard;
+use tokio::sync::OwnedMutexGuard;
 
 use super::devices::{Device, DeviceFacts, DeviceStatus, Owner, devices};
 use super::events::{self, What};
@@ -16,8 +18,11 @@ use super::sql::{On, Transaction, query};
 use super::{DevType, Millis, News, Store, now};
 use crate::accelerator::Holder;
 use crate::error::Error;
-use crate::id::{DeviceId, HypervisorId};
+use crate::id::{DeviceId, EventId, HypervisorId};
 use crate::inventory::{Deed, NotAllowed};
+
+/// How long it is asked what became of a commit that failed: others wait for their turn meanwhile.
+const IN_DOUBT: Duration = Duration::from_secs(1);
 
 /// One transaction, with what it makes of the devices.
 pub(super) struct Draft<'s> {
@@ -30,7 +35,7 @@ pub(super) struct Draft<'s> {
     /// What is to be told, beside what the rows tell.
     events: Vec<What>,
     next_id: Option<i64>,
-    _turn: MutexGuard<'s, ()>,
+    turn: OwnedMutexGuard<()>,
 }
 
 impl Store {
@@ -39,7 +44,7 @@ impl Store {
         let (turn, mut tx) = self.begin().await?;
         self.catch_up(On::Transaction(&mut tx)).await?;
         let (rows, back) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Draft { store: self, tx, rows, back, events: Vec::new(), next_id: None, _turn: turn })
+        Ok(Draft { store: self, tx, rows, back, events: Vec::new(), next_id: None, turn })
     }
 }
 
@@ -273,14 +278,39 @@ impl Draft<'_> {
         if last.is_some() {
             self.tx.tell(News::Records).await?;
         }
-        self.tx.commit().await?;
+        let (store, tx, turn) = (self.store.clone(), self.tx, self.turn);
+        // From here on it goes on even if whoever asked for it does not wait any more: otherwise the database might
+        // have what nobody here knows of.
+        let committed = tokio::spawn(async move { store.finish(tx, turn, written, seq, last).await });
+        committed
+            .await
+            .map_err(|error| Error::Internal(format!("a commit ended without an answer: {error}")))?
+    }
+}
+
+impl Store {
+    /// Commits, brings what is in memory up to that, and tells those who follow the events.
+    async fn finish(
+        self,
+        tx: Transaction,
+        _turn: OwnedMutexGuard<()>,
+        written: Vec<Arc<Device>>,
+        seq: i64,
+        last: Option<EventId>,
+    ) -> Result<usize, Error> {
+        if let Err(error) = tx.commit().await {
+            // It may have taken effect all the same. Where the database cannot tell at once, the next change reads it.
+            self.in_doubt.store(true, Ordering::Relaxed);
+            drop(tokio::time::timeout(IN_DOUBT, self.catch_up(On::Pool(&self.read))).await);
+            return Err(error.into());
+        }
         let count = written.len();
         if count > 0 {
-            self.store.rows_mut().put(written, seq);
+            self.rows_mut().put(written, seq);
         }
         // Whoever follows the events finds the devices as they say.
         if let Some(last) = last {
-            self.store.heard_of(last);
+            self.heard_of(last);
         }
         Ok(count)
     }

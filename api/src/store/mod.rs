@@ -31,13 +31,14 @@ mod webhooks;
 
 use std::fs::File;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqliteConnection};
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 pub use accelerators::Accelerator;
 pub use adopt::Adoption;
@@ -95,9 +96,9 @@ pub struct Store {
     rows: Arc<RwLock<devices::Rows>>,
     /// The event that was committed last, as far as it is known here.
     last_event: Arc<watch::Sender<EventId>>,
+    /// Whether a commit failed since this was last asked: it may have taken effect all the same.
+    in_doubt: Arc<AtomicBool>,
     locks: Locks,
-    /// This process, and the lock by which others know that it is alive.
-    process: Option<Arc<(Process, Held)>>,
     /// Held for as long as the database is open: one service a file.
     _lock: Option<Arc<File>>,
 }
@@ -124,7 +125,8 @@ impl Store {
                 .connect_with(options.clone())
                 .await?;
             migrations.run(&pool).await.map_err(sqlx::Error::from)?;
-            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), Locks::of(options))
+            let locks = Locks::of(options).await?;
+            (Pool::Postgres(pool.clone()), Pool::Postgres(pool), locks)
         } else {
             let options = SqliteConnectOptions::from_str(url)?
                 .create_if_missing(true)
@@ -147,15 +149,9 @@ impl Store {
                 SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
             (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
         };
-        let (turn, rows, lock) = (Arc::default(), Arc::default(), lock.map(Arc::new));
-        let last_event = Arc::new(watch::Sender::new(EventId(0)));
-        let mut store = Self { write, read, turn, rows, last_event, locks, process: None, _lock: lock };
-        if store.is_shared() {
-            let this = Process::this();
-            let alive = store.locks.lock(this.id.clone()).await?;
-            store.register(&this).await?;
-            store.process = Some(Arc::new((this, alive)));
-        }
+        let (turn, rows, in_doubt) = Default::default();
+        let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
+        let store = Self { write, read, turn, rows, last_event, in_doubt, locks, _lock: lock };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
@@ -171,10 +167,19 @@ impl Store {
         self.locks.clone()
     }
 
-    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over.
-    async fn begin(&self) -> Result<(MutexGuard<'_, ()>, Transaction), Error> {
-        let turn = self.turn.lock().await;
-        Ok((turn, self.write.begin_to_write().await?))
+    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over; and not for
+    /// work that began before other processes took this one for dead, for they have gone on with it.
+    async fn begin(&self) -> Result<(OwnedMutexGuard<()>, Transaction), Error> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let mut tx = self.write.begin_to_write().await?;
+        self.is_on_record(&mut tx).await?;
+        Ok((turn, tx))
+    }
+
+    /// Whether a commit failed since this was last asked. The connection may have broken after the database had
+    /// committed: then rows may be there of which whoever wrote them does not know.
+    pub fn was_in_doubt(&self) -> bool {
+        self.in_doubt.swap(false, Ordering::Relaxed)
     }
 
     fn rows(&self) -> RwLockReadGuard<'_, devices::Rows> {

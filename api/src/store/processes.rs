@@ -1,14 +1,16 @@
 //! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
 use super::locks::PROCESS;
 use super::sql::{Pool, Transaction, query};
-use super::{Columns, Store, now, words};
+use super::{Columns, Store, words};
 use crate::error::Error;
+use crate::who;
 
 const CHANNEL: &str = "hotslot";
 
@@ -41,8 +43,8 @@ impl Heard {
 /// A row of `processes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its id; the name of its lock.
-    pub id: String,
+    /// Its id; the name of its lock. It has another one after it was taken for dead.
+    pub id: Arc<str>,
     /// The machine that it runs on.
     pub host: String,
     /// Its number there.
@@ -54,7 +56,7 @@ impl Process {
     pub(super) fn this() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let id = format!("{PROCESS}{} {}", Uuid::new_v4(), here().unwrap_or_default());
-        Self { id, host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
+        Self { id: id.into(), host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
     }
 
     /// Whether it ran on this machine, and is there no more.
@@ -82,9 +84,25 @@ impl Transaction {
 }
 
 impl Store {
-    /// What this process is called in a row that it works on.
-    pub(super) fn worker(&self) -> Option<&str> {
-        self.process.as_deref().map(|(this, _)| this.id.as_str())
+    /// What this process is called in what it writes and locks: by the task that asks, when that has begun under
+    /// another id, and so can change nothing any more. None when there can be no others.
+    pub fn worker(&self) -> Option<Arc<str>> {
+        who::worker().or_else(|| self.locks.process().map(|process| Arc::clone(&process.id)))
+    }
+
+    /// What this process is called now, for a task that begins.
+    pub(crate) fn new_worker(&self) -> Option<Arc<str>> {
+        self.locks.process().map(|process| Arc::clone(&process.id))
+    }
+
+    /// Makes sure that a process has not been taken off the record, within a transaction that nobody writes beside.
+    ///
+    /// # Errors
+    /// [`Error::TakenOver`]; the database's.
+    pub(super) async fn is_on_record(&self, tx: &mut Transaction) -> Result<(), Error> {
+        let Some(worker) = self.worker() else { return Ok(()) };
+        let row = query("SELECT id FROM processes WHERE id = $1").bind(&*worker).fetch_optional(tx).await?;
+        row.map(drop).ok_or(Error::TakenOver)
     }
 
     /// Listens to other processes; none when there can be no others.
@@ -103,45 +121,31 @@ impl Store {
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn ended(&self) -> Result<Vec<Process>, Error> {
-        let Some((this, _)) = self.process.as_deref() else { return Ok(Vec::new()) };
+        // A connection that broke is known when it is asked, and made anew.
+        let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
+        self.locks.is(Arc::clone(&this.id)).await?;
+        let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
         let rows = query("SELECT * FROM processes").fetch_all(&self.read).await?;
         let mut others = Vec::new();
         for row in &rows {
             let columns = Columns { table: "processes", id: row.try_get("id")?, row };
             others.push(Process {
-                id: columns.get("id")?,
+                id: columns.get::<String>("id")?.into(),
                 host: columns.get("host")?,
                 pid: columns.get("pid")?,
             });
         }
-        let all = others.len();
         others.retain(|process| process.id != this.id);
-        if others.len() == all {
-            // Someone has taken this one for dead, while its connection was away.
-            self.register(this).await?;
-        }
-        // It is asked also when there is nobody else: so a connection that broke is known, and made anew.
-        let names = others.iter().chain([this]).map(|process| process.id.clone());
+        let names = others.iter().map(|process| process.id.to_string());
         let alive = self.locks.elsewhere(names.collect()).await?;
-        others.retain(|other| !alive.contains(&other.id));
+        others.retain(|other| !alive.contains(&*other.id));
         Ok(others)
-    }
-
-    pub(super) async fn register(&self, process: &Process) -> Result<(), Error> {
-        query("INSERT INTO processes (id, host, pid, started_at) VALUES ($1, $2, $3, $4)")
-            .bind(&process.id)
-            .bind(&process.host)
-            .bind(process.pid)
-            .bind(now())
-            .execute(&self.write)
-            .await?;
-        Ok(())
     }
 
     /// Takes this process off the record when it leaves nothing to be taken over.
     pub(super) async fn leave(&self) -> Result<(), Error> {
-        match self.process.as_deref() {
-            Some((this, _)) if self.locks.idle().await? => self.forget_process(this).await,
+        match self.locks.process() {
+            Some(this) if self.locks.idle().await? => self.forget_process(&this).await,
             Some(_) | None => Ok(()),
         }
     }
@@ -151,7 +155,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
-        query("DELETE FROM processes WHERE id = $1").bind(&process.id).execute(&self.write).await?;
-        Ok(())
+        // In turn with all that writes: what it has not committed by now it never will.
+        let (_turn, mut tx) = self.begin().await?;
+        query("DELETE FROM processes WHERE id = $1").bind(&*process.id).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -45,6 +45,7 @@ on_both! {
     a_device_that_takes_the_place_of_one_that_is_gone_is_followed
     what_was_chosen_is_claimed_and_nothing_else_that_came_there
     what_is_in_memory_is_what_a_restart_would_read
+    a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database
     what_a_domain_has_is_adopted_once_and_only_where_it_is_free
     a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
     a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it
@@ -60,6 +61,51 @@ on_both! {
     a_device_profile_stays_as_long_as_requests_ask_by_it
     a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
     cards_are_disabled_and_attributes_kept
+}
+
+/// Does some work until it waits for so many things; none when it was cut off there.
+async fn cut_off<T>(mut waits: usize, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    let poll = |context: &mut std::task::Context<'_>| {
+        if waits == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        waits -= 1;
+        work.as_mut().poll(context).map(Some)
+    };
+    std::future::poll_fn(poll).await
+}
+
+async fn a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database(records: Records) {
+    records.scan(devices()).await;
+    let store = &records.store;
+    let (mut differ, mut waits) = (Vec::new(), 1);
+    // Where it waits, and how often, is not the same each time.
+    for number in 0..100 {
+        let mut seen = devices();
+        seen[1].numa_node = Some(number);
+        let done = cut_off(waits, store.scan(records.host, Looked::Everywhere, seen)).await;
+        let agrees = async || {
+            let rows = query("SELECT * FROM pci_devices WHERE deleted = 0 ORDER BY address");
+            let rows = devices::devices(&rows.fetch_all(&store.read).await.unwrap()).unwrap();
+            let last = store.event_bounds().await.unwrap().last;
+            rows == store.devices() && last == *store.event_ids().borrow()
+        };
+        // What was begun may still be under way.
+        let mut tries = 0;
+        while !agrees().await && tries < 50 {
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if !agrees().await {
+            differ.push(waits);
+        }
+        waits = if done.is_some() { 1 } else { waits + 1 };
+    }
+    assert!(
+        differ.is_empty(),
+        "cut off at these points, what is in memory is not what is in the database: {differ:?}"
+    );
 }
 
 /// A database of its own, with a host.

@@ -22,7 +22,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,12 +43,25 @@ use super::refusal::Refusal;
 
 const SOCKET: &str = "control";
 
-/// Sends one line to the process that has a simulated host open, and returns its answer: `ok` or `error: …`.
+/// Sends one line to the process that has a simulated host open, and returns its answer: `ok` or `error: …`. Of several
+/// processes it is the one that opened it first.
 ///
 /// # Errors
 /// When no process has `dir` open, or it does not answer.
 pub fn control(dir: &Path, line: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(dir.join(SOCKET))?;
+    ask(UnixStream::connect(dir.join(SOCKET))?, line)
+}
+
+/// [`control`], of the one process of this number, which did not open it first: latencies and faults are each process's
+/// own.
+///
+/// # Errors
+/// When that process does not have `dir` open, or does not answer.
+pub fn control_of(pid: u32, dir: &Path, line: &str) -> io::Result<String> {
+    ask(UnixStream::connect(dir.join(format!("{SOCKET}.{pid}")))?, line)
+}
+
+fn ask(mut stream: UnixStream, line: &str) -> io::Result<String> {
     stream.write_all(format!("{}\n", line.trim_end()).as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
@@ -58,14 +71,18 @@ pub fn control(dir: &Path, line: &str) -> io::Result<String> {
     }
 }
 
-/// Makes the socket; one that a killed process left behind is replaced, for the directory is ours.
-pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
-    let path = dir.join(SOCKET);
+/// Makes the socket, and answers where it is; one that a killed process left behind is replaced. Where another process
+/// answers, it has the number of this one in its name.
+pub(super) fn listen(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
+    let mut path = dir.join(SOCKET);
+    if UnixStream::connect(&path).is_ok() {
+        path.set_extension(std::process::id().to_string());
+    }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    UnixListener::bind(path)
+    UnixListener::bind(&path).map(|door| (door, path))
 }
 
 /// Serves everyone who comes.

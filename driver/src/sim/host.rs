@@ -3,7 +3,7 @@
 //! It knows no clock, no tasks and no sockets: time comes with each call, and what is to happen later is
 //! done by [`Host::advance`]. What libvirt does is in `attach`, `detach` and `power`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -112,6 +112,12 @@ impl Domain {
             persistent: self.persistent.is_some(),
             run: self.live.as_ref().and_then(Document::id),
         }
+    }
+
+    /// The aliases of the host devices that the running guest has.
+    pub(super) fn aliases(&self) -> BTreeSet<String> {
+        let live = self.live.iter().map(Document::parsed);
+        live.flat_map(|live| live.hostdevs.iter().filter_map(|held| held.alias.clone())).collect()
     }
 
     fn saved(&self) -> SavedDomain {

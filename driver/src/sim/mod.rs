@@ -6,9 +6,13 @@
 //! DIR/root/           optional: the host's sys and proc, as far as they are asked for
 //! DIR/host.toml       optional: latencies, faults, how guests behave
 //! DIR/state/          what has changed since; delete it to start afresh
-//! DIR/control         a socket: one line in, one line out; see [`control`]
-//! DIR/lock            held while a process has the directory open
+//! DIR/control         a socket: one line in, one line out; see [`control`]; of a second process `control.PID`
+//! DIR/lock            locked by a process for as long as it looks or changes something, with the number of changes
 //! ```
+//! Several processes may have a directory open, as several may speak to one libvirt: what one changes the others see,
+//! and hear of. Latencies, faults and the link are each process's own; and one that stands still or dies in the middle of
+//! a call takes the call with it, which libvirt would go on with.
+//!
 //! It serves tests, demonstrations and load tests. What it says is marked as simulated
 //! ([`HostInfo::simulated`]): there is no QEMU, so there is no monitor, and no agent but a scripted one.
 //!
@@ -57,12 +61,15 @@ use crate::mdev::{Mdev, MdevType};
 use crate::overdue::{Overdue, OverdueCall, Subject};
 use crate::pci::PciAddress;
 
-pub use control::control;
+pub use control::{control, control_of};
 pub use open::OpenError;
 
 use config::{Action, At, Fault, Operation};
 use host::{Host, Link};
 use refusal::Refusal;
+
+/// How often it is looked whether another process has changed something.
+const OTHERS: Duration = Duration::from_millis(50);
 
 /// How long libvirt waits for a domain that another call is changing.
 const JOB_WAIT: Duration = Duration::from_secs(30);
@@ -75,6 +82,8 @@ pub struct Sim {
     remote: bool,
     limits: Limits,
     overdue: Overdue,
+    /// The control socket.
+    door: Option<PathBuf>,
 }
 
 /// How long a call may take before its caller stops waiting for it, as at the adapter to real hosts.
@@ -124,9 +133,12 @@ impl Sim {
         let (link, events) = (host.link.subscribe(), host.events.clone());
         let inner = Arc::new(Inner { host: Mutex::new(host), link, events, wake: Notify::new() });
         runtime.spawn(until_closed(inner.clone(), clock(inner.clone())));
+        let mut at = None;
         if let Some(dir) = durable {
+            watch_others(&inner);
             match control::listen(&dir) {
-                Ok(door) => {
+                Ok((door, path)) => {
+                    at = Some(path);
                     runtime.spawn(until_closed(inner.clone(), control::serve(door, inner.clone())));
                 }
                 Err(error) => {
@@ -134,7 +146,7 @@ impl Sim {
                 }
             }
         }
-        Ok(Arc::new(Self { inner, sysroot, remote, limits, overdue: Overdue::default() }))
+        Ok(Arc::new(Self { inner, sysroot, remote, limits, overdue: Overdue::default(), door: at }))
     }
 
     /// Does what a line on the control socket would do.
@@ -196,9 +208,9 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         let mut host = self.inner.lock();
-        if host.store.is_durable() {
+        if let Some(door) = &self.door {
             // Whoever opens next makes its own.
-            let _ = std::fs::remove_file(host.dir.join("control"));
+            let _ = std::fs::remove_file(door);
         }
         host.store.close();
         host.link.send_replace(Link::Closed);
@@ -359,15 +371,23 @@ impl Inner {
 
     /// Does something at this moment: after all that was due before, and with what follows at once.
     fn with<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> T {
-        let mut host = self.lock();
-        let now = Instant::now();
-        host.advance(now);
-        let result = work(&mut host, now);
-        host.advance(now);
-        if host.next_due().is_some() {
+        let (result, due) = self.at_once(work);
+        if due.is_some() {
             self.wake.notify_one();
         }
         result
+    }
+
+    /// The same, without anybody else; answers also when something is due next.
+    fn at_once<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> (T, Option<Instant>) {
+        let mut host = self.lock();
+        let now = Instant::now();
+        host.enter(now);
+        host.advance(now);
+        let result = work(&mut host, now);
+        host.advance(now);
+        host.store.leave();
+        (result, host.next_due())
     }
 
     fn name_of(&self, domain: Uuid) -> String {
@@ -447,15 +467,29 @@ impl Inner {
     }
 }
 
+/// Looks whether other processes change something, until the simulated host is closed. A thread of its own: the clock
+/// of the tasks may stand still.
+fn watch_others(inner: &Arc<Inner>) {
+    let inner = Arc::downgrade(inner);
+    let watch = move || {
+        while let Some(inner) = inner.upgrade() {
+            if inner.lock().store.is_behind() {
+                inner.wake.notify_one();
+            }
+            drop(inner);
+            std::thread::sleep(OTHERS);
+        }
+    };
+    let thread = std::thread::Builder::new().name("sim".into()).stack_size(64 << 10).spawn(watch);
+    if let Err(error) = thread {
+        tracing::warn!(%error, "simulated host: other processes are not seen");
+    }
+}
+
 /// Does what is due, when it is due.
 async fn clock(inner: Arc<Inner>) {
     loop {
-        let due = {
-            let mut host = inner.lock();
-            host.advance(Instant::now());
-            host.next_due()
-        };
-        match due {
+        match inner.at_once(|_, _| ()).1 {
             Some(due) => {
                 let _ = tokio::time::timeout_at(due, inner.wake.notified()).await;
             }

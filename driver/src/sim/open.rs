@@ -1,6 +1,6 @@
 //! A directory becomes a simulated host: `host.toml`, the documents, and what `state/` has in their place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::device::Names;
-use crate::hypervisor::DomainState;
+use crate::device::{HostDevice, Names};
+use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
 use crate::pci::PciAddress;
 use crate::xml::XmlError;
 use crate::xml::mdev;
@@ -53,12 +53,6 @@ pub enum OpenError {
         /// What is wrong with it, and where.
         reason: String,
     },
-    /// Another process has it open.
-    #[error("{dir}: the simulated host is open in another process; only one may keep its state")]
-    Locked {
-        /// The directory.
-        dir: PathBuf,
-    },
     /// There is no tokio runtime to live in.
     #[error("a simulated host needs a tokio runtime")]
     NoRuntime,
@@ -74,11 +68,8 @@ impl Host {
     pub(super) fn open(dir: &Path, now: Instant) -> Result<Self, OpenError> {
         let dir = dir.canonicalize().map_err(|error| OpenError::Io { path: dir.to_owned(), error })?;
         let config = read_config(&dir.join("host.toml"))?;
-        let store = Store::open(&dir)?;
-        let devices = read_devices(&dir, &config)?;
-        let domains = read_domains(&dir, &config)?;
         let mut host = Self {
-            devices,
+            devices: Devices::default(),
             domains: BTreeMap::new(),
             faults: config.fault.clone(),
             config,
@@ -90,19 +81,115 @@ impl Host {
             next_id: 1,
             lose_event: false,
             events: broadcast::Sender::new(EVENTS),
-            store,
+            store: Store::open(&dir),
             dir,
         };
+        host.store.enter();
+        let read = host.read(now);
+        host.store.leave();
+        read.map(|()| host)
+    }
+
+    /// Reads devices and domains.
+    fn read(&mut self, now: Instant) -> Result<(), OpenError> {
+        let devices = read_devices(&self.dir, &self.config)?;
+        let domains = read_domains(&self.dir, &self.config)?;
+        (self.devices, self.domains) = (devices, BTreeMap::new());
         for (path, domain) in domains {
-            host.admit(&path, domain, now)?;
+            self.admit(&path, domain, now)?;
         }
-        for address in host.devices.iter().map(|device| device.info.address).collect::<Vec<_>>() {
-            if let Some(device) = host.devices.get_mut(address) {
+        for address in self.devices.iter().map(|device| device.info.address).collect::<Vec<_>>() {
+            if let Some(device) = self.devices.get_mut(address) {
                 // What was so before anybody listened is no news.
                 let _ = device.refresh();
             }
         }
-        Ok(host)
+        Ok(())
+    }
+
+    /// Keeps other processes out, and takes in what they have changed since this one looked.
+    pub(super) fn enter(&mut self, now: Instant) {
+        if !self.store.enter() {
+            return;
+        }
+        let devices: BTreeMap<_, _> =
+            self.devices.iter().map(|of| (of.info.address, of.info.clone())).collect();
+        let (releasing, leaving): (Vec<_>, Vec<_>) = self
+            .devices
+            .iter()
+            .map(|of| (of.releasing.then_some(of.info.address), of.leaving.then_some(of.info.address)))
+            .unzip();
+        let domains = std::mem::take(&mut self.domains);
+        if let Err(error) = self.read(now) {
+            tracing::error!(%error, "simulated host: what another process has changed cannot be read");
+            self.domains = domains;
+            return;
+        }
+        // What no file says.
+        for domain in self.domains.values_mut() {
+            let Some(was) = domains.get(&domain.uuid) else { continue };
+            (domain.job, domain.booting) = (was.job.clone(), was.booting);
+            for (alias, pending) in &mut domain.pending {
+                *pending = was.pending.get(alias).copied().unwrap_or(*pending);
+            }
+        }
+        for address in releasing.into_iter().flatten() {
+            if let Some(device) = self.devices.get_mut(address) {
+                device.releasing = device.holder.is_none();
+                let _ = device.refresh();
+            }
+        }
+        for address in leaving.into_iter().flatten() {
+            if let Some(device) = self.devices.get_mut(address) {
+                device.leaving = true;
+            }
+        }
+        for event in self.since(&devices, &domains) {
+            self.emit(event);
+        }
+    }
+
+    /// The events of what has changed since devices and domains were so.
+    fn since(
+        &self,
+        devices: &BTreeMap<PciAddress, HostDevice>,
+        domains: &BTreeMap<Uuid, Domain>,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        let present: BTreeMap<_, _> = self.devices.iter().map(|of| (of.info.address, &of.info)).collect();
+        let addresses: BTreeSet<_> = devices.keys().chain(present.keys()).copied().collect();
+        for address in addresses {
+            let change = match (devices.get(&address), present.get(&address)) {
+                (None, Some(_)) => NodeChange::Created,
+                (Some(_), None) => NodeChange::Deleted,
+                (Some(was), Some(is)) if was != *is => NodeChange::Updated,
+                (Some(_), Some(_)) | (None, None) => continue,
+            };
+            events.push(Event::NodeDevice { name: address.node_name(), change });
+        }
+        let uuids: BTreeSet<_> = domains.keys().chain(self.domains.keys()).copied().collect();
+        for domain in uuids {
+            let (was, is) = (domains.get(&domain), self.domains.get(&domain));
+            let (before, after) =
+                (was.map(Domain::aliases).unwrap_or_default(), is.map(Domain::aliases).unwrap_or_default());
+            let change = match (was.map(|was| was.state), is.map(|is| is.state)) {
+                (_, None) => Some(Lifecycle::Undefined),
+                (None, Some(_)) => Some(Lifecycle::Defined),
+                (Some(was), Some(is)) if was == is => None,
+                (Some(_), Some(DomainState::Running)) => Some(Lifecycle::Started),
+                (Some(_), Some(DomainState::Paused)) => Some(Lifecycle::Suspended),
+                (Some(_), Some(_)) => Some(Lifecycle::Stopped),
+            };
+            events.extend(change.map(|change| Event::Lifecycle { domain, change }));
+            // A guest that has stopped lets go of nothing.
+            if is.is_some_and(|is| is.live.is_some()) {
+                let removed = before.difference(&after).cloned();
+                events.extend(removed.map(|alias| Event::DeviceRemoved { domain, alias }));
+            }
+            let added = after.difference(&before).cloned();
+            events.extend(added.map(|alias| Event::DeviceAdded { domain, alias }));
+        }
+        events
     }
 
     /// Takes a domain in, with the devices that it has.

@@ -1,10 +1,14 @@
 //! What outlives the process: `DIR/state/`, one file a domain and one a device that differs from its
 //! document. Each is written beside its place and renamed into it, so that it is old or new, never half.
 //! Deleting the folder starts afresh.
+//!
+//! Several processes may have it open. Each locks it for as long as it looks or changes something there, and
+//! finds by the number of the last change whether another one was there since.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -21,8 +25,10 @@ use crate::pci::PciAddress;
 #[derive(Debug)]
 pub(super) struct Store {
     state: Option<PathBuf>,
-    /// Held while the directory is open.
+    /// Locked for each look or change. The number of the last change stands in it.
     lock: Option<File>,
+    /// The last change that this process knows of.
+    known: u64,
 }
 
 /// A domain's file.
@@ -106,18 +112,48 @@ impl Kind {
 }
 
 impl Store {
-    /// Takes the directory for this process. One that cannot be written to is read only.
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+    /// Opens the directory. One that cannot be written to is read only.
+    pub(super) fn open(dir: &Path) -> Self {
         match Self::writable(dir) {
-            Ok(lock) => match lock.try_lock() {
-                Ok(()) => Ok(Self { state: Some(dir.join("state")), lock: Some(lock) }),
-                Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: dir.to_owned() }),
-                Err(TryLockError::Error(error)) => Err(OpenError::Io { path: dir.join("lock"), error }),
-            },
+            Ok(lock) => {
+                let mut store = Self { state: Some(dir.join("state")), lock: Some(lock), known: 0 };
+                store.known = store.last_change();
+                store
+            }
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write; changes are kept in memory");
-                Ok(Self { state: None, lock: None })
+                Self { state: None, lock: None, known: 0 }
             }
+        }
+    }
+
+    /// The number of the last change, by whomever.
+    fn last_change(&self) -> u64 {
+        let mut number = [0; 8];
+        let read = self.lock.as_ref().map(|lock| lock.read_exact_at(&mut number, 0));
+        // It is empty before the first one.
+        read.map_or(self.known, |_| u64::from_le_bytes(number))
+    }
+
+    /// Whether another process has changed something since this one looked.
+    pub(super) fn is_behind(&self) -> bool {
+        self.last_change() != self.known
+    }
+
+    /// Keeps other processes out until [`leave`](Self::leave). Answers whether another one has changed something
+    /// since this one looked.
+    pub(super) fn enter(&mut self) -> bool {
+        if let Some(Err(error)) = self.lock.as_ref().map(File::lock) {
+            tracing::warn!(%error, "simulated host: other processes cannot be kept out");
+        }
+        let last = self.last_change();
+        std::mem::replace(&mut self.known, last) != last
+    }
+
+    /// Lets other processes in.
+    pub(super) fn leave(&self) {
+        if let Some(Err(error)) = self.lock.as_ref().map(File::unlock) {
+            tracing::warn!(%error, "simulated host: other processes are kept out");
         }
     }
 
@@ -125,7 +161,7 @@ impl Store {
         for kind in [Kind::Domain, Kind::Device] {
             fs::create_dir_all(dir.join("state").join(kind.folder()))?;
         }
-        File::options().create(true).append(true).open(dir.join("lock"))
+        File::options().create(true).truncate(false).read(true).write(true).open(dir.join("lock"))
     }
 
     /// Whether changes outlive the process.
@@ -135,11 +171,7 @@ impl Store {
 
     /// Lets the directory go and writes no more.
     pub(super) fn close(&mut self) {
-        self.state = None;
-        if let Some(lock) = self.lock.take() {
-            // Closing the file is not enough: a child that was just forked has it open, too.
-            let _ = lock.unlock();
-        }
+        (self.state, self.lock) = (None, None);
     }
 
     /// Reads all files of a kind, by name.
@@ -157,8 +189,13 @@ impl Store {
     }
 
     /// Writes one file. Failing to do so is worth a warning: the simulated host goes on in memory.
-    pub(super) fn write(&self, kind: Kind, name: &str, saved: &impl Serialize) {
-        let Some(state) = &self.state else { return };
+    pub(super) fn write(&mut self, kind: Kind, name: &str, saved: &impl Serialize) {
+        let (Some(state), Some(lock)) = (&self.state, &self.lock) else { return };
+        // First, so that others look also when this process is killed in between.
+        self.known += 1;
+        if let Err(error) = lock.write_all_at(&self.known.to_le_bytes(), 0) {
+            tracing::warn!(%error, "simulated host: other processes do not see a change");
+        }
         let path = state.join(kind.folder()).join(name).with_extension("json");
         let temporary = path.with_extension("new");
         let written = serde_json::to_vec_pretty(saved)

@@ -2,7 +2,7 @@
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DetachScope, DomainState};
-use hotslot_driver::sim::OpenError;
+use hotslot_driver::sim::{OpenError, control, control_of};
 use tokio::time::sleep;
 
 use super::*;
@@ -37,13 +37,34 @@ async fn state_outlives_the_process() {
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
 }
 
+/// As two processes have it: what one changes the other sees, and hears of.
 #[tokio::test]
-async fn one_process_at_a_time() {
-    let host = Host::small();
-    let error = Sim::open(host.dir.path()).unwrap_err();
-    assert!(matches!(error, OpenError::Locked { .. }), "{error}");
-    assert!(error.to_string().contains("open in another process"), "{error}");
-    host.reopened();
+async fn several_processes_at_a_time() {
+    let mut one = Host::small();
+    let other = Sim::open(one.dir.path()).unwrap();
+    let mut heard = other.events();
+    one.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await.unwrap();
+    let view = other.domain(Q35).await.unwrap();
+    assert_eq!(view.live.as_ref().unwrap().hostdevs.len(), 1);
+    assert_eq!(view, one.sim.domain(Q35).await.unwrap());
+    assert_eq!(other.device(address(VF0)).await.unwrap(), one.sim.device(address(VF0)).await.unwrap());
+    let mut events = vec![heard.recv().await.unwrap(), heard.recv().await.unwrap()];
+    events.retain(|event| matches!(event, Event::DeviceAdded { .. }));
+    assert_eq!(events.len(), 1, "one is told of the device that was added");
+    assert_eq!(refused(other.attach(I440FX, &hostdev(VF0, "ua-1"), Scope::Live).await).0, ErrorKind::InUse);
+
+    // Without having been asked anything, too.
+    other.detach(Q35, "ua-0", DetachScope::Live).await.unwrap();
+    while one.next().await != removed(Q35, "ua-0") {}
+    assert_eq!(one.driver(VF0).await.as_deref(), Some("igbvf"));
+    // Each has a control socket.
+    control(one.dir.path(), "pause q35").unwrap();
+    assert_eq!(other.domain(Q35).await.unwrap().info.state, DomainState::Paused);
+    control_of(std::process::id(), one.dir.path(), "resume q35").unwrap();
+    assert_eq!(one.sim.domain(Q35).await.unwrap().info.state, DomainState::Running);
+    drop(other);
+    assert!(control_of(std::process::id(), one.dir.path(), "pause q35").is_err());
+    one.reopened();
 }
 
 /// A write is a new file that is renamed into its place: what a killed process left beside it is not read,

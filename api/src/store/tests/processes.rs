@@ -83,8 +83,7 @@ async fn a_lock_is_held_by_one_process_until_it_gives_it_back_or_ends() {
         assert!(ended.load(Ordering::Relaxed), "it may have come back");
     };
     let end = async {
-        let (process, _) = other.store.process.as_deref().unwrap();
-        let process = process.clone();
+        let process = Process::clone(&other.store.locks.process().unwrap());
         drop((held, others, other));
         until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&process))
             .await;
@@ -112,9 +111,9 @@ async fn a_lock_whose_connection_broke_is_nobody_elses_before_it_is_had_again() 
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     drop(others.try_lock("b".into()).await.unwrap().unwrap());
     // One that was taken over meanwhile knows that it was.
-    let (process, _) = one.store.process.as_deref().unwrap();
+    let process = one.store.locks.process().unwrap();
     assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
-    other.store.forget_process(process).await.unwrap();
+    other.store.forget_process(&process).await.unwrap();
     let taken = others.lock("a".into()).await.unwrap();
     assert!(!locks.has(&held).await.unwrap());
     drop((taken, held));
@@ -185,14 +184,48 @@ async fn a_connection_that_breaks_has_its_locks_again() {
 async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
     let (one, other) = two().await;
     assert_eq!(one.store.ended().await.unwrap(), []);
-    let (this, _) = other.store.process.as_deref().unwrap();
-    let this = this.clone();
-    one.store.forget_process(&this).await.unwrap();
+    let before = other.store.locks.process().unwrap();
+    one.store.forget_process(&before).await.unwrap();
     other.store.ended().await.unwrap();
-    drop(other);
+    let this = Process::clone(&other.store.locks.process().unwrap());
+    assert_ne!(this, *before, "it is another one to the others");
+    drop((before, other));
     until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
     one.store.forget_process(&this).await.unwrap();
     assert_eq!(one.store.ended().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn work_that_began_before_its_process_was_taken_for_dead_changes_nothing() {
+    let (one, other) = two().await;
+    one.scan(devices()).await;
+    let (worker, this) = (one.store.new_worker(), one.store.locks.process().unwrap());
+    let held = one.store.locks().lock("a".into()).await.unwrap();
+    other.store.forget_process(&this).await.unwrap();
+    let empty = async || one.store.scan(one.host, Looked::Everywhere, Vec::new()).await;
+    let began_before = async || crate::who::as_process(worker.clone(), empty()).await;
+    assert!(matches!(began_before().await, Err(Error::TakenOver)));
+    // It is on record again as another one: that one may, and what it was before may still not.
+    assert!(!one.store.locks().is(Arc::clone(&this.id)).await.unwrap());
+    assert!(!one.store.locks().has(&held).await.unwrap());
+    assert!(matches!(began_before().await, Err(Error::TakenOver)));
+    assert_eq!(one.store.devices().len(), 5);
+    let again = one.store.locks().lock("a".into()).await.unwrap();
+    drop(held);
+    assert!(one.store.locks().has(&again).await.unwrap(), "what was lost is not given back in its place");
+    empty().await.unwrap();
+    assert_eq!(one.store.devices().len(), 0);
+}
+
+#[tokio::test]
+async fn postgresql_ends_the_locks_of_a_process_that_says_nothing() {
+    let (one, other) = two().await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(one.store.ended().await.unwrap(), [], "each has said that it is alive");
+    let silent = "SELECT COUNT(*) AS count FROM pg_stat_activity WHERE application_name = 'hotslot locks'
+                  AND datname = current_database() AND state_change > now() - INTERVAL '3 seconds'";
+    let count: i64 = query(silent).fetch_one(&other.store.read).await.unwrap().try_get("count").unwrap();
+    assert_eq!(count, 2);
 }
 
 #[tokio::test]

@@ -1,0 +1,159 @@
+//! Two processes on one PostgreSQL and one simulated host: side by side, one that is killed, and one that stands still
+//! while the other goes on with its work.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path, postgres};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+/// Two processes; the first one is told by `sim` how long its calls take.
+async fn two() -> (Hotslot, Hotslot) {
+    let one = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
+    let one = one.moved_to(&postgres::database().await).await;
+    let other = one.beside().await;
+    (one, other)
+}
+
+/// Asks for devices, and goes on.
+fn attaching(service: &Hotslot, server: &'static str, aliases: &'static str) -> JoinHandle<Answer> {
+    let api = (**service).clone();
+    tokio::spawn(async move { api.attach(server, aliases).await })
+}
+
+fn devices(answer: &Answer) -> Vec<Value> {
+    answer.body["pci_devices"].as_array().unwrap().clone()
+}
+
+/// Stops a process, and waits until the other has gone on with what it did on a server.
+async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
+    // Not in the middle of a look at the directory, which it locks; the call is out for longer.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    one.signal("STOP");
+    other.until("it is taken over", async || other.log().contains("what it left is taken over")).await;
+    other
+        .until("what it did is settled", async || {
+            other.attachments(server).await.iter().all(|row| row["status"] == "attached")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn two_processes_on_one_host_work_side_by_side_and_one_is_killed() {
+    let (mut one, other) = two().await;
+    let work = async |by: &Hotslot, next: &Hotslot, server: &'static str, alias: &'static str| {
+        let mut done = 0;
+        for _ in 0..10 {
+            for row in devices(&by.attach(server, alias).await.expect(200)) {
+                next.delete(&path(&row)).await.expect(200);
+                done += 1;
+            }
+        }
+        done
+    };
+    let (some, others) = tokio::join!(work(&one, &other, Q35, "vf:2"), work(&other, &one, I440FX, "e1000:1"));
+    assert_eq!((some, others), (20, 10));
+    let all = [attaching(&one, Q35, "vf:1"), attaching(&other, Q35, "vf:1"), attaching(&one, I440FX, "vf:1")];
+    let answers = join_all(all).await.into_iter().map(Result::unwrap);
+    let (given, refused): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status == 200);
+    assert_eq!((given.len(), refused.len()), (2, 1), "there are two, and neither is given twice");
+    for row in given.iter().flat_map(devices) {
+        other.delete(&path(&row)).await.expect(200);
+    }
+
+    one.sim("latency attach 500");
+    let cut_off = attaching(&one, Q35, "vf:2");
+    other.until("the first is plugged", async || one.plugged().len() == 2).await;
+    one.kill();
+    cut_off.await.unwrap_err();
+    other.until("it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+    (*other).expect_clean().await;
+    assert_eq!(one.plugged(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_the_other() {
+    let (one, other) = two().await;
+    one.sim("latency attach 1500");
+    let stopped = attaching(&one, Q35, "vf:2");
+    other.until("the first is plugged", async || one.plugged().len() == 2).await;
+    stands_still(&one, &other, Q35).await;
+    assert!(other.attachments(Q35).await.is_empty(), "it is taken back");
+    // The devices are somebody else's by the time that it goes on.
+    let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
+    one.signal("CONT");
+    let answer = stopped.await.unwrap().expect(503);
+    assert!(
+        answer.message().contains("another one has gone on with what it was doing"),
+        "{}",
+        answer.message()
+    );
+    one.until("it is ready", async || one.get("/readyz").await.status == 200).await;
+    for service in [&one, &other] {
+        service.until("both know it", async || service.attachments(Q35).await.is_empty()).await;
+        let rows = service.attachments(I440FX).await;
+        assert!(rows.len() == 2 && rows.iter().all(|row| row["status"] == "attached"), "{rows:#?}");
+    }
+    assert_eq!(one.plugged().len(), 4, "live and in the definition, twice");
+    // It works on, as another one to the others.
+    one.sim("latency attach 0");
+    let again = devices(&one.attach(Q35, "e1000e:1").await.expect(200));
+    for row in given.iter().chain(&again) {
+        other.delete(&path(row)).await.expect(200);
+    }
+    (*one).expect_clean().await;
+    one.expect_clean().await;
+}
+
+#[tokio::test]
+async fn what_a_call_still_does_of_a_process_that_stood_still_is_taken_back() {
+    let (one, other) = two().await;
+    one.sim("latency attach 1500");
+    let stopped = attaching(&one, Q35, "e1000e:1");
+    other.until("it is reserved", async || !other.attachments(Q35).await.is_empty()).await;
+    stands_still(&one, &other, Q35).await;
+    assert!(other.attachments(Q35).await.is_empty() && one.plugged().is_empty());
+    // Its call goes on, and plugs what is free by now.
+    one.signal("CONT");
+    stopped.await.unwrap().expect(503);
+    one.until("nothing is left of it", async || one.plugged().is_empty()).await;
+    for service in [&one, &other] {
+        service
+            .until("it is free", async || service.device("0000:05:00.0").await["status"] == "available")
+            .await;
+        assert!(service.attachments(Q35).await.is_empty());
+    }
+    one.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_in_a_detach_does_not_settle_over_the_other() {
+    let (one, other) = two().await;
+    let row = devices(&one.attach(Q35, "vf:1").await.expect(200)).remove(0);
+    one.sim("latency detach 1500");
+    let (api, path_of) = ((*one).clone(), path(&row));
+    let stopped = tokio::spawn(async move { api.delete(&path_of).await });
+    other
+        .until("it is to go", async || {
+            other.attachments(Q35).await.iter().all(|row| row["status"] == "detaching")
+        })
+        .await;
+    stands_still(&one, &other, Q35).await;
+    assert!(other.attachments(Q35).await.is_empty(), "the other one has done it");
+    let given = devices(&other.attach(Q35, "vf:2").await.expect(200));
+    one.signal("CONT");
+    let answer = stopped.await.unwrap();
+    assert!([200, 503].contains(&answer.status), "{}", answer.body);
+    one.until("it is ready", async || one.get("/readyz").await.status == 200).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for service in [&one, &other] {
+        let rows = service.attachments(Q35).await;
+        assert!(rows.len() == 2 && rows.iter().all(|row| row["status"] == "attached"), "{rows:#?}");
+    }
+    assert_eq!(one.plugged().len(), 4);
+    for row in &given {
+        other.delete(&path(row)).await.expect(200);
+    }
+    one.expect_clean().await;
+}
