@@ -2,7 +2,7 @@
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DetachScope, DomainState};
-use hotslot_driver::sim::{OpenError, control, control_of};
+use hotslot_driver::sim::{control, control_of};
 use tokio::time::sleep;
 
 use super::*;
