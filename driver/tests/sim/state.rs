@@ -38,7 +38,8 @@ async fn state_outlives_the_process() {
 }
 
 /// As two processes have it: what one changes the other sees, and hears of.
-#[tokio::test]
+// The control socket is asked by a call that blocks.
+#[tokio::test(flavor = "multi_thread")]
 async fn several_processes_at_a_time() {
     let mut one = Host::small();
     let other = Sim::open(one.dir.path()).unwrap();
