@@ -2,7 +2,7 @@
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DetachScope, DomainState};
-use hotslot_driver::sim::{OpenError, control, control_of};
+use hotslot_driver::sim::{control, control_of};
 use tokio::time::sleep;
 
 use super::*;
@@ -38,7 +38,8 @@ async fn state_outlives_the_process() {
 }
 
 /// As two processes have it: what one changes the other sees, and hears of.
-#[tokio::test]
+// The control socket is asked by a call that blocks.
+#[tokio::test(flavor = "multi_thread")]
 async fn several_processes_at_a_time() {
     let mut one = Host::small();
     let other = Sim::open(one.dir.path()).unwrap();
