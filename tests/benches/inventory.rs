@@ -153,6 +153,7 @@ async fn choosing(dir: &Path) -> f64 {
         guest_nodes: &BTreeSet::new(),
         sockets: None,
         groups: &groups,
+        busy: &BTreeMap::new(),
     };
     let wanted = [Wanted {
         alias: inventory.alias("vf").expect("the alias"),

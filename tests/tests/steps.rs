@@ -173,12 +173,12 @@ async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
     for (what, stride) in [(What::Page(Beyond::Kills), 3)].into_iter().chain(calls) {
         let stride = if std::env::var_os(LONG).is_some() { 1 } else { stride };
         let fault = Fault { name: "killed".into(), what, quick: Vec::new(), quick_on_postgresql: Vec::new() };
-        let mut walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+        let mut walk = Walk::new(&scenario, &fault, Database::Sqlite, 1, stride).await;
         let mut path = walk.accelerator().await;
         for deed in [Deed::Attach, Deed::Detach] {
-            for nth in (1..).step_by(stride) {
+            for nth in (walk.first..).step_by(walk.every) {
                 if wal::committed(&walk.service.database()) > SOON_BEGUN_ANEW {
-                    walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+                    walk = walk.anew().await;
                     path = walk.accelerator().await;
                 }
                 match walk.bind_step(&path, deed, nth).await {
@@ -190,7 +190,7 @@ async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
                             What::Page(_) => "page",
                         };
                         wrong.push(format!("{deed:?}: {nth}: {line}: {reason}"));
-                        walk = Walk::new(&scenario, &fault, Database::Sqlite).await;
+                        walk = walk.anew().await;
                         path = walk.accelerator().await;
                     }
                 }

@@ -159,10 +159,8 @@ impl Service {
     ) -> Result<(Look, Sight), Error> {
         let look = self.look(host, view, request, &sight, choice).await?;
         let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, sight)) };
-        let busy = match short {
-            Error::TooFewFree { shortage, .. } => shortage.busy(),
-            _ => &BTreeSet::new(),
-        };
+        let busy =
+            if let Error::TooFewFree { shortage, .. } = short { shortage.busy() } else { &BTreeSet::new() };
         if !busy.is_empty() {
             self.discover(host, Some(busy.clone())).await?;
         }
@@ -387,7 +385,7 @@ impl Service {
             } else {
                 shortage.advice()
             };
-            Error::TooFewFree { shortage: Box::new(shortage), host: host.name.clone(), advice }
+            Error::TooFewFree { shortage, host: host.name.clone(), advice }
         })?;
         let parts = request.aliases.iter().zip(chosen);
         let named = parts.flat_map(|(part, devices)| {

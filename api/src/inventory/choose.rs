@@ -204,14 +204,18 @@ pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
 ///
 /// # Errors
 /// [`Shortage`] of the first part that is short.
-pub fn choose<'a>(wanted: &[Wanted<'_>], scene: &Scene<'a>) -> Result<Vec<Vec<&'a Arc<Device>>>, Shortage> {
+pub fn choose<'a>(
+    wanted: &[Wanted<'_>],
+    scene: &Scene<'a>,
+) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(scene);
-    table.choose(wanted).map_err(|shortage| {
+    table.choose(wanted).map_err(|mut shortage| {
         // No flag goes with what is only said by addresses, or is for VFs of NICs alone.
         let settable = wanted.iter().all(|wanted| wanted.alias.is_configured() && !wanted.vf);
         let other = wanted.iter().map(|wanted| Wanted { whole_group: !wanted.whole_group, ..wanted.clone() });
         let works = || table.choose(&other.collect::<Vec<_>>()).is_ok();
-        Shortage { other_way: settable && shortage.is_of_groups() && works(), ..shortage }
+        shortage.other_way = settable && shortage.is_of_groups() && works();
+        shortage
     })
 }
 
@@ -412,11 +416,11 @@ impl<'s, 'a> Table<'s, 'a> {
         Self { scene, units, held, held_vfs, strangers, busy, places }
     }
 
-    fn choose(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Vec<&'a Arc<Device>>>, Shortage> {
+    fn choose(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
         let parts = self.parts(wanted);
         let alone = wanted.len() == 1;
         if let Some(part) = parts.iter().position(|part| part.candidates.len() < part.count) {
-            return Err(self.shortage(&wanted[part], &parts[part], alone));
+            return Err(Box::new(self.shortage(&wanted[part], &parts[part], alone)));
         }
         let mut search = Search { table: self, units: &self.units, parts: &parts, cases: CASES };
         let mut out = vec![false; self.units.len()];
@@ -428,7 +432,7 @@ impl<'s, 'a> Table<'s, 'a> {
                 shortage.busy.extend(self.needs(device));
                 shortage.siblings = Some(self.siblings(&wanted[part], device, false));
             }
-            shortage
+            Box::new(shortage)
         })?;
         let devices = |(index, part): (usize, &Part)| {
             let taken = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
@@ -534,7 +538,7 @@ impl<'s, 'a> Table<'s, 'a> {
         let (mut busy, mut siblings) = (BTreeSet::new(), None);
         let mut free = 0;
         let mut left_out = BTreeMap::new();
-        let mut nearest: Option<(&Device, ((bool, usize), Vec<String>))> = None;
+        let mut nearest: Option<(&Device, (bool, usize), Vec<String>)> = None;
         for (unit, offer) in self.offers(wanted) {
             let Some(device) = self.units[unit].first() else { continue };
             let reason = match offer {
@@ -553,9 +557,9 @@ impl<'s, 'a> Table<'s, 'a> {
                 Err(reason) => reason,
             };
             let Some(category) = reason.category() else {
-                let differs = wanted.alias.distance(&device.facts);
-                if nearest.as_ref().is_none_or(|(_, least)| differs.0 < least.0) {
-                    nearest = Some((device, differs));
+                let (distance, keys) = wanted.alias.distance(&device.facts);
+                if nearest.as_ref().is_none_or(|(_, least, _)| distance < *least) {
+                    nearest = Some((device, distance, keys));
                 }
                 continue;
             };
@@ -564,7 +568,7 @@ impl<'s, 'a> Table<'s, 'a> {
         }
         let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
         let nearest =
-            nearest.map(|(device, (_, keys))| format!("{}: {}", device.facts.address, keys.join("; ")));
+            nearest.map(|(device, _, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
         Shortage {
             asker: alias.asker(),
             wanted: count,

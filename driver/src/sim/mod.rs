@@ -182,9 +182,9 @@ impl Sim {
             () = tokio::time::sleep(limit) => {
                 // An agent or monitor that is asked changes nothing of its domain.
                 let subject = match subject {
-                    Subject::Domain(_) if !operation.is_job() => Subject::Nothing,
-                    Subject::Function(_) if !operation.changes() => Subject::Nothing,
-                    subject => subject,
+                    Subject::Domain(_) if operation.is_job() => subject,
+                    Subject::Function(_) if operation.changes() => subject,
+                    Subject::Nothing | Subject::Domain(_) | Subject::Function(_) => Subject::Nothing,
                 };
                 let overdue = self.overdue.note(what.to_owned(), subject, begun);
                 let events = self.inner.events.clone();
