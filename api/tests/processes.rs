@@ -510,7 +510,8 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
     assert_eq!(status, 503, "{body}");
     assert!(body.to_string().contains("PostgreSQL"), "{body}");
     let list = client().get(format!("{}/os-pci_attachments", urls[1])).send().await.unwrap();
-    assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, true));
+    // What says that one has to look before one asks again does not say when to ask again.
+    assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, false));
     database.tell("start");
     let back = Instant::now();
     let (status, body) = attach.await.unwrap();

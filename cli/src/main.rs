@@ -296,7 +296,7 @@ mod tests {
             "hotslot accelerator attach gpu0 --host node1 --driver igb",
             "hotslot pci cleaned eth0",
             "hotslot explain",
-            "hotslot explain vf:2",
+            "hotslot explain vf:0",
             "hotslot events --since x",
             "hotslot events --since 3 --last 4",
             "hotslot events --kind attachments",

@@ -432,9 +432,9 @@ async fn end_records(service: &mut Hotslot, end: &'static str) {
 }
 
 const DETACHED: &str = "UPDATE mdevs SET state = 'detached', state_reason = NULL, inner_address = NULL,
-    inner_source = NULL, ended_at = 1";
+    inner_source = NULL, ended_at = created_at";
 const FAILED: &str = "UPDATE mdevs SET state = 'failed', state_reason = 'refused', inner_address = NULL,
-    inner_source = NULL, ended_at = 1";
+    inner_source = NULL, ended_at = created_at";
 
 #[tokio::test]
 async fn what_was_made_although_its_create_was_refused_is_taken_away() {

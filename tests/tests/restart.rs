@@ -164,7 +164,7 @@ async fn what_a_failed_attach_left_in_the_domain_is_taken_back() {
     // As if libvirt had gone on with an attach that was given up.
     let mut db =
         SqliteConnection::connect(&format!("sqlite://{}", service.database().display())).await.unwrap();
-    db.execute("UPDATE attachments SET state = 'failed', ended_at = 1").await.unwrap();
+    db.execute("UPDATE attachments SET state = 'failed', ended_at = created_at").await.unwrap();
     db.execute(
         "UPDATE pci_devices SET status = 'available', instance_uuid = NULL WHERE instance_uuid IS NOT NULL",
     )

@@ -57,7 +57,9 @@ impl From<Error> for Fault {
             Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
-            return Self::new(status, error.to_string());
+            let fault = Self::new(status, error.to_string());
+            let again = fault.again && !matches!(error, Error::TakenOver);
+            return Self { again, ..fault };
         }
         tracing::error!(error = ?error, "a request failed: {error}");
         let message = "Unexpected API error: the service's log has the cause under this answer's \
