@@ -93,6 +93,8 @@ pub(crate) enum Again {
     Server(ServerId),
     /// A server with a device of which it is not known whether its guest was asked to let it go.
     Open(ServerId),
+    /// None: something of a server has ended, so what failed there before says nothing of what fails next.
+    Settled(ServerId),
     /// A PCI function.
     Function(PciAddress),
     /// The host's mediated devices.
@@ -141,6 +143,11 @@ impl Host {
     /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
     pub(crate) fn ask_again(&self, server: ServerId) {
         let _ = self.again.send(Again::Open(server));
+    }
+
+    /// Tells that something of a server has ended: what fails there next is soon tried again.
+    pub(crate) fn settled(&self, server: ServerId) {
+        let _ = self.again.send(Again::Settled(server));
     }
 
     /// Asks for a function to be compared with its record once more.

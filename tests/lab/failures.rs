@@ -21,9 +21,6 @@ async fn refusals_touch_nothing() {
     let answer = lab.attach(id("full"), "vf:1").await.expect(409);
     assert!(answer.message().contains("no free hot-plug port"), "{}", answer.message());
     lab.sh("guest off full");
-    // The second and third e1000e share an IOMMU group, and each keeps the other from being viable.
-    let answer = lab.attach(id("q35"), "e1000e:2").await.expect(409);
-    assert!(answer.message().contains("not viable"), "{}", answer.message());
     // Too few, an unknown alias, an unknown server.
     let answer = lab.attach(id("q35"), "vf:3").await.expect(400);
     assert!(answer.message().contains("2 free"), "{}", answer.message());
@@ -34,6 +31,29 @@ async fn refusals_touch_nothing() {
     lab.post(&attachments(id("q35b")), body).await.expect(409);
 
     assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
+    lab.expect_nothing_left().await;
+}
+
+#[tokio::test]
+async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
+    let lab = Lab::fresh().await;
+    // The second and third e1000e share a group, and are bound to host drivers.
+    let answer = lab.attach(id("q35"), "e1000e:2").await.expect(200);
+    let devices = answer.body["pci_devices"].as_array().expect("devices").clone();
+    let pair: Vec<_> = ["pair0", "pair1"].iter().map(|name| lab.sh(&format!("lab-devices {name}"))).collect();
+    for (device, address) in devices.iter().zip(&pair) {
+        assert_eq!(device["address"], address.trim(), "{device}");
+    }
+    lab.until("the guest's driver has both", async || {
+        lab.lspci("q35").iter().filter(|line| line.contains("8086:10d3")).count() == 2
+    })
+    .await;
+    for device in &devices {
+        lab.detach(device).await.expect(200);
+    }
+    for device in &devices {
+        lab.until("it is with its host driver", async || lab.driver(&device["address"]) == "e1000e").await;
+    }
     lab.expect_nothing_left().await;
 }
 

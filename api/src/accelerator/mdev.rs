@@ -98,6 +98,7 @@ impl Service {
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
         let _turn = self.turns.of(format!("server {server}")).await?;
+        attach::expect_nothing_out(&host, server)?;
         let domain = host.server(server).await?.ok_or(Error::NoServer(server))?;
         let scope = attach::scope(&domain, true)?;
         self.has_room(&host, &domain, parts.num).await?;
@@ -346,6 +347,7 @@ impl Service {
             {
                 // It may have changed while it was in use.
                 host.look_at(parent.facts.address);
+                host.settled(row.server);
             }
         }
         Ok(())

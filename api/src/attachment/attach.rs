@@ -90,6 +90,7 @@ impl Service {
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
         let _turn = self.turns.of(format!("server {}", request.server)).await?;
+        expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
         self.mac_is_free(&request).await?;
@@ -98,8 +99,8 @@ impl Service {
         let mut choice = Choice::default();
         loop {
             // Nobody gives a group back between its reservation and its taking.
-            let groups =
-                if may_take_groups(&host, &request) { Some(self.lock_groups(&host).await?) } else { None };
+            let takes_groups = self.takes_groups(&host, &view, &request, &mut choice).await?;
+            let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
             let taken = self.take_groups(&host, scope, &steps).await;
             drop(groups);
@@ -179,13 +180,58 @@ impl Service {
         let members: Vec<_> = members.map(|step| step.found.clone()).collect();
         match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
             Ok(()) => Ok(()),
-            Err(error) => {
-                // Of a call that has not come back it is known which member it is for.
-                let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
-                let failed = steps.iter().position(is_out).unwrap_or_default();
-                Err(self.undo(host, steps, failed, not_asked(error)).await)
-            }
+            Err(error) => Err(self.not_taken(host, steps, error).await),
         }
+    }
+
+    /// Whether a request would take functions of a host from their drivers together: it asks for whole groups, or what it
+    /// would be given shares one.
+    async fn takes_groups(
+        self: &Arc<Self>,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        choice: &mut Choice,
+    ) -> Result<bool, Error> {
+        if request.whole_group || !may_take_groups(host, request) {
+            return Ok(request.whole_group);
+        }
+        let chosen = self.select(host, view, request, choice).await?;
+        Ok(chosen.iter().any(|one| goes_with_others(one, &chosen)))
+    }
+
+    /// Says what became of a request whose functions could not be taken from their host drivers: libvirt was asked to plug
+    /// none of them. Those with a call out stay in transition until it comes back.
+    async fn not_taken(self: &Arc<Self>, host: &Host, steps: &[Step], error: hypervisor::Error) -> Failure {
+        let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
+        let culprit = steps.iter().find(|step| is_out(step)).or_else(|| steps.first());
+        let Some(culprit) = culprit.map(|step| step.device.id) else {
+            return Failure::of(DeviceId(0), Error::Internal("a group of nothing".into()));
+        };
+        tracing::warn!(%error, "taking an IOMMU group from its host drivers failed");
+        let (mut intents, mut left) = (Vec::new(), Vec::new());
+        for step in steps {
+            let (id, reason) = (step.attachment.id, error.to_string());
+            intents.push((
+                id,
+                if is_out(step) {
+                    left.push(format!(
+                        "attachment {id} of {} is taken back when the host answers",
+                        step.device.facts.address
+                    ));
+                    Observation::GivenUp { reason }
+                } else {
+                    Observation::AttachRefused { reason }
+                },
+            ));
+        }
+        if let Err(error) = self.settle_all(&intents).await {
+            return Failure::of(culprit, error);
+        }
+        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+        let rest = if left.is_empty() { "nothing was attached".to_owned() } else { left.join("; ") };
+        let context = format!("taking the IOMMU group from its host drivers failed, {rest}");
+        Failure { device: culprit, in_use, error: host.error(context)(error) }
     }
 
     async fn plug_all(
@@ -287,10 +333,6 @@ impl Service {
                 Ordering::Equal if error.kind.leaves_it_open() => {
                     Observation::GivenUp { reason: error.to_string() }
                 }
-                // Another call for it may be out: it was taken, and giving it back has not come back.
-                Ordering::Equal | Ordering::Greater if host.stuck_at(step.device.facts.address).is_some() => {
-                    Observation::GivenUp { reason: error.to_string() }
-                }
                 Ordering::Equal if untouched => Observation::AttachRefused { reason: error.to_string() },
                 // The guest had it for a moment.
                 Ordering::Equal => Observation::Removed { reason: Some(error.to_string()) },
@@ -304,7 +346,11 @@ impl Service {
         let mut left = Vec::new();
         for step in &steps[..failed] {
             let id = step.attachment.id;
-            let outcome = match self.unplug(host, &step.attachment, false, self.detach_limits()).await {
+            let unplugged = match self.stuck_on(host, &step.attachment) {
+                Some(call) => Err(Error::Conflict(call.to_string())),
+                None => self.unplug(host, &step.attachment, false, self.detach_limits()).await,
+            };
+            let outcome = match unplugged {
                 Ok((_, Ok(Unplugged::Gone))) => Observation::Removed { reason: Some(because.clone()) },
                 Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
                     Observation::StillThere { reason: format!("{because}: {reason}") }
@@ -344,6 +390,19 @@ impl Service {
 /// What failed before libvirt was asked to plug anything.
 fn not_asked(error: hypervisor::Error) -> PlugFailure {
     PlugFailure { error, untouched: true }
+}
+
+/// Refuses a server with a call out that may change it: what it has, and what it will have, is not known before.
+///
+/// # Errors
+/// [`Error::Conflict`] with the call.
+pub(crate) fn expect_nothing_out(host: &Host, server: ServerId) -> Result<(), Error> {
+    match host.stuck(server) {
+        None => Ok(()),
+        Some(call) => Err(Error::Conflict(format!(
+            "nothing was attached to server {server}: {call}; attach again when that has come back"
+        ))),
+    }
 }
 
 /// Whether a request may take functions of a host from their drivers together: it asks for whole groups, or for several

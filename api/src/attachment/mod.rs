@@ -72,6 +72,7 @@ impl Service {
                 // It may have changed while it was in use, and its group may be owed its host drivers.
                 address.into_iter().for_each(|address| host.look_at(address));
                 host.give_back();
+                host.settled(row.server);
             }
         }
         Ok(())

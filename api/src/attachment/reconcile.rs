@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
 use hotslot_driver::hypervisor::{Event, Lifecycle};
 use hotslot_driver::pci::PciAddress;
 use tokio::sync::broadcast::error::RecvError;
@@ -27,6 +28,56 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// How long after a comparison that failed it is tried again: first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How many servers are compared at a time.
+const AT_ONCE: usize = 4;
+
+/// How long the comparison of one server may keep what has happened elsewhere waiting. It goes on by itself.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a full comparison waits for each server: longer than any call may take.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Work that failed and is done again later: of a server, or with none that on the host's mediated devices.
+#[derive(Default)]
+struct Later {
+    due: BTreeMap<Option<ServerId>, Instant>,
+    /// When it was due the last time, and the pause before that.
+    last: BTreeMap<Option<ServerId>, (Instant, Duration)>,
+}
+
+impl Later {
+    /// Puts something off, unless it is put off already: by twice the last pause when it was done not long ago.
+    fn put_off(&mut self, what: Option<ServerId>) {
+        let now = Instant::now();
+        self.last.retain(|_, (due, _)| now.saturating_duration_since(*due) < RETRY.1);
+        let pause = self.last.get(&what).map_or(RETRY.0, |(_, pause)| (*pause * 2).min(RETRY.1));
+        self.due.entry(what).or_insert_with(|| {
+            self.last.insert(what, (now + pause, pause));
+            now + pause
+        });
+    }
+
+    /// When the next is due.
+    fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// Adds what is due.
+    fn add_to(&mut self, todo: &mut Todo) {
+        let now = Instant::now();
+        self.due.retain(|what, due| {
+            if *due > now {
+                return true;
+            }
+            match what {
+                Some(server) => todo.server(*server, Occasion::Round),
+                None => todo.mdevs = true,
+            }
+            false
+        });
+    }
+}
 
 /// What a burst of events asks for.
 #[derive(Default)]
@@ -114,6 +165,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
     let Some(mut again) = host.asked_again.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
     let mut todo = Todo { everything: true, missed: true, ..Todo::default() };
+    let mut later = Later::default();
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
     loop {
@@ -123,7 +175,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
         }
         // A host that is away brings a full comparison with it when it is back.
         todo = if away {
-            Todo::default()
+            Todo { restarted: todo.restarted, ..Todo::default() }
         } else {
             let work = service.carry_out(&host, std::mem::take(&mut todo));
             who::as_process(service.store.new_worker(), work).await
@@ -138,6 +190,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
         };
         let mut until = wake;
         loop {
+            until = later.next().map_or(until, |due| until.min(due));
             tokio::select! {
                 () = sleep_until(until) => break,
                 heard = events.recv() => {
@@ -151,22 +204,24 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     Again::Server(server) => todo.server(server, Occasion::Event),
                     // Whatever it was that failed is not at once over.
                     Again::Open(server) => {
-                        todo.server(server, Occasion::Round);
-                        until = until.min(Instant::now() + RETRY.0);
+                        later.put_off(Some(server));
+                        continue;
+                    }
+                    Again::Mdevs => {
+                        later.put_off(None);
+                        continue;
+                    }
+                    Again::Settled(server) => {
+                        later.last.remove(&Some(server));
                         continue;
                     }
                     Again::Function(address) => drop(todo.functions.insert(address)),
-                    // Whatever it was that failed is not at once over here either.
-                    Again::Mdevs => {
-                        todo.mdevs = true;
-                        until = until.min(Instant::now() + RETRY.0);
-                        continue;
-                    }
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
             until = until.min(Instant::now() + GATHER);
         }
+        later.add_to(&mut todo);
         todo.everything |= Instant::now() >= next_round;
     }
 }
@@ -190,8 +245,14 @@ pub(crate) async fn give_back(service: Arc<Service>, host: Arc<Host>) {
             is_left = false;
             continue;
         }
-        let given = who::by(itself::COMPARISON, service.give_back(&host)).await;
-        let settled = who::by(itself::COMPARISON, service.settle_bindings(&host)).await;
+        // It belongs to the process that this one is now: what it begins, another that takes over ends.
+        let work = async {
+            (
+                who::by(itself::COMPARISON, service.give_back(&host)).await,
+                who::by(itself::COMPARISON, service.settle_bindings(&host)).await,
+            )
+        };
+        let (given, settled) = who::as_process(service.store.new_worker(), work).await;
         is_left = given.is_err() || settled.is_err();
         if let Err(error) = given {
             failed(&host, "giving functions back to their host drivers", &error);
@@ -261,20 +322,37 @@ impl Service {
                 left.restarted.insert(server);
             }
         }
-        for (server, occasion) in servers {
-            let compared = async {
-                self.reconcile(host, server, occasion).await?;
-                if todo.missed || todo.agents.contains(&server) {
-                    self.verify_again(host, server).await?;
+        // One guest that cannot be read holds nobody else up.
+        let patience = if todo.everything { A_DAY } else { PATIENCE };
+        let compared = servers.into_iter().map(|(server, occasion)| {
+            let again = todo.missed || todo.agents.contains(&server);
+            let (service, host) = (Arc::clone(self), Arc::clone(host));
+            let work = who::by(why, async move {
+                service.reconcile(&host, server, occasion).await?;
+                if again {
+                    service.verify_again(&host, server).await?;
                 }
                 Ok(())
-            };
-            if let Err(error) = who::by(why, compared).await {
-                // One guest that cannot be read holds nobody else up.
-                failed(&format!("comparing server {server}"), error);
-                left.server(server, occasion);
+            });
+            async move { (server, occasion, again, self.compare_within(work, patience).await) }
+        });
+        let mut compared = stream::iter(compared).buffer_unordered(AT_ONCE);
+        while let Some((server, occasion, again, outcome)) = compared.next().await {
+            match outcome {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    failed(&format!("comparing server {server}"), error);
+                    left.server(server, occasion);
+                    if again {
+                        left.agents.insert(server);
+                    }
+                }
+                None => {
+                    tracing::debug!(host = %host.name, server.id = %server, "the comparison of server {server} takes long");
+                }
             }
         }
+        drop(compared);
         if (todo.everything || todo.mdevs)
             && let Err(error) = who::by(why, self.take_strays_away(host)).await
         {
@@ -288,6 +366,16 @@ impl Service {
             host.give_back();
         }
         left
+    }
+
+    /// Does a comparison in a task of its own, and waits for it so long. None when it goes on.
+    async fn compare_within(
+        &self,
+        work: impl Future<Output = Result<(), Error>> + Send + 'static,
+        patience: Duration,
+    ) -> Option<Result<(), Error>> {
+        let task = who::spawn(work);
+        timeout(patience, who::answer(task)).await.ok()
     }
 
     /// The servers that a host has, and those that it has records of or that were seen to have devices.

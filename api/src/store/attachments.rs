@@ -294,6 +294,7 @@ impl Store {
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }
+        let takes_groups = wanted.iter().any(|new| new.whole_group);
         for (index, new) in wanted.iter().enumerate() {
             let id = new.device.id;
             // What was chosen, and nothing else that may be there by now.
@@ -337,8 +338,8 @@ impl Store {
             .bind(i64::from(new.taken))
             .bind(self.worker().as_deref())
             .bind(holder.map(|holder| holder.to_string()))
-            // The first is plugged at once, but for a group, which is taken from its host drivers before.
-            .bind(i64::from(index == 0 && !new.whole_group))
+            // The first is plugged at once, unless a group is taken from its host drivers before.
+            .bind(i64::from(index == 0 && !takes_groups))
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
