@@ -385,6 +385,10 @@ async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
         (&json!(["/dev/vhost-vdpa-0"]), &json!("i440fx"))
     );
 
+    let shown = service.get("/v2/demo/os-hypervisors/1/pci_devices/0000:04:10.0").await.expect(200).body;
+    let withheld = shown["pci_device"]["withheld"].as_str().unwrap();
+    assert!(withheld.contains("in domain i440fx") && !withheld.contains("vdpa dev del"), "{withheld}");
+
     // The other VF is given, this one is not.
     service.attach(Q35, "vf:2").await.expect(400);
     let other = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
