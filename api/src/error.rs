@@ -39,6 +39,12 @@ pub enum Error {
     /// What the host itself has is not theirs.
     #[error("this requires the role admin in a project: the host itself has the device")]
     NeedsAdmin,
+    /// A server of another project has it.
+    #[error(
+        "this requires the role admin in a project: the accelerator is in a server that is not your project's, and \
+         members detach from their project's servers only"
+    )]
+    NotTheirs,
     /// No such server on any host.
     #[error("server {0} not found; GET servers lists those there are")]
     NoServer(ServerId),

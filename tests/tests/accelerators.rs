@@ -126,15 +126,15 @@ async fn what_is_put_is_kept_as_it_is() {
     let service = service("").await;
     let path = made(&service, "a", json!({})).await;
     for spec in [
-        json!({ "remote": i64::MIN, "num": u64::MAX, "device_type": "aichip", "acc_capability": {} }),
-        json!({ "remote": 2, "num": 0, "device_type": "", "acc_capability": { "a": [-1, 0.1, u64::MAX, null] } }),
+        json!({ "remote": i64::MIN, "num": 256, "device_type": "aichip", "acc_capability": {} }),
+        json!({ "remote": 2, "num": 0, "device_type": "unknown", "acc_capability": { "a": [-1, 0.1, u64::MAX, null] } }),
     ] {
         let put = service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
         assert_eq!(put.body["acc_specs"], spec);
         assert_eq!(shown(&service, &path).await["acc_specs"], spec);
-        let refused = service.put(&path, json!({})).await.expect(409);
-        assert!(refused.message().contains("1 to 256"), "{}", refused.message());
     }
+    let refused = service.put(&path, json!({})).await.expect(409);
+    assert!(refused.message().contains("1 to 256"), "{}", refused.message());
 }
 
 #[tokio::test]
@@ -580,13 +580,18 @@ async fn a_device_type_that_does_not_exist_is_refused_when_it_is_put() {
     for (uri, spec) in [
         (format!("{path}/acc_spec"), json!({ "device_type": "GPPU" })),
         (path.clone(), json!({ "device_type": "type-VF" })),
+        (path.clone(), json!({ "device_type": "" })),
+        (path.clone(), json!({ "device_type": " " })),
     ] {
         let refused = service.put(&uri, json!({ "acc_specs": spec })).await.expect(400);
         for says in ["device_type", "GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP and PCI", "UNKNOWN"] {
             assert!(refused.message().contains(says), "{says}: {}", refused.message());
         }
     }
-    assert_eq!(shown(&service, &path).await["acc_specs"]["device_type"], "UNKNOWN", "nothing was put");
+    let refused = service.put(&path, json!({ "acc_specs": { "num": 257 } })).await.expect(400);
+    assert!(refused.message().contains("0 to 256"), "{}", refused.message());
+    let kept = &shown(&service, &path).await["acc_specs"];
+    assert_eq!((&kept["device_type"], &kept["num"]), (&json!("UNKNOWN"), &json!(1)), "nothing was put");
 }
 
 #[tokio::test]

@@ -643,6 +643,15 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
         let made = send(Method::POST, "/accelerators", if owner { "member" } else { "admin" }, name).await;
         let path = made.expect(201).location.unwrap();
         let path = &path[path.find("/accelerators/").unwrap()..];
+        if owner {
+            // Of another project's they are told only that it has the name.
+            for (who, told) in [("member", true), ("other member", false), ("other admin", true)] {
+                let name = json!({ "name": change });
+                let refused = send(Method::POST, "/accelerators", who, name).await.expect(409);
+                let uuid = path.rsplit('/').next().unwrap();
+                assert_eq!(refused.message().contains(uuid), told, "{who}: {}", refused.message());
+            }
+        }
         // It is its project's to see, and the administrator's.
         let shown = send(Method::GET, path, "reader", json!({})).await.expect(200).body;
         assert_eq!(shown["project_id"], "p");
@@ -680,6 +689,30 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
                 send(method, path, "other admin", body.clone()).await.expect(status);
             }
         }
+        // What the administrator put into a server that is not theirs is not told, and not theirs to take out.
+        let others = json!({ "instance_uuid": G2 });
+        send(Method::PUT, path, "admin", others).await.expect(200);
+        let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
+        assert_eq!(shown["instance_uuid"], G2);
+        assert!(shown["address"].is_string(), "{shown}");
+        let one = send(Method::GET, path, "member", json!({})).await.expect(200).body;
+        let listed = send(Method::GET, "/accelerators", "reader", json!({})).await.expect(200).body;
+        let mut listed = listed["accelerator"].as_array().unwrap().iter();
+        for shown in [&one, listed.find(|other| other["uuid"] == one["uuid"]).unwrap()] {
+            for key in ["instance_uuid", "host", "address", "inner_address"] {
+                assert_eq!(shown[key], json!(null), "{key}");
+            }
+            assert_eq!(shown["devices"], json!([]));
+        }
+        let refused = send(Method::DELETE, path, "member", json!({})).await.expect(403);
+        assert!(
+            refused.message().contains("admin") && !refused.message().contains(G2),
+            "{}",
+            refused.message()
+        );
+        let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
+        assert_eq!(shown["instance_uuid"], G2, "it is still there");
+        send(Method::DELETE, path, "admin", json!({})).await.expect(204);
         // The host, and the record itself, are the administrator's.
         let none = json!({});
         for (method, path) in [(Method::PUT, path), (Method::DELETE, path), (Method::DELETE, &gone)] {

@@ -251,6 +251,25 @@ async fn candidates(service: &Hotslot, query: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
+async fn a_dry_run_names_who_holds_a_member_of_the_group_and_not_to_unbind_it() {
+    let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
+    let uuid = service.device("0000:06:00.1").await["uuid"].clone();
+    let body = json!({ "name": "a", "uuid": uuid });
+    service.post("/accelerators", body).await.expect(201);
+    let path = format!("/accelerators/{}", uuid.as_str().unwrap());
+    service.put(&path, json!({})).await.expect(200);
+    let run = dry_run(&service, Q35, "a1:1").await;
+    assert_eq!((&run["would_attach"], result(&run, "choice", None)), (&json!(false), &json!("fail")));
+    let viable =
+        run["checks"].as_array().unwrap().iter().find(|line| line["check"] == "group-viable").unwrap();
+    assert_eq!((&viable["result"], &viable["cure"]), (&json!("fail"), &json!(null)));
+    let message = viable["message"].as_str().unwrap();
+    assert!(message.contains("its member 0000:06:00.1 is held by its host; detach it there"), "{message}");
+    service.delete(&path).await.expect(204);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag() {
     let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
     // One alone is refused, and what helps comes in this order.
@@ -360,10 +379,15 @@ async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
         (&json!("vdpa"), &json!("type-VF"))
     );
     let function = service.functions().await["0000:04:10.0"].clone();
+    assert_eq!(function["dev_type"], "vdpa");
     assert_eq!(
         (&function["vdpa"], &function["foreign"]["domain"]),
         (&json!(["/dev/vhost-vdpa-0"]), &json!("i440fx"))
     );
+
+    let shown = service.get("/v2/demo/os-hypervisors/1/pci_devices/0000:04:10.0").await.expect(200).body;
+    let withheld = shown["pci_device"]["withheld"].as_str().unwrap();
+    assert!(withheld.contains("in domain i440fx") && !withheld.contains("vdpa dev del"), "{withheld}");
 
     // The other VF is given, this one is not.
     service.attach(Q35, "vf:2").await.expect(400);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hotslot_driver::pci::PciAddress;
 use tokio::task::JoinHandle;
 
+use super::spec::MAX_NUM;
 use super::{HeldBy, Holder, Parts, Status, Target, View};
 use crate::attachment::attach::AttachRequest;
 use crate::attachment::detach::DetachRequest;
@@ -16,9 +17,6 @@ use crate::inventory::{Alias, AliasRequest, NumaPolicy};
 use crate::service::Service;
 use crate::store::{DevType, Device, DeviceStatus, Owner};
 use crate::who;
-
-/// The most devices that one accelerator is made of, as of one request for devices.
-const MAX_NUM: u64 = 256;
 
 /// Whether a host can be asked, and its records are as it is.
 fn answers(host: &Host) -> bool {

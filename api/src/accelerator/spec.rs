@@ -14,6 +14,9 @@ use crate::store::DeviceFacts;
 /// The device type of an accelerator that may be any.
 pub(super) const UNKNOWN: &str = "UNKNOWN";
 
+/// The most devices that one accelerator is made of, as of one request for devices.
+pub(super) const MAX_NUM: u64 = 256;
+
 /// A spec as it was put, and what is understood of it.
 ///
 /// `remote`, `num`, `device_type` and `acc_capability` are the seed's. `acc_type`, `vendor_id`, `product_id`,
@@ -79,7 +82,14 @@ impl AccSpec {
                 return Err(format!("acc_specs: {key} is {word:?}; write it without control characters"));
             }
         }
-        if !is_any(&spec.device_type) {
+        if spec.num > MAX_NUM {
+            return Err(format!(
+                "acc_specs: num is {}; write a number of devices from 0 to {MAX_NUM}",
+                spec.num
+            ));
+        }
+        // An empty word was taken for any type once, and what was put then still is.
+        if !spec.device_type.eq_ignore_ascii_case(UNKNOWN) {
             let known = spec.device_type.parse::<DeviceType>();
             known.map_err(|unknown| {
                 format!("acc_specs: device_type: {unknown}, and {UNKNOWN} for a device of any type")

@@ -316,12 +316,24 @@ impl Service {
             if let Ok(selection) = self.choose(&host, request, &sight, &devices, all) {
                 look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
             }
+            // The preflight does not know who holds a member: to unbind one that is held does not help.
+            let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
+            for check in look.checks.iter_mut() {
+                let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
+                let hindrance = check.device.filter(|_| failed).and_then(|address| {
+                    let (server, drivers) = (Some(request.server), HostDrivers::AreNoHindrance);
+                    sight.offer.group_hindrance(address, &rows, server, drivers)
+                });
+                if let Some(reason) = hindrance {
+                    (check.message, check.cure) = (reason, None);
+                }
+            }
             // What helps against busy members of an IOMMU group depends on the whole request.
             if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = &look.refused
                 && !shortage.busy().is_empty()
             {
                 let viable = look.checks.iter_mut().filter(|check| check.name == "group-viable");
-                for check in viable.filter(|check| check.result == CheckResult::Fail) {
+                for check in viable.filter(|check| check.cure.is_some()) {
                     check.cure = Some(advice.clone());
                 }
             }

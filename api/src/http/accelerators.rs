@@ -169,10 +169,18 @@ fn described(service: &Service, held: &Held) -> Value {
 }
 
 /// One accelerator, with the tag of its spec.
-async fn one(service: &Service, mut view: View, uri: &OriginalUri, headers: &HeaderMap) -> Response {
+async fn one(
+    service: &Service,
+    identity: &Identity,
+    mut view: View,
+    uri: &OriginalUri,
+    headers: &HeaderMap,
+) -> Response {
     service.look_at(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
-    ([(header::ETAG, tag)], Json(wire(service, &view, uri, headers))).into_response()
+    let mut shown = wire(service, &view, uri, headers);
+    hide(service, identity, &view, &mut shown).await;
+    ([(header::ETAG, tag)], Json(shown)).into_response()
 }
 
 /// The members of an accelerator by which Cyborg's clients may have them sorted.
@@ -265,7 +273,12 @@ async fn list(
     let mut views = service.accelerators().await?;
     views.retain(|view| identity.sees(view.row.project.as_deref()));
     service.look_at(&mut views).await;
-    let mut items: Vec<_> = views.iter().map(|view| wire(&service, view, &uri, &headers)).collect();
+    let mut items = Vec::new();
+    for view in &views {
+        let mut item = wire(&service, view, &uri, &headers);
+        hide(&service, &identity, view, &mut item).await;
+        items.push(item);
+    }
     order.sort(&mut items);
     let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
     page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
@@ -290,7 +303,7 @@ async fn show(
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
     }
-    Ok(one(&service, view, &uri, &headers).await)
+    Ok(one(&service, &identity, view, &uri, &headers).await)
 }
 
 #[derive(Deserialize)]
@@ -336,18 +349,32 @@ async fn changed(
     Err(not_found(id).into())
 }
 
-/// Whether a caller may plug something into a server: the administrator into any, others into those that Nova made for
-/// their project. Of any other server they are not told that it exists.
-async fn may_plug_into(service: &Service, identity: &Identity, server: ServerId) -> Result<(), Error> {
+/// Whether a server is a caller's to change: any is the administrator's, and those that Nova made for a project are its
+/// members'.
+async fn is_theirs(service: &Service, identity: &Identity, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
-        return Ok(());
+        return Ok(true);
     }
-    let (_, view) = service.find(server).await?;
-    let document = view.persistent.or(view.live);
-    match document.and_then(|document| document.project) {
-        Some(project) if identity.sees(Some(&project)) => Ok(()),
-        Some(_) | None => Err(Error::NoServer(server)),
+    let view = match service.find(server).await {
+        Ok((_, view)) => view,
+        Err(Error::NoServer(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let project = view.persistent.or(view.live).and_then(|document| document.project);
+    Ok(project.is_some_and(|project| identity.sees(Some(&project))))
+}
+
+/// Leaves out of what is shown where an accelerator is, when that is a server of which the caller is not to know.
+async fn hide(service: &Service, identity: &Identity, view: &View, shown: &mut Value) {
+    let Some(server) = view.server() else { return };
+    // Services may ask for any server.
+    if identity.needs_service().is_ok() || is_theirs(service, identity, server).await.unwrap_or(false) {
+        return;
     }
+    for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {
+        shown[key] = Value::Null;
+    }
+    shown["devices"] = json!([]);
 }
 
 async fn make(
@@ -385,7 +412,20 @@ async fn make(
         // The accelerator that a device is is nobody's project's.
         identity.needs(Role::Admin)?;
     }
-    let view = service.create_accelerator(&body.name, id, identity.project.as_deref()).await?;
+    let made = service.create_accelerator(&body.name, id, identity.project.as_deref()).await;
+    if let Err(Error::Conflict(_)) = made
+        && !service
+            .accelerators()
+            .await?
+            .iter()
+            .any(|view| view.row.name == body.name && identity.sees(view.row.project.as_deref()))
+        && !identity.is_admin()
+    {
+        // Which one has it is not theirs to know.
+        let uuid = if id.is_some() { " or the uuid" } else { "" };
+        return Err(Error::Conflict(format!("the name `{}`{uuid} is taken; take another", body.name)).into());
+    }
+    let view = made?;
     let prefix = if uri.path().starts_with("/v1") { "/v1" } else { "" };
     let place = format!("{}{prefix}/accelerators/{}", base(headers), view.row.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)]).into_response())
@@ -431,6 +471,7 @@ fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
 
 async fn replace(
     service: &Service,
+    identity: &Identity,
     id: AcceleratorId,
     spec: &Value,
     uri: &OriginalUri,
@@ -438,7 +479,7 @@ async fn replace(
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
     let view = service.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
-    Ok(one(service, view, uri, headers).await)
+    Ok(one(service, identity, view, uri, headers).await)
 }
 
 async fn put_spec(
@@ -452,7 +493,7 @@ async fn put_spec(
     let id = changed(&service, &identity, &path).await?;
     let body: Map<String, Value> = read(&headers, body, SPEC)?;
     match (body.get("acc_specs"), body.keys().find(|key| *key != "acc_specs")) {
-        (Some(spec), None) => replace(&service, id, spec, &uri, &headers).await,
+        (Some(spec), None) => replace(&service, &identity, id, spec, &uri, &headers).await,
         (_, Some(key)) => Err(bad(format!("unknown field `{key}`"), SPEC).into()),
         (None, None) => Err(bad("missing field `acc_specs`", SPEC).into()),
     }
@@ -528,7 +569,7 @@ async fn update(
     let mut body: Map<String, Value> = read(&headers, body, ATTACH)?;
     if let Some(spec) = body.remove("acc_specs") {
         return match body.keys().next() {
-            None => replace(&service, id, &spec, &uri, &headers).await,
+            None => replace(&service, &identity, id, &spec, &uri, &headers).await,
             Some(key) => {
                 Err(bad(format!("`{key}` beside acc_specs: a spec is put, or it is attached"), SPEC).into())
             }
@@ -539,10 +580,12 @@ async fn update(
     let target = body.target(&view)?;
     match target {
         Target::Host { .. } => identity.needs(Role::Admin)?,
-        Target::Server(server) => may_plug_into(&service, &identity, server).await?,
+        Target::Server(server) if is_theirs(&service, &identity, server).await? => {}
+        // They are not told that it exists.
+        Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
     let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
-    Ok(one(&service, view, &uri, &headers).await)
+    Ok(one(&service, &identity, view, &uri, &headers).await)
 }
 
 async fn detach(
@@ -562,11 +605,25 @@ async fn detach(
         }
     }
     let request = detach_request(Pairs(pairs))?;
-    // Who may not give it to a host may not take it from there.
+    // Who may not give it to a host or server may not take it from there.
     let admin = identity.is_admin();
-    let may = |view: &View| match view.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
-        true if !admin => Err(Error::NeedsAdmin),
-        true | false => Ok(()),
+    let theirs = match service.accelerator(id).await?.server() {
+        Some(server) if !admin && is_theirs(&service, &identity, server).await? => Some(server),
+        Some(_) | None => None,
+    };
+    let may = |view: &View| {
+        if admin {
+            return Ok(());
+        }
+        if view.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
+            return Err(Error::NeedsAdmin);
+        }
+        // By now it may be in another one.
+        if view.server().is_some_and(|server| Some(server) != theirs) {
+            Err(Error::NotTheirs)
+        } else {
+            Ok(())
+        }
     };
     service.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
     if purge.is_some() {

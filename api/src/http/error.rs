@@ -42,7 +42,7 @@ impl From<Error> for Fault {
                 StatusCode::NOT_FOUND
             }
             Error::Gone(_) => StatusCode::GONE,
-            Error::NeedsService | Error::NeedsAdmin => StatusCode::FORBIDDEN,
+            Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),

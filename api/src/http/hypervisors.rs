@@ -305,6 +305,7 @@ pub(super) fn describe(
     let (role, parent, max_vfs, vfs) = match &device.role {
         Role::Plain => ("type-PCI", None, None, None),
         Role::Physical { max_vfs, vfs } => ("type-PF", None, Some(max_vfs), Some(vfs)),
+        Role::Virtual { parent } if !device.vdpa.is_empty() => ("vdpa", Some(parent), None, None),
         Role::Virtual { parent } => ("type-VF", Some(parent), None, None),
     };
     json!({

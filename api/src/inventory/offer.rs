@@ -166,7 +166,7 @@ impl Offer {
     }
 
     /// Why a function's IOMMU group keeps it from this server; none when it does not.
-    fn group_hindrance(
+    pub fn group_hindrance(
         &self,
         address: PciAddress,
         devices: &HashMap<PciAddress, &Device>,
@@ -245,7 +245,8 @@ impl Offer {
                 ));
             }
             if device.facts.dev_type == DevType::Vdpa {
-                return Some(VDPA.to_owned());
+                // Who has its vDPA device has to let it go before anybody takes that away.
+                return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
             }
             if !self.functions.contains_key(&address) {
                 return Some(format!("{address} was not found on the host when it was last read"));
