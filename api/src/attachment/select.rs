@@ -318,7 +318,7 @@ impl Service {
             }
             // The preflight does not know who holds a member: to unbind one that is held does not help.
             let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
-            for check in look.checks.iter_mut() {
+            for check in &mut look.checks {
                 let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
                 let hindrance = check.device.filter(|_| failed).and_then(|address| {
                     let (server, drivers) = (Some(request.server), HostDrivers::AreNoHindrance);
