@@ -96,6 +96,15 @@ impl Address {
         if cause != Some(ErrorKind::PermissionDenied) {
             return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL says where)".into();
         }
+        let denied = |error: io::Error| error.kind() == ErrorKind::PermissionDenied;
+        let hidden = |file: &&Path| file.symlink_metadata().is_err_and(denied);
+        if let Some(directory) = path.ancestors().filter(hidden).last().and_then(Path::parent) {
+            return format!(
+                "the directory {} does not let this user in: put the socket into one that does ([api] listen = \
+                 \"unix:{SOCKET}\"), or run this as root",
+                directory.display()
+            );
+        }
         let group = path.metadata().ok().map(|socket| socket.gid()).filter(|group| *group != 0);
         let name = |gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
         match group.and_then(name) {

@@ -2,8 +2,8 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +11,7 @@ use hotslot_api::config::{Api, Config, Listen, SOCKET_GROUP};
 use hotslot_api::http::{self, Listener};
 use hotslot_api::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,7 +39,7 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let api = config.api.clone();
     // The socket first: a second service must not touch the records of the first.
-    let listener = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
+    let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
     let service = Service::start(config).await?;
     if !configured {
         tracing::warn!(
@@ -62,6 +62,9 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         Listener::Tcp(listener) => tracing::info!("listening on {}", Listen::Tcp(listener.local_addr()?)),
         Listener::Unix(_) => tracing::info!("listening on {}", api.listen),
     }
+    if let Listen::Unix(path) = &api.listen {
+        warn_of_closed_directory(path);
+    }
     let router = http::router(std::sync::Arc::clone(&service));
     let (stopping, stop) = tokio::sync::watch::channel(false);
     let mut stopped = stop.clone();
@@ -79,6 +82,8 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     service.stop();
+    // While the listener is still there: once it is gone, another service may have made its own of the same name.
+    drop(socket);
     stopping.send_replace(true);
     let done = async {
         if !server.is_finished() {
@@ -93,9 +98,6 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         );
     }
     service.store.close().await;
-    if let Listen::Unix(path) = &api.listen {
-        let _ = fs::remove_file(path);
-    }
     Ok(())
 }
 
@@ -130,9 +132,32 @@ fn fit(api: &mut Api, descriptors: u64) {
     }
 }
 
-async fn bind(api: &Api) -> anyhow::Result<Listener> {
+/// The socket that this service made; it goes with it, also when the start fails later.
+struct Socket {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Socket {
+    fn of(path: &Path) -> io::Result<Self> {
+        let made = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.into(), device: made.dev(), inode: made.ino() })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let is_it = |found: fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
+        if fs::symlink_metadata(&self.path).is_ok_and(is_it) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     match &api.listen {
-        Listen::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
+        Listen::Tcp(address) => Ok((Listener::Tcp(TcpListener::bind(address).await?), None)),
         Listen::Unix(path) => {
             make_directories(path.parent().unwrap_or(path)).with_context(|| {
                 format!(
@@ -141,18 +166,34 @@ async fn bind(api: &Api) -> anyhow::Result<Listener> {
                     path.display()
                 )
             })?;
-            // A socket that nobody answers on was left by a service that was killed; anything else is not ours.
-            let left = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-            let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-            if left && UnixStream::connect(path).await.is_err_and(refused) {
-                fs::remove_file(path)?;
-            }
+            make_way(path).await?;
             let group = group(api)?;
             // By the umask it is the owner's alone until here.
             let listener = UnixListener::bind(path)?;
+            let socket = Socket::of(path)?;
             open_to_group(path, api, group)?;
-            Ok(Listener::Unix(listener))
+            Ok((Listener::Unix(listener), Some(socket)))
         }
+    }
+}
+
+/// Removes a socket that nobody answers on: a service that was killed left it. Anything else is not ours.
+async fn make_way(path: &Path) -> anyhow::Result<()> {
+    let Ok(left) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !left.file_type().is_socket() {
+        bail!("a file that is no socket is there; remove it, or set [api] listen to another place");
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!(
+            "another service answers there; stop it (`fuser -v {}` says which process it is), or set [api] listen to \
+             another place",
+            path.display()
+        ),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(fs::remove_file(path)?),
+        Err(error) => bail!(
+            "a socket is there that cannot be connected to: {error}; remove it if no service has it, or set [api] \
+             listen to another place"
+        ),
     }
 }
 
@@ -192,6 +233,27 @@ fn group(api: &Api) -> anyhow::Result<Option<Gid>> {
         None => bail!(
             "[api] socket_group: there is no group `{name}`; run: groupadd --system {name}, or name another"
         ),
+    }
+}
+
+/// Says it when those who may connect to the socket cannot get to it, such as when it is beside the database.
+fn warn_of_closed_directory(path: &Path) {
+    let Ok(socket) = fs::metadata(path) else { return };
+    let open_to_all = socket.mode() & 0o006 != 0;
+    if !open_to_all && (socket.mode() & 0o060 == 0 || socket.gid() == getegid().as_raw()) {
+        return;
+    }
+    let passes = |found: &fs::Metadata| {
+        found.mode() & 0o001 != 0
+            || (!open_to_all && found.mode() & 0o010 != 0 && found.gid() == socket.gid())
+    };
+    let closed = |directory: &&Path| fs::metadata(directory).is_ok_and(|found| !passes(&found));
+    if let Some(directory) = path.ancestors().skip(1).find(closed) {
+        tracing::warn!(
+            "those who may connect to the socket cannot get through {}; set [api] listen to a directory that is open \
+             to them and holds no database, such as unix:/run/hotslot/api.sock",
+            directory.display()
+        );
     }
 }
 

@@ -60,14 +60,15 @@ async fn others_can_neither_read_nor_lock_the_database() {
     }
     let log = service.log_length();
     service.start_again_after("umask 0").await;
+    // The directory holds the configuration and the simulated host too, so it stays.
     let found = modes(&database);
     assert!(found.keys().any(|name| name.ends_with("-shm")), "{found:?}");
     for (name, mode) in &found {
-        assert_eq!(*mode, if name == "." { 0o700 } else { 0o600 }, "{name}: {found:?}");
+        assert_eq!(*mode, if name == "." { 0o755 } else { 0o600 }, "{name}: {found:?}");
     }
     let log = service.log_from(log);
     assert!(log.contains("hotslot.db was open to other users (0644)"), "{log}");
-    assert!(log.contains("was open to other users (0755)"), "{log}");
+    assert!(log.contains("which is not hotslot's alone (0755)"), "{log}");
 
     // Not by the directory alone.
     chmod(database.parent().unwrap(), 0o755);
@@ -139,6 +140,30 @@ async fn a_directory_that_others_use_too_is_left_as_it_is() {
     let found = modes(&database);
     assert!(found.iter().all(|(name, mode)| *mode == if name == "." { 0o1777 } else { 0o600 }), "{found:?}");
     assert!(service.log().contains("give it a directory of its own"), "{}", service.log());
+}
+
+#[tokio::test]
+async fn a_database_of_another_user_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    chmod(dir.path(), 0o1777);
+    let config = dir.path().join("config.toml");
+    for file in ["hotslot.db", "hotslot.db.lock", "hotslot.db-wal"] {
+        let made = dir.path().join(file);
+        fs::write(&made, "kept").unwrap();
+        std::os::unix::fs::chown(&made, Some(65534), None).unwrap();
+        chmod(&made, 0o666);
+        let text = format!(
+            "[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
+            dir.path().display()
+        );
+        fs::write(&config, text).unwrap();
+        let said = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
+        let error = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(!said.status.success() && error.contains("belongs to the user 65534"), "{error}");
+        assert!(error.contains(&format!("chown 0 {}", made.display())), "{error}");
+        assert_eq!(fs::read_to_string(&made).unwrap(), "kept");
+        fs::remove_file(&made).unwrap();
+    }
 }
 
 /// A request of a page in a browser: its headers.
@@ -318,13 +343,23 @@ async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umas
         service.attach(Q35, "vf:1").await.expect(200);
     }
     // Who is not in the group is told what to do. The program is where everybody may run it.
-    let (_service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
+    let (mut service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
     let program = dir.path().join("hotslot");
     fs::copy(binary(), &program).unwrap();
     let said = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
     let error = String::from_utf8_lossy(&said.stderr).into_owned();
     assert_eq!(said.status.code(), Some(5), "{error}");
     assert!(error.contains("usermod -aG daemon"), "{error}");
+    let run = socket.parent().unwrap();
+    chmod(run, 0o700);
+    let said = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
+    let error = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(error.contains(&format!("{} does not let this user in", run.display())), "{error}");
+    service.kill();
+    let log = service.log_length();
+    service.start_again().await;
+    let log = service.log_from(log);
+    assert!(log.contains(&format!("cannot get through {}", run.display())), "{log}");
 
     let (service, socket, _dir) = at_socket("022", "socket_mode = \"0666\"\n").await;
     assert_eq!(mode(&socket), 0o666);
@@ -535,4 +570,58 @@ async fn all_followers_hear_everything_once() {
             assert_eq!(heard.iter().filter(|heard| **heard == id.as_str()).count(), 1, "{id}: {text}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_service_that_stops_leaves_the_socket_of_its_successor() {
+    let (mut service, socket, dir) = at_socket("022", "").await;
+    // A request that is under way keeps the service for its grace.
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    stream
+        .write_all(
+            format!(
+                "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                 Content-Length: 100\r\n\r\n{{",
+                attachments(Q35)
+            )
+            .as_bytes(),
+        )
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    service.signal("TERM");
+    let mut waited = 0;
+    while std::os::unix::net::UnixStream::connect(&socket).is_ok() && waited < 50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        waited += 1;
+    }
+    assert!(!socket.exists(), "it is removed when stopping begins");
+    let successor = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert!(!service.has_ended(), "the grace period is not over");
+    assert!(service.ended(Duration::from_secs(30)).await);
+    assert!(socket.exists(), "the successor's socket is left alone");
+
+    // Nor does a service take it: it says that somebody answers there, or that the file is no socket.
+    let start = || {
+        let config = dir.path().join("second.toml");
+        let text = format!(
+            "[api]\nlisten = \"unix:{}\"\n[database]\nurl = \"sqlite:///proc/none/hotslot.db\"\n",
+            socket.display()
+        );
+        fs::write(&config, text).unwrap();
+        let said = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
+        String::from_utf8_lossy(&said.stderr).into_owned()
+    };
+    let said = start();
+    assert!(said.contains("another service answers there"), "{said}");
+    assert!(socket.exists());
+    drop(successor);
+    fs::remove_file(&socket).unwrap();
+    fs::write(&socket, "").unwrap();
+    let said = start();
+    assert!(said.contains("a file that is no socket is there"), "{said}");
+    // A start that fails later takes its socket with it.
+    fs::remove_file(&socket).unwrap();
+    let said = start();
+    assert!(said.contains("/proc/none"), "{said}");
+    assert!(!socket.exists(), "{said}");
 }

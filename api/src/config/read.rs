@@ -241,13 +241,12 @@ impl ConfigError {
     }
 }
 
-/// A message of serde's without the text that it quotes (`invalid type: string "…", expected …`), and without what a
+/// A message of serde's without the value that it quotes (`invalid type: string "…", expected …`), and without what a
 /// URL has before its host.
 fn without_values(message: &str) -> String {
-    let quoted = message.starts_with("invalid ").then(|| message.split_once("string \"")).flatten();
-    let message = match quoted.and_then(|(before, rest)| Some((before, rest.rsplit_once("\", expected")?.1)))
-    {
-        Some((before, after)) => format!("{before}a string, expected{after}"),
+    let quoted = message.starts_with("invalid ").then(|| message.rsplit_once(", expected")).flatten();
+    let message = match quoted.and_then(|(found, right)| Some((found.split_once(['"', '`'])?.0, right))) {
+        Some((found, right)) => format!("{}, expected{right}", found.trim_end()),
         None => message.to_owned(),
     };
     let mut shown = String::new();

@@ -28,6 +28,23 @@ fn no_error_repeats_what_may_be_a_password() {
 }
 
 #[test]
+fn no_error_repeats_a_value_that_was_written_without_quotes() {
+    let webhook = "[[webhook]]\nname = 'w'\nurl = 'http://x/'\nsecret =";
+    for (key, value) in [
+        (webhook, "98765"),
+        (webhook, "98765.25"),
+        (webhook, "1987-06-05"),
+        (webhook, "true"),
+        ("[database]\nurl =", "98765"),
+        ("[detach]\nattempts =", "-98765"),
+    ] {
+        let said = error(&format!("{key} {value}"));
+        assert!(said.contains("invalid ") && said.contains("expected"), "{said}");
+        assert!(!said.contains(value), "{said}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_the_default() {
     let config = Config::parse("").unwrap();
     assert_eq!(config.api.listen.to_string(), "unix:/run/hotslot/api.sock");

@@ -49,12 +49,14 @@ fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
             }
         }
     }
-    let own = host.map(|host| host.as_str().to_ascii_lowercase());
     for origin in headers.get_all(header::ORIGIN) {
-        let text = origin.to_str().unwrap_or("?").to_ascii_lowercase();
+        let text = origin.to_str().unwrap_or("?");
+        let default = if text.starts_with("https:") { 443 } else { 80 };
+        let site = |name: &Authority| (name.host().to_ascii_lowercase(), name.port_u16().unwrap_or(default));
         let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-        if authority.is_none() || authority != own.as_deref() {
-            return Err(foreign(&format!("Origin {:?}", shown(&text))));
+        let authority = authority.filter(|text| !text.contains('@')).and_then(|text| text.parse().ok());
+        if authority.is_none() || authority.as_ref().map(site) != host.as_ref().map(site) {
+            return Err(foreign(&format!("Origin {:?}", shown(text))));
         }
     }
     for site in headers.get_all(SEC_FETCH_SITE) {
@@ -131,6 +133,10 @@ mod tests {
             (UNIX, &[("host", "evil.example"), ("origin", "http://evil.example")], 421),
             (UNIX, &[("host", "localhost"), ("origin", "http://evil.example")], 403),
             (NAMED, &[("host", "hotslot.example"), ("origin", "https://hotslot.example")], 200),
+            (NAMED, &[("host", "hotslot.example:443"), ("origin", "https://hotslot.example")], 200),
+            (NAMED, &[("host", "hotslot.example:80"), ("origin", "http://hotslot.example")], 200),
+            (NAMED, &[("host", "hotslot.example:443"), ("origin", "http://hotslot.example")], 403),
+            (NAMED, &[("host", "hotslot.example"), ("origin", "https://hotslot.example:8443")], 403),
             (NAMED, &[("host", "localhost")], 200),
             (NAMED, &[("host", "evil.example")], 421),
         ] {

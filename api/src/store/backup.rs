@@ -40,6 +40,10 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
     if to.exists() {
         return Err(Error::Conflict(format!("{} is there already; name a new file", to.display())));
     }
+    let directory = private::directory(to);
+    if !directory.is_dir() {
+        return Err(Error::NotFound(format!("directory {}", directory.display())));
+    }
     let partial = beside(to, ".partial");
     remove(&partial)?;
     // SQLite takes a file that is there and empty as it is, with its mode.
@@ -61,7 +65,7 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
 /// database's, and the file system's. Then the database is as it was.
 pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
     let to = sqlite(url, "pg_restore")?;
-    private::prepare(Path::new(to)).map_err(failed(to))?;
+    private::prepare_for(Path::new(to), true).map_err(failed(to))?;
     let Some(_lock) = lock(to).map_err(failed(to))? else {
         return Err(Error::Conflict(format!("a service has {to} open; stop it first")));
     };

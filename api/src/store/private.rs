@@ -8,7 +8,9 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -38,21 +40,35 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// Makes the directory of a database where it is missing, and corrects the modes of what is there.
 ///
 /// # Errors
-/// What the system says of a file or directory that cannot be made. What cannot be corrected is said in the log.
+/// What the system says of a file or directory that cannot be made; and a file or directory of another user, who could
+/// change what is in it. What cannot be corrected is said in the log.
 pub(crate) fn prepare(database: &Path) -> io::Result<()> {
+    prepare_for(database, false)
+}
+
+/// [`prepare`], and root may do it for the user whose directory it is.
+pub(super) fn prepare_for(database: &Path, its_user: bool) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory(database))?;
     // It may be a link: then SQLite keeps its other files where that leads.
     let there = fs::canonicalize(database);
     for database in [Some(database), there.as_deref().ok()].into_iter().flatten() {
         let directory = fs::canonicalize(directory(database))?;
-        correct_directory(&directory, &fs::metadata(&directory)?);
-        for entry in fs::read_dir(&directory)?.flatten() {
-            if is_of(database.file_name().unwrap_or_default(), &entry.file_name())
-                && let Ok(found) = entry.metadata()
-                && found.is_file()
-            {
-                correct_file(&entry.path(), &found);
+        let found = fs::metadata(&directory)?;
+        let its_user = if its_user && geteuid().is_root() { found.uid() } else { 0 };
+        check_owner(&directory, &found, its_user)?;
+        let name = database.file_name().unwrap_or_default();
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if is_of(name, &entry.file_name()) {
+                let found = entry.metadata()?;
+                check_owner(&entry.path(), &found, its_user)?;
+                files.push((entry.path(), found));
             }
+        }
+        correct_directory(&directory, &found, name);
+        for (path, found) in files.iter().filter(|(_, found)| found.is_file()) {
+            correct_file(path, found);
         }
     }
     Ok(())
@@ -75,11 +91,29 @@ pub(super) fn directory(file: &Path) -> PathBuf {
     directory.unwrap_or(Path::new(".")).to_owned()
 }
 
+/// Refuses what belongs to neither hotslot's user nor root nor this other one.
+fn check_owner(path: &Path, found: &Metadata, other: u32) -> io::Result<()> {
+    let (owner, user) = (found.uid(), geteuid().as_raw());
+    if [user, 0, other].contains(&owner) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} belongs to the user {owner}, who could change the records of hotslot, which runs as the user {user}; if it \
+         is hotslot's, run: chown {user} {}; if not, name another place in [database] url",
+        path.display(),
+        path.display()
+    )))
+}
+
 /// Whether a file is a database's own, or one that SQLite or hotslot keeps beside it: its lock, its log, what was there
 /// before a restore.
 fn is_of(database: &OsStr, file: &OsStr) -> bool {
     let rest = file.as_bytes().strip_prefix(database.as_bytes());
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"-") || rest.starts_with(b"."))
+    rest.is_some_and(|rest| {
+        [&b""[..], b"-wal", b"-shm", b"-journal", b".lock"].contains(&rest)
+            || rest.starts_with(b".before-restore")
+            || rest.starts_with(b".restored")
+    })
 }
 
 fn correct_file(path: &Path, found: &Metadata) {
@@ -91,11 +125,11 @@ fn correct_file(path: &Path, found: &Metadata) {
     told(path, found, FILE, corrected);
 }
 
-fn correct_directory(path: &Path, found: &Metadata) {
+fn correct_directory(path: &Path, found: &Metadata, database: &OsStr) {
     if found.mode() & OTHERS == 0 {
         return;
     }
-    if !is_own(path, found) {
+    if !is_own(path, found, database) {
         tracing::warn!(
             "the database is in {}, which is not hotslot's alone ({:04o}); its files are closed to others, but give it \
              a directory of its own: [database] url = \"sqlite:///var/lib/hotslot/hotslot.db\"",
@@ -120,8 +154,8 @@ fn told(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
     }
 }
 
-/// Whether a directory holds nothing but what is hotslot's, as far as that can be seen: then nobody else needs it.
-fn is_own(path: &Path, found: &Metadata) -> bool {
+/// Whether a directory holds nothing but a database's own files, and a socket: then nobody else needs it.
+fn is_own(path: &Path, found: &Metadata, database: &OsStr) -> bool {
     let user = geteuid().as_raw();
     // `/`, `/srv`, `/var/lib`, `/home/me`: other things are there, or come to be.
     let shared = ["/", "/var", "/usr", "/home", "/mnt", "/media"];
@@ -132,7 +166,9 @@ fn is_own(path: &Path, found: &Metadata) -> bool {
         && !shared.iter().any(|shared| parent == Path::new(shared))
         && std::env::var_os("HOME").is_none_or(|home| path != Path::new(&home))
         && fs::read_dir(path).is_ok_and(|entries| {
-            entries.flatten().all(|entry| entry.metadata().is_ok_and(|entry| entry.uid() == user))
+            entries.flatten().all(|entry| {
+                is_of(database, &entry.file_name()) || entry.file_type().is_ok_and(|kind| kind.is_socket())
+            })
         })
 }
 
@@ -169,14 +205,20 @@ mod tests {
             ("hotslot.db-shm", 0o644, 0o600),
             ("hotslot.db.lock", 0o640, 0o600),
             ("hotslot.db.before-restore", 0o604, 0o600),
-            ("hotslot.db2", 0o644, 0o644),
-            ("other.db", 0o644, 0o644),
         ] {
             fs::write(beside(name), "").unwrap();
             chmod(&beside(name), was);
             chmod(&dir.path().join("a/b"), 0o755);
             prepare(&database).unwrap();
             assert_eq!((mode(&beside(name)), mode(&dir.path().join("a/b"))), (is, 0o700), "{name}");
+        }
+        // What is not its own keeps its mode, and the directory too.
+        for name in ["hotslot.db2", "hotslot.db.toml", "hotslot.db-notes", "other.db"] {
+            fs::write(beside(name), "").unwrap();
+            chmod(&beside(name), 0o644);
+            chmod(&dir.path().join("a/b"), 0o755);
+            prepare(&database).unwrap();
+            assert_eq!((mode(&beside(name)), mode(&dir.path().join("a/b"))), (0o644, 0o755), "{name}");
         }
         // A link is not followed.
         std::os::unix::fs::symlink(beside("other.db"), beside("hotslot.db-journal")).unwrap();
@@ -193,7 +235,7 @@ mod tests {
     fn the_directories_of_the_system_are_not_hotslots() {
         for path in ["/", "/tmp", "/var/lib", "/usr/share", "/etc", "/root", "/dev/shm"] {
             let Ok(found) = fs::metadata(path) else { continue };
-            assert!(!is_own(Path::new(path), &found), "{path}");
+            assert!(!is_own(Path::new(path), &found, OsStr::new("hotslot.db")), "{path}");
         }
     }
 }
