@@ -78,6 +78,9 @@ impl Service {
             let attachment = self.attachment_of(server, id).await?;
             match attachment.state {
                 State::Detached if attachment.unasked => {
+                    if attachment.holder != request.holder {
+                        return Err(held_by(&attachment));
+                    }
                     if self.is_back(&attachment).await? {
                         continue;
                     }

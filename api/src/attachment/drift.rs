@@ -363,7 +363,9 @@ impl Scene<'_> {
                 row,
                 Action::TakeOut {
                     promise: Box::new(row.clone().in_server(self.hypervisor, self.server)),
-                    left_over: here && what_failed,
+                    // An attachment on whichever host its server is now; a mediated device is made on one host.
+                    left_over: what_failed
+                        && (here || row.server() == self.server && matches!(row, Promise::Attachment(_))),
                 },
             ),
             (false, false) => {
