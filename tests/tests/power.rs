@@ -147,20 +147,6 @@ async fn what_was_asked_to_go_while_its_server_was_away_is_not_attached_again() 
 }
 
 #[tokio::test]
-async fn what_was_asked_to_go_while_nobody_had_its_server_is_taken_out_on_another_host() {
-    let (service, other, vf) = on_the_way_to_another_host().await;
-    let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
-    there("undefine switch");
-    service.sim("migrate switch");
-    service.until("it has ended", async || service.attachments(SWITCH).await.is_empty()).await;
-    service.delete(&path(&vf)).await.expect(200);
-    there(&format!("define {}", other.path().join("switch.xml").display()));
-    there("start switch");
-    service.until("it is taken out", async || drift(&service).await.is_empty()).await;
-    assert!(service.attachments(SWITCH).await.is_empty());
-}
-
-#[tokio::test]
 async fn a_device_that_another_server_got_meanwhile_is_not_attached_again() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 migratable=true");

@@ -54,7 +54,8 @@ impl Daemon {
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.process = Some(process.expect("libvirtd (Debian: libvirt-daemon) does not start"));
         let begun = Instant::now();
-        while !self.socket().exists() {
+        // It is there before anybody listens on it.
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
             let log = || std::fs::read_to_string(dir.join("log")).unwrap();
             assert!(begun.elapsed() < Duration::from_secs(10), "libvirtd opens no socket: {}", log());
             std::thread::sleep(Duration::from_millis(10));

@@ -99,7 +99,9 @@ async fn a_lock_whose_connection_broke_is_nobody_elses_before_it_is_had_again() 
     let (one, other) = two().await;
     let (locks, others) = (one.store.locks(), other.store.locks());
     let held = locks.lock("a".into()).await.unwrap();
+    // Other tests have locks of this name in other databases of the server.
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('a', 0)";
     assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
     until("it is gone", async || others.elsewhere(vec!["a".into()]).await.unwrap().is_empty()).await;
