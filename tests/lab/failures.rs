@@ -45,7 +45,7 @@ async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
         assert_eq!(device["address"], address.trim(), "{device}");
     }
     lab.until("the guest's driver has both", async || {
-        lab.lspci("q35").iter().filter(|line| line.contains("8086:10d3")).count() == 2
+        lab.lspci("q35").iter().filter(|line| line.contains("8086:10d3")).count() >= 2
     })
     .await;
     for device in &devices {
