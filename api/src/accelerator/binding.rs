@@ -158,7 +158,7 @@ impl Service {
         let is_open = steps
             .get(failed)
             .is_some_and(|step| error.kind.leaves_it_open() || host.stuck_at(address(step)).is_some());
-        // What is to become of all is on record before the first is touched.
+        // The outcome of every row is recorded before the first device is touched.
         let intents = steps.iter().enumerate().map(|(index, step)| {
             let goes = index < failed || index == failed && is_open;
             let state = if goes { State::Detaching } else { State::Failed };
@@ -210,7 +210,7 @@ impl Service {
             // Somebody else may have done it while it was not our turn.
             rows.extend(self.store.binding(*id).await?.filter(|row| !row.state.is_final()));
         }
-        // That all are to go is on record before the first is touched: a kill in between leaves none of them behind.
+        // Every row is marked for release before the first is touched, so a kill in between leaves none behind.
         let intents: Vec<_> = rows.iter().map(|row| (row.id, State::Detaching, None)).collect();
         self.store.settle_bindings(&intents).await?;
         let mut outcome = Ok(());
@@ -223,7 +223,7 @@ impl Service {
             outcome = outcome.and(released);
         }
         if outcome.is_err() {
-            // What stays in transition is gone on with.
+            // Rows that stay in transition are released later.
             host.give_back();
         }
         outcome
@@ -238,7 +238,7 @@ impl Service {
         if_refused: State,
     ) -> Result<(), Error> {
         let address = device.facts.address;
-        // What that call makes of the function is not known before it comes back; then it is released.
+        // The function's state is unknown until that call returns; the function is released then.
         if let Some(call) = host.stuck_at(address) {
             let reason = call.to_string();
             self.store.settle_binding(row.id, State::Detaching, Some(&reason)).await?;
@@ -305,7 +305,7 @@ impl Service {
         let _turn = self.lock_groups(host).await?;
         let open = self.store.bindings().await?;
         let open: Vec<_> = open.iter().filter(here).collect();
-        // That all are to go is on record before the first is touched.
+        // Every row is marked for release before the first is touched.
         let intents: Vec<_> =
             open.iter().map(|row| (row.id, State::Detaching, row.reason.as_deref())).collect();
         self.store.settle_bindings(&intents).await?;

@@ -111,7 +111,7 @@ impl Service {
         if outcome.is_err() {
             host.ask_again(server);
         }
-        // What is offered is known afresh.
+        // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
         outcome
     }
@@ -569,7 +569,7 @@ impl Service {
         } else {
             host.look_at_mdevs_again();
         }
-        // What is offered is known afresh.
+        // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
         if let Some(parent) = self.store.device(row.parent) {
             host.look_at(parent.facts.address);
@@ -637,7 +637,7 @@ impl Service {
     }
 }
 
-/// What a domain's document says of one.
+/// The hostdev document of a mediated device.
 pub(crate) fn mdev_spec(id: AttachmentId) -> MdevSpec {
     MdevSpec { source: id.0, alias: UserAlias(id.0), guest: None }
 }

@@ -324,7 +324,7 @@ impl Service {
         let address = culprit.device.facts.address;
         let because = format!("taken back, for attaching {address} of the same request failed");
         tracing::warn!(pci.address = %address, %error, "attach failed");
-        // What is to become of all is on record before the first is touched.
+        // The outcome of every row is recorded before the first device is touched.
         let mut intents: Vec<(AttachmentId, Observation)> = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             let intent = match index.cmp(&failed) {
@@ -387,7 +387,7 @@ impl Service {
     }
 }
 
-/// What failed before libvirt was asked to plug anything.
+/// A failure from before libvirt was asked to plug anything.
 fn not_asked(error: hypervisor::Error) -> PlugFailure {
     PlugFailure { error, untouched: true }
 }
