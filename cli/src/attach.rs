@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use hotslot_api::inventory::NumaPolicy;
 use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_model::rules::NumaPolicy;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;

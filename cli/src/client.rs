@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use hotslot_api::config::{Config, Listen, SOCKET, SOCKET_GROUP};
+use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP};
 use nix::unistd::{Gid, Group};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use hotslot_api::config::Config;
-use hotslot_api::error::Error;
-use hotslot_api::store::{backup, restore, sqlite_file};
+use hotslot_service::config::Config;
+use hotslot_store::Error;
+use hotslot_store::{backup, restore, sqlite_file};
 
 use crate::exit::{Exit, Failure};
 use crate::output;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use hotslot_api::store::EventKind;
+use hotslot_model::event::EventKind;
 use serde_json::Value;
 
 use crate::client::{Message, query_string};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
-use hotslot_api::store::{DevType, DeviceStatus};
 use hotslot_driver::pci::PciId;
+use hotslot_model::device::{DevType, DeviceStatus};
 use serde_json::{Value, json};
 
 use crate::client::query_string;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use hotslot_api::config::{Api, Config, Listen, SOCKET_GROUP};
 use hotslot_api::http::{self, Listener};
-use hotslot_api::service::Service;
+use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP};
+use hotslot_service::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};

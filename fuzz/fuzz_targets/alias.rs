@@ -4,13 +4,13 @@
 
 use std::sync::LazyLock;
 
-use hotslot_api::inventory::{Alias, AliasGrammar, AliasRequests, Inventory};
-use hotslot_api::store::DeviceFacts;
+use hotslot_model::rules::{Alias, AliasGrammar, AliasRequests, Inventory};
+use hotslot_model::device::{DeviceFacts};
 use hotslot_fuzz::DEVICES;
 use libfuzzer_sys::fuzz_target;
 
 static FACTS: LazyLock<Vec<DeviceFacts>> = LazyLock::new(|| {
-    let pci = hotslot_api::config::Pci { device_spec: vec!["{}".into()], ..Default::default() };
+    let pci = hotslot_model::rules::Pci { device_spec: vec!["{}".into()], ..Default::default() };
     let inventory = Inventory::new(&pci).expect("every device is offered");
     DEVICES.iter().filter_map(|device| inventory.facts(device, None)).collect()
 });

@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use hotslot_api::config::Config;
-use hotslot_api::service;
+use hotslot_service::config::{Config};
+use hotslot_service::{service};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use hotslot_api::inventory::DeviceSpec;
+use hotslot_model::rules::{DeviceSpec};
 use hotslot_fuzz::DEVICES;
 use libfuzzer_sys::fuzz_target;
 

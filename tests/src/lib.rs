@@ -579,7 +579,10 @@ fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, 
     let mut child = command
         .args(["serve", "--config"])
         .arg(dir.join("hotslot.toml"))
-        .env("HOTSLOT_LOG", "hotslot=debug,hotslot_api=debug,hotslot_driver=debug")
+        .env(
+            "HOTSLOT_LOG",
+            "hotslot=debug,hotslot_api=debug,hotslot_service=debug,hotslot_store=debug,hotslot_driver=debug",
+        )
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

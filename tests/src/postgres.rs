@@ -18,7 +18,11 @@ pub struct Server {
 impl Server {
     /// Starts one.
     pub fn start() -> Self {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/postgres");
+        // Crates at several depths of the repository use this file.
+        let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let tool =
+            folders.find_map(|folder| Some(folder.join("tools/postgres")).filter(|tool| tool.exists()));
+        let tool = tool.expect("tools/postgres in the repository");
         let mut child = Command::new(tool)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

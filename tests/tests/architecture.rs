@@ -25,7 +25,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 
 /// Fails when a word stands in a source outside of the places that may use it.
 fn only_in(word: &str, places: &[&str]) {
-    for folder in ["driver/src", "api/src", "cli/src"] {
+    for folder in ["driver/src", "api/model/src", "api/store/src", "api/service/src", "api/src", "cli/src"] {
         for (file, text) in sources(folder) {
             let whole = |line: &str| {
                 line.match_indices(word).any(|(at, _)| !line[..at].ends_with(char::is_alphanumeric))
@@ -38,20 +38,42 @@ fn only_in(word: &str, places: &[&str]) {
 }
 
 #[test]
-fn each_library_is_spoken_in_its_own_room() {
+fn each_library_is_used_in_its_own_place() {
     only_in("virt::", &["driver/src/libvirt/"]);
-    only_in("sqlx::", &["api/src/store/", "api/src/error.rs", "api/src/service.rs", "api/src/http/error.rs"]);
+    only_in("sqlx::", &["api/store/"]);
     only_in("axum::", &["api/src/http/"]);
     only_in("hyper::", &["api/src/http/"]);
-    only_in("reqwest::", &["api/src/webhook.rs", "cli/src/client.rs"]);
+    only_in("reqwest::", &["api/service/src/webhook.rs", "cli/src/client.rs"]);
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs"]);
     only_in("anyhow", &["cli/src/"]);
 }
 
+/// The crates, lowest first: each may use those before it and no other.
+const CRATES: [(&str, &str); 6] = [
+    ("driver", "hotslot-driver"),
+    ("api/model", "hotslot-model"),
+    ("api/store", "hotslot-store"),
+    ("api/service", "hotslot-service"),
+    ("api", "hotslot-api"),
+    ("cli", "hotslot"),
+];
+
 #[test]
-fn arrows_point_one_way() {
-    let manifest = |name: &str| std::fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
-    assert!(!manifest("driver").contains("hotslot-api"));
-    assert!(!manifest("api").contains("name = \"hotslot\""));
-    only_in("hotslot_api", &["cli/src/"]);
+fn a_crate_uses_only_those_below_it() {
+    for (level, (folder, _)) in CRATES.iter().enumerate() {
+        let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
+        for (_, above) in &CRATES[level..] {
+            let used = dependencies.lines().any(|line| line.split(['.', ' ', '=']).next() == Some(above));
+            assert!(!used, "{folder} uses {above}");
+        }
+    }
+}
+
+#[test]
+fn the_model_is_pure() {
+    let manifest = std::fs::read_to_string(root().join("api/model/Cargo.toml")).unwrap();
+    for banned in ["tokio", "sqlx", "axum", "tracing", "reqwest", "jiff"] {
+        assert!(!manifest.contains(banned), "api/model uses {banned}");
+    }
 }

@@ -13,6 +13,14 @@ use axum::{Json, Router};
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::device_type;
+use hotslot_model::accelerator::{AccSpec, Held, Target, View};
+use hotslot_model::assignment::HeldBy;
+use hotslot_model::device::Device;
+use hotslot_model::id::{AcceleratorId, ServerId};
+use hotslot_service::config::ChangedBy;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use hotslot_store::error::not_found;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -21,12 +29,6 @@ use super::attachments::detach_request;
 use super::body::{Page, Pairs, Path, base, id, links, read, time};
 use super::error::Fault;
 use super::identity::{Identity, Role};
-use crate::accelerator::{AccSpec, Held, HeldBy, Target, View, not_found};
-use crate::config::ChangedBy;
-use crate::error::Error;
-use crate::id::{AcceleratorId, ServerId};
-use crate::service::Service;
-use crate::store::Device;
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
 const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#;
@@ -59,7 +61,7 @@ pub(super) struct AcceleratorPath {
 impl AcceleratorPath {
     fn id(&self) -> Result<AcceleratorId, Error> {
         let shown = || self.accelerator_id.chars().take(80).collect::<String>();
-        id(&self.accelerator_id, "accelerator").map_err(|_| not_found(shown()))
+        id(&self.accelerator_id, "accelerator").map_err(|_| not_found(shown()).into())
     }
 }
 

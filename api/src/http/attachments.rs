@@ -14,6 +14,18 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use hotslot_driver::hotplug::CheckResult;
 use hotslot_driver::net::VlanTag;
+use hotslot_model::assignment::{Attachment, InnerSource, State as AttachmentState};
+use hotslot_model::device::Device;
+use hotslot_model::id::{AttachmentId, RequestId, ServerId};
+use hotslot_model::idempotency::IdempotencyKey;
+use hotslot_model::rules;
+use hotslot_model::rules::AliasRequests;
+use hotslot_service::attachment::attach::AttachRequest;
+use hotslot_service::attachment::detach::DetachRequest;
+use hotslot_service::attachment::{DryRun, NetworkRequest};
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use hotslot_service::{flavor, task};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -21,17 +33,6 @@ use super::Version;
 use super::body::{Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
-use crate::attachment::attach::AttachRequest;
-use crate::attachment::detach::DetachRequest;
-use crate::attachment::{DryRun, NetworkRequest, State as AttachmentState};
-use crate::error::Error;
-use crate::flavor;
-use crate::id::{AttachmentId, RequestId, ServerId};
-use crate::idempotency::IdempotencyKey;
-use crate::inventory::{self, AliasRequests};
-use crate::service::Service;
-use crate::store::{Attachment, Device, InnerSource};
-use crate::who;
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
@@ -106,8 +107,7 @@ impl CreateAttachment {
             physical_network: self.physical_network,
             trusted: self.trusted,
         };
-        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(inventory::NULL))
-        {
+        if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
             return Err(bad("physical_network", &"`null` is no name of one; leave it out"));
         }
         if network.physical_network.as_ref().is_some_and(|name| name.chars().count() > PHYSICAL_NETWORK) {
@@ -383,7 +383,7 @@ pub(super) async fn delete(
     match version {
         Version::V2 => {
             if let Some(work) = work {
-                who::answer(work).await?;
+                task::answer(work).await?;
             }
             Ok(StatusCode::OK.into_response())
         }

@@ -8,13 +8,13 @@ use axum::extract::{FromRequestParts, OriginalUri};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
+use hotslot_model::time::Millis;
+use hotslot_service::error::Error;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::{Fault, no_route};
 use super::limits;
-use crate::error::Error;
-use crate::store::Millis;
 
 /// Says why a body could not be received.
 pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {

@@ -9,10 +9,10 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_service::config::{Api, Listen};
+use hotslot_service::service::Service;
 
 use super::error::Fault;
-use crate::config::{Api, Listen};
-use crate::service::Service;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -94,7 +94,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use hotslot_service::config::Config;
 
     /// The status of a request with these headers: 200 when it is let through.
     fn status(config: &str, headers: &[(&str, &str)]) -> u16 {

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use hotslot_model::assignment::{Finding, Occasion};
+use hotslot_service::error::Error;
+use hotslot_service::host::Host;
+use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::body::Path;
 use super::error::Fault;
 use super::hypervisors::HypervisorPath;
-use crate::attachment::{Finding, Occasion};
-use crate::error::Error;
-use crate::host::Host;
-use crate::service::Service;
 
 fn wire(host: &Host, finding: &Finding) -> Value {
     let said: BTreeMap<_, _> = finding.said.iter().map(|(witness, what)| (witness.as_str(), what)).collect();

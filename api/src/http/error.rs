@@ -9,9 +9,8 @@ use axum::extract::OriginalUri;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_service::error::Error;
 use serde_json::json;
-
-use crate::error::Error;
 
 /// After how many seconds a client may try a host that is away again.
 const RETRY_AFTER: &str = "5";
@@ -31,6 +30,12 @@ impl Fault {
     }
 }
 
+impl From<hotslot_store::Error> for Fault {
+    fn from(error: hotslot_store::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match &error {
@@ -46,7 +51,7 @@ impl From<Error> for Fault {
             Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
-            Error::Store(source) if let Some(advice) = advice(source) => {
+            Error::Store(source) if let Some(advice) = source.advice() => {
                 tracing::error!(error = ?source, "the database cannot be used: {source}");
                 let message = format!(
                     "the database cannot be used: {advice}. What was begun is completed or taken back once it \
@@ -54,7 +59,7 @@ impl From<Error> for Fault {
                 );
                 return Self { again: false, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) };
             }
-            Error::Store(_) | Error::Row { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Store(_) | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status != StatusCode::INTERNAL_SERVER_ERROR {
             let fault = Self::new(status, error.to_string());
@@ -65,66 +70,6 @@ impl From<Error> for Fault {
         let message = "Unexpected API error: the service's log has the cause under this answer's \
                        x-openstack-request-id.";
         Self::new(status, message)
-    }
-}
-
-/// What is to be done about a database that is not broken, but cannot be used now.
-fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
-        return Some("the service is stopping; ask again when it is back");
-    }
-    if matches!(error, sqlx::Error::PoolTimedOut) {
-        return Some(
-            "another process holds it, or it does not answer; end what has its file open, or look whether \
-             PostgreSQL runs",
-        );
-    }
-    // SQLite says everything by its codes.
-    if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) {
-        return Some(AWAY);
-    }
-    let code = error.as_database_error()?.code()?;
-    if code.len() == SQLSTATE { of_postgres(&code) } else { of_sqlite(code.parse().ok()?) }
-}
-
-/// How long PostgreSQL's codes are; SQLite's are shorter.
-const SQLSTATE: usize = 5;
-
-const AWAY: &str =
-    "PostgreSQL does not answer, or stops or starts at the moment; look whether it runs, and ask again";
-
-fn of_postgres(code: &str) -> Option<&'static str> {
-    match (code.get(..2)?, code) {
-        (_, "53100") | ("58", _) => Some("PostgreSQL cannot write; look at its disk"),
-        ("53", _) => {
-            Some("PostgreSQL has no more connections or memory to give; raise its limits, or ask again")
-        }
-        (_, "25006") => Some("PostgreSQL may not write there; [database] url has to name the primary"),
-        (_, "28000" | "28P01" | "3D000" | "42501") => {
-            Some("PostgreSQL does not let hotslot in; look at its roles, and at [database] url")
-        }
-        ("08" | "57", _) => Some(AWAY),
-        ("40", _) | (_, "25P03" | "55P03") => Some("another process was in the way; ask again"),
-        _ => None,
-    }
-}
-
-fn of_sqlite(code: u32) -> Option<&'static str> {
-    const BUSY: u32 = 5;
-    const LOCKED: u32 = 6;
-    const READONLY: u32 = 8;
-    const IOERR: u32 = 10;
-    const FULL: u32 = 13;
-    const CANTOPEN: u32 = 14;
-    // The extended codes have the primary ones in their low byte.
-    match code & 0xff {
-        BUSY | LOCKED => {
-            Some("another process holds it; end what has the file open, or wait until it is done")
-        }
-        READONLY => Some("its file is read-only; let hotslot write it and its directory"),
-        IOERR | CANTOPEN => Some("its file cannot be read or written; look at its disk"),
-        FULL => Some("its disk is full; make room there"),
-        _ => None,
     }
 }
 
@@ -193,30 +138,4 @@ pub(super) async fn nowhere(uri: OriginalUri) -> Fault {
 
 pub(super) async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Fault {
     Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not know the method {method}", uri.path()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_postgresql_cannot_do_now_is_told_apart_from_what_it_should_not_be_asked() {
-        for (code, told) in [
-            ("57P01", "ask again"),
-            ("57P03", "ask again"),
-            ("08006", "ask again"),
-            ("25P03", "in the way"),
-            ("40P01", "in the way"),
-            ("53300", "connections"),
-            ("53100", "disk"),
-            ("58030", "disk"),
-            ("25006", "primary"),
-            ("28P01", "roles"),
-        ] {
-            assert!(of_postgres(code).is_some_and(|advice| advice.contains(told)), "{code}");
-        }
-        for ours in ["42601", "42P01", "23505", "22P02", "XX000"] {
-            assert_eq!(of_postgres(ours), None, "{ours}");
-        }
-    }
 }

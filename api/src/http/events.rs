@@ -13,40 +13,21 @@ use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use hotslot_driver::pci::PciAddress;
-use serde_json::{Value, json};
+use hotslot_model::event::{Event, EventFilter, EventKind};
+use hotslot_model::id::{DeviceId, EventId};
+use hotslot_service::error::Error;
+use hotslot_service::events::wire;
+use hotslot_service::feed::{PAGE, Told};
+use hotslot_service::service::Service;
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
 
 use super::body::{Page, Pairs};
 use super::error::Fault;
-use crate::error::Error;
-use crate::feed::{PAGE, Told};
-use crate::id::{DeviceId, EventId};
-use crate::service::Service;
-use crate::store::{Event, EventFilter, EventKind};
 
 /// How long a follower hears nothing at most.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// An event on the wire. What does not concern it is null.
-pub(crate) fn wire(event: &Event) -> Value {
-    let what = &event.what;
-    json!({
-        "id": event.id,
-        "time": jiff::Timestamp::from_millisecond(event.time).map(|time| format!("{time:.3}")).ok(),
-        "who": event.who,
-        "kind": what.kind,
-        "host": event.host,
-        "server_id": what.server,
-        "device_id": what.device,
-        "address": what.address.map(|address| address.to_string()),
-        "attachment_id": what.attachment,
-        "rule_id": what.rule,
-        "from": what.from,
-        "to": what.to,
-        "reason": what.reason,
-    })
-}
 
 /// Which events a query asks for.
 struct Wanted {
@@ -158,7 +139,7 @@ pub(super) async fn list(
     Ok(Json(body).into_response())
 }
 
-/// A client that follows what happens. It is given what is committed ([`feed`](crate::feed)), and reads from the table
+/// A client that follows what happens. It is given what is committed ([`feed`](hotslot_service::feed)), and reads from the table
 /// what it has missed of that.
 struct Follower {
     service: Arc<Service>,

@@ -9,19 +9,21 @@ use axum::extract::State;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::local;
 use hotslot_driver::pci::PciAddress;
+use hotslot_model::device::{Device, DeviceStatus, Functions};
+use hotslot_model::id::ServerId;
+use hotslot_model::rules;
+use hotslot_model::rules::{Pool, RuleKind, Scene, Wanted};
+use hotslot_service::attachment;
+use hotslot_service::error::Error;
+use hotslot_service::host::Host;
+use hotslot_service::inventory::{HostDrivers, Offer};
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Path, Query, id};
 use super::error::Fault;
 use super::hypervisors::{self, HypervisorPath};
-use crate::attachment;
-use crate::error::Error;
-use crate::host::{Functions, Host};
-use crate::id::ServerId;
-use crate::inventory::{self, HostDrivers, Offer, Pool, RuleKind, Scene, Wanted};
-use crate::service::Service;
-use crate::store::{Device, DeviceStatus};
 
 #[derive(Deserialize)]
 pub(super) struct FunctionPath {
@@ -146,8 +148,8 @@ fn members(offer: &Offer, function: &HostDevice, rows: &[Arc<Device>]) -> Value 
 
 /// The pool that a device is in.
 fn pool(device: &Arc<Device>, devices: &[Arc<Device>]) -> Option<Pool> {
-    let own = inventory::pools(std::slice::from_ref(device), inventory::is_grouping_key).pop()?;
-    let mut all = inventory::pools(devices, inventory::is_grouping_key);
+    let own = rules::pools(std::slice::from_ref(device), rules::is_grouping_key).pop()?;
+    let mut all = rules::pools(devices, rules::is_grouping_key);
     all.retain(|pool| Pool { count: own.count, ..pool.clone() } == own);
     all.pop()
 }
@@ -230,7 +232,7 @@ pub(super) async fn candidates(
         vf: false,
         tags: &BTreeMap::new(),
     };
-    let lines = inventory::explain(&wanted, &scene).into_iter().map(|(device, verdict)| {
+    let lines = rules::explain(&wanted, &scene).into_iter().map(|(device, verdict)| {
         let facts = &device.facts;
         json!({
             "address": facts.address,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_service::config::Flavor;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Page, Pairs, Path, links};
 use super::error::Fault;
-use crate::config::Flavor;
-use crate::error::Error;
-use crate::service::Service;
 
 fn brief(uri: &OriginalUri, headers: &HeaderMap, flavor: &Flavor) -> Value {
     json!({

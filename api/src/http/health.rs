@@ -5,9 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use hotslot_service::service::Service;
 use serde_json::{Value, json};
-
-use crate::service::Service;
 
 pub(super) async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))

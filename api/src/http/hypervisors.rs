@@ -9,16 +9,17 @@ use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
+use hotslot_model::device::Device;
+use hotslot_model::rules;
+use hotslot_model::rules::{Foreign, Stat};
+use hotslot_service::error::Error;
+use hotslot_service::host::Host;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::{Page, Pairs, Path};
 use super::error::Fault;
-use crate::error::Error;
-use crate::host::Host;
-use crate::inventory::{self, Foreign, Stat};
-use crate::service::Service;
-use crate::store::Device;
 
 fn brief(host: &Host) -> Value {
     let connection = host.hypervisor.connection();
@@ -84,12 +85,12 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
         Value::from(pool)
     };
     let devices = service.store.devices_of(host.row.id);
-    inventory::stats(&devices, inventory::is_grouping_key).into_iter().map(wire).collect()
+    rules::stats(&devices, rules::is_grouping_key).into_iter().map(wire).collect()
 }
 
 /// A tag's value; `null` is text in `extra_info`, and no tag can say that text otherwise.
 fn or_null(value: &str) -> Value {
-    if value == inventory::NULL { Value::Null } else { json!(value) }
+    if value == rules::NULL { Value::Null } else { json!(value) }
 }
 
 /// Nova's keys before microversion 2.88, and those of 2.88. What hotslot does not know of a host is 0 or null.

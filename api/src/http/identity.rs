@@ -11,13 +11,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_service::config::IdentityFrom;
+use hotslot_service::cyborg::Reach;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde_json::json;
 
 use super::error::Fault;
-use crate::config::IdentityFrom;
-use crate::cyborg::Reach;
-use crate::error::Error;
-use crate::service::Service;
 
 /// Keystone's roles. Each may do what those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,10 +11,10 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_service::service::Service;
 
 use super::body::unreadable;
 use super::error::Fault;
-use crate::service::Service;
 
 /// The largest body, in bytes.
 pub(super) const BODY: usize = 64 * 1024;

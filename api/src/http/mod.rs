@@ -34,15 +34,14 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+pub use connections::{Listener, serve};
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use hotslot_store::actor;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-pub use connections::{Listener, serve};
-
 use self::error::Fault;
-use crate::error::Error;
-use crate::service::Service;
-use crate::who;
 
 /// Which API a path belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,8 +145,8 @@ async fn identify(State(service): State<Arc<Service>>, request: Request, next: N
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let only_reads = request.method().is_safe();
-    let work = who::by(format!("request {id}"), next.run(request).instrument(span.clone()));
-    let work = who::as_process(service.store.new_worker(), work);
+    let work = actor::by(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let work = actor::as_process(service.store.new_worker(), work);
     let mut response = if only_reads {
         work.await
     } else {

@@ -7,13 +7,13 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_model::idempotency::{Answer, IdempotencyKey};
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 
 use super::body::unreadable;
 use super::error::Fault;
 use super::identity::Identity;
-use crate::error::Error;
-use crate::idempotency::{Answer, IdempotencyKey};
-use crate::service::Service;
 
 const HEADER: &str = "idempotency-key";
 
@@ -43,7 +43,8 @@ async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Reques
     let (Some(key), None) = (keys.next(), keys.next()) else {
         return Err(Error::Invalid("Idempotency-Key is given twice; give it once".into()).into());
     };
-    let key = IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body)?.of(caller);
+    let key =
+        IdempotencyKey::new(key.as_bytes(), parts.uri.path(), &body).map_err(Error::Invalid)?.of(caller);
     parts.extensions.insert(key.clone());
     Ok((key, Request::from_parts(parts, Body::from(body))))
 }

@@ -12,6 +12,12 @@ use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_driver::pci::{PciAddress, PciId};
+use hotslot_model::device::{DevType, Device, DeviceStatus};
+use hotslot_model::id::{DeviceId, HypervisorId, RequestId, ServerId};
+use hotslot_model::rules::Foreign;
+use hotslot_model::texts::Texts;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -19,11 +25,6 @@ use uuid::Uuid;
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::hypervisors::owner;
-use crate::error::Error;
-use crate::id::{DeviceId, HypervisorId, RequestId, ServerId};
-use crate::inventory::Foreign;
-use crate::service::Service;
-use crate::store::{DevType, Device, DeviceStatus, Texts};
 
 /// Nova's six keys of the brief list.
 #[derive(Serialize)]

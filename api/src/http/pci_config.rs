@@ -9,15 +9,16 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_model::rules::{Rule, RuleKind, Source, is_grouping_key};
+use hotslot_service::error::Error;
+use hotslot_service::inventory::Change;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::body::{Page, Pairs, Path, id, links, read, time};
 use super::error::Fault;
-use crate::error::Error;
-use crate::inventory::{Change, Rule, RuleKind, Source, is_grouping_key};
-use crate::service::Service;
 
 /// The keys by which devices are grouped: these follow from the other objects.
 const GROUP: &str = "group";

@@ -8,16 +8,16 @@ use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use futures_util::future::join_all;
 use hotslot_driver::hypervisor::{DomainInfo, DomainState};
+use hotslot_model::device::DeviceStatus;
+use hotslot_model::id::ServerId;
+use hotslot_service::error::Error;
+use hotslot_service::host::Host;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Page, Pairs, Path, Query, base, id};
 use super::error::Fault;
-use crate::error::Error;
-use crate::host::Host;
-use crate::id::ServerId;
-use crate::service::Service;
-use crate::store::DeviceStatus;
 
 #[derive(Deserialize)]
 pub(super) struct ServerPath {

@@ -12,15 +12,15 @@ use axum::extract::State;
 use hotslot_driver::domain::{ControllerModel, DomainXml, Hostdev, PciController, UserAlias};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::topology::Topology;
+use hotslot_model::assignment::InnerSource;
+use hotslot_model::device::Functions;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::body::Path;
 use super::error::Fault;
 use super::servers::{self, ServerPath};
-use crate::error::Error;
-use crate::host::Functions;
-use crate::service::Service;
-use crate::store::InnerSource;
 
 /// Of the running guest; of its definition while it is off.
 pub(super) async fn show(

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use hotslot_service::webhook::Webhook;
+use hotslot_store::DeadLetter;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Path, time};
 use super::error::Fault;
-use crate::error::Error;
-use crate::service::Service;
-use crate::store::DeadLetter;
-use crate::webhook::Webhook;
 
 /// How many dead letters are shown of each.
 const LETTERS: u32 = 100;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use hotslot_api::config::{Config, ConfigError};
-use hotslot_api::service;
 use hotslot_driver::xml::hostdev::Templates;
+use hotslot_service::config::{Config, ConfigError};
+use hotslot_service::service;
 use serde_json::json;
 
 use crate::exit::Exit;

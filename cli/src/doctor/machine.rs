@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use hotslot_api::config::Database;
+use hotslot_service::config::Database;
 
 use super::{Finding, Level};
 

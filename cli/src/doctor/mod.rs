@@ -11,7 +11,7 @@ mod machine;
 use std::path::Path;
 
 use clap::Args;
-use hotslot_api::config::SOCKET;
+use hotslot_service::config::SOCKET;
 use serde_json::{Value, json};
 
 use crate::client::{Address, Client};

@@ -8,6 +8,12 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
+use hotslot_model::assignment::HeldBy;
+use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
+use hotslot_model::id::{ArqId, ServerId};
+use hotslot_service::cyborg::Bind;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,12 +21,6 @@ use super::super::body::{Pairs, Path, object, read, value};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
-use crate::accelerator::HeldBy;
-use crate::cyborg::{ArqView, Bind};
-use crate::error::Error;
-use crate::id::{ArqId, ServerId};
-use crate::service::Service;
-use crate::store::{ArqState, ArqTarget};
 
 const CREATE: &str = r#"{"device_profile_name": "<a device profile's name>"}"#;
 const BIND: &str = r#"{"<request>": [{"op": "add", "path": "/hostname", "value": "<a host's name>"}, {"op": "add", "path": "/device_rp_uuid", "value": "<a deployable's rp_uuid>"}, {"op": "add", "path": "/instance_uuid", "value": "<a server's id>"}]}, or the same paths with "op": "remove""#;

@@ -7,6 +7,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_model::cyborg::Attribute;
+use hotslot_model::id::AttributeId;
+use hotslot_service::cyborg::{Attribution, Card};
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -14,11 +19,6 @@ use super::super::body::{Pairs, Path, object, read};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{bad, links, time};
-use crate::cyborg::{Attribution, Card};
-use crate::error::Error;
-use crate::id::AttributeId;
-use crate::service::Service;
-use crate::store::Attribute;
 
 const CREATE: &str =
     r#"{"deployable_id": "<a deployable's uuid, or its number>", "key": "rack", "value": "r1"}"#;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_service::cyborg::{Attribution, Card};
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -13,9 +16,6 @@ use super::super::body::{Pairs, Path};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{filters, links, time};
-use crate::cyborg::{Attribution, Card};
-use crate::error::Error;
-use crate::service::Service;
 
 #[derive(Deserialize)]
 pub(super) struct DeployablePath {

@@ -8,6 +8,10 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
+use hotslot_model::cyborg::{DeviceProfile, Group};
+use hotslot_model::id::DeviceProfileId;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -16,11 +20,6 @@ use super::super::body::{Pairs, Path, value};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
-use crate::cyborg::Group;
-use crate::error::Error;
-use crate::id::DeviceProfileId;
-use crate::service::Service;
-use crate::store::DeviceProfile;
 
 const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}]"#;
 
@@ -79,7 +78,8 @@ pub(super) async fn create(
         Some(Ok(id)) => id,
         Some(Err(_)) => return Err(bad("uuid is no UUID", CREATE).into()),
     };
-    let profile = DeviceProfile::new(id, body.name, body.description, groups);
+    let (name, description) = (body.name, body.description);
+    let profile = DeviceProfile { id, name, description, groups, created_at: hotslot_store::now() };
     service.store.create_device_profile(&profile).await?;
     Ok((StatusCode::CREATED, Json(wire(&profile, &headers))))
 }

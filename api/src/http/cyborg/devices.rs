@@ -6,6 +6,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use hotslot_driver::device_type::names;
+use hotslot_service::cyborg::Card;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,9 +17,6 @@ use super::super::body::{Pairs, Path};
 use super::super::error::Fault;
 use super::super::identity::{Identity, Role};
 use super::{Microversion, filters, links, time};
-use crate::cyborg::Card;
-use crate::error::Error;
-use crate::service::Service;
 
 #[derive(Deserialize)]
 pub(super) struct DevicePath {

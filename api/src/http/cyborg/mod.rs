@@ -16,13 +16,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
+use hotslot_model::time::Millis;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::body::{Pairs, base};
 use super::error::{self, Fault};
-use crate::error::Error;
-use crate::service::Service;
-use crate::store::Millis;
 
 /// A microversion, by what comes after `2.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

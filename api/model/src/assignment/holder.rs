@@ -1,0 +1,48 @@
+//! On whose behalf an assignment is made.
+
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+use crate::id::{AcceleratorId, ArqId};
+
+/// On whose behalf a device is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// An accelerator.
+    Accelerator(AcceleratorId),
+    /// An accelerator request.
+    AcceleratorRequest(ArqId),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accelerator(id) => write!(f, "accelerator:{id}"),
+            Self::AcceleratorRequest(id) => write!(f, "accelerator-request:{id}"),
+        }
+    }
+}
+
+impl Holder {
+    /// Where it is given back: the path of a DELETE.
+    pub fn path(self) -> String {
+        match self {
+            Self::Accelerator(id) => format!("/accelerators/{id}"),
+            Self::AcceleratorRequest(id) => format!("/accelerator/v2/accelerator_requests/{id}"),
+        }
+    }
+}
+
+impl FromStr for Holder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':').map(|(noun, id)| (noun, id.parse::<Uuid>())) {
+            Some(("accelerator", Ok(id))) => Ok(Self::Accelerator(AcceleratorId(id))),
+            Some(("accelerator-request", Ok(id))) => Ok(Self::AcceleratorRequest(ArqId(id))),
+            _ => Err(format!("`{text}` is no holder")),
+        }
+    }
+}

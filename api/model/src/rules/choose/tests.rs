@@ -1,0 +1,336 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::*;
+use crate::device::{DevType, DeviceFacts, Owner};
+use crate::id::{HypervisorId, ServerId};
+use crate::rules::{Inventory, config};
+
+/// A row as the data files write it.
+pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
+    let (dev_type, product) = match row["is"].as_str().unwrap() {
+        "pf" => (DevType::Pf, "10c9"),
+        "vf" => (DevType::Vf, "10ca"),
+        "nic" => (DevType::Pci, "8168"),
+        other => panic!("{other} is none of pf, vf, nic"),
+    };
+    let status = row["status"].as_str().unwrap_or("available").parse().unwrap();
+    Device {
+        id: DeviceId(id),
+        uuid: Uuid::nil(),
+        hypervisor: HypervisorId(1),
+        facts: DeviceFacts {
+            address: row["at"].as_str().unwrap().parse().unwrap(),
+            vendor_id: "8086".parse().unwrap(),
+            product_id: row["product"].as_str().unwrap_or(product).parse().unwrap(),
+            dev_type,
+            numa_node: row["node"].as_u64().map(|node| node as u32),
+            parent_addr: row["of"].as_str().map(|pf| pf.parse().unwrap()),
+            extra_info: serde_json::from_value::<Option<_>>(row["extra_info"].clone())
+                .unwrap()
+                .unwrap_or_default(),
+        },
+        status,
+        request: None,
+        owner: matches!(status, DeviceStatus::Claimed | DeviceStatus::Allocated)
+            .then_some(Owner::Server(ServerId(Uuid::nil()))),
+        created_at: 0,
+        updated_at: None,
+        gone_at: None,
+        used_at: None,
+    }
+}
+
+/// A host with a guest, as the data file writes them.
+#[derive(Debug, Clone, Default)]
+struct Case {
+    devices: Vec<Arc<Device>>,
+    withheld: HashMap<DeviceId, String>,
+    guest_nodes: BTreeSet<u32>,
+    sockets: Option<BTreeMap<u32, u32>>,
+    groups: HashMap<PciAddress, u32>,
+    busy: BTreeMap<PciAddress, String>,
+}
+
+impl Case {
+    fn new(rows: &[Value]) -> Self {
+        let mut case = Self::default();
+        for (id, row) in (1..).zip(rows) {
+            let address = || row["at"].as_str().unwrap().parse().unwrap();
+            case.busy.extend(row["busy"].as_str().map(|driver| (address(), driver.to_owned())));
+            if row["is"] == "unlisted" {
+                let address = row["at"].as_str().unwrap().parse().unwrap();
+                case.groups.insert(address, row["group"].as_u64().unwrap() as u32);
+                continue;
+            }
+            let device = device(id, row);
+            case.withheld.extend(row["withheld"].as_str().map(|reason| (device.id, reason.to_owned())));
+            case.groups.extend(row["group"].as_u64().map(|group| (device.facts.address, group as u32)));
+            case.devices.push(Arc::new(device));
+        }
+        case
+    }
+
+    fn scene(&self) -> Scene<'_> {
+        Scene {
+            devices: &self.devices,
+            withheld: &self.withheld,
+            guest_nodes: &self.guest_nodes,
+            sockets: self.sockets.as_ref(),
+            groups: &self.groups,
+            busy: &self.busy,
+        }
+    }
+}
+
+static NO_TAGS: BTreeMap<String, String> = BTreeMap::new();
+
+fn data() -> Value {
+    serde_json::from_str(include_str!("../../../tests/data/choose.json")).unwrap()
+}
+
+fn aliases() -> Arc<Inventory> {
+    let data = data();
+    let entries = |key: &str| data[key].as_array().unwrap().iter().map(Value::to_string).collect();
+    let (device_spec, alias) = (entries("device_spec"), entries("aliases"));
+    Inventory::new(&config::Pci { device_spec, alias, ..config::Pci::default() }).unwrap()
+}
+
+fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
+    let (name, count) = part["part"].as_str().or(part.as_str()).unwrap().split_once(':').unwrap();
+    Wanted {
+        alias: aliases.alias(name).unwrap(),
+        count: count.parse().unwrap(),
+        numa_policy: part["numa_policy"].as_str().map(|policy| policy.parse().unwrap()),
+        whole_group: part["whole_group"].as_bool().unwrap_or(false),
+        vf: part["vf"].as_bool().unwrap_or(false),
+        tags: match serde_json::from_value(part["tags"].clone()).unwrap() {
+            None => &NO_TAGS,
+            Some(tags) => Box::leak(Box::new(tags)),
+        },
+    }
+}
+
+/// An address as the data file writes it, without its domain.
+fn short(device: &Device) -> String {
+    device.facts.address.to_string().trim_start_matches("0000:").to_owned()
+}
+
+#[test]
+fn tags_are_compared_without_regard_to_case() {
+    let (data, aliases) =
+        (json!([{"at": "04:10.0", "is": "vf", "extra_info": {"physical_network": "Physnet1"}}]), aliases());
+    let case = Case::new(data.as_array().unwrap());
+    for (name, found) in [("physnet1", true), ("physnet2", false)] {
+        let tags = BTreeMap::from([("physical_network".to_owned(), name.to_owned())]);
+        let wanted = Wanted { tags: &tags, ..wanted(&aliases, &json!("vf:1")) };
+        assert_eq!(choose(&[wanted], &case.scene()).is_ok(), found, "{name}");
+    }
+}
+
+#[test]
+fn each_request_gets_what_the_data_file_says() {
+    let (data, aliases) = (data(), aliases());
+    for case in data["cases"].as_array().unwrap() {
+        let mut host = Case::new(case["devices"].as_array().unwrap());
+        host.guest_nodes =
+            serde_json::from_value::<Option<_>>(case["guest_nodes"].clone()).unwrap().unwrap_or_default();
+        let parts: Vec<_> =
+            case["wanted"].as_array().unwrap().iter().map(|part| wanted(&aliases, part)).collect();
+        if let Some(lines) = case["explained"].as_array() {
+            let told = explain(&parts[0], &host.scene());
+            assert_eq!(told.len(), lines.len(), "{case}: {told:?}");
+            for (line, (device, verdict)) in lines.iter().zip(told) {
+                assert_eq!(line[0], short(device), "{case}");
+                match (verdict, line[1].as_str()) {
+                    (Ok(place), None) => assert_eq!(line[1], place, "{case}"),
+                    (Err(reason), Some(says)) => assert!(reason.contains(says), "{line}: {reason}"),
+                    (verdict, _) => panic!("{line}: {verdict:?}"),
+                }
+            }
+            continue;
+        }
+        match (choose(&parts, &host.scene()), case["refused"].as_array()) {
+            (Ok(chosen), None) => {
+                let short = |devices: Vec<&Arc<Device>>| {
+                    devices.into_iter().map(|device| short(device)).collect::<Vec<_>>()
+                };
+                let chosen: Vec<_> = chosen.into_iter().map(short).collect();
+                assert_eq!(json!(chosen), case["chosen"], "{case}");
+            }
+            (Err(shortage), Some(words)) => {
+                if let Some(advice) = case["advice"].as_str() {
+                    assert_eq!(shortage.advice(), advice, "{case}");
+                }
+                let shortage = shortage.to_string();
+                for says in words {
+                    assert!(shortage.contains(says.as_str().unwrap()), "{says}: {shortage}");
+                }
+            }
+            (outcome, _) => panic!("{case}: {outcome:?}"),
+        }
+    }
+}
+
+/// Whether a distribution of devices to parts keeps every rule, found without any of the code above.
+fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool {
+    let holder = |at: PciAddress| {
+        case.devices
+            .iter()
+            .zip(given)
+            .find_map(|(device, part)| (device.facts.address == at).then_some((device, *part)))
+    };
+    let asked_for = |wanted: &Wanted<'_>, device: &Device| {
+        let policy = wanted.numa_policy.unwrap_or_default();
+        wanted.alias.matches(&device.facts)
+            && policy.rank(device.facts.numa_node, &case.guest_nodes, case.sockets.as_ref()).is_ok()
+    };
+    let each_is_free = case.devices.iter().zip(given).all(|(device, part)| {
+        let Some(part) = part else { return true };
+        let pf = device.facts.parent_addr.and_then(holder);
+        let group = case.groups.get(&device.facts.address);
+        device.status == DeviceStatus::Available
+            && !case.withheld.contains_key(&device.id)
+            && pf.is_none_or(|(pf, taker)| taker.is_none() && pf.owner.is_none())
+            && case
+                .devices
+                .iter()
+                .all(|vf| vf.facts.parent_addr != Some(device.facts.address) || vf.owner.is_none())
+            && if parts[*part].whole_group {
+                let members = || {
+                    let all = case.devices.iter().zip(given);
+                    all.filter(|(member, _)| case.groups.get(&member.facts.address) == group)
+                };
+                group.is_some()
+                    && members().all(|(_, taker)| *taker == Some(*part))
+                    && members().any(|(member, _)| asked_for(&parts[*part], member))
+            } else {
+                let taken = |at: &PciAddress| {
+                    *at == device.facts.address || holder(*at).is_some_and(|(_, taker)| taker.is_some())
+                };
+                let of_group = |at: &&PciAddress| group.is_some() && case.groups.get(*at) == group;
+                asked_for(&parts[*part], device) && case.busy.keys().filter(of_group).all(taken)
+            }
+    });
+    each_is_free
+        && parts.iter().enumerate().all(|(part, wanted)| {
+            let has = case.devices.iter().zip(given).filter(|(_, taker)| **taker == Some(part));
+            if wanted.whole_group {
+                let groups: BTreeSet<_> =
+                    has.map(|(device, _)| case.groups.get(&device.facts.address)).collect();
+                groups.len() == wanted.count
+            } else {
+                has.count() == wanted.count
+            }
+        })
+}
+
+/// Whether any distribution does: all of them are tried.
+fn can_be_done(parts: &[Wanted<'_>], case: &Case, given: &mut Vec<Option<usize>>) -> bool {
+    if given.len() == case.devices.len() {
+        return is_right(parts, case, given);
+    }
+    [None].into_iter().chain((0..parts.len()).map(Some)).any(|part| {
+        given.push(part);
+        let done = can_be_done(parts, case, given);
+        given.pop();
+        done
+    })
+}
+
+fn row() -> impl Strategy<Value = Value> {
+    let status = prop_oneof![18 => Just("available"), 1 => Just("allocated"), 1 => Just("unavailable")];
+    let node =
+        prop_oneof![3 => Just(json!(0)), 1 => Just(json!(1)), 1 => Just(json!(2)), 1 => Just(Value::Null)];
+    let group = prop_oneof![1 => Just(Value::Null), 4 => (0..3).prop_map(|group| json!(group))];
+    let withheld = prop_oneof![18 => Just(Value::Null), 1 => Just(json!("it is guarded"))];
+    let tags = prop_oneof![Just(json!({})), Just(json!({"switch": "tor-3"}))];
+    let busy = prop_oneof![2 => Just(Value::Null), 1 => Just(json!("igb"))];
+    (status, node, group, withheld, tags, busy).prop_map(|(status, node, group, withheld, extra_info, busy)| {
+        json!({"status": status, "node": node, "group": group, "withheld": withheld, "extra_info": extra_info,
+               "busy": busy})
+    })
+}
+
+/// Up to six devices of two PFs with their VFs and a card of two functions, and a guest.
+fn case() -> impl Strategy<Value = Case> {
+    let places = vec![
+        json!({"at": "04:00.0", "is": "pf"}),
+        json!({"at": "04:10.0", "is": "vf", "of": "04:00.0"}),
+        json!({"at": "04:10.2", "is": "vf", "of": "04:00.0"}),
+        json!({"at": "05:00.0", "is": "pf"}),
+        json!({"at": "05:10.0", "is": "vf", "of": "05:00.0"}),
+        json!({"at": "05:10.2", "is": "vf", "of": "05:00.0", "product": "1520"}),
+        json!({"at": "06:00.0", "is": "nic"}),
+        json!({"at": "06:00.1", "is": "nic"}),
+    ];
+    let places = prop::sample::subsequence(places, 3..=6).prop_shuffle();
+    let guest_nodes = prop::collection::btree_set(0u32..3, 0..=1);
+    let sockets = prop::option::of(Just(BTreeMap::from([(0, 0), (1, 0), (2, 1)])));
+    (places, prop::collection::vec(row(), 6), guest_nodes, sockets).prop_map(
+        |(mut places, rows, guest_nodes, sockets)| {
+            for (place, row) in places.iter_mut().zip(rows) {
+                place.as_object_mut().unwrap().extend(row.as_object().unwrap().clone());
+            }
+            Case { guest_nodes, sockets, ..Case::new(&places) }
+        },
+    )
+}
+
+fn part() -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(vec!["pf", "vf", "vf2", "any", "nic"]);
+    let policy = prop_oneof![
+        3 => Just(Value::Null),
+        1 => prop::sample::select(NumaPolicy::ALL).prop_map(|policy| json!(policy)),
+    ];
+    (name, 0usize..=2, policy, prop::bool::weighted(0.25)).prop_map(|(name, count, policy, whole_group)| {
+        json!({"part": format!("{name}:{count}"), "numa_policy": policy, "whole_group": whole_group})
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_choice_keeps_every_rule_and_is_found_where_there_is_one(
+        case in case(),
+        parts in prop::collection::vec(part(), 1..=3),
+    ) {
+        let aliases = aliases();
+        let parts: Vec<_> = parts.iter().map(|part| wanted(&aliases, part)).collect();
+        match choose(&parts, &case.scene()) {
+            Ok(chosen) => {
+                let mut given = vec![None; case.devices.len()];
+                for (part, devices) in chosen.iter().enumerate() {
+                    for device in devices {
+                        let index = case.devices.iter().position(|known| known.id == device.id).unwrap();
+                        prop_assert_eq!(given[index].replace(part), None, "given twice");
+                    }
+                }
+                prop_assert!(is_right(&parts, &case, &given), "{:?}", chosen);
+            }
+            Err(shortage) => {
+                prop_assert!(!can_be_done(&parts, &case, &mut Vec::new()), "{}", shortage);
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_part_gets_what_was_explained(case in case(), part in part()) {
+        let aliases = aliases();
+        // What needs others may be passed over for a group that is taken whole.
+        let case = Case { busy: BTreeMap::new(), ..case };
+        let part = Wanted { whole_group: false, ..wanted(&aliases, &part) };
+        let told = explain(&part, &case.scene());
+        let ids: BTreeSet<_> = told.iter().map(|(device, _)| device.id).collect();
+        prop_assert_eq!((ids.len(), told.len()), (case.devices.len(), case.devices.len()));
+        let places: Vec<_> = told.iter().filter_map(|(_, verdict)| verdict.clone().ok()).collect();
+        prop_assert_eq!(&places, &(0..places.len()).collect::<Vec<_>>());
+        let first: Vec<_> = told.iter().take(part.count).map(|(device, _)| *device).collect();
+        match choose(std::slice::from_ref(&part), &case.scene()) {
+            Ok(chosen) => prop_assert_eq!(&chosen[0], &first),
+            Err(shortage) => prop_assert_eq!(shortage.free, places.len()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the rules come to: which devices may be given away, by which names, and what is said of them.
+
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::sync::Arc;
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::pci::PciAddress;
+use uuid::Uuid;
+
+use super::alias::{Alias, AliasGrammar};
+use super::config::Pci;
+use super::extra_info::{self, ExtraInfo};
+use super::identity::kind;
+use super::keys;
+use super::parse::SpecError;
+use super::rules::{Problem, Rule, Rules};
+use super::spec::DeviceSpec;
+use crate::device::{self, DevType, DeviceFacts, Functions};
+
+/// The configured rules.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    pub(super) specs: Vec<(Uuid, DeviceSpec)>,
+    pub(super) aliases: BTreeMap<String, Alias>,
+    pub(super) extra_info: Vec<(Uuid, ExtraInfo)>,
+    pub(super) report_in_placement: bool,
+}
+
+impl Inventory {
+    /// Reads the rules of a configuration.
+    ///
+    /// # Errors
+    /// [`Problem`] naming the first entry that is refused, and what is wrong with it.
+    pub fn new(pci: &Pci) -> Result<Arc<Self>, Problem> {
+        let rules = Rules::read(Rule::of_file(pci), pci);
+        match rules.problems().into_iter().next() {
+            None => Ok(rules.inventory),
+            Some(problem) => Err(problem),
+        }
+    }
+
+    pub(super) fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
+        let tags = self.specs.iter().flat_map(|(_, spec)| spec.tags().keys());
+        let values = self.extra_info.iter().flat_map(|(_, entry)| entry.values().keys());
+        AliasGrammar { extra_info: tags.chain(values).cloned().collect(), pci_in_placement }
+    }
+
+    pub(super) fn add_alias(&mut self, alias: Alias, grammar: &AliasGrammar) -> Result<(), SpecError> {
+        match self.aliases.entry(alias.name.clone()) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(alias)),
+            btree_map::Entry::Occupied(mut entry) => entry.get_mut().add_alternative(alias, grammar)?,
+        }
+        Ok(())
+    }
+
+    /// Whether anything can be given away at all.
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+    }
+
+    /// Whether an entry says by its interface which device it means.
+    pub fn names_interfaces(&self) -> bool {
+        let outside = self.extra_info.iter().any(|(_, entry)| entry.names_interfaces());
+        outside || self.specs.iter().any(|(_, spec)| spec.names_interface())
+    }
+
+    /// Whether an entry names this one address, without a pattern.
+    pub fn names_address(&self, address: PciAddress) -> bool {
+        self.specs.iter().any(|(_, spec)| spec.names_address(address))
+    }
+
+    /// The alias of a name.
+    pub fn alias(&self, name: &str) -> Option<&Alias> {
+        self.aliases.get(name)
+    }
+
+    /// The configured alias names, in order.
+    pub fn alias_names(&self) -> impl Iterator<Item = &str> {
+        self.aliases.keys().map(String::as_str)
+    }
+
+    /// What the table is to say of a host's device; none when no `device_spec` matches it, or when it is one
+    /// that cannot be assigned (a bridge). `parent` is the PF of a VF. Both as a listing has them, with their
+    /// network interfaces.
+    pub fn facts(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<DeviceFacts> {
+        let (_, spec) = self.spec_of(device, parent)?;
+        let (dev_type, parent_addr) = kind(device);
+        let mut extra_info = spec.tags().clone();
+        let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
+        for (key, value) in outside.flat_map(|(_, entry)| entry.values()) {
+            extra_info.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        let of_host = [
+            (keys::CARD_SERIAL_NUMBER, extra_info::card_serial_number(device, parent).cloned()),
+            (keys::PHYS_FUNCTION, parent_addr.map(|address| address.to_string())),
+            (keys::PARENT_IFNAME, parent.and_then(|parent| Some(parent.net.first()?.name.clone()))),
+            (keys::CAPABILITIES, extra_info::capabilities(device, parent, dev_type)),
+            (keys::MAC_ADDRESS, extra_info::mac_address(device).filter(|_| dev_type == DevType::Pf)),
+        ];
+        extra_info.extend(of_host.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+        Some(DeviceFacts {
+            address: device.address,
+            vendor_id: device.vendor_id,
+            product_id: device.product_id,
+            dev_type,
+            numa_node: device.numa_node,
+            parent_addr,
+            extra_info: extra_info.into_iter().collect(),
+        })
+    }
+
+    /// The entries that say something of a device: the one of the whitelist that counts, and all of the facts from
+    /// outside. `parent` is the PF of a VF.
+    pub fn entries_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> BTreeSet<Uuid> {
+        let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
+        let ids = outside.map(|(id, _)| *id);
+        ids.chain(self.spec_of(device, parent).map(|(id, _)| *id)).collect()
+    }
+
+    /// Of each entry of the whitelist the first thing in which it does not name a function; none when it does.
+    pub fn mismatches(&self, functions: &Functions, device: &HostDevice) -> Vec<(Uuid, Option<String>)> {
+        let parent = device::parent(functions, device);
+        let bridge = || device.bridge.then(|| "bridges and ports are never given away".to_owned());
+        let mismatch = |spec: &DeviceSpec| bridge().or_else(|| spec.mismatch(device, parent));
+        self.specs.iter().map(|(id, spec)| (*id, mismatch(spec))).collect()
+    }
+
+    pub(super) fn spec_of(
+        &self,
+        device: &HostDevice,
+        parent: Option<&HostDevice>,
+    ) -> Option<&(Uuid, DeviceSpec)> {
+        if device.bridge {
+            return None;
+        }
+        self.specs.iter().find(|(_, spec)| spec.matches(device, parent))
+    }
+}

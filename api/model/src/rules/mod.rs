@@ -1,0 +1,41 @@
+//! Which devices may be given away, by which names, and which of them a request gets.
+//!
+//! The rules are Nova's: a device that no `device_spec` matches does not exist for requests; an alias is a kind of
+//! device, not a device; a PF is given only when it is asked for by type.
+
+mod alias;
+mod choose;
+mod config;
+mod conflict;
+mod extra_info;
+mod foreign;
+pub mod identity;
+mod inventory;
+mod keys;
+mod numa;
+mod parse;
+mod placement;
+mod pool;
+mod request;
+#[allow(clippy::module_inception, reason = "the rules are the noun of this folder")]
+mod rules;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub use alias::{Alias, AliasGrammar, AliasSpec};
+pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
+pub use config::{ExtraInfo as ExtraInfoEntry, Pci, Unguarded};
+pub use conflict::Conflicts;
+pub use extra_info::ExtraInfo;
+pub use foreign::Foreign;
+pub use identity::is_still;
+pub use inventory::Inventory;
+pub use keys::{SLOT_PATH, VDPA, is_grouping_key};
+pub use numa::NumaPolicy;
+pub use parse::{NULL, SpecError};
+pub use placement::{class_of, custom, declared_traits};
+pub use pool::{Pool, Stat, pools, stats};
+pub use request::{AliasRequest, AliasRequests, RequestError};
+pub use rules::{Problem, Rule, RuleKind, Rules, Source};
+pub use spec::DeviceSpec;

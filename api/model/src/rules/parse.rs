@@ -1,0 +1,117 @@
+//! Reading the JSON of an entry, and why one is refused.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::placement;
+use crate::hot_unplug::{HOT_UNPLUG, HotUnplug};
+
+/// Why an entry is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct SpecError {
+    /// Which entry of a list, from 1; none where the value is no list.
+    pub entry: Option<usize>,
+    /// The key; none where the entry as a whole does not do.
+    pub key: Option<String>,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(entry) = self.entry {
+            write!(f, "entry {entry} of its list: ")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl SpecError {
+    pub(super) fn whole(reason: impl Into<String>) -> Self {
+        Self { entry: None, key: None, reason: reason.into() }
+    }
+
+    pub(super) fn key(key: &str, reason: impl Into<String>) -> Self {
+        Self { entry: None, key: Some(key.to_owned()), reason: reason.into() }
+    }
+}
+
+/// How `"physical_network": null` is kept in a map of strings.
+pub const NULL: &str = "null";
+
+/// The tags that have a meaning of their own. Any other is kept for aliases to ask for.
+pub(super) const TAGS: &[&str] = &[
+    "physical_network",
+    "trusted",
+    "remote_managed",
+    "managed",
+    "live_migratable",
+    "one_time_use",
+    HOT_UNPLUG,
+    "resource_class",
+    "traits",
+];
+
+/// The text of an entry as JSON.
+pub(super) fn json(text: &str) -> Result<Value, SpecError> {
+    serde_json::from_str(text).map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))
+}
+
+/// An entry as a JSON object.
+pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, SpecError> {
+    value.as_object().ok_or_else(|| SpecError::whole(format!("not a JSON object: `{value}`")))
+}
+
+pub(super) fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, SpecError> {
+    value
+        .as_str()
+        .ok_or_else(|| SpecError::key(key, format!("`{value}` is no string; write \"{key}\": \"…\"")))
+}
+
+/// A member that must be a text.
+pub(super) fn text<'a>(entry: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, SpecError> {
+    entry.get(key).map(|value| string(key, value)).transpose()
+}
+
+/// Nova's strict boolean words, or JSON's own.
+pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {
+    let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match word.trim().to_ascii_lowercase().as_str() {
+        "1" | "t" | "true" | "on" | "y" | "yes" => Ok(true),
+        "0" | "f" | "false" | "off" | "n" | "no" => Ok(false),
+        _ => Err(SpecError::key(key, format!("`{word}` is neither \"true\" nor \"false\""))),
+    }
+}
+
+/// The text that a tag's value is kept as. Absent is not `null`: a network that is tunnelled says null.
+pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
+    match (key, value) {
+        ("physical_network", Value::Null) => Ok(NULL.to_owned()),
+        ("physical_network", Value::String(name)) if name.eq_ignore_ascii_case(NULL) => Err(SpecError::key(
+            key,
+            "a network of that name cannot be told from null, which stands without quotes",
+        )),
+        ("managed" | "live_migratable" | "one_time_use", value) => Ok(strict_bool(key, value)?.to_string()),
+        (HOT_UNPLUG, value) => {
+            let policy = string(key, value)?.parse::<HotUnplug>();
+            Ok(policy.map_err(|error| SpecError::key(key, error))?.to_string())
+        }
+        // Nova takes what is no word for true as false.
+        ("remote_managed", value) => Ok(strict_bool(key, value).unwrap_or(false).to_string()),
+        ("trusted", Value::Bool(trusted)) => Ok(trusted.to_string()),
+        ("resource_class", value) => match string(key, value)? {
+            blank if blank.trim().is_empty() => {
+                Err(SpecError::key(key, "is blank; name a class such as CUSTOM_GPU, or leave the key out"))
+            }
+            name => Ok(placement::resource_class(name)),
+        },
+        ("traits", value) => {
+            Ok(placement::traits(string(key, value)?).into_iter().collect::<Vec<_>>().join(","))
+        }
+        (_, value) => string(key, value).map(str::to_owned),
+    }
+}

@@ -1,0 +1,130 @@
+//! Small maps of texts that thousands of devices have alike.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A map from texts to texts that does not change, in order of the keys. A clone shares what it is cloned from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Texts(Arc<[(Arc<str>, Arc<str>)]>);
+
+impl Texts {
+    /// What stands under a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let found = self.0.binary_search_by(|(known, _)| known.as_ref().cmp(key)).ok();
+        found.and_then(|at| self.0.get(at)).map(|(_, value)| value.as_ref())
+    }
+
+    /// Whether something stands under a key.
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The keys and what stands under them, in order of the keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+    }
+
+    /// The keys, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// The same with something else under a key.
+    pub fn with(&self, key: &str, value: &str) -> Self {
+        let others = self.0.iter().cloned();
+        others.chain([(key.into(), value.into())]).collect()
+    }
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self(Arc::new([]))
+    }
+}
+
+impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Texts {
+    /// Of two values under one key the later one counts.
+    fn from_iter<T: IntoIterator<Item = (K, V)>>(entries: T) -> Self {
+        let entries = entries.into_iter().map(|(key, value)| (key.into(), value.into()));
+        Self(entries.collect::<BTreeMap<Arc<str>, Arc<str>>>().into_iter().collect())
+    }
+}
+
+impl Serialize for Texts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BTreeMap::<String, String>::deserialize(deserializer).map(|map| map.into_iter().collect())
+    }
+}
+
+/// Makes equal maps one, and equal texts in different maps: devices that are read together share what they have alike.
+#[derive(Debug, Default)]
+pub struct Sharing {
+    texts: HashSet<Arc<str>>,
+    maps: HashSet<Texts>,
+}
+
+impl Sharing {
+    /// The map, shared with an equal one that came before it.
+    pub fn share(&mut self, map: Texts) -> Texts {
+        if let Some(known) = self.maps.get(&map) {
+            return known.clone();
+        }
+        let mut text = |text: &Arc<str>| match self.texts.get(text) {
+            Some(known) => Arc::clone(known),
+            None => {
+                self.texts.insert(Arc::clone(text));
+                Arc::clone(text)
+            }
+        };
+        let shared = Texts(map.0.iter().map(|(key, value)| (text(key), text(value))).collect());
+        self.maps.insert(shared.clone());
+        shared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_alike_is_there_once() {
+        let mut sharing = Sharing::default();
+        let map = |vf: &str| Texts::from_iter([("phys_function", "0000:04:00.0"), ("serial", vf)]);
+        let [one, same, other] = [map("1"), map("1"), map("2")].map(|map| sharing.share(map));
+        assert!(Arc::ptr_eq(&one.0, &same.0), "two devices that are alike");
+        assert!(!Arc::ptr_eq(&one.0, &other.0));
+        let key = |map: &Texts, at: usize| (map.0[at].0.as_ptr(), map.0[at].1.as_ptr());
+        assert_eq!(key(&one, 0), key(&other, 0), "what they have alike");
+        assert_ne!(key(&one, 1).1, key(&other, 1).1);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_map_that_it_was_made_of(entries in prop::collection::vec(("[a-d]{0,2}", "\\PC{0,4}"), 0..8)) {
+            let map: BTreeMap<String, String> = entries.iter().cloned().collect();
+            let texts = Sharing::default().share(entries.into_iter().collect());
+            let read: BTreeMap<_, _> =
+                texts.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            prop_assert_eq!(&read, &map);
+            for key in ["", "a", "b", "cd", "zz"] {
+                prop_assert_eq!(texts.get(key), map.get(key).map(String::as_str));
+                let mut with = map.clone();
+                with.insert(key.to_owned(), "new".to_owned());
+                prop_assert_eq!(texts.with(key, "new"), with.into_iter().collect());
+            }
+            let json = serde_json::to_string(&texts).unwrap();
+            prop_assert_eq!(&json, &serde_json::to_string(&map).unwrap());
+            prop_assert_eq!(serde_json::from_str::<Texts>(&json).unwrap(), texts);
+        }
+    }
+}

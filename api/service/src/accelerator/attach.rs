@@ -1,0 +1,321 @@
+//! Attach and detach: into a server on the road that every device goes, to a host by a binding.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::accelerator::{MAX_NUM, Status, Target, View};
+use hotslot_model::assignment::{HeldBy, Holder};
+use hotslot_model::device::{DevType, Device, DeviceStatus, Owner};
+use hotslot_model::id::{AcceleratorId, BindingId, DeviceId, ServerId};
+use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
+use hotslot_store::actor;
+use tokio::task::JoinHandle;
+
+use super::Parts;
+use crate::accelerator::expect_generation;
+use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+use crate::task;
+
+/// Whether a host can be asked, and its records are as it is.
+fn answers(host: &Host) -> bool {
+    host.hypervisor.connection().is_ok() && host.is_synced()
+}
+
+impl Service {
+    /// Attaches an accelerator, all its devices or none; with `generations`, only while its spec is of one of these.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`], [`Error::NoServer`]; [`Error::Conflict`] when it is not available, or no device is; what
+    /// the host answers.
+    pub async fn attach_accelerator(
+        self: &Arc<Self>,
+        id: AcceleratorId,
+        target: Target,
+        generations: Option<&[i64]>,
+    ) -> Result<View, Error> {
+        let view = self.on_record(id).await?;
+        expect_generation(&view, generations)?;
+        let (status, reason) = view.status();
+        let refusal = match status {
+            Status::Available => None,
+            Status::Attaching => {
+                Some("is being attached already; GET it until it is attached, or available again".to_owned())
+            }
+            Status::Attached => Some("is attached already; detach it first".to_owned()),
+            Status::Detaching => Some("is being detached; attach it when it is available again".to_owned()),
+            Status::Error => Some(format!("cannot be attached: {}", reason.unwrap_or_default())),
+        };
+        if let Some(refusal) = refusal {
+            return Err(Error::Conflict(format!("accelerator {id} {refusal}")));
+        }
+        let num = view.spec().num;
+        if num == 0 || num > MAX_NUM {
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is {num} devices by its spec; put one with a num of 1 to {MAX_NUM}"
+            )));
+        }
+        match (target, view.spec().mdev_type) {
+            (Target::Server(server), None) => self.into_server(&view, server).await?,
+            (Target::Server(server), Some(mdev_type)) => {
+                self.parts_into_server(&view, &mdev_type, server).await?
+            }
+            (Target::Host { .. }, Some(mdev_type)) => {
+                return Err(Error::Invalid(format!(
+                    "accelerator {id} is a mediated device by its spec (mdev_type {mdev_type}), and those are for \
+                     servers; name a server, {{\"instance_uuid\": \"<its id>\"}}, or put a spec without mdev_type"
+                )));
+            }
+            (Target::Host { name, driver }, None) => {
+                let host = match &name {
+                    Some(name) => Arc::clone(self.host_called(name).await?),
+                    None => self.own_host(&view)?,
+                };
+                self.on_that_host(&view, &host)?;
+                let service = Arc::clone(self);
+                task::answer(actor::spawn(async move { service.bind(&view, &host, driver).await })).await?;
+            }
+        }
+        self.accelerator(id).await
+    }
+
+    async fn into_server(self: &Arc<Self>, view: &View, server: ServerId) -> Result<(), Error> {
+        let (host, _) = self.find(server).await?;
+        self.on_that_host(view, &host)?;
+        host.ready().await?;
+        let spec = view.spec();
+        let candidates = self.candidates(view, &host)?;
+        let name = format!("accelerator {}", view.row.name);
+        let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
+        let alias = Alias::among(name.clone(), &candidates, numa_policy);
+        let attached = self.attach(AttachRequest {
+            server,
+            aliases: vec![AliasRequest { name, count: spec.count() }],
+            own: vec![alias],
+            persistent: true,
+            whole_group: false,
+            numa_policy: None,
+            network: None,
+            key: None,
+            holder: Some(Holder::Accelerator(view.row.id)),
+        });
+        match attached.await {
+            Ok(_) => Ok(()),
+            Err(short @ Error::TooFewFree { .. }) => Err(Error::Conflict(short.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn parts_into_server(
+        self: &Arc<Self>,
+        view: &View,
+        mdev_type: &str,
+        server: ServerId,
+    ) -> Result<(), Error> {
+        let (host, _) = self.find(server).await?;
+        self.on_that_host(view, &host)?;
+        host.ready().await?;
+        let (spec, candidates) = (view.spec(), self.candidates(view, &host)?);
+        let parts = Parts {
+            holder: Holder::Accelerator(view.row.id),
+            name: format!("accelerator {}", view.row.id),
+            makers: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
+            num: spec.count(),
+            numa_policy: spec.numa_policy.unwrap_or(NumaPolicy::Preferred),
+        };
+        self.attach_parts(server, parts).await
+    }
+
+    /// Where the device of an accelerator is, or most that it could be are free; a host that answers goes first.
+    fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
+        if let Some(pinned) = &view.pinned {
+            let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
+            return self.host(pinned.hypervisor).cloned().ok_or_else(lost);
+        }
+        let mut refusal = None;
+        let mut best: Option<((bool, usize), &Arc<Host>)> = None;
+        for host in &self.hosts {
+            match self.candidates(view, host) {
+                Ok(found) => {
+                    let rows = self.store.devices_of(host.row.id);
+                    let free = rows.iter().filter(|row| {
+                        row.status == DeviceStatus::Available && found.contains(&row.facts.address)
+                    });
+                    let this = (answers(host), free.count());
+                    if best.is_none_or(|(best, _)| this > best) {
+                        best = Some((this, host));
+                    }
+                }
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        if let Some((_, host)) = best {
+            return Ok(Arc::clone(host));
+        }
+        Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
+    }
+
+    fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
+        match &view.pinned {
+            Some(pinned) if pinned.hypervisor != host.row.id => {
+                let its = self.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
+                Err(Error::Conflict(format!(
+                    "accelerator {} is device {} of host {its}, and cannot go to host {}",
+                    view.row.id, pinned.facts.address, host.name
+                )))
+            }
+            Some(_) => Ok(()),
+            None if !answers(host) => Ok(()),
+            None => {
+                let Err(Error::Conflict(reason)) = self.candidates(view, host) else { return Ok(()) };
+                let others = self.hosts.iter().filter(|other| self.candidates(view, other).is_ok());
+                let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
+                let instead = match others[..] {
+                    [] => String::new(),
+                    _ => format!("; hosts that have such: {}", others.join(", ")),
+                };
+                Err(Error::Conflict(reason + &instead))
+            }
+        }
+    }
+
+    /// The devices of a host that an accelerator could be, free or not. A PF only when it is one by name, when
+    /// without PFs too few are free, or when parts of it may do.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is none.
+    pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, Error> {
+        let (spec, functions) = (view.spec(), host.functions());
+        let rows = self.store.devices_of(host.row.id);
+        if let Some(pinned) = &view.pinned {
+            return Ok([pinned.facts.address].into());
+        }
+        let answered: BTreeSet<_> = rows.iter().flat_map(|row| row.facts.extra_info.keys()).collect();
+        let (mut found, mut free, mut pfs) = (BTreeSet::new(), 0, BTreeSet::new());
+        let mut nearest: Option<(usize, String)> = None;
+        for row in &rows {
+            let Some(function) = functions.get(&row.facts.address) else { continue };
+            match spec.mismatch(function, &row.facts, &answered) {
+                Some((passed, reason)) => {
+                    if nearest.as_ref().is_none_or(|(most, _)| passed > *most) {
+                        nearest = Some((passed, format!("{}: {reason}", row.facts.address)));
+                    }
+                }
+                None if row.facts.dev_type == DevType::Pf => drop(pfs.insert(row.facts.address)),
+                None => {
+                    found.insert(row.facts.address);
+                    free += usize::from(row.status == DeviceStatus::Available);
+                }
+            }
+        }
+        if free < spec.count() || spec.mdev_type.is_some() {
+            found.extend(pfs);
+        }
+        if found.is_empty() {
+            let nearest = nearest.map(|(_, nearest)| format!(" ({nearest})")).unwrap_or_default();
+            return Err(Error::Conflict(format!(
+                "no device of host {} is what accelerator {} asks for by its spec{nearest}; GET os-pci/detail lists \
+                 what there is",
+                host.name, view.row.id
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Detaches an accelerator: all its devices are back in the pool when it returns. With `generations`, only while
+    /// its spec is of one of these; `may` is asked of what it is as it is released.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`]; what `may` answers; [`Error::Conflict`] while it is being attached, when a guest does
+    /// not let go, or, of one that holds nothing, when others hold the device that it is or what must move with that.
+    pub async fn detach_accelerator(
+        self: &Arc<Self>,
+        id: AcceleratorId,
+        request: DetachRequest,
+        generations: Option<&[i64]>,
+        may: impl Fn(&View) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let request = DetachRequest { holder: Some(Holder::Accelerator(id)), ..request };
+        let view = self.accelerator(id).await?;
+        may(&view)?;
+        expect_generation(&view, generations)?;
+        if let (Status::Attaching, _) = view.status() {
+            return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
+        }
+        if view.held.is_empty() {
+            let others = view.pinned.as_ref().and_then(|device| self.held_with(device));
+            let Some((other, what, owner)) = others else { return Ok(()) };
+            let holder = self.store.holder_of(other).await?.map(|holder| format!(" for {holder}"));
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is not attached, but {what} is held by {owner}{}; detach it there",
+                holder.unwrap_or_default()
+            )));
+        }
+        // That one stays is no reason for the others to.
+        let (mut work, mut outcome) = (Vec::new(), Ok(()));
+        let bindings = view.held.iter().filter_map(|held| match &held.by {
+            HeldBy::Binding(row) => Some(row.id),
+            HeldBy::Attachment(_) | HeldBy::Mdev(_) => None,
+        });
+        work.extend(self.begin_unbind(bindings.collect()));
+        for held in view.held.iter().filter(|held| !matches!(held.by, HeldBy::Binding(_))) {
+            match self.begin_release(&held.by, request).await {
+                Ok(begun) => work.extend(begun),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        for work in work {
+            outcome = outcome.and(task::answer(work).await);
+        }
+        outcome
+    }
+
+    /// Which of a device, its PF or VFs, and the members of its IOMMU group somebody holds, what that is, and who; none
+    /// when nobody does.
+    fn held_with(&self, device: &Device) -> Option<(DeviceId, String, Owner)> {
+        let address = device.facts.address;
+        if let Some(owner) = device.owner {
+            return Some((device.id, format!("its device {address}"), owner));
+        }
+        let functions = self.host(device.hypervisor)?.functions();
+        let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
+        self.store.devices_of(device.hypervisor).iter().find_map(|other| {
+            let (owner, place) = (other.owner?, other.facts.address);
+            let what = if device.facts.parent_addr == Some(place) {
+                "the PF"
+            } else if other.facts.parent_addr == Some(address) {
+                "a VF"
+            } else if group.is_some_and(|group| group.members.contains(&place)) {
+                "a member of the IOMMU group"
+            } else {
+                return None;
+            };
+            Some((other.id, format!("{place}, {what} of its device {address},"), owner))
+        })
+    }
+
+    /// Has what a holder holds given back, and answers the work of doing it; none when it is given back already.
+    pub(crate) async fn begin_release(
+        self: &Arc<Self>,
+        held: &HeldBy,
+        request: DetachRequest,
+    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+        match held {
+            HeldBy::Attachment(row) => self.begin_detach(row.server, row.id, request).await,
+            HeldBy::Mdev(row) => self.begin_detach_mdev(row.id, request).await,
+            HeldBy::Binding(row) => Ok(self.begin_unbind(vec![row.id])),
+        }
+    }
+
+    /// The work of giving what a host holds back; none when it holds nothing.
+    fn begin_unbind(self: &Arc<Self>, ids: Vec<BindingId>) -> Option<JoinHandle<Result<(), Error>>> {
+        let service = Arc::clone(self);
+        (!ids.is_empty()).then(|| actor::spawn(async move { service.unbind(&ids).await }))
+    }
+}

@@ -1,0 +1,471 @@
+//! Attach: all devices of a request, or none.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::hotplug::{self, PlugFailure, Presence, Unplugged};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
+use hotslot_model::assignment::{Attachment, Holder, NewAttachment, Observation, Reservation};
+use hotslot_model::device;
+use hotslot_model::device::Device;
+use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
+use hotslot_model::idempotency::IdempotencyKey;
+use hotslot_model::rules::{Alias, AliasRequest, Inventory, NumaPolicy};
+use hotslot_store::actor;
+use uuid::Uuid;
+
+use super::select::{Choice, Chosen, NetworkRequest};
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::{Service, hostdev_spec};
+use crate::{busy, task};
+
+/// How often a request that lost a race for a device chooses again.
+pub(crate) const RACES: usize = 16;
+
+/// A request for devices.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The server.
+    pub server: ServerId,
+    /// What it is to get.
+    pub aliases: Vec<AliasRequest>,
+    /// Aliases that the request itself defines: they come before configured ones of the same name.
+    pub own: Vec<Alias>,
+    /// Whether the devices go into the persistent definition too.
+    pub persistent: bool,
+    /// Whether each part asks for whole IOMMU groups.
+    pub whole_group: bool,
+    /// In place of the aliases' own policies.
+    pub numa_policy: Option<NumaPolicy>,
+    /// What a network VF is to be in the guest; none gives plain PCI functions.
+    pub network: Option<NetworkRequest>,
+    /// By what its next try is known.
+    pub key: Option<IdempotencyKey>,
+    /// On whose behalf it is made; none: on its own.
+    pub holder: Option<Holder>,
+}
+
+impl AttachRequest {
+    /// The alias of a name.
+    pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
+        self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
+    }
+}
+
+/// One attachment that is to be plugged, with its device.
+struct Step {
+    attachment: Attachment,
+    device: Arc<Device>,
+    /// As the host has it.
+    found: HostDevice,
+}
+
+impl Service {
+    /// Attaches what a request asks for, and answers its attachments in the order asked.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// Nothing was attached, or the error says what is left and in which state.
+    pub async fn attach(
+        self: &Arc<Self>,
+        request: AttachRequest,
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
+        let service = Arc::clone(self);
+        task::answer(actor::spawn(async move { service.attach_now(request).await })).await
+    }
+
+    async fn attach_now(
+        self: Arc<Self>,
+        request: AttachRequest,
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
+        if let Some(made) = self.first_try(&request).await? {
+            return Ok(made);
+        }
+        self.known_aliases(&request)?;
+        let (host, _) = self.find(request.server).await?;
+        let _room = host.admit()?;
+        host.ready().await?;
+        // On one server in turn: two requests must not count on the same free port.
+        let _turn = self.turns.of(format!("server {}", request.server)).await?;
+        expect_nothing_out(&host, request.server)?;
+        let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
+        let scope = scope(&view, request.persistent)?;
+        self.mac_is_free(&request).await?;
+        // What goes into no definition is not said to be in one.
+        let request = AttachRequest { persistent: scope != Scope::Live, ..request };
+        let mut choice = Choice::default();
+        loop {
+            // Nobody gives a group back between its reservation and its taking.
+            let takes_groups = self.takes_groups(&host, &view, &request, &mut choice).await?;
+            let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
+            let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
+            let taken = self.take_groups(&host, scope, &steps).await;
+            drop(groups);
+            let plugged = match taken {
+                Ok(()) => self.plug_all(&host, &view, scope, steps).await,
+                Err(failure) => Err(failure),
+            };
+            drop(in_flight);
+            host.look_again(request.server);
+            match plugged {
+                Ok(answer) => return Ok(answer),
+                // Someone else has the device, which only libvirt knew: another one may do.
+                Err(Failure { device, in_use: true, error }) => choice.exclude(device, error),
+                Err(failure) => return Err(failure.error),
+            }
+        }
+    }
+
+    pub(super) async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
+        let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(()) };
+        let open = self.store.attachments().await?;
+        match open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac)) {
+            Some(row) => Err(Error::Conflict(format!(
+                "mac_address {mac} is on attachment {} of server {} already; take another",
+                row.id, row.server
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Chooses devices, looks whether they could be plugged, and claims them, all or none.
+    async fn reserve(
+        self: &Arc<Self>,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        choice: &mut Choice,
+    ) -> Result<(Vec<Step>, busy::Guard), Error> {
+        let mut races = 0;
+        while races < RACES {
+            let chosen = self.select(host, view, request, choice).await?;
+            races += 1;
+            let wanted: Vec<NewAttachment> = chosen
+                .iter()
+                .map(|one| new_attachment(request, one, goes_with_others(one, &chosen)))
+                .collect();
+            // In flight before it can be seen, so that reconciliation never takes it for a left-over.
+            let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
+            let reservation = Reservation {
+                hypervisor: host.row.id,
+                server: request.server,
+                request: RequestId(Uuid::new_v4()),
+                persistent: request.persistent,
+                key: request.key.as_ref(),
+                holder: request.holder,
+            };
+            if self.store.reserve(reservation, &wanted).await? {
+                let mut steps = Vec::new();
+                for (new, Chosen { alias: _, device, found }) in wanted.iter().zip(chosen) {
+                    let attachment = self.store.attachment(new.id).await?;
+                    let attachment =
+                        attachment.ok_or_else(|| Error::Internal(format!("{} is lost", new.id)))?;
+                    steps.push(Step { attachment, device, found });
+                }
+                return Ok((steps, in_flight));
+            }
+        }
+        Err(Error::Conflict("other requests took the devices first; try again".into()))
+    }
+
+    /// Takes the functions of groups that go together from their host drivers, where a guest is to have them now.
+    async fn take_groups(self: &Arc<Self>, host: &Host, scope: Scope, steps: &[Step]) -> Result<(), Failure> {
+        if scope == Scope::Config {
+            return Ok(());
+        }
+        let members = steps.iter().filter(|step| step.attachment.whole_group);
+        let members: Vec<_> = members.map(|step| step.found.clone()).collect();
+        match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.not_taken(host, steps, error).await),
+        }
+    }
+
+    /// Whether a request would take functions of a host from their drivers together: it asks for whole groups, or what it
+    /// would be given shares one.
+    async fn takes_groups(
+        self: &Arc<Self>,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        choice: &mut Choice,
+    ) -> Result<bool, Error> {
+        if request.whole_group || !may_take_groups(host, request) {
+            return Ok(request.whole_group);
+        }
+        let chosen = self.select(host, view, request, choice).await?;
+        Ok(chosen.iter().any(|one| goes_with_others(one, &chosen)))
+    }
+
+    /// Says what became of a request whose functions could not be taken from their host drivers: libvirt was asked to plug
+    /// none of them. Those with a call out stay in transition until it comes back.
+    async fn not_taken(self: &Arc<Self>, host: &Host, steps: &[Step], error: hypervisor::Error) -> Failure {
+        let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
+        let culprit = steps.iter().find(|step| is_out(step)).or_else(|| steps.first());
+        let Some(culprit) = culprit.map(|step| step.device.id) else {
+            return Failure::of(DeviceId(0), Error::Internal("a group of nothing".into()));
+        };
+        tracing::warn!(%error, "taking an IOMMU group from its host drivers failed");
+        let (mut intents, mut left) = (Vec::new(), Vec::new());
+        for step in steps {
+            let (id, reason) = (step.attachment.id, error.to_string());
+            intents.push((
+                id,
+                if is_out(step) {
+                    left.push(format!(
+                        "attachment {id} of {} is taken back when the host answers",
+                        step.device.facts.address
+                    ));
+                    Observation::GivenUp { reason }
+                } else {
+                    Observation::AttachRefused { reason }
+                },
+            ));
+        }
+        if let Err(error) = self.settle_all(&intents).await {
+            return Failure::of(culprit, error);
+        }
+        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+        let rest = if left.is_empty() { "nothing was attached".to_owned() } else { left.join("; ") };
+        let context = format!("taking the IOMMU group from its host drivers failed, {rest}");
+        Failure { device: culprit, in_use, error: host.error(context)(error) }
+    }
+
+    async fn plug_all(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        view: &DomainView,
+        scope: Scope,
+        steps: Vec<Step>,
+    ) -> Result<Vec<(Attachment, Arc<Device>)>, Failure> {
+        let mut present: Vec<Presence> = Vec::new();
+        for step in &steps {
+            // The host may have begun to need it since it was chosen.
+            if let Err(refusal) = self.still_offered(host, step).await {
+                return Err(self.undo(host, &steps, present.len(), not_asked(refusal)).await);
+            }
+            if !step.attachment.asked
+                && let Err(error) = self.store.asked(step.attachment.id).await
+            {
+                let address = step.device.facts.address;
+                let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
+                let failure = self.undo(host, &steps, present.len(), not_asked(why)).await;
+                return Err(Failure { in_use: false, error: error.into(), ..failure });
+            }
+            let spec = hostdev_spec(&step.attachment, &step.device);
+            let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
+            match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
+                Ok(presence) => present.push(presence),
+                Err(failure) => return Err(self.undo(host, &steps, present.len(), failure).await),
+            }
+        }
+        let seen: Vec<_> = steps
+            .iter()
+            .zip(&present)
+            .map(|(step, presence)| {
+                let inner = presence.inner_address;
+                let only_in_definition = false;
+                (step.attachment.id, Observation::Present { inner, only_in_definition, same_run: true })
+            })
+            .collect();
+        let Some(first) = steps.first().map(|step| step.device.id) else {
+            return Err(Failure::of(DeviceId(0), Error::Internal("an attach of nothing".into())));
+        };
+        self.settle_all(&seen).await.map_err(|error| Failure::of(first, error))?;
+        let mut answer = Vec::new();
+        for step in steps {
+            let id = step.attachment.id;
+            let attachment =
+                self.store.attachment(id).await.map_err(|error| Failure::of(first, error.into()))?;
+            let attachment = attachment.unwrap_or(step.attachment);
+            tracing::info!(
+                server.id = %attachment.server, attachment.id = %id, pci.address = %step.device.facts.address,
+                "attached {} to server {}", step.device.facts.address, attachment.server
+            );
+            self.verify_soon(host, &attachment);
+            answer.push((attachment, step.device));
+        }
+        Ok(answer)
+    }
+
+    async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
+        // What another machine lives on cannot be seen from here.
+        if host.hypervisor.sysroot().is_none() {
+            return Ok(());
+        }
+        let address = step.device.facts.address;
+        let operation = || format!("attach {address}");
+        let offer = self.offer(host).await;
+        let offer = offer
+            .map_err(|error| hypervisor::Error::new(ErrorKind::Refused, operation(), error.to_string()))?;
+        match offer.guard(address) {
+            None => Ok(()),
+            Some(guard) => Err(hypervisor::Error::new(
+                ErrorKind::NotAssignable,
+                operation(),
+                format!("the host needs {address} since a moment ago: {guard}; take another device"),
+            )),
+        }
+    }
+
+    /// Takes back what was plugged before the `failed`th step failed, and says what became of everything.
+    async fn undo(
+        self: &Arc<Self>,
+        host: &Host,
+        steps: &[Step],
+        failed: usize,
+        PlugFailure { error, untouched }: PlugFailure,
+    ) -> Failure {
+        let Some(culprit) = steps.get(failed) else {
+            return Failure::of(DeviceId(0), Error::Internal("undo of no step".into()));
+        };
+        let address = culprit.device.facts.address;
+        let because = format!("taken back, for attaching {address} of the same request failed");
+        tracing::warn!(pci.address = %address, %error, "attach failed");
+        // The outcome of every row is recorded before the first device is touched.
+        let mut intents: Vec<(AttachmentId, Observation)> = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let intent = match index.cmp(&failed) {
+                Ordering::Less => Observation::GivenUp { reason: because.clone() },
+                // Refused is not unknown: after a lost connection or a time-out it may be there.
+                Ordering::Equal if error.kind.leaves_it_open() => {
+                    Observation::GivenUp { reason: error.to_string() }
+                }
+                Ordering::Equal if untouched => Observation::AttachRefused { reason: error.to_string() },
+                // The guest had it for a moment.
+                Ordering::Equal => Observation::Removed { reason: Some(error.to_string()) },
+                Ordering::Greater => Observation::AttachRefused { reason: format!("not tried: {because}") },
+            };
+            intents.push((step.attachment.id, intent));
+        }
+        if let Err(error) = self.settle_all(&intents).await {
+            return Failure::of(culprit.device.id, error);
+        }
+        let mut left = Vec::new();
+        for step in &steps[..failed] {
+            let id = step.attachment.id;
+            let unplugged = match self.stuck_on(host, &step.attachment) {
+                Some(call) => Err(Error::Conflict(call.to_string())),
+                None => self.unplug(host, &step.attachment, false, self.detach_limits()).await,
+            };
+            let outcome = match unplugged {
+                Ok((_, Ok(Unplugged::Gone))) => Observation::Removed { reason: Some(because.clone()) },
+                Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
+                    Observation::StillThere { reason: format!("{because}: {reason}") }
+                }
+                Ok((_, Err(error))) => Observation::StillThere { reason: format!("{because}: {error}") },
+                Err(error) => Observation::StillThere { reason: format!("{because}: {error}") },
+            };
+            if let Observation::StillThere { reason } = &outcome {
+                left.push(format!(
+                    "attachment {id} of {} stays detaching: {reason}",
+                    step.device.facts.address
+                ));
+            }
+            if let Err(error) = self.settle(id, &outcome).await {
+                tracing::error!(attachment.id = %id, %error, "cannot record what became of an attachment");
+            }
+        }
+        if !left.is_empty() || error.kind.leaves_it_open() {
+            host.ask_again(culprit.attachment.server);
+        }
+        if error.kind.leaves_it_open() {
+            let id = culprit.attachment.id;
+            left.push(format!("attachment {id} of {address} is taken back when the host answers"));
+        }
+        let nth = if steps.len() > 1 {
+            format!(" (device {} of {})", failed + 1, steps.len())
+        } else {
+            String::new()
+        };
+        let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
+        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+        let error = host.error(format!("attaching {address}{nth} failed, {rest}"))(error);
+        Failure { device: culprit.device.id, in_use, error }
+    }
+}
+
+/// A failure from before libvirt was asked to plug anything.
+fn not_asked(error: hypervisor::Error) -> PlugFailure {
+    PlugFailure { error, untouched: true }
+}
+
+/// Refuses a server with a call out that may change it: what it has, and what it will have, is not known before.
+///
+/// # Errors
+/// [`Error::Conflict`] with the call.
+pub(crate) fn expect_nothing_out(host: &Host, server: ServerId) -> Result<(), Error> {
+    match host.stuck(server) {
+        None => Ok(()),
+        Some(call) => Err(Error::Conflict(format!(
+            "nothing was attached to server {server}: {call}; attach again when that has come back"
+        ))),
+    }
+}
+
+/// Whether a request may take functions of a host from their drivers together: it asks for whole groups, or for several
+/// devices where some share a group.
+fn may_take_groups(host: &Host, request: &AttachRequest) -> bool {
+    let several = || request.aliases.iter().map(|part| part.count).sum::<usize>() > 1;
+    let shares = |function: &HostDevice| {
+        !function.bridge && function.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1)
+    };
+    request.whole_group || several() && host.functions().values().any(shares)
+}
+
+/// Whether a device is one of several of its IOMMU group in a request, of which some are bound to host drivers.
+fn goes_with_others(one: &Chosen, all: &[Chosen]) -> bool {
+    let Some(group) = &one.found.iommu_group else { return false };
+    let of_group = || all.iter().filter(|other| group.members.contains(&other.found.address));
+    of_group().count() > 1 && of_group().any(|other| other.found.blocks_its_group())
+}
+
+fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bool) -> NewAttachment {
+    let Chosen { alias, device, found } = chosen;
+    let managed = device::is_managed(&device.facts);
+    let mut siblings = found.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
+    siblings.retain(|member| *member != found.address);
+    NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: Arc::clone(device),
+        alias: alias.clone(),
+        managed,
+        network: request.network.as_ref().map(NetworkRequest::settled),
+        whole_group: request.whole_group || goes_with_others,
+        taken: (managed || request.whole_group) && found.blocks_its_group(),
+        siblings,
+    }
+}
+
+/// An attach that was undone.
+struct Failure {
+    /// The device that failed.
+    device: DeviceId,
+    /// Whether someone else has it, and nothing is left of the attach.
+    in_use: bool,
+    error: Error,
+}
+
+impl Failure {
+    fn of(device: DeviceId, error: Error) -> Self {
+        Self { device, in_use: false, error }
+    }
+}
+
+/// Where an attach to a server in this state takes effect.
+pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
+    match (view.live.is_some(), view.persistent.is_some(), persistent) {
+        (true, true, true) => Ok(Scope::LiveAndConfig),
+        // A transient domain has no definition to go into.
+        (true, false, _) | (true, true, false) => Ok(Scope::Live),
+        (false, true, true) => Ok(Scope::Config),
+        (false, _, false) => Err(Error::Conflict(format!(
+            "server {} is shut off: a device can only go into its definition; leave \"persistent\" out or true",
+            view.info.uuid
+        ))),
+        (false, false, true) => Err(Error::NoServer(ServerId(view.info.uuid))),
+    }
+}

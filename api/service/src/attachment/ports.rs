@@ -1,0 +1,24 @@
+//! Devices that the guest has no free port for: PCI Express and conventional ones go into ports of their own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hotslot_driver::hypervisor::DomainView;
+use hotslot_driver::topology::Topology;
+use hotslot_model::device::Device;
+use hotslot_model::id::DeviceId;
+
+use crate::inventory::Offer;
+
+/// Which of a host's devices a running guest has no room for, and why: another alternative of the alias may go in.
+pub fn portless(view: &DomainView, offer: &Offer, devices: &[Arc<Device>]) -> HashMap<DeviceId, String> {
+    let Some(live) = &view.live else { return HashMap::new() };
+    let free = Topology::of(live).free_ports();
+    let full = |device: &Arc<Device>| {
+        let function = offer.functions.get(&device.facts.address)?;
+        let kind = if function.express { "PCI Express" } else { "conventional PCI" };
+        let reason = || format!("the guest has no free hot-plug port for {kind} devices");
+        (free.count_for(function.express) == 0).then(|| (device.id, reason()))
+    };
+    devices.iter().filter_map(full).collect()
+}

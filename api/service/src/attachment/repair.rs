@@ -1,0 +1,505 @@
+//! Putting right: what is found to disagree ([`drift`](hotslot_model::assignment::drift)) is brought in line, at an event, with a round, or
+//! when somebody asks for a repair.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::{self, Policy, Unplugged};
+use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
+use hotslot_driver::xml::hostdev::Pluggable;
+use hotslot_model::assignment::drift::{
+    Scene, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev,
+};
+use hotslot_model::assignment::{
+    Action, Attachment, Finding, Kind, Observation, Occasion, Promise, State, Witness,
+};
+use hotslot_model::device::Device;
+use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_store::actor;
+use tokio::task::JoinHandle;
+
+use super::detach::Ask;
+use crate::accelerator::mdev_spec;
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::{Service, hostdev_spec};
+use crate::task;
+
+impl Service {
+    /// Reads a server, and compares it with its records. Answers what disagrees, and another host that has the server
+    /// when this one has only records of it.
+    ///
+    /// # Errors
+    /// What the hypervisor answers, or the database.
+    pub(super) async fn compare(
+        &self,
+        host: &Host,
+        server: ServerId,
+    ) -> Result<(Vec<Finding>, Option<&Arc<Host>>), Error> {
+        // What someone works on while the documents are read may be in them or not, whatever its record says then.
+        // Of an attach that ends in between they may say that it is not there.
+        self.store.refresh().await?;
+        let began = self.store.event_bounds().await?.last;
+        let mut rows = self.promises_of(server).await?;
+        let mut busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
+        // A process whose locks went with a connection has them again soon; its attach is not cut off.
+        busy.extend(self.store.attaching_elsewhere(server).await?);
+        rows.retain(|row| row.hypervisor() == host.row.id && !busy.contains(&row.id()));
+        // A call that is still out may change the domain after it was read, or make a mediated device. It is heard of
+        // when it comes back.
+        rows.retain(|row| row.state() == State::Attached || !self.is_stuck(host, row));
+        let view = host.server(server).await?;
+        let busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
+        rows.retain(|row| !busy.contains(&row.id()));
+        host.set_held(server, view.as_ref());
+        let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
+        let busy = self.in_flight.of(aliases.iter().copied()).await?;
+        for id in aliases {
+            let row = self.promise(id).await?;
+            let ended = row.as_ref().is_some_and(|row| row.state().is_final());
+            // By what was told, and not by the clock, which may have been put back.
+            let just_ended = ended && self.store.told_of_after(began, id).await?;
+            if !just_ended && !busy.contains(&id) {
+                named.insert(id, row);
+            }
+        }
+        let elsewhere =
+            if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
+        let scene = Scene {
+            hypervisor: host.row.id,
+            server,
+            rows: &rows,
+            named: &named,
+            view: view.as_ref(),
+            device: &|id| self.store.device(id),
+            device_at: &|address| {
+                let devices = self.store.devices_of(host.row.id);
+                devices.into_iter().find(|device| device.facts.address == address)
+            },
+            elsewhere: elsewhere.map(|other| other.name.as_str()),
+        };
+        Ok((scene.findings(), elsewhere))
+    }
+
+    /// What a server was promised that has not ended, oldest first.
+    async fn promises_of(&self, server: ServerId) -> Result<Vec<Promise>, Error> {
+        let attachments = self.store.attachments_of(server).await?.into_iter().map(Promise::Attachment);
+        let mdevs = self.store.mdevs_of(server).await?.into_iter().map(Promise::Mdev);
+        Ok(attachments.chain(mdevs).collect())
+    }
+
+    /// Whether a call that was given up may still change what became of a promise.
+    fn is_stuck(&self, host: &Host, row: &Promise) -> bool {
+        match row {
+            Promise::Attachment(row) => self.stuck_on(host, row).is_some(),
+            Promise::Mdev(row) => self.stuck_on_mdev(host, row).is_some(),
+        }
+    }
+
+    /// What an alias of ours names, ended or not.
+    async fn promise(&self, id: AttachmentId) -> Result<Option<Promise>, Error> {
+        if let Some(row) = self.store.attachment(id).await? {
+            return Ok(Some(Promise::Attachment(row)));
+        }
+        Ok(self.store.mdev(id).await?.map(Promise::Mdev))
+    }
+
+    /// Another host that has a server.
+    async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<&Arc<Host>> {
+        let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
+        for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
+            if other.soon(other.hypervisor.domain(server.0)).await.is_ok() {
+                return Some(other);
+            }
+        }
+        None
+    }
+
+    /// Every disagreement on a host. A domain that cannot be read is one.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`], what the hypervisor answers, or the database.
+    pub async fn drift(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        host.ready().await?;
+        let mut findings = Vec::new();
+        for server in self.servers_of(host).await? {
+            match self.compare(host, server).await {
+                Ok((found, _)) => findings.extend(found),
+                Err(error @ Error::HostAway { .. }) => return Err(error),
+                Err(error) => findings.push(Finding {
+                    kind: Kind::Unread,
+                    server: Some((server, None)),
+                    attachment: None,
+                    address: None,
+                    said: vec![(Witness::Host, error.to_string())],
+                    action: Action::Tell("nothing is known of it until it can be read".into()),
+                }),
+            }
+        }
+        let mut devices = self.store.devices_of(host.row.id);
+        let rows = self.store.attachments().await?;
+        // What was claimed or freed meanwhile is no disagreement.
+        devices
+            .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
+        findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
+        findings.extend(self.owed(host).await?.findings);
+        findings.extend(self.of_accelerators(host).await?);
+        findings.extend(self.under_calls(host).await?);
+        Ok(findings)
+    }
+
+    /// What disagrees about what accelerators hold beside attachments.
+    async fn of_accelerators(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        let mut findings = Vec::new();
+        let bindings = self.store.bindings().await?;
+        for row in bindings.iter().filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
+        {
+            let Some(device) = self.store.known_device(row.device).await? else { continue };
+            let address = device.facts.address;
+            // Nothing tells of drivers that come and go.
+            let found = match host.hypervisor.device(address).await {
+                Err(error) if error.kind == ErrorKind::NoDevice => None,
+                found => Some(found.map_err(host.error(format!("read {address}")))?),
+            };
+            // It may have been released meanwhile.
+            if self.store.binding(row.id).await?.is_some_and(|now| now.state == State::Attached) {
+                findings.extend(of_binding(row, &device, found.as_ref()));
+            }
+        }
+        let mdevs = self.store.mdevs().await?;
+        host.look_at_mdevs().await?;
+        findings.extend(self.stray_mdevs(host).await?);
+        let mut mdevs = mdevs
+            .into_iter()
+            .filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
+            .peekable();
+        if mdevs.peek().is_none() {
+            return Ok(findings);
+        }
+        let there = host.mdevs();
+        for row in mdevs.filter(|row| !there.iter().any(|mdev| mdev.uuid == row.id.0)) {
+            let now = self.store.mdev(row.id).await?;
+            if now.is_some_and(|now| now.state == State::Attached)
+                && let Some(parent) = self.store.known_device(row.parent).await?
+            {
+                findings.push(of_mdev(&row, &parent));
+            }
+        }
+        Ok(findings)
+    }
+
+    /// The mediated devices that a host has although their records have ended: a create that was refused or given up
+    /// may have made them all the same. Those that others made are in no record. Looks among those that were last read.
+    async fn stray_mdevs(&self, host: &Host) -> Result<Vec<Finding>, Error> {
+        let mut ended = Vec::new();
+        for found in host.mdevs().iter() {
+            let row = self.store.mdev(AttachmentId(found.uuid)).await?;
+            ended.extend(row.filter(|row| row.hypervisor == host.row.id && row.state.is_final()));
+        }
+        if ended.is_empty() {
+            return Ok(Vec::new());
+        }
+        // A record ends after its mediated device, so one that is still there is no work of a moment ago.
+        let (there, mut findings) = (host.look_at_mdevs().await?, Vec::new());
+        for row in ended {
+            let Some(found) = there.iter().find(|found| found.uuid == row.id.0) else { continue };
+            let used_by = host.has_mdev(found.uuid);
+            if let Some(server) = used_by
+                && host.server(server).await?.is_some_and(|view| aliases(&view).contains(&row.id))
+            {
+                // It is found where that server is compared.
+                continue;
+            }
+            findings.push(of_stray_mdev(&row, found, used_by));
+        }
+        Ok(findings)
+    }
+
+    /// Has the mediated devices taken away from a host whose records have ended and that no domain has.
+    ///
+    /// # Errors
+    /// What the hypervisor answers, or the database.
+    pub(super) async fn take_strays_away(self: &Arc<Self>, host: &Arc<Host>) -> Result<(), Error> {
+        let findings = self.stray_mdevs(host).await?;
+        self.put_right(host, findings, Occasion::Event).await.map(drop)
+    }
+
+    /// Does what is to be done about disagreements at this occasion. Records are in line when it returns; guests are
+    /// asked in tasks of their own, which are answered.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn put_right(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        findings: Vec<Finding>,
+        occasion: Occasion,
+    ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
+        let (mut seen, mut seen_mdevs) = (Vec::new(), Vec::new());
+        let (mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), false);
+        for finding in findings {
+            if finding.action.occasion().is_none_or(|when| when > occasion) {
+                continue;
+            }
+            match (&finding.action, finding.attachment) {
+                (Action::Settle(observation), Some(id)) => {
+                    seen.push((id, observation.clone()));
+                    if matches!(observation, Observation::GivenUp { .. }) {
+                        given_up.push((id, finding));
+                    }
+                }
+                (Action::SettleMdev(_, observation), Some(id)) if !is_gone(observation) => {
+                    seen_mdevs.push((id, observation.clone()));
+                    if matches!(observation, Observation::GivenUp { .. }) {
+                        given_up.push((id, finding));
+                    }
+                }
+                (Action::Adopt(adoption), _) => {
+                    if self.store.adopt(adoption).await? {
+                        tracing::warn!(
+                            attachment.id = %adoption.id, server.id = %adoption.server,
+                            pci.address = %adoption.address,
+                            "adopted {}, which server {} has and of which there was no record",
+                            adoption.address, adoption.server
+                        );
+                    }
+                }
+                (Action::GiveBack(_), _) => owed = true,
+                (Action::Free(device), _) => self.store.forget(*device).await?,
+                (action, Some(id)) => {
+                    let action = action.clone();
+                    tasks.extend(self.mend(host, id, action).await?.map(|task| (finding, task)));
+                }
+                (_, None) => {}
+            }
+        }
+        self.settle_all(&seen).await?;
+        self.settle_mdev_rows(&seen_mdevs).await?;
+        for (id, finding) in given_up {
+            let Some(row) = self.promise(id).await? else { continue };
+            let task = self.mend(host, id, Action::AskAgain(Box::new(row))).await?;
+            tasks.extend(task.map(|task| (finding, task)));
+        }
+        if owed && let Err(error) = self.give_back(host).await {
+            tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
+            host.give_back();
+        }
+        Ok(tasks)
+    }
+
+    /// Asks the hypervisor for what brings an attachment in line; nothing when someone works on it.
+    async fn mend(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        id: AttachmentId,
+        action: Action,
+    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+        let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
+        let (service, host) = (Arc::clone(self), Arc::clone(host));
+        Ok(Some(actor::spawn(async move {
+            // It may have gone on since it was compared; from here on nobody else works on it.
+            let supposed = match &action {
+                Action::AskAgain(_) => Some(State::Detaching),
+                Action::Plug(_) | Action::Define(_) | Action::Undefine(_) => Some(State::Attached),
+                Action::SettleMdev(row, _) => Some(row.state),
+                // Of an attachment that has ended, or of nothing that goes on by itself.
+                Action::TakeOut { .. }
+                | Action::TakeAway(_)
+                | Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => None,
+            };
+            let state = service.promise(id).await?.map(|row| row.state());
+            if supposed.is_some() && state != supposed {
+                return Ok(());
+            }
+            let ask = Ask { until: None, first: false };
+            let (outcome, server) = match action {
+                Action::AskAgain(row) => {
+                    let released = match &*row {
+                        Promise::Attachment(_) => service.detach_now(&host, id, ask, guard).await,
+                        Promise::Mdev(row) => service.release_mdev_again(&host, row, guard).await,
+                    };
+                    return released.inspect_err(|error| {
+                        tracing::info!(attachment.id = %id, server.id = %row.server(), %error, "a detach goes on");
+                    });
+                }
+                Action::TakeOut { promise, .. } => {
+                    let taken = service.take_out(&host, &promise).await;
+                    // What a guest says is its word; anything else leaves it open whether it was asked.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
+                        host.ask_again(promise.server());
+                    }
+                    (taken, promise.server())
+                }
+                Action::SettleMdev(row, seen) => {
+                    let taken = service.take_away(&host, &row, seen).await;
+                    // What waits for a call to come back is looked at then.
+                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
+                        host.ask_again(row.server);
+                    }
+                    (taken, row.server)
+                }
+                Action::TakeAway(row) => (service.take_stray_away(&host, &row).await, row.server),
+                Action::Plug(row) => (service.plug_again(&host, &row).await, row.server()),
+                Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server()),
+                Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server()),
+                Action::Settle(_)
+                | Action::Adopt(_)
+                | Action::GiveBack(_)
+                | Action::Free(_)
+                | Action::Tell(_) => return Ok(()),
+            };
+            drop(guard);
+            host.look_again(server);
+            if let Err(error) = &outcome {
+                tracing::error!(attachment.id = %id, server.id = %server, %error, "what disagrees is as it was");
+            }
+            outcome
+        })))
+    }
+
+    /// Takes a device out of a domain that is not to have it.
+    async fn take_out(&self, host: &Host, row: &Promise) -> Result<(), Error> {
+        tracing::warn!(attachment.id = %row.id(), server.id = %row.server(), "taking back what an attach left");
+        let (what, unplugged) = match row {
+            Promise::Attachment(row) => {
+                let (address, unplugged) = self.unplug(host, row, false, self.detach_limits()).await?;
+                (address.to_string(), unplugged)
+            }
+            Promise::Mdev(row) => {
+                let (hypervisor, spec) = (host.hypervisor.as_ref(), mdev_spec(row.id));
+                let limits = self.detach_limits();
+                let unplugged =
+                    hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, false, limits).await;
+                (format!("mediated device {}", row.id), unplugged)
+            }
+        };
+        match (unplugged, row) {
+            (Ok(Unplugged::Gone), Promise::Attachment(_)) => Ok(()),
+            (Ok(Unplugged::Gone), Promise::Mdev(row)) => self.take_stray_away(host, row).await,
+            (Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }), _) => {
+                Err(Error::Conflict(format!("{what} is still in server {}: {reason}", row.server())))
+            }
+            (Err(error), _) => {
+                Err(host.error(format!("taking {what} out of server {}", row.server()))(error))
+            }
+        }
+    }
+
+    /// Plugs a device into a running guest whose definition has it.
+    async fn plug_again(&self, host: &Host, row: &Promise) -> Result<(), Error> {
+        let server = row.server();
+        let _turn = self.turns.of(format!("server {server}")).await?;
+        let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
+        // That the definition has it is as it should be.
+        let view = DomainView { persistent: None, ..view };
+        match row {
+            Promise::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
+            Promise::Mdev(row) => {
+                self.has_room(host, &view, 1).await?;
+                self.make_again(host, row).await?;
+            }
+        }
+        let spec = self.spec_of(row)?;
+        let plugged =
+            hotplug::complete(host.hypervisor.as_ref(), &self.templates, server.0, &*spec, Scope::Live);
+        plugged.await.map_err(host.error(format!("plugging {} into server {server}", spec.source())))
+    }
+
+    /// # Errors
+    /// Why a function cannot be plugged into a guest.
+    async fn may_be_plugged(&self, host: &Host, view: &DomainView, row: &Attachment) -> Result<(), Error> {
+        let device = self.device_of(row)?;
+        let address = device.facts.address;
+        let context = || format!("plugging {address} into server {}", row.server);
+        let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
+        let facts = self.offer(host).await?.facts(found, &device);
+        let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
+        let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &[facts], policy).await;
+        let verdict = verdict.map_err(host.error(context()))?;
+        match verdict.refusal() {
+            Some(refusal) => Err(host.error(context())(refusal.error.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a device into a domain's definition, or takes it out of there.
+    async fn write_definition(&self, host: &Host, row: &Promise, defined: bool) -> Result<(), Error> {
+        let (hypervisor, server) = (host.hypervisor.as_ref(), row.server());
+        let written = if defined {
+            let spec = self.spec_of(row)?;
+            hotplug::complete(hypervisor, &self.templates, server.0, &*spec, Scope::Config).await
+        } else {
+            let alias = UserAlias(row.id().0).to_string();
+            hypervisor.detach(server.0, &alias, DetachScope::Config).await
+        };
+        written.map_err(host.error(format!("writing the definition of server {server}")))
+    }
+
+    /// What a domain's document says of it.
+    fn spec_of(&self, row: &Promise) -> Result<Box<dyn Pluggable + Send>, Error> {
+        Ok(match row {
+            Promise::Attachment(row) => Box::new(hostdev_spec(row, &*self.device_of(row)?)),
+            Promise::Mdev(row) => Box::new(mdev_spec(row.id)),
+        })
+    }
+
+    fn device_of(&self, row: &Attachment) -> Result<Arc<Device>, Error> {
+        let device = self.store.device(row.device);
+        device.ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", row.id)))
+    }
+
+    /// Does all that can be done about the disagreements on a host, and answers each with what is left of it.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As [`drift`](Self::drift).
+    pub async fn repair(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+    ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
+        let (service, host) = (Arc::clone(self), Arc::clone(host));
+        task::answer(actor::spawn(async move { service.repair_now(&host).await })).await
+    }
+
+    async fn repair_now(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+    ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
+        let found = self.drift(host).await?;
+        let mut failed = Vec::new();
+        for (finding, task) in self.put_right(host, found.clone(), Occasion::Repair).await? {
+            let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));
+            failed.extend(outcome.err().map(|error| (finding, error.to_string())));
+        }
+        // The records follow what was done.
+        let seen = self.drift(host).await?;
+        drop(self.put_right(host, seen, Occasion::Event).await?);
+        let left = self.drift(host).await?;
+        let outcome = |finding: &Finding| {
+            if !left.iter().any(|left| left.is_of(finding)) {
+                return Ok(());
+            }
+            let why = failed.iter().find(|(other, _)| other.is_of(finding)).map(|(_, why)| why.clone());
+            let nothing = || {
+                if let Action::Tell(advice) = &finding.action {
+                    advice.clone()
+                } else {
+                    "it is still so; somebody may be working on it".to_owned()
+                }
+            };
+            Err(why.unwrap_or_else(nothing))
+        };
+        let mut outcomes: Vec<_> = found.iter().map(|finding| (finding.clone(), outcome(finding))).collect();
+        // What came to light by the repair.
+        for finding in left.iter().filter(|left| !found.iter().any(|before| before.is_of(left))) {
+            outcomes.push((finding.clone(), Err("it came to light by the repair; repair once more".into())));
+        }
+        Ok(outcomes)
+    }
+}

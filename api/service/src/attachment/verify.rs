@@ -1,0 +1,151 @@
+//! Verification: the guest's own view of where a device is turns a computed address into a verified one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::guest;
+use hotslot_driver::hypervisor::{Error as HypervisorError, ErrorKind};
+use hotslot_driver::pci::PciAddress;
+use hotslot_driver::topology::Topology;
+use hotslot_model::assignment::{Attachment, InnerSource, Observation, State};
+use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_store::actor;
+
+use crate::config::Verify;
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+/// When the guest is asked after an attach: it needs a second or three to notice a new device.
+static ASK_AFTER: [Duration; 7] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+    Duration::from_secs(32),
+];
+
+impl Service {
+    /// Verifies an attachment's address in the background.
+    pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, attachment: &Attachment) {
+        // Where nothing can be computed the guest is asked all the same.
+        if attachment.inner.is_none_or(|inner| inner.source == InnerSource::Computed) {
+            self.verify_after(host, attachment, &ASK_AFTER);
+        }
+    }
+
+    /// Verifies the verified addresses of a server once more, for its guest may have been rebooted unheard.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn verify_again(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        server: ServerId,
+    ) -> Result<(), Error> {
+        for row in self.store.attachments_of(server).await? {
+            let verified = row.inner.is_some_and(|inner| inner.source == InnerSource::Verified);
+            if verified && row.hypervisor == host.row.id {
+                // What a guest does not say is as it was.
+                self.verify_after(host, &row, &ASK_AFTER[..1]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that a guest was started or rebooted: the addresses that it has shown have to be verified again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn guest_restarted(&self, host: &Host, server: ServerId) -> Result<(), Error> {
+        let rows = self.store.attachments_of(server).await?;
+        let rows = rows.iter().filter(|row| row.hypervisor == host.row.id);
+        let seen: Vec<_> = rows
+            .filter(|row| row.state.on(row.record(), &Observation::Restarted).is_some())
+            .map(|row| (row.id, Observation::Restarted))
+            .collect();
+        self.settle_all(&seen).await
+    }
+
+    fn verify_after(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        attachment: &Attachment,
+        pauses: &'static [Duration],
+    ) {
+        if attachment.state != State::Attached || self.config.attach.verify == Verify::Off {
+            return;
+        }
+        let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
+        actor::spawn(actor::by(actor::itself::VERIFICATION, async move {
+            let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
+            for &pause in pauses {
+                tokio::time::sleep(pause).await;
+                match service.verify(&host, id).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    // No agent, or none that may read files: it may be there later, and until then the address
+                    // stays computed.
+                    Err(error) => tracing::debug!(attachment.id = %id, %error, "not verified"),
+                }
+            }
+        }));
+    }
+
+    /// Asks once. False when the guest does not show the device yet.
+    async fn verify(&self, host: &Host, id: AttachmentId) -> Result<bool, Error> {
+        let Some(row) = self.store.attachment(id).await?.filter(|row| row.state == State::Attached) else {
+            return Ok(true);
+        };
+        let Some(device) = self.store.device(row.device) else { return Ok(true) };
+        let ids = (device.facts.vendor_id, device.facts.product_id);
+        let seen = match self.ask(host, &row, ids).await {
+            Ok(seen) => seen,
+            Err(error) => return Err(host.error(format!("verify the address of attachment {id}"))(error)),
+        };
+        match seen {
+            Some((address, run)) => {
+                self.settle(id, &Observation::Verified { address, run }).await?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Where the guest shows a device, and in which run it does.
+    async fn ask(
+        &self,
+        host: &Host,
+        row: &Attachment,
+        ids: (hotslot_driver::pci::PciId, hotslot_driver::pci::PciId),
+    ) -> Result<Option<(PciAddress, Option<u32>)>, HypervisorError> {
+        let hypervisor = host.hypervisor.as_ref();
+        let alias = UserAlias(row.id.0);
+        let view = hypervisor.domain(row.server.0).await?;
+        let run = view.info.run;
+        let Some(live) = view.live else { return Ok(None) };
+        let Some(place) = live.hostdev(alias).and_then(|hostdev| hostdev.guest) else { return Ok(None) };
+        let topology = Topology::of(&live);
+        let seen = match self.config.attach.verify {
+            Verify::Off => None,
+            Verify::Monitor => guest::ask_monitor(hypervisor, row.server.0, &alias.to_string()).await?,
+            Verify::Agent if !live.agent_connected => {
+                return Err(HypervisorError::new(
+                    ErrorKind::AgentAway,
+                    "ask the guest's agent",
+                    "it is not connected",
+                ));
+            }
+            Verify::Agent => {
+                let Some(route) = topology.route(place) else { return Ok(None) };
+                guest::ask_agent(hypervisor, row.server.0, route, place, ids).await?
+            }
+        };
+        // Where root buses claim the same numbers, what is found may be another device of the same kind.
+        let seen = seen.filter(|seen| !topology.is_of_another(place, *seen));
+        Ok(seen.map(|address| (address, run)))
+    }
+}

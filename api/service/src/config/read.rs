@@ -1,0 +1,372 @@
+//! A file into a configuration: everything that is wrong with it, with its place and what would be right.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+use hotslot_driver::pci::PciClass;
+use hotslot_model::event::EventKind;
+use hotslot_model::hot_unplug::HotUnplug;
+use hotslot_store::is_postgres;
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::{Config, Hypervisor};
+use crate::webhook;
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {}{reason}", .line.map(|line| format!("line {line}: ")).unwrap_or_default())]
+    Syntax {
+        /// The file.
+        path: String,
+        /// The line in it, from 1; none when the file as a whole lacks something.
+        line: Option<usize>,
+        /// What is wrong and what would be right, in one line. The line itself is not repeated, nor a text that was
+        /// found in the wrong place: it may be a password.
+        reason: String,
+    },
+    /// A value cannot be used.
+    #[error("{key}: {reason}")]
+    Value {
+        /// The key, with its place: `[pci] device_spec[2]`.
+        key: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file, the place, and what would be right.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        Self::parse(&text).map_err(|error| match error {
+            ConfigError::Syntax { line, reason, .. } => ConfigError::Syntax { path: name, line, reason },
+            ConfigError::Value { key, reason } => {
+                ConfigError::Value { key: format!("{name}: {key}"), reason }
+            }
+            other @ ConfigError::Read { .. } => other,
+        })
+    }
+
+    /// Reads and checks a text.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place, and what would be right.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|error| match renamed(&mut DeTable::parse_recoverable(text).0) {
+                names if names.is_empty() => ConfigError::syntax("configuration", text, &error),
+                mut names => names.remove(0).error("configuration", text),
+            })?;
+        config.problems().into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// What can be read of a file, and everything that is wrong with it: not only the first, as
+    /// [`load`](Self::load) says it. What is wrong with the entries of `[pci]` is the inventory's to say.
+    pub fn examine(path: &Path) -> (Self, Vec<ConfigError>) {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::examine_text(&name, &text),
+            Err(source) => (Self::default(), vec![ConfigError::Read { path: name, source }]),
+        }
+    }
+
+    pub(super) fn examine_text(name: &str, text: &str) -> (Self, Vec<ConfigError>) {
+        let told = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
+        let (table, broken) = DeTable::parse_recoverable(text);
+        if !broken.is_empty() {
+            // What follows the first mistake on a line, and the values, are guesses from here on.
+            let mut lines = HashSet::new();
+            let first =
+                |error: &&toml::de::Error| lines.insert(error.span().map(|span| line(text, span.start)));
+            return (Self::default(), broken.iter().filter(first).map(told).collect());
+        }
+        let span = table.span();
+        let mut table = table;
+        let renamed = renamed(&mut table);
+        let (readable, mut errors) = readable(table.into_inner());
+        let config = Self::of_table(Spanned::new(span, readable)).unwrap_or_else(|error| {
+            errors.push(error);
+            Self::default()
+        });
+        errors.sort_by_key(|error| error.span().map(|span| span.start));
+        let mut problems: Vec<_> = errors.iter().map(told).collect();
+        problems.extend(renamed.iter().map(|key| key.error(name, text)));
+        problems.extend(config.problems());
+        (config, problems)
+    }
+
+    fn of_table(table: Spanned<DeTable<'_>>) -> Result<Self, toml::de::Error> {
+        Self::deserialize(toml::Deserializer::from(table))
+    }
+
+    /// Every value that cannot be used, but for the entries of `[pci]`, which the inventory reads.
+    fn problems(&self) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        let mut bad =
+            |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
+        if self.detach.attempts == 0 {
+            bad("[detach] attempts", "a guest must be asked at least once".into());
+        }
+        let mut webhooks = HashSet::new();
+        for webhook in &self.webhook {
+            let mut bad = |key: &str, reason| bad(&format!("[[webhook]] {}: {key}", webhook.name), reason);
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+            if !(1..=64).contains(&webhook.name.len()) || !webhook.name.chars().all(plain) {
+                bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
+            }
+            if !webhooks.insert(&webhook.name) {
+                bad("name", "two webhooks are called so".into());
+            }
+            if let Err(reason) = webhook::url(&webhook.url.0) {
+                bad("url", reason);
+            }
+            if webhook.secret.0.len() < 16 {
+                bad("secret", "less than 16 bytes can be guessed; `openssl rand -hex 32` makes one".into());
+            }
+            for kind in &webhook.kinds {
+                if let Err(reason) = EventKind::known(kind) {
+                    bad("kinds", reason);
+                }
+            }
+            if webhook.attempts == 0 {
+                bad("attempts", "an event must be tried at least once".into());
+            }
+        }
+        if self.events.most == 0 {
+            bad("[events] most", "at least one event must be kept".into());
+        }
+        let classes = PciClass::descriptions();
+        for entry in &self.detach.class {
+            if !classes.contains(entry.class.as_str()) {
+                let known: Vec<_> = classes.iter().copied().collect();
+                let reason = format!("`{}` is no class; write one of {}", entry.class, known.join(", "));
+                bad("[[detach.class]] class", reason);
+            }
+            match entry.quiesce.first() {
+                None if entry.hot_unplug == Some(HotUnplug::Quiesce) => {
+                    let reason =
+                        format!("hot_unplug = \"quiesce\" of class `{}` needs a command", entry.class);
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                Some(path) if !path.starts_with('/') => {
+                    let reason =
+                        format!("`{path}` is no absolute path in the guest; write [\"/sbin/ip\", …]");
+                    bad("[[detach.class]] quiesce", reason);
+                }
+                None | Some(_) => {}
+            }
+        }
+        let second = Duration::from_secs(1);
+        for (key, time) in [
+            ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
+            ("[reconcile] interval", self.reconcile.interval),
+        ] {
+            if time.0 < second {
+                bad(key, "less than a second is too often; write 1 or more".into());
+            }
+        }
+        if !self.database.url.starts_with("sqlite://") && !is_postgres(&self.database.url) {
+            let right =
+                "write sqlite:///var/lib/hotslot/hotslot.db or postgres://USER:PASSWORD@HOST/DATABASE";
+            bad("[database] url", format!("it names neither SQLite nor PostgreSQL; {right}"));
+        }
+        let (mut names, mut uris) = (HashSet::new(), HashSet::new());
+        for (index, hypervisor) in self.hypervisor.iter().enumerate() {
+            let mut bad = |key: &str, reason| bad(&format!("[[hypervisor]][{index}] {key}"), reason);
+            if hypervisor.name.trim().is_empty() {
+                bad("name", "a host needs a name".into());
+            }
+            if !names.insert(&hypervisor.name) {
+                bad("name", format!("two hosts are called `{}`", hypervisor.name));
+            }
+            if !uris.insert(&hypervisor.uri) {
+                let reason =
+                    format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
+                bad("uri", reason);
+            }
+            if !hypervisor.uri.contains("://") {
+                let reason = format!(
+                    "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
+                    hypervisor.uri
+                );
+                bad("uri", reason);
+            }
+        }
+        let hosts: Vec<_> = self.hypervisors().into_iter().map(|hypervisor| hypervisor.name).collect();
+        for (index, entry) in self.pci.unguarded.iter().enumerate() {
+            if let Some(host) = entry.host.as_ref().filter(|host| !hosts.contains(host)) {
+                let reason = format!("no host is called `{host}`; write one of {}", hosts.join(", "));
+                bad(&format!("[pci] unguarded[{index}]"), reason);
+            }
+        }
+        problems
+    }
+
+    /// The configured hosts, or the local one when none is.
+    pub fn hypervisors(&self) -> Vec<Hypervisor> {
+        if self.hypervisor.is_empty() {
+            vec![Hypervisor { name: "localhost".into(), uri: "qemu:///system".into() }]
+        } else {
+            self.hypervisor.clone()
+        }
+    }
+}
+
+impl ConfigError {
+    fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
+        let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
+        let said = without_values(error.message().trim_end()).replace('\n', ", ");
+        Self::Syntax {
+            path: path.to_owned(),
+            line: error.span().map(|span| line(text, span.start)),
+            reason: said + &hint.unwrap_or_default(),
+        }
+    }
+}
+
+/// A message of serde's without the value that it quotes (`invalid type: string "…", expected …`), and without what a
+/// URL has before its host.
+fn without_values(message: &str) -> String {
+    let quoted = message.starts_with("invalid ").then(|| message.rsplit_once(", expected")).flatten();
+    let message = match quoted.and_then(|(found, right)| Some((found.split_once(['"', '`'])?.0, right))) {
+        Some((found, right)) => format!("{}, expected{right}", found.trim_end()),
+        None => message.to_owned(),
+    };
+    let mut shown = String::new();
+    let mut rest = message.as_str();
+    while let Some((before, after)) = rest.split_once("://") {
+        shown += before;
+        shown += "://";
+        let end = after.find(|letter: char| letter == '/' || letter.is_whitespace()).unwrap_or(after.len());
+        rest = match after[..end].rfind('@') {
+            Some(at) => {
+                shown += "…";
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    shown + rest
+}
+
+/// The keys of `[pci]` that have several names, Nova's own first.
+const NAMES: [&[&str]; 2] =
+    [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
+
+/// A key that stands beside one that is only another name of it.
+struct Renamed {
+    /// The byte at which it begins.
+    start: usize,
+    key: String,
+    /// The one that comes before it.
+    first: String,
+}
+
+impl Renamed {
+    fn error(&self, path: &str, text: &str) -> ConfigError {
+        let line = line(text, self.start);
+        let reason = format!(
+            "`{}` is another name of `{}`, which is given too; put all entries under one of them",
+            self.key, self.first
+        );
+        ConfigError::Syntax { path: path.into(), line: Some(line), reason }
+    }
+}
+
+/// Takes out of `[pci]` the keys that are other names of ones that stand before them.
+fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
+    let Some(DeValue::Table(pci)) = table.get_mut().get_mut("pci").map(Spanned::get_mut) else {
+        return Vec::new();
+    };
+    let mut renamed = Vec::new();
+    for names in NAMES {
+        let given = pci.keys().filter(|key| names.contains(&&**key.get_ref()));
+        let mut given: Vec<_> = given.map(|key| (key.span().start, key.get_ref().to_string())).collect();
+        given.sort();
+        if let Some(((_, first), others)) = given.split_first() {
+            for (start, key) in others {
+                pci.remove(key.as_str());
+                renamed.push(Renamed { start: *start, key: key.clone(), first: first.clone() });
+            }
+        }
+    }
+    renamed
+}
+
+/// The line, from 1, that a byte of a text is on.
+fn line(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+}
+
+/// The keys of a table whose values can be read, each looked at alone, and what is wrong with the others.
+fn readable(table: DeTable<'_>) -> (DeTable<'_>, Vec<toml::de::Error>) {
+    let (mut good, mut errors) = (DeTable::new(), Vec::new());
+    for (section, value) in table {
+        let error = match alone(&section, value.clone()) {
+            Ok(_) => {
+                good.insert(section, value);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let span = value.span();
+        let of_keys = |keys| Spanned::new(span.clone(), DeValue::Table(keys));
+        let known = alone(&section, of_keys(DeTable::new())).is_ok();
+        let (DeValue::Table(keys), true) = (value.into_inner(), known) else {
+            errors.push(error);
+            continue;
+        };
+        let mut kept = DeTable::new();
+        for (key, value) in keys {
+            let one = DeTable::from_iter([(key.clone(), value.clone())]);
+            match alone(&section, of_keys(one)) {
+                Ok(_) => drop(kept.insert(key, value)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let kept = of_keys(kept);
+        good.insert(section, kept);
+    }
+    (good, errors)
+}
+
+/// A configuration of one key.
+fn alone<'i>(key: &Spanned<DeString<'i>>, value: Spanned<DeValue<'i>>) -> Result<Config, toml::de::Error> {
+    let table = DeTable::from_iter([(key.clone(), value)]);
+    Config::of_table(Spanned::new(key.span(), table))
+}
+
+/// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
+fn nearest(message: &str) -> Option<String> {
+    if !message.starts_with("unknown field") {
+        return None;
+    }
+    let mut words = message.split('`').skip(1).step_by(2);
+    let unknown = words.next()?;
+    let like = |known: &&str| strsim::jaro_winkler(unknown, known);
+    words.max_by(|a, b| like(a).total_cmp(&like(b))).map(str::to_owned)
+}
+
+impl From<hotslot_model::rules::Problem> for ConfigError {
+    fn from(problem: hotslot_model::rules::Problem) -> Self {
+        Self::Value { key: problem.place, reason: problem.error.to_string() }
+    }
+}

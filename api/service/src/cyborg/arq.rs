@@ -1,0 +1,491 @@
+//! Accelerator requests: made by a device profile, bound to a server and a deployable, unbound, deleted.
+//!
+//! What is meant to become of a request is on record before its device is touched; what it is, is told by its
+//! attachment or mediated device ([`seen`](hotslot_model::cyborg::seen)). So what a crash left behind settles with that, and only a request without
+//! one has to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::assignment::{HeldBy, Holder, State};
+use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
+use hotslot_model::id::{ArqId, ServerId};
+use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
+use hotslot_store::actor;
+
+use super::Card;
+use crate::accelerator::Parts;
+use crate::attachment::attach::AttachRequest;
+use crate::attachment::detach::DetachRequest;
+use crate::error::Error;
+use crate::service::Service;
+use crate::{busy, task};
+
+/// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
+const PROGRAMMING: [&str; 2] = ["bitstream_id", "function_id"];
+
+/// What a service that was stopped leaves of a bind that had not begun to attach.
+const CUT_OFF: &str = "the service ended before a device was attached; unbind it, then bind it again";
+
+/// What there is to say of a deletion that nobody works on while its guest has the device.
+const KEPT: &str = "it was to be deleted, and its guest has the device still; delete it again";
+
+/// What of a deployable a request may be given.
+enum Handles {
+    /// One of these functions.
+    Whole(BTreeSet<PciAddress>),
+    /// A mediated device that one of these functions makes, of one of its types here.
+    Part(BTreeMap<PciAddress, BTreeSet<String>>),
+}
+
+/// What somebody may do with accelerator requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// The project whose requests they know of; none: every one's.
+    pub project: Option<String>,
+    /// Whether they may bind, unbind, and delete what holds a device: a service, or the administrator.
+    pub service: bool,
+}
+
+impl Reach {
+    /// # Errors
+    /// [`Error::NotFound`] for what is another project's.
+    pub fn sees(&self, view: &ArqView) -> Result<(), Error> {
+        if self.project.is_none() || self.project == view.row.project {
+            return Ok(());
+        }
+        Err(no_arq(view.row.id))
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`] for what is another project's; [`Error::NeedsService`] for what holds a device, or is about
+    /// to.
+    pub fn may_delete(&self, view: &ArqView) -> Result<(), Error> {
+        self.sees(view)?;
+        if self.service || (view.held.is_none() && view.state() != ArqState::BindStarted) {
+            return Ok(());
+        }
+        Err(Error::NeedsService)
+    }
+}
+
+/// What is to become of a request that is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// It may be bound again.
+    Unbind,
+    /// It is deleted.
+    Delete,
+    /// It is deleted as far as it is this server's, if need be when it is bound.
+    DeleteOf(ServerId),
+}
+
+/// A request that is to be bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// The request.
+    pub id: ArqId,
+    /// Where it goes.
+    pub target: ArqTarget,
+    /// Whose it is from now on; none leaves that as it is.
+    pub project: Option<String>,
+}
+
+fn no_arq(id: ArqId) -> Error {
+    hotslot_store::Error::no_holder(Holder::AcceleratorRequest(id)).into()
+}
+
+fn may_be_bound(view: &ArqView) -> Result<(), Error> {
+    match view.state() {
+        ArqState::Initial | ArqState::Unbound => Ok(()),
+        state @ (ArqState::BindStarted
+        | ArqState::Bound
+        | ArqState::BindFailed
+        | ArqState::UnbindFailed
+        | ArqState::Deleting) => Err(Error::Invalid(format!(
+            "accelerator request {} is {state}; one that is Initial or Unbound can be bound",
+            view.row.id
+        ))),
+    }
+}
+
+impl Service {
+    /// Makes the accelerator requests of a device profile: one for each device that it asks for.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] for a profile that asks for no device; the database's.
+    pub async fn create_arqs(&self, profile: &str, project: Option<&str>) -> Result<Vec<ArqView>, Error> {
+        let missing = || Error::NotFound(format!("device profile {profile}"));
+        let found = self.store.device_profile_called(profile).await?.ok_or_else(missing)?;
+        let mut units = Vec::new();
+        for (number, group) in found.groups.iter().enumerate() {
+            for (class, amount) in group.resources() {
+                units.extend(std::iter::repeat_n((number, class), amount.min(MAX_UNITS) as usize));
+            }
+        }
+        if units.is_empty() {
+            return Err(Error::Invalid(format!(
+                "device profile {profile} asks for no device; make one whose groups have resources:… of 1 or more"
+            )));
+        }
+        let made = self.store.create_arqs(found.id, &units, project).await?;
+        let mut views = Vec::new();
+        for id in made {
+            views.push(self.arq(id).await?);
+        }
+        Ok(views)
+    }
+
+    /// Every accelerator request, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
+        let rows = self.store.arqs().await?;
+        let attachments = self.store.attachments().await?.into_iter();
+        let attachments = attachments.filter_map(|row| Some((row.holder?, HeldBy::Attachment(row))));
+        let mdevs = self.store.mdevs().await?.into_iter().map(|row| (row.holder, HeldBy::Mdev(row)));
+        let mut held: HashMap<_, _> = attachments.chain(mdevs).collect();
+        let mut views = Vec::new();
+        for row in rows {
+            let by = held.remove(&Holder::AcceleratorRequest(row.id));
+            let view = self.with_device(row, by).await?;
+            views.extend(self.settle_arq(view).await?);
+        }
+        Ok(views)
+    }
+
+    /// One accelerator request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; the database's.
+    pub async fn arq(&self, id: ArqId) -> Result<ArqView, Error> {
+        let view = self.arq_now(id).await?.ok_or_else(|| no_arq(id))?;
+        self.settle_arq(view).await?.ok_or_else(|| no_arq(id))
+    }
+
+    async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
+        let Some(row) = self.store.arq(id).await? else { return Ok(None) };
+        let holder = Holder::AcceleratorRequest(id);
+        let by = match self.store.attachments_held_by(holder).await?.into_iter().next() {
+            Some(row) => Some(HeldBy::Attachment(row)),
+            None => self.store.mdevs_held_by(holder).await?.into_iter().next().map(HeldBy::Mdev),
+        };
+        self.with_device(row, by).await.map(Some)
+    }
+
+    async fn with_device(&self, row: Arq, by: Option<HeldBy>) -> Result<ArqView, Error> {
+        let held = match by {
+            None => None,
+            Some(by) => {
+                let device = self.device_held(&by).await?;
+                Some((by, device))
+            }
+        };
+        Ok(ArqView { row, held })
+    }
+
+    /// Settles a request whose row says what is no longer so: it was left in the middle, or its device is gone. None
+    /// when that ends it.
+    async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
+        let is_attached = |(by, _): &(HeldBy, _)| by.state().0 == State::Attached;
+        let open = |view: &ArqView| match view.row.state {
+            ArqState::Initial | ArqState::Unbound => false,
+            ArqState::Bound | ArqState::UnbindFailed => view.held.is_none(),
+            ArqState::BindStarted | ArqState::Deleting => view.held.as_ref().is_none_or(is_attached),
+            ArqState::BindFailed => view.held.as_ref().is_some_and(is_attached),
+        };
+        if !open(&view) {
+            return Ok(Some(view));
+        }
+        let id = view.row.id;
+        let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(Some(view)) };
+        // Whoever worked on it may have finished since it was read.
+        let Some(view) = self.arq_now(id).await? else { return Ok(None) };
+        if !open(&view) {
+            return Ok(Some(view));
+        }
+        match (view.row.state, &view.held) {
+            (ArqState::Deleting, None) => {
+                self.store.delete_arq(id).await?;
+                return Ok(None);
+            }
+            (ArqState::Deleting, Some(_)) => {
+                self.store.put_arq_state(id, ArqState::UnbindFailed, Some(KEPT)).await?;
+            }
+            (ArqState::BindStarted, None) => {
+                self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
+            }
+            (_, Some(_)) => self.store.put_arq_state(id, ArqState::Bound, None).await?,
+            // Its guest let go at last, or its server or device is gone.
+            (_, None) => self.store.unbind_arq(id).await?,
+        }
+        self.arq_now(id).await
+    }
+
+    /// Takes a request for oneself, for what may be done to it, and answers it as it is then. Who has it is waited for as long as that may be:
+    /// whoever has done what its state says leaves it a moment later.
+    async fn work_on(
+        &self,
+        id: ArqId,
+        may: impl Fn(&ArqView) -> Result<(), Error>,
+        waits: impl Fn(&ArqView) -> bool,
+    ) -> Result<(busy::Guard<ArqId>, ArqView), Error> {
+        may(&self.arq(id).await?)?;
+        loop {
+            if let Some(guard) = self.binding.try_enter(id).await? {
+                // It may be another's by now, or what it was not.
+                let view = self.arq(id).await?;
+                may(&view)?;
+                return Ok((guard, view));
+            }
+            let view = self.arq(id).await?;
+            may(&view)?;
+            if !waits(&view) {
+                return Err(Error::Conflict(format!(
+                    "accelerator request {id} is being bound; try again when it is"
+                )));
+            }
+            self.binding.idle(id).await?;
+        }
+    }
+
+    /// Begins to bind accelerator requests, all or none; how that ends is told by their states.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NoServer`], [`Error::NeedsService`]; [`Error::Invalid`] when one cannot be bound
+    /// so; [`Error::Conflict`] while someone works on one; the database's.
+    pub async fn bind_arqs(self: &Arc<Self>, mut binds: Vec<Bind>, reach: &Reach) -> Result<(), Error> {
+        if !reach.service {
+            return Err(Error::NeedsService);
+        }
+        // Who waits for one that another has waits for none that comes before it.
+        binds.sort_by_key(|bind| bind.id);
+        let mut work = Vec::new();
+        for bind in &binds {
+            let may = |view: &ArqView| reach.sees(view).and_then(|()| may_be_bound(view));
+            let (guard, view) = self.work_on(bind.id, may, |_| true).await?;
+            let handles = self.bindable(&view.row, &bind.target).await?;
+            work.push((bind.clone(), handles, guard));
+        }
+        let rows: Vec<_> = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project)).collect();
+        let service = Arc::clone(self);
+        // What is on record is done, whether its caller hears of it or not.
+        let begun = actor::spawn(async move {
+            service.store.begin_bind(&rows).await?;
+            actor::spawn(async move {
+                for (bind, handles, guard) in work {
+                    service.bind_now(&bind, handles, guard).await;
+                }
+            });
+            Ok(())
+        });
+        task::answer(begun).await
+    }
+
+    /// What of a request's deployable is what it asks for, free or not.
+    async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<Handles, Error> {
+        let ArqTarget { hostname, rp, server } = target;
+        let cards = self.cards().await?;
+        let card = cards.iter().find(|card| card.rp_uuid() == *rp).ok_or_else(|| {
+            Error::Invalid(format!(
+                "device_rp_uuid {rp} is the rp_uuid of no deployable; GET deployables lists them"
+            ))
+        })?;
+        if card.host.name != *hostname {
+            return Err(Error::Invalid(format!(
+                "deployable {} is on host {}, not on {hostname}",
+                card.name(),
+                card.host.name
+            )));
+        }
+        let (host, _) = self.find(*server).await?;
+        if !Arc::ptr_eq(&host, &card.host) {
+            return Err(Error::Invalid(format!(
+                "server {server} is on host {}, and deployable {} is not",
+                host.name,
+                card.name()
+            )));
+        }
+        let profile = self.store.device_profile_called(&row.profile).await?;
+        let group = profile.as_ref().and_then(|profile| profile.groups.get(row.group));
+        let group = group.ok_or_else(|| Error::NotFound(format!("device profile {}", row.profile)))?;
+        if let Some(name) = group.properties().find(|name| PROGRAMMING.contains(name)) {
+            return Err(Error::Invalid(format!(
+                "device profile {} wants its device programmed (accel:{name}), which hotslot does not do; load it \
+                 on the host, and ask by a trait",
+                row.profile
+            )));
+        }
+        let handles = if card.is_for_parts(&row.class) {
+            parts(card, group).await?.map(Handles::Part)
+        } else {
+            card.matching(group, &row.class).map(Handles::Whole)
+        };
+        handles.map_err(|reason| {
+            Error::Invalid(format!(
+                "deployable {} is not what device profile {} asks for: {reason}",
+                card.name(),
+                row.profile
+            ))
+        })
+    }
+
+    async fn bind_now(self: &Arc<Self>, bind: &Bind, handles: Handles, guard: busy::Guard<ArqId>) {
+        let (id, server) = (bind.id, bind.target.server);
+        let name = format!("accelerator request {id}");
+        let (holder, numa_policy) = (Holder::AcceleratorRequest(id), NumaPolicy::Preferred);
+        let attached = match handles {
+            Handles::Part(makers) => {
+                self.attach_parts(server, Parts { holder, name, makers, num: 1, numa_policy }).await
+            }
+            Handles::Whole(candidates) => {
+                let request = AttachRequest {
+                    server,
+                    own: vec![Alias::among(name.clone(), &candidates, numa_policy)],
+                    aliases: vec![AliasRequest { name, count: 1 }],
+                    persistent: true,
+                    whole_group: false,
+                    numa_policy: None,
+                    network: None,
+                    key: None,
+                    holder: Some(holder),
+                };
+                self.attach(request).await.map(drop)
+            }
+        };
+        let (state, reason) = match attached {
+            Ok(()) => (ArqState::Bound, None),
+            Err(error) => {
+                tracing::warn!(accelerator_request.id = %id, server.id = %server, %error, "bind failed");
+                (ArqState::BindFailed, Some(error.to_string()))
+            }
+        };
+        if let Err(error) = self.store.put_arq_state(id, state, reason.as_deref()).await {
+            // Its attachment, or that it has none, says it all the same.
+            tracing::error!(accelerator_request.id = %id, %error, "cannot record what became of a bind");
+        }
+        drop(guard);
+    }
+
+    /// Unbinds an accelerator request: its device is back in the pool when it returns.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NeedsService`]; [`Error::Conflict`] while it is being bound, or when its guest does
+    /// not let go.
+    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+        self.release_arq(id, Release::Unbind, reach).await
+    }
+
+    /// Deletes an accelerator request; its device is taken back before.
+    ///
+    /// The work goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As [`unbind_arq`](Self::unbind_arq).
+    pub async fn delete_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+        self.release_arq(id, Release::Delete, reach).await
+    }
+
+    /// Deletes the accelerator requests of a server, as far as they may be known, each whatever becomes of the others;
+    /// those that are being bound when they are.
+    ///
+    /// # Errors
+    /// [`Error::NeedsService`]; [`Error::Conflict`] when a guest does not let go of one; the database's.
+    pub async fn delete_arqs_of(self: &Arc<Self>, server: ServerId, reach: &Reach) -> Result<(), Error> {
+        if !reach.service {
+            return Err(Error::NeedsService);
+        }
+        let mut outcome = Ok(());
+        for view in self.arqs().await?.iter().filter(|view| view.is_of(server)) {
+            match self.release_arq(view.row.id, Release::DeleteOf(server), reach).await {
+                // Somebody else has deleted it, or bound it elsewhere.
+                Err(Error::NotFound(_)) => {}
+                done => outcome = outcome.and(done),
+            }
+        }
+        outcome
+    }
+
+    async fn release_arq(self: &Arc<Self>, id: ArqId, release: Release, reach: &Reach) -> Result<(), Error> {
+        let may = |view: &ArqView| match release {
+            Release::Unbind if !reach.service => Err(Error::NeedsService),
+            Release::Unbind => reach.sees(view),
+            Release::DeleteOf(server) if !view.is_of(server) => Err(no_arq(id)),
+            Release::Delete | Release::DeleteOf(_) => reach.may_delete(view),
+        };
+        // An unbind that another request began comes to the same.
+        let waits =
+            |view: &ArqView| matches!(release, Release::DeleteOf(_)) || view.state() != ArqState::BindStarted;
+        let (guard, _) = self.work_on(id, may, waits).await?;
+        let service = Arc::clone(self);
+        let work = actor::spawn(async move {
+            let released = service.release_now(id, release != Release::Unbind).await;
+            drop(guard);
+            released
+        });
+        task::answer(work).await
+    }
+
+    async fn release_now(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
+        let Some(view) = self.arq_now(id).await? else { return Ok(()) };
+        if let Some((by, _)) = &view.held {
+            if delete {
+                self.store.put_arq_state(id, ArqState::Deleting, None).await?;
+            }
+            if let Err(error) = self.let_go(id, by).await {
+                let now = self.arq_now(id).await?.and_then(|now| now.held);
+                let waits = now.is_none_or(|(by, _)| by.state().0 == State::Detaching);
+                // A guest that was asked may still let go, and that ends what is being deleted.
+                if !(delete && waits) {
+                    let reason = error.to_string();
+                    self.store.put_arq_state(id, ArqState::UnbindFailed, Some(&reason)).await?;
+                }
+                return Err(error);
+            }
+        }
+        let done = if delete { self.store.delete_arq(id).await } else { self.store.unbind_arq(id).await };
+        Ok(done?)
+    }
+
+    async fn let_go(self: &Arc<Self>, id: ArqId, by: &HeldBy) -> Result<(), Error> {
+        let holder = Some(Holder::AcceleratorRequest(id));
+        let request = DetachRequest { holder, ..DetachRequest::default() };
+        match self.begin_release(by, request).await? {
+            None => Ok(()),
+            Some(work) => task::answer(work).await,
+        }
+    }
+}
+
+/// The functions of a card that make mediated devices which are what a group asks for, with the ids of their types; or
+/// in what the first one is not.
+async fn parts(
+    card: &Card,
+    group: &Group,
+) -> Result<Result<BTreeMap<PciAddress, BTreeSet<String>>, String>, Error> {
+    let (mut found, mut refusal) = (BTreeMap::<_, BTreeSet<_>>::new(), None);
+    for maker in card.makers() {
+        let address = maker.facts.address;
+        let types = match card.host.hypervisor.mdev_types(address).await {
+            Err(error) if error.kind == ErrorKind::NoDevice => continue,
+            types => types.map_err(card.host.error(format!("read the types of {address}")))?,
+        };
+        for of in types {
+            match card.mdev_mismatch(maker, &of, group) {
+                None => drop(found.entry(address).or_default().insert(of.id)),
+                Some(reason) => drop(refusal.get_or_insert(format!("{} of {address}: {reason}", of.id))),
+            }
+        }
+    }
+    if !found.is_empty() {
+        return Ok(Ok(found));
+    }
+    let none =
+        || "its driver makes no mediated devices; bind the one that does (vGPU manager) on its host".into();
+    Ok(Err(refusal.unwrap_or_else(none)))
+}

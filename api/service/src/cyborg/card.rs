@@ -1,0 +1,305 @@
+//! Cards: a PF with its VFs, or a function that is neither. Cyborg's device and its one deployable.
+//!
+//! What is given away of a card are its VFs, where it has any that may be, else the function itself; and the mediated
+//! devices that these make.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::device_type::{self, DeviceType};
+use hotslot_driver::mdev::MdevType;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::cyborg::{Attribute, Group};
+use hotslot_model::device::{Device, card_of};
+use hotslot_model::id::AttributeId;
+use hotslot_model::rules;
+use md5::{Digest as _, Md5};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+/// A card of which something may be given away.
+#[derive(Clone)]
+pub struct Card {
+    /// Where it is.
+    pub host: Arc<Host>,
+    /// The PF, or the only function.
+    pub address: PciAddress,
+    /// That function as the host has it; none while that is not known.
+    pub function: Option<HostDevice>,
+    /// Its deployable: the row of that function, or of its first VF where only VFs may be given away.
+    pub row: Arc<Device>,
+    /// What may be given away of it.
+    pub handles: Vec<Arc<Device>>,
+    /// Whether it is offered to nobody.
+    pub disabled: bool,
+}
+
+/// Something that is said of a deployable.
+#[derive(Debug, Clone)]
+pub struct Attribution {
+    /// What was said.
+    pub attribute: Attribute,
+    /// Whether it follows from what the device is, and was not said by hand.
+    pub derived: bool,
+}
+
+impl Card {
+    /// Cyborg's name of the deployable and its resource provider: `<host>_<address>`.
+    pub fn name(&self) -> String {
+        format!("{}_{}", self.host.name, self.address)
+    }
+
+    /// The id of the device.
+    pub fn device_id(&self) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("card {}", self.name()).as_bytes())
+    }
+
+    /// The id of the deployable.
+    pub fn deployable_id(&self) -> Uuid {
+        self.row.uuid
+    }
+
+    /// The id that the resource provider of the deployable has in Placement, as Cyborg makes it (RFC 9562, version 3).
+    pub fn rp_uuid(&self) -> Uuid {
+        let digest = Md5::new().chain_update(Uuid::NAMESPACE_DNS).chain_update(self.name()).finalize();
+        uuid::Builder::from_md5_bytes(digest.into()).into_uuid()
+    }
+
+    /// What it is used for.
+    pub fn device_type(&self) -> DeviceType {
+        self.function.as_ref().map_or(DeviceType::Pci, device_type::device_type)
+    }
+
+    /// Cyborg's word for that.
+    pub fn type_word(&self) -> String {
+        match self.device_type() {
+            DeviceType::Nvme => "SSD".to_owned(),
+            of @ (DeviceType::Gpu
+            | DeviceType::Fpga
+            | DeviceType::Nic
+            | DeviceType::Qat
+            | DeviceType::Crypto
+            | DeviceType::AiChip
+            | DeviceType::Pci) => of.to_string(),
+        }
+    }
+
+    /// The resource classes that a handle goes by, the one that is shown first: what its `device_spec` says, else
+    /// what Cyborg's drivers give its type, and what Nova gives its ids.
+    pub fn classes(&self, handle: &Device) -> Vec<String> {
+        let by_ids = rules::class_of(&handle.facts);
+        if handle.facts.extra_info.contains_key("resource_class") {
+            return vec![by_ids];
+        }
+        match self.device_type() {
+            DeviceType::Gpu => vec!["PGPU".into(), "GPU".into(), by_ids],
+            DeviceType::Fpga => vec!["FPGA".into(), by_ids],
+            DeviceType::Nic
+            | DeviceType::Nvme
+            | DeviceType::Qat
+            | DeviceType::Crypto
+            | DeviceType::AiChip
+            | DeviceType::Pci => vec![format!("CUSTOM_{}", self.type_word()), by_ids],
+        }
+    }
+
+    /// The traits of a handle: what its `device_spec` says, and what Cyborg's drivers give to such a card.
+    pub fn traits(&self, handle: &Device) -> BTreeSet<String> {
+        let mut traits = rules::declared_traits(&handle.facts);
+        let kind = self.type_word();
+        traits.extend(["OWNER_CYBORG".to_owned(), format!("CUSTOM_{kind}")]);
+        let product = self.function.as_ref().map_or(handle.facts.product_id, |function| function.product_id);
+        traits.insert(format!("CUSTOM_{kind}_PRODUCT_ID_{product}").to_ascii_uppercase());
+        if let Some(vendor) = self.function.as_ref().and_then(|function| device_type::names(function).vendor)
+        {
+            traits.insert(format!("CUSTOM_{kind}_{}", short(vendor)));
+        }
+        traits
+    }
+
+    /// The handles that are what a unit of a group asks for.
+    ///
+    /// # Errors
+    /// In what the first one is not.
+    pub fn matching(&self, group: &Group, class: &str) -> Result<BTreeSet<PciAddress>, String> {
+        let (mut found, mut refusal) = (BTreeSet::new(), None);
+        for handle in &self.handles {
+            match self.mismatch(handle, group, class) {
+                None => drop(found.insert(handle.facts.address)),
+                Some(reason) => drop(refusal.get_or_insert(reason)),
+            }
+        }
+        match refusal {
+            Some(reason) if found.is_empty() => Err(reason),
+            _ => Ok(found),
+        }
+    }
+
+    fn mismatch(&self, handle: &Device, group: &Group, class: &str) -> Option<String> {
+        let classes = self.classes(handle);
+        if !classes.iter().any(|has| has == class) {
+            return Some(format!("its resource class is {}, not {class}", classes.join(" or ")));
+        }
+        trait_mismatch(&self.traits(handle), group)
+    }
+
+    /// The resource class of the mediated devices that it makes.
+    fn mdev_class(&self) -> &'static str {
+        if self.device_type() == DeviceType::Gpu { "VGPU" } else { "CUSTOM_MDEV" }
+    }
+
+    /// Whether what goes by a resource class are mediated devices of it, and no whole function.
+    pub fn is_for_parts(&self, class: &str) -> bool {
+        let is_whole = |handle: &Arc<Device>| self.classes(handle).iter().any(|has| has == class);
+        self.mdev_class() == class && !self.handles.iter().any(is_whole)
+    }
+
+    /// The functions whose drivers may make mediated devices.
+    pub fn makers(&self) -> impl Iterator<Item = &Arc<Device>> {
+        let own = (self.row.facts.address == self.address && !self.handles.contains(&self.row))
+            .then_some(&self.row);
+        own.into_iter().chain(&self.handles)
+    }
+
+    /// The traits of a mediated device: those of the function that makes it, and one of its type's id
+    /// (`CUSTOM_NVIDIA_232`), one of its type's name (`CUSTOM_NVIDIA_1EB8_T4_4Q`).
+    pub fn mdev_traits(&self, maker: &Device, of: &MdevType) -> BTreeSet<String> {
+        let mut traits = self.traits(maker);
+        traits.insert(rules::custom(&of.id));
+        let vendor = self.function.as_ref().and_then(|function| device_type::names(function).vendor);
+        let word = of.name.as_deref().and_then(|name| name.split_whitespace().last());
+        if let (Some(vendor), Some(word)) = (vendor, word) {
+            let product = maker.facts.product_id;
+            traits.insert(rules::custom(&format!("{}_{product}_{word}", short(vendor))));
+        }
+        traits
+    }
+
+    /// Why a mediated device of a type is not what a group asks for; none when it is.
+    pub fn mdev_mismatch(&self, maker: &Device, of: &MdevType, group: &Group) -> Option<String> {
+        trait_mismatch(&self.mdev_traits(maker, of), group)
+    }
+
+    /// What follows from what it is, as Cyborg's drivers say it: `rc`, and `trait0`, `trait1` and so on.
+    pub fn derived(&self) -> Vec<Attribution> {
+        let first = self.handles.first().unwrap_or(&self.row);
+        let class = self.classes(first).into_iter().next().unwrap_or_default();
+        let traits = self.traits(first).into_iter().enumerate();
+        let pairs = std::iter::once(("rc".to_owned(), class))
+            .chain(traits.map(|(number, name)| (format!("trait{number}"), name)));
+        let attribution = |(key, value): (String, String)| Attribution {
+            attribute: Attribute {
+                id: AttributeId(Uuid::new_v5(&self.deployable_id(), key.as_bytes())),
+                deployable: self.row.id,
+                key,
+                value,
+                created_at: self.row.created_at,
+            },
+            derived: true,
+        };
+        pairs.map(attribution).collect()
+    }
+}
+
+fn trait_mismatch(traits: &BTreeSet<String>, group: &Group) -> Option<String> {
+    group.traits().find_map(|(name, required)| match (required, traits.contains(name)) {
+        (true, false) => {
+            let has = Vec::from_iter(traits.iter().map(String::as_str)).join(", ");
+            Some(format!("it has no trait {name}; it has {has}"))
+        }
+        (false, true) => Some(format!("it has the trait {name}, which is forbidden")),
+        (true, true) | (false, false) => None,
+    })
+}
+
+/// The short name of a vendor, as a part of a trait: what stands in brackets, or the first word.
+fn short(vendor: &str) -> String {
+    let inner = vendor.split_once('[').map_or(vendor, |(_, inner)| inner);
+    let plain = |c: &char| c.is_ascii_alphanumeric();
+    let word = inner.chars().skip_while(|c| !plain(c)).take_while(plain);
+    word.map(|c| c.to_ascii_uppercase()).collect()
+}
+
+impl Service {
+    /// Every card of which something may be given away, in order of host and address.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn cards(&self) -> Result<Vec<Card>, Error> {
+        let mut cards = Vec::new();
+        for host in &self.hosts {
+            let (functions, disabled) = (host.functions(), self.store.disabled_cards(host.row.id).await?);
+            let mut rows = BTreeMap::<PciAddress, Vec<Arc<Device>>>::new();
+            for row in self.store.devices_of(host.row.id) {
+                rows.entry(card_of(&row.facts)).or_default().push(row);
+            }
+            for (address, mut handles) in rows {
+                let own = handles.iter().position(|row| row.facts.address == address);
+                let own = own.map(|at| handles.remove(at));
+                let Some(row) = own.or_else(|| handles.first().cloned()) else { continue };
+                if handles.is_empty() {
+                    handles.push(Arc::clone(&row));
+                }
+                cards.push(Card {
+                    host: Arc::clone(host),
+                    address,
+                    function: functions.get(&address).cloned(),
+                    row,
+                    handles,
+                    disabled: disabled.contains(&address),
+                });
+            }
+        }
+        Ok(cards)
+    }
+
+    /// Disables a card, which stays where it is but is offered to nobody, or enables it again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; the database's.
+    pub async fn disable_card(&self, id: Uuid, disabled: bool) -> Result<(), Error> {
+        let card = self.cards().await?.into_iter().find(|card| card.device_id() == id);
+        let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
+        self.store.disable_card(card.host.row.id, card.address, disabled).await?;
+        let word = if disabled { "disabled" } else { "enabled" };
+        tracing::info!(host = %card.host.name, pci.address = %card.address, "{word} card {}", card.address);
+        Ok(())
+    }
+
+    /// Everything that is said of deployables that there are: what follows from what they are, then what was said by
+    /// hand.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn attributions(&self, cards: &[Card]) -> Result<Vec<Attribution>, Error> {
+        let said = self.store.attributes().await?;
+        let mut all = Vec::new();
+        for card in cards {
+            all.extend(card.derived());
+            let of_it = said.iter().filter(|attribute| attribute.deployable == card.row.id);
+            all.extend(of_it.map(|attribute| Attribution { attribute: attribute.clone(), derived: false }));
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vendors_have_short_names() {
+        for (vendor, name) in [
+            ("NVIDIA Corporation", "NVIDIA"),
+            ("Huawei Technologies Co., Ltd.", "HUAWEI"),
+            ("Advanced Micro Devices, Inc. [AMD/ATI]", "AMD"),
+            (" ", ""),
+        ] {
+            assert_eq!(short(vendor), name);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! An event as JSON: for those who follow the events, and for webhooks.
+
+use hotslot_model::event::Event;
+use serde_json::{Value, json};
+
+/// An event as JSON. A key that does not concern it is null.
+pub fn wire(event: &Event) -> Value {
+    let what = &event.what;
+    json!({
+        "id": event.id,
+        "time": jiff::Timestamp::from_millisecond(event.time).map(|time| format!("{time:.3}")).ok(),
+        "who": event.who,
+        "kind": what.kind,
+        "host": event.host,
+        "server_id": what.server,
+        "device_id": what.device,
+        "address": what.address.map(|address| address.to_string()),
+        "attachment_id": what.attachment,
+        "rule_id": what.rule,
+        "from": what.from,
+        "to": what.to,
+        "reason": what.reason,
+    })
+}

@@ -1,0 +1,94 @@
+//! `[[flavor]]`: named sets of devices, as Nova's flavors say them in their extra specs.
+
+use std::collections::HashSet;
+
+use hotslot_model::rules::{AliasRequests, Inventory, NumaPolicy};
+
+use crate::config::{ConfigError, Flavor};
+
+/// The extra spec that says which devices a flavor asks for.
+pub const PCI_ALIAS: &str = "pci_passthrough:alias";
+
+/// The extra spec that says how near to the guest's memory they are to be.
+pub const NUMA_POLICY: &str = "hw:pci_numa_affinity_policy";
+
+/// The last part of a path that lists flavors, which can be no flavor's id.
+const DETAIL: &str = "detail";
+
+impl Flavor {
+    /// What the API calls it: the configured id, else the name.
+    pub fn id(&self) -> &str {
+        self.id.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// Everything that is wrong with the flavors, each with its place. They may name the aliases of `inventory`.
+pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
+    let mut names = HashSet::new();
+    for (index, flavor) in flavors.iter().enumerate() {
+        let mut bad = |key: &str, reason: String| {
+            problems.push(ConfigError::Value { key: format!("[[flavor]][{index}]: {key}"), reason });
+        };
+        // One is found by id or name, so that nothing may be the name of one and the id of another.
+        for (key, text) in [("name", Some(&flavor.name)), ("id", flavor.id.as_ref())] {
+            let Some(text) = text else { continue };
+            if key == "id" && *text == flavor.name {
+                continue;
+            }
+            if !(1..=255).contains(&text.chars().count()) || text.trim() != text {
+                bad(key, format!("`{text}` is no text of 1 to 255 characters without spaces around it"));
+            } else if text == DETAIL {
+                bad(key, format!("`{DETAIL}` is a path of the API; take another"));
+            } else if !names.insert(text) {
+                bad(key, format!("two flavors are called `{text}`; names and ids must differ"));
+            }
+        }
+        if let Some(text) = flavor.extra_specs.get(PCI_ALIAS) {
+            match text.parse::<AliasRequests>() {
+                Err(error) => bad(&format!("extra_specs: {PCI_ALIAS}"), error.to_string()),
+                Ok(requests) => {
+                    for part in requests.0.iter().filter(|part| inventory.alias(&part.name).is_none()) {
+                        let known: Vec<_> = inventory.alias_names().collect();
+                        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                        let reason =
+                            format!("[pci] alias has none of the name `{}`; known: {known}", part.name);
+                        bad(&format!("extra_specs: {PCI_ALIAS}"), reason);
+                    }
+                }
+            }
+        }
+        if let Some(Err(reason)) = flavor.extra_specs.get(NUMA_POLICY).map(|word| word.parse::<NumaPolicy>())
+        {
+            bad(&format!("extra_specs: {NUMA_POLICY}"), reason);
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_flavor_that_is_refused_says_why() {
+        let cases: Vec<Value> = serde_json::from_str(include_str!("../tests/data/flavor.json")).unwrap();
+        let alias = r#"{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}"#;
+        for case in cases {
+            let config =
+                Config::parse(&format!("[pci]\nalias = ['{alias}']\n{}", case["toml"].as_str().unwrap()));
+            let config = config.unwrap();
+            let inventory = Inventory::new(&config.pci).unwrap();
+            let problems: Vec<_> =
+                problems(&config.flavor, &inventory).iter().map(ToString::to_string).collect();
+            let wanted = case["problems"].as_array().unwrap();
+            assert_eq!(problems.len(), wanted.len(), "{case}: {problems:#?}");
+            for (problem, says) in problems.iter().zip(wanted) {
+                assert!(problem.contains(says.as_str().unwrap()), "{case}: {problem}");
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Discovery: the device table, kept in line with what a host has.
+//!
+//! Everything is read at start, after a reconnect and every few minutes; in between, events name what is to be read
+//! again. What did not change since it was last read is not looked up in the table either.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::device::{DeviceFacts, Functions, parent};
+use hotslot_model::rules;
+use hotslot_model::rules::{Inventory, identity};
+use hotslot_model::texts::Sharing;
+use hotslot_store::{Looked, ScanOutcome};
+
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+impl Service {
+    /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`], what the hypervisor answers, or the database's; then the table is as it was.
+    pub async fn discover(
+        &self,
+        host: &Host,
+        looked: Option<BTreeSet<PciAddress>>,
+    ) -> Result<ScanOutcome, Error> {
+        let mut recorded_by = host.recorded_by.lock().await;
+        let inventory = self.inventory();
+        let before = host.functions();
+        let (now, named) = match looked {
+            None => (everything(host, &before).await?, BTreeSet::new()),
+            Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
+        };
+        let (on_host, conflicts) = inventory.on(&now);
+        // What is not recorded, for an error or because a server holds it, is looked at in whole the next time.
+        let by = recorded_by.take();
+        host.set_functions(Arc::clone(&now));
+        let known = by.as_ref().map(|(_, conflicts)| conflicts);
+        for (id, error) in
+            conflicts.iter().filter(|(id, _)| known.is_none_or(|known| !known.contains_key(id)))
+        {
+            let place = self.rules().name_of(*id);
+            tracing::error!(host = %host.name, "{place}: {error}; on this host it is left out until that is mended");
+        }
+        let by_these =
+            by.is_some_and(|(rules, left_out)| Arc::ptr_eq(&rules, &inventory) && left_out == conflicts);
+        let outcome = if !by_these {
+            // By other rules, or the first time: what did not change on the host is to be looked at too.
+            let seen = shared(now.values().filter_map(|device| facts(&on_host, &now, device)));
+            self.store.scan(host.row.id, Looked::Everywhere, seen).await?
+        } else {
+            let mut changed = changed(&before, &now);
+            // What was named is looked up in any case: it may be the table that is behind.
+            changed.extend(named);
+            let seen = shared(changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)));
+            if changed.is_empty() {
+                ScanOutcome::default()
+            } else {
+                self.store.scan(host.row.id, Looked::At(&changed), seen).await?
+            }
+        };
+        tracing::debug!(host = %host.name, ?outcome, functions = now.len(), "scanned");
+        if outcome.gone_in_use > 0 {
+            tracing::warn!(
+                host = %host.name, count = outcome.gone_in_use,
+                "devices in use are gone from host or device_spec; they stay with their servers"
+            );
+        }
+        let complete = outcome.gone_in_use + outcome.changed_in_use == 0;
+        *recorded_by = complete.then_some((inventory, conflicts));
+        Ok(outcome)
+    }
+}
+
+fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> Option<DeviceFacts> {
+    let mut facts = inventory.facts(device, parent(functions, device))?;
+    let slot = identity::slot_path(functions, device);
+    if let Some(path) = slot {
+        facts.extra_info = facts.extra_info.with(rules::SLOT_PATH, &path);
+    }
+    Some(facts)
+}
+
+/// What is to be recorded of devices that are read together: what is said of them alike is there once.
+fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
+    let mut sharing = Sharing::default();
+    facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
+}
+
+/// All that a host has; `before` itself when that is the same.
+async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Functions>, Error> {
+    let mut devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
+    let mut same = devices.len() == before.len();
+    for device in &mut devices {
+        let known = before.get(&device.address);
+        // A NIC that a guest has is called on the host as it was before, and as it will be again.
+        if let Some(known) = known
+            && device.net.is_empty()
+            && device.is_on_vfio()
+        {
+            device.net.clone_from(&known.net);
+            device.serial = device.serial.take().or_else(|| known.serial.clone());
+        }
+        same &= known == Some(device);
+    }
+    if same {
+        return Ok(Arc::clone(before));
+    }
+    Ok(Arc::new(devices.into_iter().map(|device| (device.address, device)).collect()))
+}
+
+/// What was known, with some functions read again, and those that tell of the same change.
+async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Result<Functions, Error> {
+    let mut now = before.clone();
+    let mut wanted: BTreeSet<_> = named.clone();
+    for address in named {
+        // A PF lists its VFs, and a group its members.
+        wanted.extend(before.get(address).map(relatives).unwrap_or_default());
+    }
+    let mut read = BTreeSet::new();
+    while let Some(address) = wanted.pop_first() {
+        read.insert(address);
+        match host.hypervisor.device(address).await {
+            Ok(mut device) => {
+                // A function is read without its interfaces and disks.
+                if let Some(known) = before.get(&address) {
+                    (device.net, device.block) = (known.net.clone(), known.block.clone());
+                    // A vDPA device is made by the driver that is bound, and goes with it.
+                    if device.driver == known.driver {
+                        device.vdpa.clone_from(&known.vdpa);
+                    }
+                    device.serial = device.serial.or_else(|| known.serial.clone());
+                } else {
+                    wanted.extend(relatives(&device).into_iter().filter(|relative| !read.contains(relative)));
+                }
+                now.insert(address, device);
+            }
+            Err(error) if error.kind == ErrorKind::NoDevice => drop(now.remove(&address)),
+            Err(error) => return Err(host.error(format!("read device {address}"))(error)),
+        }
+    }
+    Ok(now)
+}
+
+fn relatives(device: &HostDevice) -> Vec<PciAddress> {
+    let mut relatives = device.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
+    if let Role::Virtual { parent } = device.role {
+        relatives.push(parent);
+    }
+    relatives
+}
+
+/// The addresses at which something came, went or is different. A VF is seen through its PF.
+fn changed(before: &Arc<Functions>, now: &Arc<Functions>) -> BTreeSet<PciAddress> {
+    if Arc::ptr_eq(before, now) {
+        return BTreeSet::new();
+    }
+    let mut changed: BTreeSet<_> =
+        before.keys().filter(|address| !now.contains_key(address)).copied().collect();
+    for (address, device) in now.iter() {
+        let was = before.get(address);
+        if was == Some(device) {
+            continue;
+        }
+        changed.insert(*address);
+        if was.is_none_or(|was| was.net != device.net)
+            && let Role::Physical { vfs, .. } = &device.role
+        {
+            changed.extend(vfs.iter().copied());
+        }
+    }
+    changed
+}

@@ -1,0 +1,9 @@
+//! What of each host may be given away: the device table follows the host, the rules are changed, and what guards,
+//! IOMMU groups and other domains hold back is known.
+
+mod change;
+mod discover;
+mod offer;
+
+pub use change::Change;
+pub use offer::{HostDrivers, Offer};

@@ -1,0 +1,303 @@
+//! What of a host may be offered: what its guards hold, and what its IOMMU groups allow.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hotslot_driver::device::{HostDevice, Role};
+use hotslot_driver::hotplug;
+use hotslot_driver::hypervisor::OverdueCall;
+use hotslot_driver::local::{self, BarKind, Guard, GuardKind};
+use hotslot_driver::mdev::Mdev;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::device::{DevType, Device, Functions, Owner, card_of, is_managed};
+use hotslot_model::id::{DeviceId, ServerId};
+use hotslot_model::rules::{Foreign, VDPA};
+
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+/// What is known of a host besides its table of devices, at one moment.
+#[derive(Debug)]
+pub struct Offer {
+    /// Every PCI function.
+    pub functions: Arc<Functions>,
+    /// What the host lives on, the most telling guard of a function first.
+    pub guards: BTreeMap<PciAddress, Vec<Guard>>,
+    /// The functions whose guards the configuration overrides.
+    unguarded: BTreeSet<PciAddress>,
+    /// The IOMMU group of each function that has one, but for bridges, which need not go with it.
+    pub groups: HashMap<PciAddress, u32>,
+    /// The host driver of each function that keeps the others of its IOMMU group from a guest.
+    pub busy: BTreeMap<PciAddress, String>,
+    /// Where the host's own files are; none for a host that is not this one.
+    sysroot: Option<PathBuf>,
+    /// What others put into domains.
+    pub foreign: BTreeMap<PciAddress, Foreign>,
+    /// The mediated devices that there are, by whomever they were made.
+    pub mdevs: Arc<Vec<Mdev>>,
+    /// The cards that were disabled, by the addresses of their PFs or only functions.
+    disabled: BTreeSet<PciAddress>,
+    /// The functions that a call may still change which was given up and has not come back.
+    overdue: BTreeMap<PciAddress, OverdueCall>,
+}
+
+/// What the host drivers of a device's siblings are to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostDrivers {
+    /// Those that were last seen keep its IOMMU group from a guest.
+    Hinder,
+    /// The preflight sees for itself, as they are then; or the whole group is taken from them.
+    AreNoHindrance,
+    /// Nothing is taken from them: parts of the device are asked for, which its driver makes.
+    Stay,
+}
+
+impl Service {
+    /// Looks at a host: its functions as they were last read, its guards as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub async fn offer(&self, host: &Host) -> Result<Offer, Error> {
+        let functions = host.functions();
+        let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
+        let groups = functions
+            .iter()
+            .filter(|(_, device)| !device.bridge)
+            .filter_map(|(address, device)| Some((*address, device.iommu_group.as_ref()?.number)))
+            .collect();
+        let shared = |device: &HostDevice| {
+            let shares = device.iommu_group.as_ref().is_some_and(|group| group.members.len() > 1);
+            shares && device.blocks_its_group()
+        };
+        let busy = functions.iter().filter(|(_, device)| shared(device));
+        let busy = busy.filter_map(|(address, device)| Some((*address, device.driver.clone()?))).collect();
+        let devices = || functions.values().cloned().collect::<Vec<_>>();
+        let guards = if let Some(root) = sysroot.clone() {
+            let devices = devices();
+            tokio::task::spawn_blocking(move || local::guards(&devices, Some(&root)))
+                .await
+                .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
+        } else if host.hypervisor.is_remote() {
+            let inventory = self.inventory();
+            let named = functions.keys().copied().filter(|address| {
+                inventory.names_address(*address) || self.config.pci.is_unguarded(&host.name, *address)
+            });
+            local::guards_of_remote(&devices(), &named.collect())
+        } else {
+            // Of a simulated host without files only bridges are known, and those are never offered.
+            BTreeMap::new()
+        };
+        let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
+        let (foreign, mdevs) = (host.foreign(), host.mdevs());
+        let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
+        let overdue = host.hypervisor.overdue().into_iter().rev();
+        let overdue = overdue.filter_map(|call| Some((call.address?, call))).collect();
+        Ok(Offer { functions, unguarded, guards, groups, busy, sysroot, foreign, mdevs, disabled, overdue })
+    }
+}
+
+impl Offer {
+    /// Why the host cannot do without a function; none when nothing holds it, or that is overridden.
+    pub fn guard(&self, address: PciAddress) -> Option<String> {
+        if self.unguarded.contains(&address) {
+            return None;
+        }
+        let guard = self.guards.get(&address)?.first()?;
+        Some(format!("{}: {}", guard.kind, guard.reason))
+    }
+
+    /// Whether a function is guarded only because what its remote host uses cannot be seen.
+    fn may_be_needed(&self, address: PciAddress) -> bool {
+        let guard = self.guards.get(&address).and_then(|guards| guards.first());
+        guard.is_some_and(|guard| guard.kind == GuardKind::Unseen)
+    }
+
+    /// Whether guards can be known at all.
+    pub fn knows_guards(&self) -> bool {
+        self.sysroot.is_some()
+    }
+
+    /// Which domain that is not ours has a function, its PF or a VF of it; none when none has.
+    fn of_others(&self, address: PciAddress) -> Option<String> {
+        if let Some(foreign) = self.foreign.get(&address) {
+            return Some(foreign.reason(address));
+        }
+        let relatives = match &self.functions.get(&address)?.role {
+            Role::Plain => return None,
+            Role::Physical { vfs, .. } => vfs.as_slice(),
+            Role::Virtual { parent } => std::slice::from_ref(parent),
+        };
+        let (relative, foreign) =
+            relatives.iter().find_map(|relative| Some((*relative, self.foreign.get(relative)?)))?;
+        Some(format!("{address} goes with {relative}: {}", foreign.reason(relative)))
+    }
+
+    /// Why a function cannot be given as a whole: there are mediated devices of it, or of a VF of it.
+    fn in_parts(&self, address: PciAddress) -> Option<String> {
+        let vfs = match &self.functions.get(&address)?.role {
+            Role::Physical { vfs, .. } => vfs.as_slice(),
+            Role::Plain | Role::Virtual { .. } => &[],
+        };
+        let of_it = |parent: PciAddress| parent == address || vfs.contains(&parent);
+        let mut parts = self.mdevs.iter().filter(|mdev| mdev.parent.is_some_and(of_it));
+        let (first, more) = (parts.next()?, parts.count());
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        Some(format!(
+            "mediated device {}{more} is made of {address}, and would end with its driver; take it away first: detach the \
+             accelerator that has it, or, when others made it, virsh nodedev-destroy {}",
+            first.uuid, first.name
+        ))
+    }
+
+    /// Why a device that libvirt does not bind cannot be given as it is; none when it can.
+    pub fn unbound(&self, device: &Device) -> Option<String> {
+        let address = device.facts.address;
+        let function = self.functions.get(&address)?;
+        (!is_managed(&device.facts) && !function.is_on_vfio()).then(|| {
+            format!(
+                "its device_spec says that libvirt does not bind it ({}), and {address} is not bound to VFIO; bind it \
+                 first (virsh nodedev-detach {})",
+                r#""managed": "false""#, function.name
+            )
+        })
+    }
+
+    /// Why a function's IOMMU group keeps it from this server; none when it does not.
+    pub fn group_hindrance(
+        &self,
+        address: PciAddress,
+        devices: &HashMap<PciAddress, &Device>,
+        server: Option<ServerId>,
+        drivers: HostDrivers,
+    ) -> Option<String> {
+        let group = self.functions.get(&address)?.iommu_group.as_ref()?;
+        let siblings = group.members.iter().filter(|member| **member != address);
+        siblings.filter_map(|member| Some((member, self.functions.get(member)?))).find_map(|(member, sibling)| {
+            let number = group.number;
+            let with_it = server.map_or(Owner::Host, Owner::Server);
+            if let Some(owner) = devices.get(member).and_then(|row| row.owner).filter(|owner| *owner != with_it) {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is held by {owner}; detach \
+                     it there"
+                ));
+            }
+            if let Some(foreign) = self.foreign.get(member).filter(|foreign| foreign.live)
+                && Some(foreign.server) != server
+            {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is in domain {}",
+                    foreign.domain
+                ));
+            }
+            let driver = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group())?;
+            // Nobody is to unbind what the host needs, whoever is told so: also when that is overridden.
+            if let Some(guard) = self.guards.get(member).and_then(|guards| guards.first()) {
+                return Some(format!(
+                    "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host \
+                     driver {driver}, and the host needs it ({}: {}); take another device",
+                    guard.kind, guard.reason
+                ));
+            }
+            if drivers == HostDrivers::AreNoHindrance {
+                return None;
+            }
+            let listed = |member: &PciAddress| {
+                let free = |row: &&Device| row.owner.is_none() && row.gone_at.is_none();
+                let given = devices.get(member).is_some_and(free) && !self.foreign.contains_key(member);
+                *member == address
+                    || given
+                    || self.functions.get(member).is_some_and(|function| function.bridge)
+            };
+            let whole = if group.members.iter().all(listed) { "ask for the whole group, or " } else { "" };
+            Some(format!(
+                "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
+                 {driver}; {whole}unbind it first (virsh nodedev-detach {})", sibling.name
+            ))
+        })
+    }
+
+    /// Which of a host's devices are not offered to a server, and why.
+    pub fn withheld(
+        &self,
+        devices: &[Arc<Device>],
+        server: Option<ServerId>,
+        drivers: HostDrivers,
+    ) -> HashMap<DeviceId, String> {
+        let rows: HashMap<PciAddress, &Device> =
+            devices.iter().map(|device| (device.facts.address, &**device)).collect();
+        let reason = |device: &Device| {
+            let address = device.facts.address;
+            if device.gone_at.is_some() {
+                return Some(if self.functions.contains_key(&address) {
+                    format!(
+                        "no device_spec lists {address} any more; it stays with its server until that lets it go"
+                    )
+                } else {
+                    format!("{address} is gone from the host")
+                });
+            }
+            if device.used_at.is_some() {
+                return Some(format!(
+                    "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
+                ));
+            }
+            if device.facts.dev_type == DevType::Vdpa {
+                // Who has its vDPA device has to let it go before anybody takes that away.
+                return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
+            }
+            if !self.functions.contains_key(&address) {
+                return Some(format!("{address} was not found on the host when it was last read"));
+            }
+            let card = card_of(&device.facts);
+            if self.disabled.contains(&card) {
+                return Some(format!(
+                    "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
+                ));
+            }
+            if drivers == HostDrivers::Hinder
+                && let Some(reason) = self.unbound(device)
+            {
+                return Some(reason);
+            }
+            if let Some(call) = self.overdue.get(&address) {
+                return Some(format!("{call}; {address} is offered again when that comes back"));
+            }
+            if let Some(guard) = self.guard(address) {
+                let unseen = self.may_be_needed(address);
+                // What is only made of it, such as a vGPU, leaves it to its host driver.
+                if !(unseen && drivers == HostDrivers::Stay) {
+                    let needs = if unseen { "may need" } else { "needs" };
+                    return Some(format!("the host {needs} {address}: {guard}"));
+                }
+            }
+            if let Some(reason) = self.of_others(address) {
+                return Some(reason);
+            }
+            if drivers == HostDrivers::Stay {
+                return None;
+            }
+            self.in_parts(address).or_else(|| self.group_hindrance(address, &rows, server, drivers))
+        };
+        devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
+    }
+
+    /// What a preflight is told of a device, as the host has it, and its row.
+    pub fn facts(&self, device: HostDevice, row: &Device) -> hotplug::Facts {
+        let (root, address) = (self.sysroot.as_deref(), device.address);
+        let memory = |bar: &local::Bar| bar.kind == BarKind::Memory && bar.index < local::Bar::ROM;
+        let bars = local::bars(root, address).map(|bars| {
+            let bars = bars.iter().filter(|bar| memory(bar));
+            bars.map(|bar| hotplug::Bar { size: bar.size, prefetchable64: bar.prefetchable && bar.is_64bit })
+                .collect()
+        });
+        let reset = local::reset_methods(root, address);
+        let guard =
+            self.guards.get(&address).and_then(|guards| guards.first()).map(|guard| hotplug::Guarded {
+                reason: format!("{}: {}", guard.kind, guard.reason),
+                overridden: self.unguarded.contains(&address),
+            });
+        hotplug::Facts { device, guard, managed: is_managed(&row.facts), reset, bars }
+    }
+}

@@ -1,0 +1,57 @@
+//! Retention: events, and attachments, bindings and mediated devices that have ended, are each kept for as long as
+//! configured, and pruned in rounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hotslot_store::{Ended, now};
+
+use crate::config::Age;
+use crate::error::Error;
+use crate::service::Service;
+
+/// How many rows are removed in one transaction.
+const BATCH: i64 = 1000;
+
+/// The shortest and the longest time between two rounds.
+const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// Prunes for as long as the service runs.
+pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
+    let keep = service.config.events.keep.0.min(service.config.records.keep_ended.0);
+    let round = (keep / 10).clamp(ROUND.0, ROUND.1);
+    loop {
+        match prune(&service).await {
+            Ok((0, 0)) => {}
+            Ok((events, ended)) => {
+                tracing::info!(events, ended, "pruned {events} events and {ended} rows that had ended");
+            }
+            Err(error) => tracing::error!(%error, "what is old cannot be pruned; it is tried again"),
+        }
+        tokio::time::sleep(round).await;
+    }
+}
+
+/// Removes what is too old: how many events, and how many rows that have ended.
+async fn prune(service: &Service) -> Result<(u64, u64), Error> {
+    // One process at a time, for the others would wait for it.
+    let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok((0, 0)) };
+    let (store, most) = (&service.store, service.config.events.most.into());
+    let before = |keep: Age| now().saturating_sub(i64::try_from(keep.0.as_millis()).unwrap_or(i64::MAX));
+    let of_events = before(service.config.events.keep);
+    let of_ended = before(service.config.records.keep_ended);
+    let (mut events, mut ended) = (0, 0);
+    loop {
+        let mut removed = store.prune_events(of_events, most, BATCH).await?;
+        events += removed;
+        for table in Ended::ALL {
+            let count = store.prune_ended(*table, of_ended, BATCH).await?;
+            (ended, removed) = (ended + count, removed + count);
+        }
+        if removed == 0 {
+            return Ok((events, ended));
+        }
+        // Whoever waits to write goes first.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

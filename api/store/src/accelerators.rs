@@ -1,0 +1,205 @@
+//! The table `accelerators`: what is given away under a name of its own.
+
+use hotslot_model::accelerator::{AccSpec, Accelerator};
+use hotslot_model::assignment::Holder;
+use hotslot_model::id::{AcceleratorId, DeviceId, RequestId};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::sql::{Row, query};
+use super::{Columns, Store, bad_column, now};
+use crate::error::{Error, changed, not_found};
+
+fn accelerator(row: &Row) -> Result<Accelerator, Error> {
+    let columns = Columns { table: "accelerators", id: row.try_get("uuid")?, row };
+    let spec: Option<String> = columns.get("acc_specs")?;
+    let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
+    let spec = spec.map(|text| {
+        let value: Value = serde_json::from_str(&text).map_err(|error| bad(&error))?;
+        AccSpec::kept(&value).map_err(|error| bad(&error))
+    });
+    Ok(Accelerator {
+        id: columns.parse("uuid")?,
+        name: columns.get("name")?,
+        spec: spec.transpose()?,
+        generation: columns.get("generation")?,
+        pinned: columns.get::<Option<i64>>("device_id")?.map(DeviceId),
+        project: columns.get("project_id")?,
+        created_at: columns.get("created_at")?,
+        updated_at: columns.get("updated_at")?,
+    })
+}
+
+impl Store {
+    /// Every accelerator, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
+        query("SELECT * FROM accelerators ORDER BY accelerator_id").all(&self.read, accelerator).await
+    }
+
+    /// One accelerator.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn accelerator(&self, id: AcceleratorId) -> Result<Option<Accelerator>, Error> {
+        query("SELECT * FROM accelerators WHERE uuid = $1")
+            .bind(id.to_string())
+            .one(&self.read, accelerator)
+            .await
+    }
+
+    /// Whether there is an accelerator of a name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has_accelerator_called(&self, name: &str) -> Result<bool, Error> {
+        let row = query("SELECT uuid FROM accelerators WHERE name = $1").bind(name);
+        Ok(row.fetch_optional(&self.read).await?.is_some())
+    }
+
+    /// Whether a UUID is, or was, a device's.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn is_device(&self, uuid: Uuid) -> Result<bool, Error> {
+        let row = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(uuid.hyphenated().to_string());
+        Ok(row.fetch_optional(&self.read).await?.is_some())
+    }
+
+    /// On whose behalf a device is held, or one part of it; none: on nobody's but its owner's.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn holder_of(&self, device: DeviceId) -> Result<Option<Holder>, Error> {
+        let row = query(
+            "SELECT id, holder FROM attachments WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM bindings WHERE device_id = $1 AND ended_at IS NULL
+             UNION ALL SELECT id, holder FROM mdevs WHERE device_id = $1 AND ended_at IS NULL",
+        );
+        let Some(row) = row.bind(device.0).fetch_optional(&self.read).await? else { return Ok(None) };
+        let columns = Columns { table: "attachments, bindings and mdevs", id: row.try_get("id")?, row: &row };
+        columns.parse_opt("holder")
+    }
+
+    /// How many devices were promised by one request, those that it has no longer too.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rows_of_request(&self, request: RequestId) -> Result<usize, Error> {
+        let rows = query(
+            "SELECT (SELECT COUNT(*) FROM attachments WHERE request_id = $1)
+                 + (SELECT COUNT(*) FROM bindings WHERE request_id = $1)
+                 + (SELECT COUNT(*) FROM mdevs WHERE request_id = $1) AS rows",
+        );
+        let rows: i64 = rows.bind(request.to_string()).fetch_one(&self.read).await?.try_get("rows")?;
+        Ok(usize::try_from(rows).unwrap_or_default())
+    }
+
+    /// Makes an accelerator. It is the device whose UUID it has, if there is or was one.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    pub async fn create_accelerator(
+        &self,
+        name: &str,
+        id: AcceleratorId,
+        project: Option<&str>,
+    ) -> Result<Accelerator, Error> {
+        let new = AccSpec::default();
+        let (_turn, mut tx) = self.begin().await?;
+        let device = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(id.to_string());
+        let pinned =
+            device.fetch_optional(&mut tx).await?.map(|row| row.try_get("id").map(DeviceId)).transpose()?;
+        let last = query("SELECT COALESCE(MAX(accelerator_id), 0) AS last FROM accelerators")
+            .fetch_one(&mut tx)
+            .await?;
+        let number: i64 = last.try_get("last")?;
+        for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
+            let taken = match key {
+                "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
+                _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
+            };
+            if let Some(row) = taken.bind(&value).fetch_optional(&mut tx).await? {
+                let other: String = row.try_get("uuid")?;
+                return Err(Error::Conflict(format!(
+                    "there is an accelerator of {key} `{value}` already, {other}; take another {key}"
+                )));
+            }
+        }
+        let row = query(
+            "INSERT INTO accelerators (accelerator_id, uuid, name, device_type, acc_type, acc_capability, remotable,
+                 generation, device_id, project_id, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10) RETURNING *",
+        )
+        .bind(number + 1)
+        .bind(id.to_string())
+        .bind(name)
+        .bind(&new.device_type)
+        .bind(&new.acc_type)
+        .bind(Value::Object(new.capability).to_string())
+        .bind(new.remotable)
+        .bind(pinned.map(|device| device.0))
+        .bind(project)
+        .bind(now())
+        .fetch_one(&mut tx)
+        .await?;
+        let made = accelerator(&row)?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    /// Puts a spec in the place of the one before, if that is still of the `expected` generation.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it is not, [`Error::NoAccelerator`]; the database's.
+    pub async fn put_acc_spec(
+        &self,
+        id: AcceleratorId,
+        spec: &AccSpec,
+        expected: Option<i64>,
+    ) -> Result<Accelerator, Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let row = query(
+            "UPDATE accelerators SET acc_specs = $2, device_type = $3, acc_type = $4, acc_capability = $5,
+                 vendor_id = $6, product_id = $7, remotable = $8, generation = generation + 1, updated_at = $9
+             WHERE uuid = $1 AND generation = COALESCE($10, generation) RETURNING *",
+        )
+        .bind(id.to_string())
+        .bind(spec.stored())
+        .bind(&spec.device_type)
+        .bind(&spec.acc_type)
+        .bind(Value::Object(spec.capability.clone()).to_string())
+        .bind(spec.vendor_id.map(|id| id.to_string()))
+        .bind(spec.product_id.map(|id| id.to_string()))
+        .bind(spec.remotable)
+        .bind(now())
+        .bind(expected)
+        .fetch_optional(&mut tx)
+        .await?;
+        let Some(row) = row else {
+            drop(tx);
+            return Err(match self.accelerator(id).await? {
+                None => not_found(id),
+                Some(now) => changed(id, now.generation),
+            });
+        };
+        let put = accelerator(&row)?;
+        tx.commit().await?;
+        Ok(put)
+    }
+
+    /// Removes an accelerator's record. False when there was none.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it holds devices; the database's.
+    pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<bool, Error> {
+        let mut draft = self.draft().await?;
+        draft.holds_nothing(Holder::Accelerator(id)).await?;
+        let gone = query("DELETE FROM accelerators WHERE uuid = $1");
+        let gone = gone.bind(id.to_string()).execute(&mut draft.tx).await?;
+        draft.commit().await?;
+        Ok(gone == 1)
+    }
+}

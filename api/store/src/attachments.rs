@@ -1,0 +1,436 @@
+//! The table `attachments`: the promise that a device is, or will be, in a server.
+//!
+//! A device's status follows its attachment's state, in the same transaction.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use hotslot_driver::net::VlanTag;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::assignment::{
+    Attachment, Change, Holder, InnerAddress, InnerSource, Network, NewAttachment, Observation, Reservation,
+    State,
+};
+use hotslot_model::device::{Device, DeviceStatus, Owner, is_for_one_use};
+use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use hotslot_model::{Deed, event};
+
+use super::draft::Draft;
+use super::idempotency::remember;
+use super::sql::{Row, query};
+use super::{Columns, Store, bad_column, now};
+use crate::error::Error;
+
+fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
+    let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
+    let vlan: Option<i64> = columns.get("vlan")?;
+    let vlan = vlan
+        .map(|tag| VlanTag::new(u32::try_from(tag).unwrap_or(u32::MAX)))
+        .transpose()
+        .map_err(|error| bad_column("attachments", &columns.id, "vlan")(&error))?;
+    let trusted: Option<i64> = columns.get("trusted")?;
+    let physical_network = columns.get("physical_network")?;
+    Ok(Some(Network { mac, vlan, physical_network, trusted: trusted.map(|trusted| trusted != 0) }))
+}
+
+pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
+    let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+    let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
+    let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
+    let run: Option<i64> = columns.get("inner_run")?;
+    let run = run.and_then(|run| u32::try_from(run).ok());
+    Ok(Attachment {
+        id: columns.parse("id")?,
+        request: columns.parse("request_id")?,
+        hypervisor: HypervisorId(columns.get("hypervisor_id")?),
+        server: columns.parse("server_uuid")?,
+        device: DeviceId(columns.get("device_id")?),
+        alias: columns.get("alias_name")?,
+        persistent: columns.get::<i64>("persistent")? != 0,
+        managed: columns.get::<i64>("managed")? != 0,
+        network: network(&columns)?,
+        whole_group: columns.get::<i64>("whole_group")? != 0,
+        forced: columns.get::<i64>("forced")? != 0,
+        asked: columns.get::<i64>("asked")? != 0,
+        unasked: columns.get::<i64>("unasked")? != 0,
+        state: columns.parse("state")?,
+        reason: columns.get("state_reason")?,
+        holder: columns.parse_opt("holder")?,
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run }),
+        created_at: columns.get("created_at")?,
+        updated_at: columns.get("updated_at")?,
+        attached_at: columns.get("attached_at")?,
+        ended_at: columns.get("ended_at")?,
+    })
+}
+
+/// A device's status follows the state of its binding, or mediated devices: of `what` holds it.
+pub(super) fn follow(
+    draft: &mut Draft<'_>,
+    what: &dyn Display,
+    device: DeviceId,
+    request: RequestId,
+    state: State,
+) -> Result<(), Error> {
+    let used = draft.device(device).is_some_and(|device| device.status == DeviceStatus::Allocated);
+    follow_used(draft, what, device, request, state, used)
+}
+
+/// A device's status follows the state of what holds it; `used` says whether it is to be cleaned once that has ended,
+/// where it is for one use.
+fn follow_used(
+    draft: &mut Draft<'_>,
+    what: &dyn Display,
+    device: DeviceId,
+    request: RequestId,
+    state: State,
+    used: bool,
+) -> Result<(), Error> {
+    let Some(device) = draft.device(device) else { return Ok(()) };
+    let deed = match state.device_status() {
+        wanted if wanted == device.status => return Ok(()),
+        // An ended attachment has nothing to say of a device that is promised to another.
+        DeviceStatus::Available if device.request != Some(request) => return Ok(()),
+        DeviceStatus::Available => Deed::Free,
+        DeviceStatus::Allocated => Deed::Allocate,
+        // Nothing becomes attaching: reserving makes the row and claims the device.
+        DeviceStatus::Claimed
+        | DeviceStatus::Removed
+        | DeviceStatus::Deleted
+        | DeviceStatus::Unclaimable
+        | DeviceStatus::Unavailable => return Ok(()),
+    };
+    draft.apply(device.id, deed).map_err(|error| {
+        Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
+    })?;
+    if deed == Deed::Free {
+        let once = used && is_for_one_use(&device.facts);
+        draft.edit(device.id, |row| {
+            (row.owner, row.request) = (None, None);
+            row.used_at = once.then(now);
+        });
+        if device.gone_at.is_some() && !once {
+            draft.remove(device.id);
+        }
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
+    /// none. False when one of the devices, or a PF or VF of it, is not free any more. With a key, it is on record
+    /// too which request was made by it.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
+    pub async fn reserve(
+        &self,
+        reservation: Reservation<'_>,
+        wanted: &[NewAttachment],
+    ) -> Result<bool, Error> {
+        let Reservation { hypervisor, server, request, persistent, key, holder } = reservation;
+        let mut draft = self.draft().await?;
+        if let Some(holder) = holder {
+            draft.may_be_given(holder).await?;
+        }
+        let takes_groups = wanted.iter().any(|new| new.whole_group);
+        for (index, new) in wanted.iter().enumerate() {
+            let id = new.device.id;
+            // What was chosen, and nothing else that may be there by now.
+            let same = draft.device(id).is_some_and(|now| {
+                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
+            });
+            if !same || draft.apply(id, Deed::Claim).is_err() {
+                return Ok(false);
+            }
+            let elsewhere = |row: &Arc<Device>| {
+                new.siblings.contains(&row.facts.address)
+                    && row.owner.is_some_and(|owner| owner != Owner::Server(server))
+            };
+            if !new.siblings.is_empty() && draft.devices_of(hypervisor).iter().any(elsewhere) {
+                return Ok(false);
+            }
+            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Server(server)), Some(request)));
+            draft.tell_of([event::made(&new.device, server, new.id, State::Attaching)]);
+            let network = new.network.as_ref();
+            query(
+                "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
+                     persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
+                     whole_group, taken, worker, holder, asked)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                     $18)",
+            )
+            .bind(new.id.to_string())
+            .bind(request.to_string())
+            .bind(hypervisor.0)
+            .bind(server.to_string())
+            .bind(id.0)
+            .bind(&new.alias)
+            .bind(i64::from(persistent))
+            .bind(i64::from(new.managed))
+            .bind(now())
+            .bind(network.map(|network| network.mac.to_string()))
+            .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
+            .bind(network.and_then(|network| network.physical_network.clone()))
+            .bind(network.and_then(|network| network.trusted).map(i64::from))
+            .bind(i64::from(new.whole_group))
+            .bind(i64::from(new.taken))
+            .bind(self.worker().as_deref())
+            .bind(holder.map(|holder| holder.to_string()))
+            // The first is plugged at once, unless a group is taken from its host drivers before.
+            .bind(i64::from(index == 0 && !takes_groups))
+            .execute(&mut draft.tx)
+            .await
+            .map_err(|error| match error.as_database_error() {
+                Some(known) if known.is_unique_violation() => Error::Conflict(
+                    "the mac_address was given to another attachment meanwhile; take another".into(),
+                ),
+                _ => error.into(),
+            })?;
+        }
+        if let Some(key) = key {
+            remember(&mut draft, key, request).await?;
+        }
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what observations make of some attachments ([`State::on`]), and their devices' status with it, in
+    /// one transaction in which the rows are read too. Answers those whose state changed: what they were, and are.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle(&self, seen: &[(AttachmentId, Observation)]) -> Result<Vec<Change>, Error> {
+        let mut draft = self.draft().await?;
+        let mut changed = Vec::new();
+        for (id, observation) in seen {
+            let row = query("SELECT * FROM attachments WHERE id = $1")
+                .bind(id.to_string())
+                .fetch_optional(&mut draft.tx)
+                .await?;
+            let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let Some(next) = row.state.on(row.record(), observation) else { continue };
+            // What is asked to go is `detaching` before it has gone.
+            let unasked = row.state == State::Attached && next.state == State::Detached;
+            query(
+                "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
+                     inner_run = $7, forced = $8, unasked = $9, updated_at = $6,
+                     attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
+                     ended_at = CASE WHEN $2 IN ('detached', 'failed') THEN $6 END
+                 WHERE id = $1",
+            )
+            .bind(id.to_string())
+            .bind(next.state.as_str())
+            .bind(&next.reason)
+            .bind(next.inner.map(|inner| inner.address.to_string()))
+            .bind(next.inner.map(|inner| inner.source.as_str()))
+            .bind(now())
+            .bind(next.inner.and_then(|inner| inner.run).map(i64::from))
+            .bind(i64::from(next.forced))
+            .bind(i64::from(unasked))
+            .execute(&mut draft.tx)
+            .await?;
+            let address = draft.device(row.device).map(|device| device.facts.address);
+            draft.tell_of(event::of_attachment(&row, &next, address));
+            let what = format!("attachment {}", row.id);
+            // The guest may have had it from when libvirt was asked, unless that was refused before.
+            let refused = matches!(observation, Observation::AttachRefused { .. });
+            let used = row.attached_at.is_some() || row.asked && !refused;
+            follow_used(&mut draft, &what, row.device, row.request, next.state, used)?;
+            let was = row.state;
+            (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
+            (row.forced, row.unasked) = (next.forced, unasked);
+            if was != row.state {
+                changed.push(Change { was, row, address });
+            }
+        }
+        draft.commit().await?;
+        Ok(changed)
+    }
+
+    /// Says that an attachment is to go whatever its guest says.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Says that libvirt is asked to plug an attachment's device from now on. Of the first of a request its
+    /// reservation says so.
+    ///
+    /// # Errors
+    /// The database's; then it must not be asked.
+    pub async fn asked(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Says that an attachment which ended without having been asked to go is not wanted any more, should its domain
+    /// come back with the device.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn asked_to_go(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE attachments SET unasked = 0 WHERE id = $1 AND ended_at IS NOT NULL")
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// One attachment, ended ones too.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
+        query("SELECT * FROM attachments WHERE id = $1")
+            .bind(id.to_string())
+            .one(&self.read, attachment)
+            .await
+    }
+
+    /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
+    /// seen to be with them again: the ids of those, and the addresses.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
+        let rows = query(
+            "SELECT attachments.id AS id, pci_devices.address AS address
+             FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
+             WHERE taken = 1 AND ended_at IS NOT NULL AND hypervisor_id = $1 ORDER BY address",
+        )
+        .bind(host.0)
+        .fetch_all(&self.read)
+        .await?;
+        let read = |row: &Row| {
+            let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+            Ok((columns.parse("id")?, columns.parse("address")?))
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Says that what was taken for these attachments was given back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        for id in ids {
+            let row = query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")
+                .bind(id.to_string())
+                .fetch_optional(&mut draft.tx)
+                .await?;
+            let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
+            let address = draft.device(row.device).map(|device| device.facts.address);
+            // libvirt does it by itself for a device that comes alone.
+            draft.tell_of(row.whole_group.then(|| event::given_back(&row, address)));
+        }
+        draft.commit().await.map(drop)
+    }
+
+    /// Those of a server's attachments that another process is attaching, as far as that is not known to have ended.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
+        let Some(worker) = self.worker() else { return Ok(Vec::new()) };
+        let rows = query(
+            "SELECT id FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
+                 AND worker IN (SELECT id FROM processes WHERE id <> $2)",
+        )
+        .bind(server.to_string())
+        .bind(&*worker)
+        .fetch_all(&self.read)
+        .await?;
+        let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");
+        rows.iter().map(read).collect()
+    }
+
+    /// Every attachment that has not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .all(&self.read, attachment)
+            .await
+    }
+
+    /// A server's attachments that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
+        query(
+            "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
+             ORDER BY created_at, device_id",
+        )
+        .bind(server.to_string())
+        .all(&self.read, attachment)
+        .await
+    }
+
+    /// The attachments of a holder that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_held_by(&self, holder: Holder) -> Result<Vec<Attachment>, Error> {
+        query(
+            "SELECT * FROM attachments WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
+        )
+        .bind(holder.to_string())
+        .all(&self.read, attachment)
+        .await
+    }
+
+    /// The attachments that ended last, of one server or of all, the last one first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended_attachments(
+        &self,
+        server: Option<ServerId>,
+        limit: u32,
+    ) -> Result<Vec<Attachment>, Error> {
+        let ended = match server {
+            Some(server) => query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL AND server_uuid = $2
+                 ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit))
+            .bind(server.to_string()),
+            None => query(
+                "SELECT * FROM attachments WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id LIMIT $1",
+            )
+            .bind(i64::from(limit)),
+        };
+        ended.all(&self.read, attachment).await
+    }
+
+    /// The attachments of a request, ended ones too, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
+        query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
+            .bind(request.to_string())
+            .all(&self.read, attachment)
+            .await
+    }
+}

@@ -1,0 +1,69 @@
+//! The table `attributes`: what was said of deployables by hand.
+
+use hotslot_model::cyborg::Attribute;
+use hotslot_model::id::{AttributeId, DeviceId};
+use uuid::Uuid;
+
+use super::sql::{Row, query};
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+fn attribute(row: &Row) -> Result<Attribute, Error> {
+    let columns = Columns { table: "attributes", id: row.try_get("uuid")?, row };
+    Ok(Attribute {
+        id: columns.parse("uuid")?,
+        deployable: DeviceId(columns.get("deployable_id")?),
+        key: columns.get("attribute_key")?,
+        value: columns.get("value")?,
+        created_at: columns.get("created_at")?,
+    })
+}
+
+impl Store {
+    /// Everything that was said by hand, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn attributes(&self) -> Result<Vec<Attribute>, Error> {
+        query("SELECT * FROM attributes ORDER BY created_at, uuid").all(&self.read, attribute).await
+    }
+
+    /// Says something of a deployable.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn create_attribute(
+        &self,
+        deployable: DeviceId,
+        key: &str,
+        value: &str,
+    ) -> Result<Attribute, Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let row = query(
+            "INSERT INTO attributes (uuid, deployable_id, attribute_key, value, created_at)
+             VALUES ($1, $2, $3, $4, $5) RETURNING *",
+        )
+        .bind(Uuid::new_v4().to_string())
+        .bind(deployable.0)
+        .bind(key)
+        .bind(value)
+        .bind(now())
+        .fetch_one(&mut tx)
+        .await?;
+        let made = attribute(&row)?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    /// Takes back what was said. False when nothing was.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn delete_attribute(&self, id: AttributeId) -> Result<bool, Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let gone = query("DELETE FROM attributes WHERE uuid = $1").bind(id.to_string());
+        let gone = gone.execute(&mut tx).await?;
+        tx.commit().await?;
+        Ok(gone == 1)
+    }
+}

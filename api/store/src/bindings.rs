@@ -1,0 +1,167 @@
+//! The table `bindings`: the promise that a device is, or will be, the host's own, bound to a driver.
+//!
+//! As with attachments, a device's status follows the state of its binding, in the same transaction.
+
+use std::sync::Arc;
+
+use hotslot_driver::binding::HostDriver;
+use hotslot_model::assignment::{Binding, Holder, NewBinding, State};
+use hotslot_model::device::{Device, Owner};
+use hotslot_model::id::{BindingId, DeviceId, HypervisorId, RequestId};
+use hotslot_model::{Deed, event};
+
+use super::attachments::follow;
+use super::sql::{Row, query};
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+fn binding(row: &Row) -> Result<Binding, Error> {
+    let columns = Columns { table: "bindings", id: row.try_get("id")?, row };
+    Ok(Binding {
+        id: columns.parse("id")?,
+        request: columns.parse("request_id")?,
+        hypervisor: HypervisorId(columns.get("hypervisor_id")?),
+        device: DeviceId(columns.get("device_id")?),
+        holder: columns.parse("holder")?,
+        driver: columns.parse("driver")?,
+        previous: columns.get("previous_driver")?,
+        state: columns.parse("state")?,
+        reason: columns.get("state_reason")?,
+        created_at: columns.get("created_at")?,
+    })
+}
+
+impl Store {
+    /// Claims every device for its host and writes its bindings as `attaching`, in one transaction: all or none.
+    /// False when one of the devices, or a PF or VF of it, is not free any more, or a server has a function of its
+    /// IOMMU group.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
+    pub async fn reserve_bindings(
+        &self,
+        hypervisor: HypervisorId,
+        request: RequestId,
+        holder: Holder,
+        driver: HostDriver,
+        wanted: &[NewBinding],
+    ) -> Result<bool, Error> {
+        let mut draft = self.draft().await?;
+        draft.may_be_given(holder).await?;
+        for new in wanted {
+            let id = new.device.id;
+            let same = draft.device(id).is_some_and(|now| {
+                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
+            });
+            let in_a_server =
+                |row: &Arc<Device>| new.siblings.contains(&row.facts.address) && row.server().is_some();
+            if !same
+                || draft.apply(id, Deed::Claim).is_err()
+                || draft.devices_of(hypervisor).iter().any(in_a_server)
+            {
+                return Ok(false);
+            }
+            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
+            draft.tell_of([event::binding(&new.device, None, State::Attaching, None)]);
+            query(
+                "INSERT INTO bindings (id, request_id, hypervisor_id, device_id, holder, driver, previous_driver,
+                     state, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, 'attaching', $8)",
+            )
+            .bind(new.id.to_string())
+            .bind(request.to_string())
+            .bind(hypervisor.0)
+            .bind(id.0)
+            .bind(holder.to_string())
+            .bind(driver.to_string())
+            .bind(&new.previous)
+            .bind(now())
+            .execute(&mut draft.tx)
+            .await?;
+        }
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the state of a binding that has not ended, and its device's status with it.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle_binding(
+        &self,
+        id: BindingId,
+        state: State,
+        reason: Option<&str>,
+    ) -> Result<(), Error> {
+        self.settle_bindings(&[(id, state, reason)]).await
+    }
+
+    /// [`settle_binding`](Self::settle_binding) for several bindings, in one transaction: all or none.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle_bindings(&self, settled: &[(BindingId, State, Option<&str>)]) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        for (id, state, reason) in settled.iter().copied() {
+            let was = query("SELECT * FROM bindings WHERE id = $1 AND ended_at IS NULL")
+                .bind(id.to_string())
+                .fetch_optional(&mut draft.tx)
+                .await?;
+            let Some(was) = was.as_ref().map(binding).transpose()? else { continue };
+            if (was.state, was.reason.as_deref()) == (state, reason) {
+                continue;
+            }
+            query(
+                "UPDATE bindings SET state = $2, state_reason = $3, updated_at = $4, ended_at = $5 WHERE id = $1",
+            )
+            .bind(id.to_string())
+            .bind(state.as_str())
+            .bind(reason)
+            .bind(now())
+            .bind(state.is_final().then(now))
+            .execute(&mut draft.tx)
+            .await?;
+            if let Some(device) = draft.device(was.device) {
+                draft.tell_of([event::binding(&device, Some(was.state), state, reason)]);
+            }
+            follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
+        }
+        draft.commit().await.map(drop)
+    }
+
+    /// One binding.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn binding(&self, id: BindingId) -> Result<Option<Binding>, Error> {
+        query("SELECT * FROM bindings WHERE id = $1").bind(id.to_string()).one(&self.read, binding).await
+    }
+
+    /// Every binding that has not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn bindings(&self) -> Result<Vec<Binding>, Error> {
+        query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
+            .all(&self.read, binding)
+            .await
+    }
+
+    /// The bindings of a holder that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn bindings_held_by(&self, holder: Holder) -> Result<Vec<Binding>, Error> {
+        query("SELECT * FROM bindings WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id")
+            .bind(holder.to_string())
+            .all(&self.read, binding)
+            .await
+    }
+}

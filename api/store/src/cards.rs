@@ -1,0 +1,48 @@
+//! The table `disabled_cards`: cards that are offered to nobody.
+
+use std::collections::BTreeSet;
+
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::id::HypervisorId;
+
+use super::sql::{Row, query};
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+impl Store {
+    /// The cards of a host that are disabled, by the addresses of their PFs or only functions.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn disabled_cards(&self, host: HypervisorId) -> Result<BTreeSet<PciAddress>, Error> {
+        let rows = query("SELECT address FROM disabled_cards WHERE hypervisor_id = $1");
+        let rows = rows.bind(host.0).fetch_all(&self.read).await?;
+        let read = |row: &Row| {
+            Columns { table: "disabled_cards", id: row.try_get("address")?, row }.parse("address")
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Disables a card, or enables it again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn disable_card(
+        &self,
+        host: HypervisorId,
+        card: PciAddress,
+        disabled: bool,
+    ) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let change = if disabled {
+            query(
+                "INSERT INTO disabled_cards (hypervisor_id, address, created_at) VALUES ($1, $2, $3)
+                 ON CONFLICT DO NOTHING",
+            )
+        } else {
+            query("DELETE FROM disabled_cards WHERE hypervisor_id = $1 AND address = $2 AND created_at <= $3")
+        };
+        change.bind(host.0).bind(card.to_string()).bind(now()).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,103 @@
+//! The table `device_profiles`: what accelerator requests ask for by a name.
+
+use hotslot_model::cyborg::{DeviceProfile, Group};
+use hotslot_model::id::DeviceProfileId;
+use serde_json::Value;
+
+use super::sql::{Row, Transaction, query};
+use super::{Columns, Store, bad_column};
+use crate::error::Error;
+
+const TABLE: &str = "device_profiles";
+
+fn device_profile(row: &Row) -> Result<DeviceProfile, Error> {
+    let columns = Columns { table: TABLE, id: row.try_get("uuid")?, row };
+    let groups: String = columns.get("profile_groups")?;
+    let bad = |error: &dyn std::fmt::Display| bad_column(TABLE, &columns.id, "profile_groups")(error);
+    let groups: Value = serde_json::from_str(&groups).map_err(|error| bad(&error))?;
+    Ok(DeviceProfile {
+        id: columns.parse("uuid")?,
+        name: columns.get("name")?,
+        description: columns.get("description")?,
+        groups: Group::read_all(&groups).map_err(|error| bad(&error))?,
+        created_at: columns.get("created_at")?,
+    })
+}
+
+/// The row's number of a profile; none when there is no such profile.
+pub(super) async fn number(tx: &mut Transaction, id: DeviceProfileId) -> Result<Option<i64>, Error> {
+    let row = query("SELECT id FROM device_profiles WHERE uuid = $1");
+    let row = row.bind(id.to_string()).fetch_optional(tx).await?;
+    Ok(row.map(|row| row.try_get("id")).transpose()?)
+}
+
+impl Store {
+    /// Every device profile, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn device_profiles(&self) -> Result<Vec<DeviceProfile>, Error> {
+        query("SELECT * FROM device_profiles ORDER BY id").all(&self.read, device_profile).await
+    }
+
+    /// The device profile of a name.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn device_profile_called(&self, name: &str) -> Result<Option<DeviceProfile>, Error> {
+        let row = query("SELECT * FROM device_profiles WHERE name = $1");
+        row.bind(name).one(&self.read, device_profile).await
+    }
+
+    /// Makes a device profile.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        for (key, value) in [("name", new.name.clone()), ("uuid", new.id.to_string())] {
+            let taken = match key {
+                "name" => query("SELECT uuid FROM device_profiles WHERE name = $1"),
+                _ => query("SELECT uuid FROM device_profiles WHERE uuid = $1"),
+            };
+            if taken.bind(&value).fetch_optional(&mut tx).await?.is_some() {
+                return Err(Error::Conflict(format!(
+                    "there is a device profile of {key} `{value}` already; take another {key}"
+                )));
+            }
+        }
+        query(
+            "INSERT INTO device_profiles (id, uuid, name, description, profile_groups, created_at)
+             SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4, $5 FROM device_profiles",
+        )
+        .bind(new.id.to_string())
+        .bind(&new.name)
+        .bind(&new.description)
+        .bind(Group::shown_all(&new.groups).to_string())
+        .bind(new.created_at)
+        .execute(&mut tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Removes device profiles, all or none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] when accelerator requests ask by one; the database's.
+    pub async fn delete_device_profiles(&self, ids: &[DeviceProfileId]) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        for id in ids {
+            let missing = || Error::NotFound(format!("device profile {id}"));
+            let number = number(&mut tx, *id).await?.ok_or_else(missing)?;
+            let asked = query("SELECT uuid FROM accelerator_requests WHERE profile_id = $1 ORDER BY id");
+            if let Some(row) = asked.bind(number).fetch_optional(&mut tx).await? {
+                let request: String = row.try_get("uuid")?;
+                return Err(Error::Conflict(format!(
+                    "device profile {id} is what accelerator request {request} asks for; delete that first"
+                )));
+            }
+            query("DELETE FROM device_profiles WHERE id = $1").bind(number).execute(&mut tx).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,400 @@
+//! Changes to `pci_devices`: drafted against the rows as they are, and written where they differ.
+//!
+//! Every change of a device goes this way, so that nothing is written that was so before, and a PF and its VFs are
+//! kept apart in one place.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::assignment::Holder;
+use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
+use hotslot_model::event::What;
+use hotslot_model::id::{DeviceId, EventId, HypervisorId};
+use hotslot_model::time::Millis;
+use hotslot_model::{Deed, NotAllowed, event};
+use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
+
+use super::devices::devices;
+use super::sql::{On, Transaction, query};
+use super::{News, Store, events, now};
+use crate::error::Error;
+
+/// How long it is asked what became of a commit that failed: others wait for their turn meanwhile.
+const IN_DOUBT: Duration = Duration::from_secs(1);
+
+/// One transaction, with what it makes of the devices.
+pub(super) struct Draft<'s> {
+    store: &'s Store,
+    pub(super) tx: Transaction,
+    /// Rows that may differ from what the table has.
+    rows: BTreeMap<DeviceId, Arc<Device>>,
+    /// Rows that were put aside, as they are, and are to be devices again.
+    back: BTreeMap<DeviceId, Arc<Device>>,
+    /// What is to be told, beside what the rows tell.
+    events: Vec<What>,
+    next_id: Option<i64>,
+    turn: OwnedMutexGuard<()>,
+}
+
+impl Store {
+    /// Begins a change of devices, against the rows as they are now.
+    pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
+        let (turn, mut tx) = self.begin().await?;
+        self.catch_up(On::Transaction(&mut tx)).await?;
+        let (rows, back) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Draft { store: self, tx, rows, back, events: Vec::new(), next_id: None, turn })
+    }
+}
+
+impl Draft<'_> {
+    /// A device as it will be.
+    pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
+        match self.rows.get(&id) {
+            Some(row) => Some(Arc::clone(row)).filter(|row| row.status != DeviceStatus::Deleted),
+            None => self.store.rows().device(id),
+        }
+    }
+
+    /// The devices of a host as they will be.
+    pub(super) fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
+        let mut devices: Vec<_> = self.store.rows().of(host);
+        devices.retain(|device| !self.rows.contains_key(&device.id));
+        let drafted = self.rows.values().filter(|row| row.hypervisor == host);
+        devices.extend(drafted.filter(|row| row.status != DeviceStatus::Deleted).cloned());
+        devices
+    }
+
+    /// Changes a row.
+    pub(super) fn edit(&mut self, id: DeviceId, change: impl FnOnce(&mut Device)) {
+        let row = match self.rows.entry(id) {
+            Entry::Occupied(row) => Some(row.into_mut()),
+            Entry::Vacant(vacant) => self.store.rows().device(id).map(|row| vacant.insert(row)),
+        };
+        if let Some(row) = row {
+            change(Arc::make_mut(row));
+        }
+    }
+
+    /// Tells what happened, beside what the rows of devices tell.
+    pub(super) fn tell_of(&mut self, events: impl IntoIterator<Item = What>) {
+        self.events.extend(events);
+    }
+
+    /// Makes sure that a holder is on record and holds nothing, until this ends: what it is given may be given back.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when it was removed; as [`Self::holds_nothing`].
+    pub(super) async fn may_be_given(&mut self, holder: Holder) -> Result<(), Error> {
+        let on_record = match holder {
+            Holder::Accelerator(id) => {
+                query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
+            }
+            Holder::AcceleratorRequest(id) => {
+                query("SELECT uuid FROM accelerator_requests WHERE uuid = $1").bind(id.to_string())
+            }
+        };
+        if on_record.fetch_optional(&mut self.tx).await?.is_none() {
+            return Err(Error::no_holder(holder));
+        }
+        self.holds_nothing(holder).await
+    }
+
+    /// Makes sure that a holder holds nothing, until this ends.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when a holder holds a device; the database's.
+    pub(super) async fn holds_nothing(&mut self, holder: Holder) -> Result<(), Error> {
+        let held = query(
+            "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL
+             UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL",
+        );
+        match held.bind(holder.to_string()).fetch_optional(&mut self.tx).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Conflict(format!("{holder} is attached meanwhile; detach it first"))),
+        }
+    }
+
+    /// Puts aside the row of a device that nobody was promised.
+    pub(super) fn remove(&mut self, id: DeviceId) {
+        self.edit(id, |row| {
+            if let Ok(status) = row.status.on(Deed::Remove).and_then(|removed| removed.on(Deed::Delete)) {
+                row.status = status;
+            }
+        });
+    }
+
+    /// The rows that were put aside of devices that accelerators are, by their addresses; of several of one address the
+    /// last.
+    pub(super) async fn pinned_before(
+        &mut self,
+        host: HypervisorId,
+    ) -> Result<BTreeMap<PciAddress, Arc<Device>>, Error> {
+        let rows = query(
+            "SELECT * FROM pci_devices WHERE compute_node_id = $1 AND deleted <> 0
+                 AND id IN (SELECT device_id FROM accelerators) ORDER BY id",
+        );
+        let rows = rows.bind(host.0).fetch_all(&mut self.tx).await?;
+        Ok(devices(&rows)?.into_iter().map(|row| (row.facts.address, row)).collect())
+    }
+
+    /// Makes the row of a device that is back one that may be given away again.
+    pub(super) fn bring_back(&mut self, was: Arc<Device>, facts: DeviceFacts) {
+        let row = Device { status: DeviceStatus::Available, facts, gone_at: None, ..(*was).clone() };
+        self.rows.insert(was.id, Arc::new(row));
+        self.back.insert(was.id, was);
+    }
+
+    /// Makes a row for a device that was not there.
+    pub(super) async fn add(&mut self, host: HypervisorId, facts: DeviceFacts) -> Result<DeviceId, Error> {
+        let id = match self.next_id {
+            Some(id) => id,
+            None => {
+                let next = query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM pci_devices");
+                next.fetch_one(&mut self.tx).await?.try_get("id")?
+            }
+        };
+        self.next_id = Some(id + 1);
+        let id = DeviceId(id);
+        self.rows.insert(id, Arc::new(Device::new(id, Uuid::new_v4(), host, facts, now())));
+        Ok(id)
+    }
+
+    /// Does a deed to a device, and what follows from it for its PF or VFs.
+    ///
+    /// # Errors
+    /// [`NotAllowed`]; the draft must then be dropped.
+    pub(super) fn apply(&mut self, id: DeviceId, deed: Deed) -> Result<(), NotAllowed> {
+        let Some(device) = self.device(id) else {
+            return Err(NotAllowed { status: DeviceStatus::Deleted, deed });
+        };
+        let status = device.status.on(deed)?;
+        self.edit(id, |row| row.status = status);
+        for relative in self.relatives(&device) {
+            let told = Deed::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
+            match self.tell(&relative, told) {
+                Err(conflict) if deed == Deed::Claim => return Err(conflict),
+                // It is so already: the record follows.
+                Err(conflict) => log(&relative, conflict),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, device: &Device, told: Deed) -> Result<(), NotAllowed> {
+        let status = device.status.on(told)?;
+        if status != device.status {
+            self.edit(device.id, |row| row.status = status);
+        }
+        Ok(())
+    }
+
+    /// Brings the status of every device of a host that nobody was promised in line with its PF's or VFs'.
+    pub(super) fn tell_everyone(&mut self, host: HypervisorId) {
+        let devices = self.devices_of(host);
+        let mut of_vfs = HashMap::<PciAddress, Deed>::new();
+        let mut of_pfs = HashMap::<PciAddress, DeviceStatus>::new();
+        for device in &devices {
+            of_pfs.insert(device.facts.address, device.status);
+            if let Some(parent) = device.facts.parent_addr {
+                let told = of_vfs.entry(parent).or_insert(Deed::RelativesFree);
+                *told = told.and(device.status);
+            }
+        }
+        for device in &devices {
+            let told = match device.facts.parent_addr {
+                Some(parent) => Deed::of_relatives(of_pfs.get(&parent).copied()),
+                None => of_vfs.get(&device.facts.address).copied().unwrap_or(Deed::RelativesFree),
+            };
+            if let Err(conflict) = self.tell(device, told) {
+                log(device, conflict);
+            }
+        }
+    }
+
+    /// A VF's PF, or a PF's VFs, as they will be. A parent that may not be given away has no row and no say.
+    fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
+        let facts = &device.facts;
+        if facts.parent_addr.is_none() && facts.dev_type != DevType::Pf {
+            return Vec::new();
+        }
+        let is = |other: &&Arc<Device>| {
+            other.id != device.id
+                && other.hypervisor == device.hypervisor
+                && other.status != DeviceStatus::Deleted
+                && (facts.parent_addr == Some(other.facts.address)
+                    || other.facts.parent_addr == Some(facts.address))
+        };
+        let mut relatives = self.store.rows().relatives(device);
+        relatives.retain(|other| !self.rows.contains_key(&other.id));
+        relatives.extend(self.rows.values().filter(is).cloned());
+        relatives
+    }
+
+    /// Writes the rows that differ and the events of it, and commits.
+    ///
+    /// # Errors
+    /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
+    pub(super) async fn commit(mut self) -> Result<usize, Error> {
+        let mut written = Vec::new();
+        let (time, seq) = (now(), self.store.rows().seq + 1);
+        let rows = std::mem::take(&mut self.rows);
+        // Addresses may be exchanged: all that move leave theirs, and those that go, before one takes another's.
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_by_key(|(_, row)| row.status != DeviceStatus::Deleted);
+        for (id, row) in &rows {
+            if self.store.rows().device(*id).is_some_and(|was| was.facts.address != row.facts.address) {
+                query("UPDATE pci_devices SET address = 'moving ' || id WHERE id = $1")
+                    .bind(id.0)
+                    .execute(&mut self.tx)
+                    .await?;
+            }
+        }
+        for (id, mut row) in rows {
+            let was = self.store.rows().device(id);
+            if was.as_deref() == Some(&*row) {
+                continue;
+            }
+            if was.is_some() || row.status != DeviceStatus::Deleted {
+                self.events.extend(event::of_device(was.as_deref(), &row));
+            }
+            match was.or_else(|| self.back.get(&id).cloned()) {
+                None if row.status == DeviceStatus::Deleted => continue,
+                None => insert(&mut self.tx, &row, seq).await?,
+                Some(was) => {
+                    Arc::make_mut(&mut row).updated_at = Some(time);
+                    update(&mut self.tx, &was, &row, time, seq).await?;
+                }
+            }
+            written.push(row);
+        }
+        if !written.is_empty() {
+            query("UPDATE commits SET seq = $1").bind(seq).execute(&mut self.tx).await?;
+        }
+        let last = events::write(&mut self.tx, time, &self.events).await?;
+        if last.is_some() {
+            self.tx.tell(News::Records).await?;
+        }
+        let (store, tx, turn) = (self.store.clone(), self.tx, self.turn);
+        // From here on it goes on even if whoever asked for it does not wait any more: otherwise the database might
+        // have what nobody here knows of.
+        let committed = tokio::spawn(async move { store.finish(tx, turn, written, seq, last).await });
+        committed
+            .await
+            .map_err(|error| Error::Internal(format!("a commit ended without an answer: {error}")))?
+    }
+}
+
+impl Store {
+    /// Commits, brings what is in memory up to that, and tells those who follow the events.
+    async fn finish(
+        self,
+        tx: Transaction,
+        _turn: OwnedMutexGuard<()>,
+        written: Vec<Arc<Device>>,
+        seq: i64,
+        last: Option<EventId>,
+    ) -> Result<usize, Error> {
+        if let Err(error) = tx.commit().await {
+            // It may have taken effect all the same. Where the database cannot tell at once, the next change reads it.
+            self.in_doubt.store(true, Ordering::Relaxed);
+            drop(tokio::time::timeout(IN_DOUBT, self.catch_up(On::Pool(&self.read))).await);
+            return Err(error.into());
+        }
+        let count = written.len();
+        if count > 0 {
+            self.rows_mut().put(written, seq);
+        }
+        // Whoever follows the events finds the devices as they say.
+        if let Some(last) = last {
+            self.heard_of(last);
+        }
+        Ok(count)
+    }
+}
+
+fn log(device: &Device, conflict: NotAllowed) {
+    let address = device.facts.address;
+    tracing::error!(pci.address = %address, %conflict, "a PF and a VF of it are both in use; detach one of them");
+}
+
+fn extra_info(facts: &DeviceFacts) -> Result<String, Error> {
+    serde_json::to_string(&facts.extra_info)
+        .map_err(|error| Error::Internal(format!("extra_info of {}: {error}", facts.address)))
+}
+
+async fn insert(tx: &mut Transaction, row: &Device, seq: i64) -> Result<(), Error> {
+    let facts = &row.facts;
+    query(
+        "INSERT INTO pci_devices (id, uuid, compute_node_id, address, vendor_id, product_id, dev_type, dev_id,
+             label, status, extra_info, numa_node, parent_addr, created_at, seq, deleted)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0)",
+    )
+    .bind(row.id.0)
+    .bind(row.uuid.hyphenated().to_string())
+    .bind(row.hypervisor.0)
+    .bind(facts.address.to_string())
+    .bind(facts.vendor_id.to_string())
+    .bind(facts.product_id.to_string())
+    .bind(facts.dev_type.as_str())
+    .bind(facts.dev_id())
+    .bind(facts.label())
+    .bind(row.status.as_str())
+    .bind(extra_info(facts)?)
+    .bind(facts.numa_node.map(i64::from))
+    .bind(facts.parent_addr.map(|address| address.to_string()))
+    .bind(row.created_at)
+    .bind(seq)
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+async fn update(
+    tx: &mut Transaction,
+    was: &Device,
+    row: &Device,
+    time: Millis,
+    seq: i64,
+) -> Result<(), Error> {
+    let facts = &row.facts;
+    let gone = row.status == DeviceStatus::Deleted;
+    // The row is the lock: whoever finds it changed must choose again.
+    let done = query(
+        "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
+             label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
+             request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
+             used_at = $19, seq = $20
+         WHERE id = $1 AND status = $2 AND deleted = $21",
+    )
+    .bind(row.id.0)
+    .bind(was.status.as_str())
+    .bind(facts.address.to_string())
+    .bind(facts.vendor_id.to_string())
+    .bind(facts.product_id.to_string())
+    .bind(facts.dev_type.as_str())
+    .bind(facts.dev_id())
+    .bind(facts.label())
+    .bind(row.status.as_str())
+    .bind(extra_info(facts)?)
+    .bind(facts.numa_node.map(i64::from))
+    .bind(facts.parent_addr.map(|address| address.to_string()))
+    .bind(row.owner.map(Owner::column))
+    .bind(row.request.map(|request| request.to_string()))
+    .bind(row.gone_at)
+    .bind(time)
+    .bind(gone.then_some(time))
+    .bind(if gone { row.id.0 } else { 0 })
+    .bind(row.used_at)
+    .bind(seq)
+    .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
+    .execute(&mut *tx)
+    .await?;
+    if done == 1 { Ok(()) } else { Err(Error::Stale) }
+}

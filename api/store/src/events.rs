@@ -1,0 +1,240 @@
+//! The table `events`: what happened, in the order in which it was committed. It is the audit log too.
+//!
+//! An event is written in the transaction of the change that it tells of ([`Draft`](super::draft::Draft)). What did
+//! not change writes none.
+
+use hotslot_model::event::{Event, EventFilter, What};
+use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId};
+use hotslot_model::time::Millis;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::sql::{Query, Row, Transaction, query};
+use super::{Columns, Store, bad_column};
+use crate::actor;
+use crate::error::Error;
+
+/// Writes events, and answers the id of the last one.
+pub(super) async fn write(
+    tx: &mut Transaction,
+    time: Millis,
+    events: &[What],
+) -> Result<Option<EventId>, Error> {
+    if events.is_empty() {
+        return Ok(None);
+    }
+    let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+    let last = query("UPDATE event_ids SET last = last + $1 RETURNING last").bind(count);
+    let last: i64 = last.fetch_one(&mut *tx).await?.try_get("last")?;
+    let who = actor::current();
+    for (id, what) in (last - count + 1..).zip(events) {
+        query(
+            "INSERT INTO events (id, time, who, kind, hypervisor_id, server_uuid, device_id, address,
+                 attachment_id, rule_id, was, became, reason)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        )
+        .bind(id)
+        .bind(time)
+        .bind(&*who)
+        .bind(what.kind.as_str())
+        .bind(what.hypervisor.map(|id| id.0))
+        .bind(what.server.map(|id| id.to_string()))
+        .bind(what.device.map(|id| id.0))
+        .bind(what.address.map(|address| address.to_string()))
+        .bind(what.attachment.map(|id| id.to_string()))
+        .bind(what.rule.map(|id| id.hyphenated().to_string()))
+        .bind(what.from.as_ref().map(ToString::to_string))
+        .bind(what.to.as_ref().map(ToString::to_string))
+        .bind(&what.reason)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(Some(EventId(last)))
+}
+
+fn event(row: &Row) -> Result<Event, Error> {
+    const TABLE: &str = "events";
+    let id: i64 = row.try_get("id")?;
+    let columns = Columns { table: TABLE, id: id.to_string(), row };
+    let json = |column: &'static str| -> Result<Option<Value>, Error> {
+        let text: Option<String> = columns.get(column)?;
+        let value = text.map(|text| serde_json::from_str(&text)).transpose();
+        value.map_err(|error| bad_column(TABLE, id, column)(&error))
+    };
+    Ok(Event {
+        id: EventId(id),
+        time: columns.get("time")?,
+        who: columns.get("who")?,
+        host: columns.get("host")?,
+        what: What {
+            kind: columns.parse("kind")?,
+            hypervisor: columns.get::<Option<i64>>("hypervisor_id")?.map(HypervisorId),
+            server: columns.parse_opt("server_uuid")?,
+            device: columns.get::<Option<i64>>("device_id")?.map(DeviceId),
+            address: columns.parse_opt("address")?,
+            attachment: columns.parse_opt("attachment_id")?,
+            rule: columns.parse_opt("rule_id")?,
+            from: json("was")?,
+            to: json("became")?,
+            reason: columns.get("reason")?,
+        },
+    })
+}
+
+/// Which events there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventBounds {
+    /// The last one that was pruned; 0 when none was.
+    pub pruned: EventId,
+    /// The last one that was written; 0 when none was.
+    pub last: EventId,
+}
+
+impl EventBounds {
+    /// Whether all events after one can be told.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when some were pruned, [`Error::Invalid`] when there is no such event yet. After 0 is from
+    /// the oldest that there is.
+    pub fn reach(self, since: EventId) -> Result<(), Error> {
+        if since.0 != 0 && since < self.pruned {
+            let oldest = self.pruned.0 + 1;
+            return Err(Error::Gone(format!(
+                "events after {since} were pruned, the oldest that is kept is {oldest}; ask again with since={} \
+                 for all that are left, and read the lists for how things are",
+                self.pruned
+            )));
+        }
+        if since > self.last {
+            return Err(Error::Invalid(format!(
+                "there is no event {since} yet, the last one is {}; ask again with since=0, for the records are \
+                 not those that you read before",
+                self.last
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The events after one that pass; what `narrowed` binds.
+macro_rules! passing {
+    () => {
+        " LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
+          WHERE events.id > $1
+              AND (CAST($2 AS TEXT) IS NULL OR hypervisors.name = $2)
+              AND (CAST($3 AS TEXT) IS NULL OR events.server_uuid = $3)
+              AND (CAST($4 AS BIGINT) IS NULL OR events.device_id = $4)
+              AND (CAST($5 AS TEXT) IS NULL OR events.address = $5)
+              AND (CAST($6 AS TEXT) IS NULL OR events.attachment_id = $6)
+              AND (CAST($7 AS TEXT) IS NULL OR events.kind = $7 OR events.kind LIKE $7 || '.%') "
+    };
+}
+
+fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) -> Query {
+    query
+        .bind(since.0)
+        .bind(filter.host.clone())
+        .bind(filter.server.map(|id| id.to_string()))
+        .bind(filter.device.map(|id| id.0))
+        .bind(filter.address.map(|address| address.to_string()))
+        .bind(filter.attachment.map(|id| id.to_string()))
+        .bind(filter.kind.clone())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+}
+
+impl Store {
+    /// The events after one that pass, at most `limit`, in their order.
+    ///
+    /// # Errors
+    /// As [`EventBounds::reach`]; the database's, or a row that cannot be read.
+    pub async fn events(
+        &self,
+        since: EventId,
+        filter: &EventFilter,
+        limit: usize,
+    ) -> Result<Vec<Event>, Error> {
+        let rows = query(concat!(
+            "SELECT events.*, hypervisors.name AS host FROM events",
+            passing!(),
+            "ORDER BY events.id LIMIT $8"
+        ));
+        let rows = narrowed(rows, since, filter, limit).fetch_all(&self.read).await?;
+        // Asked after the rows were read: what was pruned before is known by now.
+        self.event_bounds().await?.reach(since)?;
+        rows.iter().map(event).collect()
+    }
+
+    /// The event after which the newest `count` begin that pass.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn before_newest(&self, filter: &EventFilter, count: usize) -> Result<EventId, Error> {
+        // Before the events are read: what comes meanwhile is not left out.
+        let last = self.event_bounds().await?.last;
+        let ids = query(concat!(
+            "SELECT events.id AS id FROM events",
+            passing!(),
+            "ORDER BY events.id DESC LIMIT $8"
+        ));
+        let ids = narrowed(ids, EventId(0), filter, count).fetch_all(&self.read).await?;
+        let first: Option<i64> = ids.last().map(|row| row.try_get("id")).transpose()?;
+        Ok(first.map_or(last, |first| EventId(first - 1)))
+    }
+
+    /// Which events there are.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn event_bounds(&self) -> Result<EventBounds, Error> {
+        let row = query("SELECT pruned, last FROM event_ids").fetch_one(&self.read).await?;
+        Ok(EventBounds { pruned: EventId(row.try_get("pruned")?), last: EventId(row.try_get("last")?) })
+    }
+
+    /// Whether anything was told of an attachment after an event.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn told_of_after(&self, after: EventId, id: AttachmentId) -> Result<bool, Error> {
+        let told = query("SELECT id FROM events WHERE id > $1 AND attachment_id = $2 LIMIT 1");
+        let told = told.bind(after.0).bind(id.to_string()).fetch_optional(&self.read).await?;
+        Ok(told.is_some())
+    }
+
+    /// The id of the last event that was committed, as it goes up.
+    pub fn event_ids(&self) -> watch::Receiver<EventId> {
+        self.last_event.subscribe()
+    }
+
+    /// Lets those who wait for events know of one that was committed.
+    pub(super) fn heard_of(&self, last: EventId) {
+        self.last_event.send_if_modified(|known| last > std::mem::replace(known, last.max(*known)));
+    }
+
+    /// Removes the oldest events: those before a time, and all but the newest `most`; at most `batch` of them.
+    /// Answers how many.
+    ///
+    /// # Errors
+    /// The database's; then nothing was removed.
+    pub async fn prune_events(&self, before: Millis, most: i64, batch: i64) -> Result<u64, Error> {
+        let EventBounds { pruned, last } = self.event_bounds().await?;
+        // From the oldest on, for ids go up with the time.
+        let kept = query("SELECT id FROM events WHERE id > $1 AND time >= $2 ORDER BY id LIMIT 1")
+            .bind(pruned.0)
+            .bind(before)
+            .fetch_optional(&self.read)
+            .await?;
+        let kept: Option<i64> = kept.map(|row| row.try_get("id")).transpose()?;
+        let old = kept.map_or(last.0, |kept| kept - 1);
+        let upto = old.max(last.0.saturating_sub(most)).min(pruned.0.saturating_add(batch));
+        if upto <= pruned.0 {
+            return Ok(0);
+        }
+        let mut draft = self.draft().await?;
+        query("UPDATE event_ids SET pruned = $1 WHERE pruned < $1").bind(upto).execute(&mut draft.tx).await?;
+        for table in ["DELETE FROM events WHERE id <= $1", "DELETE FROM dead_letters WHERE event_id <= $1"] {
+            query(table).bind(upto).execute(&mut draft.tx).await?;
+        }
+        draft.commit().await?;
+        Ok(upto.saturating_sub(pruned.0).unsigned_abs())
+    }
+}

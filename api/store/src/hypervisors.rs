@@ -1,0 +1,42 @@
+//! The table `hypervisors`: a number and a UUID for each configured host, kept over restarts.
+
+use hotslot_model::id::HypervisorId;
+use uuid::Uuid;
+
+use super::sql::query;
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+/// A row of `hypervisors`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HypervisorRow {
+    /// Nova's compute_node_id.
+    pub id: HypervisorId,
+    /// The same thing as clients of microversion 2.53 and later name it.
+    pub uuid: Uuid,
+}
+
+impl Store {
+    /// The row of the host of this name, made when it is not there yet.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn hypervisor(&self, name: &str, uri: &str) -> Result<HypervisorRow, Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        let row = query(
+            "INSERT INTO hypervisors (id, uuid, name, uri, created_at)
+             SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4 FROM hypervisors WHERE true
+             ON CONFLICT (name) DO UPDATE SET uri = excluded.uri, updated_at = excluded.created_at
+             RETURNING id, uuid",
+        )
+        .bind(Uuid::new_v4().hyphenated().to_string())
+        .bind(name)
+        .bind(uri)
+        .bind(now())
+        .fetch_one(&mut tx)
+        .await?;
+        tx.commit().await?;
+        let columns = Columns { table: "hypervisors", id: name.to_owned(), row: &row };
+        Ok(HypervisorRow { id: HypervisorId(columns.get("id")?), uuid: columns.parse("uuid")? })
+    }
+}

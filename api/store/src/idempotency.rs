@@ -1,0 +1,101 @@
+//! The table `idempotency_keys`: what was answered to POSTs that may be sent again.
+
+use hotslot_model::id::RequestId;
+use hotslot_model::idempotency::{Answer, IdempotencyKey, Kept};
+use hotslot_model::time::Millis;
+
+use super::draft::Draft;
+use super::sql::{Row, query};
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
+    let columns = Columns { table: "idempotency_keys", id: key.key.clone(), row };
+    let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
+    let location = columns.get("location")?;
+    let status = status.and_then(|status| u16::try_from(status).ok());
+    Ok(Kept {
+        fingerprint: columns.parse("fingerprint")?,
+        request: columns.parse_opt("request_id")?,
+        answer: status.zip(body).map(|(status, body)| Answer { status, body, location }),
+    })
+}
+
+/// Says, with the reservation of its devices, which request an attach that may be sent again has made.
+pub(super) async fn remember(
+    draft: &mut Draft<'_>,
+    key: &IdempotencyKey,
+    request: RequestId,
+) -> Result<(), Error> {
+    query(
+        "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, request_id, created_at)
+         VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
+             request_id = excluded.request_id, status = NULL, body = NULL, created_at = excluded.created_at",
+    )
+    .bind(&key.key)
+    .bind(&key.route)
+    .bind(key.fingerprint.hyphenated().to_string())
+    .bind(request.to_string())
+    .bind(now())
+    .execute(&mut draft.tx)
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// What is known of a key that was used on this route `since` then.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn kept(&self, key: &IdempotencyKey, since: Millis) -> Result<Option<Kept>, Error> {
+        let row = query(
+            "SELECT * FROM idempotency_keys WHERE idempotency_key = $1 AND route = $2 AND created_at >= $3",
+        )
+        .bind(&key.key)
+        .bind(&key.route)
+        .bind(since)
+        .fetch_optional(&self.read)
+        .await?;
+        row.as_ref().map(|row| kept(key, row)).transpose()
+    }
+
+    /// Keeps an answer, and forgets those older than `since`, and all but the latest `most`.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn keep(
+        &self,
+        key: &IdempotencyKey,
+        answer: &Answer,
+        since: Millis,
+        most: i64,
+    ) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        query(
+            "INSERT INTO idempotency_keys (idempotency_key, route, fingerprint, status, body, created_at, location)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)
+             ON CONFLICT (idempotency_key, route) DO UPDATE SET fingerprint = excluded.fingerprint,
+                 status = excluded.status, body = excluded.body, created_at = excluded.created_at,
+                 location = excluded.location",
+        )
+        .bind(&key.key)
+        .bind(&key.route)
+        .bind(key.fingerprint.hyphenated().to_string())
+        .bind(i64::from(answer.status))
+        .bind(&answer.body)
+        .bind(now())
+        .bind(&answer.location)
+        .execute(&mut draft.tx)
+        .await?;
+        query(
+            "DELETE FROM idempotency_keys WHERE created_at < $1 OR created_at <
+                 (SELECT created_at FROM idempotency_keys ORDER BY created_at DESC LIMIT 1 OFFSET $2)",
+        )
+        .bind(since)
+        .bind(most - 1)
+        .execute(&mut draft.tx)
+        .await?;
+        draft.commit().await.map(drop)
+    }
+}

@@ -1,0 +1,219 @@
+//! The table `mdevs`: the promise that a mediated device is, or will be, in a server.
+//!
+//! The row of its parent in `pci_devices` follows in the same transaction: its host holds it while it has any.
+
+use std::sync::Arc;
+
+use hotslot_model::assignment::{Holder, InnerAddress, Mdev, MdevReservation, Observation, State};
+use hotslot_model::device::{Device, DeviceStatus, Owner};
+use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
+use hotslot_model::{Deed, event};
+
+use super::attachments::follow;
+use super::draft::Draft;
+use super::sql::{Row, query};
+use super::{Columns, Store, now};
+use crate::error::Error;
+
+fn mdev(row: &Row) -> Result<Mdev, Error> {
+    let columns = Columns { table: "mdevs", id: row.try_get("id")?, row };
+    let (address, source) = (columns.parse_opt("inner_address")?, columns.parse_opt("inner_source")?);
+    Ok(Mdev {
+        id: columns.parse("id")?,
+        request: columns.parse("request_id")?,
+        hypervisor: HypervisorId(columns.get("hypervisor_id")?),
+        parent: DeviceId(columns.get("device_id")?),
+        server: columns.parse("server_uuid")?,
+        mdev_type: columns.get("mdev_type")?,
+        holder: columns.parse("holder")?,
+        persistent: columns.get::<i64>("persistent")? != 0,
+        forced: columns.get::<i64>("forced")? != 0,
+        state: columns.parse("state")?,
+        reason: columns.get("state_reason")?,
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run: None }),
+        created_at: columns.get("created_at")?,
+    })
+}
+
+/// The states of a device's mediated devices that have not ended.
+async fn open_states(draft: &mut Draft<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
+    let rows = query("SELECT * FROM mdevs WHERE device_id = $1 AND ended_at IS NULL").bind(parent.0);
+    rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
+}
+
+/// A parent is promised with its first mediated device, held from when one may be in a guest, and free after its last.
+async fn follow_all(draft: &mut Draft<'_>, parent: DeviceId) -> Result<(), Error> {
+    let states = open_states(draft, parent).await?;
+    let Some((device, request)) =
+        draft.device(parent).and_then(|row| Some((row.facts.address, row.request?)))
+    else {
+        return Ok(());
+    };
+    let together = if states.is_empty() {
+        State::Detached
+    } else if states.iter().all(|state| *state == State::Attaching) {
+        State::Attaching
+    } else {
+        State::Attached
+    };
+    follow(draft, &format!("the last of the mediated devices of {device}"), parent, request, together)
+}
+
+impl Store {
+    /// Claims the parents for their host, where they are not held for mediated devices already, and writes the rows of
+    /// new ones, by id, parent and type, as `attaching`, in one transaction: all or none. False when a parent, or a PF or VF
+    /// of it, is not free any more.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
+    /// holds something; the database's. Then nothing was claimed.
+    pub async fn reserve_mdevs(
+        &self,
+        reservation: MdevReservation,
+        wanted: &[(AttachmentId, Arc<Device>, &str)],
+    ) -> Result<bool, Error> {
+        let MdevReservation { hypervisor, server, request, holder, persistent } = reservation;
+        let mut draft = self.draft().await?;
+        draft.may_be_given(holder).await?;
+        for (id, parent, mdev_type) in wanted {
+            let Some(now_it_is) = draft.device(parent.id) else { return Ok(false) };
+            if now_it_is.facts != parent.facts || now_it_is.used_at.is_some() || now_it_is.gone_at.is_some() {
+                return Ok(false);
+            }
+            // Of those that were drafted before, too.
+            if now_it_is.status == DeviceStatus::Available {
+                if draft.apply(parent.id, Deed::Claim).is_err() {
+                    return Ok(false);
+                }
+                draft.edit(parent.id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
+            } else if open_states(&mut draft, parent.id).await?.is_empty() {
+                return Ok(false);
+            }
+            query(
+                "INSERT INTO mdevs (id, request_id, hypervisor_id, device_id, server_uuid, mdev_type, holder,
+                     persistent, state, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9)",
+            )
+            .bind(id.to_string())
+            .bind(request.to_string())
+            .bind(hypervisor.0)
+            .bind(parent.id.0)
+            .bind(server.to_string())
+            .bind(*mdev_type)
+            .bind(holder.to_string())
+            .bind(i64::from(persistent))
+            .bind(now())
+            .execute(&mut draft.tx)
+            .await?;
+            draft.tell_of([event::mdev(parent, server, *id, None, State::Attaching, None)]);
+        }
+        match draft.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                self.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what observations make of some mediated devices ([`State::on`]), and the status of their parents with it,
+    /// in one transaction. Answers those whose state changed.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn settle_mdevs(&self, seen: &[(AttachmentId, Observation)]) -> Result<Vec<Mdev>, Error> {
+        let mut draft = self.draft().await?;
+        let mut changed = Vec::new();
+        for (id, observation) in seen {
+            let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
+            let row = row.fetch_optional(&mut draft.tx).await?;
+            let Some(row) = row.as_ref().map(mdev).transpose()? else { continue };
+            let Some(next) = row.state.on(row.record(), observation) else { continue };
+            query(
+                "UPDATE mdevs SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5, forced = $6,
+                     updated_at = $7, ended_at = $8
+                 WHERE id = $1",
+            )
+            .bind(id.to_string())
+            .bind(next.state.as_str())
+            .bind(&next.reason)
+            .bind(next.inner.map(|inner| inner.address.to_string()))
+            .bind(next.inner.map(|inner| inner.source.as_str()))
+            .bind(i64::from(next.forced))
+            .bind(now())
+            .bind(next.state.is_final().then(now))
+            .execute(&mut draft.tx)
+            .await?;
+            if let Some(parent) = draft.device(row.parent)
+                && (row.state, &row.reason) != (next.state, &next.reason)
+            {
+                let (was, reason) = (Some(row.state), next.reason.as_deref());
+                draft.tell_of([event::mdev(&parent, row.server, row.id, was, next.state, reason)]);
+            }
+            follow_all(&mut draft, row.parent).await?;
+            let has_changed = row.state != next.state;
+            let row = Mdev {
+                state: next.state,
+                reason: next.reason,
+                inner: next.inner,
+                forced: next.forced,
+                ..row
+            };
+            changed.extend(has_changed.then_some(row));
+        }
+        draft.commit().await?;
+        Ok(changed)
+    }
+
+    /// Says that a mediated device is to go whatever its guest says.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn force_mdev(&self, id: AttachmentId) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE mdevs SET forced = 1 WHERE id = $1 AND state = 'detaching'")
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// One mediated device, ended ones too.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn mdev(&self, id: AttachmentId) -> Result<Option<Mdev>, Error> {
+        let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
+        row.one(&self.read, mdev).await
+    }
+
+    /// Every mediated device that has not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
+        let rows = query("SELECT * FROM mdevs WHERE ended_at IS NULL ORDER BY created_at, id");
+        rows.all(&self.read, mdev).await
+    }
+
+    /// A server's mediated devices that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn mdevs_of(&self, server: ServerId) -> Result<Vec<Mdev>, Error> {
+        let rows =
+            query("SELECT * FROM mdevs WHERE server_uuid = $1 AND ended_at IS NULL ORDER BY created_at, id");
+        rows.bind(server.to_string()).all(&self.read, mdev).await
+    }
+
+    /// The mediated devices of a holder that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn mdevs_held_by(&self, holder: Holder) -> Result<Vec<Mdev>, Error> {
+        let rows =
+            query("SELECT * FROM mdevs WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, id");
+        rows.bind(holder.to_string()).all(&self.read, mdev).await
+    }
+}

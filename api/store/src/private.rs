@@ -1,0 +1,241 @@
+//! The files of a SQLite database are for hotslot's user alone: they hold kept answers, and whoever may open them may
+//! lock them.
+//!
+//! They are made so, whatever the umask; what an earlier version, a person or a copy left open to others is corrected
+//! at start, and said in the log.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
+
+const FILE: u32 = 0o600;
+const DIRECTORY: u32 = 0o700;
+const OTHERS: u32 = 0o077;
+const STICKY: u32 = 0o1000;
+
+/// Opens a file to write, making it when it is not there. What is in it stays.
+pub(super) fn file(path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().write(true).create(true).truncate(false))
+}
+
+/// Makes a file that must not be there yet.
+pub(super) fn new_file(path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().write(true).create_new(true))
+}
+
+/// Opens a file, and nothing that a link of its name leads to.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    options.mode(FILE).custom_flags(flags.bits()).open(path)
+}
+
+/// Makes the directory of a database where it is missing, and corrects the modes of what is there.
+///
+/// # Errors
+/// What the system says of a file or directory that cannot be made; and a file or directory of another user, who could
+/// change what is in it. What cannot be corrected is said in the log.
+pub fn prepare(database: &Path) -> io::Result<()> {
+    prepare_for(database, false)
+}
+
+/// [`prepare`], and root may do it for the user whose directory it is.
+pub(super) fn prepare_for(database: &Path, its_user: bool) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory(database))?;
+    // It may be a link: then SQLite keeps its other files where that leads.
+    let there = fs::canonicalize(database);
+    for database in [Some(database), there.as_deref().ok()].into_iter().flatten() {
+        let directory = fs::canonicalize(directory(database))?;
+        let found = fs::metadata(&directory)?;
+        let its_user = if its_user && geteuid().is_root() { found.uid() } else { 0 };
+        check_owner(&directory, &found, its_user)?;
+        let name = database.file_name().unwrap_or_default();
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if is_of(name, &entry.file_name()) {
+                let found = entry.metadata()?;
+                check_owner(&entry.path(), &found, its_user)?;
+                files.push((entry.path(), found));
+            }
+        }
+        correct_directory(&directory, &found, name);
+        for (path, found) in files.iter().filter(|(_, found)| found.is_file()) {
+            correct_file(path, found);
+        }
+    }
+    Ok(())
+}
+
+/// Makes the file of a database that is not there yet. SQLite gives the files beside it the mode of this one.
+///
+/// # Errors
+/// What the system says.
+pub fn make(database: &Path) -> io::Result<()> {
+    match new_file(database) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// The directory that a file is in.
+pub(super) fn directory(file: &Path) -> PathBuf {
+    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
+    directory.unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Refuses what belongs to neither hotslot's user nor root nor this other one.
+fn check_owner(path: &Path, found: &Metadata, other: u32) -> io::Result<()> {
+    let (owner, user) = (found.uid(), geteuid().as_raw());
+    if [user, 0, other].contains(&owner) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} belongs to the user {owner}, who could change the records of hotslot, which runs as the user {user}; if it \
+         is hotslot's, run: chown {user} {}; if not, name another place in [database] url",
+        path.display(),
+        path.display()
+    )))
+}
+
+/// Whether a file is a database's own, or one that SQLite or hotslot keeps beside it: its lock, its log, what was there
+/// before a restore.
+fn is_of(database: &OsStr, file: &OsStr) -> bool {
+    let rest = file.as_bytes().strip_prefix(database.as_bytes());
+    rest.is_some_and(|rest| {
+        [&b""[..], b"-wal", b"-shm", b"-journal", b".lock"].contains(&rest)
+            || rest.starts_with(b".before-restore")
+            || rest.starts_with(b".restored")
+    })
+}
+
+fn correct_file(path: &Path, found: &Metadata) {
+    if found.mode() & OTHERS == 0 {
+        return;
+    }
+    let corrected = open(path, OpenOptions::new().read(true))
+        .and_then(|file| file.set_permissions(Permissions::from_mode(FILE)));
+    told(path, found, FILE, corrected);
+}
+
+fn correct_directory(path: &Path, found: &Metadata, database: &OsStr) {
+    if found.mode() & OTHERS == 0 {
+        return;
+    }
+    if !is_own(path, found, database) {
+        tracing::warn!(
+            "the database is in {}, which is not hotslot's alone ({:04o}); its files are closed to others, but give it \
+             a directory of its own: [database] url = \"sqlite:///var/lib/hotslot/hotslot.db\"",
+            path.display(),
+            found.mode() & 0o7777
+        );
+        return;
+    }
+    told(path, found, DIRECTORY, fs::set_permissions(path, Permissions::from_mode(DIRECTORY)));
+}
+
+fn told(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
+    let (path, was) = (path.display(), found.mode() & 0o7777);
+    match corrected {
+        Ok(()) => tracing::warn!(
+            "{path} was open to other users ({was:04o}); it is for hotslot's alone now ({mode:04o})"
+        ),
+        Err(error) => tracing::warn!(
+            "{path} is open to other users ({was:04o}), and that cannot be changed: {error}; run: chmod {mode:04o} \
+             {path}"
+        ),
+    }
+}
+
+/// Whether a directory holds nothing but a database's own files, and a socket: then nobody else needs it.
+fn is_own(path: &Path, found: &Metadata, database: &OsStr) -> bool {
+    let user = geteuid().as_raw();
+    // `/`, `/srv`, `/var/lib`, `/home/me`: other things are there, or come to be.
+    let shared = ["/", "/var", "/usr", "/home", "/mnt", "/media"];
+    let parent = path.parent().unwrap_or(path);
+    found.uid() == user
+        && found.mode() & STICKY == 0
+        && !path.starts_with("/usr")
+        && !shared.iter().any(|shared| parent == Path::new(shared))
+        && std::env::var_os("HOME").is_none_or(|home| path != Path::new(&home))
+        && fs::read_dir(path).is_ok_and(|entries| {
+            entries.flatten().all(|entry| {
+                is_of(database, &entry.file_name()) || entry.file_type().is_ok_and(|kind| kind.is_socket())
+            })
+        })
+}
+
+/// Gives a file the owner that another has, where it may.
+pub(super) fn own_as(path: &Path, other: &Metadata) {
+    let _ = std::os::unix::fs::chown(path, Some(other.uid()), Some(other.gid()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_is_open_to_others_is_closed_and_a_shared_directory_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("a/b/hotslot.db");
+        prepare(&database).unwrap();
+        make(&database).unwrap();
+        make(&database).unwrap();
+        assert_eq!([&dir.path().join("a"), &dir.path().join("a/b")].map(|dir| mode(dir)), [0o700; 2]);
+        assert_eq!(mode(&database), 0o600);
+        let beside = |name: &str| database.with_file_name(name);
+        for (name, was, is) in [
+            ("hotslot.db", 0o644, 0o600),
+            ("hotslot.db-wal", 0o666, 0o600),
+            ("hotslot.db-shm", 0o644, 0o600),
+            ("hotslot.db.lock", 0o640, 0o600),
+            ("hotslot.db.before-restore", 0o604, 0o600),
+        ] {
+            fs::write(beside(name), "").unwrap();
+            chmod(&beside(name), was);
+            chmod(&dir.path().join("a/b"), 0o755);
+            prepare(&database).unwrap();
+            assert_eq!((mode(&beside(name)), mode(&dir.path().join("a/b"))), (is, 0o700), "{name}");
+        }
+        // What is not its own keeps its mode, and the directory too.
+        for name in ["hotslot.db2", "hotslot.db.toml", "hotslot.db-notes", "other.db"] {
+            fs::write(beside(name), "").unwrap();
+            chmod(&beside(name), 0o644);
+            chmod(&dir.path().join("a/b"), 0o755);
+            prepare(&database).unwrap();
+            assert_eq!((mode(&beside(name)), mode(&dir.path().join("a/b"))), (0o644, 0o755), "{name}");
+        }
+        // A link is not followed.
+        std::os::unix::fs::symlink(beside("other.db"), beside("hotslot.db-journal")).unwrap();
+        for shared in [0o1777, 0o1755] {
+            chmod(&dir.path().join("a/b"), shared);
+            chmod(&database, 0o644);
+            prepare(&database).unwrap();
+            assert_eq!((mode(&database), mode(&dir.path().join("a/b"))), (0o600, shared));
+        }
+        assert_eq!(mode(&beside("other.db")), 0o644);
+    }
+
+    #[test]
+    fn the_directories_of_the_system_are_not_hotslots() {
+        for path in ["/", "/tmp", "/var/lib", "/usr/share", "/etc", "/root", "/dev/shm"] {
+            let Ok(found) = fs::metadata(path) else { continue };
+            assert!(!is_own(Path::new(path), &found, OsStr::new("hotslot.db")), "{path}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hotslot_model::string_enum;
+use sqlx::postgres::PgListener;
+use uuid::Uuid;
+
+use super::locks::PROCESS;
+use super::sql::{Transaction, query};
+use super::{Columns, Store};
+use crate::actor;
+use crate::error::Error;
+use crate::sql::Pool;
+
+const CHANNEL: &str = "hotslot";
+
+string_enum! {
+    /// What a commit has changed that other processes keep in memory, or wait for.
+    News {
+        /// Devices, and what else events tell of.
+        Records = "records",
+        /// The rules that came by the API; everything else too, for all that is known.
+        Rules = "rules",
+        /// Dead letters are to be tried again.
+        Letters = "letters",
+    }
+}
+
+/// What other processes commit, as it comes; what this process commits is heard too.
+pub struct Heard(PgListener);
+
+impl Heard {
+    /// Waits for the next news. When the connection broke, everything may be new.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn next(&mut self) -> Result<News, Error> {
+        let heard = self.0.try_recv().await?;
+        Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(News::Rules))
+    }
+}
+
+/// A row of `processes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id; the name of its lock. It has another one after it was taken for dead.
+    pub id: Arc<str>,
+    /// The machine that it runs on.
+    pub host: String,
+    /// Its number there.
+    pub pid: i64,
+}
+
+impl Process {
+    /// This one.
+    pub(super) fn this() -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let id = format!("{PROCESS}{} {}", Uuid::new_v4(), here().unwrap_or_default());
+        Self { id: id.into(), host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
+    }
+
+    /// Whether it ran on this machine, and is there no more.
+    pub fn has_exited(&self) -> bool {
+        here().is_some_and(|here| self.id.ends_with(&format!(" {here}")))
+            && !Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+}
+
+/// What tells this machine, as long as it runs, and its process numbers from all others; none where that is not said.
+fn here() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let numbers = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{} {}", boot.trim(), numbers.display()))
+}
+
+impl Transaction {
+    /// Lets other processes know, once this is committed.
+    pub(super) async fn tell(&mut self, news: News) -> Result<(), Error> {
+        if let Self::Postgres(_) = self {
+            query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(news.as_str()).execute(self).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// What this process is called in what it writes and locks: by the task that asks, when that has begun under
+    /// another id, and so can change nothing any more. None when there can be no others.
+    pub fn worker(&self) -> Option<Arc<str>> {
+        actor::worker().or_else(|| self.locks.process().map(|process| Arc::clone(&process.id)))
+    }
+
+    /// What this process is called now, for a task that begins.
+    pub fn new_worker(&self) -> Option<Arc<str>> {
+        self.locks.process().map(|process| Arc::clone(&process.id))
+    }
+
+    /// Makes sure that a process has not been taken off the record, within a transaction that nobody writes beside.
+    ///
+    /// # Errors
+    /// [`Error::TakenOver`]; the database's.
+    pub(super) async fn is_on_record(&self, tx: &mut Transaction) -> Result<(), Error> {
+        let Some(worker) = self.worker() else { return Ok(()) };
+        let row = query("SELECT id FROM processes WHERE id = $1").bind(&*worker).fetch_optional(tx).await?;
+        row.map(drop).ok_or(Error::TakenOver)
+    }
+
+    /// Listens to other processes; none when there can be no others.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn listen(&self) -> Result<Option<Heard>, Error> {
+        let Pool::Postgres(pool) = &self.read else { return Ok(None) };
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Some(Heard(listener)))
+    }
+
+    /// The other processes that have ended without having been taken over.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn ended(&self) -> Result<Vec<Process>, Error> {
+        // A connection that broke is known when it is asked, and made anew.
+        let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
+        self.locks.is(Arc::clone(&this.id)).await?;
+        let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
+        let rows = query("SELECT * FROM processes").fetch_all(&self.read).await?;
+        let mut others = Vec::new();
+        for row in &rows {
+            let columns = Columns { table: "processes", id: row.try_get("id")?, row };
+            others.push(Process {
+                id: columns.get::<String>("id")?.into(),
+                host: columns.get("host")?,
+                pid: columns.get("pid")?,
+            });
+        }
+        others.retain(|process| process.id != this.id);
+        let names = others.iter().map(|process| process.id.to_string());
+        let alive = self.locks.elsewhere(names.collect()).await?;
+        others.retain(|other| !alive.contains(&*other.id));
+        Ok(others)
+    }
+
+    /// Takes this process off the record when it leaves nothing to be taken over.
+    pub(super) async fn leave(&self) -> Result<(), Error> {
+        match self.locks.process() {
+            Some(this) if self.locks.idle().await? => self.forget_process(&this).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Says that what a process left has been taken over.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
+        // In turn with all that writes: what it has not committed by now it never will.
+        let (_turn, mut tx) = self.begin().await?;
+        query("DELETE FROM processes WHERE id = $1").bind(&*process.id).execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,330 @@
+//! Several processes over one PostgreSQL.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use hotslot_model::device::DeviceStatus;
+use hotslot_model::event::EventFilter;
+
+use super::*;
+
+/// Claims of all racing processes together: a few, or with `HOTSLOT_LONG_WALK` set all that were promised.
+fn claims() -> usize {
+    if std::env::var_os("HOTSLOT_LONG_WALK").is_some() { 10_000 } else { 1_000 }
+}
+
+/// Two stores on one database, as two processes have it.
+pub(super) async fn two() -> (Records, Records) {
+    let url = postgres::database().await;
+    let one = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    let other = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    assert_eq!(one.host, other.host);
+    (one, other)
+}
+
+/// Waits until something is so.
+async fn until(what: &str, so: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !so().await {
+        assert!(start.elapsed() < Duration::from_secs(10), "it never came: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn processes_that_start_at_once_make_one_schema_and_one_row_a_host() {
+    let url = postgres::database().await;
+    let start = async |name| {
+        let store = Store::open(&url, None).await.unwrap();
+        (
+            store.hypervisor("shared", "sim:///x").await.unwrap(),
+            store.hypervisor(name, "sim:///y").await.unwrap(),
+        )
+    };
+    let (one, two, three) = tokio::join!(start("one"), start("two"), start("three"));
+    assert!(one.0 == two.0 && two.0 == three.0);
+    let ids: std::collections::BTreeSet<_> = [one.0, one.1, two.1, three.1].map(|row| row.id).into();
+    assert_eq!(ids.len(), 4);
+}
+
+#[tokio::test]
+async fn what_one_commits_another_hears_and_has() {
+    let (one, other) = two().await;
+    let mut heard = other.store.listen().await.unwrap().unwrap();
+    one.scan(devices()).await;
+    assert_eq!(heard.next().await.unwrap(), News::Records);
+    other.store.refresh().await.unwrap();
+    assert_eq!(other.store.devices(), one.store.devices());
+    // Without having heard, too: a claim of what was taken meanwhile fails, and what is so is known then.
+    let vf = one.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    assert_eq!(other.claim(&["0000:04:10.0"]).await, None);
+    assert_eq!(other.store.devices(), one.store.devices());
+    other.gone(vf).await;
+    one.scan(Vec::new()).await;
+    assert_eq!(one.store.devices(), Vec::new());
+    other.store.refresh().await.unwrap();
+    assert_eq!(other.store.devices(), Vec::new(), "deleted rows are seen");
+}
+
+#[tokio::test]
+async fn a_lock_is_held_by_one_process_until_it_gives_it_back_or_ends() {
+    let (one, other) = two().await;
+    let (locks, others) = (one.store.locks(), other.store.locks());
+    let held = locks.try_lock("a".into()).await.unwrap().unwrap();
+    assert!(others.try_lock("a".into()).await.unwrap().is_none());
+    let names = || vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(others.elsewhere(names()).await.unwrap(), ["a".to_owned()].into());
+    assert_eq!(locks.elsewhere(names()).await.unwrap(), [].into(), "it is not elsewhere");
+    drop(held);
+    let held = others.lock("a".into()).await.unwrap();
+    assert!(locks.try_lock("a".into()).await.unwrap().is_none());
+    // It waits until the other one has ended, and is known to have.
+    let ended = AtomicBool::new(false);
+    let wait = async {
+        drop(locks.lock("a".into()).await.unwrap());
+        assert!(ended.load(Ordering::Relaxed), "it may have come back");
+    };
+    let end = async {
+        let process = Process::clone(&other.store.locks.process().unwrap());
+        drop((held, others, other));
+        until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&process))
+            .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ended.store(true, Ordering::Relaxed);
+        one.store.forget_process(&process).await.unwrap();
+    };
+    tokio::join!(wait, end);
+}
+
+#[tokio::test]
+async fn a_lock_whose_connection_broke_is_nobody_elses_before_it_is_had_again() {
+    let (one, other) = two().await;
+    let (locks, others) = (one.store.locks(), other.store.locks());
+    let held = locks.lock("a".into()).await.unwrap();
+    // Other tests have locks of this name in other databases of the server.
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('a', 0)";
+    assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
+    until("it is gone", async || others.elsewhere(vec!["a".into()]).await.unwrap().is_empty()).await;
+    for name in ["a", "b"] {
+        assert!(others.try_lock(name.into()).await.unwrap().is_none());
+        assert!(!others.settled().await.unwrap());
+    }
+    assert!(locks.has(&held).await.unwrap(), "it is had again");
+    assert!(others.try_lock("a".into()).await.unwrap().is_none());
+    drop(others.try_lock("b".into()).await.unwrap().unwrap());
+    // One that was taken over meanwhile knows that it was.
+    let process = one.store.locks.process().unwrap();
+    assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
+    other.store.forget_process(&process).await.unwrap();
+    let taken = others.lock("a".into()).await.unwrap();
+    assert!(!locks.has(&held).await.unwrap());
+    drop((taken, held));
+    drop(others.lock("a".into()).await.unwrap());
+}
+
+#[tokio::test]
+async fn events_of_several_writers_have_no_gaps_and_are_never_seen_out_of_order() {
+    const CHANGES: i64 = 100;
+    let (one, other) = two().await;
+    let changed = |number: i64| {
+        let mut seen = devices();
+        seen[1].numa_node = Some(number as u32);
+        seen
+    };
+    one.scan(devices()).await;
+    let start = one.last_event().await;
+    let write = async |records: &Records, from: i64| {
+        for number in 0..CHANGES {
+            records.scan(changed(from + number)).await;
+        }
+    };
+    let writers = async { tokio::join!(write(&one, 1000), write(&other, 2000), write(&one, 3000)) };
+    let done = AtomicBool::new(false);
+    let read = async {
+        let mut last = start;
+        loop {
+            let all = done.load(Ordering::Relaxed);
+            for event in other.store.events(last, &EventFilter::default(), 7).await.unwrap() {
+                assert_eq!(event.id.0, last.0 + 1, "none is left out, and none comes later");
+                last = event.id;
+            }
+            if all && last == other.last_event().await {
+                return last;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (last, _) = tokio::join!(read, async {
+        writers.await;
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(last.0 - start.0 > 2 * CHANGES, "{last}");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_has_its_locks_again() {
+    let (one, other) = two().await;
+    let (locks, others) = (one.store.locks(), other.store.locks());
+    let held = locks.lock("a".into()).await.unwrap();
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = 'hotslot locks' AND datname = current_database()";
+    query(kill).execute(&other.store.write).await.unwrap();
+    // Each asks something: that it fails is how a broken connection is noticed.
+    until("the locks are had again", async || {
+        let again = locks.elsewhere(vec!["x".into()]).await.is_ok();
+        again && others.elsewhere(vec!["a".into()]).await.is_ok_and(|held| !held.is_empty())
+    })
+    .await;
+    assert!(others.try_lock("a".into()).await.unwrap().is_none());
+    drop(held);
+    until("it was given back", async || others.try_lock("a".into()).await.is_ok_and(|held| held.is_some()))
+        .await;
+    assert_eq!(one.store.ended().await.unwrap(), [], "both are alive");
+}
+
+#[tokio::test]
+async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
+    let (one, other) = two().await;
+    assert_eq!(one.store.ended().await.unwrap(), []);
+    let before = other.store.locks.process().unwrap();
+    one.store.forget_process(&before).await.unwrap();
+    other.store.ended().await.unwrap();
+    let this = Process::clone(&other.store.locks.process().unwrap());
+    assert_ne!(this, *before, "it is another one to the others");
+    drop((before, other));
+    until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
+    one.store.forget_process(&this).await.unwrap();
+    assert_eq!(one.store.ended().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn work_that_began_before_its_process_was_taken_for_dead_changes_nothing() {
+    let (one, other) = two().await;
+    one.scan(devices()).await;
+    let (worker, this) = (one.store.new_worker(), one.store.locks.process().unwrap());
+    let held = one.store.locks().lock("a".into()).await.unwrap();
+    other.store.forget_process(&this).await.unwrap();
+    let empty = async || one.store.scan(one.host, Looked::Everywhere, Vec::new()).await;
+    let began_before = async || crate::actor::as_process(worker.clone(), empty()).await;
+    assert!(matches!(began_before().await, Err(Error::TakenOver)));
+    // It is on record again as another one: that one may, and what it was before may still not.
+    assert!(!one.store.locks().is(Arc::clone(&this.id)).await.unwrap());
+    assert!(!one.store.locks().has(&held).await.unwrap());
+    assert!(matches!(began_before().await, Err(Error::TakenOver)));
+    assert_eq!(one.store.devices().len(), 5);
+    let again = one.store.locks().lock("a".into()).await.unwrap();
+    drop(held);
+    assert!(one.store.locks().has(&again).await.unwrap(), "what was lost is not given back in its place");
+    empty().await.unwrap();
+    assert_eq!(one.store.devices().len(), 0);
+}
+
+#[tokio::test]
+async fn postgresql_ends_the_locks_of_a_process_that_says_nothing() {
+    let (one, other) = two().await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(one.store.ended().await.unwrap(), [], "each has said that it is alive");
+    let silent = "SELECT COUNT(*) AS count FROM pg_stat_activity WHERE application_name = 'hotslot locks'
+                  AND datname = current_database() AND state_change > now() - INTERVAL '3 seconds'";
+    let count: i64 = query(silent).fetch_one(&other.store.read).await.unwrap().try_get("count").unwrap();
+    assert_eq!(count, 2);
+}
+
+#[tokio::test]
+async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() {
+    let (one, other) = two().await;
+    one.scan(devices()).await;
+    other.store.refresh().await.unwrap();
+    let mut draft = one.store.draft().await.unwrap();
+    let id = one.at("0000:05:00.0").id;
+    draft.edit(id, |row| row.used_at = Some(1));
+    let start = Instant::now();
+    other.claim(&["0000:05:00.0"]).await.unwrap();
+    let waited = start.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
+    assert!(draft.commit().await.is_err());
+    one.store.refresh().await.unwrap();
+    assert_eq!(one.store.devices(), other.store.devices());
+}
+
+/// The next of a series of numbers that looks random enough.
+fn next(series: &mut u64) -> usize {
+    *series = series.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*series >> 33) as usize
+}
+
+/// One of the racing processes. Whatever it is given it enters in a table of its own, and leaves there before it
+/// gives it back: what is given twice is there already.
+#[tokio::test]
+#[ignore = "the test below starts it"]
+async fn racer() {
+    let Ok(race) = std::env::var("HOTSLOT_RACE") else { return };
+    let (seed, url) = race.split_once(' ').unwrap();
+    let mut series: u64 = seed.parse().unwrap();
+    let records = Records::of(Store::open(url, None).await.unwrap(), None).await;
+    let (mut given, mut lost) = (0, 0);
+    for _ in 0..claims() / 4 {
+        let mut wanted: Vec<_> = records.store.devices_of(records.host);
+        let free = wanted.iter().filter(|device| device.status == DeviceStatus::Available).count();
+        wanted.retain(|device| free == 0 || device.status == DeviceStatus::Available);
+        let wanted = wanted[next(&mut series) % wanted.len()].facts.address.to_string();
+        let Some(ids) = records.claim(&[&wanted]).await else {
+            lost += 1;
+            continue;
+        };
+        given += 1;
+        let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+        let enter = query("INSERT INTO owners (device) VALUES ($1)").bind(row.device.0);
+        enter.execute(&records.store.write).await.expect("the device was given twice");
+        if next(&mut series).is_multiple_of(4) {
+            records.attached(ids[0]).await;
+        }
+        let leave = query("DELETE FROM owners WHERE device = $1").bind(row.device.0);
+        assert_eq!(leave.execute(&records.store.write).await.unwrap(), 1);
+        records.gone(ids[0]).await;
+    }
+    println!("\nraced {given} {lost}");
+}
+
+#[tokio::test]
+async fn four_processes_race_and_no_device_is_given_twice_and_none_is_lost() {
+    let url = postgres::database().await;
+    let records = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    records.scan(devices()).await;
+    query("CREATE TABLE owners (device BIGINT PRIMARY KEY)").execute(&records.store.write).await.unwrap();
+    let start = Instant::now();
+    let racer = |seed: u32| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["store::tests::processes::racer", "--exact", "--ignored", "--nocapture"])
+            .env("HOTSLOT_RACE", format!("{seed} {url}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let racers: Vec<_> = (1..=4).map(racer).collect();
+    let (mut given, mut lost) = (0, 0);
+    for racer in racers {
+        let output = tokio::task::spawn_blocking(|| racer.wait_with_output()).await.unwrap().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        let raced = text.lines().find_map(|line| line.strip_prefix("raced ")).unwrap();
+        let mut counts = raced.split(' ').map(|count| count.parse::<usize>().unwrap());
+        given += counts.next().unwrap();
+        lost += counts.next().unwrap();
+    }
+    println!("{given} claims given, {lost} lost to others, in {:?}", start.elapsed());
+    assert_eq!(given + lost, claims());
+    assert!(lost > claims() / 20, "they were in each other's way: {lost}");
+    let count = async |statement: &'static str| -> i64 {
+        query(statement).fetch_one(&records.store.read).await.unwrap().try_get("count").unwrap()
+    };
+    let rows = count("SELECT COUNT(*) AS count FROM attachments").await;
+    assert_eq!(rows, given as i64, "a row for each");
+    assert_eq!(count("SELECT COUNT(*) AS count FROM attachments WHERE ended_at IS NULL").await, 0);
+    assert_eq!(count("SELECT COUNT(*) AS count FROM owners").await, 0);
+    records.store.refresh().await.unwrap();
+    assert_eq!(records.statuses(), ["available"; 5], "all are free again");
+}

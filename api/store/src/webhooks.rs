@@ -1,0 +1,168 @@
+//! The tables `webhooks` and `dead_letters`: up to which event each webhook was told, and what it could not be told.
+
+use hotslot_model::id::EventId;
+use hotslot_model::time::Millis;
+
+use super::sql::{Row, query};
+use super::{Columns, News, Store, now};
+use crate::error::Error;
+
+/// A row of `dead_letters`: an event that a webhook could not be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event.
+    pub event: EventId,
+    /// How often it was tried.
+    pub attempts: i64,
+    /// Why it failed the last time.
+    pub reason: String,
+    /// When it was given up.
+    pub died_at: Millis,
+    /// Whether someone asked for it to be tried again.
+    pub due: bool,
+}
+
+fn letter(row: &Row) -> Result<DeadLetter, Error> {
+    let event: i64 = row.try_get("event_id")?;
+    let columns = Columns { table: "dead_letters", id: event.to_string(), row };
+    Ok(DeadLetter {
+        event: EventId(event),
+        attempts: columns.get("attempts")?,
+        reason: columns.get("reason")?,
+        died_at: columns.get("died_at")?,
+        due: columns.get::<i64>("due")? != 0,
+    })
+}
+
+impl Store {
+    /// The event up to which a webhook was told. One that is new begins with what happens from now on.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn told(&self, webhook: &str) -> Result<EventId, Error> {
+        let told = || query("SELECT told FROM webhooks WHERE name = $1").bind(webhook);
+        let row = match told().fetch_optional(&self.read).await? {
+            Some(row) => row,
+            None => {
+                let mut draft = self.draft().await?;
+                query(
+                    "INSERT INTO webhooks (name, told, created_at) SELECT $1, last, $2 FROM event_ids WHERE true
+                     ON CONFLICT (name) DO NOTHING",
+                )
+                .bind(webhook)
+                .bind(now())
+                .execute(&mut draft.tx)
+                .await?;
+                let row = told().fetch_one(&mut draft.tx).await?;
+                draft.commit().await?;
+                row
+            }
+        };
+        Ok(EventId(row.try_get("told")?))
+    }
+
+    /// Says up to which event a webhook was told; what it could not be told among those is a dead letter.
+    ///
+    /// # Errors
+    /// The database's; then nothing was changed.
+    pub async fn set_told(
+        &self,
+        webhook: &str,
+        upto: EventId,
+        dead: Option<&DeadLetter>,
+    ) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        query("UPDATE webhooks SET told = $2, updated_at = $3 WHERE name = $1 AND told < $2")
+            .bind(webhook)
+            .bind(upto.0)
+            .bind(now())
+            .execute(&mut draft.tx)
+            .await?;
+        if let Some(letter) = dead {
+            query(
+                "INSERT INTO dead_letters (webhook, event_id, attempts, reason, died_at)
+                 VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT (webhook, event_id) DO UPDATE
+                     SET attempts = dead_letters.attempts + excluded.attempts, reason = excluded.reason",
+            )
+            .bind(webhook)
+            .bind(letter.event.0)
+            .bind(letter.attempts)
+            .bind(&letter.reason)
+            .bind(letter.died_at)
+            .execute(&mut draft.tx)
+            .await?;
+        }
+        draft.commit().await.map(drop)
+    }
+
+    /// What a webhook could not be told, in the order of the events: at most `limit`, and how many there are.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn dead_letters(&self, webhook: &str, limit: u32) -> Result<(Vec<DeadLetter>, i64), Error> {
+        let rows = query("SELECT * FROM dead_letters WHERE webhook = $1 ORDER BY event_id LIMIT $2")
+            .bind(webhook)
+            .bind(i64::from(limit))
+            .fetch_all(&self.read)
+            .await?;
+        let count = query("SELECT COUNT(*) AS count FROM dead_letters WHERE webhook = $1").bind(webhook);
+        let count = count.fetch_one(&self.read).await?.try_get("count")?;
+        Ok((rows.iter().map(letter).collect::<Result<_, _>>()?, count))
+    }
+
+    /// Asks for a webhook's dead letters to be tried again. Answers how many there are.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn redeliver(&self, webhook: &str) -> Result<u64, Error> {
+        let mut draft = self.draft().await?;
+        let done = query("UPDATE dead_letters SET due = 1 WHERE webhook = $1")
+            .bind(webhook)
+            .execute(&mut draft.tx)
+            .await?;
+        draft.tx.tell(News::Letters).await?;
+        draft.commit().await?;
+        Ok(done)
+    }
+
+    /// The first of a webhook's dead letters that is to be tried again.
+    ///
+    /// # Errors
+    /// The database's, or a row that cannot be read.
+    pub async fn due_letter(&self, webhook: &str) -> Result<Option<DeadLetter>, Error> {
+        let row =
+            query("SELECT * FROM dead_letters WHERE webhook = $1 AND due = 1 ORDER BY event_id LIMIT 1")
+                .bind(webhook)
+                .fetch_optional(&self.read)
+                .await?;
+        row.as_ref().map(letter).transpose()
+    }
+
+    /// Says what became of a dead letter that was tried once more: told, or the reason why not.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn tried_again(
+        &self,
+        webhook: &str,
+        event: EventId,
+        outcome: Result<(), &str>,
+    ) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        let statement = match outcome {
+            Ok(()) => query("DELETE FROM dead_letters WHERE webhook = $1 AND event_id = $2"),
+            Err(_) => query(
+                "UPDATE dead_letters SET due = 0, attempts = attempts + 1, reason = $3
+                 WHERE webhook = $1 AND event_id = $2",
+            ),
+        };
+        let statement = statement.bind(webhook).bind(event.0);
+        let statement = match outcome {
+            Ok(()) => statement,
+            Err(reason) => statement.bind(reason),
+        };
+        statement.execute(&mut draft.tx).await?;
+        draft.commit().await.map(drop)
+    }
+}
