@@ -112,7 +112,7 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Whether an event passes, as [`Store::events`] has it.
+    /// Whether an event passes, as the query of the table `events` has it.
     pub fn passes(&self, event: &Event) -> bool {
         fn is<T: PartialEq>(wanted: Option<&T>, has: Option<&T>) -> bool {
             wanted.is_none() || wanted == has

@@ -70,7 +70,7 @@ pub struct Held {
     pub by: HeldBy,
     /// The device; of a mediated device its parent.
     pub device: Arc<Device>,
-    /// As the host has it now; none when that was not asked ([`Service::look_at`]), or cannot be read.
+    /// As the host has it now; none when that was not asked (the service's `look_at`), or cannot be read.
     pub found: Option<HostDevice>,
 }
 

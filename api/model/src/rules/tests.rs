@@ -262,11 +262,10 @@ fn an_entry_of_the_file_keeps_its_id_and_a_list_is_several_entries() {
 #[test]
 fn what_the_api_adds_comes_after_the_file_and_is_left_out_where_it_is_wrong() {
     let pci = pci(&json!({"device_spec": {"address": "0000:04:00.0", "rack": "file"}}));
-    let api = |kind, text: Value| Rule {
-        id: uuid::Uuid::nil(),
-        kind,
-        text: text.to_string(),
-        source: Source::Api { created_at: 0, updated_at: None },
+    let api = |kind, text: Value| {
+        let text = text.to_string();
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes());
+        Rule { id, kind, text, source: Source::Api { created_at: 0, updated_at: None } }
     };
     let mut entries = Rule::of_file(&pci);
     let file = entries[0].id;

@@ -298,7 +298,7 @@ async fn four_processes_race_and_no_device_is_given_twice_and_none_is_lost() {
     let start = Instant::now();
     let racer = |seed: u32| {
         Command::new(std::env::current_exe().unwrap())
-            .args(["store::tests::processes::racer", "--exact", "--ignored", "--nocapture"])
+            .args(["tests::processes::racer", "--exact", "--ignored", "--nocapture"])
             .env("HOTSLOT_RACE", format!("{seed} {url}"))
             .stdout(Stdio::piped())
             .spawn()
