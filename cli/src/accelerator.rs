@@ -11,7 +11,7 @@ use crate::client::query_string;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
 use crate::wait::waiting;
-use crate::{Cli, server};
+use crate::{Cli, lookup};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = r#"Examples:
@@ -135,7 +135,7 @@ impl AcceleratorCommand {
                 let id = find(cli, &accelerator).await?;
                 let (body, what) = match (&server, host) {
                     (Some(name), _) => {
-                        let server = server::find(cli, name).await?;
+                        let server = lookup::server(cli, name).await?;
                         (json!({ "instance_uuid": server }), format!("attaching {accelerator} to {name}"))
                     }
                     (None, host) => {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::exit::Exit;
 use crate::output::{Column, Format, aligned, column};
 use crate::wait::waiting;
-use crate::{Cli, attachment, device, output, server};
+use crate::{Cli, columns, lookup, output};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "\
@@ -84,7 +84,7 @@ impl FromStr for AliasCount {
 
 impl Attach {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let id = server::find(cli, &self.server).await?;
+        let id = lookup::server(cli, &self.server).await?;
         let path = ["servers", &id, "os-pci_attachments"];
         let what = match &self.flavor {
             Some(flavor) => format!("attaching flavor {flavor} to {}", self.server),
@@ -95,7 +95,7 @@ impl Attach {
             return dry_run(cli.format, &answer["dry_run"]);
         }
         let attached = answer["pci_devices"].as_array().map_or(&[][..], Vec::as_slice);
-        output::list(cli.format, "devices were attached", attached, &attachment::columns())?;
+        output::list(cli.format, "devices were attached", attached, &columns::attachments())?;
         Ok(Exit::Done)
     }
 
@@ -143,7 +143,7 @@ fn verdict(run: &Value) -> String {
     if !devices.is_empty() {
         let columns = [
             column("ALIAS", "/alias"),
-            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
             column("ADDRESS", "/address"),
         ];
         text += &output::table(devices, &columns);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, device, server};
+use crate::{Cli, columns, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttachmentCommand {
@@ -36,19 +36,6 @@ impl AttachmentCommand {
             Self::Show { attachment } => show(cli, &attachment).await,
         }
     }
-}
-
-/// What a table shows of attachments, but for their server.
-pub(crate) fn columns() -> Vec<Column<'static>> {
-    vec![
-        column("ID", "/attachment_id"),
-        column("ALIAS", "/alias"),
-        Column("VENDOR:PRODUCT", Box::new(device::ids)),
-        column("ADDRESS", "/address"),
-        Column("INNER ADDRESS", Box::new(inner_address)),
-        column("STATUS", "/status"),
-        column("REASON", "/status_reason"),
-    ]
 }
 
 /// All attachments of all servers.
@@ -84,7 +71,7 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
 async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyhow::Result<Exit> {
     let attachments = match server {
         Some(server) => {
-            let id = server::find(cli, server).await?;
+            let id = lookup::server(cli, server).await?;
             let query = if ended { "ended=true" } else { "" };
             cli.client.query(&["servers", &id, "os-pci_attachments"], query, "pciAttachment").await?
         }
@@ -92,9 +79,9 @@ async fn list(cli: &Cli, server: Option<&str>, ended: bool, long: bool) -> anyho
         None => all(cli).await?,
     };
     let people = cli.format == Format::Table && !attachments.is_empty();
-    let names = if people { server::names(cli).await? } else { HashMap::new() };
-    let called = |attachment: &Value| server::called(&names, &at(attachment, "/serverId"));
-    let mut columns = columns();
+    let names = if people { lookup::server_names(cli).await? } else { HashMap::new() };
+    let called = |attachment: &Value| lookup::called(&names, &at(attachment, "/serverId"));
+    let mut columns = columns::attachments();
     columns.splice(1..1, [Column("SERVER", Box::new(called)), column("HOST", "/host")]);
     if ended {
         columns.push(column("ENDED", "/ended_at"));
@@ -121,9 +108,9 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Host", "/host"),
         column("Alias", "/alias"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(device::ids)),
+        Column("Vendor:product", Box::new(columns::ids)),
         column("Address", "/address"),
-        Column("Inner address", Box::new(inner_address)),
+        Column("Inner address", Box::new(columns::inner_address)),
         column("Status", "/status"),
         column("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
@@ -150,14 +137,6 @@ fn network() -> [Column<'static>; 4] {
     ]
 }
 
-/// Where the guest sees the device, and how that is known.
-fn inner_address(attachment: &Value) -> String {
-    match (at(attachment, "/inner_address"), at(attachment, "/inner_address_source")) {
-        (address, source) if address == "-" || source == "-" => address,
-        (address, source) => format!("{address} ({source})"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -178,7 +157,10 @@ mod tests {
     #[test]
     fn an_inner_address_says_how_it_is_known() {
         let attachment = json!({ "inner_address": "0000:02:00.0", "inner_address_source": "verified" });
-        assert_eq!(inner_address(&attachment), "0000:02:00.0 (verified)");
-        assert_eq!(inner_address(&json!({ "inner_address": null, "inner_address_source": null })), "-");
+        assert_eq!(columns::inner_address(&attachment), "0000:02:00.0 (verified)");
+        assert_eq!(
+            columns::inner_address(&json!({ "inner_address": null, "inner_address_source": null })),
+            "-"
+        );
     }
 }

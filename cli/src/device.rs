@@ -1,16 +1,14 @@
 //! `hotslot device`: the PCI functions of the hosts, and which of them may be given away.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
-use uuid::Uuid;
 
+use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, host, pci, server};
+use crate::{Cli, columns, device_name, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
@@ -40,41 +38,6 @@ pub(crate) struct List {
     long: bool,
 }
 
-/// How a person names a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DeviceName {
-    Address(PciAddress),
-    /// The id of its record in `os-pci`.
-    Id(u64),
-    /// The UUID of its record in `os-pci`.
-    Uuid(Uuid),
-}
-
-impl FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(id) = text.parse() {
-            return Ok(Self::Id(id));
-        }
-        if let Ok(uuid) = Uuid::try_parse(text) {
-            return Ok(Self::Uuid(uuid));
-        }
-        let address = if text.starts_with("pci_") { PciAddress::from_node_name(text) } else { text.parse() };
-        address.map(Self::Address).map_err(|error| error.to_string())
-    }
-}
-
-impl std::fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Id(id) => id.fmt(f),
-            Self::Uuid(uuid) => uuid.fmt(f),
-        }
-    }
-}
-
 impl DeviceCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
@@ -86,7 +49,7 @@ impl DeviceCommand {
 
 impl List {
     async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
-        let hosts = hosts(cli, self.host.as_deref()).await?;
+        let hosts = lookup::hosts(cli, self.host.as_deref()).await?;
         let (devices, away) = if self.all {
             of_hosts(cli, &hosts, "pci_devices", "").await?
         } else {
@@ -94,7 +57,7 @@ impl List {
         };
         let wants_names =
             cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
-        let names = if wants_names { server::names(cli).await? } else { HashMap::new() };
+        let names = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
         list(cli.format, &devices, &self.columns(&names), &away)
     }
 
@@ -102,14 +65,14 @@ impl List {
         let mut columns = vec![
             column("HOST", "/host"),
             column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(ids)),
+            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
             column("TYPE", "/dev_type"),
         ];
         if self.all {
             columns.extend([column("DRIVER", "/driver"), column("GROUP", "/iommu_group/number")]);
         }
         columns.push(column("STATUS", "/status"));
-        columns.push(Column("SERVER", Box::new(|device| holder(names, device))));
+        columns.push(Column("SERVER", Box::new(|device| columns::holder(names, device))));
         if self.long {
             columns.extend([
                 column("ID", "/id"),
@@ -129,14 +92,6 @@ impl List {
             columns.push(Column("NAME", Box::new(name)));
         }
         columns
-    }
-}
-
-/// The one host of that name, or all.
-pub(crate) async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, Failure> {
-    match host {
-        Some(host) => Ok(vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?]),
-        None => cli.client.items(&["os-hypervisors"], "hypervisors").await,
     }
 }
 
@@ -217,8 +172,8 @@ pub(crate) struct Found {
 
 /// The one device of that name.
 pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Found> {
-    let hosts = hosts(cli, host).await?;
-    let records = pci::records(cli, name).await?;
+    let hosts = lookup::hosts(cli, host).await?;
+    let records = lookup::records(cli, name).await?;
     let mut found = Vec::new();
     for host in &hosts {
         let record = records.iter().find(|record| record["host"] == host["hypervisor_hostname"]);
@@ -255,16 +210,9 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
         }
         _ => {
             let several: Vec<_> = found.into_iter().map(|found| found.device).collect();
-            Err(ambiguous(name, &several).into())
+            Err(device_name::ambiguous(name, &several).into())
         }
     }
-}
-
-/// Several hosts have a device of this name.
-pub(crate) fn ambiguous(name: &DeviceName, found: &[Value]) -> Failure {
-    let hosts: Vec<_> = found.iter().map(|device| at(device, "/host")).collect();
-    let message = format!("several hosts have a device {name}; give one by --host: {}", hosts.join(", "));
-    Failure::new(Exit::Usage, message)
 }
 
 fn lines() -> Vec<Column<'static>> {
@@ -272,7 +220,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Address", "/address"),
         column("Host", "/host"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(ids)),
+        Column("Vendor:product", Box::new(columns::ids)),
         Column("Name", Box::new(name)),
         column("Class", "/class_name"),
         column("Type", "/dev_type"),
@@ -293,21 +241,8 @@ fn lines() -> Vec<Column<'static>> {
         Column("Offered", Box::new(offered)),
         column("os-pci id", "/id"),
         column("Status", "/status"),
-        Column("Server", Box::new(|device| holder(&HashMap::new(), device))),
+        Column("Server", Box::new(|device| columns::holder(&HashMap::new(), device))),
     ]
-}
-
-/// The server that has a device, or the domain that others put it into.
-pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
-    match at(device, "/instance_uuid") {
-        server if server != "-" => server::called(names, &server),
-        _ => at(device, "/owner"),
-    }
-}
-
-/// `8086:10ca`, as `lspci -n` prints it.
-pub(crate) fn ids(device: &Value) -> String {
-    format!("{}:{}", at(device, "/vendor_id"), at(device, "/product_id"))
 }
 
 /// What the vendor and the device are called, as libvirt's id table has it.
@@ -504,7 +439,10 @@ mod tests {
         let ours = json!({ "instance_uuid": UUID, "owner": format!("server {UUID}") });
         let foreign = json!({ "instance_uuid": null, "owner": "foreign: domain db1" });
         let free = json!({ "instance_uuid": null, "owner": null });
-        assert_eq!([ours, foreign, free].map(|it| holder(&names, &it)), ["web1", "foreign: domain db1", "-"]);
+        assert_eq!(
+            [ours, foreign, free].map(|it| columns::holder(&names, &it)),
+            ["web1", "foreign: domain db1", "-"]
+        );
     }
 
     #[test]

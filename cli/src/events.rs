@@ -10,7 +10,7 @@ use crate::client::{Message, query_string};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at, json_text, print_on};
 use crate::pci::said;
-use crate::{Cli, server};
+use crate::{Cli, lookup};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "\
@@ -62,7 +62,7 @@ impl Events {
 
     async fn query(&self, cli: &Cli) -> anyhow::Result<String> {
         let server = match &self.server {
-            Some(server) => Some(server::find(cli, server).await?),
+            Some(server) => Some(lookup::server(cli, server).await?),
             None => None,
         };
         let last = self.last.or((self.follow && self.since.is_none()).then_some(LAST));

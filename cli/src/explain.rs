@@ -8,10 +8,11 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::client::query_string;
-use crate::device::{self, DeviceName, Found};
+use crate::device::{self, Found};
+use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, pci, server};
+use crate::{Cli, columns, lookup, pci};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "\
@@ -77,7 +78,7 @@ impl Explain {
 
     async fn explain_alias(&self, cli: &Cli, alias: &str, count: NonZeroU8) -> anyhow::Result<Exit> {
         let server = match &self.server {
-            Some(server) => Some(server::find(cli, server).await?),
+            Some(server) => Some(lookup::server(cli, server).await?),
             None => None,
         };
         let host = match (&self.host, &server) {
@@ -90,13 +91,13 @@ impl Explain {
         pairs.extend(self.whole_group.then(|| ("whole_group", "true".to_owned())));
         pairs.extend(server.map(|id| ("server", id)));
         let query = query_string(&pairs)?;
-        let hosts = device::hosts(cli, host.as_deref()).await?;
+        let hosts = lookup::hosts(cli, host.as_deref()).await?;
         let (candidates, away) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
         let columns = [
             column("PLACE", "/place"),
             column("HOST", "/host"),
             column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
             column("WHY", "/why"),
@@ -110,7 +111,7 @@ async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> any
     if cli.format == Format::Json {
         output::json(&device)?;
     } else {
-        output::print(&explanation(&device, away.is_some(), &server::names(cli).await?))?;
+        output::print(&explanation(&device, away.is_some(), &lookup::server_names(cli).await?))?;
     }
     Ok(device::told(&away))
 }
@@ -119,8 +120,8 @@ async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> any
 fn explanation(device: &Value, away: bool, names: &HashMap<String, String>) -> String {
     let what = format!("{} on {}", at(device, "/address"), at(device, "/host"));
     let title = match device::name(device) {
-        none if none == "-" => format!("{what}, {}", device::ids(device)),
-        name => format!("{what}, {} {name}", device::ids(device)),
+        none if none == "-" => format!("{what}, {}", columns::ids(device)),
+        name => format!("{what}, {} {name}", columns::ids(device)),
     };
     let sections = if device["whitelist"].is_array() {
         vec![
@@ -189,7 +190,7 @@ fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
 fn owned(device: &Value, names: &HashMap<String, String>) -> String {
     match (at(device, "/status"), device["instance_uuid"].as_str()) {
         (none, _) if none == "-" => "not on record".into(),
-        (status, Some(id)) => format!("{status} to {}", server::called(names, id)),
+        (status, Some(id)) => format!("{status} to {}", lookup::called(names, id)),
         (status, None) => status,
     }
 }
@@ -224,8 +225,13 @@ fn pool(device: &Value) -> String {
         none if none == "-" => "no NUMA node".into(),
         node => format!("NUMA node {node}"),
     };
-    let facts =
-        [device::ids(pool), at(pool, "/dev_type"), numa, at(pool, "/address"), pci::said(&pool["tags"], &[])];
+    let facts = [
+        columns::ids(pool),
+        at(pool, "/dev_type"),
+        numa,
+        at(pool, "/address"),
+        pci::said(&pool["tags"], &[]),
+    ];
     let facts: Vec<_> = facts.into_iter().filter(|fact| fact != "-").collect();
     format!("{}: {} free", facts.join(", "), at(pool, "/count"))
 }

@@ -9,10 +9,11 @@ use hotslot_model::device::{DevType, DeviceStatus};
 use serde_json::{Value, json};
 
 use crate::client::query_string;
-use crate::device::{self, DeviceName};
+use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
+use crate::lookup::records;
 use crate::output::{self, Column, Format, at, column};
-use crate::{Cli, server};
+use crate::{Cli, columns, device_name, lookup};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "\
@@ -107,14 +108,14 @@ impl List {
             None => None,
         };
         let server = match &self.server {
-            Some(server) => Some(server::find(cli, server).await?),
+            Some(server) => Some(lookup::server(cli, server).await?),
             None => None,
         };
         let query = query_string(&self.pairs(host, server))?;
         let devices = cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?;
         let wants_names =
             cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
-        let names = if wants_names { server::names(cli).await? } else { HashMap::new() };
+        let names = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
         output::list(cli.format, "devices", &devices, &self.columns(&names))?;
         Ok(Exit::Done)
     }
@@ -136,10 +137,10 @@ impl List {
         let mut columns = vec![
             column("HOST", "/host"),
             column("ADDRESS", "/address"),
-            Column("VENDOR:PRODUCT", Box::new(device::ids)),
+            Column("VENDOR:PRODUCT", Box::new(columns::ids)),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
-            Column("SERVER", Box::new(|device| device::holder(names, device))),
+            Column("SERVER", Box::new(|device| columns::holder(names, device))),
         ];
         if self.long {
             columns.extend([
@@ -160,19 +161,6 @@ async fn hostname(cli: &Cli, host: &str) -> Result<String, Failure> {
     Ok(at(&host, "/hypervisor_hostname"))
 }
 
-/// The records of that name, one a host.
-pub(crate) async fn records(cli: &Cli, name: &DeviceName) -> anyhow::Result<Vec<Value>> {
-    Ok(match name {
-        DeviceName::Address(address) => {
-            let query = query_string(&[("address", address.to_string())])?;
-            cli.client.query(&["os-pci", "detail"], &query, "pci_devices").await?
-        }
-        DeviceName::Id(_) | DeviceName::Uuid(_) => {
-            vec![cli.client.item(&["os-pci", &name.to_string()], "pci_device").await?]
-        }
-    })
-}
-
 /// The one record of that name.
 async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Value> {
     let host = match host {
@@ -188,7 +176,7 @@ async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
             let message = format!("no device {name}{on} is on record; `hotslot device list --all`");
             Err(Failure::new(Exit::NotFound, message).into())
         }
-        several => Err(device::ambiguous(name, several).into()),
+        several => Err(device_name::ambiguous(name, several).into()),
     }
 }
 
@@ -206,7 +194,7 @@ fn lines() -> Vec<Column<'static>> {
         column("Host", "/host"),
         column("Address", "/address"),
         column("Node device", "/dev_id"),
-        Column("Vendor:product", Box::new(device::ids)),
+        Column("Vendor:product", Box::new(columns::ids)),
         column("Type", "/dev_type"),
         column("PF", "/parent_addr"),
         column("NUMA node", "/numa_node"),
@@ -238,7 +226,7 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let columns = [
         column("HOST", "/host"),
         column("COUNT", "/count"),
-        Column("VENDOR:PRODUCT", Box::new(device::ids)),
+        Column("VENDOR:PRODUCT", Box::new(columns::ids)),
         column("NUMA", "/numa_node"),
         Column("EXTRA_INFO", Box::new(tags)),
     ];

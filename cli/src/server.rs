@@ -1,14 +1,11 @@
 //! `hotslot server`: the guests, and what is plugged into them.
 
-use std::collections::HashMap;
-
 use clap::Subcommand;
 use serde_json::Value;
-use uuid::Uuid;
 
-use crate::exit::{Exit, Failure};
+use crate::exit::Exit;
 use crate::output::{self, Format, at, column};
-use crate::{Cli, attachment, host};
+use crate::{Cli, columns, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
@@ -53,7 +50,7 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
 }
 
 async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
-    let id = find(cli, server).await?;
+    let id = lookup::server(cli, server).await?;
     let mut server = cli.client.item(&["servers", &id], "server").await?;
     let attachments = cli.client.items(&["servers", &id, "os-pci_attachments"], "pciAttachment").await?;
     let lines = [
@@ -71,49 +68,7 @@ async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {
         if !attachments.is_empty() {
             output::print("\n")?;
         }
-        output::list(cli.format, "PCI attachments", &attachments, &attachment::columns())?;
+        output::list(cli.format, "PCI attachments", &attachments, &columns::attachments())?;
     }
     Ok(Exit::Done)
-}
-
-/// The UUID of the server that a person named by UUID or name.
-pub(crate) async fn find(cli: &Cli, server: &str) -> Result<String, Failure> {
-    if let Ok(id) = Uuid::try_parse(server) {
-        return Ok(id.to_string());
-    }
-    let servers = cli.client.items(&["servers"], "servers").await?;
-    let found: Vec<_> = servers.iter().filter(|candidate| candidate["name"] == server).collect();
-    match found[..] {
-        [one] => Ok(at(one, "/id")),
-        [] => {
-            let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
-            let away = host::away(&hosts);
-            Err(if away.is_empty() {
-                Failure::new(Exit::NotFound, format!("no server is called `{server}`; `hotslot server list`"))
-            } else {
-                let away = away.join(", ");
-                let message = format!("no server that can be seen is called `{server}`; away: {away}");
-                Failure::new(Exit::Away, message)
-            })
-        }
-        _ => {
-            let ids: Vec<_> = found
-                .iter()
-                .map(|server| format!("\n  {} on {}", at(server, "/id"), at(server, "/host")))
-                .collect();
-            let message = format!("several servers are called `{server}`; give the UUID:{}", ids.concat());
-            Err(Failure::new(Exit::Usage, message))
-        }
-    }
-}
-
-/// The names of the servers that can be seen, by UUID.
-pub(crate) async fn names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
-    let servers = cli.client.items(&["servers"], "servers").await?;
-    Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
-}
-
-/// A server for people: its name, or its UUID where the name cannot be seen.
-pub(crate) fn called(names: &HashMap<String, String>, id: &str) -> String {
-    names.get(id).map_or(id, String::as_str).to_owned()
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at};
 use crate::tree::{Line, tree};
-use crate::{Cli, device, server};
+use crate::{Cli, columns, device, lookup};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "\
@@ -38,12 +38,12 @@ impl Topology {
             return of_host(cli, &host).await;
         }
         if self.server {
-            return of_server(cli, &server::find(cli, name).await?).await;
+            return of_server(cli, &lookup::server(cli, name).await?).await;
         }
         let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
         let named = |host: &&Value| host["hypervisor_hostname"] == name || host["id"] == name;
         let Some(host) = hosts.iter().find(named) else {
-            let id = server::find(cli, name).await.map_err(|failure| {
+            let id = lookup::server(cli, name).await.map_err(|failure| {
                 Failure::new(failure.exit(), format!("no host is called `{name}`, and {failure}"))
             })?;
             return of_server(cli, &id).await;
@@ -64,7 +64,7 @@ async fn of_host(cli: &Cli, host: &Value) -> anyhow::Result<Exit> {
     if cli.format == Format::Json {
         output::json(&functions.into())?;
     } else {
-        let names = server::names(cli).await?;
+        let names = lookup::server_names(cli).await?;
         output::print(&host_tree(&at(host, "/hypervisor_hostname"), &functions, &names))?;
     }
     Ok(Exit::Done)
@@ -98,12 +98,12 @@ fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
         Some(_) | None => "-".into(),
     };
     let owner = match function["instance_uuid"].as_str() {
-        Some(id) => format!("{} to {}", at(function, "/status"), server::called(names, id)),
+        Some(id) => format!("{} to {}", at(function, "/status"), lookup::called(names, id)),
         None => at(function, "/status"),
     };
     facts(&[
         at(function, "/address"),
-        device::ids(function),
+        columns::ids(function),
         device::name(function),
         sriov,
         said("driver", "/driver"),
@@ -202,7 +202,7 @@ fn device_line(device: &Value) -> String {
         nothing if nothing == "-" => "not attached by hotslot".into(),
         id => format!("attachment {id}"),
     };
-    let ids = device::ids(host);
+    let ids = columns::ids(host);
     let ids = if ids == "-:-" { "-".into() } else { ids };
     facts(&[
         inner_address(device),

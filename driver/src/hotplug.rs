@@ -7,10 +7,15 @@
 //! ```
 //! libvirt's detach returning means *asked*; *gone* means that the device is not in the live document.
 
+mod mdev;
 mod preflight;
 
 use std::time::Duration;
 
+pub use mdev::create_mdev;
+pub use preflight::{
+    Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -23,10 +28,6 @@ use crate::hypervisor::{
 use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{Pluggable, Templates};
-
-pub use preflight::{
-    Bar, Check, CheckResult, Facts, Guarded, Policy, Refusal, Verdict, preflight, preflight_on_host,
-};
 
 /// How long and how often a guest is asked to let a device go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn mdevs(&self) -> Result<Vec<Mdev>, Error>;
 
     /// Makes a mediated device (`virsh nodedev-create`), which lasts until it is destroyed, its parent loses
-    /// its driver, or the host reboots. [`crate::mdev::create`] looks before whether it can.
+    /// its driver, or the host reboots. [`crate::hotplug::create_mdev`] looks before whether it can.
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error>;
 
     /// Takes a mediated device away (`virsh nodedev-destroy`).

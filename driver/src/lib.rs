@@ -22,6 +22,7 @@ pub mod device;
 pub mod device_type;
 pub mod domain;
 pub mod guest;
+pub mod host_driver;
 pub mod hotplug;
 pub mod hypervisor;
 pub mod libvirt;

@@ -163,7 +163,11 @@ fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAd
             bridges.entry(address.bus()).or_default().push((address, controller));
         }
     }
-    bridges.values_mut().for_each(|bus| bus.sort_by_key(|(address, _)| *address));
+    for bus in bridges.values_mut() {
+        bus.sort_by_key(|(address, _)| *address);
+        // Of two at one address, which libvirt does not write, only the first is known.
+        bus.dedup_by_key(|(address, _)| *address);
+    }
 
     let mut roots: Vec<(u8, &PciController)> =
         controllers.values().filter_map(|controller| Some((root_bus(controller)?, *controller))).collect();

@@ -291,6 +291,17 @@ proptest! {
 }
 
 #[test]
+fn two_bridges_at_one_address_do_not_share_a_number() {
+    let mut guest = guest("q35-before.xml");
+    let bridge = |index| controller(index, ControllerModel::PciBridge, PciAddress::new(0, 0, 2, 0).ok());
+    guest.controllers = vec![controller(0, ControllerModel::PcieRoot, None), bridge(6), bridge(7)];
+    guest.occupied = guest.controllers.iter().filter_map(|controller| controller.address).collect();
+    let topology = Topology::of(&guest);
+    assert_eq!(topology.guest_address(at("06:01.0")), Some(at("01:01.0")));
+    assert_eq!(topology.guest_address(at("07:01.0")), None);
+}
+
+#[test]
 fn numbers_that_run_out_are_not_known() {
     // 30 slots of pcie.0 with eight ports each: 240 buses; a switch in the first one: beyond 255.
     let mut controllers = vec![controller(0, ControllerModel::PcieRoot, None)];

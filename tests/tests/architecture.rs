@@ -1,5 +1,6 @@
 //! The invariants of ARCHITECTURE.md that can be read off the sources.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
@@ -76,4 +77,112 @@ fn the_model_is_pure() {
     for banned in ["tokio", "sqlx", "axum", "tracing", "reqwest", "jiff"] {
         assert!(!manifest.contains(banned), "api/model uses {banned}");
     }
+}
+
+/// The files of a crate by their module paths, and what each names in `use` statements.
+struct Modules(BTreeMap<Vec<String>, (String, String)>);
+
+impl Modules {
+    fn read(folder: &str) -> Self {
+        let source = format!("{folder}/src");
+        let of = |(name, text): (String, String)| {
+            let place = name.strip_prefix(&source)?.strip_suffix(".rs")?;
+            let mut path: Vec<_> =
+                place.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+            if path.last().is_some_and(|last| last == "tests") || path.iter().any(|part| part == "tests") {
+                return None;
+            }
+            path.pop_if(|last| ["mod", "lib", "main"].contains(&last.as_str()));
+            let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+            Some((path, (name, text)))
+        };
+        Self(sources(&source).into_iter().filter_map(of).collect())
+    }
+
+    /// The file that a path leads to: through what a folder hands on, to where it is defined.
+    fn find(&self, path: &[String]) -> Option<&str> {
+        let module = (0..=path.len()).rev().find(|len| self.0.contains_key(&path[..*len]))?;
+        let (file, text) = &self.0[&path[..module]];
+        if let Some(name) = path.get(module) {
+            for used in uses(text, &path[..module]).filter(|used| used.last() == Some(name)) {
+                if used != path && used.len() > module + 1 && used[..module] == path[..module] {
+                    return self.find(&used);
+                }
+            }
+        }
+        Some(file)
+    }
+
+    fn arrows(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut arrows = BTreeMap::new();
+        for (path, (file, text)) in &self.0 {
+            let named = uses(text, path).filter_map(|used| self.find(&used)).filter(|other| other != file);
+            arrows.insert(file.as_str(), named.collect());
+        }
+        arrows
+    }
+}
+
+/// The paths, from the crate's root, that the `use` statements of a file name.
+fn uses(text: &str, module: &[String]) -> impl Iterator<Item = Vec<String>> {
+    let statements = text.split("use ").skip(1).filter_map(|rest| Some(rest.split_once(';')?.0));
+    let mut found = Vec::new();
+    for statement in statements {
+        expand(&statement.split_whitespace().collect::<String>(), &mut Vec::new(), &mut found);
+    }
+    let module = module.to_vec();
+    found.into_iter().filter_map(move |path| match path.first()?.as_str() {
+        "crate" => Some(path[1..].to_vec()),
+        "self" => Some([&module[..], &path[1..]].concat()),
+        "super" => Some([module.get(..module.len().checked_sub(1)?)?, &path[1..]].concat()),
+        // What a folder hands on of its own modules.
+        first if first.starts_with(char::is_lowercase) => Some([&module[..], &path[..]].concat()),
+        _ => None,
+    })
+}
+
+/// Writes `a::{b, c::d}` out as `a::b` and `a::c::d`.
+fn expand(tree: &str, before: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
+    let mut depth = 0;
+    let parts = tree.split(|letter| {
+        depth += i32::from(letter == '{') - i32::from(letter == '}');
+        letter == ',' && depth == 0
+    });
+    for part in parts.filter(|part| !part.is_empty()) {
+        let (path, list) = part.split_once('{').map_or((part, None), |(path, list)| (path, Some(list)));
+        let names: Vec<_> = path.split("::").filter(|name| !name.is_empty() && *name != "self").collect();
+        let first_self = before.is_empty() && path.starts_with("self::");
+        let names = first_self.then_some("self").into_iter().chain(names).map(str::to_owned);
+        let kept = before.len();
+        before.extend(names);
+        match list.and_then(|list| list.strip_suffix('}')) {
+            Some(list) => expand(list, before, found),
+            None => found.push(before.clone()),
+        }
+        before.truncate(kept);
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let mut circles = Vec::new();
+    for (folder, _) in CRATES {
+        let modules = Modules::read(folder);
+        let mut arrows = modules.arrows();
+        // Who imports nothing that is left, or is imported by nothing that is left, is in no circle.
+        loop {
+            let before = arrows.len();
+            let left: BTreeSet<_> = arrows.keys().copied().collect();
+            let named: BTreeSet<_> = arrows.values().flatten().copied().collect();
+            arrows.retain(|file, others| {
+                others.retain(|other| left.contains(other));
+                named.contains(file) && !others.is_empty()
+            });
+            if arrows.len() == before {
+                break;
+            }
+        }
+        circles.extend(arrows.iter().map(|(file, named)| format!("{file} -> {named:?}")));
+    }
+    assert!(circles.is_empty(), "{}", circles.join("\n"));
 }

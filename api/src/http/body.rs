@@ -16,20 +16,9 @@ use serde_json::{Map, Value};
 use super::error::{Fault, no_route};
 use super::limits;
 
-/// Says why a body could not be received.
-pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
-    let message = match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            format!("the body is too large; send {} bytes at most", limits::BODY)
-        }
-        _ => format!("the body cannot be read: {}", rejection.body_text()),
-    };
-    Fault::new(rejection.status(), message)
-}
-
 /// The body of a request, which is to be JSON.
 fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
-    let body = body.map_err(|rejection| unreadable(&rejection))?;
+    let body = body.map_err(|rejection| limits::unreadable(&rejection))?;
     // An empty body needs no Content-Type; what it lacks is said of the body.
     if headers.contains_key(header::CONTENT_TYPE) {
         limits::expect_json(headers)?;

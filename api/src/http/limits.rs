@@ -7,13 +7,13 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody as _};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_service::service::Service;
 
-use super::body::unreadable;
 use super::error::Fault;
 
 /// The largest body, in bytes.
@@ -107,6 +107,17 @@ pub(super) fn nesting(json: &[u8]) -> usize {
         deepest = deepest.max(depth);
     }
     deepest
+}
+
+/// Says why a body could not be received.
+pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
+    let message = match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            format!("the body is too large; send {} bytes at most", BODY)
+        }
+        _ => format!("the body cannot be read: {}", rejection.body_text()),
+    };
+    Fault::new(rejection.status(), message)
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use hotslot_model::idempotency::{Answer, IdempotencyKey};
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 
-use super::body::unreadable;
 use super::error::Fault;
 use super::identity::Identity;
+use super::limits::unreadable;
 
 const HEADER: &str = "idempotency-key";
 

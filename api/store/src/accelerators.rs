@@ -6,12 +6,14 @@ use hotslot_model::id::{AcceleratorId, DeviceId, RequestId};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::sql::{Row, query};
-use super::{Columns, Store, bad_column, now};
+use crate::clock::now;
+use crate::columns::{RowReader, bad_column};
 use crate::error::{Error, changed, not_found};
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 fn accelerator(row: &Row) -> Result<Accelerator, Error> {
-    let columns = Columns { table: "accelerators", id: row.try_get("uuid")?, row };
+    let columns = RowReader { table: "accelerators", id: row.try_get("uuid")?, row };
     let spec: Option<String> = columns.get("acc_specs")?;
     let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
     let spec = spec.map(|text| {
@@ -79,7 +81,8 @@ impl Store {
              UNION ALL SELECT id, holder FROM mdevs WHERE device_id = $1 AND ended_at IS NULL",
         );
         let Some(row) = row.bind(device.0).fetch_optional(&self.read).await? else { return Ok(None) };
-        let columns = Columns { table: "attachments, bindings and mdevs", id: row.try_get("id")?, row: &row };
+        let columns =
+            RowReader { table: "attachments, bindings and mdevs", id: row.try_get("id")?, row: &row };
         columns.parse_opt("holder")
     }
 

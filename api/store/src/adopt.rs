@@ -10,11 +10,12 @@ use hotslot_model::device::{Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
 use hotslot_model::{Deed, event};
 
-use super::attachments::attachment;
-use super::draft::Draft;
-use super::sql::query;
-use super::{Store, now};
+use crate::attachments::attachment;
+use crate::clock::now;
+use crate::draft::Draft;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::query;
 
 /// What is said of an adopted attachment: what a document cannot tell.
 const REASON: &str = "adopted: the domain had it under our alias, and there was no record of it; by which alias it was \

@@ -5,15 +5,17 @@ use hotslot_model::cyborg::{Arq, ArqState, ArqTarget};
 use hotslot_model::id::{ArqId, DeviceProfileId};
 use uuid::Uuid;
 
-use super::device_profiles::number;
-use super::sql::{Row, query};
-use super::{Columns, Store, bad_column, now};
+use crate::clock::now;
+use crate::columns::{RowReader, bad_column};
+use crate::device_profiles::number;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 const TABLE: &str = "accelerator_requests";
 
 fn arq(row: &Row) -> Result<Arq, Error> {
-    let columns = Columns { table: TABLE, id: row.try_get("uuid")?, row };
+    let columns = RowReader { table: TABLE, id: row.try_get("uuid")?, row };
     let hostname: Option<String> = columns.get("hostname")?;
     let (rp, server) = (columns.parse_opt("device_rp_uuid")?, columns.parse_opt("instance_uuid")?);
     let group: i64 = columns.get("profile_group")?;

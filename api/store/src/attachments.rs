@@ -15,13 +15,15 @@ use hotslot_model::device::{Device, DeviceStatus, Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::{Deed, event};
 
-use super::draft::Draft;
-use super::idempotency::remember;
-use super::sql::{Row, query};
-use super::{Columns, Store, bad_column, now};
+use crate::clock::now;
+use crate::columns::{RowReader, bad_column};
+use crate::draft::Draft;
 use crate::error::Error;
+use crate::idempotency::remember;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
-fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
+fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
     let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
     let vlan: Option<i64> = columns.get("vlan")?;
     let vlan = vlan
@@ -34,7 +36,7 @@ fn network(columns: &Columns<'_>) -> Result<Option<Network>, Error> {
 }
 
 pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
-    let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+    let columns = RowReader { table: "attachments", id: row.try_get("id")?, row };
     let address: Option<PciAddress> = columns.parse_opt("inner_address")?;
     let source: Option<InnerSource> = columns.parse_opt("inner_source")?;
     let run: Option<i64> = columns.get("inner_run")?;
@@ -319,7 +321,7 @@ impl Store {
         .fetch_all(&self.read)
         .await?;
         let read = |row: &Row| {
-            let columns = Columns { table: "attachments", id: row.try_get("id")?, row };
+            let columns = RowReader { table: "attachments", id: row.try_get("id")?, row };
             Ok((columns.parse("id")?, columns.parse("address")?))
         };
         rows.iter().map(read).collect()
@@ -358,7 +360,7 @@ impl Store {
         .bind(&*worker)
         .fetch_all(&self.read)
         .await?;
-        let read = |row: &Row| Columns { table: "attachments", id: row.try_get("id")?, row }.parse("id");
+        let read = |row: &Row| RowReader { table: "attachments", id: row.try_get("id")?, row }.parse("id");
         rows.iter().map(read).collect()
     }
 

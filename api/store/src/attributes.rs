@@ -4,12 +4,14 @@ use hotslot_model::cyborg::Attribute;
 use hotslot_model::id::{AttributeId, DeviceId};
 use uuid::Uuid;
 
-use super::sql::{Row, query};
-use super::{Columns, Store, now};
+use crate::clock::now;
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 fn attribute(row: &Row) -> Result<Attribute, Error> {
-    let columns = Columns { table: "attributes", id: row.try_get("uuid")?, row };
+    let columns = RowReader { table: "attributes", id: row.try_get("uuid")?, row };
     Ok(Attribute {
         id: columns.parse("uuid")?,
         deployable: DeviceId(columns.get("deployable_id")?),

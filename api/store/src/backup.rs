@@ -9,13 +9,10 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::{SQLITE_PATIENCE, Store, is_postgres, private};
 use crate::error::Error;
-
-/// The file that a `sqlite://` URL names.
-pub fn sqlite_file(url: &str) -> &str {
-    url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default()
-}
+use crate::pool::{SQLITE_PATIENCE, Store};
+use crate::private;
+use crate::url::{is_postgres, sqlite_file};
 
 /// Locks a SQLite file for one service; none when another one has it.
 ///

@@ -10,13 +10,15 @@ use hotslot_model::device::{Device, Owner};
 use hotslot_model::id::{BindingId, DeviceId, HypervisorId, RequestId};
 use hotslot_model::{Deed, event};
 
-use super::attachments::follow;
-use super::sql::{Row, query};
-use super::{Columns, Store, now};
+use crate::attachments::follow;
+use crate::clock::now;
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 fn binding(row: &Row) -> Result<Binding, Error> {
-    let columns = Columns { table: "bindings", id: row.try_get("id")?, row };
+    let columns = RowReader { table: "bindings", id: row.try_get("id")?, row };
     Ok(Binding {
         id: columns.parse("id")?,
         request: columns.parse("request_id")?,

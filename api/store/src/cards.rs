@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::id::HypervisorId;
 
-use super::sql::{Row, query};
-use super::{Columns, Store, now};
+use crate::clock::now;
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 impl Store {
     /// The cards of a host that are disabled, by the addresses of their PFs or only functions.
@@ -18,7 +20,7 @@ impl Store {
         let rows = query("SELECT address FROM disabled_cards WHERE hypervisor_id = $1");
         let rows = rows.bind(host.0).fetch_all(&self.read).await?;
         let read = |row: &Row| {
-            Columns { table: "disabled_cards", id: row.try_get("address")?, row }.parse("address")
+            RowReader { table: "disabled_cards", id: row.try_get("address")?, row }.parse("address")
         };
         rows.iter().map(read).collect()
     }

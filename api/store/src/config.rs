@@ -3,13 +3,15 @@
 use hotslot_model::event;
 use hotslot_model::rules::{Rule, Source};
 
-use super::sql::{Row, query};
-use super::{Columns, News, Store};
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::processes::News;
+use crate::sql::{Row, query};
 
 fn rule(row: &Row) -> Result<Rule, Error> {
     let id: String = row.try_get("id")?;
-    let columns = Columns { table: "pci_config", id, row };
+    let columns = RowReader { table: "pci_config", id, row };
     Ok(Rule {
         id: columns.parse("id")?,
         kind: columns.parse("kind")?,

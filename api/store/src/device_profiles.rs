@@ -4,14 +4,15 @@ use hotslot_model::cyborg::{DeviceProfile, Group};
 use hotslot_model::id::DeviceProfileId;
 use serde_json::Value;
 
-use super::sql::{Row, Transaction, query};
-use super::{Columns, Store, bad_column};
+use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, Transaction, query};
 
 const TABLE: &str = "device_profiles";
 
 fn device_profile(row: &Row) -> Result<DeviceProfile, Error> {
-    let columns = Columns { table: TABLE, id: row.try_get("uuid")?, row };
+    let columns = RowReader { table: TABLE, id: row.try_get("uuid")?, row };
     let groups: String = columns.get("profile_groups")?;
     let bad = |error: &dyn std::fmt::Display| bad_column(TABLE, &columns.id, "profile_groups")(error);
     let groups: Value = serde_json::from_str(&groups).map_err(|error| bad(&error))?;

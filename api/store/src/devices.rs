@@ -6,14 +6,17 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::device::{Device, DeviceFacts, DeviceStatus, is_for_one_use};
+use hotslot_model::device::{Device, DeviceFacts, is_for_one_use};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
 use hotslot_model::rules::identity;
 use hotslot_model::texts::Sharing;
 
-use super::sql::{On, Row, query};
-use super::{Columns, Store, bad_column, now};
+use crate::cache::DeviceCache;
+use crate::clock::now;
+use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{On, Row, query};
 
 /// What one scan changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,7 +31,7 @@ pub struct ScanOutcome {
     pub gone_in_use: usize,
     /// Devices that changed while a server has them: what is new waits until they are free.
     pub changed_in_use: usize,
-    /// Rows that were written.
+    /// DeviceCache that were written.
     pub written: usize,
 }
 
@@ -45,7 +48,7 @@ const TABLE: &str = "pci_devices";
 
 fn device(row: &Row) -> Result<Device, Error> {
     let id: i64 = row.try_get("id")?;
-    let columns = Columns { table: TABLE, id: id.to_string(), row };
+    let columns = RowReader { table: TABLE, id: id.to_string(), row };
     let extra_info: String = columns.get("extra_info")?;
     Ok(Device {
         id: DeviceId(id),
@@ -84,57 +87,6 @@ pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
         Ok(Arc::new(device))
     };
     rows.iter().map(shared).collect()
-}
-
-/// The rows that are not deleted, as they were last committed.
-///
-/// Requests choose from them and lists show them without asking the database; what is promised is decided by the
-/// database's row alone ([`Draft::commit`](super::draft::Draft::commit)).
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    /// The number of the commit that last wrote one of them.
-    pub(super) seq: i64,
-    in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
-    places: BTreeMap<DeviceId, (HypervisorId, PciAddress)>,
-}
-
-impl Rows {
-    pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
-        self.in_order.get(self.places.get(&id)?).cloned()
-    }
-
-    /// A host's devices, in order of address.
-    pub(super) fn of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
-        let all = self.in_order.range((host, PciAddress::MIN)..);
-        all.take_while(|((of, _), _)| *of == host).map(|(_, device)| Arc::clone(device)).collect()
-    }
-
-    /// The PF of a VF, or the VFs of a PF.
-    pub(super) fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
-        let host = device.hypervisor;
-        if let Some(pf) = device.facts.parent_addr {
-            return self.in_order.get(&(host, pf)).cloned().into_iter().collect();
-        }
-        let all = self.in_order.range((host, PciAddress::MIN)..).take_while(|((of, _), _)| *of == host);
-        let of_it = |other: &&Arc<Device>| other.facts.parent_addr == Some(device.facts.address);
-        all.map(|(_, other)| other).filter(of_it).cloned().collect()
-    }
-
-    /// Takes in what a commit has written.
-    pub(super) fn put(&mut self, rows: Vec<Arc<Device>>, seq: i64) {
-        self.seq = self.seq.max(seq);
-        // Addresses may have been exchanged: all old places are left before a new one is taken.
-        for row in &rows {
-            if let Some(place) = self.places.remove(&row.id) {
-                self.in_order.remove(&place);
-            }
-        }
-        for row in rows.into_iter().filter(|row| row.status != DeviceStatus::Deleted) {
-            let place = (row.hypervisor, row.facts.address);
-            self.places.insert(row.id, place);
-            self.in_order.insert(place, row);
-        }
-    }
 }
 
 impl Store {
@@ -227,7 +179,7 @@ impl Store {
         // The number first: rows that are newer than it are read once more.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
         let rows = query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;
-        let mut fresh = Rows::default();
+        let mut fresh = DeviceCache::default();
         fresh.put(devices(&rows)?, seq);
         *self.rows_mut() = fresh;
         Ok(())

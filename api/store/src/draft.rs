@@ -19,10 +19,13 @@ use hotslot_model::{Deed, NotAllowed, event};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
-use super::devices::devices;
-use super::sql::{On, Transaction, query};
-use super::{News, Store, events, now};
+use crate::clock::now;
+use crate::devices::devices;
 use crate::error::Error;
+use crate::events;
+use crate::pool::Store;
+use crate::processes::News;
+use crate::sql::{On, Transaction, query};
 
 /// How long it is asked what became of a commit that failed: others wait for their turn meanwhile.
 const IN_DOUBT: Duration = Duration::from_secs(1);
@@ -31,9 +34,9 @@ const IN_DOUBT: Duration = Duration::from_secs(1);
 pub(super) struct Draft<'s> {
     store: &'s Store,
     pub(super) tx: Transaction,
-    /// Rows that may differ from what the table has.
+    /// DeviceCache that may differ from what the table has.
     rows: BTreeMap<DeviceId, Arc<Device>>,
-    /// Rows that were put aside, as they are, and are to be devices again.
+    /// DeviceCache that were put aside, as they are, and are to be devices again.
     back: BTreeMap<DeviceId, Arc<Device>>,
     /// What is to be told, beside what the rows tell.
     events: Vec<What>,

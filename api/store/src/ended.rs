@@ -3,9 +3,9 @@
 use hotslot_model::string_enum;
 use hotslot_model::time::Millis;
 
-use super::Store;
-use super::sql::query;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::query;
 
 string_enum! {
     /// A table whose rows end.

@@ -5,7 +5,8 @@ use std::fmt::Display;
 use hotslot_model::assignment::Holder;
 use hotslot_model::id::AcceleratorId;
 
-use crate::{advice, is_postgres, sqlite_file};
+use crate::advice;
+use crate::url::{is_postgres, sqlite_file};
 
 /// Why a change of the records was not made, or a row was not read.
 #[derive(Debug, thiserror::Error)]

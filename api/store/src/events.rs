@@ -9,10 +9,11 @@ use hotslot_model::time::Millis;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::sql::{Query, Row, Transaction, query};
-use super::{Columns, Store, bad_column};
 use crate::actor;
+use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Query, Row, Transaction, query};
 
 /// Writes events, and answers the id of the last one.
 pub(super) async fn write(
@@ -55,7 +56,7 @@ pub(super) async fn write(
 fn event(row: &Row) -> Result<Event, Error> {
     const TABLE: &str = "events";
     let id: i64 = row.try_get("id")?;
-    let columns = Columns { table: TABLE, id: id.to_string(), row };
+    let columns = RowReader { table: TABLE, id: id.to_string(), row };
     let json = |column: &'static str| -> Result<Option<Value>, Error> {
         let text: Option<String> = columns.get(column)?;
         let value = text.map(|text| serde_json::from_str(&text)).transpose();

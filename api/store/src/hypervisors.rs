@@ -3,9 +3,11 @@
 use hotslot_model::id::HypervisorId;
 use uuid::Uuid;
 
-use super::sql::query;
-use super::{Columns, Store, now};
+use crate::clock::now;
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::query;
 
 /// A row of `hypervisors`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Store {
         .fetch_one(&mut tx)
         .await?;
         tx.commit().await?;
-        let columns = Columns { table: "hypervisors", id: name.to_owned(), row: &row };
+        let columns = RowReader { table: "hypervisors", id: name.to_owned(), row: &row };
         Ok(HypervisorRow { id: HypervisorId(columns.get("id")?), uuid: columns.parse("uuid")? })
     }
 }

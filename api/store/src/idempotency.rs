@@ -4,13 +4,15 @@ use hotslot_model::id::RequestId;
 use hotslot_model::idempotency::{Answer, IdempotencyKey, Kept};
 use hotslot_model::time::Millis;
 
-use super::draft::Draft;
-use super::sql::{Row, query};
-use super::{Columns, Store, now};
+use crate::clock::now;
+use crate::columns::RowReader;
+use crate::draft::Draft;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
-    let columns = Columns { table: "idempotency_keys", id: key.key.clone(), row };
+    let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };
     let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
     let location = columns.get("location")?;
     let status = status.and_then(|status| u16::try_from(status).ok());

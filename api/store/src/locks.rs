@@ -20,10 +20,10 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::now;
-use super::processes::Process;
-use super::sql::within;
+use crate::clock::now;
 use crate::error::Error;
+use crate::process::{PROCESS, Process};
+use crate::sql::within;
 
 /// How often a lock that another process holds is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -33,9 +33,6 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// How long PostgreSQL may take for an answer about locks: whoever comes next waits for it too.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// What the locks begin with by which others know that a process is alive.
-pub(super) const PROCESS: &str = "process ";
 
 /// What the codes begin with by which PostgreSQL says that it ends a connection.
 const SHUTDOWN: &str = "57P";

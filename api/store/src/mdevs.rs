@@ -9,14 +9,16 @@ use hotslot_model::device::{Device, DeviceStatus, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
 use hotslot_model::{Deed, event};
 
-use super::attachments::follow;
-use super::draft::Draft;
-use super::sql::{Row, query};
-use super::{Columns, Store, now};
+use crate::attachments::follow;
+use crate::clock::now;
+use crate::columns::RowReader;
+use crate::draft::Draft;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::sql::{Row, query};
 
 fn mdev(row: &Row) -> Result<Mdev, Error> {
-    let columns = Columns { table: "mdevs", id: row.try_get("id")?, row };
+    let columns = RowReader { table: "mdevs", id: row.try_get("id")?, row };
     let (address, source) = (columns.parse_opt("inner_address")?, columns.parse_opt("inner_source")?);
     Ok(Mdev {
         id: columns.parse("id")?,

@@ -1,18 +1,16 @@
 //! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use hotslot_model::string_enum;
 use sqlx::postgres::PgListener;
-use uuid::Uuid;
 
-use super::locks::PROCESS;
-use super::sql::{Transaction, query};
-use super::{Columns, Store};
 use crate::actor;
+use crate::columns::RowReader;
 use crate::error::Error;
-use crate::sql::Pool;
+use crate::pool::Store;
+use crate::process::Process;
+use crate::sql::{Pool, Transaction, query};
 
 const CHANNEL: &str = "hotslot";
 
@@ -40,39 +38,6 @@ impl Heard {
         let heard = self.0.try_recv().await?;
         Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(News::Rules))
     }
-}
-
-/// A row of `processes`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
-    /// Its id; the name of its lock. It has another one after it was taken for dead.
-    pub id: Arc<str>,
-    /// The machine that it runs on.
-    pub host: String,
-    /// Its number there.
-    pub pid: i64,
-}
-
-impl Process {
-    /// This one.
-    pub(super) fn this() -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let id = format!("{PROCESS}{} {}", Uuid::new_v4(), here().unwrap_or_default());
-        Self { id: id.into(), host: host.trim().to_owned(), pid: i64::from(std::process::id()) }
-    }
-
-    /// Whether it ran on this machine, and is there no more.
-    pub fn has_exited(&self) -> bool {
-        here().is_some_and(|here| self.id.ends_with(&format!(" {here}")))
-            && !Path::new("/proc").join(self.pid.to_string()).exists()
-    }
-}
-
-/// What tells this machine, as long as it runs, and its process numbers from all others; none where that is not said.
-fn here() -> Option<String> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let numbers = std::fs::read_link("/proc/self/ns/pid").ok()?;
-    Some(format!("{} {}", boot.trim(), numbers.display()))
 }
 
 impl Transaction {
@@ -130,7 +95,7 @@ impl Store {
         let rows = query("SELECT * FROM processes").fetch_all(&self.read).await?;
         let mut others = Vec::new();
         for row in &rows {
-            let columns = Columns { table: "processes", id: row.try_get("id")?, row };
+            let columns = RowReader { table: "processes", id: row.try_get("id")?, row };
             others.push(Process {
                 id: columns.get::<String>("id")?.into(),
                 host: columns.get("host")?,

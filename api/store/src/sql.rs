@@ -12,7 +12,7 @@ use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 use crate::error::Error;
 
 /// How long PostgreSQL may take for one statement. Whoever stands still in the middle of a change is in the way for
-/// half of that at most ([`STALLED`](super::STALLED)).
+/// half of that at most ([`STALLED`](crate::pool::STALLED)).
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What PostgreSQL answers, unless that takes too long.

@@ -1,6 +1,10 @@
 //! What is written, counted by the database; and any sequence of deeds keeps the rules. All on both databases.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{
@@ -8,16 +12,19 @@ use hotslot_model::assignment::{
 };
 use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::{Event, EventFilter, EventKind};
-use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId, RequestId, ServerId};
 use hotslot_model::idempotency::{Answer, IdempotencyKey};
 use hotslot_model::rules::Rule;
 use hotslot_model::texts::Texts;
+use hotslot_model::time::Millis;
 use proptest::prelude::*;
 use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use uuid::Uuid;
 
 use self::cyborg::*;
 use super::*;
+use crate::sql::*;
 
 mod cyborg;
 #[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]

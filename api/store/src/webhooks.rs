@@ -3,9 +3,12 @@
 use hotslot_model::id::EventId;
 use hotslot_model::time::Millis;
 
-use super::sql::{Row, query};
-use super::{Columns, News, Store, now};
+use crate::clock::now;
+use crate::columns::RowReader;
 use crate::error::Error;
+use crate::pool::Store;
+use crate::processes::News;
+use crate::sql::{Row, query};
 
 /// A row of `dead_letters`: an event that a webhook could not be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub struct DeadLetter {
 
 fn letter(row: &Row) -> Result<DeadLetter, Error> {
     let event: i64 = row.try_get("event_id")?;
-    let columns = Columns { table: "dead_letters", id: event.to_string(), row };
+    let columns = RowReader { table: "dead_letters", id: event.to_string(), row };
     Ok(DeadLetter {
         event: EventId(event),
         attempts: columns.get("attempts")?,

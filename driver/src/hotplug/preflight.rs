@@ -14,9 +14,9 @@
 
 use std::collections::HashMap;
 
-use crate::binding::HostDriver;
 use crate::device::{HostDevice, Role};
 use crate::domain::{ControllerModel, DomainXml};
+use crate::host_driver::HostDriver;
 use crate::hypervisor::{DomainState, DomainView, Error, ErrorKind, Hypervisor};
 use crate::pci::PciAddress;
 use crate::topology::Topology;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Root;
+use super::root::Root;
 use crate::pci::PciAddress;
 
 /// One base address register that decodes something, or the expansion ROM's.

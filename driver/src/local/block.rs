@@ -10,9 +10,9 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use super::guard::{Findings, Guard, GuardKind};
+use super::finding::{Findings, Guard, GuardKind};
 use super::mount::{self, Mount};
-use super::{Root, functions};
+use super::root::{Root, functions};
 use crate::pci::PciAddress;
 
 /// Where the kernel lists block devices by name.

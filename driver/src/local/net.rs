@@ -10,8 +10,8 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use super::guard::{Findings, Guard, GuardKind};
-use super::{Root, functions};
+use super::finding::{Findings, Guard, GuardKind};
+use super::root::{Root, functions};
 
 /// Where the kernel lists network interfaces by name.
 const NET: &str = "sys/class/net";

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Root;
+use super::root::Root;
 use crate::pci::PciAddress;
 
 /// The ways in which the kernel can reset a function, in the order in which it tries them: `device_specific`,

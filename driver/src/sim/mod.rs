@@ -37,6 +37,7 @@ pub mod generate;
 mod host;
 mod mdev;
 mod open;
+mod open_error;
 mod plug;
 mod power;
 mod refusal;
@@ -62,7 +63,7 @@ use crate::overdue::{Overdue, OverdueCall, Subject};
 use crate::pci::PciAddress;
 
 pub use control::{control, control_of};
-pub use open::OpenError;
+pub use open_error::OpenError;
 
 use config::{Action, At, Fault, Operation};
 use host::{Host, Link};

@@ -12,7 +12,6 @@ use uuid::Uuid;
 use crate::device::{HostDevice, Names};
 use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
 use crate::pci::PciAddress;
-use crate::xml::XmlError;
 use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
 use crate::xml::tree::Element;
@@ -21,48 +20,11 @@ use super::config::HostConfig;
 use super::device::{Device, Devices};
 use super::document::Document;
 use super::host::{Domain, Host, Link, Pending};
+use super::open_error::OpenError;
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 
 /// How many events a receiver may lag behind.
 const EVENTS: usize = 4096;
-
-/// Why a directory is no simulated host.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A file or folder cannot be read.
-    #[error("{path}: {error}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// A document cannot be understood.
-    #[error("{path}: {error}")]
-    Document {
-        /// The file.
-        path: PathBuf,
-        /// Document, element and reason.
-        error: XmlError,
-    },
-    /// A file of another kind cannot be understood, or does not fit to the others.
-    #[error("{path}: {reason}")]
-    Text {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, and where.
-        reason: String,
-    },
-    /// There is no tokio runtime to live in.
-    #[error("a simulated host needs a tokio runtime")]
-    NoRuntime,
-}
-
-impl OpenError {
-    fn text(path: &Path, reason: impl std::fmt::Display) -> Self {
-        Self::Text { path: path.to_owned(), reason: reason.to_string() }
-    }
-}
 
 impl Host {
     pub(super) fn open(dir: &Path, now: Instant) -> Result<Self, OpenError> {

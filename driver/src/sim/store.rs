@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use uuid::Uuid;
 
-use super::OpenError;
 use super::config::Guest;
+use super::open_error::OpenError;
 use crate::mdev::Mdev;
 use crate::pci::PciAddress;
 

@@ -8,6 +8,7 @@ pub mod nodedev;
 mod numa;
 mod read;
 mod rendered;
+mod spec;
 pub(crate) mod tree;
 
 /// A document that could not be understood.

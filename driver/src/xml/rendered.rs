@@ -1,7 +1,7 @@
 //! A rendered document against what was asked for.
 
-use super::hostdev::{HostdevSpec, MdevSpec};
 use super::read::{self, Fault};
+use super::spec::{HostdevSpec, MdevSpec};
 use super::tree::Element;
 use crate::pci::PciAddress;
 

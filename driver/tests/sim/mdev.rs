@@ -7,7 +7,6 @@ use hotslot_driver::binding::{self, HostDriver};
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Facts, Policy, Unplugged};
 use hotslot_driver::hypervisor::{DetachScope, NodeChange};
-use hotslot_driver::mdev;
 use hotslot_driver::xml::hostdev::{MdevSpec, Pluggable, Templates};
 use proptest::prelude::*;
 
@@ -76,7 +75,7 @@ async fn one_is_made_plugged_unplugged_and_taken_away() {
     let sim = host.sim.clone();
     assert_eq!((host.uuids().await, host.left().await), (vec![FIRST], left(3, 2)));
     let uuid = Uuid::from_u128(7);
-    let made = mdev::create(sim.as_ref(), address(GPU), "nvidia-233", uuid).await.unwrap();
+    let made = hotplug::create_mdev(sim.as_ref(), address(GPU), "nvidia-233", uuid).await.unwrap();
     assert_eq!((made.uuid, made.mdev_type.as_str(), made.parent), (uuid, "nvidia-233", Some(address(GPU))));
     assert_eq!(host.left().await, left(3, 1));
     let name = made.name.clone();
@@ -112,7 +111,9 @@ async fn what_cannot_be_made_is_refused_by_name() {
     let host = accelerators();
     let make = |parent: &'static str, of: &'static str, uuid| {
         let sim = host.sim.clone();
-        async move { mdev::create(sim.as_ref(), address(parent), of, Uuid::from_u128(uuid)).await.map(drop) }
+        async move {
+            hotplug::create_mdev(sim.as_ref(), address(parent), of, Uuid::from_u128(uuid)).await.map(drop)
+        }
     };
     let (kind, text) = refused(make(GPU, "nvidia-1", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);

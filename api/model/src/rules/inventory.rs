@@ -1,20 +1,17 @@
 //! What the rules come to: which devices may be given away, by which names, and what is said of them.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map};
-use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::pci::PciAddress;
 use uuid::Uuid;
 
 use super::alias::{Alias, AliasGrammar};
-use super::config::Pci;
-use super::extra_info::{self, ExtraInfo};
+use super::extra_info::ExtraInfo;
 use super::identity::kind;
-use super::keys;
 use super::parse::SpecError;
-use super::rules::{Problem, Rule, Rules};
 use super::spec::DeviceSpec;
+use super::{host_facts, keys};
 use crate::device::{self, DevType, DeviceFacts, Functions};
 
 /// The configured rules.
@@ -27,18 +24,6 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Reads the rules of a configuration.
-    ///
-    /// # Errors
-    /// [`Problem`] naming the first entry that is refused, and what is wrong with it.
-    pub fn new(pci: &Pci) -> Result<Arc<Self>, Problem> {
-        let rules = Rules::read(Rule::of_file(pci), pci);
-        match rules.problems().into_iter().next() {
-            None => Ok(rules.inventory),
-            Some(problem) => Err(problem),
-        }
-    }
-
     pub(super) fn alias_grammar(&self, pci_in_placement: bool) -> AliasGrammar {
         let tags = self.specs.iter().flat_map(|(_, spec)| spec.tags().keys());
         let values = self.extra_info.iter().flat_map(|(_, entry)| entry.values().keys());
@@ -91,11 +76,11 @@ impl Inventory {
             extra_info.entry(key.clone()).or_insert_with(|| value.clone());
         }
         let of_host = [
-            (keys::CARD_SERIAL_NUMBER, extra_info::card_serial_number(device, parent).cloned()),
+            (keys::CARD_SERIAL_NUMBER, host_facts::card_serial_number(device, parent).cloned()),
             (keys::PHYS_FUNCTION, parent_addr.map(|address| address.to_string())),
             (keys::PARENT_IFNAME, parent.and_then(|parent| Some(parent.net.first()?.name.clone()))),
-            (keys::CAPABILITIES, extra_info::capabilities(device, parent, dev_type)),
-            (keys::MAC_ADDRESS, extra_info::mac_address(device).filter(|_| dev_type == DevType::Pf)),
+            (keys::CAPABILITIES, host_facts::capabilities(device, parent, dev_type)),
+            (keys::MAC_ADDRESS, host_facts::mac_address(device).filter(|_| dev_type == DevType::Pf)),
         ];
         extra_info.extend(of_host.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Some(DeviceFacts {

@@ -10,7 +10,7 @@ pub(super) const PHYS_FUNCTION: &str = "phys_function";
 pub const SLOT_PATH: &str = "slot_path";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
-/// What the device can do, as Nova records it: see [`capabilities`](super::extra_info::capabilities).
+/// What the device can do, as Nova records it: see [`capabilities`](super::host_facts::capabilities).
 pub(super) const CAPABILITIES: &str = "capabilities";
 /// The MAC address of a PF's first network interface.
 pub(super) const MAC_ADDRESS: &str = "mac_address";

@@ -9,6 +9,7 @@ mod config;
 mod conflict;
 mod extra_info;
 mod foreign;
+mod host_facts;
 pub mod identity;
 mod inventory;
 mod keys;

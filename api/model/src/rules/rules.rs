@@ -2,6 +2,7 @@
 //! first, and of the whitelist the first entry that matches counts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -108,7 +109,7 @@ pub struct Rules {
     entries: Vec<Rule>,
     problems: BTreeMap<Uuid, Vec<SpecError>>,
     /// What the entries say that are right.
-    pub inventory: std::sync::Arc<Inventory>,
+    pub inventory: Arc<Inventory>,
 }
 
 /// An entry that is refused.
@@ -180,5 +181,19 @@ impl Rules {
             errors.map(problem).collect::<Vec<_>>()
         };
         self.entries.iter().flat_map(of).collect()
+    }
+}
+
+impl Inventory {
+    /// Reads the rules of a configuration.
+    ///
+    /// # Errors
+    /// [`Problem`] naming the first entry that is refused, and what is wrong with it.
+    pub fn new(pci: &Pci) -> Result<Arc<Self>, Problem> {
+        let rules = Rules::read(Rule::of_file(pci), pci);
+        match rules.problems().into_iter().next() {
+            None => Ok(rules.inventory),
+            Some(problem) => Err(problem),
+        }
     }
 }

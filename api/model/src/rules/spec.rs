@@ -10,7 +10,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::parse::{SpecError, TAGS, json, object, tag, text};
-use super::{extra_info, keys};
+use super::{host_facts, keys};
 use crate::device::Functions;
 
 /// One entry.
@@ -208,7 +208,7 @@ impl DeviceSpec {
         if self.is("remote_managed") {
             // Its port is programmed from the other side, which finds the card by its serial number.
             let serial =
-                extra_info::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty());
+                host_facts::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty());
             if matches!(device.role, Role::Physical { .. }) {
                 return Some("it is a PF, which remote_managed is not for".into());
             } else if !serial {

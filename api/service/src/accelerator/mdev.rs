@@ -262,7 +262,7 @@ impl Service {
         let hypervisor = host.hypervisor.as_ref();
         for (done, step) in steps.iter().enumerate() {
             let address = step.parent.facts.address;
-            let made = mdev::create(hypervisor, address, &step.mdev_type, step.id.0).await;
+            let made = hotplug::create_mdev(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
                 // Whatever it says, it may have been made: the host tells.
                 let there = host.look_at_mdevs().await;
@@ -631,7 +631,7 @@ impl Service {
         if let Some(call) = host.stuck_at(address) {
             return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
         }
-        let made = mdev::create(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
+        let made = hotplug::create_mdev(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
         drop(host.look_at_mdevs().await);
         made.map_err(host.error(format!("making mediated device {} again on {address} failed", row.id)))?;
         tracing::warn!(host = %host.name, mdev.uuid = %row.id, "made again on {address}");

@@ -1,8 +1,9 @@
 //! Several processes over one PostgreSQL.
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hotslot_model::device::DeviceStatus;
 use hotslot_model::event::EventFilter;

@@ -1,0 +1,42 @@
+//! Columns that several tables have.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use crate::lookup;
+use crate::output::{Column, at, column};
+
+/// The server that has a device, or the domain that others put it into.
+pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
+    match at(device, "/instance_uuid") {
+        server if server != "-" => lookup::called(names, &server),
+        _ => at(device, "/owner"),
+    }
+}
+
+/// `8086:10ca`, as `lspci -n` prints it.
+pub(crate) fn ids(device: &Value) -> String {
+    format!("{}:{}", at(device, "/vendor_id"), at(device, "/product_id"))
+}
+
+/// What a table shows of attachments, but for their server.
+pub(crate) fn attachments() -> Vec<Column<'static>> {
+    vec![
+        column("ID", "/attachment_id"),
+        column("ALIAS", "/alias"),
+        Column("VENDOR:PRODUCT", Box::new(ids)),
+        column("ADDRESS", "/address"),
+        Column("INNER ADDRESS", Box::new(inner_address)),
+        column("STATUS", "/status"),
+        column("REASON", "/status_reason"),
+    ]
+}
+
+/// Where the guest sees the device, and how that is known.
+pub(crate) fn inner_address(attachment: &Value) -> String {
+    match (at(attachment, "/inner_address"), at(attachment, "/inner_address_source")) {
+        (address, source) if address == "-" || source == "-" => address,
+        (address, source) => format!("{address} ({source})"),
+    }
+}

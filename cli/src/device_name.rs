@@ -1,0 +1,52 @@
+//! What a person calls a device.
+
+use std::str::FromStr;
+
+use hotslot_driver::pci::PciAddress;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::exit::{Exit, Failure};
+use crate::output::at;
+
+/// How a person names a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    Address(PciAddress),
+    /// The id of its record in `os-pci`.
+    Id(u64),
+    /// The UUID of its record in `os-pci`.
+    Uuid(Uuid),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Id(id));
+        }
+        if let Ok(uuid) = Uuid::try_parse(text) {
+            return Ok(Self::Uuid(uuid));
+        }
+        let address = if text.starts_with("pci_") { PciAddress::from_node_name(text) } else { text.parse() };
+        address.map(Self::Address).map_err(|error| error.to_string())
+    }
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Id(id) => id.fmt(f),
+            Self::Uuid(uuid) => uuid.fmt(f),
+        }
+    }
+}
+
+/// Several hosts have a device of this name.
+pub(crate) fn ambiguous(name: &DeviceName, found: &[Value]) -> Failure {
+    let hosts: Vec<_> = found.iter().map(|device| at(device, "/host")).collect();
+    let message = format!("several hosts have a device {name}; give one by --host: {}", hosts.join(", "));
+    Failure::new(Exit::Usage, message)
+}
