@@ -98,8 +98,9 @@ async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result
     let mut lines = tokio::io::BufReader::new(read).lines();
     while let Some(line) = lines.next_line().await? {
         let answer = match inner.with(|host, now| host.command(&line, now)) {
-            Ok(()) => "ok\n".to_owned(),
-            Err(reason) => format!("error: {}\n", reason.replace('\n', " ")),
+            Err(locked) => format!("error: {locked}\n"),
+            Ok(Ok(())) => "ok\n".to_owned(),
+            Ok(Err(reason)) => format!("error: {}\n", reason.replace('\n', " ")),
         };
         write.write_all(answer.as_bytes()).await?;
     }

@@ -21,7 +21,7 @@ use super::config::HostConfig;
 use super::device::{Device, Devices};
 use super::document::Document;
 use super::host::{Domain, Host, Link, Pending};
-use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
+use super::store::{self, Kind, Locked, SavedDevice, SavedDomain, Store};
 
 /// How many events a receiver may lag behind.
 const EVENTS: usize = 4096;
@@ -53,6 +53,9 @@ pub enum OpenError {
         /// What is wrong with it, and where.
         reason: String,
     },
+    /// Another process does not let anybody else look.
+    #[error(transparent)]
+    Locked(#[from] Locked),
     /// There is no tokio runtime to live in.
     #[error("a simulated host needs a tokio runtime")]
     NoRuntime,
@@ -84,7 +87,7 @@ impl Host {
             store: Store::open(&dir),
             dir,
         };
-        host.store.enter();
+        host.store.enter()?;
         let read = host.read(now);
         host.store.leave();
         read.map(|()| host)
@@ -108,10 +111,18 @@ impl Host {
     }
 
     /// Keeps other processes out, and takes in what they have changed since this one looked.
-    pub(super) fn enter(&mut self, now: Instant) {
-        if !self.store.enter() {
-            return;
+    ///
+    /// # Errors
+    /// Another process does not let go of the lock.
+    pub(super) fn enter(&mut self, now: Instant) -> Result<(), Locked> {
+        if self.store.enter()? {
+            self.take_in(now);
         }
+        Ok(())
+    }
+
+    /// Takes in what other processes have changed.
+    fn take_in(&mut self, now: Instant) {
         let devices: BTreeMap<_, _> =
             self.devices.iter().map(|of| (of.info.address, of.info.clone())).collect();
         let (releasing, leaving): (Vec<_>, Vec<_>) = self
