@@ -1,7 +1,6 @@
 //! The service as one value: what handlers are given.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
 use futures_util::StreamExt as _;
@@ -82,6 +81,9 @@ pub enum StartError {
         /// What to do.
         advice: String,
     },
+    /// The database's files are another user's; it is said what to do.
+    #[error("cannot open the database: {0}")]
+    Owner(String),
     /// The database does not do what it should.
     #[error("cannot read the records")]
     Records(#[source] Error),
@@ -307,7 +309,8 @@ fn unusable(url: &str, error: Error) -> StartError {
     let advice = if store::is_postgres(url) {
         postgres_advice(&source)
     } else {
-        advice(&source, store::sqlite_file(url))
+        let file = store::sqlite_file(url).map(|file| file.display().to_string());
+        advice(&source, file.as_deref().unwrap_or(url))
     };
     StartError::Database { advice, source }
 }
@@ -318,11 +321,19 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
     if store::is_postgres(url) {
         return Store::open(url, None).await.map_err(failed);
     }
-    let path = store::sqlite_file(url);
+    let path = store::sqlite_file(url).map_err(StartError::Records)?;
     let io = |error| failed(Error::Store(sqlx::Error::Io(error)));
-    store::prepare(Path::new(path)).map_err(io)?;
+    let path = store::prepare(&path).map_err(|error| {
+        // What is of this kind says itself what to do.
+        if error.kind() == std::io::ErrorKind::Other {
+            StartError::Owner(error.to_string())
+        } else {
+            io(error)
+        }
+    })?;
     // Two services on one file would each take the other's work for what a dead one left.
-    let Some(lock) = store::lock(path).map_err(io)? else {
+    let Some(lock) = store::lock(&path).map_err(io)? else {
+        let path = path.display();
         let source = sqlx::Error::Io(std::io::Error::other("another process has its lock"));
         let advice = format!(
             "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
@@ -330,8 +341,8 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         );
         return Err(StartError::Database { source, advice });
     };
-    store::make(Path::new(path)).map_err(io)?;
-    Store::open(url, Some(lock)).await.map_err(failed)
+    store::make(&path).map_err(io)?;
+    Store::open_at(url, &path, Some(lock)).await.map_err(failed)
 }
 
 fn advice(error: &sqlx::Error, path: &str) -> String {
