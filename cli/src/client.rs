@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP};
 use nix::unistd::{Gid, Group};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
@@ -65,19 +66,33 @@ impl fmt::Display for Address {
 const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
 
 impl Address {
-    /// Where the service is when nobody says it: at the default socket, or where the configuration says.
-    pub(crate) fn found() -> Self {
+    /// Where the service is when no address is given: where the configuration says that is named; when none is, at the
+    /// default socket, or where a configuration says that lies in its usual place.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration that is named.
+    pub(crate) fn found(named: Option<&Path>) -> anyhow::Result<Self> {
         let socket = Self::Unix(SOCKET.into());
-        match UnixStream::connect(SOCKET) {
-            Ok(_) => return socket,
-            // It is there, only not for this user.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return socket,
-            Err(_) => {}
-        }
-        let named = std::env::var_os("HOTSLOT_CONFIG").map(PathBuf::from);
-        let files = named.map_or_else(|| CONFIGURATIONS.map(PathBuf::from).to_vec(), |file| vec![file]);
-        let config = files.iter().find_map(|file| Config::load(file).ok());
-        config.and_then(|config| Self::of(&config.api.listen)).unwrap_or(socket)
+        let Some(named) = named else {
+            match UnixStream::connect(SOCKET) {
+                Ok(_) => return Ok(socket),
+                // It is there, only not for this user.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(socket),
+                Err(_) => {}
+            }
+            let config = CONFIGURATIONS.iter().find_map(|file| Config::load(Path::new(file)).ok());
+            return Ok(config.and_then(|config| Self::of(&config.api.listen)).unwrap_or(socket));
+        };
+        let config = Config::load(named).with_context(|| {
+            format!(
+                "the configuration does not say where the service is; mend it (`hotslot config check {}`), or say it by \
+                 --url",
+                named.display()
+            )
+        })?;
+        Self::of(&config.api.listen).with_context(|| {
+            format!("{}: [api] listen leaves the port to the system; say it by --url", named.display())
+        })
     }
 
     /// Where a service is that listens so; none when the system chooses the port.
@@ -260,8 +275,8 @@ impl Client {
     }
 
     fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
-        let message =
-            fault(answer).unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+        let message = fault(answer).map(by_commands);
+        let message = message.unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
         Failure::new(Exit::of_status(status.as_u16()), message)
     }
 
@@ -305,6 +320,29 @@ impl Client {
     fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
     }
+}
+
+/// What the service says by its paths, and the commands that do the same.
+const COMMANDS: [(&str, &str); 9] = [
+    ("GET os-pci_attachments lists", "`hotslot attachment list` lists"),
+    ("GET os-pci/detail lists", "`hotslot pci list -l` lists"),
+    ("GET os-pci lists", "`hotslot pci list` lists"),
+    ("GET os-hypervisors lists", "`hotslot host list` lists"),
+    ("GET servers lists", "`hotslot server list` lists"),
+    ("GET /accelerators lists", "`hotslot accelerator list` lists"),
+    ("change or remove it under os-pci-config", "change or remove it (`hotslot config`)"),
+    ("; GET it until it is attached", "; `hotslot accelerator show` says when it is attached"),
+    ("; DELETE it again", "; run `hotslot accelerator detach` again"),
+];
+
+/// A remedy of the service in the words of the command line, where it has a command for it.
+fn by_commands(mut message: String) -> String {
+    for (path, command) in COMMANDS {
+        if message.contains(path) {
+            message = message.replace(path, command);
+        }
+    }
+    message
 }
 
 /// Server-Sent Events as they come.
@@ -445,6 +483,39 @@ mod tests {
         }
         for bad in ["127.0.0.1:9774", "localhost", "https://127.0.0.1", "unix:api.sock", "http://", ""] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_named_says_where_the_service_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hotslot.toml");
+        let found = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Address::found(Some(&file))
+        };
+        assert_eq!(found("[api]\nlisten = 'unix:/a.sock'").unwrap().to_string(), "unix:/a.sock");
+        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'").unwrap_err());
+        assert!(error.contains("hotslot.toml") && error.contains("--url"), "{error}");
+        let error = format!("{:#}", found("[api]\nlisen = 'x'").unwrap_err());
+        assert!(error.contains("hotslot.toml: line 2") && error.contains("`listen`"), "{error}");
+    }
+
+    #[test]
+    fn remedies_name_the_commands() {
+        for (said, told) in [
+            (
+                "server x not found; GET servers lists those there are",
+                "server x not found; `hotslot server list` lists those there are",
+            ),
+            ("no id; GET os-pci lists them", "no id; `hotslot pci list` lists them"),
+            (
+                "of a1; GET os-pci/detail lists what there is",
+                "of a1; `hotslot pci list -l` lists what there is",
+            ),
+            ("busy", "busy"),
+        ] {
+            assert_eq!(by_commands(said.to_owned()), told);
         }
     }
 

@@ -1,6 +1,6 @@
 //! `hotslot config`: a configuration file looked through, and the entries that the running service has.
 
-mod check;
+pub(crate) mod check;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -1,11 +1,10 @@
 //! `hotslot db`: the database's copy, made while the service runs, and put back while it does not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use hotslot_service::config::Config;
-use hotslot_store::Error;
-use hotslot_store::{backup, restore, sqlite_file};
+use hotslot_store::{Error, backup, restore, sqlite_file};
 
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -28,30 +27,28 @@ pub(crate) enum DbCommand {
 pub(crate) struct Files {
     /// The backup.
     file: PathBuf,
-    /// The configuration that names the database; without one, it is where `serve` has it without one.
-    #[arg(long, env = "HOTSLOT_CONFIG")]
-    config: Option<PathBuf>,
-}
-
-impl Files {
-    fn url(&self) -> anyhow::Result<String> {
-        let config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
-        Ok(config.database.url)
-    }
 }
 
 impl DbCommand {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+    /// On the database that a configuration names; without one, it is where `serve` has it without one.
+    pub(crate) async fn run(self, config: Option<&Path>) -> anyhow::Result<Exit> {
+        let url = config.map(Config::load).transpose()?.unwrap_or_default().database.url;
         match self {
             Self::Backup(files) => {
-                let url = files.url()?;
                 backup(&url, &files.file).await.map_err(told)?;
-                output::print(&format!("{} is in {} now\n", sqlite_file(&url), files.file.display()))?;
+                output::print(&format!(
+                    "{} is in {} now\n",
+                    sqlite_file(&url)?.display(),
+                    files.file.display()
+                ))?;
             }
             Self::Restore(files) => {
-                let url = files.url()?;
                 restore(&url, &files.file).await.map_err(told)?;
-                output::print(&format!("{} is {} now\n", sqlite_file(&url), files.file.display()))?;
+                output::print(&format!(
+                    "{} is {} now\n",
+                    sqlite_file(&url)?.display(),
+                    files.file.display()
+                ))?;
             }
         }
         Ok(Exit::Done)

@@ -49,11 +49,15 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// Where the service is: unix:/path/to/socket or http://HOST:PORT. Without it, the socket
-    /// /run/hotslot/api.sock; when nobody answers there, what the configuration file says ($HOTSLOT_CONFIG, or
-    /// /etc/hotslot/hotslot.toml or /etc/hotslot.toml).
+    /// Where the service is: unix:/path/to/socket or http://HOST:PORT. Without it, what the configuration says that
+    /// $HOTSLOT_CONFIG or --config names; without one, the socket /run/hotslot/api.sock, and when nobody answers there,
+    /// what /etc/hotslot/hotslot.toml or /etc/hotslot.toml says.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
+    /// The configuration. `serve` and `db` have their defaults without one: qemu:///system is served with nothing
+    /// assignable. The commands that ask the service take its address from it.
+    #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
+    config: Option<PathBuf>,
     /// A table for people, or the API's own JSON for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -64,11 +68,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the REST API.
-    Serve {
-        /// The configuration; without one, qemu:///system is served with nothing assignable.
-        #[arg(long, env = "HOTSLOT_CONFIG")]
-        config: Option<PathBuf>,
-    },
+    Serve,
     /// What this host lacks for passing devices through, and what to do about it.
     Doctor(doctor::Doctor),
     /// Write a host's documents into a directory, for bug reports and simulated hosts.
@@ -149,13 +149,14 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let url = || arguments.url.unwrap_or_else(Address::found);
-    if matches!(arguments.command, Command::Serve { .. } | Command::Db(_)) {
+    let config = arguments.config.as_deref();
+    let url = || arguments.url.map_or_else(|| Address::found(config), Ok);
+    if matches!(arguments.command, Command::Serve | Command::Db(_)) {
         // What they write is for hotslot's user alone.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     }
     match arguments.command {
-        Command::Serve { config } => {
+        Command::Serve => {
             let filter = EnvFilter::try_from_env("HOTSLOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
             tracing_subscriber::fmt()
                 .with_env_filter(filter)
@@ -163,11 +164,11 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .fmt_fields(log_fields())
                 .with_writer(std::io::stderr)
                 .init();
-            serve::run(config.as_deref()).map(|()| Exit::Done)
+            serve::run(config).map(|()| Exit::Done)
         }
         Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
-        Command::Db(command) => until_done(command.run()),
+        Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -175,8 +176,12 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             output::print(&String::from_utf8(script)?)?;
             Ok(Exit::Done)
         }
+        // It asks no service, and is for a file that does not even say where one is.
+        Command::Ask(Question::Config(config::ConfigCommand::Check { file })) => {
+            config::check::run(&file, arguments.output)
+        }
         Command::Ask(question) => {
-            let cli = Cli { client: Client::new(url())?, format: arguments.output };
+            let cli = Cli { client: Client::new(url()?)?, format: arguments.output };
             until_done(question.ask(&cli))
         }
     }

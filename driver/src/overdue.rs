@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::hypervisor::Event;
 use crate::pci::PciAddress;
+use crate::text;
 
 /// A call that has not come back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +84,9 @@ impl Overdue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a call that began at `begun`, until the guard is dropped.
+    /// Notes a call that began at `begun`, until the guard is dropped. What it is for may quote the name of a guest.
     pub(crate) fn note(&self, operation: String, subject: Subject, begun: Instant) -> Guard {
+        let operation = text::escape(&operation).into_owned();
         let call = Arc::new(Call { operation, subject, begun });
         self.calls().push(Arc::clone(&call));
         Guard { of: self.clone(), call }

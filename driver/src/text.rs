@@ -2,12 +2,49 @@
 
 use std::borrow::Cow;
 
-/// Whether a character does something to a terminal or to the order of a text instead of being shown: control
-/// characters (C0, DEL, C1), line and paragraph separators, and the marks, embeddings, overrides and isolates of the
-/// Unicode Bidirectional Algorithm (UAX #9).
+/// Whether a character does something to a terminal or to the order of a text instead of being shown, or is not shown at
+/// all: control characters (C0, DEL, C1), line and paragraph separators, and the format characters of Unicode, which
+/// have no width or change the direction of the text.
 pub fn is_unsafe(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    letter.is_control() || matches!(letter, '\u{2028}' | '\u{2029}') || is_format(letter)
+}
+
+/// Whether a character is of the general category Cf. Source: Unicode 16.0, `extracted/DerivedGeneralCategory.txt`; the
+/// gaps inside of blocks that are only for such characters (U+2065, the tags) are taken with them.
+fn is_format(letter: char) -> bool {
+    matches!(
+        letter,
+        '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}
+
+/// Checks that every character of a name, or of another text that a caller gives, can be seen.
+///
+/// # Errors
+/// What is wrong with it, for people. The text is escaped there.
+pub fn visible(text: &str) -> Result<(), String> {
+    text.chars().find(|letter| is_unsafe(*letter)).map_or(Ok(()), |letter| {
+        let (shown, code) = (escape(text), u32::from(letter));
+        Err(format!("`{shown}` has control characters or others that are not shown (U+{code:04X}); write it without them"))
+    })
 }
 
 /// The text with such characters written as Rust writes them: `\n`, `\u{1b}`.
@@ -46,10 +83,24 @@ mod tests {
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
             ("\u{9b}1A\u{7f}", "\\u{9b}1A\\u{7f}"),
             ("\u{202e}txt.exe\u{2066}", "\\u{202e}txt.exe\\u{2066}"),
+            ("a\u{200b}b\u{feff}\u{ad}\u{e0041}\u{2028}", "a\\u{200b}b\\u{feff}\\u{ad}\\u{e0041}\\u{2028}"),
         ] {
             assert_eq!(escape(text), shown);
         }
         assert_eq!(escape_but("a\nb\u{7}", &['\n']), "a\nb\\u{7}");
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_seen_as_it_is_is_refused_with_the_character() {
+        for seen in ["büro-1 \u{1f680}", "", "a b", "日本"] {
+            assert_eq!(visible(seen), Ok(()));
+        }
+        for (text, code) in
+            [("a\u{200d}", "U+200D"), ("\u{2069}a", "U+2069"), ("\n", "U+000A"), ("\u{e007f}", "U+E007F")]
+        {
+            let said = visible(text).unwrap_err();
+            assert!(said.contains(code) && !said.contains(is_unsafe), "{said}");
+        }
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! locked, full, read-only: the service says so, goes on answering what it can, and is back by itself.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -98,6 +99,95 @@ async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
     // It was attached when the backup was made, and the host says that it is gone.
     service.until("records and host agree", async || service.attachments(Q35).await.is_empty()).await;
     service.expect_clean().await;
+}
+
+/// The names of the files beside a database that begin with its name.
+fn beside(database: &Path) -> Vec<String> {
+    let name = database.file_name().unwrap().to_str().unwrap();
+    let entries = std::fs::read_dir(database.parent().unwrap()).unwrap().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|file| file.starts_with(name));
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
+    let mut service = Hotslot::on("small").await;
+    let database = service.database();
+    let file = database.with_file_name("backup");
+    assert!(db(&database, "backup", &file).status.success());
+    service.attach(Q35, "vf:1").await.expect(200);
+    service.kill();
+    let before = beside(&database);
+    assert!(before.contains(&"hotslot.db-wal".to_owned()), "{before:?}");
+
+    let bad = database.with_file_name("bad");
+    std::fs::write(&bad, "no database").unwrap();
+    assert!(!db(&database, "restore", &bad).status.success());
+    assert_eq!(beside(&database), before, "after one that failed");
+
+    // What an earlier restore left belongs to another database.
+    for ending in
+        [".before-restore-wal", ".before-restore-shm", ".restored", ".restored-wal", ".restored-journal"]
+    {
+        std::fs::write(database.with_file_name(format!("hotslot.db{ending}")), "old").unwrap();
+    }
+    let restored = db(&database, "restore", &file);
+    assert!(restored.status.success(), "{}", said(&restored));
+    assert_eq!(beside(&database), ["hotslot.db", "hotslot.db.before-restore", "hotslot.db.lock"]);
+    // What was only in the log of the old database is kept in its file.
+    let kept = database.with_file_name("hotslot.db.before-restore");
+    let mut old =
+        SqliteConnection::connect(&format!("sqlite://{}?immutable=1", kept.display())).await.unwrap();
+    let attached: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM attachments").fetch_one(&mut old).await.unwrap();
+    assert_eq!(attached, 1);
+    service.start_again().await;
+}
+
+#[tokio::test]
+async fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
+    let mut service = Hotslot::on("small").await;
+    let database = service.database();
+    let file = database.with_file_name("backup");
+    assert!(db(&database, "backup", &file).status.success());
+    service.attach(Q35, "vf:1").await.expect(200);
+    service.kill();
+    let config = database.with_file_name("hotslot.toml");
+    let safe = tempfile::tempdir().unwrap();
+    for name in ["hotslot.db", "hotslot.db-wal"] {
+        std::fs::copy(database.with_file_name(name), safe.path().join(name)).unwrap();
+    }
+    let (mut old, mut new) = (0, 0);
+    for step in 0..30 {
+        for name in beside(&database) {
+            std::fs::remove_file(database.with_file_name(name)).unwrap();
+        }
+        for name in ["hotslot.db", "hotslot.db-wal"] {
+            std::fs::copy(safe.path().join(name), database.with_file_name(name)).unwrap();
+        }
+        let mut command = Command::new(binary());
+        let mut restore =
+            command.args(["db", "restore"]).arg(&file).arg("--config").arg(&config).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(step * 8));
+        let _ = restore.kill();
+        restore.wait().unwrap();
+        for name in beside(&database) {
+            let found = std::fs::metadata(database.with_file_name(&name)).unwrap();
+            assert_eq!(found.permissions().mode() & 0o077 & !0o044, 0, "{name}");
+        }
+        expect_whole(&database).await;
+        let mut opened =
+            SqliteConnection::connect(&format!("sqlite://{}", database.display())).await.unwrap();
+        let attached: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM attachments").fetch_one(&mut opened).await.unwrap();
+        opened.close().await.unwrap();
+        if attached == 1 { old += 1 } else { new += 1 }
+    }
+    println!("killed at 30 moments: {old} times the old one, {new} times the new one");
+    assert!(old > 0);
+    service.start_again().await;
 }
 
 #[tokio::test]

@@ -166,6 +166,182 @@ async fn a_database_of_another_user_is_refused_and_left_as_it_is() {
     }
 }
 
+/// What `hotslot serve` says with a configuration of this database, when it does not start.
+fn refused_to_serve(dir: &Path, url: &str) -> String {
+    let config = dir.join("refused.toml");
+    fs::write(&config, format!("[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{url}\"\n")).unwrap();
+    let mut command = Command::new("timeout");
+    let said = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert!(said.status.code() == Some(1), "{url}: {said:?}");
+    String::from_utf8_lossy(&said.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn the_remedy_for_a_database_of_another_user_is_the_only_one_and_works() {
+    let dir = tempfile::tempdir().unwrap();
+    chmod(dir.path(), 0o1777);
+    let at = dir.path().join("its place");
+    fs::create_dir(&at).unwrap();
+    for file in ["hotslot.db", "hotslot.db.lock", "hotslot.db-wal"] {
+        fs::write(at.join(file), "no database").unwrap();
+        std::os::unix::fs::chown(at.join(file), Some(65534), None).unwrap();
+    }
+    let url = format!("sqlite://{}/hotslot.db", at.display());
+    let error = refused_to_serve(dir.path(), &url);
+    assert!(error.contains("belongs to the user 65534"), "{error}");
+    assert!(!error.contains("is its directory there"), "{error}");
+    let remedy = error.split_once("run: ").unwrap().1.split_once("; ").unwrap().0.replace('\n', " ");
+    let done = Command::new("sh").args(["-c", &remedy]).output().unwrap();
+    assert!(done.status.success(), "{remedy}: {done:?}");
+    let error = refused_to_serve(dir.path(), &url);
+    assert!(error.contains("is no SQLite database"), "the owners are right now: {error}");
+}
+
+#[tokio::test]
+async fn two_names_of_one_database_are_one_database() {
+    let service = Hotslot::on("small").await;
+    let database = service.database();
+    let dir = tempfile::tempdir().unwrap();
+    let (link, far) = (dir.path().join("link.db"), dir.path().join("far.db"));
+    std::os::unix::fs::symlink(&database, &far).unwrap();
+    std::os::unix::fs::symlink("far.db", &link).unwrap();
+    fs::create_dir(database.with_file_name("sub")).unwrap();
+    let above = database.parent().unwrap().display();
+    for url in [
+        format!("sqlite://{}", database.display()),
+        format!("sqlite://{}", link.display()),
+        format!("sqlite://{above}/%68otslot.db"),
+        format!("sqlite://{above}/sub/../hotslot.db"),
+    ] {
+        let error = refused_to_serve(dir.path(), &url);
+        assert!(error.contains("another process has its lock"), "{url}: {error}");
+    }
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".lock")), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_database_behind_a_link_is_backed_up_and_restored_where_it_is() {
+    let mut service = Hotslot::on("small").await;
+    service.kill();
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().join("a place/real.db");
+    let link = dir.path().join("link.db");
+    fs::create_dir(real.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("a place/real.db", &link).unwrap();
+    let own = service.database().display().to_string();
+    // The link leads to nothing yet.
+    service.reconfigure(&own, &link.display().to_string().replace("link", "%6Cink"));
+    service.start_again_after("umask 0").await;
+    let found = modes(&real);
+    assert!(found.keys().any(|name| name == "real.db.lock"), "{found:?}");
+    assert!(found.iter().all(|(name, mode)| *mode == if name == "." { 0o700 } else { 0o600 }), "{found:?}");
+    let config = service.host_dir().with_file_name("hotslot.toml");
+    let backup = dir.path().join("backup");
+    let db = |verb: &str| {
+        let mut command = Command::new(binary());
+        command.args(["db", verb]).arg(&backup).arg("--config").arg(&config).output().unwrap()
+    };
+    assert!(db("backup").status.success());
+    let refused = db("restore");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stop it first"), "{refused:?}");
+    service.kill();
+    let restored = db("restore");
+    assert!(restored.status.success(), "{restored:?}");
+    assert!(link.is_symlink() && real.is_file() && !real.is_symlink());
+    assert!(real.with_file_name("real.db.before-restore").is_file());
+    service.start_again().await;
+}
+
+#[test]
+fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("broken.toml");
+    fs::write(&config, "[api]\nlisten = \"unix:api.sock\"\n").unwrap();
+    let run = |arguments: &str| {
+        let mut command = Command::new(binary());
+        command.args(arguments.split(' ')).env_remove("HOTSLOT_URL").env("HOTSLOT_CONFIG", &config);
+        let said = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (said.status.code(), text(&said.stdout), text(&said.stderr))
+    };
+    let name = config.display().to_string();
+    let (code, _, error) = run("host list");
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(&name) && error.contains("names no absolute path"), "{error}");
+    assert!(error.contains("hotslot config check"), "{error}");
+    let (code, out, error) = run(&format!("config check {name}"));
+    assert!(code == Some(1) && out.contains("names no absolute path"), "{out}{error}");
+    let (_, out, error) = run("doctor -o json");
+    let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
+    let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
+    assert!(service["says"].as_str().unwrap().contains(&name), "{service}");
+    // Where it is said by --url, the configuration is not asked.
+    let (code, _, error) = run("host list --url http://127.0.0.1:1");
+    assert_eq!(code, Some(5), "{error}");
+    fs::remove_file(&config).unwrap();
+    let (code, _, error) = run("host list");
+    assert!(code == Some(1) && error.contains(&name) && error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn what_config_check_accepts_serve_does_not_refuse_for_its_url() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in [
+        "postgres://hotslot:s3cret@db:port/hotslot",
+        "postgres://hotslot:s3cret@db/hotslot?sslmode=s3cret",
+        "postgres://hotslot:s3cret@db/hotslot?port=s3cret",
+        "postgres://hotslot:s3cret@/hotslot?hostaddr=s3cret",
+        "postgres://hotslot:s3cret@[db/hotslot",
+        "sqlite:///tmp/x.db?mode=s3cret",
+        "sqlite:///tmp/x.db?s3cret=1",
+        "sqlite://",
+        "sqlite://:memory:",
+    ] {
+        let error = refused_to_serve(dir.path(), url);
+        assert!(error.contains("[database] url: ") && !error.contains("s3cret"), "{url}: {error}");
+        let config = dir.path().join("refused.toml");
+        let said = Command::new(binary()).args(["config", "check"]).arg(&config).output().unwrap();
+        let told = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!(said.status.code(), Some(1), "{url}: {told}");
+        assert!(told.contains("[database] url: ") && !told.contains("s3cret"), "{url}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn names_have_no_characters_that_nobody_sees() {
+    let service = Hotslot::on("small").await;
+    for hidden in ['\u{200b}', '\u{ad}', '\u{202e}', '\u{2028}', '\u{feff}', '\u{e0041}', '\u{7}'] {
+        let name = format!("a{hidden}1");
+        for (path, body) in [
+            ("/accelerators", json!({ "name": name })),
+            (
+                "/v2.1/os-pci-config/alias",
+                json!({ "alias": { "name": name, "vendor_id": "8086", "product_id": "10ca" } }),
+            ),
+            ("/v2.1/os-pci-config/whitelist", json!({ "whitelist": { "vendor_id": "8086", "rack": name } })),
+            (
+                "/v2.1/os-pci-config/whitelist",
+                json!({ "whitelist": { "vendor_id": "8086", (name.clone()): "r1" } }),
+            ),
+            (
+                "/v2.1/os-pci-config/extra_info",
+                json!({ "extra_info": { "match": { "vendor_id": "8086" }, "values": { "switch": name } } }),
+            ),
+            (
+                "/accelerator/v2/device_profiles",
+                json!([{ "name": "p1", "description": name, "groups": [{ "resources:PGPU": "1" }] }]),
+            ),
+        ] {
+            let answer = service.post(path, body.clone()).await;
+            assert_eq!(answer.status, 400, "{path} {body}: {}", answer.body);
+            let said = answer.body.to_string();
+            assert!(said.contains(&format!("U+{:04X}", u32::from(hidden))), "{path} {body}: {said}");
+            assert!(!said.contains(hidden), "{said}");
+        }
+    }
+}
+
 /// A request of a page in a browser: its headers.
 fn page(headers: &[(&str, &str)]) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use hotslot_driver::text;
 use hotslot_model::rules::{AliasRequests, Inventory, NumaPolicy};
 
 use crate::config::{ConfigError, Flavor};
@@ -38,6 +39,8 @@ pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
             }
             if !(1..=255).contains(&text.chars().count()) || text.trim() != text {
                 bad(key, format!("`{text}` is no text of 1 to 255 characters without spaces around it"));
+            } else if let Err(reason) = text::visible(text) {
+                bad(key, reason);
             } else if text == DETAIL {
                 bad(key, format!("`{DETAIL}` is a path of the API; take another"));
             } else if !names.insert(text) {

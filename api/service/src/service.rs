@@ -1,7 +1,6 @@
 //! The service as one value: what handlers are given.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
 use futures_util::StreamExt as _;
@@ -81,6 +80,9 @@ pub enum StartError {
         /// What to do.
         advice: String,
     },
+    /// The database's files are another user's; it is said what to do.
+    #[error("cannot open the database: {0}")]
+    Owner(String),
     /// The database does not do what it should.
     #[error("cannot read the records")]
     Records(#[source] Error),
@@ -314,11 +316,19 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
     if hotslot_store::is_postgres(url) {
         return Store::open(url, None).await.map_err(failed);
     }
-    let path = hotslot_store::sqlite_file(url);
+    let path = hotslot_store::sqlite_file(url).map_err(|error| StartError::Records(error.into()))?;
     let io = |error| failed(hotslot_store::Error::io(error));
-    hotslot_store::prepare(Path::new(path)).map_err(io)?;
+    let path = hotslot_store::prepare(&path).map_err(|error| {
+        // What is of this kind says itself what to do.
+        if error.kind() == std::io::ErrorKind::Other {
+            StartError::Owner(error.to_string())
+        } else {
+            io(error)
+        }
+    })?;
     // Two services on one file would each take the other's work for what a dead one left.
-    let Some(lock) = hotslot_store::lock(path).map_err(io)? else {
+    let Some(lock) = hotslot_store::lock(&path).map_err(io)? else {
+        let path = path.display();
         let source = hotslot_store::Error::io(std::io::Error::other("another process has its lock"));
         let advice = format!(
             "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
@@ -326,8 +336,8 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
         );
         return Err(StartError::Database { source, advice });
     };
-    hotslot_store::make(Path::new(path)).map_err(io)?;
-    Store::open(url, Some(lock)).await.map_err(failed)
+    hotslot_store::make(&path).map_err(io)?;
+    Store::open_at(url, &path, Some(lock)).await.map_err(failed)
 }
 
 #[cfg(test)]

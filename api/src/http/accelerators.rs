@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::device_type;
+use hotslot_driver::text;
 use hotslot_model::accelerator::{AccSpec, Held, Target, View};
 use hotslot_model::assignment::HeldBy;
 use hotslot_model::device::Device;
@@ -396,11 +397,7 @@ async fn make(
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
         return Err(bad(format!("a name has 1 to {NAME} characters"), CREATE).into());
     }
-    if body.name.chars().any(char::is_control) {
-        return Err(
-            bad(format!("name {:?} has control characters; leave them out", body.name), CREATE).into()
-        );
-    }
+    text::visible(&body.name).map_err(|reason| bad(format!("name: {reason}"), CREATE))?;
     let named = body.uuid.as_deref().map(|text| uuid(text, CREATE)).transpose()?;
     if let (Some(path), Some(named)) = (path, named)
         && path != named

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -339,7 +340,7 @@ impl Drop for Place {
 impl Place {
     async fn serve<S>(self, stream: S, router: Router, mut stopping: watch::Receiver<bool>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
     {
         let connection = &self.connection;
         let routes = TowerToHyperService::new(router);
@@ -452,9 +453,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+/// Writes once more what a stream had no room for. The system says that there is room again only when much of the
+/// buffer is free, which a client that reads slowly may not manage within its time; what it has taken is found by trying.
+fn try_again(stream: &impl AsFd, written: Poll<io::Result<usize>>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    match written {
+        Poll::Pending => {
+            nix::unistd::write(stream, buf).map_or(Poll::Pending, |length| Poll::Ready(Ok(length)))
+        }
+        Poll::Ready(_) => written,
+    }
+}
+
+impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = try_again(&self.stream, written, buf);
         self.wrote(written)
     }
 
@@ -464,6 +477,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = match bufs.iter().find(|buf| !buf.is_empty()) {
+            Some(first) => try_again(&self.stream, written, first),
+            None => written,
+        };
         self.wrote(written)
     }
 
@@ -477,5 +494,57 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use hotslot_service::config::Seconds;
+
+    /// More than the buffers of a connection hold.
+    const LENGTH: usize = 16 << 20;
+
+    /// A client that has asked for a long answer, of a service that waits a second for an idle one.
+    async fn asked() -> (UnixStream, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
+        let router = Router::new().route("/", axum::routing::get(async || Bytes::from(vec![0; LENGTH])));
+        let api = Api { idle_timeout: Seconds(Duration::from_secs(1)), ..Api::default() };
+        tokio::spawn(async move { serve(listener, router, &api, std::future::pending()).await });
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+        (client, dir)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_is_served_for_as_long_as_it_reads() {
+        let (mut client, _dir) = asked().await;
+        let start = Instant::now();
+        let mut bytes = [0; 4096];
+        let mut taken = 0;
+        while start.elapsed() < Duration::from_secs(8) {
+            // Less than what makes the socket writable again within a second.
+            let read = client.read(&mut bytes).await.unwrap();
+            assert!(read > 0, "cut after {taken} bytes and {:?}", start.elapsed());
+            taken += read;
+            sleep(Duration::from_millis(50)).await;
+        }
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(taken + rest.len() > LENGTH, "cut after {} bytes", taken + rest.len());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_cut() {
+        let (mut client, _dir) = asked().await;
+        sleep(Duration::from_secs(4)).await;
+        let mut all = Vec::new();
+        let _ = client.read_to_end(&mut all).await;
+        assert!(!all.is_empty() && all.len() < LENGTH, "{} bytes", all.len());
     }
 }

@@ -1,7 +1,29 @@
 //! What to do about a database that cannot be used: by the codes of SQLite and PostgreSQL (its SQLSTATE).
 
+use crate::error::Error;
+use crate::url::{is_postgres, sqlite_file};
+
+impl Error {
+    /// What to do about a database that is not broken, but cannot be used now; none when this is no such failure.
+    pub fn advice(&self) -> Option<&'static str> {
+        let Self::Database(source) = self else { return None };
+        advice(source)
+    }
+
+    /// What to do about the database of a URL that cannot be opened; none when this is not the database's failure.
+    pub fn advice_at_open(&self, url: &str) -> Option<String> {
+        let Self::Database(source) = self else { return None };
+        Some(if is_postgres(url) {
+            of_postgres_at_open(source)
+        } else {
+            let file = sqlite_file(url).map(|file| file.display().to_string());
+            of_sqlite_at_open(source, file.as_deref().unwrap_or(url))
+        })
+    }
+}
+
 /// What is to be done about a database that is not broken, but cannot be used now.
-pub(crate) fn advice(error: &sqlx::Error) -> Option<&'static str> {
+fn advice(error: &sqlx::Error) -> Option<&'static str> {
     if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
         return Some("the service is stopping; ask again when it is back");
     }
@@ -60,7 +82,7 @@ fn of_sqlite(code: u32) -> Option<&'static str> {
     }
 }
 
-pub(crate) fn of_sqlite_at_open(error: &sqlx::Error, path: &str) -> String {
+fn of_sqlite_at_open(error: &sqlx::Error, path: &str) -> String {
     const NOT_A_DATABASE: &str = "26";
     if matches!(error, sqlx::Error::Migrate(_)) {
         format!("{path} was written by another version of hotslot; use that one, or another [database] url")
@@ -73,7 +95,7 @@ pub(crate) fn of_sqlite_at_open(error: &sqlx::Error, path: &str) -> String {
     }
 }
 
-pub(crate) fn of_postgres_at_open(error: &sqlx::Error) -> String {
+fn of_postgres_at_open(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(|error| error.code());
     let advice = match (error, code.as_deref()) {
         (sqlx::Error::Migrate(_), _) => {

@@ -5,9 +5,6 @@ use std::fmt::Display;
 use hotslot_model::assignment::Holder;
 use hotslot_model::id::AcceleratorId;
 
-use crate::advice;
-use crate::url::{is_postgres, sqlite_file};
-
 /// Why a change of the records was not made, or a row was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,22 +56,6 @@ impl Error {
     /// A failure of the file system at a file of the database.
     pub fn io(error: std::io::Error) -> Self {
         Self::Database(sqlx::Error::Io(error))
-    }
-
-    /// What to do about a database that is not broken, but cannot be used now; none when this is no such failure.
-    pub fn advice(&self) -> Option<&'static str> {
-        let Self::Database(source) = self else { return None };
-        advice::advice(source)
-    }
-
-    /// What to do about the database of a URL that cannot be opened; none when this is not the database's failure.
-    pub fn advice_at_open(&self, url: &str) -> Option<String> {
-        let Self::Database(source) = self else { return None };
-        Some(if is_postgres(url) {
-            advice::of_postgres_at_open(source)
-        } else {
-            advice::of_sqlite_at_open(source, sqlite_file(url))
-        })
     }
 
     /// There is no such holder.

@@ -46,5 +46,5 @@ pub use pool::Store;
 pub use private::{make, prepare};
 pub use process::Process;
 pub use processes::{Heard, News};
-pub use url::{is_postgres, sqlite_file};
+pub use url::{check_url, is_postgres, sqlite_file};
 pub use webhooks::DeadLetter;

@@ -4,6 +4,7 @@
 //! disk. PostgreSQL: one pool, and as many processes as there are.
 
 use std::fs::File;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -70,33 +71,50 @@ impl Store {
             let locks = Locks::of(options).await?;
             (Pool::Postgres(pool.clone()), Pool::Postgres(pool), locks)
         } else {
-            let options = SqliteConnectOptions::from_str(url)?
-                .create_if_missing(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .foreign_keys(true)
-                // Kibibytes for each connection: what is read often is in memory anyway.
-                .pragma("cache_size", "-256")
-                .busy_timeout(SQLITE_PATIENCE);
-            // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
-            // use.
-            let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
-            let write = SqlitePoolOptions::new()
-                .max_connections(1)
-                .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
-                .connect_with(options.clone())
-                .await?;
-            migrations.run(&write).await.map_err(sqlx::Error::from)?;
-            let read =
-                SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
-            (Pool::Sqlite(write), Pool::Sqlite(read), Locks::default())
+            return Self::open_file(SqliteConnectOptions::from_str(url)?, lock).await;
         };
+        Self::opened(write, read, locks, lock).await
+    }
+
+    /// [`open`](Self::open) of the SQLite file that these options name.
+    pub(crate) async fn open_file(options: SqliteConnectOptions, lock: Option<File>) -> Result<Self, Error> {
+        let migrations = sqlx::migrate!("./migrations");
+        let options = options
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            // Kibibytes for each connection: what is read often is in memory anyway.
+            .pragma("cache_size", "-256")
+            .busy_timeout(SQLITE_PATIENCE);
+        // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
+        // use.
+        let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .before_acquire(move |connection, _| Box::pin(async move { Ok(usable(connection)) }))
+            .connect_with(options.clone())
+            .await?;
+        migrations.run(&write).await.map_err(sqlx::Error::from)?;
+        let read = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await?;
+        Self::opened(Pool::Sqlite(write), Pool::Sqlite(read), Locks::default(), lock).await
+    }
+
+    async fn opened(write: Pool, read: Pool, locks: Locks, lock: Option<File>) -> Result<Self, Error> {
         let (turn, rows, in_doubt) = Default::default();
         let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
         let store = Self { write, read, turn, rows, last_event, in_doubt, locks, _lock: lock };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
         Ok(store)
+    }
+
+    /// [`open`](Self::open) of the SQLite database of a URL, at the file that [`sqlite_file`] found for it.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_at(url: &str, file: &Path, lock: Option<File>) -> Result<Self, Error> {
+        Self::open_file(SqliteConnectOptions::from_str(url)?.filename(file), lock).await
     }
 
     /// Whether other processes may work on the same database.

@@ -37,41 +37,77 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     options.mode(FILE).custom_flags(flags.bits()).open(path)
 }
 
-/// Makes the directory of a database where it is missing, and corrects the modes of what is there.
+/// Makes the directory of a database where it is missing, and corrects the modes of what is there. Answers the file that
+/// the path leads to, without links: the one for which everything is named that is beside it.
 ///
 /// # Errors
-/// What the system says of a file or directory that cannot be made; and a file or directory of another user, who could
-/// change what is in it. What cannot be corrected is said in the log.
-pub fn prepare(database: &Path) -> io::Result<()> {
+/// What the system says of a file or directory that cannot be made; and, of the kind [`io::ErrorKind::Other`], files or a
+/// directory of another user, who could change what is in them, with the remedy. What cannot be corrected is said in the
+/// log.
+pub fn prepare(database: &Path) -> io::Result<PathBuf> {
     prepare_for(database, false)
 }
 
 /// [`prepare`], and root may do it for the user whose directory it is.
-pub(super) fn prepare_for(database: &Path, its_user: bool) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory(database))?;
-    // It may be a link: then SQLite keeps its other files where that leads.
-    let there = fs::canonicalize(database);
-    for database in [Some(database), there.as_deref().ok()].into_iter().flatten() {
-        let directory = fs::canonicalize(directory(database))?;
+pub(super) fn prepare_for(database: &Path, its_user: bool) -> io::Result<PathBuf> {
+    make_directory(&directory(database))?;
+    let there = resolve(database)?;
+    let parents = [database, &there].map(directory);
+    let mut places = vec![(parents[1].clone(), there.file_name().unwrap_or_default())];
+    // Who may change the link says which database it is.
+    if fs::canonicalize(&parents[0])? != parents[1] {
+        places.push((fs::canonicalize(&parents[0])?, database.file_name().unwrap_or_default()));
+    }
+    for (directory, name) in places {
         let found = fs::metadata(&directory)?;
         let its_user = if its_user && geteuid().is_root() { found.uid() } else { 0 };
-        check_owner(&directory, &found, its_user)?;
-        let name = database.file_name().unwrap_or_default();
         let mut files = Vec::new();
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             if is_of(name, &entry.file_name()) {
-                let found = entry.metadata()?;
-                check_owner(&entry.path(), &found, its_user)?;
-                files.push((entry.path(), found));
+                files.push((entry.path(), entry.metadata()?));
             }
         }
+        check_owners(
+            std::iter::once((&*directory, &found)).chain(files.iter().map(|(path, found)| (&**path, found))),
+            its_user,
+        )?;
         correct_directory(&directory, &found, name);
         for (path, found) in files.iter().filter(|(_, found)| found.is_file()) {
             correct_file(path, found);
         }
     }
-    Ok(())
+    Ok(there)
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory)
+}
+
+/// How many links may lead from one to the next, as many as Linux follows.
+const LINKS: usize = 40;
+
+/// The file that a path leads to, also one that is not there yet; its directory is made.
+///
+/// # Errors
+/// What the system says, also of too many links.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match fs::canonicalize(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        match fs::read_link(&path) {
+            Ok(target) => path = directory(&path).join(target),
+            Err(_) => {
+                let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+                make_directory(&directory(&path))?;
+                return Ok(fs::canonicalize(directory(&path))?.join(name));
+            }
+        }
+    }
+    Err(nix::errno::Errno::ELOOP.into())
 }
 
 /// Makes the file of a database that is not there yet. SQLite gives the files beside it the mode of this one.
@@ -91,18 +127,32 @@ pub(super) fn directory(file: &Path) -> PathBuf {
     directory.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Refuses what belongs to neither hotslot's user nor root nor this other one.
-fn check_owner(path: &Path, found: &Metadata, other: u32) -> io::Result<()> {
-    let (owner, user) = (found.uid(), geteuid().as_raw());
-    if [user, 0, other].contains(&owner) {
-        return Ok(());
-    }
+/// Refuses what belongs to neither hotslot's user nor root nor this other one. One remedy is for all of it.
+fn check_owners<'a>(found: impl Iterator<Item = (&'a Path, &'a Metadata)>, other: u32) -> io::Result<()> {
+    let user = geteuid().as_raw();
+    let others: Vec<_> = found.filter(|(_, found)| ![user, 0, other].contains(&found.uid())).collect();
+    let Some((first, found)) = others.first() else { return Ok(()) };
+    // By its name, a link's target would be given away.
+    let links = if others.iter().any(|(_, found)| found.is_symlink()) { " -h" } else { "" };
+    let files: Vec<_> = others.iter().map(|(path, _)| quoted(path)).collect();
+    let root = if geteuid().is_root() { "" } else { " as root" };
     Err(io::Error::other(format!(
-        "{} belongs to the user {owner}, who could change the records of hotslot, which runs as the user {user}; if it \
-         is hotslot's, run: chown {user} {}; if not, name another place in [database] url",
-        path.display(),
-        path.display()
+        "{} belongs to the user {}, who could change the records of hotslot, which runs as the user {user}; if it is \
+         hotslot's, run{root}: chown{links} {user} {}; if not, name another place in [database] url",
+        first.display(),
+        found.uid(),
+        files.join(" ")
     )))
+}
+
+/// A path as a word of a shell.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    if path.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter)) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
+    }
 }
 
 /// Whether a file is a database's own, or one that SQLite or hotslot keeps beside it: its lock, its log, what was there

@@ -34,7 +34,7 @@ impl From<ConfigError> for Problem {
 }
 
 /// Prints every problem of the file, one a line, or what was read.
-pub(super) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
+pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
     match format {
         Format::Json => {

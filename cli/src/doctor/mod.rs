@@ -74,7 +74,7 @@ impl Finding {
 
 impl Doctor {
     /// Fails when a check does.
-    pub(crate) async fn run(self, service: Address, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::look(Path::new("/"))
         } else {
@@ -99,7 +99,14 @@ fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
 
-async fn look_at_service(address: Address) -> anyhow::Result<Finding> {
+async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Finding> {
+    let address = match address {
+        Ok(address) => address,
+        Err(error) => {
+            let fix = "mend the configuration, or name the service by --url";
+            return Ok(Finding::bad("service", Level::Warn, format!("{error:#}"), fix));
+        }
+    };
     let said = address.to_string();
     let by_tcp = matches!(address, Address::Http(_));
     let (level, says) = match Client::new(address)?.probe("readyz").await {

@@ -32,14 +32,13 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::hypervisor::{DetachScope, Lifecycle, Scope};
-use crate::pci::PciAddress;
-
 use super::Inner;
 use super::config::{Fault, Guest, Operation, take_fault};
 use super::host::Host;
 use super::open::read_device;
 use super::refusal::Refusal;
+use crate::hypervisor::{DetachScope, Lifecycle, Scope};
+use crate::pci::PciAddress;
 
 const SOCKET: &str = "control";
 
@@ -98,8 +97,9 @@ async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result
     let mut lines = tokio::io::BufReader::new(read).lines();
     while let Some(line) = lines.next_line().await? {
         let answer = match inner.with(|host, now| host.command(&line, now)) {
-            Ok(()) => "ok\n".to_owned(),
-            Err(reason) => format!("error: {}\n", reason.replace('\n', " ")),
+            Err(locked) => format!("error: {locked}\n"),
+            Ok(Ok(())) => "ok\n".to_owned(),
+            Ok(Err(reason)) => format!("error: {}\n", reason.replace('\n', " ")),
         };
         write.write_all(answer.as_bytes()).await?;
     }

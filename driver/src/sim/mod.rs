@@ -50,6 +50,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use config::{Action, At, Fault, Operation};
+pub use control::{control, control_of};
+use host::{Host, Link};
+use open_error::Locked;
+pub use open_error::OpenError;
+use refusal::Refusal;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -62,15 +68,11 @@ use crate::mdev::{Mdev, MdevType};
 use crate::overdue::{Overdue, OverdueCall, Subject};
 use crate::pci::PciAddress;
 
-pub use control::{control, control_of};
-pub use open_error::OpenError;
-
-use config::{Action, At, Fault, Operation};
-use host::{Host, Link};
-use refusal::Refusal;
-
 /// How often it is looked whether another process has changed something.
 const OTHERS: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether a process that was stopped has let the simulated host go.
+const LOCKED_LOOK: Duration = Duration::from_secs(1);
 
 /// How long libvirt waits for a domain that another call is changing.
 const JOB_WAIT: Duration = Duration::from_secs(30);
@@ -155,7 +157,7 @@ impl Sim {
     /// # Errors
     /// Why not, for people.
     pub fn control(&self, line: &str) -> Result<(), String> {
-        self.inner.with(|host, now| host.command(line, now))
+        self.inner.with(|host, now| host.command(line, now)).unwrap_or_else(|locked| Err(locked.to_string()))
     }
 
     /// One call: it takes its time, faults befall it, and it is done even when nobody waits for it any more,
@@ -173,6 +175,7 @@ impl Sim {
             Subject::Nothing | Subject::Function(_) => None,
         };
         let begun = std::time::Instant::now();
+        let name = || domain.map(|domain| format!("{what} domain {}", self.inner.name_of(domain)));
         let limit = if operation.changes() { self.limits.change } else { self.limits.read };
         let mut done = tokio::spawn(until_closed(inner.clone(), inner.perform(operation, domain, work)));
         let mut link = self.inner.link.clone();
@@ -187,7 +190,7 @@ impl Sim {
                     Subject::Function(_) if operation.changes() => subject,
                     Subject::Nothing | Subject::Domain(_) | Subject::Function(_) => Subject::Nothing,
                 };
-                let overdue = self.overdue.note(what.to_owned(), subject, begun);
+                let overdue = self.overdue.note(name().unwrap_or_else(|| what.to_owned()), subject, begun);
                 let events = self.inner.events.clone();
                 tokio::spawn(async move {
                     let _ = done.await;
@@ -199,10 +202,7 @@ impl Sim {
                 Err(refusal::late(limit))
             }
         };
-        result.map_err(|refused| match domain {
-            Some(domain) => refused.of(format!("{what} domain {}", self.inner.name_of(domain))),
-            None => refused.of(what),
-        })
+        result.map_err(|refused| refused.of(name().unwrap_or_else(|| what.to_owned())))
     }
 }
 
@@ -371,24 +371,24 @@ impl Inner {
     }
 
     /// Does something at this moment: after all that was due before, and with what follows at once.
-    fn with<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> T {
-        let (result, due) = self.at_once(work);
+    fn with<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> Result<T, Locked> {
+        let (result, due) = self.at_once(work)?;
         if due.is_some() {
             self.wake.notify_one();
         }
-        result
+        Ok(result)
     }
 
     /// The same, without anybody else; answers also when something is due next.
-    fn at_once<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> (T, Option<Instant>) {
+    fn at_once<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> Result<(T, Option<Instant>), Locked> {
         let mut host = self.lock();
         let now = Instant::now();
-        host.enter(now);
+        host.enter(now)?;
         host.advance(now);
         let result = work(&mut host, now);
         host.advance(now);
         host.store.leave();
-        (result, host.next_due())
+        Ok((result, host.next_due()))
     }
 
     fn name_of(&self, domain: Uuid) -> String {
@@ -409,7 +409,8 @@ impl Inner {
             ),
             None => None,
         };
-        let (latency, fault) = self.with(|host, _| host.begin(operation, domain))?;
+        let (latency, fault) =
+            self.with(|host, _| host.begin(operation, domain)).map_err(refusal::locked)??;
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
@@ -425,6 +426,7 @@ impl Inner {
             host.lose_event = false;
             done
         });
+        let done = done.map_err(refusal::locked)?;
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at != At::Before) {
             self.suffer(operation, domain, fault).await?;
         }
@@ -442,7 +444,8 @@ impl Inner {
             }
             Action::Away => {
                 let back_in = fault.duration().unwrap_or_default();
-                self.with(|host, now| host.disconnect("a fault that was asked for", Some(now + back_in)));
+                self.with(|host, now| host.disconnect("a fault that was asked for", Some(now + back_in)))
+                    .map_err(refusal::locked)?;
                 Err(refusal::away())
             }
             Action::Hang => {
@@ -490,11 +493,15 @@ fn watch_others(inner: &Arc<Inner>) {
 /// Does what is due, when it is due.
 async fn clock(inner: Arc<Inner>) {
     loop {
-        match inner.at_once(|_, _| ()).1 {
-            Some(due) => {
+        match inner.at_once(|_, _| ()) {
+            Ok(((), Some(due))) => {
                 let _ = tokio::time::timeout_at(due, inner.wake.notified()).await;
             }
-            None => inner.wake.notified().await,
+            Ok(((), None)) => inner.wake.notified().await,
+            Err(error) => {
+                tracing::error!(%error, "simulated host: nothing happens on it");
+                tokio::time::sleep(LOCKED_LOOK).await;
+            }
         }
     }
 }

@@ -1,27 +1,25 @@
 //! A directory becomes a simulated host: `host.toml`, the documents, and what `state/` has in their place.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::config::HostConfig;
+use super::device::{Device, Devices};
+use super::document::Document;
+use super::host::{Domain, Host, Link, Pending};
+use super::open_error::{Locked, OpenError};
+use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 use crate::device::{HostDevice, Names};
 use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
 use crate::pci::PciAddress;
 use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
 use crate::xml::tree::Element;
-
-use super::config::HostConfig;
-use super::device::{Device, Devices};
-use super::document::Document;
-use super::host::{Domain, Host, Link, Pending};
-use super::open_error::OpenError;
-use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 
 /// How many events a receiver may lag behind.
 const EVENTS: usize = 4096;
@@ -46,7 +44,7 @@ impl Host {
             store: Store::open(&dir),
             dir,
         };
-        host.store.enter();
+        host.store.enter()?;
         let read = host.read(now);
         host.store.leave();
         read.map(|()| host)
@@ -70,10 +68,18 @@ impl Host {
     }
 
     /// Keeps other processes out, and takes in what they have changed since this one looked.
-    pub(super) fn enter(&mut self, now: Instant) {
-        if !self.store.enter() {
-            return;
+    ///
+    /// # Errors
+    /// Another process does not let go of the lock.
+    pub(super) fn enter(&mut self, now: Instant) -> Result<(), Locked> {
+        if self.store.enter()? {
+            self.take_in(now);
         }
+        Ok(())
+    }
+
+    /// Takes in what other processes have changed.
+    fn take_in(&mut self, now: Instant) {
         let devices: BTreeMap<_, _> =
             self.devices.iter().map(|of| (of.info.address, of.info.clone())).collect();
         let (releasing, leaving): (Vec<_>, Vec<_>) = self

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::xml::XmlError;
 
@@ -32,6 +33,9 @@ pub enum OpenError {
         /// What is wrong with it, and where.
         reason: String,
     },
+    /// Another process does not let anybody else look.
+    #[error(transparent)]
+    Locked(#[from] Locked),
     /// There is no tokio runtime to live in.
     #[error("a simulated host needs a tokio runtime")]
     NoRuntime,
@@ -42,3 +46,15 @@ impl OpenError {
         Self::Text { path: path.to_owned(), reason: reason.to_string() }
     }
 }
+
+/// How long another process is waited for that looks or changes something, which takes milliseconds.
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Another process keeps the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another process has held the lock of this simulated host for {} s: it was stopped in the middle; let it go on (kill \
+     -CONT) or end it (`fuser -v DIR/lock` says which it is)",
+    LOCK_WAIT.as_secs()
+)]
+pub struct Locked;

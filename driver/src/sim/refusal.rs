@@ -63,6 +63,11 @@ pub(super) fn job_is_held() -> Refusal {
     Refusal::new(ErrorKind::TimedOut, text)
 }
 
+/// Another process has the simulated host; nothing was done.
+pub(super) fn locked(locked: super::open_error::Locked) -> Refusal {
+    Refusal::new(ErrorKind::TimedOut, locked)
+}
+
 pub(super) fn no_domain(uuid: uuid::Uuid) -> Refusal {
     let text = format_args!("Domain not found: no domain with matching uuid '{uuid}'");
     Refusal::new(ErrorKind::NoDomain, text)

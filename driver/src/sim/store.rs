@@ -6,20 +6,23 @@
 //! finds by the number of the last change whether another one was there since.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
 use uuid::Uuid;
 
 use super::config::Guest;
-use super::open_error::OpenError;
+use super::open_error::{LOCK_WAIT, Locked, OpenError};
 use crate::mdev::Mdev;
 use crate::pci::PciAddress;
+
+/// How often it is looked whether the lock is free.
+const LOCK_LOOK: Duration = Duration::from_millis(1);
 
 /// The folder, or nothing when what happens is kept in memory only.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Store {
     lock: Option<File>,
     /// The last change that this process knows of.
     known: u64,
+    /// Since when another process has had the lock, as far as this one has tried.
+    locked_since: Option<Instant>,
 }
 
 /// A domain's file.
@@ -116,13 +121,14 @@ impl Store {
     pub(super) fn open(dir: &Path) -> Self {
         match Self::writable(dir) {
             Ok(lock) => {
-                let mut store = Self { state: Some(dir.join("state")), lock: Some(lock), known: 0 };
+                let mut store =
+                    Self { state: Some(dir.join("state")), lock: Some(lock), known: 0, locked_since: None };
                 store.known = store.last_change();
                 store
             }
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write; changes are kept in memory");
-                Self { state: None, lock: None, known: 0 }
+                Self { state: None, lock: None, known: 0, locked_since: None }
             }
         }
     }
@@ -142,12 +148,28 @@ impl Store {
 
     /// Keeps other processes out until [`leave`](Self::leave). Answers whether another one has changed something
     /// since this one looked.
-    pub(super) fn enter(&mut self) -> bool {
-        if let Some(Err(error)) = self.lock.as_ref().map(File::lock) {
-            tracing::warn!(%error, "simulated host: other processes cannot be kept out");
+    ///
+    /// # Errors
+    /// Another process has kept this one out for too long: it was stopped in the middle.
+    pub(super) fn enter(&mut self) -> Result<bool, Locked> {
+        while let Some(Err(error)) = self.lock.as_ref().map(File::try_lock) {
+            match error {
+                TryLockError::WouldBlock => {
+                    // Who comes after one that waited in vain does not wait as long again.
+                    if self.locked_since.get_or_insert_with(Instant::now).elapsed() >= LOCK_WAIT {
+                        return Err(Locked);
+                    }
+                    std::thread::sleep(LOCK_LOOK);
+                }
+                TryLockError::Error(error) => {
+                    tracing::warn!(%error, "simulated host: other processes cannot be kept out");
+                    break;
+                }
+            }
         }
+        self.locked_since = None;
         let last = self.last_change();
-        std::mem::replace(&mut self.known, last) != last
+        Ok(std::mem::replace(&mut self.known, last) != last)
     }
 
     /// Lets other processes in.
@@ -235,4 +257,25 @@ pub(super) fn read_folder(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, S
 /// A file's name without its ending.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_keeps_the_lock_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stopped = Store::open(dir.path());
+        let mut other = Store::open(dir.path());
+        assert_eq!(stopped.enter(), Ok(false));
+        let begun = Instant::now();
+        assert_eq!(other.enter(), Err(Locked));
+        assert!(begun.elapsed() >= LOCK_WAIT && begun.elapsed() < 3 * LOCK_WAIT);
+        let begun = Instant::now();
+        assert_eq!(other.enter(), Err(Locked));
+        assert!(begun.elapsed() < LOCK_WAIT, "the second does not wait again");
+        stopped.leave();
+        assert_eq!(other.enter(), Ok(false));
+    }
 }

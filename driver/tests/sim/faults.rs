@@ -109,7 +109,9 @@ async fn a_call_may_hang_until_it_is_let_go() {
     host.control("fault attach hang");
     let late = host.attach(Q35, VF0, "ua-0", Scope::Live).await;
     assert_eq!(refused(late), (ErrorKind::TimedOut, "no answer within 120s".to_owned()));
-    assert_eq!(host.sim.overdue().len(), 1);
+    let overdue = host.sim.overdue();
+    assert_eq!(overdue.len(), 1);
+    assert_eq!(overdue[0].operation, "attach to domain q35");
     // The domain stays locked for others, as libvirt's would.
     let (kind, text) = refused(host.sim.detach(Q35, "ua-0", DetachScope::Live).await);
     assert_eq!(kind, ErrorKind::TimedOut);

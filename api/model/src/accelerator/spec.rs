@@ -6,6 +6,7 @@ use std::fmt::Display;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::{self, DeviceType};
 use hotslot_driver::pci::PciId;
+use hotslot_driver::text;
 use serde_json::{Map, Value, json};
 
 use crate::device::DeviceFacts;
@@ -78,9 +79,7 @@ impl AccSpec {
         }
         let spec = Self::kept(value)?;
         for (key, word) in [("device_type", &spec.device_type), ("acc_type", &spec.acc_type)] {
-            if word.chars().any(char::is_control) {
-                return Err(format!("acc_specs: {key} is {word:?}; write it without control characters"));
-            }
+            text::visible(word).map_err(|reason| format!("acc_specs: {key}: {reason}"))?;
         }
         if spec.num > MAX_NUM {
             return Err(format!(

@@ -7,7 +7,6 @@ use std::iter::once_with;
 use hotslot_driver::pci::{PciAddress, PciId};
 use serde_json::{Map, Value};
 
-use super::keys::VDPA;
 use super::numa::NumaPolicy;
 use super::parse::{NULL, SpecError, json, object, strict_bool, tag, text};
 use super::placement;
@@ -235,7 +234,9 @@ impl AliasSpec {
             wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
         let kind = || match self.device_type {
-            _ if device.dev_type == DevType::Vdpa => Some(VDPA.to_owned()),
+            _ if device.dev_type == DevType::Vdpa => {
+                Some("it is vdpa, which no alias may ask for".to_owned())
+            }
             Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
             None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,
             None => Some(format!("it is {}, which an alias asks for by its device_type", device.dev_type)),

@@ -233,7 +233,13 @@ pub fn explain<'a>(wanted: &Wanted<'_>, scene: &Scene<'a>) -> Explanation<'a> {
         let devices = table.units[unit].iter();
         match verdict {
             Err(reason) => {
-                told.extend(devices.map(|device| (*device, Err(reason.of(device, wanted)))));
+                told.extend(devices.map(|device| {
+                    let why = reason.of(device, wanted);
+                    // What withholds it names the guest that uses its vDPA device, or says how to take that away.
+                    let of_vdpa = device.facts.dev_type == DevType::Vdpa && matches!(reason, Reason::Kind);
+                    let held = scene.withheld.get(&device.id).filter(|_| of_vdpa);
+                    (*device, Err(held.map_or(why.clone(), |held| format!("{why}; {held}"))))
+                }));
             }
             Ok(_) => told.extend(devices.map(|device| {
                 let whole = Wanted { whole_group: true, ..wanted.clone() };

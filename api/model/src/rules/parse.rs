@@ -58,7 +58,23 @@ pub(super) const TAGS: &[&str] = &[
 
 /// The text of an entry as JSON.
 pub(super) fn json(text: &str) -> Result<Value, SpecError> {
-    serde_json::from_str(text).map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))
+    let value = serde_json::from_str(text)
+        .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
+    visible(&value)?;
+    Ok(value)
+}
+
+/// Checks that all texts of an entry can be seen, its keys too.
+fn visible(value: &Value) -> Result<(), SpecError> {
+    match value {
+        Value::String(text) => hotslot_driver::text::visible(text).map_err(SpecError::whole),
+        Value::Array(items) => items.iter().try_for_each(visible),
+        Value::Object(members) => members.iter().try_for_each(|(key, value)| {
+            hotslot_driver::text::visible(key).map_err(SpecError::whole)?;
+            visible(value)
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
 }
 
 /// An entry as a JSON object.

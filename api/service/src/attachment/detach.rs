@@ -213,7 +213,7 @@ impl Service {
         if let Err(not) = self.quiesce(host, Plugged::from(attachment), ask.until).await {
             tracing::warn!(attachment.id = %id, server.id = %attachment.server, "{}", not.reason);
             if not.demanded {
-                let reason = format!("the guest was not asked: {}", not.reason);
+                let reason = said(attachment, format!("the guest was not asked: {}", not.reason));
                 let advice = "mend that and ask again, or ask all the same with force";
                 // Of an earlier ask the guest may still make something.
                 let seen = if ask.first {

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use hotslot_driver::pci::PciClass;
+use hotslot_driver::text;
 use hotslot_model::event::EventKind;
 use hotslot_model::hot_unplug::HotUnplug;
-use hotslot_store::is_postgres;
+use hotslot_store::check_url;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -183,16 +184,17 @@ impl Config {
                 bad(key, "less than a second is too often; write 1 or more".into());
             }
         }
-        if !self.database.url.starts_with("sqlite://") && !is_postgres(&self.database.url) {
-            let right =
-                "write sqlite:///var/lib/hotslot/hotslot.db or postgres://USER:PASSWORD@HOST/DATABASE";
-            bad("[database] url", format!("it names neither SQLite nor PostgreSQL; {right}"));
+        if let Err(reason) = check_url(&self.database.url) {
+            bad("[database] url", reason);
         }
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for (index, hypervisor) in self.hypervisor.iter().enumerate() {
             let mut bad = |key: &str, reason| bad(&format!("[[hypervisor]][{index}] {key}"), reason);
             if hypervisor.name.trim().is_empty() {
                 bad("name", "a host needs a name".into());
+            }
+            if let Err(reason) = text::visible(&hypervisor.name) {
+                bad("name", reason);
             }
             if !names.insert(&hypervisor.name) {
                 bad("name", format!("two hosts are called `{}`", hypervisor.name));

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_driver::text;
 use hotslot_model::cyborg::Attribute;
 use hotslot_model::id::AttributeId;
 use hotslot_service::cyborg::{Attribution, Card};
@@ -120,6 +121,8 @@ pub(super) async fn create(
         let reason = format!("a key has 1 to {LENGTH} characters, a value at most as many");
         return Err(bad(reason, CREATE).into());
     }
+    text::visible(&body.key).map_err(|reason| bad(format!("key: {reason}"), CREATE))?;
+    text::visible(&body.value).map_err(|reason| bad(format!("value: {reason}"), CREATE))?;
     let cards = service.cards().await?;
     let named = match &body.deployable_id {
         Value::String(id) => id.clone(),

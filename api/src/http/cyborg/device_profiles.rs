@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
+use hotslot_driver::text;
 use hotslot_model::cyborg::{DeviceProfile, Group};
 use hotslot_model::id::DeviceProfileId;
 use hotslot_service::error::Error;
@@ -72,6 +73,8 @@ pub(super) async fn create(
     if body.description.as_ref().is_some_and(|text| text.chars().count() > LENGTH) {
         return Err(bad(format!("a description has at most {LENGTH} characters"), CREATE).into());
     }
+    let description = body.description.as_deref().unwrap_or_default();
+    text::visible(description).map_err(|reason| bad(format!("description: {reason}"), CREATE))?;
     let groups = Group::read_all(&body.groups).map_err(|reason| bad(reason, CREATE))?;
     let id = match body.uuid.as_deref().map(str::parse) {
         None => DeviceProfileId(Uuid::new_v4()),
