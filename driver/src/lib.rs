@@ -17,6 +17,7 @@
 //! ```
 
 pub mod binding;
+mod calls_out;
 pub mod capture;
 pub mod device;
 pub mod device_type;

@@ -2,14 +2,14 @@
 
 #![no_main]
 
-use hotslot_service::config::{Config};
-use hotslot_service::{service};
+use hotslot_service::config::Config;
+use hotslot_service::start;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     match Config::parse(text) {
         Ok(config) => {
-            for problem in service::problems(&config) {
+            for problem in start::problems(&config) {
                 assert!(!problem.to_string().is_empty());
             }
             assert!(!config.hypervisors().is_empty());

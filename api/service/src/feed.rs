@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use hotslot_model::event::{Event, EventFilter};
+use hotslot_store::Store;
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::events::wire;
-use crate::service::Service;
 
 /// How many events are read from the table at a time.
 pub const PAGE: usize = 100;
@@ -66,14 +66,14 @@ impl Feed {
 }
 
 /// Reads what is committed for as long as the service runs, while anybody follows.
-pub(crate) async fn read(service: Arc<Service>) {
-    let pages = &service.feed.pages;
-    let mut committed = service.store.event_ids();
+pub(crate) async fn read(feed: &Feed, store: &Store) {
+    let pages = &feed.pages;
+    let mut committed = store.event_ids();
     let mut read = *committed.borrow_and_update();
     while committed.changed().await.is_ok() {
         let last = *committed.borrow_and_update();
         while read < last && pages.receiver_count() > 0 {
-            let events = match service.store.events(read, &EventFilter::default(), PAGE).await {
+            let events = match store.events(read, &EventFilter::default(), PAGE).await {
                 Ok(events) => events,
                 Err(error) => {
                     tracing::warn!(%error, "the events cannot be read; those who follow them are sent away");

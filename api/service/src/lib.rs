@@ -35,5 +35,6 @@ pub mod inventory;
 mod others;
 mod retention;
 pub mod service;
+pub mod start;
 pub mod task;
 pub mod webhook;

@@ -7,24 +7,21 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::DetachLimits;
-use hotslot_driver::hypervisor::{DomainView, Hypervisor};
+use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
 use hotslot_model::assignment::Attachment;
 use hotslot_model::device::Device;
 use hotslot_model::id::{ArqId, HypervisorId, ServerId};
-use hotslot_model::rules::{Rule, Rules};
+use hotslot_model::rules::Rules;
 use hotslot_store::{self, Store, actor};
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, watch};
 
-use crate::attachment::reconcile;
 use crate::busy::{Busy, Turns};
-use crate::config::{self, Config, ConfigError, Flavor};
+use crate::config::{Config, Flavor};
 use crate::error::Error;
-use crate::feed::{self, Feed};
-use crate::fence::Fenced;
-use crate::host::{self, Host};
+use crate::feed::Feed;
+use crate::host::Host;
 use crate::webhook::Webhook;
-use crate::{flavor, others, retention};
 
 /// The running service.
 pub struct Service {
@@ -49,128 +46,18 @@ pub struct Service {
     /// Attaches to one server go in turn, and requests of one idempotency key and path.
     pub turns: Turns,
     /// On which host a server was found the last time.
-    homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
+    pub(crate) homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Who is told what happens.
     pub webhooks: Vec<Arc<Webhook>>,
     /// What those are given who follow the events.
     pub feed: Feed,
     /// Whether the service is about to end.
-    stopping: watch::Sender<bool>,
+    pub(crate) stopping: watch::Sender<bool>,
     /// Held by each request that may change something until it is done.
-    requests: Arc<tokio::sync::RwLock<()>>,
-}
-
-/// Why the service does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Rules or flavors of the configuration cannot be used.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Rules(Vec<ConfigError>),
-    /// A template cannot be used.
-    #[error("[pci] templates")]
-    Templates(#[from] hotslot_driver::xml::hostdev::TemplateError),
-    /// The database cannot be opened.
-    #[error("cannot open the database; {advice}")]
-    Database {
-        /// Why.
-        source: hotslot_store::Error,
-        /// What to do.
-        advice: String,
-    },
-    /// The database's files are another user's; it is said what to do.
-    #[error("cannot open the database: {0}")]
-    Owner(String),
-    /// The database does not do what it should.
-    #[error("cannot read the records")]
-    Records(#[source] Error),
+    pub(crate) requests: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Service {
-    /// Opens the database and the hosts, and starts following them.
-    ///
-    /// # Errors
-    /// [`StartError`]. A libvirt host that is away is none.
-    pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
-        Self::start_on(config, host::open).await
-    }
-
-    /// As [`start`](Self::start), on hypervisors that the caller opens: several services may share one.
-    ///
-    /// # Errors
-    /// [`StartError`], and what `open` says.
-    pub async fn start_on(
-        config: Config,
-        open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
-    ) -> Result<Arc<Self>, StartError> {
-        let problems = problems(&config);
-        if !problems.is_empty() {
-            return Err(StartError::Rules(problems));
-        }
-        let templates = Templates::load(config.pci.templates.as_deref())?;
-        let store = open_store(&config).await?;
-        let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
-        let rules = RwLock::new(Arc::new(rules));
-        let mut hosts = Vec::new();
-        for configured in config.hypervisors() {
-            let mut hypervisor = open(&configured, &config.libvirt)?;
-            if store.is_shared() {
-                hypervisor = Arc::new(Fenced { hypervisor, store: store.clone() });
-            }
-            let row = store.hypervisor(&configured.name, &configured.uri).await;
-            let row = row.map_err(|error| unusable(&config.database.url, error))?;
-            hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
-        }
-        let mut webhooks = Vec::new();
-        for configured in &config.webhook {
-            // A new one is told what happens from now on.
-            store.told(&configured.name).await.map_err(|error| StartError::Records(error.into()))?;
-            webhooks.push(Arc::new(Webhook::new(configured.clone())?));
-        }
-        let in_flight = Busy::new("attachment", store.locks());
-        let verifying = Busy::new("address of attachment", store.locks());
-        let binding = Busy::new("accelerator request", store.locks());
-        let turns = Turns::new(store.locks());
-        let (changing, homes, stopping, requests) = Default::default();
-        for entry in &config.pci.unguarded {
-            tracing::warn!(
-                pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
-                "[pci] unguarded: {} is offered even if the host needs it", entry.address
-            );
-        }
-        let feed = Feed::new(config.api.followers.get());
-        let service = Arc::new(Self {
-            config,
-            store,
-            hosts,
-            rules,
-            changing,
-            templates,
-            in_flight,
-            verifying,
-            binding,
-            turns,
-            homes,
-            webhooks,
-            feed,
-            stopping,
-            requests,
-        });
-        for webhook in &service.webhooks {
-            tokio::spawn(Arc::clone(webhook).follow(Arc::clone(&service)));
-        }
-        service.go_on(feed::read(Arc::clone(&service)));
-        service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
-        for host in &service.hosts {
-            service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
-            service.go_on(reconcile::give_back(Arc::clone(&service), Arc::clone(host)));
-        }
-        service.go_on(others::follow(Arc::clone(&service)));
-        Ok(service)
-    }
-
     /// The host that has a server, and the server.
     ///
     /// # Errors
@@ -204,17 +91,6 @@ impl Service {
 
     fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does something for as long as the service runs: what is left of it is done after the next start.
-    fn go_on(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        let service = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = service.ending() => {}
-                () = work => {}
-            }
-        });
     }
 
     /// Tells those who would follow what happens for ever that the service is about to end.
@@ -268,25 +144,6 @@ impl Service {
     }
 }
 
-/// Everything in the rules and flavors of a configuration that is refused, with its place.
-pub fn problems(config: &Config) -> Vec<ConfigError> {
-    let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
-    let mut problems: Vec<_> = rules.problems().into_iter().map(ConfigError::from).collect();
-    problems.extend(flavor::problems(&config.flavor, &rules.inventory));
-    problems
-}
-
-/// The rules of file and database. One of the database that the file no longer goes with is left out.
-pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
-    let mut entries = Rule::of_file(&config.pci);
-    entries.extend(store.rules().await?);
-    let rules = Rules::read(entries, &config.pci);
-    for problem in rules.problems() {
-        tracing::error!("{problem}; it is left out: change or remove it under os-pci-config");
-    }
-    Ok(rules)
-}
-
 /// What the domain's document says of an attachment.
 pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevSpec {
     HostdevSpec {
@@ -299,71 +156,5 @@ pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevS
             .network
             .as_ref()
             .map(|network| InterfaceSpec { mac: network.mac, vlan: network.vlan }),
-    }
-}
-
-/// Why the database that a URL names is of no use.
-fn unusable(url: &str, error: hotslot_store::Error) -> StartError {
-    match error.advice_at_open(url) {
-        Some(advice) => StartError::Database { advice, source: error },
-        None => StartError::Records(error.into()),
-    }
-}
-
-async fn open_store(config: &Config) -> Result<Store, StartError> {
-    let url = &config.database.url;
-    let failed = |error| unusable(url, error);
-    if hotslot_store::is_postgres(url) {
-        return Store::open(url, None).await.map_err(failed);
-    }
-    let path = hotslot_store::sqlite_file(url).map_err(|error| StartError::Records(error.into()))?;
-    let io = |error| failed(hotslot_store::Error::io(error));
-    let path = hotslot_store::prepare(&path).map_err(|error| {
-        // What is of this kind says itself what to do.
-        if error.kind() == std::io::ErrorKind::Other {
-            StartError::Owner(error.to_string())
-        } else {
-            io(error)
-        }
-    })?;
-    // Two services on one file would each take the other's work for what a dead one left.
-    let Some(lock) = hotslot_store::lock(&path).map_err(io)? else {
-        let path = path.display();
-        let source = hotslot_store::Error::io(std::io::Error::other("another process has its lock"));
-        let advice = format!(
-            "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
-             [database] url instead of {path}"
-        );
-        return Err(StartError::Database { source, advice });
-    };
-    hotslot_store::make(&path).map_err(io)?;
-    Store::open_at(url, &path, Some(lock)).await.map_err(failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_start_that_is_refused_tells_everything_that_is_wrong() {
-        let config = r#"
-            [database]
-            url = "sqlite:///nowhere/hotslot.db"
-            [pci]
-            device_spec = ['{"vendor_id": "x"}', '{}']
-            alias = ['{"name": "a"}']
-            [[flavor]]
-            name = "gzm"
-            extra_specs = { "pci_passthrough:alias" = "b:1" }
-        "#;
-        let config = Config::parse(config).unwrap();
-        let refused = Service::start(config).await.err().unwrap().to_string();
-        let lines: Vec<_> = refused.lines().collect();
-        let places =
-            ["[pci] device_spec[0]: vendor_id", "[pci] alias[0]: vendor_id", "[[flavor]][0]: extra_specs"];
-        assert_eq!(lines.len(), places.len(), "{refused}");
-        for (line, place) in lines.iter().zip(places) {
-            assert!(line.starts_with(place), "{refused}");
-        }
     }
 }

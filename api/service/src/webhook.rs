@@ -15,17 +15,16 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_model::id::EventId;
 use hotslot_model::time::Millis;
-use hotslot_store::{DeadLetter, Held, now};
+use hotslot_store::{DeadLetter, Held, Store, now};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
 use sha2::Sha256;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::config::{self, ConfigError};
 use crate::events::wire;
-use crate::service::Service;
 
 /// How long after an attempt that failed the next one is made: after the first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -70,6 +69,22 @@ enum Stop {
     Elsewhere,
     /// The database fails.
     Records(hotslot_store::Error),
+}
+
+/// What of the service a webhook needs.
+pub(crate) struct Context {
+    /// Where the events are.
+    pub(crate) store: Store,
+    /// Whether the service is about to end.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+impl Context {
+    /// Waits until the service is about to end.
+    async fn ending(&self) {
+        // The sender is the service's own.
+        let _ = self.stopping.clone().wait_for(|stop| *stop).await;
+    }
 }
 
 impl From<hotslot_store::Error> for Stop {
@@ -143,32 +158,32 @@ impl Webhook {
     }
 
     /// Tells a webhook what happens for as long as the service runs, unless another process does.
-    pub(crate) async fn follow(self: Arc<Self>, service: Arc<Service>) {
+    pub(crate) async fn follow(self: Arc<Self>, context: Context) {
         loop {
-            match self.take_turn(&service).await {
+            match self.take_turn(&context).await {
                 Err(Stop::Ending) => return,
                 Err(Stop::Records(error)) => self.log(&error),
                 Ok(()) | Err(Stop::Elsewhere) => self.note(|progress| *progress = Progress::default()),
             }
             tokio::select! {
                 () = tokio::time::sleep(PAUSE.0) => {}
-                () = service.ending() => return,
+                () = context.ending() => return,
             }
         }
     }
 
     /// Tells a webhook what happens for as long as no other process does.
-    async fn take_turn(&self, service: &Service) -> Result<(), Stop> {
+    async fn take_turn(&self, context: &Context) -> Result<(), Stop> {
         let name = &self.config.name;
-        let Some(turn) = service.store.locks().try_lock(format!("webhook {name}")).await? else {
+        let Some(turn) = context.store.locks().try_lock(format!("webhook {name}")).await? else {
             return Err(Stop::Elsewhere);
         };
-        let mut committed = service.store.event_ids();
-        let mut told = service.store.told(name).await?;
+        let mut committed = context.store.event_ids();
+        let mut told = context.store.told(name).await?;
         self.note(|progress| progress.told = Some(told));
         loop {
             committed.mark_unchanged();
-            let failed = match self.catch_up(service, &turn, &mut told).await {
+            let failed = match self.catch_up(context, &turn, &mut told).await {
                 Ok(()) => false,
                 Err(Stop::Records(error)) => {
                     self.log(&error);
@@ -180,7 +195,7 @@ impl Webhook {
                 _ = committed.changed(), if !failed => {}
                 () = self.again.notified() => {}
                 () = tokio::time::sleep(PAUSE.0), if failed => {}
-                () = service.ending() => return Err(Stop::Ending),
+                () = context.ending() => return Err(Stop::Ending),
             }
         }
     }
@@ -191,26 +206,26 @@ impl Webhook {
     }
 
     /// Tells all that there is to tell.
-    async fn catch_up(&self, service: &Service, turn: &Held, told: &mut EventId) -> Result<(), Stop> {
+    async fn catch_up(&self, context: &Context, turn: &Held, told: &mut EventId) -> Result<(), Stop> {
         let name = &self.config.name;
-        self.redeliver(service, turn).await?;
+        self.redeliver(context, turn).await?;
         loop {
-            let page = match service.store.events(*told, &EventFilter::default(), PAGE).await {
+            let page = match context.store.events(*told, &EventFilter::default(), PAGE).await {
                 Err(hotslot_store::Error::Gone(reason)) => {
                     tracing::error!(webhook = name, reason, "webhook {name} misses events that were pruned");
-                    *told = service.store.event_bounds().await?.pruned;
+                    *told = context.store.event_bounds().await?.pruned;
                     continue;
                 }
                 page => page?,
             };
             let mut recorded = Instant::now();
             for event in &page {
-                let dead = if self.wants(event) { self.tell(service, turn, event).await? } else { None };
+                let dead = if self.wants(event) { self.tell(context, turn, event).await? } else { None };
                 *told = event.id;
                 self.note(|progress| progress.told = Some(event.id));
                 let last = page.last().is_some_and(|last| last.id == event.id);
                 if last || dead.is_some() || recorded.elapsed() >= UNRECORDED {
-                    service.store.set_told(name, *told, dead.as_ref()).await?;
+                    context.store.set_told(name, *told, dead.as_ref()).await?;
                     recorded = Instant::now();
                 }
             }
@@ -221,11 +236,11 @@ impl Webhook {
     }
 
     /// Tells an event, as often as it takes or as is configured; then it is a dead letter.
-    async fn tell(&self, service: &Service, turn: &Held, event: &Event) -> Result<Option<DeadLetter>, Stop> {
+    async fn tell(&self, context: &Context, turn: &Held, event: &Event) -> Result<Option<DeadLetter>, Stop> {
         let name = &self.config.name;
         let mut attempts = 1;
         let reason = loop {
-            let reason = match self.try_once(service, turn, event).await? {
+            let reason = match self.try_once(context, turn, event).await? {
                 Ok(()) => {
                     self.note(|progress| {
                         let told = progress.told;
@@ -247,8 +262,8 @@ impl Webhook {
             attempts += 1;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.again.notified() => self.redeliver(service, turn).await?,
-                () = service.ending() => return Err(Stop::Ending),
+                () = self.again.notified() => self.redeliver(context, turn).await?,
+                () = context.ending() => return Err(Stop::Ending),
             }
         };
         tracing::error!(webhook = name, event = %event.id, reason, "webhook {name} cannot be told; a dead letter");
@@ -261,15 +276,15 @@ impl Webhook {
     }
 
     /// Tries dead letters that someone asked for once more.
-    async fn redeliver(&self, service: &Service, turn: &Held) -> Result<(), Stop> {
+    async fn redeliver(&self, context: &Context, turn: &Held) -> Result<(), Stop> {
         let (name, any) = (&self.config.name, EventFilter::default());
-        while let Some(letter) = service.store.due_letter(name).await? {
-            let events = service.store.events(EventId(letter.event.0 - 1), &any, 1).await?;
+        while let Some(letter) = context.store.due_letter(name).await? {
+            let events = context.store.events(EventId(letter.event.0 - 1), &any, 1).await?;
             // It may be pruned at any time, and its letter with it.
             let Some(event) = events.first().filter(|event| event.id == letter.event) else { return Ok(()) };
-            let posted = self.try_once(service, turn, event).await?;
+            let posted = self.try_once(context, turn, event).await?;
             let outcome = posted.as_ref().copied().map_err(String::as_str);
-            service.store.tried_again(name, letter.event, outcome).await?;
+            context.store.tried_again(name, letter.event, outcome).await?;
         }
         Ok(())
     }
@@ -277,16 +292,16 @@ impl Webhook {
     /// One attempt, as long as it is for this process to make.
     async fn try_once(
         &self,
-        service: &Service,
+        context: &Context,
         turn: &Held,
         event: &Event,
     ) -> Result<Result<(), String>, Stop> {
-        if !service.store.locks().has(turn).await? {
+        if !context.store.locks().has(turn).await? {
             return Err(Stop::Elsewhere);
         }
         tokio::select! {
             posted = self.post(event) => Ok(posted),
-            () = service.ending() => Err(Stop::Ending),
+            () = context.ending() => Err(Stop::Ending),
         }
     }
 

@@ -109,7 +109,7 @@ impl Store {
         Ok(store)
     }
 
-    /// [`open`](Self::open) of the SQLite database of a URL, at the file that [`sqlite_file`] found for it.
+    /// [`open`](Self::open) of the SQLite database of a URL, at the file that [`sqlite_file`](crate::sqlite_file) found for it.
     ///
     /// # Errors
     /// As `open`.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hotslot_driver::xml::hostdev::Templates;
 use hotslot_service::config::{Config, ConfigError};
-use hotslot_service::service;
+use hotslot_service::start;
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -55,7 +55,7 @@ pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
 fn examine(file: &Path) -> (Config, Vec<Problem>) {
     let (config, problems) = Config::examine(file);
     let mut problems: Vec<Problem> =
-        problems.into_iter().chain(service::problems(&config)).map(Problem::from).collect();
+        problems.into_iter().chain(start::problems(&config)).map(Problem::from).collect();
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
         problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
     }

@@ -18,8 +18,8 @@ use virt::connect::Connect;
 
 use super::error::Fault;
 use super::link::State;
+use crate::calls_out::{Overdue, Subject};
 use crate::hypervisor::{Error, ErrorKind, Event};
-use crate::overdue::{Overdue, Subject};
 
 /// What a call is to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

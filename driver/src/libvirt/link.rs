@@ -19,8 +19,9 @@ use virt::connect::Connect;
 use virt::error::ErrorNumber;
 
 use super::error::Fault;
+use super::event_loop;
 use super::ffi::{Ears, Listening, listen};
-use super::{Options, event_loop};
+use super::options::Options;
 use crate::hypervisor::{ErrorKind, Event};
 
 /// The connection that is up, or why there is none.

@@ -32,9 +32,9 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Inner;
 use super::config::{Fault, Guest, Operation, take_fault};
 use super::host::Host;
+use super::inner::{Inner, until_closed};
 use super::open::read_device;
 use super::refusal::Refusal;
 use crate::hypervisor::{DetachScope, Lifecycle, Scope};
@@ -88,7 +88,7 @@ pub(super) fn listen(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
 pub(super) async fn serve(door: UnixListener, inner: Arc<Inner>) {
     while let Ok((stream, _)) = door.accept().await {
         let answering = answer(stream, inner.clone());
-        tokio::spawn(super::until_closed(inner.clone(), answering));
+        tokio::spawn(until_closed(inner.clone(), answering));
     }
 }
 

@@ -35,6 +35,7 @@ mod device;
 mod document;
 pub mod generate;
 mod host;
+mod inner;
 mod mdev;
 mod open;
 mod open_error;
@@ -53,19 +54,21 @@ use async_trait::async_trait;
 use config::{Action, At, Fault, Operation};
 pub use control::{control, control_of};
 use host::{Host, Link};
+use inner::{Inner, until_closed};
 use open_error::Locked;
 pub use open_error::OpenError;
 use refusal::Refusal;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::calls_out::{Overdue, Subject};
 use crate::device::HostDevice;
 use crate::hypervisor::{
     DetachScope, DomainInfo, DomainView, Error, ErrorKind, Event, HostInfo, Hypervisor, Lifecycle, Scope,
 };
 use crate::mdev::{Mdev, MdevType};
-use crate::overdue::{Overdue, OverdueCall, Subject};
+use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 
 /// How often it is looked whether another process has changed something.
@@ -103,15 +106,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { read: Duration::from_secs(30), change: Duration::from_secs(120) }
     }
-}
-
-#[derive(Debug)]
-struct Inner {
-    host: Mutex<Host>,
-    link: watch::Receiver<Link>,
-    events: broadcast::Sender<Event>,
-    /// Something may be due earlier than the clock knows.
-    wake: Notify,
 }
 
 impl Sim {
@@ -503,14 +497,5 @@ async fn clock(inner: Arc<Inner>) {
                 tokio::time::sleep(LOCKED_LOOK).await;
             }
         }
-    }
-}
-
-/// Runs a task until it ends or the simulated host is closed.
-async fn until_closed<T>(inner: Arc<Inner>, task: impl Future<Output = T>) -> Option<T> {
-    let mut link = inner.link.clone();
-    tokio::select! {
-        done = task => Some(done),
-        _ = link.wait_for(|link| *link == Link::Closed) => None,
     }
 }

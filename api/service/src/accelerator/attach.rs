@@ -14,8 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::Parts;
 use crate::accelerator::expect_generation;
-use crate::attachment::attach::AttachRequest;
-use crate::attachment::detach::DetachRequest;
+use crate::attachment::{AttachRequest, DetachRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::Service;

@@ -28,9 +28,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::attachment::Plugged;
 use crate::attachment::attach::{self, RACES};
-use crate::attachment::detach::DetachRequest;
+use crate::attachment::{DetachRequest, Plugged, request};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
@@ -102,7 +101,7 @@ impl Service {
         let _turn = self.turns.of(format!("server {server}")).await?;
         attach::expect_nothing_out(&host, server)?;
         let domain = host.server(server).await?.ok_or(Error::NoServer(server))?;
-        let scope = attach::scope(&domain, true)?;
+        let scope = request::scope(&domain, true)?;
         self.has_room(&host, &domain, parts.num).await?;
         // Nobody of ours makes one of which another has counted on.
         let making = self.turns.of(format!("mediated devices of host {}", host.row.id.0)).await?;

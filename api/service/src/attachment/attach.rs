@@ -6,16 +6,17 @@ use std::sync::Arc;
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::hotplug::{self, PlugFailure, Presence, Unplugged};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
-use hotslot_model::assignment::{Attachment, Holder, NewAttachment, Observation, Reservation};
+use hotslot_model::assignment::{Attachment, NewAttachment, Observation, Reservation};
 use hotslot_model::device;
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
-use hotslot_model::idempotency::IdempotencyKey;
-use hotslot_model::rules::{Alias, AliasRequest, Inventory, NumaPolicy};
 use hotslot_store::actor;
 use uuid::Uuid;
 
-use super::select::{Choice, Chosen, NetworkRequest};
+use super::request::AttachRequest;
+use super::select::{Choice, Chosen};
+use crate::attachment::NetworkRequest;
+use crate::attachment::request::scope;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
@@ -23,36 +24,6 @@ use crate::{busy, task};
 
 /// How often a request that lost a race for a device chooses again.
 pub(crate) const RACES: usize = 16;
-
-/// A request for devices.
-#[derive(Debug, Clone)]
-pub struct AttachRequest {
-    /// The server.
-    pub server: ServerId,
-    /// What it is to get.
-    pub aliases: Vec<AliasRequest>,
-    /// Aliases that the request itself defines: they come before configured ones of the same name.
-    pub own: Vec<Alias>,
-    /// Whether the devices go into the persistent definition too.
-    pub persistent: bool,
-    /// Whether each part asks for whole IOMMU groups.
-    pub whole_group: bool,
-    /// In place of the aliases' own policies.
-    pub numa_policy: Option<NumaPolicy>,
-    /// What a network VF is to be in the guest; none gives plain PCI functions.
-    pub network: Option<NetworkRequest>,
-    /// By what its next try is known.
-    pub key: Option<IdempotencyKey>,
-    /// On whose behalf it is made; none: on its own.
-    pub holder: Option<Holder>,
-}
-
-impl AttachRequest {
-    /// The alias of a name.
-    pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
-        self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
-    }
-}
 
 /// One attachment that is to be plugged, with its device.
 struct Step {
@@ -452,20 +423,5 @@ struct Failure {
 impl Failure {
     fn of(device: DeviceId, error: Error) -> Self {
         Self { device, in_use: false, error }
-    }
-}
-
-/// Where an attach to a server in this state takes effect.
-pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
-    match (view.live.is_some(), view.persistent.is_some(), persistent) {
-        (true, true, true) => Ok(Scope::LiveAndConfig),
-        // A transient domain has no definition to go into.
-        (true, false, _) | (true, true, false) => Ok(Scope::Live),
-        (false, true, true) => Ok(Scope::Config),
-        (false, _, false) => Err(Error::Conflict(format!(
-            "server {} is shut off: a device can only go into its definition; leave \"persistent\" out or true",
-            view.info.uuid
-        ))),
-        (false, false, true) => Err(Error::NoServer(ServerId(view.info.uuid))),
     }
 }

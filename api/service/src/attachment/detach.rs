@@ -1,32 +1,22 @@
 //! Detach: asked, and gone only when no document of the domain has the device.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
 use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Attachment, Holder, Observation, Occasion, State};
+use hotslot_model::assignment::{Attachment, Observation, Occasion, State};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::time::Instant;
 
 use super::policy::Plugged;
+use crate::attachment::DetachRequest;
+use crate::attachment::request::Ask;
 use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
-
-/// How an attachment is to be made to go.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DetachRequest {
-    /// How long its guest is asked, and its answer waited for; none: as configured.
-    pub timeout: Option<Duration>,
-    /// Whether no policy counts, and the device stays out of the definition whatever the guest says.
-    pub force: bool,
-    /// On whose behalf it is asked for: an attachment goes where it came from.
-    pub holder: Option<Holder>,
-}
 
 /// Why an attachment does not go: who asks is not on whose behalf it was made.
 fn held_by(attachment: &Attachment) -> Error {
@@ -37,15 +27,6 @@ fn held_by(attachment: &Attachment) -> Error {
         }
         None => format!("attachment {id} was made by itself; detach it under os-pci_attachments"),
     })
-}
-
-/// An ask of a guest.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ask {
-    /// Until when; none: as configured.
-    pub(crate) until: Option<Instant>,
-    /// Whether it is the first for this detach: no earlier one can be under way in the guest.
-    pub(crate) first: bool,
 }
 
 impl Service {

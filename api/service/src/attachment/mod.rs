@@ -14,20 +14,22 @@
 //! overdue     what calls that have not come back may still change
 //! ```
 
-pub mod attach;
-pub mod detach;
+pub(crate) mod attach;
+mod detach;
 mod group;
 mod overdue;
 mod policy;
 mod ports;
 pub mod reconcile;
 mod repair;
+pub(crate) mod request;
 mod select;
 mod verify;
 
 pub(crate) use policy::Plugged;
 pub use ports::portless;
-pub use select::{DryRun, NetworkRequest};
+pub use request::{AttachRequest, DetachRequest, NetworkRequest};
+pub use select::DryRun;
 
 use hotslot_model::assignment::{Attachment, Change, Observation};
 use hotslot_model::id::AttachmentId;

@@ -19,7 +19,7 @@ use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
-use super::detach::Ask;
+use super::request::Ask;
 use crate::accelerator::mdev_spec;
 use crate::error::Error;
 use crate::host::Host;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hotplug::{self, Check, CheckResult, Policy};
 use hotslot_driver::hypervisor::{DomainView, ErrorKind, Scope};
-use hotslot_driver::net::{MacAddress, VlanTag};
+use hotslot_driver::net::MacAddress;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::Network;
 use hotslot_model::device::Device;
@@ -15,24 +15,11 @@ use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
 use hotslot_model::rules::{Inventory, NumaPolicy, Scene, Wanted};
 
-use super::attach::{self, AttachRequest};
+use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{HostDrivers, Offer};
 use crate::service::Service;
-
-/// What a VF of a NIC is to be in the guest, as it is asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NetworkRequest {
-    /// Its MAC address; none makes one up.
-    pub mac: Option<MacAddress>,
-    /// The VLAN that the NIC puts its frames into.
-    pub vlan: Option<VlanTag>,
-    /// The `physical_network` that its `device_spec` has to say.
-    pub physical_network: Option<String>,
-    /// Whether its `device_spec` has to say that it may be trusted.
-    pub trusted: Option<bool>,
-}
 
 /// The devices of a request, each with the alias by which it was asked for.
 type Selection = Vec<(String, Arc<Device>)>;
@@ -292,7 +279,7 @@ impl Service {
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let sight = self.sight(&host, &view, request).await?;
-        let mut checks = vec![match attach::scope(&view, request.persistent) {
+        let mut checks = vec![match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
         }];

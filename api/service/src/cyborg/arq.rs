@@ -17,8 +17,7 @@ use hotslot_store::actor;
 
 use super::Card;
 use crate::accelerator::Parts;
-use crate::attachment::attach::AttachRequest;
-use crate::attachment::detach::DetachRequest;
+use crate::attachment::{AttachRequest, DetachRequest};
 use crate::error::Error;
 use crate::service::Service;
 use crate::{busy, task};

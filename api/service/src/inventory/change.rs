@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError};
 
 use hotslot_model::device::{Functions, parent};
 use hotslot_model::rules::{Inventory, Rule, RuleKind, Rules, Source};
-use hotslot_store::{actor, now};
+use hotslot_store::{Store, actor, now};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::config::Config;
 use crate::error::Error;
-use crate::service::{Service, read_rules};
+use crate::service::Service;
 use crate::task;
 
 /// The most entries that the API may add to those of the configuration file: all are in memory, and every scan asks
@@ -232,6 +233,17 @@ impl Service {
         }
         while scans.join_next().await.is_some() {}
     }
+}
+
+/// The rules of file and database. One of the database that the file no longer goes with is left out.
+pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
+    let mut entries = Rule::of_file(&config.pci);
+    entries.extend(store.rules().await?);
+    let rules = Rules::read(entries, &config.pci);
+    for problem in rules.problems() {
+        tracing::error!("{problem}; it is left out: change or remove it under os-pci-config");
+    }
+    Ok(rules)
 }
 
 /// Where an entry is that the API may change.

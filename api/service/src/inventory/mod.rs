@@ -6,4 +6,5 @@ mod discover;
 mod offer;
 
 pub use change::Change;
+pub(crate) use change::read_rules;
 pub use offer::{HostDrivers, Offer};
