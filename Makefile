@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows hotslot at work in the lab, `make test` passes all tests.
+# Two commands: `make demo` shows hotslot at work in the lab, `make test` passes all tests but the long ones.
 # The others are parts of these.
 
 SHELL := /bin/bash
