@@ -1,6 +1,7 @@
 //! The lab's tests: real VFIO hot-plug in the test VM of `vagrant/`, which must be up (`make lab`).
 //!
 //! Each test starts from the state that `vagrant/reset` makes. They share one VM, so they run one after the other.
+//! Those that take minutes are ignored here, and run by `make long-lab-test`.
 
 mod accelerators;
 mod detach;

@@ -77,6 +77,7 @@ async fn after_detach(lab: &Lab, vf: &Value, answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes about two minutes: make long-lab-test"]
 async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
     let limits = "[libvirt]\ncall_timeout = 8\nattach_timeout = 8\n";
     let lab = Lab::with(&format!("{limits}{CONFIG}")).await;

@@ -104,6 +104,7 @@ async fn qemu_is_killed_with_a_device_and_in_the_middle_of_attach_and_detach() {
 }
 
 #[tokio::test]
+#[ignore = "takes about two minutes: make long-lab-test"]
 async fn a_guest_is_saved_and_restored_destroyed_renamed_and_undefined() {
     let lab = Lab::fresh().await;
     let row = async || lab.attachments(id("q35")).await[0].clone();

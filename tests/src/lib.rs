@@ -402,7 +402,9 @@ impl Hotslot {
 impl Api {
     /// The service at a URL, or at a socket: `unix:/path`.
     pub fn at(url: String) -> Self {
-        let builder = reqwest::Client::builder().no_proxy();
+        // A test that blocks its thread for a while does not see that the service has closed an idle connection, and a
+        // request on such a connection has no answer: idle connections are not used again after some seconds.
+        let builder = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(3));
         let (builder, url) = match url.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
             None => (builder, url),
@@ -436,11 +438,20 @@ impl Api {
 
     /// Sends a request.
     pub async fn send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Answer {
-        self.try_send(method, path, body).await.expect("an answer")
+        self.sent(method, path, body).await.expect("an answer")
     }
 
     /// Sends a request; none when nobody answers.
     pub async fn try_send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Option<Answer> {
+        self.sent(method, path, body).await.ok()
+    }
+
+    async fn sent(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, String)>,
+    ) -> Result<Answer, reqwest::Error> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some((kind, body)) = body {
             request = request.header("content-type", kind).body(body);
@@ -467,20 +478,20 @@ impl Api {
         self.answer(path, request).await.expect("an answer")
     }
 
-    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Option<Answer> {
-        let response = request.send().await.ok()?;
+    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let response = request.send().await?;
         let status = response.status().as_u16();
         let header =
             |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
         let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
         let headers = response.headers().clone();
-        let text = response.text().await.ok()?;
+        let text = response.text().await?;
         let body = if text.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
         };
-        Some(Answer { status, body, retry_after, location, etag, headers })
+        Ok(Answer { status, body, retry_after, location, etag, headers })
     }
 
     /// GET; none when nobody answers.

@@ -103,3 +103,15 @@ async fn the_host_is_said_to_be_simulated() {
     assert_eq!(hosts.body["hypervisors"][0]["hypervisor_hostname"], "node1");
     assert_eq!(hosts.body["hypervisors"][0]["state"], "up");
 }
+
+/// The client of these tests must not fail a test that blocks its thread for longer than the service keeps a connection.
+#[tokio::test]
+async fn a_request_after_the_idle_time_is_sent_on_a_new_connection() {
+    let mut service = Hotslot::on("small").await;
+    service.kill();
+    service.reconfigure("listen = \"127.0.0.1:0\"\n", "listen = \"127.0.0.1:0\"\nidle_timeout = 4\n");
+    service.start_again().await;
+    service.get("/healthz").await.expect(200);
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    service.get("/healthz").await.expect(200);
+}
