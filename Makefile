@@ -34,7 +34,7 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 
 long-tests: install fuzz ## what the quick tests do a part of, whole: every step of attach and detach goes wrong; and the fuzz targets (half an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
-	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --test steps
+	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --lib processes
 
 fuzz: install ## every fuzz target for some seconds, after a build of its own

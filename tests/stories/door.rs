@@ -439,7 +439,7 @@ fn serve_page(page: String) -> SocketAddr {
 }
 
 #[tokio::test]
-#[ignore = "needs Chromium: apt-get install chromium; cargo test -p hotslot-tests --test door -- --ignored"]
+#[ignore = "needs Chromium: apt-get install chromium; cargo test -p hotslot-tests --test stories door:: -- --ignored"]
 async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
     let service = Hotslot::on("small").await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();

@@ -1,0 +1,29 @@
+//! The stories: what hotslot does, seen from outside, through HTTP and the command line. One program, so that they are
+//! built once, and go on side by side.
+
+mod accelerators;
+mod architecture;
+mod attachments;
+mod cli;
+mod clients;
+mod clock;
+mod cyborg;
+mod database;
+mod detach;
+mod door;
+mod drift;
+mod events;
+mod gone;
+mod inventory;
+mod load;
+mod mdev;
+mod overdue;
+mod power;
+mod processes;
+mod requests;
+mod restart;
+mod retries;
+mod rules;
+mod soak;
+mod steps;
+mod webhooks;
