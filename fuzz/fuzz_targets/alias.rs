@@ -4,9 +4,9 @@
 
 use std::sync::LazyLock;
 
-use hotslot_model::rules::{Alias, AliasGrammar, AliasRequests, Inventory};
-use hotslot_model::device::{DeviceFacts};
 use hotslot_fuzz::DEVICES;
+use hotslot_model::device::DeviceFacts;
+use hotslot_model::rules::{Alias, AliasGrammar, AliasRequests, Inventory};
 use libfuzzer_sys::fuzz_target;
 
 static FACTS: LazyLock<Vec<DeviceFacts>> = LazyLock::new(|| {

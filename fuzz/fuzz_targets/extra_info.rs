@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use hotslot_model::rules::{ExtraInfo};
 use hotslot_fuzz::DEVICES;
+use hotslot_model::rules::ExtraInfo;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use hotslot_model::rules::{AliasRequests};
+use hotslot_model::rules::AliasRequests;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
