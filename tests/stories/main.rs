@@ -23,6 +23,7 @@ mod processes;
 mod requests;
 mod restart;
 mod retries;
+mod routes;
 mod rules;
 mod soak;
 mod steps;

@@ -1,0 +1,132 @@
+//! Every route of the router is named in `data/routes.json`, with a request to it, the status of its answer, and the
+//! answer's shape: which keys it has and what type each value is. `HOTSLOT_RECORD=1` writes down what is answered now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use hotslot_tests::{Hotslot, I440FX, Q35, host};
+use reqwest::Method;
+use serde_json::{Map, Value};
+
+const CONFIG: &str = r#"
+[attach]
+verify = "off"
+[[flavor]]
+name = "fast"
+extra_specs = { "pci_passthrough:alias" = "vf:1" }
+[[webhook]]
+name = "billing"
+url = "http://127.0.0.1:9/"
+secret = "a secret that is long enough for a test"
+"#;
+
+fn root(place: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(place)
+}
+
+/// What the value is made of: the keys of objects, the shapes of the members of lists, the types of all others.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) => "bool".into(),
+        Value::Number(_) => "number".into(),
+        Value::String(_) => "string".into(),
+        Value::Array(items) => {
+            let mut shapes: Vec<Value> = Vec::new();
+            for item in items.iter().map(shape) {
+                if !shapes.contains(&item) {
+                    shapes.push(item);
+                }
+            }
+            shapes.sort_by_key(ToString::to_string);
+            Value::Array(shapes)
+        }
+        Value::Object(members) => {
+            let members = members.iter().map(|(key, value)| (key.clone(), shape(value)));
+            Value::Object(members.collect::<Map<_, _>>())
+        }
+    }
+}
+
+/// The routes that the sources of the router give: `GET /servers/{server_id}`.
+fn routes() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for file in ["mod.rs", "accelerators.rs", "cyborg/mod.rs"] {
+        let text = std::fs::read_to_string(root("api/src/http").join(file)).unwrap();
+        for rest in text.split(".route(").skip(1) {
+            let (before, rest) = rest.split_once('"').unwrap();
+            let (path, rest) = rest.split_once('"').unwrap();
+            let mut depth = 1 + before.matches('(').count();
+            let end = rest.find(|letter| {
+                match letter {
+                    '(' => depth += 1,
+                    ')' => depth -= 1,
+                    _ => {}
+                }
+                depth == 0
+            });
+            let methods = rest[..end.unwrap()].trim_start_matches([',', ' ', ')']);
+            // Two routes with the same handlers share them by a name.
+            let methods = match methods.split('.').next() {
+                Some("profiles") => "get( post( delete(",
+                Some("arqs") => "get( post( patch( delete(",
+                _ => methods,
+            };
+            for method in ["get", "post", "put", "patch", "delete"] {
+                if methods.contains(&format!("{method}(")) {
+                    let path = path.replace("{{", "{").replace("}}", "}");
+                    for noun in ["accelerators", "accelerator"] {
+                        found.insert(format!("{} {}", method.to_uppercase(), path.replace("{noun}", noun)));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn every_route_answers_with_its_status_and_shape() {
+    let file = root("tests/data/routes.json");
+    let mut rows: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let named: BTreeSet<String> = rows.iter().map(|row| row["route"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(named, routes(), "tests/data/routes.json names every route of the router and no other");
+
+    let service = Hotslot::with(&host("small"), CONFIG).await;
+    let mut names =
+        BTreeMap::from([("q35".to_owned(), Q35.to_owned()), ("i440fx".to_owned(), I440FX.to_owned())]);
+    let record = std::env::var_os("HOTSLOT_RECORD").is_some();
+    let mut wrong = Vec::new();
+    for row in &mut rows {
+        let fill = |text: &str| {
+            names
+                .iter()
+                .fold(text.to_owned(), |text, (name, value)| text.replace(&format!("<{name}>"), value))
+        };
+        let (method, path) = row["request"].as_str().unwrap().split_once(' ').unwrap();
+        let (method, path) = (Method::from_bytes(method.as_bytes()).unwrap(), fill(path));
+        let kind = row["content_type"].as_str().unwrap_or("application/json").to_owned();
+        let body = row.get("body").map(|body| fill(&body.to_string()));
+        let body = body.as_ref().map(|body| (kind.as_str(), body.clone()));
+        let answer = service.send(method, &path, body).await;
+        for (name, pointer) in row["keep"].as_object().into_iter().flatten() {
+            let value = answer.body.pointer(pointer.as_str().unwrap());
+            let value = value.unwrap_or_else(|| panic!("{path}: {}", answer.body));
+            names.insert(name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        }
+        let (status, shape) = (Value::from(answer.status), shape(&answer.body));
+        if record {
+            (row["status"], row["shape"]) = (status, shape);
+        } else if (&row["status"], &row["shape"]) != (&status, &shape) {
+            wrong.push(format!(
+                "{}: {status} {shape}\n  instead of {} {}",
+                row["request"], row["status"], row["shape"]
+            ));
+        }
+    }
+    if record {
+        let lines: Vec<_> = rows.iter().map(ToString::to_string).collect();
+        std::fs::write(&file, format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
