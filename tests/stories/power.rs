@@ -1,5 +1,7 @@
 //! Guest power cycles: whatever a guest goes through, its attachments are right afterwards.
 
+use std::path::Path;
+
 use hotslot_driver::sim::control;
 use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Hotslot, Q35, SWITCH, attachments, host, path};
@@ -58,6 +60,15 @@ async fn is_so(service: &Hotslot, step: &Value) -> bool {
 /// Two hosts, the server `switch` with a device on the first, and the same server defined on the second, as it is sent
 /// there: with the device under its alias, which is the second host's own.
 async fn on_the_way_to_another_host() -> (Hotslot, tempfile::TempDir, Value) {
+    let (service, other) = two_hosts().await;
+    let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
+    define_there(other.path(), vf["attachment_id"].as_str().unwrap());
+    let found = drift(&service).await;
+    assert_eq!((found.len(), &found[0]["kind"], &found[0]["done"]), (1, &json!("conflict"), &Value::Null));
+    (service, other, vf)
+}
+
+async fn two_hosts() -> (Hotslot, tempfile::TempDir) {
     let other = tempfile::tempdir().unwrap();
     Size { pfs: 1, vfs: 2, guests: 1, ports: 2 }.write(other.path()).unwrap();
     let config = format!(
@@ -66,20 +77,19 @@ async fn on_the_way_to_another_host() -> (Hotslot, tempfile::TempDir, Value) {
          [[hypervisor]]\nname = \"node2\"\nuri = \"sim://{}\"",
         other.path().display()
     );
-    let service = Hotslot::bare(&host("small"), &config, |_| ()).await;
-    let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
-    let alias = format!("ua-{}", vf["attachment_id"].as_str().unwrap());
+    (Hotslot::bare(&host("small"), &config, |_| ()).await, other)
+}
+
+/// Defines `switch` on the second host, with a device of its own under the alias of an attachment.
+fn define_there(other: &Path, attachment: &str) {
     let hostdev = format!(
         "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x01' slot='0x02' \
-         function='0x0'/></source><alias name='{alias}'/></hostdev></devices>"
+         function='0x0'/></source><alias name='ua-{attachment}'/></hostdev></devices>"
     );
     let definition = std::fs::read_to_string(host("small").join("domains/switch.xml")).unwrap();
-    let file = other.path().join("switch.xml");
+    let file = other.join("switch.xml");
     std::fs::write(&file, definition.replace("</devices>", &hostdev)).unwrap();
-    assert_eq!(control(other.path(), &format!("define {}", file.display())).unwrap(), "ok");
-    let found = drift(&service).await;
-    assert_eq!((found.len(), &found[0]["kind"], &found[0]["done"]), (1, &json!("conflict"), &Value::Null));
-    (service, other, vf)
+    assert_eq!(control(other, &format!("define {}", file.display())).unwrap(), "ok");
 }
 
 /// What disagrees on the second host.
@@ -123,10 +133,7 @@ async fn a_server_that_moved_to_another_host_has_its_device_there() {
     // What its client knows it by finds it.
     service.delete(&path(&vf)).await.expect(200);
     assert_eq!(all().await, json!([]));
-    let definition = std::fs::read_dir(other.path().join("state/domains")).unwrap();
-    let kept =
-        definition.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect::<String>();
-    assert!(!kept.contains("ua-"), "{kept}");
+    assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
 }
 
 #[tokio::test]
@@ -144,6 +151,78 @@ async fn what_was_asked_to_go_while_its_server_was_away_is_not_attached_again() 
     service.until("it is taken out", async || service.plugged().is_empty()).await;
     assert!(!has().await);
     service.expect_clean().await;
+}
+
+#[tokio::test]
+async fn a_delete_of_what_came_back_is_true_while_its_guest_keeps_the_device() {
+    let (service, other, vf) = on_the_way_to_another_host().await;
+    let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
+    let all = async || service.get("/v2/t/os-pci_attachments").await.body["pciAttachment"].clone();
+    // The server is on no host for a while: stopped and undefined here before it starts there.
+    there("undefine switch");
+    service.sim("undefine switch");
+    service.until("it has ended", async || all().await == json!([])).await;
+    service.delete(&path(&vf)).await.expect(200);
+    there(&format!("define {}", other.path().join("switch.xml").display()));
+    there("guest switch unplug=refuse");
+    there("start switch");
+    let limit = format!("{}?timeout=200ms", path(&vf));
+    let kept = service.delete(&limit).await.expect(409);
+    assert!(kept.message().contains("node2"), "{}", kept.message());
+    service.delete(&limit).await.expect(409);
+    there("guest switch unplug=normal");
+    let gone = async || service.delete(&path(&vf)).await.status == 200;
+    service.until("it is gone", gone).await;
+    assert_eq!((all().await, drift(&service).await), (json!([]), Vec::new()));
+}
+
+/// Two hosts, and an accelerator in the server `switch`, which is on no host any more: its accelerator's path, and the id
+/// of the attachment.
+async fn an_accelerator_whose_server_is_away() -> (Hotslot, tempfile::TempDir, String, String) {
+    let (service, other) = two_hosts().await;
+    let id = "00000000-0000-4000-8000-00000000000a";
+    let accelerator = format!("/accelerators/{id}");
+    service.post("/accelerators", json!({ "name": "one", "uuid": id })).await.expect(201);
+    let specs = json!({ "acc_specs": { "device_type": "NIC", "num": 1 } });
+    service.put(&format!("{accelerator}/acc_spec"), specs).await.expect(200);
+    service.put(&accelerator, json!({ "instance_uuid": SWITCH })).await.expect(200);
+    let attachment = all(&service).await[0]["attachment_id"].as_str().unwrap().to_owned();
+    service.sim("undefine switch");
+    service.until("it has ended", async || all(&service).await == json!([])).await;
+    (service, other, accelerator, attachment)
+}
+
+async fn all(service: &Hotslot) -> Value {
+    service.get("/v2/t/os-pci_attachments").await.body["pciAttachment"].clone()
+}
+
+#[tokio::test]
+async fn an_accelerator_that_was_deleted_while_its_server_was_away_does_not_come_back() {
+    let (service, other, accelerator, attachment) = an_accelerator_whose_server_is_away().await;
+    service.delete(&accelerator).await.expect(204);
+    define_there(other.path(), &attachment);
+    assert_eq!(control(other.path(), "start switch").unwrap(), "ok");
+    service.until("it is taken out", async || drift(&service).await.is_empty()).await;
+    assert_eq!(all(&service).await, json!([]));
+    assert_eq!(service.get(&accelerator).await.expect(200).body["status"], "available");
+    assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
+}
+
+#[tokio::test]
+async fn an_accelerator_comes_back_with_its_server_on_another_host() {
+    let (service, other, accelerator, attachment) = an_accelerator_whose_server_is_away().await;
+    define_there(other.path(), &attachment);
+    service.until("it is attached again", async || all(&service).await != json!([])).await;
+    assert_eq!(service.get(&accelerator).await.expect(200).body["status"], "attached");
+    service.delete(&accelerator).await.expect(204);
+    assert_eq!((all(&service).await, drift(&service).await), (json!([]), Vec::new()));
+    assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
+}
+
+/// What the second host has written down of its domains.
+fn kept_there(other: &Path) -> String {
+    let domains = std::fs::read_dir(other.join("state/domains")).unwrap();
+    domains.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
 }
 
 #[tokio::test]

@@ -193,6 +193,16 @@ impl Store {
         Ok(put)
     }
 
+    /// Records that an accelerator was released: what it had is not wanted any more, should a server come back with it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn release_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        draft.no_longer_wanted(Holder::Accelerator(id)).await?;
+        draft.commit().await.map(drop)
+    }
+
     /// Removes an accelerator's record. False when there was none.
     ///
     /// # Errors
@@ -200,6 +210,7 @@ impl Store {
     pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::Accelerator(id)).await?;
+        draft.no_longer_wanted(Holder::Accelerator(id)).await?;
         let gone = query("DELETE FROM accelerators WHERE uuid = $1");
         let gone = gone.bind(id.to_string()).execute(&mut draft.tx).await?;
         draft.commit().await?;

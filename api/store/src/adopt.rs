@@ -38,7 +38,12 @@ impl Before {
     async fn make_way(draft: &mut Draft<'_>, row: Attachment, device: DeviceId) -> Result<Self, Error> {
         let other = RequestId(uuid::Uuid::new_v4());
         let holder = match row.holder {
-            Some(holder) if row.device == device && is_free_for(draft, holder, &row).await? => Some(holder),
+            Some(holder)
+                if (row.device == device || takes_any(draft, holder).await?)
+                    && is_free_for(draft, holder, &row).await? =>
+            {
+                Some(holder)
+            }
             Some(_) | None => None,
         };
         // What is counted of a request is what it was given: this device once.
@@ -51,6 +56,14 @@ impl Before {
             .await?;
         Ok(Self { request, holder, row })
     }
+}
+
+/// Whether a holder takes any device that its spec asks for: an accelerator that is not one device by itself. An
+/// accelerator request is bound to a deployable of one host.
+async fn takes_any(draft: &mut Draft<'_>, holder: Holder) -> Result<bool, Error> {
+    let Holder::Accelerator(id) = holder else { return Ok(false) };
+    let row = query("SELECT uuid FROM accelerators WHERE uuid = $1 AND device_id IS NULL");
+    Ok(row.bind(id.to_string()).fetch_optional(&mut draft.tx).await?.is_some())
 }
 
 /// Whether a holder is still there, and holds nothing but what came with the same request.

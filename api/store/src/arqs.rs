@@ -153,6 +153,7 @@ impl Store {
     pub async fn unbind_arq(&self, id: ArqId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
+        draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
         query(
             "UPDATE accelerator_requests SET state = 'Unbound', state_reason = NULL, hostname = NULL,
                  device_rp_uuid = NULL, instance_uuid = NULL, updated_at = $2
@@ -172,6 +173,7 @@ impl Store {
     pub async fn delete_arq(&self, id: ArqId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
+        draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
         query("DELETE FROM accelerator_requests WHERE uuid = $1")
             .bind(id.to_string())
             .execute(&mut draft.tx)

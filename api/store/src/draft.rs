@@ -123,6 +123,16 @@ impl Draft<'_> {
         }
     }
 
+    /// Records that what a holder had is not wanted any more, should a server come back with it: of what has ended
+    /// because its server was without the device nobody had asked for it to go.
+    pub(crate) async fn no_longer_wanted(&mut self, holder: Holder) -> Result<(), Error> {
+        query("UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL")
+            .bind(holder.to_string())
+            .execute(&mut self.tx)
+            .await?;
+        Ok(())
+    }
+
     /// Puts aside the row of a device that nobody was promised.
     pub(super) fn remove(&mut self, id: DeviceId) {
         self.edit(id, |row| {

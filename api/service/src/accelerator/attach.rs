@@ -247,6 +247,8 @@ impl Service {
         if let (Status::Attaching, _) = view.status() {
             return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
         }
+        // Also what has ended because a server was away with it, and would be adopted again.
+        self.store.release_accelerator(id).await?;
         if view.held.is_empty() {
             let others = view.pinned.as_ref().and_then(|device| self.held_with(device));
             let Some((other, what, owner)) = others else { return Ok(()) };

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::{self, DetachLimits, Presence, Unplugged};
 use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Attachment, Observation, Occasion, State};
@@ -13,10 +14,10 @@ use tokio::time::Instant;
 use super::policy::Plugged;
 use crate::attachment::DetachRequest;
 use crate::attachment::request::Ask;
-use crate::busy;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
+use crate::{busy, task};
 
 /// Why an attachment does not go: who asks is not on whose behalf it was made.
 fn held_by(attachment: &Attachment) -> Error {
@@ -63,10 +64,10 @@ impl Service {
                         continue;
                     }
                     self.store.asked_to_go(id).await?;
-                    return Ok(None);
+                    return self.begin_take_out(&attachment, request).await;
                 }
-                // Asked again, or never plugged: the same outcome.
-                State::Detached | State::Failed => return Ok(None),
+                // Asked again, or never plugged: the same outcome, unless its server has the device all the same.
+                State::Detached | State::Failed => return self.begin_take_out(&attachment, request).await,
                 State::Attaching => {
                     return Err(Error::Conflict(format!(
                         "attachment {id} is still attaching; try again when it is attached"
@@ -126,6 +127,48 @@ impl Service {
         self.reconcile(&host, attachment.server, Occasion::Event).await?;
         let now = self.store.attachment(attachment.id).await?;
         Ok(now.is_some_and(|now| !now.state.is_final()))
+    }
+
+    /// Has a device taken out of a server that has it although its attachment has ended: the server came back with it,
+    /// here or on another host, after the attachment was asked to go. None when the server does not have it, or cannot
+    /// be asked: then it is taken out when it is seen.
+    async fn begin_take_out(
+        self: &Arc<Self>,
+        attachment: &Attachment,
+        request: DetachRequest,
+    ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
+        let until = request.timeout.map(|timeout| Instant::now() + timeout);
+        let (id, server) = (attachment.id, attachment.server);
+        let Ok((host, view)) = self.find(server).await else { return Ok(None) };
+        if Presence::of(&view, UserAlias(id.0)).is_absent() {
+            return Ok(None);
+        }
+        if attachment.holder != request.holder {
+            return Err(held_by(attachment));
+        }
+        let (mut findings, _) = self.compare(&host, server).await?;
+        findings.retain(|finding| finding.attachment == Some(id));
+        let (service, attachment) = (Arc::clone(self), attachment.clone());
+        let tasks = self.put_right(&host, findings, Occasion::Arrival).await?;
+        Ok(Some(actor::spawn(async move {
+            for (_, task) in tasks {
+                let answer = task::answer(task);
+                match until {
+                    None => answer.await?,
+                    // What is not done by then goes on; the guest is looked at as it is.
+                    Some(until) => tokio::time::timeout_at(until, answer).await.unwrap_or(Ok(()))?,
+                }
+            }
+            let (host, view) = service.find(server).await?;
+            if Presence::of(&view, UserAlias(id.0)).is_absent() {
+                return Ok(());
+            }
+            Err(Error::Conflict(format!(
+                "attachment {id} is {}, and server {server} on host {} has its device still; ask again, or look at \
+                 GET drift for what keeps it there",
+                attachment.state, host.name
+            )))
+        })))
     }
 
     /// Records that an attachment is to go. Whether that was not so before.

@@ -364,11 +364,12 @@ impl Service {
 
     /// Takes a device out of a domain that is not to have it.
     async fn take_out(&self, host: &Host, row: &Promise) -> Result<(), Error> {
-        tracing::warn!(attachment.id = %row.id(), server.id = %row.server(), "taking back what an attach left");
+        tracing::warn!(attachment.id = %row.id(), server.id = %row.server(), "taking out a device that the server is not to have");
         let (what, unplugged) = match row {
             Promise::Attachment(row) => {
-                let (address, unplugged) = self.unplug(host, row, false, self.detach_limits()).await?;
-                (address.to_string(), unplugged)
+                // On another host the device has another address than on record.
+                let (_, unplugged) = self.unplug(host, row, false, self.detach_limits()).await?;
+                (format!("the device of attachment {}", row.id), unplugged)
             }
             Promise::Mdev(row) => {
                 let (hypervisor, spec) = (host.hypervisor.as_ref(), mdev_spec(row.id));
@@ -381,9 +382,9 @@ impl Service {
         match (unplugged, row) {
             (Ok(Unplugged::Gone), Promise::Attachment(_)) => Ok(()),
             (Ok(Unplugged::Gone), Promise::Mdev(row)) => self.take_stray_away(host, row).await,
-            (Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }), _) => {
-                Err(Error::Conflict(format!("{what} is still in server {}: {reason}", row.server())))
-            }
+            (Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }), _) => Err(Error::Conflict(
+                format!("{what} is still in server {} on host {}: {reason}", row.server(), host.name),
+            )),
             (Err(error), _) => {
                 Err(host.error(format!("taking {what} out of server {}", row.server()))(error))
             }
