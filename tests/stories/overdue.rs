@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use hotslot_tests::{Answer, Hotslot, Q35, attachments, host, oracle, path as path_of, without_mdevs};
+use hotslot_tests::{
+    Answer, Hotslot, Q35, attachments, host, oracle, path as path_of, postgres, without_mdevs,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -187,6 +189,92 @@ async fn a_mediated_device_that_is_made_or_taken_away_late_is_settled_at_once() 
 fn asked(service: &Hotslot, path: &str, body: Value) -> JoinHandle<Answer> {
     let (api, path) = ((**service).clone(), path.to_owned());
     tokio::spawn(async move { api.put(&path, body).await })
+}
+
+/// Two processes over one PostgreSQL; calls of the first hang by `sim`.
+async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
+    let one = Hotslot::bare(hosts, &format!("{SOON}{config}"), |_| ()).await;
+    let one = one.moved_to(&postgres::database().await).await;
+    let other = one.beside().await;
+    (one, other)
+}
+
+#[tokio::test]
+async fn another_process_leaves_alone_what_a_bind_that_is_out_may_change() {
+    let (one, other) = two(&host("small"), oracle::PCI).await;
+    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    one.sim("fault node-detach hang at=after");
+    one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
+    stays_in_transition(&other, VF).await;
+    let refused = other.delete(&path).await.expect(409);
+    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    let explained = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
+    let withheld = other.get(&explained).await.expect(200).body["pci_device"]["withheld"].to_string();
+    assert!(withheld.contains("did not come back"), "{withheld}");
+    one.sim("fault clear");
+    for service in [&one, &other] {
+        within(AT_ONCE, "the device is free", async || service.device(VF).await["status"] == "available")
+            .await;
+        within(AT_ONCE, "nothing disagrees", async || drift(service).await.is_empty()).await;
+    }
+    other.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
+    one.delete(&path).await.expect(204);
+    one.expect_clean().await;
+}
+
+#[tokio::test]
+async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_may_become() {
+    const GPU: &str = "0000:41:00.0";
+    const G1: &str = "20000000-0000-4000-8000-000000000001";
+    let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
+    let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
+    let one = one.moved_to(&postgres::database().await).await;
+    let other = one.beside().await;
+    let path = made(&one, "part", json!({ "mdev_type": "nvidia-233" })).await;
+    one.sim("fault create-mdev hang at=before");
+    one.put(&path, json!({ "instance_uuid": G1 })).await.expect(503);
+    stays_in_transition(&other, GPU).await;
+    let refused = other.delete(&path).await.expect(409);
+    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    one.sim("fault clear");
+    within(AT_ONCE, "it is taken away", async || status(&other, &path).await == "available").await;
+    let card = other.get(&format!("/v2/t/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
+    assert_eq!(card.body["pci_device"]["mdevs"], json!([]));
+    other.delete(&path).await.expect(204);
+    one.expect_clean().await;
+}
+
+#[tokio::test]
+async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
+    for at in ["before", "after"] {
+        let (one, other) = two(&host("small"), oracle::PCI).await;
+        one.sim(&format!("fault attach hang at={at}"));
+        let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } });
+        one.post(&attachments(Q35), body).await.expect(503);
+        let vf = other.attachments(Q35).await[0].clone();
+        stays_in_transition(&other, VF).await;
+        let refused = other.delete(&path_of(&vf)).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        one.sim("fault clear");
+        within(AT_ONCE, "it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+        within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
+        other.delete(&path_of(&vf)).await.expect(200);
+        one.expect_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_a_process_that_has_died_is_nobodys_any_more() {
+    let (mut one, other) = two(&host("small"), oracle::PCI).await;
+    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    one.sim("fault node-detach hang at=before");
+    one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
+    stays_in_transition(&other, VF).await;
+    one.kill();
+    // Its call has ended with it: what it left is taken over.
+    let free = async || other.device(VF).await["status"] == "available";
+    within(Duration::from_secs(20), "the device is free", free).await;
+    assert_eq!(drift(&other).await, Vec::<Value>::new());
 }
 
 #[tokio::test]

@@ -97,6 +97,8 @@ pub(crate) enum Again {
     Function(PciAddress),
     /// The host's mediated devices.
     Mdevs,
+    /// A PCI function that a call of another process was out for, which has returned.
+    CameBack(PciAddress),
 }
 
 impl Host {
@@ -151,6 +153,17 @@ impl Host {
     /// Asks for a function to be compared with its record once more.
     pub(crate) fn look_at(&self, address: PciAddress) {
         let _ = self.again.send(Again::Function(address));
+    }
+
+    /// Tells that a call of another process has returned, or that nobody waits for it any more.
+    pub(crate) fn came_back(&self, server: Option<ServerId>, address: Option<PciAddress>) {
+        if let Some(server) = server {
+            self.look_again(server);
+            self.ask_again(server);
+        }
+        if let Some(address) = address {
+            let _ = self.again.send(Again::CameBack(address));
+        }
     }
 
     /// Asks for what was taken for whole groups to be given back, where nobody has any of the group, and for what the

@@ -38,8 +38,16 @@ pub(crate) async fn follow(service: Arc<Service>) {
 async fn hear(service: &Arc<Service>) -> Result<(), Error> {
     let Some(mut heard) = service.store.listen().await? else { return Ok(()) };
     let mut news = News::Rules;
+    let mut out = service.store.overdue_elsewhere();
     loop {
         service.store.refresh().await?;
+        let still_out = service.store.overdue_elsewhere();
+        for call in out.iter().filter(|call| !still_out.contains(call)) {
+            if let Some(host) = service.host(call.hypervisor) {
+                host.came_back(call.server, call.address);
+            }
+        }
+        out = still_out;
         if news == News::Rules {
             service.follow_rules().await?;
         }

@@ -75,11 +75,11 @@ impl Service {
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
             let mut hypervisor = open(&configured, &config.libvirt)?;
-            if store.is_shared() {
-                hypervisor = Arc::new(Fenced { hypervisor, store: store.clone() });
-            }
             let row = store.hypervisor(&configured.name, &configured.uri).await;
             let row = row.map_err(|error| unusable(&config.database.url, error))?;
+            if store.is_shared() {
+                hypervisor = Fenced::new(hypervisor, store.clone(), row.id);
+            }
             hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
         }
         let mut webhooks = Vec::new();

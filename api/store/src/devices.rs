@@ -204,7 +204,9 @@ impl Store {
         let (seq, last): (i64, _) = (new.try_get("seq")?, EventId(new.try_get("last")?));
         let known = self.rows().seq;
         if seq > known {
-            let rows = query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(on).await?;
+            let rows =
+                query("SELECT * FROM pci_devices WHERE seq > $1").bind(known).fetch_all(on.again()).await?;
+            self.read_overdue(on).await?;
             self.rows_mut().put(devices(&rows)?, seq);
         }
         // Whoever follows the events finds the devices as they say.

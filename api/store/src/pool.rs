@@ -19,7 +19,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::locks::Locks;
-use crate::sql::{Pool, Transaction, query};
+use crate::overdue::OverdueElsewhere;
+use crate::sql::{On, Pool, Transaction, query};
 use crate::url::is_postgres;
 
 /// How long a connection to SQLite waits while another one writes.
@@ -42,6 +43,8 @@ pub struct Store {
     /// Whose turn it is to write.
     pub(crate) turn: Arc<Mutex<()>>,
     pub(crate) rows: Arc<RwLock<DeviceCache>>,
+    /// The calls of other processes that have not returned.
+    pub(crate) overdue: Arc<RwLock<Vec<OverdueElsewhere>>>,
     /// The event that was committed last, as far as it is known here.
     pub(crate) last_event: Arc<watch::Sender<EventId>>,
     /// Whether a commit failed since this was last asked: it may have taken effect all the same.
@@ -101,11 +104,12 @@ impl Store {
     }
 
     async fn opened(write: Pool, read: Pool, locks: Locks, lock: Option<File>) -> Result<Self, Error> {
-        let (turn, rows, in_doubt) = Default::default();
+        let (turn, rows, overdue, in_doubt) = Default::default();
         let (lock, last_event) = (lock.map(Arc::new), Arc::new(watch::Sender::new(EventId(0))));
-        let store = Self { write, read, turn, rows, last_event, in_doubt, locks, _lock: lock };
+        let store = Self { write, read, turn, rows, overdue, last_event, in_doubt, locks, _lock: lock };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
+        store.read_overdue(On::Pool(&store.read)).await?;
         Ok(store)
     }
 

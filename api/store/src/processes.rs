@@ -125,6 +125,10 @@ impl Store {
         // In turn with all that writes: what it has not committed by now it never will.
         let (_turn, mut tx) = self.begin().await?;
         query("DELETE FROM processes WHERE id = $1").bind(&*process.id).execute(&mut tx).await?;
+        let calls = query("DELETE FROM overdue_calls WHERE process = $1").bind(&*process.id);
+        if calls.execute(&mut tx).await? > 0 {
+            query("UPDATE commits SET seq = seq + 1").execute(&mut tx).await?;
+        }
         Ok(tx.commit().await?)
     }
 }

@@ -113,6 +113,14 @@ impl Todo {
         *known = occasion.max(*known);
     }
 
+    /// A call is back that may have changed a function, or what is made of it.
+    fn call_came_back(&mut self, host: &Host, address: PciAddress) {
+        self.functions.insert(address);
+        self.came_back.insert(address);
+        self.mdevs = true;
+        host.give_back();
+    }
+
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
         match heard {
             Ok(Event::Connected) | Err(RecvError::Lagged(_)) => {
@@ -139,12 +147,7 @@ impl Todo {
                 self.agents.insert(ServerId(domain));
                 self.server(ServerId(domain), Occasion::Round);
             }
-            Ok(Event::NodeCallCameBack { address }) => {
-                self.functions.insert(address);
-                self.came_back.insert(address);
-                self.mdevs = true;
-                host.give_back();
-            }
+            Ok(Event::NodeCallCameBack { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
             // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -217,6 +220,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                         continue;
                     }
                     Again::Function(address) => drop(todo.functions.insert(address)),
+                    Again::CameBack(address) => todo.call_came_back(&host, address),
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
