@@ -70,7 +70,6 @@ uri = "qemu:///system"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes about two minutes: make long-lab-test"]
 async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
     let dir = tempfile::tempdir().unwrap();
     let keys = &dir.path().join("keys");

@@ -360,6 +360,7 @@ async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
         service.until("the guest is asked again", async || asks(&service) == asked).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let row = stays().await;
+        assert_eq!(row["forced"], false, "nobody asked for force");
         let reason = row["status_reason"].as_str().unwrap();
         assert!(reason.contains("refused") && reason.contains("attach"), "{fault}: {reason}");
         assert_eq!(documents_with_it(&service), 1, "{fault}: it is in the running guest alone");

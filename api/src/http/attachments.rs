@@ -193,7 +193,8 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         status_reason: attachment.reason,
         alias: Some(attachment.alias).filter(|alias| !alias.is_empty()),
         persistent: attachment.persistent,
-        forced: attachment.forced,
+        // What was given up is to go whatever its guest says, too, but nobody asked for force.
+        forced: attachment.forced && attachment.attached_at.is_some(),
         host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),

@@ -547,7 +547,11 @@ impl Service {
 
     /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
     pub(crate) async fn take_stray_away(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
-        if let Some(call) = self.stuck_at_parent(host, row) {
+        // Its server may have moved: on this host another function made it than on record.
+        let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
+        let on_record = || self.store.device(row.parent).filter(|parent| parent.hypervisor == host.row.id);
+        let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
+        if let Some(call) = parent.and_then(|parent| host.stuck_at(parent)) {
             return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
         }
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
@@ -572,9 +576,7 @@ impl Service {
         }
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
-        if let Some(parent) = self.store.device(row.parent) {
-            host.look_at(parent.facts.address);
-        }
+        parent.into_iter().for_each(|parent| host.look_at(parent));
         taken.map_err(host.error(format!("taking mediated device {} away failed", row.id)))
     }
 

@@ -260,7 +260,7 @@ impl Service {
                         tracing::warn!(
                             attachment.id = %adoption.id, server.id = %adoption.server,
                             pci.address = %adoption.address,
-                            "adopted {}, which server {} has and of which there was no record",
+                            "adopted {}, which server {} has under our alias without an open record",
                             adoption.address, adoption.server
                         );
                     }
