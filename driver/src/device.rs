@@ -32,13 +32,13 @@ pub struct HostDevice {
     /// The host driver bound to it (`igbvf`, `vfio-pci`); none when unbound.
     pub driver: Option<String>,
     /// libvirt's node device name of the parent (`computer` on the root bus).
-    pub parent: Option<String>,
+    pub parent: Option<Arc<str>>,
     /// Whether it is a bridge or a port (`<capability type='pci-bridge'/>` or class 0x06): never assignable.
     pub bridge: bool,
     /// Whether it has a PCI Express capability; a conventional device needs a conventional slot.
     pub express: bool,
     /// The PCI Express link, where libvirt says it.
-    pub link: Option<Link>,
+    pub link: Option<Arc<Link>>,
     /// Serial number of the card from its vital product data; of an NVMe controller, its first namespace's.
     pub serial: Option<String>,
     /// Network interfaces on it, in order of their host names. Known only where children were read.
@@ -111,7 +111,7 @@ pub struct IommuGroup {
 }
 
 /// A PCI Express link: what the port could do, and what it does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
     /// The fastest speed the device can do, in GT/s, as libvirt writes it (`2.5`, `16`).
     pub max_speed: Option<String>,
@@ -123,19 +123,32 @@ pub struct Link {
     pub width: Option<u32>,
 }
 
-/// The names of vendors and products: functions that are read together share what they have alike.
+/// The names of vendors, products and parents, and the links: functions that are read together share what they have
+/// alike.
 #[derive(Debug, Default)]
-pub(crate) struct Names(BTreeSet<Arc<str>>);
+pub(crate) struct Shared {
+    names: BTreeSet<Arc<str>>,
+    links: BTreeSet<Arc<Link>>,
+}
 
-impl Names {
-    /// Shares a function's names with those that came before it.
+impl Shared {
+    /// Makes a function share its names and its link with those that came before it.
     pub(crate) fn share(&mut self, device: &mut HostDevice) {
-        for name in [&mut device.vendor_name, &mut device.product_name].into_iter().flatten() {
-            match self.0.get(name) {
-                Some(known) => *name = Arc::clone(known),
-                None => drop(self.0.insert(Arc::clone(name))),
-            }
+        let names = [&mut device.vendor_name, &mut device.product_name, &mut device.parent];
+        for name in names.into_iter().flatten() {
+            share(&mut self.names, name);
         }
+        if let Some(link) = &mut device.link {
+            share(&mut self.links, link);
+        }
+    }
+}
+
+/// Replaces a value by the equal one that is known; one that is new becomes known.
+fn share<T: Ord + ?Sized>(known: &mut BTreeSet<Arc<T>>, value: &mut Arc<T>) {
+    match known.get(value) {
+        Some(same) => *value = Arc::clone(same),
+        None => drop(known.insert(Arc::clone(value))),
     }
 }
 

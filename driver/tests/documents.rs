@@ -58,7 +58,7 @@ fn an_sriov_network_card_is_read_whole() {
     assert!(pf.express && !pf.bridge);
     let speed = || Some("2.5".to_owned());
     let link = Link { max_speed: speed(), max_width: Some(1), speed: speed(), width: Some(1) };
-    assert_eq!(pf.link, Some(link));
+    assert_eq!(pf.link, Some(link.into()));
 
     let vf = device("libvirt-11.3/nodedev/vf-igb.xml");
     assert_eq!(vf.role, Role::Virtual { parent: pf.address });

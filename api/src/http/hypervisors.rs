@@ -313,7 +313,7 @@ pub(super) fn describe(
         "host": host.name,
         "address": device.address,
         "dev_id": device.name,
-        "parent": device.parent,
+        "parent": device.parent.as_deref(),
         "vendor_id": device.vendor_id,
         "product_id": device.product_id,
         "vendor_name": device.vendor_name.as_deref(),

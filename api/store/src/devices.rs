@@ -46,6 +46,10 @@ pub enum Looked<'a> {
 
 const TABLE: &str = "pci_devices";
 
+/// How many rows are read at a time at the start. A row as the database gives it takes several times the memory of the
+/// device that is made of it.
+const PAGE: usize = 1000;
+
 fn device(row: &Row) -> Result<Device, Error> {
     let id: i64 = row.try_get("id")?;
     let columns = RowReader { table: TABLE, id: id.to_string(), row };
@@ -80,7 +84,11 @@ fn device(row: &Row) -> Result<Device, Error> {
 
 /// Devices that are read together share what is said of them alike.
 pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
-    let mut sharing = Sharing::default();
+    sharing_devices(rows, &mut Sharing::default())
+}
+
+/// As [`devices`], also with those that were read before by the same `sharing`.
+fn sharing_devices(rows: &[Row], sharing: &mut Sharing) -> Result<Vec<Arc<Device>>, Error> {
     let shared = |row| {
         let mut device = device(row)?;
         device.facts.extra_info = sharing.share(device.facts.extra_info);
@@ -178,9 +186,19 @@ impl Store {
         let _turn = self.turn.lock().await;
         // The number first: rows that are newer than it are read once more.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
-        let rows = query("SELECT * FROM pci_devices WHERE deleted = 0").fetch_all(&self.read).await?;
-        let mut fresh = DeviceCache::default();
-        fresh.put(devices(&rows)?, seq);
+        let (mut fresh, mut sharing) = (DeviceCache::default(), Sharing::default());
+        let mut after = i64::MIN;
+        loop {
+            let rows = query("SELECT * FROM pci_devices WHERE deleted = 0 AND id > $1 ORDER BY id LIMIT $2")
+                .bind(after)
+                .bind(PAGE as i64)
+                .fetch_all(&self.read)
+                .await?;
+            let page = sharing_devices(&rows, &mut sharing)?;
+            let Some(last) = page.last() else { break };
+            after = last.id.0;
+            fresh.put(page, seq);
+        }
         *self.rows_mut() = fresh;
         Ok(())
     }

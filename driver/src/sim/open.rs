@@ -14,7 +14,7 @@ use super::document::Document;
 use super::host::{Domain, Host, Link, Pending};
 use super::open_error::{Locked, OpenError};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
-use crate::device::{HostDevice, Names};
+use crate::device::{HostDevice, Shared};
 use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
 use crate::pci::PciAddress;
 use crate::xml::mdev;
@@ -221,14 +221,14 @@ fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
 fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     let mut devices = Devices::default();
     let (mut children, mut mdevs) = (Vec::new(), Vec::new());
-    let mut names = Names::default();
+    let mut shared = Shared::default();
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
         let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
         match node {
             NodeDevice::Pci(info) => {
                 let address = info.address;
                 let mut device = read_device(&path, &xml, config)?;
-                device.iter_mut().for_each(|device| names.share(&mut device.info));
+                device.iter_mut().for_each(|device| shared.share(&mut device.info));
                 if device.and_then(|device| devices.insert(device)).is_some() {
                     return Err(OpenError::text(&path, format_args!("<name>: {address} is in two files")));
                 }

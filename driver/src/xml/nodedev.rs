@@ -8,7 +8,7 @@ use super::XmlError;
 use super::mdev;
 use super::read::{self, Fault, child, child_text, children, required, required_attribute, required_number};
 use super::tree::Element;
-use crate::device::{HostDevice, Interface, IommuGroup, Link, Names, Role};
+use crate::device::{HostDevice, Interface, IommuGroup, Link, Role, Shared};
 use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
 
@@ -130,10 +130,10 @@ fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostD
         iommu_group: child(pci, "iommuGroup").map(iommu_group).transpose()?,
         numa_node: child(pci, "numa").map(|numa| required_number(numa, "node")).transpose()?,
         driver: child(device, "driver").and_then(|driver| child_text(driver, "name")),
-        parent: child_text(device, "parent"),
+        parent: child_text(device, "parent").map(Arc::from),
         bridge: capability(pci, "pci-bridge").is_some() || class.is_some_and(PciClass::is_bridge),
         express: express.is_some(),
-        link: express.map(link).transpose()?.flatten(),
+        link: express.map(link).transpose()?.flatten().map(Arc::new),
         serial: serial(pci),
         net: Vec::new(),
         vdpa: Vec::new(),
@@ -198,14 +198,14 @@ pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     let mut devices = BTreeMap::new();
     let mut net: Vec<(PciAddress, Interface)> = Vec::new();
     let mut vdpa: Vec<(PciAddress, String)> = Vec::new();
-    let mut names = Names::default();
+    let mut shared = Shared::default();
     let mut lists: BTreeSet<Arc<[String]>> = BTreeSet::new();
     let mut block: Vec<(PciAddress, String)> = Vec::new();
     let mut serials: Vec<(PciAddress, Option<String>)> = Vec::new();
     for node in nodes {
         match node {
             NodeDevice::Pci(mut device) => {
-                names.share(&mut device);
+                shared.share(&mut device);
                 devices.insert(device.address, *device);
             }
             NodeDevice::Net { function: Some(function), mut interface } => {
