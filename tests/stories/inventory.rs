@@ -665,6 +665,9 @@ async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_g
     assert_eq!(service.device("0000:05:00.0").await["gone_at"], Value::Null);
     service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
     assert_eq!(service.device("0000:05:00.0").await["id"], id);
+    // Its driver comes back a moment later, and would undo what is done to it before.
+    let back = async || service.functions().await["0000:05:00.0"]["driver"] == "e1000e";
+    service.until("its driver is back", back).await;
     for (line, count) in [("device driver pci_0000_05_00_0", 0), ("device driver pci_0000_05_00_0 e1000e", 1)]
     {
         service.sim(line);

@@ -14,7 +14,8 @@ use hotslot_driver::hypervisor::{
 use hotslot_driver::mdev::{Mdev, MdevType};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::id::{HypervisorId, ServerId};
-use hotslot_store::{OverdueElsewhere, Store, actor};
+use hotslot_model::overdue::OverdueElsewhere;
+use hotslot_store::{Store, actor};
 use tokio::sync::{Mutex, broadcast};
 use tokio::time::Instant;
 use uuid::Uuid;

@@ -43,7 +43,6 @@ pub use error::Error;
 pub use events::EventBounds;
 pub use hypervisors::HypervisorRow;
 pub use locks::{Held, Locks};
-pub use overdue::OverdueElsewhere;
 pub use pool::Store;
 pub use private::{make, prepare};
 pub use process::Process;

@@ -2,30 +2,14 @@
 
 use std::sync::PoisonError;
 
-use hotslot_driver::pci::PciAddress;
-use hotslot_model::id::{HypervisorId, ServerId};
-use hotslot_model::time::Millis;
+use hotslot_model::id::HypervisorId;
+use hotslot_model::overdue::OverdueElsewhere;
 
 use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::processes::News;
 use crate::sql::{On, Row, query};
-
-/// A call that has not returned.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverdueElsewhere {
-    /// The host.
-    pub hypervisor: HypervisorId,
-    /// What it is for, for people.
-    pub operation: String,
-    /// The server that it may change.
-    pub server: Option<ServerId>,
-    /// The PCI function that it may change.
-    pub address: Option<PciAddress>,
-    /// When it began.
-    pub since: Millis,
-}
 
 fn overdue(row: &Row) -> Result<OverdueElsewhere, Error> {
     let columns = RowReader { table: "overdue_calls", id: row.try_get("process")?, row };

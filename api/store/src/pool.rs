@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use hotslot_model::id::EventId;
+use hotslot_model::overdue::OverdueElsewhere;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqliteConnection};
@@ -19,7 +20,6 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::locks::Locks;
-use crate::overdue::OverdueElsewhere;
 use crate::sql::{On, Pool, Transaction, query};
 use crate::url::is_postgres;
 

@@ -247,8 +247,10 @@ impl Service {
         if let (Status::Attaching, _) = view.status() {
             return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
         }
-        // Also what has ended because a server was away with it, and would be adopted again.
+        // Also what has ended because a server was away with it, and would be adopted again. Read anew after that, so that
+        // what was adopted meanwhile is released as well.
         self.store.release_accelerator(id).await?;
+        let view = self.accelerator(id).await?;
         if view.held.is_empty() {
             let others = view.pinned.as_ref().and_then(|device| self.held_with(device));
             let Some((other, what, owner)) = others else { return Ok(()) };
