@@ -690,6 +690,7 @@ async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() 
     for process in [&one, &other] {
         process.all_free().await;
     }
+    until("it is on record again", async || one.service.store.worker().as_ref() != Some(&worker)).await;
     let row = one.attach(server, 1).await.unwrap().remove(0);
     other.detach(server, row.id).await.unwrap();
 }

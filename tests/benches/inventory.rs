@@ -17,7 +17,7 @@ use hotslot_driver::sim::{Sim, generate};
 use hotslot_driver::xml::nodedev;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId};
-use hotslot_model::rules::{Inventory, Scene, Wanted, choose};
+use hotslot_model::rules::{CandidateSet, Inventory, Wanted, choose};
 use hotslot_service::config::Config;
 use hotslot_tests::measure::{cpu, report, resident};
 use hotslot_tests::{Hotslot, attachments, binary};
@@ -147,7 +147,7 @@ async fn choosing(dir: &Path) -> f64 {
     devices.sort_by_key(|device| device.facts.address);
     let groups = functions.iter().filter_map(|(at, device)| Some((*at, device.iommu_group.as_ref()?.number)));
     let groups = groups.collect();
-    let scene = Scene {
+    let scene = CandidateSet {
         devices: &devices,
         withheld: &HashMap::new(),
         guest_nodes: &BTreeSet::new(),

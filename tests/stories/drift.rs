@@ -309,7 +309,8 @@ async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
     service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
     service.until("it is asked", async || asked() > before).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(asked() - before, 1);
+    // Once for each event that tells of its coming, of which there are two when they are far apart.
+    assert!((1..=2).contains(&(asked() - before)), "{}", asked() - before);
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ enum Beyond {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Deed {
+enum DeviceEvent {
     Attach,
     Detach,
 }
@@ -144,7 +144,7 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
             let (first, every) = if long { (1, 1) } else { (1 + index % SAMPLE, SAMPLE) };
             runtime.block_on(async {
                 let mut walk = Walk::new(scenario, fault, database, first, every).await;
-                for deed in [Deed::Attach, Deed::Detach] {
+                for deed in [DeviceEvent::Attach, DeviceEvent::Detach] {
                     let (steps, failures) = walk.walk(deed).await;
                     struck.fetch_add(steps, Ordering::Relaxed);
                     wrong.lock().unwrap().extend(failures);
@@ -175,7 +175,7 @@ async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
         let fault = Fault { name: "killed".into(), what, quick: Vec::new(), quick_on_postgresql: Vec::new() };
         let mut walk = Walk::new(&scenario, &fault, Database::Sqlite, 1, stride).await;
         let mut path = walk.accelerator().await;
-        for deed in [Deed::Attach, Deed::Detach] {
+        for deed in [DeviceEvent::Attach, DeviceEvent::Detach] {
             for nth in (walk.first..).step_by(walk.every) {
                 if wal::committed(&walk.service.database()) > SOON_BEGUN_ANEW {
                     walk = walk.anew().await;
@@ -243,7 +243,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Lets the steps of a deed go wrong, each or a sample; answers how many did, and what was wrong afterwards.
-    async fn walk(&mut self, deed: Deed) -> (usize, Vec<String>) {
+    async fn walk(&mut self, deed: DeviceEvent) -> (usize, Vec<String>) {
         let (mut struck, mut wrong) = (0, Vec::new());
         for nth in (self.first..).step_by(self.every) {
             if wal::committed(&self.service.database()) > SOON_BEGUN_ANEW {
@@ -271,10 +271,10 @@ impl<'a> Walk<'a> {
     }
 
     /// One deed in which the nth step goes wrong; false when it has fewer.
-    async fn step(&mut self, deed: Deed, nth: usize) -> Result<bool, String> {
+    async fn step(&mut self, deed: DeviceEvent, nth: usize) -> Result<bool, String> {
         match deed {
-            Deed::Attach => self.attach_step(nth).await,
-            Deed::Detach => self.detach_step(nth).await,
+            DeviceEvent::Attach => self.attach_step(nth).await,
+            DeviceEvent::Detach => self.detach_step(nth).await,
         }
     }
 
@@ -345,14 +345,14 @@ impl<'a> Walk<'a> {
 
     /// A bind for the host, or its release, in which the nth step goes wrong; false when it has fewer. Either way all
     /// devices are bound in the end, or none.
-    async fn bind_step(&mut self, path: &str, deed: Deed, nth: usize) -> Result<bool, String> {
+    async fn bind_step(&mut self, path: &str, deed: DeviceEvent, nth: usize) -> Result<bool, String> {
         let body = Some(("application/json", self.scenario.body.to_string()));
         let answer = match deed {
-            Deed::Attach => {
+            DeviceEvent::Attach => {
                 self.set(nth);
                 self.service.try_send(Method::PUT, path, body).await
             }
-            Deed::Detach => {
+            DeviceEvent::Detach => {
                 ok("at first", self.service.try_send(Method::PUT, path, body).await)?;
                 self.set(nth);
                 self.service.try_send(Method::DELETE, path, None).await
@@ -365,7 +365,7 @@ impl<'a> Walk<'a> {
             return Err(format!("undisturbed: {} {}", answer.status, answer.message()));
         }
         let is_bound = self.bound_or_free(path).await?;
-        if let (Deed::Detach, Some(answer), true) = (deed, &answer, is_bound) {
+        if let (DeviceEvent::Detach, Some(answer), true) = (deed, &answer, is_bound) {
             return Err(format!("told {}, and it is bound", answer.status));
         }
         if is_bound {

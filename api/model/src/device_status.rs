@@ -13,7 +13,7 @@ use crate::string_enum;
 
 string_enum! {
     /// What happens to a device, or to a relative of it.
-    Deed {
+    DeviceEvent {
         /// It is promised to a server.
         Claim = "claim",
         /// It is in its server.
@@ -36,41 +36,43 @@ string_enum! {
 /// A deed that a device's state does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a device that is {status} does not take `{deed}`")]
-pub struct NotAllowed {
+pub struct InvalidTransition {
     /// What the device is.
     pub status: DeviceStatus,
     /// What was to happen.
-    pub deed: Deed,
+    pub deed: DeviceEvent,
 }
 
 impl DeviceStatus {
     /// What a deed makes of a device of this status. The whole table is `tests/data/device_status.json`.
     ///
     /// # Errors
-    /// [`NotAllowed`]; then the deed must not be done, nor the others of its request.
-    pub fn on(self, deed: Deed) -> Result<Self, NotAllowed> {
+    /// [`InvalidTransition`]; then the deed must not be done, nor the others of its request.
+    pub fn on(self, deed: DeviceEvent) -> Result<Self, InvalidTransition> {
         match (self, deed) {
-            (Self::Available, Deed::Claim) => Ok(Self::Claimed),
-            (Self::Available | Self::Claimed, Deed::Allocate) => Ok(Self::Allocated),
-            (Self::Claimed | Self::Allocated, Deed::Free) => Ok(Self::Available),
-            (Self::Available | Self::Unclaimable | Self::Unavailable, Deed::Remove) => Ok(Self::Removed),
-            (Self::Removed, Deed::Delete) => Ok(Self::Deleted),
+            (Self::Available, DeviceEvent::Claim) => Ok(Self::Claimed),
+            (Self::Available | Self::Claimed, DeviceEvent::Allocate) => Ok(Self::Allocated),
+            (Self::Claimed | Self::Allocated, DeviceEvent::Free) => Ok(Self::Available),
+            (Self::Available | Self::Unclaimable | Self::Unavailable, DeviceEvent::Remove) => {
+                Ok(Self::Removed)
+            }
+            (Self::Removed, DeviceEvent::Delete) => Ok(Self::Deleted),
 
-            (Self::Available | Self::Unclaimable | Self::Unavailable, Deed::RelativeClaimed) => {
+            (Self::Available | Self::Unclaimable | Self::Unavailable, DeviceEvent::RelativeClaimed) => {
                 Ok(Self::Unclaimable)
             }
-            (Self::Available | Self::Unclaimable | Self::Unavailable, Deed::RelativeAllocated) => {
+            (Self::Available | Self::Unclaimable | Self::Unavailable, DeviceEvent::RelativeAllocated) => {
                 Ok(Self::Unavailable)
             }
-            (Self::Available | Self::Unclaimable | Self::Unavailable, Deed::RelativesFree) => {
+            (Self::Available | Self::Unclaimable | Self::Unavailable, DeviceEvent::RelativesFree) => {
                 Ok(Self::Available)
             }
             // What is promised itself has no relative that is, so that theirs are free is no news.
-            (Self::Claimed | Self::Allocated | Self::Removed | Self::Deleted, Deed::RelativesFree) => {
+            (Self::Claimed | Self::Allocated | Self::Removed | Self::Deleted, DeviceEvent::RelativesFree) => {
                 Ok(self)
             }
 
-            (status, deed) => Err(NotAllowed { status, deed }),
+            (status, deed) => Err(InvalidTransition { status, deed }),
         }
     }
 
@@ -80,7 +82,7 @@ impl DeviceStatus {
     }
 }
 
-impl Deed {
+impl DeviceEvent {
     /// What a device is told of all its relatives.
     pub fn of_relatives(relatives: impl IntoIterator<Item = DeviceStatus>) -> Self {
         relatives.into_iter().fold(Self::RelativesFree, Self::and)
@@ -108,7 +110,7 @@ mod tests {
         let table: Table = serde_json::from_str(include_str!("../tests/data/device_status.json")).unwrap();
         assert_eq!(table.len(), DeviceStatus::ALL.len());
         for (status, deeds) in table {
-            assert_eq!(deeds.len(), Deed::ALL.len(), "{status}");
+            assert_eq!(deeds.len(), DeviceEvent::ALL.len(), "{status}");
             for (deed, becomes) in deeds {
                 let got = status.parse::<DeviceStatus>().unwrap().on(deed.parse().unwrap());
                 assert_eq!(got.ok().map(DeviceStatus::as_str), becomes.as_deref(), "{status} {deed}");
@@ -120,13 +122,13 @@ mod tests {
     fn of_several_relatives_the_one_that_is_furthest_counts() {
         use DeviceStatus::{Allocated, Available, Claimed, Unclaimable};
         for (relatives, told) in [
-            (vec![], Deed::RelativesFree),
-            (vec![Available, Unclaimable], Deed::RelativesFree),
-            (vec![Available, Claimed], Deed::RelativeClaimed),
-            (vec![Allocated, Claimed], Deed::RelativeAllocated),
-            (vec![Claimed, Allocated, Available], Deed::RelativeAllocated),
+            (vec![], DeviceEvent::RelativesFree),
+            (vec![Available, Unclaimable], DeviceEvent::RelativesFree),
+            (vec![Available, Claimed], DeviceEvent::RelativeClaimed),
+            (vec![Allocated, Claimed], DeviceEvent::RelativeAllocated),
+            (vec![Claimed, Allocated, Available], DeviceEvent::RelativeAllocated),
         ] {
-            assert_eq!(Deed::of_relatives(relatives.clone()), told, "{relatives:?}");
+            assert_eq!(DeviceEvent::of_relatives(relatives.clone()), told, "{relatives:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ pub struct IdempotencyKey {
 
 /// What is known of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredResponse {
     /// A name of the body that it came with.
     pub fingerprint: Uuid,
     /// The request that an attach has made.

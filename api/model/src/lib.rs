@@ -18,4 +18,4 @@ mod string_enum;
 pub mod texts;
 pub mod time;
 
-pub use device_status::{Deed, NotAllowed};
+pub use device_status::{DeviceEvent, InvalidTransition};

@@ -19,3 +19,10 @@ pub struct OverdueElsewhere {
     /// When it began.
     pub since: Millis,
 }
+
+impl OverdueElsewhere {
+    /// Whether this is the same call, whenever it is said to have begun.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Self { since: other.since, ..self.clone() } == *other
+    }
+}

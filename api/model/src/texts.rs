@@ -66,12 +66,12 @@ impl<'de> Deserialize<'de> for Texts {
 
 /// Makes equal maps one, and equal texts in different maps: devices that are read together share what they have alike.
 #[derive(Debug, Default)]
-pub struct Sharing {
+pub struct Interner {
     texts: HashSet<Arc<str>>,
     maps: HashSet<Texts>,
 }
 
-impl Sharing {
+impl Interner {
     /// The map, shared with an equal one that came before it.
     pub fn share(&mut self, map: Texts) -> Texts {
         if let Some(known) = self.maps.get(&map) {
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_alike_is_there_once() {
-        let mut sharing = Sharing::default();
+        let mut sharing = Interner::default();
         let map = |vf: &str| Texts::from_iter([("phys_function", "0000:04:00.0"), ("serial", vf)]);
         let [one, same, other] = [map("1"), map("1"), map("2")].map(|map| sharing.share(map));
         assert!(Arc::ptr_eq(&one.0, &same.0), "two devices that are alike");
@@ -112,7 +112,7 @@ mod tests {
         #[test]
         fn it_is_the_map_that_it_was_made_of(entries in prop::collection::vec(("[a-d]{0,2}", "\\PC{0,4}"), 0..8)) {
             let map: BTreeMap<String, String> = entries.iter().cloned().collect();
-            let texts = Sharing::default().share(entries.into_iter().collect());
+            let texts = Interner::default().share(entries.into_iter().collect());
             let read: BTreeMap<_, _> =
                 texts.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             prop_assert_eq!(&read, &map);

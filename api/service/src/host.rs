@@ -55,9 +55,9 @@ pub struct Host {
     /// recorded.
     pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
     /// What is to be compared with its records once more.
-    again: mpsc::UnboundedSender<Again>,
+    again: mpsc::UnboundedSender<Recheck>,
     /// The other end of `again`, until someone follows the host.
-    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Again>>>,
+    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Recheck>>>,
 }
 
 /// The functions that one domain has.
@@ -84,7 +84,7 @@ impl Held {
 
 /// Something that is to be compared with its records once more.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Again {
+pub(crate) enum Recheck {
     /// Everything.
     Everything,
     /// A server.
@@ -131,28 +131,28 @@ impl Host {
     /// Asks for everything to be compared with the records once more.
     pub(crate) fn look_everywhere(&self) {
         // Nobody listens only while the service ends.
-        let _ = self.again.send(Again::Everything);
+        let _ = self.again.send(Recheck::Everything);
     }
 
     /// Asks for a server to be compared with its records once more.
     pub(crate) fn look_again(&self, server: ServerId) {
         // Nobody listens only while the service ends.
-        let _ = self.again.send(Again::Server(server));
+        let _ = self.again.send(Recheck::Server(server));
     }
 
     /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
     pub(crate) fn ask_again(&self, server: ServerId) {
-        let _ = self.again.send(Again::Open(server));
+        let _ = self.again.send(Recheck::Open(server));
     }
 
     /// Tells that something of a server has ended: what fails there next is soon tried again.
     pub(crate) fn settled(&self, server: ServerId) {
-        let _ = self.again.send(Again::Settled(server));
+        let _ = self.again.send(Recheck::Settled(server));
     }
 
     /// Asks for a function to be compared with its record once more.
     pub(crate) fn look_at(&self, address: PciAddress) {
-        let _ = self.again.send(Again::Function(address));
+        let _ = self.again.send(Recheck::Function(address));
     }
 
     /// Tells that a call of another process has returned, or that nobody waits for it any more.
@@ -162,7 +162,7 @@ impl Host {
             self.ask_again(server);
         }
         if let Some(address) = address {
-            let _ = self.again.send(Again::CameBack(address));
+            let _ = self.again.send(Recheck::CameBack(address));
         }
     }
 
@@ -179,7 +179,7 @@ impl Host {
 
     /// Asks for the mediated devices of the host to be looked at once more, a while from now.
     pub fn look_at_mdevs_again(&self) {
-        let _ = self.again.send(Again::Mdevs);
+        let _ = self.again.send(Recheck::Mdevs);
     }
 
     /// Every PCI function, as it was last read: none before the host was first reached.

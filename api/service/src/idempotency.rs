@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use hotslot_model::assignment::{Attachment, Occasion, State};
+use hotslot_model::assignment::{Attachment, State, Trigger};
 use hotslot_model::device::Device;
-use hotslot_model::idempotency::{Answer, IdempotencyKey, Kept};
+use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
 use hotslot_model::time::Millis;
 use hotslot_store::now;
 
@@ -27,7 +27,7 @@ impl Service {
     ///
     /// # Errors
     /// The database's.
-    pub async fn kept(&self, key: &IdempotencyKey) -> Result<Option<Kept>, Error> {
+    pub async fn kept(&self, key: &IdempotencyKey) -> Result<Option<StoredResponse>, Error> {
         Ok(self.store.kept(key, self.kept_since()).await?)
     }
 
@@ -58,7 +58,7 @@ impl Service {
             rows = of_request().await?;
             // And what a process left that has just died.
             if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
-                self.reconcile(host, row.server, Occasion::Event).await?;
+                self.reconcile(host, row.server, Trigger::Event).await?;
                 rows = of_request().await?;
             }
         }

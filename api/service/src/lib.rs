@@ -21,7 +21,6 @@
 
 pub mod accelerator;
 pub mod attachment;
-pub mod busy;
 pub mod config;
 pub mod cyborg;
 pub mod error;
@@ -32,7 +31,8 @@ pub mod flavor;
 pub mod host;
 pub mod idempotency;
 pub mod inventory;
-mod others;
+pub mod locks;
+mod peers;
 mod retention;
 pub mod service;
 pub mod start;

@@ -16,11 +16,11 @@ use hotslot_model::rules::Rules;
 use hotslot_store::{self, Store, actor};
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, watch};
 
-use crate::busy::{Busy, Turns};
 use crate::config::{Config, Flavor};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::host::Host;
+use crate::locks::{InFlight, KeyedMutex};
 use crate::webhook::Webhook;
 
 /// The running service.
@@ -38,13 +38,13 @@ pub struct Service {
     /// The hostdev documents.
     pub templates: Templates,
     /// Attachments that someone is working on: reconciliation leaves them to it.
-    pub(crate) in_flight: Arc<Busy>,
+    pub(crate) in_flight: Arc<InFlight>,
     /// Attachments whose address is being verified.
-    pub(crate) verifying: Arc<Busy>,
+    pub(crate) verifying: Arc<InFlight>,
     /// Accelerator requests that someone works on.
-    pub(crate) binding: Arc<Busy<ArqId>>,
+    pub(crate) binding: Arc<InFlight<ArqId>>,
     /// Attaches to one server go in turn, and requests of one idempotency key and path.
-    pub turns: Turns,
+    pub turns: KeyedMutex,
     /// On which host a server was found the last time.
     pub(crate) homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
     /// Who is told what happens.

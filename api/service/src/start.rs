@@ -8,16 +8,16 @@ use hotslot_model::rules::{Rule, Rules};
 use hotslot_store::Store;
 
 use crate::attachment::reconcile;
-use crate::busy::{Busy, Turns};
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::fence::Fenced;
 use crate::host::Host;
 use crate::inventory::read_rules;
+use crate::locks::{InFlight, KeyedMutex};
 use crate::service::Service;
 use crate::webhook::Webhook;
-use crate::{config, feed, flavor, host, others, retention, webhook};
+use crate::{config, feed, flavor, host, peers, retention, webhook};
 
 /// Why the service does not start.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +88,10 @@ impl Service {
             store.told(&configured.name).await.map_err(|error| StartError::Records(error.into()))?;
             webhooks.push(Arc::new(Webhook::new(configured.clone())?));
         }
-        let in_flight = Busy::new("attachment", store.locks());
-        let verifying = Busy::new("address of attachment", store.locks());
-        let binding = Busy::new("accelerator request", store.locks());
-        let turns = Turns::new(store.locks());
+        let in_flight = InFlight::new("attachment", store.locks());
+        let verifying = InFlight::new("address of attachment", store.locks());
+        let binding = InFlight::new("accelerator request", store.locks());
+        let turns = KeyedMutex::new(store.locks());
         let (changing, homes, stopping, requests) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
@@ -128,7 +128,7 @@ impl Service {
             service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
             service.go_on(reconcile::give_back(Arc::clone(&service), Arc::clone(host)));
         }
-        service.go_on(others::follow(Arc::clone(&service)));
+        service.go_on(peers::follow(Arc::clone(&service)));
         Ok(service)
     }
 

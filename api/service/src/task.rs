@@ -8,6 +8,6 @@ use crate::error::Error;
 ///
 /// # Errors
 /// Its own; [`Error::Internal`] when it ended without an answer.
-pub async fn answer<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
+pub async fn join<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
     task.await.map_err(|error| Error::Internal(format!("the work ended without an answer: {error}")))?
 }

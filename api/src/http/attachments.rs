@@ -20,9 +20,7 @@ use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
 use hotslot_model::rules::AliasRequests;
-use hotslot_service::attachment::AttachRequest;
-use hotslot_service::attachment::DetachRequest;
-use hotslot_service::attachment::{DryRun, NetworkRequest};
+use hotslot_service::attachment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use hotslot_service::{flavor, task};
@@ -384,7 +382,7 @@ pub(super) async fn delete(
     match version {
         Version::V2 => {
             if let Some(work) = work {
-                task::answer(work).await?;
+                task::join(work).await?;
             }
             Ok(StatusCode::OK.into_response())
         }

@@ -17,7 +17,7 @@ use super::error::Fault;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses requests of other origins, and those that are meant for another host, before anything of a body is read.
-pub(super) async fn keep_pages_out(
+pub(super) async fn refuse_pages(
     State(service): State<Arc<Service>>,
     request: Request,
     next: Next,

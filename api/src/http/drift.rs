@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use hotslot_model::assignment::{Finding, Occasion};
+use hotslot_model::assignment::{Finding, Trigger};
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::service::Service;
@@ -18,8 +18,8 @@ use super::hypervisors::HypervisorPath;
 fn wire(host: &Host, finding: &Finding) -> Value {
     let said: BTreeMap<_, _> = finding.said.iter().map(|(witness, what)| (witness.as_str(), what)).collect();
     let done = finding.action.occasion().map(|occasion| match occasion {
-        Occasion::Event | Occasion::Arrival | Occasion::Round => "by itself",
-        Occasion::Repair => "by a repair",
+        Trigger::Event | Trigger::Arrival | Trigger::Round => "by itself",
+        Trigger::Repair => "by a repair",
     });
     json!({
         "host": host.name,

@@ -132,7 +132,7 @@ pub(super) fn no_route(uri: Result<OriginalUri, Infallible>) -> Fault {
     Fault::new(StatusCode::NOT_FOUND, format!("no such path: {}; GET / lists the versions", uri.path()))
 }
 
-pub(super) async fn nowhere(uri: OriginalUri) -> Fault {
+pub(super) async fn not_found(uri: OriginalUri) -> Fault {
     no_route(Ok(uri))
 }
 

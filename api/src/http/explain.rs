@@ -12,11 +12,11 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceStatus, Functions};
 use hotslot_model::id::ServerId;
 use hotslot_model::rules;
-use hotslot_model::rules::{Pool, RuleKind, Scene, Wanted};
+use hotslot_model::rules::{CandidateSet, Pool, RuleKind, Wanted};
 use hotslot_service::attachment;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
-use hotslot_service::inventory::{HostDrivers, Offer};
+use hotslot_service::inventory::{Availability, HostDrivers};
 use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ pub(super) async fn device(
     let rows = service.store.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
     let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
-    let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Hinder).remove(&row.id));
+    let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Blocks).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let types = host.hypervisor.mdev_types(address).await;
     let types = types.map_err(host.error(format!("read the mediated device types of {address}")))?;
@@ -88,7 +88,12 @@ pub(super) async fn device(
 }
 
 /// The mediated devices of a function: ours with what they are made for, and those of others.
-async fn mdevs(service: &Service, host: &Host, offer: &Offer, parent: PciAddress) -> Result<Value, Error> {
+async fn mdevs(
+    service: &Service,
+    host: &Host,
+    offer: &Availability,
+    parent: PciAddress,
+) -> Result<Value, Error> {
     let rows = service.store.mdevs().await?;
     let of_it = offer.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
     let described = of_it.map(|mdev| {
@@ -132,7 +137,7 @@ fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) ->
     lines.collect()
 }
 
-fn members(offer: &Offer, function: &HostDevice, rows: &[Arc<Device>]) -> Value {
+fn members(offer: &Availability, function: &HostDevice, rows: &[Arc<Device>]) -> Value {
     let group = function.iommu_group.iter().flat_map(|group| &group.members);
     let member = |address: &PciAddress| {
         let row = rows.iter().find(|row| row.facts.address == *address);
@@ -202,7 +207,7 @@ pub(super) async fn candidates(
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
     // Which host drivers hinder depends on what else is asked for: the choice knows.
-    let mut withheld = offer.withheld(&devices, server, HostDrivers::AreNoHindrance);
+    let mut withheld = offer.withheld(&devices, server, HostDrivers::DoNotBlock);
     if !asked.whole_group {
         for device in &devices {
             if let Some(reason) = offer.unbound(device) {
@@ -216,7 +221,7 @@ pub(super) async fn candidates(
         guest_nodes
             .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
     }
-    let scene = Scene {
+    let scene = CandidateSet {
         devices: &devices,
         withheld: &withheld,
         guest_nodes: &guest_nodes,

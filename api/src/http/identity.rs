@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_service::config::IdentityFrom;
-use hotslot_service::cyborg::Reach;
+use hotslot_service::cyborg::AccessScope;
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use serde_json::json;
@@ -161,9 +161,9 @@ impl Identity {
     }
 
     /// What they may do with accelerator requests.
-    pub(super) fn reach(&self) -> Reach {
+    pub(super) fn reach(&self) -> AccessScope {
         let admin = self.is_admin();
-        Reach { project: self.project.clone().filter(|_| !admin), service: admin || self.service }
+        AccessScope { project: self.project.clone().filter(|_| !admin), service: admin || self.service }
     }
 
     /// A name of who calls and what they may do, of no one else; empty for who was not asked.
@@ -184,7 +184,11 @@ impl FromRequestParts<Arc<Service>> for Identity {
 }
 
 /// For what knows of no projects: services and the administrator.
-pub(super) async fn operators(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+pub(super) async fn require_operator(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let identity = Identity::from_headers(request.headers(), service.config.api.identity);
     match identity.and_then(|identity| identity.needs_service()) {
         Ok(()) => next.run(request).await,

@@ -33,7 +33,7 @@ const HEADERS: usize = 64;
 const HEADER_BYTES: usize = 16 * 1024;
 
 /// Refuses what is too long, takes too long, or is no JSON. What comes after has the whole body.
-pub(super) async fn keep(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+pub(super) async fn enforce(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     if let Some(fault) = excess(&request) {
         return fault.into_response();
     }

@@ -16,9 +16,9 @@ mod explain;
 mod flavors;
 mod health;
 mod hypervisors;
+mod idempotency;
 mod identity;
 mod limits;
-mod once;
 mod pci;
 mod pci_config;
 mod servers;
@@ -57,12 +57,12 @@ enum Version {
 /// All routes.
 pub fn router(service: Arc<Service>) -> Router {
     let operators = Router::new()
-        .merge(own())
+        .merge(unversioned())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
         .nest("/v3", resources(Version::V3))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&service), identity::operators));
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&service), identity::require_operator));
     Router::new()
         .route("/", get(versions::all))
         .route("/v2", get(versions::v2))
@@ -77,19 +77,19 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(accelerators::routes())
         .nest("/v1", accelerators::routes())
         .merge(cyborg::routes())
-        .fallback(error::nowhere)
+        .fallback(error::not_found)
         .method_not_allowed_fallback(error::no_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), once::once))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), limits::keep))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), idempotency::answer_once))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), door::keep_pages_out))
-        .layer(middleware::from_fn(cyborg::speak))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), identify))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), door::refuse_pages))
+        .layer(middleware::from_fn(cyborg::microversion))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id))
         .with_state(service)
 }
 
 /// What no version of Nova's has: also without one.
-fn own() -> Router<Arc<Service>> {
+fn unversioned() -> Router<Arc<Service>> {
     Router::new()
         .route("/drift", get(drift::list).post(drift::repair))
         .route("/events", get(events::list))
@@ -98,7 +98,7 @@ fn own() -> Router<Arc<Service>> {
 }
 
 fn resources(version: Version) -> Router<Arc<Service>> {
-    own()
+    unversioned()
         .route("/servers", get(servers::list))
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
@@ -141,11 +141,11 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 
 /// Gives every request an id, a span and the headers that Nova's clients read. One that may change something is done
 /// in a task of its own: it does not end halfway when its client goes away.
-async fn identify(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let only_reads = request.method().is_safe();
-    let work = actor::by(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let work = actor::scope(format!("request {id}"), next.run(request).instrument(span.clone()));
     let work = actor::as_process(service.store.new_worker(), work);
     let mut response = if only_reads {
         work.await

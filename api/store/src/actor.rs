@@ -10,7 +10,7 @@ tokio::task_local! {
 }
 
 /// What hotslot does on its own account.
-pub mod itself {
+pub mod system {
     /// Reading what a host has.
     pub const DISCOVERY: &str = "discovery";
     /// Comparing all records with what a hypervisor has.
@@ -27,7 +27,7 @@ pub fn current() -> Arc<str> {
 }
 
 /// Does something on someone's behalf.
-pub async fn by<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Output {
+pub async fn scope<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Output {
     WHO.scope(who.into(), work).await
 }
 
@@ -43,7 +43,7 @@ pub fn worker() -> Option<Arc<str>> {
 }
 
 /// A task that works for whom this one does, as the same process.
-pub fn spawn<F>(work: F) -> JoinHandle<F::Output>
+pub fn spawn_as_current<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
@@ -57,7 +57,8 @@ mod tests {
     #[tokio::test]
     async fn a_task_works_for_whom_the_one_did_that_began_it() {
         assert_eq!(&*current(), "hotslot");
-        let inner = by("request req-1", async { spawn(async { current() }).await.unwrap() }).await;
+        let inner =
+            scope("request req-1", async { spawn_as_current(async { current() }).await.unwrap() }).await;
         assert_eq!(&*inner, "request req-1");
     }
 }

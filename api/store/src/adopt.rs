@@ -8,11 +8,11 @@
 use hotslot_model::assignment::{Adoption, Attachment, Holder, InnerSource, State};
 use hotslot_model::device::{Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
-use hotslot_model::{Deed, event};
+use hotslot_model::{DeviceEvent, event};
 
 use crate::attachments::attachment;
 use crate::clock::now;
-use crate::draft::Draft;
+use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::query;
@@ -35,7 +35,11 @@ struct Before {
 
 impl Before {
     /// Makes room for a row of the same id.
-    async fn make_way(draft: &mut Draft<'_>, row: Attachment, device: DeviceId) -> Result<Self, Error> {
+    async fn make_way(
+        draft: &mut DeviceTransaction<'_>,
+        row: Attachment,
+        device: DeviceId,
+    ) -> Result<Self, Error> {
         let other = RequestId(uuid::Uuid::new_v4());
         let holder = match row.holder {
             Some(holder)
@@ -60,14 +64,18 @@ impl Before {
 
 /// Whether a holder takes any device that its spec asks for: an accelerator that is not one device by itself. An
 /// accelerator request is bound to a deployable of one host.
-async fn takes_any(draft: &mut Draft<'_>, holder: Holder) -> Result<bool, Error> {
+async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<bool, Error> {
     let Holder::Accelerator(id) = holder else { return Ok(false) };
     let row = query("SELECT uuid FROM accelerators WHERE uuid = $1 AND device_id IS NULL");
     Ok(row.bind(id.to_string()).fetch_optional(&mut draft.tx).await?.is_some())
 }
 
 /// Whether a holder is still there, and holds nothing but what came with the same request.
-async fn is_free_for(draft: &mut Draft<'_>, holder: Holder, row: &Attachment) -> Result<bool, Error> {
+async fn is_free_for(
+    draft: &mut DeviceTransaction<'_>,
+    holder: Holder,
+    row: &Attachment,
+) -> Result<bool, Error> {
     let there = match holder {
         Holder::Accelerator(id) => {
             query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
@@ -106,7 +114,7 @@ impl Store {
         .bind(id.0)
         .fetch_optional(&mut draft.tx)
         .await?;
-        if open.is_some() || draft.apply(id, Deed::Free).is_err() {
+        if open.is_some() || draft.apply(id, DeviceEvent::Free).is_err() {
             return Ok(());
         }
         draft.edit(id, |row| {
@@ -129,7 +137,7 @@ impl Store {
         let Some(device) = devices.iter().find(|device| device.facts.address == found.address) else {
             return Ok(false);
         };
-        if device.owner.is_some() || draft.apply(device.id, Deed::Allocate).is_err() {
+        if device.owner.is_some() || draft.apply(device.id, DeviceEvent::Allocate).is_err() {
             return Ok(false);
         }
         let named = query("SELECT * FROM attachments WHERE id = $1").bind(found.id.to_string());
@@ -149,7 +157,7 @@ impl Store {
             (row.owner, row.request) = (Some(Owner::Server(found.server)), Some(request))
         });
         let told = event::made(device, found.server, found.id, State::Attached);
-        draft.tell_of([event::What { reason: Some(reason.into()), ..told }]);
+        draft.emit([event::What { reason: Some(reason.into()), ..told }]);
         let network = found.network.as_ref();
         // What no document tells of its network.
         let asked_for = row.as_ref().and_then(|row| row.network.as_ref()).filter(|_| network.is_some());

@@ -13,11 +13,11 @@ use hotslot_model::assignment::{
 };
 use hotslot_model::device::{Device, DeviceStatus, Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
-use hotslot_model::{Deed, event};
+use hotslot_model::{DeviceEvent, event};
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
-use crate::draft::Draft;
+use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
@@ -68,7 +68,7 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
 
 /// A device's status follows the state of its binding, or mediated devices: of `what` holds it.
 pub(super) fn follow(
-    draft: &mut Draft<'_>,
+    draft: &mut DeviceTransaction<'_>,
     what: &dyn Display,
     device: DeviceId,
     request: RequestId,
@@ -81,7 +81,7 @@ pub(super) fn follow(
 /// A device's status follows the state of what holds it; `used` says whether it is to be cleaned once that has ended,
 /// where it is for one use.
 fn follow_used(
-    draft: &mut Draft<'_>,
+    draft: &mut DeviceTransaction<'_>,
     what: &dyn Display,
     device: DeviceId,
     request: RequestId,
@@ -93,8 +93,8 @@ fn follow_used(
         wanted if wanted == device.status => return Ok(()),
         // An ended attachment has nothing to say of a device that is promised to another.
         DeviceStatus::Available if device.request != Some(request) => return Ok(()),
-        DeviceStatus::Available => Deed::Free,
-        DeviceStatus::Allocated => Deed::Allocate,
+        DeviceStatus::Available => DeviceEvent::Free,
+        DeviceStatus::Allocated => DeviceEvent::Allocate,
         // Nothing becomes attaching: reserving makes the row and claims the device.
         DeviceStatus::Claimed
         | DeviceStatus::Removed
@@ -105,7 +105,7 @@ fn follow_used(
     draft.apply(device.id, deed).map_err(|error| {
         Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
     })?;
-    if deed == Deed::Free {
+    if deed == DeviceEvent::Free {
         let once = used && is_for_one_use(&device.facts);
         draft.edit(device.id, |row| {
             (row.owner, row.request) = (None, None);
@@ -143,7 +143,7 @@ impl Store {
             let same = draft.device(id).is_some_and(|now| {
                 now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
             });
-            if !same || draft.apply(id, Deed::Claim).is_err() {
+            if !same || draft.apply(id, DeviceEvent::Claim).is_err() {
                 return Ok(false);
             }
             let elsewhere = |row: &Arc<Device>| {
@@ -154,7 +154,7 @@ impl Store {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Server(server)), Some(request)));
-            draft.tell_of([event::made(&new.device, server, new.id, State::Attaching)]);
+            draft.emit([event::made(&new.device, server, new.id, State::Attaching)]);
             let network = new.network.as_ref();
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
@@ -240,7 +240,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
             let address = draft.device(row.device).map(|device| device.facts.address);
-            draft.tell_of(event::of_attachment(&row, &next, address));
+            draft.emit(event::of_attachment(&row, &next, address));
             let what = format!("attachment {}", row.id);
             // The guest may have had it from when libvirt was asked, unless that was refused before.
             let refused = matches!(observation, Observation::AttachRefused { .. });
@@ -341,7 +341,7 @@ impl Store {
             let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
             let address = draft.device(row.device).map(|device| device.facts.address);
             // libvirt does it by itself for a device that comes alone.
-            draft.tell_of(row.whole_group.then(|| event::given_back(&row, address)));
+            draft.emit(row.whole_group.then(|| event::given_back(&row, address)));
         }
         draft.commit().await.map(drop)
     }

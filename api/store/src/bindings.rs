@@ -8,7 +8,7 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_model::assignment::{Binding, Holder, NewBinding, State};
 use hotslot_model::device::{Device, Owner};
 use hotslot_model::id::{BindingId, DeviceId, HypervisorId, RequestId};
-use hotslot_model::{Deed, event};
+use hotslot_model::{DeviceEvent, event};
 
 use crate::attachments::follow;
 use crate::clock::now;
@@ -59,13 +59,13 @@ impl Store {
             let in_a_server =
                 |row: &Arc<Device>| new.siblings.contains(&row.facts.address) && row.server().is_some();
             if !same
-                || draft.apply(id, Deed::Claim).is_err()
+                || draft.apply(id, DeviceEvent::Claim).is_err()
                 || draft.devices_of(hypervisor).iter().any(in_a_server)
             {
                 return Ok(false);
             }
             draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
-            draft.tell_of([event::binding(&new.device, None, State::Attaching, None)]);
+            draft.emit([event::binding(&new.device, None, State::Attaching, None)]);
             query(
                 "INSERT INTO bindings (id, request_id, hypervisor_id, device_id, holder, driver, previous_driver,
                      state, created_at)
@@ -131,7 +131,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
             if let Some(device) = draft.device(was.device) {
-                draft.tell_of([event::binding(&device, Some(was.state), state, reason)]);
+                draft.emit([event::binding(&device, Some(was.state), state, reason)]);
             }
             follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
         }

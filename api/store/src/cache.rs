@@ -10,7 +10,7 @@ use hotslot_model::id::{DeviceId, HypervisorId};
 /// The rows that are not deleted, as they were last committed.
 ///
 /// Requests choose from them and lists show them without asking the database; what is promised is decided by the
-/// database's row alone ([`Draft::commit`](crate::draft::Draft::commit)).
+/// database's row alone ([`DeviceTransaction::commit`](crate::draft::DeviceTransaction::commit)).
 #[derive(Debug, Default)]
 pub(crate) struct DeviceCache {
     /// The number of the commit that last wrote one of them.

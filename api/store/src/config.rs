@@ -6,7 +6,7 @@ use hotslot_model::rules::{Rule, Source};
 use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::processes::News;
+use crate::processes::Notification;
 use crate::sql::{Row, query};
 
 fn rule(row: &Row) -> Result<Rule, Error> {
@@ -58,8 +58,8 @@ impl Store {
         .bind(updated_at)
         .execute(&mut draft.tx)
         .await?;
-        draft.tx.tell(News::Rules).await?;
-        draft.tell_of(event::of_rule(rule, was.as_deref(), Some(&rule.text)));
+        draft.tx.tell(Notification::Rules).await?;
+        draft.emit(event::of_rule(rule, was.as_deref(), Some(&rule.text)));
         draft.commit().await.map(drop)
     }
 
@@ -73,8 +73,8 @@ impl Store {
             .bind(rule.id.hyphenated().to_string())
             .execute(&mut draft.tx)
             .await?;
-        draft.tx.tell(News::Rules).await?;
-        draft.tell_of(event::of_rule(rule, Some(&rule.text), None));
+        draft.tx.tell(Notification::Rules).await?;
+        draft.emit(event::of_rule(rule, Some(&rule.text), None));
         draft.commit().await.map(drop)
     }
 }

@@ -9,14 +9,14 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceFacts, is_for_one_use};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
 use hotslot_model::rules::identity;
-use hotslot_model::texts::Sharing;
+use hotslot_model::texts::Interner;
 
 use crate::cache::DeviceCache;
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{On, Row, query};
+use crate::sql::{Executor, Row, query};
 
 /// What one scan changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,7 +37,7 @@ pub struct ScanOutcome {
 
 /// What a scan looked at.
 #[derive(Debug, Clone, Copy)]
-pub enum Looked<'a> {
+pub enum ScanScope<'a> {
     /// At all that the host has.
     Everywhere,
     /// At these addresses.
@@ -84,11 +84,11 @@ fn device(row: &Row) -> Result<Device, Error> {
 
 /// Devices that are read together share what is said of them alike.
 pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
-    sharing_devices(rows, &mut Sharing::default())
+    sharing_devices(rows, &mut Interner::default())
 }
 
 /// As [`devices`], also with those that were read before by the same `sharing`.
-fn sharing_devices(rows: &[Row], sharing: &mut Sharing) -> Result<Vec<Arc<Device>>, Error> {
+fn sharing_devices(rows: &[Row], sharing: &mut Interner) -> Result<Vec<Arc<Device>>, Error> {
     let shared = |row| {
         let mut device = device(row)?;
         device.facts.extra_info = sharing.share(device.facts.extra_info);
@@ -186,7 +186,7 @@ impl Store {
         let _turn = self.turn.lock().await;
         // The number first: rows that are newer than it are read once more.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
-        let (mut fresh, mut sharing) = (DeviceCache::default(), Sharing::default());
+        let (mut fresh, mut sharing) = (DeviceCache::default(), Interner::default());
         let mut after = i64::MIN;
         loop {
             let rows = query("SELECT * FROM pci_devices WHERE deleted = 0 AND id > $1 ORDER BY id LIMIT $2")
@@ -211,13 +211,13 @@ impl Store {
         if self.is_shared() {
             // In turn, so that what this process commits meanwhile is not covered by what was before.
             let _turn = self.turn.lock().await;
-            self.catch_up(On::Pool(&self.read)).await?;
+            self.catch_up(Executor::Pool(&self.read)).await?;
         }
         Ok(())
     }
 
     /// Reads the rows that other processes have written since, deleted ones too.
-    pub(super) async fn catch_up(&self, mut on: On<'_>) -> Result<(), Error> {
+    pub(super) async fn catch_up(&self, mut on: Executor<'_>) -> Result<(), Error> {
         let new = query("SELECT seq, last FROM commits, event_ids").fetch_one(on.again()).await?;
         let (seq, last): (i64, _) = (new.try_get("seq")?, EventId(new.try_get("last")?));
         let known = self.rows().seq;
@@ -239,13 +239,13 @@ impl Store {
     pub async fn scan(
         &self,
         host: HypervisorId,
-        looked: Looked<'_>,
+        looked: ScanScope<'_>,
         mut seen: Vec<DeviceFacts>,
     ) -> Result<ScanOutcome, Error> {
         let mut outcome = ScanOutcome::default();
         let mut draft = self.draft().await?;
         let mut devices = draft.devices_of(host);
-        if let Looked::At(addresses) = looked {
+        if let ScanScope::At(addresses) = looked {
             devices.retain(|device| addresses.contains(&device.facts.address));
         }
         let moves = identity::follow(

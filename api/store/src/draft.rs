@@ -15,7 +15,7 @@ use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
 use hotslot_model::time::Millis;
-use hotslot_model::{Deed, NotAllowed, event};
+use hotslot_model::{DeviceEvent, InvalidTransition, event};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
@@ -24,14 +24,14 @@ use crate::devices::devices;
 use crate::error::Error;
 use crate::events;
 use crate::pool::Store;
-use crate::processes::News;
-use crate::sql::{On, Transaction, query};
+use crate::processes::Notification;
+use crate::sql::{Executor, Transaction, query};
 
 /// How long it is asked what became of a commit that failed: others wait for their turn meanwhile.
 const IN_DOUBT: Duration = Duration::from_secs(1);
 
 /// One transaction, with what it makes of the devices.
-pub(super) struct Draft<'s> {
+pub(super) struct DeviceTransaction<'s> {
     store: &'s Store,
     pub(super) tx: Transaction,
     /// DeviceCache that may differ from what the table has.
@@ -46,15 +46,15 @@ pub(super) struct Draft<'s> {
 
 impl Store {
     /// Begins a change of devices, against the rows as they are now.
-    pub(super) async fn draft(&self) -> Result<Draft<'_>, Error> {
+    pub(super) async fn draft(&self) -> Result<DeviceTransaction<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
-        self.catch_up(On::Transaction(&mut tx)).await?;
+        self.catch_up(Executor::Transaction(&mut tx)).await?;
         let (rows, back) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Draft { store: self, tx, rows, back, events: Vec::new(), next_id: None, turn })
+        Ok(DeviceTransaction { store: self, tx, rows, back, events: Vec::new(), next_id: None, turn })
     }
 }
 
-impl Draft<'_> {
+impl DeviceTransaction<'_> {
     /// A device as it will be.
     pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         match self.rows.get(&id) {
@@ -84,7 +84,7 @@ impl Draft<'_> {
     }
 
     /// Tells what happened, beside what the rows of devices tell.
-    pub(super) fn tell_of(&mut self, events: impl IntoIterator<Item = What>) {
+    pub(super) fn emit(&mut self, events: impl IntoIterator<Item = What>) {
         self.events.extend(events);
     }
 
@@ -136,7 +136,9 @@ impl Draft<'_> {
     /// Puts aside the row of a device that nobody was promised.
     pub(super) fn remove(&mut self, id: DeviceId) {
         self.edit(id, |row| {
-            if let Ok(status) = row.status.on(Deed::Remove).and_then(|removed| removed.on(Deed::Delete)) {
+            if let Ok(status) =
+                row.status.on(DeviceEvent::Remove).and_then(|removed| removed.on(DeviceEvent::Delete))
+            {
                 row.status = status;
             }
         });
@@ -181,17 +183,17 @@ impl Draft<'_> {
     /// Does a deed to a device, and what follows from it for its PF or VFs.
     ///
     /// # Errors
-    /// [`NotAllowed`]; the draft must then be dropped.
-    pub(super) fn apply(&mut self, id: DeviceId, deed: Deed) -> Result<(), NotAllowed> {
+    /// [`InvalidTransition`]; the draft must then be dropped.
+    pub(super) fn apply(&mut self, id: DeviceId, deed: DeviceEvent) -> Result<(), InvalidTransition> {
         let Some(device) = self.device(id) else {
-            return Err(NotAllowed { status: DeviceStatus::Deleted, deed });
+            return Err(InvalidTransition { status: DeviceStatus::Deleted, deed });
         };
         let status = device.status.on(deed)?;
         self.edit(id, |row| row.status = status);
         for relative in self.relatives(&device) {
-            let told = Deed::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
+            let told = DeviceEvent::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
             match self.tell(&relative, told) {
-                Err(conflict) if deed == Deed::Claim => return Err(conflict),
+                Err(conflict) if deed == DeviceEvent::Claim => return Err(conflict),
                 // It is so already: the record follows.
                 Err(conflict) => log(&relative, conflict),
                 Ok(()) => {}
@@ -200,7 +202,7 @@ impl Draft<'_> {
         Ok(())
     }
 
-    fn tell(&mut self, device: &Device, told: Deed) -> Result<(), NotAllowed> {
+    fn tell(&mut self, device: &Device, told: DeviceEvent) -> Result<(), InvalidTransition> {
         let status = device.status.on(told)?;
         if status != device.status {
             self.edit(device.id, |row| row.status = status);
@@ -211,19 +213,19 @@ impl Draft<'_> {
     /// Brings the status of every device of a host that nobody was promised in line with its PF's or VFs'.
     pub(super) fn tell_everyone(&mut self, host: HypervisorId) {
         let devices = self.devices_of(host);
-        let mut of_vfs = HashMap::<PciAddress, Deed>::new();
+        let mut of_vfs = HashMap::<PciAddress, DeviceEvent>::new();
         let mut of_pfs = HashMap::<PciAddress, DeviceStatus>::new();
         for device in &devices {
             of_pfs.insert(device.facts.address, device.status);
             if let Some(parent) = device.facts.parent_addr {
-                let told = of_vfs.entry(parent).or_insert(Deed::RelativesFree);
+                let told = of_vfs.entry(parent).or_insert(DeviceEvent::RelativesFree);
                 *told = told.and(device.status);
             }
         }
         for device in &devices {
             let told = match device.facts.parent_addr {
-                Some(parent) => Deed::of_relatives(of_pfs.get(&parent).copied()),
-                None => of_vfs.get(&device.facts.address).copied().unwrap_or(Deed::RelativesFree),
+                Some(parent) => DeviceEvent::of_relatives(of_pfs.get(&parent).copied()),
+                None => of_vfs.get(&device.facts.address).copied().unwrap_or(DeviceEvent::RelativesFree),
             };
             if let Err(conflict) = self.tell(device, told) {
                 log(device, conflict);
@@ -292,7 +294,7 @@ impl Draft<'_> {
         }
         let last = events::write(&mut self.tx, time, &self.events).await?;
         if last.is_some() {
-            self.tx.tell(News::Records).await?;
+            self.tx.tell(Notification::Records).await?;
         }
         let (store, tx, turn) = (self.store.clone(), self.tx, self.turn);
         // From here on it goes on even if whoever asked for it does not wait any more: otherwise the database might
@@ -317,7 +319,7 @@ impl Store {
         if let Err(error) = tx.commit().await {
             // It may have taken effect all the same. Where the database cannot tell at once, the next change reads it.
             self.in_doubt.store(true, Ordering::Relaxed);
-            drop(tokio::time::timeout(IN_DOUBT, self.catch_up(On::Pool(&self.read))).await);
+            drop(tokio::time::timeout(IN_DOUBT, self.catch_up(Executor::Pool(&self.read))).await);
             return Err(error.into());
         }
         let count = written.len();
@@ -332,7 +334,7 @@ impl Store {
     }
 }
 
-fn log(device: &Device, conflict: NotAllowed) {
+fn log(device: &Device, conflict: InvalidTransition) {
     let address = device.facts.address;
     tracing::error!(pci.address = %address, %conflict, "a PF and a VF of it are both in use; detach one of them");
 }

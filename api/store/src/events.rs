@@ -1,6 +1,6 @@
 //! The table `events`: what happened, in the order in which it was committed. It is the audit log too.
 //!
-//! An event is written in the transaction of the change that it tells of ([`Draft`](super::draft::Draft)). What did
+//! An event is written in the transaction of the change that it tells of ([`DeviceTransaction`](super::draft::DeviceTransaction)). What did
 //! not change writes none.
 
 use hotslot_model::event::{Event, EventFilter, What};

@@ -1,22 +1,22 @@
 //! The table `idempotency_keys`: what was answered to POSTs that may be sent again.
 
 use hotslot_model::id::RequestId;
-use hotslot_model::idempotency::{Answer, IdempotencyKey, Kept};
+use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
 use hotslot_model::time::Millis;
 
 use crate::clock::now;
 use crate::columns::RowReader;
-use crate::draft::Draft;
+use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Row, query};
 
-fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
+fn kept(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };
     let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
     let location = columns.get("location")?;
     let status = status.and_then(|status| u16::try_from(status).ok());
-    Ok(Kept {
+    Ok(StoredResponse {
         fingerprint: columns.parse("fingerprint")?,
         request: columns.parse_opt("request_id")?,
         answer: status.zip(body).map(|(status, body)| Answer { status, body, location }),
@@ -25,7 +25,7 @@ fn kept(key: &IdempotencyKey, row: &Row) -> Result<Kept, Error> {
 
 /// Says, with the reservation of its devices, which request an attach that may be sent again has made.
 pub(super) async fn remember(
-    draft: &mut Draft<'_>,
+    draft: &mut DeviceTransaction<'_>,
     key: &IdempotencyKey,
     request: RequestId,
 ) -> Result<(), Error> {
@@ -50,7 +50,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
-    pub async fn kept(&self, key: &IdempotencyKey, since: Millis) -> Result<Option<Kept>, Error> {
+    pub async fn kept(&self, key: &IdempotencyKey, since: Millis) -> Result<Option<StoredResponse>, Error> {
         let row = query(
             "SELECT * FROM idempotency_keys WHERE idempotency_key = $1 AND route = $2 AND created_at >= $3",
         )

@@ -37,7 +37,7 @@ mod webhooks;
 
 pub use backup::{backup, lock, restore};
 pub use clock::now;
-pub use devices::{Looked, ScanOutcome};
+pub use devices::{ScanOutcome, ScanScope};
 pub use ended::Ended;
 pub use error::Error;
 pub use events::EventBounds;
@@ -46,6 +46,6 @@ pub use locks::{Held, Locks};
 pub use pool::Store;
 pub use private::{make, prepare};
 pub use process::Process;
-pub use processes::{Heard, News};
+pub use processes::{Heard, Notification};
 pub use url::{check_url, is_postgres, sqlite_file};
 pub use webhooks::DeadLetter;

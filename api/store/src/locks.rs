@@ -2,7 +2,7 @@
 //!
 //! On PostgreSQL each is an advisory lock of one connection, which a process keeps for nothing else: when it dies,
 //! the connection goes, and with it all that it held. On SQLite there is one process, and nobody to ask. Within a
-//! process a name must be locked once at a time; `busy.rs` sees to that.
+//! process a name must be locked once at a time; `locks.rs` sees to that.
 //!
 //! A connection may break while its process lives: then it is made anew, with all its locks. Nobody else gets one
 //! before that, for a lock is given only while each process on record has the one that says that it is alive; one

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use hotslot_model::assignment::{Holder, InnerAddress, Mdev, MdevReservation, Observation, State};
 use hotslot_model::device::{Device, DeviceStatus, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
-use hotslot_model::{Deed, event};
+use hotslot_model::{DeviceEvent, event};
 
 use crate::attachments::follow;
 use crate::clock::now;
 use crate::columns::RowReader;
-use crate::draft::Draft;
+use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Row, query};
@@ -38,13 +38,13 @@ fn mdev(row: &Row) -> Result<Mdev, Error> {
 }
 
 /// The states of a device's mediated devices that have not ended.
-async fn open_states(draft: &mut Draft<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
+async fn open_states(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
     let rows = query("SELECT * FROM mdevs WHERE device_id = $1 AND ended_at IS NULL").bind(parent.0);
     rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
 }
 
 /// A parent is promised with its first mediated device, held from when one may be in a guest, and free after its last.
-async fn follow_all(draft: &mut Draft<'_>, parent: DeviceId) -> Result<(), Error> {
+async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<(), Error> {
     let states = open_states(draft, parent).await?;
     let Some((device, request)) =
         draft.device(parent).and_then(|row| Some((row.facts.address, row.request?)))
@@ -84,7 +84,7 @@ impl Store {
             }
             // Of those that were drafted before, too.
             if now_it_is.status == DeviceStatus::Available {
-                if draft.apply(parent.id, Deed::Claim).is_err() {
+                if draft.apply(parent.id, DeviceEvent::Claim).is_err() {
                     return Ok(false);
                 }
                 draft.edit(parent.id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
@@ -107,7 +107,7 @@ impl Store {
             .bind(now())
             .execute(&mut draft.tx)
             .await?;
-            draft.tell_of([event::mdev(parent, server, *id, None, State::Attaching, None)]);
+            draft.emit([event::mdev(parent, server, *id, None, State::Attaching, None)]);
         }
         match draft.commit().await {
             Ok(_) => Ok(true),
@@ -151,7 +151,7 @@ impl Store {
                 && (row.state, &row.reason) != (next.state, &next.reason)
             {
                 let (was, reason) = (Some(row.state), next.reason.as_deref());
-                draft.tell_of([event::mdev(&parent, row.server, row.id, was, next.state, reason)]);
+                draft.emit([event::mdev(&parent, row.server, row.id, was, next.state, reason)]);
             }
             follow_all(&mut draft, row.parent).await?;
             let has_changed = row.state != next.state;

@@ -8,8 +8,8 @@ use hotslot_model::overdue::OverdueElsewhere;
 use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::processes::News;
-use crate::sql::{On, Row, query};
+use crate::processes::Notification;
+use crate::sql::{Executor, Row, query};
 
 fn overdue(row: &Row) -> Result<OverdueElsewhere, Error> {
     let columns = RowReader { table: "overdue_calls", id: row.try_get("process")?, row };
@@ -57,12 +57,12 @@ impl Store {
         }
         // Whoever begins a change reads what is new by this number.
         query("UPDATE commits SET seq = seq + 1").execute(&mut tx).await?;
-        tx.tell(News::Records).await?;
+        tx.tell(Notification::Records).await?;
         Ok(tx.commit().await?)
     }
 
     /// Reads the calls of other processes that are on record.
-    pub(crate) async fn read_overdue(&self, on: On<'_>) -> Result<(), Error> {
+    pub(crate) async fn read_overdue(&self, on: Executor<'_>) -> Result<(), Error> {
         let Some(this) = self.new_worker() else { return Ok(()) };
         let rows = query(
             "SELECT overdue_calls.* FROM overdue_calls JOIN processes ON processes.id = overdue_calls.process

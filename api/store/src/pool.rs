@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use crate::cache::DeviceCache;
 use crate::error::Error;
 use crate::locks::Locks;
-use crate::sql::{On, Pool, Transaction, query};
+use crate::sql::{Executor, Pool, Transaction, query};
 use crate::url::is_postgres;
 
 /// How long a connection to SQLite waits while another one writes.
@@ -109,7 +109,7 @@ impl Store {
         let store = Self { write, read, turn, rows, overdue, last_event, in_doubt, locks, _lock: lock };
         store.heard_of(store.event_bounds().await?.last);
         store.read_devices().await?;
-        store.read_overdue(On::Pool(&store.read)).await?;
+        store.read_overdue(Executor::Pool(&store.read)).await?;
         Ok(store)
     }
 

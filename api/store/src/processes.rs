@@ -16,7 +16,7 @@ const CHANNEL: &str = "hotslot";
 
 string_enum! {
     /// What a commit has changed that other processes keep in memory, or wait for.
-    News {
+    Notification {
         /// Devices, and what else events tell of.
         Records = "records",
         /// The rules that came by the API; everything else too, for all that is known.
@@ -34,15 +34,15 @@ impl Heard {
     ///
     /// # Errors
     /// The database's.
-    pub async fn next(&mut self) -> Result<News, Error> {
+    pub async fn next(&mut self) -> Result<Notification, Error> {
         let heard = self.0.try_recv().await?;
-        Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(News::Rules))
+        Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(Notification::Rules))
     }
 }
 
 impl Transaction {
     /// Lets other processes know, once this is committed.
-    pub(super) async fn tell(&mut self, news: News) -> Result<(), Error> {
+    pub(super) async fn tell(&mut self, news: Notification) -> Result<(), Error> {
         if let Self::Postgres(_) = self {
             query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(news.as_str()).execute(self).await?;
         }

@@ -70,28 +70,28 @@ pub(super) fn query(text: &'static str) -> Query {
 }
 
 /// What a statement runs on.
-pub(super) enum On<'a> {
+pub(super) enum Executor<'a> {
     Pool(&'a Pool),
     Transaction(&'a mut Transaction),
 }
 
-impl On<'_> {
+impl Executor<'_> {
     /// The same, for one more statement.
-    pub(super) fn again(&mut self) -> On<'_> {
+    pub(super) fn again(&mut self) -> Executor<'_> {
         match self {
-            Self::Pool(pool) => On::Pool(pool),
-            Self::Transaction(tx) => On::Transaction(tx),
+            Self::Pool(pool) => Executor::Pool(pool),
+            Self::Transaction(tx) => Executor::Transaction(tx),
         }
     }
 }
 
-impl<'a> From<&'a Pool> for On<'a> {
+impl<'a> From<&'a Pool> for Executor<'a> {
     fn from(pool: &'a Pool) -> Self {
         Self::Pool(pool)
     }
 }
 
-impl<'a> From<&'a mut Transaction> for On<'a> {
+impl<'a> From<&'a mut Transaction> for Executor<'a> {
     fn from(transaction: &'a mut Transaction) -> Self {
         Self::Transaction(transaction)
     }
@@ -119,14 +119,16 @@ impl Query {
     }
 
     /// Runs it, and answers how many rows it wrote.
-    pub(super) async fn execute(self, on: impl Into<On<'_>>) -> sqlx::Result<u64> {
+    pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
         Ok(match on.into() {
-            On::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
-            On::Pool(Pool::Postgres(pool)) => soon(self.postgres().execute(pool)).await?.rows_affected(),
-            On::Transaction(Transaction::Sqlite(tx)) => {
+            Executor::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
+            Executor::Pool(Pool::Postgres(pool)) => {
+                soon(self.postgres().execute(pool)).await?.rows_affected()
+            }
+            Executor::Transaction(Transaction::Sqlite(tx)) => {
                 self.sqlite().execute(&mut **tx).await?.rows_affected()
             }
-            On::Transaction(Transaction::Postgres(tx)) => {
+            Executor::Transaction(Transaction::Postgres(tx)) => {
                 soon(self.postgres().execute(&mut **tx)).await?.rows_affected()
             }
         })
@@ -135,7 +137,7 @@ impl Query {
     /// What its rows say, each read by `read`.
     pub(super) async fn all<T>(
         self,
-        on: impl Into<On<'_>>,
+        on: impl Into<Executor<'_>>,
         read: impl FnMut(&Row) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
         self.fetch_all(on).await?.iter().map(read).collect()
@@ -144,33 +146,35 @@ impl Query {
     /// What its one row says, read by `read`; none without a row.
     pub(super) async fn one<T>(
         self,
-        on: impl Into<On<'_>>,
+        on: impl Into<Executor<'_>>,
         read: impl FnMut(&Row) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         self.fetch_optional(on).await?.as_ref().map(read).transpose()
     }
 
     /// All rows that it answers.
-    pub(super) async fn fetch_all(self, on: impl Into<On<'_>>) -> sqlx::Result<Vec<Row>> {
+    pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
         let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
         Ok(match on.into() {
-            On::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
-            On::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
-            On::Transaction(Transaction::Sqlite(tx)) => sqlite(self.sqlite().fetch_all(&mut **tx).await?),
-            On::Transaction(Transaction::Postgres(tx)) => {
+            Executor::Pool(Pool::Sqlite(pool)) => sqlite(self.sqlite().fetch_all(pool).await?),
+            Executor::Pool(Pool::Postgres(pool)) => postgres(soon(self.postgres().fetch_all(pool)).await?),
+            Executor::Transaction(Transaction::Sqlite(tx)) => {
+                sqlite(self.sqlite().fetch_all(&mut **tx).await?)
+            }
+            Executor::Transaction(Transaction::Postgres(tx)) => {
                 postgres(soon(self.postgres().fetch_all(&mut **tx)).await?)
             }
         })
     }
 
     /// The first row, when there is one.
-    pub(super) async fn fetch_optional(self, on: impl Into<On<'_>>) -> sqlx::Result<Option<Row>> {
+    pub(super) async fn fetch_optional(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Option<Row>> {
         Ok(self.fetch_all(on).await?.into_iter().next())
     }
 
     /// The first row.
-    pub(super) async fn fetch_one(self, on: impl Into<On<'_>>) -> sqlx::Result<Row> {
+    pub(super) async fn fetch_one(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Row> {
         self.fetch_optional(on).await?.ok_or(sqlx::Error::RowNotFound)
     }
 }

@@ -103,7 +103,7 @@ async fn a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database(recor
     for number in 0..100 {
         let mut seen = devices();
         seen[1].numa_node = Some(number);
-        let done = cut_off(waits, store.scan(records.host, Looked::Everywhere, seen)).await;
+        let done = cut_off(waits, store.scan(records.host, ScanScope::Everywhere, seen)).await;
         let agrees = async || {
             let rows = query("SELECT * FROM pci_devices WHERE deleted = 0 ORDER BY address");
             let rows = devices::devices(&rows.fetch_all(&store.read).await.unwrap()).unwrap();
@@ -205,7 +205,7 @@ impl Records {
     }
 
     async fn scan(&self, seen: Vec<DeviceFacts>) -> ScanOutcome {
-        self.store.scan(self.host, Looked::Everywhere, seen).await.unwrap()
+        self.store.scan(self.host, ScanScope::Everywhere, seen).await.unwrap()
     }
 
     fn at(&self, address: &str) -> Arc<Device> {
@@ -707,7 +707,7 @@ async fn a_database_of_the_first_release_is_brought_up_to_date() {
     let attached = open[0].id;
     store.settle(&[(attached, Observation::Removed { reason: None })]).await.unwrap();
     let seen: Vec<_> = store.devices_of(host.id).iter().map(|device| device.facts.clone()).collect();
-    let outcome = store.scan(host.id, Looked::Everywhere, seen).await.unwrap();
+    let outcome = store.scan(host.id, ScanScope::Everywhere, seen).await.unwrap();
     assert_eq!((outcome.added, outcome.changed, outcome.removed), (0, 0, 0));
     assert_eq!(store.devices_of(host.id)[1].status, DeviceStatus::Available);
 }
@@ -867,12 +867,12 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
 }
 
 async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not(records: Records) {
-    crate::actor::by("discovery", records.scan(devices())).await;
+    crate::actor::scope("discovery", records.scan(devices())).await;
     assert_eq!(records.events().await.len(), 5);
     records.scan(devices()).await;
     let five = records.last_event().await;
     assert_eq!(five, EventId(5), "an unchanged scan");
-    let vf = crate::actor::by("request req-1", records.claim(&["0000:04:10.0"])).await.unwrap()[0];
+    let vf = crate::actor::scope("request req-1", records.claim(&["0000:04:10.0"])).await.unwrap()[0];
     let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
     assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
     assert_eq!(told[0].what.attachment, Some(vf));

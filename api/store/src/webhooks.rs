@@ -7,7 +7,7 @@ use crate::clock::now;
 use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::processes::News;
+use crate::processes::Notification;
 use crate::sql::{Row, query};
 
 /// A row of `dead_letters`: an event that a webhook could not be told.
@@ -124,7 +124,7 @@ impl Store {
             .bind(webhook)
             .execute(&mut draft.tx)
             .await?;
-        draft.tx.tell(News::Letters).await?;
+        draft.tx.tell(Notification::Letters).await?;
         draft.commit().await?;
         Ok(done)
     }

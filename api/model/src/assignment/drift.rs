@@ -22,7 +22,7 @@ use crate::assignment::{Adoption, Attachment, Binding, Mdev, Network};
 use crate::device::{Device, Functions};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::rules::Foreign;
-use crate::{Deed, string_enum};
+use crate::{DeviceEvent, string_enum};
 
 string_enum! {
     /// What disagrees.
@@ -64,7 +64,7 @@ string_enum! {
 
 string_enum! {
     /// Who says something.
-    Witness {
+    Source {
         /// hotslot's records.
         Record = "record",
         /// The running guest's document.
@@ -78,7 +78,7 @@ string_enum! {
 
 /// When something is done, the earliest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Occasion {
+pub enum Trigger {
     /// As soon as it is seen.
     Event,
     /// When a device came into a guest, or a guest's life went on.
@@ -120,27 +120,27 @@ pub enum Action {
     /// The promise is forgotten.
     Free(DeviceId),
     /// Nothing, for hotslot cannot know what is right: what a person can do.
-    Tell(String),
+    Manual(String),
 }
 
 impl Action {
     /// When it is done; none when it is a person's.
-    pub fn occasion(&self) -> Option<Occasion> {
+    pub fn occasion(&self) -> Option<Trigger> {
         match self {
             Self::Settle(_)
             | Self::SettleMdev(..)
             | Self::TakeAway(_)
             | Self::Adopt(_)
-            | Self::GiveBack(_) => Some(Occasion::Event),
+            | Self::GiveBack(_) => Some(Trigger::Event),
             // Not at every event: a guest that refuses is heard of, too.
-            Self::TakeOut { left_over: true, .. } => Some(Occasion::Arrival),
-            Self::AskAgain(_) => Some(Occasion::Round),
+            Self::TakeOut { left_over: true, .. } => Some(Trigger::Arrival),
+            Self::AskAgain(_) => Some(Trigger::Round),
             Self::Plug(_)
             | Self::Define(_)
             | Self::Undefine(_)
             | Self::Free(_)
-            | Self::TakeOut { left_over: false, .. } => Some(Occasion::Repair),
-            Self::Tell(_) => None,
+            | Self::TakeOut { left_over: false, .. } => Some(Trigger::Repair),
+            Self::Manual(_) => None,
         }
     }
 }
@@ -168,7 +168,7 @@ impl std::fmt::Display for Action {
             Self::Undefine(_) => "it is taken out of the definition",
             Self::GiveBack(_) => "it is given back to its host driver",
             Self::Free(_) => "the device is recorded as free",
-            Self::Tell(what) => what,
+            Self::Manual(what) => what,
         })
     }
 }
@@ -204,7 +204,7 @@ pub struct Finding {
     /// Where the host has the device.
     pub address: Option<PciAddress>,
     /// What is said by whom.
-    pub said: Vec<(Witness, String)>,
+    pub said: Vec<(Source, String)>,
     /// What would be done.
     pub action: Action,
 }
@@ -221,7 +221,7 @@ impl Finding {
 }
 
 /// What is known when a server is compared.
-pub struct Scene<'a> {
+pub struct Comparison<'a> {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server that is compared.
@@ -240,12 +240,12 @@ pub struct Scene<'a> {
     pub elsewhere: Option<&'a str>,
 }
 
-impl Scene<'_> {
+impl Comparison<'_> {
     fn finding(&self, kind: Kind, row: &Promise, action: Action) -> Finding {
         Finding {
             attachment: Some(row.id()),
             address: (self.device)(row.device()).map(|device| device.facts.address),
-            said: vec![(Witness::Record, record(row))],
+            said: vec![(Source::Record, record(row))],
             ..self.of_server(kind, action)
         }
     }
@@ -257,10 +257,10 @@ impl Scene<'_> {
     }
 
     /// What the documents say of a device under an alias.
-    fn documents(&self, id: AttachmentId) -> Vec<(Witness, String)> {
+    fn documents(&self, id: AttachmentId) -> Vec<(Source, String)> {
         let Some(view) = self.view else {
             let where_else = self.elsewhere.map(|host| format!("; host {host} has it")).unwrap_or_default();
-            return vec![(Witness::Host, format!("there is no such domain{where_else}"))];
+            return vec![(Source::Host, format!("there is no such domain{where_else}"))];
         };
         let said = |document: &Option<DomainXml>| {
             let document = document.as_ref()?;
@@ -271,7 +271,7 @@ impl Scene<'_> {
                 (None, None) => "does not have it".to_owned(),
             })
         };
-        let both = [(Witness::Live, said(&view.live)), (Witness::Definition, said(&view.persistent))];
+        let both = [(Source::Live, said(&view.live)), (Source::Definition, said(&view.persistent))];
         both.into_iter().filter_map(|(witness, said)| Some((witness, said?))).collect()
     }
 
@@ -331,7 +331,7 @@ impl Scene<'_> {
         };
         if is_another {
             let advice = format!("nothing, for the guest may use it: {again}");
-            return Some(self.finding(Kind::Conflict, row, Action::Tell(advice)));
+            return Some(self.finding(Kind::Conflict, row, Action::Manual(advice)));
         }
         match (presence.live, presence.config) {
             (_, true) if !row.persistent() => Some(self.finding(Kind::Defined, row, Action::Undefine(own()))),
@@ -385,7 +385,7 @@ impl Scene<'_> {
                     self.server,
                     UserAlias(row.id().0)
                 );
-                self.finding(Kind::Conflict, row, Action::Tell(advice))
+                self.finding(Kind::Conflict, row, Action::Manual(advice))
             }
         };
         if !here && let Some((_, record)) = said.said.first_mut() {
@@ -407,8 +407,8 @@ impl Scene<'_> {
             let record = format!("no mediated device {}", found.uuid);
             return Some(Finding {
                 attachment: Some(id),
-                said: vec![(Witness::Record, record)],
-                ..self.of_server(Kind::Unrecorded, Action::Tell(advice))
+                said: vec![(Source::Record, record)],
+                ..self.of_server(Kind::Unrecorded, Action::Manual(advice))
             });
         }
         let hostdev = hostdev(view, id)?;
@@ -432,20 +432,20 @@ impl Scene<'_> {
                 (
                     Kind::Unrecorded,
                     format!("{record}, and there is no device {address}"),
-                    Action::Tell(advice),
+                    Action::Manual(advice),
                 )
             }
             Some(device) => match device.owner {
                 Some(owner) => {
                     let record = format!("{record}; {address} is {} to {owner}", device.status);
                     let advice = "nothing: detach the device from one of the two".to_owned();
-                    (Kind::Conflict, record, Action::Tell(advice))
+                    (Kind::Conflict, record, Action::Manual(advice))
                 }
-                None if device.status.on(Deed::Allocate).is_err() => {
+                None if device.status.on(DeviceEvent::Allocate).is_err() => {
                     let record = format!("{record}; {address} is {}", device.status);
                     let advice =
                         format!("nothing: the PF or a VF of {address} is in use; detach one of them");
-                    (Kind::Conflict, record, Action::Tell(advice))
+                    (Kind::Conflict, record, Action::Manual(advice))
                 }
                 None => {
                     let adoption = Adoption {
@@ -471,7 +471,7 @@ impl Scene<'_> {
         Some(Finding {
             attachment: Some(id),
             address: Some(address),
-            said: vec![(Witness::Record, record)],
+            said: vec![(Source::Record, record)],
             ..self.of_server(kind, action)
         })
     }
@@ -577,10 +577,13 @@ pub fn of_devices(
                 attachment: Some(row.id),
                 address: Some(address),
                 said: vec![
-                    (Witness::Record, format!("{}: {address} is {}", row.state, device.status)),
-                    (Witness::Host, "it is not there, or no device_spec lists it any more".into()),
+                    (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
+                    (Source::Host, "it is not there, or no device_spec lists it any more".into()),
                 ],
-                action: Action::Tell(format!("nothing, for it may come back: detach attachment {}", row.id)),
+                action: Action::Manual(format!(
+                    "nothing, for it may come back: detach attachment {}",
+                    row.id
+                )),
             });
         }
         if let (None, Some(server)) = (row, device.server()) {
@@ -590,7 +593,7 @@ pub fn of_devices(
                 attachment: None,
                 address: Some(address),
                 said: vec![(
-                    Witness::Record,
+                    Source::Record,
                     format!("{address} is {} to the server, and no attachment is open", device.status),
                 )],
                 action: Action::Free(device.id),
@@ -598,17 +601,17 @@ pub fn of_devices(
         }
         if let Some(foreign) = foreign.get(&address) {
             let owner = device.owner.map(|owner| format!(" to {owner}")).unwrap_or_default();
-            let place = if foreign.live { Witness::Live } else { Witness::Definition };
+            let place = if foreign.live { Source::Live } else { Source::Definition };
             findings.push(Finding {
                 kind: Kind::Foreign,
                 server: Some((foreign.server, Some(foreign.domain.clone()))),
                 attachment: None,
                 address: Some(address),
                 said: vec![
-                    (Witness::Record, format!("{address} is {}{owner}", device.status)),
+                    (Source::Record, format!("{address} is {}{owner}", device.status)),
                     (place, format!("domain {} has it ({})", foreign.domain, foreign.place())),
                 ],
-                action: Action::Tell(
+                action: Action::Manual(
                     "nothing, and it is offered to nobody: take it out of the domain (virsh detach-device), or leave \
                      it out of device_spec"
                         .into(),
@@ -637,10 +640,10 @@ pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) ->
         attachment: None,
         address: Some(address),
         said: vec![
-            (Witness::Record, format!("{}: for the host, on its {} driver", row.state, row.driver)),
-            (Witness::Host, is),
+            (Source::Record, format!("{}: for the host, on its {} driver", row.state, row.driver)),
+            (Source::Host, is),
         ],
-        action: Action::Tell(format!(
+        action: Action::Manual(format!(
             "nothing, for a program may use it: DELETE {path}, and attach it again"
         )),
     })
@@ -654,10 +657,10 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
         attachment: Some(row.id),
         address: Some(parent.facts.address),
         said: vec![
-            (Witness::Record, record(&Promise::Mdev(row.clone()))),
-            (Witness::Host, "it is not there".into()),
+            (Source::Record, record(&Promise::Mdev(row.clone()))),
+            (Source::Host, "it is not there".into()),
         ],
-        action: Action::Tell(format!(
+        action: Action::Manual(format!(
             "it is made again when {} has the driver that makes it, while its server is shut off; or DELETE {}",
             parent.facts.address,
             row.holder.path()
@@ -671,7 +674,7 @@ pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) 
     let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
     let action = match used_by {
         None => Action::TakeAway(Box::new(row.clone())),
-        Some(server) => Action::Tell(format!(
+        Some(server) => Action::Manual(format!(
             "nothing, for server {server} has it: take it out of the domain (virsh detach-device); then it is taken \
              away from the host"
         )),
@@ -682,8 +685,8 @@ pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) 
         attachment: Some(row.id),
         address: found.parent,
         said: vec![
-            (Witness::Record, record(&Promise::Mdev(row.clone()))),
-            (Witness::Host, format!("has it{place} as {}", found.name)),
+            (Source::Record, record(&Promise::Mdev(row.clone()))),
+            (Source::Host, format!("has it{place} as {}", found.name)),
         ],
         action,
     }

@@ -6,7 +6,7 @@ mod promise;
 mod rows;
 mod state;
 
-pub use drift::{Action, Finding, Kind, Occasion, Witness};
+pub use drift::{Action, Finding, Kind, Source, Trigger};
 pub use holder::Holder;
 pub use promise::Promise;
 pub use rows::{

@@ -55,7 +55,7 @@ pub struct Wanted<'a> {
 
 /// What is known of one host, and of the guest.
 #[derive(Debug, Clone)]
-pub struct Scene<'a> {
+pub struct CandidateSet<'a> {
     /// All rows of the host.
     pub devices: &'a [Arc<Device>],
     /// Devices that are not offered, and why, as in "it is …".
@@ -206,7 +206,7 @@ pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
 /// [`Shortage`] of the first part that is short.
 pub fn choose<'a>(
     wanted: &[Wanted<'_>],
-    scene: &Scene<'a>,
+    scene: &CandidateSet<'a>,
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(scene);
     table.choose(wanted).map_err(|mut shortage| {
@@ -220,7 +220,7 @@ pub fn choose<'a>(
 }
 
 /// Says of each device of a host what a request for as many of its kind as `wanted` says would find.
-pub fn explain<'a>(wanted: &Wanted<'_>, scene: &Scene<'a>) -> Explanation<'a> {
+pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation<'a> {
     let table = Table::new(scene);
     let mut told: Explanation<'a> = Vec::new();
     let part = table.parts(std::slice::from_ref(wanted)).into_iter().next();
@@ -377,7 +377,7 @@ struct Part {
 
 /// A scene with what has to be looked up often.
 struct Table<'s, 'a> {
-    scene: &'s Scene<'a>,
+    scene: &'s CandidateSet<'a>,
     /// Each device of its own, in the order of the scene; then the groups.
     units: Vec<Vec<&'a Arc<Device>>>,
     /// Where held devices are.
@@ -393,7 +393,7 @@ struct Table<'s, 'a> {
 }
 
 impl<'s, 'a> Table<'s, 'a> {
-    fn new(scene: &'s Scene<'a>) -> Self {
+    fn new(scene: &'s CandidateSet<'a>) -> Self {
         let mut groups = BTreeMap::<u32, Vec<&'a Arc<Device>>>::new();
         let (mut held, mut held_vfs) = (HashSet::new(), HashMap::new());
         for device in scene.devices {

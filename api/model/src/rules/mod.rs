@@ -25,7 +25,7 @@ mod spec;
 mod tests;
 
 pub use alias::{Alias, AliasGrammar, AliasSpec};
-pub use choose::{Explanation, Scene, Shortage, Wanted, choose, explain};
+pub use choose::{CandidateSet, Explanation, Shortage, Wanted, choose, explain};
 pub use config::{ExtraInfo as ExtraInfoEntry, Pci, Unguarded};
 pub use conflict::Conflicts;
 pub use extra_info::ExtraInfo;

@@ -12,7 +12,7 @@ use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
-use super::Parts;
+use super::MdevRequest;
 use crate::accelerator::expect_generation;
 use crate::attachment::{AttachRequest, DetachRequest};
 use crate::error::Error;
@@ -78,7 +78,8 @@ impl Service {
                 };
                 self.on_that_host(&view, &host)?;
                 let service = Arc::clone(self);
-                task::answer(actor::spawn(async move { service.bind(&view, &host, driver).await })).await?;
+                task::join(actor::spawn_as_current(async move { service.bind(&view, &host, driver).await }))
+                    .await?;
             }
         }
         self.accelerator(id).await
@@ -121,7 +122,7 @@ impl Service {
         self.on_that_host(view, &host)?;
         host.ready().await?;
         let (spec, candidates) = (view.spec(), self.candidates(view, &host)?);
-        let parts = Parts {
+        let parts = MdevRequest {
             holder: Holder::Accelerator(view.row.id),
             name: format!("accelerator {}", view.row.id),
             makers: candidates.into_iter().map(|address| (address, [mdev_type.to_owned()].into())).collect(),
@@ -274,7 +275,7 @@ impl Service {
             }
         }
         for work in work {
-            outcome = outcome.and(task::answer(work).await);
+            outcome = outcome.and(task::join(work).await);
         }
         outcome
     }
@@ -319,6 +320,6 @@ impl Service {
     /// The work of giving what a host holds back; none when it holds nothing.
     fn begin_unbind(self: &Arc<Self>, ids: Vec<BindingId>) -> Option<JoinHandle<Result<(), Error>>> {
         let service = Arc::clone(self);
-        (!ids.is_empty()).then(|| actor::spawn(async move { service.unbind(&ids).await }))
+        (!ids.is_empty()).then(|| actor::spawn_as_current(async move { service.unbind(&ids).await }))
     }
 }

@@ -77,7 +77,7 @@ impl Service {
         self.discover(host, Some(candidates.clone())).await?;
         let offer = self.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
-        let withheld = offer.withheld(&rows, None, HostDrivers::AreNoHindrance);
+        let withheld = offer.withheld(&rows, None, HostDrivers::DoNotBlock);
         let (mut steps, mut refusal) = (Vec::<Step>::new(), None);
         let mut refuse = |error: Error| {
             refusal.get_or_insert(error);

@@ -5,7 +5,7 @@
 //! detach   `detaching` → unplugged → taken away from the host → `detached`, the parent free with its last
 //! ```
 //! What is to be done is on record before it is done, and a row ends only when its mediated device is gone from the
-//! host. One works on a row at a time (`busy.rs`, by its id), so one that is in transition while nobody does is what
+//! host. One works on a row at a time (`locks.rs`, by its id), so one that is in transition while nobody does is what
 //! somebody left so: it is gone on with. Those that others made are not ours to touch.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,15 +29,15 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::attachment::attach::{self, RACES};
-use crate::attachment::{DetachRequest, Plugged, request};
+use crate::attachment::{DetachRequest, GuestDevice, request};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
 use crate::service::Service;
-use crate::{busy, task};
+use crate::{locks, task};
 
 /// Mediated devices that are to be made for a server.
-pub(crate) struct Parts {
+pub(crate) struct MdevRequest {
     /// Who is to have them.
     pub holder: Holder,
     /// What that is called where people read it.
@@ -88,12 +88,17 @@ impl Service {
     /// # Errors
     /// [`Error::NoServer`]; [`Error::Conflict`] when the server has no room for them, or too few can be made; what the
     /// host answers.
-    pub(crate) async fn attach_parts(self: &Arc<Self>, server: ServerId, parts: Parts) -> Result<(), Error> {
+    pub(crate) async fn attach_parts(
+        self: &Arc<Self>,
+        server: ServerId,
+        parts: MdevRequest,
+    ) -> Result<(), Error> {
         let service = Arc::clone(self);
-        task::answer(actor::spawn(async move { service.attach_parts_now(server, &parts).await })).await
+        task::join(actor::spawn_as_current(async move { service.attach_parts_now(server, &parts).await }))
+            .await
     }
 
-    async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &Parts) -> Result<(), Error> {
+    async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &MdevRequest) -> Result<(), Error> {
         let (host, _) = self.find(server).await?;
         let _room = host.admit()?;
         host.ready().await?;
@@ -144,11 +149,11 @@ impl Service {
     /// Chooses parents and puts down what is to be made of them, all or none.
     async fn reserve_mdevs(
         self: &Arc<Self>,
-        parts: &Parts,
+        parts: &MdevRequest,
         host: &Host,
         domain: &DomainView,
         scope: Scope,
-    ) -> Result<(Vec<Step>, busy::Guard), Error> {
+    ) -> Result<(Vec<Step>, locks::Guard), Error> {
         for _ in 0..RACES {
             let steps = self.choose_parents(parts, host, domain).await?;
             // In flight before it can be seen, so that reconciliation never takes it for a left-over.
@@ -172,14 +177,14 @@ impl Service {
     /// Chooses parents: near to the guest's memory, then those that are in parts already, then by address.
     async fn choose_parents(
         &self,
-        parts: &Parts,
+        parts: &MdevRequest,
         host: &Host,
         domain: &DomainView,
     ) -> Result<Vec<Step>, Error> {
         host.look_at_mdevs().await?;
         let offer = self.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
-        let withheld = offer.withheld(&rows, None, HostDrivers::Stay);
+        let withheld = offer.withheld(&rows, None, HostDrivers::Keep);
         let made = self.store.mdevs().await?;
         let guest = domain.live.as_ref().or(domain.persistent.as_ref());
         let guest_nodes = guest.map(|document| document.numa_nodes.clone()).unwrap_or_default();
@@ -256,7 +261,7 @@ impl Service {
         server: ServerId,
         scope: Scope,
         steps: &[Step],
-        making: busy::Turn,
+        making: locks::KeyedGuard,
     ) -> Result<(), Error> {
         let hypervisor = host.hypervisor.as_ref();
         for (done, step) in steps.iter().enumerate() {
@@ -375,7 +380,7 @@ impl Service {
                     return Ok(None);
                 };
                 if now.state == State::Attached && !request.force {
-                    self.may_be_asked(&host, Plugged::from(&now)).await?;
+                    self.may_be_asked(&host, GuestDevice::from(&now)).await?;
                 }
                 break (host, now, guard);
             }
@@ -398,7 +403,7 @@ impl Service {
             self.store.force_mdev(id).await?;
         }
         let service = Arc::clone(self);
-        Ok(Some(actor::spawn(async move {
+        Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
             let outcome = service.quiesce_and_release(&host, &row, was, until, request.force).await;
             drop(guard);
@@ -417,7 +422,7 @@ impl Service {
         force: bool,
     ) -> Result<(), Error> {
         let mut note = String::new();
-        let asked = Plugged { forced: force, ..Plugged::from(row) };
+        let asked = GuestDevice { forced: force, ..GuestDevice::from(row) };
         if let Err(not) = self.quiesce(host, asked, until).await {
             if not.demanded {
                 let reason = format!("the guest was not asked: {}", not.reason);
@@ -449,6 +454,8 @@ impl Service {
         note: &str,
     ) -> Result<(), Error> {
         let Some(row) = self.store.mdev(id).await?.filter(|row| !row.state.is_final()) else { return Ok(()) };
+        // What other processes wait for is known from their last commits.
+        self.store.refresh().await?;
         if let Some(call) = host.stuck(row.server) {
             return Err(self.waits_for(&row, &call).await);
         }
@@ -487,17 +494,6 @@ impl Service {
         Err(error)
     }
 
-    /// The oldest call on the device that makes one which was given up and has not come back: it may make or take away
-    /// some yet.
-    fn stuck_at_parent(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
-        self.store.device(row.parent).and_then(|parent| host.stuck_at(parent.facts.address))
-    }
-
-    /// The oldest call that may make one, plug it or take it away, was given up and has not come back.
-    pub(crate) fn stuck_on_mdev(&self, host: &Host, row: &Mdev) -> Option<OverdueCall> {
-        host.stuck(row.server).or_else(|| self.stuck_at_parent(host, row))
-    }
-
     /// Records that one has not gone, for a call is out after which it may be there; answers so.
     async fn waits_for(&self, row: &Mdev, call: &OverdueCall) -> Error {
         let reason = call.to_string();
@@ -519,7 +515,7 @@ impl Service {
 
     /// Takes one that no domain has away from the host, and settles it as it was seen.
     pub(crate) async fn take_away(&self, host: &Host, row: &Mdev, seen: Observation) -> Result<(), Error> {
-        if let Some(call) = self.stuck_at_parent(host, row) {
+        if let Some(call) = self.call_out(host, None, row.parent) {
             return Err(self.waits_for(row, &call).await);
         }
         match host.hypervisor.destroy_mdev(row.id.0).await {
@@ -537,7 +533,7 @@ impl Service {
         &self,
         host: &Host,
         row: &Mdev,
-        guard: busy::Guard,
+        guard: locks::Guard,
     ) -> Result<(), Error> {
         let released = self.release_mdev(host, row.id, self.detach_limits(), "").await;
         drop(guard);
@@ -604,7 +600,7 @@ impl Service {
         for row in missing {
             let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            actor::spawn(async move {
+            actor::spawn_as_current(async move {
                 let row = service.store.mdev(row.id).await?;
                 if let Some(row) = row.filter(|row| row.state == State::Attached)
                     && let Err(error) = service.make_again(&host, &row).await

@@ -20,7 +20,7 @@ use hotslot_model::id::{AcceleratorId, HypervisorId};
 use hotslot_store::error::{changed, not_found};
 use uuid::Uuid;
 
-pub(crate) use self::mdev::{Parts, mdev_spec};
+pub(crate) use self::mdev::{MdevRequest, mdev_spec};
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::Service;

@@ -14,13 +14,13 @@ use hotslot_store::actor;
 use uuid::Uuid;
 
 use super::request::AttachRequest;
-use super::select::{Choice, Chosen};
+use super::select::{Chosen, Exclusions};
 use crate::attachment::NetworkRequest;
 use crate::attachment::request::scope;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
-use crate::{busy, task};
+use crate::{locks, task};
 
 /// How often a request that lost a race for a device chooses again.
 pub(crate) const RACES: usize = 16;
@@ -45,7 +45,7 @@ impl Service {
         request: AttachRequest,
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Error> {
         let service = Arc::clone(self);
-        task::answer(actor::spawn(async move { service.attach_now(request).await })).await
+        task::join(actor::spawn_as_current(async move { service.attach_now(request).await })).await
     }
 
     async fn attach_now(
@@ -67,7 +67,7 @@ impl Service {
         self.mac_is_free(&request).await?;
         // What goes into no definition is not said to be in one.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
-        let mut choice = Choice::default();
+        let mut choice = Exclusions::default();
         loop {
             // Nobody gives a group back between its reservation and its taking.
             let takes_groups = self.takes_groups(&host, &view, &request, &mut choice).await?;
@@ -108,8 +108,8 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        choice: &mut Choice,
-    ) -> Result<(Vec<Step>, busy::Guard), Error> {
+        choice: &mut Exclusions,
+    ) -> Result<(Vec<Step>, locks::Guard), Error> {
         let mut races = 0;
         while races < RACES {
             let chosen = self.select(host, view, request, choice).await?;
@@ -162,7 +162,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        choice: &mut Choice,
+        choice: &mut Exclusions,
     ) -> Result<bool, Error> {
         if request.whole_group || !may_take_groups(host, request) {
             return Ok(request.whole_group);
@@ -318,7 +318,7 @@ impl Service {
         let mut left = Vec::new();
         for step in &steps[..failed] {
             let id = step.attachment.id;
-            let unplugged = match self.stuck_on(host, &step.attachment) {
+            let unplugged = match self.call_out(host, Some(step.attachment.server), step.attachment.device) {
                 Some(call) => Err(Error::Conflict(call.to_string())),
                 None => self.unplug(host, &step.attachment, false, self.detach_limits()).await,
             };

@@ -6,18 +6,18 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Presence, Unplugged};
 use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Attachment, Observation, Occasion, State};
+use hotslot_model::assignment::{Attachment, Observation, State, Trigger};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::time::Instant;
 
-use super::policy::Plugged;
+use super::policy::GuestDevice;
 use crate::attachment::DetachRequest;
 use crate::attachment::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
-use crate::{busy, task};
+use crate::{locks, task};
 
 /// Why an attachment does not go: who asks is not on whose behalf it was made.
 fn held_by(attachment: &Attachment) -> Error {
@@ -83,14 +83,14 @@ impl Service {
             })?;
             host.ready().await?;
             if attachment.state == State::Attached && !request.force {
-                self.may_be_asked(&host, Plugged::from(&attachment)).await?;
+                self.may_be_asked(&host, GuestDevice::from(&attachment)).await?;
             }
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {
                 Some(guard) => break (host, guard),
                 // Someone asks the guest already: the outcome is the same, unless more is asked for now.
                 None if late || attachment.state == State::Detaching => {
-                    return Ok(Some(actor::spawn(async move {
+                    return Ok(Some(actor::spawn_as_current(async move {
                         match service.outcome_of_others(id, until).await {
                             Err(Error::Conflict(_)) if request.force => {
                                 let Some(guard) = service.in_flight.try_enter(id).await? else {
@@ -113,7 +113,7 @@ impl Service {
         let room = host.admit()?;
         let first = self.intend(id, request.force).await?;
         let ask = Ask { until, first };
-        Ok(Some(actor::spawn(async move {
+        Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
             service.detach_now(&host, id, ask, guard).await
         })))
@@ -124,7 +124,7 @@ impl Service {
     async fn is_back(self: &Arc<Self>, attachment: &Attachment) -> Result<bool, Error> {
         // Where nobody can be asked it is taken out when it is seen.
         let Ok((host, _)) = self.find(attachment.server).await else { return Ok(false) };
-        self.reconcile(&host, attachment.server, Occasion::Event).await?;
+        self.reconcile(&host, attachment.server, Trigger::Event).await?;
         let now = self.store.attachment(attachment.id).await?;
         Ok(now.is_some_and(|now| !now.state.is_final()))
     }
@@ -149,10 +149,10 @@ impl Service {
         let (mut findings, _) = self.compare(&host, server).await?;
         findings.retain(|finding| finding.attachment == Some(id));
         let (service, attachment) = (Arc::clone(self), attachment.clone());
-        let tasks = self.put_right(&host, findings, Occasion::Arrival).await?;
-        Ok(Some(actor::spawn(async move {
+        let tasks = self.put_right(&host, findings, Trigger::Arrival).await?;
+        Ok(Some(actor::spawn_as_current(async move {
             for (_, task) in tasks {
-                let answer = task::answer(task);
+                let answer = task::join(task);
                 match until {
                     None => answer.await?,
                     // What is not done by then goes on; the guest is looked at as it is.
@@ -208,7 +208,7 @@ impl Service {
         host: &Host,
         id: AttachmentId,
         ask: Ask,
-        guard: busy::Guard,
+        guard: locks::Guard,
     ) -> Result<(), Error> {
         let Some(attachment) = self.store.attachment(id).await?.filter(|row| !row.state.is_final()) else {
             return Ok(());
@@ -226,7 +226,9 @@ impl Service {
 
     async fn ask_and_settle(&self, host: &Host, attachment: &Attachment, ask: Ask) -> Result<(), Error> {
         let id = attachment.id;
-        if let Some(call) = self.stuck_on(host, attachment) {
+        // What other processes wait for is known from their last commits.
+        self.store.refresh().await?;
+        if let Some(call) = self.call_out(host, Some(attachment.server), attachment.device) {
             let reason = said(attachment, call.to_string());
             self.settle(id, &Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
@@ -234,7 +236,7 @@ impl Service {
             )));
         }
         let mut note = String::new();
-        if let Err(not) = self.quiesce(host, Plugged::from(attachment), ask.until).await {
+        if let Err(not) = self.quiesce(host, GuestDevice::from(attachment), ask.until).await {
             tracing::warn!(attachment.id = %id, server.id = %attachment.server, "{}", not.reason);
             if not.demanded {
                 let reason = said(attachment, format!("the guest was not asked: {}", not.reason));

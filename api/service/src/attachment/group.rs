@@ -12,7 +12,7 @@ use hotslot_driver::device::{HostDevice, IommuGroup};
 use hotslot_driver::hotplug;
 use hotslot_driver::hypervisor::{ErrorKind, OverdueCall};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Action, Finding, Kind, Witness};
+use hotslot_model::assignment::{Action, Finding, Kind, Source};
 use hotslot_model::id::AttachmentId;
 use hotslot_store::Held;
 use tokio::sync::MutexGuard;
@@ -117,10 +117,10 @@ fn under_a_call(id: AttachmentId, address: PciAddress, call: &OverdueCall) -> Fi
         attachment: Some(id),
         address: Some(address),
         said: vec![
-            (Witness::Record, "it was taken from a host driver, and the attachment has ended".into()),
-            (Witness::Host, call.to_string()),
+            (Source::Record, "it was taken from a host driver, and the attachment has ended".into()),
+            (Source::Host, call.to_string()),
         ],
-        action: Action::Tell("nothing while that call is out; when it comes back, it is given back".into()),
+        action: Action::Manual("nothing while that call is out; when it comes back, it is given back".into()),
     }
 }
 
@@ -135,8 +135,8 @@ fn without_driver(id: AttachmentId, function: &HostDevice) -> Finding {
         attachment: Some(id),
         address: Some(function.address),
         said: vec![
-            (Witness::Record, "it was taken from a host driver, and the attachment has ended".into()),
-            (Witness::Host, driver),
+            (Source::Record, "it was taken from a host driver, and the attachment has ended".into()),
+            (Source::Host, driver),
         ],
         action: Action::GiveBack(id),
     }

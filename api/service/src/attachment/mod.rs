@@ -26,7 +26,7 @@ pub(crate) mod request;
 mod select;
 mod verify;
 
-pub(crate) use policy::Plugged;
+pub(crate) use policy::GuestDevice;
 pub use ports::portless;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};
 pub use select::DryRun;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::hypervisor::OverdueCall;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Action, Attachment, Finding, Kind, State, Witness};
+use hotslot_model::assignment::{Action, Finding, Kind, Source, State};
 use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
 
 use crate::error::Error;
@@ -13,10 +13,16 @@ use crate::host::Host;
 use crate::service::Service;
 
 impl Service {
-    /// The oldest call that is out and may change what becomes of an attachment: its server, or its device on the host.
-    pub(super) fn stuck_on(&self, host: &Host, row: &Attachment) -> Option<OverdueCall> {
-        let at_device = || host.stuck_at(self.store.device(row.device)?.facts.address);
-        host.stuck(row.server).or_else(at_device)
+    /// The oldest call that is out and may change what becomes of something: by its server, or by the function that it is,
+    /// or that makes it.
+    pub(crate) fn call_out(
+        &self,
+        host: &Host,
+        server: Option<ServerId>,
+        device: DeviceId,
+    ) -> Option<OverdueCall> {
+        let of_server = server.and_then(|server| host.stuck(server));
+        of_server.or_else(|| host.stuck_at(self.store.device(device)?.facts.address))
     }
 
     /// What is in transition on a host while a call is out that may change it.
@@ -24,42 +30,27 @@ impl Service {
     /// # Errors
     /// The database's.
     pub(super) async fn under_calls(&self, host: &Host) -> Result<Vec<Finding>, Error> {
-        let out = host.hypervisor.overdue();
-        if out.is_empty() {
+        if host.hypervisor.overdue().is_empty() {
             return Ok(Vec::new());
         }
-        let address_of = |id: DeviceId| self.store.device(id).map(|device| device.facts.address);
-        let call_on = |server: Option<ServerId>, address: Option<PciAddress>| {
-            let is_on = |call: &&OverdueCall| {
-                call.domain.is_some() && call.domain == server.map(|server| server.0)
-                    || call.address.is_some() && call.address == address
-            };
-            out.iter().find(is_on)
-        };
         let mut findings = Vec::new();
+        let mut look =
+            |state: State, server: Option<ServerId>, id: Option<AttachmentId>, device: DeviceId| {
+                if state != State::Attached
+                    && let Some(call) = self.call_out(host, server, device)
+                {
+                    let address = self.store.device(device).map(|device| device.facts.address);
+                    findings.push(finding(&call, state, server, id, address));
+                }
+            };
         for row in self.store.attachments().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            let address = address_of(row.device);
-            if row.state != State::Attached
-                && let Some(call) = call_on(Some(row.server), address)
-            {
-                findings.push(finding(call, row.state, Some(row.server), Some(row.id), address));
-            }
+            look(row.state, Some(row.server), Some(row.id), row.device);
         }
         for row in self.store.mdevs().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            let address = address_of(row.parent);
-            if row.state != State::Attached
-                && let Some(call) = call_on(Some(row.server), address)
-            {
-                findings.push(finding(call, row.state, Some(row.server), Some(row.id), address));
-            }
+            look(row.state, Some(row.server), Some(row.id), row.parent);
         }
         for row in self.store.bindings().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            let address = address_of(row.device);
-            if row.state != State::Attached
-                && let Some(call) = call_on(None, address)
-            {
-                findings.push(finding(call, row.state, None, None, address));
-            }
+            look(row.state, None, None, row.device);
         }
         Ok(findings)
     }
@@ -102,7 +93,7 @@ fn finding(
         server: server.map(|server| (server, None)),
         attachment,
         address,
-        said: vec![(Witness::Record, record), (Witness::Host, call.to_string())],
-        action: Action::Tell("nothing while that call is out; it is settled when it comes back".into()),
+        said: vec![(Source::Record, record), (Source::Host, call.to_string())],
+        action: Action::Manual("nothing while that call is out; it is settled when it comes back".into()),
     }
 }

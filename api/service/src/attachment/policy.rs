@@ -27,7 +27,7 @@ struct Policy<'a> {
 
 /// What a guest has, and is to let go of.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Plugged {
+pub(crate) struct GuestDevice {
     /// Its alias in the domain.
     pub(crate) id: AttachmentId,
     /// The server.
@@ -40,13 +40,13 @@ pub(crate) struct Plugged {
     pub(crate) forced: bool,
 }
 
-impl From<&Attachment> for Plugged {
+impl From<&Attachment> for GuestDevice {
     fn from(row: &Attachment) -> Self {
         Self { id: row.id, server: row.server, device: row.device, inner: row.inner, forced: row.forced }
     }
 }
 
-impl From<&Mdev> for Plugged {
+impl From<&Mdev> for GuestDevice {
     fn from(row: &Mdev) -> Self {
         Self { id: row.id, server: row.server, device: row.parent, inner: row.inner, forced: row.forced }
     }
@@ -71,7 +71,7 @@ impl Service {
     }
 
     /// Refuses a detach that would ask a running guest for a device that it is not to be asked for.
-    pub(crate) async fn may_be_asked(&self, host: &Host, plugged: Plugged) -> Result<(), Error> {
+    pub(crate) async fn may_be_asked(&self, host: &Host, plugged: GuestDevice) -> Result<(), Error> {
         let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
         if policy.hot_unplug != HotUnplug::Refuse || !is_live(host, plugged).await? {
@@ -89,7 +89,7 @@ impl Service {
     pub(crate) async fn quiesce(
         &self,
         host: &Host,
-        plugged: Plugged,
+        plugged: GuestDevice,
         until: Option<Instant>,
     ) -> Result<(), NotQuiesced> {
         let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
@@ -132,7 +132,7 @@ pub(crate) struct NotQuiesced {
 }
 
 /// Whether the guest runs, and has the device.
-async fn is_live(host: &Host, plugged: Plugged) -> Result<bool, Error> {
+async fn is_live(host: &Host, plugged: GuestDevice) -> Result<bool, Error> {
     let view = host.server(plugged.server).await?;
     Ok(view.is_some_and(|view| Presence::of(&view, UserAlias(plugged.id.0)).live))
 }

@@ -8,10 +8,14 @@ use hotslot_driver::topology::Topology;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 
-use crate::inventory::Offer;
+use crate::inventory::Availability;
 
 /// Which of a host's devices a running guest has no room for, and why: another alternative of the alias may go in.
-pub fn portless(view: &DomainView, offer: &Offer, devices: &[Arc<Device>]) -> HashMap<DeviceId, String> {
+pub fn portless(
+    view: &DomainView,
+    offer: &Availability,
+    devices: &[Arc<Device>],
+) -> HashMap<DeviceId, String> {
     let Some(live) = &view.live else { return HashMap::new() };
     let free = Topology::of(live).free_ports();
     let full = |device: &Arc<Device>| {

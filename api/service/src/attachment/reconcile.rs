@@ -13,14 +13,14 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use hotslot_driver::hypervisor::{Event, Lifecycle};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::Occasion;
+use hotslot_model::assignment::Trigger;
 use hotslot_model::id::ServerId;
-use hotslot_store::actor::{self, itself};
+use hotslot_store::actor::{self, system};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::Error;
-use crate::host::{Again, Host};
+use crate::host::{Host, Recheck};
 use crate::service::Service;
 use crate::task;
 
@@ -65,14 +65,14 @@ impl Later {
     }
 
     /// Adds what is due.
-    fn add_to(&mut self, todo: &mut Todo) {
+    fn add_to(&mut self, todo: &mut Pending) {
         let now = Instant::now();
         self.due.retain(|what, due| {
             if *due > now {
                 return true;
             }
             match what {
-                Some(server) => todo.server(*server, Occasion::Round),
+                Some(server) => todo.server(*server, Trigger::Round),
                 None => todo.mdevs = true,
             }
             false
@@ -82,13 +82,13 @@ impl Later {
 
 /// What a burst of events asks for.
 #[derive(Default)]
-struct Todo {
+struct Pending {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     interfaces: bool,
     mdevs: bool,
     came_back: BTreeSet<PciAddress>,
-    servers: BTreeMap<ServerId, Occasion>,
+    servers: BTreeMap<ServerId, Trigger>,
     /// Servers whose guests were started or rebooted.
     restarted: BTreeSet<ServerId>,
     /// Servers whose agents have just connected, as after a boot.
@@ -97,7 +97,7 @@ struct Todo {
     missed: bool,
 }
 
-impl Todo {
+impl Pending {
     fn is_empty(&self) -> bool {
         !self.everything
             && !self.interfaces
@@ -108,7 +108,7 @@ impl Todo {
             && self.restarted.is_empty()
     }
 
-    fn server(&mut self, server: ServerId, occasion: Occasion) {
+    fn server(&mut self, server: ServerId, occasion: Trigger) {
         let known = self.servers.entry(server).or_insert(occasion);
         *known = occasion.max(*known);
     }
@@ -135,17 +135,17 @@ impl Todo {
                 if matches!(change, Lifecycle::Started | Lifecycle::Rebooted) {
                     self.restarted.insert(ServerId(domain));
                 }
-                self.server(ServerId(domain), Occasion::Arrival);
+                self.server(ServerId(domain), Trigger::Arrival);
             }
-            Ok(Event::DeviceAdded { domain, .. }) => self.server(ServerId(domain), Occasion::Arrival),
+            Ok(Event::DeviceAdded { domain, .. }) => self.server(ServerId(domain), Trigger::Arrival),
             Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
-                self.server(ServerId(domain), Occasion::Event)
+                self.server(ServerId(domain), Trigger::Event)
             }
             // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
-            Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Occasion::Round),
+            Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Trigger::Round),
             Ok(Event::Agent { domain, connected: true }) => {
                 self.agents.insert(ServerId(domain));
-                self.server(ServerId(domain), Occasion::Round);
+                self.server(ServerId(domain), Trigger::Round);
             }
             Ok(Event::NodeCallCameBack { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
@@ -168,7 +168,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut again) = host.asked_again.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
-    let mut todo = Todo { everything: true, missed: true, ..Todo::default() };
+    let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
     let mut later = Later::default();
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
@@ -179,7 +179,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
         }
         // A host that is away brings a full comparison with it when it is back.
         todo = if away {
-            Todo { restarted: todo.restarted, ..Todo::default() }
+            Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
             let work = service.carry_out(&host, std::mem::take(&mut todo));
             actor::as_process(service.store.new_worker(), work).await
@@ -204,23 +204,23 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
                     todo.note(&host, heard);
                 }
                 Some(again) = again.recv() => match again {
-                    Again::Everything => todo.everything = true,
-                    Again::Server(server) => todo.server(server, Occasion::Event),
+                    Recheck::Everything => todo.everything = true,
+                    Recheck::Server(server) => todo.server(server, Trigger::Event),
                     // Whatever it was that failed is not at once over.
-                    Again::Open(server) => {
+                    Recheck::Open(server) => {
                         later.put_off(Some(server));
                         continue;
                     }
-                    Again::Mdevs => {
+                    Recheck::Mdevs => {
                         later.put_off(None);
                         continue;
                     }
-                    Again::Settled(server) => {
+                    Recheck::Settled(server) => {
                         later.last.remove(&Some(server));
                         continue;
                     }
-                    Again::Function(address) => drop(todo.functions.insert(address)),
-                    Again::CameBack(address) => todo.call_came_back(&host, address),
+                    Recheck::Function(address) => drop(todo.functions.insert(address)),
+                    Recheck::CameBack(address) => todo.call_came_back(&host, address),
                 },
             }
             // Events come in bursts: this one is followed when it has been gathered.
@@ -253,8 +253,8 @@ pub(crate) async fn give_back(service: Arc<Service>, host: Arc<Host>) {
         // It belongs to the process that this one is now: what it begins, another that takes over ends.
         let work = async {
             (
-                actor::by(itself::COMPARISON, service.give_back(&host)).await,
-                actor::by(itself::COMPARISON, service.settle_bindings(&host)).await,
+                actor::scope(system::COMPARISON, service.give_back(&host)).await,
+                actor::scope(system::COMPARISON, service.settle_bindings(&host)).await,
             )
         };
         let (given, settled) = actor::as_process(service.store.new_worker(), work).await;
@@ -279,14 +279,14 @@ fn failed(host: &Host, what: &str, error: &Error) {
 
 impl Service {
     /// Compares what is asked for, and answers what could not be compared.
-    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Todo) -> Todo {
-        let mut left = Todo::default();
+    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
+        let mut left = Pending::default();
         let failed = |what: &str, error: Error| failed(host, what, &error);
         // An event names an interface, not the function that it is on.
         let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
         let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) = actor::by(itself::DISCOVERY, self.discover(host, looked.clone())).await
+            && let Err(error) = actor::scope(system::DISCOVERY, self.discover(host, looked.clone())).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;
@@ -301,7 +301,7 @@ impl Service {
         }
         if !todo.everything && !todo.came_back.is_empty() {
             match self.servers_with(host, &todo.came_back).await {
-                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Occasion::Round)),
+                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Trigger::Round)),
                 Err(error) => {
                     failed("looking for what a call that came back has changed", error);
                     left.came_back = std::mem::take(&mut todo.came_back);
@@ -310,19 +310,19 @@ impl Service {
         }
         let servers = if todo.everything {
             match self.servers_of(host).await {
-                Ok(servers) => servers.into_iter().map(|server| (server, Occasion::Round)).collect(),
+                Ok(servers) => servers.into_iter().map(|server| (server, Trigger::Round)).collect(),
                 Err(error) => {
                     failed("listing the host's servers", error);
                     let (restarted, missed) = (todo.restarted, todo.missed);
-                    return Todo { everything: true, restarted, missed, ..left };
+                    return Pending { everything: true, restarted, missed, ..left };
                 }
             }
         } else {
             todo.servers
         };
-        let why = if todo.everything { itself::COMPARISON } else { itself::EVENT };
+        let why = if todo.everything { system::COMPARISON } else { system::EVENT };
         for server in todo.restarted {
-            if let Err(error) = actor::by(why, self.guest_restarted(host, server)).await {
+            if let Err(error) = actor::scope(why, self.guest_restarted(host, server)).await {
                 failed(&format!("recording the restart of server {server}"), error);
                 left.restarted.insert(server);
             }
@@ -332,7 +332,7 @@ impl Service {
         let compared = servers.into_iter().map(|(server, occasion)| {
             let again = todo.missed || todo.agents.contains(&server);
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            let work = actor::by(why, async move {
+            let work = actor::scope(why, async move {
                 service.reconcile(&host, server, occasion).await?;
                 if again {
                     service.verify_again(&host, server).await?;
@@ -359,7 +359,7 @@ impl Service {
         }
         drop(compared);
         if (todo.everything || todo.mdevs)
-            && let Err(error) = actor::by(why, self.take_strays_away(host)).await
+            && let Err(error) = actor::scope(why, self.take_strays_away(host)).await
         {
             failed("looking for mediated devices whose records have ended", error);
             left.mdevs = true;
@@ -379,8 +379,8 @@ impl Service {
         work: impl Future<Output = Result<(), Error>> + Send + 'static,
         patience: Duration,
     ) -> Option<Result<(), Error>> {
-        let task = actor::spawn(work);
-        timeout(patience, task::answer(task)).await.ok()
+        let task = actor::spawn_as_current(work);
+        timeout(patience, task::join(task)).await.ok()
     }
 
     /// The servers that a host has, and those that it has records of or that were seen to have devices.
@@ -401,7 +401,7 @@ impl Service {
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        occasion: Occasion,
+        occasion: Trigger,
     ) -> Result<(), Error> {
         let (findings, elsewhere) = self.compare(host, server).await?;
         // The guests that are asked take their time.

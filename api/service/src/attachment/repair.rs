@@ -9,10 +9,10 @@ use hotslot_driver::hotplug::{self, Policy, Unplugged};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
 use hotslot_driver::xml::hostdev::Pluggable;
 use hotslot_model::assignment::drift::{
-    Scene, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev,
+    Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev,
 };
 use hotslot_model::assignment::{
-    Action, Attachment, Finding, Kind, Observation, Occasion, Promise, State, Witness,
+    Action, Attachment, Finding, Kind, Observation, Promise, Source, State, Trigger,
 };
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, ServerId};
@@ -66,7 +66,7 @@ impl Service {
         }
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        let scene = Scene {
+        let scene = Comparison {
             hypervisor: host.row.id,
             server,
             rows: &rows,
@@ -91,10 +91,7 @@ impl Service {
 
     /// Whether a call that was given up may still change what became of a promise.
     fn is_stuck(&self, host: &Host, row: &Promise) -> bool {
-        match row {
-            Promise::Attachment(row) => self.stuck_on(host, row).is_some(),
-            Promise::Mdev(row) => self.stuck_on_mdev(host, row).is_some(),
-        }
+        self.call_out(host, Some(row.server()), row.device()).is_some()
     }
 
     /// What an alias of ours names, ended or not.
@@ -132,8 +129,8 @@ impl Service {
                     server: Some((server, None)),
                     attachment: None,
                     address: None,
-                    said: vec![(Witness::Host, error.to_string())],
-                    action: Action::Tell("nothing is known of it until it can be read".into()),
+                    said: vec![(Source::Host, error.to_string())],
+                    action: Action::Manual("nothing is known of it until it can be read".into()),
                 }),
             }
         }
@@ -222,7 +219,7 @@ impl Service {
     /// What the hypervisor answers, or the database.
     pub(super) async fn take_strays_away(self: &Arc<Self>, host: &Arc<Host>) -> Result<(), Error> {
         let findings = self.stray_mdevs(host).await?;
-        self.put_right(host, findings, Occasion::Event).await.map(drop)
+        self.put_right(host, findings, Trigger::Event).await.map(drop)
     }
 
     /// Does what is to be done about disagreements at this occasion. Records are in line when it returns; guests are
@@ -234,7 +231,7 @@ impl Service {
         self: &Arc<Self>,
         host: &Arc<Host>,
         findings: Vec<Finding>,
-        occasion: Occasion,
+        occasion: Trigger,
     ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
         let (mut seen, mut seen_mdevs) = (Vec::new(), Vec::new());
         let (mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), false);
@@ -297,7 +294,7 @@ impl Service {
     ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
         let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        Ok(Some(actor::spawn(async move {
+        Ok(Some(actor::spawn_as_current(async move {
             // It may have gone on since it was compared; from here on nobody else works on it.
             let supposed = match &action {
                 Action::AskAgain(_) => Some(State::Detaching),
@@ -310,7 +307,7 @@ impl Service {
                 | Action::Adopt(_)
                 | Action::GiveBack(_)
                 | Action::Free(_)
-                | Action::Tell(_) => None,
+                | Action::Manual(_) => None,
             };
             let state = service.promise(id).await?.map(|row| row.state());
             if supposed.is_some() && state != supposed {
@@ -351,7 +348,7 @@ impl Service {
                 | Action::Adopt(_)
                 | Action::GiveBack(_)
                 | Action::Free(_)
-                | Action::Tell(_) => return Ok(()),
+                | Action::Manual(_) => return Ok(()),
             };
             drop(guard);
             host.look_again(server);
@@ -465,7 +462,7 @@ impl Service {
         host: &Arc<Host>,
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        task::answer(actor::spawn(async move { service.repair_now(&host).await })).await
+        task::join(actor::spawn_as_current(async move { service.repair_now(&host).await })).await
     }
 
     async fn repair_now(
@@ -474,13 +471,13 @@ impl Service {
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let found = self.drift(host).await?;
         let mut failed = Vec::new();
-        for (finding, task) in self.put_right(host, found.clone(), Occasion::Repair).await? {
+        for (finding, task) in self.put_right(host, found.clone(), Trigger::Repair).await? {
             let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));
             failed.extend(outcome.err().map(|error| (finding, error.to_string())));
         }
         // The records follow what was done.
         let seen = self.drift(host).await?;
-        drop(self.put_right(host, seen, Occasion::Event).await?);
+        drop(self.put_right(host, seen, Trigger::Event).await?);
         let left = self.drift(host).await?;
         let outcome = |finding: &Finding| {
             if !left.iter().any(|left| left.is_of(finding)) {
@@ -488,7 +485,7 @@ impl Service {
             }
             let why = failed.iter().find(|(other, _)| other.is_of(finding)).map(|(_, why)| why.clone());
             let nothing = || {
-                if let Action::Tell(advice) = &finding.action {
+                if let Action::Manual(advice) = &finding.action {
                     advice.clone()
                 } else {
                     "it is still so; somebody may be working on it".to_owned()

@@ -13,12 +13,12 @@ use hotslot_model::assignment::Network;
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
-use hotslot_model::rules::{Inventory, NumaPolicy, Scene, Wanted};
+use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Wanted};
 
 use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
-use crate::inventory::{HostDrivers, Offer};
+use crate::inventory::{Availability, HostDrivers};
 use crate::service::Service;
 
 /// The devices of a request, each with the alias by which it was asked for.
@@ -72,12 +72,12 @@ impl DryRun {
 
 /// Devices that were found not to do, and why the first of them does not.
 #[derive(Default)]
-pub(super) struct Choice {
+pub(super) struct Exclusions {
     excluded: HashMap<DeviceId, String>,
     refusal: Option<Error>,
 }
 
-impl Choice {
+impl Exclusions {
     pub(super) fn exclude(&mut self, device: DeviceId, error: Error) {
         self.excluded.insert(device, error.to_string());
         self.refusal.get_or_insert(error);
@@ -85,10 +85,10 @@ impl Choice {
 }
 
 /// What is known of host and guest when devices are chosen.
-pub(super) struct Sight {
+pub(super) struct Snapshot {
     /// The rules of this moment: they may be changed while a request is served.
     inventory: Arc<Inventory>,
-    offer: Offer,
+    offer: Availability,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
 }
@@ -100,7 +100,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-    ) -> Result<Sight, Error> {
+    ) -> Result<Snapshot, Error> {
         let inventory = known(self.inventory(), request)?;
         let by_socket = |part: &rules::AliasRequest| {
             let own = || request.alias(&inventory, &part.name).map(|alias| alias.numa_policy);
@@ -113,7 +113,7 @@ impl Service {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        Ok(Sight { inventory, offer: self.offer(host).await?, guest_nodes, sockets })
+        Ok(Snapshot { inventory, offer: self.offer(host).await?, guest_nodes, sockets })
     }
 
     /// Chooses free devices that could be plugged, as far as it can be seen; those that do not do are left out.
@@ -125,7 +125,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        choice: &mut Choice,
+        choice: &mut Exclusions,
     ) -> Result<Vec<Chosen>, Error> {
         self.store.refresh().await?;
         let sight = self.sight(host, view, request).await?;
@@ -144,9 +144,9 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: Sight,
-        choice: &mut Choice,
-    ) -> Result<(Look, Sight), Error> {
+        sight: Snapshot,
+        choice: &mut Exclusions,
+    ) -> Result<(Look, Snapshot), Error> {
         let look = self.look(host, view, request, &sight, choice).await?;
         let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, sight)) };
         let busy =
@@ -173,14 +173,14 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: &Sight,
-        choice: &mut Choice,
+        sight: &Snapshot,
+        choice: &mut Exclusions,
     ) -> Result<Look, Error> {
         let mut look = Look::default();
         loop {
             let devices = self.store.devices_of(host.row.id);
             // What drives siblings is seen afresh, when the device is read.
-            let drivers = HostDrivers::AreNoHindrance;
+            let drivers = HostDrivers::DoNotBlock;
             let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
             // What the guest has no port for comes last: the preflight then says so.
@@ -219,7 +219,7 @@ impl Service {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: &Sight,
+        sight: &Snapshot,
         selection: Selection,
     ) -> Result<Look, Error> {
         let context = || format!("nothing was attached to server {}", request.server);
@@ -290,7 +290,8 @@ impl Service {
                 Err(error) => return Err(error),
             });
         }
-        let (mut look, sight) = self.look_twice(&host, &view, request, sight, &mut Choice::default()).await?;
+        let (mut look, sight) =
+            self.look_twice(&host, &view, request, sight, &mut Exclusions::default()).await?;
         checks.push(match &look.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
@@ -311,7 +312,7 @@ impl Service {
             for check in &mut look.checks {
                 let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
                 let hindrance = check.device.filter(|_| failed).and_then(|address| {
-                    let (server, drivers) = (Some(request.server), HostDrivers::AreNoHindrance);
+                    let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
                     sight.offer.group_hindrance(address, &rows, server, drivers)
                 });
                 if let Some(reason) = hindrance {
@@ -351,7 +352,7 @@ impl Service {
         &self,
         host: &Host,
         request: &AttachRequest,
-        sight: &Sight,
+        sight: &Snapshot,
         devices: &[Arc<Device>],
         (withheld, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
     ) -> Result<Selection, Error> {
@@ -373,7 +374,7 @@ impl Service {
             })
         });
         let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
-        let scene = Scene {
+        let scene = CandidateSet {
             devices,
             withheld,
             guest_nodes: &sight.guest_nodes,

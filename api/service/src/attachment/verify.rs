@@ -80,7 +80,7 @@ impl Service {
             return;
         }
         let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
-        actor::spawn(actor::by(actor::itself::VERIFICATION, async move {
+        actor::spawn_as_current(actor::scope(actor::system::VERIFICATION, async move {
             let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
             for &pause in pauses {
                 tokio::time::sleep(pause).await;

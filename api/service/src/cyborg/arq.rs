@@ -16,11 +16,11 @@ use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
 use super::Card;
-use crate::accelerator::Parts;
+use crate::accelerator::MdevRequest;
 use crate::attachment::{AttachRequest, DetachRequest};
 use crate::error::Error;
 use crate::service::Service;
-use crate::{busy, task};
+use crate::{locks, task};
 
 /// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
 const PROGRAMMING: [&str; 2] = ["bitstream_id", "function_id"];
@@ -41,14 +41,14 @@ enum Handles {
 
 /// What somebody may do with accelerator requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reach {
+pub struct AccessScope {
     /// The project whose requests they know of; none: every one's.
     pub project: Option<String>,
     /// Whether they may bind, unbind, and delete what holds a device: a service, or the administrator.
     pub service: bool,
 }
 
-impl Reach {
+impl AccessScope {
     /// # Errors
     /// [`Error::NotFound`] for what is another project's.
     pub fn sees(&self, view: &ArqView) -> Result<(), Error> {
@@ -231,7 +231,7 @@ impl Service {
         id: ArqId,
         may: impl Fn(&ArqView) -> Result<(), Error>,
         waits: impl Fn(&ArqView) -> bool,
-    ) -> Result<(busy::Guard<ArqId>, ArqView), Error> {
+    ) -> Result<(locks::Guard<ArqId>, ArqView), Error> {
         may(&self.arq(id).await?)?;
         loop {
             if let Some(guard) = self.binding.try_enter(id).await? {
@@ -256,7 +256,7 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NoServer`], [`Error::NeedsService`]; [`Error::Invalid`] when one cannot be bound
     /// so; [`Error::Conflict`] while someone works on one; the database's.
-    pub async fn bind_arqs(self: &Arc<Self>, mut binds: Vec<Bind>, reach: &Reach) -> Result<(), Error> {
+    pub async fn bind_arqs(self: &Arc<Self>, mut binds: Vec<Bind>, reach: &AccessScope) -> Result<(), Error> {
         if !reach.service {
             return Err(Error::NeedsService);
         }
@@ -272,16 +272,16 @@ impl Service {
         let rows: Vec<_> = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project)).collect();
         let service = Arc::clone(self);
         // What is on record is done, whether its caller hears of it or not.
-        let begun = actor::spawn(async move {
+        let begun = actor::spawn_as_current(async move {
             service.store.begin_bind(&rows).await?;
-            actor::spawn(async move {
+            actor::spawn_as_current(async move {
                 for (bind, handles, guard) in work {
                     service.bind_now(&bind, handles, guard).await;
                 }
             });
             Ok(())
         });
-        task::answer(begun).await
+        task::join(begun).await
     }
 
     /// What of a request's deployable is what it asks for, free or not.
@@ -332,13 +332,13 @@ impl Service {
         })
     }
 
-    async fn bind_now(self: &Arc<Self>, bind: &Bind, handles: Handles, guard: busy::Guard<ArqId>) {
+    async fn bind_now(self: &Arc<Self>, bind: &Bind, handles: Handles, guard: locks::Guard<ArqId>) {
         let (id, server) = (bind.id, bind.target.server);
         let name = format!("accelerator request {id}");
         let (holder, numa_policy) = (Holder::AcceleratorRequest(id), NumaPolicy::Preferred);
         let attached = match handles {
             Handles::Part(makers) => {
-                self.attach_parts(server, Parts { holder, name, makers, num: 1, numa_policy }).await
+                self.attach_parts(server, MdevRequest { holder, name, makers, num: 1, numa_policy }).await
             }
             Handles::Whole(candidates) => {
                 let request = AttachRequest {
@@ -376,7 +376,7 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NeedsService`]; [`Error::Conflict`] while it is being bound, or when its guest does
     /// not let go.
-    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+    pub async fn unbind_arq(self: &Arc<Self>, id: ArqId, reach: &AccessScope) -> Result<(), Error> {
         self.release_arq(id, Release::Unbind, reach).await
     }
 
@@ -386,7 +386,7 @@ impl Service {
     ///
     /// # Errors
     /// As [`unbind_arq`](Self::unbind_arq).
-    pub async fn delete_arq(self: &Arc<Self>, id: ArqId, reach: &Reach) -> Result<(), Error> {
+    pub async fn delete_arq(self: &Arc<Self>, id: ArqId, reach: &AccessScope) -> Result<(), Error> {
         self.release_arq(id, Release::Delete, reach).await
     }
 
@@ -395,7 +395,11 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::NeedsService`]; [`Error::Conflict`] when a guest does not let go of one; the database's.
-    pub async fn delete_arqs_of(self: &Arc<Self>, server: ServerId, reach: &Reach) -> Result<(), Error> {
+    pub async fn delete_arqs_of(
+        self: &Arc<Self>,
+        server: ServerId,
+        reach: &AccessScope,
+    ) -> Result<(), Error> {
         if !reach.service {
             return Err(Error::NeedsService);
         }
@@ -410,7 +414,12 @@ impl Service {
         outcome
     }
 
-    async fn release_arq(self: &Arc<Self>, id: ArqId, release: Release, reach: &Reach) -> Result<(), Error> {
+    async fn release_arq(
+        self: &Arc<Self>,
+        id: ArqId,
+        release: Release,
+        reach: &AccessScope,
+    ) -> Result<(), Error> {
         let may = |view: &ArqView| match release {
             Release::Unbind if !reach.service => Err(Error::NeedsService),
             Release::Unbind => reach.sees(view),
@@ -422,12 +431,12 @@ impl Service {
             |view: &ArqView| matches!(release, Release::DeleteOf(_)) || view.state() != ArqState::BindStarted;
         let (guard, _) = self.work_on(id, may, waits).await?;
         let service = Arc::clone(self);
-        let work = actor::spawn(async move {
+        let work = actor::spawn_as_current(async move {
             let released = service.release_now(id, release != Release::Unbind).await;
             drop(guard);
             released
         });
-        task::answer(work).await
+        task::join(work).await
     }
 
     async fn release_now(self: &Arc<Self>, id: ArqId, delete: bool) -> Result<(), Error> {
@@ -456,7 +465,7 @@ impl Service {
         let request = DetachRequest { holder, ..DetachRequest::default() };
         match self.begin_release(by, request).await? {
             None => Ok(()),
-            Some(work) => task::answer(work).await,
+            Some(work) => task::join(work).await,
         }
     }
 }

@@ -8,5 +8,5 @@
 mod arq;
 mod card;
 
-pub use self::arq::{Bind, Reach};
+pub use self::arq::{AccessScope, Bind};
 pub use self::card::{Attribution, Card};

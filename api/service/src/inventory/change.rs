@@ -69,7 +69,8 @@ impl Service {
     /// changed.
     pub async fn change_rules(self: &Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
         let service = Arc::clone(self);
-        task::answer(actor::spawn(async move { service.change_rules_now(change, force).await })).await
+        task::join(actor::spawn_as_current(async move { service.change_rules_now(change, force).await }))
+            .await
     }
 
     async fn change_rules_now(self: Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
@@ -225,7 +226,7 @@ impl Service {
         let mut scans = JoinSet::new();
         for host in self.hosts.iter().filter(|host| host.hypervisor.connection().is_ok()) {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            scans.spawn(actor::by(actor::current(), async move {
+            scans.spawn(actor::scope(actor::current(), async move {
                 if let Err(error) = service.discover(&host, None).await {
                     tracing::warn!(host = %host.name, %error, "the new rules are seen there with the next scan");
                 }

@@ -12,8 +12,8 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{DeviceFacts, Functions, parent};
 use hotslot_model::rules;
 use hotslot_model::rules::{Inventory, identity};
-use hotslot_model::texts::Sharing;
-use hotslot_store::{Looked, ScanOutcome};
+use hotslot_model::texts::Interner;
+use hotslot_store::{ScanOutcome, ScanScope};
 
 use crate::error::Error;
 use crate::host::Host;
@@ -52,7 +52,7 @@ impl Service {
         let outcome = if !by_these {
             // By other rules, or the first time: what did not change on the host is to be looked at too.
             let seen = shared(now.values().filter_map(|device| facts(&on_host, &now, device)));
-            self.store.scan(host.row.id, Looked::Everywhere, seen).await?
+            self.store.scan(host.row.id, ScanScope::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
             // What was named is looked up in any case: it may be the table that is behind.
@@ -61,7 +61,7 @@ impl Service {
             if changed.is_empty() {
                 ScanOutcome::default()
             } else {
-                self.store.scan(host.row.id, Looked::At(&changed), seen).await?
+                self.store.scan(host.row.id, ScanScope::At(&changed), seen).await?
             }
         };
         tracing::debug!(host = %host.name, ?outcome, functions = now.len(), "scanned");
@@ -88,7 +88,7 @@ fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> O
 
 /// What is to be recorded of devices that are read together: what is said of them alike is there once.
 fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
-    let mut sharing = Sharing::default();
+    let mut sharing = Interner::default();
     facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
 }
 

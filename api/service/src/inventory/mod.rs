@@ -7,4 +7,4 @@ mod offer;
 
 pub use change::Change;
 pub(crate) use change::read_rules;
-pub use offer::{HostDrivers, Offer};
+pub use offer::{Availability, HostDrivers};

@@ -20,7 +20,7 @@ use crate::service::Service;
 
 /// What is known of a host besides its table of devices, at one moment.
 #[derive(Debug)]
-pub struct Offer {
+pub struct Availability {
     /// Every PCI function.
     pub functions: Arc<Functions>,
     /// What the host lives on, the most telling guard of a function first.
@@ -47,11 +47,11 @@ pub struct Offer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostDrivers {
     /// Those that were last seen keep its IOMMU group from a guest.
-    Hinder,
+    Blocks,
     /// The preflight sees for itself, as they are then; or the whole group is taken from them.
-    AreNoHindrance,
+    DoNotBlock,
     /// Nothing is taken from them: parts of the device are asked for, which its driver makes.
-    Stay,
+    Keep,
 }
 
 impl Service {
@@ -59,7 +59,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::Internal`].
-    pub async fn offer(&self, host: &Host) -> Result<Offer, Error> {
+    pub async fn offer(&self, host: &Host) -> Result<Availability, Error> {
         let functions = host.functions();
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
         let groups = functions
@@ -94,11 +94,22 @@ impl Service {
         let (unguarded, disabled) = (unguarded.collect(), self.store.disabled_cards(host.row.id).await?);
         let overdue = host.hypervisor.overdue().into_iter().rev();
         let overdue = overdue.filter_map(|call| Some((call.address?, call))).collect();
-        Ok(Offer { functions, unguarded, guards, groups, busy, sysroot, foreign, mdevs, disabled, overdue })
+        Ok(Availability {
+            functions,
+            unguarded,
+            guards,
+            groups,
+            busy,
+            sysroot,
+            foreign,
+            mdevs,
+            disabled,
+            overdue,
+        })
     }
 }
 
-impl Offer {
+impl Availability {
     /// Why the host cannot do without a function; none when nothing holds it, or that is overridden.
     pub fn guard(&self, address: PciAddress) -> Option<String> {
         if self.unguarded.contains(&address) {
@@ -200,7 +211,7 @@ impl Offer {
                     guard.kind, guard.reason
                 ));
             }
-            if drivers == HostDrivers::AreNoHindrance {
+            if drivers == HostDrivers::DoNotBlock {
                 return None;
             }
             let listed = |member: &PciAddress| {
@@ -256,7 +267,7 @@ impl Offer {
                     "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
                 ));
             }
-            if drivers == HostDrivers::Hinder
+            if drivers == HostDrivers::Blocks
                 && let Some(reason) = self.unbound(device)
             {
                 return Some(reason);
@@ -267,7 +278,7 @@ impl Offer {
             if let Some(guard) = self.guard(address) {
                 let unseen = self.may_be_needed(address);
                 // What is only made of it, such as a vGPU, leaves it to its host driver.
-                if !(unseen && drivers == HostDrivers::Stay) {
+                if !(unseen && drivers == HostDrivers::Keep) {
                     let needs = if unseen { "may need" } else { "needs" };
                     return Some(format!("the host {needs} {address}: {guard}"));
                 }
@@ -275,7 +286,7 @@ impl Offer {
             if let Some(reason) = self.of_others(address) {
                 return Some(reason);
             }
-            if drivers == HostDrivers::Stay {
+            if drivers == HostDrivers::Keep {
                 return None;
             }
             self.in_parts(address).or_else(|| self.group_hindrance(address, &rows, server, drivers))

@@ -87,7 +87,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/accelerator/", get(versions))
         .route("/accelerator/v2/", get(version))
         .nest("/accelerator", resources())
-        .nest("/accelerator/v2", resources().route("/", get(version)).fallback(error::nowhere))
+        .nest("/accelerator/v2", resources().route("/", get(version)).fallback(error::not_found))
 }
 
 /// Whether a path is Cyborg's: whatever is below `/accelerator` that seed 002 has not taken.
@@ -125,7 +125,7 @@ fn resources() -> Router<Arc<Service>> {
 }
 
 /// Reads the microversion of what is sent to Cyborg's paths, and puts every answer into Cyborg's words.
-pub(super) async fn speak(mut request: Request, next: Next) -> Response {
+pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
     if !is_ours(request.uri().path()) {
         return next.run(request).await;
     }

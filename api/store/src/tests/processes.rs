@@ -54,7 +54,7 @@ async fn what_one_commits_another_hears_and_has() {
     let (one, other) = two().await;
     let mut heard = other.store.listen().await.unwrap().unwrap();
     one.scan(devices()).await;
-    assert_eq!(heard.next().await.unwrap(), News::Records);
+    assert_eq!(heard.next().await.unwrap(), Notification::Records);
     other.store.refresh().await.unwrap();
     assert_eq!(other.store.devices(), one.store.devices());
     // Without having heard, too: a claim of what was taken meanwhile fails, and what is so is known then.
@@ -208,7 +208,7 @@ async fn work_that_began_before_its_process_was_taken_for_dead_changes_nothing()
     let (worker, this) = (one.store.new_worker(), one.store.locks.process().unwrap());
     let held = one.store.locks().lock("a".into()).await.unwrap();
     other.store.forget_process(&this).await.unwrap();
-    let empty = async || one.store.scan(one.host, Looked::Everywhere, Vec::new()).await;
+    let empty = async || one.store.scan(one.host, ScanScope::Everywhere, Vec::new()).await;
     let began_before = async || crate::actor::as_process(worker.clone(), empty()).await;
     assert!(matches!(began_before().await, Err(Error::TakenOver)));
     // It is on record again as another one: that one may, and what it was before may still not.

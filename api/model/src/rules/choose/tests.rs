@@ -72,8 +72,8 @@ impl Case {
         case
     }
 
-    fn scene(&self) -> Scene<'_> {
-        Scene {
+    fn scene(&self) -> CandidateSet<'_> {
+        CandidateSet {
             devices: &self.devices,
             withheld: &self.withheld,
             guest_nodes: &self.guest_nodes,

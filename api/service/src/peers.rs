@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_store::{News, Process};
+use hotslot_store::{Notification, Process};
 
 use crate::error::Error;
 use crate::service::Service;
@@ -37,21 +37,21 @@ pub(crate) async fn follow(service: Arc<Service>) {
 /// Keeps what is in memory as new as what other processes commit. Ends when there are no others.
 async fn hear(service: &Arc<Service>) -> Result<(), Error> {
     let Some(mut heard) = service.store.listen().await? else { return Ok(()) };
-    let mut news = News::Rules;
+    let mut news = Notification::Rules;
     let mut out = service.store.overdue_elsewhere();
     loop {
         service.store.refresh().await?;
         let still_out = service.store.overdue_elsewhere();
-        for call in out.iter().filter(|call| !still_out.contains(call)) {
+        for call in out.iter().filter(|call| !still_out.iter().any(|other| other.is_same(call))) {
             if let Some(host) = service.host(call.hypervisor) {
                 host.came_back(call.server, call.address);
             }
         }
         out = still_out;
-        if news == News::Rules {
+        if news == Notification::Rules {
             service.follow_rules().await?;
         }
-        if news != News::Records {
+        if news != Notification::Records {
             service.webhooks.iter().for_each(|webhook| webhook.try_again());
         }
         news = heard.next().await?;
@@ -87,7 +87,7 @@ async fn watch(service: Arc<Service>) {
         let mut left = Vec::new();
         for (process, times) in missing {
             if times >= MISSING || process.has_exited() {
-                match take_over(&service, &process).await {
+                match fail_over(&service, &process).await {
                     Ok(()) => {
                         open = true;
                         continue;
@@ -107,7 +107,7 @@ async fn watch(service: Arc<Service>) {
     }
 }
 
-async fn take_over(service: &Service, process: &Process) -> Result<(), Error> {
+async fn fail_over(service: &Service, process: &Process) -> Result<(), Error> {
     let Some(_one) = service.store.locks().try_lock(process.id.to_string()).await? else { return Ok(()) };
     tracing::warn!(
         host = %process.host, pid = process.pid,

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A set of attachments, or of other things with ids, each in it for as long as its guard lives.
 #[derive(Debug)]
-pub(crate) struct Busy<Id: Copy + Eq + Hash = AttachmentId> {
+pub(crate) struct InFlight<Id: Copy + Eq + Hash = AttachmentId> {
     ids: Mutex<HashSet<Id>>,
     left: Notify,
     /// What the work is called between processes.
@@ -29,19 +29,19 @@ pub(crate) struct Busy<Id: Copy + Eq + Hash = AttachmentId> {
 /// Takes its ids out of the set when it is dropped.
 #[must_use]
 pub(crate) struct Guard<Id: Copy + Eq + Hash = AttachmentId> {
-    busy: Arc<Busy<Id>>,
+    busy: Arc<InFlight<Id>>,
     ids: Vec<Id>,
     held: Vec<Held>,
 }
 
-impl<Id: Copy + Eq + Hash> Busy<Id> {
+impl<Id: Copy + Eq + Hash> InFlight<Id> {
     fn set(&self) -> MutexGuard<'_, HashSet<Id>> {
         // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<Id: Copy + Eq + Hash + Display> Busy<Id> {
+impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
     /// Nobody works yet.
     pub(crate) fn new(work: &'static str, locks: Locks) -> Arc<Self> {
         Arc::new(Self { ids: Mutex::default(), left: Notify::new(), work, locks })
@@ -129,19 +129,19 @@ impl<Id: Copy + Eq + Hash> Drop for Guard<Id> {
 
 /// One lock for each thing that is worked on in turn.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub struct KeyedMutex {
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     locks: Locks,
 }
 
 /// The turn on a thing, which ends when this is dropped: between processes first.
 #[must_use]
-pub struct Turn {
+pub struct KeyedGuard {
     _between: Held,
     _within: OwnedMutexGuard<()>,
 }
 
-impl Turns {
+impl KeyedMutex {
     /// It is everyone's turn.
     pub(crate) fn new(locks: Locks) -> Self {
         Self { locks, ..Self::default() }
@@ -151,7 +151,7 @@ impl Turns {
     ///
     /// # Errors
     /// The database's.
-    pub async fn of(&self, thing: String) -> Result<Turn, Error> {
+    pub async fn of(&self, thing: String) -> Result<KeyedGuard, Error> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody holds or waits for are of no more use.
@@ -160,6 +160,6 @@ impl Turns {
         };
         let within = turn.lock_owned().await;
         let between = self.locks.lock(thing).await?;
-        Ok(Turn { _between: between, _within: within })
+        Ok(KeyedGuard { _between: between, _within: within })
     }
 }

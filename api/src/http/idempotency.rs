@@ -17,7 +17,11 @@ use super::limits::unreadable;
 
 const HEADER: &str = "idempotency-key";
 
-pub(super) async fn once(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+pub(super) async fn answer_once(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
     if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
         return next.run(request).await;
     }
