@@ -1,22 +1,22 @@
-//! The service: it keeps the records and serves the routes, and delegates to the driver.
+//! The service: what is done for a request, and what is done without one. It keeps the records in the store and asks the
+//! hosts by the driver.
 //!
 //! ```text
-//! http          routes, wire formats, status codes
-//! accelerator   devices that are given away under names of their own, to a server or to the host itself
-//! cyborg        Cyborg's nouns: cards, device profiles, accelerator requests
-//! attachment    attach, detach, reconcile: intents in, outcomes settled in one place
-//! inventory     device specs, aliases, the device table, which device a request gets
-//! host          the configured hypervisors
-//! idempotency   requests that are sent again
-//! store         SQL, one file a table
-//! others        the other processes over one database
-//! fence         what began before others took this process over changes no host any more
-//! webhook       events told by POST: signed, again and again, dead letters
-//! who           on whose behalf a task works: the events say it
-//! retention     how long it is kept what happened
-//! feed          events, for those who follow them
-//! config        hotslot.toml
-//! flavor        named sets of devices
+//! start, service  everything is opened; the service as one value
+//! accelerator     accelerators: into servers, for the host itself, in parts
+//! attachment      attach, detach, reconciliation
+//! inventory       the device table follows the hosts; rules that come by the API; what may be offered
+//! cyborg          Cyborg's cards and accelerator requests
+//! host            the configured hypervisors
+//! locks           what is being worked on, within this process and between processes
+//! peers           the other processes over one database
+//! fence           work of a process that was taken off the record changes no host; calls that are out are told to all
+//! idempotency     requests that are sent again
+//! events, feed    an event as JSON; events for those who follow them
+//! webhook         events told by POST: signed, repeated, dead letters
+//! retention       how long events and ended rows are kept
+//! config, flavor  hotslot.toml
+//! task            tasks that go on when the one that waits for them goes away
 //! ```
 
 pub mod accelerator;

@@ -19,7 +19,7 @@ pub struct Accelerator {
     pub id: AcceleratorId,
     /// Its name, of which there is one.
     pub name: String,
-    /// What it is to be; none as long as nobody said.
+    /// The spec that was put; `None` before the first.
     pub spec: Option<AccSpec>,
     /// How often its spec was put.
     pub generation: i64,
@@ -34,7 +34,7 @@ pub struct Accelerator {
 }
 
 string_enum! {
-    /// What an accelerator is doing.
+    /// The status of an accelerator.
     Status {
         /// It holds nothing, and may be attached.
         Available = "available",
@@ -90,7 +90,7 @@ pub struct View {
 }
 
 impl View {
-    /// What it is doing, and what there is to say of it.
+    /// The status, with a reason for people where there is one.
     pub fn status(&self) -> (Status, Option<String>) {
         let states = || self.held.iter().map(|held| held.by.state());
         let in_state = |wanted: State| states().find(|(state, _)| *state == wanted);
@@ -172,12 +172,12 @@ pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
     View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)), reachable: true }
 }
 
-/// What a discovered accelerator is called while another has its name.
+/// The name of a discovered accelerator while another one has its first choice.
 pub fn told_apart(name: &str, device: &Device) -> String {
     format!("{name}_{}", device.uuid)
 }
 
-/// Who has a device that is not free, or its PF or a VF of it.
+/// Says who holds a device that is not free, or its PF or one of its VFs.
 pub fn taken(row: &Device, rows: &[Arc<Device>]) -> String {
     let (address, status) = (row.facts.address, row.status);
     if let Some(owner) = row.owner {

@@ -63,7 +63,7 @@ impl Promise {
         of_both!(self, row => row.state)
     }
 
-    /// What there is to say about that.
+    /// The reason for that state, for people.
     pub fn reason(&self) -> Option<&str> {
         of_both!(self, row => row.reason.as_deref())
     }

@@ -13,7 +13,7 @@ use crate::id::{AttachmentId, BindingId, DeviceId, HypervisorId, RequestId, Serv
 use crate::idempotency::IdempotencyKey;
 use crate::time::Millis;
 
-/// What a VF of a NIC is to be in its guest: `<interface type='hostdev'>`.
+/// The network settings of a VF that its guest gets as `<interface type='hostdev'>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// Its MAC address.
@@ -45,7 +45,7 @@ pub struct Attachment {
     pub persistent: bool,
     /// Whether libvirt binds the drivers.
     pub managed: bool,
-    /// What a network VF is in the guest; none for a plain PCI function.
+    /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
     /// Whether it was taken together with others of its IOMMU group.
     pub whole_group: bool,
@@ -57,7 +57,7 @@ pub struct Attachment {
     pub unasked: bool,
     /// Where it is on its way.
     pub state: State,
-    /// What there is to say about that.
+    /// The reason for that state, for people.
     pub reason: Option<String>,
     /// On whose behalf it was made; none: it was asked for by itself.
     pub holder: Option<Holder>,
@@ -153,7 +153,7 @@ pub struct Binding {
     pub previous: Option<String>,
     /// Where it is on its way.
     pub state: State,
-    /// What there is to say about that.
+    /// The reason for that state, for people.
     pub reason: Option<String>,
     /// When it was asked for.
     pub created_at: Millis,
@@ -195,7 +195,7 @@ pub struct Mdev {
     pub forced: bool,
     /// Where it is on its way.
     pub state: State,
-    /// What there is to say about that.
+    /// The reason for that state, for people.
     pub reason: Option<String>,
     /// Where the guest sees it.
     pub inner: Option<InnerAddress>,

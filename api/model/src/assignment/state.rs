@@ -88,7 +88,7 @@ pub enum Observation {
     },
     /// It was taken out, and no document of the domain has it.
     Removed {
-        /// What there is to say about that.
+        /// The reason for that state, for people.
         reason: Option<String>,
     },
     /// The domain runs, and no document of it has it.

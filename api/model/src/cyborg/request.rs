@@ -56,7 +56,7 @@ pub struct Arq {
     pub project: Option<String>,
     /// What was last meant to be, or came of it.
     pub state: ArqState,
-    /// What there is to say about that.
+    /// The reason for that state, for people.
     pub reason: Option<String>,
     /// Where it is bound, is being bound, or was when that failed.
     pub target: Option<ArqTarget>,

@@ -251,8 +251,10 @@ impl Service {
     }
 }
 
+/// Checks that the spec of an accelerator is one of those that a request was made for; `None` accepts any.
+///
 /// # Errors
-/// [`Error::Conflict`] when the spec of an accelerator is none of those that a request goes with; none goes with any.
+/// [`Error::Conflict`] when it is none of them.
 pub(super) fn expect_generation(view: &View, generations: Option<&[i64]>) -> Result<(), Error> {
     match generations {
         Some(expected) if !expected.contains(&view.row.generation) => {

@@ -6,7 +6,7 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Presence, Unplugged};
 use hotslot_driver::hypervisor;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Attachment, Observation, State, Trigger};
+use hotslot_model::assignment::{Attachment, Holder, Observation, State, Trigger};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::time::Instant;
@@ -64,10 +64,12 @@ impl Service {
                         continue;
                     }
                     self.store.asked_to_go(id).await?;
-                    return self.begin_take_out(&attachment, request).await;
+                    return self.begin_take_out(&attachment, request.holder, until).await;
                 }
                 // Asked again, or never plugged: the same outcome, unless its server has the device all the same.
-                State::Detached | State::Failed => return self.begin_take_out(&attachment, request).await,
+                State::Detached | State::Failed => {
+                    return self.begin_take_out(&attachment, request.holder, until).await;
+                }
                 State::Attaching => {
                     return Err(Error::Conflict(format!(
                         "attachment {id} is still attaching; try again when it is attached"
@@ -135,15 +137,15 @@ impl Service {
     async fn begin_take_out(
         self: &Arc<Self>,
         attachment: &Attachment,
-        request: DetachRequest,
+        holder: Option<Holder>,
+        until: Option<Instant>,
     ) -> Result<Option<tokio::task::JoinHandle<Result<(), Error>>>, Error> {
-        let until = request.timeout.map(|timeout| Instant::now() + timeout);
         let (id, server) = (attachment.id, attachment.server);
         let Ok((host, view)) = self.find(server).await else { return Ok(None) };
         if Presence::of(&view, UserAlias(id.0)).is_absent() {
             return Ok(None);
         }
-        if attachment.holder != request.holder {
+        if attachment.holder != holder {
             return Err(held_by(attachment));
         }
         let (mut findings, _) = self.compare(&host, server).await?;

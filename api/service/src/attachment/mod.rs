@@ -4,9 +4,9 @@
 //! attach      reserve → plug each → settle all        │ a failure: unplug those before, settle all
 //! detach      settle detaching → unplug → settle
 //! reconcile   look for drift → put right, at start, on events, after a reconnect, every few minutes
-//! drift       where records, documents and devices disagree, and what is to be done → repair does it
+//! repair      does what `hotslot_model::assignment::drift` found to be done
 //! verify      the guest's own view of the address → settle
-//! promise     what an alias names: an attachment, or a mediated device
+//! request     what is asked for
 //! ports       which devices the guest has no port for
 //! select      which devices, and whether they could be plugged: also on its own, as a dry run
 //! policy      what a running guest is asked for, and what is done in it before
