@@ -35,7 +35,7 @@ pub async fn ask_agent(
     domain: Uuid,
     route: &Route,
     place: PciAddress,
-    ids: (PciId, PciId),
+    ids: Option<(PciId, PciId)>,
 ) -> Result<Option<PciAddress>, Error> {
     let mut bus = route.root;
     for bridge in &route.bridges {
@@ -47,8 +47,12 @@ pub async fn ask_agent(
     let address = place.on_bus(bus);
     let file = format!("/sys/bus/pci/devices/{address}/uevent");
     let Some(uevent) = read_file(hypervisor, domain, &file).await? else { return Ok(None) };
-    let wanted = format!("PCI_ID={}:{}", ids.0, ids.1);
-    Ok(uevent.lines().any(|line| line.eq_ignore_ascii_case(&wanted)).then_some(address))
+    let wanted = ids.map(|ids| format!("PCI_ID={}:{}", ids.0, ids.1));
+    let is_it = |line: &str| match &wanted {
+        Some(wanted) => line.eq_ignore_ascii_case(wanted),
+        None => line.starts_with("PCI_ID="),
+    };
+    Ok(uevent.lines().any(is_it).then_some(address))
 }
 
 /// Runs a command in the guest by its agent, and waits until it has ended well. `limit` is how long it may take.

@@ -6,7 +6,7 @@ use hotslot_driver::pci::PciAddress;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::assignment::{Attachment, InnerAddress, Settled, State};
+use crate::assignment::{Assignment, Attachment, InnerAddress, Settled, State};
 use crate::device::{Device, DeviceFacts, DeviceStatus};
 use crate::id::{AttachmentId, DeviceId, EventId, HypervisorId, ServerId};
 use crate::rules::Rule;
@@ -265,13 +265,28 @@ pub fn mdev(
     What { kind: EventKind::MdevState, from, reason, ..made(parent, server, id, state) }
 }
 
-/// What a change of an attachment's row tells.
-pub fn of_attachment(was: &Attachment, next: &Settled, address: Option<PciAddress>) -> Vec<What> {
+/// The events of a change of an assignment; `device` is its function, as far as it is on record.
+pub fn of_assignment(was: &Assignment, next: &Settled, device: Option<&Device>) -> Vec<What> {
+    let (from, reason) = (Some(was.state()), next.reason.as_deref());
+    let has_changed = (was.state(), was.reason()) != (next.state, reason);
+    match (was, device) {
+        (Assignment::Attachment(row), _) => of_attachment(row, next, device),
+        (Assignment::Binding(_), Some(device)) if has_changed => {
+            vec![binding(device, from, next.state, reason)]
+        }
+        (Assignment::Mdev(row), Some(device)) if has_changed => {
+            vec![mdev(device, row.server, row.id, from, next.state, reason)]
+        }
+        (Assignment::Binding(_) | Assignment::Mdev(_), _) => Vec::new(),
+    }
+}
+
+fn of_attachment(was: &Attachment, next: &Settled, device: Option<&Device>) -> Vec<What> {
     let of = |kind: EventKind, from: Option<Value>, to: Option<Value>| What {
         hypervisor: Some(was.hypervisor),
         server: Some(was.server),
         device: Some(was.device),
-        address,
+        address: device.map(|device| device.facts.address),
         attachment: Some(was.id),
         from,
         to,

@@ -40,7 +40,8 @@ uuid_id!(
     ServerId
 );
 uuid_id!(
-    /// An attachment: one device in one server. Its alias in the domain is `ua-<id>`.
+    /// An assignment of any kind: an attachment, a binding or a mediated device. In a server's domain, its device has
+    /// the alias `ua-<id>`.
     AttachmentId
 );
 uuid_id!(
@@ -63,10 +64,6 @@ uuid_id!(
 uuid_id!(
     /// An attribute: something that is said of a deployable.
     AttributeId
-);
-uuid_id!(
-    /// A binding: one device that its host itself holds.
-    BindingId
 );
 
 /// A row of `pci_devices`, as Nova's `os-pci` numbers them.

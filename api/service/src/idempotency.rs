@@ -12,7 +12,7 @@ use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
 use hotslot_model::time::Millis;
 use hotslot_store::now;
 
-use crate::attachment::AttachRequest;
+use crate::assignment::AttachRequest;
 use crate::config;
 use crate::error::Error;
 use crate::service::Service;

@@ -20,7 +20,7 @@
 //! ```
 
 pub mod accelerator;
-pub mod attachment;
+pub mod assignment;
 pub mod config;
 pub mod cyborg;
 pub mod error;

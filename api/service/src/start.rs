@@ -7,7 +7,7 @@ use hotslot_driver::xml::hostdev::Templates;
 use hotslot_model::rules::{Rule, Rules};
 use hotslot_store::Store;
 
-use crate::attachment::reconcile;
+use crate::assignment::reconcile;
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::feed::Feed;

@@ -15,7 +15,7 @@ use hotslot_driver::device::HostDevice;
 use hotslot_driver::device_type::device_type;
 use hotslot_driver::text;
 use hotslot_model::accelerator::{AccSpec, Held, Target, View};
-use hotslot_model::assignment::HeldBy;
+use hotslot_model::assignment::Assignment;
 use hotslot_model::device::Device;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_service::config::ChangedBy;
@@ -148,14 +148,14 @@ fn described(service: &Service, held: &Held) -> Value {
         "inner_address": null,
     });
     match &held.by {
-        HeldBy::Attachment(row) => {
+        Assignment::Attachment(row) => {
             shown["attachment_id"] = json!(row.id);
             shown["status"] = json!(row.state);
             shown["instance_uuid"] = json!(row.server);
             shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
             shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
         }
-        HeldBy::Mdev(row) => {
+        Assignment::Mdev(row) => {
             shown["mdev_uuid"] = json!(row.id);
             shown["mdev_type"] = json!(row.mdev_type);
             shown["status"] = json!(row.state);
@@ -163,7 +163,7 @@ fn described(service: &Service, held: &Held) -> Value {
             shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
             shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
         }
-        HeldBy::Binding(row) => {
+        Assignment::Binding(row) => {
             shown["status"] = json!(row.state);
             shown["previous_driver"] = json!(row.previous);
         }
@@ -614,7 +614,7 @@ async fn detach(
         if admin {
             return Ok(());
         }
-        if view.held.iter().any(|held| matches!(held.by, HeldBy::Binding(_))) {
+        if view.held.iter().any(|held| matches!(held.by, Assignment::Binding(_))) {
             return Err(Error::NeedsAdmin);
         }
         // By now it may be in another one.

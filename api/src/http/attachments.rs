@@ -20,7 +20,7 @@ use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
 use hotslot_model::rules::AliasRequests;
-use hotslot_service::attachment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
+use hotslot_service::assignment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use hotslot_service::{flavor, task};

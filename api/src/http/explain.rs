@@ -13,7 +13,7 @@ use hotslot_model::device::{Device, DeviceStatus, Functions};
 use hotslot_model::id::ServerId;
 use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Pool, RuleKind, Wanted};
-use hotslot_service::attachment;
+use hotslot_service::assignment;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::inventory::{Availability, HostDrivers};
@@ -217,7 +217,7 @@ pub(super) async fn candidates(
     }
     let mut guest_nodes = BTreeSet::new();
     if let Some(view) = view {
-        withheld.extend(attachment::portless(&view, &offer, &devices));
+        withheld.extend(assignment::portless(&view, &offer, &devices));
         guest_nodes
             .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
     }

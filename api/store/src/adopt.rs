@@ -5,15 +5,18 @@
 //! it is seen again. Then a new row takes the id that the alias in the domain names, and the row that has ended goes on
 //! under another: an attachment's id is what its client and its domain know it by, so both find it.
 
-use hotslot_model::assignment::{Adoption, Attachment, Holder, InnerSource, State};
-use hotslot_model::device::{Owner, is_for_one_use};
+use hotslot_model::assignment::{
+    Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerSource, Network, State,
+};
+use hotslot_model::device::{Device, Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
 use hotslot_model::{DeviceEvent, event};
 
-use crate::attachments::attachment;
+use crate::assignments::{by_key, in_table};
 use crate::clock::now;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
+use crate::mdevs::open_states;
 use crate::pool::Store;
 use crate::sql::query;
 
@@ -25,35 +28,37 @@ const REASON: &str = "adopted: the domain had it under our alias, and there was 
 const AGAIN: &str = "attached again: its domain was without the device for a while (saved, moved, shut off), and has it \
                      under the same alias";
 
-/// What is known of an attachment that has ended, and whose domain has its device again.
+/// An assignment that has ended, and whose domain has its device again.
 struct Before {
-    /// The request that it came with; another one when it no longer speaks for what that holds.
+    /// The request of the new row: the same, unless the new row does not speak for what that request was given.
     request: RequestId,
+    /// The holder of the new row.
     holder: Option<Holder>,
-    row: Attachment,
+    row: Assignment,
 }
 
 impl Before {
-    /// Makes room for a row of the same id.
+    /// Gives the ended row another id, so that the new row can have its id.
     async fn make_way(
         draft: &mut DeviceTransaction<'_>,
-        row: Attachment,
+        row: Assignment,
         device: DeviceId,
     ) -> Result<Self, Error> {
         let other = RequestId(uuid::Uuid::new_v4());
-        let holder = match row.holder {
+        let holder = match row.holder() {
             Some(holder)
-                if (row.device == device || takes_any(draft, holder).await?)
+                if (row.device() == device || takes_any(draft, holder).await?)
                     && is_free_for(draft, holder, &row).await? =>
             {
                 Some(holder)
             }
             Some(_) | None => None,
         };
-        // What is counted of a request is what it was given: this device once.
-        let (ended, request) = if holder == row.holder { (other, row.request) } else { (row.request, other) };
-        query("UPDATE attachments SET id = $2, request_id = $3 WHERE id = $1")
-            .bind(row.id.to_string())
+        // A request counts each device that it was given once.
+        let (ended, request) =
+            if holder == row.holder() { (other, row.request()) } else { (row.request(), other) };
+        query(in_table!(row.kind(), "UPDATE ", " SET id = $2, request_id = $3 WHERE id = $1"))
+            .bind(row.id().to_string())
             .bind(AttachmentId(uuid::Uuid::new_v4()).to_string())
             .bind(ended.to_string())
             .execute(&mut draft.tx)
@@ -74,7 +79,7 @@ async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<
 async fn is_free_for(
     draft: &mut DeviceTransaction<'_>,
     holder: Holder,
-    row: &Attachment,
+    row: &Assignment,
 ) -> Result<bool, Error> {
     let there = match holder {
         Holder::Accelerator(id) => {
@@ -84,7 +89,7 @@ async fn is_free_for(
         Holder::AcceleratorRequest(id) => {
             query("SELECT uuid FROM accelerator_requests WHERE uuid = $1 AND instance_uuid = $2")
                 .bind(id.to_string())
-                .bind(row.server.to_string())
+                .bind(row.server().map(|server| server.to_string()))
         }
     };
     if there.fetch_optional(&mut draft.tx).await?.is_none() {
@@ -95,7 +100,7 @@ async fn is_free_for(
          UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2
          UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2",
     );
-    let other = other.bind(holder.to_string()).bind(row.request.to_string());
+    let other = other.bind(holder.to_string()).bind(row.request().to_string());
     Ok(other.fetch_optional(&mut draft.tx).await?.is_none())
 }
 
@@ -125,9 +130,10 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// Makes an attachment's record, `attached`, and its device's `allocated`, in one transaction. False when the
-    /// device is not on record or is promised to another, or another attachment has the MAC address or the id: one that
-    /// has ended because its domain was without the device leaves it.
+    /// Makes the record of an assignment, `attached`, and its device's status with it, in one transaction. Returns
+    /// false when the device is not on record or is promised to another, or when another assignment has the MAC address
+    /// or the id. A record that ended although nobody had requested that gives its id to the new one; a mediated device
+    /// is adopted only in place of such a record, because nothing else tells its holder.
     ///
     /// # Errors
     /// The database's; then nothing was changed.
@@ -137,13 +143,12 @@ impl Store {
         let Some(device) = devices.iter().find(|device| device.facts.address == found.address) else {
             return Ok(false);
         };
-        if device.owner.is_some() || draft.apply(device.id, DeviceEvent::Allocate).is_err() {
-            return Ok(false);
-        }
-        let named = query("SELECT * FROM attachments WHERE id = $1").bind(found.id.to_string());
-        let named = named.fetch_optional(&mut draft.tx).await?;
-        let before = match named.as_ref().map(attachment).transpose()? {
-            Some(row) if row.state.is_final() && row.unasked => {
+        let kind = match found.what {
+            Adopted::Function { .. } => AssignmentKind::Attachment,
+            Adopted::Mdev { .. } => AssignmentKind::Mdev,
+        };
+        let before = match by_key(AssignmentKey { kind, id: found.id }, &mut draft.tx).await? {
+            Some(row) if row.state().is_final() && row.unasked() => {
                 Some(Before::make_way(&mut draft, row, device.id).await?)
             }
             Some(_) => return Ok(false),
@@ -151,46 +156,35 @@ impl Store {
         };
         let request =
             before.as_ref().map_or_else(|| RequestId(uuid::Uuid::new_v4()), |before| before.request);
+        let is_in_parts =
+            kind == AssignmentKind::Mdev && !open_states(&mut draft, device.id).await?.is_empty();
+        if !is_in_parts {
+            if device.owner.is_some() || draft.apply(device.id, DeviceEvent::Allocate).is_err() {
+                return Ok(false);
+            }
+            let owner = match kind {
+                AssignmentKind::Attachment => Owner::Server(found.server),
+                AssignmentKind::Binding | AssignmentKind::Mdev => Owner::Host,
+            };
+            draft.edit(device.id, |row| (row.owner, row.request) = (Some(owner), Some(request)));
+        }
         let (holder, reason) = before.as_ref().map_or((None, REASON), |before| (before.holder, AGAIN));
-        let row = before.map(|before| before.row);
-        draft.edit(device.id, |row| {
-            (row.owner, row.request) = (Some(Owner::Server(found.server)), Some(request))
-        });
-        let told = event::made(device, found.server, found.id, State::Attached);
-        draft.emit([event::What { reason: Some(reason.into()), ..told }]);
-        let network = found.network.as_ref();
-        // What no document tells of its network.
-        let asked_for = row.as_ref().and_then(|row| row.network.as_ref()).filter(|_| network.is_some());
-        let whole_group = row.as_ref().is_some_and(|row| row.whole_group);
-        let made = query(
-            "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
-                 managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-                 holder, physical_network, trusted, whole_group, taken, asked)
-             VALUES ($1, $2, $3, $4, $5, $15, $6, $7, $8, $9, $10, $11, $12, $12, $13, $14, $16, $17, $18, $19, $19, 1)",
-        )
-        .bind(found.id.to_string())
-        .bind(request.to_string())
-        .bind(found.hypervisor.0)
-        .bind(found.server.to_string())
-        .bind(device.id.0)
-        .bind(i64::from(found.persistent))
-        .bind(i64::from(found.managed))
-        .bind(State::Attached.as_str())
-        .bind(reason)
-        .bind(found.inner.map(|address| address.to_string()))
-        .bind(found.inner.map(|_| InnerSource::Computed.as_str()))
-        .bind(now())
-        .bind(network.map(|network| network.mac.to_string()))
-        .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
-        .bind(row.as_ref().map_or("", |row| row.alias.as_str()))
-        .bind(holder.map(|holder| holder.to_string()))
-        .bind(asked_for.and_then(|network| network.physical_network.clone()))
-        .bind(asked_for.and_then(|network| network.trusted).map(i64::from))
-        .bind(i64::from(whole_group))
-        .execute(&mut draft.tx)
-        .await;
+        let new = New { found, device, request, holder, reason };
+        let made = match &found.what {
+            Adopted::Function { managed, network } => {
+                let row = before.and_then(|before| match before.row {
+                    Assignment::Attachment(row) => Some(row),
+                    Assignment::Binding(_) | Assignment::Mdev(_) => None,
+                });
+                new.attachment(&mut draft, *managed, network.as_ref(), row.as_ref()).await
+            }
+            Adopted::Mdev { mdev_type } => match holder {
+                Some(holder) => new.mdev(&mut draft, mdev_type, holder).await,
+                None => return Ok(false),
+            },
+        };
         match made {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Ok(false),
             Err(error) => return Err(error.into()),
         }
@@ -202,5 +196,93 @@ impl Store {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The row of an adopted device that is to be written.
+struct New<'a> {
+    found: &'a Adoption,
+    device: &'a Device,
+    request: RequestId,
+    holder: Option<Holder>,
+    reason: &'static str,
+}
+
+impl New<'_> {
+    /// Writes the row of a whole function. `before` is the attachment that had its id.
+    async fn attachment(
+        &self,
+        draft: &mut DeviceTransaction<'_>,
+        managed: bool,
+        network: Option<&Network>,
+        before: Option<&Attachment>,
+    ) -> sqlx::Result<()> {
+        let Self { found, device, .. } = self;
+        // No document tells these of its network.
+        let requested =
+            before.and_then(|before| before.network.as_ref()).filter(|_| network.is_some());
+        let whole_group = before.is_some_and(|before| before.whole_group);
+        let told = event::made(device, found.server, found.id, State::Attached);
+        draft.emit([event::What { reason: Some(self.reason.into()), ..told }]);
+        query(
+            "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
+                 managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
+                 holder, physical_network, trusted, whole_group, taken, asked)
+             VALUES ($1, $2, $3, $4, $5, $14, $6, $15, 'attached', $7, $8, $9, $10, $10, $11, $12, $13, $16, $17, $18,
+                 $18, 1)",
+        )
+        .bind(found.id.to_string())
+        .bind(self.request.to_string())
+        .bind(found.hypervisor.0)
+        .bind(found.server.to_string())
+        .bind(device.id.0)
+        .bind(i64::from(found.persistent))
+        .bind(self.reason)
+        .bind(found.inner.map(|address| address.to_string()))
+        .bind(found.inner.map(|_| InnerSource::Computed.as_str()))
+        .bind(now())
+        .bind(network.map(|network| network.mac.to_string()))
+        .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
+        .bind(self.holder.map(|holder| holder.to_string()))
+        .bind(before.map_or("", |before| before.alias.as_str()))
+        .bind(i64::from(managed))
+        .bind(requested.and_then(|network| network.physical_network.clone()))
+        .bind(requested.and_then(|network| network.trusted).map(i64::from))
+        .bind(i64::from(whole_group))
+        .execute(&mut draft.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes the row of a mediated device.
+    async fn mdev(
+        &self,
+        draft: &mut DeviceTransaction<'_>,
+        mdev_type: &str,
+        holder: Holder,
+    ) -> sqlx::Result<()> {
+        let Self { found, device, .. } = self;
+        let told = event::mdev(device, found.server, found.id, None, State::Attached, Some(self.reason));
+        draft.emit([told]);
+        query(
+            "INSERT INTO mdevs (id, request_id, hypervisor_id, server_uuid, device_id, mdev_type, holder, persistent,
+                 state, state_reason, inner_address, inner_source, created_at, attached_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attached', $9, $10, $11, $12, $12)",
+        )
+        .bind(found.id.to_string())
+        .bind(self.request.to_string())
+        .bind(found.hypervisor.0)
+        .bind(found.server.to_string())
+        .bind(device.id.0)
+        .bind(mdev_type)
+        .bind(holder.to_string())
+        .bind(i64::from(found.persistent))
+        .bind(self.reason)
+        .bind(found.inner.map(|address| address.to_string()))
+        .bind(found.inner.map(|_| InnerSource::Computed.as_str()))
+        .bind(now())
+        .execute(&mut draft.tx)
+        .await?;
+        Ok(())
     }
 }

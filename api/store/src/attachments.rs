@@ -2,22 +2,19 @@
 //!
 //! A device's status follows its attachment's state, in the same transaction.
 
-use std::fmt::Display;
 use std::sync::Arc;
 
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{
-    Attachment, Change, Holder, InnerAddress, InnerSource, Network, NewAttachment, Observation, Reservation,
-    State,
+    Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation, State,
 };
-use hotslot_model::device::{Device, DeviceStatus, Owner, is_for_one_use};
+use hotslot_model::device::{Device, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::{DeviceEvent, event};
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
-use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
@@ -64,58 +61,6 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         attached_at: columns.get("attached_at")?,
         ended_at: columns.get("ended_at")?,
     })
-}
-
-/// A device's status follows the state of its binding, or mediated devices: of `what` holds it.
-pub(super) fn follow(
-    draft: &mut DeviceTransaction<'_>,
-    what: &dyn Display,
-    device: DeviceId,
-    request: RequestId,
-    state: State,
-) -> Result<(), Error> {
-    let used = draft.device(device).is_some_and(|device| device.status == DeviceStatus::Allocated);
-    follow_used(draft, what, device, request, state, used)
-}
-
-/// A device's status follows the state of what holds it; `used` says whether it is to be cleaned once that has ended,
-/// where it is for one use.
-fn follow_used(
-    draft: &mut DeviceTransaction<'_>,
-    what: &dyn Display,
-    device: DeviceId,
-    request: RequestId,
-    state: State,
-    used: bool,
-) -> Result<(), Error> {
-    let Some(device) = draft.device(device) else { return Ok(()) };
-    let deed = match state.device_status() {
-        wanted if wanted == device.status => return Ok(()),
-        // An ended attachment has nothing to say of a device that is promised to another.
-        DeviceStatus::Available if device.request != Some(request) => return Ok(()),
-        DeviceStatus::Available => DeviceEvent::Free,
-        DeviceStatus::Allocated => DeviceEvent::Allocate,
-        // Nothing becomes attaching: reserving makes the row and claims the device.
-        DeviceStatus::Claimed
-        | DeviceStatus::Removed
-        | DeviceStatus::Deleted
-        | DeviceStatus::Unclaimable
-        | DeviceStatus::Unavailable => return Ok(()),
-    };
-    draft.apply(device.id, deed).map_err(|error| {
-        Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
-    })?;
-    if deed == DeviceEvent::Free {
-        let once = used && is_for_one_use(&device.facts);
-        draft.edit(device.id, |row| {
-            (row.owner, row.request) = (None, None);
-            row.used_at = once.then(now);
-        });
-        if device.gone_at.is_some() && !once {
-            draft.remove(device.id);
-        }
-    }
-    Ok(())
 }
 
 impl Store {
@@ -204,72 +149,6 @@ impl Store {
         }
     }
 
-    /// Writes what observations make of some attachments ([`State::on`]), and their devices' status with it, in
-    /// one transaction in which the rows are read too. Answers those whose state changed: what they were, and are.
-    ///
-    /// # Errors
-    /// The database's; then nothing was changed.
-    pub async fn settle(&self, seen: &[(AttachmentId, Observation)]) -> Result<Vec<Change>, Error> {
-        let mut draft = self.draft().await?;
-        let mut changed = Vec::new();
-        for (id, observation) in seen {
-            let row = query("SELECT * FROM attachments WHERE id = $1")
-                .bind(id.to_string())
-                .fetch_optional(&mut draft.tx)
-                .await?;
-            let Some(mut row) = row.as_ref().map(attachment).transpose()? else { continue };
-            let Some(next) = row.state.on(row.record(), observation) else { continue };
-            // What is asked to go is `detaching` before it has gone.
-            let unasked = row.state == State::Attached && next.state == State::Detached;
-            query(
-                "UPDATE attachments SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5,
-                     inner_run = $7, forced = $8, unasked = $9, updated_at = $6,
-                     attached_at = CASE WHEN $2 = 'attached' THEN COALESCE(attached_at, $6) ELSE attached_at END,
-                     ended_at = CASE WHEN $2 IN ('detached', 'failed') THEN $6 END
-                 WHERE id = $1",
-            )
-            .bind(id.to_string())
-            .bind(next.state.as_str())
-            .bind(&next.reason)
-            .bind(next.inner.map(|inner| inner.address.to_string()))
-            .bind(next.inner.map(|inner| inner.source.as_str()))
-            .bind(now())
-            .bind(next.inner.and_then(|inner| inner.run).map(i64::from))
-            .bind(i64::from(next.forced))
-            .bind(i64::from(unasked))
-            .execute(&mut draft.tx)
-            .await?;
-            let address = draft.device(row.device).map(|device| device.facts.address);
-            draft.emit(event::of_attachment(&row, &next, address));
-            let what = format!("attachment {}", row.id);
-            // The guest may have had it from when libvirt was asked, unless that was refused before.
-            let refused = matches!(observation, Observation::AttachRefused { .. });
-            let used = row.attached_at.is_some() || row.asked && !refused;
-            follow_used(&mut draft, &what, row.device, row.request, next.state, used)?;
-            let was = row.state;
-            (row.state, row.reason, row.inner) = (next.state, next.reason, next.inner);
-            (row.forced, row.unasked) = (next.forced, unasked);
-            if was != row.state {
-                changed.push(Change { was, row, address });
-            }
-        }
-        draft.commit().await?;
-        Ok(changed)
-    }
-
-    /// Says that an attachment is to go whatever its guest says.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn force(&self, id: AttachmentId) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
-        query("UPDATE attachments SET forced = 1 WHERE id = $1 AND state = 'detaching'")
-            .bind(id.to_string())
-            .execute(&mut tx)
-            .await?;
-        Ok(tx.commit().await?)
-    }
-
     /// Says that libvirt is asked to plug an attachment's device from now on. Of the first of a request its
     /// reservation says so.
     ///
@@ -278,20 +157,6 @@ impl Store {
     pub async fn asked(&self, id: AttachmentId) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
-        Ok(tx.commit().await?)
-    }
-
-    /// Says that an attachment which ended without having been asked to go is not wanted any more, should its domain
-    /// come back with the device.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn asked_to_go(&self, id: AttachmentId) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
-        query("UPDATE attachments SET unasked = 0 WHERE id = $1 AND ended_at IS NOT NULL")
-            .bind(id.to_string())
-            .execute(&mut tx)
-            .await?;
         Ok(tx.commit().await?)
     }
 
@@ -346,24 +211,6 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// Those of a server's attachments that another process is attaching, as far as that is not known to have ended.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
-        let Some(worker) = self.worker() else { return Ok(Vec::new()) };
-        let rows = query(
-            "SELECT id FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
-                 AND worker IN (SELECT id FROM processes WHERE id <> $2)",
-        )
-        .bind(server.to_string())
-        .bind(&*worker)
-        .fetch_all(&self.read)
-        .await?;
-        let read = |row: &Row| RowReader { table: "attachments", id: row.try_get("id")?, row }.parse("id");
-        rows.iter().map(read).collect()
-    }
-
     /// Every attachment that has not ended, oldest first.
     ///
     /// # Errors
@@ -384,19 +231,6 @@ impl Store {
              ORDER BY created_at, device_id",
         )
         .bind(server.to_string())
-        .all(&self.read, attachment)
-        .await
-    }
-
-    /// The attachments of a holder that have not ended, oldest first.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn attachments_held_by(&self, holder: Holder) -> Result<Vec<Attachment>, Error> {
-        query(
-            "SELECT * FROM attachments WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id",
-        )
-        .bind(holder.to_string())
         .all(&self.read, attachment)
         .await
     }

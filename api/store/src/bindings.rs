@@ -7,17 +7,16 @@ use std::sync::Arc;
 use hotslot_driver::binding::HostDriver;
 use hotslot_model::assignment::{Binding, Holder, NewBinding, State};
 use hotslot_model::device::{Device, Owner};
-use hotslot_model::id::{BindingId, DeviceId, HypervisorId, RequestId};
+use hotslot_model::id::{DeviceId, HypervisorId, RequestId};
 use hotslot_model::{DeviceEvent, event};
 
-use crate::attachments::follow;
 use crate::clock::now;
 use crate::columns::RowReader;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Row, query};
 
-fn binding(row: &Row) -> Result<Binding, Error> {
+pub(crate) fn binding(row: &Row) -> Result<Binding, Error> {
     let columns = RowReader { table: "bindings", id: row.try_get("id")?, row };
     Ok(Binding {
         id: columns.parse("id")?,
@@ -27,9 +26,11 @@ fn binding(row: &Row) -> Result<Binding, Error> {
         holder: columns.parse("holder")?,
         driver: columns.parse("driver")?,
         previous: columns.get("previous_driver")?,
+        forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         created_at: columns.get("created_at")?,
+        attached_at: columns.get("attached_at")?,
     })
 }
 
@@ -92,77 +93,12 @@ impl Store {
         }
     }
 
-    /// Writes the state of a binding that has not ended, and its device's status with it.
-    ///
-    /// # Errors
-    /// The database's; then nothing was changed.
-    pub async fn settle_binding(
-        &self,
-        id: BindingId,
-        state: State,
-        reason: Option<&str>,
-    ) -> Result<(), Error> {
-        self.settle_bindings(&[(id, state, reason)]).await
-    }
-
-    /// [`settle_binding`](Self::settle_binding) for several bindings, in one transaction: all or none.
-    ///
-    /// # Errors
-    /// The database's; then nothing was changed.
-    pub async fn settle_bindings(&self, settled: &[(BindingId, State, Option<&str>)]) -> Result<(), Error> {
-        let mut draft = self.draft().await?;
-        for (id, state, reason) in settled.iter().copied() {
-            let was = query("SELECT * FROM bindings WHERE id = $1 AND ended_at IS NULL")
-                .bind(id.to_string())
-                .fetch_optional(&mut draft.tx)
-                .await?;
-            let Some(was) = was.as_ref().map(binding).transpose()? else { continue };
-            if (was.state, was.reason.as_deref()) == (state, reason) {
-                continue;
-            }
-            query(
-                "UPDATE bindings SET state = $2, state_reason = $3, updated_at = $4, ended_at = $5 WHERE id = $1",
-            )
-            .bind(id.to_string())
-            .bind(state.as_str())
-            .bind(reason)
-            .bind(now())
-            .bind(state.is_final().then(now))
-            .execute(&mut draft.tx)
-            .await?;
-            if let Some(device) = draft.device(was.device) {
-                draft.emit([event::binding(&device, Some(was.state), state, reason)]);
-            }
-            follow(&mut draft, &format!("binding {id}"), was.device, was.request, state)?;
-        }
-        draft.commit().await.map(drop)
-    }
-
-    /// One binding.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn binding(&self, id: BindingId) -> Result<Option<Binding>, Error> {
-        query("SELECT * FROM bindings WHERE id = $1").bind(id.to_string()).one(&self.read, binding).await
-    }
-
     /// Every binding that has not ended, oldest first.
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
     pub async fn bindings(&self) -> Result<Vec<Binding>, Error> {
         query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
-            .all(&self.read, binding)
-            .await
-    }
-
-    /// The bindings of a holder that have not ended, oldest first.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn bindings_held_by(&self, holder: Holder) -> Result<Vec<Binding>, Error> {
-        query("SELECT * FROM bindings WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, device_id")
-            .bind(holder.to_string())
             .all(&self.read, binding)
             .await
     }

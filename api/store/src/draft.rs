@@ -5,15 +5,16 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::Holder;
-use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
+use hotslot_model::assignment::{Holder, State};
+use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner, is_for_one_use};
 use hotslot_model::event::What;
-use hotslot_model::id::{DeviceId, EventId, HypervisorId};
+use hotslot_model::id::{DeviceId, EventId, HypervisorId, RequestId};
 use hotslot_model::time::Millis;
 use hotslot_model::{DeviceEvent, InvalidTransition, event};
 use tokio::sync::OwnedMutexGuard;
@@ -126,10 +127,52 @@ impl DeviceTransaction<'_> {
     /// Records that what a holder had is not wanted any more, should a server come back with it: of what has ended
     /// because its server was without the device nobody had asked for it to go.
     pub(crate) async fn no_longer_wanted(&mut self, holder: Holder) -> Result<(), Error> {
-        query("UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL")
-            .bind(holder.to_string())
-            .execute(&mut self.tx)
-            .await?;
+        for sql in [
+            "UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL",
+            "UPDATE mdevs SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL",
+        ] {
+            query(sql).bind(holder.to_string()).execute(&mut self.tx).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets a device's status to what the state of its assignment demands. `what` names the assignment in an error. `used`
+    /// says whether the device has to be cleaned once the assignment has ended, where it is for one use.
+    pub(super) fn follow(
+        &mut self,
+        what: &dyn Display,
+        device: DeviceId,
+        request: RequestId,
+        state: State,
+        used: bool,
+    ) -> Result<(), Error> {
+        let Some(device) = self.device(device) else { return Ok(()) };
+        let event = match state.device_status() {
+            wanted if wanted == device.status => return Ok(()),
+            // An assignment that has ended must not free a device that another request has reserved.
+            DeviceStatus::Available if device.request != Some(request) => return Ok(()),
+            DeviceStatus::Available => DeviceEvent::Free,
+            DeviceStatus::Allocated => DeviceEvent::Allocate,
+            // No observation leads to `attaching`: the reservation makes the row and claims the device.
+            DeviceStatus::Claimed
+            | DeviceStatus::Removed
+            | DeviceStatus::Deleted
+            | DeviceStatus::Unclaimable
+            | DeviceStatus::Unavailable => return Ok(()),
+        };
+        self.apply(device.id, event).map_err(|error| {
+            Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
+        })?;
+        if event == DeviceEvent::Free {
+            let once = used && is_for_one_use(&device.facts);
+            self.edit(device.id, |row| {
+                (row.owner, row.request) = (None, None);
+                row.used_at = once.then(now);
+            });
+            if device.gone_at.is_some() && !once {
+                self.remove(device.id);
+            }
+        }
         Ok(())
     }
 

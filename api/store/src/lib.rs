@@ -5,6 +5,7 @@ pub mod actor;
 mod adopt;
 mod advice;
 mod arqs;
+mod assignments;
 mod attachments;
 mod attributes;
 mod backup;

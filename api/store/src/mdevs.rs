@@ -4,12 +4,11 @@
 
 use std::sync::Arc;
 
-use hotslot_model::assignment::{Holder, InnerAddress, Mdev, MdevReservation, Observation, State};
+use hotslot_model::assignment::{InnerAddress, Mdev, MdevReservation, State};
 use hotslot_model::device::{Device, DeviceStatus, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
 use hotslot_model::{DeviceEvent, event};
 
-use crate::attachments::follow;
 use crate::clock::now;
 use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
@@ -17,9 +16,11 @@ use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Row, query};
 
-fn mdev(row: &Row) -> Result<Mdev, Error> {
+pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
     let columns = RowReader { table: "mdevs", id: row.try_get("id")?, row };
     let (address, source) = (columns.parse_opt("inner_address")?, columns.parse_opt("inner_source")?);
+    let run: Option<i64> = columns.get("inner_run")?;
+    let run = run.and_then(|run| u32::try_from(run).ok());
     Ok(Mdev {
         id: columns.parse("id")?,
         request: columns.parse("request_id")?,
@@ -32,19 +33,21 @@ fn mdev(row: &Row) -> Result<Mdev, Error> {
         forced: columns.get::<i64>("forced")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
-        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run: None }),
+        inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run }),
+        unasked: columns.get::<i64>("unasked")? != 0,
         created_at: columns.get("created_at")?,
+        attached_at: columns.get("attached_at")?,
     })
 }
 
 /// The states of a device's mediated devices that have not ended.
-async fn open_states(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
+pub(crate) async fn open_states(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
     let rows = query("SELECT * FROM mdevs WHERE device_id = $1 AND ended_at IS NULL").bind(parent.0);
     rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
 }
 
 /// A parent is promised with its first mediated device, held from when one may be in a guest, and free after its last.
-async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<(), Error> {
+pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<(), Error> {
     let states = open_states(draft, parent).await?;
     let Some((device, request)) =
         draft.device(parent).and_then(|row| Some((row.facts.address, row.request?)))
@@ -58,7 +61,8 @@ async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Resu
     } else {
         State::Attached
     };
-    follow(draft, &format!("the last of the mediated devices of {device}"), parent, request, together)
+    let used = draft.device(parent).is_some_and(|device| device.status == DeviceStatus::Allocated);
+    draft.follow(&format!("the last of the mediated devices of {device}"), parent, request, together, used)
 }
 
 impl Store {
@@ -93,8 +97,8 @@ impl Store {
             }
             query(
                 "INSERT INTO mdevs (id, request_id, hypervisor_id, device_id, server_uuid, mdev_type, holder,
-                     persistent, state, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9)",
+                     persistent, state, created_at, worker)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10)",
             )
             .bind(id.to_string())
             .bind(request.to_string())
@@ -105,6 +109,7 @@ impl Store {
             .bind(holder.to_string())
             .bind(i64::from(persistent))
             .bind(now())
+            .bind(self.worker().as_deref())
             .execute(&mut draft.tx)
             .await?;
             draft.emit([event::mdev(parent, server, *id, None, State::Attaching, None)]);
@@ -117,68 +122,6 @@ impl Store {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Writes what observations make of some mediated devices ([`State::on`]), and the status of their parents with it,
-    /// in one transaction. Answers those whose state changed.
-    ///
-    /// # Errors
-    /// The database's; then nothing was changed.
-    pub async fn settle_mdevs(&self, seen: &[(AttachmentId, Observation)]) -> Result<Vec<Mdev>, Error> {
-        let mut draft = self.draft().await?;
-        let mut changed = Vec::new();
-        for (id, observation) in seen {
-            let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
-            let row = row.fetch_optional(&mut draft.tx).await?;
-            let Some(row) = row.as_ref().map(mdev).transpose()? else { continue };
-            let Some(next) = row.state.on(row.record(), observation) else { continue };
-            query(
-                "UPDATE mdevs SET state = $2, state_reason = $3, inner_address = $4, inner_source = $5, forced = $6,
-                     updated_at = $7, ended_at = $8
-                 WHERE id = $1",
-            )
-            .bind(id.to_string())
-            .bind(next.state.as_str())
-            .bind(&next.reason)
-            .bind(next.inner.map(|inner| inner.address.to_string()))
-            .bind(next.inner.map(|inner| inner.source.as_str()))
-            .bind(i64::from(next.forced))
-            .bind(now())
-            .bind(next.state.is_final().then(now))
-            .execute(&mut draft.tx)
-            .await?;
-            if let Some(parent) = draft.device(row.parent)
-                && (row.state, &row.reason) != (next.state, &next.reason)
-            {
-                let (was, reason) = (Some(row.state), next.reason.as_deref());
-                draft.emit([event::mdev(&parent, row.server, row.id, was, next.state, reason)]);
-            }
-            follow_all(&mut draft, row.parent).await?;
-            let has_changed = row.state != next.state;
-            let row = Mdev {
-                state: next.state,
-                reason: next.reason,
-                inner: next.inner,
-                forced: next.forced,
-                ..row
-            };
-            changed.extend(has_changed.then_some(row));
-        }
-        draft.commit().await?;
-        Ok(changed)
-    }
-
-    /// Says that a mediated device is to go whatever its guest says.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn force_mdev(&self, id: AttachmentId) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
-        query("UPDATE mdevs SET forced = 1 WHERE id = $1 AND state = 'detaching'")
-            .bind(id.to_string())
-            .execute(&mut tx)
-            .await?;
-        Ok(tx.commit().await?)
     }
 
     /// One mediated device, ended ones too.
@@ -207,15 +150,5 @@ impl Store {
         let rows =
             query("SELECT * FROM mdevs WHERE server_uuid = $1 AND ended_at IS NULL ORDER BY created_at, id");
         rows.bind(server.to_string()).all(&self.read, mdev).await
-    }
-
-    /// The mediated devices of a holder that have not ended, oldest first.
-    ///
-    /// # Errors
-    /// The database's, or a row that cannot be read.
-    pub async fn mdevs_held_by(&self, holder: Holder) -> Result<Vec<Mdev>, Error> {
-        let rows =
-            query("SELECT * FROM mdevs WHERE holder = $1 AND ended_at IS NULL ORDER BY created_at, id");
-        rows.bind(holder.to_string()).all(&self.read, mdev).await
     }
 }

@@ -6,7 +6,7 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_driver::device::HostDevice;
 
 use super::spec::AccSpec;
-use crate::assignment::{HeldBy, State};
+use crate::assignment::{Assignment, State};
 use crate::device::{Device, DeviceStatus};
 use crate::id::{AcceleratorId, DeviceId, ServerId};
 use crate::string_enum;
@@ -67,7 +67,7 @@ pub enum Target {
 #[derive(Debug, Clone)]
 pub struct Held {
     /// The promise.
-    pub by: HeldBy,
+    pub by: Assignment,
     /// The device; of a mediated device its parent.
     pub device: Arc<Device>,
     /// As the host has it now; none when that was not asked (the service's `look_at`), or cannot be read.
@@ -92,12 +92,12 @@ pub struct View {
 impl View {
     /// The status, with a reason for people where there is one.
     pub fn status(&self) -> (Status, Option<String>) {
-        let states = || self.held.iter().map(|held| held.by.state());
+        let states = || self.held.iter().map(|held| (held.by.state(), held.by.reason()));
         let in_state = |wanted: State| states().find(|(state, _)| *state == wanted);
         for (state, status) in [(State::Detaching, Status::Detaching), (State::Attaching, Status::Attaching)]
         {
             if let Some((_, reason)) = in_state(state) {
-                return (status, reason.cloned());
+                return (status, reason.map(str::to_owned));
             }
         }
         if let Some((_, reason)) = in_state(State::Attached) {
@@ -112,7 +112,7 @@ impl View {
                 let reason = format!("holds {has} of {} devices; DELETE it again", self.asked);
                 return (Status::Error, Some(reason));
             }
-            return (Status::Attached, reason.cloned());
+            return (Status::Attached, reason.map(str::to_owned));
         }
         let Some(device) = &self.pinned else {
             return match self.row.pinned {
@@ -143,11 +143,7 @@ impl View {
 
     /// The server that it is in, or on its way to.
     pub fn server(&self) -> Option<ServerId> {
-        self.held.iter().find_map(|held| match &held.by {
-            HeldBy::Attachment(row) => Some(row.server),
-            HeldBy::Mdev(row) => Some(row.server),
-            HeldBy::Binding(_) => None,
-        })
+        self.held.iter().find_map(|held| held.by.server())
     }
 
     /// The spec by which its devices are chosen.

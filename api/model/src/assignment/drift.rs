@@ -17,8 +17,8 @@ use hotslot_driver::hypervisor::DomainView;
 use hotslot_driver::mdev;
 use hotslot_driver::pci::PciAddress;
 
-use super::{Observation, Promise, State};
-use crate::assignment::{Adoption, Attachment, Binding, Mdev, Network};
+use super::{Assignment, AssignmentKind, Observation, State};
+use crate::assignment::{Adopted, Adoption, Attachment, Binding, Mdev, Network};
 use crate::device::{Device, Functions};
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::rules::Foreign;
@@ -92,29 +92,27 @@ pub enum Trigger {
 /// What would be done about a disagreement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// The record follows.
-    Settle(Observation),
-    /// The record of a mediated device follows; one that no document has is taken away from the host first.
-    SettleMdev(Box<Mdev>, Observation),
+    /// The record follows; a mediated device that no document has is removed from the host first.
+    Settle(Box<Assignment>, Observation),
     /// A mediated device whose record has ended is taken away from the host.
-    TakeAway(Box<Mdev>),
+    TakeAway(Box<Assignment>),
     /// The attachment gets a record.
     Adopt(Box<Adoption>),
     /// The guest is asked again to let the device go.
-    AskAgain(Box<Promise>),
+    AskAgain(Box<Assignment>),
     /// The device is taken out of the domain.
     TakeOut {
-        /// What was promised, as of the server that has the device.
-        promise: Box<Promise>,
+        /// The record, as if it were of the server that has the device.
+        row: Box<Assignment>,
         /// Whether that is safe at any time: what a failed attach left, and its caller was told so.
         left_over: bool,
     },
     /// The device is plugged into the running guest.
-    Plug(Box<Promise>),
+    Plug(Box<Assignment>),
     /// The device is put into the definition.
-    Define(Box<Promise>),
+    Define(Box<Assignment>),
     /// The device is taken out of the definition.
-    Undefine(Box<Promise>),
+    Undefine(Box<Assignment>),
     /// The device goes back to its host driver.
     GiveBack(AttachmentId),
     /// The promise is forgotten.
@@ -127,8 +125,7 @@ impl Action {
     /// When it is done; none when it is a person's.
     pub fn occasion(&self) -> Option<Trigger> {
         match self {
-            Self::Settle(_)
-            | Self::SettleMdev(..)
+            Self::Settle(..)
             | Self::TakeAway(_)
             | Self::Adopt(_)
             | Self::GiveBack(_) => Some(Trigger::Event),
@@ -149,16 +146,14 @@ impl Action {
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Settle(seen) if is_gone(seen) => {
-                "the attachment is recorded as ended, and its device as free"
-            }
-            Self::SettleMdev(_, seen) if is_gone(seen) => {
+            Self::Settle(row, seen) if is_gone(seen) && row.kind() == AssignmentKind::Mdev => {
                 "the mediated device is taken away from the host, and recorded as ended"
             }
-            Self::Settle(Observation::GivenUp { .. }) | Self::SettleMdev(_, Observation::GivenUp { .. }) => {
-                "the attach is undone"
+            Self::Settle(_, seen) if is_gone(seen) => {
+                "the attachment is recorded as ended, and its device as free"
             }
-            Self::Settle(_) | Self::SettleMdev(..) => "the record follows the documents",
+            Self::Settle(_, Observation::GivenUp { .. }) => "the attach is undone",
+            Self::Settle(..) => "the record follows the documents",
             Self::TakeAway(_) => "the mediated device is taken away from the host",
             Self::Adopt(_) => "the attachment is put on record",
             Self::AskAgain(_) => "the guest is asked again to let it go",
@@ -227,9 +222,9 @@ pub struct Comparison<'a> {
     /// The server that is compared.
     pub server: ServerId,
     /// What it was promised on this host that has not ended, and that nobody works on.
-    pub rows: &'a [Promise],
+    pub rows: &'a [Assignment],
     /// What the aliases in its documents name that nobody works on: a record, or none.
-    pub named: &'a BTreeMap<AttachmentId, Option<Promise>>,
+    pub named: &'a BTreeMap<AttachmentId, Option<Assignment>>,
     /// The server as the host has it; none when the host has no such server.
     pub view: Option<&'a DomainView>,
     /// The devices on record.
@@ -238,10 +233,14 @@ pub struct Comparison<'a> {
     pub device_at: &'a dyn Fn(PciAddress) -> Option<Arc<Device>>,
     /// Another host that has the server.
     pub elsewhere: Option<&'a str>,
+    /// The host's mediated devices, as they were last read.
+    pub mdevs: &'a [mdev::Mdev],
+    /// Whether a device is held for mediated devices that are made of it.
+    pub is_in_parts: &'a dyn Fn(DeviceId) -> bool,
 }
 
 impl Comparison<'_> {
-    fn finding(&self, kind: Kind, row: &Promise, action: Action) -> Finding {
+    fn finding(&self, kind: Kind, row: &Assignment, action: Action) -> Finding {
         Finding {
             attachment: Some(row.id()),
             address: (self.device)(row.device()).map(|device| device.facts.address),
@@ -285,10 +284,7 @@ impl Comparison<'_> {
                     (_, seen) if is_gone(seen) => Kind::Absent,
                     _ => Kind::Outdated,
                 };
-                let action = match row {
-                    Promise::Attachment(_) => Action::Settle(observation),
-                    Promise::Mdev(mdev) => Action::SettleMdev(Box::new(mdev.clone()), observation),
-                };
+                let action = Action::Settle(Box::new(row.clone()), observation);
                 findings.push(self.finding(kind, row, action));
             }
             findings.extend(self.view.and_then(|view| self.of_present(row, view)));
@@ -306,7 +302,7 @@ impl Comparison<'_> {
     }
 
     /// What is wrong with a device that a document has.
-    fn of_present(&self, row: &Promise, view: &DomainView) -> Option<Finding> {
+    fn of_present(&self, row: &Assignment, view: &DomainView) -> Option<Finding> {
         let presence = Presence::of(view, UserAlias(row.id().0));
         if presence.is_absent() {
             return None;
@@ -318,13 +314,14 @@ impl Comparison<'_> {
             State::Attaching | State::Detached | State::Failed => return None,
         }
         let (is_another, again) = match row {
-            Promise::Attachment(row) => (
+            Assignment::Binding(_) => return None,
+            Assignment::Attachment(row) => (
                 (self.device)(row.device)
                     .zip(hostdev(view, row.id))
                     .is_some_and(|(device, found)| device.facts.address != found.source),
                 format!("detach attachment {} and attach the device again", row.id),
             ),
-            Promise::Mdev(row) => (
+            Assignment::Mdev(row) => (
                 mdev_of(view, row.id).is_some_and(|found| found.uuid != row.id.0),
                 format!("DELETE {}, and attach it again", row.holder.path()),
             ),
@@ -345,83 +342,112 @@ impl Comparison<'_> {
         }
     }
 
-    /// An alias of ours whose record is not one of this server's that are open.
-    fn of_others(&self, row: &Promise) -> Option<Finding> {
-        let here = row.server() == self.server && row.hypervisor() == self.hypervisor;
-        let what_failed = match row {
-            Promise::Attachment(_) => true,
-            // What was given up is forced to go.
-            Promise::Mdev(row) => row.state == State::Failed || row.forced,
-        };
-        let mut said = match (here, row.state().is_final()) {
+    /// An alias of ours in this server's documents whose record is of another server, or has ended.
+    fn of_others(&self, row: &Assignment) -> Option<Finding> {
+        let is_of_server = row.server() == Some(self.server);
+        let here = is_of_server && row.hypervisor() == self.hypervisor;
+        let mut finding = match (here, row.state().is_final()) {
             (true, false) => return None,
-            // Nobody asked for it to go, and it is back with its domain.
-            (_, true)
-                if let Promise::Attachment(row) = row
-                    && row.unasked =>
-            {
-                return self.unrecorded(row.id, Some(row));
-            }
+            // Nobody requested its end, so it came back together with its domain.
+            (_, true) if row.unasked() => return self.unrecorded(row.id(), Some(row)),
             (_, true) => self.finding(
                 Kind::Stray,
                 row,
                 Action::TakeOut {
-                    promise: Box::new(row.clone().in_server(self.hypervisor, self.server)),
-                    // An attachment on whichever host its server is now; a mediated device is made on one host.
-                    left_over: what_failed
-                        && (here || row.server() == self.server && matches!(row, Promise::Attachment(_))),
+                    row: Box::new(row.clone().in_server(self.hypervisor, self.server)),
+                    // Its removal was requested, and is still wanted on whichever host the server is now.
+                    left_over: is_of_server,
                 },
             ),
             (false, false) => {
-                let noun = match row {
-                    Promise::Attachment(_) => "attachment",
-                    Promise::Mdev(_) => "mediated device",
-                };
                 let advice = format!(
-                    "nothing: it is {noun} {} of server {}; take the copy out of here (virsh \
-                     detach-device-alias {} {} --config)",
-                    row.id(),
-                    row.server(),
+                    "nothing: it is {} of {}; take the copy out of here (virsh detach-device-alias {} {} --config)",
+                    row.key(),
+                    row.owner(),
                     self.server,
                     UserAlias(row.id().0)
                 );
                 self.finding(Kind::Conflict, row, Action::Manual(advice))
             }
         };
-        if !here && let Some((_, record)) = said.said.first_mut() {
-            *record = format!("{record} (of server {})", row.server());
+        if !here && let Some((_, record)) = finding.said.first_mut() {
+            *record = format!("{record} (of {})", row.owner());
         }
-        Some(said)
+        Some(finding)
     }
 
-    /// An alias of ours without an open record; `ended` is one that has ended without having been asked to go.
-    fn unrecorded(&self, id: AttachmentId, ended: Option<&Attachment>) -> Option<Finding> {
+    /// An alias of ours without an open record. `ended` is the record if it has ended although nobody had requested
+    /// that.
+    fn unrecorded(&self, id: AttachmentId, ended: Option<&Assignment>) -> Option<Finding> {
         let view = self.view?;
         if let Some(found) = mdev_of(view, id) {
+            return Some(self.unrecorded_mdev(view, id, found, ended));
+        }
+        let hostdev = hostdev(view, id)?;
+        let what = Adopted::Function {
+            managed: hostdev.managed,
+            network: hostdev.mac.filter(|_| hostdev.interface).map(|mac| Network {
+                mac,
+                vlan: hostdev.vlan,
+                physical_network: None,
+                trusted: None,
+            }),
+        };
+        let record = ended_record(&format!("attachment {id}"), ended);
+        Some(self.adoptable(view, id, hostdev.source, record, what))
+    }
+
+    /// A mediated device under an alias of ours without an open record. Only a record that has ended tells for which
+    /// accelerator it was made.
+    fn unrecorded_mdev(
+        &self,
+        view: &DomainView,
+        id: AttachmentId,
+        found: &MdevHostdev,
+        ended: Option<&Assignment>,
+    ) -> Finding {
+        let record = ended_record(&format!("mediated device {}", found.uuid), ended);
+        let known = self.mdevs.iter().find(|mdev| mdev.uuid == found.uuid);
+        let manual = |why: &str| {
             let advice = format!(
-                "nothing, for it is not known for which accelerator it was made: take it out of the domain (virsh \
-                 detach-device-alias {} {}), then away from the host (virsh nodedev-destroy)",
+                "nothing, for {why}: take it out of the domain (virsh detach-device-alias {} {}), then away from the \
+                 host (virsh nodedev-destroy)",
                 view.info.name,
                 UserAlias(id.0)
             );
-            let record = format!("no mediated device {}", found.uuid);
-            return Some(Finding {
+            Finding {
                 attachment: Some(id),
-                said: vec![(Source::Record, record)],
+                said: vec![(Source::Record, record.clone())],
                 ..self.of_server(Kind::Unrecorded, Action::Manual(advice))
-            });
-        }
-        let hostdev = hostdev(view, id)?;
-        let address = hostdev.source;
-        let record = match ended {
-            None => format!("no attachment {id}"),
-            Some(row) => {
-                let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                format!("attachment {id} is {}{reason}", row.state)
             }
         };
+        let Some(Assignment::Mdev(_)) = ended.filter(|row| row.id().0 == found.uuid) else {
+            return manual("it is not known for which accelerator it was made");
+        };
+        match known.and_then(|known| Some((known, known.parent?))) {
+            None => manual("the host does not show which function makes it"),
+            Some((known, parent)) => {
+                let what = Adopted::Mdev { mdev_type: known.mdev_type.clone() };
+                self.adoptable(view, id, parent, record, what)
+            }
+        }
+    }
+
+    /// A device under an alias of ours without an open record: it is adopted if its function is free, or if it is a
+    /// mediated device and its function makes such devices.
+    fn adoptable(
+        &self,
+        view: &DomainView,
+        id: AttachmentId,
+        address: PciAddress,
+        record: String,
+        what: Adopted,
+    ) -> Finding {
         let presence = Presence::of(view, UserAlias(id.0));
-        let (kind, record, action) = match (self.device_at)(address) {
+        let device = (self.device_at)(address);
+        let shared = matches!(what, Adopted::Mdev { .. })
+            && device.as_ref().is_some_and(|device| (self.is_in_parts)(device.id));
+        let (kind, record, action) = match device {
             None => {
                 let advice = format!(
                     "nothing, for no device_spec lists {address}: add one, or take the device out (virsh \
@@ -429,19 +455,16 @@ impl Comparison<'_> {
                     view.info.name,
                     UserAlias(id.0)
                 );
-                (
-                    Kind::Unrecorded,
-                    format!("{record}, and there is no device {address}"),
-                    Action::Manual(advice),
-                )
+                let record = format!("{record}, and there is no device {address}");
+                (Kind::Unrecorded, record, Action::Manual(advice))
             }
-            Some(device) => match device.owner {
+            Some(device) => match device.owner.filter(|_| !shared) {
                 Some(owner) => {
                     let record = format!("{record}; {address} is {} to {owner}", device.status);
                     let advice = "nothing: detach the device from one of the two".to_owned();
                     (Kind::Conflict, record, Action::Manual(advice))
                 }
-                None if device.status.on(DeviceEvent::Allocate).is_err() => {
+                None if !shared && device.status.on(DeviceEvent::Allocate).is_err() => {
                     let record = format!("{record}; {address} is {}", device.status);
                     let advice =
                         format!("nothing: the PF or a VF of {address} is in use; detach one of them");
@@ -454,26 +477,31 @@ impl Comparison<'_> {
                         server: self.server,
                         address,
                         persistent: presence.config,
-                        managed: hostdev.managed,
-                        network: hostdev.mac.filter(|_| hostdev.interface).map(|mac| Network {
-                            mac,
-                            vlan: hostdev.vlan,
-                            physical_network: None,
-                            trusted: None,
-                        }),
                         inner: presence.inner_address,
+                        what,
                     };
                     let record = format!("{record}; {address} is {}", device.status);
                     (Kind::Unrecorded, record, Action::Adopt(Box::new(adoption)))
                 }
             },
         };
-        Some(Finding {
+        Finding {
             attachment: Some(id),
             address: Some(address),
             said: vec![(Source::Record, record)],
             ..self.of_server(kind, action)
-        })
+        }
+    }
+}
+
+/// What the records say of a device that has no open record; `name` is its noun and id.
+fn ended_record(name: &str, ended: Option<&Assignment>) -> String {
+    match ended {
+        None => format!("no {name}"),
+        Some(row) => {
+            let reason = row.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+            format!("{name} is {}{reason}", row.state())
+        }
     }
 }
 
@@ -490,10 +518,10 @@ fn mdev_of(view: &DomainView, id: AttachmentId) -> Option<&MdevHostdev> {
 }
 
 /// What the record says of a promise.
-fn record(row: &Promise) -> String {
+fn record(row: &Assignment) -> String {
     let what = match row {
-        Promise::Attachment(_) => None,
-        Promise::Mdev(row) => Some(format!("mediated device {} of type {}", row.id, row.mdev_type)),
+        Assignment::Attachment(_) | Assignment::Binding(_) => None,
+        Assignment::Mdev(row) => Some(format!("mediated device {} of type {}", row.id, row.mdev_type)),
     };
     let said: Vec<_> = what.as_deref().into_iter().chain(row.reason()).collect();
     match said.is_empty() {
@@ -514,21 +542,21 @@ pub fn aliases(view: &DomainView) -> BTreeSet<AttachmentId> {
 
 /// What a domain's documents say of what it was promised.
 fn observe<'a>(
-    rows: &'a [Promise],
+    rows: &'a [Assignment],
     view: Option<&DomainView>,
     elsewhere: Option<&str>,
-) -> Vec<(&'a Promise, Observation)> {
-    let presence = |row: &Promise| view.map(|view| Presence::of(view, UserAlias(row.id().0)));
+) -> Vec<(&'a Assignment, Observation)> {
+    let presence = |row: &Assignment| view.map(|view| Presence::of(view, UserAlias(row.id().0)));
     let defined = view.is_some_and(|view| view.persistent.is_some());
-    let whole = |row: &Promise, is: Presence| is.config || is.live && !(row.persistent() && defined);
+    let whole = |row: &Assignment, is: Presence| is.config || is.live && !(row.persistent() && defined);
     // All devices of a request or none: one that was cut off in the middle is taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
         .filter(|row| row.state() == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
-        .map(Promise::request)
+        .map(Assignment::request)
         .collect();
     let running = view.is_some_and(|view| view.live.is_some());
-    let seen = |row: &Promise| match presence(row) {
+    let seen = |row: &Assignment| match presence(row) {
         None => match elsewhere {
             Some(host) => Observation::Removed { reason: Some(format!("the server is on host {host} now")) },
             None => Observation::DomainGone,
@@ -657,7 +685,7 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
         attachment: Some(row.id),
         address: Some(parent.facts.address),
         said: vec![
-            (Source::Record, record(&Promise::Mdev(row.clone()))),
+            (Source::Record, record(&Assignment::Mdev(row.clone()))),
             (Source::Host, "it is not there".into()),
         ],
         action: Action::Manual(format!(
@@ -673,7 +701,7 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
 pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) -> Finding {
     let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
     let action = match used_by {
-        None => Action::TakeAway(Box::new(row.clone())),
+        None => Action::TakeAway(Box::new(Assignment::Mdev(row.clone()))),
         Some(server) => Action::Manual(format!(
             "nothing, for server {server} has it: take it out of the domain (virsh detach-device); then it is taken \
              away from the host"
@@ -685,7 +713,7 @@ pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) 
         attachment: Some(row.id),
         address: found.parent,
         said: vec![
-            (Source::Record, record(&Promise::Mdev(row.clone()))),
+            (Source::Record, record(&Assignment::Mdev(row.clone()))),
             (Source::Host, format!("has it{place} as {}", found.name)),
         ],
         action,

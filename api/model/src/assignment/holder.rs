@@ -26,6 +26,14 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// The English noun and the id, for messages.
+    pub fn name(self) -> String {
+        match self {
+            Self::Accelerator(id) => format!("accelerator {id}"),
+            Self::AcceleratorRequest(id) => format!("accelerator request {id}"),
+        }
+    }
+
     /// Where it is given back: the path of a DELETE.
     pub fn path(self) -> String {
         match self {

@@ -7,9 +7,10 @@ use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
 
 use super::holder::Holder;
-use super::state::{InnerAddress, Record, State};
+use super::any::Assignment;
+use super::state::{InnerAddress, State};
 use crate::device::Device;
-use crate::id::{AttachmentId, BindingId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 use crate::idempotency::IdempotencyKey;
 use crate::time::Millis;
 
@@ -73,18 +74,6 @@ pub struct Attachment {
     pub ended_at: Option<Millis>,
 }
 
-impl Attachment {
-    /// What an observation is judged by.
-    pub fn record(&self) -> Record<'_> {
-        Record { inner: self.inner, reason: self.reason.as_deref(), forced: self.forced, asked: self.asked }
-    }
-
-    /// Whether its attach failed, and its device has to go yet.
-    pub fn is_given_up(&self) -> bool {
-        self.state == State::Detaching && self.attached_at.is_none()
-    }
-}
-
 /// An attachment that is to be reserved.
 #[derive(Debug, Clone)]
 pub struct NewAttachment {
@@ -123,14 +112,14 @@ pub struct Reservation<'a> {
     pub holder: Option<Holder>,
 }
 
-/// An attachment whose state changed.
+/// What became of an assignment by an observation.
 #[derive(Debug)]
 pub struct Change {
-    /// What it was.
+    /// The state before.
     pub was: State,
-    /// What it is.
-    pub row: Attachment,
-    /// Where its device is.
+    /// The row as it is now.
+    pub row: Assignment,
+    /// The address of its device on the host.
     pub address: Option<PciAddress>,
 }
 
@@ -138,7 +127,7 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// Its id.
-    pub id: BindingId,
+    pub id: AttachmentId,
     /// The request that it came with.
     pub request: RequestId,
     /// The host.
@@ -151,19 +140,23 @@ pub struct Binding {
     pub driver: HostDriver,
     /// The driver that it had before, and is to have again; none: none.
     pub previous: Option<String>,
+    /// Whether it has to be released because its attach failed.
+    pub forced: bool,
     /// Where it is on its way.
     pub state: State,
     /// The reason for that state, for people.
     pub reason: Option<String>,
     /// When it was asked for.
     pub created_at: Millis,
+    /// When it was first attached.
+    pub attached_at: Option<Millis>,
 }
 
 /// A binding that is to be reserved.
 #[derive(Debug, Clone)]
 pub struct NewBinding {
     /// Its id.
-    pub id: BindingId,
+    pub id: AttachmentId,
     /// The device it wants, as it was chosen.
     pub device: Arc<Device>,
     /// The driver that it has.
@@ -199,16 +192,12 @@ pub struct Mdev {
     pub reason: Option<String>,
     /// Where the guest sees it.
     pub inner: Option<InnerAddress>,
+    /// Whether it ended although nobody had requested that.
+    pub unasked: bool,
     /// When it was asked for.
     pub created_at: Millis,
-}
-
-impl Mdev {
-    /// What an observation is judged by.
-    pub fn record(&self) -> Record<'_> {
-        let (inner, reason) = (self.inner, self.reason.as_deref());
-        Record { inner, reason, forced: self.forced, asked: true }
-    }
+    /// When it was first attached.
+    pub attached_at: Option<Millis>,
 }
 
 /// Who is to have the mediated devices that are to be reserved.
@@ -226,63 +215,38 @@ pub struct MdevReservation {
     pub persistent: bool,
 }
 
-/// An attachment that a domain's documents tell of, and no record.
+/// A device that a domain's documents have under an alias of ours although no record is open for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adoption {
-    /// Its id, as the alias in the domain says.
+    /// The id in the alias.
     pub id: AttachmentId,
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server that has it.
     pub server: ServerId,
-    /// Where the host has the device.
+    /// The address of the function on the host; for a mediated device, of its parent.
     pub address: PciAddress,
     /// Whether the definition has it.
     pub persistent: bool,
-    /// Whether libvirt binds the drivers.
-    pub managed: bool,
-    /// What a network VF is in the guest.
-    pub network: Option<Network>,
-    /// Where the guest sees it, worked out from the document.
+    /// The address in the guest, computed from the document.
     pub inner: Option<PciAddress>,
+    /// The kind, and what the documents say of that.
+    pub what: Adopted,
 }
 
-/// By what a device is held.
-#[derive(Debug, Clone)]
-pub enum HeldBy {
-    /// It is for a server.
-    Attachment(Attachment),
-    /// It is for the host.
-    Binding(Binding),
-    /// A part of it is for a server.
-    Mdev(Mdev),
-}
-
-impl HeldBy {
-    /// Where it is on its way, and what there is to say about that.
-    pub fn state(&self) -> (State, Option<&String>) {
-        match self {
-            Self::Attachment(row) => (row.state, row.reason.as_ref()),
-            Self::Binding(row) => (row.state, row.reason.as_ref()),
-            Self::Mdev(row) => (row.state, row.reason.as_ref()),
-        }
-    }
-
-    /// The request that it came with.
-    pub fn request(&self) -> RequestId {
-        match self {
-            Self::Attachment(row) => row.request,
-            Self::Binding(row) => row.request,
-            Self::Mdev(row) => row.request,
-        }
-    }
-
-    /// The device; of a mediated device its parent.
-    pub fn device(&self) -> DeviceId {
-        match self {
-            Self::Attachment(row) => row.device,
-            Self::Binding(row) => row.device,
-            Self::Mdev(row) => row.parent,
-        }
-    }
+/// The kind of device that is adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Adopted {
+    /// A whole function.
+    Function {
+        /// Whether libvirt binds the drivers.
+        managed: bool,
+        /// The network settings of a VF that is an interface in the guest.
+        network: Option<Network>,
+    },
+    /// A mediated device that ended although nobody had requested that.
+    Mdev {
+        /// The driver's id of its type.
+        mdev_type: String,
+    },
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::assignment::{HeldBy, State};
+use crate::assignment::{Assignment, State};
 use crate::device::Device;
 use crate::id::{ArqId, ServerId};
 use crate::string_enum;
@@ -72,13 +72,13 @@ pub struct ArqView {
     /// Its row.
     pub row: Arq,
     /// Its device, or the part of one, on the way to its server, in it, or on the way out.
-    pub held: Option<(HeldBy, Arc<Device>)>,
+    pub held: Option<(Assignment, Arc<Device>)>,
 }
 
 impl ArqView {
     /// What it is.
     pub fn state(&self) -> ArqState {
-        seen(self.row.state, self.held.as_ref().map(|(by, _)| by.state().0))
+        seen(self.row.state, self.held.as_ref().map(|(by, _)| by.state()))
     }
 
     /// Whether it is bound to a server, or on its way there.
@@ -87,9 +87,9 @@ impl ArqView {
     }
 
     /// The device that its server has, or of which it has a part.
-    pub fn handle(&self) -> Option<(&HeldBy, &Device)> {
+    pub fn handle(&self) -> Option<(&Assignment, &Device)> {
         let (by, device) = self.held.as_ref()?;
-        (by.state().0 != State::Attaching).then_some((by, &**device))
+        (by.state() != State::Attaching).then_some((by, &**device))
     }
 }
 

@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::accelerator::{MAX_NUM, Status, Target, View};
-use hotslot_model::assignment::{HeldBy, Holder};
+use hotslot_model::assignment::{Assignment, Holder};
 use hotslot_model::device::{DevType, Device, DeviceStatus, Owner};
-use hotslot_model::id::{AcceleratorId, BindingId, DeviceId, ServerId};
+use hotslot_model::id::{AcceleratorId, AttachmentId, DeviceId, ServerId};
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
-use tokio::task::JoinHandle;
 
-use super::MdevRequest;
 use crate::accelerator::expect_generation;
-use crate::attachment::{AttachRequest, DetachRequest};
+use crate::assignment::{AttachRequest, DetachRequest, HostUseRequest, MdevRequest, Work};
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::Service;
@@ -77,9 +75,14 @@ impl Service {
                     None => self.own_host(&view)?,
                 };
                 self.on_that_host(&view, &host)?;
+                let request = HostUseRequest {
+                    holder: Holder::Accelerator(view.row.id),
+                    candidates: self.candidates(&view, &host)?,
+                    num: view.spec().count(),
+                    driver,
+                };
                 let service = Arc::clone(self);
-                task::join(actor::spawn_as_current(async move { service.bind(&view, &host, driver).await }))
-                    .await?;
+                task::join(actor::spawn_as_current(async move { service.bind(&host, &request).await })).await?;
             }
         }
         self.accelerator(id).await
@@ -264,11 +267,11 @@ impl Service {
         // That one stays is no reason for the others to.
         let (mut work, mut outcome) = (Vec::new(), Ok(()));
         let bindings = view.held.iter().filter_map(|held| match &held.by {
-            HeldBy::Binding(row) => Some(row.id),
-            HeldBy::Attachment(_) | HeldBy::Mdev(_) => None,
+            Assignment::Binding(row) => Some(row.id),
+            Assignment::Attachment(_) | Assignment::Mdev(_) => None,
         });
-        work.extend(self.begin_unbind(bindings.collect()));
-        for held in view.held.iter().filter(|held| !matches!(held.by, HeldBy::Binding(_))) {
+        work.extend(self.begin_release_bindings(bindings.collect()));
+        for held in view.held.iter().filter(|held| !matches!(held.by, Assignment::Binding(_))) {
             match self.begin_release(&held.by, request).await {
                 Ok(begun) => work.extend(begun),
                 Err(error) => outcome = outcome.and(Err(error)),
@@ -304,22 +307,23 @@ impl Service {
         })
     }
 
-    /// Has what a holder holds given back, and answers the work of doing it; none when it is given back already.
+    /// Records that an assignment is to be released for its holder, and returns the work of releasing it; `None` when it
+    /// is released already.
     pub(crate) async fn begin_release(
         self: &Arc<Self>,
-        held: &HeldBy,
+        held: &Assignment,
         request: DetachRequest,
-    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
+    ) -> Result<Option<Work>, Error> {
         match held {
-            HeldBy::Attachment(row) => self.begin_detach(row.server, row.id, request).await,
-            HeldBy::Mdev(row) => self.begin_detach_mdev(row.id, request).await,
-            HeldBy::Binding(row) => Ok(self.begin_unbind(vec![row.id])),
+            Assignment::Attachment(_) | Assignment::Mdev(_) => self.begin_detach_of(held.key(), request).await,
+            Assignment::Binding(row) => Ok(self.begin_release_bindings(vec![row.id])),
         }
     }
 
-    /// The work of giving what a host holds back; none when it holds nothing.
-    fn begin_unbind(self: &Arc<Self>, ids: Vec<BindingId>) -> Option<JoinHandle<Result<(), Error>>> {
+    /// The work of releasing bindings; `None` without any.
+    fn begin_release_bindings(self: &Arc<Self>, ids: Vec<AttachmentId>) -> Option<Work> {
         let service = Arc::clone(self);
-        (!ids.is_empty()).then(|| actor::spawn_as_current(async move { service.unbind(&ids).await }))
+        (!ids.is_empty())
+            .then(|| actor::spawn_as_current(async move { service.release_bindings(&ids).await }))
     }
 }

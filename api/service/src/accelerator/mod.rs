@@ -5,8 +5,6 @@
 //! that a crash could leave behind.
 
 mod attach;
-mod binding;
-mod mdev;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,13 +12,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::accelerator::{AccSpec, Accelerator, View, discovered, told_apart};
-use hotslot_model::assignment::{Attachment, Binding, HeldBy, Holder, Mdev};
+use hotslot_model::assignment::{Assignment, Holder};
 use hotslot_model::device::Device;
 use hotslot_model::id::{AcceleratorId, HypervisorId};
 use hotslot_store::error::{changed, not_found};
 use uuid::Uuid;
 
-pub(crate) use self::mdev::{MdevRequest, mdev_spec};
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::Service;
@@ -62,15 +59,14 @@ impl Service {
     /// # Errors
     /// The database's.
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
-        let (attachments, bindings) = (self.store.attachments().await?, self.store.bindings().await?);
-        let mdevs = self.store.mdevs().await?;
+        let mut held = HashMap::<_, Vec<_>>::new();
+        for row in self.store.assignments().await? {
+            held.entry(row.holder()).or_default().push(row);
+        }
         let mut views = Vec::new();
         for row in self.store.accelerators().await? {
-            let holder = Some(Holder::Accelerator(row.id));
-            let attachments = attachments.iter().filter(|other| other.holder == holder).cloned().collect();
-            let bindings = bindings.iter().filter(|other| Some(other.holder) == holder).cloned().collect();
-            let mdevs = mdevs.iter().filter(|other| Some(other.holder) == holder).cloned().collect();
-            views.push(self.seen(row, attachments, bindings, mdevs).await?);
+            let held = held.remove(&Some(Holder::Accelerator(row.id))).unwrap_or_default();
+            views.push(self.seen(row, held).await?);
         }
         if self.config.accelerators.discovered {
             let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
@@ -144,23 +140,13 @@ impl Service {
 
     async fn view(&self, row: Accelerator) -> Result<View, Error> {
         let holder = Holder::Accelerator(row.id);
-        let attachments = self.store.attachments_held_by(holder).await?;
-        let bindings = self.store.bindings_held_by(holder).await?;
-        let mdevs = self.store.mdevs_held_by(holder).await?;
-        self.seen(row, attachments, bindings, mdevs).await
+        let held = self.store.held_by(holder).await?;
+        self.seen(row, held).await
     }
 
-    async fn seen(
-        &self,
-        row: Accelerator,
-        attachments: Vec<Attachment>,
-        bindings: Vec<Binding>,
-        mdevs: Vec<Mdev>,
-    ) -> Result<View, Error> {
-        let bindings = bindings.into_iter().map(HeldBy::Binding);
-        let mdevs = mdevs.into_iter().map(HeldBy::Mdev);
+    async fn seen(&self, row: Accelerator, assignments: Vec<Assignment>) -> Result<View, Error> {
         let mut held = Vec::new();
-        for by in attachments.into_iter().map(HeldBy::Attachment).chain(bindings).chain(mdevs) {
+        for by in assignments {
             let device = self.device_held(&by).await?;
             held.push(hotslot_model::accelerator::Held { by, device, found: None });
         }
@@ -212,7 +198,7 @@ impl Service {
         devices
     }
 
-    pub(crate) async fn device_held(&self, by: &HeldBy) -> Result<Arc<Device>, Error> {
+    pub(crate) async fn device_held(&self, by: &Assignment) -> Result<Arc<Device>, Error> {
         let id = by.device();
         let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
         self.store.known_device(id).await?.ok_or_else(lost)

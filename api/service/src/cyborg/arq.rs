@@ -9,15 +9,14 @@ use std::sync::Arc;
 
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{HeldBy, Holder, State};
+use hotslot_model::assignment::{Assignment, Holder, State};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
 use super::Card;
-use crate::accelerator::MdevRequest;
-use crate::attachment::{AttachRequest, DetachRequest};
+use crate::assignment::{AttachRequest, DetachRequest, MdevRequest};
 use crate::error::Error;
 use crate::service::Service;
 use crate::{locks, task};
@@ -143,10 +142,8 @@ impl Service {
     /// The database's.
     pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
         let rows = self.store.arqs().await?;
-        let attachments = self.store.attachments().await?.into_iter();
-        let attachments = attachments.filter_map(|row| Some((row.holder?, HeldBy::Attachment(row))));
-        let mdevs = self.store.mdevs().await?.into_iter().map(|row| (row.holder, HeldBy::Mdev(row)));
-        let mut held: HashMap<_, _> = attachments.chain(mdevs).collect();
+        let held = self.store.assignments().await?.into_iter();
+        let mut held: HashMap<_, _> = held.filter_map(|row| Some((row.holder()?, row))).collect();
         let mut views = Vec::new();
         for row in rows {
             let by = held.remove(&Holder::AcceleratorRequest(row.id));
@@ -168,14 +165,11 @@ impl Service {
     async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
         let Some(row) = self.store.arq(id).await? else { return Ok(None) };
         let holder = Holder::AcceleratorRequest(id);
-        let by = match self.store.attachments_held_by(holder).await?.into_iter().next() {
-            Some(row) => Some(HeldBy::Attachment(row)),
-            None => self.store.mdevs_held_by(holder).await?.into_iter().next().map(HeldBy::Mdev),
-        };
+        let by = self.store.held_by(holder).await?.into_iter().next();
         self.with_device(row, by).await.map(Some)
     }
 
-    async fn with_device(&self, row: Arq, by: Option<HeldBy>) -> Result<ArqView, Error> {
+    async fn with_device(&self, row: Arq, by: Option<Assignment>) -> Result<ArqView, Error> {
         let held = match by {
             None => None,
             Some(by) => {
@@ -189,7 +183,7 @@ impl Service {
     /// Settles a request whose row says what is no longer so: it was left in the middle, or its device is gone. None
     /// when that ends it.
     async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
-        let is_attached = |(by, _): &(HeldBy, _)| by.state().0 == State::Attached;
+        let is_attached = |(by, _): &(Assignment, _)| by.state() == State::Attached;
         let open = |view: &ArqView| match view.row.state {
             ArqState::Initial | ArqState::Unbound => false,
             ArqState::Bound | ArqState::UnbindFailed => view.held.is_none(),
@@ -447,7 +441,7 @@ impl Service {
             }
             if let Err(error) = self.let_go(id, by).await {
                 let now = self.arq_now(id).await?.and_then(|now| now.held);
-                let waits = now.is_none_or(|(by, _)| by.state().0 == State::Detaching);
+                let waits = now.is_none_or(|(by, _)| by.state() == State::Detaching);
                 // A guest that was asked may still let go, and that ends what is being deleted.
                 if !(delete && waits) {
                     let reason = error.to_string();
@@ -460,7 +454,7 @@ impl Service {
         Ok(done?)
     }
 
-    async fn let_go(self: &Arc<Self>, id: ArqId, by: &HeldBy) -> Result<(), Error> {
+    async fn let_go(self: &Arc<Self>, id: ArqId, by: &Assignment) -> Result<(), Error> {
         let holder = Some(Holder::AcceleratorRequest(id));
         let request = DetachRequest { holder, ..DetachRequest::default() };
         match self.begin_release(by, request).await? {

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
-use hotslot_model::assignment::HeldBy;
+use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_service::cyborg::Bind;
@@ -51,7 +51,7 @@ fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
         ] {
             info.insert(key.to_owned(), json!(text));
         }
-        if let HeldBy::Mdev(row) = by {
+        if let Assignment::Mdev(row) = by {
             info.insert("asked_type".to_owned(), json!(row.mdev_type));
         }
         if let Some(network) = device.facts.extra_info.get("physical_network") {
@@ -60,10 +60,10 @@ fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
         info
     });
     let (kind, uuid) = match handle.map(|(by, _)| by) {
-        Some(HeldBy::Attachment(row)) => ("PCI", Some(row.id)),
-        Some(HeldBy::Mdev(row)) => ("MDEV", Some(row.id)),
+        Some(Assignment::Attachment(row)) => ("PCI", Some(row.id)),
+        Some(Assignment::Mdev(row)) => ("MDEV", Some(row.id)),
         // Requests are for servers.
-        Some(HeldBy::Binding(_)) | None => ("", None),
+        Some(Assignment::Binding(_)) | None => ("", None),
     };
     let state = view.state();
     let mut shown = json!({

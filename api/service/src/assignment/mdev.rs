@@ -12,24 +12,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::{self, DetachLimits, Policy, Presence, Unplugged};
-use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, OverdueCall, Scope};
+use hotslot_driver::hotplug::{self, DetachLimits, Policy, Presence};
+use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
 use hotslot_driver::mdev::{self, VFIO_PCI};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::topology::Topology;
 use hotslot_driver::xml::hostdev::MdevSpec;
 use hotslot_model::accelerator::taken;
-use hotslot_model::assignment::{Holder, Mdev, MdevReservation, Observation, State};
+use hotslot_model::assignment::{
+    Assignment, AssignmentKey, AssignmentKind, Holder, Mdev, MdevReservation, Observation, State,
+};
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::rules::NumaPolicy;
 use hotslot_store::actor;
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::attachment::attach::{self, RACES};
-use crate::attachment::{DetachRequest, GuestDevice, request};
+use super::attach::{self, RACES};
+use super::engine::{Leftover, ReleaseOutcome, what_is_left};
+use super::request;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
@@ -55,16 +56,6 @@ struct Step {
     id: AttachmentId,
     parent: Arc<Device>,
     mdev_type: String,
-}
-
-/// Which step of several failed.
-struct Failed {
-    /// Its index.
-    step: usize,
-    /// How many were made, from the first on.
-    made: usize,
-    /// Whether it may still be done.
-    is_open: bool,
 }
 
 /// A device that can make some.
@@ -114,12 +105,13 @@ impl Service {
         let outcome = self.make_and_plug(&host, server, scope, &steps, making).await;
         drop(in_flight);
         host.look_again(server);
-        if outcome.is_err() {
-            host.ask_again(server);
+        match &outcome {
+            Ok(rows) => rows.iter().for_each(|row| self.verify_soon(&host, row)),
+            Err(_) => host.ask_again(server),
         }
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
-        outcome
+        outcome.map(drop)
     }
 
     /// Whether a server is in a state to be given devices, and has ports for them.
@@ -256,296 +248,132 @@ impl Service {
 
     /// Makes all, then plugs all; the turn of making ends in between.
     async fn make_and_plug(
-        self: &Arc<Self>,
-        host: &Arc<Host>,
+        &self,
+        host: &Host,
         server: ServerId,
         scope: Scope,
         steps: &[Step],
         making: locks::KeyedGuard,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Assignment>, Error> {
         let hypervisor = host.hypervisor.as_ref();
-        for (done, step) in steps.iter().enumerate() {
+        for (index, step) in steps.iter().enumerate() {
             let address = step.parent.facts.address;
             let made = hotplug::create_mdev(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
-                // Whatever it says, it may have been made: the host tells.
-                let there = host.look_at_mdevs().await;
-                let is_open = error.kind.leaves_it_open() || there.is_err();
-                let is_made = there.is_ok_and(|there| there.iter().any(|mdev| mdev.uuid == step.id.0));
-                let failed = Failed { step: done, made: done + usize::from(is_made), is_open };
-                return Err(self.undo_mdevs(host, server, steps, failed, error).await);
+                // Whatever the error says, it may have been made: the host tells.
+                let fate = match host.look_at_mdevs().await {
+                    _ if error.kind.leaves_it_open() => Leftover::Unknown,
+                    Err(_) => Leftover::Unknown,
+                    Ok(there) if there.iter().any(|mdev| mdev.uuid == step.id.0) => Leftover::Assigned,
+                    Ok(_) => Leftover::Nothing,
+                };
+                return Err(self.undo_made(host, server, steps, (index, fate), index, error).await);
             }
         }
         drop(making);
         let mut seen = Vec::new();
-        for (done, step) in steps.iter().enumerate() {
+        for (index, step) in steps.iter().enumerate() {
             let (spec, limits) = (mdev_spec(step.id), self.detach_limits());
             match hotplug::plug(hypervisor, &self.templates, server.0, &spec, scope, limits).await {
-                Ok(presence) => {
-                    let inner = presence.inner_address;
-                    seen.push((
-                        step.id,
-                        Observation::Present { inner, only_in_definition: false, same_run: true },
-                    ));
-                }
+                Ok(presence) => seen.push((key(step.id), attach::plugged(&presence))),
                 Err(error) => {
-                    let is_open = error.kind.leaves_it_open();
-                    let failed = Failed { step: done, made: steps.len(), is_open };
-                    return Err(self.undo_mdevs(host, server, steps, failed, error).await);
+                    let open = error.kind.leaves_it_open();
+                    let fate = if open { Leftover::Unknown } else { Leftover::Assigned };
+                    return Err(self.undo_made(host, server, steps, (index, fate), steps.len(), error).await);
                 }
             }
         }
-        self.settle_mdev_rows(&seen).await
+        self.settle_all(&seen).await
     }
 
-    /// Takes back what was made and plugged until a step failed: what is to become of all is on record before the first
-    /// is touched.
-    async fn undo_mdevs(
-        self: &Arc<Self>,
+    /// Undoes an attach of which one step failed, and left this; the first `made` steps have made their mediated
+    /// devices.
+    async fn undo_made(
+        &self,
         host: &Host,
         server: ServerId,
         steps: &[Step],
-        failed: Failed,
+        (failed, fate): (usize, Leftover),
+        made: usize,
         error: hypervisor::Error,
     ) -> Error {
-        let reason = error.to_string();
-        let is_open = |index: usize| index == failed.step && failed.is_open;
-        let is_there = |index: usize| index < failed.made || is_open(index);
-        let intents = steps.iter().enumerate().map(|(index, step)| {
-            let reason = reason.clone();
-            let intent = if is_there(index) {
-                Observation::GivenUp { reason }
-            } else {
-                Observation::AttachRefused { reason }
-            };
-            (step.id, intent)
+        let mut fate = Some(fate);
+        let undone = steps.iter().enumerate().map(|(index, step)| {
+            let of_failed = fate.take_if(|_| index == failed);
+            let otherwise = if index < made { Leftover::Assigned } else { Leftover::Nothing };
+            (key(step.id), of_failed.unwrap_or(otherwise), error.to_string())
         });
-        let intents: Vec<_> = intents.collect();
-        if let Err(error) = self.settle_mdev_rows(&intents).await {
-            return error;
+        match self.undo(host, undone.collect()).await {
+            Err(error) => error,
+            Ok(left) => host.error(format!(
+                "attaching mediated devices to server {server} failed, {}",
+                what_is_left(&left)
+            ))(error),
         }
-        let mut left = Vec::new();
-        for (index, step) in steps.iter().enumerate().filter(|(index, _)| is_there(*index)) {
-            // After a lost connection or a time-out it may come yet: the next comparison takes it back.
-            let taken = if is_open(index) {
-                Err(Error::Conflict("it is taken back when the host answers".into()))
-            } else {
-                self.release_mdev(host, step.id, self.detach_limits(), "").await
-            };
-            left.extend(taken.err().map(|error| format!("{}: {error}", step.id)));
-        }
-        let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
-        host.error(format!("attaching mediated devices to server {server} failed, {rest}"))(error)
     }
 
-    /// Records what was seen of mediated devices.
-    pub(crate) async fn settle_mdev_rows(&self, seen: &[(AttachmentId, Observation)]) -> Result<(), Error> {
-        if seen.is_empty() {
-            return Ok(());
-        }
-        for row in self.store.settle_mdevs(seen).await? {
-            tracing::info!(
-                mdev.uuid = %row.id, server.id = %row.server, to = %row.state,
-                reason = row.reason.as_deref().unwrap_or_default(), "mediated device {} is {}", row.id, row.state
-            );
-            if row.state.is_final()
-                && let (Some(host), Some(parent)) = (self.host(row.hypervisor), self.store.device(row.parent))
-            {
-                // It may have changed while it was in use.
-                host.look_at(parent.facts.address);
-                host.settled(row.server);
-            }
-        }
-        Ok(())
-    }
-
-    /// Records that a mediated device is to go, and answers the work of making it go; none when it is gone already.
-    pub(super) async fn begin_detach_mdev(
-        self: &Arc<Self>,
-        id: AttachmentId,
-        request: DetachRequest,
-    ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
-        let until = request.timeout.map(|timeout| Instant::now() + timeout);
-        let (host, row, guard) = loop {
-            let Some(row) = self.store.mdev(id).await?.filter(|row| !row.state.is_final()) else {
-                return Ok(None);
-            };
-            let host = self.host(row.hypervisor).cloned().ok_or_else(|| {
-                Error::Conflict(format!("mediated device {id} is on a host that is no longer configured"))
-            })?;
-            host.ready().await?;
-            if let Some(guard) = self.in_flight.try_enter(id).await? {
-                // It may have ended or begun to go meanwhile.
-                let Some(now) = self.store.mdev(id).await?.filter(|now| !now.state.is_final()) else {
-                    return Ok(None);
-                };
-                if now.state == State::Attached && !request.force {
-                    self.may_be_asked(&host, GuestDevice::from(&now)).await?;
-                }
-                break (host, now, guard);
-            }
-            // Somebody asks the guest already: what it is by then is what there is to say, or it is asked again.
-            let idle = self.in_flight.idle(id);
-            match until {
-                None => idle.await?,
-                Some(until) => tokio::time::timeout_at(until, idle).await.map_err(|_| {
-                    Error::Conflict(format!(
-                        "mediated device {id} is {}; the guest is asked already",
-                        row.state
-                    ))
-                })??,
-            }
-        };
-        let room = host.admit()?;
-        let was = row.state;
-        self.settle_mdev_rows(&[(id, Observation::AskedToDetach)]).await?;
-        if request.force {
-            self.store.force_mdev(id).await?;
-        }
-        let service = Arc::clone(self);
-        Ok(Some(actor::spawn_as_current(async move {
-            let _room = room;
-            let outcome = service.quiesce_and_release(&host, &row, was, until, request.force).await;
-            drop(guard);
-            look_afterwards(&host, row.server, &outcome);
-            drop(host.look_at_mdevs().await);
-            outcome
-        })))
-    }
-
-    async fn quiesce_and_release(
+    /// Takes a mediated device out of its domain, and then away from the host. A device that stays in the guest stays in
+    /// the definition as well, unless its assignment is forced.
+    pub(super) async fn remove_mdev(
         &self,
         host: &Host,
         row: &Mdev,
-        was: State,
-        until: Option<Instant>,
-        force: bool,
-    ) -> Result<(), Error> {
-        let mut note = String::new();
-        let asked = GuestDevice { forced: force, ..GuestDevice::from(row) };
-        if let Err(not) = self.quiesce(host, asked, until).await {
-            if not.demanded {
-                let reason = format!("the guest was not asked: {}", not.reason);
-                // Of an earlier ask the guest may still make something.
-                let seen = if was == State::Attached {
-                    Observation::DetachRefused { reason: reason.clone() }
-                } else {
-                    Observation::StillThere { reason: reason.clone() }
-                };
-                self.settle_mdev_rows(&[(row.id, seen)]).await?;
-                return Err(Error::Conflict(format!(
-                    "mediated device {} stays: {reason}; mend that and ask again, or ask all the same with force",
-                    row.id
-                )));
-            }
-            note = format!("; {}", not.reason);
-        }
-        let total = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let limits = DetachLimits { total, ..self.detach_limits() };
-        self.release_mdev(host, row.id, limits, &note).await
-    }
-
-    /// Takes one that is `detaching` out of its server and away from the host, and settles it.
-    async fn release_mdev(
-        &self,
-        host: &Host,
-        id: AttachmentId,
+        parent: PciAddress,
         limits: DetachLimits,
-        note: &str,
-    ) -> Result<(), Error> {
-        let Some(row) = self.store.mdev(id).await?.filter(|row| !row.state.is_final()) else { return Ok(()) };
-        // What other processes wait for is known from their last commits.
-        self.store.refresh().await?;
-        if let Some(call) = host.stuck(row.server) {
-            return Err(self.waits_for(&row, &call).await);
-        }
+    ) -> ReleaseOutcome {
         let (hypervisor, spec, keep) =
-            (host.hypervisor.as_ref(), mdev_spec(id), row.persistent && !row.forced);
+            (host.hypervisor.as_ref(), mdev_spec(row.id), row.persistent && !row.forced);
         let unplugged = hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await;
-        let (seen, error) = match unplugged {
-            Ok(Unplugged::Gone) => {
-                // Of a given-up one it is said why.
-                let reason = row.reason.clone();
-                return self.take_away(host, &row, Observation::Removed { reason }).await;
-            }
-            Ok(Unplugged::Refused { reason }) if !row.forced => {
-                let reason = reason + note;
-                let text = format!("it stays attached: {reason}; ask again when the guest can let go");
-                (Observation::DetachRefused { reason }, Error::Conflict(text))
-            }
-            Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
-                let reason = reason + note;
-                let text =
-                    format!("it is not gone yet and stays detaching: {reason}; ask again, or wait for it");
-                (Observation::StillThere { reason }, Error::Conflict(text))
-            }
-            Err(error) => {
-                // What was refused is as it was; what is unknown is settled when the host answers again.
-                let reason = error.to_string() + note;
-                let seen = match (error.kind.leaves_it_open(), row.forced) {
-                    (true, _) => Observation::HostAway { reason },
-                    (false, true) => Observation::StillThere { reason },
-                    (false, false) => Observation::DetachRefused { reason },
-                };
-                (seen, host.error(format!("detaching mediated device {id} failed"))(error))
-            }
-        };
-        self.settle_mdev_rows(&[(id, seen)]).await?;
-        Err(error)
-    }
-
-    /// Records that one has not gone, for a call is out after which it may be there; answers so.
-    async fn waits_for(&self, row: &Mdev, call: &OverdueCall) -> Error {
-        let reason = call.to_string();
-        if let Err(error) = self.mdev_stays(row, reason.clone()).await {
-            return error;
-        }
-        Error::Conflict(format!(
-            "mediated device {} stays detaching: {reason}; it goes on when that comes back",
-            row.id
-        ))
-    }
-
-    /// Records that one which is to go has not gone.
-    async fn mdev_stays(&self, row: &Mdev, reason: String) -> Result<(), Error> {
-        let asked = (row.state == State::Attached).then_some((row.id, Observation::AskedToDetach));
-        let seen: Vec<_> = asked.into_iter().chain([(row.id, Observation::StillThere { reason })]).collect();
-        self.settle_mdev_rows(&seen).await
-    }
-
-    /// Takes one that no domain has away from the host, and settles it as it was seen.
-    pub(crate) async fn take_away(&self, host: &Host, row: &Mdev, seen: Observation) -> Result<(), Error> {
-        if let Some(call) = self.call_out(host, None, row.parent) {
-            return Err(self.waits_for(row, &call).await);
-        }
-        match host.hypervisor.destroy_mdev(row.id.0).await {
-            Ok(()) => self.settle_mdev_rows(&[(row.id, seen)]).await,
-            Err(error) if error.kind == ErrorKind::NoDevice => self.settle_mdev_rows(&[(row.id, seen)]).await,
-            Err(error) => {
-                self.mdev_stays(row, error.to_string()).await?;
-                Err(host.error(format!("taking mediated device {} away failed", row.id))(error))
-            }
+        match ReleaseOutcome::from(unplugged) {
+            ReleaseOutcome::Gone { .. } => self.destroy(host, row.id, parent).await,
+            stays => stays,
         }
     }
 
-    /// Goes on with one that is `detaching`, and that nobody else works on.
-    pub(crate) async fn release_mdev_again(
+    /// Takes a mediated device that no domain has away from the host.
+    async fn destroy(&self, host: &Host, id: AttachmentId, parent: PciAddress) -> ReleaseOutcome {
+        if let Some(call) = host.stuck_at(parent) {
+            return ReleaseOutcome::Pending { reason: call.to_string() };
+        }
+        match host.hypervisor.destroy_mdev(id.0).await {
+            Ok(()) => ReleaseOutcome::Gone { reason: None },
+            Err(error) if error.kind == ErrorKind::NoDevice => ReleaseOutcome::Gone { reason: None },
+            Err(error) => ReleaseOutcome::Failed { error, as_before: false },
+        }
+    }
+
+    /// Takes a mediated device that no domain has away from the host, and records that as `seen`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it is still there; it stays `detaching` then.
+    pub(super) async fn take_away(
         &self,
         host: &Host,
-        row: &Mdev,
-        guard: locks::Guard,
+        row: &Assignment,
+        seen: Observation,
     ) -> Result<(), Error> {
-        let released = self.release_mdev(host, row.id, self.detach_limits(), "").await;
-        drop(guard);
-        look_afterwards(host, row.server, &released);
-        released
+        let (key, parent) = (row.key(), self.store.device(row.device()));
+        let parent = parent.ok_or_else(|| Error::Internal(format!("the parent of {key} is lost")))?;
+        match self.destroy(host, key.id, parent.facts.address).await {
+            ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(drop),
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
+                let stays = Observation::StillThere { reason: reason.clone() };
+                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
+                Err(Error::Conflict(format!("{key} stays detaching: {reason}")))
+            }
+            ReleaseOutcome::Failed { error, .. } => {
+                let stays = Observation::StillThere { reason: error.to_string() };
+                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
+                Err(host.error(format!("taking {key} away failed"))(error))
+            }
+        }
     }
 
     /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
-    pub(crate) async fn take_stray_away(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
+    pub(super) async fn take_stray_away(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
         // Its server may have moved: on this host another function made it than on record.
-        let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
-        let on_record = || self.store.device(row.parent).filter(|parent| parent.hypervisor == host.row.id);
+        let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id().0).and_then(|mdev| mdev.parent);
+        let on_record = || self.store.device(row.device()).filter(|parent| parent.hypervisor == host.row.id);
         let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
         if let Some(call) = parent.and_then(|parent| host.stuck_at(parent)) {
             return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
@@ -554,18 +382,18 @@ impl Service {
         for info in domains {
             let view = host.server(ServerId(info.uuid)).await?;
             let documents = view.iter().flat_map(|view| [&view.live, &view.persistent]).flatten();
-            if documents.flat_map(|document| &document.mdevs).any(|mdev| mdev.uuid == row.id.0) {
+            if documents.flat_map(|document| &document.mdevs).any(|mdev| mdev.uuid == row.id().0) {
                 return Ok(());
             }
         }
-        let taken = match host.hypervisor.destroy_mdev(row.id.0).await {
+        let taken = match host.hypervisor.destroy_mdev(row.id().0).await {
             Err(error) if error.kind == ErrorKind::NoDevice => Ok(()),
             taken => taken,
         };
         if taken.is_ok() {
             tracing::warn!(
-                host = %host.name, mdev.uuid = %row.id,
-                "took mediated device {} away, whose record had ended", row.id
+                host = %host.name, mdev.uuid = %row.id(),
+                "took mediated device {} away, whose record had ended", row.id()
             );
         } else {
             host.look_at_mdevs_again();
@@ -573,7 +401,7 @@ impl Service {
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
         parent.into_iter().for_each(|parent| host.look_at(parent));
-        taken.map_err(host.error(format!("taking mediated device {} away failed", row.id)))
+        taken.map_err(host.error(format!("taking mediated device {} away failed", row.id())))
     }
 
     /// Makes those again that a shut-off server is to start with: they are gone with their host's reboot.
@@ -636,17 +464,11 @@ impl Service {
     }
 }
 
+fn key(id: AttachmentId) -> AssignmentKey {
+    AssignmentKey { kind: AssignmentKind::Mdev, id }
+}
+
 /// The hostdev document of a mediated device.
 pub(crate) fn mdev_spec(id: AttachmentId) -> MdevSpec {
     MdevSpec { source: id.0, alias: UserAlias(id.0), guest: None }
-}
-
-/// Has a server looked at when nobody works on the mediated device any more that was to leave it.
-fn look_afterwards(host: &Host, server: ServerId, outcome: &Result<(), Error>) {
-    // What was heard while it was worked on was left to the worker.
-    host.look_again(server);
-    // What a guest says is its word; anything else leaves it open whether it was asked.
-    if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
-        host.ask_again(server);
-    }
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
 use hotslot_driver::hypervisor::{Error as HypervisorError, ErrorKind};
-use hotslot_driver::pci::PciAddress;
+use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Topology;
-use hotslot_model::assignment::{Attachment, InnerSource, Observation, State};
+use hotslot_model::assignment::{
+    Assignment, AssignmentKey, AssignmentKind, InnerSource, Observation, State,
+};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 
@@ -29,11 +31,11 @@ static ASK_AFTER: [Duration; 7] = [
 ];
 
 impl Service {
-    /// Verifies an attachment's address in the background.
-    pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, attachment: &Attachment) {
+    /// Verifies the address of a device in its guest in the background.
+    pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, row: &Assignment) {
         // Where nothing can be computed the guest is asked all the same.
-        if attachment.inner.is_none_or(|inner| inner.source == InnerSource::Computed) {
-            self.verify_after(host, attachment, &ASK_AFTER);
+        if row.inner().is_none_or(|inner| inner.source == InnerSource::Computed) {
+            self.verify_after(host, row, &ASK_AFTER);
         }
     }
 
@@ -46,9 +48,9 @@ impl Service {
         host: &Arc<Host>,
         server: ServerId,
     ) -> Result<(), Error> {
-        for row in self.store.attachments_of(server).await? {
-            let verified = row.inner.is_some_and(|inner| inner.source == InnerSource::Verified);
-            if verified && row.hypervisor == host.row.id {
+        for row in self.store.assignments_of(server).await? {
+            let verified = row.inner().is_some_and(|inner| inner.source == InnerSource::Verified);
+            if verified && row.hypervisor() == host.row.id {
                 // What a guest does not say is as it was.
                 self.verify_after(host, &row, &ASK_AFTER[..1]);
             }
@@ -61,54 +63,57 @@ impl Service {
     /// # Errors
     /// The database's.
     pub(super) async fn guest_restarted(&self, host: &Host, server: ServerId) -> Result<(), Error> {
-        let rows = self.store.attachments_of(server).await?;
-        let rows = rows.iter().filter(|row| row.hypervisor == host.row.id);
+        let rows = self.store.assignments_of(server).await?;
+        let rows = rows.iter().filter(|row| row.hypervisor() == host.row.id);
         let seen: Vec<_> = rows
-            .filter(|row| row.state.on(row.record(), &Observation::Restarted).is_some())
-            .map(|row| (row.id, Observation::Restarted))
+            .filter(|row| row.state().on(row.record(), &Observation::Restarted).is_some())
+            .map(|row| (row.key(), Observation::Restarted))
             .collect();
-        self.settle_all(&seen).await
+        self.settle_all(&seen).await.map(drop)
     }
 
     fn verify_after(
         self: &Arc<Self>,
         host: &Arc<Host>,
-        attachment: &Attachment,
+        row: &Assignment,
         pauses: &'static [Duration],
     ) {
-        if attachment.state != State::Attached || self.config.attach.verify == Verify::Off {
+        if row.state() != State::Attached || self.config.attach.verify == Verify::Off {
             return;
         }
-        let (service, host, id) = (Arc::clone(self), Arc::clone(host), attachment.id);
+        let (service, host, key) = (Arc::clone(self), Arc::clone(host), row.key());
         actor::spawn_as_current(actor::scope(actor::system::VERIFICATION, async move {
-            let Ok(Some(_busy)) = service.verifying.try_enter(id).await else { return };
+            let Ok(Some(_busy)) = service.verifying.try_enter(key.id).await else { return };
             for &pause in pauses {
                 tokio::time::sleep(pause).await;
-                match service.verify(&host, id).await {
+                match service.verify(&host, key).await {
                     Ok(true) => return,
                     Ok(false) => {}
                     // No agent, or none that may read files: it may be there later, and until then the address
                     // stays computed.
-                    Err(error) => tracing::debug!(attachment.id = %id, %error, "not verified"),
+                    Err(error) => tracing::debug!(attachment.id = %key.id, %error, "not verified"),
                 }
             }
         }));
     }
 
     /// Asks once. False when the guest does not show the device yet.
-    async fn verify(&self, host: &Host, id: AttachmentId) -> Result<bool, Error> {
-        let Some(row) = self.store.attachment(id).await?.filter(|row| row.state == State::Attached) else {
+    async fn verify(&self, host: &Host, key: AssignmentKey) -> Result<bool, Error> {
+        let Some(row) = self.store.assignment(key).await?.filter(|row| row.state() == State::Attached) else {
             return Ok(true);
         };
-        let Some(device) = self.store.device(row.device) else { return Ok(true) };
-        let ids = (device.facts.vendor_id, device.facts.product_id);
-        let seen = match self.ask(host, &row, ids).await {
+        let Some(server) = row.server() else { return Ok(true) };
+        let Some(device) = self.store.device(row.device()) else { return Ok(true) };
+        // The ids of a mediated device are its driver's choice.
+        let ids = (key.kind == AssignmentKind::Attachment)
+            .then_some((device.facts.vendor_id, device.facts.product_id));
+        let seen = match self.ask(host, server, key.id, ids).await {
             Ok(seen) => seen,
-            Err(error) => return Err(host.error(format!("verify the address of attachment {id}"))(error)),
+            Err(error) => return Err(host.error(format!("verify the address of {key}"))(error)),
         };
         match seen {
             Some((address, run)) => {
-                self.settle(id, &Observation::Verified { address, run }).await?;
+                self.settle(key, Observation::Verified { address, run }).await?;
                 Ok(true)
             }
             None => Ok(false),
@@ -119,19 +124,21 @@ impl Service {
     async fn ask(
         &self,
         host: &Host,
-        row: &Attachment,
-        ids: (hotslot_driver::pci::PciId, hotslot_driver::pci::PciId),
+        server: ServerId,
+        id: AttachmentId,
+        ids: Option<(PciId, PciId)>,
     ) -> Result<Option<(PciAddress, Option<u32>)>, HypervisorError> {
         let hypervisor = host.hypervisor.as_ref();
-        let alias = UserAlias(row.id.0);
-        let view = hypervisor.domain(row.server.0).await?;
+        let alias = UserAlias(id.0);
+        let view = hypervisor.domain(server.0).await?;
         let run = view.info.run;
         let Some(live) = view.live else { return Ok(None) };
-        let Some(place) = live.hostdev(alias).and_then(|hostdev| hostdev.guest) else { return Ok(None) };
+        let hostdev = live.hostdev(alias).and_then(|hostdev| hostdev.guest);
+        let Some(place) = hostdev.or_else(|| live.mdev(alias)?.guest) else { return Ok(None) };
         let topology = Topology::of(&live);
         let seen = match self.config.attach.verify {
             Verify::Off => None,
-            Verify::Monitor => guest::ask_monitor(hypervisor, row.server.0, &alias.to_string()).await?,
+            Verify::Monitor => guest::ask_monitor(hypervisor, server.0, &alias.to_string()).await?,
             Verify::Agent if !live.agent_connected => {
                 return Err(HypervisorError::new(
                     ErrorKind::AgentAway,
@@ -141,7 +148,7 @@ impl Service {
             }
             Verify::Agent => {
                 let Some(route) = topology.route(place) else { return Ok(None) };
-                guest::ask_agent(hypervisor, row.server.0, route, place, ids).await?
+                guest::ask_agent(hypervisor, server.0, route, place, ids).await?
             }
         };
         // Where root buses claim the same numbers, what is found may be another device of the same kind.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use hotslot_driver::hypervisor::{Event, Lifecycle};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::Trigger;
+use hotslot_model::assignment::{Assignment, Trigger};
 use hotslot_model::id::ServerId;
 use hotslot_store::actor::{self, system};
 use tokio::sync::broadcast::error::RecvError;
@@ -387,11 +387,11 @@ impl Service {
     pub(super) async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
-        let rows = self.store.attachments().await?;
         servers.extend(host.holders());
-        servers.extend(rows.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
-        let mdevs = self.store.mdevs().await?;
-        servers.extend(mdevs.iter().filter(|row| row.hypervisor == host.row.id).map(|row| row.server));
+        let rows = self.store.assignments().await?;
+        servers.extend(
+            rows.iter().filter(|row| row.hypervisor() == host.row.id).filter_map(Assignment::server),
+        );
         Ok(servers)
     }
 
@@ -411,10 +411,10 @@ impl Service {
             other.look_again(server);
         }
         self.make_mdevs_again(host, server).await?;
-        let mut rows = self.store.attachments_of(server).await?;
-        rows.retain(|row| row.hypervisor == host.row.id);
-        let busy = self.in_flight.of(rows.iter().map(|row| row.id)).await?;
-        for row in rows.iter().filter(|row| !busy.contains(&row.id)) {
+        let mut rows = self.store.assignments_of(server).await?;
+        rows.retain(|row| row.hypervisor() == host.row.id);
+        let busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
+        for row in rows.iter().filter(|row| !busy.contains(&row.id())) {
             self.verify_soon(host, row);
         }
         tracing::debug!(host = %host.name, server.id = %server, "compared server {server}");

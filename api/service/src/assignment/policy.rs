@@ -3,7 +3,7 @@
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
 use hotslot_driver::hotplug::Presence;
-use hotslot_model::assignment::{Attachment, InnerAddress, Mdev};
+use hotslot_model::assignment::{Assignment, InnerAddress};
 use hotslot_model::device::Device;
 use hotslot_model::hot_unplug::{HOT_UNPLUG, HotUnplug};
 use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
@@ -40,15 +40,12 @@ pub(crate) struct GuestDevice {
     pub(crate) forced: bool,
 }
 
-impl From<&Attachment> for GuestDevice {
-    fn from(row: &Attachment) -> Self {
-        Self { id: row.id, server: row.server, device: row.device, inner: row.inner, forced: row.forced }
-    }
-}
-
-impl From<&Mdev> for GuestDevice {
-    fn from(row: &Mdev) -> Self {
-        Self { id: row.id, server: row.server, device: row.parent, inner: row.inner, forced: row.forced }
+impl GuestDevice {
+    /// The device of an assignment to a server; `None` for the host's own use.
+    pub(crate) fn of(row: &Assignment) -> Option<Self> {
+        let server = row.server()?;
+        let (id, device, inner, forced) = (row.id(), row.device(), row.inner(), row.forced());
+        Some(Self { id, server, device, inner, forced })
     }
 }
 

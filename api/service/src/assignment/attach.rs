@@ -4,19 +4,20 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::hotplug::{self, PlugFailure, Presence, Unplugged};
+use hotslot_driver::hotplug::{self, DetachLimits, PlugFailure, Presence};
 use hotslot_driver::hypervisor::{self, DomainView, ErrorKind, Scope};
-use hotslot_model::assignment::{Attachment, NewAttachment, Observation, Reservation};
+use hotslot_model::assignment::{
+    Assignment, AssignmentKey, AssignmentKind, Attachment, NewAttachment, Observation, Reservation,
+};
 use hotslot_model::device;
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use hotslot_store::actor;
 use uuid::Uuid;
 
-use super::request::AttachRequest;
+use super::engine::{Leftover, ReleaseOutcome, what_is_left};
+use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
-use crate::attachment::NetworkRequest;
-use crate::attachment::request::scope;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
@@ -31,6 +32,12 @@ struct Step {
     device: Arc<Device>,
     /// As the host has it.
     found: HostDevice,
+}
+
+impl Step {
+    fn key(&self) -> AssignmentKey {
+        AssignmentKey { kind: AssignmentKind::Attachment, id: self.attachment.id }
+    }
 }
 
 impl Service {
@@ -171,38 +178,16 @@ impl Service {
         Ok(chosen.iter().any(|one| goes_with_others(one, &chosen)))
     }
 
-    /// Says what became of a request whose functions could not be taken from their host drivers: libvirt was asked to plug
-    /// none of them. Those with a call out stay in transition until it comes back.
-    async fn not_taken(self: &Arc<Self>, host: &Host, steps: &[Step], error: hypervisor::Error) -> Failure {
-        let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
-        let culprit = steps.iter().find(|step| is_out(step)).or_else(|| steps.first());
-        let Some(culprit) = culprit.map(|step| step.device.id) else {
-            return Failure::of(DeviceId(0), Error::Internal("a group of nothing".into()));
-        };
+    /// Undoes an attach whose functions could not be taken from their host drivers: libvirt was not requested to plug any
+    /// of them. Those with a call out stay in transition until it returns.
+    async fn not_taken(&self, host: &Host, steps: &[Step], error: hypervisor::Error) -> Failure {
         tracing::warn!(%error, "taking an IOMMU group from its host drivers failed");
-        let (mut intents, mut left) = (Vec::new(), Vec::new());
-        for step in steps {
-            let (id, reason) = (step.attachment.id, error.to_string());
-            intents.push((
-                id,
-                if is_out(step) {
-                    left.push(format!(
-                        "attachment {id} of {} is taken back when the host answers",
-                        step.device.facts.address
-                    ));
-                    Observation::GivenUp { reason }
-                } else {
-                    Observation::AttachRefused { reason }
-                },
-            ));
-        }
-        if let Err(error) = self.settle_all(&intents).await {
-            return Failure::of(culprit, error);
-        }
-        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
-        let rest = if left.is_empty() { "nothing was attached".to_owned() } else { left.join("; ") };
-        let context = format!("taking the IOMMU group from its host drivers failed, {rest}");
-        Failure { device: culprit, in_use, error: host.error(context)(error) }
+        let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
+        let culprit = steps.iter().position(is_out).unwrap_or_default();
+        let fate = |_: usize, step: &Step| {
+            (if is_out(step) { Leftover::Unknown } else { Leftover::Nothing }, error.to_string())
+        };
+        self.undo_steps(host, steps, culprit, fate, "taking the IOMMU group from its host drivers", &error).await
     }
 
     async fn plug_all(
@@ -216,50 +201,54 @@ impl Service {
         for step in &steps {
             // The host may have begun to need it since it was chosen.
             if let Err(refusal) = self.still_offered(host, step).await {
-                return Err(self.undo(host, &steps, present.len(), not_asked(refusal)).await);
+                return Err(self.undo_plugged(host, &steps, present.len(), not_asked(refusal)).await);
             }
             if !step.attachment.asked
                 && let Err(error) = self.store.asked(step.attachment.id).await
             {
                 let address = step.device.facts.address;
                 let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
-                let failure = self.undo(host, &steps, present.len(), not_asked(why)).await;
+                let failure = self.undo_plugged(host, &steps, present.len(), not_asked(why)).await;
                 return Err(Failure { in_use: false, error: error.into(), ..failure });
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
             match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
                 Ok(presence) => present.push(presence),
-                Err(failure) => return Err(self.undo(host, &steps, present.len(), failure).await),
+                Err(failure) => return Err(self.undo_plugged(host, &steps, present.len(), failure).await),
             }
         }
-        let seen: Vec<_> = steps
-            .iter()
-            .zip(&present)
-            .map(|(step, presence)| {
-                let inner = presence.inner_address;
-                let only_in_definition = false;
-                (step.attachment.id, Observation::Present { inner, only_in_definition, same_run: true })
-            })
-            .collect();
-        let Some(first) = steps.first().map(|step| step.device.id) else {
-            return Err(Failure::of(DeviceId(0), Error::Internal("an attach of nothing".into())));
-        };
-        self.settle_all(&seen).await.map_err(|error| Failure::of(first, error))?;
+        let seen = steps.iter().zip(&present).map(|(step, presence)| (step.key(), plugged(presence)));
+        let settled = self.settle_all(&seen.collect::<Vec<_>>()).await;
+        let first = steps.first().map_or(DeviceId(0), |step| step.device.id);
+        let rows = settled.map_err(|error| Failure::of(first, error))?;
         let mut answer = Vec::new();
-        for step in steps {
-            let id = step.attachment.id;
-            let attachment =
-                self.store.attachment(id).await.map_err(|error| Failure::of(first, error.into()))?;
-            let attachment = attachment.unwrap_or(step.attachment);
+        for (row, step) in rows.into_iter().zip(steps) {
             tracing::info!(
-                server.id = %attachment.server, attachment.id = %id, pci.address = %step.device.facts.address,
-                "attached {} to server {}", step.device.facts.address, attachment.server
+                server.id = %step.attachment.server, attachment.id = %step.attachment.id,
+                pci.address = %step.device.facts.address,
+                "attached {} to server {}", step.device.facts.address, step.attachment.server
             );
-            self.verify_soon(host, &attachment);
-            answer.push((attachment, step.device));
+            self.verify_soon(host, &row);
+            if let Assignment::Attachment(attachment) = row {
+                answer.push((attachment, step.device));
+            }
         }
         Ok(answer)
+    }
+
+    /// Takes the device of an attachment out of its domain. A device that stays in the guest stays in the definition as
+    /// well, unless its attachment is forced.
+    pub(super) async fn unplug(
+        &self,
+        host: &Host,
+        row: &Attachment,
+        device: &Device,
+        limits: DetachLimits,
+    ) -> ReleaseOutcome {
+        let (spec, keep) = (hostdev_spec(row, device), row.persistent && !row.forced);
+        let hypervisor = host.hypervisor.as_ref();
+        hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await.into()
     }
 
     async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
@@ -282,81 +271,61 @@ impl Service {
         }
     }
 
-    /// Takes back what was plugged before the `failed`th step failed, and says what became of everything.
-    async fn undo(
-        self: &Arc<Self>,
+    /// Undoes an attach of which the step number `failed` (from 0) failed: the devices that were plugged before are
+    /// released, and those after it were never touched.
+    async fn undo_plugged(
+        &self,
         host: &Host,
         steps: &[Step],
         failed: usize,
         PlugFailure { error, untouched }: PlugFailure,
     ) -> Failure {
-        let Some(culprit) = steps.get(failed) else {
-            return Failure::of(DeviceId(0), Error::Internal("undo of no step".into()));
-        };
-        let address = culprit.device.facts.address;
+        let address = steps.get(failed).map(|step| step.device.facts.address.to_string()).unwrap_or_default();
         let because = format!("taken back, for attaching {address} of the same request failed");
-        tracing::warn!(pci.address = %address, %error, "attach failed");
-        // The outcome of every row is recorded before the first device is touched.
-        let mut intents: Vec<(AttachmentId, Observation)> = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            let intent = match index.cmp(&failed) {
-                Ordering::Less => Observation::GivenUp { reason: because.clone() },
-                // Refused is not unknown: after a lost connection or a time-out it may be there.
-                Ordering::Equal if error.kind.leaves_it_open() => {
-                    Observation::GivenUp { reason: error.to_string() }
-                }
-                Ordering::Equal if untouched => Observation::AttachRefused { reason: error.to_string() },
-                // The guest had it for a moment.
-                Ordering::Equal => Observation::Removed { reason: Some(error.to_string()) },
-                Ordering::Greater => Observation::AttachRefused { reason: format!("not tried: {because}") },
-            };
-            intents.push((step.attachment.id, intent));
-        }
-        if let Err(error) = self.settle_all(&intents).await {
-            return Failure::of(culprit.device.id, error);
-        }
-        let mut left = Vec::new();
-        for step in &steps[..failed] {
-            let id = step.attachment.id;
-            let unplugged = match self.call_out(host, Some(step.attachment.server), step.attachment.device) {
-                Some(call) => Err(Error::Conflict(call.to_string())),
-                None => self.unplug(host, &step.attachment, false, self.detach_limits()).await,
-            };
-            let outcome = match unplugged {
-                Ok((_, Ok(Unplugged::Gone))) => Observation::Removed { reason: Some(because.clone()) },
-                Ok((_, Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }))) => {
-                    Observation::StillThere { reason: format!("{because}: {reason}") }
-                }
-                Ok((_, Err(error))) => Observation::StillThere { reason: format!("{because}: {error}") },
-                Err(error) => Observation::StillThere { reason: format!("{because}: {error}") },
-            };
-            if let Observation::StillThere { reason } = &outcome {
-                left.push(format!(
-                    "attachment {id} of {} stays detaching: {reason}",
-                    step.device.facts.address
-                ));
-            }
-            if let Err(error) = self.settle(id, &outcome).await {
-                tracing::error!(attachment.id = %id, %error, "cannot record what became of an attachment");
-            }
-        }
-        if !left.is_empty() || error.kind.leaves_it_open() {
-            host.ask_again(culprit.attachment.server);
-        }
-        if error.kind.leaves_it_open() {
-            let id = culprit.attachment.id;
-            left.push(format!("attachment {id} of {address} is taken back when the host answers"));
-        }
-        let nth = if steps.len() > 1 {
-            format!(" (device {} of {})", failed + 1, steps.len())
-        } else {
-            String::new()
+        let fate = |index: usize, _: &Step| match index.cmp(&failed) {
+            Ordering::Less => (Leftover::Assigned, because.clone()),
+            // After a lost connection or a time-out it may be plugged; a refusal is an answer.
+            Ordering::Equal if error.kind.leaves_it_open() => (Leftover::Unknown, error.to_string()),
+            Ordering::Equal if untouched => (Leftover::Nothing, error.to_string()),
+            Ordering::Equal => (Leftover::Gone, error.to_string()),
+            Ordering::Greater => (Leftover::Nothing, format!("not tried: {because}")),
         };
-        let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
-        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
-        let error = host.error(format!("attaching {address}{nth} failed, {rest}"))(error);
-        Failure { device: culprit.device.id, in_use, error }
+        let nth = match steps.len() {
+            1 => String::new(),
+            all => format!(" (device {} of {all})", failed + 1),
+        };
+        self.undo_steps(host, steps, failed, fate, &format!("attaching {address}{nth}"), &error).await
     }
+
+    /// Undoes an attach; `fate` tells what a step left and why it is undone, and `what` what failed.
+    async fn undo_steps(
+        &self,
+        host: &Host,
+        steps: &[Step],
+        culprit: usize,
+        fate: impl Fn(usize, &Step) -> (Leftover, String),
+        what: &str,
+        error: &hypervisor::Error,
+    ) -> Failure {
+        let device = steps.get(culprit).map_or(DeviceId(0), |step| step.device.id);
+        let undone = steps.iter().enumerate().map(|(index, step)| {
+            let (leftover, reason) = fate(index, step);
+            (step.key(), leftover, reason)
+        });
+        match self.undo(host, undone.collect()).await {
+            Err(error) => Failure::of(device, error),
+            Ok(left) => {
+                let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+                let context = format!("{what} failed, {}", what_is_left(&left));
+                Failure { device, in_use, error: host.error(context)(error.clone()) }
+            }
+        }
+    }
+}
+
+/// The observation that a device was plugged.
+pub(super) fn plugged(presence: &Presence) -> Observation {
+    Observation::Present { inner: presence.inner_address, only_in_definition: false, same_run: true }
 }
 
 /// A failure from before libvirt was asked to plug anything.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use hotslot_driver::hypervisor::OverdueCall;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Action, Finding, Kind, Source, State};
-use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
+use hotslot_model::assignment::{Action, Assignment, Finding, Kind, Source, State};
+use hotslot_model::id::{DeviceId, ServerId};
 
 use crate::error::Error;
 use crate::host::Host;
@@ -33,26 +33,14 @@ impl Service {
         if host.hypervisor.overdue().is_empty() {
             return Ok(Vec::new());
         }
-        let mut findings = Vec::new();
-        let mut look =
-            |state: State, server: Option<ServerId>, id: Option<AttachmentId>, device: DeviceId| {
-                if state != State::Attached
-                    && let Some(call) = self.call_out(host, server, device)
-                {
-                    let address = self.store.device(device).map(|device| device.facts.address);
-                    findings.push(finding(&call, state, server, id, address));
-                }
-            };
-        for row in self.store.attachments().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            look(row.state, Some(row.server), Some(row.id), row.device);
-        }
-        for row in self.store.mdevs().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            look(row.state, Some(row.server), Some(row.id), row.parent);
-        }
-        for row in self.store.bindings().await?.iter().filter(|row| row.hypervisor == host.row.id) {
-            look(row.state, None, None, row.device);
-        }
-        Ok(findings)
+        let mut rows = self.store.assignments().await?;
+        rows.retain(|row| row.hypervisor() == host.row.id && row.state() != State::Attached);
+        let under_call = |row: &Assignment| {
+            let call = self.call_out(host, row.server(), row.device())?;
+            let address = self.store.device(row.device()).map(|device| device.facts.address);
+            Some(finding(&call, row, address))
+        };
+        Ok(rows.iter().filter_map(under_call).collect())
     }
 
     /// The servers of a host whose attachments and mediated devices are of some of its functions.
@@ -69,29 +57,20 @@ impl Service {
                 device.hypervisor == host.row.id && functions.contains(&device.facts.address)
             })
         };
-        let attachments = self.store.attachments().await?;
-        let mdevs = self.store.mdevs().await?;
-        let attached = attachments.iter().filter(|row| is_one(row.device)).map(|row| row.server);
-        let in_parts = mdevs.iter().filter(|row| is_one(row.parent)).map(|row| row.server);
-        Ok(attached.chain(in_parts).collect())
+        let rows = self.store.assignments().await?;
+        Ok(rows.iter().filter(|row| is_one(row.device())).filter_map(Assignment::server).collect())
     }
 }
 
-fn finding(
-    call: &OverdueCall,
-    state: State,
-    server: Option<ServerId>,
-    attachment: Option<AttachmentId>,
-    address: Option<PciAddress>,
-) -> Finding {
-    let record = match server {
-        Some(_) => state.to_string(),
-        None => format!("{state}: for the host"),
+fn finding(call: &OverdueCall, row: &Assignment, address: Option<PciAddress>) -> Finding {
+    let record = match row.server() {
+        Some(_) => row.state().to_string(),
+        None => format!("{}: for the host", row.state()),
     };
     Finding {
         kind: Kind::Unfinished,
-        server: server.map(|server| (server, None)),
-        attachment,
+        server: row.server().map(|server| (server, None)),
+        attachment: row.server().map(|_| row.id()),
         address,
         said: vec![(Source::Record, record), (Source::Host, call.to_string())],
         action: Action::Manual("nothing while that call is out; it is settled when it comes back".into()),

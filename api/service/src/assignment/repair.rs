@@ -1,26 +1,28 @@
 //! Putting right: what is found to disagree ([`drift`](hotslot_model::assignment::drift)) is brought in line, at an event, with a round, or
 //! when somebody asks for a repair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hotslot_driver::domain::UserAlias;
-use hotslot_driver::hotplug::{self, Policy, Unplugged};
+use hotslot_driver::hotplug::{self, Policy};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
 use hotslot_driver::xml::hostdev::Pluggable;
 use hotslot_model::assignment::drift::{
     Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev,
 };
 use hotslot_model::assignment::{
-    Action, Attachment, Finding, Kind, Observation, Promise, Source, State, Trigger,
+    Action, Assignment, AssignmentKey, AssignmentKind, Attachment, Finding, Kind, Observation, Source, State,
+    Trigger,
 };
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
+use super::engine::ReleaseOutcome;
+use super::mdev::mdev_spec;
 use super::request::Ask;
-use crate::accelerator::mdev_spec;
 use crate::error::Error;
 use crate::host::Host;
 use crate::service::{Service, hostdev_spec};
@@ -41,22 +43,25 @@ impl Service {
         // Of an attach that ends in between they may say that it is not there.
         self.store.refresh().await?;
         let began = self.store.event_bounds().await?.last;
-        let mut rows = self.promises_of(server).await?;
-        let mut busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
+        let mut rows = self.store.assignments_of(server).await?;
+        let mut busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
         // A process whose locks went with a connection has them again soon; its attach is not cut off.
         busy.extend(self.store.attaching_elsewhere(server).await?);
         rows.retain(|row| row.hypervisor() == host.row.id && !busy.contains(&row.id()));
         // A call that is still out may change the domain after it was read, or make a mediated device. It is heard of
         // when it comes back.
-        rows.retain(|row| row.state() == State::Attached || !self.is_stuck(host, row));
+        rows.retain(|row| {
+            let call = || self.call_out(host, row.server(), row.device());
+            row.state() == State::Attached || call().is_none()
+        });
         let view = host.server(server).await?;
-        let busy = self.in_flight.of(rows.iter().map(Promise::id)).await?;
+        let busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
         rows.retain(|row| !busy.contains(&row.id()));
         host.set_held(server, view.as_ref());
         let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
         let busy = self.in_flight.of(aliases.iter().copied()).await?;
         for id in aliases {
-            let row = self.promise(id).await?;
+            let row = self.named(id).await?;
             let ended = row.as_ref().is_some_and(|row| row.state().is_final());
             // By what was told, and not by the clock, which may have been put back.
             let just_ended = ended && self.store.told_of_after(began, id).await?;
@@ -66,6 +71,10 @@ impl Service {
         }
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
+        let parents: BTreeSet<_> = match named.values().flatten().any(|row| row.unasked()) {
+            true => self.store.mdevs().await?.iter().map(|row| row.parent).collect(),
+            false => BTreeSet::new(),
+        };
         let scene = Comparison {
             hypervisor: host.row.id,
             server,
@@ -78,28 +87,28 @@ impl Service {
                 devices.into_iter().find(|device| device.facts.address == address)
             },
             elsewhere: elsewhere.map(|other| other.name.as_str()),
+            mdevs: &host.mdevs(),
+            is_in_parts: &|device| parents.contains(&device),
         };
         Ok((scene.findings(), elsewhere))
     }
 
-    /// What a server was promised that has not ended, oldest first.
-    async fn promises_of(&self, server: ServerId) -> Result<Vec<Promise>, Error> {
-        let attachments = self.store.attachments_of(server).await?.into_iter().map(Promise::Attachment);
-        let mdevs = self.store.mdevs_of(server).await?.into_iter().map(Promise::Mdev);
-        Ok(attachments.chain(mdevs).collect())
-    }
-
-    /// Whether a call that was given up may still change what became of a promise.
-    fn is_stuck(&self, host: &Host, row: &Promise) -> bool {
-        self.call_out(host, Some(row.server()), row.device()).is_some()
-    }
-
-    /// What an alias of ours names, ended or not.
-    async fn promise(&self, id: AttachmentId) -> Result<Option<Promise>, Error> {
-        if let Some(row) = self.store.attachment(id).await? {
-            return Ok(Some(Promise::Attachment(row)));
+    /// The record that an alias of ours names, whether it has ended or not. A mediated device that ended although nobody
+    /// had requested that comes back only if its holder is still free.
+    async fn named(&self, id: AttachmentId) -> Result<Option<Assignment>, Error> {
+        for kind in [AssignmentKind::Attachment, AssignmentKind::Mdev] {
+            let row = self.store.assignment(AssignmentKey { kind, id }).await?;
+            match row {
+                Some(Assignment::Mdev(mut row)) if row.unasked => {
+                    let held = self.store.held_by(row.holder).await?;
+                    row.unasked = held.iter().all(|held| held.request() == row.request);
+                    return Ok(Some(Assignment::Mdev(row)));
+                }
+                Some(row) => return Ok(Some(row)),
+                None => {}
+            }
         }
-        Ok(self.store.mdev(id).await?.map(Promise::Mdev))
+        Ok(None)
     }
 
     /// Another host that has a server.
@@ -160,7 +169,7 @@ impl Service {
                 found => Some(found.map_err(host.error(format!("read {address}")))?),
             };
             // It may have been released meanwhile.
-            if self.store.binding(row.id).await?.is_some_and(|now| now.state == State::Attached) {
+            if self.store.bindings().await?.iter().any(|now| now.id == row.id && now.state == State::Attached) {
                 findings.extend(of_binding(row, &device, found.as_ref()));
             }
         }
@@ -233,23 +242,19 @@ impl Service {
         findings: Vec<Finding>,
         occasion: Trigger,
     ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
-        let (mut seen, mut seen_mdevs) = (Vec::new(), Vec::new());
-        let (mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), false);
+        let (mut seen, mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), Vec::new(), false);
         for finding in findings {
             if finding.action.occasion().is_none_or(|when| when > occasion) {
                 continue;
             }
             match (&finding.action, finding.attachment) {
-                (Action::Settle(observation), Some(id)) => {
-                    seen.push((id, observation.clone()));
+                // A mediated device that no document has is removed from the host before its record ends.
+                (Action::Settle(row, observation), _)
+                    if row.kind() != AssignmentKind::Mdev || !is_gone(observation) =>
+                {
+                    seen.push((row.key(), observation.clone()));
                     if matches!(observation, Observation::GivenUp { .. }) {
-                        given_up.push((id, finding));
-                    }
-                }
-                (Action::SettleMdev(_, observation), Some(id)) if !is_gone(observation) => {
-                    seen_mdevs.push((id, observation.clone()));
-                    if matches!(observation, Observation::GivenUp { .. }) {
-                        given_up.push((id, finding));
+                        given_up.push((row.key(), finding));
                     }
                 }
                 (Action::Adopt(adoption), _) => {
@@ -272,10 +277,9 @@ impl Service {
             }
         }
         self.settle_all(&seen).await?;
-        self.settle_mdev_rows(&seen_mdevs).await?;
-        for (id, finding) in given_up {
-            let Some(row) = self.promise(id).await? else { continue };
-            let task = self.mend(host, id, Action::AskAgain(Box::new(row))).await?;
+        for (key, finding) in given_up {
+            let Some(row) = self.store.assignment(key).await? else { continue };
+            let task = self.mend(host, key.id, Action::AskAgain(Box::new(row))).await?;
             tasks.extend(task.map(|task| (finding, task)));
         }
         if owed && let Err(error) = self.give_back(host).await {
@@ -295,61 +299,41 @@ impl Service {
         let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
         let (service, host) = (Arc::clone(self), Arc::clone(host));
         Ok(Some(actor::spawn_as_current(async move {
-            // It may have gone on since it was compared; from here on nobody else works on it.
-            let supposed = match &action {
-                Action::AskAgain(_) => Some(State::Detaching),
-                Action::Plug(_) | Action::Define(_) | Action::Undefine(_) => Some(State::Attached),
-                Action::SettleMdev(row, _) => Some(row.state),
-                // Of an attachment that has ended, or of nothing that goes on by itself.
-                Action::TakeOut { .. }
-                | Action::TakeAway(_)
-                | Action::Settle(_)
-                | Action::Adopt(_)
-                | Action::GiveBack(_)
-                | Action::Free(_)
-                | Action::Manual(_) => None,
+            // It may have changed since it was compared; from here on nobody else works on it.
+            let (row, supposed) = match &action {
+                Action::AskAgain(row) => (row, State::Detaching),
+                Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
+                Action::Settle(row, _) => (row, row.state()),
+                // The record of these has ended.
+                Action::TakeOut { row, .. } | Action::TakeAway(row) => (row, row.state()),
+                Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
             };
-            let state = service.promise(id).await?.map(|row| row.state());
-            if supposed.is_some() && state != supposed {
+            let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
+            let now = service.store.assignment(key).await?;
+            if now.is_none_or(|now| now.state() != supposed) {
                 return Ok(());
             }
-            let ask = Ask { until: None, first: false };
-            let (outcome, server) = match action {
-                Action::AskAgain(row) => {
-                    let released = match &*row {
-                        Promise::Attachment(_) => service.detach_now(&host, id, ask, guard).await,
-                        Promise::Mdev(row) => service.release_mdev_again(&host, row, guard).await,
-                    };
-                    return released.inspect_err(|error| {
-                        tracing::info!(attachment.id = %id, server.id = %row.server(), %error, "a detach goes on");
+            let outcome = match &action {
+                Action::AskAgain(_) => {
+                    let ask = Ask { until: None, first: false };
+                    return service.detach_now(&host, key, ask, guard).await.inspect_err(|error| {
+                        tracing::info!(attachment.id = %id, server.id = %server, %error, "a detach goes on");
                     });
                 }
-                Action::TakeOut { promise, .. } => {
-                    let taken = service.take_out(&host, &promise).await;
-                    // What a guest says is its word; anything else leaves it open whether it was asked.
-                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
-                        host.ask_again(promise.server());
-                    }
-                    (taken, promise.server())
-                }
-                Action::SettleMdev(row, seen) => {
-                    let taken = service.take_away(&host, &row, seen).await;
-                    // What waits for a call to come back is looked at then.
-                    if !matches!(taken, Ok(()) | Err(Error::Conflict(_))) {
-                        host.ask_again(row.server);
-                    }
-                    (taken, row.server)
-                }
-                Action::TakeAway(row) => (service.take_stray_away(&host, &row).await, row.server),
-                Action::Plug(row) => (service.plug_again(&host, &row).await, row.server()),
-                Action::Define(row) => (service.write_definition(&host, &row, true).await, row.server()),
-                Action::Undefine(row) => (service.write_definition(&host, &row, false).await, row.server()),
-                Action::Settle(_)
-                | Action::Adopt(_)
-                | Action::GiveBack(_)
-                | Action::Free(_)
-                | Action::Manual(_) => return Ok(()),
+                Action::TakeOut { row, .. } => service.take_out(&host, row).await,
+                Action::Settle(row, seen) => service.take_away(&host, row, seen.clone()).await,
+                Action::TakeAway(row) => service.take_stray_away(&host, row).await,
+                Action::Plug(row) => service.plug_again(&host, row).await,
+                Action::Define(row) => service.write_definition(&host, row, true).await,
+                Action::Undefine(row) => service.write_definition(&host, row, false).await,
+                Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => Ok(()),
             };
+            // A refusal is the guest's answer, and the return of a call is an event; anything else is tried again.
+            if matches!(action, Action::TakeOut { .. } | Action::Settle(..))
+                && !matches!(outcome, Ok(()) | Err(Error::Conflict(_)))
+            {
+                host.ask_again(server);
+            }
             drop(guard);
             host.look_again(server);
             if let Err(error) = &outcome {
@@ -360,47 +344,53 @@ impl Service {
     }
 
     /// Takes a device out of a domain that is not to have it.
-    async fn take_out(&self, host: &Host, row: &Promise) -> Result<(), Error> {
-        tracing::warn!(attachment.id = %row.id(), server.id = %row.server(), "taking out a device that the server is not to have");
-        let (what, unplugged) = match row {
-            Promise::Attachment(row) => {
-                // On another host the device has another address than on record.
-                let (_, unplugged) = self.unplug(host, row, false, self.detach_limits()).await?;
-                (format!("the device of attachment {}", row.id), unplugged)
+    async fn take_out(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
+        let (key, owner, limits) = (row.key(), row.owner(), self.detach_limits());
+        tracing::warn!(attachment.id = %key.id, %owner, "taking out a device that {owner} is not to have");
+        let outcome = match row {
+            Assignment::Attachment(row) => {
+                // Its host may not be the one on record, so the device may have another address.
+                let row = Attachment { persistent: false, ..row.clone() };
+                self.unplug(host, &row, &*self.device_of(&row)?, limits).await
             }
-            Promise::Mdev(row) => {
-                let (hypervisor, spec) = (host.hypervisor.as_ref(), mdev_spec(row.id));
-                let limits = self.detach_limits();
-                let unplugged =
-                    hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, false, limits).await;
-                (format!("mediated device {}", row.id), unplugged)
+            Assignment::Mdev(row) => {
+                let spec = mdev_spec(row.id);
+                let hypervisor = host.hypervisor.as_ref();
+                hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, false, limits).await.into()
             }
+            Assignment::Binding(_) => return Ok(()),
         };
-        match (unplugged, row) {
-            (Ok(Unplugged::Gone), Promise::Attachment(_)) => Ok(()),
-            (Ok(Unplugged::Gone), Promise::Mdev(row)) => self.take_stray_away(host, row).await,
-            (Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }), _) => Err(Error::Conflict(
-                format!("{what} is still in server {} on host {}: {reason}", row.server(), host.name),
-            )),
-            (Err(error), _) => {
-                Err(host.error(format!("taking {what} out of server {}", row.server()))(error))
+        match outcome {
+            ReleaseOutcome::Gone { .. } if key.kind == AssignmentKind::Mdev => {
+                self.take_stray_away(host, row).await
+            }
+            ReleaseOutcome::Gone { .. } => Ok(()),
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
+                Err(Error::Conflict(format!(
+                    "the device of {key} is still in {owner} on host {}: {reason}",
+                    host.name
+                )))
+            }
+            ReleaseOutcome::Failed { error, .. } => {
+                Err(host.error(format!("taking the device of {key} out of {owner}"))(error))
             }
         }
     }
 
     /// Plugs a device into a running guest whose definition has it.
-    async fn plug_again(&self, host: &Host, row: &Promise) -> Result<(), Error> {
-        let server = row.server();
+    async fn plug_again(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
+        let Some(server) = row.server() else { return Ok(()) };
         let _turn = self.turns.of(format!("server {server}")).await?;
         let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
-        // That the definition has it is as it should be.
+        // The definition has the device already, so only the running guest is checked.
         let view = DomainView { persistent: None, ..view };
         match row {
-            Promise::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
-            Promise::Mdev(row) => {
+            Assignment::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
+            Assignment::Mdev(row) => {
                 self.has_room(host, &view, 1).await?;
                 self.make_again(host, row).await?;
             }
+            Assignment::Binding(_) => return Ok(()),
         }
         let spec = self.spec_of(row)?;
         let plugged =
@@ -426,8 +416,9 @@ impl Service {
     }
 
     /// Puts a device into a domain's definition, or takes it out of there.
-    async fn write_definition(&self, host: &Host, row: &Promise, defined: bool) -> Result<(), Error> {
-        let (hypervisor, server) = (host.hypervisor.as_ref(), row.server());
+    async fn write_definition(&self, host: &Host, row: &Assignment, defined: bool) -> Result<(), Error> {
+        let Some(server) = row.server() else { return Ok(()) };
+        let hypervisor = host.hypervisor.as_ref();
         let written = if defined {
             let spec = self.spec_of(row)?;
             hotplug::complete(hypervisor, &self.templates, server.0, &*spec, Scope::Config).await
@@ -439,10 +430,13 @@ impl Service {
     }
 
     /// What a domain's document says of it.
-    fn spec_of(&self, row: &Promise) -> Result<Box<dyn Pluggable + Send>, Error> {
+    fn spec_of(&self, row: &Assignment) -> Result<Box<dyn Pluggable + Send>, Error> {
         Ok(match row {
-            Promise::Attachment(row) => Box::new(hostdev_spec(row, &*self.device_of(row)?)),
-            Promise::Mdev(row) => Box::new(mdev_spec(row.id)),
+            Assignment::Attachment(row) => Box::new(hostdev_spec(row, &*self.device_of(row)?)),
+            Assignment::Binding(row) => {
+                return Err(Error::Internal(format!("binding {} is in no domain", row.id)));
+            }
+            Assignment::Mdev(row) => Box::new(mdev_spec(row.id)),
         })
     }
 

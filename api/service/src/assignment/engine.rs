@@ -1,0 +1,313 @@
+//! The engine of all three kinds of assignment: how an observation reaches the records, how an assignment is released,
+//! and how a failed attach is undone.
+//!
+//! How a device of each kind is assigned and how it is released stands together in the file of the kind (`attach.rs`,
+//! `mdev.rs`, `host_use.rs`); what the records say of it is decided here.
+
+use hotslot_driver::hotplug::{DetachLimits, Unplugged};
+use hotslot_driver::hypervisor;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Change, Observation, State};
+use tokio::time::Instant;
+
+use super::policy::GuestDevice;
+use super::request::Ask;
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+/// What came of one try to release a device.
+#[derive(Debug)]
+pub(crate) enum ReleaseOutcome {
+    /// The device is in no document of its domain, or back with the host.
+    Gone {
+        /// Anything worth knowing about it, for people.
+        reason: Option<String>,
+    },
+    /// The guest refused; the device is where it was.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The device is still there and may go at any time.
+    Pending {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The hypervisor did not do it. The kind of the error tells whether it may still happen.
+    Failed {
+        /// The hypervisor's error.
+        error: hypervisor::Error,
+        /// Whether the device is where it was, unless it may still happen.
+        as_before: bool,
+    },
+}
+
+impl From<Result<Unplugged, hypervisor::Error>> for ReleaseOutcome {
+    fn from(unplugged: Result<Unplugged, hypervisor::Error>) -> Self {
+        match unplugged {
+            Ok(Unplugged::Gone) => Self::Gone { reason: None },
+            Ok(Unplugged::Refused { reason }) => Self::Refused { reason },
+            Ok(Unplugged::Pending { reason }) => Self::Pending { reason },
+            Err(error) => Self::Failed { error, as_before: true },
+        }
+    }
+}
+
+/// What a failed attach left of one of its assignments.
+pub(crate) enum Leftover {
+    /// Nothing: its device was never touched, or the refusal proves that it did not move.
+    Nothing,
+    /// Nothing any more: the guest had the device for a moment.
+    Gone,
+    /// The device is assigned, and is released at once.
+    Assigned,
+    /// It is not known whether the device is assigned; the next comparison of host and records releases it.
+    Unknown,
+}
+
+/// Separates the reason of a failed attach from what came of taking its device back.
+const TAKEN_BACK: &str =
+    "; the attach is not completed, and its device goes when the guest lets go or is powered off: ";
+
+/// What a forced detach has done, and what remains.
+const FORCED: &str = "forced: it was taken out of the domain's definition and the guest was asked, which is all \
+     that can be done to a running guest; the guest has it still, until it lets go or is powered off";
+
+impl Service {
+    /// Records one observation; returns the row as it is now.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn settle(
+        &self,
+        key: AssignmentKey,
+        observation: Observation,
+    ) -> Result<Option<Assignment>, Error> {
+        Ok(self.settle_all(&[(key, observation)]).await?.pop())
+    }
+
+    /// Records several observations in their order and in one transaction. All records of assignments change here.
+    /// Returns the rows as they are now.
+    ///
+    /// # Errors
+    /// The database's; then nothing was recorded.
+    pub(crate) async fn settle_all(
+        &self,
+        seen: &[(AssignmentKey, Observation)],
+    ) -> Result<Vec<Assignment>, Error> {
+        if seen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut rows = Vec::new();
+        for Change { was, row, address } in self.store.settle(seen).await? {
+            if was != row.state() {
+                tracing::info!(
+                    attachment.id = %row.id(), owner = %row.owner(), from = %was, to = %row.state(),
+                    reason = row.reason().unwrap_or_default(), "{} is {}", row.key(), row.state()
+                );
+                if row.state().is_final() {
+                    self.has_ended(&row, address);
+                }
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// Has the host looked at where an assignment has ended: the device may have changed while it was in use, and its
+    /// IOMMU group may have to get its host drivers back.
+    fn has_ended(&self, row: &Assignment, address: Option<PciAddress>) {
+        let Some(host) = self.host(row.hypervisor()) else { return };
+        address.into_iter().for_each(|address| host.look_at(address));
+        if let Some(server) = row.server() {
+            host.settled(server);
+        }
+        if row.kind() == AssignmentKind::Attachment {
+            host.give_back();
+        }
+    }
+
+    /// Releases an assignment that is recorded as `detaching`: a guest is prepared first, then its device is released
+    /// and the outcome recorded.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with the reason when the device stays; what the hypervisor answers; the database's.
+    pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<(), Error> {
+        let mut note = String::new();
+        if let Some(device) = GuestDevice::of(row)
+            && self.call_out(host, row.server(), row.device()).is_none()
+            && let Err(not) = self.quiesce(host, device, ask.until).await
+        {
+            tracing::warn!(attachment.id = %row.id(), server.id = %device.server, "{}", not.reason);
+            if not.demanded {
+                let reason = said(row, format!("the guest was not asked: {}", not.reason));
+                // An earlier unplug request may still be pending in the guest, so only the first one proves anything.
+                let seen = if ask.first {
+                    Observation::DetachRefused { reason: reason.clone() }
+                } else {
+                    Observation::StillThere { reason: reason.clone() }
+                };
+                let now = self.settle(row.key(), seen).await?;
+                let state = now.map_or(row.state(), |now| now.state());
+                let advice = "mend that and ask again, or ask all the same with force";
+                return Err(Error::Conflict(format!("{} is {state}: {reason}; {advice}", row.key())));
+            }
+            note = format!("; {}", not.reason);
+        }
+        self.release_unprepared(host, row, ask, &note).await
+    }
+
+    /// Releases an assignment that is recorded as `detaching`, without preparing its guest. `note` is added to the
+    /// reason that is recorded.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub(crate) async fn release_unprepared(
+        &self,
+        host: &Host,
+        row: &Assignment,
+        ask: Ask,
+        note: &str,
+    ) -> Result<(), Error> {
+        // The calls that other processes wait for are known from their last commits.
+        self.store.refresh().await?;
+        let key = row.key();
+        let device = self.store.known_device(row.device()).await?;
+        let device = device.ok_or_else(|| Error::Internal(format!("the device of {key} is lost")))?;
+        let address = device.facts.address;
+        let name = match row {
+            Assignment::Attachment(_) => address.to_string(),
+            Assignment::Binding(_) => format!("{address} of host {}", host.name),
+            Assignment::Mdev(_) => key.to_string(),
+        };
+        if let Some(call) = self.call_out(host, row.server(), row.device()) {
+            let reason = said(row, call.to_string());
+            self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
+            return Err(Error::Conflict(format!(
+                "{key} stays detaching: {reason}; it goes on when that comes back"
+            )));
+        }
+        let total = ask.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let limits = DetachLimits { total, ..self.detach_limits() };
+        let outcome = match row {
+            Assignment::Attachment(row) => self.unplug(host, row, &device, limits).await,
+            Assignment::Binding(row) => self.unbind(host, row, &device, ask.first).await,
+            Assignment::Mdev(row) => self.remove_mdev(host, row, address, limits).await,
+        };
+        let stays = |reason: &str| {
+            let text =
+                format!("{name} is not gone yet and stays detaching: {reason}; ask again, or wait for it");
+            Error::Conflict(text)
+        };
+        let (seen, error) = match outcome {
+            ReleaseOutcome::Gone { reason } => {
+                let note = Some(note.trim_start_matches("; ").to_owned()).filter(|note| !note.is_empty());
+                let reason = reason.or(note).or_else(|| why_given_up(row).map(str::to_owned));
+                self.settle(key, Observation::Removed { reason }).await?;
+                tracing::info!(
+                    attachment.id = %key.id, pci.address = %address, "released {name} from {}", row.owner()
+                );
+                return Ok(());
+            }
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason }
+                if row.is_given_up() =>
+            {
+                let reason = said(row, reason + note);
+                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
+            }
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.forced() => {
+                let reason = format!("{reason}{note}; {FORCED}");
+                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
+            }
+            ReleaseOutcome::Refused { reason } => {
+                let reason = reason + note;
+                let text = format!("{name} stays attached: {reason}; ask again when the guest can let go");
+                (Observation::DetachRefused { reason }, Error::Conflict(text))
+            }
+            ReleaseOutcome::Pending { reason } => {
+                let reason = reason + note;
+                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
+            }
+            ReleaseOutcome::Failed { error, as_before } => {
+                let reason = said(row, error.to_string() + note);
+                let seen = if error.kind.leaves_it_open() {
+                    Observation::HostAway { reason }
+                } else if as_before {
+                    Observation::DetachRefused { reason }
+                } else {
+                    Observation::StillThere { reason }
+                };
+                (seen, host.error(format!("detaching {name} failed"))(error))
+            }
+        };
+        // An event may have told meanwhile that the device is gone.
+        match self.settle(key, seen).await? {
+            Some(now) if now.state() == State::Detached => Ok(()),
+            Some(_) | None => Err(error),
+        }
+    }
+
+    /// Undoes a failed attach: records what is to become of each of its assignments, all in one transaction, and then
+    /// releases those that are assigned. Returns a sentence for each that is left; none means that nothing is left.
+    ///
+    /// # Errors
+    /// The database's; then nothing was released, and the next comparison of host and records does it.
+    pub(crate) async fn undo(
+        &self,
+        host: &Host,
+        steps: Vec<(AssignmentKey, Leftover, String)>,
+    ) -> Result<Vec<String>, Error> {
+        let intents = steps.iter().map(|(key, leftover, reason)| {
+            let reason = reason.clone();
+            let intent = match leftover {
+                Leftover::Nothing => Observation::AttachRefused { reason },
+                Leftover::Gone => Observation::Removed { reason: Some(reason) },
+                Leftover::Assigned | Leftover::Unknown => Observation::GivenUp { reason },
+            };
+            (*key, intent)
+        });
+        let rows = self.settle_all(&intents.collect::<Vec<_>>()).await?;
+        let (mut left, mut servers) = (Vec::new(), Vec::new());
+        for (key, leftover, _) in &steps {
+            let Some(row) = rows.iter().find(|row| row.key() == *key) else { continue };
+            match leftover {
+                Leftover::Nothing | Leftover::Gone => continue,
+                Leftover::Unknown => left.push(format!("{key} is taken back when the host answers")),
+                Leftover::Assigned => {
+                    let ask = Ask { until: None, first: false };
+                    let Err(error) = self.release_unprepared(host, row, ask, "").await else { continue };
+                    tracing::error!(attachment.id = %key.id, %error, "{key} is not taken back yet");
+                    left.push(format!("{key}: {error}"));
+                }
+            }
+            servers.push(row.server());
+        }
+        for server in servers {
+            match server {
+                Some(server) => host.ask_again(server),
+                None => host.give_back(),
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// The reason for which an attach was given up; `None` for an assignment that was attached.
+fn why_given_up(row: &Assignment) -> Option<&str> {
+    let reason = row.reason().filter(|_| row.is_given_up())?;
+    Some(reason.split(TAKEN_BACK).next().unwrap_or(reason))
+}
+
+/// The reason to record for an assignment that has not gone: the reason for which its attach was given up comes first.
+fn said(row: &Assignment, reason: String) -> String {
+    if !row.is_given_up() {
+        return reason;
+    }
+    format!("{}{TAKEN_BACK}{reason}", why_given_up(row).unwrap_or("its attach failed"))
+}
+
+/// Ends the message of a failed attach.
+pub(crate) fn what_is_left(left: &[String]) -> String {
+    if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") }
+}
