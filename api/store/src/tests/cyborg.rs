@@ -6,6 +6,12 @@ use hotslot_model::id::{ArqId, DeviceProfileId};
 
 use super::*;
 
+on_both! {
+    a_device_profile_stays_as_long_as_requests_ask_by_it
+    a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
+    cards_are_disabled_and_attributes_kept
+}
+
 fn profile(name: &str) -> DeviceProfile {
     let groups = serde_json::json!([{ "resources:CUSTOM_QAT": "2", "trait:CUSTOM_A": "required" }]);
     let groups = Group::read_all(&groups).unwrap();
@@ -18,7 +24,7 @@ fn profile(name: &str) -> DeviceProfile {
     }
 }
 
-pub(super) async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records: Records) {
+async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records: Records) {
     let store = &records.store;
     let (one, other) = (profile("one"), profile("other"));
     store.create_device_profile(&one).await.unwrap();
@@ -50,7 +56,7 @@ pub(super) async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records
     assert!(matches!(store.create_arqs(one.id, &[], None).await, Err(Error::NotFound(_))));
 }
 
-pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: Records) {
+async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     let profile = profile("one");
@@ -104,7 +110,7 @@ pub(super) async fn a_request_that_holds_a_device_is_not_bound_unbound_or_delete
     assert_eq!(records.at("0000:04:10.0").owner, None);
 }
 
-pub(super) async fn cards_are_disabled_and_attributes_kept(records: Records) {
+async fn cards_are_disabled_and_attributes_kept(records: Records) {
     records.scan(devices()).await;
     let (store, host) = (&records.store, records.host);
     let card: PciAddress = "0000:04:00.0".parse().unwrap();

@@ -1,11 +1,14 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use hotslot_driver::pci::PciAddress;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::device::{DevType, DeviceFacts, Owner};
-use crate::id::{HypervisorId, ServerId};
-use crate::rules::{Inventory, config};
+use crate::device::{DevType, DeviceFacts, DeviceStatus, Owner};
+use crate::id::{DeviceId, HypervisorId, ServerId};
+use crate::rules::{Inventory, NumaPolicy, config};
 
 /// A row as the data files write it.
 pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {

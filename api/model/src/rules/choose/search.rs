@@ -1,0 +1,210 @@
+//! Which part of a request gets which unit.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::table::{Part, Table};
+use crate::device::Device;
+
+/// Who gets what: of each unit, the part that takes it. `Err` is the first part that is short.
+pub(super) type Taken = Result<Vec<Option<usize>>, usize>;
+
+pub(super) struct Search<'t, 'a> {
+    pub(super) table: &'t Table<'t, 'a>,
+    pub(super) units: &'t [Vec<&'a Arc<Device>>],
+    pub(super) parts: &'t [Part],
+    /// How many cases may still be looked at.
+    pub(super) cases: usize,
+}
+
+impl<'a> Search<'_, 'a> {
+    /// Finds a choice without units that exclude each other, without torn groups, without those that are `out` and
+    /// with those that `must` be taken.
+    pub(super) fn solve(&mut self, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
+        let taker = self.matching(out, must)?;
+        let Some((unit, other)) = self.clash(&taker) else {
+            return match self.torn(&taker) {
+                Some(unit) => self.solve_whole(unit, taker[unit].unwrap_or_default(), out, must),
+                None => Ok(taker),
+            };
+        };
+        let short = taker[unit].max(taker[other]).unwrap_or_default();
+        if self.cases == 0 {
+            return Err(short);
+        }
+        self.cases -= 1;
+        let excluded = |rival: &usize| !out[*rival] && *rival != unit && self.exclude(unit, *rival);
+        let with: Vec<usize> = (0..self.units.len()).filter(excluded).collect();
+        let without = vec![unit];
+        // What the earlier part prefers is tried first.
+        let cases = if taker[unit] <= taker[other] { [with, without] } else { [without, with] };
+        for left_out in cases {
+            left_out.iter().for_each(|unit| out[*unit] = true);
+            let taken = self.solve(out, must);
+            left_out.iter().for_each(|unit| out[*unit] = false);
+            if taken.is_ok() {
+                return taken;
+            }
+        }
+        Err(short)
+    }
+
+    /// Goes on from a choice that has `unit`, and not all that it needs: with all busy members of its group, else
+    /// without the members that need others. `short` is the part that has the unit.
+    fn solve_whole(&mut self, unit: usize, short: usize, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
+        if self.cases == 0 {
+            return Err(short);
+        }
+        self.cases -= 1;
+        let [device] = self.units[unit][..] else { return Err(short) };
+        let group = self.table.scene.groups.get(&device.facts.address);
+        let busy = group.and_then(|group| self.table.busy.get(group)).into_iter().flatten();
+        let places: Vec<usize> = busy.filter_map(|member| self.table.places.get(member)).copied().collect();
+        let known = must.len();
+        must.extend(places.into_iter().filter(|place| !must[..known].contains(place)).collect::<Vec<_>>());
+        let taken = self.solve(out, must);
+        must.truncate(known);
+        if taken.is_ok() {
+            return taken;
+        }
+        let needy = |place: &usize| {
+            let member = &self.table.scene.devices[*place];
+            let of_group = self.table.scene.groups.get(&member.facts.address) == group;
+            of_group && !out[*place] && self.table.needs(member).next().is_some()
+        };
+        let left_out: Vec<usize> = (0..self.table.scene.devices.len()).filter(needy).collect();
+        left_out.iter().for_each(|place| out[*place] = true);
+        let taken = self.solve(out, must);
+        left_out.iter().for_each(|place| out[*place] = false);
+        taken.map_err(|_| short)
+    }
+
+    /// A single device of a choice that lacks a busy member of its IOMMU group.
+    fn torn(&self, taker: &[Option<usize>]) -> Option<usize> {
+        if self.table.busy.is_empty() {
+            return None;
+        }
+        let lacks = |unit: &usize| {
+            let device = &self.table.scene.devices[*unit];
+            let there =
+                |address| self.table.places.get(&address).is_some_and(|place| taker[*place].is_some());
+            taker[*unit].is_some() && !self.table.needs(device).all(there)
+        };
+        (0..self.table.scene.devices.len()).find(lacks)
+    }
+
+    /// Two units of a choice that exclude each other; the first is the one that excludes more.
+    fn clash(&self, taker: &[Option<usize>]) -> Option<(usize, usize)> {
+        let taken = || self.units.iter().enumerate().filter(|(unit, _)| taker[*unit].is_some());
+        let mut holder = HashMap::new();
+        for (unit, device) in taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m))) {
+            // Groups come after single devices, and do not overlap among themselves.
+            if let Some(single) = holder.insert(device.facts.address, unit) {
+                return Some((unit, single));
+            }
+        }
+        let mut pairs = taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m)));
+        pairs.find_map(|(unit, device)| {
+            let pf = holder.get(&device.facts.parent_addr?)?;
+            (*pf != unit).then_some((*pf, unit))
+        })
+    }
+
+    /// Why there is no choice for all parts, and the device that needs more than it gets where that is it.
+    pub(super) fn hindrance(&self, out: &[bool]) -> (String, Option<&'a Arc<Device>>) {
+        let taker = self.matching(out, &[]).ok();
+        let Some((unit, other)) = taker.as_ref().and_then(|taker| self.clash(taker)) else {
+            let torn = taker.and_then(|taker| self.torn(&taker));
+            let torn = torn.and_then(|unit| self.units[unit].first());
+            let why = torn.map(|device| self.table.not_viable(device));
+            return (why.unwrap_or_else(|| "they ask for the same devices".to_owned()), torn.copied());
+        };
+        let mut pairs =
+            self.units[unit].iter().flat_map(|one| self.units[other].iter().map(move |it| (one, it)));
+        let why = pairs.find_map(|(one, other)| {
+            let (address, vf) = (one.facts.address, other.facts.address);
+            if one.id == other.id {
+                return Some(format!("{address} cannot be given alone and with its IOMMU group"));
+            }
+            let of_pf = other.facts.parent_addr == Some(address);
+            of_pf.then(|| format!("PF {address} and its VF {vf} cannot both be given"))
+        });
+        (why.unwrap_or_else(|| "a PF and its VFs cannot both be given".to_owned()), None)
+    }
+
+    /// Whether two units cannot both be given.
+    fn exclude(&self, one: usize, other: usize) -> bool {
+        self.units[one].iter().any(|one| {
+            self.units[other].iter().any(|other| {
+                one.id == other.id
+                    || one.facts.parent_addr == Some(other.facts.address)
+                    || other.facts.parent_addr == Some(one.facts.address)
+            })
+        })
+    }
+
+    /// Gives each part as many units as it wants, no unit twice, none that is `out`, and each that `must` be taken.
+    fn matching(&self, out: &[bool], must: &[usize]) -> Taken {
+        let mut taker = vec![None; self.units.len()];
+        for unit in must {
+            if out[*unit] || !self.place(*unit, &mut taker, &mut vec![false; self.parts.len()]) {
+                return Err(0);
+            }
+        }
+        for (part, Part { count, .. }) in self.parts.iter().enumerate() {
+            // A unit that is taken stays so: it only changes hands.
+            let has = taker.iter().filter(|taker| **taker == Some(part)).count();
+            for _ in has..*count {
+                if !self.augment(part, out, &mut taker) {
+                    return Err(part);
+                }
+            }
+        }
+        Ok(taker)
+    }
+
+    /// Gives a unit to a part that has room for it, or that has room when another unit of it goes to another part.
+    fn place(&self, unit: usize, taker: &mut [Option<usize>], seen: &mut [bool]) -> bool {
+        for (part, Part { count, candidates }) in self.parts.iter().enumerate() {
+            if seen[part] || !candidates.contains(&unit) {
+                continue;
+            }
+            seen[part] = true;
+            let has: Vec<usize> = (0..taker.len()).filter(|held| taker[*held] == Some(part)).collect();
+            if has.len() < *count || has.into_iter().any(|held| self.place(held, taker, seen)) {
+                taker[unit] = Some(part);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Gives a part one more unit: a free one, or one of another part that takes a free one in its place, and so
+    /// on (breadth first, so that as few as possible change hands).
+    fn augment(&self, part: usize, out: &[bool], taker: &mut [Option<usize>]) -> bool {
+        // How a part was come to: the unit that it would give, and to which part.
+        let mut gives = vec![None; self.parts.len()];
+        let mut queue = VecDeque::from([part]);
+        while let Some(asks) = queue.pop_front() {
+            for unit in self.parts[asks].candidates.iter().copied().filter(|unit| !out[*unit]) {
+                match taker[unit] {
+                    None => {
+                        taker[unit] = Some(asks);
+                        let mut giver = asks;
+                        while let Some((given, to)) = gives[giver] {
+                            taker[given] = Some(to);
+                            giver = to;
+                        }
+                        return true;
+                    }
+                    Some(holder) if holder != part && gives[holder].is_none() => {
+                        gives[holder] = Some((unit, asks));
+                        queue.push_back(holder);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        false
+    }
+}

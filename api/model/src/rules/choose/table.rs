@@ -1,0 +1,306 @@
+//! The units of a host, and which of them each part of a request may get.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use hotslot_driver::pci::PciAddress;
+
+use super::candidates::{CandidateSet, Wanted};
+use super::reason::{Category, Reason};
+use super::shortage::{LeftOut, Shortage, Siblings};
+use crate::device::{DevType, Device, DeviceStatus};
+use crate::rules::alias::tag_differs;
+use crate::rules::keys::is_grouping_key;
+
+/// What a unit is taken by, the least first: NUMA rank, number of tags, whether it needs other devices, the PF's
+/// address or its own, its address.
+pub(super) type Order = (u8, usize, bool, PciAddress, PciAddress);
+
+/// A part with the units that would do for it, in order of preference.
+pub(super) struct Part {
+    pub(super) count: usize,
+    pub(super) candidates: Vec<usize>,
+}
+
+/// A scene with what has to be looked up often.
+pub(super) struct Table<'s, 'a> {
+    pub(super) scene: &'s CandidateSet<'a>,
+    /// Each device of its own, in the order of the scene; then the groups.
+    pub(super) units: Vec<Vec<&'a Arc<Device>>>,
+    /// Where held devices are.
+    held: HashSet<PciAddress>,
+    /// A held VF of each PF that has one.
+    held_vfs: HashMap<PciAddress, PciAddress>,
+    /// A member of each group that has one which is no device of the scene.
+    strangers: HashMap<u32, PciAddress>,
+    /// The busy members of each group that has some.
+    pub(super) busy: HashMap<u32, Vec<PciAddress>>,
+    /// The unit that each device of its own is.
+    pub(super) places: HashMap<PciAddress, usize>,
+}
+
+impl<'s, 'a> Table<'s, 'a> {
+    pub(super) fn new(scene: &'s CandidateSet<'a>) -> Self {
+        let mut groups = BTreeMap::<u32, Vec<&'a Arc<Device>>>::new();
+        let (mut held, mut held_vfs) = (HashSet::new(), HashMap::new());
+        for device in scene.devices {
+            let address = device.facts.address;
+            if let Some(group) = scene.groups.get(&address) {
+                groups.entry(*group).or_default().push(device);
+            }
+            if is_held(device) {
+                held.insert(address);
+                held_vfs.extend(device.facts.parent_addr.map(|pf| (pf, address)));
+            }
+        }
+        let singles = scene.devices.iter().map(|device| vec![device]);
+        let listed: HashSet<_> = scene.devices.iter().map(|device| device.facts.address).collect();
+        let strangers = scene.groups.iter().filter(|(address, _)| !listed.contains(address));
+        let strangers = strangers.map(|(address, group)| (*group, *address)).collect();
+        let mut busy = HashMap::<u32, Vec<PciAddress>>::new();
+        for address in scene.busy.keys() {
+            if let Some(group) = scene.groups.get(address) {
+                busy.entry(*group).or_default().push(*address);
+            }
+        }
+        let devices = scene.devices.iter().enumerate();
+        let places = devices.map(|(unit, device)| (device.facts.address, unit)).collect();
+        let units = singles.chain(groups.into_values()).collect();
+        Self { scene, units, held, held_vfs, strangers, busy, places }
+    }
+
+    /// The busy members of a device's IOMMU group without which it cannot be given.
+    pub(super) fn needs(&self, device: &Device) -> impl Iterator<Item = PciAddress> + '_ {
+        let address = device.facts.address;
+        let group = self.scene.groups.get(&address).and_then(|group| self.busy.get(group));
+        group.into_iter().flatten().copied().filter(move |member| *member != address)
+    }
+
+    /// Whether all that a unit needs can be part of a request for so many devices of these candidates.
+    fn is_whole(&self, unit: usize, count: usize, candidates: &HashSet<usize>) -> bool {
+        let [device] = self.units[unit][..] else { return true };
+        let needed = self.needs(device).map(|address| self.places.get(&address));
+        let mut others = 0;
+        for place in needed {
+            others += 1;
+            if place.is_none_or(|place| !candidates.contains(place)) {
+                return false;
+            }
+        }
+        others == 0 || others < count
+    }
+
+    /// Why a device is kept back by what it needs.
+    pub(super) fn not_viable(&self, device: &Device) -> String {
+        let address = device.facts.address;
+        let group = self.scene.groups.get(&address).map(u32::to_string).unwrap_or_default();
+        let members = self.needs(device).map(|member| {
+            let driver = self.scene.busy.get(&member).map_or("", String::as_str);
+            format!("its member {member} is bound to the host driver {driver}")
+        });
+        let members = members.collect::<Vec<_>>().join(", ");
+        format!("IOMMU group {group} of {address} is not viable: {members}")
+    }
+
+    /// What a device that is kept back needs. `alone`: whether nothing else is asked for.
+    pub(super) fn siblings(&self, wanted: &Wanted<'_>, device: &Device, alone: bool) -> Siblings {
+        let needed: Vec<_> = self.needs(device).collect();
+        let given = |member: &PciAddress| {
+            let member = self.places.get(member).and_then(|place| self.scene.devices.get(*place));
+            member.is_some_and(|member| self.single(wanted, member).is_ok())
+        };
+        let at_once = (alone && needed.iter().all(given)).then_some(needed.len() + 1);
+        // A PF that loses its host driver loses its VFs, too.
+        let of_its_pf = device.facts.parent_addr.is_some_and(|pf| needed.contains(&pf));
+        Siblings { unbind: if of_its_pf { Vec::new() } else { needed }, at_once }
+    }
+
+    /// Whether a device would do with all others of its IOMMU group.
+    pub(super) fn is_offered_whole(&self, wanted: &Wanted<'_>, device: &Device) -> bool {
+        let group = self.scene.groups.get(&device.facts.address);
+        let of_it = |member: &&'a Arc<Device>| self.scene.groups.get(&member.facts.address) == group;
+        let members: Vec<_> = self.scene.devices.iter().filter(of_it).collect();
+        group.is_some() && self.group(wanted, &members).is_ok()
+    }
+
+    /// The units that a part may ask for, and whether each would do.
+    pub(super) fn offers(
+        &self,
+        wanted: &Wanted<'_>,
+    ) -> impl Iterator<Item = (usize, Result<Order, Reason<'a>>)> {
+        let (singles, groups) = self.units.split_at(self.scene.devices.len());
+        let groups = if wanted.whole_group { groups } else { &[] };
+        let offer = |device: &'a Arc<Device>| {
+            if !wanted.whole_group {
+                return Some(self.single(wanted, device));
+            }
+            let grouped = self.scene.groups.contains_key(&device.facts.address);
+            (!grouped).then(|| Err(wants(wanted, device).err().unwrap_or(Reason::NoGroup)))
+        };
+        let singles = singles.iter().flatten().map(move |device| offer(device));
+        let groups = groups.iter().map(|members| Some(self.group(wanted, members)));
+        singles.chain(groups).enumerate().filter_map(|(unit, offer)| Some((unit, offer?)))
+    }
+
+    /// The parts of a request, without the candidates whose busy siblings it cannot take.
+    pub(super) fn parts(&self, wanted: &[Wanted<'_>]) -> Vec<Part> {
+        let mut parts: Vec<Part> = wanted.iter().map(|wanted| self.part(wanted)).collect();
+        if !self.busy.is_empty() {
+            let all: HashSet<usize> = parts.iter().flat_map(|part| &part.candidates).copied().collect();
+            let count = wanted.iter().fold(0usize, |sum, wanted| sum.saturating_add(wanted.count));
+            for part in &mut parts {
+                part.candidates.retain(|unit| self.is_whole(*unit, count, &all));
+            }
+        }
+        parts
+    }
+
+    fn part(&self, wanted: &Wanted<'_>) -> Part {
+        let offers = self.offers(wanted);
+        let mut candidates: Vec<(Order, usize)> =
+            offers.filter_map(|(unit, offer)| Some((offer.ok()?, unit))).collect();
+        candidates.sort_unstable();
+        Part { count: wanted.count, candidates: candidates.into_iter().map(|(_, unit)| unit).collect() }
+    }
+
+    /// Why a part is short. `alone`: whether it is the only one.
+    pub(super) fn shortage(&self, wanted: &Wanted<'_>, part: &Part, alone: bool) -> Shortage {
+        let candidates: HashSet<usize> = part.candidates.iter().copied().collect();
+        let (mut busy, mut siblings) = (BTreeSet::new(), None);
+        let mut free = 0;
+        let mut left_out = BTreeMap::new();
+        let mut nearest: Option<(&Device, (bool, usize), Vec<String>)> = None;
+        for (unit, offer) in self.offers(wanted) {
+            let Some(device) = self.units[unit].first() else { continue };
+            let reason = match offer {
+                Ok(_) if candidates.contains(&unit) => {
+                    free += 1;
+                    continue;
+                }
+                Ok(_) => {
+                    busy.extend(self.needs(device));
+                    siblings.get_or_insert_with(|| self.siblings(wanted, device, alone));
+                    let example = || format!("{}: {}", device.facts.address, self.not_viable(device));
+                    let left_out = left_out.entry(Category::Busy);
+                    left_out.or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
+                    continue;
+                }
+                Err(reason) => reason,
+            };
+            let Some(category) = reason.category() else {
+                let (distance, keys) = wanted.alias.distance(&device.facts);
+                if nearest.as_ref().is_none_or(|(_, least, _)| distance < *least) {
+                    nearest = Some((device, distance, keys));
+                }
+                continue;
+            };
+            let example = || format!("{}: {}", device.facts.address, reason.of(device, wanted));
+            left_out.entry(category).or_insert_with(|| LeftOut { count: 0, example: example() }).count += 1;
+        }
+        let Wanted { alias, count, whole_group, numa_policy: _, vf: _, tags: _ } = *wanted;
+        let nearest =
+            nearest.map(|(device, _, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
+        Shortage {
+            asker: alias.asker(),
+            wanted: count,
+            free,
+            whole_group,
+            left_out,
+            nearest,
+            together: None,
+            busy,
+            siblings,
+            other_way: false,
+        }
+    }
+
+    fn single(&self, wanted: &Wanted<'_>, device: &'a Arc<Device>) -> Result<Order, Reason<'a>> {
+        wants(wanted, device)?;
+        self.free(device)?;
+        self.order(wanted, device)
+    }
+
+    /// The whole group is as near, and as plain, as the best of its members that the alias asks for.
+    fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
+        let asked_for = members.iter().map(|member| {
+            wants(wanted, member)?;
+            self.order(wanted, member)
+        });
+        let best = asked_for.reduce(|one, other| match (one, other) {
+            (Ok(one), Ok(other)) => Ok(one.min(other)),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+            // What is told is of a member that the alias asks for.
+            (Err(Reason::Kind), Err(other)) => Err(other),
+            (Err(one), Err(_)) => Err(one),
+        });
+        let best = best.unwrap_or(Err(Reason::Kind))?;
+        let number = members.first().and_then(|member| self.scene.groups.get(&member.facts.address));
+        if let Some(member) = number.and_then(|number| self.strangers.get(number)) {
+            return Err(Reason::Stranger(*member));
+        }
+        for member in members {
+            self.free(member).map_err(|reason| Reason::Member(member, Box::new(reason)))?;
+        }
+        let pf = |member: &&Arc<Device>| member.facts.parent_addr;
+        match members
+            .iter()
+            .filter_map(pf)
+            .find(|pf| members.iter().any(|member| member.facts.address == *pf))
+        {
+            Some(pf) => Err(Reason::Family(pf)),
+            None => Ok(best),
+        }
+    }
+
+    fn free(&self, device: &'a Arc<Device>) -> Result<(), Reason<'a>> {
+        if is_held(device) {
+            return Err(Reason::InUse);
+        }
+        match device.status {
+            DeviceStatus::Available | DeviceStatus::Claimed | DeviceStatus::Allocated => {}
+            DeviceStatus::Unclaimable | DeviceStatus::Unavailable => return Err(Reason::Hidden),
+            DeviceStatus::Removed | DeviceStatus::Deleted => return Err(Reason::Gone),
+        }
+        // The rows may not say it yet: a PF takes its VFs with it, a VF keeps its PF.
+        if let Some(pf) = device.facts.parent_addr.filter(|pf| self.held.contains(pf)) {
+            return Err(Reason::PfHeld(pf));
+        }
+        if let Some(vf) = self.held_vfs.get(&device.facts.address) {
+            return Err(Reason::VfHeld(*vf));
+        }
+        match self.scene.withheld.get(&device.id) {
+            Some(reason) => Err(Reason::Withheld(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn order(&self, wanted: &Wanted<'_>, device: &Device) -> Result<Order, Reason<'a>> {
+        let facts = &device.facts;
+        let policy = wanted.numa_policy.unwrap_or(wanted.alias.numa_policy);
+        let rank = policy.rank(facts.numa_node, self.scene.guest_nodes, self.scene.sockets);
+        let tags = facts.extra_info.keys().filter(|key| is_grouping_key(key)).count();
+        let needs_others = !wanted.whole_group && self.needs(device).next().is_some();
+        let pf = facts.parent_addr.unwrap_or(facts.address);
+        Ok((rank.map_err(Reason::Numa)?, tags, needs_others, pf, facts.address))
+    }
+}
+
+/// Whether a device is what a part of a request asks for.
+fn wants<'a>(wanted: &Wanted<'_>, device: &Device) -> Result<(), Reason<'a>> {
+    let facts = &device.facts;
+    if !wanted.alias.matches(facts) {
+        return Err(Reason::Kind);
+    }
+    if wanted.vf && facts.dev_type != DevType::Vf {
+        let kind = facts.dev_type;
+        return Err(Reason::Besides(format!(
+            "it is {kind}, and mac_address, vlan, physical_network and trusted are for VFs"
+        )));
+    }
+    let differs = |(key, value): (&String, &String)| tag_differs(facts, key, Some(value));
+    wanted.tags.iter().find_map(differs).map_or(Ok(()), |differs| Err(Reason::Besides(differs)))
+}
+
+fn is_held(device: &Device) -> bool {
+    device.owner.is_some() || matches!(device.status, DeviceStatus::Claimed | DeviceStatus::Allocated)
+}

@@ -1,0 +1,194 @@
+//! Attachments: which device is reserved, and which is adopted.
+
+use hotslot_model::assignment::{Adoption, Attachment, Holder, Network};
+use hotslot_model::id::AcceleratorId;
+
+use super::*;
+
+on_both! {
+    what_was_chosen_is_claimed_and_nothing_else_that_came_there
+    what_a_domain_has_is_adopted_once_and_only_where_it_is_free
+    a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
+    a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it
+}
+
+async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Records) {
+    records.scan(devices()).await;
+    let chosen = records.at("0000:05:00.0");
+    let mut other = devices();
+    other[1].product_id = "1533".parse().unwrap();
+    records.scan(other).await;
+    let wanted = NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: chosen,
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
+    let reservation = reservation(records.host, server, request);
+    assert!(!records.store.reserve(reservation, &[wanted]).await.unwrap());
+}
+
+async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {
+    records.scan(devices()).await;
+    let taken = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    let found = |address: &str, mac: Option<&str>| Adoption {
+        id: AttachmentId(Uuid::new_v4()),
+        hypervisor: records.host,
+        server: ServerId(Uuid::new_v4()),
+        address: address.parse().unwrap(),
+        persistent: true,
+        managed: true,
+        network: mac.map(|mac| Network {
+            mac: mac.parse().unwrap(),
+            vlan: None,
+            physical_network: None,
+            trusted: None,
+        }),
+        inner: Some("0000:06:00.0".parse().unwrap()),
+    };
+    let mac = Some("52:54:00:c0:ff:ee");
+    let vf = found("0000:04:10.0", mac);
+    assert!(records.store.adopt(&vf).await.unwrap());
+    let row = records.store.attachment(vf.id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.state, row.server, row.alias.as_str(), row.persistent),
+        (State::Attached, vf.server, "", true)
+    );
+    let device = records.at("0000:04:10.0");
+    assert_eq!((device.status, device.server()), (DeviceStatus::Allocated, Some(vf.server)));
+    assert_eq!(device.request, Some(row.request));
+    assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unavailable);
+    let before = records.statuses();
+    for refused in [
+        vf.clone(),
+        found("0000:04:10.0", None),
+        found("0000:05:00.0", None),
+        found("0000:04:00.0", None),
+        found("0000:ff:00.0", None),
+        found("0000:04:10.1", mac),
+        Adoption { id: taken, ..found("0000:04:10.1", None) },
+    ] {
+        assert!(!records.store.adopt(&refused).await.unwrap(), "{refused:?}");
+        assert_eq!(records.statuses(), before);
+    }
+    records.settle(vf.id, Observation::AskedToDetach).await;
+    records.gone(vf.id).await;
+    assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
+    assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
+}
+
+/// An attachment as a domain's documents tell of it.
+fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
+    Adoption {
+        id: row.id,
+        hypervisor: records.host,
+        server: row.server,
+        address: address.parse().unwrap(),
+        persistent: false,
+        managed: true,
+        network: None,
+        inner: None,
+    }
+}
+
+async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id(records: Records) {
+    records.scan(devices()).await;
+    let (one, other) = ("0000:05:00.0", "0000:04:10.0");
+    // Asked to go, or its attach failed: it is nobody's.
+    let asked = records.claim(&[one]).await.unwrap()[0];
+    records.attached(asked).await;
+    records.settle(asked, Observation::AskedToDetach).await;
+    records.settle(asked, Observation::Absent).await;
+    let failed = records.claim(&[one]).await.unwrap()[0];
+    records.settle(failed, Observation::Absent).await;
+    for id in [asked, failed] {
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(row.state.is_final() && !row.unasked, "{row:?}");
+        assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap());
+    }
+    for ending in [Observation::Absent, Observation::DomainStopped, Observation::DomainGone] {
+        let id = records.claim(&[one]).await.unwrap()[0];
+        records.attached(id).await;
+        records.settle(id, ending).await;
+        let was = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(was.unasked, "{was:?}");
+        // On another host it is another device.
+        assert!(records.store.adopt(&as_found(&records, &was, other)).await.unwrap());
+        let is = records.store.attachment(id).await.unwrap().unwrap();
+        assert_eq!((is.state, is.server, is.request), (State::Attached, was.server, was.request));
+        assert_eq!((is.alias.as_str(), is.persistent, is.unasked), ("a", false, false));
+        let device = records.at(other);
+        assert_eq!((device.status, device.request), (DeviceStatus::Allocated, Some(was.request)));
+        // The row that ended is there still, and not counted twice.
+        let ended = records.store.ended_attachments(Some(was.server), 9).await.unwrap();
+        assert_eq!(ended.len(), 1);
+        assert_eq!((ended[0].ended_at, ended[0].device), (was.ended_at, was.device));
+        assert_ne!(ended[0].id, id);
+        assert_eq!(records.store.rows_of_request(was.request).await.unwrap(), 1);
+        assert!(!records.store.adopt(&as_found(&records, &was, one)).await.unwrap(), "it is open");
+        records.settle(id, Observation::AskedToDetach).await;
+        records.settle(id, Observation::Absent).await;
+    }
+    let id = records.claim(&[one]).await.unwrap()[0];
+    records.attached(id).await;
+    records.settle(id, Observation::DomainStopped).await;
+    records.store.asked_to_go(id).await.unwrap();
+    let row = records.store.attachment(id).await.unwrap().unwrap();
+    assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap(), "it was asked to go since");
+}
+
+async fn a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it(records: Records) {
+    records.scan(devices()).await;
+    let (server, id) = (ServerId(Uuid::new_v4()), AcceleratorId(Uuid::new_v4()));
+    records.store.create_accelerator("a", id, None).await.unwrap();
+    let holder = Holder::Accelerator(id);
+    let places = ["0000:05:00.0", "0000:04:10.0"];
+    let new = |address: &str| NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: records.at(address),
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let wanted = places.map(new);
+    let ids = [wanted[0].id, wanted[1].id];
+    let request = RequestId(Uuid::new_v4());
+    let reservation = Reservation { holder: Some(holder), ..reservation(records.host, server, request) };
+    assert!(records.store.reserve(reservation, &wanted).await.unwrap());
+    for id in ids {
+        records.attached(id).await;
+        records.settle(id, Observation::DomainStopped).await;
+    }
+    for (id, place) in ids.into_iter().zip(places) {
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(records.store.adopt(&as_found(&records, &row, place)).await.unwrap());
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert_eq!((row.holder, row.request), (Some(holder), request));
+    }
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2, "two were given, and two are there");
+    // An accelerator that takes any device has another one on another host.
+    records.settle(ids[0], Observation::DomainStopped).await;
+    let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+    assert!(records.store.adopt(&as_found(&records, &row, "0000:04:10.1")).await.unwrap());
+    let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
+    assert_eq!((row.holder, row.request), (Some(holder), request));
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
+    // What was released or purged is not wanted any more.
+    for id in ids {
+        records.settle(id, Observation::DomainStopped).await;
+    }
+    records.store.release_accelerator(id).await.unwrap();
+    for (id, place) in ids.into_iter().zip(places) {
+        let row = records.store.attachment(id).await.unwrap().unwrap();
+        assert!(!row.unasked);
+        assert!(!records.store.adopt(&as_found(&records, &row, place)).await.unwrap());
+    }
+}

@@ -1,0 +1,63 @@
+//! When rows that have ended are deleted.
+
+use hotslot_model::time::Millis;
+
+use super::*;
+
+on_both! {
+    what_has_ended_is_forgotten_but_for_what_is_counted_or_owed
+}
+
+async fn what_has_ended_is_forgotten_but_for_what_is_counted_or_owed(records: Records) {
+    records.scan(devices()).await;
+    let two = records.claim(&["0000:04:10.0", "0000:04:10.1"]).await.unwrap();
+    let owed = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
+    for id in [two[0], two[1], owed] {
+        records.attached(id).await;
+    }
+    let owe = query("UPDATE attachments SET taken = 1 WHERE id = $1").bind(owed.to_string());
+    owe.execute(&records.store.write).await.unwrap();
+    records.gone(two[0]).await;
+    records.gone(owed).await;
+    let forget = async |before: Millis| {
+        let mut count = 0;
+        for table in Ended::ALL {
+            count += records.store.prune_ended(*table, before, 100).await.unwrap();
+        }
+        count
+    };
+    let later = now() + 60_000;
+    assert_eq!(forget(0).await, 0, "none is older than 1970");
+    assert_eq!(forget(later).await, 0, "one of a request is open, the other is owed its host driver");
+    let request = records.store.attachment(two[1]).await.unwrap().unwrap().request;
+    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
+    records.gone(two[1]).await;
+    assert_eq!(
+        records.store.prune_ended(Ended::Attachments, later, 1).await.unwrap(),
+        1,
+        "so many at a time"
+    );
+    assert_eq!(forget(later).await, 1);
+    records.store.given_back(&[owed]).await.unwrap();
+    assert_eq!(forget(later).await, 1);
+    assert_eq!(records.store.ended_attachments(None, 9).await.unwrap(), []);
+    // A key may be sent again.
+    let key = IdempotencyKey::new(b"k", "/x", b"").unwrap();
+    let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
+    let wanted = NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device: records.at("0000:05:00.0"),
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    };
+    let id = wanted.id;
+    let reservation = Reservation { key: Some(&key), ..reservation(records.host, server, request) };
+    assert!(records.store.reserve(reservation, &[wanted]).await.unwrap());
+    records.attached(id).await;
+    records.gone(id).await;
+    assert_eq!(forget(later).await, 0);
+}

@@ -1,0 +1,122 @@
+//! Events: which are written, read and pruned.
+
+use hotslot_model::rules::Rule;
+
+use super::*;
+
+on_both! {
+    every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not
+    events_are_narrowed_and_come_in_pages
+    events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
+    a_change_of_the_rules_is_told
+}
+
+async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not(records: Records) {
+    crate::actor::scope("discovery", records.scan(devices())).await;
+    assert_eq!(records.events().await.len(), 5);
+    records.scan(devices()).await;
+    let five = records.last_event().await;
+    assert_eq!(five, EventId(5), "an unchanged scan");
+    let vf = crate::actor::scope("request req-1", records.claim(&["0000:04:10.0"])).await.unwrap()[0];
+    let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
+    assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
+    assert_eq!(told[0].what.attachment, Some(vf));
+    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server());
+    let claimed = records.last_event().await;
+    assert_eq!(records.claim(&["0000:04:10.1", "0000:04:10.0"]).await, None);
+    assert_eq!(records.last_event().await, claimed, "a claim that failed");
+    for _ in 0..2 {
+        records.attached(vf).await;
+    }
+    for _ in 0..2 {
+        records.settle(vf, Observation::StillThere { reason: "paused".into() }).await;
+    }
+    let place: PciAddress = "0000:06:00.0".parse().unwrap();
+    records.settle(vf, Observation::Verified { address: place, run: Some(7) }).await;
+    records.gone(vf).await;
+    let expected = [
+        "attachment.state - attaching",
+        "device.status available unclaimable",
+        "device.status available claimed",
+        "attachment.state attaching attached",
+        "device.status unclaimable unavailable",
+        "device.status claimed allocated",
+        "attachment.reason - paused",
+        "attachment.inner_address - -",
+        "attachment.state attached detached",
+        "attachment.inner_address - -",
+        "device.status unavailable available",
+        "device.status allocated available",
+    ];
+    assert_eq!(records.told(five).await, expected);
+
+    let mut changed = devices();
+    changed[1].numa_node = Some(1);
+    changed.pop();
+    let before = records.last_event().await;
+    records.scan(changed).await;
+    assert_eq!(records.told(before).await, ["device.removed available -", "device.changed - -"]);
+    let events = records.store.events(before, &EventFilter::default(), 9).await.unwrap();
+    let (from, to) = (events[1].what.from.as_ref(), events[1].what.to.as_ref());
+    assert_eq!((from, to), (Some(&serde_json::json!({})), Some(&serde_json::json!({ "numa_node": 1 }))));
+}
+
+async fn events_are_narrowed_and_come_in_pages(records: Records) {
+    records.scan(devices()).await;
+    let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    let device = records.at("0000:04:10.0");
+    let all = records.events().await;
+    // Followers are given what passes in memory: the same.
+    let count = async |filter: EventFilter| {
+        let read = records.store.events(EventId(0), &filter, 100).await.unwrap();
+        let given: Vec<_> = all.iter().filter(|event| filter.passes(event)).cloned().collect();
+        assert_eq!(read, given, "{filter:?}");
+        read.len()
+    };
+    let any = EventFilter::default;
+    assert_eq!(count(EventFilter { attachment: Some(id), ..any() }).await, 1);
+    assert_eq!(count(EventFilter { device: Some(device.id), ..any() }).await, 3);
+    assert_eq!(count(EventFilter { address: Some(device.facts.address), ..any() }).await, 3);
+    assert_eq!(count(EventFilter { server: device.server(), ..any() }).await, 2);
+    assert_eq!(count(EventFilter { host: Some("node1".into()), ..any() }).await, 8);
+    assert_eq!(count(EventFilter { host: Some("node2".into()), ..any() }).await, 0);
+    assert_eq!(count(EventFilter { kind: Some("device".into()), ..any() }).await, 7);
+    assert_eq!(count(EventFilter { kind: Some("device.added".into()), ..any() }).await, 5);
+    let page = records.store.events(EventId(2), &any(), 2).await.unwrap();
+    assert_eq!(page.iter().map(|event| event.id.0).collect::<Vec<_>>(), [3, 4]);
+}
+
+async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again(records: Records) {
+    records.scan(devices()).await;
+    let any = EventFilter::default();
+    assert_eq!(records.store.prune_events(0, 100, 100).await.unwrap(), 0, "none is older than 1970");
+    assert_eq!(records.store.prune_events(0, 3, 100).await.unwrap(), 2, "all but the newest three");
+    assert_eq!(records.events().await[0].id, EventId(3), "0 is from the oldest that is kept");
+    let refused = records.store.events(EventId(1), &any, 9).await.unwrap_err();
+    assert!(matches!(&refused, Error::Gone(said) if said.contains("oldest that is kept is 3")), "{refused}");
+    assert_eq!(records.store.events(EventId(2), &any, 9).await.unwrap().len(), 3, "nothing was missed");
+    let refused = records.store.events(EventId(6), &any, 9).await.unwrap_err();
+    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last one is 5")), "{refused}");
+    let later = now() + 60_000;
+    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "so many at a time");
+    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 1);
+    assert_eq!(records.events().await, []);
+    records.claim(&["0000:05:00.0"]).await.unwrap();
+    assert_eq!(records.events().await[0].id, EventId(6));
+}
+
+async fn a_change_of_the_rules_is_told(records: Records) {
+    let source = hotslot_model::rules::Source::Api { created_at: 1, updated_at: None };
+    let id = Uuid::new_v4();
+    let kind = hotslot_model::rules::RuleKind::Alias;
+    let mut rule = Rule { id, kind, text: r#"{"name":"a"}"#.into(), source };
+    records.store.put_rule(&rule).await.unwrap();
+    records.store.put_rule(&rule).await.unwrap();
+    rule.text = r#"{"name":"b"}"#.into();
+    records.store.put_rule(&rule).await.unwrap();
+    records.store.remove_rule(&rule).await.unwrap();
+    assert_eq!(records.told(EventId(0)).await, ["rule.added - -", "rule.changed - -", "rule.removed - -"]);
+    let changed = &records.events().await[1].what;
+    assert_eq!(changed.to, Some(serde_json::json!({ "kind": "alias", "entry": { "name": "b" } })));
+    assert_eq!(changed.rule, Some(id));
+}
