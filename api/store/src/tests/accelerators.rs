@@ -4,7 +4,7 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_model::accelerator::AccSpec;
 use hotslot_model::assignment::{Holder, NewBinding};
 use hotslot_model::event::EventKind;
-use hotslot_model::id::{AcceleratorId, BindingId};
+use hotslot_model::id::{AcceleratorId};
 
 use super::*;
 
@@ -32,7 +32,7 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     let holder = Holder::Accelerator(made.id);
     let bind = async |device: &Arc<Device>| {
         let new = NewBinding {
-            id: BindingId(Uuid::new_v4()),
+            id: AttachmentId(Uuid::new_v4()),
             device: Arc::clone(device),
             previous: Some("igbvf".into()),
             siblings: Vec::new(),
@@ -50,16 +50,18 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     let other = records.at("0000:04:10.2");
     assert!(matches!(bind(&other).await.unwrap_err(), Error::Conflict(_)));
     assert!(matches!(store.purge_accelerator(made.id).await.unwrap_err(), Error::Conflict(_)));
-    store.settle_binding(id, State::Attached, None).await.unwrap();
+    let key = AssignmentKey { kind: AssignmentKind::Binding, id };
+    let bound = Observation::Present { inner: None, only_in_definition: false, same_run: true };
+    store.settle(&[(key, bound)]).await.unwrap();
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Allocated);
-    assert_eq!(store.bindings_held_by(holder).await.unwrap().len(), 1);
+    assert_eq!(store.held_by(holder).await.unwrap().len(), 1);
     // A device that is promised to its host is not forgotten for want of an attachment.
     store.forget(vf.id).await.unwrap();
     assert_eq!(records.at("0000:04:10.0").owner, Some(Owner::Host));
-    store.settle_binding(id, State::Detached, Some("why")).await.unwrap();
+    store.settle(&[(key, Observation::Removed { reason: Some("why".into()) })]).await.unwrap();
     let free = records.at("0000:04:10.0");
     assert_eq!((free.owner, free.status), (None, DeviceStatus::Available));
-    assert_eq!(store.binding(id).await.unwrap().unwrap().reason.as_deref(), Some("why"));
+    assert_eq!(store.assignment(key).await.unwrap().unwrap().reason(), Some("why"));
     let told = records.events().await;
     let of_binding = told.iter().filter(|event| event.what.kind == EventKind::BindingState);
     let states: Vec<_> = of_binding.map(|event| event.what.to.clone().unwrap()).collect();

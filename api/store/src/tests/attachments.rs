@@ -1,6 +1,6 @@
 //! Attachments: which device is reserved, and which is adopted.
 
-use hotslot_model::assignment::{Adoption, Attachment, Holder, Network};
+use hotslot_model::assignment::{Adopted, Adoption, Attachment, Holder, Network};
 use hotslot_model::id::AcceleratorId;
 
 use super::*;
@@ -42,14 +42,16 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Re
         server: ServerId(Uuid::new_v4()),
         address: address.parse().unwrap(),
         persistent: true,
-        managed: true,
-        network: mac.map(|mac| Network {
-            mac: mac.parse().unwrap(),
-            vlan: None,
-            physical_network: None,
-            trusted: None,
-        }),
         inner: Some("0000:06:00.0".parse().unwrap()),
+        what: Adopted::Function {
+            managed: true,
+            network: mac.map(|mac| Network {
+                mac: mac.parse().unwrap(),
+                vlan: None,
+                physical_network: None,
+                trusted: None,
+            }),
+        },
     };
     let mac = Some("52:54:00:c0:ff:ee");
     let vf = found("0000:04:10.0", mac);
@@ -90,9 +92,8 @@ fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
         server: row.server,
         address: address.parse().unwrap(),
         persistent: false,
-        managed: true,
-        network: None,
         inner: None,
+        what: Adopted::Function { managed: true, network: None },
     }
 }
 
@@ -137,7 +138,7 @@ async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
     let id = records.claim(&[one]).await.unwrap()[0];
     records.attached(id).await;
     records.settle(id, Observation::DomainStopped).await;
-    records.store.asked_to_go(id).await.unwrap();
+    records.store.asked_to_go(super::attachment(id)).await.unwrap();
     let row = records.store.attachment(id).await.unwrap().unwrap();
     assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap(), "it was asked to go since");
 }

@@ -85,7 +85,7 @@ async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: 
     };
     let wanted = [new];
     assert!(store.reserve(reservation, &wanted).await.unwrap());
-    assert_eq!(store.attachments_held_by(holder).await.unwrap()[0].id, wanted[0].id);
+    assert_eq!(store.held_by(holder).await.unwrap()[0].id(), wanted[0].id);
     // All or none.
     let refused = store.begin_bind(&[bind(made[1], None), bind(made[0], None)]).await;
     assert!(matches!(refused, Err(Error::Conflict(_))));

@@ -1,12 +1,13 @@
 //! Mediated devices, and the status of the device that they are parts of.
 
-use hotslot_model::assignment::{Holder, MdevReservation};
+use hotslot_model::assignment::{Adopted, Adoption, Holder, MdevReservation};
 use hotslot_model::id::AcceleratorId;
 
 use super::*;
 
 on_both! {
     a_device_in_parts_is_its_hosts_until_the_last_is_gone
+    a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for_its_holder
 }
 
 async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records) {
@@ -43,25 +44,27 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     assert_eq!(store.mdevs_of(server).await.unwrap().len(), 3);
 
     let seen = Observation::Present { inner: None, only_in_definition: false, same_run: true };
-    store.settle_mdevs(&[(two[0], seen.clone()), (two[1], seen.clone())]).await.unwrap();
+    store.settle(&[(mdev(two[0]), seen.clone()), (mdev(two[1]), seen.clone())]).await.unwrap();
     assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Allocated));
-    assert!(store.settle_mdevs(&[(two[0], seen)]).await.unwrap().is_empty(), "nothing changed");
+    let events = records.last_event().await;
+    store.settle(&[(mdev(two[0]), seen)]).await.unwrap();
+    assert_eq!(records.last_event().await, events, "nothing changed");
     let gone = Observation::Removed { reason: None };
     for id in two {
-        let asked = store.settle_mdevs(&[(id, Observation::AskedToDetach)]).await.unwrap();
-        assert_eq!(asked[0].state, State::Detaching);
-        store.settle_mdevs(&[(id, gone.clone())]).await.unwrap();
+        let asked = store.settle(&[(mdev(id), Observation::AskedToDetach)]).await.unwrap();
+        assert_eq!(asked[0].row.state(), State::Detaching);
+        store.settle(&[(mdev(id), gone.clone())]).await.unwrap();
     }
     assert_eq!(is().0, Some(Owner::Host));
-    assert!(store.mdevs_held_by(holder).await.unwrap().is_empty());
+    assert!(store.held_by(holder).await.unwrap().is_empty());
     // One that is given up goes whatever its guest says.
     let given_up = Observation::GivenUp { reason: "why".into() };
-    assert!(store.settle_mdevs(&[(third, given_up)]).await.unwrap()[0].forced);
-    store.settle_mdevs(&[(third, gone.clone())]).await.unwrap();
+    assert!(store.settle(&[(mdev(third), given_up)]).await.unwrap()[0].row.forced());
+    store.settle(&[(mdev(third), gone.clone())]).await.unwrap();
     assert_eq!(is(), (None, DeviceStatus::Available));
     // What has ended has no say any more.
     records.claim(&[PARENT]).await.unwrap();
-    store.settle_mdevs(&[(third, gone)]).await.unwrap();
+    store.settle(&[(mdev(third), gone)]).await.unwrap();
     assert_eq!(records.at(PARENT).status, DeviceStatus::Claimed);
     assert!(reserve(holder, 1).await.unwrap().is_none());
     let told = records.events().await;
@@ -71,4 +74,63 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     assert!(store.purge_accelerator(one).await.unwrap());
     // What was removed meanwhile is given nothing.
     assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::NoAccelerator(_)));
+}
+
+async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for_its_holder(records: Records) {
+    records.scan(devices()).await;
+    let store = &records.store;
+    let (first, second) = ("0000:04:10.0", "0000:04:10.2");
+    let server = ServerId(Uuid::new_v4());
+    let accelerator = AcceleratorId(Uuid::new_v4());
+    store.create_accelerator("one", accelerator, None).await.unwrap();
+    let (holder, id) = (Holder::Accelerator(accelerator), AttachmentId(Uuid::new_v4()));
+    let reserve = async |id: AttachmentId, parent: &str| {
+        let (request, hypervisor) = (RequestId(Uuid::new_v4()), records.host);
+        let reservation = MdevReservation { hypervisor, server, request, holder, persistent: false };
+        assert!(store.reserve_mdevs(reservation, &[(id, records.at(parent), "nvidia-231")]).await.unwrap());
+    };
+    let settle = async |id: AttachmentId, seen: Observation| {
+        store.settle(&[(mdev(id), seen)]).await.unwrap().remove(0).row
+    };
+    let present = || Observation::Present { inner: None, only_in_definition: false, same_run: true };
+    let adopt = async |parent: &str| {
+        let found = Adoption {
+            id,
+            hypervisor: records.host,
+            server,
+            address: parent.parse().unwrap(),
+            persistent: false,
+            inner: None,
+            what: Adopted::Mdev { mdev_type: "nvidia-231".into() },
+        };
+        store.adopt(&found).await.unwrap()
+    };
+    reserve(id, first).await;
+    assert!(!adopt(first).await, "it is on record");
+    settle(id, present()).await;
+    assert!(settle(id, Observation::DomainStopped).await.unasked());
+    assert_eq!(records.at(first).status, DeviceStatus::Available);
+
+    // Its server came back on another card: a new row has the id, and the ended one goes on under another.
+    assert!(adopt(second).await);
+    let row = store.mdev(id).await.unwrap().unwrap();
+    assert_eq!((row.state, row.holder, row.parent), (State::Attached, holder, records.at(second).id));
+    assert_eq!((row.unasked, records.at(second).status), (false, DeviceStatus::Allocated));
+    assert_eq!(records.at(second).owner, Some(Owner::Host));
+    assert!(!adopt(second).await, "it is on record");
+
+    // While its holder has another one it is not adopted.
+    settle(id, Observation::DomainStopped).await;
+    let other = AttachmentId(Uuid::new_v4());
+    reserve(other, first).await;
+    settle(other, present()).await;
+    assert!(!adopt(second).await);
+    assert_eq!(records.at(second).status, DeviceStatus::Available);
+    settle(other, Observation::AskedToDetach).await;
+    assert!(!settle(other, Observation::Removed { reason: None }).await.unasked());
+
+    // Nor is one that its holder does not want any more.
+    store.release_accelerator(accelerator).await.unwrap();
+    assert!(!store.mdev(id).await.unwrap().unwrap().unasked);
+    assert!(!adopt(second).await);
 }

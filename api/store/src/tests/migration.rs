@@ -32,7 +32,7 @@ async fn a_database_of_the_first_release_is_brought_up_to_date() {
 
     // And it is worked on: what was attached is detached, and a scan finds what it knows.
     let attached = open[0].id;
-    store.settle(&[(attached, Observation::Removed { reason: None })]).await.unwrap();
+    store.settle(&[(attachment(attached), Observation::Removed { reason: None })]).await.unwrap();
     let seen: Vec<_> = store.devices_of(host.id).iter().map(|device| device.facts.clone()).collect();
     let outcome = store.scan(host.id, ScanScope::Everywhere, seen).await.unwrap();
     assert_eq!((outcome.added, outcome.changed, outcome.removed), (0, 0, 0));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{NewAttachment, Observation, Reservation, State};
+use hotslot_model::assignment::{
+    AssignmentKey, AssignmentKind, NewAttachment, Observation, Reservation, State,
+};
 use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_model::id::{AttachmentId, EventId, HypervisorId, RequestId, ServerId};
@@ -158,7 +160,7 @@ impl Records {
     }
 
     async fn settle(&self, id: AttachmentId, seen: Observation) {
-        self.store.settle(&[(id, seen)]).await.unwrap();
+        self.store.settle(&[(attachment(id), seen)]).await.unwrap();
     }
 
     async fn attached(&self, id: AttachmentId) {
@@ -194,4 +196,12 @@ impl Records {
     fn statuses(&self) -> Vec<&'static str> {
         self.store.devices_of(self.host).iter().map(|device| device.status.as_str()).collect()
     }
+}
+
+fn attachment(id: AttachmentId) -> AssignmentKey {
+    AssignmentKey { kind: AssignmentKind::Attachment, id }
+}
+
+fn mdev(id: AttachmentId) -> AssignmentKey {
+    AssignmentKey { kind: AssignmentKind::Mdev, id }
 }
