@@ -6,7 +6,8 @@
 //! under another: an attachment's id is what its client and its domain know it by, so both find it.
 
 use hotslot_model::assignment::{
-    Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerSource, Network, State,
+    Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerSource, Network,
+    State,
 };
 use hotslot_model::device::{Device, Owner, is_for_one_use};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
@@ -219,8 +220,7 @@ impl New<'_> {
     ) -> sqlx::Result<()> {
         let Self { found, device, .. } = self;
         // No document tells these of its network.
-        let requested =
-            before.and_then(|before| before.network.as_ref()).filter(|_| network.is_some());
+        let requested = before.and_then(|before| before.network.as_ref()).filter(|_| network.is_some());
         let whole_group = before.is_some_and(|before| before.whole_group);
         let told = event::made(device, found.server, found.id, State::Attached);
         draft.emit([event::What { reason: Some(self.reason.into()), ..told }]);

@@ -9,6 +9,7 @@ use hotslot_model::assignment::{
 use hotslot_model::device::DeviceStatus;
 use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_model::time::Millis;
 
 use crate::attachments::attachment;
 use crate::bindings::binding;
@@ -105,7 +106,8 @@ impl Store {
             if let Some(next) = was.on(row.record(), observation) {
                 // A requested detach passes through `detaching`.
                 let unasked = was == State::Attached && next.state == State::Detached;
-                write(&mut draft, &row, &next, unasked).await?;
+                let now = now();
+                write(&mut draft, &row, &next, unasked, now).await?;
                 draft.emit(event::of_assignment(&row, &next, device.as_deref()));
                 let used = is_used(&draft, &row, observation);
                 match &row {
@@ -114,7 +116,7 @@ impl Store {
                         draft.follow(key, row.device(), row.request(), next.state, used)?;
                     }
                 }
-                row.settle(next, unasked);
+                row.settle(next, unasked, now);
             }
             changes.push(Change { was, row, address });
         }
@@ -127,8 +129,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn force(&self, key: AssignmentKey) -> Result<(), Error> {
-        let sql =
-            in_table!(key.kind, "UPDATE ", " SET forced = 1 WHERE id = $1 AND state = 'detaching'");
+        let sql = in_table!(key.kind, "UPDATE ", " SET forced = 1 WHERE id = $1 AND state = 'detaching'");
         let (_turn, mut tx) = self.begin().await?;
         query(sql).bind(key.id.to_string()).execute(&mut tx).await?;
         Ok(tx.commit().await?)
@@ -210,9 +211,8 @@ impl Store {
              UNION ALL SELECT id FROM mdevs WHERE server_uuid = $1 AND ended_at IS NULL AND state = 'attaching'
                  AND worker IN (SELECT id FROM processes WHERE id <> $2)",
         );
-        let read = |row: &Row| {
-            RowReader { table: "attachments and mdevs", id: row.try_get("id")?, row }.parse("id")
-        };
+        let read =
+            |row: &Row| RowReader { table: "attachments and mdevs", id: row.try_get("id")?, row }.parse("id");
         rows.bind(server.to_string()).bind(&*worker).all(&self.read, read).await
     }
 }
@@ -222,6 +222,7 @@ async fn write(
     row: &Assignment,
     next: &Settled,
     unasked: bool,
+    now: Millis,
 ) -> Result<(), Error> {
     let sql = match row.kind() {
         AssignmentKind::Attachment => settle_in_server!("attachments"),
@@ -233,7 +234,7 @@ async fn write(
         .bind(next.state.as_str())
         .bind(&next.reason)
         .bind(i64::from(next.forced))
-        .bind(now());
+        .bind(now);
     let all = match row.kind() {
         AssignmentKind::Binding => common,
         AssignmentKind::Attachment | AssignmentKind::Mdev => common

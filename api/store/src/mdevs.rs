@@ -41,7 +41,10 @@ pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
 }
 
 /// The states of a device's mediated devices that have not ended.
-pub(crate) async fn open_states(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<Vec<State>, Error> {
+pub(crate) async fn open_states(
+    draft: &mut DeviceTransaction<'_>,
+    parent: DeviceId,
+) -> Result<Vec<State>, Error> {
     let rows = query("SELECT * FROM mdevs WHERE device_id = $1 AND ended_at IS NULL").bind(parent.0);
     rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
 }

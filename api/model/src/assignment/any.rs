@@ -1,11 +1,14 @@
 //! An assignment of any kind, and what all kinds have in common.
 
+use hotslot_driver::pci::PciAddress;
+
 use super::State;
 use super::holder::Holder;
 use super::state::{InnerAddress, Record, Settled};
 use crate::assignment::{Attachment, Binding, Mdev};
 use crate::device::Owner;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
+use crate::time::Millis;
 
 /// The kind of an assignment: each kind has a table of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,9 +169,7 @@ impl Assignment {
         let (reason, forced) = (self.reason(), self.forced());
         match self {
             Self::Attachment(row) => Record { inner: row.inner, reason, forced, asked: row.asked },
-            Self::Binding(_) | Self::Mdev(_) => {
-                Record { inner: self.inner(), reason, forced, asked: true }
-            }
+            Self::Binding(_) | Self::Mdev(_) => Record { inner: self.inner(), reason, forced, asked: true },
         }
     }
 
@@ -187,12 +188,19 @@ impl Assignment {
         self.state() == State::Detaching && attached_at.is_none()
     }
 
-    /// Puts what an observation made of the row into it. `unasked` is as in [`Assignment::unasked`].
-    pub fn settle(&mut self, next: Settled, unasked: bool) {
+    /// Puts into the row what an observation made of it, at the time `now`. `unasked` is as in [`Assignment::unasked`].
+    pub fn settle(&mut self, next: Settled, unasked: bool, now: Millis) {
         let Settled { state, reason, inner, forced } = next;
-        of_any!(self, row => (row.state, row.reason, row.forced) = (state, reason, forced));
+        let is_attached = (state == State::Attached).then_some(now);
+        of_any!(self, row => {
+            (row.state, row.reason, row.forced) = (state, reason, forced);
+            row.attached_at = row.attached_at.or(is_attached);
+        });
         match self {
-            Self::Attachment(row) => (row.inner, row.unasked) = (inner, unasked),
+            Self::Attachment(row) => {
+                (row.inner, row.unasked) = (inner, unasked);
+                (row.updated_at, row.ended_at) = (Some(now), state.is_final().then_some(now));
+            }
             Self::Binding(_) => {}
             Self::Mdev(row) => (row.inner, row.unasked) = (inner, unasked),
         }
@@ -208,4 +216,15 @@ impl Assignment {
         }
         self
     }
+}
+
+/// What became of an assignment by an observation.
+#[derive(Debug)]
+pub struct Change {
+    /// The state before.
+    pub was: State,
+    /// The row as it is now.
+    pub row: Assignment,
+    /// The address of its device on the host.
+    pub address: Option<PciAddress>,
 }

@@ -125,10 +125,7 @@ impl Action {
     /// When it is done; none when it is a person's.
     pub fn occasion(&self) -> Option<Trigger> {
         match self {
-            Self::Settle(..)
-            | Self::TakeAway(_)
-            | Self::Adopt(_)
-            | Self::GiveBack(_) => Some(Trigger::Event),
+            Self::Settle(..) | Self::TakeAway(_) | Self::Adopt(_) | Self::GiveBack(_) => Some(Trigger::Event),
             // Not at every event: a guest that refuses is heard of, too.
             Self::TakeOut { left_over: true, .. } => Some(Trigger::Arrival),
             Self::AskAgain(_) => Some(Trigger::Round),
@@ -233,6 +230,8 @@ pub struct Comparison<'a> {
     pub device_at: &'a dyn Fn(PciAddress) -> Option<Arc<Device>>,
     /// Another host that has the server.
     pub elsewhere: Option<&'a str>,
+    /// The mediated devices that ended although nobody had requested that, and whose holders hold something else now.
+    pub replaced: &'a BTreeSet<AttachmentId>,
     /// The host's mediated devices, as they were last read.
     pub mdevs: &'a [mdev::Mdev],
     /// Whether a device is held for mediated devices that are made of it.
@@ -349,14 +348,16 @@ impl Comparison<'_> {
         let mut finding = match (here, row.state().is_final()) {
             (true, false) => return None,
             // Nobody requested its end, so it came back together with its domain.
-            (_, true) if row.unasked() => return self.unrecorded(row.id(), Some(row)),
+            (_, true) if row.unasked() && !self.replaced.contains(&row.id()) => {
+                return self.unrecorded(row.id(), Some(row));
+            }
             (_, true) => self.finding(
                 Kind::Stray,
                 row,
                 Action::TakeOut {
                     row: Box::new(row.clone().in_server(self.hypervisor, self.server)),
                     // Its removal was requested, and is still wanted on whichever host the server is now.
-                    left_over: is_of_server,
+                    left_over: is_of_server && !row.unasked(),
                 },
             ),
             (false, false) => {

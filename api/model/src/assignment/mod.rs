@@ -6,11 +6,11 @@ mod holder;
 mod rows;
 mod state;
 
-pub use any::{Assignment, AssignmentKey, AssignmentKind};
+pub use any::{Assignment, AssignmentKey, AssignmentKind, Change};
 pub use drift::{Action, Finding, Kind, Source, Trigger};
 pub use holder::Holder;
 pub use rows::{
-    Adopted, Adoption, Attachment, Binding, Change, Mdev, MdevReservation, Network, NewAttachment, NewBinding,
+    Adopted, Adoption, Attachment, Binding, Mdev, MdevReservation, Network, NewAttachment, NewBinding,
     Reservation,
 };
 pub use state::{InnerAddress, InnerSource, Observation, Record, Settled, State};

@@ -7,7 +7,6 @@ use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_driver::pci::PciAddress;
 
 use super::holder::Holder;
-use super::any::Assignment;
 use super::state::{InnerAddress, State};
 use crate::device::Device;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
@@ -110,17 +109,6 @@ pub struct Reservation<'a> {
     pub key: Option<&'a IdempotencyKey>,
     /// On whose behalf they are made.
     pub holder: Option<Holder>,
-}
-
-/// What became of an assignment by an observation.
-#[derive(Debug)]
-pub struct Change {
-    /// The state before.
-    pub was: State,
-    /// The row as it is now.
-    pub row: Assignment,
-    /// The address of its device on the host.
-    pub address: Option<PciAddress>,
 }
 
 /// A row of `bindings`.

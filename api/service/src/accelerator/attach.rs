@@ -82,7 +82,8 @@ impl Service {
                     driver,
                 };
                 let service = Arc::clone(self);
-                task::join(actor::spawn_as_current(async move { service.bind(&host, &request).await })).await?;
+                task::join(actor::spawn_as_current(async move { service.bind(&host, &request).await }))
+                    .await?;
             }
         }
         self.accelerator(id).await
@@ -315,7 +316,9 @@ impl Service {
         request: DetachRequest,
     ) -> Result<Option<Work>, Error> {
         match held {
-            Assignment::Attachment(_) | Assignment::Mdev(_) => self.begin_detach_of(held.key(), request).await,
+            Assignment::Attachment(_) | Assignment::Mdev(_) => {
+                self.begin_detach_of(held.key(), request).await
+            }
             Assignment::Binding(row) => Ok(self.begin_release_bindings(vec![row.id])),
         }
     }

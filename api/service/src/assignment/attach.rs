@@ -187,7 +187,8 @@ impl Service {
         let fate = |_: usize, step: &Step| {
             (if is_out(step) { Leftover::Unknown } else { Leftover::Nothing }, error.to_string())
         };
-        self.undo_steps(host, steps, culprit, fate, "taking the IOMMU group from its host drivers", &error).await
+        self.undo_steps(host, steps, culprit, fate, "taking the IOMMU group from its host drivers", &error)
+            .await
     }
 
     async fn plug_all(

@@ -210,9 +210,7 @@ impl Service {
                 );
                 return Ok(());
             }
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason }
-                if row.is_given_up() =>
-            {
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.is_given_up() => {
                 let reason = said(row, reason + note);
                 (Observation::StillThere { reason: reason.clone() }, stays(&reason))
             }

@@ -101,9 +101,8 @@ impl Service {
     ) -> Error {
         let undone = steps.iter().enumerate().map(|(index, step)| {
             // After a time-out, or a refusal that was not undone in time, it may be bound now or later.
-            let is_open = || {
-                error.kind.leaves_it_open() || host.stuck_at(step.facts.device.address).is_some()
-            };
+            let is_open =
+                || error.kind.leaves_it_open() || host.stuck_at(step.facts.device.address).is_some();
             let leftover = match index.cmp(&failed) {
                 Ordering::Less => Leftover::Assigned,
                 Ordering::Equal if is_open() => Leftover::Unknown,

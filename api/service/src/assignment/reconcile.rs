@@ -389,9 +389,8 @@ impl Service {
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
         servers.extend(host.holders());
         let rows = self.store.assignments().await?;
-        servers.extend(
-            rows.iter().filter(|row| row.hypervisor() == host.row.id).filter_map(Assignment::server),
-        );
+        servers
+            .extend(rows.iter().filter(|row| row.hypervisor() == host.row.id).filter_map(Assignment::server));
         Ok(servers)
     }
 

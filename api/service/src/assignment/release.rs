@@ -88,9 +88,10 @@ impl Service {
                 State::Attached | State::Detaching => {}
             }
             expect_holder(&row, request.holder)?;
-            let host = self.host(row.hypervisor()).cloned().ok_or_else(|| {
-                Error::Conflict(format!("{key} is on a host that is no longer configured"))
-            })?;
+            let host = self
+                .host(row.hypervisor())
+                .cloned()
+                .ok_or_else(|| Error::Conflict(format!("{key} is on a host that is no longer configured")))?;
             host.ready().await?;
             if row.state() == State::Attached
                 && !request.force

@@ -71,10 +71,17 @@ impl Service {
         }
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        let parents: BTreeSet<_> = match named.values().flatten().any(|row| row.unasked()) {
-            true => self.store.mdevs().await?.iter().map(|row| row.parent).collect(),
-            false => BTreeSet::new(),
-        };
+        // A mediated device that came back is attached again, unless its holder holds something else.
+        let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
+        for row in named.values().flatten() {
+            if let Assignment::Mdev(row) = row
+                && row.unasked
+            {
+                let held = self.store.held_by(row.holder).await?;
+                replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
+                parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
+            }
+        }
         let scene = Comparison {
             hypervisor: host.row.id,
             server,
@@ -87,25 +94,18 @@ impl Service {
                 devices.into_iter().find(|device| device.facts.address == address)
             },
             elsewhere: elsewhere.map(|other| other.name.as_str()),
+            replaced: &replaced,
             mdevs: &host.mdevs(),
             is_in_parts: &|device| parents.contains(&device),
         };
         Ok((scene.findings(), elsewhere))
     }
 
-    /// The record that an alias of ours names, whether it has ended or not. A mediated device that ended although nobody
-    /// had requested that comes back only if its holder is still free.
+    /// The record that an alias of ours names, whether it has ended or not.
     async fn named(&self, id: AttachmentId) -> Result<Option<Assignment>, Error> {
         for kind in [AssignmentKind::Attachment, AssignmentKind::Mdev] {
-            let row = self.store.assignment(AssignmentKey { kind, id }).await?;
-            match row {
-                Some(Assignment::Mdev(mut row)) if row.unasked => {
-                    let held = self.store.held_by(row.holder).await?;
-                    row.unasked = held.iter().all(|held| held.request() == row.request);
-                    return Ok(Some(Assignment::Mdev(row)));
-                }
-                Some(row) => return Ok(Some(row)),
-                None => {}
+            if let Some(row) = self.store.assignment(AssignmentKey { kind, id }).await? {
+                return Ok(Some(row));
             }
         }
         Ok(None)
@@ -169,7 +169,8 @@ impl Service {
                 found => Some(found.map_err(host.error(format!("read {address}")))?),
             };
             // It may have been released meanwhile.
-            if self.store.bindings().await?.iter().any(|now| now.id == row.id && now.state == State::Attached) {
+            if self.store.bindings().await?.iter().any(|now| now.id == row.id && now.state == State::Attached)
+            {
                 findings.extend(of_binding(row, &device, found.as_ref()));
             }
         }
@@ -365,12 +366,9 @@ impl Service {
                 self.take_stray_away(host, row).await
             }
             ReleaseOutcome::Gone { .. } => Ok(()),
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
-                Err(Error::Conflict(format!(
-                    "the device of {key} is still in {owner} on host {}: {reason}",
-                    host.name
-                )))
-            }
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => Err(Error::Conflict(
+                format!("the device of {key} is still in {owner} on host {}: {reason}", host.name),
+            )),
             ReleaseOutcome::Failed { error, .. } => {
                 Err(host.error(format!("taking the device of {key} out of {owner}"))(error))
             }

@@ -8,9 +8,7 @@ use hotslot_driver::guest;
 use hotslot_driver::hypervisor::{Error as HypervisorError, ErrorKind};
 use hotslot_driver::pci::{PciAddress, PciId};
 use hotslot_driver::topology::Topology;
-use hotslot_model::assignment::{
-    Assignment, AssignmentKey, AssignmentKind, InnerSource, Observation, State,
-};
+use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, InnerSource, Observation, State};
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 
@@ -72,12 +70,7 @@ impl Service {
         self.settle_all(&seen).await.map(drop)
     }
 
-    fn verify_after(
-        self: &Arc<Self>,
-        host: &Arc<Host>,
-        row: &Assignment,
-        pauses: &'static [Duration],
-    ) {
+    fn verify_after(self: &Arc<Self>, host: &Arc<Host>, row: &Assignment, pauses: &'static [Duration]) {
         if row.state() != State::Attached || self.config.attach.verify == Verify::Off {
             return;
         }

@@ -4,7 +4,7 @@ use hotslot_driver::binding::HostDriver;
 use hotslot_model::accelerator::AccSpec;
 use hotslot_model::assignment::{Holder, NewBinding};
 use hotslot_model::event::EventKind;
-use hotslot_model::id::{AcceleratorId};
+use hotslot_model::id::AcceleratorId;
 
 use super::*;
 

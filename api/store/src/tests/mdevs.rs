@@ -76,7 +76,9 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::NoAccelerator(_)));
 }
 
-async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for_its_holder(records: Records) {
+async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for_its_holder(
+    records: Records,
+) {
     records.scan(devices()).await;
     let store = &records.store;
     let (first, second) = ("0000:04:10.0", "0000:04:10.2");
