@@ -64,9 +64,9 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
 }
 
 impl Store {
-    /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or
-    /// none. False when one of the devices, or a PF or VF of it, is not free any more. With a key, it is on record
-    /// too which request was made by it.
+    /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or none.
+    /// Returns the rows in the order of `wanted`; `None` when one of the devices, or a PF or VF of it, is not free any
+    /// more. With a key, the request that was made with that key is recorded as well.
     ///
     /// # Errors
     /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
@@ -75,13 +75,14 @@ impl Store {
         &self,
         reservation: Reservation<'_>,
         wanted: &[NewAttachment],
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<Vec<Attachment>>, Error> {
         let Reservation { hypervisor, server, request, persistent, key, holder } = reservation;
         let mut draft = self.draft().await?;
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }
         let takes_groups = wanted.iter().any(|new| new.whole_group);
+        let mut rows = Vec::new();
         for (index, new) in wanted.iter().enumerate() {
             let id = new.device.id;
             // What was chosen, and nothing else that may be there by now.
@@ -89,18 +90,42 @@ impl Store {
                 now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
             });
             if !same || draft.apply(id, DeviceEvent::Claim).is_err() {
-                return Ok(false);
+                return Ok(None);
             }
             let elsewhere = |row: &Arc<Device>| {
                 new.siblings.contains(&row.facts.address)
                     && row.owner.is_some_and(|owner| owner != Owner::Server(server))
             };
             if !new.siblings.is_empty() && draft.devices_of(hypervisor).iter().any(elsewhere) {
-                return Ok(false);
+                return Ok(None);
             }
             draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Server(server)), Some(request)));
             draft.emit([event::made(&new.device, server, new.id, State::Attaching)]);
-            let network = new.network.as_ref();
+            let row = Attachment {
+                id: new.id,
+                request,
+                hypervisor,
+                server,
+                device: id,
+                alias: new.alias.clone(),
+                persistent,
+                managed: new.managed,
+                network: new.network.clone(),
+                whole_group: new.whole_group,
+                forced: false,
+                // The first is plugged at once, unless a group is taken from its host drivers before.
+                asked: index == 0 && !takes_groups,
+                unasked: false,
+                state: State::Attaching,
+                reason: None,
+                holder,
+                inner: None,
+                created_at: now(),
+                updated_at: None,
+                attached_at: None,
+                ended_at: None,
+            };
+            let network = row.network.as_ref();
             query(
                 "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
                      persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
@@ -116,7 +141,7 @@ impl Store {
             .bind(&new.alias)
             .bind(i64::from(persistent))
             .bind(i64::from(new.managed))
-            .bind(now())
+            .bind(row.created_at)
             .bind(network.map(|network| network.mac.to_string()))
             .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
             .bind(network.and_then(|network| network.physical_network.clone()))
@@ -125,8 +150,7 @@ impl Store {
             .bind(i64::from(new.taken))
             .bind(self.worker().as_deref())
             .bind(holder.map(|holder| holder.to_string()))
-            // The first is plugged at once, unless a group is taken from its host drivers before.
-            .bind(i64::from(index == 0 && !takes_groups))
+            .bind(i64::from(row.asked))
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
@@ -135,15 +159,16 @@ impl Store {
                 ),
                 _ => error.into(),
             })?;
+            rows.push(row);
         }
         if let Some(key) = key {
             remember(&mut draft, key, request).await?;
         }
         match draft.commit().await {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Some(rows)),
             Err(Error::Stale) => {
                 self.read_devices().await?;
-                Ok(false)
+                Ok(None)
             }
             Err(error) => Err(error),
         }

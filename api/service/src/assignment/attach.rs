@@ -1,6 +1,5 @@
 //! Attach: all devices of a request, or none.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 use hotslot_driver::device::HostDevice;
@@ -15,7 +14,7 @@ use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use hotslot_store::actor;
 use uuid::Uuid;
 
-use super::engine::{Leftover, ReleaseOutcome, what_is_left};
+use super::engine::{self, Failed, Failure, Leftover, ReleaseOutcome, Step as _};
 use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
 use crate::error::Error;
@@ -34,9 +33,13 @@ struct Step {
     found: HostDevice,
 }
 
-impl Step {
+impl engine::Step for Step {
     fn key(&self) -> AssignmentKey {
         AssignmentKey { kind: AssignmentKind::Attachment, id: self.attachment.id }
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
     }
 }
 
@@ -76,10 +79,10 @@ impl Service {
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let mut choice = Exclusions::default();
         loop {
-            // Nobody gives a group back between its reservation and its taking.
-            let takes_groups = self.takes_groups(&host, &view, &request, &mut choice).await?;
+            let (takes_groups, chosen) = self.takes_groups(&host, &view, &request, &mut choice).await?;
+            // The lock keeps a group from being returned to its host drivers between its reservation and its taking.
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
-            let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice).await?;
+            let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
             let taken = self.take_groups(&host, scope, &steps).await;
             drop(groups);
             let plugged = match taken {
@@ -109,18 +112,20 @@ impl Service {
         }
     }
 
-    /// Chooses devices, looks whether they could be plugged, and claims them, all or none.
+    /// Claims the devices that were chosen, or chooses devices that could be plugged and claims those: all or none.
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
         choice: &mut Exclusions,
+        mut chosen: Option<Vec<Chosen>>,
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
-        let mut races = 0;
-        while races < RACES {
-            let chosen = self.select(host, view, request, choice).await?;
-            races += 1;
+        for _ in 0..RACES {
+            let chosen = match chosen.take() {
+                Some(chosen) => chosen,
+                None => self.select(host, view, request, choice).await?,
+            };
             let wanted: Vec<NewAttachment> = chosen
                 .iter()
                 .map(|one| new_attachment(request, one, goes_with_others(one, &chosen)))
@@ -135,15 +140,10 @@ impl Service {
                 key: request.key.as_ref(),
                 holder: request.holder,
             };
-            if self.store.reserve(reservation, &wanted).await? {
-                let mut steps = Vec::new();
-                for (new, Chosen { alias: _, device, found }) in wanted.iter().zip(chosen) {
-                    let attachment = self.store.attachment(new.id).await?;
-                    let attachment =
-                        attachment.ok_or_else(|| Error::Internal(format!("{} is lost", new.id)))?;
-                    steps.push(Step { attachment, device, found });
-                }
-                return Ok((steps, in_flight));
+            if let Some(rows) = self.store.reserve(reservation, &wanted).await? {
+                let step =
+                    |(attachment, Chosen { alias: _, device, found })| Step { attachment, device, found };
+                return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
             }
         }
         Err(Error::Conflict("other requests took the devices first; try again".into()))
@@ -156,39 +156,33 @@ impl Service {
         }
         let members = steps.iter().filter(|step| step.attachment.whole_group);
         let members: Vec<_> = members.map(|step| step.found.clone()).collect();
-        match hotplug::free_group(host.hypervisor.as_ref(), &members).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.not_taken(host, steps, error).await),
-        }
+        let Err(error) = hotplug::free_group(host.hypervisor.as_ref(), &members).await else { return Ok(()) };
+        // libvirt was not requested to plug any of them. One with a call out stays in transition until it returns.
+        let out = steps.iter().position(|step| host.stuck_at(step.device.facts.address).is_some());
+        let (before, after) = (Leftover::Nothing, Leftover::Nothing);
+        let leftover = if out.is_some() { Leftover::Unknown } else { Leftover::Nothing };
+        let failed = Failed { step: out.unwrap_or_default(), leftover, before, after, error };
+        Err(self.undo(host, steps, failed, Some("taking the IOMMU group from its host drivers")).await)
     }
 
-    /// Whether a request would take functions of a host from their drivers together: it asks for whole groups, or what it
-    /// would be given shares one.
+    /// Whether a request takes functions from their host drivers together: it asks for whole groups, or its devices share
+    /// one. Devices that were chosen to find out are returned if they do not; otherwise they have to be chosen under the
+    /// lock of the groups.
     async fn takes_groups(
         self: &Arc<Self>,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
         choice: &mut Exclusions,
-    ) -> Result<bool, Error> {
+    ) -> Result<(bool, Option<Vec<Chosen>>), Error> {
         if request.whole_group || !may_take_groups(host, request) {
-            return Ok(request.whole_group);
+            return Ok((request.whole_group, None));
         }
         let chosen = self.select(host, view, request, choice).await?;
-        Ok(chosen.iter().any(|one| goes_with_others(one, &chosen)))
-    }
-
-    /// Undoes an attach whose functions could not be taken from their host drivers: libvirt was not requested to plug any
-    /// of them. Those with a call out stay in transition until it returns.
-    async fn not_taken(&self, host: &Host, steps: &[Step], error: hypervisor::Error) -> Failure {
-        tracing::warn!(%error, "taking an IOMMU group from its host drivers failed");
-        let is_out = |step: &Step| host.stuck_at(step.device.facts.address).is_some();
-        let culprit = steps.iter().position(is_out).unwrap_or_default();
-        let fate = |_: usize, step: &Step| {
-            (if is_out(step) { Leftover::Unknown } else { Leftover::Nothing }, error.to_string())
-        };
-        self.undo_steps(host, steps, culprit, fate, "taking the IOMMU group from its host drivers", &error)
-            .await
+        match chosen.iter().any(|one| goes_with_others(one, &chosen)) {
+            true => Ok((true, None)),
+            false => Ok((false, Some(chosen))),
+        }
     }
 
     async fn plug_all(
@@ -202,21 +196,30 @@ impl Service {
         for step in &steps {
             // The host may have begun to need it since it was chosen.
             if let Err(refusal) = self.still_offered(host, step).await {
-                return Err(self.undo_plugged(host, &steps, present.len(), not_asked(refusal)).await);
+                let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
+                return Err(self.undo(host, &steps, failed, None).await);
             }
             if !step.attachment.asked
                 && let Err(error) = self.store.asked(step.attachment.id).await
             {
                 let address = step.device.facts.address;
                 let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
-                let failure = self.undo_plugged(host, &steps, present.len(), not_asked(why)).await;
-                return Err(Failure { in_use: false, error: error.into(), ..failure });
+                let failed = Failed::at(present.len(), Leftover::Nothing, why);
+                return Err(Failure::of(self.undo(host, &steps, failed, None).await.device, error));
             }
             let spec = hostdev_spec(&step.attachment, &step.device);
             let (hypervisor, limits) = (host.hypervisor.as_ref(), self.detach_limits());
             match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
                 Ok(presence) => present.push(presence),
-                Err(failure) => return Err(self.undo_plugged(host, &steps, present.len(), failure).await),
+                Err(PlugFailure { error, untouched }) => {
+                    let leftover = match error.kind.leaves_it_open() {
+                        true => Leftover::Unknown,
+                        false if untouched => Leftover::Nothing,
+                        false => Leftover::Gone,
+                    };
+                    let failed = Failed::at(present.len(), leftover, error);
+                    return Err(self.undo(host, &steps, failed, None).await);
+                }
             }
         }
         let seen = steps.iter().zip(&present).map(|(step, presence)| (step.key(), plugged(presence)));
@@ -271,67 +274,11 @@ impl Service {
             )),
         }
     }
-
-    /// Undoes an attach of which the step number `failed` (from 0) failed: the devices that were plugged before are
-    /// released, and those after it were never touched.
-    async fn undo_plugged(
-        &self,
-        host: &Host,
-        steps: &[Step],
-        failed: usize,
-        PlugFailure { error, untouched }: PlugFailure,
-    ) -> Failure {
-        let address = steps.get(failed).map(|step| step.device.facts.address.to_string()).unwrap_or_default();
-        let because = format!("taken back, for attaching {address} of the same request failed");
-        let fate = |index: usize, _: &Step| match index.cmp(&failed) {
-            Ordering::Less => (Leftover::Assigned, because.clone()),
-            // After a lost connection or a time-out it may be plugged; a refusal is an answer.
-            Ordering::Equal if error.kind.leaves_it_open() => (Leftover::Unknown, error.to_string()),
-            Ordering::Equal if untouched => (Leftover::Nothing, error.to_string()),
-            Ordering::Equal => (Leftover::Gone, error.to_string()),
-            Ordering::Greater => (Leftover::Nothing, format!("not tried: {because}")),
-        };
-        let nth = match steps.len() {
-            1 => String::new(),
-            all => format!(" (device {} of {all})", failed + 1),
-        };
-        self.undo_steps(host, steps, failed, fate, &format!("attaching {address}{nth}"), &error).await
-    }
-
-    /// Undoes an attach; `fate` tells what a step left and why it is undone, and `what` what failed.
-    async fn undo_steps(
-        &self,
-        host: &Host,
-        steps: &[Step],
-        culprit: usize,
-        fate: impl Fn(usize, &Step) -> (Leftover, String),
-        what: &str,
-        error: &hypervisor::Error,
-    ) -> Failure {
-        let device = steps.get(culprit).map_or(DeviceId(0), |step| step.device.id);
-        let undone = steps.iter().enumerate().map(|(index, step)| {
-            let (leftover, reason) = fate(index, step);
-            (step.key(), leftover, reason)
-        });
-        match self.undo(host, undone.collect()).await {
-            Err(error) => Failure::of(device, error),
-            Ok(left) => {
-                let in_use = error.kind == ErrorKind::InUse && left.is_empty();
-                let context = format!("{what} failed, {}", what_is_left(&left));
-                Failure { device, in_use, error: host.error(context)(error.clone()) }
-            }
-        }
-    }
 }
 
 /// The observation that a device was plugged.
 pub(super) fn plugged(presence: &Presence) -> Observation {
     Observation::Present { inner: presence.inner_address, only_in_definition: false, same_run: true }
-}
-
-/// A failure from before libvirt was asked to plug anything.
-fn not_asked(error: hypervisor::Error) -> PlugFailure {
-    PlugFailure { error, untouched: true }
 }
 
 /// Refuses a server with a call out that may change it: what it has, and what it will have, is not known before.
@@ -378,20 +325,5 @@ fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bo
         whole_group: request.whole_group || goes_with_others,
         taken: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,
-    }
-}
-
-/// An attach that was undone.
-struct Failure {
-    /// The device that failed.
-    device: DeviceId,
-    /// Whether someone else has it, and nothing is left of the attach.
-    in_use: bool,
-    error: Error,
-}
-
-impl Failure {
-    fn of(device: DeviceId, error: Error) -> Self {
-        Self { device, in_use: false, error }
     }
 }

@@ -4,10 +4,14 @@
 //! How a device of each kind is assigned and how it is released stands together in the file of the kind (`attach.rs`,
 //! `mdev.rs`, `host_use.rs`); what the records say of it is decided here.
 
+use std::cmp::Ordering;
+
 use hotslot_driver::hotplug::{DetachLimits, Unplugged};
-use hotslot_driver::hypervisor;
+use hotslot_driver::hypervisor::{self, ErrorKind};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Change, Observation, State};
+use hotslot_model::device::Device;
+use hotslot_model::id::DeviceId;
 use tokio::time::Instant;
 
 use super::policy::GuestDevice;
@@ -54,7 +58,16 @@ impl From<Result<Unplugged, hypervisor::Error>> for ReleaseOutcome {
     }
 }
 
+/// One step of an attach: a reserved assignment and its device.
+pub(crate) trait Step {
+    /// The assignment.
+    fn key(&self) -> AssignmentKey;
+    /// The function; for a mediated device, its parent.
+    fn device(&self) -> &Device;
+}
+
 /// What a failed attach left of one of its assignments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leftover {
     /// Nothing: its device was never touched, or the refusal proves that it did not move.
     Nothing,
@@ -64,6 +77,44 @@ pub(crate) enum Leftover {
     Assigned,
     /// It is not known whether the device is assigned; the next comparison of host and records releases it.
     Unknown,
+}
+
+/// How one step of an attach failed.
+pub(crate) struct Failed {
+    /// The index of the step, from 0.
+    pub(crate) step: usize,
+    /// What the step left.
+    pub(crate) leftover: Leftover,
+    /// What the steps before it left.
+    pub(crate) before: Leftover,
+    /// What the steps after it left.
+    pub(crate) after: Leftover,
+    /// The hypervisor's error.
+    pub(crate) error: hypervisor::Error,
+}
+
+impl Failed {
+    /// A step failed; the steps before it have assigned their devices, and those after it were not tried.
+    pub(crate) fn at(step: usize, leftover: Leftover, error: hypervisor::Error) -> Self {
+        Self { step, leftover, before: Leftover::Assigned, after: Leftover::Nothing, error }
+    }
+}
+
+/// An attach that was undone.
+pub(crate) struct Failure {
+    /// The device of the step that failed.
+    pub(crate) device: DeviceId,
+    /// Whether somebody else has that device, and nothing is left of the attach: another device may do.
+    pub(crate) in_use: bool,
+    /// The error for the caller.
+    pub(crate) error: Error,
+}
+
+impl Failure {
+    /// The attach failed for another reason than its device.
+    pub(crate) fn of(device: DeviceId, error: impl Into<Error>) -> Self {
+        Self { device, in_use: false, error: error.into() }
+    }
 }
 
 /// Separates the reason of a failed attach from what came of taking its device back.
@@ -246,17 +297,56 @@ impl Service {
         }
     }
 
-    /// Undoes a failed attach: records what is to become of each of its assignments, all in one transaction, and then
-    /// releases those that are assigned. Returns a sentence for each that is left; none means that nothing is left.
-    ///
-    /// # Errors
-    /// The database's; then nothing was released, and the next comparison of host and records does it.
+    /// Undoes an attach of which one step failed: records what is to become of each of its assignments, all in one
+    /// transaction, and then releases those that are assigned. The error says what is left. `what` names what failed
+    /// where that is not the attach of the step's own device.
     pub(crate) async fn undo(
         &self,
         host: &Host,
-        steps: Vec<(AssignmentKey, Leftover, String)>,
+        steps: &[impl Step],
+        failed: Failed,
+        what: Option<&str>,
+    ) -> Failure {
+        let Failed { step: index, leftover, before, after, error } = failed;
+        let Some(culprit) = steps.get(index) else {
+            return Failure::of(DeviceId(0), Error::Internal("an attach of nothing failed".into()));
+        };
+        let (device, address) = (culprit.device().id, culprit.device().facts.address);
+        tracing::warn!(pci.address = %address, %error, "attach failed");
+        let because = format!("taken back, for attaching {address} of the same request failed");
+        let mut undone = Vec::new();
+        for (nth, step) in steps.iter().enumerate() {
+            let (leftover, reason) = match nth.cmp(&index) {
+                Ordering::Less => (before, because.clone()),
+                Ordering::Equal => (leftover, error.to_string()),
+                Ordering::Greater => (after, because.clone()),
+            };
+            let untouched = nth != index && leftover == Leftover::Nothing;
+            let reason = if untouched { format!("not tried: {reason}") } else { reason };
+            undone.push((step.key(), leftover, reason));
+        }
+        let left = match self.undo_all(host, &undone).await {
+            Ok(left) => left,
+            Err(error) => return Failure::of(device, error),
+        };
+        let nth = match steps.len() {
+            1 => String::new(),
+            all => format!(" (device {} of {all})", index + 1),
+        };
+        let what = what.map_or_else(|| format!("attaching {address}{nth}"), str::to_owned);
+        let rest = if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") };
+        let in_use = error.kind == ErrorKind::InUse && left.is_empty();
+        Failure { device, in_use, error: host.error(format!("{what} failed, {rest}"))(error) }
+    }
+
+    /// Does the work of [`undo`](Self::undo), given what each assignment left and why it is undone. Returns a sentence for
+    /// each that is left.
+    async fn undo_all(
+        &self,
+        host: &Host,
+        undone: &[(AssignmentKey, Leftover, String)],
     ) -> Result<Vec<String>, Error> {
-        let intents = steps.iter().map(|(key, leftover, reason)| {
+        let intents = undone.iter().map(|(key, leftover, reason)| {
             let reason = reason.clone();
             let intent = match leftover {
                 Leftover::Nothing => Observation::AttachRefused { reason },
@@ -265,9 +355,11 @@ impl Service {
             };
             (*key, intent)
         });
-        let rows = self.settle_all(&intents.collect::<Vec<_>>()).await?;
-        let (mut left, mut servers) = (Vec::new(), Vec::new());
-        for (key, leftover, _) in &steps {
+        let settled = self.settle_all(&intents.collect::<Vec<_>>()).await;
+        // If nothing is on record, the next comparison of host and records releases what was left in transition.
+        let rows = settled.inspect_err(|_| host.give_back())?;
+        let mut left = Vec::new();
+        for (key, leftover, _) in undone {
             let Some(row) = rows.iter().find(|row| row.key() == *key) else { continue };
             match leftover {
                 Leftover::Nothing | Leftover::Gone => continue,
@@ -279,10 +371,7 @@ impl Service {
                     left.push(format!("{key}: {error}"));
                 }
             }
-            servers.push(row.server());
-        }
-        for server in servers {
-            match server {
+            match row.server() {
                 Some(server) => host.ask_again(server),
                 None => host.give_back(),
             }
@@ -303,9 +392,4 @@ fn said(row: &Assignment, reason: String) -> String {
         return reason;
     }
     format!("{}{TAKEN_BACK}{reason}", why_given_up(row).unwrap_or("its attach failed"))
-}
-
-/// Ends the message of a failed attach.
-pub(crate) fn what_is_left(left: &[String]) -> String {
-    if left.is_empty() { "nothing is left of it".to_owned() } else { left.join("; ") }
 }

@@ -5,38 +5,43 @@
 //! host's bindings goes in turn with that on its IOMMU groups, so a row that is in transition when the turn comes is
 //! one that somebody left so: it is taken back, or released to the end.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use hotslot_driver::binding::{self, HostDriver, Released, Reset};
-use hotslot_driver::hotplug::{self, Facts, Policy};
+use hotslot_driver::hotplug::{Facts, Policy};
 use hotslot_driver::hypervisor::{self, ErrorKind};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::accelerator::taken;
 use hotslot_model::assignment::{
     AssignmentKey, AssignmentKind, Binding, Holder, NewBinding, Observation, State,
 };
-use hotslot_model::device::{DevType, Device, DeviceStatus};
-use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
-use hotslot_model::rules;
+use hotslot_model::device::Device;
+use hotslot_model::id::{AttachmentId, RequestId};
 use uuid::Uuid;
 
 use super::attach::RACES;
-use super::engine::{Leftover, ReleaseOutcome, what_is_left};
+use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
-use crate::inventory::HostDrivers;
 use crate::service::Service;
 
 /// The reason for the release of a binding whose attach did not end.
 const CUT_OFF: &str = "the attach was cut off";
 
 /// A device that is to be bound.
-struct Step {
-    new: NewBinding,
-    facts: Facts,
+pub(super) struct Step {
+    pub(super) new: NewBinding,
+    pub(super) facts: Facts,
+}
+
+impl engine::Step for Step {
+    fn key(&self) -> AssignmentKey {
+        key(self.new.id)
+    }
+
+    fn device(&self) -> &Device {
+        &self.new.device
+    }
 }
 
 /// Functions that are to be bound for the use of their host.
@@ -82,43 +87,19 @@ impl Service {
                 Ok(bound) => tracing::info!(
                     host = %host.name, pci.address = %address, driver = bound.driver, "bound {address} for the host"
                 ),
-                Err(error) => return Err(self.undo_bound(host, steps, index, error).await),
+                Err(error) => {
+                    // After a time-out, or a refusal that was not undone in time, it may be bound now or later.
+                    let is_open = error.kind.leaves_it_open() || host.stuck_at(address).is_some();
+                    let leftover = if is_open { Leftover::Unknown } else { Leftover::Nothing };
+                    let failed = Failed::at(index, leftover, error);
+                    return Err(self.undo(host, steps, failed, None).await.error);
+                }
             }
         }
         // All in one transaction: after a crash in between all of them are released, or none.
         let bound = Observation::Present { inner: None, only_in_definition: false, same_run: true };
-        let seen: Vec<_> = steps.iter().map(|step| (key(step.new.id), bound.clone())).collect();
+        let seen: Vec<_> = steps.iter().map(|step| (step.key(), bound.clone())).collect();
         self.settle_all(&seen).await.inspect_err(|_| host.give_back()).map(drop)
-    }
-
-    /// Undoes an attach to the host of which the step number `failed` (from 0) failed.
-    async fn undo_bound(
-        &self,
-        host: &Host,
-        steps: &[Step],
-        failed: usize,
-        error: hypervisor::Error,
-    ) -> Error {
-        let undone = steps.iter().enumerate().map(|(index, step)| {
-            // After a time-out, or a refusal that was not undone in time, it may be bound now or later.
-            let is_open =
-                || error.kind.leaves_it_open() || host.stuck_at(step.facts.device.address).is_some();
-            let leftover = match index.cmp(&failed) {
-                Ordering::Less => Leftover::Assigned,
-                Ordering::Equal if is_open() => Leftover::Unknown,
-                Ordering::Equal | Ordering::Greater => Leftover::Nothing,
-            };
-            (key(step.new.id), leftover, error.to_string())
-        });
-        match self.undo(host, undone.collect()).await {
-            Err(error) => {
-                host.give_back();
-                error
-            }
-            Ok(left) => {
-                host.error(format!("binding failed on host {}, {}", host.name, what_is_left(&left)))(error)
-            }
-        }
     }
 
     /// Gives the device of a binding back to the host with the driver that it had. `first` says that no earlier try may
@@ -147,89 +128,8 @@ impl Service {
         }
     }
 
-    fn binding_policy(&self) -> Policy {
+    pub(super) fn binding_policy(&self) -> Policy {
         Policy { require_reset: self.config.attach.require_reset, whole_groups: false }
-    }
-
-    /// Chooses devices that could be bound, as far as it can be seen.
-    async fn free_for_host(&self, host: &Host, request: &HostUseRequest) -> Result<Vec<Step>, Error> {
-        let HostUseRequest { holder, candidates, num, driver } = request;
-        let (num, driver) = (*num, *driver);
-        // Nothing tells of drivers that come and go.
-        self.discover(host, Some(candidates.clone())).await?;
-        let offer = self.offer(host).await?;
-        let rows = self.store.devices_of(host.row.id);
-        let withheld = offer.withheld(&rows, None, HostDrivers::DoNotBlock);
-        let (mut steps, mut refusal) = (Vec::<Step>::new(), None);
-        let mut refuse = |error: Error| {
-            refusal.get_or_insert(error);
-        };
-        // A PF takes its VFs with it: it comes when they do not do.
-        let mut chosen_from: Vec<_> =
-            rows.iter().filter(|row| candidates.contains(&row.facts.address)).collect();
-        chosen_from.sort_by_key(|row| row.facts.dev_type == DevType::Pf);
-        for row in chosen_from {
-            if steps.len() == num {
-                break;
-            }
-            let address = row.facts.address;
-            let goes_with = |step: &&Step| {
-                let chosen = &step.new.device.facts;
-                chosen.parent_addr == Some(address) || row.facts.parent_addr == Some(chosen.address)
-            };
-            if let Some(step) = steps.iter().find(goes_with) {
-                let chosen = step.new.device.facts.address;
-                refuse(Error::Conflict(format!(
-                    "{address} cannot go beside {chosen}: one is the PF of the other"
-                )));
-                continue;
-            }
-            if let Some(reason) = not_free(row, &rows, &withheld) {
-                refuse(Error::Conflict(reason));
-                continue;
-            }
-            let found = match host.hypervisor.device(address).await {
-                Ok(found) if rules::is_still(&row.facts, &found) => found,
-                Ok(_) => {
-                    host.look_at(address);
-                    refuse(Error::Conflict(format!("{address} has changed on the host; try again")));
-                    continue;
-                }
-                Err(error) => {
-                    refuse(host.error(format!("nothing was bound on host {}", host.name))(error));
-                    continue;
-                }
-            };
-            let group = found.iommu_group.as_ref();
-            let siblings = group.map(|group| group.members.clone()).unwrap_or_default();
-            let new = NewBinding {
-                id: AttachmentId(Uuid::new_v4()),
-                device: Arc::clone(row),
-                previous: found.driver.clone(),
-                siblings: siblings.into_iter().filter(|member| *member != address).collect(),
-            };
-            let facts = offer.facts(found, row);
-            let context = || format!("nothing was bound on host {}", host.name);
-            let policy = self.binding_policy();
-            let verdict = hotplug::preflight_on_host(host.hypervisor.as_ref(), &facts, driver, policy).await;
-            match verdict.map_err(host.error(context()))?.refusal() {
-                Some(refused) => refuse(host.error(context())(refused.error.clone())),
-                None => steps.push(Step { new, facts }),
-            }
-        }
-        if steps.len() < num {
-            return Err(match refusal {
-                Some(refusal) if num == 1 => refusal,
-                refusal => Error::Conflict(format!(
-                    "{} is {num} devices, and {} on host {} could be bound{}",
-                    holder.name(),
-                    steps.len(),
-                    host.name,
-                    refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default()
-                )),
-            });
-        }
-        Ok(steps)
     }
 
     /// Releases bindings on one host. One that stays does not keep the others from going.
@@ -325,13 +225,6 @@ impl Service {
 
 fn key(id: AttachmentId) -> AssignmentKey {
     AssignmentKey { kind: AssignmentKind::Binding, id }
-}
-
-fn not_free(row: &Device, rows: &[Arc<Device>], withheld: &HashMap<DeviceId, String>) -> Option<String> {
-    if row.status == DeviceStatus::Available {
-        return withheld.get(&row.id).cloned();
-    }
-    Some(taken(row, rows))
 }
 
 /// What there is to say of a release that did not go as a whole.

@@ -8,10 +8,12 @@
 //! engine      settle, release and undo, for all three kinds
 //! reconcile   compares records and host at start, on events, after a reconnect, every few minutes
 //! repair      does what `hotslot_model::assignment::drift` found to be done
+//! mdev_repair mediated devices that are to go from the host, or are missing there
 //! verify      the guest's own view of the address → settle
 //! request     what is requested
 //! ports       which devices the guest has no port for
 //! select      which functions, and whether they could be plugged: also on its own, as a dry run
+//! select_mdev, select_host   the same for mediated devices, and for the host's own use
 //! policy      what a running guest is asked for, and what is done in it before
 //! group       whole IOMMU groups: taken from their host drivers together, and returned to them
 //! overdue     what calls that have not returned may still change
@@ -22,6 +24,7 @@ mod engine;
 mod group;
 mod host_use;
 mod mdev;
+mod mdev_repair;
 mod overdue;
 mod policy;
 mod ports;
@@ -30,6 +33,8 @@ mod release;
 mod repair;
 pub(crate) mod request;
 mod select;
+mod select_host;
+mod select_mdev;
 mod verify;
 
 pub(crate) use host_use::HostUseRequest;

@@ -30,7 +30,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Re
     };
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
     let reservation = reservation(records.host, server, request);
-    assert!(!records.store.reserve(reservation, &[wanted]).await.unwrap());
+    assert!(records.store.reserve(reservation, &[wanted]).await.unwrap().is_none());
 }
 
 async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {
@@ -163,7 +163,7 @@ async fn a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it(records:
     let ids = [wanted[0].id, wanted[1].id];
     let request = RequestId(Uuid::new_v4());
     let reservation = Reservation { holder: Some(holder), ..reservation(records.host, server, request) };
-    assert!(records.store.reserve(reservation, &wanted).await.unwrap());
+    assert!(records.store.reserve(reservation, &wanted).await.unwrap().is_some());
     for id in ids {
         records.attached(id).await;
         records.settle(id, Observation::DomainStopped).await;

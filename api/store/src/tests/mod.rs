@@ -156,11 +156,21 @@ impl Records {
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
         let reservation = reservation(self.host, server, request);
         let done = self.store.reserve(reservation, &wanted).await.unwrap();
-        done.then(|| wanted.iter().map(|new| new.id).collect())
+        let rows = done?;
+        for (row, new) in rows.iter().zip(&wanted) {
+            assert_eq!(
+                self.store.attachment(new.id).await.unwrap().as_ref(),
+                Some(row),
+                "what is returned is stored"
+            );
+        }
+        Some(rows.iter().map(|row| row.id).collect())
     }
 
     async fn settle(&self, id: AttachmentId, seen: Observation) {
-        self.store.settle(&[(attachment(id), seen)]).await.unwrap();
+        let changes = self.store.settle(&[(attachment(id), seen)]).await.unwrap();
+        let stored = self.store.assignment(attachment(id)).await.unwrap();
+        assert_eq!(changes.into_iter().next().map(|change| change.row), stored, "what is returned is stored");
     }
 
     async fn attached(&self, id: AttachmentId) {

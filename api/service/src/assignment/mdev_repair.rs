@@ -1,0 +1,140 @@
+//! Mediated devices that host and records disagree about: those that are to go from the host, and those that are missing
+//! there.
+
+use std::sync::Arc;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::{self, Presence};
+use hotslot_driver::hypervisor::ErrorKind;
+use hotslot_driver::mdev;
+use hotslot_model::assignment::{Assignment, Mdev, Observation, State};
+use hotslot_model::id::ServerId;
+use hotslot_store::actor;
+
+use super::engine::ReleaseOutcome;
+use crate::error::Error;
+use crate::host::Host;
+use crate::service::Service;
+
+impl Service {
+    /// Takes a mediated device that no domain has away from the host, and records that as `seen`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it is still there; it stays `detaching` then.
+    pub(super) async fn take_away(
+        &self,
+        host: &Host,
+        row: &Assignment,
+        seen: Observation,
+    ) -> Result<(), Error> {
+        let (key, parent) = (row.key(), self.store.device(row.device()));
+        let parent = parent.ok_or_else(|| Error::Internal(format!("the parent of {key} is lost")))?;
+        match self.destroy(host, key.id, parent.facts.address).await {
+            ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(drop),
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
+                let stays = Observation::StillThere { reason: reason.clone() };
+                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
+                Err(Error::Conflict(format!("{key} stays detaching: {reason}")))
+            }
+            ReleaseOutcome::Failed { error, .. } => {
+                let stays = Observation::StillThere { reason: error.to_string() };
+                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
+                Err(host.error(format!("taking {key} away failed"))(error))
+            }
+        }
+    }
+
+    /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
+    pub(super) async fn take_stray_away(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
+        // Its server may have moved: on this host another function made it than on record.
+        let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id().0).and_then(|mdev| mdev.parent);
+        let on_record = || self.store.device(row.device()).filter(|parent| parent.hypervisor == host.row.id);
+        let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
+        if let Some(call) = parent.and_then(|parent| host.stuck_at(parent)) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+        }
+        let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
+        for info in domains {
+            let view = host.server(ServerId(info.uuid)).await?;
+            let documents = view.iter().flat_map(|view| [&view.live, &view.persistent]).flatten();
+            if documents.flat_map(|document| &document.mdevs).any(|mdev| mdev.uuid == row.id().0) {
+                return Ok(());
+            }
+        }
+        let taken = match host.hypervisor.destroy_mdev(row.id().0).await {
+            Err(error) if error.kind == ErrorKind::NoDevice => Ok(()),
+            taken => taken,
+        };
+        if taken.is_ok() {
+            tracing::warn!(
+                host = %host.name, mdev.uuid = %row.id(),
+                "took mediated device {} away, whose record had ended", row.id()
+            );
+        } else {
+            host.look_at_mdevs_again();
+        }
+        // Read the host's mediated devices again, since availability depends on them.
+        drop(host.look_at_mdevs().await);
+        parent.into_iter().for_each(|parent| host.look_at(parent));
+        taken.map_err(host.error(format!("taking mediated device {} away failed", row.id())))
+    }
+
+    /// Makes those again that a shut-off server is to start with: they are gone with their host's reboot.
+    ///
+    /// # Errors
+    /// The database's, or what the host answers.
+    pub(crate) async fn make_mdevs_again(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        server: ServerId,
+    ) -> Result<(), Error> {
+        let mut missing = self.store.mdevs_of(server).await?;
+        let is_missing = |row: &Mdev| !host.mdevs().iter().any(|mdev| mdev.uuid == row.id.0);
+        missing
+            .retain(|row| row.hypervisor == host.row.id && row.state == State::Attached && is_missing(row));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        host.look_at_mdevs().await?;
+        let view = host.server(server).await?.filter(|view| view.live.is_none());
+        let is_to_start =
+            |row: &Mdev| view.as_ref().is_some_and(|view| Presence::of(view, UserAlias(row.id.0)).config);
+        missing.retain(|row| is_missing(row) && is_to_start(row));
+        for row in missing {
+            let Some(guard) = self.in_flight.try_enter(row.id).await? else { continue };
+            let (service, host) = (Arc::clone(self), Arc::clone(host));
+            actor::spawn_as_current(async move {
+                let row = service.store.mdev(row.id).await?;
+                if let Some(row) = row.filter(|row| row.state == State::Attached)
+                    && let Err(error) = service.make_again(&host, &row).await
+                {
+                    tracing::error!(
+                        host = %host.name, mdev.uuid = %row.id, %error,
+                        "server {server} cannot start without it; detach its accelerator"
+                    );
+                }
+                drop(guard);
+                Ok::<_, Error>(())
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes one again, unless it is there.
+    pub(crate) async fn make_again(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
+        let is_there = |mdevs: &[mdev::Mdev]| mdevs.iter().any(|mdev| mdev.uuid == row.id.0);
+        if is_there(&host.mdevs()) || is_there(&host.look_at_mdevs().await?) {
+            return Ok(());
+        }
+        let Some(parent) = self.store.device(row.parent) else { return Ok(()) };
+        let address = parent.facts.address;
+        if let Some(call) = host.stuck_at(address) {
+            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+        }
+        let made = hotplug::create_mdev(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
+        drop(host.look_at_mdevs().await);
+        made.map_err(host.error(format!("making mediated device {} again on {address} failed", row.id)))?;
+        tracing::warn!(host = %host.name, mdev.uuid = %row.id, "made again on {address}");
+        Ok(())
+    }
+}
