@@ -15,6 +15,7 @@ mod drift;
 mod events;
 mod gone;
 mod inventory;
+mod kinds;
 mod load;
 mod mdev;
 mod overdue;

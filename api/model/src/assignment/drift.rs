@@ -678,6 +678,22 @@ pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) ->
     })
 }
 
+/// A binding that was left in transition, and that nobody works on.
+pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
+    let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    Finding {
+        kind: Kind::Unfinished,
+        server: None,
+        attachment: None,
+        address: Some(device.facts.address),
+        said: vec![(
+            Source::Record,
+            format!("{}: for the host, on its {} driver{reason}", row.state, row.driver),
+        )],
+        action: Action::GiveBack(row.id),
+    }
+}
+
 /// What disagrees about a mediated device that a server has, or starts with, and the host does not have.
 pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
     Finding {

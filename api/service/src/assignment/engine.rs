@@ -368,7 +368,9 @@ impl Service {
                     let ask = Ask { until: None, first: false };
                     let Err(error) = self.release_unprepared(host, row, ask, "").await else { continue };
                     tracing::error!(attachment.id = %key.id, %error, "{key} is not taken back yet");
-                    left.push(format!("{key}: {error}"));
+                    let now = self.store.assignment(*key).await?;
+                    let reason = now.as_ref().and_then(|now| now.reason().map(str::to_owned));
+                    left.push(format!("{key} stays detaching: {}", reason.unwrap_or(error.to_string())));
                 }
             }
             match row.server() {

@@ -37,8 +37,17 @@ impl Service {
     /// The database's.
     pub(crate) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
         let within = host.groups.lock().await;
-        let between = self.store.locks().lock(format!("groups of host {}", host.row.id.0)).await?;
+        let between = self.store.locks().lock(groups_lock(host)).await?;
         Ok((between, within))
+    }
+
+    /// Whether nobody takes or returns functions of a host now.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn groups_are_idle(&self, host: &Host) -> Result<bool, Error> {
+        let name = groups_lock(host);
+        Ok(host.groups.try_lock().is_ok() && self.store.locks().elsewhere(vec![name]).await?.is_empty())
     }
 
     /// Looks which functions are owed their host drivers.
@@ -108,6 +117,10 @@ impl Service {
         }
         outcome
     }
+}
+
+fn groups_lock(host: &Host) -> String {
+    format!("groups of host {}", host.row.id.0)
 }
 
 fn under_a_call(id: AttachmentId, address: PciAddress, call: &OverdueCall) -> Finding {

@@ -9,11 +9,11 @@ use hotslot_driver::hotplug::{self, Policy};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
 use hotslot_driver::xml::hostdev::Pluggable;
 use hotslot_model::assignment::drift::{
-    Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev,
+    Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding,
 };
 use hotslot_model::assignment::{
-    Action, Assignment, AssignmentKey, AssignmentKind, Attachment, Finding, Kind, Observation, Source, State,
-    Trigger,
+    Action, Assignment, AssignmentKey, AssignmentKind, Attachment, Binding, Finding, Kind, Observation,
+    Source, State, Trigger,
 };
 use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, ServerId};
@@ -158,9 +158,19 @@ impl Service {
     /// What disagrees about what accelerators hold beside attachments.
     async fn of_accelerators(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         let mut findings = Vec::new();
-        let bindings = self.store.bindings().await?;
-        for row in bindings.iter().filter(|row| row.hypervisor == host.row.id && row.state == State::Attached)
-        {
+        let mut bindings = self.store.bindings().await?;
+        bindings.retain(|row| row.hypervisor == host.row.id);
+        let is_left =
+            |row: &Binding| row.state != State::Attached && self.call_out(host, None, row.device).is_none();
+        if bindings.iter().any(is_left) && self.groups_are_idle(host).await? {
+            // Those that were worked on meanwhile have ended, or have been released once more.
+            let now = self.store.bindings().await?;
+            for row in bindings.iter().filter(|row| is_left(row) && now.contains(row)) {
+                let device = self.store.known_device(row.device).await?;
+                findings.extend(device.map(|device| of_unfinished_binding(row, &device)));
+            }
+        }
+        for row in bindings.iter().filter(|row| row.state == State::Attached) {
             let Some(device) = self.store.known_device(row.device).await? else { continue };
             let address = device.facts.address;
             // Nothing tells of drivers that come and go.
@@ -283,7 +293,7 @@ impl Service {
             let task = self.mend(host, key.id, Action::AskAgain(Box::new(row))).await?;
             tasks.extend(task.map(|task| (finding, task)));
         }
-        if owed && let Err(error) = self.give_back(host).await {
+        if owed && let Err(error) = self.give_back(host).await.and(self.settle_bindings(host).await) {
             tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
             host.give_back();
         }
@@ -480,7 +490,7 @@ impl Service {
                 if let Action::Manual(advice) = &finding.action {
                     advice.clone()
                 } else {
-                    "it is still so; somebody may be working on it".to_owned()
+                    "it is still so: its record says why, or somebody is working on it".to_owned()
                 }
             };
             Err(why.unwrap_or_else(nothing))
