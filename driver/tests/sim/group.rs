@@ -77,7 +77,7 @@ async fn a_group_that_cannot_be_freed_whole_is_not_touched() {
     host.control("fault node-detach fail nth=2 text=first");
     host.control("fault node-reattach fail text=second");
     let error = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap_err();
-    assert!(error.message.starts_with("first; and giving back what was taken failed: "), "{error}");
+    assert!(error.message.starts_with("first; and rebinding the host drivers failed: "), "{error}");
     assert!(error.message.contains(&format!("give {PAIR0} back")), "{error}");
 }
 

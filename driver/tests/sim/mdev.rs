@@ -117,7 +117,7 @@ async fn what_cannot_be_made_is_refused_by_name() {
     };
     let (kind, text) = refused(make(GPU, "nvidia-1", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);
-    assert_eq!(text, "there is no such type; it has nvidia-232, nvidia-233");
+    assert_eq!(text, "it has no such type; choose one of nvidia-232, nvidia-233");
     let (kind, text) = refused(make("0000:c1:00.0", "nvidia-232", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);
     assert!(text.contains("no mediated devices"), "{text}");
@@ -129,7 +129,7 @@ async fn what_cannot_be_made_is_refused_by_name() {
     make(GPU, "nvidia-233", 2).await.unwrap();
     let (kind, text) = refused(make(GPU, "nvidia-233", 3).await);
     assert_eq!(kind, ErrorKind::InUse);
-    assert_eq!(text, "no more can be made of it; types of which more can be made: nvidia-232");
+    assert_eq!(text, "no instance of it is available; types with available instances: nvidia-232");
     assert_eq!(host.uuids().await.len(), 3, "what was refused made nothing");
 }
 

@@ -150,9 +150,9 @@ async fn every_case_of_the_table() {
     }
 }
 
-/// What passes, libvirt takes; what fails, libvirt refuses, and with the same kind.
+/// An attach succeeds exactly when the preflight finds no obstacle.
 #[tokio::test]
-async fn libvirt_agrees_about_every_device_and_guest() {
+async fn the_simulated_libvirt_agrees_about_every_device_and_guest() {
     let devices = [VF0, E1000E, PAIR0, NVME, EDU, BRIDGED_EDU, ROOT_PORT];
     let mut agreed: BTreeMap<bool, u32> = BTreeMap::new();
     for (guest, scope) in [(Q35, Scope::Live), (I440FX, Scope::Live), (FULL, Scope::Live)] {
@@ -169,7 +169,7 @@ async fn libvirt_agrees_about_every_device_and_guest() {
 }
 
 #[tokio::test]
-async fn a_guest_that_is_shutting_down_or_gone_takes_nothing() {
+async fn a_domain_that_is_shutting_down_or_has_no_document_is_refused() {
     let host = Host::small();
     let mut view = host.sim.domain(Q35).await.unwrap();
     let facts = [Facts::from(host.sim.device(address(VF0)).await.unwrap())];
@@ -177,13 +177,13 @@ async fn a_guest_that_is_shutting_down_or_gone_takes_nothing() {
     let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
     let error = &verdict.refusal().unwrap().error;
     assert_eq!(error.kind, ErrorKind::NotRunning);
-    assert_eq!(error.message, "the domain is ShuttingDown; attach when it runs, is paused or is shut off");
+    assert_eq!(error.message, "the domain is ShuttingDown; attach when it is running, paused or shut off");
 
     (view.live, view.persistent) = (None, None);
     let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
-    assert!(verdict.refusal().unwrap().error.message.contains("no document"));
+    assert!(verdict.refusal().unwrap().error.message.contains("neither a live nor a persistent document"));
 
     host.control("disconnect");
     let (kind, _) = refused(hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await);
-    assert_eq!(kind, ErrorKind::Away, "what cannot be asked is no verdict");
+    assert_eq!(kind, ErrorKind::Away, "an unreachable hypervisor gives an error, not a verdict");
 }
