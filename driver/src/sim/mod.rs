@@ -238,7 +238,7 @@ impl Hypervisor for Sim {
     }
 
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
-        let what = format!("take {address} from its host driver");
+        let what = format!("unbind the host driver of {address}");
         self.call(Operation::NodeDetach, Subject::Function(address), &what, move |host, _, _| {
             host.node_detach(address)
         })
@@ -246,7 +246,7 @@ impl Hypervisor for Sim {
     }
 
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
-        let what = format!("give {address} back to its host driver");
+        let what = format!("rebind the host driver of {address}");
         self.call(Operation::NodeReattach, Subject::Function(address), &what, move |host, _, _| {
             host.node_reattach(address)
         })
@@ -273,14 +273,14 @@ impl Hypervisor for Sim {
     }
 
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
-        let what = format!("make mediated device {uuid} on {parent}");
+        let what = format!("create mediated device {uuid} on {parent}");
         let mdev_type = mdev_type.to_owned();
         let work = move |host: &mut Host, _, _| host.create_mdev(parent, &mdev_type, uuid);
         self.call(Operation::CreateMdev, Subject::Function(parent), &what, work).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
-        let what = format!("take mediated device {mdev} away");
+        let what = format!("remove mediated device {mdev}");
         let made = self.inner.lock().mdevs().into_iter().find(|made| made.uuid == mdev);
         let subject = made.and_then(|made| made.parent).map_or(Subject::Nothing, Subject::Function);
         self.call(Operation::DestroyMdev, subject, &what, move |host, _, _| host.destroy_mdev(mdev)).await

@@ -120,7 +120,7 @@ async fn what_cannot_be_made_is_refused_by_name() {
     assert_eq!(text, "it has no such type; choose one of nvidia-232, nvidia-233");
     let (kind, text) = refused(make("0000:c1:00.0", "nvidia-232", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);
-    assert!(text.contains("no mediated devices"), "{text}");
+    assert!(text.contains("no mediated device types"), "{text}");
     assert_eq!(refused(make("0000:ff:00.0", "nvidia-232", 1).await).0, ErrorKind::NoDevice);
 
     make(GPU, "nvidia-233", 1).await.unwrap();
@@ -181,7 +181,7 @@ async fn parent_and_parts_are_never_both_given_away() {
         || async { binding::bind(sim.as_ref(), &facts().await, HostDriver::Vfio, Policy::default()).await };
     let (kind, text) = refused(bind().await);
     assert_eq!(kind, ErrorKind::InUse);
-    assert!(text.contains(&format!("mediated device {FIRST} is made of {GPU}")), "{text}");
+    assert!(text.contains(&format!("{GPU} has mediated device {FIRST}")), "{text}");
     hotplug::plug(sim.as_ref(), &templates(), g(1), &spec(FIRST, 1), Scope::Live, LIMITS).await.unwrap();
     assert_eq!(refused(host.attach(g(2), GPU, "ua-2", Scope::Live).await).0, ErrorKind::InUse);
     assert_eq!(refused(sim.node_detach(address(GPU)).await).0, ErrorKind::InUse);
