@@ -384,14 +384,14 @@ fn what_cannot_be_understood_is_named_with_its_document_element_and_line() {
     );
     assert_eq!(
         refusal("index='0' model='pci-root'", "model='pci-root'"),
-        "domain g5: <devices/controller>: it has no attribute index (line 33)"
+        "domain g5: <devices/controller>: missing attribute index (line 33)"
     );
-    assert_eq!(refusal("<name>g5</name>", ""), "domain: <domain>: it has no <name> (line 1)");
+    assert_eq!(refusal("<name>g5</name>", ""), "domain: <domain>: missing element <name> (line 1)");
     assert!(refusal("10944870-", "x").starts_with("domain g5: <uuid>: `x0be8"));
     assert!(refusal("</devices>", "").starts_with("domain: <domain>: not well-formed XML: "));
     assert_eq!(
         domain::parse("<network/>").unwrap_err().to_string(),
-        "domain: <domain>: the document's root is <network>"
+        "domain: <domain>: unexpected root element <network>"
     );
 }
 
@@ -448,7 +448,7 @@ proptest! {
         );
         match domain::parse(&xml) {
             Ok(guest) => prop_assert!(guest.numa_nodes.iter().all(|node| *node <= 1023)),
-            Err(error) => prop_assert!(error.to_string().contains("a list of nodes is like"), "{error}"),
+            Err(error) => prop_assert!(error.to_string().contains("expected a list of nodes such as"), "{error}"),
         }
     }
 
