@@ -72,13 +72,13 @@ async fn a_group_that_cannot_be_freed_whole_is_not_touched() {
             assert_eq!(host.driver(member).await.as_deref(), Some("e1000e"), "{fault}");
         }
     }
-    // What could not be undone is said.
+    // The message says what could not be undone.
     let host = Host::small();
     host.control("fault node-detach fail nth=2 text=first");
     host.control("fault node-reattach fail text=second");
     let error = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap_err();
     assert!(error.message.starts_with("first; and rebinding the host drivers failed: "), "{error}");
-    assert!(error.message.contains(&format!("give {PAIR0} back")), "{error}");
+    assert!(error.message.contains(&format!("rebind the host driver of {PAIR0}")), "{error}");
 }
 
 #[tokio::test]
