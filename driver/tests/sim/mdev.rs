@@ -125,7 +125,7 @@ async fn what_cannot_be_made_is_refused_by_name() {
 
     make(GPU, "nvidia-233", 1).await.unwrap();
     let (kind, text) = refused(make(GPU, "nvidia-233", 1).await);
-    assert!(kind == ErrorKind::Refused && text.contains("is there already"), "{text}");
+    assert!(kind == ErrorKind::Refused && text.contains("already exists"), "{text}");
     make(GPU, "nvidia-233", 2).await.unwrap();
     let (kind, text) = refused(make(GPU, "nvidia-233", 3).await);
     assert_eq!(kind, ErrorKind::InUse);
