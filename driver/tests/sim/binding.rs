@@ -122,7 +122,7 @@ fn a_driver_is_native_or_vfio_pci() {
         assert_eq!(driver.to_string().parse(), Ok(driver));
     }
     let error = "vfio".parse::<HostDriver>().unwrap_err().to_string();
-    assert!(error.contains("`vfio`") && error.contains("native and vfio-pci"), "{error}");
+    assert!(error.contains("`vfio`") && error.contains("native or vfio-pci"), "{error}");
 }
 
 async fn bind_and_release(device: &str, first: &str, wanted: HostDriver, fault: &str) {
