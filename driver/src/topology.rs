@@ -235,8 +235,8 @@ impl Tree<'_> {
         self.last
     }
 
-    /// Reserves `reserve` numbers after `bridge`. If the bridges behind it use all of them, SeaBIOS 1.16 assigns
-    /// numbers twice, but OVMF does not.
+    /// Reserves `reserve` numbers after `bridge`. If they are not more than the bridges behind it use, SeaBIOS 1.16
+    /// assigns numbers twice, but OVMF does not.
     fn reserve(&mut self, bridge: u8, reserve: u8) {
         let Some(last) = self.last else { return };
         self.last = bridge.checked_add(reserve).filter(|kept| *kept > last);
