@@ -1,6 +1,5 @@
-//! Writes a big simulated host:
-//! `cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS`
-//! makes PFS cards of VFS virtual functions each, and GUESTS running guests of PORTS free ports each.
+//! Writes a large simulated host: `cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS`
+//! creates PFS cards with VFS VFs each, and GUESTS running guests with PORTS free ports each.
 
 use std::path::Path;
 use std::process::ExitCode;

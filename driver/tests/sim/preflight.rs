@@ -1,4 +1,4 @@
-//! The verdict before an attach: each check's result, and that libvirt agrees.
+//! The preflight: the result of each check, compared with the simulated libvirt's answers.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ use super::*;
 struct Case {
     why: String,
     guest: String,
-    /// What is replaced in the guest's document.
+    /// Replacements in the guest's document.
     #[serde(default)]
     edit: Vec<(String, String)>,
     /// Lines for the control socket.
     #[serde(default)]
     setup: Vec<String>,
-    /// Guests, and devices that they have.
+    /// Guests and their devices.
     #[serde(default)]
     held: Vec<(String, String)>,
     devices: Vec<Wanted>,
@@ -26,9 +26,9 @@ struct Case {
     require_reset: bool,
     #[serde(default)]
     whole_groups: bool,
-    /// The refusal: device, kind, words. Absent: there is none.
+    /// The expected refusal: device, kind, and a part of the message. Absent when the devices may be plugged.
     refused: Option<(Option<String>, String, String)>,
-    /// Checks: name, device, result, words.
+    /// Expected checks: name, device, result, and a part of the message.
     finds: Vec<(String, Option<String>, String, String)>,
 }
 
@@ -79,7 +79,7 @@ async fn verdict(host: &Host, guest: Uuid, facts: &[Facts], policy: Policy) -> V
     hotplug::preflight(host.sim.as_ref(), &view, facts, policy).await.unwrap()
 }
 
-/// `driver/tests/data/preflight.json`: another case needs no Rust.
+/// Runs the cases in `driver/tests/data/preflight.json`.
 #[tokio::test]
 async fn every_case_of_the_table() {
     let table = fs::read_to_string(data("tests/data/preflight.json")).unwrap();
