@@ -1,5 +1,8 @@
-//! Writes a large simulated host: `cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS`
-//! creates PFS cards with VFS VFs each, and GUESTS running guests with PORTS free ports each.
+//! Writes a large simulated host with PFS cards of VFS VFs each, and with GUESTS running guests of PORTS free ports each:
+//!
+//! ```text
+//! cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS
+//! ```
 
 use std::path::Path;
 use std::process::ExitCode;

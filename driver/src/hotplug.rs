@@ -331,7 +331,7 @@ async fn take_out(
         attempt += 1;
         let begun = Instant::now();
         let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
-        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "asked the guest to let go");
+        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "requested the unplug");
         let (mut refused, time) = match asked {
             Ok(()) => (false, limits.timeout),
             Err(error) if error.kind == ErrorKind::UnplugRefused => (true, Duration::ZERO),
