@@ -1,4 +1,4 @@
-//! Writes a large simulated host with PFS cards of VFS VFs each, and with GUESTS running guests of PORTS free ports each:
+//! Writes a large simulated host with PFS cards of VFS VFs each, and with GUESTS running guests of PORTS free ports:
 //!
 //! ```text
 //! cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS
