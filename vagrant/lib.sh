@@ -1,8 +1,8 @@
-# What vagrant/'s scripts share: where things are, and how to say what is going on.
+# Shared by the scripts in vagrant/: paths, messages and functions for the VM.
 #
-# There is one lab a machine, whatever the number of clones: its state is in
-# $lab, so that another clone finds it, takes it over or takes it down. Another
-# HOTSLOT_LAB is another lab; its last part names the VM.
+# A machine has one lab, whatever the number of clones. Its state is in $lab, so
+# that another clone finds it, uses it or removes it. Another HOTSLOT_LAB is
+# another lab; the last part of the path is the name of the VM.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 lab=${HOTSLOT_LAB:-/var/lib/hotslot-lab}
 name=${lab##*/}
@@ -19,9 +19,9 @@ export LIBVIRT_DEFAULT_URI=qemu:///system
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# step WHAT COMMAND…: says what is done, does it, says how long it took. Where
-# it fails the script ends (set -e), and the trap says in which step; unless
-# the script asks whether it failed.
+# step WHAT COMMAND…: prints WHAT, runs the command, and prints how long it took.
+# If the command fails, the script ends (set -e) and the trap names the step,
+# unless the script checks the exit code.
 step() {
     local what=$1 outer=$doing started=${EPOCHREALTIME/./} ms
     doing=$what
@@ -43,16 +43,16 @@ ssh_options=(
     -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=12
 )
 port() { cat "$lab/ssh-port" 2>/dev/null || echo 1; }
-# The shared connection outlives this script and must not hold its lock (9).
+# The shared connection outlives this script and must not keep its lock (descriptor 9) open.
 in_vm() { ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 "$@" 9>&-; }
 
-# The next command connects anew.
+# Closes the shared connection; the next command opens a new one.
 hang_up() {
     ssh "${ssh_options[@]}" -O exit root@127.0.0.1 2>/dev/null || true
     rm -f "$control"
 }
 
-# Whether the VM answers. One that has just reset itself gets the time to boot.
+# Whether the VM answers. A VM that has just reset itself gets time to boot.
 answers() {
     local deadline=$((SECONDS + 90))
     until timeout 10 ssh "${ssh_options[@]}" -p "$(port)" root@127.0.0.1 true 9>&- 2>/dev/null; do
@@ -62,8 +62,9 @@ answers() {
     done
 }
 
-# A snapshot is the VM's memory, with guest q35 up in it, and its disk. Taking
-# it stops the VM. `complete` is written last. A VM with an nvme cannot be saved.
+# A snapshot contains the VM's memory, in which guest q35 is running, and its disk.
+# Saving stops the VM. `complete` is written last. A VM with an NVMe device cannot
+# be saved.
 save_vm() {
     rm -rf "$snapshot.new"
     mkdir "$snapshot.new"
@@ -75,7 +76,7 @@ save_vm() {
         mv "$snapshot.new" "$snapshot"
 }
 
-# Puts the VM back to its snapshot, whatever state it is in, as it was saved.
+# Restores the VM from its snapshot, exactly as it was saved, from any state.
 resume_vm() {
     hang_up
     virsh -q destroy "$name" >/dev/null 2>&1 || true
@@ -84,11 +85,11 @@ resume_vm() {
         answers
 }
 
-# Puts the VM back to its snapshot, with all that belongs to it.
+# Restores the VM from its snapshot, plugs the NVMe devices in and sets the clock.
 restore_vm() {
     local attempt
     for attempt in 1 2 3; do
-        # Its clock stood still.
+        # The VM's clock still has the time at which the snapshot was taken.
         if resume_vm && plug_nvmes && in_vm "date --set=@$EPOCHREALTIME >/dev/null && lab-awake"; then
             return
         fi
@@ -97,8 +98,8 @@ restore_vm() {
     return 1
 }
 
-# Plugs the nvmes into the VM, on the ports that the Vagrantfile has for them.
-# libvirt knows nothing of them, as of the other devices under test.
+# Plugs the NVMe devices into the VM, on the ports that the Vagrantfile has for
+# them. The machine's libvirt does not know them, nor the other devices under test.
 plug_nvmes() {
     local device answer
     for device in '"id": "nvme0", "serial": "LAB0", "bus": "lab13", "drive": "disk0"' \
@@ -106,29 +107,29 @@ plug_nvmes() {
             "sriov_max_vfs": 2, "sriov_vq_flexible": 4, "sriov_vi_flexible": 2'; do
         answer=$(virsh -q qemu-monitor-command "$name" \
             "{\"execute\": \"device_add\", \"arguments\": {\"driver\": \"nvme\", $device}}")
-        # They stay while the VM reboots.
+        # They stay plugged in when the VM reboots, so a duplicate is no error.
         [[ $answer == *'"return"'* || $answer == *'Duplicate device ID'* ]] || { say "$answer"; return 1; }
     done
 }
 
-# Only one of up, down, reset and keep works at a time. What a killed one left running still
-# holds the lock: it is ended.
+# Only one of up, down, reset and keep runs at a time. Processes that a killed run
+# left behind still hold the lock; they are killed.
 lock() {
-    local owner pid told=
-    ((EUID == 0)) || die "the lab is built and run by root: use sudo"
+    local owner pid reported=
+    ((EUID == 0)) || die "the lab needs root; use sudo"
     mkdir -p "$lab"
     exec 9>>"$lab/lock"
     until flock -n 9; do
         owner=$(cat "$lab/owner" 2>/dev/null || true)
         if [[ /proc/$owner/fd/9 -ef $lab/lock ]]; then
-            [[ -n $told ]] || say "waiting for another run (process $owner) to end"
-            told=1
+            [[ -n $reported ]] || say "waiting for another run (process $owner) to end"
+            reported=1
             sleep 1
         else
             for pid in $(exec 9>&-; fuser "$lab/lock" 2>/dev/null); do
-                # Others that wait, as this one does, are left alone.
+                # Other scripts that wait like this one are left alone.
                 if [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") =~ ^bash\ .*/(up|down|reset|keep)\  ]]; then continue; fi
-                say "ending process $pid, which a killed run left: $(cat "/proc/$pid/comm" || true)"
+                say "killing process $pid, which a killed run left behind: $(cat "/proc/$pid/comm" || true)"
                 kill -9 "$pid" || true
             done
             sleep 0.2
@@ -137,7 +138,7 @@ lock() {
     echo $$ >"$lab/owner"
 }
 
-# Takes away the VM and all that belongs to it, whatever state it is in.
+# Removes the VM and everything that belongs to it, from any state.
 remove_vm() {
     local what
     rm -f "$lab/vm" "$here/.lab/env"

@@ -1,6 +1,8 @@
-//! Writes a big simulated host:
-//! `cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS`
-//! makes PFS cards of VFS virtual functions each, and GUESTS running guests of PORTS free ports each.
+//! Writes a large simulated host with PFS cards of VFS VFs each, and with GUESTS running guests of PORTS free ports:
+//!
+//! ```text
+//! cargo run -p hotslot-driver --example simulated_host -- DIR PFS VFS GUESTS PORTS
+//! ```
 
 use std::path::Path;
 use std::process::ExitCode;

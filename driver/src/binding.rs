@@ -1,12 +1,12 @@
-//! A function given to the host itself: which driver it is bound to meanwhile, and how it comes back.
+//! Binding of a function for the host's own use: the driver that it gets, and its release.
 //!
 //! ```text
-//! bind      preflight → libvirt binds it (or it is bound already) → read back     │ undo: the driver it had
-//! release   reset, where no host driver is bound → the driver it had → read back
+//! bind      preflight → libvirt binds it (unless it is bound already) → read back     │ undo: rebind the former driver
+//! release   reset, if no host driver is bound → rebind the former driver → read back
 //! ```
-//! The caller puts the driver down that the function had ([`Facts::device`]) before it calls [`bind`], for
-//! that is what [`release`] gives it back to. What is answered is what the node device says afterwards.
-//! Other members of the IOMMU group are looked at, and never touched.
+//! The caller records the function's driver ([`Facts::device`]) before it calls [`bind`], and passes it to [`release`],
+//! which rebinds that driver. The results contain the driver that the node device has afterwards. Other members of the
+//! IOMMU group are checked, but never changed.
 
 use crate::device::HostDevice;
 pub use crate::host_driver::{HostDriver, UnknownHostDriver};
@@ -14,49 +14,49 @@ use crate::hotplug::{self, Facts, Policy};
 use crate::hypervisor::{Error, ErrorKind, Hypervisor};
 use crate::pci::PciAddress;
 
-/// A function that is bound as it was asked for.
+/// The result of [`bind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
-    /// The driver that it had before; none when it was unbound.
+    /// The former driver; `None` when the function was unbound.
     pub before: Option<String>,
-    /// The driver that it has now.
+    /// The driver that is bound now.
     pub driver: String,
 }
 
-/// A function that the host no longer uses.
+/// The result of [`release`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Released {
-    /// The driver that it has now; none when it is unbound.
+    /// The driver that is bound now; `None` when the function is unbound.
     pub driver: Option<String>,
-    /// Whether that is the one that it had before.
+    /// Whether that is the former driver.
     pub as_before: bool,
-    /// Whether it was reset.
+    /// Whether the function was reset.
     pub reset: Reset,
 }
 
-/// What became of the reset between two owners.
+/// The result of the reset between two owners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reset {
-    /// libvirt was asked and did what there was to do. Of a function on VFIO that is nothing, for the kernel
-    /// resets it whenever it is opened and closed, nor of one with a function level reset.
+    /// libvirt's reset call succeeded. It does nothing for a function on VFIO, which the kernel resets whenever it is
+    /// opened and closed, and for a function with a function level reset.
     Done,
-    /// A host driver is bound, and a reset would take the device from under it: it was not asked for.
+    /// A host driver is bound. The reset was not requested, because it would disturb that driver.
     Driven,
-    /// There is no way to reset it. It goes back to its driver all the same, and may keep what its last
-    /// owner left in it.
+    /// The function cannot be reset. Its driver is rebound nevertheless, and the function may still contain data of its
+    /// last owner.
     Unavailable {
-        /// The hypervisor's words.
+        /// The hypervisor's message.
         reason: String,
     },
 }
 
-/// Binds a function for use on the host itself: [`HostDriver::Vfio`] takes it from its host driver,
-/// [`HostDriver::Native`] looks that it has one, and gives it back to it where it rests on VFIO.
+/// Binds a function for use on the host itself. [`HostDriver::Vfio`] unbinds the host driver and binds VFIO.
+/// [`HostDriver::Native`] requires a host driver, and rebinds it when the function is on VFIO.
 ///
 /// # Errors
-/// The first check of [`preflight_on_host`](hotplug::preflight_on_host) that failed, or what the hypervisor
-/// refused; then the function has the driver that it had, or the text says that it has not.
-/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the device is read again.
+/// The refusal of [`preflight_on_host`](hotplug::preflight_on_host), or the error of the hypervisor. Then the function
+/// has its former driver, or the message says that it does not. After [`ErrorKind::Away`] and [`ErrorKind::TimedOut`]
+/// the driver is unknown until the device is read again.
 pub async fn bind(
     hypervisor: &dyn Hypervisor,
     facts: &Facts,
@@ -77,12 +77,12 @@ pub async fn bind(
             return Err(undo(hypervisor, address, before.as_deref(), error).await);
         }
     }
-    let device = look(hypervisor, address).await?;
+    let device = read_back(hypervisor, address).await?;
     match device.driver.clone().filter(|_| wanted.has(&device)) {
         Some(driver) => Ok(Bound { before, driver }),
         None => {
             let message = format!(
-                "it is {} afterwards; look at the host's kernel log for why no driver took it",
+                "afterwards the function is {}; the host's kernel log may say why the driver was not bound",
                 bound_to(device.driver.as_deref())
             );
             let error =
@@ -92,13 +92,13 @@ pub async fn bind(
     }
 }
 
-/// Gives a function back that was bound: resets it, where no host driver is bound to it, and gives it back to
-/// the driver that it had `before`. One that had none gets what the host's kernel chooses, often none again.
-/// A program that still has it open holds the kernel up, and so the call until its limit.
+/// Releases a function that was bound: resets it unless a host driver is bound, and rebinds the driver `before`. A
+/// function that had no driver gets the one that the host's kernel chooses, which is often none. While a program still
+/// has the function open, the kernel waits for it, and the call waits until its time limit.
 ///
 /// # Errors
-/// What the hypervisor refused: [`ErrorKind::InUse`] while a domain has it.
-/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the device is read again.
+/// The error of the hypervisor, such as [`ErrorKind::InUse`] while a domain has the function. After [`ErrorKind::Away`]
+/// and [`ErrorKind::TimedOut`] the driver is unknown until the device is read again.
 pub async fn release(
     hypervisor: &dyn Hypervisor,
     address: PciAddress,
@@ -115,12 +115,13 @@ pub async fn release(
         }
     };
     give_back(hypervisor, &device, before).await?;
-    let driver = look(hypervisor, address).await?.driver;
+    let driver = read_back(hypervisor, address).await?.driver;
     Ok(Released { as_before: driver.as_deref() == before, driver, reset })
 }
 
-/// The function as it is after a change: unread, nothing is known of it.
-async fn look(hypervisor: &dyn Hypervisor, address: PciAddress) -> Result<HostDevice, Error> {
+/// Reads a function after a change. When that fails, the outcome of the change is unknown, so that the error becomes
+/// [`ErrorKind::TimedOut`].
+async fn read_back(hypervisor: &dyn Hypervisor, address: PciAddress) -> Result<HostDevice, Error> {
     hypervisor.device(address).await.map_err(|error| {
         let kind = if error.kind == ErrorKind::NoDevice { error.kind } else { ErrorKind::TimedOut };
         Error { kind, ..error }
@@ -143,8 +144,8 @@ async fn give_back(
     }
 }
 
-/// After a refusal: libvirt may have unbound the function before it failed. The error, with what could not be
-/// undone in its text.
+/// Rebinds the former driver after an error, because libvirt may have unbound it before it failed. Returns the error,
+/// whose message says what could not be undone.
 async fn undo(
     hypervisor: &dyn Hypervisor,
     address: PciAddress,

@@ -1,4 +1,4 @@
-//! The calls of one host that were given up at their limit, for as long as they are out.
+//! The list of a host's calls that were given up at their time limit and have not returned yet.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,19 +10,19 @@ use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 use crate::text;
 
-/// What a call may change.
+/// The object that a call may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// Nothing that is on record, or it only reads.
+    /// The call only reads, or it changes an object that hotslot has no record of.
     Nothing,
     /// A domain.
     Domain(Uuid),
-    /// A PCI function of the host, or the mediated devices that are made of it.
+    /// A PCI function of the host, or the mediated devices on it.
     Function(PciAddress),
 }
 
 impl Subject {
-    /// What is told when a call that was given up has come back.
+    /// The event to send when the call returns after it was given up.
     pub(crate) fn came_back(self) -> Option<Event> {
         match self {
             Self::Nothing => None,
@@ -62,7 +62,8 @@ impl Overdue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a call that began at `begun`, until the guard is dropped. What it is for may quote the name of a guest.
+    /// Lists a call that began at `begun` until the returned guard is dropped. `operation` is escaped, because it may
+    /// contain the name of a guest.
     pub(crate) fn note(&self, operation: String, subject: Subject, begun: Instant) -> Guard {
         let operation = text::escape(&operation).into_owned();
         let call = Arc::new(Call { operation, subject, begun });
@@ -74,7 +75,7 @@ impl Overdue {
         self.calls().len()
     }
 
-    /// The calls, the oldest first.
+    /// Returns the calls, the oldest first.
     pub(crate) fn list(&self) -> Vec<OverdueCall> {
         let mut calls: Vec<_> = self
             .calls()
@@ -91,7 +92,7 @@ impl Overdue {
     }
 }
 
-/// Forgets its call when it is dropped.
+/// Removes its call from the list when it is dropped.
 #[must_use]
 pub(crate) struct Guard {
     of: Overdue,

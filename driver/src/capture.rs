@@ -1,42 +1,43 @@
-//! `hotslot capture`: a host's documents, written into a directory exactly as libvirt printed them, for bug
-//! reports, tests and [`crate::sim`].
+//! `hotslot capture`: writes a host's documents into a directory, exactly as libvirt prints them, for bug reports, for
+//! tests and for [`crate::sim`].
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A host's documents, each with the name of what it describes.
+/// A host's documents, each with the name of its node device or domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Documents {
-    /// Node devices: PCI functions, and the network interfaces, block devices and mediated devices on them.
+    /// Node devices: PCI functions, and the network interfaces, vDPA, block and mediated devices on them.
     pub devices: Vec<(String, String)>,
-    /// Domains: the live document of a running one, the definition of one that is shut off.
+    /// Domains: the live document of a running domain, or the definition of a domain that is shut off.
     pub domains: Vec<(String, String)>,
 }
 
-/// Why a capture was not written.
+/// The reason why a capture was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The directory has something in it.
-    #[error("{} is not empty", .0.display())]
+    /// The directory is not empty.
+    #[error("{} is not empty; name a new directory", .0.display())]
     NotEmpty(PathBuf),
-    /// A file or directory cannot be made.
+    /// A file or directory cannot be created.
     #[error("{}", .path.display())]
     Write {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
 }
 
 impl Documents {
-    /// Writes `devices/<name>.xml` and `domains/<name>.xml` below `dir`, which is made when it is not there
-    /// and must be empty when it is.
+    /// Writes `devices/<name>.xml` and `domains/<name>.xml` below `dir`. The directory is created if it does not exist;
+    /// otherwise it must be empty.
     ///
     /// # Errors
-    /// [`CaptureError`]; what was written until then stays.
+    /// [`CaptureError::NotEmpty`] when `dir` is not empty, and [`CaptureError::Write`] when a file or directory cannot
+    /// be created. Files that were already written stay.
     pub fn write(&self, dir: &Path) -> Result<(), CaptureError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -58,8 +59,8 @@ impl Documents {
     }
 }
 
-/// A file name for any name: what is not plain is written as `%` and two hexadecimal digits. Long names are
-/// cut, and told apart by a number made of the whole.
+/// Makes a file name from any name. Other characters than letters, digits, `-`, `_` and `.` are written as `%` and two
+/// hexadecimal digits. A long name is truncated and gets a hash of the whole name.
 fn file_name(name: &str) -> String {
     let mut safe = String::new();
     for (position, byte) in name.bytes().enumerate() {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_stay_apart_and_fit() {
+    fn long_names_are_shortened_and_stay_distinct() {
         let (one, two) = (file_name(&"ü".repeat(300)), file_name(&"ü".repeat(301)));
         assert_ne!(one, two);
         assert!(one.len() <= 255 && two.len() <= 255);

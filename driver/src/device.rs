@@ -1,4 +1,4 @@
-//! A PCI function of the host, as libvirt's node device describes it.
+//! A PCI function of a host, as libvirt's node device document describes it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,60 +9,61 @@ use crate::pci::{PciAddress, PciClass, PciId};
 /// One PCI function of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostDevice {
-    /// Where the host sees it.
+    /// The address on the host.
     pub address: PciAddress,
     /// libvirt's node device name (`pci_0000_3b_00_1`).
     pub name: String,
-    /// Vendor id.
+    /// The vendor id.
     pub vendor_id: PciId,
-    /// Product id.
+    /// The product id.
     pub product_id: PciId,
-    /// Vendor's name from libvirt's id table.
+    /// The vendor's name from libvirt's id table.
     pub vendor_name: Option<Arc<str>>,
-    /// Product's name from libvirt's id table.
+    /// The product's name from libvirt's id table.
     pub product_name: Option<Arc<str>>,
-    /// Class code. libvirt before 5.3 does not say it.
+    /// The class code. libvirt before 5.3 does not report it.
     pub class: Option<PciClass>,
-    /// What it is to SR-IOV.
+    /// The role in SR-IOV.
     pub role: Role,
-    /// The IOMMU group; none without an IOMMU.
+    /// The IOMMU group; `None` without an IOMMU.
     pub iommu_group: Option<IommuGroup>,
-    /// The NUMA node of the slot, where the platform says it.
+    /// The NUMA node of the slot, if the platform reports it.
     pub numa_node: Option<u32>,
-    /// The host driver bound to it (`igbvf`, `vfio-pci`); none when unbound.
+    /// The driver that is bound (`igbvf`, `vfio-pci`); `None` when no driver is bound.
     pub driver: Option<String>,
     /// libvirt's node device name of the parent (`computer` on the root bus).
     pub parent: Option<Arc<str>>,
-    /// Whether it is a bridge or a port (`<capability type='pci-bridge'/>` or class 0x06): never assignable.
+    /// Whether it is a bridge or a port (`<capability type='pci-bridge'/>` or class 0x06), which is never assignable.
     pub bridge: bool,
-    /// Whether it has a PCI Express capability; a conventional device needs a conventional slot.
+    /// Whether it has a PCI Express capability. A device without one needs a conventional PCI slot.
     pub express: bool,
-    /// The PCI Express link, where libvirt says it.
+    /// The PCI Express link, if libvirt reports it.
     pub link: Option<Arc<Link>>,
-    /// Serial number of the card from its vital product data; of an NVMe controller, its first namespace's.
+    /// The card's serial number from its vital product data. For an NVMe controller without one it is that of a
+    /// namespace.
     pub serial: Option<String>,
-    /// Network interfaces on it, in order of their host names. Known only where children were read.
+    /// The network interfaces on it, in order of their names. Empty when the children were not read.
     pub net: Vec<Interface>,
-    /// The vDPA devices that are made of it, by their character devices (`/dev/vhost-vdpa-0`; empty where one has
-    /// none), in order. Known only where children were read.
+    /// The vDPA devices on it, by their character devices (`/dev/vhost-vdpa-0`; an empty text for a vDPA device without
+    /// one), in order. Empty when the children were not read.
     pub vdpa: Vec<String>,
-    /// Block devices on it, by their host names. Known only where children were read.
+    /// The block devices on it, by name. Empty when the children were not read.
     pub block: Vec<String>,
 }
 
 /// A network interface of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its MAC address, where it is one.
+    /// The MAC address, if the interface has a valid one.
     pub mac: Option<MacAddress>,
-    /// What it can do (`rx`, `tso`), as libvirt names it: the interfaces of one kind share the list.
+    /// The features (`rx`, `tso`), as libvirt names them. Interfaces with the same features share the list.
     pub features: Arc<[String]>,
 }
 
 impl From<String> for Interface {
-    /// An interface of which only the name is known.
+    /// Makes an interface of which only the name is known.
     fn from(name: String) -> Self {
         Self { name, mac: None, features: Arc::default() }
     }
@@ -82,49 +83,49 @@ impl PartialEq<String> for Interface {
     }
 }
 
-/// What a function is to SR-IOV (PCI Express Base Specification, chapter 9).
+/// The role of a function in SR-IOV (PCI Express Base Specification, chapter 9).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// Neither PF nor VF.
     Plain,
-    /// A physical function, with or without virtual functions enabled.
+    /// A PF, with or without VFs.
     Physical {
-        /// How many VFs it can have (`sriov_totalvfs`).
+        /// The maximum number of VFs (`sriov_totalvfs`).
         max_vfs: u32,
-        /// The VFs it has now, in order of address.
+        /// The current VFs, in order of address.
         vfs: Vec<PciAddress>,
     },
-    /// A virtual function.
+    /// A VF.
     Virtual {
-        /// Its physical function.
+        /// The PF.
         parent: PciAddress,
     },
 }
 
-/// The smallest set of functions that the IOMMU can isolate: all of one group, or none, go to a guest.
+/// The smallest set of functions that the IOMMU can isolate. Only one guest can have functions of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IommuGroup {
-    /// The kernel's number of the group; it may change from boot to boot, and when VFs come and go.
+    /// The kernel's number of the group. It may change at a reboot and when VFs are created or removed.
     pub number: u32,
-    /// All members, the device itself among them, in order of address.
+    /// All members including the device itself, in order of address.
     pub members: Vec<PciAddress>,
 }
 
-/// A PCI Express link: what the port could do, and what it does.
+/// A PCI Express link: its maximum and its current speed and width.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
-    /// The fastest speed the device can do, in GT/s, as libvirt writes it (`2.5`, `16`).
+    /// The maximum speed of the device in GT/s, as libvirt writes it (`2.5`, `16`).
     pub max_speed: Option<String>,
-    /// The widest the device can do, in lanes.
+    /// The maximum width of the device in lanes.
     pub max_width: Option<u32>,
-    /// The speed now, in GT/s.
+    /// The current speed in GT/s.
     pub speed: Option<String>,
-    /// The width now, in lanes.
+    /// The current width in lanes.
     pub width: Option<u32>,
 }
 
-/// The names of vendors, products and parents, and the links: functions that are read together share what they have
-/// alike.
+/// The names of vendors, products and parents, and the links. Functions that are read together share equal values to
+/// save memory.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     names: BTreeSet<Arc<str>>,
@@ -132,7 +133,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Makes a function share its names and its link with those that came before it.
+    /// Replaces the names and the link of a function by equal values of earlier functions.
     pub(crate) fn share(&mut self, device: &mut HostDevice) {
         let names = [&mut device.vendor_name, &mut device.product_name, &mut device.parent];
         for name in names.into_iter().flatten() {
@@ -144,7 +145,7 @@ impl Shared {
     }
 }
 
-/// Replaces a value by the equal one that is known; one that is new becomes known.
+/// Replaces a value by an equal known one, or adds it to the known values.
 fn share<T: Ord + ?Sized>(known: &mut BTreeSet<Arc<T>>, value: &mut Arc<T>) {
     match known.get(value) {
         Some(same) => *value = Arc::clone(same),
@@ -153,7 +154,7 @@ fn share<T: Ord + ?Sized>(known: &mut BTreeSet<Arc<T>>, value: &mut Arc<T>) {
 }
 
 impl HostDevice {
-    /// Takes the serial number of a disk for that of the controller, where the controller is the disk.
+    /// Sets the serial number of an NVMe controller without one to that of its disk.
     pub(crate) fn learn_serial(&mut self, of_disk: Option<String>) {
         if self.class.is_some_and(PciClass::is_nvme) {
             self.serial = self.serial.take().or(of_disk);
@@ -165,15 +166,15 @@ impl HostDevice {
         self.net.iter().any(|interface| interface.name == name)
     }
 
-    /// Whether it is bound to a driver that gives it to guests.
+    /// Whether it is bound to a VFIO driver.
     pub fn is_on_vfio(&self) -> bool {
         self.driver
             .as_deref()
             .is_some_and(|driver| driver.starts_with("vfio") || driver.ends_with("vfio_pci"))
     }
 
-    /// Whether a sibling in this state keeps its IOMMU group from being given to a guest: it is bound to a
-    /// host driver that does its own DMA. Unbound functions, VFIO drivers and bridges' port driver do not.
+    /// Whether this function makes its IOMMU group unusable for guests, because it is bound to a host driver, which may
+    /// do DMA. Functions without a driver, those on VFIO or pci-stub, and bridges do not.
     pub fn blocks_its_group(&self) -> bool {
         let harmless = |driver: &str| matches!(driver, "pci-stub" | "pcieport") || self.is_on_vfio();
         !self.bridge && self.driver.as_deref().is_some_and(|driver| !harmless(driver))

@@ -1,6 +1,6 @@
-//! What a PCI function is used for: the types that accelerators are asked for by.
+//! Device types of PCI functions, by which accelerators are requested.
 //!
-//! `data/device-types.toml` is the whole table, by ids and by class codes.
+//! `data/device-types.toml` is the table, by ids and by class codes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,30 +12,30 @@ use serde::{Deserialize, Deserializer};
 use crate::device::HostDevice;
 use crate::pci::PciId;
 
-/// What a function is used for.
+/// The use of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceType {
     /// A graphics processor or another display controller.
     Gpu,
-    /// A device whose logic is loaded into it.
+    /// A field-programmable gate array.
     Fpga,
     /// A network interface.
     Nic,
     /// An NVM Express controller.
     Nvme,
-    /// Intel's QuickAssist Technology: encryption and compression.
+    /// Intel QuickAssist Technology: encryption and compression.
     Qat,
     /// Another encryption controller.
     Crypto,
-    /// A processor for machine learning.
+    /// A machine-learning processor.
     AiChip,
     /// Anything else.
     Pci,
 }
 
-/// A text that names no device type.
+/// A text that is not the name of a device type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no device type; there are GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP and PCI")]
+#[error("invalid device type `{0}`: expected GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP or PCI")]
 pub struct UnknownDeviceType(String);
 
 impl DeviceType {
@@ -43,7 +43,7 @@ impl DeviceType {
     pub const ALL: [Self; 8] =
         [Self::Gpu, Self::Fpga, Self::Nic, Self::Nvme, Self::Qat, Self::Crypto, Self::AiChip, Self::Pci];
 
-    /// Its word.
+    /// The name of the type.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gpu => "GPU",
@@ -67,7 +67,7 @@ impl fmt::Display for DeviceType {
 impl FromStr for DeviceType {
     type Err = UnknownDeviceType;
 
-    /// Reads the word in upper or lower case.
+    /// Reads the name in upper or lower case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let named = |of: &Self| of.as_str().eq_ignore_ascii_case(text);
         Self::ALL.into_iter().find(named).ok_or_else(|| UnknownDeviceType(text.to_owned()))
@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for DeviceType {
     }
 }
 
-/// What a function is used for, by its ids and its class. A bridge is [`DeviceType::Pci`], whoever made it.
+/// Returns the device type of a function, by its ids and its class. A bridge is always [`DeviceType::Pci`].
 pub fn device_type(device: &HostDevice) -> DeviceType {
     rules_for(device).next().filter(|_| !device.bridge).map_or(DeviceType::Pci, |rule| rule.device_type)
 }
@@ -88,18 +88,19 @@ pub fn device_type(device: &HostDevice) -> DeviceType {
 /// A function's names for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names<'a> {
-    /// The vendor's.
+    /// The vendor's name.
     pub vendor: Option<&'a str>,
-    /// The product's.
+    /// The product's name.
     pub product: Option<&'a str>,
 }
 
-/// A function's names: the host's own (libvirt has them from its pci.ids), else those of the table.
+/// Returns a function's names: those that the host reports (libvirt reads them from its pci.ids), or else those of the
+/// table.
 pub fn names(device: &HostDevice) -> Names<'_> {
     let of_it = |rule: &&'static Rule| rule.vendor == Some(device.vendor_id);
     let mut of_vendor = RULES.iter().filter(of_it).filter_map(|rule| rule.vendor_name.as_deref());
     let product = device.product_id.to_string();
-    // From the end: `*` sorts before the digits, and the whole id goes before a pattern.
+    // The search begins at the end: `*` sorts before the digits, so that a whole id is found before a pattern.
     let of_product = |rule: &'static Rule| {
         rule.products.iter().flatten().rev().find(|(pattern, _)| fits(pattern, &product))
     };
@@ -112,7 +113,7 @@ pub fn names(device: &HostDevice) -> Names<'_> {
     }
 }
 
-/// The table, in the file's order. A test reads it strictly: what is embedded is never the default.
+/// The table, in the file's order. A test shows that the embedded file can be read, so that the default is never used.
 static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| read(TABLE).unwrap_or_default());
 const TABLE: &str = include_str!("../data/device-types.toml");
 
@@ -122,7 +123,7 @@ struct Table {
     rule: Vec<Rule>,
 }
 
-/// One rule, as the file explains it.
+/// One rule. The file explains the keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
@@ -138,7 +139,7 @@ fn read(table: &str) -> Result<Vec<Rule>, toml::de::Error> {
     toml::from_str(table).map(|Table { rule }| rule)
 }
 
-/// The rules that fit a function, in order.
+/// Returns the rules that match a function, in order.
 fn rules_for(device: &HostDevice) -> impl Iterator<Item = &'static Rule> {
     let vendor = device.vendor_id;
     let product = device.product_id.to_string();
@@ -153,7 +154,7 @@ fn rules_for(device: &HostDevice) -> impl Iterator<Item = &'static Rule> {
     })
 }
 
-/// Whether an id is that of a pattern: four digits, or fewer and a `*`.
+/// Whether an id matches a pattern: four digits, or fewer digits and a `*`.
 fn fits(pattern: &str, id: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == id, |start| id.starts_with(start))
 }
@@ -195,13 +196,13 @@ mod tests {
         assert!(rows.len() >= 30);
     }
 
-    /// A pattern that can match nothing, or a rule that fits everything, is a slip of the pen.
+    /// A pattern that can match nothing and a rule that matches everything are mistakes in the table.
     #[test]
-    fn the_table_is_read_and_each_rule_can_fit() {
+    fn the_table_is_valid_and_each_rule_can_match() {
         let rules = read(TABLE).unwrap();
         let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         for rule in &rules {
-            assert!(rule.vendor.is_some() || rule.classes.is_some(), "it fits everything: {rule:?}");
+            assert!(rule.vendor.is_some() || rule.classes.is_some(), "it matches everything: {rule:?}");
             assert_eq!(rule.vendor.is_some(), rule.vendor_name.is_some(), "{rule:?}");
             for (pattern, name) in rule.products.iter().flatten() {
                 let digits = pattern.strip_suffix('*').unwrap_or(pattern);
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_own_names_go_before_those_of_the_table() {
+    fn the_hosts_names_have_priority_over_those_of_the_table() {
         let mut qat = device("8086", "37c8", Some("0b4000"), "");
         qat.product_name = Some("C62x of the host".into());
         assert_eq!(
@@ -226,14 +227,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_word_is_read_in_any_case(at in 0..DeviceType::ALL.len(), upper in any::<bool>()) {
+        fn every_name_is_read_in_any_case(at in 0..DeviceType::ALL.len(), upper in any::<bool>()) {
             let of = DeviceType::ALL[at];
             let word = if upper { of.to_string().to_uppercase() } else { of.to_string().to_lowercase() };
             prop_assert_eq!(word.parse(), Ok(of));
         }
 
         #[test]
-        fn another_word_is_refused_by_its_name(text in "\\PC*") {
+        fn an_unknown_name_is_refused_and_quoted(text in "\\PC*") {
             if let Err(error) = text.parse::<DeviceType>() {
                 prop_assert!(error.to_string().contains(&text));
             } else {
@@ -242,7 +243,7 @@ mod tests {
         }
 
         #[test]
-        fn any_function_has_a_type_and_a_bridge_none_of_its_own(vendor in any::<u16>(), product in any::<u16>(), class in 0u32..=0xff_ffff) {
+        fn any_function_has_a_type_and_a_bridge_is_pci(vendor in any::<u16>(), product in any::<u16>(), class in 0u32..=0xff_ffff) {
             let ids = (format!("{vendor:04x}"), format!("{product:04x}"));
             let any = device(&ids.0, &ids.1, Some(&format!("{class:06x}")), "");
             if class >> 16 == 6 {

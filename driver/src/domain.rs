@@ -1,5 +1,5 @@
-//! A guest, as libvirt's domain document describes it: its PCI controllers, what is plugged into them,
-//! and its host devices.
+//! A guest, as libvirt's domain document describes it: its PCI controllers, the occupied PCI addresses and its host
+//! devices.
 
 use std::collections::BTreeSet;
 
@@ -8,20 +8,20 @@ use uuid::Uuid;
 use crate::net::{MacAddress, VlanTag};
 use crate::pci::PciAddress;
 
-/// What hotslot reads of one domain document, live or persistent.
+/// The parts of a domain document, live or persistent, that hotslot reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainXml {
     /// The domain's UUID.
     pub uuid: Uuid,
     /// The domain's name.
     pub name: String,
-    /// Architecture, `x86_64`.
+    /// The architecture, `x86_64`.
     pub arch: String,
     /// QEMU's machine type, `pc-q35-10.0`.
     pub machine: String,
-    /// When OpenStack Nova made it (`<nova:creationTime>`), as written there.
+    /// The time at which OpenStack Nova created the server (`<nova:creationTime>`), as Nova wrote it.
     pub created: Option<String>,
-    /// The OpenStack project that it belongs to (the `uuid` of `<nova:owner><nova:project>`), as Nova wrote it.
+    /// The server's OpenStack project (the `uuid` of `<nova:owner><nova:project>`), as Nova wrote it.
     pub project: Option<String>,
     /// The PCI controllers, in document order.
     pub controllers: Vec<PciController>,
@@ -29,46 +29,48 @@ pub struct DomainXml {
     pub hostdevs: Vec<Hostdev>,
     /// The mediated devices: `<hostdev type='mdev'>`, in document order.
     pub mdevs: Vec<MdevHostdev>,
-    /// The character devices of the host's vDPA devices that it uses (`<interface type='vdpa'>`, `<disk
+    /// The character devices of the host's vDPA devices that the guest uses (`<interface type='vdpa'>`, `<disk
     /// type='vhostvdpa'>`), in document order.
     pub vdpas: Vec<String>,
-    /// Every PCI address in use in the guest, as libvirt numbers buses (controller index), controllers and
-    /// host devices included.
+    /// All occupied PCI addresses of the guest in libvirt's numbering (the bus is a controller's index), including
+    /// those of controllers and host devices.
     pub occupied: Vec<PciAddress>,
-    /// Whether the guest agent's channel is connected. Only a live document says so.
+    /// Whether the guest agent's channel is connected. Only a live document contains this.
     pub agent_connected: bool,
-    /// Whether its kernel is told to number PCI buses anew (`pci=assign-busses` in `<os><cmdline>`; Linux,
-    /// `Documentation/admin-guide/kernel-parameters.txt`), so that firmware's numbers do not hold in the guest.
+    /// Whether the kernel command line makes Linux renumber the PCI buses (`pci=assign-busses` in `<os><cmdline>`;
+    /// Linux, `Documentation/admin-guide/kernel-parameters.txt`), so that the firmware's bus numbers are not those of
+    /// the guest.
     pub renumbers_buses: bool,
-    /// The host's NUMA nodes that the guest's own NUMA cells are on; empty when it has no cells
-    /// (`<cpu><numa>`), wherever its memory is pinned, or when the document does not say where they are.
+    /// The host's NUMA nodes to which the guest's own NUMA cells (`<cpu><numa>`) are pinned. Empty when the guest has
+    /// no cells, even if its memory is pinned, and when the cells are not pinned.
     pub numa_nodes: BTreeSet<u32>,
-    /// The guest's memory in bytes, hot-plugged modules included; 0 when the document does not say.
+    /// The guest's memory in bytes, including hot-plugged modules; 0 when the document does not contain it.
     pub memory: u64,
-    /// The most memory in bytes that its QEMU process may use and lock (`<memtune><hard_limit>`).
+    /// The limit in bytes of the memory that the QEMU process may use and lock (`<memtune><hard_limit>`).
     pub hard_limit: Option<u64>,
 }
 
 /// A PCI controller of a guest: a root, a bridge, a port or an expander.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PciController {
-    /// libvirt's index: the `bus` of the devices on it.
+    /// libvirt's index, which is the `bus` of the devices on the controller.
     pub index: u8,
-    /// What it is.
+    /// The model.
     pub model: ControllerModel,
-    /// Where it sits, in libvirt's numbering; none for the roots.
+    /// The address in libvirt's numbering; `None` for the root buses.
     pub address: Option<PciAddress>,
     /// QEMU's device id (`pci.3`).
     pub alias: Option<String>,
-    /// `busNr` of an expander.
+    /// The `busNr` of an expander.
     pub bus_nr: Option<u8>,
-    /// Whether devices may be plugged into it while the guest runs (`<target hotplug='off'/>` says no).
+    /// Whether it supports hot-plug (false with `<target hotplug='off'/>`).
     pub hotplug: bool,
-    /// Bus numbers that firmware keeps behind it (`bus-reserve` through `qemu:override`); 0 is not none.
+    /// The number of bus numbers that firmware reserves behind it (`bus-reserve` in `qemu:override`). `Some(0)` differs
+    /// from `None`, which leaves the number to the firmware.
     pub bus_reserve: Option<u8>,
-    /// Bytes of non-prefetchable memory that firmware keeps behind it (`mem-reserve`, likewise).
+    /// Bytes of non-prefetchable memory that firmware reserves behind it (`mem-reserve` in `qemu:override`).
     pub mem_reserve: Option<u64>,
-    /// Bytes of 64-bit prefetchable memory that firmware keeps behind it (`pref64-reserve`, likewise).
+    /// Bytes of 64-bit prefetchable memory that firmware reserves behind it (`pref64-reserve` in `qemu:override`).
     pub pref64_reserve: Option<u64>,
 }
 
@@ -97,43 +99,43 @@ pub enum ControllerModel {
     PcieExpander,
 }
 
-/// A PCI device of the host that a domain document gives to the guest.
+/// A PCI host device in a domain document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hostdev {
-    /// Where the host has it.
+    /// The address on the host.
     pub source: PciAddress,
-    /// Where the guest has it, in libvirt's numbering (the bus is a controller's index).
+    /// The guest address in libvirt's numbering (the bus is a controller's index).
     pub guest: Option<PciAddress>,
-    /// The device's alias: `ua-…` when a user chose it, `hostdev0` when libvirt did.
+    /// The alias: `ua-…` when a user chose it, `hostdev0` when libvirt did.
     pub alias: Option<String>,
     /// Whether libvirt binds the drivers itself.
     pub managed: bool,
     /// Whether it is an `<interface type='hostdev'>`.
     pub interface: bool,
-    /// The MAC address that an interface gets.
+    /// The MAC address of an interface.
     pub mac: Option<MacAddress>,
-    /// The VLAN that an interface is in; none for a trunk of several.
+    /// The VLAN of an interface; `None` for a trunk of several VLANs.
     pub vlan: Option<VlanTag>,
 }
 
-/// A mediated device of the host that a domain document gives to the guest.
+/// A mediated device in a domain document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MdevHostdev {
-    /// Its UUID on the host.
+    /// The UUID on the host.
     pub uuid: Uuid,
-    /// Where the guest has it, in libvirt's numbering; none where it is no PCI device.
+    /// The guest address in libvirt's numbering; `None` when it is not a PCI device in the guest.
     pub guest: Option<PciAddress>,
-    /// The device's alias: `ua-…` when a user chose it, `hostdev0` when libvirt did.
+    /// The alias: `ua-…` when a user chose it, `hostdev0` when libvirt did.
     pub alias: Option<String>,
 }
 
-/// The alias that names one attachment in a domain: libvirt keeps what begins with `ua-`, in the live
-/// document and in the persistent one.
+/// The alias of an attachment's device in a domain. libvirt keeps aliases that begin with `ua-`, in the live document
+/// and in the persistent one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UserAlias(pub Uuid);
 
 impl UserAlias {
-    /// The attachment that an alias names; none when it is not one of ours.
+    /// Parses an alias; `None` when it is not one of hotslot's.
     pub fn parse(alias: &str) -> Option<Self> {
         alias.strip_prefix("ua-").and_then(|id| Uuid::try_parse(id).ok()).map(Self)
     }
@@ -146,13 +148,13 @@ impl std::fmt::Display for UserAlias {
 }
 
 impl DomainXml {
-    /// The mediated device with this alias.
+    /// Returns the mediated device with this alias.
     pub fn mdev(&self, alias: UserAlias) -> Option<&MdevHostdev> {
         let alias = alias.to_string();
         self.mdevs.iter().find(|mdev| mdev.alias.as_deref() == Some(alias.as_str()))
     }
 
-    /// The host device with this alias.
+    /// Returns the PCI host device with this alias.
     pub fn hostdev(&self, alias: UserAlias) -> Option<&Hostdev> {
         let alias = alias.to_string();
         self.hostdevs.iter().find(|hostdev| hostdev.alias.as_deref() == Some(alias.as_str()))

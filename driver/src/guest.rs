@@ -1,8 +1,9 @@
-//! The guest's own view of its PCI buses, asked of its agent or of QEMU; and commands that its agent runs.
+//! Reads the guest's own view of its PCI buses through the guest agent or QEMU's monitor, and runs commands through the
+//! guest agent.
 //!
-//! The bus numbers are in the bridges: each bridge on the way from the root bus to the device is asked for
-//! the bus behind it, and the function found there must have the ids of the device that was plugged. Slot
-//! and function are libvirt's; only the bus is the firmware's (or the guest kernel's) to choose.
+//! The bridges contain the bus numbers: the secondary bus number of each bridge on the way from the root bus to the
+//! device is read, and the function found on the last bus must have the ids of the plugged device. Slot and function
+//! are the same as in libvirt; only the bus number is chosen by the firmware or the guest kernel.
 
 use std::time::Duration;
 
@@ -18,18 +19,20 @@ use crate::topology::Route;
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is asked whether a command has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// The interval of the checks whether a command has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How many characters of what a command wrote to stderr are told.
-const SAID: usize = 200;
+/// How many characters of a command's stderr an error message contains.
+const STDERR_LIMIT: usize = 200;
 
-/// Asks the guest's agent where the device is: reads the `secondary_bus_number` of each bridge on the `route` and the
-/// function's `uevent` in the guest's sysfs (Linux 4.19 or later). `place` is where libvirt has the device; its bus does
-/// not matter. None when the guest does not show a device with these ids there (yet).
+/// Finds the guest address of a device through the guest agent: it reads the `secondary_bus_number` of each bridge on
+/// the `route`, and the function's `uevent`, in the guest's sysfs (Linux 4.19 or later). `place` is the device's
+/// address in libvirt's numbering; its bus does not matter. Returns `None` when the guest does not (yet) have a device
+/// with these ids there.
 ///
 /// # Errors
-/// [`ErrorKind::AgentAway`] without an agent, [`ErrorKind::Unsupported`] when it may not read files.
+/// [`ErrorKind::AgentAway`] without a guest agent, and [`ErrorKind::Unsupported`] when the agent does not allow to read
+/// files.
 pub async fn ask_agent(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
@@ -55,11 +58,12 @@ pub async fn ask_agent(
     Ok(uevent.lines().any(is_it).then_some(address))
 }
 
-/// Runs a command in the guest by its agent, and waits until it has ended well. `limit` is how long it may take.
+/// Runs a command in the guest through the guest agent, and waits at most `limit` until it has ended.
 ///
 /// # Errors
-/// [`ErrorKind::AgentAway`] without an agent, [`ErrorKind::TimedOut`] when the command goes on after `limit`,
-/// [`ErrorKind::Refused`] with its exit code and what it wrote to stderr when it failed.
+/// [`ErrorKind::AgentAway`] without a guest agent, and [`ErrorKind::TimedOut`] when the command still runs after
+/// `limit`. When the command failed it is [`ErrorKind::Refused`], with the exit code and the beginning of stderr in the
+/// message.
 pub async fn run(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
@@ -71,7 +75,9 @@ pub async fn run(
     let failed = |kind, message: &str| Error::new(kind, format!("run {path} in the guest"), message);
     let begin = json!({ "path": path, "arg": arguments, "capture-output": true });
     let begun = ask(hypervisor, domain, "guest-exec", begin).await?;
-    let pid = begun.get("pid").ok_or_else(|| failed(ErrorKind::Document, "the agent told no process id"))?;
+    let pid = begun
+        .get("pid")
+        .ok_or_else(|| failed(ErrorKind::Document, "the guest agent returned no process id"))?;
     tracing::debug!(domain = %domain, ?command, %pid, "runs in the guest");
     loop {
         let now = ask(hypervisor, domain, "guest-exec-status", json!({ "pid": pid })).await?;
@@ -84,21 +90,21 @@ pub async fn run(
                 (None, Some(signal)) => format!("it was ended by signal {signal}"),
                 (None, None) => "it failed".into(),
             };
-            let said = now.get("err-data").and_then(Value::as_str).unwrap_or_default();
-            let said = base64::engine::general_purpose::STANDARD.decode(said).unwrap_or_default();
-            let said = String::from_utf8_lossy(&said);
-            let said: String = said.trim().chars().take(SAID).collect();
-            let ending = if said.is_empty() { ending } else { format!("{ending}: {said}") };
+            let stderr = now.get("err-data").and_then(Value::as_str).unwrap_or_default();
+            let stderr = base64::engine::general_purpose::STANDARD.decode(stderr).unwrap_or_default();
+            let stderr = String::from_utf8_lossy(&stderr);
+            let stderr: String = stderr.trim().chars().take(STDERR_LIMIT).collect();
+            let ending = if stderr.is_empty() { ending } else { format!("{ending}: {stderr}") };
             return Err(failed(ErrorKind::Refused, &ending));
         }
         if Instant::now() >= deadline {
             return Err(failed(ErrorKind::TimedOut, &format!("it has not ended after {limit:?}")));
         }
-        tokio::time::sleep(LOOK_AGAIN.min(deadline - Instant::now())).await;
+        tokio::time::sleep(POLL_INTERVAL.min(deadline - Instant::now())).await;
     }
 }
 
-/// Asks the guest's agent, and takes the `return` out of its answer.
+/// Sends a command to the guest agent and returns the `return` of its answer.
 async fn ask(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
@@ -114,12 +120,12 @@ async fn ask(
     answer.get_mut("return").map(Value::take).ok_or_else(|| document(&"it has no `return`"))
 }
 
-/// Reads a file of the guest; none when the guest has no such file.
+/// Reads a file of the guest; `None` when the guest has no such file.
 async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Result<Option<String>, Error> {
     let ask = async |execute, arguments| ask(hypervisor, domain, execute, arguments).await;
     let handle = match ask("guest-file-open", json!({ "path": path, "mode": "r" })).await {
         Ok(handle) => handle,
-        // The agent's own refusal: no such file.
+        // The agent refuses to open a file that does not exist.
         Err(error) if error.kind == ErrorKind::Refused => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -134,13 +140,15 @@ async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Res
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Asks QEMU where the device with this alias is (`query-pci`). None when QEMU does not list it, when its firmware has
-/// not numbered the buses yet, and when QEMU tells the same address of two devices: then neither is known.
+/// Finds the guest address of the device with this alias through QEMU's monitor (`query-pci`). Returns `None` when QEMU
+/// does not list the device, when the firmware has not numbered the buses yet, and when QEMU reports another device at
+/// the same address, so that neither address can be relied on.
 ///
-/// libvirt marks the domain as tainted by custom monitor commands, so this is asked only when configured.
+/// libvirt marks the domain as tainted by custom monitor commands. Callers therefore only use this when it is
+/// configured.
 ///
 /// # Errors
-/// What the hypervisor answers, and [`ErrorKind::Document`] for an answer that cannot be read.
+/// The error of the hypervisor, or [`ErrorKind::Document`] when the answer cannot be parsed.
 pub async fn ask_monitor(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
@@ -149,7 +157,7 @@ pub async fn ask_monitor(
     find(&hypervisor.monitor(domain, r#"{"execute":"query-pci"}"#).await?, alias)
 }
 
-/// Where the device of this alias is in QEMU's answer to `query-pci`.
+/// Finds the device of this alias in QEMU's answer to `query-pci`.
 fn find(answer: &str, alias: &str) -> Result<Option<PciAddress>, Error> {
     let document = |error: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Document, "read QEMU's answer to query-pci", error)
@@ -167,7 +175,7 @@ fn find(answer: &str, alias: &str) -> Result<Option<PciAddress>, Error> {
     address.map(Some).map_err(|error| document(&error))
 }
 
-/// QMP's `PciInfo` (QEMU, `qapi/pci.json`), as far as it is read.
+/// The parts of QMP's `PciInfo` (QEMU, `qapi/pci.json`) that are read.
 #[derive(Deserialize)]
 struct QueryPci {
     #[serde(rename = "return")]
@@ -203,7 +211,7 @@ struct QueryBridgeBus {
 }
 
 impl QueryDevice {
-    /// This device, and those behind it when it is a bridge that firmware has given a number.
+    /// Returns this device and the devices behind it, if it is a bridge that firmware has numbered.
     fn with_children(&self) -> Vec<&Self> {
         let bridge = self.pci_bridge.as_ref().filter(|bridge| bridge.bus.secondary != 0);
         let behind = bridge.into_iter().flat_map(|bridge| &bridge.devices).flat_map(Self::with_children);
@@ -215,9 +223,9 @@ impl QueryDevice {
 mod tests {
     use super::*;
 
-    /// QEMU's answers in the lab, and where the guest's own lspci showed the devices.
+    /// QEMU's answers from the lab give the addresses that lspci showed in the guests.
     #[test]
-    fn a_device_is_found_where_the_guest_shows_it() {
+    fn a_device_is_found_at_the_address_that_the_guest_shows() {
         let (switch, pxb) = (
             include_str!("../tests/data/query-pci/switch.json"),
             include_str!("../tests/data/query-pci/pxb.json"),
@@ -237,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_twice_or_not_numbered_is_not_trusted() {
+    fn an_ambiguous_or_unnumbered_device_has_no_address() {
         let device = |bus: u32| format!(r#"{{"bus":{bus},"slot":0,"function":0,"qdev_id":"ua-x"}}"#);
         let bridge = |secondary: u32| {
             let behind = device(secondary);
@@ -248,9 +256,10 @@ mod tests {
         };
         let answer = |devices: &[String]| format!(r#"{{"return":[{{"devices":[{}]}}]}}"#, devices.join(","));
         assert_eq!(find(&answer(&[bridge(1)]), "ua-x").unwrap().unwrap().to_string(), "0000:01:00.0");
-        assert_eq!(find(&answer(&[bridge(0)]), "ua-x"), Ok(None), "firmware has not run");
-        assert_eq!(find(&answer(&[bridge(1), device(1)]), "ua-x"), Ok(None), "named twice");
-        // An expander whose bus pcie.0 reaches: QEMU lists a port of pcie.0 and the device behind the expander alike.
+        assert_eq!(find(&answer(&[bridge(0)]), "ua-x"), Ok(None), "firmware has not numbered the bus");
+        assert_eq!(find(&answer(&[bridge(1), device(1)]), "ua-x"), Ok(None), "two devices with one id");
+        // The bus numbers of pcie.0 reach those of an expander: QEMU lists a port of pcie.0 and the device behind the
+        // expander at the same address.
         let other = device(1).replace("ua-x", "pci.9");
         assert_eq!(find(&answer(&[bridge(1), other]), "ua-x"), Ok(None), "two devices at one address");
         assert_eq!(find("{}", "ua-x").unwrap_err().kind, ErrorKind::Document);

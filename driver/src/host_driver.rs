@@ -1,16 +1,16 @@
-//! How a host itself is to have a function.
+//! The drivers for a function that the host itself uses.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::device::HostDevice;
 
-/// The driver that a function is to have while the host itself uses it.
+/// The driver that is bound to a function while the host itself uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HostDriver {
-    /// `native`: its host driver.
+    /// `native`: the function's host driver.
     Native,
-    /// `vfio-pci`: for programs that drive it themselves (DPDK, SPDK).
+    /// `vfio-pci`: for programs with their own driver (DPDK, SPDK).
     Vfio,
 }
 
@@ -33,7 +33,7 @@ impl FromStr for HostDriver {
 }
 
 impl HostDriver {
-    /// Whether a function is bound as this asks for.
+    /// Whether a function is bound to a driver of this kind.
     pub fn has(self, device: &HostDevice) -> bool {
         match self {
             Self::Native => device.driver.is_some() && !device.is_on_vfio(),
@@ -42,7 +42,7 @@ impl HostDriver {
     }
 }
 
-/// A text that names no driver to be bound to.
+/// A text that is not the name of a [`HostDriver`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no driver that a device can be attached to a host with; there are native and vfio-pci")]
+#[error("invalid driver `{0}`: expected native or vfio-pci")]
 pub struct UnknownHostDriver(String);

@@ -1,11 +1,13 @@
-//! Plug and unplug, over the port: what makes an answer out of libvirt's verbs.
+//! Plug and unplug: each function combines several calls of the [`Hypervisor`] trait into one operation with a definite
+//! outcome.
 //!
 //! ```text
 //! plug     preflight → render → attach → read back            │ undo: detach what a failed attach left
 //! group    free_group → plug each member                      │ undo: give_back
-//! unplug   subscribe → definition → ask the guest → wait → read back, again until it is gone
+//! unplug   subscribe → detach from the definition → request the unplug → wait → read back; repeat until it is gone
 //! ```
-//! libvirt's detach returning means *asked*; *gone* means that the device is not in the live document.
+//! libvirt's live detach returns when the guest was *asked*. The device is *gone* when the live document no longer has
+//! it.
 
 mod mdev;
 mod preflight;
@@ -29,21 +31,21 @@ use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{Pluggable, Templates};
 
-/// How long and how often a guest is asked to let a device go.
+/// How often a guest is asked to release a device, and how long each request waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetachLimits {
-    /// How often it is asked, at least 1.
+    /// The number of unplug requests, at least 1. It does not limit them when `total` is set.
     pub attempts: u32,
     /// How long each attempt waits for the guest.
     pub timeout: Duration,
-    /// How long all attempts may take, and then as many as it takes; none: `attempts` of them. An attempt that is
-    /// refused at once ends no earlier for that.
+    /// The time for all attempts together. When it is set, the request is repeated until this time is over. When it is
+    /// `None`, there are `attempts` requests.
     pub total: Option<Duration>,
 }
 
 impl DetachLimits {
-    /// How long it is waited after an ask that was refused at once, and may be asked again: the asks are spread over
-    /// the time that there is.
+    /// How long to wait after a request that libvirt could not pass on to the guest, so that the remaining requests are
+    /// spread over `total`.
     fn pace(self) -> Duration {
         let shares = self.total.map(|total| total / self.attempts.max(1));
         shares.map_or(self.timeout, |share| share.min(self.timeout))
@@ -51,20 +53,21 @@ impl DetachLimits {
 }
 
 impl Default for DetachLimits {
-    /// Nova's: `device_detach_attempts` 8, `device_detach_timeout` 20 s.
+    /// Nova's defaults: `device_detach_attempts` 8, `device_detach_timeout` 20 s.
     fn default() -> Self {
         Self { attempts: 8, timeout: Duration::from_secs(20), total: None }
     }
 }
 
-/// Where a domain's documents have an attachment.
+/// Which of a domain's documents contain an attachment's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Presence {
-    /// In the running guest.
+    /// Whether the live document has it.
     pub live: bool,
-    /// In the persistent definition.
+    /// Whether the persistent definition has it.
     pub config: bool,
-    /// The address at which the guest sees it, or will when it starts; worked out from the document.
+    /// The address at which the guest sees the device, or will see it after its next start. It is computed from the
+    /// document.
     pub inner_address: Option<PciAddress>,
 }
 
@@ -81,42 +84,44 @@ impl Presence {
         }
     }
 
-    /// Whether no document has it.
+    /// Whether neither document has it.
     pub fn is_absent(self) -> bool {
         !self.live && !self.config
     }
 }
 
-/// Where a document has a device of ours, which may be at no PCI address; none when it does not have it.
+/// Finds hotslot's device in a document and returns its guest address, which may be missing. Returns `None` when the
+/// document does not have the device.
 fn guest(document: &DomainXml, alias: UserAlias) -> Option<Option<PciAddress>> {
     let function = document.hostdev(alias).map(|hostdev| hostdev.guest);
     function.or_else(|| document.mdev(alias).map(|mdev| mdev.guest))
 }
 
-/// How an unplug ended.
+/// The outcome of an unplug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unplugged {
-    /// The device is in no document of the domain.
+    /// No document of the domain has the device.
     Gone,
-    /// The guest refused; the device is where it was.
+    /// The guest refused, and still has the device.
     Refused {
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
     },
-    /// The guest was asked and has not answered; it may let go at any time.
+    /// The guest was asked and has not answered. It may release the device at any time.
     Pending {
-        /// Why, as far as it can be seen.
+        /// The likely reason, for people.
         reason: String,
     },
 }
 
-/// Takes the members of an IOMMU group that are to be plugged together from their host drivers, so that the
-/// first one to be attached does not find the others still on theirs: libvirt unbinds one call's device only.
-/// libvirt leaves them on VFIO when the guest lets them go: [`give_back`] is for that.
+/// Unbinds the host drivers of all `members` of an IOMMU group that are to be plugged together. libvirt unbinds only
+/// the device of one attach call, so that without this the group is not viable at the first attach. libvirt leaves
+/// these functions on VFIO after the guest released them; [`give_back`] rebinds their host drivers.
 ///
 /// # Errors
-/// What the hypervisor refused; those taken before it have been given back, or the text says which were not.
-/// Of a call that has not come back it is open whether it takes its function: that is to be given back afterwards.
+/// The error of the first call that failed. The functions that were unbound before it have been rebound, or the message
+/// says that this failed. A call that was given up and has not returned may still unbind its function; the caller
+/// rebinds that one afterwards.
 pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> Result<(), Error> {
     let mut taken = Vec::new();
     for member in members.iter().filter(|member| member.blocks_its_group()) {
@@ -124,23 +129,24 @@ pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> 
             taken.push(member.address);
             continue;
         };
-        // After a time-out it may have been taken; while the call is out, it may be taken yet.
+        // After a time-out the function may be unbound. While the call has not returned, it may still be unbound later,
+        // so that rebinding it now would be too early.
         let is_out = hypervisor.overdue().iter().any(|call| call.address == Some(member.address));
         if error.kind.leaves_it_open() && !is_out {
             taken.push(member.address);
         }
         if let Err(lost) = give_back(hypervisor, &taken).await {
-            error.message = format!("{}; and giving back what was taken failed: {lost}", error.message);
+            error.message = format!("{}; and rebinding the host drivers failed: {lost}", error.message);
         }
         return Err(error);
     }
     Ok(())
 }
 
-/// Gives functions back to their host drivers: all of them, also after one failed.
+/// Rebinds functions to their host drivers. It goes on with the others after one failed.
 ///
 /// # Errors
-/// The first that was refused.
+/// The error of the first call that failed.
 pub async fn give_back(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> Result<(), Error> {
     let mut given = Ok(());
     for member in members {
@@ -152,9 +158,9 @@ pub async fn give_back(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> R
 /// A plug that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlugFailure {
-    /// What failed.
+    /// The error of the step that failed.
     pub error: Error,
-    /// Whether it is known that the guest never had the device.
+    /// True when the guest certainly never had the device.
     pub untouched: bool,
 }
 
@@ -165,7 +171,7 @@ impl PlugFailure {
     }
 }
 
-/// Whether a refusal of this kind comes before libvirt gives the device to QEMU.
+/// Whether libvirt reports errors of this kind before it adds the device to QEMU.
 fn never_reached_the_guest(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::NoDomain
@@ -190,10 +196,10 @@ fn never_reached_the_guest(kind: ErrorKind) -> bool {
     }
 }
 
-/// Plugs one device and reads it back.
+/// Plugs one device and reads the domain back.
 ///
 /// # Errors
-/// As [`try_plug`], without what is known of the guest.
+/// The `error` of [`try_plug`].
 pub async fn plug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -206,11 +212,12 @@ pub async fn plug(
     plugged.map_err(|failure| failure.error)
 }
 
-/// Plugs one device, reads it back, and tells of a failure whether the guest may have had the device.
+/// Plugs one device and reads the domain back. A failure also reports whether the guest may have had the device.
 ///
 /// # Errors
-/// A refusal has left nothing behind, or its text says what could not be undone.
-/// [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] leave it open until the domain is read again.
+/// After an error of any other kind than these two, the domain does not have the device. After [`ErrorKind::Away`] and
+/// [`ErrorKind::TimedOut`] the domain may have it, so that the caller has to read the domain again; the message says
+/// what could not be undone.
 pub async fn try_plug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -232,7 +239,7 @@ pub async fn try_plug(
         Err(error) if error.kind == ErrorKind::NoDomain => {
             return Err(PlugFailure { error: attached.err().unwrap_or(error), untouched: early });
         }
-        // Without a look at the document nothing is known, whatever the attach answered.
+        // Without the document the outcome is unknown, even if the attach returned an error.
         Err(error) => return Err(PlugFailure::touched(Error { kind: ErrorKind::TimedOut, ..error })),
     };
     let presence = Presence::of(&view, spec.alias());
@@ -241,7 +248,7 @@ pub async fn try_plug(
         Scope::Config => presence.config,
         Scope::LiveAndConfig => presence.live && presence.config,
     };
-    // A guest that still runs, and whose document has no such device after a refusal, never had it.
+    // After a refused attach, a guest that still runs and whose document has no such device never had it.
     let guest_lives = scope == Scope::Config || view.live.is_some();
     let untouched = presence.is_absent() && (early || attached.is_err() && guest_lives);
     let error = match attached {
@@ -249,29 +256,31 @@ pub async fn try_plug(
         Ok(()) => Error::new(
             ErrorKind::Refused,
             format!("attach {} to domain {domain}", spec.source()),
-            "the hypervisor said yes, but the device is not in the domain's document",
+            "libvirt reported success, but the domain's document does not have the device",
         ),
         Err(error) => error,
     };
     if presence.is_absent() {
         return Err(PlugFailure { error, untouched });
     }
-    // One side took it and the other did not: take it back.
+    // Only one of the two documents has the device: remove it there.
     let left = match unplug(hypervisor, templates, domain, spec, false, limits).await {
         Ok(Unplugged::Gone) => return Err(PlugFailure::touched(error)),
         Ok(Unplugged::Refused { reason } | Unplugged::Pending { reason }) => {
-            format!("{}; and taking it back: {reason}", error.message)
+            format!("{}; and it could not be removed again: {reason}", error.message)
         }
-        Err(undo) => format!("{}; and taking it back failed: {undo}", error.message),
+        Err(undo) => format!("{}; and removing it again failed: {undo}", error.message),
     };
     Err(PlugFailure::touched(Error::new(ErrorKind::TimedOut, error.operation, left)))
 }
 
-/// Unplugs one device: out of the definition first, then out of the running guest, until it is gone, refused
-/// or the limits are used up. A `persistent` device that stays in the guest is put back into the definition.
+/// Unplugs one device: first from the definition, then from the running guest. It ends when the device is gone, when
+/// the guest refused, or at the limits. When the guest keeps a `persistent` device after a refusal, the device is added
+/// to the definition again.
 ///
 /// # Errors
-/// What the hypervisor refused; the guest then has the device still.
+/// The error of the hypervisor. After [`ErrorKind::Away`] and [`ErrorKind::TimedOut`] the outcome is unknown; after any
+/// other error the guest still has the device.
 pub async fn unplug(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -304,7 +313,7 @@ async fn take_out(
     alias: UserAlias,
     limits: DetachLimits,
 ) -> Result<Unplugged, Error> {
-    // Before the first call: a removal must not happen unheard.
+    // Subscribe before the first call, so that the removal event cannot be missed.
     let mut events = hypervisor.events();
     let name = alias.to_string();
     let Some((mut presence, mut state)) = read(hypervisor, domain, alias).await? else {
@@ -322,13 +331,13 @@ async fn take_out(
         attempt += 1;
         let begun = Instant::now();
         let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
-        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "asked the guest to let go");
+        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "requested the unplug");
         let (mut refused, time) = match asked {
             Ok(()) => (false, limits.timeout),
             Err(error) if error.kind == ErrorKind::UnplugRefused => (true, Duration::ZERO),
-            // The guest was not asked: an earlier removal is under way, or QEMU is not ready for one. That passes.
+            // The guest was not asked: an earlier removal is under way, or QEMU is not ready for one. Try again later.
             Err(error) if error.kind == ErrorKind::UnplugPending => (false, pace),
-            // The document says whether there is anything left to ask for.
+            // The next read of the document shows whether the device is still there.
             asked => ignore_missing(asked).map(|()| (false, pace))?,
         };
         let next = begun + time;
@@ -338,9 +347,9 @@ async fn take_out(
             let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
             (presence, state) = now;
             if refused && presence.live {
-                return Ok(Unplugged::Refused { reason: "the guest refused to let the device go".into() });
+                return Ok(Unplugged::Refused { reason: "the guest refused to release the device".into() });
             }
-            // What was heard may be of something else; the time of this ask is not over because of it.
+            // The event may belong to something else: go on waiting until this attempt's time is over.
             if !presence.live || Instant::now() >= next {
                 break;
             }
@@ -354,7 +363,8 @@ async fn take_out(
         }
     }
     if !presence.live && presence.config {
-        // libvirt writes the definition after the guest; it may have got the device back meanwhile.
+        // libvirt changes the definition after the guest, so that a concurrent attach may have added the device to the
+        // definition in the meantime.
         ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
         let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
         (presence, state) = now;
@@ -363,22 +373,25 @@ async fn take_out(
         return Ok(Unplugged::Gone);
     }
     let reason = match state {
-        DomainState::Paused => "the guest is paused and cannot answer; it lets go when it is resumed",
-        DomainState::Suspended => "the guest is suspended and cannot answer; it lets go when it is woken",
+        DomainState::Paused => "the guest is paused and cannot answer; resume it, and it releases the device",
+        DomainState::Suspended => {
+            "the guest is suspended and cannot answer; wake it up, and it releases the device"
+        }
         DomainState::Running
         | DomainState::Blocked
         | DomainState::ShuttingDown
         | DomainState::ShutOff
         | DomainState::Crashed
         | DomainState::Unknown => {
-            "the guest was asked and has not let go (still booting, or without a hot-plug driver?); \
-             it may do so later, a reboot of the guest completes it"
+            "the guest was asked and has not released the device (it may still be booting, or have no hot-plug \
+             driver); it may do so later, and a reboot of the guest completes the detach"
         }
     };
     Ok(Unplugged::Pending { reason: reason.into() })
 }
 
-/// A device that stays in the guest stays after its power cycle too: puts it back into the definition.
+/// Adds a device that the running guest keeps to the definition again, so that the guest also has it after a power
+/// cycle.
 async fn keep_in_definition(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -393,10 +406,11 @@ async fn keep_in_definition(
     complete(hypervisor, templates, domain, spec, Scope::Config).await
 }
 
-/// Puts a device that a domain has in one of its documents into the other one too.
+/// Adds a device that one of a domain's documents has to the other document, named by `scope`.
 ///
 /// # Errors
-/// What the hypervisor refused; then that document is as it was.
+/// The error of the hypervisor, or [`ErrorKind::Document`] when the template cannot be rendered. A refused attach
+/// changes nothing.
 pub async fn complete(
     hypervisor: &dyn Hypervisor,
     templates: &Templates,
@@ -408,7 +422,7 @@ pub async fn complete(
 }
 
 fn render(templates: &Templates, spec: &dyn Pluggable) -> Result<String, Error> {
-    let operation = || format!("render the document of {}", spec.source());
+    let operation = || format!("render the hostdev document of {}", spec.source());
     spec.render(templates).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
 }
 
@@ -424,7 +438,8 @@ async fn read(
     }
 }
 
-/// A detach of what is not there has nothing left to do; the document is read afterwards in any case.
+/// Turns the errors that say that the device or the running domain is already gone into success. The caller reads the
+/// document afterwards in any case.
 fn ignore_missing(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error)
@@ -439,7 +454,8 @@ fn ignore_missing(result: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Waits until something is heard that is worth another look at the document. True when the guest refused.
+/// Waits for an event after which the document has to be read again, or for the deadline. Returns true when the guest
+/// refused.
 async fn wait(
     events: &mut tokio::sync::broadcast::Receiver<Event>,
     domain: Uuid,
@@ -449,7 +465,7 @@ async fn wait(
     loop {
         match tokio::time::timeout_at(deadline, events.recv()).await {
             Err(_) | Ok(Err(RecvError::Lagged(_))) => return false,
-            // Nothing more is heard.
+            // No more events can arrive.
             Ok(Err(RecvError::Closed)) => tokio::time::sleep_until(deadline).await,
             Ok(Ok(Event::DeviceRemoved { domain: d, alias })) if d == domain && alias == name => {
                 return false;

@@ -1,8 +1,8 @@
-//! The port: what hotslot asks of a hypervisor, and the events it hears from it.
+//! The interface to a hypervisor: the calls that hotslot makes, and the events that it receives.
 //!
-//! It speaks libvirt's verbs and keeps libvirt's meanings: [`Hypervisor::attach`] returning means that the
-//! device is in the domain; [`Hypervisor::detach`] on a live domain returning means that the guest was
-//! asked. What makes an answer out of these is [`crate::hotplug`].
+//! The calls have the semantics of libvirt: when [`Hypervisor::attach`] returns, the domain has the device; when
+//! [`Hypervisor::detach`] from a live domain returns, the guest has only been asked. [`crate::hotplug`] builds complete
+//! operations from these calls.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,150 +23,150 @@ use crate::text;
 /// One host's hypervisor.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
-    /// Who answers at the other end.
+    /// Reads the host's name and versions.
     async fn host(&self) -> Result<HostInfo, Error>;
 
-    /// The CPU socket of each NUMA node of the host; none when it is not told, or a node spans several
-    /// sockets.
+    /// Reads the CPU socket of each NUMA node of the host. `None` when the host does not report sockets, or when a node
+    /// spans several sockets.
     async fn node_sockets(&self) -> Result<Option<BTreeMap<u32, u32>>, Error>;
 
-    /// Every PCI function of the host, in order of address.
+    /// Lists every PCI function of the host, in order of address.
     async fn devices(&self) -> Result<Vec<HostDevice>, Error>;
 
-    /// One PCI function; [`ErrorKind::NoDevice`] when the host has none there.
+    /// Reads one PCI function. [`ErrorKind::NoDevice`] when the host has none at this address.
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error>;
 
-    /// Takes a function from its host driver and binds it to the VFIO driver that libvirt chooses
-    /// (`virsh nodedev-detach`). One that is bound so already stays.
-    /// [`ErrorKind::InUse`] when a domain has it.
+    /// Unbinds the host driver of a function and binds the VFIO driver that libvirt chooses (`virsh nodedev-detach`). A
+    /// function that is already on VFIO stays there. [`ErrorKind::InUse`] when a domain has the function.
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error>;
 
-    /// Gives a function back to its host driver (`virsh nodedev-reattach`), if it has one.
-    /// [`ErrorKind::InUse`] when a domain has it.
+    /// Rebinds the host driver of a function, if there is one (`virsh nodedev-reattach`). [`ErrorKind::InUse`] when a
+    /// domain has the function.
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error>;
 
-    /// Resets a function (`virsh nodedev-reset`). libvirt leaves one that is bound to VFIO to the kernel, and
-    /// resets one that is bound to a host driver from under it.
-    /// [`ErrorKind::InUse`] when a domain has it, [`ErrorKind::Refused`] when it has no reset method.
+    /// Resets a function (`virsh nodedev-reset`). For a function on VFIO libvirt leaves the reset to the kernel. A
+    /// function with a host driver is reset while the driver is bound. [`ErrorKind::InUse`] when a domain has the
+    /// function, and [`ErrorKind::Refused`] when it has no reset method.
     async fn node_reset(&self, address: PciAddress) -> Result<(), Error>;
 
-    /// The types of mediated devices that a function's host driver can make; none when it makes none.
-    /// [`ErrorKind::NoDevice`] when the host has no function there.
+    /// Lists the mediated device types that a function's host driver provides; the list is empty when it provides none.
+    /// [`ErrorKind::NoDevice`] when the host has no function at this address.
     async fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Error>;
 
-    /// Every mediated device of the host, in order of UUID.
+    /// Lists every mediated device of the host, in order of UUID.
     async fn mdevs(&self) -> Result<Vec<Mdev>, Error>;
 
-    /// Makes a mediated device (`virsh nodedev-create`), which lasts until it is destroyed, its parent loses
-    /// its driver, or the host reboots. [`crate::hotplug::create_mdev`] looks before whether it can.
+    /// Creates a mediated device (`virsh nodedev-create`). It exists until it is destroyed, its parent loses its
+    /// driver, or the host reboots. Use [`crate::hotplug::create_mdev`], which first checks the type.
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error>;
 
-    /// Takes a mediated device away (`virsh nodedev-destroy`).
-    /// [`ErrorKind::InUse`] when a domain has it, [`ErrorKind::NoDevice`] when there is none.
+    /// Removes a mediated device (`virsh nodedev-destroy`). [`ErrorKind::InUse`] when a domain has it, and
+    /// [`ErrorKind::NoDevice`] when it does not exist.
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error>;
 
-    /// Every domain, running or not.
+    /// Lists every domain, running or not.
     async fn domains(&self) -> Result<Vec<DomainInfo>, Error>;
 
-    /// One domain with its documents; [`ErrorKind::NoDomain`] when there is none of that UUID.
+    /// Reads one domain with its documents. [`ErrorKind::NoDomain`] when no domain has this UUID.
     async fn domain(&self, domain: Uuid) -> Result<DomainView, Error>;
 
-    /// Attaches the device that `xml` describes. When it returns, the device is in the documents of `scope`.
+    /// Attaches the device that `xml` describes. When it returns, the documents of `scope` have the device.
     async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error>;
 
-    /// Detaches by alias. In the persistent document it is gone when this returns; in a live domain the
-    /// guest has been asked, and [`Event::DeviceRemoved`] tells when it let go.
+    /// Detaches the device with this alias. When it returns, the persistent document does not have the device any more;
+    /// a live domain's guest has only been asked, and releases the device with [`Event::DeviceRemoved`].
     /// [`ErrorKind::DeviceMissing`] when the document has no such alias.
     async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error>;
 
-    /// Sends one command to the guest's agent and returns its answer, both JSON as QEMU's guest agent
-    /// protocol has them. [`ErrorKind::AgentAway`] when no agent answers within `timeout`.
+    /// Sends one command to the guest agent and returns its answer, both as JSON of QEMU's guest agent protocol.
+    /// [`ErrorKind::AgentAway`] when no agent answers within `timeout`.
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error>;
 
     /// Sends one command to QEMU's monitor (QMP) and returns its answer. libvirt marks the domain as tainted.
     async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error>;
 
-    /// Everything that happens from now on. A receiver that lags has lost events and must compare afresh.
+    /// Subscribes to all events from now on. A receiver that lags has lost events and must read the host again.
     fn events(&self) -> broadcast::Receiver<Event>;
 
-    /// Whether the hypervisor can be reached now. `Err` says why not, for people.
+    /// Whether the hypervisor is reachable now. `Err` contains the reason when it is not, for people.
     fn connection(&self) -> Result<(), String>;
 
-    /// The calls that were given up at their limit and have not come back, the oldest first.
+    /// Lists the calls that were given up at their time limit and have not returned, the oldest first.
     fn overdue(&self) -> Vec<OverdueCall>;
 
-    /// The directory below which the host's own `sys` and `proc` can be read; none when the host is another
-    /// machine than this one, or may be. What is read there is [`crate::local`]'s.
+    /// The directory that contains the host's `sys` and `proc`, for [`crate::local`]. `None` when they cannot be read,
+    /// because the host is or may be another machine.
     fn sysroot(&self) -> Option<&Path>;
 
-    /// Whether the host is another machine, or may be one: what it lives on cannot be seen from here.
+    /// Whether the host is or may be another machine. Guards need the host's sysfs; they cannot be evaluated for a
+    /// remote host.
     fn is_remote(&self) -> bool;
 }
 
-/// Who answers at the other end of a connection.
+/// The name and the versions of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostInfo {
-    /// The host's own name.
+    /// The host name.
     pub hostname: String,
     /// libvirt's name of the driver: `QEMU`.
     pub hypervisor_type: String,
-    /// The hypervisor's version as libvirt counts: major × 1,000,000 + minor × 1,000 + release.
+    /// The hypervisor's version in libvirt's form: major × 1,000,000 + minor × 1,000 + release.
     pub hypervisor_version: u64,
-    /// libvirt's version, counted alike.
+    /// libvirt's version in the same form.
     pub libvirt_version: u64,
-    /// Whether all that it answers is simulated.
+    /// Whether the host is simulated.
     pub simulated: bool,
 }
 
-/// A domain in a listing.
+/// A domain, as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainInfo {
     /// The domain's UUID.
     pub uuid: Uuid,
     /// The domain's name.
     pub name: String,
-    /// What it is doing.
+    /// The domain's state.
     pub state: DomainState,
-    /// Whether it has a definition that outlives its run.
+    /// Whether the domain has a persistent definition.
     pub persistent: bool,
-    /// The number of its run, another with each start; none when it is shut off.
+    /// libvirt's id of the run, which changes with each start; `None` when the domain is shut off.
     pub run: Option<u32>,
 }
 
 /// A domain with its documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainView {
-    /// What a listing says of it.
+    /// The domain, as it is listed.
     pub info: DomainInfo,
-    /// The running guest's document; none when it is shut off.
+    /// The live document; `None` when the domain is shut off.
     pub live: Option<DomainXml>,
-    /// The definition it will start from next; none when it is transient.
+    /// The definition for the next start; `None` when the domain is transient.
     pub persistent: Option<DomainXml>,
 }
 
-/// What a domain is doing (`virDomainState`).
+/// The state of a domain (`virDomainState`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DomainState {
-    /// It runs.
+    /// It is running.
     Running,
-    /// It runs but is blocked on a resource.
+    /// It is running but blocked on a resource.
     Blocked,
     /// It is paused.
     Paused,
     /// It is shutting down.
     ShuttingDown,
-    /// It is off.
+    /// It is shut off.
     ShutOff,
     /// It crashed.
     Crashed,
     /// Its guest suspended itself to memory.
     Suspended,
-    /// libvirt does not say.
+    /// libvirt reports no state, or one that hotslot does not know.
     Unknown,
 }
 
 impl DomainState {
-    /// Whether there is a QEMU process that devices can be plugged into.
+    /// Whether there is a QEMU process.
     pub fn is_active(self) -> bool {
         match self {
             Self::Running | Self::Blocked | Self::Paused | Self::ShuttingDown | Self::Suspended => true,
@@ -175,103 +175,104 @@ impl DomainState {
     }
 }
 
-/// Where an attach takes effect.
+/// The documents that an attach changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// In the running guest only.
+    /// The live document only.
     Live,
-    /// In the persistent definition only.
+    /// The persistent definition only.
     Config,
-    /// In both, in one call.
+    /// Both, in one call.
     LiveAndConfig,
 }
 
-/// Where a detach takes effect: never in both at once, for the definition is done first.
+/// The document that a detach changes. The two documents are changed by separate calls, first the definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DetachScope {
-    /// In the running guest.
+    /// The live document.
     Live,
-    /// In the persistent definition.
+    /// The persistent definition.
     Config,
 }
 
-/// Something that happened on a host, as it was heard.
+/// An event of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The connection is up, for the first time or again: events were missed, compare afresh.
+    /// The connection is open, for the first time or again. Events may have been missed; read the host again.
     Connected,
-    /// The connection is gone.
+    /// The connection is broken.
     Disconnected {
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
     },
-    /// A domain's life went on.
+    /// The lifecycle of a domain changed.
     Lifecycle {
-        /// Which domain.
+        /// The domain.
         domain: Uuid,
-        /// What happened.
+        /// The change.
         change: Lifecycle,
     },
     /// A device was added to a running domain.
     DeviceAdded {
-        /// Which domain.
+        /// The domain.
         domain: Uuid,
         /// The device's alias.
         alias: String,
     },
-    /// A device is gone from a running domain.
+    /// A device was removed from a running domain.
     DeviceRemoved {
-        /// Which domain.
-        domain: Uuid,
-        /// The alias it had.
-        alias: String,
-    },
-    /// The guest refused to let a device go.
-    DeviceRemovalFailed {
-        /// Which domain.
+        /// The domain.
         domain: Uuid,
         /// The device's alias.
         alias: String,
     },
-    /// The guest's agent connected or went.
-    Agent {
-        /// Which domain.
+    /// The guest refused to release a device.
+    DeviceRemovalFailed {
+        /// The domain.
         domain: Uuid,
-        /// Whether it is there now.
+        /// The device's alias.
+        alias: String,
+    },
+    /// The guest agent connected or disconnected.
+    Agent {
+        /// The domain.
+        domain: Uuid,
+        /// Whether the agent is connected now.
         connected: bool,
     },
-    /// A call that was given up at its limit has come back: what it did to the domain is to be looked at.
+    /// A call that was given up at its time limit has returned. Read the domain again, because the call may have
+    /// changed it.
     CameBack {
-        /// Which domain.
+        /// The domain.
         domain: Uuid,
     },
-    /// A call on a PCI function of the host that was given up at its limit has come back: what it did to the
-    /// function, or to the mediated devices that are made of it, is to be looked at.
+    /// A call on a PCI function that was given up at its time limit has returned. Read the function and its mediated
+    /// devices again, because the call may have changed them.
     NodeCallCameBack {
-        /// Which function.
+        /// The function.
         address: PciAddress,
     },
-    /// A node device came, went or changed.
+    /// A node device was created, deleted or changed.
     NodeDevice {
-        /// libvirt's name of it; a child's name (`net_…`) too.
+        /// libvirt's name of the node device, which may also be a child (`net_…`).
         name: String,
-        /// What happened.
+        /// The change.
         change: NodeChange,
     },
 }
 
-/// What happened to a domain (`virDomainEventType`, and the reboot event).
+/// A change of a domain's lifecycle (`virDomainEventType`, and the reboot event).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lifecycle {
-    /// A definition was made or changed.
+    /// Its definition was added or changed.
     Defined,
-    /// Its definition is gone.
+    /// Its definition was removed.
     Undefined,
     /// It started.
     Started,
     /// It was paused.
     Suspended,
-    /// It goes on.
+    /// It was resumed.
     Resumed,
     /// It stopped: shut down, destroyed, crashed, migrated away, or saved.
     Stopped,
@@ -285,85 +286,87 @@ pub enum Lifecycle {
     Rebooted,
 }
 
-/// What happened to a node device.
+/// A change of a node device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeChange {
-    /// It came.
+    /// It was created.
     Created,
-    /// It went.
+    /// It was deleted.
     Deleted,
     /// Its description changed.
     Updated,
 }
 
-/// A call to a hypervisor that did not do what it was asked.
+/// The error of a call to a hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{operation}: {message}")]
 pub struct Error {
-    /// What kind of failure it is: what callers decide on.
+    /// The kind of failure, on which callers decide.
     pub kind: ErrorKind,
-    /// What was asked, with its subject: `attach to domain g1`.
+    /// The operation with its object: `attach to domain g1`.
     pub operation: String,
-    /// The hypervisor's own words.
+    /// The hypervisor's message.
     pub message: String,
 }
 
 impl Error {
-    /// Makes an error. Its texts may quote a guest or the host; they go into logs, events and terminals, so they are made
-    /// safe to show here.
+    /// Makes an error. Its texts may quote a guest or the host. They are escaped here, because they go into logs,
+    /// events and terminals.
     pub fn new(kind: ErrorKind, operation: impl Into<String>, message: impl fmt::Display) -> Self {
-        let safe = |said: String| text::escape(&said).into_owned();
+        let safe = |text: String| text::escape(&text).into_owned();
         Self { kind, operation: safe(operation.into()), message: safe(message.to_string()) }
     }
 }
 
-/// What kind of failure a hypervisor's error is.
+/// The kind of a hypervisor's error.
 ///
-/// All but those of [`leaves_it_open`](Self::leaves_it_open) are refusals: nothing was done.
+/// After an error of a kind for which [`leaves_it_open`](Self::leaves_it_open) is true, the outcome is unknown. All
+/// other kinds mean that the hypervisor refused the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// No connection to the hypervisor, or it broke while the call was out.
+    /// The hypervisor is unreachable, or the connection broke during the call.
     Away,
-    /// The call did not come back in time.
+    /// The call did not return within its time limit.
     TimedOut,
-    /// No domain of that UUID.
+    /// No domain has this UUID.
     NoDomain,
     /// The host has no such PCI function.
     NoDevice,
     /// The domain's document has no such device.
     DeviceMissing,
-    /// The device is held by a domain already (libvirt's text names it).
+    /// A domain already has the device (libvirt's message names the domain).
     InUse,
-    /// A sibling in the IOMMU group is bound to a host driver, or the group is open elsewhere.
+    /// A sibling in the IOMMU group is bound to a host driver, or another process has the group open.
     GroupNotViable,
-    /// No free PCI slot of the right kind in the guest.
+    /// The guest has no free PCI slot of the right kind.
     NoFreePort,
-    /// The guest address asked for is taken, does not exist or cannot be hot-plugged.
+    /// The requested guest address is taken, does not exist or does not support hot-plug.
     BadGuestAddress,
-    /// Not an endpoint, or not to be assigned for another reason.
+    /// The device is not an endpoint, or cannot be assigned for another reason.
     NotAssignable,
     /// The domain is not running.
     NotRunning,
-    /// The persistent definition has the device already.
+    /// The domain already has the device or its alias.
     AlreadyDefined,
-    /// The host cannot pass devices through: no IOMMU, no vfio-pci, or QEMU may lock too little memory.
+    /// The host cannot pass devices through: it has no IOMMU or no vfio-pci, or QEMU's limit of locked memory is too
+    /// low.
     NoPassthrough,
-    /// An earlier removal of this device is still under way.
+    /// An earlier unplug request for this device is still pending.
     UnplugPending,
-    /// The guest refused to let the device go while libvirt waited for it.
+    /// The guest refused to release the device while libvirt waited for it.
     UnplugRefused,
-    /// The guest's agent does not answer.
+    /// The guest agent does not answer.
     AgentAway,
-    /// The hypervisor does not know this call.
+    /// The hypervisor does not support the call.
     Unsupported,
-    /// A document could not be understood.
+    /// A document could not be read.
     Document,
-    /// Anything else that was refused.
+    /// Any other refusal.
     Refused,
 }
 
 impl ErrorKind {
-    /// Whether it is open if the call took effect: only reading the domain again can tell.
+    /// Whether it is unknown if the call took effect, so that the domain or device has to be read again.
     pub fn leaves_it_open(self) -> bool {
         matches!(self, Self::Away | Self::TimedOut)
     }

@@ -1,19 +1,21 @@
-//! The hypervisor side of hotslot: PCI and libvirt. It knows no HTTP and no SQL.
+//! The hypervisor side of hotslot: PCI and libvirt. It does not depend on HTTP or SQL.
 //!
 //! ```text
-//! pci, net               values: parsed once, never invalid
-//! text                   what others wrote, made safe to show
-//! device, domain         what hotslot knows of a host's function, and of a guest
-//! mdev                   the mediated devices that a function's driver makes
-//! device_type            what a function is used for: GPU, FPGA, NIC, …
-//! xml                    documents in and out: node device, domain, hostdev; no connection here
-//! topology               a domain's PCI tree: the bus numbers its firmware gives, its free hot-plug ports
-//! local                  what only the local host's sysfs and procfs know: guards, reset methods, BARs
-//! hypervisor             the port: what hotslot asks of a hypervisor, and the events it hears from it
-//! libvirt, sim           the two adapters behind the port: real hosts, simulated ones
-//! hotplug                plug and unplug over the port: preflight, attach, confirm; detach until it is gone
-//! binding                a function used by the host itself: its driver meanwhile, reset, and back
-//! capture                a host's documents, written into a directory as they are
+//! pci, net               values that are checked when they are parsed
+//! text                   escapes text from others
+//! device, domain         a PCI function of a host, and a guest
+//! mdev                   mediated devices and their types
+//! device_type            the use of a function: GPU, FPGA, NIC, …
+//! xml                    reads and writes libvirt's documents, without a connection
+//! topology               a domain's PCI tree: bus numbers from firmware, free hot-plug ports
+//! guest                  the guest's own view of its PCI buses, and commands in the guest
+//! local                  facts from the host's sysfs and procfs: guards, reset methods, BARs
+//! hypervisor             the trait that hosts implement: calls and events
+//! libvirt, sim           the two implementations of the trait: real hosts and simulated hosts
+//! hotplug                plug and unplug: preflight, attach, read back; detach until the device is gone
+//! binding, host_driver   a function for the host's own use: its driver, reset and release
+//! overdue, calls_out     calls that were given up and have not returned
+//! capture                writes a host's documents into a directory
 //! ```
 
 pub mod binding;

@@ -1,4 +1,4 @@
-//! A network interface's own values: MAC addresses and VLAN tags.
+//! The values of a network interface: MAC addresses and VLAN tags.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,20 +11,20 @@ pub struct MacAddress([u8; 6]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VlanTag(u16);
 
-/// Why a text or number is no MAC address or VLAN tag.
+/// The reason why a text or number is not a MAC address or VLAN tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetParseError {
     /// The text does not have the form of a MAC address.
-    #[error("`{0}` is not a MAC address; it looks like `52:54:00:12:34:56`")]
+    #[error("`{0}` is not a MAC address; expected a form such as `52:54:00:12:34:56`")]
     Form(String),
-    /// A group address: libvirt refuses it for an interface.
-    #[error("{0} is a multicast address; an interface has a unicast one")]
+    /// A group address, which libvirt refuses for an interface.
+    #[error("invalid MAC address {0}: expected a unicast address, not a multicast address")]
     Multicast(String),
-    /// All zero: to a VF's driver that means no address at all.
-    #[error("{0} is the zero address; an interface has one of its own")]
+    /// All bytes are zero, which means "no address" to a VF's driver.
+    #[error("invalid MAC address {0}: expected an address other than zero")]
     Zero(String),
     /// A VLAN tag above 4095.
-    #[error("VLAN tag {0} is out of range 0 to 4095")]
+    #[error("invalid VLAN tag {0}: expected 0 to 4095")]
     Vlan(u32),
 }
 
@@ -54,7 +54,7 @@ impl FromStr for MacAddress {
 }
 
 impl MacAddress {
-    /// A made-up address under `fa:16:3e`, which OpenStack's Neutron uses (`base_mac`).
+    /// Returns a random address with the prefix `fa:16:3e`, which is that of OpenStack's Neutron (`base_mac`).
     pub fn random() -> Self {
         let [a, b, c, ..] = *uuid::Uuid::new_v4().as_bytes();
         Self([0xfa, 0x16, 0x3e, a, b, c])
@@ -75,7 +75,7 @@ impl fmt::Debug for MacAddress {
 }
 
 impl VlanTag {
-    /// Makes a tag of its number.
+    /// Makes a tag from its number.
     ///
     /// # Errors
     /// [`NetParseError::Vlan`] above 4095.
@@ -96,17 +96,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_address_of_one_interface_is_a_mac_address() {
+    fn only_a_unicast_address_is_accepted() {
         assert_eq!("52:54:00:AB:cd:0F".parse::<MacAddress>().unwrap().to_string(), "52:54:00:ab:cd:0f");
         for (text, reason) in [
             ("01:00:5e:00:00:01", "multicast"),
             ("ff:ff:ff:ff:ff:ff", "multicast"),
             ("00:00:00:00:00:00", "zero"),
-            ("52:54:00:12:34", "looks like"),
-            ("52:54:00:12:34:56:78", "looks like"),
-            ("52:54:00:12:34:+5", "looks like"),
-            ("52-54-00-12-34-56", "looks like"),
-            ("52:54:00:12:34:56'/><x a='", "looks like"),
+            ("52:54:00:12:34", "a form such as"),
+            ("52:54:00:12:34:56:78", "a form such as"),
+            ("52:54:00:12:34:+5", "a form such as"),
+            ("52-54-00-12-34-56", "a form such as"),
+            ("52:54:00:12:34:56'/><x a='", "a form such as"),
         ] {
             let error = text.parse::<MacAddress>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
@@ -122,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_the_parser_panic_and_what_is_read_prints_back(text in "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}|\\PC*") {
+        fn no_text_makes_the_parser_panic_and_a_parsed_address_prints_back(text in "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}|\\PC*") {
             if let Ok(mac) = text.parse::<MacAddress>() {
                 prop_assert_eq!(mac.to_string(), text.to_ascii_lowercase());
             }

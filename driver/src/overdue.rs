@@ -1,5 +1,5 @@
-//! Calls that were given up at their limit and have not come back: a device that does not let its driver go keeps
-//! libvirt's thread, and there is nothing to be done about it from outside but to know it.
+//! Calls that were given up at their time limit and have not returned yet. A device whose driver cannot be unbound
+//! blocks libvirt's thread. No other process can end such a call, so hotslot only records and reports it.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,20 +8,20 @@ use uuid::Uuid;
 
 use crate::pci::PciAddress;
 
-/// A call that has not come back.
+/// A call that was given up and has not returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverdueCall {
-    /// What it is for, for people.
+    /// The operation, for people: `attach to domain g1`.
     pub operation: String,
-    /// The domain that it may change, if it is one that changes a domain.
+    /// The domain that the call may change, if it changes a domain.
     pub domain: Option<Uuid>,
-    /// The PCI function that it may change, if it is one that changes a function; of a mediated device its parent.
+    /// The PCI function that the call may change, if it changes one. For a call on a mediated device it is the parent
+    /// function.
     pub address: Option<PciAddress>,
-    /// How long it is out.
+    /// The time since the call began.
     pub elapsed: Duration,
 }
 
-/// For people.
 impl fmt::Display for OverdueCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed.as_secs();

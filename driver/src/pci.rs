@@ -1,6 +1,6 @@
-//! PCI's own values: addresses (BDF), vendor and product ids, class codes.
+//! PCI addresses (BDF), vendor and product ids, and class codes.
 //!
-//! Each is parsed once, at the edge, and cannot hold a value that PCI does not allow.
+//! The types check their values when they are parsed, and cannot contain a value that PCI does not allow.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// The address of a PCI function: domain, bus, slot (the PCI specification's "device") and function.
 ///
-/// Prints as `dddd:bb:ss.f` in lower-case hexadecimal, as `lspci -D` does. Orders as PCI does: by domain,
-/// bus, slot, function. Linux knows 32-bit domains too (VMD); libvirt cannot assign such devices, so they
-/// are out of range here.
+/// It prints as `dddd:bb:ss.f` in lower-case hexadecimal, like `lspci -D`, and is ordered by domain, bus, slot and
+/// function. Linux also has 32-bit domains (VMD). libvirt cannot assign such devices, so they are out of range here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
     domain: u16,
@@ -21,36 +20,36 @@ pub struct PciAddress {
     function: u8,
 }
 
-/// Why a text or a set of numbers is no PCI address, id or class.
+/// The reason why a text or numbers are not a PCI address, id or class.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PciParseError {
     /// The text does not have the form of the value.
-    #[error("`{text}` is not {what}; it looks like `{example}`")]
+    #[error("`{text}` is not {what}; expected a form such as `{example}`")]
     Form {
-        /// What was to be parsed.
+        /// The text.
         text: String,
-        /// The noun, with its article.
+        /// The name of the value, with its article.
         what: &'static str,
-        /// A value that would do.
+        /// A valid value.
         example: &'static str,
     },
     /// A field is larger than PCI allows.
     #[error("PCI {field} {value:#x} is out of range 0 to {max:#x}")]
     Range {
-        /// The field's name: domain, bus, slot, function, id, class.
+        /// The name of the field: domain, bus, slot, function or class.
         field: &'static str,
-        /// The value that was given.
+        /// The value.
         value: u32,
-        /// The largest value allowed.
+        /// The largest value that is allowed.
         max: u32,
     },
 }
 
 impl PciAddress {
-    /// The first of all, `0000:00:00.0`.
+    /// The smallest address, `0000:00:00.0`.
     pub const MIN: Self = Self { domain: 0, bus: 0, slot: 0, function: 0 };
 
-    /// Makes an address of its numbers.
+    /// Makes an address from its numbers.
     ///
     /// # Errors
     /// [`PciParseError::Range`] when domain > 0xffff, bus > 0xff, slot > 0x1f or function > 7.
@@ -86,25 +85,26 @@ impl PciAddress {
         self.function
     }
 
-    /// The same slot and function on another bus.
+    /// Returns the address with the same domain, slot and function on another bus.
     pub fn on_bus(self, bus: u8) -> Self {
         Self { bus, ..self }
     }
 
-    /// Function 0 of the same slot.
+    /// Returns the address of function 0 of the same slot.
     pub fn function_zero(self) -> Self {
         Self { function: 0, ..self }
     }
 
-    /// libvirt's node device name of the function: `pci_0000_3b_00_1`.
+    /// Returns libvirt's node device name: `pci_0000_3b_00_1`.
     pub fn node_name(self) -> String {
         format!("pci_{:04x}_{:02x}_{:02x}_{:x}", self.domain, self.bus, self.slot, self.function)
     }
 
-    /// The address in a node device name such as `pci_0000_3b_00_1`.
+    /// Parses a node device name such as `pci_0000_3b_00_1`.
     ///
     /// # Errors
-    /// [`PciParseError`] when the name is not of that form or a field is out of range.
+    /// [`PciParseError::Form`] when the name does not have that form, and [`PciParseError::Range`] when a field is out
+    /// of range.
     pub fn from_node_name(name: &str) -> Result<Self, PciParseError> {
         let form = || PciParseError::Form {
             text: name.to_owned(),
@@ -118,7 +118,7 @@ impl PciAddress {
     }
 }
 
-/// A field of hexadecimal digits only (no sign, no `0x`), of one to `longest` digits.
+/// Parses a field of one to `longest` hexadecimal digits, without a sign or `0x`.
 fn hex_field(digits: &str, longest: usize) -> Option<u32> {
     let plain =
         !digits.is_empty() && digits.len() <= longest && digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -128,7 +128,7 @@ fn hex_field(digits: &str, longest: usize) -> Option<u32> {
 impl FromStr for PciAddress {
     type Err = PciParseError;
 
-    /// Reads `dddd:bb:ss.f`, and `bb:ss.f` of domain 0 as `lspci` prints it without `-D`.
+    /// Parses `dddd:bb:ss.f`, or `bb:ss.f` for domain 0 as `lspci` prints it without `-D`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let form = || PciParseError::Form {
             text: text.to_owned(),
@@ -160,12 +160,12 @@ impl fmt::Debug for PciAddress {
     }
 }
 
-/// A vendor or product id: sixteen bits, printed as four lower-case hexadecimal digits (`8086`).
+/// A vendor or product id: 16 bits, printed as four lower-case hexadecimal digits (`8086`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciId(u16);
 
 impl PciId {
-    /// Makes an id of its number.
+    /// Makes an id from its number.
     pub const fn new(id: u16) -> Self {
         Self(id)
     }
@@ -179,7 +179,7 @@ impl PciId {
 impl FromStr for PciId {
     type Err = PciParseError;
 
-    /// Reads one to four hexadecimal digits, with or without `0x`.
+    /// Parses one to four hexadecimal digits, with or without `0x`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         hex_field(text.strip_prefix("0x").unwrap_or(text), 4).map(|id| Self(id as u16)).ok_or_else(|| {
             PciParseError::Form { text: text.to_owned(), what: "a PCI vendor or product id", example: "8086" }
@@ -205,7 +205,7 @@ impl fmt::Debug for PciId {
 pub struct PciClass(u32);
 
 impl PciClass {
-    /// Makes a class of its 24 bits.
+    /// Makes a class from its 24 bits.
     ///
     /// # Errors
     /// [`PciParseError::Range`] above 0xffffff.
@@ -227,7 +227,7 @@ impl PciClass {
         (self.0 >> 8) as u8
     }
 
-    /// Whether it is an NVM Express controller (base class 0x01, sub-class 0x08).
+    /// Whether it is an NVM Express controller (base class 0x01, subclass 0x08).
     pub fn is_nvme(self) -> bool {
         self.0 >> 8 == 0x0108
     }
@@ -242,12 +242,12 @@ impl PciClass {
         self.base() == 0x06
     }
 
-    /// Every word that a class may be called by.
+    /// Returns all texts that [`description`](Self::description) can return.
     pub fn descriptions() -> BTreeSet<&'static str> {
         (0..=u16::MAX).map(|class| Self(u32::from(class) << 8).description()).collect()
     }
 
-    /// What people call the class.
+    /// Returns a name of the class for people.
     pub fn description(self) -> &'static str {
         match (self.base(), self.sub()) {
             (0x01, 0x08) => "NVMe controller",
@@ -273,7 +273,7 @@ impl PciClass {
 impl FromStr for PciClass {
     type Err = PciParseError;
 
-    /// Reads up to six hexadecimal digits, with or without `0x`.
+    /// Parses one to six hexadecimal digits, with or without `0x`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         hex_field(text.strip_prefix("0x").unwrap_or(text), 6).map(Self).ok_or_else(|| PciParseError::Form {
             text: text.to_owned(),
@@ -295,7 +295,7 @@ impl fmt::Debug for PciClass {
     }
 }
 
-/// Passes a value through its one constructor in serde as well.
+/// Implements serde with the types' text form, so that deserializing also checks the value.
 macro_rules! serde_as_text {
     ($($ty:ty),*) => {$(
         impl Serialize for $ty {
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_prints_as_lspci_and_as_libvirt_write_it() {
+    fn an_address_prints_in_the_forms_of_lspci_and_libvirt() {
         let address: PciAddress = "0000:3B:00.1".parse().unwrap();
         assert_eq!(address.to_string(), "0000:3b:00.1");
         assert_eq!(address.node_name(), "pci_0000_3b_00_1");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_named() {
+    fn a_field_out_of_range_is_named() {
         for (text, field) in [
             ("10000:00:00.0", "domain"),
             ("0000:100:00.0", "bus"),
@@ -354,14 +354,14 @@ mod tests {
         }
 
         #[test]
-        fn addresses_order_as_their_text_does(a in any::<(u16, u8, u8, u8)>(), b in any::<(u16, u8, u8, u8)>()) {
+        fn addresses_have_the_order_of_their_texts(a in any::<(u16, u8, u8, u8)>(), b in any::<(u16, u8, u8, u8)>()) {
             let make = |(d, b, s, f): (u16, u8, u8, u8)| PciAddress::new(d.into(), b.into(), (s & 0x1f).into(), (f & 7).into()).unwrap();
             let (a, b) = (make(a), make(b));
             prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
         }
 
         #[test]
-        fn no_text_makes_a_parser_panic_and_what_is_read_prints_back(text in "\\PC*") {
+        fn no_text_makes_a_parser_panic_and_a_parsed_address_prints_back(text in "\\PC*") {
             if let Ok(address) = text.parse::<PciAddress>() {
                 prop_assert_eq!(address.to_string().parse(), Ok(address));
             }

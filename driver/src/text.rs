@@ -1,16 +1,16 @@
-//! Text that others wrote (guests, hosts, callers), made safe to show in a terminal, a log line or an event.
+//! Escapes text from guests, hosts and callers, so that it is safe in a terminal, a log line or an event.
 
 use std::borrow::Cow;
 
-/// Whether a character does something to a terminal or to the order of a text instead of being shown, or is not shown at
-/// all: control characters (C0, DEL, C1), line and paragraph separators, and the format characters of Unicode, which
-/// have no width or change the direction of the text.
+/// Whether a character is invisible or controls a terminal or the order of a text: control characters (C0, DEL, C1),
+/// line and paragraph separators, and Unicode's format characters, which have no width or change the direction of the
+/// text.
 pub fn is_unsafe(letter: char) -> bool {
     letter.is_control() || matches!(letter, '\u{2028}' | '\u{2029}') || is_format(letter)
 }
 
-/// Whether a character is of the general category Cf. Source: Unicode 16.0, `extracted/DerivedGeneralCategory.txt`; the
-/// gaps inside of blocks that are only for such characters (U+2065, the tags) are taken with them.
+/// Whether a character has the general category Cf (Unicode 16.0, `extracted/DerivedGeneralCategory.txt`). Unassigned
+/// characters in blocks that are only for such characters (U+2065, the tags) are included.
 fn is_format(letter: char) -> bool {
     matches!(
         letter,
@@ -36,23 +36,25 @@ fn is_format(letter: char) -> bool {
     )
 }
 
-/// Checks that every character of a name, or of another text that a caller gives, can be seen.
+/// Checks that every character of a caller's text, such as a name, is visible.
 ///
 /// # Errors
-/// What is wrong with it, for people. The text is escaped there.
+/// A message for people with the escaped text and the first invisible character.
 pub fn visible(text: &str) -> Result<(), String> {
     text.chars().find(|letter| is_unsafe(*letter)).map_or(Ok(()), |letter| {
         let (shown, code) = (escape(text), u32::from(letter));
-        Err(format!("`{shown}` has control characters or others that are not shown (U+{code:04X}); write it without them"))
+        Err(format!(
+            "`{shown}` contains a control character or an invisible character (U+{code:04X}); remove it"
+        ))
     })
 }
 
-/// The text with such characters written as Rust writes them: `\n`, `\u{1b}`.
+/// Replaces the characters for which [`is_unsafe`] is true by Rust's escapes: `\n`, `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
     escape_but(text, &[])
 }
 
-/// [`escape`], but for some characters, which are left as they are.
+/// As [`escape`], but leaves the characters in `left` unchanged.
 pub fn escape_but<'a>(text: &'a str, left: &[char]) -> Cow<'a, str> {
     let escaped = |letter: char| is_unsafe(letter) && !left.contains(&letter);
     if !text.contains(escaped) {
@@ -76,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_written_out() {
+    fn control_and_format_characters_are_escaped() {
         for (text, shown) in [
             ("büro-1 \u{1f680}", "büro-1 \u{1f680}"),
             ("a\u{1b}[2J", "a\\u{1b}[2J"),
@@ -91,21 +93,21 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_cannot_be_seen_as_it_is_is_refused_with_the_character() {
+    fn a_name_with_an_invisible_character_is_refused_with_that_character() {
         for seen in ["büro-1 \u{1f680}", "", "a b", "日本"] {
             assert_eq!(visible(seen), Ok(()));
         }
         for (text, code) in
             [("a\u{200d}", "U+200D"), ("\u{2069}a", "U+2069"), ("\n", "U+000A"), ("\u{e007f}", "U+E007F")]
         {
-            let said = visible(text).unwrap_err();
-            assert!(said.contains(code) && !said.contains(is_unsafe), "{said}");
+            let message = visible(text).unwrap_err();
+            assert!(message.contains(code) && !message.contains(is_unsafe), "{message}");
         }
     }
 
     proptest! {
         #[test]
-        fn nothing_unsafe_is_left_and_twice_is_once(text in any::<String>()) {
+        fn an_escaped_text_is_safe_and_escaping_it_again_changes_nothing(text in any::<String>()) {
             let shown = escape(&text);
             prop_assert!(!shown.contains(is_unsafe));
             prop_assert_eq!(escape(&shown), shown.as_ref());

@@ -1,19 +1,21 @@
-//! A domain's PCI tree: the bus numbers that its firmware gives, and its free hot-plug ports.
+//! A domain's PCI tree: the bus numbers that its firmware assigns, and its free hot-plug ports.
 //!
-//! libvirt's `bus` is a controller's index. The guest's bus numbers are those that firmware wrote into the
-//! bridges; slot and function are libvirt's. SeaBIOS and OVMF number alike:
+//! libvirt's `bus` is the index of a controller. The guest's bus numbers are those that firmware wrote into the
+//! bridges; slot and function are the same as in libvirt. SeaBIOS and OVMF use the same rules:
 //!
-//! - depth first from bus 0, on each bus in order of (slot, function) whatever the controllers' indexes;
-//!   each bridge takes the next number, then the bridges behind it. Empty ports take one too, endpoints none.
-//! - an expander is a root of its own: a `pcie-expander-bus` is bus `busNr`; a `pci-expander-bus` has a
-//!   hidden bridge at `busNr:00.0`, so it is bus `busNr + 1`. The bridges on it follow; bus 0's do not shift.
-//! - a bridge with a `bus-reserve` of N keeps N numbers after its own, used or not.
-//! - a function other than 0 is found only where its slot has a function 0.
+//! - They number depth first from bus 0, on each bus in order of (slot, function), whatever the controllers' indexes
+//!   are. Each bridge takes the next number, and then the bridges behind it. Empty ports take a number too; endpoints
+//!   do not.
+//! - An expander is a root bus: a `pcie-expander-bus` is bus `busNr`. A `pci-expander-bus` has a hidden bridge at
+//!   `busNr:00.0`, so that it is bus `busNr + 1`. The bridges on it follow. The numbers on bus 0 do not shift.
+//! - A bridge with a `bus-reserve` of N reserves N numbers after its own, whether they are used or not.
+//! - A function other than 0 is found only if its slot has a function 0.
 //!
-//! Where they differ, or the numbers run out, nothing is computed from there on. An expander whose `busNr` the numbers
-//! of another root bus reach has no computed numbers either: firmware and Linux leave out what is behind it. A guest
-//! kernel that is started with `pci=assign-busses` numbers the bridges anew, so only root buses keep their numbers.
-//! Each device has a [`Route`] all the same, by which the guest can be asked.
+//! Where the two firmwares differ, or the numbers run out, no further numbers are computed. There are no computed
+//! numbers either for an expander whose `busNr` is reached by the numbers of another root bus, because firmware and
+//! Linux leave out the devices behind it. A guest kernel with `pci=assign-busses` renumbers the bridges, so that only
+//! root buses keep their numbers. Every device has a [`Route`] nevertheless, with which its address can be read from
+//! the guest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,26 +32,26 @@ pub struct Topology {
     free: FreePorts,
 }
 
-/// A bus as the guest has it.
+/// A bus of the guest.
 #[derive(Debug, Clone)]
 struct Bus {
-    /// Its computed number; none where it cannot be computed.
+    /// The computed number; `None` when it cannot be computed.
     number: Option<u8>,
     route: Route,
 }
 
-/// The way from a root bus to a bus, by which a guest can be asked for the numbers that it gives.
+/// The path from a root bus to a bus, along which the bus numbers can be read from the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The number of the root bus. It is the machine's, and neither firmware nor guest changes it.
+    /// The number of the root bus. The machine fixes it; neither firmware nor guest changes it.
     pub root: u8,
-    /// The bridges on the way, outermost first. Only slot and function are meant: which bus number each bridge is on is
-    /// what the guest is asked for, so each is given on bus 0.
+    /// The bridges on the path, the outermost first. Only slot and function are valid. The bus is always 0, because the
+    /// bus numbers have to be read from the guest.
     pub bridges: Vec<PciAddress>,
 }
 
 impl Route {
-    /// The way to the bus behind a bridge on this one.
+    /// Returns the path to the bus behind a bridge on this bus.
     fn through(&self, bridge: PciAddress) -> Self {
         let mut route = self.clone();
         route.bridges.push(bridge.on_bus(0));
@@ -57,10 +59,10 @@ impl Route {
     }
 }
 
-/// What room a guest has for hot-plugging, in libvirt's numbering and in the order in which libvirt takes it.
+/// The free hot-plug addresses of a guest, in libvirt's numbering and in the order in which libvirt uses them.
 ///
-/// In a guest without PCI Express (i440fx) every device goes into a conventional slot: both lists are the
-/// same, and a slot taken for one kind is gone for the other.
+/// In a guest without PCI Express (i440fx) every device goes into a conventional slot. Then both lists are the same,
+/// and a slot that is taken for one kind is not free for the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreePorts {
     /// Free addresses for PCI Express devices.
@@ -70,12 +72,12 @@ pub struct FreePorts {
 }
 
 impl FreePorts {
-    /// How many devices of a kind (PCI Express or conventional) there is room for.
+    /// The number of free addresses for a kind of device (PCI Express or conventional).
     pub fn count_for(&self, express: bool) -> usize {
         if express { self.express.len() } else { self.conventional.len() }
     }
 
-    /// Takes the address that libvirt gives to the next device of a kind; none when there is none left.
+    /// Takes the address that libvirt assigns to the next device of a kind; `None` when no address is free.
     pub fn take(&mut self, express: bool) -> Option<PciAddress> {
         let taken = *if express { &self.express } else { &self.conventional }.first()?;
         self.express.retain(|address| *address != taken);
@@ -85,7 +87,7 @@ impl FreePorts {
 }
 
 impl Topology {
-    /// Numbers the buses of a domain as its firmware does.
+    /// Computes the bus numbers of a domain as its firmware does.
     pub fn of(domain: &DomainXml) -> Self {
         let mut functions: BTreeSet<PciAddress> = domain.occupied.iter().copied().collect();
         functions.extend(implicit(domain));
@@ -98,20 +100,22 @@ impl Topology {
         Self { buses, free: free(&controllers, &functions), functions }
     }
 
-    /// The address at which the guest sees what libvirt has at `address`; none when the guest cannot see it
-    /// (no such bus, or behind a bridge that firmware does not find), or when it cannot be computed.
+    /// Returns the guest's address of the device that is at `address` in libvirt's numbering. `None` when the guest
+    /// cannot see it (there is no such bus, or firmware does not find a bridge on the way), or when it cannot be
+    /// computed.
     pub fn guest_address(&self, address: PciAddress) -> Option<PciAddress> {
         let number = self.bus(address)?.number?;
         visible(address, &self.functions).then(|| address.on_bus(number))
     }
 
-    /// The way from the root bus to the bus of `address` (libvirt's numbering), also where its number cannot be
-    /// computed. None when the guest sees no such bus.
+    /// Returns the path from the root bus to the bus of `address` (libvirt's numbering), also when the bus number
+    /// cannot be computed. `None` when the guest cannot see the bus.
     pub fn route(&self, address: PciAddress) -> Option<&Route> {
         self.bus(address).map(|bus| &bus.route)
     }
 
-    /// Whether another function than the one at `address` (libvirt's numbering) is computed to be at `guest_address`.
+    /// Whether the computed address of a function other than the one at `address` (libvirt's numbering) is
+    /// `guest_address`.
     pub fn is_of_another(&self, address: PciAddress, guest_address: PciAddress) -> bool {
         let others = self.functions.iter().filter(|function| **function != address);
         others.into_iter().any(|function| self.guest_address(*function) == Some(guest_address))
@@ -121,13 +125,13 @@ impl Topology {
         self.buses.get(&address.bus()).filter(|_| address.domain() == 0)
     }
 
-    /// The free hot-plug addresses.
+    /// Returns the free hot-plug addresses.
     pub fn free_ports(&self) -> FreePorts {
         self.free.clone()
     }
 }
 
-/// The controllers by index; of two with one index, which libvirt does not write, the first.
+/// Returns the controllers by index. If two have the same index, which libvirt does not allow, the first one counts.
 fn by_index(domain: &DomainXml) -> BTreeMap<u8, &PciController> {
     let mut controllers = BTreeMap::new();
     for controller in &domain.controllers {
@@ -136,8 +140,8 @@ fn by_index(domain: &DomainXml) -> BTreeMap<u8, &PciController> {
     controllers
 }
 
-/// The functions that a machine has without its document saying so: the host bridge, and the south bridge
-/// with function 0 of its slot (PIIX3 in slot 1 of i440fx, ICH9 in slot 0x1f of q35).
+/// Returns the functions that a machine has although they are not in its document: the host bridge, and function 0 of
+/// the south bridge (PIIX3 in slot 1 of i440fx, ICH9 in slot 0x1f of q35).
 fn implicit(domain: &DomainXml) -> Vec<PciAddress> {
     if !matches!(domain.arch.as_str(), "x86_64" | "i686") {
         return Vec::new();
@@ -150,12 +154,12 @@ fn implicit(domain: &DomainXml) -> Vec<PciAddress> {
         .collect()
 }
 
-/// Whether firmware and guest find a function: they look at the others only where there is a function 0.
+/// Whether firmware and guest find a function: they only find other functions of a slot that has a function 0.
 fn visible(address: PciAddress, functions: &BTreeSet<PciAddress>) -> bool {
     address.function() == 0 || functions.contains(&address.function_zero())
 }
 
-/// The guest's bus of each controller that it can see, by libvirt's index.
+/// Computes the guest's bus of each controller that it can see, by libvirt's index.
 fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAddress>) -> BTreeMap<u8, Bus> {
     let mut bridges: BTreeMap<u8, Vec<(PciAddress, &PciController)>> = BTreeMap::new();
     for controller in controllers.values().filter(|controller| is_bridge(controller.model)) {
@@ -165,7 +169,7 @@ fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAd
     }
     for bus in bridges.values_mut() {
         bus.sort_by_key(|(address, _)| *address);
-        // Of two at one address, which libvirt does not write, only the first is known.
+        // If two bridges have the same address, which libvirt does not allow, the first one counts.
         bus.dedup_by_key(|(address, _)| *address);
     }
 
@@ -178,8 +182,8 @@ fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAd
     for (position, (bus, root)) in roots.iter().enumerate() {
         let mut tree = Tree { bridges: &bridges, last: Some(*bus), buses: BTreeMap::new() };
         tree.root(*bus, root);
-        // Bus 0 keeps its numbers where they reach an expander's. Where one expander's numbers run into the next one's,
-        // SeaBIOS and OVMF part ways.
+        // Buses below bus 0 keep their numbers even if these reach an expander's. When the numbers of one expander
+        // reach those of the next one, SeaBIOS and OVMF differ.
         let next = roots.get(position + 1).filter(|_| *bus != 0);
         let limit = next.map_or(u16::from(u8::MAX) + 1, |(next, _)| u16::from(*next));
         let overlapped = reach.is_some_and(|reach| reach >= *bus);
@@ -192,11 +196,11 @@ fn number(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAd
     numbered
 }
 
-/// The root buses being numbered: one tree.
+/// The tree of one root bus while it is numbered.
 struct Tree<'a> {
     /// The visible bridges on each bus (libvirt's index), in the order in which firmware finds them.
     bridges: &'a BTreeMap<u8, Vec<(PciAddress, &'a PciController)>>,
-    /// The last number given; none when it is not known what comes next.
+    /// The last number that was assigned; `None` when the next number is unknown.
     last: Option<u8>,
     buses: BTreeMap<u8, Bus>,
 }
@@ -213,7 +217,8 @@ impl Tree<'_> {
         self.bus(root.index, Bus { number, route });
     }
 
-    /// Takes a bus and everything behind it. It ends, for each index is on one bus, and no root on any.
+    /// Numbers a bus and everything behind it. The recursion ends, because each controller is on one bus and a root bus
+    /// is on none.
     fn bus(&mut self, index: u8, bus: Bus) {
         for (address, bridge) in self.bridges.get(&index).into_iter().flatten() {
             let secondary = self.next();
@@ -230,8 +235,8 @@ impl Tree<'_> {
         self.last
     }
 
-    /// Keeps `reserve` numbers after `bridge`. With no more than are used SeaBIOS 1.16 starts to give
-    /// numbers twice, where OVMF goes on.
+    /// Reserves `reserve` numbers after `bridge`. If they are not more than the bridges behind it use, SeaBIOS 1.16
+    /// assigns numbers twice, but OVMF does not.
     fn reserve(&mut self, bridge: u8, reserve: u8) {
         let Some(last) = self.last else { return };
         self.last = bridge.checked_add(reserve).filter(|kept| *kept > last);
@@ -243,7 +248,7 @@ impl Tree<'_> {
     }
 }
 
-/// The number of the root bus that a controller is, or that its hidden bridge is on.
+/// Returns the number of a controller's root bus, which is that of the hidden bridge for a `pci-expander-bus`.
 fn root_bus(controller: &PciController) -> Option<u8> {
     match controller.model {
         ControllerModel::PciRoot | ControllerModel::PcieRoot => (controller.index == 0).then_some(0),
@@ -272,8 +277,8 @@ fn is_bridge(model: ControllerModel) -> bool {
     }
 }
 
-/// The free hot-plug addresses: libvirt goes through the controllers by index and takes the first slot
-/// without any function (`domain_addr.c`).
+/// Finds the free hot-plug addresses. libvirt searches the controllers by index and takes the first slot without any
+/// function (`domain_addr.c`).
 fn free(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAddress>) -> FreePorts {
     let taken: BTreeSet<PciAddress> = functions.iter().map(|address| address.function_zero()).collect();
     let mut free = FreePorts { express: Vec::new(), conventional: Vec::new() };
@@ -284,7 +289,7 @@ fn free(controllers: &BTreeMap<u8, &PciController>, functions: &BTreeSet<PciAddr
                 (&mut free.conventional, 1..=0x1f)
             }
             ControllerModel::PciExpander => (&mut free.conventional, 0..=0x1f),
-            // libvirt hot-plugs nothing into these.
+            // libvirt does not hot-plug devices into these.
             ControllerModel::PcieRoot
             | ControllerModel::DmiToPciBridge
             | ControllerModel::SwitchUpstream

@@ -1,4 +1,4 @@
-//! What is read of libvirt's documents: captured ones of several libvirt versions, and broken ones.
+//! Reads libvirt's documents: captured ones of several libvirt versions, and broken ones.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -31,7 +31,7 @@ fn guest(path: &str) -> DomainXml {
     domain::parse(&data(path)).unwrap()
 }
 
-/// Every document below `tests/data` of this kind (`nodedev`, `domain`).
+/// Returns the paths of all documents of this kind (`nodedev`, `domain`) in `tests/data`.
 fn documents(kind: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let entries = |dir: &Path| -> Vec<PathBuf> {
@@ -43,7 +43,7 @@ fn documents(kind: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn an_sriov_network_card_is_read_whole() {
+fn an_sriov_network_card_is_read_completely() {
     let pf = device("libvirt-11.3/nodedev/pf-igb.xml");
     assert_eq!(pf.address, at("0000:01:00.0"));
     assert_eq!(pf.name, "pci_0000_01_00_0");
@@ -62,19 +62,19 @@ fn an_sriov_network_card_is_read_whole() {
 
     let vf = device("libvirt-11.3/nodedev/vf-igb.xml");
     assert_eq!(vf.role, Role::Virtual { parent: pf.address });
-    assert_eq!(vf.address, at("01:10.0"), "slots are decimal in a node device");
+    assert_eq!(vf.address, at("01:10.0"), "slots are decimal in a node device document");
     assert_eq!(device("libvirt-11.3/nodedev/vf-igb-while-attached.xml").driver.as_deref(), Some("vfio-pci"));
 }
 
 #[test]
-fn a_physical_function_is_one_with_all_its_vfs_off_too() {
+fn a_pf_without_vfs_is_still_a_pf() {
     let nvme = device("libvirt-11.3/nodedev/pf-nvme-sriov-off.xml");
     assert_eq!(nvme.role, Role::Physical { max_vfs: 2, vfs: Vec::new() });
     assert_eq!(nvme.class.unwrap().description(), "NVMe controller");
 }
 
 #[test]
-fn bridges_conventional_devices_and_groups_are_told_apart() {
+fn bridges_conventional_devices_and_groups_are_recognized() {
     let port = device("libvirt-11.3/nodedev/root-port.xml");
     assert!(port.bridge && port.express);
     assert_eq!(port.parent.as_deref(), Some("computer"));
@@ -87,7 +87,7 @@ fn bridges_conventional_devices_and_groups_are_told_apart() {
 }
 
 #[test]
-fn serial_and_numa_node_are_read_where_they_are_told() {
+fn serial_and_numa_node_are_read_if_present() {
     let dpu = device("libvirt-9.0/nodedev/pci_0000_42_00_0.xml");
     assert_eq!(dpu.serial.as_deref(), Some("MT2113X00000"));
     assert_eq!(dpu.numa_node, Some(1));
@@ -108,7 +108,7 @@ fn mediated_devices_and_their_types_are_read() {
     let types = [of("nvidia-232", "GRID T4-4Q", 3), of("nvidia-233", "GRID T4-8Q", 2)];
     assert_eq!(mdev::types(&gpu).unwrap(), types);
     let nameless = mdev::types(&gpu.replace("<name>GRID T4-4Q</name>", "")).unwrap();
-    assert_eq!(nameless[0].name, None, "not every driver names its types");
+    assert_eq!(nameless[0].name, None, "some drivers have no names for their types");
     assert_eq!(mdev::types(&data("libvirt-11.3/nodedev/pf-igb.xml")), Ok(Vec::new()));
     let error = mdev::types(&gpu.replace("<availableInstances>3<", "<availableInstances>-1<")).unwrap_err();
     let place = "<capability/capability/type/availableInstances>: `-1`";
@@ -125,28 +125,32 @@ fn mediated_devices_and_their_types_are_read() {
     assert_eq!(device("mdev/nodedev/mdev.xml"), mdev);
 
     let old = device("mdev/nodedev/mdev-old.xml");
-    assert_eq!(old.uuid.to_string(), "5f8bb9a0-2c5e-4d31-8c0f-6a3c8a7e1b22", "its name says it");
-    assert_eq!((old.mdev_type.as_str(), old.parent), ("mtty-2", None), "no PCI function's");
+    assert_eq!(
+        old.uuid.to_string(),
+        "5f8bb9a0-2c5e-4d31-8c0f-6a3c8a7e1b22",
+        "the UUID is read from the name"
+    );
+    assert_eq!((old.mdev_type.as_str(), old.parent), ("mtty-2", None), "its parent is no PCI function");
 }
 
 #[test]
-fn a_guests_mediated_device_is_read_beside_its_functions() {
+fn the_mediated_device_of_a_guest_is_read() {
     let g1 = guest("mdev/domain/g1.xml");
     let alias = "ua-0b5bd9a1-51c0-4b13-9c6f-1a7f6f4f5d6c";
     let uuid = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11".parse().unwrap();
     let mdev = MdevHostdev { uuid, guest: Some(at("01:00.0")), alias: Some(alias.into()) };
     assert_eq!(g1.mdev(UserAlias::parse(alias).unwrap()), Some(&mdev));
     assert_eq!((g1.mdevs.len(), g1.hostdevs.len()), (1, 0));
-    assert!(g1.occupied.contains(&at("01:00.0")), "its port is taken");
+    assert!(g1.occupied.contains(&at("01:00.0")), "its port is occupied");
 }
 
 #[test]
-fn what_is_no_pci_function_is_other() {
+fn a_node_device_of_another_kind_is_other() {
     assert_eq!(nodedev::parse(&data("libvirt-11.3/nodedev/computer.xml")), Ok(NodeDevice::Other));
 }
 
 #[test]
-fn interfaces_and_disks_find_the_function_they_are_on() {
+fn interfaces_and_disks_are_added_to_their_function() {
     let parse = |path: &str| nodedev::parse(&data(path)).unwrap();
     let devices = attach_children(vec![
         parse("libvirt-9.0/nodedev/net_enp66s0f0np0_b8_ce_f6_00_00_01.xml"),
@@ -156,12 +160,12 @@ fn interfaces_and_disks_find_the_function_they_are_on() {
         parse("libvirt-11.3/nodedev/pci_0000_07_00_0.xml"),
         parse("libvirt-11.3/nodedev/block_nvme0n1_QEMU_NVMe_Ctrl_LAB0_1.xml"),
         parse("libvirt-11.3/nodedev/net_lo_00_00_00_00_00_00.xml"),
-        // Its function is not among the nodes.
+        // Its function is not in the list.
         parse("libvirt-11.3/nodedev/block_vda.xml"),
     ]);
     let [scsi, nvme, dpu] = &devices[..] else { panic!("{devices:?}") };
-    assert_eq!(scsi.block, ["sda"], "through a SCSI host");
-    assert_eq!(nvme.block, ["nvme0n1"], "a namespace with multipath, whose parent is the computer");
+    assert_eq!(scsi.block, ["sda"], "a disk at a SCSI host");
+    assert_eq!(nvme.block, ["nvme0n1"], "a multipath namespace, whose parent is the computer");
     assert_eq!(dpu.net, ["enp66s0f0np0"]);
 }
 
@@ -181,7 +185,7 @@ fn a_vf_whose_document_does_not_name_its_pf_is_a_plain_function() {
 }
 
 #[test]
-fn a_vdpa_device_and_what_an_interface_can_do_find_their_function() {
+fn vdpa_devices_and_interface_features_are_added_to_their_function() {
     let parse = |path: &str| nodedev::parse(&data(path)).unwrap();
     let vdpa = |path: &str, chardev: &str| {
         let xml = format!(
@@ -201,14 +205,14 @@ fn a_vdpa_device_and_what_an_interface_can_do_find_their_function() {
         vdpa("/sys/devices/vdpasim_net/vdpa2", "<chardev>/dev/vhost-vdpa-2</chardev>"),
     ]);
     let [nic] = &devices[..] else { panic!("{devices:?}") };
-    assert_eq!(nic.vdpa, ["", "/dev/vhost-vdpa-0"], "a simulated one is on no function");
+    assert_eq!(nic.vdpa, ["", "/dev/vhost-vdpa-0"], "a simulated vDPA device is on no function");
     let [interface] = &nic.net[..] else { panic!("{nic:?}") };
     assert_eq!(interface.mac.map(|mac| mac.to_string()).as_deref(), Some("b8:ce:f6:00:00:01"));
     assert!(!interface.features.is_empty(), "{interface:?}");
 }
 
 #[test]
-fn a_function_of_a_32_bit_pci_domain_is_left_out_and_what_shares_its_group() {
+fn functions_in_32_bit_domains_and_their_group_siblings_are_left_out() {
     let pf = data("libvirt-11.3/nodedev/pf-igb.xml");
     assert!(matches!(nodedev::parse(&pf), Ok(NodeDevice::Pci(_))));
     for vmd in [
@@ -224,7 +228,7 @@ fn a_function_of_a_32_bit_pci_domain_is_left_out_and_what_shares_its_group() {
 }
 
 #[test]
-fn a_running_guest_is_read_whole() {
+fn a_running_guest_is_read_completely() {
     let g4 = guest("libvirt-11.3/domain/q35-switch-pxb.xml");
     assert_eq!((g4.name.as_str(), g4.arch.as_str(), g4.machine.as_str()), ("g4", "x86_64", "pc-q35-10.0"));
     assert_eq!(g4.uuid.to_string(), "3303e79c-ed89-4efe-810d-a4e9e41bd8ed");
@@ -239,7 +243,7 @@ fn a_running_guest_is_read_whole() {
     assert_eq!(sources, ["01:10.0", "01:10.2", "02:00.0", "00:10.0"].map(at));
     assert_eq!(g4.hostdevs[0].guest, Some(at("08:00.0")), "libvirt's numbering");
     assert!(g4.hostdevs[0].managed && !g4.hostdevs[0].interface);
-    // 9 controllers with an address, virtio-serial, SATA, 4 hostdevs; the roots and the sources are none.
+    // 9 controllers with an address, virtio-serial, SATA and 4 hostdevs; not the root buses and the source addresses.
     assert_eq!(g4.occupied.len(), 15);
 }
 
@@ -251,12 +255,16 @@ fn a_host_device_is_found_by_the_alias_of_its_attachment() {
     assert_eq!(vf.source, at("3b:02.3"));
     assert!(vf.interface && vf.managed);
     let lab = guest("libvirt-11.3/domain/q35-user-alias.xml");
-    assert_eq!(lab.hostdevs[0].alias.as_deref(), Some("ua-gpu0"), "somebody else's alias is kept as it is");
+    assert_eq!(
+        lab.hostdevs[0].alias.as_deref(),
+        Some("ua-gpu0"),
+        "the alias of another user is read unchanged"
+    );
     assert_eq!(lab.hostdev(alias), None);
 }
 
 #[test]
-fn a_definition_of_nova_tells_its_age_and_only_its_pci_devices() {
+fn a_nova_definition_is_read_with_its_age_and_its_pci_devices() {
     let instance = guest("libvirt-9.0/domain/instance-0000002a.xml");
     assert_eq!(instance.created.as_deref(), Some("2023-05-11 08:14:02"));
     let [interface, hostdev] = &instance.hostdevs[..] else { panic!("{:?}", instance.hostdevs) };
@@ -270,7 +278,7 @@ fn a_definition_of_nova_tells_its_age_and_only_its_pci_devices() {
 }
 
 #[test]
-fn an_override_reserves_buses_and_a_prefix_does_not_hide_the_age() {
+fn bus_reserves_of_an_override_and_metadata_with_another_prefix_are_read() {
     let live = guest("libvirt-10/nova-live.xml");
     assert_eq!(live.created.as_deref(), Some("2024-10-02 11:40:37"));
     let reserves: Vec<_> = live.controllers.iter().map(|controller| controller.bus_reserve).collect();
@@ -278,16 +286,16 @@ fn an_override_reserves_buses_and_a_prefix_does_not_hide_the_age() {
     let controllers = &live.controllers;
     assert_eq!((controllers[1].mem_reserve, controllers[1].pref64_reserve), (None, None));
     assert_eq!((controllers[2].mem_reserve, controllers[2].pref64_reserve), (Some(64 << 20), Some(32 << 30)));
-    assert!(!live.agent_connected, "the channel is there, the agent is not");
+    assert!(!live.agent_connected, "the channel exists, but the agent is not connected");
 
-    // The definition has no aliases of controllers, and the override means the same ones.
+    // A definition has no aliases of controllers, but the override applies to the same controllers.
     let definition = data("libvirt-10/nova-live.xml").replace("<alias name='pci.1'/>", "");
     assert_eq!(domain::parse(&definition).unwrap().controllers[1].bus_reserve, Some(3));
 }
 
-/// A guest's document with this in it, and what is to be read of it: no Rust is needed for another one.
+/// `driver/tests/data/guest-facts.json`: parts of a guest's document, and the expected values.
 #[test]
-fn memory_and_numa_nodes_are_read_as_libvirt_means_them() {
+fn memory_and_numa_nodes_are_read_with_libvirts_rules() {
     #[derive(serde::Deserialize)]
     struct Case {
         why: String,
@@ -315,7 +323,7 @@ fn memory_and_numa_nodes_are_read_as_libvirt_means_them() {
 }
 
 #[test]
-fn the_sockets_of_numa_nodes_are_read_or_not_known() {
+fn the_sockets_of_numa_nodes_are_read_or_unknown() {
     #[derive(serde::Deserialize)]
     struct Case {
         why: String,
@@ -338,7 +346,7 @@ fn the_sockets_of_numa_nodes_are_read_or_not_known() {
 }
 
 #[test]
-fn old_libvirt_and_new_libvirt_say_the_same_of_a_guest() {
+fn documents_of_old_and_new_libvirt_give_the_same_guest() {
     for (old, new) in [("g1", "g1-before"), ("g4", "q35-switch-pxb"), ("g5", "i440fx")] {
         let old = guest(&format!("libvirt-9.0/domain/{old}.xml"));
         let new = guest(&format!("libvirt-11.3/domain/{new}.xml"));
@@ -364,7 +372,7 @@ fn every_document_is_read() {
 }
 
 #[test]
-fn what_cannot_be_understood_is_named_with_its_document_element_and_line() {
+fn an_error_names_the_document_the_element_and_the_line() {
     let g5 = data("libvirt-11.3/domain/i440fx.xml");
     let refusal = |from: &str, to: &str| {
         assert!(g5.contains(from), "{from}");
@@ -384,19 +392,19 @@ fn what_cannot_be_understood_is_named_with_its_document_element_and_line() {
     );
     assert_eq!(
         refusal("index='0' model='pci-root'", "model='pci-root'"),
-        "domain g5: <devices/controller>: it has no attribute index (line 33)"
+        "domain g5: <devices/controller>: missing attribute index (line 33)"
     );
-    assert_eq!(refusal("<name>g5</name>", ""), "domain: <domain>: it has no <name> (line 1)");
+    assert_eq!(refusal("<name>g5</name>", ""), "domain: <domain>: missing element <name> (line 1)");
     assert!(refusal("10944870-", "x").starts_with("domain g5: <uuid>: `x0be8"));
     assert!(refusal("</devices>", "").starts_with("domain: <domain>: not well-formed XML: "));
     assert_eq!(
         domain::parse("<network/>").unwrap_err().to_string(),
-        "domain: <domain>: the document's root is <network>"
+        "domain: <domain>: unexpected root element <network>"
     );
 }
 
 #[test]
-fn a_document_made_to_harm_is_an_error() {
+fn a_malicious_document_is_an_error() {
     let deep = format!("{}{}", "<domain>".repeat(100_000), "</domain>".repeat(100_000));
     let laughs = "<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;'>]><domain><name>&b;</name></domain>";
     for xml in [deep.as_str(), laughs, "", "\0", "<domain", "<?xml version='1.0'?>"] {
@@ -406,7 +414,7 @@ fn a_document_made_to_harm_is_an_error() {
     }
 }
 
-/// A captured document with a piece cut out, doubled, or overwritten.
+/// A captured document with a part removed or overwritten.
 fn broken() -> impl Strategy<Value = String> {
     let all: Vec<String> = ["domain", "nodedev"]
         .iter()
@@ -448,7 +456,7 @@ proptest! {
         );
         match domain::parse(&xml) {
             Ok(guest) => prop_assert!(guest.numa_nodes.iter().all(|node| *node <= 1023)),
-            Err(error) => prop_assert!(error.to_string().contains("a list of nodes is like"), "{error}"),
+            Err(error) => prop_assert!(error.to_string().contains("expected a list of nodes such as"), "{error}"),
         }
     }
 

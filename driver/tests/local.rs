@@ -1,5 +1,5 @@
-//! Guards, reset methods and BARs, read off trees that stand for a host's sysfs and procfs.
-//! `tests/data/README.md` says how to add a host to `tests/data/guards`.
+//! Guards, reset methods and BARs, read from directories that imitate a host's sysfs and procfs. `tests/data/README.md`
+//! says how to add a host to `tests/data/guards`.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -20,7 +20,7 @@ fn at(address: &str) -> PciAddress {
     address.parse().unwrap()
 }
 
-/// One host, and the guards that it must have.
+/// One host, and the guards that are expected for it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
@@ -100,7 +100,7 @@ impl Case {
         self.devices.iter().map(device).collect()
     }
 
-    /// The files of the tree: those that a host of no interest has, unless the case says otherwise.
+    /// The files of the tree. The defaults describe a host without guards; the case may replace or remove them.
     fn texts(&self) -> BTreeMap<&str, String> {
         let plain = [
             ("proc/1/mountinfo", "1 0 0:2 / / rw - rootfs rootfs rw\n"),
@@ -159,7 +159,7 @@ fn words(guards: &BTreeMap<PciAddress, Vec<Guard>>) -> BTreeMap<PciAddress, Vec<
 }
 
 #[test]
-fn every_host_has_the_guards_that_its_file_says() {
+fn every_host_has_the_guards_that_its_file_expects() {
     let cases = cases();
     assert!(cases.len() > 30);
     for (name, case) in cases {
@@ -168,15 +168,15 @@ fn every_host_has_the_guards_that_its_file_says() {
         assert_eq!(words(&found), case.guards, "{name}: {}\n{found:#?}", case.about);
         for (address, parts) in &case.reasons {
             for part in parts {
-                let told = found[address].iter().any(|guard| guard.reason.contains(part));
-                assert!(told, "{name}: {address}: {part}\n{found:#?}");
+                let reported = found[address].iter().any(|guard| guard.reason.contains(part));
+                assert!(reported, "{name}: {address}: {part}\n{found:#?}");
             }
         }
     }
 }
 
 #[test]
-fn of_a_remote_host_only_bridges_are_known() {
+fn without_a_sysroot_only_bridges_are_guarded() {
     for (name, case) in cases() {
         let found = guards(&case.devices(), None);
         let bridges = case.devices().into_iter().filter(|device| device.bridge).map(|device| device.address);
@@ -185,7 +185,7 @@ fn of_a_remote_host_only_bridges_are_known() {
     }
 }
 
-/// Anything at all, and lines of the words that the files are made of.
+/// Arbitrary bytes, and lines of words that occur in the files.
 fn any_contents() -> impl Strategy<Value = Vec<u8>> {
     let word = prop::sample::select(vec![
         "8:0",
@@ -224,7 +224,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn no_contents_of_any_file_are_too_much(
+    fn arbitrary_file_contents_are_accepted(
         which in any::<prop::sample::Index>(),
         contents in prop::collection::vec(any_contents(), 8),
     ) {
@@ -243,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mount_that_cannot_be_read_frees_no_disk(line in "[a-z0-9: /]{1,40}") {
+    fn a_mount_that_cannot_be_read_leaves_every_disk_guarded(line in "[a-z0-9: /]{1,40}") {
         for (name, case) in cases().into_iter().filter(|(name, _)| name == "partition" || name == "btrfs") {
             let tree = case.tree();
             write(&tree.path().join("proc/1/mountinfo"), line.as_bytes());
@@ -255,7 +255,7 @@ proptest! {
     }
 
     #[test]
-    fn any_resource_file_is_read_or_unknown(contents in any_contents()) {
+    fn any_resource_file_is_parsed_or_unknown(contents in any_contents()) {
         let tree = tempfile::tempdir().unwrap();
         write(&tree.path().join("sys/bus/pci/devices/0000:01:00.0/resource"), &contents);
         write(&tree.path().join("sys/bus/pci/devices/0000:01:00.0/reset_method"), &contents);
@@ -265,7 +265,7 @@ proptest! {
 }
 
 #[test]
-fn reset_methods_are_named_none_or_unknown() {
+fn reset_methods_are_listed_empty_or_unknown() {
     let tree = tempfile::tempdir().unwrap();
     let device = |name: &str| tree.path().join("sys/bus/pci/devices").join(name);
     write(&device("0000:01:00.0/reset_method"), b"flr bus\n");
@@ -274,7 +274,7 @@ fn reset_methods_are_named_none_or_unknown() {
     write(&device("0000:04:00.0/reset"), b"");
     let methods = |address| reset_methods(Some(tree.path()), at(address));
     assert_eq!(methods("0000:01:00.0"), Some(vec!["flr".to_owned(), "bus".to_owned()]));
-    assert_eq!(methods("0000:02:00.0"), Some(Vec::new()), "switched off");
+    assert_eq!(methods("0000:02:00.0"), Some(Vec::new()), "disabled");
     assert_eq!(methods("0000:03:00.0"), Some(Vec::new()), "cannot be reset");
     assert_eq!(methods("0000:04:00.0"), None, "an older kernel");
     assert_eq!(methods("0000:05:00.0"), None, "no such device");
@@ -282,7 +282,7 @@ fn reset_methods_are_named_none_or_unknown() {
 }
 
 #[test]
-fn bars_have_their_sizes_and_kinds() {
+fn bars_are_read_with_size_and_kind() {
     let tree = tempfile::tempdir().unwrap();
     let none = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
     let bars_of = |lines: &str| {
@@ -307,9 +307,9 @@ fn bars_have_their_sizes_and_kinds() {
         Bar { prefetchable: true, is_64bit: true, ..memory(3, 0x10_0000) },
         Bar { prefetchable: true, ..memory(Bar::ROM, 0x8_0000) },
     ];
-    assert_eq!(bars_of(&igb.concat()), Some(expected), "the line after the ROM is the VFs'");
+    assert_eq!(bars_of(&igb.concat()), Some(expected), "the line after the ROM belongs to the VFs");
     assert_eq!(bars_of(&none.repeat(13)), Some(Vec::new()));
-    assert_eq!(bars_of(&none.repeat(6)), None, "cut off");
+    assert_eq!(bars_of(&none.repeat(6)), None, "a truncated file");
     for wrong in [
         "0x0 0x1",
         "0 1 0x200",
@@ -325,7 +325,7 @@ fn bars_have_their_sizes_and_kinds() {
 }
 
 #[tokio::test]
-async fn a_simulated_host_shows_its_own_sysfs_when_it_has_one() {
+async fn a_simulated_host_has_a_sysroot_when_its_directory_has_a_root() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(Sim::open(dir.path()).unwrap().sysroot(), None);
     let root = dir.path().canonicalize().unwrap().join("root");

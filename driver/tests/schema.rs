@@ -1,4 +1,4 @@
-//! The rendered documents against libvirt's own schema. Needs `virt-xml-validate` (libvirt's client tools).
+//! Validates the rendered documents with libvirt's own schema. Needs `virt-xml-validate` (libvirt's client tools).
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -11,7 +11,7 @@ use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, MdevSpec, Pluggab
 use hotslot_driver::xml::mdev;
 use uuid::Uuid;
 
-/// Whether libvirt's schema takes a domain with these devices, and what it says.
+/// Validates a domain with these devices; returns the result and the validator's output.
 fn validate(devices: &str) -> (bool, String) {
     let domain = format!(
         "<domain type='kvm'><name>guest</name><memory>1048576</memory>\
@@ -20,18 +20,18 @@ fn validate(devices: &str) -> (bool, String) {
     validate_as("domain", &domain)
 }
 
-/// Whether one of libvirt's schemas takes a document, and what it says.
+/// Validates a document with one of libvirt's schemas; returns the result and the validator's output.
 fn validate_as(schema: &str, document: &str) -> (bool, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), document).unwrap();
     let output = Command::new("virt-xml-validate").arg(file.path()).arg(schema).output().expect(
         "virt-xml-validate must be installed (libvirt-clients, libxml2-utils): `tools/install build`",
     );
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
 }
 
-/// Every combination of what an attach can say.
+/// Renders every combination of an attach's settings.
 fn every_document() -> Vec<String> {
     let templates = Templates::load(None).unwrap();
     let interface = |vlan: u32| InterfaceSpec {
@@ -64,22 +64,22 @@ fn every_document() -> Vec<String> {
 }
 
 #[test]
-fn libvirts_schema_takes_every_rendered_document() {
+fn every_rendered_document_is_valid_in_libvirts_schema() {
     let documents = every_document();
     assert_eq!(documents.len(), 50);
     let (valid, said) = validate(&documents.join("\n"));
     assert!(valid, "{said}");
 
     let (valid, said) = validate(&documents[0].replace("hostdev mode='subsystem'", "hostdev mode='sub'"));
-    assert!(!valid, "a schema that takes everything proves nothing: {said}");
+    assert!(!valid, "the schema must refuse a wrong document: {said}");
 }
 
 #[test]
-fn libvirts_schema_takes_the_document_that_makes_a_mediated_device() {
+fn the_document_that_creates_a_mediated_device_is_valid_in_libvirts_schema() {
     let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
     let document = mdev::new(parent, "nvidia-232", Uuid::max()).unwrap();
     let (valid, said) = validate_as("nodedev", &document);
     assert!(valid, "{said}");
     let (valid, said) = validate_as("nodedev", &document.replace("<type ", "<typ "));
-    assert!(!valid, "a schema that takes everything proves nothing: {said}");
+    assert!(!valid, "the schema must refuse a wrong document: {said}");
 }

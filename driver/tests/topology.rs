@@ -1,4 +1,4 @@
-//! The computed bus numbers against QEMU's own view, the guest's own view, and written expectations.
+//! Compares the computed bus numbers with QEMU's own view, the guest's own view, and expectation files.
 //! `tests/data/README.md` says how to add a topology.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
@@ -17,8 +17,8 @@ fn at(address: &str) -> PciAddress {
     address.parse().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The documents below `tests/data/libvirt-11.3/domain` and `tests/data/topology` with the files beside them
-/// whose names go on with `suffix`.
+/// Returns the documents in `tests/data/libvirt-11.3/domain` and `tests/data/topology`, with the files of the same name
+/// that end with `suffix`.
 fn with_beside(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let files = |folder: &str| -> Vec<PathBuf> {
@@ -45,8 +45,8 @@ fn guest(name: &str) -> DomainXml {
     domain::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// What `info pci` shows: where each id is (an i440fx expander's is on two devices), and the bus behind each
-/// bridge.
+/// The output of `info pci`: the addresses of each id (that of an i440fx expander belongs to two devices), and the bus
+/// behind each bridge.
 #[derive(Default)]
 struct InfoPci {
     ids: HashMap<String, Vec<PciAddress>>,
@@ -75,7 +75,7 @@ impl InfoPci {
 }
 
 #[test]
-fn every_device_is_where_qemu_says_it_is() {
+fn every_computed_address_matches_qemu() {
     let mut proven = 0;
     for (name, guest, views) in with_beside("info-pci.txt") {
         let topology = Topology::of(&guest);
@@ -91,7 +91,7 @@ fn every_device_is_where_qemu_says_it_is() {
                     seen.contains(&computed),
                     "{name}: {alias} is computed at {computed}, seen at {seen:?}"
                 );
-                // The route leads there: each bridge on it has the bus behind it that is followed next.
+                // Follow the route: the bus behind each bridge is the one of the next bridge.
                 let route = topology.route(*address).unwrap();
                 let end = route.bridges.iter().fold(route.root, |bus, bridge| {
                     let bridge = bridge.on_bus(bus);
@@ -102,11 +102,11 @@ fn every_device_is_where_qemu_says_it_is() {
             }
         }
     }
-    assert!(proven >= 130, "only {proven} devices were looked up");
+    assert!(proven >= 130, "only {proven} devices were compared");
 }
 
 #[test]
-fn every_device_is_where_the_guest_sees_it() {
+fn every_computed_address_matches_the_guest() {
     let views = with_beside("lspci.txt");
     assert!(views.len() >= 5);
     for (name, guest, views) in views {
@@ -121,7 +121,7 @@ fn every_device_is_where_the_guest_sees_it() {
 }
 
 #[test]
-fn every_written_expectation_holds() {
+fn every_expectation_file_matches() {
     let expectations = with_beside("expected");
     assert!(expectations.len() >= 11);
     for (name, guest, files) in expectations {
@@ -136,7 +136,7 @@ fn every_written_expectation_holds() {
                 [libvirt, expected] => {
                     assert_eq!(topology.guest_address(at(libvirt)), Some(at(expected)), "{name}: {line}");
                 }
-                _ => panic!("{name}: `{line}` is no expectation"),
+                _ => panic!("{name}: invalid expectation `{line}`"),
             }
         }
     }
@@ -148,12 +148,13 @@ fn assert_free(name: &str, free: &[PciAddress], expected: &[&str]) {
         expected.iter().filter(|word| !matches!(**word, "-" | "...")).map(|word| at(word)).collect();
     let compared = if more { &free[..expected.len().min(free.len())] } else { free };
     assert_eq!(compared, expected, "{name}");
-    assert!(!more || free.len() > expected.len(), "{name}: no more than these");
+    assert!(!more || free.len() > expected.len(), "{name}: expected more free ports than these");
 }
 
 #[test]
-fn ports_are_taken_in_the_order_in_which_libvirt_took_them() {
-    // What was attached, one after the other, between the two documents: none is an address chosen by hand.
+fn ports_are_taken_in_libvirts_order() {
+    // The kinds of the devices that were attached between the two documents, in order; `None` is a device whose address
+    // was chosen by hand.
     for (before, after, kinds) in [
         ("q35-before.xml", "q35-after.xml", vec![Some(true); 4]),
         ("q35b-before.xml", "q35b-after.xml", vec![Some(true)]),
@@ -176,7 +177,7 @@ fn ports_are_taken_in_the_order_in_which_libvirt_took_them() {
 }
 
 #[test]
-fn a_definition_is_numbered_as_the_running_guest_is() {
+fn a_definition_has_the_same_bus_numbers_as_the_running_guest() {
     let (live, definition) = (guest("switch-after.xml"), guest("switch-after-inactive.xml"));
     for address in &live.occupied {
         assert_eq!(
@@ -199,7 +200,7 @@ const MODELS: [ControllerModel; 10] = [
     ControllerModel::PcieExpander,
 ];
 
-/// Any guest at all: with buses that do not exist, cycles, two controllers of one index, several roots.
+/// Arbitrary guests, also with buses that do not exist, cycles, two controllers of one index, or several roots.
 fn any_guest() -> impl Strategy<Value = DomainXml> {
     let address =
         (0u32..8, 0u32..4, 0u32..3).prop_map(|(bus, slot, f)| PciAddress::new(0, bus, slot, f).unwrap());
@@ -253,7 +254,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn numbers_are_unique_and_grow_downwards(guest in any_guest()) {
+    fn bus_numbers_are_unique_and_grow_with_the_depth(guest in any_guest()) {
         let topology = Topology::of(&guest);
         let bus = |index| PciAddress::new(0, index, 0, 0).unwrap();
         let mut numbers = HashMap::new();
@@ -267,7 +268,7 @@ proptest! {
             prop_assert!(number >= route.root && (number == route.root) == route.bridges.is_empty(), "{route:?}");
             prop_assert_eq!(numbers.insert(number, route.clone()), None, "bus {} twice", number);
         }
-        // A bus has a higher number than each bus on the way to it.
+        // A bus has a higher number than each bus on its route.
         for (number, route) in &numbers {
             for (above, other) in &numbers {
                 if other.root == route.root && route.bridges.starts_with(&other.bridges) && other != route {
@@ -302,8 +303,8 @@ fn two_bridges_at_one_address_do_not_share_a_number() {
 }
 
 #[test]
-fn numbers_that_run_out_are_not_known() {
-    // 30 slots of pcie.0 with eight ports each: 240 buses; a switch in the first one: beyond 255.
+fn buses_beyond_255_have_no_number() {
+    // 30 slots of pcie.0 with eight ports each use 240 buses. A switch in the first port uses the rest.
     let mut controllers = vec![controller(0, ControllerModel::PcieRoot, None)];
     for port in 1..=240u32 {
         let address = PciAddress::new(0, 0, 1 + (port - 1) / 8, (port - 1) % 8).ok();
@@ -318,7 +319,7 @@ fn numbers_that_run_out_are_not_known() {
     guest.occupied = controllers.iter().filter_map(|controller| controller.address).collect();
     guest.controllers = controllers;
     let topology = Topology::of(&guest);
-    assert_eq!(topology.guest_address(at("f0:00.0")), Some(at("ff:00.0")), "exactly the last number");
+    assert_eq!(topology.guest_address(at("f0:00.0")), Some(at("ff:00.0")), "the last number, 255");
 
     guest.controllers[240].bus_reserve = Some(1);
     let topology = Topology::of(&guest);
@@ -343,9 +344,9 @@ fn controller(index: u8, model: ControllerModel, address: Option<PciAddress>) ->
     }
 }
 
-/// A guest kernel that numbers the buses anew: only what is on a root bus is known without asking the guest.
+/// When the guest kernel renumbers the buses, only addresses on a root bus can be computed.
 #[test]
-fn nothing_behind_a_bridge_is_computed_where_the_guest_kernel_renumbers() {
+fn addresses_behind_a_bridge_are_unknown_when_the_guest_kernel_renumbers() {
     let document = std::fs::read_to_string(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libvirt-11.3/domain/q35-after.xml"),
     )
@@ -371,7 +372,7 @@ fn nothing_behind_a_bridge_is_computed_where_the_guest_kernel_renumbers() {
 }
 
 #[test]
-fn a_device_behind_an_overlapped_expander_has_a_route_all_the_same() {
+fn a_device_behind_an_overlapped_expander_has_a_route() {
     let overlapped = std::fs::read_to_string(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/topology/expander-overlapped.xml"),
     )
@@ -380,7 +381,7 @@ fn a_device_behind_an_overlapped_expander_has_a_route_all_the_same() {
     assert_eq!(topology.guest_address(at("02:00.0")), None);
     let route = topology.route(at("02:00.0")).unwrap();
     assert_eq!((route.root, &route.bridges[..]), (3, &[at("00:00.0")][..]));
-    // What pcie.0 has at the same number is another device: its address is not this one's.
+    // The device on pcie.0 with the same bus number is another one.
     assert!(topology.is_of_another(at("02:00.0"), at("02:00.0")));
-    assert!(!topology.is_of_another(at("04:00.0"), at("02:00.0")), "its own");
+    assert!(!topology.is_of_another(at("04:00.0"), at("02:00.0")), "the device's own address");
 }

@@ -584,7 +584,7 @@ async fn a_device_type_that_does_not_exist_is_refused_when_it_is_put() {
         (path.clone(), json!({ "device_type": " " })),
     ] {
         let refused = service.put(&uri, json!({ "acc_specs": spec })).await.expect(400);
-        for says in ["device_type", "GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP and PCI", "UNKNOWN"] {
+        for says in ["device_type", "GPU, FPGA, NIC, NVMe, QAT, CRYPTO, AICHIP or PCI", "UNKNOWN"] {
             assert!(refused.message().contains(says), "{says}: {}", refused.message());
         }
     }
@@ -693,7 +693,7 @@ async fn what_is_purged_while_it_waits_for_its_turn_is_given_nothing() {
         };
         service.sim(&format!("fault {call} hang"));
         let has_turn = asked(&first);
-        service.until("its turn has come", async || service.log().contains("a fault befalls ")).await;
+        service.until("its turn has come", async || service.log().contains("a fault applies to ")).await;
         let waits = asked(&purged);
         tokio::time::sleep(Duration::from_millis(300)).await;
         service.delete(&format!("{purged}?purge=true")).await.expect(204);

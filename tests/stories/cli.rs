@@ -124,7 +124,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (2, "attach q35 vf --mac 01:00:5e:00:00:01", "multicast"),
         (2, "explain 0000:3b:00.8", "0000:3b:00.8"),
         (2, "explain 0000:04:10.0 --server q35", "is a device"),
-        (2, "device show eth0", "it looks like `0000:3b:00.1`"),
+        (2, "device show eth0", "expected a form such as `0000:3b:00.1`"),
         (2, "host list --url 127.0.0.1:9774", "write http://"),
         (3, "server show nope", "no server is called `nope`"),
         (3, "attach nope vf", "no server is called `nope`"),

@@ -332,7 +332,7 @@ async fn killed_at_any_step_of_a_vgpu_it_is_bound_or_nothing_is_left_of_it() {
         let body = json!({ (&arq): target(&card, G1) }).to_string();
         let asked = service.try_send(Method::PATCH, ARQS, Some(("application/json", body))).await;
         let ended = service.ended(std::time::Duration::from_millis(300)).await;
-        let struck = service.log_from(start).contains("a fault befalls ");
+        let struck = service.log_from(start).contains("a fault applies to ");
         if ended {
             service.start_again().await;
         } else {

@@ -126,7 +126,7 @@ async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
     service.sim("guest q35 boot-ms=1500");
     service.sim("reboot q35");
     let lost = service.delete(&format!("{}?timeout=200ms", path(&vf))).await.expect(409);
-    assert!(lost.message().contains("still booting"), "{}", lost.message());
+    assert!(lost.message().contains("still be booting"), "{}", lost.message());
     // Within the time of the request.
     let asked = Instant::now();
     service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);

@@ -753,13 +753,13 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
             || service.ended(Duration::from_millis(20)).await
             // On a busy machine it takes its time to die.
             || fault.contains(" kill ")
-                && service.log_from(start).contains("a fault befalls ")
+                && service.log_from(start).contains("a fault applies to ")
                 && service.ended(Duration::from_secs(10)).await
         {
             service.kill();
             service.start_again().await;
         }
-        let struck = service.log_from(start).contains("a fault befalls ");
+        let struck = service.log_from(start).contains("a fault applies to ");
         // Of a detach that was cut off, one may have gone and one be left: that is no attachment.
         let states: &[&str] =
             if detach { &["available", "attached", "error"] } else { &["available", "attached"] };

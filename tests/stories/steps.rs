@@ -31,7 +31,7 @@ const SAMPLE: usize = 3;
 /// The environment variable with which every step of every fault is walked in every scenario.
 const LONG: &str = "HOTSLOT_LONG_WALK";
 /// What the simulated host writes to the log when a fault strikes.
-const STRUCK: &str = "a fault befalls ";
+const STRUCK: &str = "a fault applies to ";
 
 const CONFIG: &str = "[attach]\nverify = \"off\"\n";
 

@@ -1,12 +1,12 @@
-//! The one door to blocking calls: off the async threads, bounded in time and in number.
+//! Runs all blocking calls to libvirt: on blocking threads, with a time limit and with a limit of parallel calls.
 //!
-//! A call that does not come back is given up at its limit; the thread it is on is left behind until libvirt
-//! lets go of it (at the latest when keepalive ends the connection). Such threads cannot pile up: each holds
-//! one of `parallel` lanes, and when all lanes are held by calls past their limit the next ones fail at once.
+//! A call that does not return is given up at its time limit. Its thread stays blocked until libvirt returns, at the
+//! latest when keepalive ends the connection. The number of such threads is limited: each keeps one of `parallel`
+//! slots, and when calls past their limit hold all slots, further calls fail at once.
 //!
-//! There are few lanes because libvirtd stops reading a client's socket, keepalive included, while
-//! `max_client_requests` of its calls are under way (5 by default); calls that change something leave one
-//! lane to those that read.
+//! There are few slots, because libvirtd stops reading a client's socket, including its keepalive answers, while
+//! `max_client_requests` of its calls (5 by default) are running. Calls that change something leave one slot to calls
+//! that read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,12 +21,12 @@ use super::link::State;
 use crate::calls_out::{Overdue, Subject};
 use crate::hypervisor::{Error, ErrorKind, Event};
 
-/// What a call is to the host.
+/// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
-    /// It reads; a few milliseconds.
+    /// The call reads, which takes a few milliseconds.
     Read,
-    /// It changes something or asks a guest; seconds.
+    /// The call changes something or waits for a guest, which takes seconds.
     Change,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Verb {
 #[derive(Debug)]
 pub(super) struct Calls {
     state: watch::Receiver<State>,
-    lanes: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     changes: Arc<Semaphore>,
     events: broadcast::Sender<Event>,
     parallel: usize,
@@ -51,15 +51,16 @@ impl Calls {
         Self {
             state,
             events,
-            lanes: Arc::new(Semaphore::new(parallel)),
+            slots: Arc::new(Semaphore::new(parallel)),
             changes: Arc::new(Semaphore::new(parallel - 1)),
             parallel,
             overdue: Overdue::default(),
         }
     }
 
-    /// Runs `work` on the connection, waiting for a lane and an answer for at most `limit`. `operation` says
-    /// what for, `subject` what it may change. Work that was begun goes on when the caller stops waiting.
+    /// Runs `work` on the connection. It waits at most `limit` for a slot and the answer together. `operation`
+    /// describes the call for people, and `subject` is the object that it may change. Work that has begun goes on when
+    /// the caller stops waiting.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         verb: Verb,
@@ -73,25 +74,25 @@ impl Calls {
             Err(reason) => return Err(Error::new(ErrorKind::Away, operation, reason)),
         };
         if self.overdue.count() >= self.parallel {
-            let message = format!("{} earlier calls have not come back", self.parallel);
+            let message = format!("{} earlier calls have not returned", self.parallel);
             return Err(Error::new(ErrorKind::TimedOut, operation, message));
         }
         let begun = Instant::now();
-        let lane = async {
+        let slot = async {
             let change = match verb {
                 Verb::Change => Arc::clone(&self.changes).acquire_owned().await.ok(),
                 Verb::Read => None,
             };
-            (change, Arc::clone(&self.lanes).acquire_owned().await.ok())
+            (change, Arc::clone(&self.slots).acquire_owned().await.ok())
         };
-        let Ok(lane) = timeout(limit, lane).await else {
-            let message = format!("no call came back to make room for it within {limit:?}");
+        let Ok(slot) = timeout(limit, slot).await else {
+            let message = format!("no earlier call returned within {limit:?}");
             return Err(Error::new(ErrorKind::TimedOut, operation, message));
         };
 
         let span = debug_span!("libvirt", operation);
         let mut call = tokio::task::spawn_blocking(move || {
-            let _lane = lane;
+            let _slot = slot;
             let _span = span.enter();
             let answer = work(link.connect());
             link.check(answer.as_ref().err());
@@ -110,10 +111,10 @@ impl Calls {
                     let late = call.await;
                     drop(overdue);
                     if let Some(event) = subject.came_back() {
-                        _ = events.send(event); // nobody listens: nobody to tell
+                        _ = events.send(event); // an error means that there are no receivers
                     }
                     let answer = late.map(|answer| answer.map(drop).map_err(|fault| fault.message));
-                    warn!(elapsed = ?begun.elapsed(), ?answer, "{operation}: the answer came after its limit");
+                    warn!(elapsed = ?begun.elapsed(), ?answer, "{operation}: the call returned after its time limit");
                 });
                 Err(error)
             }

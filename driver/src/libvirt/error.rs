@@ -1,18 +1,19 @@
-//! libvirt's errors → [`ErrorKind`].
+//! Maps libvirt's errors to [`ErrorKind`].
 //!
-//! Code and error domain come first (`virErrorNumber`, `virErrorDomain`); the text decides only where libvirt
-//! has one code for many things: 1 (internal error), 9 (operation failed), 27 (XML error), 38 (system error)
-//! and 55 (operation invalid). The texts are libvirt's and QEMU's English ones: a libvirtd that runs in
-//! another language translates its own, and such an error is then [`ErrorKind::Refused`], with its text.
+//! The kind follows from libvirt's error code (`virErrorNumber`) and error domain (`virErrorDomain`). The message
+//! decides only where libvirt uses one code for many errors, mainly 1 (internal error), 9 (operation failed), 27 (XML
+//! error), 38 (system error) and 55 (operation invalid). It is compared with the English messages of libvirt and QEMU.
+//! A libvirtd that runs in another locale translates its own messages; most of its errors are then
+//! [`ErrorKind::Refused`].
 //!
-//! Every row is proven by `tests/data/libvirt-errors.tsv`.
+//! `tests/data/libvirt-errors.tsv` tests the mapping.
 
 use virt::sys;
 
 use crate::hypervisor::ErrorKind;
 use crate::xml::XmlError;
 
-/// A call that failed, before anyone said what it was for.
+/// The failure of a libvirt call, without the name of the operation.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) kind: ErrorKind,
@@ -32,7 +33,7 @@ impl From<XmlError> for Fault {
     }
 }
 
-/// What kind of failure libvirt's `code` of `domain` with `text` is.
+/// Returns the kind of a libvirt error with this code, error domain and message.
 ///
 /// Codes and domains: <https://libvirt.org/html/libvirt-virterror.html>.
 fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
@@ -49,7 +50,8 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
 
         sys::VIR_ERR_NO_DOMAIN => ErrorKind::NoDomain,
         sys::VIR_ERR_NO_NODE_DEVICE => ErrorKind::NoDevice,
-        // The host has it not; of a domain that has it not the alias is named.
+        // This code is for a device that the host does not have and for one that a domain does not have. The message
+        // names the mediated device in the first case, and the alias in the second.
         sys::VIR_ERR_DEVICE_MISSING if says("mediated device") => ErrorKind::NoDevice,
         sys::VIR_ERR_DEVICE_MISSING => ErrorKind::DeviceMissing,
         sys::VIR_ERR_AGENT_UNRESPONSIVE
@@ -67,7 +69,7 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
                 ErrorKind::Refused
             }
         }
-        // The guest's addresses are checked by `virDomainPCIAddress…`: each of its texts names PCI.
+        // libvirt's `virDomainPCIAddress…` functions check guest addresses; each of their messages contains "PCI".
         sys::VIR_ERR_XML_ERROR if domain == sys::VIR_FROM_DOMAIN && says("PCI") => ErrorKind::BadGuestAddress,
         sys::VIR_ERR_XML_ERROR | sys::VIR_ERR_XML_DETAIL | sys::VIR_ERR_XML_INVALID_SCHEMA => {
             ErrorKind::Document
@@ -89,7 +91,7 @@ fn kind(code: u32, domain: u32, text: &str) -> ErrorKind {
                 ErrorKind::Refused
             }
         }
-        // libvirt's own internal errors, and whatever QEMU's monitor answered.
+        // libvirt's own internal errors, and the errors of QEMU's monitor.
         sys::VIR_ERR_INTERNAL_ERROR => {
             if any(&["already in the process of unplug", "power indicator blinking"]) {
                 ErrorKind::UnplugPending

@@ -1,22 +1,24 @@
-//! libvirt's event loop: one for the process, on a thread of its own.
+//! libvirt's event loop: one per process, on its own thread.
 //!
-//! Events, keepalive and the noticing of a broken connection all happen in it. It must run before the first
-//! connection is opened. It sleeps until a socket or a timer of libvirt's wakes it.
+//! The loop delivers events, answers keepalive and notices a broken connection. It must run before the first connection
+//! is opened. It sleeps until one of libvirt's sockets or timers wakes it.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing::error;
 
-/// Starts the loop, once; later calls answer what the first one did.
+/// Starts the loop once. Later calls return the result of the first one.
 pub(super) fn start() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
-            virt::error::clear_error_callback(); // libvirt prints every error to stderr by itself
+            virt::error::clear_error_callback(); // otherwise libvirt prints every error to stderr
             virt::event::event_register_default_impl().map_err(|error| error.to_string())?;
             let thread = std::thread::Builder::new().name("libvirt-events".into());
-            thread.spawn(run).map_err(|error| format!("no thread for libvirt's event loop: {error}"))?;
+            thread
+                .spawn(run)
+                .map_err(|error| format!("cannot start the thread of libvirt's event loop: {error}"))?;
             Ok(())
         })
         .clone()
@@ -25,7 +27,7 @@ pub(super) fn start() -> Result<(), String> {
 fn run() {
     loop {
         if let Err(error) = virt::event::event_run_default_impl() {
-            error!("libvirt's event loop: {error}");
+            error!("libvirt's event loop failed: {error}");
             std::thread::sleep(Duration::from_secs(1));
         }
     }

@@ -1,8 +1,8 @@
-//! libvirt's callbacks → owned events, and the one call hotslot needs that `virt` does not have.
-//! This is the only file with unsafe code.
+//! Turns libvirt's callbacks into owned events, and adds the one call that hotslot needs and `virt` lacks. This is the
+//! only file with unsafe code.
 //!
-//! A callback runs on the event loop's thread, inside libvirt: it decodes, sends and returns. It makes no call
-//! to libvirt that goes over the connection, for the answer could only be read by the thread it is on.
+//! A callback runs on the event loop's thread, inside libvirt: it decodes the event, sends it and returns. It must not
+//! make a libvirt call that goes over the connection, because the event loop's thread is the one that reads the answer.
 
 #![allow(unsafe_code, reason = "virt 0.5 has no safe call for these; see each SAFETY note")]
 #![deny(clippy::undocumented_unsafe_blocks)]
@@ -27,34 +27,34 @@ const ADDED: u32 = sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED;
 const REMOVED: u32 = sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED;
 const REMOVAL_FAILED: u32 = sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED;
 
-/// Where the callbacks of one connection put what they hear.
+/// The channels to which the callbacks of one connection send.
 #[derive(Debug)]
-pub(super) struct Ears {
+pub(super) struct EventSink {
     pub(super) events: broadcast::Sender<Event>,
-    /// Why the connection is no good any more; the first reason counts.
+    /// Receives the reason when the connection breaks. The first reason is kept.
     pub(super) closed: mpsc::Sender<String>,
 }
 
-/// An open connection that is listened to. Dropping it ends both, on a thread of its own: the daemon is told,
-/// which may take as long as any call.
+/// An open connection with its event subscriptions. Dropping it ends the subscriptions and the connection on a thread
+/// of its own, because deregistering calls the daemon and may take as long as any call.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct Subscription {
     connect: Connect,
     domain_events: Vec<c_int>,
     node_events: Vec<c_int>,
 }
 
-/// Listens to a connection: its close, and every event of the port.
+/// Subscribes to a connection's close and to the events that become an [`Event`].
 ///
-/// Events that the hypervisor does not have (those of node devices, where the daemon has no driver for them)
-/// are left out; anything else is an error.
-pub(super) fn listen(connect: Connect, ears: &Arc<Ears>) -> Result<Listening, Error> {
-    let mut listening = Listening { connect, domain_events: Vec::new(), node_events: Vec::new() };
-    listening.hear_close(ears)?;
+/// Event types that the hypervisor does not support are left out (those of node devices, where the daemon has no driver
+/// for them). Any other failure is an error.
+pub(super) fn subscribe(connect: Connect, sink: &Arc<EventSink>) -> Result<Subscription, Error> {
+    let mut subscription = Subscription { connect, domain_events: Vec::new(), node_events: Vec::new() };
+    subscription.register_close(sink)?;
 
-    // SAFETY (of the transmutes): libvirt takes every callback as the generic one and calls it back with the
-    // arguments of its event id, as its macros VIR_DOMAIN_EVENT_CALLBACK and VIR_NODE_DEVICE_EVENT_CALLBACK do
-    // in C. Each function here has the signature of the id beside it.
+    // SAFETY (of the transmutes): libvirt takes every callback as the generic type and calls it with the arguments of
+    // its event id; in C its macros VIR_DOMAIN_EVENT_CALLBACK and VIR_NODE_DEVICE_EVENT_CALLBACK make the same cast.
+    // Each function here has the signature of the event id with which it is registered.
     type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
     type Detailed = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void);
     type Alias = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, *mut c_void);
@@ -62,9 +62,9 @@ pub(super) fn listen(connect: Connect, ears: &Arc<Ears>) -> Result<Listening, Er
     type NodeDetailed =
         unsafe extern "C" fn(sys::virConnectPtr, sys::virNodeDevicePtr, c_int, c_int, *mut c_void);
     let lifecycle: sys::virConnectDomainEventCallback = Some(on_lifecycle);
-    // SAFETY: as above; this one's C type returns an int that libvirt ignores.
+    // SAFETY: as above. The C type of this callback returns an int, which libvirt ignores.
     let lifecycle = unsafe { transmute::<sys::virConnectDomainEventCallback, Option<Generic>>(lifecycle) };
-    listening.hear_domains(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, ears)?;
+    subscription.register_domain_event(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
     // SAFETY: as above.
     let (added, removed, removal_failed, agent) = unsafe {
         (
@@ -81,51 +81,51 @@ pub(super) fn listen(connect: Connect, ears: &Arc<Ears>) -> Result<Listening, Er
         (REMOVAL_FAILED, removal_failed),
         (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
     ] {
-        listening.hear_domains(id, Some(callback), ears)?;
+        subscription.register_domain_event(id, Some(callback), sink)?;
     }
     // SAFETY: as above.
     let node_lifecycle = unsafe { transmute::<NodeDetailed, NodeGeneric>(on_node_lifecycle) };
-    listening.hear_nodes(sys::VIR_NODE_DEVICE_EVENT_ID_LIFECYCLE, node_lifecycle, ears)?;
-    listening.hear_nodes(sys::VIR_NODE_DEVICE_EVENT_ID_UPDATE, on_node_update, ears)?;
-    Ok(listening)
+    subscription.register_node_event(sys::VIR_NODE_DEVICE_EVENT_ID_LIFECYCLE, node_lifecycle, sink)?;
+    subscription.register_node_event(sys::VIR_NODE_DEVICE_EVENT_ID_UPDATE, on_node_update, sink)?;
+    Ok(subscription)
 }
 
-/// Asks for the device with this alias to be detached; `virt` has only the call by XML, which waits 5 s.
+/// Requests the detach of the device with this alias. `virt` only has the call by XML, which waits 5 s.
 ///
 /// See <https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainDetachDeviceAlias>
 pub(super) fn detach_device_alias(domain: &Domain, alias: &str, flags: u32) -> Result<(), Error> {
     let alias = CString::new(alias)?;
-    // SAFETY: `domain` is a live handle for the time of the call, `alias` a C string that outlives it.
+    // SAFETY: `domain` is a valid handle during the call, and `alias` is a C string that outlives it.
     match unsafe { sys::virDomainDetachDeviceAlias(domain.as_ptr(), alias.as_ptr(), flags) } {
         0 => Ok(()),
         _ => Err(Error::last_error()),
     }
 }
 
-impl Listening {
+impl Subscription {
     pub(super) fn connect(&self) -> &Connect {
         &self.connect
     }
 
-    fn hear_close(&self, ears: &Arc<Ears>) -> Result<(), Error> {
-        let opaque = lend(ears);
-        // SAFETY: the connection is open; `opaque` is what `on_close` and `free` expect. A driver without a
-        // wire (the test driver) answers 0 and forgets both: `ears` is then kept for good, a few bytes.
+    fn register_close(&self, sink: &Arc<EventSink>) -> Result<(), Error> {
+        let opaque = into_opaque(sink);
+        // SAFETY: the connection is open; `opaque` is what `on_close` and `free` expect. A driver without a network
+        // connection (the test driver) returns 0 and drops both pointers: then these few bytes are never freed.
         let answer = unsafe {
             sys::virConnectRegisterCloseCallback(self.connect.as_ptr(), Some(on_close), opaque, Some(free))
         };
         registered(answer, opaque).map(|_| ())
     }
 
-    fn hear_domains(
+    fn register_domain_event(
         &mut self,
         id: u32,
         callback: sys::virConnectDomainEventGenericCallback,
-        ears: &Arc<Ears>,
+        sink: &Arc<EventSink>,
     ) -> Result<(), Error> {
-        let opaque = lend(ears);
-        // SAFETY: the connection is open; no domain means all of them; `callback` has the signature of `id`;
-        // `opaque` is what it and `free` expect.
+        let opaque = into_opaque(sink);
+        // SAFETY: the connection is open; a null domain means all domains; `callback` has the signature of `id`;
+        // `opaque` is what the callback and `free` expect.
         let answer = unsafe {
             let connect = self.connect.as_ptr();
             sys::virConnectDomainEventRegisterAny(
@@ -141,14 +141,14 @@ impl Listening {
         Ok(())
     }
 
-    fn hear_nodes(
+    fn register_node_event(
         &mut self,
         id: u32,
         callback: unsafe extern "C" fn(sys::virConnectPtr, sys::virNodeDevicePtr, *mut c_void),
-        ears: &Arc<Ears>,
+        sink: &Arc<EventSink>,
     ) -> Result<(), Error> {
-        let opaque = lend(ears);
-        // SAFETY: as in `hear_domains`.
+        let opaque = into_opaque(sink);
+        // SAFETY: as in `register_domain_event`.
         let answer = unsafe {
             let connect = self.connect.as_ptr();
             sys::virConnectNodeDeviceEventRegisterAny(
@@ -165,52 +165,54 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
+impl Drop for Subscription {
     fn drop(&mut self) {
         let connect = self.connect.clone();
         let (domain_events, node_events) = (self.domain_events.split_off(0), self.node_events.split_off(0));
         let end = move || {
-            // On a dead connection these fail, after libvirt has forgotten the callbacks on this side.
+            // On a dead connection these calls fail, but libvirt has removed the callbacks of this process before.
             for id in domain_events {
-                // SAFETY: the connection is held; `id` is one that registering gave, given back once.
+                // SAFETY: the connection is held; `id` was returned by the registration and is deregistered once.
                 unsafe { sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), id) };
             }
             for id in node_events {
                 // SAFETY: as above.
                 unsafe { sys::virConnectNodeDeviceEventDeregisterAny(connect.as_ptr(), id) };
             }
-            // SAFETY: the connection is held; unknown or used-up callbacks are refused, not freed again.
+            // SAFETY: the connection is held; libvirt refuses a callback that is not registered and does not free it
+            // again.
             unsafe { sys::virConnectUnregisterCloseCallback(connect.as_ptr(), Some(on_close)) };
             drop(connect);
         };
         if let Err(error) = std::thread::Builder::new().name("libvirt-close".into()).spawn(end) {
-            warn!("a connection to libvirt stays open: no thread to close it on: {error}");
+            warn!("a connection to libvirt stays open: cannot start the thread that closes it: {error}");
         }
     }
 }
 
-/// One more reference to the ears, as the pointer that libvirt keeps until it calls [`free`].
-fn lend(ears: &Arc<Ears>) -> *mut c_void {
-    Arc::into_raw(Arc::clone(ears)).cast_mut().cast()
+/// Adds a reference to the sink, as the pointer that libvirt keeps until it calls [`free`].
+fn into_opaque(sink: &Arc<EventSink>) -> *mut c_void {
+    Arc::into_raw(Arc::clone(sink)).cast_mut().cast()
 }
 
-/// What registering answered. libvirt does not call the free callback when it failed.
+/// Turns the return value of a registration into a result. libvirt does not call the free callback when the
+/// registration failed.
 fn registered(answer: c_int, opaque: *mut c_void) -> Result<c_int, Error> {
     if answer >= 0 {
         return Ok(answer);
     }
     let error = Error::last_error();
-    // SAFETY: libvirt did not take the reference, so it is still ours to give back.
+    // SAFETY: libvirt did not take the reference, so it has to be dropped here.
     unsafe { free(opaque) };
     Err(error)
 }
 
-/// Takes "there are no such events" as none.
+/// Returns `None` when the hypervisor does not support the event type.
 fn supported(registered: Result<c_int, Error>) -> Result<Option<c_int>, Error> {
     match registered {
         Ok(id) => Ok(Some(id)),
         Err(error) if error.code().is(ErrorNumber::NoSupport) => {
-            debug!("events that are not to be had: {error}");
+            debug!("the hypervisor does not support an event type: {error}");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -218,55 +220,55 @@ fn supported(registered: Result<c_int, Error>) -> Result<Option<c_int>, Error> {
 }
 
 /// # Safety
-/// `opaque` is from [`lend`] and is not used again.
+/// `opaque` is from [`into_opaque`] and is not used again.
 unsafe extern "C" fn free(opaque: *mut c_void) {
-    // SAFETY: `lend` made it of an `Arc<Ears>`.
-    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Ears>()) });
+    // SAFETY: `into_opaque` made it of an `Arc<EventSink>`.
+    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<EventSink>()) });
 }
 
-/// Runs one callback's body. A panic must not unwind into C.
+/// Runs the body of a callback with its sink. A panic must not unwind into C.
 ///
 /// # Safety
-/// `opaque` is from [`lend`] and not yet freed: libvirt frees it after the last callback.
-unsafe fn hear(opaque: *mut c_void, body: impl FnOnce(&Ears)) {
+/// `opaque` is from [`into_opaque`] and not yet freed: libvirt frees it after the last callback.
+unsafe fn with_sink(opaque: *mut c_void, body: impl FnOnce(&EventSink)) {
     // SAFETY: see above; the reference ends with this call.
-    let ears = unsafe { &*opaque.cast_const().cast::<Ears>() };
-    if catch_unwind(AssertUnwindSafe(|| body(ears))).is_err() {
+    let sink = unsafe { &*opaque.cast_const().cast::<EventSink>() };
+    if catch_unwind(AssertUnwindSafe(|| body(sink))).is_err() {
         warn!("a libvirt event was lost: its decoder panicked");
     }
 }
 
-/// Runs the body of a domain event's callback: one that makes an event of the domain's UUID.
+/// Runs the body of a domain event's callback: `event` returns the event for the domain's UUID.
 ///
 /// # Safety
-/// As [`hear`]; `domain` is libvirt's own reference for the time of the callback.
-unsafe fn hear_domain(
+/// As for [`with_sink`]; `domain` is a reference that libvirt owns during the callback.
+unsafe fn send_domain_event(
     domain: sys::virDomainPtr,
     opaque: *mut c_void,
     event: impl FnOnce(uuid::Uuid) -> Option<Event>,
 ) {
-    // SAFETY: as promised by the caller; the handle is never dropped, so the reference stays libvirt's.
+    // SAFETY: the caller guarantees it; the handle is never dropped, so that libvirt keeps its reference.
     unsafe {
-        hear(opaque, |ears| {
+        with_sink(opaque, |sink| {
             let domain = ManuallyDrop::new(Domain::from_ptr(domain));
             if let Some(event) = domain.uuid().ok().and_then(event) {
-                _ = ears.events.send(event); // no receiver: nobody listens
+                _ = sink.events.send(event); // an error means that there are no receivers
             }
         });
     }
 }
 
-/// As [`hear_domain`], for a node device and its name.
+/// Sends the event of a node device, with its name.
 ///
 /// # Safety
-/// As [`hear_domain`].
-unsafe fn hear_node(node: sys::virNodeDevicePtr, opaque: *mut c_void, change: NodeChange) {
-    // SAFETY: as in `hear_domain`.
+/// As for [`send_domain_event`].
+unsafe fn send_node_event(node: sys::virNodeDevicePtr, opaque: *mut c_void, change: NodeChange) {
+    // SAFETY: as in `send_domain_event`.
     unsafe {
-        hear(opaque, |ears| {
+        with_sink(opaque, |sink| {
             let node = ManuallyDrop::new(NodeDevice::from_ptr(node));
             if let Ok(name) = node.name() {
-                _ = ears.events.send(Event::NodeDevice { name, change });
+                _ = sink.events.send(Event::NodeDevice { name, change });
             }
         });
     }
@@ -275,22 +277,22 @@ unsafe fn hear_node(node: sys::virNodeDevicePtr, opaque: *mut c_void, change: No
 /// # Safety
 /// `text` is null or a C string.
 unsafe fn owned(text: *const c_char) -> Option<String> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: the caller guarantees it.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
-// The callbacks. libvirt calls each with what its signature says, its handles and texts are its own for the
-// time of the call, and `opaque` is lent to it until it calls `free`.
+// The callbacks. libvirt calls each with the arguments of its signature. libvirt owns the handles and strings, which
+// are valid during the call, and `opaque` is valid until libvirt calls `free`.
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
     let reason = match u32::try_from(reason) {
         Ok(sys::VIR_CONNECT_CLOSE_REASON_EOF) => "the daemon closed the connection",
         Ok(sys::VIR_CONNECT_CLOSE_REASON_KEEPALIVE) => "the daemon does not answer keepalive",
-        Ok(sys::VIR_CONNECT_CLOSE_REASON_CLIENT) => "closed from this side",
+        Ok(sys::VIR_CONNECT_CLOSE_REASON_CLIENT) => "hotslot closed the connection",
         _ => "the connection broke",
     };
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear(opaque, |ears| _ = ears.closed.try_send(reason.to_owned())) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { with_sink(opaque, |sink| _ = sink.closed.try_send(reason.to_owned())) };
 }
 
 unsafe extern "C" fn on_lifecycle(
@@ -312,15 +314,15 @@ unsafe extern "C" fn on_lifecycle(
         Ok(sys::VIR_DOMAIN_EVENT_CRASHED) => Some(Lifecycle::Crashed),
         _ => None,
     };
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_domain(domain, opaque, |domain| Some(Event::Lifecycle { domain, change: change? })) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { send_domain_event(domain, opaque, |domain| Some(Event::Lifecycle { domain, change: change? })) };
     0
 }
 
 unsafe extern "C" fn on_reboot(_: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
     let event = |domain| Some(Event::Lifecycle { domain, change: Lifecycle::Rebooted });
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_domain(domain, opaque, event) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { send_domain_event(domain, opaque, event) };
 }
 
 unsafe extern "C" fn on_device<const ID: u32>(
@@ -330,7 +332,7 @@ unsafe extern "C" fn on_device<const ID: u32>(
     opaque: *mut c_void,
 ) {
     let event = |domain| {
-        // SAFETY: what libvirt gives to a callback, see above.
+        // SAFETY: libvirt guarantees it for a callback, see above.
         let alias = unsafe { owned(alias) }?;
         match ID {
             ADDED => Some(Event::DeviceAdded { domain, alias }),
@@ -338,8 +340,8 @@ unsafe extern "C" fn on_device<const ID: u32>(
             _ => Some(Event::DeviceRemovalFailed { domain, alias }),
         }
     };
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_domain(domain, opaque, event) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { send_domain_event(domain, opaque, event) };
 }
 
 unsafe extern "C" fn on_agent(
@@ -354,8 +356,10 @@ unsafe extern "C" fn on_agent(
         Ok(sys::VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED) => Some(false),
         _ => None,
     };
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_domain(domain, opaque, |domain| Some(Event::Agent { domain, connected: connected? })) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe {
+        send_domain_event(domain, opaque, |domain| Some(Event::Agent { domain, connected: connected? }))
+    };
 }
 
 unsafe extern "C" fn on_node_lifecycle(
@@ -368,13 +372,13 @@ unsafe extern "C" fn on_node_lifecycle(
     let change = match u32::try_from(event) {
         Ok(sys::VIR_NODE_DEVICE_EVENT_CREATED) => NodeChange::Created,
         Ok(sys::VIR_NODE_DEVICE_EVENT_DELETED) => NodeChange::Deleted,
-        _ => NodeChange::Updated, // defined, undefined: mediated devices only
+        _ => NodeChange::Updated, // defined or undefined, which only happens to mediated devices
     };
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_node(node, opaque, change) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { send_node_event(node, opaque, change) };
 }
 
 unsafe extern "C" fn on_node_update(_: sys::virConnectPtr, node: sys::virNodeDevicePtr, opaque: *mut c_void) {
-    // SAFETY: what libvirt gives to a callback, see above.
-    unsafe { hear_node(node, opaque, NodeChange::Updated) };
+    // SAFETY: libvirt guarantees it for a callback, see above.
+    unsafe { send_node_event(node, opaque, NodeChange::Updated) };
 }

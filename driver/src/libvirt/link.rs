@@ -1,10 +1,10 @@
-//! The connection to one libvirtd: kept up, and opened again when it breaks.
+//! The connection to one libvirtd, which is opened again when it breaks.
 //!
 //! ```text
 //!            ┌────────────── wait (back-off) ◄───────────┐
 //!            ▼                                           │
 //!        connecting ── open, keepalive, events ──► up ── broken: closed by the daemon, no keepalive
-//!            │                                           ▲   answer, or a call that found it dead
+//!            │                                           ▲   answer, or a call found it dead
 //!            └── refused ──► wait                        └ Event::Connected; later Event::Disconnected
 //! ```
 
@@ -20,36 +20,37 @@ use virt::error::ErrorNumber;
 
 use super::error::Fault;
 use super::event_loop;
-use super::ffi::{Ears, Listening, listen};
+use super::ffi::{EventSink, Subscription, subscribe};
 use super::options::Options;
 use crate::hypervisor::{ErrorKind, Event};
 
-/// The connection that is up, or why there is none.
+/// The open connection, or the reason why there is none.
 pub(super) type State = Result<Arc<Link>, String>;
 
-/// One connection that is up, listened to.
+/// An open connection with its event subscriptions.
 #[derive(Debug)]
 pub(super) struct Link {
-    listening: Listening,
-    ears: Arc<Ears>,
+    subscription: Subscription,
+    sink: Arc<EventSink>,
 }
 
 impl Link {
     pub(super) fn connect(&self) -> &Connect {
-        self.listening.connect()
+        self.subscription.connect()
     }
 
-    /// After a call: when it failed because the connection is dead, has it opened again. libvirt knows
-    /// whether it is without asking the daemon.
+    /// Handles the result of a call: when it failed because the connection is dead, the connection is opened again.
+    /// `is_alive` does not call the daemon.
     pub(super) fn check(&self, fault: Option<&Fault>) {
         let Some(fault) = fault else { return };
         if fault.kind == ErrorKind::Away || !self.connect().is_alive().unwrap_or(false) {
-            _ = self.ears.closed.try_send(fault.message.clone()); // full: it is known already
+            _ = self.sink.closed.try_send(fault.message.clone()); // an error means that a reason has been sent already
         }
     }
 }
 
-/// Keeps a connection to `uri` in `state` for as long as it runs. Each end is told to `ears`' events.
+/// Keeps a connection to `uri` open for as long as the future runs. It updates `state` and sends an event whenever the
+/// connection opens or breaks.
 pub(super) async fn keep(
     uri: String,
     options: Options,
@@ -60,9 +61,9 @@ pub(super) async fn keep(
     let mut limit = options.open_limit;
     loop {
         let (closed, mut broken) = mpsc::channel(1);
-        let ears = Arc::new(Ears { events: events.clone(), closed });
+        let sink = Arc::new(EventSink { events: events.clone(), closed });
         let begun = Instant::now();
-        match open(uri.clone(), options.clone(), ears, limit).await {
+        match open(uri.clone(), options.clone(), sink, limit).await {
             Ok(link) => {
                 limit = options.open_limit;
                 let since = Instant::now();
@@ -83,9 +84,9 @@ pub(super) async fn keep(
                 }
                 let known = state.borrow().as_ref().err() == Some(&reason);
                 if known {
-                    debug!(hypervisor.uri = %uri, "still no connection to {uri}: {reason}");
+                    debug!(hypervisor.uri = %uri, "still cannot connect to {uri}: {reason}");
                 } else {
-                    warn!(hypervisor.uri = %uri, "no connection to {uri}: {reason}");
+                    warn!(hypervisor.uri = %uri, "cannot connect to {uri}: {reason}");
                     drop(state.send_replace(Err(reason)));
                 }
             }
@@ -94,38 +95,39 @@ pub(super) async fn keep(
     }
 }
 
-/// The longest that a try to connect is waited for.
+/// The longest time limit of an attempt to connect.
 const LONGEST_OPEN: Duration = Duration::from_secs(3600);
 
-/// Opens one connection. It may take long (a daemon that does not answer, a host that is gone), and for ever where the
-/// other end is gone without a word. One that is given up keeps its thread until it ends; that they are waited for
-/// longer and longer keeps those few. The thread is not the runtime's, which would wait for it when the program ends.
-async fn open(uri: String, options: Options, ears: Arc<Ears>, limit: Duration) -> Result<Link, String> {
+/// Opens one connection. libvirt may take long (the daemon does not answer, or the host is down), and may never return
+/// when the host vanished without closing the connection. An attempt that is given up keeps its thread until libvirt
+/// returns; the growing time limit keeps the number of such threads small. The thread does not belong to the runtime,
+/// which would wait for it at the end of the program.
+async fn open(uri: String, options: Options, sink: Arc<EventSink>, limit: Duration) -> Result<Link, String> {
     let (done, opened) = oneshot::channel();
     let thread = std::thread::Builder::new().name("libvirt-open".to_owned());
     thread
-        .spawn(move || drop(done.send(open_here(&uri, &options, ears))))
-        .map_err(|error| format!("no thread to connect on: {error}"))?;
+        .spawn(move || drop(done.send(open_here(&uri, &options, sink))))
+        .map_err(|error| format!("cannot start the thread that connects: {error}"))?;
     match timeout(limit, opened).await {
         Ok(opened) => opened.unwrap_or_else(|_| Err("connecting panicked".to_owned())),
-        Err(_) => Err("no answer to a try to connect; the next one is made".to_owned()),
+        Err(_) => Err("no answer to the attempt to connect; hotslot tries again".to_owned()),
     }
 }
 
-fn open_here(uri: &str, options: &Options, ears: Arc<Ears>) -> Result<Link, String> {
+fn open_here(uri: &str, options: &Options, sink: Arc<EventSink>) -> Result<Link, String> {
     event_loop::start()?;
-    let told = |error: virt::error::Error| error.message().to_owned();
-    let connect = Connect::open(Some(uri)).map_err(told)?;
+    let message = |error: virt::error::Error| error.message().to_owned();
+    let connect = Connect::open(Some(uri)).map_err(message)?;
     let seconds = i32::try_from(options.keepalive.as_secs()).unwrap_or(i32::MAX);
     match connect.set_keep_alive(seconds, options.keepalive_count) {
-        Err(error) if !error.code().is(ErrorNumber::NoSupport) => return Err(told(error)),
-        _ => {} // a driver without a wire has no keepalive and needs none
+        Err(error) if !error.code().is(ErrorNumber::NoSupport) => return Err(message(error)),
+        _ => {} // a driver without a network connection has no keepalive and needs none
     }
-    Ok(Link { listening: listen(connect, &ears).map_err(told)?, ears })
+    Ok(Link { subscription: subscribe(connect, &sink).map_err(message)?, sink })
 }
 
-/// How long to wait before the next try: twice as long each time, up to a limit, and a random part of it
-/// so that many clients of one host do not come back in step.
+/// The wait before the next attempt. It doubles each time, up to a limit. A random part is subtracted, so that many
+/// clients of one host do not reconnect at the same moment.
 #[derive(Debug)]
 struct Backoff {
     first: Duration,
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_twice_as_long_each_time_up_to_the_limit() {
+    fn the_wait_doubles_each_time_up_to_the_limit() {
         let (first, longest) = (Duration::from_millis(250), Duration::from_secs(30));
         let mut backoff = Backoff::new(first, longest);
         for power in 0..12 {

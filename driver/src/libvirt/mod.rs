@@ -1,16 +1,16 @@
-//! The adapter to real hosts: a libvirt connection behind the port.
+//! The adapter to real hosts: it implements [`Hypervisor`] with a libvirt connection.
 //!
 //! ```text
-//! mod          the port's verbs, in libvirt's calls
-//! link         the connection, kept up: connect, keepalive, reconnect
-//! calls        the one door to blocking calls: threads, limits, spans
+//! mod          the methods of Hypervisor, as libvirt calls
+//! link         the connection: connect, keepalive, reconnect
+//! calls        runs all blocking calls: threads, limits, spans
 //! error        libvirt's error → ErrorKind
-//! event_loop   libvirt's event loop, one thread for the process
+//! event_loop   libvirt's event loop, one thread per process
 //! ffi          libvirt's callbacks → events; the only unsafe code
 //! ```
 //!
-//! Four safe calls of `virt` 0.5 swallow errors (`attach_device`, `state`, `set_memory`, `block_info`); clippy
-//! refuses them here.
+//! Four safe calls of `virt` 0.5 drop errors (`attach_device`, `state`, `set_memory`, `block_info`); clippy refuses
+//! them here.
 
 mod calls;
 mod error;
@@ -49,10 +49,10 @@ use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
 use crate::xml::{self, nodedev};
 
-/// A host reached through libvirt.
+/// A host that is reached through libvirt.
 ///
-/// A call that libvirt never answers keeps its thread; a program that must end all the same ends its runtime
-/// with `shutdown_timeout` or `shutdown_background`.
+/// A call that libvirt never answers keeps its thread. A program that must end nevertheless ends its runtime with
+/// `shutdown_timeout` or `shutdown_background`.
 #[derive(Debug)]
 pub struct Libvirt {
     calls: Calls,
@@ -63,15 +63,15 @@ pub struct Libvirt {
     local: bool,
 }
 
-/// Events that a slow receiver may be behind before it loses some.
+/// How many events a slow receiver may lag behind before it loses events.
 const EVENTS: usize = 1024;
 
-/// Why there is no connection before the first try has ended.
+/// The reason in the state before the first attempt to connect has ended.
 const NOT_YET: &str = "not connected yet";
 
 impl Libvirt {
-    /// Starts to keep a connection to `uri` (<https://libvirt.org/uri.html>) and returns at once, whether or
-    /// not anyone answers there. Must be called in a tokio runtime.
+    /// Starts a task that keeps a connection to `uri` (<https://libvirt.org/uri.html>) open, and returns at once,
+    /// whether or not a libvirtd answers there. It must be called in a tokio runtime.
     pub fn connect(uri: impl Into<String>, options: Options) -> Arc<Self> {
         let uri = uri.into();
         let local = is_local(&uri);
@@ -88,21 +88,21 @@ impl Libvirt {
         })
     }
 
-    /// Waits for the first try to connect to end; later, answers as [`Hypervisor::connection`] does. For
-    /// programs that have nothing to do without the host.
+    /// Waits until the first attempt to connect has ended. After that it returns the same as
+    /// [`Hypervisor::connection`]. It is for programs that have nothing to do without the host.
     ///
     /// # Errors
-    /// Why there is no connection, for people.
+    /// The reason why there is no connection, for people.
     pub async fn tried(&self) -> Result<(), String> {
         let mut state = self.state.subscribe();
         let tried = state.wait_for(|state| state.as_ref().err().is_none_or(|why| why != NOT_YET)).await;
         tried.map_err(|error| error.to_string())?.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
-    /// Every document that describes the host to hotslot, as libvirt prints it.
+    /// Reads all documents that describe the host to hotslot, exactly as libvirt prints them.
     ///
     /// # Errors
-    /// As the port's calls.
+    /// As for the methods of [`Hypervisor`].
     pub async fn documents(&self) -> Result<Documents, Error> {
         let limit = self.options.change_limit;
         let work = |connect: &Connect| {
@@ -148,8 +148,8 @@ impl Libvirt {
         self.calls.run(Verb::Change, limit, operation, Subject::Domain(domain), work).await
     }
 
-    /// Asks the guest's agent or its QEMU. That takes as long as a change may, and changes nothing of the domain: while
-    /// such a call is overdue, the domain's documents say what they will say when it has come back.
+    /// Sends a command to the guest agent or to QEMU's monitor. It may take as long as a change, but does not change
+    /// the domain: while such a call is overdue, the domain's documents can be relied on.
     async fn ask<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -172,7 +172,7 @@ impl Drop for Libvirt {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn host(&self) -> Result<HostInfo, Error> {
-        self.read("ask who the host is", |connect| {
+        self.read("read the host's name and versions", |connect| {
             Ok(HostInfo {
                 hostname: connect.hostname()?,
                 hypervisor_type: connect.driver_type()?,
@@ -193,7 +193,7 @@ impl Hypervisor for Libvirt {
 
     async fn devices(&self) -> Result<Vec<HostDevice>, Error> {
         self.read("list the host's devices", |connect| {
-            // One that is not understood is left out: libvirt cannot assign it either (32-bit PCI domains).
+            // A document that cannot be read is left out: libvirt cannot assign its device either (32-bit PCI domain).
             let understood = |(name, document): (String, String)| {
                 nodedev::parse(&document).map_err(|error| debug!("left out node device {name}: {error}")).ok()
             };
@@ -203,8 +203,8 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    /// Without its children: libvirt lists none by parent, and reading all of their kind takes as long as
-    /// half an attach.
+    /// The result does not contain what child devices tell. libvirt cannot list node devices by parent, and reading all
+    /// of them takes half as long as an attach.
     async fn device(&self, address: PciAddress) -> Result<HostDevice, Error> {
         self.read(format!("read device {address}"), move |connect| {
             let document = connect.lookup_node_device_by_name(&address.node_name())?.xml_desc(0)?;
@@ -217,12 +217,12 @@ impl Hypervisor for Libvirt {
     }
 
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
-        let operation = format!("take {address} from its host driver");
+        let operation = format!("unbind the host driver of {address}");
         self.change_device(operation, address, |device| device.detach_flags(None, 0)).await
     }
 
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
-        let operation = format!("give {address} back to its host driver");
+        let operation = format!("rebind the host driver of {address}");
         self.change_device(operation, address, NodeDevice::reattach).await
     }
 
@@ -247,7 +247,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
-        let operation = format!("make mediated device {uuid} on {parent}");
+        let operation = format!("create mediated device {uuid} on {parent}");
         let document = xml::mdev::new(parent, mdev_type, uuid)
             .map_err(|error| Error::new(ErrorKind::Document, operation.as_str(), error))?;
         let mdev_type = mdev_type.to_owned();
@@ -258,7 +258,7 @@ impl Hypervisor for Libvirt {
             let read = node.xml_desc(0).map_err(Fault::from);
             let known = as_read(made, read.and_then(|document| Ok(nodedev::parse(&document)?)));
             if known.is_err() {
-                // Whoever is told that it failed does not know it.
+                // The caller gets an error and does not know the device, so remove it.
                 node.destroy()?;
             }
             known
@@ -268,8 +268,8 @@ impl Hypervisor for Libvirt {
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
-        let operation = format!("take mediated device {mdev} away");
-        // Looked up before the call that may hang: which function it is of is part of what that is known by.
+        let operation = format!("remove mediated device {mdev}");
+        // Look the device up before the call that may hang, because an overdue call is listed with the parent function.
         let Some(found) = self.mdevs().await?.into_iter().find(|found| found.uuid == mdev) else {
             return Err(Error::new(ErrorKind::NoDevice, operation, "the host has no such mediated device"));
         };
@@ -292,7 +292,7 @@ impl Hypervisor for Libvirt {
     async fn domain(&self, domain: Uuid) -> Result<DomainView, Error> {
         self.read(format!("read domain {domain}"), move |connect| {
             let domain = connect.lookup_domain_by_uuid(domain)?;
-            // Read again what was read while the domain started or stopped.
+            // Read again when the domain started or stopped in the meantime.
             for _ in 0..3 {
                 let active = domain.is_active()?;
                 let info = domain_info(&domain)?;
@@ -305,7 +305,7 @@ impl Hypervisor for Libvirt {
                     return Ok(DomainView { info, live, persistent });
                 }
             }
-            let message = "it starts and stops faster than it can be read".to_owned();
+            let message = "the domain started or stopped during each of three reads; try again".to_owned();
             Err(Fault { kind: ErrorKind::TimedOut, message })
         })
         .await
@@ -339,14 +339,14 @@ impl Hypervisor for Libvirt {
     }
 
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
-        let operation = format!("ask the guest agent of domain {domain}");
+        let operation = format!("send a command to the guest agent of domain {domain}");
         let command = command.to_owned();
-        // libvirt counts whole seconds, and 0 would mean not to wait at all.
+        // libvirt's time limit is in whole seconds, and 0 means that it does not wait at all.
         let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
         let answer = self
             .ask(timeout, operation, domain, move |domain| domain.qemu_agent_command(&command, seconds, 0));
         answer.await.map_err(|mut error| {
-            // Whatever the time-out, libvirt first waits 5 s for a sign of life from the agent.
+            // With any time limit libvirt first waits 5 s for the agent to synchronize.
             if error.kind == ErrorKind::TimedOut {
                 error.kind = ErrorKind::AgentAway;
             }
@@ -355,7 +355,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error> {
-        let operation = format!("ask the monitor of domain {domain}");
+        let operation = format!("send a command to the QEMU monitor of domain {domain}");
         let command = command.to_owned();
         self.ask(self.options.read_limit, operation, domain, move |domain| {
             domain.qemu_monitor_command(&command, 0)
@@ -384,9 +384,9 @@ impl Hypervisor for Libvirt {
     }
 }
 
-/// Whether a URI leads to this machine for certain (<https://libvirt.org/uri.html>): it names no host, and
-/// goes by no transport or a Unix socket. A socket at another place than libvirt's own may be forwarded from
-/// anywhere, and the facts of one machine must not guard the devices of another.
+/// Returns true when a URI certainly leads to this machine (<https://libvirt.org/uri.html>): it names no host, and its
+/// transport is the default or a Unix socket. A socket outside libvirt's own directories may be forwarded from another
+/// machine, and then this machine's sysfs must not be used for the guards of that machine's devices.
 fn is_local(uri: &str) -> bool {
     let Some((scheme, rest)) = uri.split_once("://") else { return false };
     let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));
@@ -402,14 +402,15 @@ fn is_local(uri: &str) -> bool {
         && !parameters.split(['&', ';']).any(forwarded)
 }
 
-/// PCI functions, and the network interfaces, vDPA, block and mediated devices that may be on them.
+/// The kinds of node devices to read: PCI functions, and the network interfaces, vDPA, block and mediated devices that
+/// may be their children.
 const KINDS: sys::virConnectListAllNodeDeviceFlags = sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_NET
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_VDPA
     | sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_STORAGE;
 
-/// The name and document of every node device of [`KINDS`]. One that is gone by the time it is read, or that
+/// Reads the name and document of every node device of [`KINDS`]. A device that vanished before it was read, or that
 /// libvirt cannot describe, is left out.
 fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     let mut documents = Vec::new();
@@ -424,7 +425,7 @@ fn node_documents(connect: &Connect) -> Result<Vec<(String, String)>, Fault> {
     Ok(documents)
 }
 
-/// Every mediated device, but those that are gone by the time they are read.
+/// Reads every mediated device. A device that vanished before it was read is left out.
 fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
     let mut mdevs = Vec::new();
     for node in connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)? {
@@ -432,7 +433,7 @@ fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
             Err(fault) if fault.kind == ErrorKind::NoDevice => continue,
             document => document?,
         };
-        // One that is not understood is of another architecture.
+        // A document that cannot be read describes a device of another architecture.
         match nodedev::parse(&document) {
             Ok(nodedev::NodeDevice::Mdev(mdev)) => mdevs.push(mdev),
             other => debug!("left out a mediated device: {other:?}"),
@@ -441,17 +442,17 @@ fn mdevs(connect: &Connect) -> Result<Vec<Mdev>, Fault> {
     Ok(mdevs)
 }
 
-/// A mediated device that was made, as it was read back, or as far as it is known when it could not be: that it was not
-/// read is no reason to say that it was not made.
+/// Returns a mediated device that was created, as it was read back. When it could not be read, the result is `made`:
+/// the device was created all the same.
 fn as_read(made: Mdev, read: Result<nodedev::NodeDevice, Fault>) -> Result<Mdev, Fault> {
     match read {
         Ok(nodedev::NodeDevice::Mdev(mdev)) if mdev.uuid == made.uuid => Ok(mdev),
         Ok(other) => {
-            let message = format!("libvirt made something else of it: {other:?}");
+            let message = format!("libvirt created a different device: {other:?}");
             Err(Fault { kind: ErrorKind::Refused, message })
         }
         Err(fault) => {
-            debug!("made mediated device {}, and could not read it back: {}", made.uuid, fault.message);
+            debug!("created mediated device {}, and could not read it back: {}", made.uuid, fault.message);
             Ok(made)
         }
     }
@@ -477,7 +478,7 @@ fn domain_info(domain: &Domain) -> Result<DomainInfo, Fault> {
     })
 }
 
-/// Leaves out a domain that is gone since it was listed.
+/// Returns `None` for a domain that vanished after it was listed.
 fn unless_gone<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
     match read {
         Ok(value) => Ok(Some(value)),
@@ -491,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mediated_device_that_was_made_and_cannot_be_read_back_was_made() {
+    fn a_created_mediated_device_that_cannot_be_read_back_is_reported_as_created() {
         let mdev = |uuid: u128, iommu_group| Mdev {
             uuid: Uuid::from_u128(uuid),
             name: format!("mdev_{uuid}"),
@@ -508,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_this_machine_for_certain_is_local() {
+    fn only_a_uri_that_certainly_names_this_machine_is_local() {
         for local in [
             "qemu:///system",
             "qemu:///session",

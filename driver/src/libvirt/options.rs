@@ -1,28 +1,27 @@
-//! How a connection to libvirt is kept, and how long is waited for what.
+//! Settings of a connection to libvirt: keepalive, reconnecting and time limits.
 
 use std::time::Duration;
 
-/// How to keep a connection and how long to wait for what.
+/// Settings of a connection: keepalive, reconnecting and time limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// How often an idle connection is tested, in whole seconds; zero leaves keepalive off.
+    /// The interval of keepalive messages on an idle connection, in whole seconds. Zero disables keepalive.
     pub keepalive: Duration,
-    /// How many tests may go unanswered before the connection is given up.
+    /// How many keepalive messages may stay unanswered before the connection is closed.
     pub keepalive_count: u32,
-    /// The wait before the first try to reconnect; it doubles from try to try.
+    /// The wait before the first attempt to reconnect. It doubles with each attempt.
     pub reconnect_first: Duration,
-    /// The longest wait between two tries.
+    /// The longest wait between two attempts.
     pub reconnect_longest: Duration,
-    /// How long the first try to connect waits for an answer before the next one is made; twice as long from try to
-    /// try, up to an hour.
+    /// The time limit of the first attempt to connect. It doubles with each attempt that reaches it, up to one hour.
     pub open_limit: Duration,
-    /// How long a call that reads may take.
+    /// The time limit of a call that reads.
     pub read_limit: Duration,
-    /// How long attach and detach may take: the first device pins all of the guest's memory, some devices
-    /// take seconds to reset.
+    /// The time limit of attach, detach and other changes. The first device pins all of the guest's memory, and some
+    /// devices take seconds to reset.
     pub change_limit: Duration,
-    /// How many calls are under way at once. Less than libvirtd's `max_client_requests` (5), or slow calls
-    /// hold up keepalive and the connection is given up.
+    /// The number of calls that run at once; a value below 2 counts as 2. Keep it below libvirtd's
+    /// `max_client_requests` (5): otherwise slow calls block keepalive, and the connection is closed.
     pub parallel_calls: usize,
 }
 

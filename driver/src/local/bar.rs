@@ -1,27 +1,27 @@
-//! A function's base address registers (BARs): how much of a port's window it needs.
+//! A function's base address registers (BARs), from which its need for memory behind a port follows.
 
 use std::path::Path;
 
 use super::root::Root;
 use crate::pci::PciAddress;
 
-/// One base address register that decodes something, or the expansion ROM's.
+/// A base address register in use, or that of the expansion ROM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bar {
-    /// Which register, 0 to 5; [`Bar::ROM`] for the expansion ROM. A 64-bit BAR has the number of its lower
+    /// The number of the register, 0 to 5; [`Bar::ROM`] for the expansion ROM. A 64-bit BAR has the number of its lower
     /// half.
     pub index: u8,
-    /// Bytes that it decodes, 1 or more; PCI has powers of two only.
+    /// The size in bytes, at least 1. PCI only has powers of two.
     pub size: u64,
     /// Memory or I/O ports.
     pub kind: BarKind,
-    /// Whether it may lie in a bridge's prefetchable window.
+    /// Whether it may be in a bridge's prefetchable window.
     pub prefetchable: bool,
-    /// Whether it may lie above 4 GiB.
+    /// Whether it may be above 4 GiB.
     pub is_64bit: bool,
 }
 
-/// What a BAR decodes.
+/// The address space of a BAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
     /// Memory.
@@ -34,7 +34,7 @@ impl Bar {
     /// The index of the expansion ROM (`PCI_ROM_RESOURCE` in Linux, include/linux/pci.h).
     pub const ROM: u8 = 6;
 
-    /// One line of `resource`: first and last address and flags; nothing when the register is not there.
+    /// Reads a line of `resource`: first address, last address and flags. Returns `None` for an unused register.
     fn read(index: u8, line: &str) -> Result<Option<Self>, NotUnderstood> {
         let number = |word: &str| {
             let digits = word.strip_prefix("0x").filter(|digits| !digits.starts_with('+'))?;
@@ -62,11 +62,11 @@ const IORESOURCE_MEM: u64 = 0x0000_0200;
 const IORESOURCE_PREFETCH: u64 = 0x0000_2000;
 const IORESOURCE_MEM_64: u64 = 0x0010_0000;
 
-/// The BARs of a function, and its expansion ROM, in order of their index. Those of a VF are its own; the
-/// windows that a PF keeps for its VFs and those of bridges are left out.
+/// Returns the BARs of a function and its expansion ROM, in order of their index. The resources that a PF reserves for
+/// its VFs, and the windows of bridges, are left out.
 ///
-/// None when that is unknown: the host is remote, or does not show the device in the way that Linux does
-/// (Documentation/PCI/sysfs-pci.rst, `resource`).
+/// Returns `None` when the BARs are unknown: the host is remote, or its sysfs does not have the device's `resource`
+/// file in Linux's format (Linux, Documentation/PCI/sysfs-pci.rst).
 pub fn bars(sysroot: Option<&Path>, address: PciAddress) -> Option<Vec<Bar>> {
     let text = Root::new(sysroot?).read(format!("sys/bus/pci/devices/{address}/resource")).ok()?;
     let lines: Vec<&str> = text.lines().take(usize::from(Bar::ROM) + 1).collect();

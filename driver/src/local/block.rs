@@ -1,10 +1,10 @@
-//! From what the host has mounted, swaps to or keeps open, down to the PCI functions below it.
+//! Follows the host's mounts, swap and open block devices down to the PCI functions below them.
 //!
-//! A block device stands on others (`slaves/`: LVM, dm-crypt, multipath, md, bcache), on the disk whose
-//! partition it is, on a file (loop, zram with a backing device), or on controllers: those of its NVMe
-//! subsystem, or those in its own path. What cannot be followed to its end is said, never taken for nothing.
+//! A block device is on other block devices (`slaves/`: LVM, dm-crypt, multipath, md, bcache), on the disk of its
+//! partition, on a file (loop, zram with a backing device), or on controllers: those of its NVMe subsystem, or those in
+//! its own sysfs path. When a device cannot be followed to its end, the findings report it as unknown.
 //!
-//! Not known here: disks that are used raw, by a program, a guest's `<disk type='block'>`, DRBD or an iSCSI
+//! Disks that are used raw are not detected: by a program, by a guest's `<disk type='block'>`, by DRBD or by an iSCSI
 //! target.
 
 use std::collections::BTreeSet;
@@ -18,27 +18,28 @@ use crate::pci::PciAddress;
 /// Where the kernel lists block devices by name.
 const BLOCK: &str = "sys/class/block";
 
-/// File systems in memory and on the network.
+/// The types of file systems in memory and on the network.
 const NO_DISK: [&str; 9] = ["rootfs", "tmpfs", "ramfs", "nfs", "nfs4", "cifs", "ceph", "9p", "virtiofs"];
 
-/// Links to links in `/dev` that are followed.
+/// How many symbolic links in `/dev` are followed one after the other.
 const LINKS: usize = 8;
 
-/// Something that the host uses: what it is, and the block devices that it is on, or why that is not known.
+/// A use of storage by the host: its description, and the block devices that it is on or the reason why they are
+/// unknown.
 struct Use {
     kind: GuardKind,
     what: String,
     on: Result<Vec<PathBuf>, String>,
 }
 
-/// What a walk down from a block device has met.
+/// The result of a walk down from a block device.
 #[derive(Default)]
 struct Below {
     seen: BTreeSet<PathBuf>,
     /// Each function, with the devices that lead to it.
     functions: Vec<(PciAddress, String)>,
-    /// Why something below cannot be told.
-    untold: Option<String>,
+    /// The reason why a part of the devices below is unknown.
+    unknown: Option<String>,
 }
 
 struct Storage<'a> {
@@ -46,21 +47,23 @@ struct Storage<'a> {
     mounts: Vec<Mount>,
 }
 
-/// What the host's file systems, swap and stacked block devices are on.
+/// Finds the functions below the host's file systems, swap and stacked block devices.
 pub(super) fn find(root: &Root) -> Findings {
     let mut findings = Findings::default();
     let mut storage = Storage { root, mounts: Vec::new() };
     match root.read_first(["proc/1/mountinfo", "proc/self/mountinfo"]) {
-        Err(error) => findings.cannot_tell(format!("the host's mounts cannot be read: {error}")),
+        Err(error) => findings.mark_unknown(format!("the host's mounts cannot be read: {error}")),
         Ok(text) => {
             for line in text.lines() {
                 match Mount::read(line) {
                     Some(mount) => storage.mounts.push(mount),
-                    None => findings.cannot_tell(format!("no line of mountinfo: {}", clip(line))),
+                    None => {
+                        findings.mark_unknown(format!("cannot parse a line of mountinfo: {}", clip(line)))
+                    }
                 }
             }
             if !storage.mounts.iter().any(|mount| mount.point == Path::new("/")) {
-                findings.cannot_tell("no root file system is in mountinfo".to_owned());
+                findings.mark_unknown("mountinfo has no root file system".to_owned());
             }
         }
     }
@@ -68,25 +71,26 @@ pub(super) fn find(root: &Root) -> Findings {
     match root.read("proc/swaps") {
         Ok(text) => {
             for line in text.lines().filter(|line| !line.starts_with("Filename") && !line.trim().is_empty()) {
-                let on = mount::swap(line).ok_or_else(|| format!("no line of swaps: {}", clip(line)));
+                let on =
+                    mount::swap(line).ok_or_else(|| format!("cannot parse a line of swaps: {}", clip(line)));
                 let on = on.and_then(|path| storage.behind(&path));
                 uses.push(Use { kind: GuardKind::Swap, what: "swap".to_owned(), on });
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {} // a kernel without swap
-        Err(error) => findings.cannot_tell(format!("the host's swap cannot be read: {error}")),
+        Err(error) => findings.mark_unknown(format!("the host's swap cannot be read: {error}")),
     }
     uses.extend(storage.mounted_anywhere());
-    // The most telling use of a device comes first, and a mount is told only where nothing else is: a disk
-    // may be mounted in a hundred places.
+    // The most important use of a device comes first. An ordinary mount is reported only for a device without another
+    // use, because a disk may be mounted in a hundred places.
     uses.sort_by_key(|one| one.kind);
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for Use { kind, what, on } in uses {
         match on {
-            Err(untold) => findings.cannot_tell(untold),
+            Err(unknown) => findings.mark_unknown(unknown),
             Ok(blocks) => {
                 for block in blocks {
-                    if told.insert(block.clone()) || kind != GuardKind::Mounted {
+                    if reported.insert(block.clone()) || kind != GuardKind::Mounted {
                         storage.guard(&mut findings, kind, &what, &block);
                     }
                 }
@@ -109,8 +113,8 @@ impl Storage<'_> {
         Use { kind, what: mount.point.display().to_string(), on: self.blocks(mount) }
     }
 
-    /// File systems tell of themselves in sysfs whichever mount namespace they are in, and when they were
-    /// unmounted lazily; so do ext4's journals in procfs.
+    /// Finds file systems that are mounted in any mount namespace or were unmounted lazily: sysfs lists them, and
+    /// procfs lists ext4's journals.
     fn mounted_anywhere(&self) -> Vec<Use> {
         let mut uses = Vec::new();
         let mut add = |what: &str, name: &str| {
@@ -127,26 +131,26 @@ impl Storage<'_> {
             add("a mounted btrfs", &name);
         }
         for name in self.root.list("proc/fs/jbd2") {
-            // `sdb1` is a journal on a device of its own; `sda1-8`, inode 8 of sda1, is no device's name.
+            // `sdb1` is a journal on a device of its own. `sda1-8` (inode 8 of sda1) is not the name of a device.
             add("an ext4 journal", &name);
         }
         uses
     }
 
-    /// The block devices that a file system is on; none for one in memory or on the network.
+    /// Returns the block devices of a file system; the list is empty for one in memory or on the network.
     fn blocks(&self, mount: &Mount) -> Result<Vec<PathBuf>, String> {
         let (what, fstype) = (mount.point.display(), &mount.fstype);
         if fstype == "zfs" {
-            return Err(format!("{what} is ZFS, and sysfs does not tell a pool's disks"));
+            return Err(format!("{what} is ZFS, and sysfs does not list a pool's disks"));
         }
         let device = mount.has_device().then(|| self.root.resolve(format!("sys/dev/block/{}", mount.device)));
         let mut blocks: Vec<PathBuf> = device.flatten().into_iter().collect();
-        // Known by its number, whatever the source is called (`/dev/root`).
+        // The device number identifies the device, also when the source has a name such as `/dev/root`.
         let numbered = !blocks.is_empty();
         for node in mount.nodes().into_iter().filter(|node| !numbered || *node != mount.source) {
             match self.node(Path::new(node)) {
                 Some(block) => blocks.push(block),
-                None if fstype.starts_with("fuse") => {} // a program's, as often as not `/dev/fuse`
+                None if fstype.starts_with("fuse") => {} // the program chooses the source, often `/dev/fuse`
                 None => return Err(format!("{what} is on {node}, which sysfs does not show")),
             }
         }
@@ -154,8 +158,8 @@ impl Storage<'_> {
             return Err(format!("{what} is on block device {}, which sysfs does not show", mount.device));
         }
         if blocks.is_empty() && mount.point == Path::new("/") && !NO_DISK.contains(&fstype.as_str()) {
-            // An overlay's layers may be mounted where nobody sees them any more, as in a live system.
-            return Err(format!("{what} is {fstype}, and what that is on cannot be told"));
+            // The mounts of an overlay's layers may be hidden, as in a live system.
+            return Err(format!("{what} is {fstype}, and the disks below it are unknown"));
         }
         if fstype == "btrfs" {
             let names: Vec<String> = blocks.iter().map(|block| name(block)).collect();
@@ -175,20 +179,20 @@ impl Storage<'_> {
         Ok(blocks)
     }
 
-    /// The block devices behind a path: its own, of one in `/dev`; else those of the file system that it is
-    /// in.
+    /// Returns the block devices of a path: the device itself for a path in `/dev`, otherwise those of the file system
+    /// that contains the file.
     fn behind(&self, path: &Path) -> Result<Vec<PathBuf>, String> {
-        let untold = || format!("{} is in no file system that can be told", path.display());
+        let unknown = || format!("the file system of {} is unknown", path.display());
         if path.starts_with("/dev") {
-            return self.node(path).map(|block| vec![block]).ok_or_else(untold);
+            return self.node(path).map(|block| vec![block]).ok_or_else(unknown);
         }
-        // Of two mounts at one point the later one is seen.
+        // The later one of two mounts at the same point is visible.
         let holds = |mount: &&Mount| path.starts_with(&mount.point);
         let mounts = self.mounts.iter().filter(holds);
-        let mount = mounts.max_by_key(|mount| mount.point.components().count()).ok_or_else(untold)?;
+        let mount = mounts.max_by_key(|mount| mount.point.components().count()).ok_or_else(unknown)?;
         let blocks = self.blocks(mount)?;
-        let told = !blocks.is_empty() || NO_DISK.contains(&mount.fstype.as_str());
-        told.then_some(blocks).ok_or_else(untold)
+        let known = !blocks.is_empty() || NO_DISK.contains(&mount.fstype.as_str());
+        known.then_some(blocks).ok_or_else(unknown)
     }
 
     fn named(&self, name: &str) -> Option<PathBuf> {
@@ -197,8 +201,8 @@ impl Storage<'_> {
         self.root.resolve(Path::new(BLOCK).join(name?))
     }
 
-    /// The block device of a path in `/dev`: by its own name, its device mapper name, or where its links
-    /// lead.
+    /// Finds the block device of a path in `/dev`: by its own name, by its device mapper name, or by following symbolic
+    /// links.
     fn node(&self, path: &Path) -> Option<PathBuf> {
         let mut path = path.to_owned();
         for _ in 0..LINKS {
@@ -227,8 +231,8 @@ impl Storage<'_> {
         for (device, way) in below.functions {
             findings.guard(Guard { device, kind, reason: way });
         }
-        if let Some(untold) = below.untold {
-            findings.cannot_tell(untold);
+        if let Some(unknown) = below.unknown {
+            findings.mark_unknown(unknown);
         }
     }
 
@@ -253,7 +257,7 @@ impl Storage<'_> {
             ends_here = false;
             match self.root.resolve(slaves.join(&slave)) {
                 Some(slave) => self.walk(&slave, way, below),
-                None => below.cannot_tell(format!("{way} on {}, which sysfs does not show", clip(&slave))),
+                None => below.mark_unknown(format!("{way} on {}, which sysfs does not show", clip(&slave))),
             }
         }
         for file in ["loop/backing_file", "backing_dev"] {
@@ -261,10 +265,10 @@ impl Storage<'_> {
             ends_here = false;
             match self.behind(Path::new(path.strip_suffix(" (deleted)").unwrap_or(&path))) {
                 Ok(blocks) => blocks.iter().for_each(|block| self.walk(block, way, below)),
-                Err(untold) => below.cannot_tell(format!("{way}; {untold}")),
+                Err(unknown) => below.mark_unknown(format!("{way}; {unknown}")),
             }
         }
-        // A namespace of an NVMe subsystem is reached by all of the subsystem's controllers.
+        // All controllers of an NVMe subsystem can reach its namespaces.
         let subsystem = block.parent().filter(|parent| name(parent).starts_with("nvme-subsys"));
         let controllers = subsystem.into_iter().flat_map(|subsystem| {
             let names = self.root.list(subsystem).into_iter().filter(|name| is_nvme_controller(name));
@@ -276,12 +280,12 @@ impl Storage<'_> {
         }
         below.add(block, way);
         if ends_here && functions(block).next().is_none() && !rests_on_no_disk(block) {
-            below.cannot_tell(format!("{way}, and sysfs does not show what that is on"));
+            below.mark_unknown(format!("{way}, and sysfs does not show the device below it"));
         }
     }
 
-    /// Disks that nothing mounted is on, but that an array, a volume or a map has open: it would lose them.
-    /// And every function with a block device on it, which may be one that cannot be told.
+    /// Guards disks without a mounted file system that an array, a volume or a map has open. It also collects every
+    /// function with a block device, because an unknown use may be on any of them.
     fn held(&self, findings: &mut Findings) {
         for device in self.root.list(BLOCK) {
             let Some(block) = self.named(&device) else { continue };
@@ -308,13 +312,13 @@ impl Below {
         }
     }
 
-    fn cannot_tell(&mut self, why: String) {
-        self.untold.get_or_insert(why);
+    fn mark_unknown(&mut self, why: String) {
+        self.unknown.get_or_insert(why);
     }
 }
 
-/// Whether a block device without a PCI function in its path has no disk of this host below it: it is in
-/// memory, on the network, or on a controller that is not PCI.
+/// Whether a block device without a PCI function in its path certainly has no PCI disk of this host below it: it is in
+/// memory, on the network, or on a controller that is not on PCI.
 fn rests_on_no_disk(block: &Path) -> bool {
     let Ok(device) = block.strip_prefix("sys/devices") else { return false };
     let virtual_disk = ["zram", "ram", "nbd", "nullb"].iter().any(|kind| name(block).starts_with(kind));
@@ -334,7 +338,7 @@ fn name(block: &Path) -> String {
     block.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A link's target, seen from the folder that the link is in. No file needs to be there.
+/// Resolves a link's target relative to the folder that contains the link. The target does not have to exist.
 fn joined(folder: &Path, target: &Path) -> PathBuf {
     let mut path = folder.to_owned();
     for part in target.components() {
@@ -348,7 +352,7 @@ fn joined(folder: &Path, target: &Path) -> PathBuf {
     path
 }
 
-/// Enough of a text to find it by.
+/// Shortens a text to 80 characters for a message.
 fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }

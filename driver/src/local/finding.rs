@@ -1,27 +1,27 @@
-//! Guards that were found: why a device must stay with its host.
+//! Guards: the reasons why the host needs a device.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::pci::PciAddress;
 
-/// One reason why a device must not be given away.
+/// A reason why a device must not be assigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
     /// The device.
     pub device: PciAddress,
-    /// What kind of reason it is.
+    /// The kind of reason.
     pub kind: GuardKind,
-    /// What the host has on it, for people: `/ on dm-0 on nvme0n1p3`.
+    /// The host's use of the device, for people: `/ on dm-0 on nvme0n1p3`.
     pub reason: String,
 }
 
-/// What kind of reason keeps a device with the host. In order: the most telling first.
+/// The kinds of reasons why the host needs a device, the most important first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GuardKind {
     /// The root file system is on it.
     RootFilesystem,
-    /// A file system is on it that the host boots from: `/boot`, `/efi` or one below.
+    /// A boot file system is on it: `/boot`, `/efi` or one below.
     BootFilesystem,
     /// The host swaps to it.
     Swap,
@@ -31,28 +31,28 @@ pub enum GuardKind {
     InUse,
     /// A network interface on it has an address that is not link-local.
     NetworkAddress,
-    /// A route goes by a network interface on it.
+    /// A route uses a network interface on it.
     NetworkRoute,
     /// A network interface on it is below one that is in use: a bridge, a bond, a team, a VLAN with an
     /// address.
     NetworkMaster,
     /// It is the display that the firmware booted on.
     Console,
-    /// It is a bridge or a port, which cannot be given away.
+    /// It is a bridge or a port, which cannot be assigned.
     Bridge,
-    /// The host may live on it: something of what the host uses cannot be followed to its device.
+    /// The host may need it: a use by the host could not be followed to its devices.
     Unknown,
-    /// It is of a class that hosts live on, and bound to a host driver; the host is another machine, so what it uses
-    /// cannot be seen.
+    /// It is a storage, network or display device that is bound to a host driver on a remote host. Guards need the
+    /// host's sysfs; they cannot be evaluated for a remote host.
     Unseen,
-    /// A virtual function of it is guarded, and would end with it.
+    /// One of its virtual functions is guarded; assigning the PF would remove it.
     VirtualFunction,
     /// A device in its IOMMU group is guarded.
     GroupSibling,
 }
 
 impl GuardKind {
-    /// The kind in one word: `root-filesystem`.
+    /// The name of the kind: `root-filesystem`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RootFilesystem => "root-filesystem",
@@ -79,14 +79,14 @@ impl fmt::Display for GuardKind {
     }
 }
 
-/// What was found in one part of the host.
+/// The findings about the host's storage or about its network.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) guards: Vec<Guard>,
-    /// The functions that have something of that part on them.
+    /// The functions with a block device or a network interface.
     pub(super) carriers: BTreeSet<PciAddress>,
-    /// Why some of it cannot be told; it may be on any carrier.
-    pub(super) untold: Option<String>,
+    /// The reason why some use is unknown. That use may be on any of the carriers.
+    pub(super) unknown: Option<String>,
 }
 
 impl Findings {
@@ -96,8 +96,8 @@ impl Findings {
         }
     }
 
-    /// The first reason is enough: people mend one after the other.
-    pub(super) fn cannot_tell(&mut self, why: String) {
-        self.untold.get_or_insert(why);
+    /// Records that some use is unknown. Only the first reason is kept.
+    pub(super) fn mark_unknown(&mut self, why: String) {
+        self.unknown.get_or_insert(why);
     }
 }

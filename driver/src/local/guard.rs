@@ -1,4 +1,4 @@
-//! Guards: what the host lives on must not be given to a guest, whatever the configuration matches.
+//! Evaluates the guards: a device that the host needs must not be assigned, whatever the configuration matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,42 +9,41 @@ use super::{block, net};
 use crate::device::{HostDevice, Role};
 use crate::pci::PciAddress;
 
-// Base classes, of the PCI Code and ID Assignment Specification.
+// Base classes from the PCI Code and ID Assignment Specification.
 const STORAGE: u8 = 0x01;
 const NETWORK: u8 = 0x02;
 const DISPLAY: u8 = 0x03;
 
-/// The guards of a host, by device, the most telling first; a device that is not in it has none. `devices`
-/// are all of the host's.
+/// Returns the guards of a host by device, the most important first. A device that is not in the map has none.
+/// `devices` are all devices of the host. The following are guarded:
 ///
-/// - **Storage**: what is mounted in init's namespace, what a file system in use is on in any other, swap,
-///   and disks that an array or a map has open, each followed down to its functions.
-/// - **Network**: interfaces with an address that is not link-local, with a route, or below another
-///   interface; a VLAN counts when it carries something itself.
-/// - The **console**; **bridges** and ports.
-/// - A **PF** with a guarded VF. Not the other way round: to give VFs away beside a PF in use is what SR-IOV
-///   is for.
-/// - **Siblings** in the IOMMU group of a guarded device, but for bridges: these share groups with what is
-///   behind them, and VFIO does not mind.
+/// - **Storage**: the functions below mounts in init's namespace, below file systems in use in any other namespace,
+///   below swap, and below disks that an array or a map has open.
+/// - **Network**: interfaces that have an address which is not link-local, that have a route, or that are below another
+///   interface. A VLAN counts only when it is in use itself.
+/// - The **console**, **bridges** and ports.
+/// - A **PF** with a guarded VF. The VFs of a guarded PF are free, because SR-IOV is made for that.
+/// - **Siblings** in the IOMMU group of a guarded device. Guarded bridges do not count here: they share groups with the
+///   devices behind them, and VFIO allows that.
 ///
-/// Where something cannot be followed to its end (ZFS pools, an overlay as the root, broken links, files that
-/// cannot be read), everything that it may be on is guarded as [`GuardKind::Unknown`].
+/// When a use cannot be followed to its devices (ZFS pools, an overlay as the root, broken links, files that cannot be
+/// read), every device that may be affected is guarded as [`GuardKind::Unknown`].
 ///
-/// Nothing tells of disks that a program or a guest uses raw, of NICs in other network namespaces, and of an
-/// IPv4 address that brings no route (a `/32`, or one on an interface that is down).
+/// Some uses cannot be detected: disks that a program or a guest uses raw, NICs in other network namespaces, and an
+/// IPv4 address without a route (a `/32`, or one on an interface that is down).
 ///
-/// Without a `sysroot` only bridges are known, and the absence of a guard says nothing; [`guards_of_remote`] is for
-/// another machine.
+/// Without a `sysroot` only bridges are guarded, so that a device without a guard may still be in use. For a remote
+/// host use [`guards_of_remote`].
 pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAddress, Vec<Guard>> {
     let mut found: Vec<Guard> = Vec::new();
     for device in devices.iter().filter(|device| device.bridge) {
-        let reason = "a bridge or port holds up all that is behind it".to_owned();
+        let reason = "all devices behind a bridge or port depend on it".to_owned();
         found.push(Guard { device: device.address, kind: GuardKind::Bridge, reason });
     }
     if let Some(root) = sysroot.map(Root::new) {
         for (findings, class) in [(block::find(&root), STORAGE), (net::find(&root), NETWORK)] {
             found.extend(findings.guards);
-            let Some(reason) = findings.untold else { continue };
+            let Some(reason) = findings.unknown else { continue };
             for device in devices.iter().filter(|device| !device.bridge) {
                 let may_be = is_or_may_be(device, class) && device.blocks_its_group();
                 if may_be || findings.carriers.contains(&device.address) {
@@ -62,10 +61,10 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
     by_device(devices, found)
 }
 
-/// The guards of a host that is another machine, whose mounts, routes and console cannot be seen from here: a function of
-/// the storage, network or display class (or of a class that libvirt does not tell) that is bound to a host driver may
-/// carry what the host lives on, and so may what shares its IOMMU group. VFs are made to be given away. `exempt` are
-/// the functions that the administrator has named one by one.
+/// Returns the guards of a remote host, whose sysfs and procfs cannot be read. A storage, network or display function,
+/// or one whose class libvirt does not report, is guarded when it is bound to a host driver, and so are its siblings in
+/// the IOMMU group. VFs are not guarded. The functions in `exempt`, which the administrator has named one by one, are
+/// not guarded either.
 pub fn guards_of_remote(
     devices: &[HostDevice],
     exempt: &BTreeSet<PciAddress>,
@@ -79,7 +78,7 @@ pub fn guards_of_remote(
         device: device.address,
         kind: GuardKind::Unseen,
         reason: format!(
-            "it is bound to the host driver {}, and what this remote host uses cannot be seen; if the host can do \
+            "it is bound to the host driver {}, and guards cannot be evaluated for a remote host; if the host can do \
              without it, name its address in a device_spec or list it in [pci] unguarded",
             device.driver.as_deref().unwrap_or_default()
         ),
@@ -87,7 +86,7 @@ pub fn guards_of_remote(
     by_device(devices, found.map(guard).collect())
 }
 
-/// Guards by their devices, with those that follow for PFs and siblings.
+/// Groups guards by device, and adds those that follow for PFs and siblings.
 fn by_device(devices: &[HostDevice], mut found: Vec<Guard>) -> BTreeMap<PciAddress, Vec<Guard>> {
     found.sort_by_key(|guard| guard.kind);
     let mut guards: BTreeMap<PciAddress, Vec<Guard>> = BTreeMap::new();
@@ -104,15 +103,15 @@ fn is_or_may_be(device: &HostDevice, base_class: u8) -> bool {
     device.class.is_none_or(|class| class.base() == base_class)
 }
 
-/// From VFs to their PF, then through the IOMMU groups; not further, for what is guarded only because of a
-/// sibling does not carry anything itself.
+/// Adds guards to the PFs of guarded VFs, and then to the siblings of guarded devices. A device that is guarded only
+/// because of a sibling guards no further device.
 fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>) {
     let mut further = Vec::new();
     for device in devices {
         if let Role::Physical { vfs, .. } = &device.role
             && let Some(guard) = vfs.iter().find_map(|vf| guards.get(vf)?.first())
         {
-            let reason = format!("its VF {} would end with it: {}", guard.device, guard.reason);
+            let reason = format!("assigning it would remove its VF {}: {}", guard.device, guard.reason);
             further.push(Guard { device: device.address, kind: GuardKind::VirtualFunction, reason });
         }
     }
@@ -121,7 +120,7 @@ fn spread(devices: &[HostDevice], guards: &mut BTreeMap<PciAddress, Vec<Guard>>)
     }
     let bridges: BTreeSet<_> =
         devices.iter().filter(|device| device.bridge).map(|device| device.address).collect();
-    // Two of a group are enough: one is a sibling of each member.
+    // Two guarded members of a group are enough: for each member at least one of them is another device.
     let mut guarded: BTreeMap<u32, Vec<PciAddress>> = BTreeMap::new();
     for device in devices.iter().filter(|device| !device.bridge) {
         let Some(group) = &device.iommu_group else { continue };

@@ -1,18 +1,18 @@
-//! What only the kernel of the local host tells, in sysfs and procfs: what the host itself lives on, how a
-//! function can be reset, how large its BARs are.
+//! Facts that only the host's own sysfs and procfs contain: the devices that the host needs, the reset methods of a
+//! function and the sizes of its BARs.
 //!
 //! ```text
-//! guard        what must not be given away, and why
-//! finding      what was found so
-//! block        mounts, swap and held disks → the PCI functions below them
-//! mount        mountinfo and swaps, read
-//! net          addresses, routes and what is stacked on a NIC → its PCI function
-//! reset, bar   one function's reset methods and memory
+//! guard        the devices that must not be assigned, and why
+//! finding      the types of the findings
+//! block        mounts, swap and open disks → the PCI functions below them
+//! mount        parses mountinfo and swaps
+//! net          addresses, routes and stacked interfaces → the PCI functions below them
+//! reset, bar   the reset methods and the memory of a function
+//! root         reads files below the host's root directory
 //! ```
 //!
-//! Everything is read from files below a directory, which is
-//! [`sysroot`](crate::hypervisor::Hypervisor::sysroot) of the host: none for a remote one, where all of this
-//! is unknown. The calls read files and block.
+//! All files are read below the host's [`sysroot`](crate::hypervisor::Hypervisor::sysroot). A remote host has none, so
+//! that these facts are unknown there. The functions read files and block.
 
 mod bar;
 mod block;

@@ -1,17 +1,17 @@
-//! What is mounted and swapped to, as procfs lists it.
+//! Parses the mounts and swap areas that procfs lists.
 
 use std::path::{Path, PathBuf};
 
 /// One line of `mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug)]
 pub(super) struct Mount {
-    /// `MAJOR:MINOR`; the major number is 0 when there is no one block device below it.
+    /// `MAJOR:MINOR`. The major number is 0 when the file system is not on exactly one block device.
     pub(super) device: String,
-    /// Where it is mounted.
+    /// The mount point.
     pub(super) point: PathBuf,
-    /// The kind of file system: `ext4`.
+    /// The type of the file system: `ext4`.
     pub(super) fstype: String,
-    /// What was mounted: `/dev/sda1`, or anything.
+    /// The source: `/dev/sda1`, or any text.
     pub(super) source: String,
     /// The file system's own options.
     pub(super) options: String,
@@ -35,13 +35,13 @@ impl Mount {
         })
     }
 
-    /// Whether it lies on one block device, which its number names.
+    /// Whether it is on exactly one block device, which its device number identifies.
     pub(super) fn has_device(&self) -> bool {
         !self.device.starts_with("0:")
     }
 
-    /// The paths in `/dev` that it says to be on: its source (bcachefs joins several by colons), and what it
-    /// keeps elsewhere.
+    /// The paths in `/dev` that it names: its source (bcachefs joins several with colons) and external journals or
+    /// logs.
     pub(super) fn nodes(&self) -> Vec<&str> {
         let source = Some(self.source.as_str()).filter(|source| {
             source.starts_with("/dev/") && !matches!(self.fstype.as_str(), "tmpfs" | "ramfs" | "devtmpfs")
@@ -54,7 +54,7 @@ impl Mount {
     }
 }
 
-/// `/dev/a:/dev/b` into its parts; a colon may also stand in a name (`by-path/pci-0000:00:1f.2`).
+/// Splits `/dev/a:/dev/b` into its parts. A name may also contain colons (`by-path/pci-0000:00:1f.2`).
 fn split_nodes(source: &str) -> Vec<&str> {
     let starts = source.match_indices(":/dev/").map(|(at, _)| at);
     let ends: Vec<usize> = starts.chain([source.len()]).collect();
@@ -62,14 +62,14 @@ fn split_nodes(source: &str) -> Vec<&str> {
     ends.into_iter().map(|end| &source[std::mem::replace(&mut from, end + 1)..end]).collect()
 }
 
-/// What a line of `/proc/swaps` swaps to: a block device's path, or a file's.
+/// Reads the path of a block device or file from a line of `/proc/swaps`.
 pub(super) fn swap(line: &str) -> Option<PathBuf> {
     let path = unescaped(line.split_whitespace().next()?);
     let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(&path));
     path.is_absolute().then(|| path.to_owned())
 }
 
-/// Blanks and backslashes stand as `\040` there: three octal digits.
+/// Decodes procfs's escapes of blanks and other characters: a backslash and three octal digits (`\040`).
 fn unescaped(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_with_and_without_tags() {
+    fn a_mount_is_read_with_and_without_optional_fields() {
         let plain = Mount::read("22 1 254:1 / /mnt/a\\040b rw - ext4 /dev/vda1 rw").unwrap();
         assert_eq!((plain.device.as_str(), plain.point.to_str()), ("254:1", Some("/mnt/a b")));
         assert_eq!(plain.nodes(), ["/dev/vda1"]);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mount_is_refused() {
+    fn a_line_that_is_no_mount_is_refused() {
         for line in
             ["", "-", " - ", "1 2 8:1 / / rw", "1 2 8 / / rw - ext4 /dev/sda1", "1 2 8:1 / x rw - ext4 y z"]
         {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_swap_file_may_have_a_blank_in_its_name_and_be_deleted() {
+    fn a_swap_file_with_a_blank_in_its_name_and_a_deleted_one_are_read() {
         let read = |line| swap(line).unwrap().display().to_string();
         assert_eq!(read("/var/swap\\040file\\040(deleted)  file  1 0 -2"), "/var/swap file");
         assert_eq!(read("/dev/dm-1 partition 1 0 -2"), "/dev/dm-1");

@@ -1,8 +1,8 @@
-//! From the addresses and routes that the host has, and the interfaces stacked on others, down to the NICs.
+//! Follows the host's addresses, routes and stacked network interfaces down to the NICs.
 //!
-//! Not known here: interfaces in other network namespaces than init's, IPv4 addresses that bring no route
-//! into the main table (a `/32`, or one on an interface that is down), and IPv4 routes in other tables (an
-//! interface in a VRF is told by its master).
+//! Some uses are not detected: interfaces in network namespaces other than init's, IPv4 addresses without a route in
+//! the main table (a `/32`, or one on an interface that is down), and IPv4 routes in other tables. An interface in a
+//! VRF is detected by its master.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -19,17 +19,17 @@ const NET: &str = "sys/class/net";
 // Linux, include/uapi/linux/route.h.
 const RTF_GATEWAY: u32 = 0x0002;
 
-/// What each interface carries: the first of its addresses, else of its routes.
+/// The use of each interface by the host: its first address, or else its first route.
 type Carried = BTreeMap<String, (GuardKind, String)>;
 
-/// Which functions the host's network is on.
+/// Finds the functions that the host's network uses.
 pub(super) fn find(root: &Root) -> Findings {
-    let first = look(root);
-    // An interface that comes or goes between two files is no riddle the next time.
-    if first.untold.is_some() { look(root) } else { first }
+    let first = read_once(root);
+    // Read again when something is unknown: an interface may have appeared or vanished between the reads of two files.
+    if first.unknown.is_some() { read_once(root) } else { first }
 }
 
-fn look(root: &Root) -> Findings {
+fn read_once(root: &Root) -> Findings {
     let mut findings = Findings::default();
     let mut carried = Carried::new();
     for (file, read) in [("if_inet6", inet6 as Reader), ("route", route), ("ipv6_route", route6)] {
@@ -44,19 +44,19 @@ fn look(root: &Root) -> Findings {
                             }
                         }
                         Some(None) => {}
-                        None => findings.cannot_tell(format!("a line of {file} cannot be read")),
+                        None => findings.mark_unknown(format!("a line of {file} cannot be read")),
                     }
                 }
             }
             // A kernel without IPv6 has no such files.
             Err(error) if file != "route" && error.kind() == ErrorKind::NotFound => {}
-            Err(error) => findings.cannot_tell(format!("the host's {file} cannot be read: {error}")),
+            Err(error) => findings.mark_unknown(format!("the host's {file} cannot be read: {error}")),
         }
     }
     let interfaces = root.list(NET);
     for (interface, (_, what)) in &carried {
         if interface != "lo" && interface != "*" && !interfaces.contains(interface) {
-            findings.cannot_tell(format!("{what}, which sysfs does not show"));
+            findings.mark_unknown(format!("{what}, which sysfs does not show"));
         }
     }
     for interface in &interfaces {
@@ -66,7 +66,7 @@ fn look(root: &Root) -> Findings {
         findings.carriers.extend(&nics);
         let Some((kind, reason)) = reason(root, &carried, interface, &mut BTreeSet::new()) else { continue };
         if paths[0].is_none() || nics.is_empty() && link_is_broken(root, &link) {
-            findings.cannot_tell(format!("{reason}, and sysfs does not show where {interface} is"));
+            findings.mark_unknown(format!("{reason}, and sysfs does not show where {interface} is"));
         }
         for device in nics {
             findings.guard(Guard { device, kind, reason: reason.clone() });
@@ -79,10 +79,10 @@ fn link_is_broken(root: &Root, link: &Path) -> bool {
     root.at(link.join("device")).is_symlink() && root.resolve(link.join("device")).is_none()
 }
 
-/// Why the host needs an interface: for itself, or for one that is stacked on it.
+/// Returns the reason why the host needs an interface: its own use, or an interface that is stacked on it.
 ///
-/// Whatever is stacked on it counts, also when it carries nothing of the host's own: a bridge, a macvtap or a
-/// VRF serves guests. Only a VLAN says nothing by itself.
+/// A stacked interface counts even when the host does not use it, because a bridge, a macvtap or a VRF serves guests.
+/// Only a VLAN does not count unless it is in use.
 fn reason(
     root: &Root,
     carried: &Carried,
@@ -116,29 +116,29 @@ fn reason(
     alone
 }
 
-/// Reads the words of one line: what it says that an interface carries, or that it says nothing that counts;
-/// none when it is no such line.
+/// Reads the words of one line. It returns the use of an interface, `Some(None)` when the line describes none that
+/// counts, and `None` when the line cannot be parsed.
 type Reader = fn(&[&str]) -> Option<Option<(String, GuardKind, String)>>;
 
 fn address(interface: &str, what: impl Display) -> Option<(String, GuardKind, String)> {
     Some((interface.to_owned(), GuardKind::NetworkAddress, format!("{interface} has {what}")))
 }
 
-/// `/proc/net/if_inet6`: address, index, prefix length, scope, flags, name. Every interface that is up has an
-/// address that is link-local.
+/// `/proc/net/if_inet6`: address, index, prefix length, scope, flags, name. Link-local addresses do not count, because
+/// every interface that is up has one.
 fn inet6(words: &[&str]) -> Option<Option<(String, GuardKind, String)>> {
     let &[ip, _, prefix, _, _, interface] = words else { return None };
     let (ip, prefix) = (ipv6(ip)?, u8::from_str_radix(prefix, 16).ok()?);
     Some(if ip.is_unicast_link_local() { None } else { address(interface, format_args!("{ip}/{prefix}")) })
 }
 
-/// `/proc/net/route`: the main table. A route without a gateway is what an address brings.
+/// `/proc/net/route`: the main table. A route without a gateway is one that an address added.
 fn route(words: &[&str]) -> Option<Option<(String, GuardKind, String)>> {
     if words.first() == Some(&"Iface") {
         return Some(None);
     }
     let &[interface, to, _, flags, _, _, _, mask, ..] = words else { return None };
-    // Written as the processor reads the four bytes.
+    // The kernel prints the four bytes as a number in the processor's byte order.
     let number = |word| u32::from_str_radix(word, 16).ok();
     let (to, prefix) = (Ipv4Addr::from(number(to)?.to_ne_bytes()), number(mask)?.count_ones());
     Some(if number(flags)? & RTF_GATEWAY == 0 {
@@ -148,7 +148,8 @@ fn route(words: &[&str]) -> Option<Option<(String, GuardKind, String)>> {
     })
 }
 
-/// `/proc/net/ipv6_route`: every table. Link-local and multicast networks are on every interface that is up.
+/// `/proc/net/ipv6_route`: all tables. Link-local and multicast routes do not count, because every interface that is up
+/// has them.
 fn route6(words: &[&str]) -> Option<Option<(String, GuardKind, String)>> {
     let &[to, prefix, _, _, _, _, _, _, _, interface] = words else { return None };
     let (to, prefix) = (ipv6(to)?, u8::from_str_radix(prefix, 16).ok()?);
@@ -157,7 +158,7 @@ fn route6(words: &[&str]) -> Option<Option<(String, GuardKind, String)>> {
 }
 
 fn routed(interface: &str, to: impl Display) -> Option<(String, GuardKind, String)> {
-    Some((interface.to_owned(), GuardKind::NetworkRoute, format!("the route to {to} goes by {interface}")))
+    Some((interface.to_owned(), GuardKind::NetworkRoute, format!("the route to {to} uses {interface}")))
 }
 
 fn ipv6(digits: &str) -> Option<Ipv6Addr> {

@@ -1,11 +1,11 @@
-//! The files of the host, below a directory.
+//! Reads the host's files below a directory.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::pci::PciAddress;
 
-/// The directory that has the host's `sys` and `proc`. Paths below it are given without a leading slash.
+/// The directory that contains the host's `sys` and `proc`. Paths below it have no leading slash.
 pub(super) struct Root(PathBuf);
 
 impl Root {
@@ -21,17 +21,17 @@ impl Root {
         fs::read(self.at(path)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The first of the files that can be read; of none, why not the last.
+    /// Reads the first of the two files that can be read, or returns the error of the second one.
     pub(super) fn read_first(&self, paths: [&str; 2]) -> Result<String, io::Error> {
         self.read(paths[0]).or_else(|_| self.read(paths[1]))
     }
 
-    /// A file of one word or line, as most of sysfs is; none when there is no such file.
+    /// Reads a file and trims it, as for sysfs files with one word or line. Returns `None` when it cannot be read.
     pub(super) fn word(&self, path: impl AsRef<Path>) -> Option<String> {
         Some(self.read(path).ok()?.trim().to_owned())
     }
 
-    /// The names in a folder, in order; nothing when there is no such folder.
+    /// Returns the sorted names in a folder; the list is empty when the folder cannot be read.
     pub(super) fn list(&self, path: impl AsRef<Path>) -> Vec<String> {
         let entries = fs::read_dir(self.at(path)).into_iter().flatten().flatten();
         let mut names: Vec<String> =
@@ -40,15 +40,15 @@ impl Root {
         names
     }
 
-    /// Where a path ends when its links are followed; none when it ends nowhere, or outside.
+    /// Follows the links of a path. Returns `None` when the target does not exist or is outside of the directory.
     pub(super) fn resolve(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
         let end = self.at(path).canonicalize().ok()?;
         end.strip_prefix(&self.0).ok().map(Path::to_owned)
     }
 }
 
-/// The PCI functions in a sysfs path, from the root bus down: the bridges, the endpoint, and what stands
-/// between (a VMD controller; the functions behind it are in 32-bit domains, which cannot be assigned).
+/// Returns the PCI functions in a sysfs path, from the root bus down: the bridges, the endpoint, and devices in
+/// between, such as a VMD controller. Functions in 32-bit domains, as behind a VMD controller, are left out.
 pub(super) fn functions(path: &Path) -> impl Iterator<Item = PciAddress> {
     let whole = |name: &&str| name.len() >= "0000:00:00.0".len();
     path.iter().filter_map(|name| name.to_str()).filter(whole).filter_map(|name| name.parse().ok())

@@ -1,10 +1,10 @@
-//! Attach: what libvirt checks, in its order, and what it changes.
+//! Attach: the checks of libvirt in libvirt's order, and the changes.
 //!
 //! ```text
-//! document → running? → definition: there already? alias? room?
-//!          → guest: alias? → host device: there? endpoint? in use? group in use?
-//!          → (host driver unbound) → room? → group viable?      a failure here bounces the host driver
-//!          → mediated device: room? there? in use?
+//! document → running? → definition: device already there? alias unique? free port?
+//!          → guest: alias unique? → host device: present? endpoint? in use? group in use?
+//!          → (host driver unbound) → free port? → group viable?      a failure here rebinds the host driver
+//!          → mediated device: free port? present? in use?
 //! ```
 
 use uuid::Uuid;
@@ -80,7 +80,7 @@ impl Host {
         Ok(())
     }
 
-    /// Attaches a function as somebody with `virsh` does.
+    /// Attaches a function as `virsh attach-device` does.
     pub(super) fn plug(
         &mut self,
         uuid: Uuid,
@@ -91,7 +91,8 @@ impl Host {
         self.attach(uuid, &Plug::by_hand(source, alias), scope)
     }
 
-    /// The definition with the device. libvirt takes a device that is not there, or that another domain has.
+    /// Returns the definition with the device added. Like libvirt it accepts a device that does not exist or that
+    /// another domain has.
     fn definition_with(&self, document: &Document, plug: &Plug) -> Result<Document, Refusal> {
         if document.sources().any(|(held, _)| held == plug.source) {
             return Err(refusal::already_defined());
@@ -108,7 +109,8 @@ impl Host {
         }
     }
 
-    /// The running guest's document with the device: what libvirt finds out once the host driver is unbound.
+    /// Returns the running guest's document with the device added. libvirt makes these checks after it has unbound the
+    /// host driver.
     fn guest_with(
         &self,
         document: &Document,
@@ -121,8 +123,7 @@ impl Host {
         document.with(plug, Some(alias), guest)
     }
 
-    /// Whether a function may be given to a domain, as far as libvirt looks before it touches the host
-    /// driver.
+    /// Makes the checks that libvirt makes before it unbinds the host driver.
     pub(super) fn check_free(
         &self,
         domain: Uuid,
@@ -146,7 +147,8 @@ impl Host {
         if !managed && !device.rests_on_vfio() {
             return Err(refusal::unmanaged(address));
         }
-        // What libvirt does with a PF whose VFs are in guests was not measured; here the VF is in use.
+        // libvirt's behaviour for a PF whose VFs are in guests was not measured. The simulation reports the VF as in
+        // use.
         let mut siblings = self.devices.siblings(&device.info);
         let held_sibling = siblings.find_map(|sibling| {
             let holder = sibling.holder.filter(|holder| *holder != domain)?;
@@ -158,7 +160,7 @@ impl Host {
         }
     }
 
-    /// Binds a function to vfio-pci, for as long as it is not given back.
+    /// Binds a function to vfio-pci until its host driver is rebound.
     pub(super) fn node_detach(&mut self, address: PciAddress) -> Result<(), Refusal> {
         self.check_free_of_guests(address)?;
         self.lose_vfs(address);
@@ -166,14 +168,14 @@ impl Host {
         Ok(())
     }
 
-    /// Gives a function back to its host driver. One whose guest has just stopped has it back at once.
+    /// Rebinds the host driver of a function. If its guest has just stopped, the host driver is back at once.
     pub(super) fn node_reattach(&mut self, address: PciAddress) -> Result<(), Refusal> {
         self.check_free_of_guests(address)?;
         self.rest_on(address, |device| device.native().cloned());
         Ok(())
     }
 
-    /// Resets a function. One on VFIO is left to the kernel.
+    /// Resets a function. libvirt leaves the reset of a function on VFIO to the kernel.
     pub(super) fn node_reset(&self, address: PciAddress) -> Result<(), Refusal> {
         let device = self.devices.get(address).ok_or_else(|| refusal::no_node_device(address))?;
         if device.info.bridge {
@@ -205,7 +207,7 @@ impl Host {
         self.refresh(address);
     }
 
-    /// Whether QEMU can open the groups of functions that are being given to one guest.
+    /// Checks whether QEMU can open the IOMMU groups of the functions in `given`, which one guest is to get.
     pub(super) fn check_viable(&self, given: &[PciAddress]) -> Result<(), Refusal> {
         for device in given.iter().filter_map(|address| self.devices.get(*address)) {
             let blocks = |address: PciAddress| !given.contains(&address);
@@ -219,7 +221,7 @@ impl Host {
         Ok(())
     }
 
-    /// Gives a function to a domain. A physical function's virtual ones vanish with its host driver.
+    /// Assigns a function to a domain. The VFs of a PF vanish, because its host driver is unbound.
     pub(super) fn hold(&mut self, domain: Uuid, address: PciAddress) {
         let Some(device) = self.devices.get_mut(address) else { return };
         device.holder = Some(domain);
@@ -228,7 +230,7 @@ impl Host {
         self.refresh(address);
     }
 
-    /// A physical function's virtual ones go with its host driver.
+    /// Removes the VFs of a PF whose host driver is being unbound.
     fn lose_vfs(&mut self, address: PciAddress) {
         let device = self.devices.get(address).filter(|device| device.rests_on_host_driver());
         for vf in device.map(|device| self.devices.virtual_functions(&device.info)).unwrap_or_default() {
@@ -236,7 +238,7 @@ impl Host {
         }
     }
 
-    /// Whether a device goes to a PCI Express port. A function that is not there counts as express, and so does
+    /// Whether a device needs a PCI Express port. A function that does not exist counts as PCI Express, and so does
     /// every mediated device.
     pub(super) fn is_express(&self, source: Source) -> bool {
         match source {

@@ -1,4 +1,4 @@
-//! `host.toml`: what a directory of documents cannot say of a simulated host.
+//! `host.toml`: the properties of a simulated host that its documents do not contain.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,22 +18,22 @@ pub(super) struct HostConfig {
     pub(super) libvirt_version: Option<u64>,
     /// The CPU socket of each NUMA node, from node 0.
     pub(super) node_sockets: Option<Vec<u32>>,
-    /// Milliseconds that each call takes.
+    /// The duration of each call, in milliseconds.
     pub(super) latency: BTreeMap<Operation, u64>,
-    /// Milliseconds until the host drivers are back after a guest has stopped.
+    /// The time in milliseconds after which the host drivers are rebound when a guest has stopped.
     pub(super) release_ms: u64,
-    /// The host driver of a function whose document says `vfio-pci` because a guest has it.
+    /// The host driver of a function whose document has `vfio-pci` because a guest has the function.
     pub(super) driver: BTreeMap<PciAddress, String>,
     /// The functions that cannot be reset.
     pub(super) no_reset: BTreeSet<PciAddress>,
-    /// Whether the host is another machine, whose files cannot be read from here.
+    /// Whether the host acts as a remote one, whose sysfs cannot be read.
     pub(super) remote: bool,
-    /// How guests behave, by the domain's name.
+    /// The behaviour of guests, by the domain's name.
     pub(super) guest: BTreeMap<String, Guest>,
     pub(super) fault: Vec<Fault>,
 }
 
-/// The port's calls.
+/// The calls of the `Hypervisor` trait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Operation {
@@ -56,7 +56,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// Whether it changes something, or waits for a guest.
+    /// Whether the call changes something or waits for a guest.
     pub(super) fn changes(self) -> bool {
         match self {
             Self::Attach
@@ -78,7 +78,7 @@ impl Operation {
         }
     }
 
-    /// Whether libvirt gives it the domain for itself while it lasts.
+    /// Whether the call is a job in libvirt, so that it has the domain to itself while it runs.
     pub(super) fn is_job(self) -> bool {
         match self {
             Self::Attach | Self::Detach => true,
@@ -100,25 +100,26 @@ impl Operation {
     }
 }
 
-/// How a guest behaves.
+/// The behaviour of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Guest {
-    /// What it does when it is asked to let a device go.
+    /// The answer to an unplug request.
     pub(super) unplug: Unplug,
-    /// Milliseconds until it does so.
+    /// The time until the answer, in milliseconds.
     pub(super) unplug_ms: u64,
-    /// Milliseconds of boot in which it loses such requests.
+    /// The duration of the boot in milliseconds. A booting guest loses unplug requests.
     pub(super) boot_ms: u64,
-    /// Whether its agent connects once it has booted.
+    /// Whether the guest agent connects after the boot.
     pub(super) agent: bool,
-    /// What its agent answers, by command. Without an answer here the agent is away.
+    /// The answers of the guest agent, by command. A command without an answer here fails as if no agent were
+    /// connected.
     pub(super) agent_answers: BTreeMap<String, String>,
-    /// The files that its agent reads for the host, by their paths. Any other is not there.
+    /// The files that can be read through the guest agent, by path.
     pub(super) agent_files: BTreeMap<String, String>,
-    /// It has no definition that outlives its run.
+    /// Whether the domain is transient: it has no persistent definition.
     pub(super) transient: bool,
-    /// The drivers of its host devices can save and migrate them.
+    /// Whether a guest with host devices can be saved and migrated.
     pub(super) migratable: bool,
 }
 
@@ -137,15 +138,15 @@ impl Default for Guest {
     }
 }
 
-/// What a guest does when it is asked to let a device go.
+/// A guest's answer to an unplug request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Unplug {
-    /// It lets go.
+    /// The guest releases the device.
     Normal,
-    /// It says no.
+    /// The guest refuses.
     Refuse,
-    /// It never answers: no hot-plug driver. A reboot completes the removal.
+    /// The guest never answers, as one without a hot-plug driver. A reboot completes the removal.
     Ignore,
 }
 
@@ -153,31 +154,31 @@ pub(super) enum Unplug {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
-    /// The calls that count; all of them when none.
+    /// The operation that it applies to; `None` (`any` in the file) stands for all operations.
     #[serde(deserialize_with = "operation_or_any")]
     operation: Option<Operation>,
     pub(super) action: Action,
     #[serde(default)]
     pub(super) at: At,
-    /// The first call that it befalls, counted from 1 when the fault is set.
+    /// The first call that it applies to, counted from 1 when the fault is set.
     #[serde(default = "one")]
     nth: u32,
-    /// How many calls it befalls.
+    /// How many calls it applies to.
     #[serde(default = "one")]
     times: u32,
-    /// The domain's name; any when absent.
+    /// The name of the domain that it applies to; `None` stands for all domains.
     domain: Option<String>,
-    /// `hang` and `away`: how long. A hang without it lasts until `fault clear`.
+    /// The duration of `hang` and `away` in milliseconds. A hang without it lasts until `fault clear`.
     ms: Option<u64>,
     #[serde(default = "refused", with = "KindName")]
     pub(super) kind: ErrorKind,
     pub(super) text: Option<String>,
-    /// The calls that it has seen.
+    /// The number of matching calls so far.
     #[serde(skip)]
     seen: u32,
 }
 
-/// What a fault does.
+/// The effect of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Action {
@@ -187,24 +188,24 @@ pub(super) enum Action {
     Hang,
     /// The connection breaks.
     Away,
-    /// The call's event is not heard.
+    /// The call's event is not sent.
     LoseEvent,
-    /// The guest's QEMU is gone.
+    /// The guest's QEMU process ends.
     Crash,
     /// This process is killed, as by `kill -9`.
     Kill,
 }
 
-/// When a fault strikes.
+/// The moment at which a fault takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum At {
-    /// Nothing has been done.
+    /// Before the call changes anything.
     #[default]
     Before,
-    /// An attach to both documents has done the live one.
+    /// After an attach to both documents has changed only the live one.
     Between,
-    /// All has been done.
+    /// After the call has changed everything.
     After,
 }
 
@@ -213,8 +214,8 @@ impl Fault {
         self.ms.map(Duration::from_millis)
     }
 
-    /// Counts a call, and says whether the fault befalls it.
-    fn befalls(&mut self, operation: Operation, domain: Option<&str>) -> bool {
+    /// Counts a call and returns whether the fault applies to it.
+    fn applies_to(&mut self, operation: Operation, domain: Option<&str>) -> bool {
         let other = self.operation.is_some_and(|named| named != operation);
         if other || (self.domain.is_some() && self.domain.as_deref() != domain) {
             return false;
@@ -224,11 +225,11 @@ impl Fault {
     }
 }
 
-/// Counts a call in every fault, and returns the first that befalls it.
+/// Counts a call in every fault and returns the first fault that applies to it.
 pub(super) fn take_fault(faults: &mut [Fault], operation: Operation, domain: Option<&str>) -> Option<Fault> {
     let mut taken = None;
     for fault in faults {
-        if fault.befalls(operation, domain) && taken.is_none() {
+        if fault.applies_to(operation, domain) && taken.is_none() {
             taken = Some(fault.clone());
         }
     }
@@ -248,7 +249,7 @@ fn refused() -> ErrorKind {
     ErrorKind::Refused
 }
 
-/// The kinds' names in the file.
+/// The names of the error kinds in the file.
 #[derive(Deserialize)]
 #[serde(remote = "ErrorKind", rename_all = "kebab-case")]
 enum KindName {

@@ -1,22 +1,22 @@
-//! The control socket: makes things happen to a simulated host that on a real one happen by themselves.
+//! The control socket: it changes a simulated host in the ways in which users and guests change a real one.
 //!
-//! One line in, one line out: `ok`, or `error: …`.
+//! A request is one line, and the answer is one line: `ok` or `error: …`.
 //! ```text
 //! start|shutdown|destroy|crash|reboot|pause|resume|undefine GUEST
-//! save|managedsave|restore GUEST   a start after a managed save restores, too
-//! migrate GUEST                to another host, definition and all
+//! save|managedsave|restore GUEST   a start after a managed save restores too
+//! migrate GUEST                to another host, with its definition
 //! rename GUEST NAME | define FILE
 //! plug GUEST DEVICE live|config|both [ALIAS]    as `virsh attach-device` does, managed by libvirt
 //! unplug GUEST DEVICE live|config               as `virsh detach-device` does
-//! guest GUEST KEY=VALUE…       any key of [guest.…] in host.toml, `-` or `_` alike: guest g1 unplug=ignore
+//! guest GUEST KEY=VALUE…       sets keys of [guest.…] in host.toml, with `-` or `_`: guest g1 unplug=ignore
 //!                              unplug=slow 500 is short for unplug=normal unplug_ms=500
 //! agent GUEST connected|gone
-//! device add NAME|FILE         one that had gone, or one of a file
-//! device remove NAME           a guest that has it is asked to let go first
-//! device driver NAME [DRIVER]  binds another driver to one that no guest has, or none
-//! disconnect | reconnect       libvirtd goes away, and is back
-//! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` lets hung calls go on
-//! fault any kill nth=7 at=after                   this process is killed when its seventh call has been done
+//! device add NAME|FILE         adds a device that was removed, or one from a file
+//! device remove NAME           first asks a guest that has the device to release it
+//! device driver NAME [DRIVER]  binds another driver, or none, to a device that no guest has
+//! disconnect | reconnect       breaks and restores the connection to libvirtd
+//! fault OPERATION ACTION [KEY=VALUE…] [text=…]    as [[fault]] in host.toml; `fault clear` ends hangs
+//! fault any kill nth=7 at=after                   kills this process when its seventh call has been done
 //! latency OPERATION MS
 //! ```
 
@@ -42,20 +42,20 @@ use crate::pci::PciAddress;
 
 const SOCKET: &str = "control";
 
-/// Sends one line to the process that has a simulated host open, and returns its answer: `ok` or `error: …`. Of several
-/// processes it is the one that opened it first.
+/// Sends one line to the process that has a simulated host open, and returns its answer: `ok` or `error: …`. If several
+/// processes have it open, the line goes to the one that opened it first.
 ///
 /// # Errors
-/// When no process has `dir` open, or it does not answer.
+/// An I/O error when no process has `dir` open, or when it does not answer.
 pub fn control(dir: &Path, line: &str) -> io::Result<String> {
     ask(UnixStream::connect(dir.join(SOCKET))?, line)
 }
 
-/// [`control`], of the one process of this number, which did not open it first: latencies and faults are each process's
-/// own.
+/// As [`control`], for the process with this id, which must not be the one that opened the host first. Each process has
+/// its own latencies and faults.
 ///
 /// # Errors
-/// When that process does not have `dir` open, or does not answer.
+/// An I/O error when that process does not have `dir` open, or when it does not answer.
 pub fn control_of(pid: u32, dir: &Path, line: &str) -> io::Result<String> {
     ask(UnixStream::connect(dir.join(format!("{SOCKET}.{pid}")))?, line)
 }
@@ -66,12 +66,15 @@ fn ask(mut stream: UnixStream, line: &str) -> io::Result<String> {
     BufReader::new(stream).read_line(&mut answer)?;
     match answer.strip_suffix('\n') {
         Some(answer) => Ok(answer.to_owned()),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the simulated host went away")),
+        None => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the simulated host was closed before it answered",
+        )),
     }
 }
 
-/// Makes the socket, and answers where it is; one that a killed process left behind is replaced. Where another process
-/// answers, it has the number of this one in its name.
+/// Creates the socket and returns its path. It replaces a socket that a killed process left behind. When another
+/// process already listens, this process's id is added to the name.
 pub(super) fn listen(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
     let mut path = dir.join(SOCKET);
     if UnixStream::connect(&path).is_ok() {
@@ -81,12 +84,12 @@ pub(super) fn listen(dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    UnixListener::bind(&path).map(|door| (door, path))
+    UnixListener::bind(&path).map(|listener| (listener, path))
 }
 
-/// Serves everyone who comes.
-pub(super) async fn serve(door: UnixListener, inner: Arc<Inner>) {
-    while let Ok((stream, _)) = door.accept().await {
+/// Serves all connections.
+pub(super) async fn serve(listener: UnixListener, inner: Arc<Inner>) {
+    while let Ok((stream, _)) = listener.accept().await {
         let answering = answer(stream, inner.clone());
         tokio::spawn(until_closed(inner.clone(), answering));
     }
@@ -107,7 +110,7 @@ async fn answer(stream: tokio::net::UnixStream, inner: Arc<Inner>) -> io::Result
 }
 
 impl Host {
-    /// Does what one line says.
+    /// Executes one line.
     pub(super) fn command(&mut self, line: &str, now: Instant) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let of_guest = |host: &Self, name: &str| host.guest_named(name);
@@ -144,13 +147,13 @@ impl Host {
             ["unplug", name, device, "config"] => {
                 self.unplug(of_guest(self, name)?, address(device)?, DetachScope::Config, now)
             }
-            ["guest", name, ..] => return self.retell(of_guest(self, name)?, &words[2..]),
+            ["guest", name, ..] => return self.set_guest(of_guest(self, name)?, &words[2..]),
             ["device", "add", name] => return self.add_device(name),
             ["device", "remove", name] => self.remove_device(address(name)?, now),
             ["device", "driver", name] => self.bind(address(name)?, None),
             ["device", "driver", name, driver] => self.bind(address(name)?, Some(driver.to_owned())),
             ["disconnect"] => {
-                self.disconnect("disconnected by hand", None);
+                self.disconnect("the control socket disconnected it", None);
                 return Ok(());
             }
             ["reconnect"] => {
@@ -173,16 +176,22 @@ impl Host {
                 let operation = toml::Value::String(operation.to_owned());
                 let operation =
                     Operation::deserialize(operation).map_err(|error| error.message().to_owned())?;
-                let ms = ms.parse().map_err(|_| format!("`{ms}` is no number of milliseconds"))?;
+                let ms = ms
+                    .parse()
+                    .map_err(|_| format!("invalid latency `{ms}`: expected a number of milliseconds"))?;
                 self.config.latency.insert(operation, ms);
                 return Ok(());
             }
-            _ => return Err(format!("`{line}` is no command of a simulated host")),
+            _ => {
+                return Err(format!(
+                    "unknown command `{line}`; the documentation of sim::control lists the commands"
+                ));
+            }
         };
         done.map_err(|refused: Refusal| refused.message)
     }
 
-    /// How long a call takes, and what befalls it.
+    /// Returns the latency of a call and the fault that applies to it.
     pub(super) fn begin(
         &mut self,
         operation: Operation,
@@ -201,17 +210,17 @@ impl Host {
         domain.map(|domain| domain.uuid).ok_or_else(|| format!("there is no domain {name}"))
     }
 
-    /// Tells a guest how to behave from now on.
-    fn retell(&mut self, uuid: Uuid, words: &[&str]) -> Result<(), String> {
+    /// Changes the behaviour of a guest.
+    fn set_guest(&mut self, uuid: Uuid, words: &[&str]) -> Result<(), String> {
         let words: Vec<String> = match words {
             ["unplug=slow", ms] => vec!["unplug=normal".into(), format!("unplug_ms={ms}")],
             words => words.iter().map(|word| (*word).to_owned()).collect(),
         };
         let domain = self.domain_mut(uuid).map_err(|refused| refused.message)?;
-        let mut told = toml::Table::try_from(&domain.guest).map_err(|error| error.to_string())?;
-        told.extend(table(words.iter().map(String::as_str))?);
-        domain.guest = Guest::deserialize(told).map_err(|error| error.message().to_owned())?;
-        domain.retold = true;
+        let mut settings = toml::Table::try_from(&domain.guest).map_err(|error| error.to_string())?;
+        settings.extend(table(words.iter().map(String::as_str))?);
+        domain.guest = Guest::deserialize(settings).map_err(|error| error.message().to_owned())?;
+        domain.guest_changed = true;
         self.save(uuid);
         Ok(())
     }
@@ -223,7 +232,7 @@ impl Host {
         let path = Path::new(name);
         let xml = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
         let read = read_device(path, &xml, &self.config).map_err(|error| error.to_string())?;
-        let mut device = read.ok_or_else(|| format!("{name}: no PCI function"))?;
+        let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
         if self.devices.get(address).is_some() {
             return Err(format!("{address} is there already"));
@@ -246,21 +255,22 @@ fn scope_named(word: &str) -> Result<Scope, String> {
         "live" => Ok(Scope::Live),
         "config" => Ok(Scope::Config),
         "both" => Ok(Scope::LiveAndConfig),
-        other => Err(format!("`{other}` is none of live, config and both")),
+        other => Err(format!("invalid scope `{other}`: expected live, config or both")),
     }
 }
 
-/// A function by its node device's name or its address.
+/// Parses a function's node device name or address.
 fn address(name: &str) -> Result<PciAddress, String> {
     PciAddress::from_node_name(name).or_else(|_| name.parse()).map_err(|error| error.to_string())
 }
 
-/// `key=value` words as a table; `text=` takes the rest of the line.
+/// Parses `key=value` words into a table. The value of `text=` is the rest of the line.
 fn table<'a>(words: impl Iterator<Item = &'a str>) -> Result<toml::Table, String> {
     let mut table = toml::Table::new();
     let mut words = words;
     while let Some(word) = words.next() {
-        let (key, value) = word.split_once('=').ok_or_else(|| format!("`{word}` is not KEY=VALUE"))?;
+        let (key, value) =
+            word.split_once('=').ok_or_else(|| format!("invalid argument `{word}`: expected KEY=VALUE"))?;
         let value = match (key, value.parse::<i64>()) {
             ("text", _) => {
                 let rest: Vec<&str> = std::iter::once(value).chain(words.by_ref()).collect();

@@ -1,11 +1,11 @@
-//! Detach: the guest is asked, and lets go when it pleases.
+//! Detach: a live detach only asks the guest, which releases the device later.
 //!
 //! ```text
-//! asked ──unplug_ms──▶ gone: DeviceRemoved, the host driver is back
+//! asked ──unplug_ms──▶ gone: DeviceRemoved, the host driver is rebound
 //!   │  ├─ refuses ───▶ still there: DeviceRemovalFailed
-//!   │  ├─ paused ────▶ asked again when it is resumed
-//!   │  └─ ignores ───▶ pending until it reboots
-//!   └─ booting ──────▶ the request is lost, as if never made
+//!   │  ├─ paused ────▶ the guest answers after it is resumed
+//!   │  └─ ignores ───▶ pending until the guest reboots
+//!   └─ booting ──────▶ the request is lost
 //! ```
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::plug::Source;
 use super::refusal::{self, Refusal};
 
 impl Host {
-    /// Takes a device out of the definition, or asks the guest to let it go.
+    /// Removes a device from the definition, or asks the guest to release it.
     pub(super) fn detach(
         &mut self,
         uuid: Uuid,
@@ -50,7 +50,7 @@ impl Host {
         Ok(())
     }
 
-    /// Detaches a function as somebody with `virsh` does, who names it by its address.
+    /// Detaches a function by its address, as `virsh detach-device` does.
     pub(super) fn unplug(
         &mut self,
         uuid: Uuid,
@@ -76,7 +76,7 @@ impl Host {
         }
     }
 
-    /// Asks the guest to let a device go.
+    /// Asks the guest to release a device.
     pub(super) fn ask(&mut self, uuid: Uuid, alias: String, now: Instant) {
         let lose_event = self.lose_event;
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
@@ -100,13 +100,13 @@ impl Host {
                     self.emit(Event::DeviceRemovalFailed { domain: uuid, alias });
                 }
             } else {
-                self.let_go(uuid, alias, pending.lose_event);
+                self.remove_from_guest(uuid, alias, pending.lose_event);
             }
         }
     }
 
-    /// The guest has let a device go.
-    pub(super) fn let_go(&mut self, uuid: Uuid, alias: String, lose_event: bool) {
+    /// Removes a device from the guest, after the guest has released it.
+    pub(super) fn remove_from_guest(&mut self, uuid: Uuid, alias: String, lose_event: bool) {
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
         let Some(live) = &domain.live else { return };
         let Some(source) = live.source(&alias) else { return };
@@ -127,7 +127,7 @@ impl Host {
         }
     }
 
-    /// Gives functions back to the host; their host drivers are back at once, or at `later`.
+    /// Returns functions to the host. Their host drivers are rebound at once, or at the time `later`.
     pub(super) fn release(&mut self, addresses: &[PciAddress], later: Option<Instant>) {
         for address in addresses {
             if let Some(device) = self.devices.get_mut(*address) {
@@ -136,7 +136,8 @@ impl Host {
         }
         for address in addresses {
             let Some(device) = self.devices.get(*address) else { continue };
-            // The first of two of one group to be detached stays without a driver, also after the second.
+            // While a guest still has another member of the group, libvirt does not rebind the host driver. The
+            // function then stays without a driver, also after the other member is detached.
             let group_in_use = self.devices.siblings(&device.info).any(|sibling| sibling.holder.is_some());
             let Some(device) = self.devices.get_mut(*address) else { continue };
             if group_in_use && device.rests_on_host_driver() {
@@ -155,7 +156,7 @@ impl Host {
 }
 
 impl Domain {
-    /// When the guest answers a request made now.
+    /// When the guest answers a request that is made now; `None` when it does not answer.
     pub(super) fn answers_at(&self, now: Instant) -> Option<Instant> {
         let answers = self.state == DomainState::Running && self.guest.unplug != Unplug::Ignore;
         answers.then(|| now + Duration::from_millis(self.guest.unplug_ms))

@@ -1,8 +1,8 @@
-//! The devices of a simulated host: who has each, and so which driver is bound to it.
+//! The devices of a simulated host: the domain that has each, and the driver that is bound to it.
 //!
 //! ```text
 //! resting (host driver, vfio-pci or none) ──attach──▶ held by a domain (vfio-pci)
-//!        ▲                                                     │ let go, or the guest stopped
+//!        ▲                                                     │ detached, or the guest stopped
 //!        └─────────── release_ms ──────────── releasing ◀──────┘
 //! ```
 
@@ -22,26 +22,26 @@ pub(super) const VFIO: &str = "vfio-pci";
 /// One PCI function of the host.
 #[derive(Debug)]
 pub(super) struct Device {
-    /// What a listing says of it now.
+    /// The description of the device, as it is listed now.
     pub(super) info: HostDevice,
-    /// The driver that it has while no guest has it.
+    /// The driver that is bound while no guest has the device.
     resting: Option<String>,
-    /// The driver under which it has its children.
+    /// The host driver, under which the device has its children.
     native: Option<String>,
     children: Vec<Child>,
-    /// The running domain that has it.
+    /// The running domain that has the device.
     pub(super) holder: Option<Uuid>,
-    /// Its last guest has stopped; the host driver is not back yet.
+    /// Whether its last guest has stopped and the host driver is not rebound yet.
     pub(super) releasing: bool,
-    /// Whether the host has it.
+    /// Whether the host has the device.
     pub(super) present: bool,
-    /// It is to vanish once its guest lets go.
+    /// Whether the device vanishes as soon as its guest releases it.
     pub(super) leaving: bool,
-    /// Its document, when it came later.
+    /// The document of a device that was added through the control socket.
     pub(super) xml: Option<String>,
-    /// The types of mediated devices that its host driver makes, each with how many can be made in all.
+    /// The mediated device types of its host driver, each with the total number of instances.
     pub(super) mdev_types: Vec<MdevType>,
-    /// The mediated devices made of it.
+    /// The mediated devices on it.
     pub(super) mdevs: BTreeMap<Uuid, HeldMdev>,
 }
 
@@ -58,8 +58,8 @@ impl From<Mdev> for HeldMdev {
     }
 }
 
-/// A network interface, a vDPA or a block device on a function: a node device of its own, there while its host
-/// driver is.
+/// A network interface, a vDPA or a block device on a function. It is a separate node device, which exists while the
+/// host driver is bound.
 #[derive(Debug)]
 struct Child {
     name: String,
@@ -74,7 +74,7 @@ enum Shows {
 }
 
 impl Device {
-    /// A device as its document describes it; `host_driver` is the one that a guest's device returns to.
+    /// Makes a device from its document. `host_driver` overrides the host driver, for a device that a guest has.
     pub(super) fn new(mut info: HostDevice, host_driver: Option<&String>) -> Self {
         let written = info.driver.clone();
         let native = host_driver.or(written.as_ref().filter(|driver| *driver != VFIO)).cloned();
@@ -95,8 +95,8 @@ impl Device {
         }
     }
 
-    /// Adds a network interface, a vDPA or a block device that is on it.
-    pub(super) fn adopt(&mut self, name: String, node: NodeDevice) {
+    /// Adds a network interface, a vDPA or a block device as a child.
+    pub(super) fn add_child(&mut self, name: String, node: NodeDevice) {
         let shows = match node {
             NodeDevice::Net { interface, .. } => Shows::Net(interface),
             NodeDevice::Vdpa { path, .. } => Shows::Vdpa(path),
@@ -110,47 +110,48 @@ impl Device {
         self.children.push(Child { name, shows });
     }
 
-    /// The driver that it has while no guest has it.
+    /// The driver that is bound while no guest has the device.
     pub(super) fn resting(&self) -> Option<&String> {
         self.resting.as_ref()
     }
 
-    /// Binds another driver, or none, for as long as no guest has it.
+    /// Sets the driver that is bound while no guest has the device.
     pub(super) fn rest_on(&mut self, driver: Option<String>) {
         self.resting = driver;
     }
 
-    /// The host driver that libvirt gives it back to: the one under which it has its children.
+    /// The host driver to which libvirt returns the device, and under which the device has its children.
     pub(super) fn native(&self) -> Option<&String> {
         self.native.as_ref()
     }
 
-    /// Whether a guest may have it with `managed='no'`: somebody bound it to VFIO.
+    /// Whether the device is bound to VFIO while no guest has it, so that it can be attached with `managed='no'`.
     pub(super) fn rests_on_vfio(&self) -> bool {
         self.resting.as_deref() == Some(VFIO)
     }
 
-    /// Whether it rests on a host driver, to which libvirt returns it.
+    /// Whether the device is bound to a host driver while no guest has it, so that libvirt returns it to that driver.
     pub(super) fn rests_on_host_driver(&self) -> bool {
         self.resting.is_some() && !self.rests_on_vfio()
     }
 
-    /// Whether its children are there.
+    /// Whether its children exist now.
     pub(super) fn has_children(&self) -> bool {
         self.is_native()
     }
 
-    /// Whether its host driver is bound, which makes its children and its mediated devices.
+    /// Whether its host driver is bound, which provides its children and its mediated devices.
     pub(super) fn is_native(&self) -> bool {
         self.present && self.info.driver.is_some() && self.info.driver == self.native
     }
 
-    /// The children's names.
+    /// The names of the children.
     pub(super) fn children(&self) -> impl Iterator<Item = String> + use<> {
         self.children.iter().map(|child| child.name.clone()).collect::<Vec<_>>().into_iter()
     }
 
-    /// Brings what a listing says in line with who has it. Says what happened to its children.
+    /// Updates the description of the device after a change of its holder or driver. Returns the change of its
+    /// children.
     pub(super) fn refresh(&mut self) -> Option<NodeChange> {
         let info = &self.info;
         let before = !info.net.is_empty() || !info.vdpa.is_empty() || !info.block.is_empty();
@@ -180,32 +181,32 @@ impl Device {
 pub(super) struct Devices(BTreeMap<PciAddress, Device>);
 
 impl Devices {
-    /// The device there, when the host has it.
+    /// Returns the device at an address if the host has it.
     pub(super) fn get(&self, address: PciAddress) -> Option<&Device> {
         self.0.get(&address).filter(|device| device.present)
     }
 
-    /// The same, to be changed.
+    /// As [`get`](Self::get), mutable.
     pub(super) fn get_mut(&mut self, address: PciAddress) -> Option<&mut Device> {
         self.0.get_mut(&address).filter(|device| device.present)
     }
 
-    /// The device there, also when it has vanished.
+    /// Returns the device at an address, also when it has vanished.
     pub(super) fn known(&mut self, address: PciAddress) -> Option<&mut Device> {
         self.0.get_mut(&address)
     }
 
-    /// Everything that the host has, in order of address.
+    /// Iterates over the devices that the host has, in order of address.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.0.values().filter(|device| device.present)
     }
 
-    /// The mediated device of this UUID.
+    /// Returns the mediated device with this UUID.
     pub(super) fn mdev(&self, uuid: Uuid) -> Option<&HeldMdev> {
         self.iter().find_map(|device| device.mdevs.get(&uuid))
     }
 
-    /// The same, to be changed.
+    /// As [`mdev`](Self::mdev), mutable.
     pub(super) fn mdev_mut(&mut self, uuid: Uuid) -> Option<&mut HeldMdev> {
         self.0.values_mut().find_map(|device| device.mdevs.get_mut(&uuid))
     }
@@ -214,14 +215,14 @@ impl Devices {
         self.0.insert(device.info.address, device)
     }
 
-    /// The other members of its IOMMU group that the host has.
+    /// Returns the other members of the device's IOMMU group that the host has.
     pub(super) fn siblings(&self, device: &HostDevice) -> impl Iterator<Item = &Device> {
         let own = device.address;
         let members = device.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();
         members.into_iter().filter(move |member| *member != own).filter_map(|member| self.get(member))
     }
 
-    /// The virtual functions of a physical one; none for another.
+    /// Returns the VFs of a PF; the list is empty for any other function.
     pub(super) fn virtual_functions(&self, device: &HostDevice) -> Vec<PciAddress> {
         match &device.role {
             Role::Physical { vfs, .. } => vfs.iter().copied().filter(|vf| self.get(*vf).is_some()).collect(),
@@ -229,8 +230,8 @@ impl Devices {
         }
     }
 
-    /// Writes into its parent and its group that a device has come or gone.
-    pub(super) fn tell_relatives(&mut self, address: PciAddress) {
+    /// Updates the lists of the device's PF and IOMMU group after the device appeared or vanished.
+    pub(super) fn update_relatives(&mut self, address: PciAddress) {
         let Some(device) = self.0.get(&address) else { return };
         let (present, role) = (device.present, device.info.role.clone());
         let members = device.info.iommu_group.as_ref().map(|group| group.members.clone()).unwrap_or_default();

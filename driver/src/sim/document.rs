@@ -1,5 +1,5 @@
-//! A domain's document: libvirt's own text, and what hotslot reads of it. A change is made to the text's elements, which
-//! are written again and read again, so that the two never part.
+//! A domain's document: libvirt's text, and the values that hotslot reads from it. A change edits the elements of the
+//! text, which is then written and parsed again, so that text and values always match.
 
 use crate::domain::{ControllerModel, DomainXml};
 use crate::hypervisor::ErrorKind;
@@ -18,7 +18,7 @@ pub(super) struct Document {
     parsed: DomainXml,
 }
 
-/// What libvirt prints after the host devices.
+/// The elements that libvirt prints after the host devices.
 const AFTER_HOSTDEVS: [&str; 13] = [
     "redirdev",
     "redirfilter",
@@ -36,7 +36,7 @@ const AFTER_HOSTDEVS: [&str; 13] = [
 ];
 /// The model of a port for one PCI Express device.
 const ROOT_PORT: &str = "pcie-root-port";
-/// What libvirt prints before the interfaces, and the interfaces.
+/// The elements that libvirt prints before the interfaces, and the interfaces themselves.
 const UP_TO_INTERFACES: [&str; 6] = ["emulator", "disk", "controller", "lease", "filesystem", "interface"];
 
 impl Document {
@@ -53,12 +53,12 @@ impl Document {
         &self.parsed
     }
 
-    /// The running domain's number; none in a definition.
+    /// The id of the running domain; `None` in a definition.
     pub(super) fn id(&self) -> Option<u32> {
         self.tree().ok()?.attribute("id")?.parse().ok()
     }
 
-    /// What the host devices are of the host, each with its alias.
+    /// The sources of all host devices, with their aliases.
     pub(super) fn sources(&self) -> impl Iterator<Item = (Source, Option<&str>)> {
         let functions = self.parsed.hostdevs.iter();
         let functions = functions.map(|held| (Source::Function(held.source), held.alias.as_deref()));
@@ -66,7 +66,7 @@ impl Document {
         functions.chain(mdevs.map(|held| (Source::Mdev(held.uuid), held.alias.as_deref())))
     }
 
-    /// What the host device with this alias is of the host.
+    /// The source of the host device with this alias.
     pub(super) fn source(&self, alias: &str) -> Option<Source> {
         self.sources().find(|(_, named)| *named == Some(alias)).map(|(source, _)| source)
     }
@@ -79,8 +79,8 @@ impl Document {
         self.tree().is_ok_and(|tree| devices(&tree).iter().any(named))
     }
 
-    /// The guest address that libvirt gives to a device, or the one that the user chose when it will do.
-    /// A running guest takes devices at its free hot-plug ports only.
+    /// Returns the guest address that libvirt assigns to a device, or the address `wanted` by the user if it is valid.
+    /// In a running guest only free hot-plug ports are possible.
     pub(super) fn place(
         &self,
         wanted: Option<PciAddress>,
@@ -120,7 +120,7 @@ impl Document {
         Ok(wanted)
     }
 
-    /// The document with one more device, printed as libvirt does.
+    /// Returns the document with a device added, in libvirt's form.
     pub(super) fn with(&self, plug: &Plug, live: Option<&str>, guest: PciAddress) -> Result<Self, Refusal> {
         let follows = |child: &Element| {
             let is = |name: &&str| child.is(name);
@@ -129,8 +129,8 @@ impl Document {
         self.insert(plug.element(live, guest), follows)
     }
 
-    /// The definition with one more empty root port, as libvirt makes one when a definition has no room.
-    /// libvirt packs ports into the functions of a slot; here each takes a slot of its own.
+    /// Returns the definition with one more empty root port, which libvirt adds when a definition has no free port.
+    /// libvirt puts several ports into the functions of one slot; here each port has its own slot.
     pub(super) fn with_root_port(&self) -> Result<Self, Refusal> {
         let controllers = &self.parsed.controllers;
         let q35 = controllers.iter().any(|controller| controller.model == ControllerModel::PcieRoot);
@@ -150,7 +150,7 @@ impl Document {
         self.insert(port, |child| child.is("controller") || child.is("disk") || child.is("emulator"))
     }
 
-    /// Inserts an element after the last of `<devices>`' children that it follows.
+    /// Inserts an element into `<devices>`, after the last child for which `follows` returns true.
     fn insert(&self, element: Element, follows: impl Fn(&Element) -> bool) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         let devices = devices_mut(&mut tree)?;
@@ -159,7 +159,7 @@ impl Document {
         Self::written(&tree)
     }
 
-    /// The document without the device of this alias.
+    /// Returns the document without the device of this alias.
     pub(super) fn without(&self, alias: &str) -> Result<Self, Refusal> {
         let named = |child: &Element| {
             child.child("alias").and_then(|element| element.attribute("name")) == Some(alias)
@@ -167,7 +167,7 @@ impl Document {
         self.without_first(named, || refusal::no_alias(alias))
     }
 
-    /// The document without the host device of this function.
+    /// Returns the document without the host device of this function.
     pub(super) fn without_source(&self, source: PciAddress) -> Result<Self, Refusal> {
         let of_it = |child: &Element| {
             is_hostdev(child) && Plug::read(child).is_ok_and(|plug| plug.source == Source::Function(source))
@@ -187,8 +187,8 @@ impl Document {
         Self::written(&tree)
     }
 
-    /// The running guest's document that libvirt makes of a definition: numbered, with aliases and with
-    /// every host device at an address. `express` says which kind of port a host function needs.
+    /// Returns the live document that libvirt makes from a definition: with an id, with aliases and with a guest
+    /// address for every host device. `express` returns whether a device needs a PCI Express port.
     pub(super) fn started(&self, id: u32, express: impl Fn(Source) -> bool) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         tree.set("id", Some(&id.to_string()));
@@ -197,7 +197,7 @@ impl Document {
         let plugs = plugs.map(|device| Plug::read(&device)).collect::<Result<Vec<_>, _>>()?;
         for device in devices {
             if let Some(alias) = own_alias(device).filter(|_| device.child("alias").is_none()) {
-                // libvirt prints it before the address.
+                // libvirt prints the alias before the address.
                 let at = device.children.iter().position(|child| child.is("address"));
                 let at = at.unwrap_or(device.children.len());
                 device.children.insert(at, Element::new("alias", &[("name", &alias)]));
@@ -214,21 +214,21 @@ impl Document {
         Ok(live)
     }
 
-    /// The document of the same guest in another run.
+    /// Returns the live document with another domain id.
     pub(super) fn renumbered(&self, id: u32) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         tree.set("id", Some(&id.to_string()));
         Self::written(&tree)
     }
 
-    /// The document under another name.
+    /// Returns the document with another domain name.
     pub(super) fn renamed(&self, name: &str) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         tree.child_mut("name").ok_or_else(|| refusal::document("<name> is missing"))?.set_text(name);
         Self::written(&tree)
     }
 
-    /// The definition that a running guest's document stands for: without what only a run has.
+    /// Returns the definition that corresponds to a live document, without the parts that only a running domain has.
     pub(super) fn stopped(&self) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         tree.set("id", None);
@@ -249,7 +249,8 @@ impl Document {
         Self::written(&tree)
     }
 
-    /// The document with the guest agent's channel connected or not; the same when it has none.
+    /// Returns the document with this state of the guest agent's channel. A document without such a channel is
+    /// unchanged.
     pub(super) fn with_agent(&self, connected: bool) -> Result<Self, Refusal> {
         let mut tree = self.tree()?;
         let state = if connected { "connected" } else { "disconnected" };
@@ -274,12 +275,12 @@ impl Document {
     }
 }
 
-/// The devices of a domain.
+/// The children of `<devices>`.
 fn devices<'a, 'text>(tree: &'a Element<'text>) -> &'a [Element<'text>] {
     tree.child("devices").map(|devices| devices.children.as_slice()).unwrap_or_default()
 }
 
-/// The same, to be changed.
+/// As [`devices`], mutable.
 fn devices_mut<'a, 'text>(tree: &'a mut Element<'text>) -> Result<&'a mut Vec<Element<'text>>, Refusal> {
     let devices = tree.child_mut("devices").ok_or_else(|| refusal::document("<devices> is missing"))?;
     Ok(&mut devices.children)

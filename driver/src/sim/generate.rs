@@ -1,5 +1,4 @@
-//! Writes a big simulated host, for load tests and benches: network cards with virtual functions, and
-//! guests with free ports.
+//! Writes a large simulated host for load tests and benchmarks: network cards with VFs, and guests with free ports.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,16 +9,16 @@ use uuid::Uuid;
 
 use crate::pci::{PciAddress, PciParseError};
 
-/// What the host has.
+/// The size of a generated host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Physical functions, each on a bus of its own.
+    /// The number of PFs, each on a bus of its own.
     pub pfs: u32,
-    /// Virtual functions of each, at most 240.
+    /// The number of VFs per PF, at most 240.
     pub vfs: u32,
-    /// Running guests, named `g0`, `g1`, …
+    /// The number of running guests, named `g0`, `g1`, …
     pub guests: u32,
-    /// Free root ports of each, at most 232.
+    /// The number of free root ports per guest, at most 232.
     pub ports: u32,
 }
 
@@ -27,10 +26,11 @@ impl Size {
     /// Writes the host into `dir`.
     ///
     /// # Errors
-    /// When a file cannot be written, or there are more functions than PCI has addresses.
+    /// [`io::ErrorKind::InvalidInput`] when `vfs` or `ports` is too large. Another error when a file cannot be written
+    /// or when there are more functions than PCI addresses.
     pub fn write(self, dir: &Path) -> io::Result<()> {
         if self.vfs > 240 || self.ports > 232 {
-            let text = "at most 240 VFs of a PF, and 232 ports of a guest";
+            let text = "invalid size: expected at most 240 VFs per PF and 232 ports per guest";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let (devices, domains) = (dir.join("devices"), dir.join("domains"));
@@ -54,11 +54,11 @@ pub fn guest_uuid(number: u32) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("hotslot simulated guest g{number}").as_bytes())
 }
 
-/// A physical function and its virtual ones.
+/// A PF and its VFs.
 struct Card {
     pf: PciAddress,
     vfs: Vec<PciAddress>,
-    /// The IOMMU group of the physical function; the virtual ones' follow.
+    /// The IOMMU group of the PF. Those of the VFs have the following numbers.
     group: u32,
 }
 

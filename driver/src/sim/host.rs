@@ -1,7 +1,7 @@
-//! The simulated host: its devices, its domains, and the link to whoever asks.
+//! The state of a simulated host: its devices, its domains and the connection.
 //!
-//! It knows no clock, no tasks and no sockets: time comes with each call, and what is to happen later is
-//! done by [`Host::advance`]. What libvirt does is in `attach`, `detach` and `power`.
+//! This code uses no clock, no tasks and no sockets: each call passes the time, and [`Host::advance`] performs the
+//! changes that are due. The behaviour of libvirt is in `attach`, `detach`, `mdev` and `power`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,11 +21,11 @@ use super::document::Document;
 use super::refusal::{self, Refusal};
 use super::store::{Kind, SavedDevice, SavedDomain, SavedImage, Store};
 
-/// The link between libvirt and whoever asks.
+/// The state of the connection to the simulated libvirtd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Link {
     Up,
-    /// libvirtd is away; guests go on.
+    /// libvirtd is unreachable, and the guests go on running.
     Away,
     /// The simulated host was closed.
     Closed,
@@ -38,19 +38,19 @@ pub(super) struct Host {
     pub(super) config: HostConfig,
     pub(super) devices: Devices,
     pub(super) domains: BTreeMap<Uuid, Domain>,
-    /// Scripted faults that are still to strike.
+    /// The scripted faults.
     pub(super) faults: Vec<Fault>,
-    /// Raised when hung calls are to go on.
+    /// Increased to let hung calls go on.
     pub(super) unhang: watch::Sender<u64>,
     pub(super) link: watch::Sender<Link>,
-    /// When libvirtd is back by itself.
+    /// When the connection is restored automatically.
     pub(super) back_at: Option<Instant>,
-    /// Removals that nobody could hear: reported when libvirtd is back.
-    pub(super) unheard: Vec<Event>,
-    /// The devices whose host drivers come back, and when.
+    /// Removal events during an outage. They are sent when the connection is restored.
+    pub(super) missed: Vec<Event>,
+    /// The devices whose host drivers will be rebound, with the time.
     pub(super) releasing: Vec<(Instant, PciAddress)>,
     pub(super) next_id: u32,
-    /// The event of the call that is being done is not heard.
+    /// Whether the event of the current call is dropped.
     pub(super) lose_event: bool,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) store: Store,
@@ -64,30 +64,30 @@ pub(super) struct Domain {
     pub(super) state: DomainState,
     pub(super) live: Option<Document>,
     pub(super) persistent: Option<Document>,
-    /// What was saved of a run.
+    /// The saved state of a run.
     pub(super) image: Option<SavedImage>,
-    /// The devices that the guest was asked to let go, by alias.
+    /// The pending unplug requests, by alias.
     pub(super) pending: BTreeMap<String, Pending>,
-    /// Until then it boots and loses requests.
+    /// The end of the boot. Until then the guest loses unplug requests.
     pub(super) booting: Option<Instant>,
     pub(super) guest: Guest,
-    /// Whether the guest was told to behave otherwise than in `host.toml`.
-    pub(super) retold: bool,
-    /// Held by the one call that may change it.
+    /// Whether the guest's behaviour was changed from that in `host.toml`.
+    pub(super) guest_changed: bool,
+    /// Locked by the call that changes the domain.
     pub(super) job: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// A removal that the guest was asked for.
+/// A pending unplug request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pending {
-    /// When the guest answers; never while it is paused or ignores such requests.
+    /// When the guest answers; `None` while it is paused or when it ignores such requests.
     pub(super) due: Option<Instant>,
-    /// Nobody hears that it has happened.
+    /// Whether the event of the answer is dropped.
     pub(super) lose_event: bool,
 }
 
 impl Domain {
-    /// A domain without documents.
+    /// Makes a domain without documents.
     pub(super) fn new(uuid: Uuid, name: String, guest: Guest) -> Self {
         Self {
             uuid,
@@ -99,7 +99,7 @@ impl Domain {
             pending: BTreeMap::new(),
             booting: None,
             guest,
-            retold: false,
+            guest_changed: false,
             job: Arc::default(),
         }
     }
@@ -114,7 +114,7 @@ impl Domain {
         }
     }
 
-    /// The aliases of the host devices that the running guest has.
+    /// The aliases of the running guest's host devices.
     pub(super) fn aliases(&self) -> BTreeSet<String> {
         let live = self.live.iter().map(Document::parsed);
         live.flat_map(|live| live.hostdevs.iter().filter_map(|held| held.alias.clone())).collect()
@@ -128,7 +128,7 @@ impl Domain {
             persistent: self.persistent.as_ref().map(|document| document.text().to_owned()),
             image: self.image.clone(),
             pending: self.pending.keys().cloned().collect(),
-            guest: self.retold.then(|| self.guest.clone()),
+            guest: self.guest_changed.then(|| self.guest.clone()),
         }
     }
 }
@@ -169,17 +169,17 @@ impl Host {
         })
     }
 
-    /// Sends an event; while libvirtd is away only removals are remembered.
+    /// Sends an event. During an outage events are dropped, except removals, which are sent afterwards.
     pub(super) fn emit(&mut self, event: Event) {
         if *self.link.borrow() == Link::Up {
-            // No receiver is no error.
+            // An error means that there are no receivers.
             let _ = self.events.send(event);
         } else if matches!(event, Event::DeviceRemoved { .. }) {
-            self.unheard.push(event);
+            self.missed.push(event);
         }
     }
 
-    /// libvirtd goes away, until `back_at` or for good.
+    /// Breaks the connection until `back_at`, or until [`reconnect`](Self::reconnect) when that is `None`.
     pub(super) fn disconnect(&mut self, reason: &str, back_at: Option<Instant>) {
         self.back_at = back_at;
         if *self.link.borrow() == Link::Up {
@@ -188,24 +188,24 @@ impl Host {
         }
     }
 
-    /// libvirtd is back, and tells what was removed meanwhile.
+    /// Restores the connection and sends the removal events of the outage.
     pub(super) fn reconnect(&mut self) {
         self.back_at = None;
         if *self.link.borrow() == Link::Away {
             self.link.send_replace(Link::Up);
             self.emit(Event::Connected);
-            for event in std::mem::take(&mut self.unheard) {
+            for event in std::mem::take(&mut self.missed) {
                 self.emit(event);
             }
         }
     }
 
-    /// Refuses while libvirtd is away.
+    /// Returns an error during an outage.
     pub(super) fn check_link(&self) -> Result<(), Refusal> {
         if *self.link.borrow() == Link::Up { Ok(()) } else { Err(refusal::away()) }
     }
 
-    /// Does what is due at `now`.
+    /// Performs the changes that are due at `now`.
     pub(super) fn advance(&mut self, now: Instant) {
         if self.next_due().is_none_or(|due| due > now) {
             return;
@@ -229,7 +229,7 @@ impl Host {
         }
     }
 
-    /// When something is due next.
+    /// When the next change is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let guests = self.domains.values().flat_map(|domain| {
             domain.booting.into_iter().chain(domain.pending.values().filter_map(|pending| pending.due))
@@ -238,7 +238,7 @@ impl Host {
         guests.chain(drivers).chain(self.back_at).min()
     }
 
-    /// Brings a device's driver and children in line with who has it.
+    /// Updates a device's driver and children after a change of its holder or driver.
     pub(super) fn refresh(&mut self, address: PciAddress) {
         let Some(device) = self.devices.known(address) else { return };
         if let Some(change) = device.refresh() {
@@ -249,8 +249,8 @@ impl Host {
         self.lose_mdevs(address);
     }
 
-    /// The netdev goes and comes back: libvirt unbound the host driver before it found that it could not
-    /// attach.
+    /// Sends the events of a failed attach: libvirt unbinds the host driver before it notices that it cannot attach,
+    /// and then rebinds it, so that the device's children vanish and reappear.
     pub(super) fn bounce(&mut self, address: PciAddress) {
         let Some(device) = self.devices.get(address).filter(|device| device.has_children()) else { return };
         for name in device.children() {
@@ -259,7 +259,8 @@ impl Host {
         }
     }
 
-    /// Takes a device off the host. One that a guest has goes when the guest lets go of it: the kernel asks.
+    /// Removes a device from the host. If a guest has the device, the kernel asks the guest to release it, and the
+    /// device vanishes after that.
     pub(super) fn remove_device(&mut self, address: PciAddress, now: Instant) -> Result<(), Refusal> {
         let device = self.devices.get_mut(address).ok_or_else(|| refusal::no_node_device(address))?;
         if let Some(holder) = device.holder {
@@ -280,8 +281,8 @@ impl Host {
         Ok(())
     }
 
-    /// A virtual function that a domain has, or the function itself when a domain has a mediated device of it;
-    /// and the domain's name.
+    /// Returns a VF that a domain has, or the function itself when a domain has one of its mediated devices, with the
+    /// domain's name.
     pub(super) fn held_part(&self, device: &Device) -> Option<(PciAddress, &str)> {
         let vfs = self.devices.virtual_functions(&device.info);
         let vf = vfs.into_iter().find_map(|vf| Some((vf, self.name_of(self.devices.get(vf)?.holder?))));
@@ -293,7 +294,7 @@ impl Host {
         self.domains.get(&domain).map_or("?", |domain| domain.name.as_str())
     }
 
-    /// A device is gone from the host, its virtual functions before it.
+    /// Removes a device from the host after its VFs.
     pub(super) fn vanish(&mut self, address: PciAddress) {
         let Some(device) = self.devices.get(address) else { return };
         for vf in self.devices.virtual_functions(&device.info.clone()) {
@@ -302,26 +303,26 @@ impl Host {
         let Some(device) = self.devices.get_mut(address) else { return };
         (device.present, device.leaving, device.releasing) = (false, false, false);
         self.refresh(address);
-        self.devices.tell_relatives(address);
+        self.devices.update_relatives(address);
         self.save_device(address);
         self.emit(Event::NodeDevice { name: address.node_name(), change: NodeChange::Deleted });
     }
 
-    /// A device has come: one that had gone, or a new one.
+    /// Adds a device to the host: a new one, or one that was removed.
     pub(super) fn appear(&mut self, device: Option<Device>, address: PciAddress) -> Result<(), Refusal> {
         if let Some(device) = device {
             self.devices.insert(device);
         }
         let device = self.devices.known(address).ok_or_else(|| refusal::no_node_device(address))?;
         device.present = true;
-        self.devices.tell_relatives(address);
+        self.devices.update_relatives(address);
         self.save_device(address);
         self.emit(Event::NodeDevice { name: address.node_name(), change: NodeChange::Created });
         self.refresh(address);
         Ok(())
     }
 
-    /// Keeps a domain's state. One that is gone is forgotten after that.
+    /// Writes a domain's state to the store. A domain without documents is then removed from memory.
     pub(super) fn save(&mut self, uuid: Uuid) {
         let Some(domain) = self.domains.get(&uuid) else { return };
         self.store.write(Kind::Domain, &uuid.to_string(), &domain.saved());
@@ -330,7 +331,7 @@ impl Host {
         }
     }
 
-    /// Keeps what a device's document does not say.
+    /// Writes the state of a device that its document does not contain to the store.
     pub(super) fn save_device(&mut self, address: PciAddress) {
         let Some(device) = self.devices.known(address) else { return };
         let saved = SavedDevice {

@@ -1,4 +1,4 @@
-//! A simulated host as all who use it share it.
+//! The shared state of a simulated host.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ pub(super) struct Inner {
     pub(super) host: Mutex<Host>,
     pub(super) link: watch::Receiver<Link>,
     pub(super) events: broadcast::Sender<Event>,
-    /// Something may be due earlier than the clock knows.
+    /// Wakes the clock task when a change may be due earlier than it knows.
     pub(super) wake: Notify,
 }
 

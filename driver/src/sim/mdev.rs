@@ -1,4 +1,4 @@
-//! Mediated devices: the host driver of a function makes them, and each is one guest's.
+//! Mediated devices: the host driver of a function provides them, and only one guest can have each.
 
 use uuid::Uuid;
 
@@ -10,8 +10,8 @@ use super::host::Host;
 use super::refusal::{self, Refusal};
 
 impl Host {
-    /// The types that a function has while its host driver is bound. Each is counted for itself; drivers that
-    /// make one type at a time are not simulated.
+    /// Returns the types that a function offers while its host driver is bound. Types do not share capacity: drivers
+    /// that allow only one type at a time are not simulated.
     pub(super) fn mdev_types(&self, parent: PciAddress) -> Result<Vec<MdevType>, Refusal> {
         let device = self.devices.get(parent).ok_or_else(|| refusal::no_node_device(parent))?;
         let left = |of: &MdevType| {
@@ -21,7 +21,7 @@ impl Host {
         Ok(device.mdev_types.iter().filter(|_| device.is_native()).map(left).collect())
     }
 
-    /// Every mediated device.
+    /// Returns every mediated device, in order of UUID.
     pub(super) fn mdevs(&self) -> Vec<Mdev> {
         let all = self.devices.iter().flat_map(|device| device.mdevs.values());
         let mut mdevs: Vec<Mdev> = all.map(|mdev| mdev.info.clone()).collect();
@@ -29,7 +29,8 @@ impl Host {
         mdevs
     }
 
-    /// Makes one. libvirt says what its helper mdevctl says, which is not to be found in libvirt.
+    /// Creates a mediated device. libvirt passes on the messages of its helper mdevctl, so that the messages here are
+    /// not libvirt's.
     pub(super) fn create_mdev(
         &mut self,
         parent: PciAddress,
@@ -37,12 +38,18 @@ impl Host {
         uuid: Uuid,
     ) -> Result<Mdev, Refusal> {
         match self.mdev_types(parent)?.iter().find(|of| of.id == mdev_type) {
-            None => return Err(refusal::mdev_not_made(format_args!("{parent} has no type {mdev_type}"))),
+            None => {
+                return Err(refusal::mdev_not_made(format_args!(
+                    "{parent} does not have the type {mdev_type}"
+                )));
+            }
             Some(of) if of.available == 0 => {
-                return Err(refusal::mdev_not_made(format_args!("no more of {mdev_type} on {parent}")));
+                return Err(refusal::mdev_not_made(format_args!(
+                    "{parent} has no available instance of {mdev_type}"
+                )));
             }
             Some(_) if self.devices.mdev(uuid).is_some() => {
-                return Err(refusal::mdev_not_made(format_args!("{uuid} is there already")));
+                return Err(refusal::mdev_not_made(format_args!("{uuid} already exists")));
             }
             Some(_) => {}
         }
@@ -65,7 +72,7 @@ impl Host {
         Ok(mdev)
     }
 
-    /// Takes one away that no guest has.
+    /// Removes a mediated device that no guest has.
     pub(super) fn destroy_mdev(&mut self, uuid: Uuid) -> Result<(), Refusal> {
         let held = self.devices.mdev(uuid).ok_or_else(|| refusal::no_mdev(uuid))?;
         if held.holder.is_some() {
@@ -79,20 +86,20 @@ impl Host {
         Ok(())
     }
 
-    /// Whether a mediated device may be given to a domain.
+    /// Checks that a mediated device exists and that no domain has it.
     pub(super) fn check_mdev(&self, uuid: Uuid) -> Result<(), Refusal> {
         let mdev = self.devices.mdev(uuid).ok_or_else(|| refusal::no_mdev(uuid))?;
         mdev.holder.map_or(Ok(()), |holder| Err(refusal::mdev_in_use(uuid, self.name_of(holder))))
     }
 
-    /// Gives a mediated device to a domain.
+    /// Assigns a mediated device to a domain.
     pub(super) fn hold_mdev(&mut self, domain: Uuid, uuid: Uuid) {
         if let Some(mdev) = self.devices.mdev_mut(uuid) {
             mdev.holder = Some(domain);
         }
     }
 
-    /// A guest no longer has a mediated device, which is gone then if its parent has lost the host driver.
+    /// Releases a mediated device from its guest. The device vanishes if its parent has lost the host driver.
     pub(super) fn release_mdev(&mut self, uuid: Uuid) {
         let Some(mdev) = self.devices.mdev_mut(uuid) else { return };
         mdev.holder = None;
@@ -101,7 +108,7 @@ impl Host {
         }
     }
 
-    /// The mediated devices of a function go with its host driver; a guest keeps what it has.
+    /// Removes the mediated devices of a function whose host driver is not bound, except those that a guest has.
     pub(super) fn lose_mdevs(&mut self, address: PciAddress) {
         let Some(device) = self.devices.known(address).filter(|device| !device.is_native()) else { return };
         let lost: Vec<_> = device.mdevs.extract_if(.., |_, mdev| mdev.holder.is_none()).collect();

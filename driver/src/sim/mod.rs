@@ -1,30 +1,30 @@
-//! The simulated host: a directory of libvirt's documents behind the port, keeping libvirt's rules.
+//! The simulated host: it implements [`Hypervisor`] on a directory of libvirt documents and follows libvirt's rules.
 //!
 //! ```text
-//! DIR/devices/*.xml   as `virsh nodedev-dumpxml` prints them: PCI functions, their net, block and mdev children
-//! DIR/domains/*.xml   as `virsh dumpxml` prints them: `<domain id='…'>` runs, one without an id is shut off
-//! DIR/root/           optional: the host's sys and proc, as far as they are asked for
-//! DIR/host.toml       optional: latencies, faults, how guests behave
-//! DIR/state/          what has changed since; delete it to start afresh
-//! DIR/control         a socket: one line in, one line out; see [`control`]; of a second process `control.PID`
-//! DIR/lock            locked by a process for as long as it looks or changes something, with the number of changes
+//! DIR/devices/*.xml   output of `virsh nodedev-dumpxml`: PCI functions, their net, block and mdev children
+//! DIR/domains/*.xml   output of `virsh dumpxml`: `<domain id='…'>` is running, a domain without an id is shut off
+//! DIR/root/           optional: the files of the host's sys and proc that hotslot reads
+//! DIR/host.toml       optional: latencies, faults, the behaviour of guests
+//! DIR/state/          the changes since then; delete it to start again from the documents
+//! DIR/control         a socket: one line in, one line out, see [`control`]; `control.PID` of a second process
+//! DIR/lock            locked by a process while it reads or changes something; contains the number of changes
 //! ```
-//! Several processes may have a directory open, as several may speak to one libvirt: what one changes the others see,
-//! and hear of. Latencies, faults and the link are each process's own; and one that stands still or dies in the middle of
-//! a call takes the call with it, which libvirt would go on with.
+//! Several processes may open the same directory, as several processes may use one libvirtd: each sees the changes of
+//! the others and gets their events. Latencies, faults and the connection belong to each process alone. When a process
+//! stops or dies in the middle of a call, the call is not completed, whereas libvirtd would complete it.
 //!
-//! It serves tests, demonstrations and load tests. What it says is marked as simulated
-//! ([`HostInfo::simulated`]): there is no QEMU, so there is no monitor, and no agent but a scripted one.
+//! It is made for tests, demonstrations and load tests, and marks itself as simulated ([`HostInfo::simulated`]). There
+//! is no QEMU and therefore no monitor, and the guest agent is scripted.
 //!
 //! ```text
-//! mod      Sim: the port, and the tasks
-//! host     devices, domains and the link; attach, detach, power: what libvirt does with them
-//! mdev     mediated devices
-//! refusal  what libvirt refuses, in its words
-//! document, plug, element   the documents, changed in place
-//! open, store, config       the directory
-//! control                   the control socket
-//! generate                  big hosts for tests and benches
+//! mod, inner       Sim: the Hypervisor trait, and the tasks
+//! host, device     the state: devices, domains and the connection
+//! attach, detach, power, mdev   what libvirt does with them
+//! refusal          libvirt's errors, with libvirt's messages
+//! document, plug   the documents and their changes
+//! open, store, config, open_error   the directory
+//! control          the control socket
+//! generate         large hosts for tests and benchmarks
 //! ```
 
 mod attach;
@@ -71,16 +71,16 @@ use crate::mdev::{Mdev, MdevType};
 use crate::overdue::OverdueCall;
 use crate::pci::PciAddress;
 
-/// How often it is looked whether another process has changed something.
+/// The interval of the checks whether another process has changed something.
 const OTHERS: Duration = Duration::from_millis(50);
 
-/// How often it is looked whether a process that was stopped has let the simulated host go.
+/// The interval of the checks whether a stopped process has released the lock.
 const LOCKED_LOOK: Duration = Duration::from_secs(1);
 
-/// How long libvirt waits for a domain that another call is changing.
+/// How long a call waits for a domain that another call is changing, as in libvirt.
 const JOB_WAIT: Duration = Duration::from_secs(30);
 
-/// A simulated host. Dropping it closes the directory and lets its tasks end.
+/// A simulated host. Dropping it closes the directory and ends its tasks.
 #[derive(Debug)]
 pub struct Sim {
     inner: Arc<Inner>,
@@ -88,16 +88,16 @@ pub struct Sim {
     remote: bool,
     limits: Limits,
     overdue: Overdue,
-    /// The control socket.
-    door: Option<PathBuf>,
+    /// The path of the control socket.
+    socket: Option<PathBuf>,
 }
 
-/// How long a call may take before its caller stops waiting for it, as at the adapter to real hosts.
+/// The time limits after which a caller stops waiting for a call, as in the adapter to real hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// One that reads.
+    /// The limit of a call that reads.
     pub read: Duration,
-    /// One that changes something.
+    /// The limit of a call that changes something.
     pub change: Duration,
 }
 
@@ -109,18 +109,19 @@ impl Default for Limits {
 }
 
 impl Sim {
-    /// Opens a directory, in the tokio runtime that the caller is in.
+    /// Opens a directory. It must be called in a tokio runtime.
     ///
     /// # Errors
-    /// [`OpenError`] naming the file, and the element where it is a document.
+    /// [`OpenError`] when a file cannot be read or does not fit the others, when another process keeps the lock, or
+    /// outside of a tokio runtime.
     pub fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
         Self::open_with(dir, Limits::default())
     }
 
-    /// [`open`](Self::open), with limits of one's own.
+    /// As [`open`](Self::open), with other time limits.
     ///
     /// # Errors
-    /// As `open`.
+    /// As for `open`.
     pub fn open_with(dir: &Path, limits: Limits) -> Result<Arc<Self>, OpenError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let host = Host::open(dir, Instant::now())?;
@@ -134,28 +135,28 @@ impl Sim {
         if let Some(dir) = durable {
             watch_others(&inner);
             match control::listen(&dir) {
-                Ok((door, path)) => {
+                Ok((socket, path)) => {
                     at = Some(path);
-                    runtime.spawn(until_closed(inner.clone(), control::serve(door, inner.clone())));
+                    runtime.spawn(until_closed(inner.clone(), control::serve(socket, inner.clone())));
                 }
                 Err(error) => {
-                    tracing::warn!(dir = %dir.display(), %error, "simulated host: no control socket")
+                    tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot create the control socket")
                 }
             }
         }
-        Ok(Arc::new(Self { inner, sysroot, remote, limits, overdue: Overdue::default(), door: at }))
+        Ok(Arc::new(Self { inner, sysroot, remote, limits, overdue: Overdue::default(), socket: at }))
     }
 
-    /// Does what a line on the control socket would do.
+    /// Executes a line as if it came from the control socket.
     ///
     /// # Errors
-    /// Why not, for people.
+    /// The reason why it failed, for people.
     pub fn control(&self, line: &str) -> Result<(), String> {
         self.inner.with(|host, now| host.command(line, now)).unwrap_or_else(|locked| Err(locked.to_string()))
     }
 
-    /// One call: it takes its time, faults befall it, and it is done even when nobody waits for it any more,
-    /// as libvirtd does.
+    /// Makes one call, with its latency and faults. As with libvirtd, the call is completed even when the caller no
+    /// longer waits for it.
     async fn call<T: Send + 'static>(
         &self,
         operation: Operation,
@@ -178,7 +179,7 @@ impl Sim {
             done = &mut done => done.ok().flatten().unwrap_or_else(|| Err(refusal::away())),
             _ = link.wait_for(|link| *link != Link::Up) => Err(refusal::away()),
             () = tokio::time::sleep(limit) => {
-                // An agent or monitor that is asked changes nothing of its domain.
+                // A command to the agent or the monitor does not change the domain.
                 let subject = match subject {
                     Subject::Domain(_) if operation.is_job() => subject,
                     Subject::Function(_) if operation.changes() => subject,
@@ -203,9 +204,9 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         let mut host = self.inner.lock();
-        if let Some(door) = &self.door {
-            // Whoever opens next makes its own.
-            let _ = std::fs::remove_file(door);
+        if let Some(socket) = &self.socket {
+            // The next process to open the directory creates its own socket.
+            let _ = std::fs::remove_file(socket);
         }
         host.store.close();
         host.link.send_replace(Link::Closed);
@@ -238,7 +239,7 @@ impl Hypervisor for Sim {
     }
 
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
-        let what = format!("take {address} from its host driver");
+        let what = format!("unbind the host driver of {address}");
         self.call(Operation::NodeDetach, Subject::Function(address), &what, move |host, _, _| {
             host.node_detach(address)
         })
@@ -246,7 +247,7 @@ impl Hypervisor for Sim {
     }
 
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
-        let what = format!("give {address} back to its host driver");
+        let what = format!("rebind the host driver of {address}");
         self.call(Operation::NodeReattach, Subject::Function(address), &what, move |host, _, _| {
             host.node_reattach(address)
         })
@@ -273,14 +274,14 @@ impl Hypervisor for Sim {
     }
 
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
-        let what = format!("make mediated device {uuid} on {parent}");
+        let what = format!("create mediated device {uuid} on {parent}");
         let mdev_type = mdev_type.to_owned();
         let work = move |host: &mut Host, _, _| host.create_mdev(parent, &mdev_type, uuid);
         self.call(Operation::CreateMdev, Subject::Function(parent), &what, work).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
-        let what = format!("take mediated device {mdev} away");
+        let what = format!("remove mediated device {mdev}");
         let made = self.inner.lock().mdevs().into_iter().find(|made| made.uuid == mdev);
         let subject = made.and_then(|made| made.parent).map_or(Subject::Nothing, Subject::Function);
         self.call(Operation::DestroyMdev, subject, &what, move |host, _, _| host.destroy_mdev(mdev)).await
@@ -318,7 +319,7 @@ impl Hypervisor for Sim {
 
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
         let command = command.to_owned();
-        let what = "ask the agent of";
+        let what = "send a command to the guest agent of";
         let asked = self.call(Operation::Agent, Subject::Domain(domain), what, move |host, _, _| {
             host.ask_agent(domain, &command)
         });
@@ -328,9 +329,12 @@ impl Hypervisor for Sim {
 
     async fn monitor(&self, domain: Uuid, _command: &str) -> Result<String, Error> {
         let none = || Refusal::new(ErrorKind::Unsupported, "a simulated host has no QEMU monitor");
-        self.call(Operation::Monitor, Subject::Domain(domain), "ask the monitor of", move |host, _, _| {
-            host.domain(domain).and_then(|_| Err(none()))
-        })
+        self.call(
+            Operation::Monitor,
+            Subject::Domain(domain),
+            "send a command to the QEMU monitor of",
+            move |host, _, _| host.domain(domain).and_then(|_| Err(none())),
+        )
         .await
     }
 
@@ -341,7 +345,7 @@ impl Hypervisor for Sim {
     fn connection(&self) -> Result<(), String> {
         match *self.inner.link.borrow() {
             Link::Up => Ok(()),
-            Link::Away => Err("the simulated libvirtd is away".into()),
+            Link::Away => Err("the simulated libvirtd is unreachable".into()),
             Link::Closed => Err("the simulated host was closed".into()),
         }
     }
@@ -364,7 +368,7 @@ impl Inner {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something at this moment: after all that was due before, and with what follows at once.
+    /// Runs `work` on the host, after the changes that are due and before those that follow at once.
     fn with<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> Result<T, Locked> {
         let (result, due) = self.at_once(work)?;
         if due.is_some() {
@@ -373,7 +377,7 @@ impl Inner {
         Ok(result)
     }
 
-    /// The same, without anybody else; answers also when something is due next.
+    /// As `with`, but without waking the clock task. It also returns when the next change is due.
     fn at_once<T>(&self, work: impl FnOnce(&mut Host, Instant) -> T) -> Result<(T, Option<Instant>), Locked> {
         let mut host = self.lock();
         let now = Instant::now();
@@ -409,7 +413,7 @@ impl Inner {
             tokio::time::sleep(latency).await;
         }
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at == At::Before) {
-            self.suffer(operation, domain, fault).await?;
+            self.apply_fault(operation, domain, fault).await?;
         }
         let halfway = fault.as_ref().is_some_and(|fault| fault.at == At::Between);
         let lost = fault.as_ref().is_some_and(|fault| fault.action == Action::LoseEvent);
@@ -422,23 +426,28 @@ impl Inner {
         });
         let done = done.map_err(refusal::locked)?;
         if let Some(fault) = fault.as_ref().filter(|fault| fault.at != At::Before) {
-            self.suffer(operation, domain, fault).await?;
+            self.apply_fault(operation, domain, fault).await?;
         }
         done
     }
 
-    /// A fault strikes.
-    async fn suffer(&self, operation: Operation, domain: Option<Uuid>, fault: &Fault) -> Result<(), Refusal> {
-        tracing::debug!(action = ?fault.action, at = ?fault.at, "simulated host: a fault befalls {operation:?}");
+    /// Applies a fault.
+    async fn apply_fault(
+        &self,
+        operation: Operation,
+        domain: Option<Uuid>,
+        fault: &Fault,
+    ) -> Result<(), Refusal> {
+        tracing::debug!(action = ?fault.action, at = ?fault.at, "simulated host: a fault applies to {operation:?}");
         match fault.action {
             Action::LoseEvent => Ok(()),
             Action::Fail => {
-                let text = fault.text.as_deref().unwrap_or("a fault that was asked for");
+                let text = fault.text.as_deref().unwrap_or("a simulated fault");
                 Err(Refusal::new(fault.kind, text))
             }
             Action::Away => {
                 let back_in = fault.duration().unwrap_or_default();
-                self.with(|host, now| host.disconnect("a fault that was asked for", Some(now + back_in)))
+                self.with(|host, now| host.disconnect("a simulated fault", Some(now + back_in)))
                     .map_err(refusal::locked)?;
                 Err(refusal::away())
             }
@@ -449,7 +458,7 @@ impl Inner {
                 Ok(())
             }
             Action::Crash => {
-                // A guest that does not run cannot crash.
+                // The error is ignored: a guest that does not run cannot crash.
                 let crash = |domain| self.with(|host, now| host.stop(domain, &[Lifecycle::Stopped], now));
                 let _ = domain.map(crash);
                 Ok(())
@@ -465,8 +474,8 @@ impl Inner {
     }
 }
 
-/// Looks whether other processes change something, until the simulated host is closed. A thread of its own: the clock
-/// of the tasks may stand still.
+/// Checks whether other processes change something, until the simulated host is closed. It uses a thread of its own,
+/// because tests may pause the clock of the tasks.
 fn watch_others(inner: &Arc<Inner>) {
     let inner = Arc::downgrade(inner);
     let watch = move || {
@@ -480,11 +489,11 @@ fn watch_others(inner: &Arc<Inner>) {
     };
     let thread = std::thread::Builder::new().name("sim".into()).stack_size(64 << 10).spawn(watch);
     if let Err(error) = thread {
-        tracing::warn!(%error, "simulated host: other processes are not seen");
+        tracing::warn!(%error, "simulated host: cannot start the thread that watches other processes");
     }
 }
 
-/// Does what is due, when it is due.
+/// Performs changes when they are due.
 async fn clock(inner: Arc<Inner>) {
     loop {
         match inner.at_once(|_, _| ()) {
@@ -493,7 +502,7 @@ async fn clock(inner: Arc<Inner>) {
             }
             Ok(((), None)) => inner.wake.notified().await,
             Err(error) => {
-                tracing::error!(%error, "simulated host: nothing happens on it");
+                tracing::error!(%error, "simulated host: cannot perform the changes that are due");
                 tokio::time::sleep(LOCKED_LOOK).await;
             }
         }

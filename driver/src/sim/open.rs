@@ -1,4 +1,4 @@
-//! A directory becomes a simulated host: `host.toml`, the documents, and what `state/` has in their place.
+//! Opens a directory as a simulated host: reads `host.toml`, the documents and the changes in `state/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
 use crate::xml::tree::Element;
 
-/// How many events a receiver may lag behind.
+/// How many events a slow receiver may lag behind before it loses events.
 const EVENTS: usize = 4096;
 
 impl Host {
@@ -36,7 +36,7 @@ impl Host {
             unhang: watch::Sender::new(0),
             link: watch::Sender::new(Link::Up),
             back_at: None,
-            unheard: Vec::new(),
+            missed: Vec::new(),
             releasing: Vec::new(),
             next_id: 1,
             lose_event: false,
@@ -60,26 +60,26 @@ impl Host {
         }
         for address in self.devices.iter().map(|device| device.info.address).collect::<Vec<_>>() {
             if let Some(device) = self.devices.get_mut(address) {
-                // What was so before anybody listened is no news.
+                // Ignore the change: the state at the opening needs no events.
                 let _ = device.refresh();
             }
         }
         Ok(())
     }
 
-    /// Keeps other processes out, and takes in what they have changed since this one looked.
+    /// Takes the lock, and reloads the host if another process has changed it.
     ///
     /// # Errors
-    /// Another process does not let go of the lock.
+    /// [`Locked`] when another process keeps the lock.
     pub(super) fn enter(&mut self, now: Instant) -> Result<(), Locked> {
         if self.store.enter()? {
-            self.take_in(now);
+            self.reload(now);
         }
         Ok(())
     }
 
-    /// Takes in what other processes have changed.
-    fn take_in(&mut self, now: Instant) {
+    /// Reads the host again and sends the events of the changes that other processes have made.
+    fn reload(&mut self, now: Instant) {
         let devices: BTreeMap<_, _> =
             self.devices.iter().map(|of| (of.info.address, of.info.clone())).collect();
         let (releasing, leaving): (Vec<_>, Vec<_>) = self
@@ -89,11 +89,11 @@ impl Host {
             .unzip();
         let domains = std::mem::take(&mut self.domains);
         if let Err(error) = self.read(now) {
-            tracing::error!(%error, "simulated host: what another process has changed cannot be read");
+            tracing::error!(%error, "simulated host: cannot read the changes of another process");
             self.domains = domains;
             return;
         }
-        // What no file says.
+        // Keep the state that no file contains.
         for domain in self.domains.values_mut() {
             let Some(was) = domains.get(&domain.uuid) else { continue };
             (domain.job, domain.booting) = (was.job.clone(), was.booting);
@@ -117,7 +117,7 @@ impl Host {
         }
     }
 
-    /// The events of what has changed since devices and domains were so.
+    /// Returns the events of the changes since devices and domains had this state.
     fn since(
         &self,
         devices: &BTreeMap<PciAddress, HostDevice>,
@@ -149,7 +149,7 @@ impl Host {
                 (Some(_), Some(_)) => Some(Lifecycle::Stopped),
             };
             events.extend(change.map(|change| Event::Lifecycle { domain, change }));
-            // A guest that has stopped lets go of nothing.
+            // There are no removal events for a guest that has stopped.
             if is.is_some_and(|is| is.live.is_some()) {
                 let removed = before.difference(&after).cloned();
                 events.extend(removed.map(|alias| Event::DeviceRemoved { domain, alias }));
@@ -160,7 +160,7 @@ impl Host {
         events
     }
 
-    /// Takes a domain in, with the devices that it has.
+    /// Adds a domain that was read, and marks its devices as held.
     fn admit(&mut self, path: &Path, domain: Domain, now: Instant) -> Result<(), OpenError> {
         let mut domain = domain;
         if let Some(live) = &domain.live {
@@ -168,31 +168,32 @@ impl Host {
             for held in &live.parsed().hostdevs {
                 let source = held.source;
                 let device = self.devices.get_mut(source).ok_or_else(|| {
-                    OpenError::text(path, format_args!("<hostdev>: {source} is in no file of devices/"))
+                    OpenError::text(path, format_args!("<hostdev>: no file in devices/ describes {source}"))
                 })?;
                 if device.holder.replace(domain.uuid).is_some() {
-                    let reason = format_args!("<hostdev>: {source} is in another running domain too");
+                    let reason = format_args!("<hostdev>: another running domain also has {source}");
                     return Err(OpenError::text(path, reason));
                 }
             }
             for held in &live.parsed().mdevs {
                 let mdev = held.uuid;
                 let Some(device) = self.devices.mdev_mut(mdev) else {
-                    let reason = format_args!("<hostdev>: mediated device {mdev} is in no file of devices/");
+                    let reason =
+                        format_args!("<hostdev>: no file in devices/ describes mediated device {mdev}");
                     return Err(OpenError::text(path, reason));
                 };
                 if device.holder.replace(domain.uuid).is_some() {
-                    let reason = format_args!("<hostdev>: {mdev} is in another running domain too");
+                    let reason = format_args!("<hostdev>: another running domain also has {mdev}");
                     return Err(OpenError::text(path, reason));
                 }
             }
         }
-        // A request that outlived the process is answered as if it had just been made.
+        // The guest answers an unplug request from before the restart as if it had just been made.
         let due = domain.answers_at(now);
         domain.pending.values_mut().for_each(|pending| pending.due = due);
         match self.domains.insert(domain.uuid, domain) {
             Some(other) => {
-                let reason = format_args!("<uuid>: {} is the UUID of {} too", other.uuid, other.name);
+                let reason = format_args!("<uuid>: {} is also the UUID of {}", other.uuid, other.name);
                 Err(OpenError::text(path, reason))
             }
             None => Ok(()),
@@ -200,7 +201,7 @@ impl Host {
     }
 }
 
-/// A PCI function of a node device document; none when it describes something else.
+/// Reads a PCI function from a node device document; `None` when it describes something else.
 pub(super) fn read_device(path: &Path, xml: &str, config: &HostConfig) -> Result<Option<Device>, OpenError> {
     let fail = |error| OpenError::Document { path: path.to_owned(), error };
     let NodeDevice::Pci(info) = nodedev::parse(xml).map_err(fail)? else { return Ok(None) };
@@ -230,7 +231,7 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
                 let mut device = read_device(&path, &xml, config)?;
                 device.iter_mut().for_each(|device| shared.share(&mut device.info));
                 if device.and_then(|device| devices.insert(device)).is_some() {
-                    return Err(OpenError::text(&path, format_args!("<name>: {address} is in two files")));
+                    return Err(OpenError::text(&path, format_args!("<name>: two files describe {address}")));
                 }
             }
             NodeDevice::Net { function: Some(function), .. }
@@ -247,7 +248,7 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     }
     for mdev in mdevs {
         if let Some(device) = mdev.parent.and_then(|parent| devices.known(parent)) {
-            // The document counts those that can be made beside it.
+            // The document has the number of instances that are still available, without this device.
             let of_it = device.mdev_types.iter_mut().filter(|of| of.id == mdev.mdev_type);
             of_it.for_each(|of| of.available += 1);
             device.mdevs.insert(mdev.uuid, mdev.into());
@@ -260,7 +261,8 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
         let address = PciAddress::from_node_name(&name).map_err(|error| OpenError::text(&path, error))?;
         if let Some(xml) = saved.xml {
             let device = read_device(&path, &xml, config)?;
-            let mut device = device.ok_or_else(|| OpenError::text(&path, "xml: no PCI function"))?;
+            let mut device = device
+                .ok_or_else(|| OpenError::text(&path, "xml: the document describes no PCI function"))?;
             device.xml = Some(xml);
             devices.insert(device);
             gone.push(address);
@@ -277,23 +279,23 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     }
     for (function, name, node) in children {
         if let Some(device) = devices.known(function) {
-            device.adopt(name, node);
+            device.add_child(name, node);
         }
     }
     for address in gone {
-        devices.tell_relatives(address);
+        devices.update_relatives(address);
     }
     Ok(devices)
 }
 
-/// A node device's name, which its document has beside what hotslot reads.
+/// Reads a node device's name from its document.
 fn node_name(path: &Path, xml: &str) -> String {
     let name = Element::parse(xml).ok().and_then(|tree| Some(tree.child("name")?.text().to_owned()));
     name.unwrap_or_else(|| store::stem(path))
 }
 
-/// The domains: of two files of one UUID the one with an `id` is the running guest, the other its
-/// definition. A running guest alone stands for its definition too.
+/// Reads the domains. If two files have the same UUID, the one with an `id` is the live document and the other one the
+/// definition. A live document alone also gives the definition, unless the guest is transient.
 fn read_domains(dir: &Path, config: &HostConfig) -> Result<Vec<(PathBuf, Domain)>, OpenError> {
     let mut saved: BTreeMap<String, SavedDomain> = Store::read(dir, Kind::Domain)?;
     let mut domains: BTreeMap<Uuid, (PathBuf, SavedDomain)> = BTreeMap::new();
@@ -311,7 +313,7 @@ fn read_domains(dir: &Path, config: &HostConfig) -> Result<Vec<(PathBuf, Domain)
         if slot.replace(document.text().to_owned()).is_some() {
             return Err(OpenError::text(
                 &path,
-                format_args!("<uuid>: {uuid} is in {} too", entry.0.display()),
+                format_args!("<uuid>: {} has the same UUID {uuid}", entry.0.display()),
             ));
         }
     }
@@ -357,11 +359,19 @@ fn make_domain(
         (Some(_), false) => DomainState::Running,
     };
     let pending = saved.pending.into_iter().map(|alias| (alias, Pending { due: None, lose_event: false }));
-    let (retold, guest) = match saved.guest {
+    let (guest_changed, guest) = match saved.guest {
         Some(guest) => (true, guest),
         None => (false, config.guest.get(&saved.name).cloned().unwrap_or_default()),
     };
     let pending = pending.collect();
     let image = saved.image;
-    Ok(Domain { state, live, persistent, image, pending, retold, ..Domain::new(uuid, saved.name, guest) })
+    Ok(Domain {
+        state,
+        live,
+        persistent,
+        image,
+        pending,
+        guest_changed,
+        ..Domain::new(uuid, saved.name, guest)
+    })
 }

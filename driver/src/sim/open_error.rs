@@ -1,4 +1,4 @@
-//! Why a directory is no simulated host.
+//! The errors of opening a simulated host.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,38 +6,38 @@ use std::time::Duration;
 
 use crate::xml::XmlError;
 
-/// Why a directory is no simulated host.
+/// The reason why a directory cannot be opened as a simulated host.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file or folder cannot be read.
     #[error("{path}: {error}")]
     Io {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
-    /// A document cannot be understood.
+    /// A document cannot be parsed.
     #[error("{path}: {error}")]
     Document {
         /// The file.
         path: PathBuf,
-        /// Document, element and reason.
+        /// The document, the element and the reason.
         error: XmlError,
     },
-    /// A file of another kind cannot be understood, or does not fit to the others.
+    /// A file of another kind cannot be parsed, or a file contradicts the others.
     #[error("{path}: {reason}")]
     Text {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The reason, with the place in the file.
         reason: String,
     },
-    /// Another process does not let anybody else look.
+    /// Another process keeps the lock.
     #[error(transparent)]
     Locked(#[from] Locked),
-    /// There is no tokio runtime to live in.
-    #[error("a simulated host needs a tokio runtime")]
+    /// The caller is not in a tokio runtime.
+    #[error("a simulated host needs a tokio runtime; open it inside one")]
     NoRuntime,
 }
 
@@ -47,14 +47,14 @@ impl OpenError {
     }
 }
 
-/// How long another process is waited for that looks or changes something, which takes milliseconds.
+/// How long to wait for the lock. Other processes normally hold it for milliseconds.
 pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Another process keeps the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "another process has held the lock of this simulated host for {} s: it was stopped in the middle; let it go on (kill \
-     -CONT) or end it (`fuser -v DIR/lock` says which it is)",
+    "another process has held the lock of this simulated host for {} s: it was stopped; find it with `fuser -v DIR/lock`, \
+     and continue it (kill -CONT) or end it",
     LOCK_WAIT.as_secs()
 )]
 pub struct Locked;

@@ -1,5 +1,5 @@
-//! A host device in a domain's document, as it is given to attach and as libvirt prints it:
-//! `<hostdev type='pci'>`, `<interface type='hostdev'>` or `<hostdev type='mdev'>`.
+//! A host device element (`<hostdev type='pci'>`, `<interface type='hostdev'>` or `<hostdev type='mdev'>`): read from
+//! the XML of an attach, and written as libvirt prints it.
 
 use uuid::Uuid;
 
@@ -10,7 +10,7 @@ use crate::xml::tree::Element;
 
 use super::refusal::{self, Refusal};
 
-/// What of the host is plugged.
+/// The host's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// A PCI function.
@@ -19,17 +19,17 @@ pub(super) enum Source {
     Mdev(Uuid),
 }
 
-/// What such an element says.
+/// The contents of such an element.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plug {
     pub(super) source: Source,
     pub(super) managed: bool,
     pub(super) interface: bool,
-    /// The user's alias. One without `ua-`, or with other characters than libvirt allows, is dropped, as
-    /// libvirt does.
+    /// The user's alias. As in libvirt, an alias without `ua-` or with characters that libvirt does not allow is
+    /// dropped.
     pub(super) alias: Option<String>,
     pub(super) guest: Option<PciAddress>,
-    /// What is printed as it was given, each as a document: mac, vlan, boot, rom.
+    /// The elements that are printed unchanged (mac, vlan, boot, rom), each as a document.
     kept: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Plug {
 const ORDER: [&str; 8] = ["mac", "driver", "source", "vlan", "boot", "alias", "rom", "address"];
 
 impl Plug {
-    /// Reads the document of an attach as libvirt would; what libvirt refuses is refused.
+    /// Reads the XML of an attach, and refuses it where libvirt does.
     pub(super) fn parse(xml: &str) -> Result<Self, Refusal> {
         let element = Element::parse(xml).map_err(|reason| {
             Refusal::new(ErrorKind::Document, format_args!("(device_definition): {reason}"))
@@ -45,7 +45,7 @@ impl Plug {
         Self::read(&element)
     }
 
-    /// The document of an attach that somebody types.
+    /// Makes the XML of an attach with `virsh`.
     pub(super) fn by_hand(source: PciAddress, alias: Option<&str>) -> String {
         let attributes = [("mode", "subsystem"), ("type", "pci"), ("managed", "yes")];
         let source = Element::new("source", &[]).with([address_element(source, false)]);
@@ -104,8 +104,8 @@ impl Plug {
         Ok(plug)
     }
 
-    /// The element as libvirt has it among `<devices>`: in a running guest's document with libvirt's own
-    /// alias where the user gave none, in a definition with the user's alias only.
+    /// Returns the element as libvirt prints it in `<devices>`. In a live document it has libvirt's own alias if the
+    /// user gave none; in a definition it only has the user's alias.
     pub(super) fn element(&self, live: Option<&str>, guest: PciAddress) -> Element<'_> {
         let alias = self.alias.as_deref().or(live);
         let managed = if self.managed { "yes" } else { "no" };
@@ -138,7 +138,7 @@ impl Plug {
         element.with(ORDER.into_iter().filter_map(child))
     }
 
-    /// libvirt's own alias for a device of a running guest: the next free number.
+    /// Returns libvirt's own alias for the next device of a running guest: `hostdev` and the next number.
     pub(super) fn own_alias(live: &DomainXml) -> String {
         let functions = live.hostdevs.iter().map(|held| held.alias.as_deref());
         let mdevs = live.mdevs.iter().map(|held| held.alias.as_deref());
@@ -148,18 +148,18 @@ impl Plug {
     }
 }
 
-/// libvirt keeps an alias that begins with `ua-` and has no other characters than these.
+/// Whether libvirt keeps an alias: it begins with `ua-` and only has these characters.
 fn is_user_alias(alias: &&str) -> bool {
     alias.starts_with("ua-") && alias.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
 }
 
-/// A MAC address for an interface that was given none: libvirt's prefix, and the same for the same function.
+/// Makes a MAC address for an interface without one, with libvirt's prefix. It is always the same for a function.
 fn made_mac(source: PciAddress) -> String {
     let function = source.slot() << 3 | source.function();
     format!("52:54:00:{:02x}:{:02x}:{function:02x}", source.domain() & 0xff, source.bus())
 }
 
-/// An `<address>`, with its type or without.
+/// Makes an `<address>`, with or without its type.
 pub(super) fn address_element(address: PciAddress, typed: bool) -> Element<'static> {
     let [domain, bus, slot, function] = [
         format!("{:#06x}", address.domain()),
@@ -172,7 +172,7 @@ pub(super) fn address_element(address: PciAddress, typed: bool) -> Element<'stat
     Element::new("address", if typed { &all } else { &all[1..] })
 }
 
-/// The function that an address names; none for `<address type='pci'/>`.
+/// Reads the function that an address names; `None` for `<address type='pci'/>`.
 fn function(source: &Element) -> Result<Option<PciAddress>, Refusal> {
     match address(source)? {
         Some(source) if (source.domain(), source.bus(), source.slot()) == (0, 0, 0) => {
@@ -185,7 +185,7 @@ fn function(source: &Element) -> Result<Option<PciAddress>, Refusal> {
     }
 }
 
-/// The mediated device that an address names.
+/// Reads the mediated device that an address names.
 fn mdev(element: &Element, source: &Element) -> Result<Uuid, Refusal> {
     match element.attribute("model") {
         Some("vfio-pci") => {}
@@ -205,7 +205,7 @@ fn mdev(element: &Element, source: &Element) -> Result<Uuid, Refusal> {
     })
 }
 
-/// A PCI address; none for `<address type='pci'/>`, which leaves the choice to libvirt.
+/// Reads a PCI address; `None` for `<address type='pci'/>`, which lets libvirt choose.
 fn address(element: &Element) -> Result<Option<PciAddress>, Refusal> {
     if element.attribute("type").is_some_and(|kind| kind != "pci") {
         return Err(invalid_value(element, "type"));

@@ -1,13 +1,13 @@
-//! What a guest goes through: start, boot, pause, resume, reboot, and the end.
+//! The life of a guest: start, boot, pause, resume, reboot, save and stop.
 //!
 //! ```text
 //! shut off ──start──▶ booting ──boot_ms──▶ running ◀──resume── paused
 //!     ▲                  ▲                    │ └──────pause──────▲
 //!     │                  └─────reboot─────────┤
-//!     └──── shutdown, destroy, crash ─────────┘   live devices go back to the host: lifecycle events only
+//!     └──── shutdown, destroy, crash ─────────┘   devices return to the host, with lifecycle events only
 //!     └──── save ── restore, or a start after a managed save: running, with the document that was saved
 //! ```
-//! A guest with host devices is neither saved nor migrated, unless their drivers can (`migratable`).
+//! A guest with host devices can only be saved or migrated when it is `migratable`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::refusal::{self, Refusal};
 use super::store::SavedImage;
 
 impl Host {
-    /// Starts a domain from its definition; goes on with what a managed save kept of it.
+    /// Starts a domain from its definition, or restores it after a managed save.
     pub(super) fn start(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
         let domain = self.domain(uuid)?;
         if domain.live.is_some() {
@@ -43,7 +43,7 @@ impl Host {
         self.boot(uuid, now)
     }
 
-    /// Starts a domain with the devices of a document, if it can have them.
+    /// Starts a domain with the devices of a document, after libvirt's checks of the devices.
     fn run(
         &mut self,
         uuid: Uuid,
@@ -82,7 +82,7 @@ impl Host {
         Ok(())
     }
 
-    /// Keeps a run for later, and ends it. With `managed` the next start goes on with it.
+    /// Saves a run and stops the domain. With `managed` the next start restores it.
     pub(super) fn save_run(&mut self, uuid: Uuid, managed: bool, now: Instant) -> Result<(), Refusal> {
         self.check_migratable(uuid)?;
         let domain = self.domain_mut(uuid)?;
@@ -91,7 +91,7 @@ impl Host {
         self.stop(uuid, &[Lifecycle::Suspended, Lifecycle::Stopped], now)
     }
 
-    /// Goes on with a run that was kept: with its document, whatever the definition says by now.
+    /// Restores a saved run with its own document, even when the definition has changed since.
     pub(super) fn restore(&mut self, uuid: Uuid) -> Result<(), Refusal> {
         let domain = self.domain(uuid)?;
         if domain.live.is_some() {
@@ -106,7 +106,7 @@ impl Host {
         Ok(())
     }
 
-    /// Moves a domain to another host, definition and all: it is gone from this one.
+    /// Migrates a domain with its definition to another host: it vanishes from this one.
     pub(super) fn migrate_away(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
         self.check_migratable(uuid)?;
         if self.domain(uuid)?.persistent.is_some() {
@@ -118,7 +118,7 @@ impl Host {
         Ok(())
     }
 
-    /// A host device keeps its guest where it is, unless its driver can take its state along.
+    /// Refuses a guest with a host device, unless it is migratable.
     fn check_migratable(&self, uuid: Uuid) -> Result<(), Refusal> {
         let domain = self.domain(uuid)?;
         let held = domain.live.as_ref().and_then(|live| live.sources().next());
@@ -129,7 +129,7 @@ impl Host {
         }
     }
 
-    /// Gives a domain that is off another name.
+    /// Renames a shut-off domain.
     pub(super) fn rename(&mut self, uuid: Uuid, name: &str) -> Result<(), Refusal> {
         if self.domains.values().any(|domain| domain.name == name) {
             return Err(refusal::name_in_use(name));
@@ -149,7 +149,7 @@ impl Host {
         Ok(())
     }
 
-    /// Makes a domain of a definition, or gives one another definition (`virsh define`).
+    /// Defines a domain, or replaces its definition (`virsh define`).
     pub(super) fn define(&mut self, xml: &str) -> Result<(), Refusal> {
         let unread = |error| Refusal::new(ErrorKind::Document, error);
         let definition = Document::read(xml.to_owned()).map_err(unread)?.stopped()?;
@@ -164,7 +164,7 @@ impl Host {
         Ok(())
     }
 
-    /// Ends a domain's run: `changes` are heard, and nothing of its devices.
+    /// Stops a domain. It sends `changes` as lifecycle events, and no events of its devices.
     pub(super) fn stop(&mut self, uuid: Uuid, changes: &[Lifecycle], now: Instant) -> Result<(), Refusal> {
         let domain = self.domain_mut(uuid)?;
         let live = domain.live.take().ok_or_else(refusal::not_running)?;
@@ -193,7 +193,7 @@ impl Host {
         Ok(())
     }
 
-    /// Lets a paused guest go on; it answers what it was asked meanwhile.
+    /// Resumes a paused guest, which then answers the unplug requests of the meantime.
     pub(super) fn resume(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
         let domain = self.domain_mut(uuid)?;
         match domain.state {
@@ -213,7 +213,7 @@ impl Host {
         Ok(())
     }
 
-    /// Resets the guest: whatever it was asked to let go is gone, and it boots.
+    /// Resets the guest: devices with a pending unplug request are removed, and the guest boots.
     pub(super) fn reboot(&mut self, uuid: Uuid, now: Instant) -> Result<(), Refusal> {
         let domain = self.domain_mut(uuid)?;
         if domain.live.is_none() {
@@ -222,13 +222,13 @@ impl Host {
         let pending = std::mem::take(&mut domain.pending);
         self.live_changed(uuid, Lifecycle::Rebooted);
         for (alias, pending) in pending {
-            self.let_go(uuid, alias, pending.lose_event);
+            self.remove_from_guest(uuid, alias, pending.lose_event);
         }
         self.set_agent(uuid, false)?;
         self.boot(uuid, now)
     }
 
-    /// Removes a domain's definition; one that does not run is gone.
+    /// Removes a domain's definition. A domain that does not run vanishes.
     pub(super) fn undefine(&mut self, uuid: Uuid) -> Result<(), Refusal> {
         let domain = self.domain_mut(uuid)?;
         domain.persistent.take().ok_or_else(refusal::transient)?;
@@ -236,7 +236,7 @@ impl Host {
         Ok(())
     }
 
-    /// Connects the guest's agent, or lets it go.
+    /// Connects or disconnects the guest agent.
     pub(super) fn set_agent(&mut self, uuid: Uuid, connected: bool) -> Result<(), Refusal> {
         let domain = self.domain_mut(uuid)?;
         let live = domain.live.as_ref().ok_or_else(refusal::not_running)?;
@@ -249,7 +249,7 @@ impl Host {
         Ok(())
     }
 
-    /// What the guest's agent answers to a command.
+    /// Returns the guest agent's answer to a command.
     pub(super) fn ask_agent(&self, uuid: Uuid, command: &str) -> Result<String, Refusal> {
         let domain = self.domain(uuid)?;
         let live = domain.live.as_ref().ok_or_else(refusal::not_running)?;
@@ -275,7 +275,7 @@ impl Host {
         Ok(())
     }
 
-    /// The guest has booted, when it is time: its agent connects.
+    /// Ends the boot when it is due, and connects the guest agent.
     pub(super) fn end_of_boot(&mut self, uuid: Uuid, now: Instant) {
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
         if domain.booting.is_none_or(|until| until > now) {
@@ -285,7 +285,7 @@ impl Host {
         if domain.guest.agent
             && let Err(error) = self.set_agent(uuid, true)
         {
-            tracing::error!(domain = %uuid, error = error.message, "simulated host: no agent");
+            tracing::error!(domain = %uuid, error = error.message, "simulated host: cannot connect the guest agent");
         }
     }
 
@@ -295,7 +295,8 @@ impl Host {
     }
 }
 
-/// What an agent answers that reads these files (QEMU, `qga/qapi-schema.json`). A file's handle is its number.
+/// Returns the answer of an agent that can read these files (QEMU, `qga/qapi-schema.json`). The handle of a file is its
+/// index.
 fn agent_file(files: &BTreeMap<String, String>, execute: &str, arguments: &Value) -> Result<String, Refusal> {
     let refused =
         |text: &str| Refusal::new(ErrorKind::Refused, format!("guest agent command failed: {text}"));
@@ -313,7 +314,7 @@ fn agent_file(files: &BTreeMap<String, String>, execute: &str, arguments: &Value
             json!({ "count": text.len(), "buf-b64": bytes, "eof": true })
         }
         "guest-file-close" => json!({}),
-        _ => return Err(refused("the command is not known")),
+        _ => return Err(refused("unknown command")),
     };
     Ok(json!({ "return": answer }).to_string())
 }

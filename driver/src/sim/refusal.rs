@@ -1,12 +1,11 @@
-//! What libvirt refuses, in libvirt's words: the texts that libvirt 11.3 gave, with the kind that the port
-//! gives each.
+//! The errors of libvirt 11.3, with libvirt's messages and the error kind of each.
 
 use std::fmt;
 
 use crate::hypervisor::{Error, ErrorKind};
 use crate::pci::PciAddress;
 
-/// A call that was not done, before it is told what was asked.
+/// An error of a call, without the name of the operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) kind: ErrorKind,
@@ -18,7 +17,7 @@ impl Refusal {
         Self { kind, message: message.to_string() }
     }
 
-    /// The port's error, with what was asked.
+    /// Makes the error of the operation.
     pub(super) fn of(self, operation: impl Into<String>) -> Error {
         Error::new(self.kind, operation, self.message)
     }
@@ -39,7 +38,7 @@ fn unsupported(kind: ErrorKind, text: impl fmt::Display) -> Refusal {
     Refusal::new(kind, format_args!("unsupported configuration: {text}"))
 }
 
-/// Code 27, XML_ERROR, for what is said of a document.
+/// Code 27, XML_ERROR, for a document.
 pub(super) fn document(text: impl fmt::Display) -> Refusal {
     Refusal::new(ErrorKind::Document, format_args!("XML error: {text}"))
 }
@@ -49,7 +48,7 @@ pub(super) fn guest_address(text: impl fmt::Display) -> Refusal {
     Refusal::new(ErrorKind::BadGuestAddress, format_args!("XML error: {text}"))
 }
 
-/// What the adapter to real hosts says of a call that does not come back.
+/// The error of the adapter to real hosts for a call that does not return within its time limit.
 pub(super) fn late(limit: std::time::Duration) -> Refusal {
     Refusal::new(ErrorKind::TimedOut, format!("no answer within {limit:?}"))
 }
@@ -63,7 +62,7 @@ pub(super) fn job_is_held() -> Refusal {
     Refusal::new(ErrorKind::TimedOut, text)
 }
 
-/// Another process has the simulated host; nothing was done.
+/// Another process keeps the lock of the simulated host, and the call changed nothing.
 pub(super) fn locked(locked: super::open_error::Locked) -> Refusal {
     Refusal::new(ErrorKind::TimedOut, locked)
 }
@@ -108,7 +107,7 @@ pub(super) fn rename_saved() -> Refusal {
 }
 
 pub(super) fn nothing_saved() -> Refusal {
-    invalid(ErrorKind::Refused, "nothing was saved of the domain")
+    invalid(ErrorKind::Refused, "the domain has no saved state")
 }
 
 pub(super) fn name_in_use(name: &str) -> Refusal {
@@ -226,7 +225,7 @@ pub(super) fn agent_away() -> Refusal {
 mod tests {
     use super::*;
 
-    /// Texts with their names and numbers taken out.
+    /// Replaces the names and numbers in a message.
     fn pattern(text: &str) -> String {
         let text = text.replace("\\n", "\n");
         let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
@@ -238,9 +237,9 @@ mod tests {
         words.join(" ")
     }
 
-    /// What the simulated host refuses, the adapter to libvirt reads as the same kind, from the same words.
+    /// The adapter to libvirt maps the messages of the simulated host to the same kinds.
     #[test]
-    fn texts_and_kinds_are_those_of_libvirt() {
+    fn messages_and_kinds_are_those_of_libvirt() {
         let table = include_str!("../../tests/data/libvirt-errors.tsv");
         let known: Vec<(String, String)> = table
             .lines()

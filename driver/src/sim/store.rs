@@ -1,9 +1,9 @@
-//! What outlives the process: `DIR/state/`, one file a domain and one a device that differs from its
-//! document. Each is written beside its place and renamed into it, so that it is old or new, never half.
-//! Deleting the folder starts afresh.
+//! The state that outlives the process: `DIR/state/` has one file per domain, and one per device that differs from its
+//! document. A file is written under a temporary name and then renamed, so that it is never incomplete. Deleting the
+//! folder resets the host.
 //!
-//! Several processes may have it open. Each locks it for as long as it looks or changes something there, and
-//! finds by the number of the last change whether another one was there since.
+//! Several processes may have the directory open. Each locks it while it reads or changes something, and the number of
+//! the last change shows whether another process has changed anything since.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -21,18 +21,18 @@ use super::open_error::{LOCK_WAIT, Locked, OpenError};
 use crate::mdev::Mdev;
 use crate::pci::PciAddress;
 
-/// How often it is looked whether the lock is free.
+/// The interval of the attempts to take the lock.
 const LOCK_LOOK: Duration = Duration::from_millis(1);
 
-/// The folder, or nothing when what happens is kept in memory only.
+/// The folder, or nothing when changes are kept in memory only.
 #[derive(Debug)]
 pub(super) struct Store {
     state: Option<PathBuf>,
-    /// Locked for each look or change. The number of the last change stands in it.
+    /// The lock file, which contains the number of the last change.
     lock: Option<File>,
-    /// The last change that this process knows of.
+    /// The number of the last change that this process knows.
     known: u64,
-    /// Since when another process has had the lock, as far as this one has tried.
+    /// When this process began to wait for the lock that another one keeps.
     locked_since: Option<Instant>,
 }
 
@@ -45,34 +45,34 @@ pub(super) struct SavedDomain {
     pub(super) live: Option<String>,
     /// The definition; a domain with neither is gone.
     pub(super) persistent: Option<String>,
-    /// What was saved of a run.
+    /// The saved state of a run.
     #[serde(default)]
     pub(super) image: Option<SavedImage>,
-    /// The aliases that the guest was asked to let go.
+    /// The aliases of the pending unplug requests.
     pub(super) pending: Vec<String>,
-    /// How the guest behaves, when it was told otherwise than in `host.toml`.
+    /// The guest's behaviour, if it was changed from that in `host.toml`.
     pub(super) guest: Option<Guest>,
 }
 
-/// A saved run.
+/// The saved state of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct SavedImage {
-    /// The guest's document as it ran.
+    /// The live document.
     pub(super) live: String,
-    /// Whether the next start goes on with it (`virsh managedsave`).
+    /// Whether the next start restores it (`virsh managedsave`).
     pub(super) managed: bool,
 }
 
 /// A device's file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SavedDevice {
-    /// Whether the host has it.
+    /// Whether the host has the device.
     pub(super) present: bool,
-    /// The driver that it has while no guest has it.
+    /// The driver that is bound while no guest has the device.
     pub(super) driver: Option<String>,
-    /// Its document, when it is in no file of `devices/`.
+    /// The document, if it is not in a file in `devices/`.
     pub(super) xml: Option<String>,
-    /// The mediated devices made of it, when they are others than those in files of `devices/`.
+    /// The mediated devices on it, if they differ from those in files in `devices/`.
     #[serde(default)]
     pub(super) mdevs: Option<Vec<SavedMdev>>,
 }
@@ -117,7 +117,7 @@ impl Kind {
 }
 
 impl Store {
-    /// Opens the directory. One that cannot be written to is read only.
+    /// Opens the directory. If it cannot be written to, changes are kept in memory.
     pub(super) fn open(dir: &Path) -> Self {
         match Self::writable(dir) {
             Ok(lock) => {
@@ -127,42 +127,43 @@ impl Store {
                 store
             }
             Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write; changes are kept in memory");
+                tracing::warn!(dir = %dir.display(), %error, "simulated host: cannot write to the directory; changes are kept in memory only");
                 Self { state: None, lock: None, known: 0, locked_since: None }
             }
         }
     }
 
-    /// The number of the last change, by whomever.
+    /// The number of the last change by any process.
     fn last_change(&self) -> u64 {
         let mut number = [0; 8];
         let read = self.lock.as_ref().map(|lock| lock.read_exact_at(&mut number, 0));
-        // It is empty before the first one.
+        // The file is empty before the first change.
         read.map_or(self.known, |_| u64::from_le_bytes(number))
     }
 
-    /// Whether another process has changed something since this one looked.
+    /// Whether another process has made a change that this one does not know.
     pub(super) fn is_behind(&self) -> bool {
         self.last_change() != self.known
     }
 
-    /// Keeps other processes out until [`leave`](Self::leave). Answers whether another one has changed something
-    /// since this one looked.
+    /// Locks the directory until [`leave`](Self::leave). Returns whether another process has changed something since
+    /// this one held the lock.
     ///
     /// # Errors
-    /// Another process has kept this one out for too long: it was stopped in the middle.
+    /// [`Locked`] when another process has kept the lock for [`LOCK_WAIT`], because it was stopped.
     pub(super) fn enter(&mut self) -> Result<bool, Locked> {
         while let Some(Err(error)) = self.lock.as_ref().map(File::try_lock) {
             match error {
                 TryLockError::WouldBlock => {
-                    // Who comes after one that waited in vain does not wait as long again.
+                    // The time counts from the first attempt: after one call waited in vain, the next one does not wait
+                    // as long again.
                     if self.locked_since.get_or_insert_with(Instant::now).elapsed() >= LOCK_WAIT {
                         return Err(Locked);
                     }
                     std::thread::sleep(LOCK_LOOK);
                 }
                 TryLockError::Error(error) => {
-                    tracing::warn!(%error, "simulated host: other processes cannot be kept out");
+                    tracing::warn!(%error, "simulated host: cannot lock the directory against other processes");
                     break;
                 }
             }
@@ -172,10 +173,10 @@ impl Store {
         Ok(std::mem::replace(&mut self.known, last) != last)
     }
 
-    /// Lets other processes in.
+    /// Unlocks the directory.
     pub(super) fn leave(&self) {
         if let Some(Err(error)) = self.lock.as_ref().map(File::unlock) {
-            tracing::warn!(%error, "simulated host: other processes are kept out");
+            tracing::warn!(%error, "simulated host: cannot unlock the directory for other processes");
         }
     }
 
@@ -191,7 +192,7 @@ impl Store {
         self.state.is_some()
     }
 
-    /// Lets the directory go and writes no more.
+    /// Closes the directory. Later changes are not written.
     pub(super) fn close(&mut self) {
         (self.state, self.lock) = (None, None);
     }
@@ -210,13 +211,14 @@ impl Store {
         Ok(files)
     }
 
-    /// Writes one file. Failing to do so is worth a warning: the simulated host goes on in memory.
+    /// Writes one file. A failure is only logged: the simulated host goes on in memory.
     pub(super) fn write(&mut self, kind: Kind, name: &str, saved: &impl Serialize) {
         let (Some(state), Some(lock)) = (&self.state, &self.lock) else { return };
-        // First, so that others look also when this process is killed in between.
+        // The number is written first, so that other processes read again even when this one is killed before the file
+        // is written.
         self.known += 1;
         if let Err(error) = lock.write_all_at(&self.known.to_le_bytes(), 0) {
-            tracing::warn!(%error, "simulated host: other processes do not see a change");
+            tracing::warn!(%error, "simulated host: cannot announce a change to other processes");
         }
         let path = state.join(kind.folder()).join(name).with_extension("json");
         let temporary = path.with_extension("new");
@@ -230,7 +232,7 @@ impl Store {
     }
 }
 
-/// The files of a folder with an ending, in order of name. No folder is an empty one.
+/// Reads the files of a folder with this extension, in order of name. A missing folder counts as empty.
 pub(super) fn read_folder(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, String)>, OpenError> {
     let fail = |path: &Path| {
         let path = path.to_owned();
@@ -254,7 +256,7 @@ pub(super) fn read_folder(folder: &Path, ending: &str) -> Result<Vec<(PathBuf, S
         .collect()
 }
 
-/// A file's name without its ending.
+/// A file's name without its extension.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -264,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_keeps_the_lock_is_not_waited_for_without_end() {
+    fn waiting_for_a_process_that_keeps_the_lock_ends_with_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut stopped = Store::open(dir.path());
         let mut other = Store::open(dir.path());

@@ -1,4 +1,4 @@
-//! libvirt's capabilities document → the socket of each NUMA node of the host.
+//! Reads the CPU socket of each of the host's NUMA nodes from libvirt's capabilities document.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use super::XmlError;
 use super::read::{self, Fault, child, children, number, required_number};
 use super::tree::Element;
 
-/// The socket of each NUMA node that has CPUs on line; none when the document does not say, or when a node
-/// spans several sockets.
+/// Returns the socket of each NUMA node that has online CPUs, or `None` when the document does not contain sockets or
+/// when a node spans several sockets.
 ///
 /// # Errors
-/// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
+/// [`XmlError`] with the element that could not be read. Unknown elements are ignored.
 pub fn node_sockets(xml: &str) -> Result<Option<BTreeMap<u32, u32>>, XmlError> {
     let document = read::document(xml, "capabilities", "capabilities")?;
     sockets(&document.root).map_err(|fault| document.error("capabilities", fault))
@@ -24,7 +24,7 @@ fn sockets(root: &Element<'_>) -> Result<Option<BTreeMap<u32, u32>>, Fault> {
     {
         let node: u32 = required_number(cell, "id")?;
         for cpu in child(cell, "cpus").iter().flat_map(|cpus| children(cpus, "cpu")) {
-            // A CPU that is off line has no socket.
+            // An offline CPU has no socket.
             let Some(socket) = number::<u32>(cpu, "socket_id")? else { continue };
             if sockets.insert(node, socket).is_some_and(|other| other != socket) {
                 return Ok(None);

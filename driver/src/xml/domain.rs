@@ -1,4 +1,4 @@
-//! libvirt's domain document → [`DomainXml`].
+//! Reads libvirt's domain document into a [`DomainXml`].
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::pci::PciAddress;
 
 /// The namespace of `<qemu:override>`.
 const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
-/// The namespace in which OpenStack Nova writes its metadata; a version follows.
+/// The namespace of OpenStack Nova's metadata, without the version that follows.
 const NOVA: &str = "http://openstack.org/xmlns/libvirt/nova/";
 /// The name of the guest agent's channel.
 const AGENT: &str = "org.qemu.guest_agent.0";
@@ -20,7 +20,7 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 /// Reads one domain document, live or persistent.
 ///
 /// # Errors
-/// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
+/// [`XmlError`] with the element that could not be read. Unknown elements are ignored.
 pub fn parse(xml: &str) -> Result<DomainXml, XmlError> {
     let document = read::document(xml, "domain", "domain")?;
     let root = &document.root;
@@ -76,8 +76,8 @@ fn domain(root: &Element<'_>, name: &str) -> Result<DomainXml, Fault> {
     })
 }
 
-/// Where a device sits in the guest; none when it has no PCI address, or an empty one that libvirt has yet
-/// to fill (`<address type='pci'/>`).
+/// Returns a device's PCI address in the guest, or `None` when it has none or an empty one that libvirt has not filled
+/// in yet (`<address type='pci'/>`).
 fn guest_address(device: &Element<'_>) -> Result<Option<PciAddress>, Fault> {
     let Some(node) = child(device, "address").filter(|node| node.attribute("type") == Some("pci")) else {
         return Ok(None);
@@ -91,20 +91,20 @@ fn alias(device: &Element<'_>) -> Option<String> {
     child(device, "alias")?.attribute("name").map(str::to_owned)
 }
 
-/// Whether a kernel command line tells Linux to number PCI buses anew.
+/// Whether a kernel command line makes Linux renumber the PCI buses.
 fn renumbers_buses(command_line: &str) -> bool {
     let words = command_line.split_whitespace().map(|word| word.trim_matches('"'));
     let options = words.filter_map(|word| word.strip_prefix("pci=")).flat_map(|options| options.split(','));
     options.into_iter().any(|option| option == "assign-busses")
 }
 
-/// An element of Nova's metadata: by its name and Nova's namespace, whatever prefix that has.
+/// Finds an element of Nova's metadata by its name and namespace; the prefix does not matter.
 fn nova<'a, 'input>(root: &'a Element<'input>, name: &str) -> Option<&'a Element<'input>> {
     let nova = |node: &Element<'_>| node.namespace().is_some_and(|uri| uri.starts_with(NOVA));
     child(root, "metadata")?.descendants().find(|node| node.local_name() == name && nova(node))
 }
 
-/// What firmware is told to keep behind a port.
+/// The resources that firmware has to reserve behind a port.
 #[derive(Default, Clone, Copy)]
 struct Reserve {
     buses: Option<u8>,
@@ -112,7 +112,7 @@ struct Reserve {
     pref64: Option<u64>,
 }
 
-/// What is reserved behind each device by `<qemu:override>`, under the device's alias.
+/// Returns what `<qemu:override>` reserves behind each device, by the device's alias.
 fn reserves<'a>(root: &'a Element<'_>) -> Result<HashMap<&'a str, Reserve>, Fault> {
     let named = |name: &'static str| {
         move |node: &&Element<'_>| node.namespace() == Some(QEMU) && node.local_name() == name
@@ -138,7 +138,7 @@ fn controller(node: &Element<'_>, reserves: &HashMap<&str, Reserve>) -> Result<P
     let index = required_number(node, "index")?;
     let target = child(node, "target");
     let alias = alias(node);
-    // A persistent document has no alias, but an override speaks of the one that libvirt will give.
+    // A persistent document has no aliases, but an override names the one that libvirt will assign.
     let reserve = match &alias {
         Some(alias) => reserves.get(alias.as_str()),
         None => reserves.get(format!("pci.{index}").as_str()),
@@ -170,14 +170,14 @@ fn model(controller: &Element<'_>) -> Result<ControllerModel, Fault> {
         "pcie-switch-downstream-port" => ControllerModel::SwitchDownstream,
         "pci-expander-bus" => ControllerModel::PciExpander,
         "pcie-expander-bus" => ControllerModel::PcieExpander,
-        // What it does to the numbering cannot be known, so neither can any guest address.
+        // The effect of an unknown model on the bus numbers is unknown, so no guest address could be computed.
         unknown => {
             return Err(Fault::at(controller, format_args!("unknown PCI controller model '{unknown}'")));
         }
     })
 }
 
-/// The one VLAN that an interface is in.
+/// Returns the VLAN of an interface, or `None` for a trunk or for several tags.
 fn vlan(vlan: &Element<'_>) -> Option<VlanTag> {
     let mut tags = children(vlan, "tag");
     let tag = tags.next().filter(|_| vlan.attribute("trunk") != Some("yes"))?;

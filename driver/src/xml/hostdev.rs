@@ -1,7 +1,7 @@
-//! `xml-templates/` → the `<hostdev>` document of one attach.
+//! Renders the `<hostdev>` document of an attach from `xml-templates/`.
 //!
-//! The templates are rendered by minijinja with XML escaping, and each rendered document is read back: it
-//! must say what was asked for and plug nothing else, else libvirt never sees it.
+//! minijinja renders the templates with XML escaping. Each rendered document is read back and compared with its spec. A
+//! document that differs from the spec or adds another device is refused and never reaches libvirt.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,19 @@ use crate::domain::UserAlias;
 use crate::net::{MacAddress, VlanTag};
 use crate::pci::PciAddress;
 
-/// What can be plugged into a domain.
+/// A device that can be plugged into a domain.
 pub trait Pluggable: Sync {
     /// The alias that names it in the domain.
     fn alias(&self) -> UserAlias;
 
-    /// The host's device, for people.
+    /// The device's name on the host, for people.
     fn source(&self) -> String;
 
-    /// Its document.
+    /// Renders the document for libvirt.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not render, or renders something else than was asked for.
+    /// [`TemplateError::Render`] when the template cannot be rendered, and [`TemplateError::Mismatch`] when the
+    /// rendered document differs from the spec.
     fn render(&self, templates: &Templates) -> Result<String, TemplateError>;
 }
 
@@ -64,15 +65,15 @@ impl Pluggable for MdevSpec {
     }
 }
 
-/// The templates, embedded in the binary or overridden from a directory.
+/// The templates: those embedded in the binary, or overrides from a directory.
 #[derive(Debug)]
 pub struct Templates {
     environment: Environment<'static>,
-    /// The templates that are not the embedded ones, and their files.
+    /// The names of the overridden templates, with their files.
     overrides: Vec<(&'static str, PathBuf)>,
 }
 
-/// The embedded templates by the names of their files.
+/// The embedded templates, by file name.
 const EMBEDDED: [(&str, &str); 3] = [
     (HOSTDEV, include_str!("../../../xml-templates/hostdev.xml")),
     (INTERFACE, include_str!("../../../xml-templates/interface.xml")),
@@ -82,7 +83,7 @@ const HOSTDEV: &str = "hostdev.xml";
 const INTERFACE: &str = "interface.xml";
 const MDEV: &str = "mdev.xml";
 
-/// A template that does not do.
+/// A problem with a template.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The override directory or a file in it cannot be read.
@@ -90,16 +91,16 @@ pub enum TemplateError {
     Read {
         /// The file or directory.
         path: String,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// A file in the override directory that overrides nothing.
-    #[error("{path}: no template has this name; there are {HOSTDEV}, {INTERFACE} and {MDEV}")]
+    /// A file in the override directory does not have the name of a template.
+    #[error("{path}: unknown template; expected {HOSTDEV}, {INTERFACE} or {MDEV}")]
     Unknown {
         /// The file.
         path: String,
     },
-    /// A template does not parse or does not render.
+    /// A template cannot be parsed or rendered.
     #[error("{file}:{line}: {reason}")]
     Render {
         /// The template's file.
@@ -109,17 +110,17 @@ pub enum TemplateError {
         /// What is wrong there.
         reason: String,
     },
-    /// What a template rendered is not what was asked for.
+    /// A rendered document differs from its spec.
     #[error("{file}: in the rendered document, {reason}")]
     Mismatch {
         /// The template's file.
         file: String,
-        /// What differs, with the element and the rendered document's line.
+        /// The difference, with the element and the line of the rendered document.
         reason: String,
     },
 }
 
-/// What a template can say. Whether it said it right is checked afterwards.
+/// The variables of a template. Whether the template used them correctly is checked after rendering.
 fn context(spec: &HostdevSpec) -> Value {
     let interface = spec.interface.as_ref();
     context! {
@@ -133,7 +134,7 @@ fn context(spec: &HostdevSpec) -> Value {
     }
 }
 
-/// An address as libvirt writes it: `domain='0x0000' bus='0x3b' slot='0x00' function='0x1'`.
+/// The parts of an address as libvirt writes them: `domain='0x0000' bus='0x3b' slot='0x00' function='0x1'`.
 fn address(address: PciAddress) -> Value {
     context! {
         domain => format!("{:#06x}", address.domain()),
@@ -144,11 +145,11 @@ fn address(address: PciAddress) -> Value {
 }
 
 impl Templates {
-    /// The embedded templates, with those of the same name in `overrides` in their place, all proven by
-    /// rendering each for every kind of attach. Files whose names begin with a dot are left alone.
+    /// Loads the embedded templates; files in `overrides` replace templates of the same name. It renders and checks
+    /// each template for every kind of attach. Files whose names begin with a dot are ignored.
     ///
     /// # Errors
-    /// [`TemplateError`] naming file and line.
+    /// [`TemplateError`] when a file cannot be read or has an unknown name, or when a template does not pass the check.
     pub fn load(overrides: Option<&Path>) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -177,7 +178,8 @@ impl Templates {
     /// Renders the document of one attach.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not render, or renders something else than was asked for.
+    /// [`TemplateError::Render`] when the template cannot be rendered, and [`TemplateError::Mismatch`] when the
+    /// rendered document differs from the spec.
     pub fn render(&self, spec: &HostdevSpec) -> Result<String, TemplateError> {
         let name = if spec.interface.is_some() { INTERFACE } else { HOSTDEV };
         let xml = self.render_context(name, context(spec))?;
@@ -202,7 +204,7 @@ impl Templates {
         }
     }
 
-    /// What people call a template: its file, or its name where it is embedded.
+    /// The path of an overridden template, or the name of an embedded one.
     fn file(&self, name: &str) -> String {
         let file = self.overrides.iter().find(|(overridden, _)| *overridden == name);
         file.map_or_else(|| name.to_owned(), |(_, path)| path.display().to_string())
@@ -229,7 +231,8 @@ fn override_files(directory: &Path) -> Result<Vec<(&'static str, PathBuf)>, Temp
     Ok(files)
 }
 
-/// One attach of every kind, none with a value that a template might have by itself.
+/// One spec for every kind of attach. Its values are unusual, so that a template that contains a constant instead of a
+/// variable does not pass.
 fn every_kind() -> impl Iterator<Item = HostdevSpec> {
     let source = PciAddress::new(0xface, 0xa5, 0x1b, 5);
     let guest = PciAddress::new(0, 0x6d, 0x1e, 0);
@@ -253,7 +256,7 @@ fn every_kind() -> impl Iterator<Item = HostdevSpec> {
         .flat_map(move |spec| [true, false].map(|managed| HostdevSpec { managed, ..spec.clone() }))
 }
 
-/// One attach of a mediated device of every kind.
+/// One spec for every kind of mediated-device attach.
 fn every_mdev() -> impl Iterator<Item = MdevSpec> {
     let guests = [None, PciAddress::new(0, 0x6d, 0x1e, 0).ok()];
     guests.into_iter().map(|guest| MdevSpec {

@@ -1,5 +1,5 @@
-//! Mediated devices in node device documents: the types that a function has, one device, and the document
-//! that makes one.
+//! Mediated devices in node device documents: the types that a function offers, one device, and the document that
+//! creates one.
 
 use minijinja::{Environment, context};
 use uuid::Uuid;
@@ -10,10 +10,10 @@ use super::tree::Element;
 use crate::mdev::{Mdev, MdevType};
 use crate::pci::PciAddress;
 
-/// Reads the types of mediated devices off a PCI function's document; empty when it has none.
+/// Reads the mediated device types from a PCI function's document. The result is empty when the function offers none.
 ///
 /// # Errors
-/// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
+/// [`XmlError`] with the element that could not be read. Unknown elements are ignored.
 pub fn types(xml: &str) -> Result<Vec<MdevType>, XmlError> {
     let document = read::document(xml, "node device", "device")?;
     let pci = children(&document.root, "capability").filter(|node| is(node, "pci"));
@@ -38,15 +38,17 @@ fn mdev_type(node: &Element<'_>) -> Result<MdevType, Fault> {
     })
 }
 
-/// The device that a node device document of a mediated one describes.
+/// Reads a mediated device from its node device document.
 pub(super) fn device(device: &Element<'_>, name: &str, capability: &Element<'_>) -> Result<Mdev, Fault> {
-    // libvirt before 7.3 says the UUID in the name only: mdev_3627463d_b7f0_4fea_b468_f1da537d301b.
+    // Before libvirt 7.3 only the name contains the UUID: mdev_3627463d_b7f0_4fea_b468_f1da537d301b.
     let uuid = match child(capability, "uuid") {
         Some(uuid) => read::value(uuid)?,
         None => {
             let uuid =
                 name.strip_prefix("mdev_").and_then(|rest| Uuid::try_parse(&rest.replace('_', "-")).ok());
-            uuid.ok_or_else(|| Fault::at(capability, "it has no <uuid>, and its name is none"))?
+            uuid.ok_or_else(|| {
+                Fault::at(capability, "missing element <uuid>, and the name contains no UUID")
+            })?
         }
     };
     Ok(Mdev {
@@ -60,7 +62,7 @@ pub(super) fn device(device: &Element<'_>, name: &str, capability: &Element<'_>)
     })
 }
 
-/// The document that makes a device. libvirt's schema asks for a name, and libvirt gives another one.
+/// The document that creates a device. libvirt's schema requires a name, but libvirt assigns its own.
 const NEW: &str = "<device>
   <name>new</name>
   <parent>{{ parent }}</parent>
@@ -71,10 +73,10 @@ const NEW: &str = "<device>
 </device>
 ";
 
-/// The node device document that makes a mediated device of this type on `parent`.
+/// Renders the node device document that creates a mediated device of this type on `parent`.
 ///
 /// # Errors
-/// [`XmlError`] when the type's id has a character that XML cannot say.
+/// [`XmlError`] when the type's id contains a character that XML does not allow.
 pub fn new(parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<String, XmlError> {
     let refuse = |reason: String| XmlError {
         document: "new mediated device".to_owned(),
@@ -82,7 +84,7 @@ pub fn new(parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<String, Xm
         reason,
     };
     let context = context! { parent => parent.node_name(), type => mdev_type, uuid => uuid.to_string() };
-    // By the ending of its name minijinja knows that it is to be escaped.
+    // minijinja escapes the values because the template's name ends in `.xml`.
     let xml = Environment::new().render_named_str("mdev.xml", NEW, context);
     let xml = xml.map_err(|error| refuse(error.to_string()))?;
     read::document(&xml, "new mediated device", "device")?;
@@ -97,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_type_gets_out_of_its_attribute(mdev_type in prop_oneof!["[-'\"<>&;/= a-z0-9{}%]{0,40}", "\\PC{0,20}"], uuid in any::<u128>()) {
+        fn no_type_breaks_out_of_its_attribute(mdev_type in prop_oneof!["[-'\"<>&;/= a-z0-9{}%]{0,40}", "\\PC{0,20}"], uuid in any::<u128>()) {
             let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
             let xml = new(parent, &mdev_type, Uuid::from_u128(uuid)).unwrap();
             let root = &Element::parse(&xml).unwrap();
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_xml_cannot_say_is_refused() {
+    fn a_type_with_a_character_that_xml_does_not_allow_is_refused() {
         let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
         let error = new(parent, "nvidia\u{1}", Uuid::nil()).unwrap_err();
         assert!(error.to_string().starts_with("new mediated device: "), "{error}");

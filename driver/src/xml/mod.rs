@@ -1,4 +1,4 @@
-//! Documents in and out: text in, values out; values in, text out. No connection is known here.
+//! Reads and writes libvirt's documents: text to values, and values to text. No connection is used here.
 
 pub mod capabilities;
 pub mod domain;
@@ -11,14 +11,14 @@ mod rendered;
 mod spec;
 pub(crate) mod tree;
 
-/// A document that could not be understood.
+/// A document that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{document}: <{element}>: {reason}")]
 pub struct XmlError {
-    /// Which document: `domain g1`, `node device pci_0000_3b_00_1`, or its kind where the name was not reached.
+    /// The document: `domain g1` or `node device pci_0000_3b_00_1`, or only its kind when its name could not be read.
     pub document: String,
-    /// The element that could not be understood, as a path: `devices/hostdev/source/address`.
+    /// The element that could not be read, as a path: `devices/hostdev/source/address`.
     pub element: String,
-    /// What is wrong with it.
+    /// What is wrong with the element.
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! libvirt's node device document → [`HostDevice`].
+//! Reads libvirt's node device documents into [`HostDevice`]s.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,46 +12,46 @@ use crate::device::{HostDevice, Interface, IommuGroup, Link, Role, Shared};
 use crate::mdev::Mdev;
 use crate::pci::{PciAddress, PciClass};
 
-/// What a node device document describes, as far as hotslot reads it.
+/// The node device that a document describes, as far as hotslot reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeDevice {
-    /// A PCI function. Its `net`, `vdpa` and `block` are empty: they are node devices of their own, see
+    /// A PCI function. Its `net`, `vdpa` and `block` are empty, because those are separate node devices; see
     /// [`attach_children`].
     Pci(Box<HostDevice>),
     /// A network interface.
     Net {
-        /// The PCI function that it is on; none for a virtual one.
+        /// The PCI function that it is on; `None` for a virtual interface.
         function: Option<PciAddress>,
         /// The interface.
         interface: Interface,
     },
     /// A vDPA device.
     Vdpa {
-        /// The PCI function that it is made of; none for a simulated one.
+        /// The PCI function that it is on; `None` for a simulated vDPA device.
         function: Option<PciAddress>,
-        /// Its character device, `/dev/vhost-vdpa-0`; empty when it has none.
+        /// The character device, `/dev/vhost-vdpa-0`; empty when it has none.
         path: String,
     },
     /// A block device.
     Block {
-        /// The PCI function that it is on (one of them, for a disk with several paths); none for a virtual one.
+        /// The PCI function that it is on; one of them for a disk with several paths, `None` for a virtual device.
         function: Option<PciAddress>,
-        /// Its path on the host, `/dev/nvme0n1`.
+        /// The path on the host, `/dev/nvme0n1`.
         path: String,
-        /// Its serial number, as udev knows it.
+        /// The serial number from udev.
         serial: Option<String>,
     },
     /// A mediated device.
     Mdev(Mdev),
-    /// Anything else, and PCI functions of 32-bit domains (VMD) with what shares an IOMMU group with one: libvirt
-    /// cannot assign those.
+    /// Anything else. PCI functions in 32-bit domains (VMD), and functions that share an IOMMU group with one, are also
+    /// in here, because libvirt cannot assign them.
     Other,
 }
 
 /// Reads one node device document.
 ///
 /// # Errors
-/// [`XmlError`] naming the element that could not be understood. Unknown elements are ignored.
+/// [`XmlError`] with the element that could not be read. Unknown elements are ignored.
 pub fn parse(xml: &str) -> Result<NodeDevice, XmlError> {
     let document = read::document(xml, "node device", "device")?;
     let device = &document.root;
@@ -62,7 +62,7 @@ pub fn parse(xml: &str) -> Result<NodeDevice, XmlError> {
 fn node_device(device: &Element<'_>, name: &str) -> Result<NodeDevice, Fault> {
     for capability in children(device, "capability") {
         match capability.attribute("type") {
-            Some("pci") if reaches_far(capability) => return Ok(NodeDevice::Other),
+            Some("pci") if has_32_bit_domain(capability) => return Ok(NodeDevice::Other),
             Some("pci") => return Ok(NodeDevice::Pci(Box::new(function(device, name, capability)?))),
             Some("mdev") => return Ok(NodeDevice::Mdev(mdev::device(device, name, capability)?)),
             Some("net") => {
@@ -90,8 +90,9 @@ fn node_device(device: &Element<'_>, name: &str) -> Result<NodeDevice, Fault> {
     Ok(NodeDevice::Other)
 }
 
-/// Whether an address in it is of a domain beyond the 16 bits that libvirt can assign devices of.
-fn reaches_far(pci: &Element<'_>) -> bool {
+/// Whether the capability contains a PCI address whose domain does not fit into 16 bits. libvirt cannot assign such
+/// devices.
+fn has_32_bit_domain(pci: &Element<'_>) -> bool {
     let domain = |node: &Element<'_>| match node.local_name() {
         "domain" => read::text(node).and_then(|text| read::parse_number(&text).ok()),
         "address" => node.attribute("domain").and_then(|text| read::parse_number(text).ok()),
@@ -100,9 +101,9 @@ fn reaches_far(pci: &Element<'_>) -> bool {
     pci.descendants().filter_map(domain).any(|domain| domain > 0xffff)
 }
 
-/// The PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or
-/// USB devices stand between. A namespace of an NVMe subsystem with multipath is virtual there, but its link
-/// in `/dev/disk/by-path` names a function. Where there is no path, the parent.
+/// Returns the PCI function that a child device is on: the last one in its sysfs path, however many virtio, SCSI or USB
+/// devices are in between. The sysfs path of an NVMe multipath namespace is virtual, but its link in
+/// `/dev/disk/by-path` names a function. Without a path it is the parent.
 fn owner(device: &Element<'_>) -> Option<PciAddress> {
     let Some(path) = child_text(device, "path") else {
         return PciAddress::from_node_name(&child_text(device, "parent")?).ok();
@@ -141,7 +142,7 @@ fn function(device: &Element<'_>, name: &str, pci: &Element<'_>) -> Result<HostD
     })
 }
 
-/// The address in `<domain>`, `<bus>`, `<slot>` and `<function>`.
+/// Reads the address from `<domain>`, `<bus>`, `<slot>` and `<function>`.
 fn own_address(pci: &Element<'_>) -> Result<PciAddress, Fault> {
     let number = |name| read::value(required(pci, name)?);
     let [domain, bus, slot, function] =
@@ -160,7 +161,8 @@ fn addresses(node: &Element<'_>) -> Result<Vec<PciAddress>, Fault> {
 }
 
 fn role(pci: &Element<'_>) -> Result<Role, Fault> {
-    // A `phys_function` without an address says nothing of the PF: to Nova, too, it is then no VF.
+    // A `phys_function` without an address does not identify the PF. Nova does not regard such a function as a VF
+    // either.
     if let Some(physical) = capability(pci, "phys_function").and_then(|physical| child(physical, "address")) {
         return Ok(Role::Virtual { parent: read::pci_address(physical)? });
     }
@@ -174,7 +176,7 @@ fn iommu_group(group: &Element<'_>) -> Result<IommuGroup, Fault> {
     Ok(IommuGroup { number: required_number(group, "number")?, members: addresses(group)? })
 }
 
-/// The link; none when the device has none (an endpoint integrated into the root complex).
+/// Reads the link; `None` for a device without one (an endpoint integrated into the root complex).
 fn link(express: &Element<'_>) -> Result<Option<Link>, Fault> {
     let side = |validity| children(express, "link").find(|link| link.attribute("validity") == Some(validity));
     let width = |side: Option<&Element<'_>>| side.map_or(Ok(None), |link| read::number(link, "width"));
@@ -192,8 +194,8 @@ fn serial(pci: &Element<'_>) -> Option<String> {
     children(capability(pci, "vpd")?, "fields").find_map(|fields| child_text(fields, "serial_number"))
 }
 
-/// Writes the network interfaces, vDPA and block devices among `nodes` into the functions among `nodes` that they
-/// are on, and returns those functions in order of address.
+/// Adds the network interfaces, vDPA and block devices in `nodes` to the functions in `nodes` that they are on, and
+/// returns these functions in order of address.
 pub fn attach_children(nodes: Vec<NodeDevice>) -> Vec<HostDevice> {
     let mut devices = BTreeMap::new();
     let mut net: Vec<(PciAddress, Interface)> = Vec::new();

@@ -1,4 +1,4 @@
-//! Where a guest's own NUMA cells are on the host.
+//! Finds the host's NUMA nodes to which a guest's NUMA cells are pinned.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -6,12 +6,12 @@ use std::ops::RangeInclusive;
 use super::read::{Fault, child, children, required_attribute, required_number};
 use super::tree::Element;
 
-/// The highest NUMA node that a Linux host can have (`MAX_NUMNODES`); longer ranges are mistakes.
+/// The highest NUMA node that a Linux host can have (`MAX_NUMNODES`). Higher numbers are refused as mistakes.
 const LAST_NODE: u32 = 1023;
 
-/// The host's NUMA nodes that the guest's cells (`<cpu><numa><cell>`) are on: a cell's own
-/// `<numatune><memnode>`, or else `<numatune><memory>`. Empty when the guest has no cells, or when they are
-/// not pinned.
+/// Returns the host's NUMA nodes to which the guest's cells (`<cpu><numa><cell>`) are pinned, by the cell's own
+/// `<numatune><memnode>` or else by `<numatune><memory>`. The result is empty when the guest has no cells or when they
+/// are not pinned.
 pub(super) fn nodes_of_cells(domain: &Element<'_>) -> Result<BTreeSet<u32>, Fault> {
     let cells = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
     let (Some(cells), Some(tune)) = (cells, child(domain, "numatune")) else { return Ok(BTreeSet::new()) };
@@ -25,14 +25,14 @@ pub(super) fn nodes_of_cells(domain: &Element<'_>) -> Result<BTreeSet<u32>, Faul
                 own = Some(memnode);
             }
         }
-        if let Some(told) = own.or(common) {
-            nodes.extend(nodeset(told)?);
+        if let Some(pinned) = own.or(common) {
+            nodes.extend(nodeset(pinned)?);
         }
     }
     Ok(nodes)
 }
 
-/// libvirt's list of nodes: `0-1,^1,3`, from left to right.
+/// Reads libvirt's list of nodes (`0-1,^1,3`), from left to right.
 fn nodeset(node: &Element<'_>) -> Result<BTreeSet<u32>, Fault> {
     let text: String = required_attribute(node, "nodeset")?;
     let mut nodes = BTreeSet::new();
@@ -42,8 +42,8 @@ fn nodeset(node: &Element<'_>) -> Result<BTreeSet<u32>, Fault> {
             None => (false, range(part)),
         };
         let range = range.ok_or_else(|| {
-            let right = "a list of nodes is like 0-1,^1,3";
-            Fault::at(node, format_args!("nodeset='{text}': `{part}`: {right}, none above {LAST_NODE}"))
+            let expected = "expected a list of nodes such as 0-1,^1,3";
+            Fault::at(node, format_args!("nodeset='{text}': `{part}`: {expected}, up to node {LAST_NODE}"))
         })?;
         if taken_out {
             nodes.retain(|node| !range.contains(node));

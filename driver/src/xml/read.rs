@@ -1,4 +1,4 @@
-//! Reading a document: elements by name, values from attributes and texts, and faults that name the element.
+//! Helpers that read a document: elements by name, values from attributes and texts, and errors that name the element.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use super::XmlError;
 use super::tree::{self, Element};
 use crate::pci::PciAddress;
 
-/// What is wrong with an element of a document; [`Document::error`] says which document and element that is.
+/// An error in an element of a document. [`Document::error`] adds the document's name and the element's path.
 #[derive(Debug)]
 pub(super) struct Fault {
     place: usize,
@@ -20,15 +20,15 @@ impl Fault {
     }
 }
 
-/// A document that was read.
+/// A parsed document.
 pub(super) struct Document<'a> {
     xml: &'a str,
-    /// The one element that it is.
+    /// The root element.
     pub(super) root: Element<'a>,
 }
 
 impl Document<'_> {
-    /// A fault, with the element and its line. `document` names the document for people.
+    /// Turns a fault into an error with the element's path and line. `document` names the document for people.
     pub(super) fn error(&self, document: impl Into<String>, fault: Fault) -> XmlError {
         let path = self.root.path_to(fault.place);
         // Below the root the path begins without it: `devices/hostdev/source/address`.
@@ -38,18 +38,18 @@ impl Document<'_> {
     }
 }
 
-/// The document that `xml` is, whose root element must be `root`. `kind` names the document for people.
+/// Parses a document whose root element must be `root`. `kind` names the document for people.
 pub(super) fn document<'a>(xml: &'a str, kind: &str, root: &str) -> Result<Document<'a>, XmlError> {
     let refuse = |reason: String| XmlError { document: kind.into(), element: root.into(), reason };
     let found = Element::parse(xml).map_err(|error| refuse(format!("not well-formed XML: {error}")))?;
     if found.is(root) {
         Ok(Document { xml, root: found })
     } else {
-        Err(refuse(format!("the document's root is <{}>", found.local_name())))
+        Err(refuse(format!("unexpected root element <{}>", found.local_name())))
     }
 }
 
-/// The children of this name, in document order. Elements of other namespaces are others.
+/// Returns the children of this name that are in no namespace, in document order.
 pub(super) fn children<'a, 'input>(
     node: &'a Element<'input>,
     name: &'static str,
@@ -57,42 +57,42 @@ pub(super) fn children<'a, 'input>(
     node.children.iter().filter(move |child| child.is(name))
 }
 
-/// The first child of this name.
+/// Returns the first child of this name.
 pub(super) fn child<'a, 'input>(node: &'a Element<'input>, name: &str) -> Option<&'a Element<'input>> {
     node.child(name)
 }
 
-/// The first child of this name, which must be there.
+/// Returns the first child of this name, or an error when there is none.
 pub(super) fn required<'a, 'input>(
     node: &'a Element<'input>,
     name: &'static str,
 ) -> Result<&'a Element<'input>, Fault> {
-    child(node, name).ok_or_else(|| Fault::at(node, format_args!("it has no <{name}>")))
+    child(node, name).ok_or_else(|| Fault::at(node, format_args!("missing element <{name}>")))
 }
 
-/// The text of an element without the blanks around it; none when there is nothing else.
+/// Returns the text of an element without surrounding white space, or `None` when it is empty.
 pub(super) fn text(node: &Element<'_>) -> Option<String> {
     Some(node.text()).filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// The text of the first child of this name.
+/// Returns the text of the first child of this name.
 pub(super) fn child_text(node: &Element<'_>, name: &'static str) -> Option<String> {
     child(node, name).and_then(text)
 }
 
-/// The text of the first child of this name, which must be there and have one.
+/// Returns the text of the first child of this name, or an error when there is none or it is empty.
 pub(super) fn required_text(node: &Element<'_>, name: &'static str) -> Result<String, Fault> {
     let child = required(node, name)?;
-    text(child).ok_or_else(|| Fault::at(child, "it is empty"))
+    text(child).ok_or_else(|| Fault::at(child, "the element is empty"))
 }
 
-/// A value of this type in the text of an element.
+/// Parses the text of an element.
 pub(super) fn value<T: FromStr<Err: Display>>(node: &Element<'_>) -> Result<T, Fault> {
     let text = node.text();
     text.parse().map_err(|error| Fault::at(node, format_args!("`{text}`: {error}")))
 }
 
-/// A value of this type in an attribute, which must be there.
+/// Parses an attribute, or returns an error when it is missing.
 pub(super) fn required_attribute<T: FromStr<Err: Display>>(
     node: &Element<'_>,
     name: &'static str,
@@ -101,7 +101,7 @@ pub(super) fn required_attribute<T: FromStr<Err: Display>>(
     text.parse().map_err(|error| Fault::at(node, format_args!("{name}='{text}': {error}")))
 }
 
-/// A number as libvirt writes it: decimal, or hexadecimal after `0x`.
+/// Parses a number as libvirt writes it: decimal, or hexadecimal after `0x`.
 pub(super) fn parse_number(text: &str) -> Result<u32, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
@@ -109,7 +109,7 @@ pub(super) fn parse_number(text: &str) -> Result<u32, std::num::ParseIntError> {
     }
 }
 
-/// A number in an attribute; none when it is not there.
+/// Parses a number in an attribute; `None` when the attribute is missing.
 pub(super) fn number<T: TryFrom<u32, Error: Display>>(
     node: &Element<'_>,
     name: &'static str,
@@ -120,7 +120,7 @@ pub(super) fn number<T: TryFrom<u32, Error: Display>>(
     T::try_from(number).map(Some).map_err(|error| refuse(&error))
 }
 
-/// A number in an attribute, which must be there.
+/// Parses a number in an attribute, or returns an error when it is missing.
 pub(super) fn required_number<T: TryFrom<u32, Error: Display>>(
     node: &Element<'_>,
     name: &'static str,
@@ -129,21 +129,21 @@ pub(super) fn required_number<T: TryFrom<u32, Error: Display>>(
 }
 
 fn missing(node: &Element<'_>, attribute: &str) -> Fault {
-    Fault::at(node, format_args!("it has no attribute {attribute}"))
+    Fault::at(node, format_args!("missing attribute {attribute}"))
 }
 
-/// The bytes that libvirt's scaled number in the text of an element stands for (`virScaleInteger`): in KiB
-/// where no unit is given, in powers of 1000 where the unit ends in a bare `B`.
+/// Reads libvirt's scaled number (`virScaleInteger`) from the text of an element, in bytes. The unit defaults to KiB; a
+/// unit such as `KB` is a power of 1000, and `K` or `KiB` is a power of 1024.
 pub(super) fn bytes(node: &Element<'_>) -> Result<u64, Fault> {
     let number: u64 = value(node)?;
     let unit = node.attribute("unit").unwrap_or("KiB");
     let scale = scale(&unit.to_ascii_lowercase()).ok_or_else(|| {
-        let units = "a unit is b, or one of K M G T P E alone, with iB (1024) or with B (1000)";
+        let units = "expected b, or one of K M G T P E, alone or with iB (1024) or B (1000)";
         Fault::at(node, format_args!("unit='{unit}': {units}"))
     })?;
-    number
-        .checked_mul(scale)
-        .ok_or_else(|| Fault::at(node, format_args!("{number} {unit} are more bytes than 64 bits can count")))
+    number.checked_mul(scale).ok_or_else(|| {
+        Fault::at(node, format_args!("{number} {unit} is out of range: expected less than 2^64 bytes"))
+    })
 }
 
 fn scale(unit: &str) -> Option<u64> {
@@ -159,7 +159,7 @@ fn scale(unit: &str) -> Option<u64> {
     base.checked_pow(u32::try_from(power).ok()? + 1)
 }
 
-/// The address in the attributes of an `<address domain= bus= slot= function=>`; what is missing is 0.
+/// Reads the attributes of an `<address domain= bus= slot= function=>`. A missing attribute is 0.
 pub(super) fn pci_address(node: &Element<'_>) -> Result<PciAddress, Fault> {
     let number = |name| number(node, name).map(Option::unwrap_or_default);
     let [domain, bus, slot, function] =

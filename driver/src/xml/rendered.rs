@@ -1,22 +1,22 @@
-//! A rendered document against what was asked for.
+//! Compares a rendered document with its spec.
 
 use super::read::{self, Fault};
 use super::spec::{HostdevSpec, MdevSpec};
 use super::tree::Element;
 use crate::pci::PciAddress;
 
-/// The elements that decide what is plugged, where, and by which name. None may stand in a document that was
-/// not asked for; others (`<driver>`, `<boot>`, …) are the template's own affair.
+/// The elements that determine which device is plugged, where, and under which alias. A document may only contain those
+/// that its spec requires. A template may freely add other elements (`<driver>`, `<boot>`, …).
 const DECIDING: [&str; 9] =
     ["hostdev", "interface", "source", "address", "alias", "mac", "vlan", "tag", "rom"];
 
-/// Checks that a document says what `spec` says, and plugs nothing else.
+/// Checks that a document matches `spec` and plugs nothing else.
 pub(super) fn check(xml: &str, spec: &HostdevSpec) -> Result<(), String> {
     let name = if spec.interface.is_some() { "interface" } else { "hostdev" };
     check_by(xml, name, |root| compare(root, spec))
 }
 
-/// The same of a mediated device.
+/// Checks the document of a mediated device in the same way.
 pub(super) fn check_mdev(xml: &str, spec: &MdevSpec) -> Result<(), String> {
     check_by(xml, "hostdev", |root| compare_mdev(root, spec))
 }
@@ -75,7 +75,7 @@ fn compare(root: &Element<'_>, spec: &HostdevSpec) -> Result<(), Fault> {
     seen.everything_deciding_in(root)
 }
 
-/// The elements that were asked for.
+/// The elements that the spec requires and the document has.
 struct Seen<'a, 'input>(Vec<&'a Element<'input>>);
 
 impl<'a, 'input> Seen<'a, 'input> {
@@ -96,7 +96,7 @@ impl<'a, 'input> Seen<'a, 'input> {
         let seen = |node: &Element<'_>| self.0.iter().any(|seen| std::ptr::eq(*seen, node));
         let extra = |node: &&Element<'_>| DECIDING.contains(&node.local_name()) && !seen(node);
         match root.descendants().find(extra) {
-            Some(extra) => Err(Fault::at(extra, "it was not asked for")),
+            Some(extra) => Err(Fault::at(extra, "unexpected element")),
             None => Ok(()),
         }
     }
@@ -107,7 +107,7 @@ fn same(node: &Element<'_>, attribute: &'static str, expected: &str) -> Result<(
     if found == expected {
         Ok(())
     } else {
-        Err(Fault::at(node, format_args!("{attribute}='{found}' where '{expected}' was asked for")))
+        Err(Fault::at(node, format_args!("{attribute}='{found}' but expected '{expected}'")))
     }
 }
 
@@ -116,6 +116,6 @@ fn same_address(node: &Element<'_>, expected: PciAddress) -> Result<(), Fault> {
     if found == expected {
         Ok(())
     } else {
-        Err(Fault::at(node, format_args!("{found} where {expected} was asked for")))
+        Err(Fault::at(node, format_args!("{found} but expected {expected}")))
     }
 }

@@ -1,4 +1,4 @@
-//! What a document of a device is to say.
+//! The specs from which device documents are rendered.
 
 use uuid::Uuid;
 
@@ -6,24 +6,24 @@ use crate::domain::UserAlias;
 use crate::net::{MacAddress, VlanTag};
 use crate::pci::PciAddress;
 
-/// What one attach puts into the domain's document.
+/// The spec of a `<hostdev>` or an `<interface type='hostdev'>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostdevSpec {
-    /// The host's function.
+    /// The function on the host.
     pub source: PciAddress,
     /// The alias that names it in the domain.
     pub alias: UserAlias,
-    /// Whether libvirt binds vfio-pci and the host driver by itself.
+    /// Whether libvirt binds vfio-pci and the host driver itself.
     pub managed: bool,
-    /// `<rom bar=…/>`: none leaves it to libvirt.
+    /// `<rom bar=…/>`; `None` leaves it to libvirt.
     pub rom_bar: Option<bool>,
-    /// The guest address to use, in libvirt's numbering; none lets libvirt choose.
+    /// The guest address in libvirt's numbering; `None` lets libvirt choose one.
     pub guest: Option<PciAddress>,
-    /// A network VF that is to be given as an interface.
+    /// Settings of a network VF that is attached as an interface; `None` renders a `<hostdev>`.
     pub interface: Option<InterfaceSpec>,
 }
 
-/// What `<interface type='hostdev'>` says beyond a `<hostdev>`.
+/// The settings of an `<interface type='hostdev'>` in addition to those of a `<hostdev>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceSpec {
     /// The MAC address that the VF gets.
@@ -32,13 +32,13 @@ pub struct InterfaceSpec {
     pub vlan: Option<VlanTag>,
 }
 
-/// What one attach of a mediated device puts into the domain's document.
+/// The spec of a mediated device's `<hostdev>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MdevSpec {
     /// The device's UUID on the host.
     pub source: Uuid,
     /// The alias that names it in the domain.
     pub alias: UserAlias,
-    /// The guest address to use, in libvirt's numbering; none lets libvirt choose.
+    /// The guest address in libvirt's numbering; `None` lets libvirt choose one.
     pub guest: Option<PciAddress>,
 }

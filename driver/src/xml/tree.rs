@@ -1,7 +1,7 @@
-//! A document as a tree of its elements: read by quick-xml, changed, and written by quick-xml as libvirt writes it.
+//! A document as a tree of its elements. quick-xml reads and writes it, in the form in which libvirt writes documents.
 //!
-//! Comments and processing instructions are left out, as libvirt leaves them out. The only entities are the five that
-//! XML has by itself: a document with a type definition is refused.
+//! Comments and processing instructions are dropped, as in libvirt. Only XML's five predefined entities and character
+//! references are allowed; a document with a document type is refused.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
@@ -12,36 +12,36 @@ use quick_xml::events::attributes::Attributes;
 use quick_xml::events::{BytesStart, BytesText, Event};
 use quick_xml::{Reader, Writer, XmlVersion};
 
-/// Deeper than any document of libvirt's, shallow enough for any stack.
+/// The deepest nesting that is accepted. It is deeper than any libvirt document and small enough for any stack.
 const MAX_DEPTH: usize = 128;
 
-/// One element, with what it borrows from the text that it was read from.
+/// One element. It borrows from the text that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Element<'a> {
-    /// Its name as it is written, with the prefix.
+    /// The name as written, with the prefix.
     name: &'a str,
-    /// The namespace that it is in; libvirt's own elements are in none.
+    /// The namespace; libvirt's own elements have none.
     namespace: Option<&'a str>,
-    /// Names and values, in the order of the text.
+    /// Names and values, in document order.
     attributes: Vec<(&'a str, Cow<'a, str>)>,
-    /// The elements in it, in the order of the text.
+    /// The child elements, in document order.
     pub(crate) children: Vec<Self>,
-    /// Its own text, with the blanks around it.
+    /// The element's own text, with surrounding white space.
     text: Cow<'a, str>,
-    /// Where its start tag begins in the text that it was read from: no other element begins there.
+    /// The byte offset of the start tag in the text that it was read from. It identifies the element.
     place: usize,
 }
 
 impl<'a> Element<'a> {
-    /// Reads the one element that a document is.
+    /// Parses a document and returns its root element.
     ///
     /// # Errors
-    /// What makes it no well-formed document, with the line.
+    /// The reason and the line when the document is not well-formed.
     pub(crate) fn parse(xml: &'a str) -> Result<Self, String> {
         Parser::new(xml).parse().map_err(|(place, reason)| format!("{reason} (line {})", line(xml, place)))
     }
 
-    /// An element that stands in no text yet.
+    /// Makes a new element.
     pub(crate) fn new(name: &'static str, attributes: &[(&'static str, &str)]) -> Self {
         let owned = |(name, value): &(&'static str, &str)| (*name, (*value).to_owned().into());
         Self {
@@ -54,22 +54,22 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// The same with these elements in it.
+    /// Returns the element with these children.
     pub(crate) fn with(self, children: impl IntoIterator<Item = Self>) -> Self {
         Self { children: children.into_iter().collect(), ..self }
     }
 
-    /// Its name without the prefix.
+    /// The name without the prefix.
     pub(crate) fn local_name(&self) -> &str {
         self.name.rsplit(':').next().unwrap_or_default()
     }
 
-    /// The namespace that it is in.
+    /// The namespace.
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace
     }
 
-    /// Whether it is libvirt's own element of this name. Elements of namespaces are others.
+    /// Whether it is libvirt's own element of this name, which is in no namespace.
     pub(crate) fn is(&self, name: &str) -> bool {
         self.namespace.is_none() && self.name == name
     }
@@ -104,7 +104,7 @@ impl<'a> Element<'a> {
         })
     }
 
-    /// Sets an attribute, or takes it away.
+    /// Sets or removes an attribute.
     pub(crate) fn set(&mut self, name: &'static str, value: Option<&str>) {
         let known = self.attributes.iter().position(|(known, _)| *known == name);
         match (known.and_then(|at| self.attributes.get_mut(at)), value) {
@@ -114,17 +114,17 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// Sets its own text.
+    /// Sets the element's own text.
     pub(crate) fn set_text(&mut self, text: &str) {
         self.text = text.to_owned().into();
     }
 
-    /// Where it stands in the text that it was read from.
+    /// The byte offset of the start tag in the text that it was read from.
     pub(super) fn place(&self) -> usize {
         self.place
     }
 
-    /// The names on the way from it to the element in it that begins at this place, its own first.
+    /// Returns the names of the elements from this one down to the one that begins at `place`.
     pub(super) fn path_to(&self, place: usize) -> Vec<&str> {
         let mut path = vec![self.local_name()];
         let mut element = self;
@@ -137,7 +137,7 @@ impl<'a> Element<'a> {
         path
     }
 
-    /// The document that it is, as libvirt writes it.
+    /// Writes the element as a document, in libvirt's form.
     pub(crate) fn write(&self) -> String {
         let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
         // Writing to memory cannot fail.
@@ -168,7 +168,7 @@ impl<'a> Element<'a> {
         writer.write_event(Event::End(tag.to_end()))
     }
 
-    /// Takes in a part of its text.
+    /// Adds a part of the element's text. White space between child elements is dropped.
     fn add_text(&mut self, part: Cow<'a, str>) {
         let blank = |text: &str| text.trim_ascii().is_empty();
         if self.text.is_empty() {
@@ -179,22 +179,22 @@ impl<'a> Element<'a> {
     }
 }
 
-/// The text without a byte order mark: places are counted from there.
+/// The text without a byte order mark. Byte offsets are counted from there.
 fn unmarked(xml: &str) -> &str {
     xml.strip_prefix('\u{feff}').unwrap_or(xml)
 }
 
-/// The line of a place in a text, from 1.
+/// The line number of a byte offset, from 1.
 pub(super) fn line(xml: &str, place: usize) -> usize {
     unmarked(xml).bytes().take(place).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// What makes a text no well-formed document, and where.
+/// The byte offset and the reason why a text is not a well-formed document.
 type Malformed = (usize, String);
 
-/// A prefix (empty for the default namespace) that stands for a namespace.
+/// A namespace declaration; the prefix is empty for the default namespace.
 struct Binding<'a> {
-    /// How many elements were open around the one that says it.
+    /// How many elements were open around the element that declares it.
     depth: usize,
     prefix: &'a str,
     namespace: &'a str,
@@ -203,7 +203,7 @@ struct Binding<'a> {
 struct Parser<'a> {
     xml: &'a str,
     reader: Reader<&'a [u8]>,
-    /// The elements that have begun and not ended, each in the one before it.
+    /// The open elements, from the outermost to the innermost.
     open: Vec<Element<'a>>,
     bindings: Vec<Binding<'a>>,
     root: Option<Element<'a>>,
@@ -217,7 +217,7 @@ impl<'a> Parser<'a> {
 
     fn parse(mut self) -> Result<Element<'a>, Malformed> {
         if let Some(place) = not_xml(self.xml) {
-            return Err((place, "XML has no such character".to_owned()));
+            return Err((place, "character not allowed in XML".to_owned()));
         }
         loop {
             let place = self.position();
@@ -238,7 +238,7 @@ impl<'a> Parser<'a> {
                     self.close(element).map_err(malformed)?;
                 }
                 Event::End(_) => {
-                    // quick-xml has compared the names.
+                    // quick-xml has checked that the names match.
                     if let Some(element) = self.open.pop() {
                         self.close(element).map_err(malformed)?;
                     }
@@ -261,16 +261,17 @@ impl<'a> Parser<'a> {
             }
         }
         if let Some(element) = self.open.last() {
-            return Err((element.place, format!("<{}> has no end", element.name)));
+            return Err((element.place, format!("<{}> is not closed", element.name)));
         }
-        self.root.ok_or_else(|| (0, "there is no element".to_owned()))
+        self.root.ok_or_else(|| (0, "the document has no element".to_owned()))
     }
 
     fn position(&self) -> usize {
         usize::try_from(self.reader.buffer_position()).unwrap_or(self.xml.len())
     }
 
-    /// The element whose start tag begins at `place`, has a name of so many bytes, and ends in so many (`>` or `/>`).
+    /// Reads the start tag at `place`. `name` is the length of its name in bytes, and `end` that of its end (`>` or
+    /// `/>`).
     fn element(&mut self, place: usize, name: usize, end: usize) -> Result<Element<'a>, String> {
         let tag = self.xml.get(place + 1..self.position() - end).unwrap_or_default();
         let (name, rest) = tag.split_at_checked(name).unwrap_or_default();
@@ -283,17 +284,17 @@ impl<'a> Parser<'a> {
             check_name(key)?;
             let before = key.as_ptr().addr().wrapping_sub(rest.as_ptr().addr()).wrapping_sub(1);
             if !rest.as_bytes().get(before).is_some_and(u8::is_ascii_whitespace) {
-                return fail(&"there is no blank before it");
+                return fail(&"expected white space before the attribute");
             }
             if attributes.iter().any(|(known, _)| *known == key) {
-                return fail(&"it is there twice");
+                return fail(&"duplicate attribute");
             }
             let value = match attribute.normalized_value(XmlVersion::Explicit1_0) {
                 Ok(value) => value,
                 Err(error) => return fail(&error),
             };
             if raw.contains('<') || matches!(&value, Cow::Owned(value) if not_xml(value).is_some()) {
-                return fail(&"XML does not allow such a character there");
+                return fail(&"character not allowed in an attribute value");
             }
             let prefix = if key == "xmlns" { Some("") } else { key.strip_prefix("xmlns:") };
             if let (Some(prefix), Cow::Borrowed(namespace)) = (prefix, raw) {
@@ -310,7 +311,7 @@ impl<'a> Parser<'a> {
         Ok(Element { name, namespace, attributes, children: Vec::new(), text: Cow::default(), place })
     }
 
-    /// Puts an element that has ended where it belongs.
+    /// Adds a complete element to its parent, or makes it the root.
     fn close(&mut self, element: Element<'a>) -> Result<(), String> {
         let depth = self.open.len();
         while self.bindings.last().is_some_and(|binding| binding.depth >= depth) {
@@ -319,7 +320,7 @@ impl<'a> Parser<'a> {
         match self.open.last_mut() {
             Some(parent) => parent.children.push(element),
             None if self.root.is_none() => self.root = Some(element),
-            None => return Err(format!("<{}> follows the document's root", element.name)),
+            None => return Err(format!("<{}> follows the document's root element", element.name)),
         }
         Ok(())
     }
@@ -328,16 +329,16 @@ impl<'a> Parser<'a> {
         match self.open.last_mut() {
             Some(element) => element.add_text(text),
             None if text.trim_ascii().is_empty() => {}
-            None => return Err("there is text outside of the document's root".to_owned()),
+            None => return Err("text outside of the document's root element".to_owned()),
         }
         Ok(())
     }
 }
 
-/// Where the first character is that XML 1.0 does not have.
+/// Returns the byte offset of the first character that XML 1.0 does not allow.
 fn not_xml(text: &str) -> Option<usize> {
     let control = |byte: u8| byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r');
-    // The two others begin with this byte in UTF-8. Whole texts are looked through faster than up to a place.
+    // U+FFFE and U+FFFF begin with the byte 0xef in UTF-8. A scan of all bytes without an early exit is faster.
     let suspect = text.bytes().fold(false, |found, byte| found | control(byte) | (byte == 0xef));
     let is = |character: char| match character {
         '\t' | '\n' | '\r' => false,
@@ -347,7 +348,7 @@ fn not_xml(text: &str) -> Option<usize> {
     if suspect { text.find(is) } else { None }
 }
 
-/// Refuses what is no name of an element or attribute.
+/// Checks that a text is a valid element or attribute name.
 fn check_name(name: &str) -> Result<(), String> {
     let inner =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':') || byte >= 0x80;
@@ -355,7 +356,7 @@ fn check_name(name: &str) -> Result<(), String> {
     if name.bytes().all(inner) && name.as_bytes().first().is_some_and(first) {
         Ok(())
     } else {
-        Err(format!("`{name}` is no name of an element or attribute"))
+        Err(format!("`{name}` is not a valid element or attribute name"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A libvirtd of the test's own: in session mode, all its files in a directory that goes with it.
+//! A libvirtd for one test, in session mode, with all its files in a temporary directory.
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::host_file;
 
-/// An unprivileged user: root's libvirtd is the system's, whatever its socket.
+/// An unprivileged user, because a libvirtd of root runs in system mode, whatever its socket is.
 const NOBODY: u32 = 65534;
 
 pub(crate) struct Daemon {
@@ -18,7 +18,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one. It ends by itself when it has had no client for a minute, should the test be killed.
+    /// Starts the daemon. It ends after a minute without a client, in case the test is killed.
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let conf = format!("unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\n", dir.path().display());
@@ -48,21 +48,21 @@ impl Daemon {
         for name in ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"] {
             command.env(name, dir);
         }
-        // Without QEMU's driver and the others, whether installed or not: the test driver is built in.
+        // Do not load QEMU's driver and others even if they are installed; the test driver is built in.
         command.env("LIBVIRT_DRIVER_DIR", dir.join("none"));
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.process = Some(process.expect("libvirtd (Debian: libvirt-daemon) does not start"));
         let begun = Instant::now();
-        // It is there before anybody listens on it.
+        // The socket's file exists before the daemon listens on it.
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
             let log = || std::fs::read_to_string(dir.join("log")).unwrap();
-            assert!(begun.elapsed() < Duration::from_secs(10), "libvirtd opens no socket: {}", log());
+            assert!(begun.elapsed() < Duration::from_secs(10), "libvirtd does not listen: {}", log());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// The daemon's test driver, reading [`host_file`].
+    /// The URI of the daemon's test driver, which reads [`host_file`].
     pub(crate) fn uri(&self) -> String {
         let host = self.dir.path().join("host.xml");
         format!("test+unix://{}?socket={}", host.display(), self.socket().display())

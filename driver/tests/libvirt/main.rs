@@ -1,5 +1,5 @@
-//! The libvirt adapter against libvirt's own test driver: in this process, and behind a libvirtd of ours that
-//! is frozen, killed and started again. Needs libvirt 11 and `libvirtd` (Debian: `libvirt-daemon`).
+//! Tests of the libvirt adapter with libvirt's own test driver: in this process, and in a libvirtd that the tests
+//! freeze, kill and restart. They need libvirt 11 and `libvirtd` (Debian: `libvirt-daemon`).
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on")]
 
@@ -20,10 +20,10 @@ use uuid::Uuid;
 /// The domain of [`host_file`].
 const G1: Uuid = Uuid::from_u128(0x10000000_0000_4000_8000_000000000001);
 
-/// Longer than anything here takes, keepalive included.
+/// A time limit that is longer than every step here, including keepalive.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the tests wait for is quick.
+/// Options with a short wait before reconnecting.
 fn options() -> Options {
     Options { reconnect_first: Duration::from_millis(20), ..Options::default() }
 }
@@ -45,14 +45,14 @@ fn host_file(dir: &Path) -> PathBuf {
         </domain>"
     );
     let file = dir.join("host.xml");
-    // A domain kind of PCI that Linux has and libvirt cannot assign: it must not spoil the listing.
+    // A function in a 32-bit PCI domain, which libvirt cannot assign. It must not prevent the listing of the others.
     let vmd = "<device><name>pci_10000_e0_00_0</name><capability type='pci'><domain>65536</domain><bus>224</bus>
         <slot>0</slot><function>0</function><product id='0x0a54'/><vendor id='0x8086'/></capability></device>";
     std::fs::write(&file, format!("<node>{domain}{devices}{vmd}</node>")).unwrap();
     file
 }
 
-/// A connection that is up.
+/// Opens a connection and waits until it is up.
 async fn connected(uri: String, options: Options) -> Arc<Libvirt> {
     let libvirt = Libvirt::connect(&uri, options);
     assert_eq!(timeout(PATIENCE, libvirt.tried()).await, Ok(Ok(())), "{uri}");
@@ -73,6 +73,6 @@ async fn expect(events: &mut Receiver<Event>, wanted: impl Fn(&Event) -> bool) -
     });
     match found.await {
         Ok(event) => event,
-        Err(_) => panic!("not heard within {PATIENCE:?}; heard: {heard:?}"),
+        Err(_) => panic!("no such event within {PATIENCE:?}; other events: {heard:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A libvirtd that dies, comes back, or freezes.
+//! A libvirtd that dies, restarts or freezes.
 
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::{G1, PATIENCE, connected, expect, options};
 
 #[tokio::test]
-async fn killed_and_started_again() {
+async fn the_adapter_reconnects_after_libvirtd_was_killed_and_restarted() {
     let mut daemon = Daemon::start();
     let libvirt = connected(daemon.uri(), options()).await;
     let mut events = libvirt.events();
@@ -26,7 +26,7 @@ async fn killed_and_started_again() {
     daemon.start_again();
     expect(&mut events, |event| *event == Event::Connected).await;
     assert_eq!(libvirt.domains().await.unwrap().len(), 1);
-    // The new connection is listened to as the first one was.
+    // The adapter also subscribes to the events of the new connection.
     let tag = "<hostdev mode='subsystem' type='pci'><alias name='ua-again'/>
         <source><address domain='0' bus='1' slot='16' function='0'/></source></hostdev>";
     libvirt.attach(G1, tag, Scope::Live).await.unwrap();
@@ -34,9 +34,9 @@ async fn killed_and_started_again() {
         .await;
 }
 
-/// Calls come back at their limit, do not pile up, and work again when the daemon does.
+/// Calls end at their time limit, their number is limited, and they work again when the daemon does.
 #[tokio::test]
-async fn frozen_for_a_while() {
+async fn calls_time_out_while_libvirtd_is_frozen() {
     let limit = Duration::from_millis(200);
     let daemon = Daemon::start();
     let options = Options { read_limit: limit, ..options() };
@@ -56,20 +56,20 @@ async fn frozen_for_a_while() {
     assert!(begun.elapsed() < limit * 5, "{:?}", begun.elapsed());
     let begun = Instant::now();
     assert_eq!(libvirt.domains().await.unwrap_err().kind, ErrorKind::TimedOut);
-    assert!(begun.elapsed() < limit / 2, "it waited though no lane was free");
+    assert!(begun.elapsed() < limit / 2, "the call waited although no slot was free");
 
     daemon.signal("CONT");
     let begun = Instant::now();
     while libvirt.domains().await.is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "it does not come back");
+        assert!(begun.elapsed() < Duration::from_secs(10), "libvirtd does not answer again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(libvirt.connection(), Ok(()), "a slow daemon is no reason to reconnect");
 }
 
-/// Keepalive finds a daemon that does not answer, and takes the calls with it that wait for one.
+/// Keepalive notices that the daemon does not answer, and the waiting calls end with an error.
 #[tokio::test]
-async fn frozen_for_good() {
+async fn keepalive_ends_the_connection_to_a_frozen_libvirtd() {
     let mut daemon = Daemon::start();
     let options = Options { keepalive: Duration::from_secs(1), keepalive_count: 1, ..options() };
     let libvirt = connected(daemon.uri(), options).await;
@@ -86,9 +86,9 @@ async fn frozen_for_good() {
     libvirt.domains().await.unwrap();
 }
 
-/// A host that hung when it was connected to, and was reset then: nobody tells that this one will not be answered.
+/// A host hangs while a connection is opened and is then reset, so that this attempt never gets an answer.
 #[tokio::test]
-async fn a_connection_that_is_never_answered_is_not_waited_for_when_the_next_one_is() {
+async fn an_attempt_to_connect_without_an_answer_is_given_up_for_the_next_one() {
     let mut daemon = Daemon::start();
     daemon.kill();
     std::fs::remove_file(daemon.socket()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What the test driver can do: the inventory, attach and detach with their events, and libvirt's refusals.
-//! The same story goes in this process and over a socket.
+//! The inventory, attach and detach with their events, and errors, with libvirt's test driver. The same test runs with
+//! the driver in this process and over a socket.
 
 use std::time::Duration;
 
@@ -34,19 +34,19 @@ fn kind<T: std::fmt::Debug>(answer: Result<T, Error>) -> ErrorKind {
 }
 
 #[tokio::test]
-async fn in_this_process() {
+async fn the_test_driver_in_this_process() {
     let dir = tempfile::tempdir().unwrap();
     story(format!("test://{}", host_file(dir.path()).display())).await;
 }
 
 #[tokio::test]
-async fn over_a_socket() {
+async fn the_test_driver_over_a_socket() {
     let daemon = Daemon::start();
     story(daemon.uri()).await;
 }
 
 #[tokio::test]
-async fn the_sockets_of_the_test_drivers_own_host() {
+async fn the_numa_sockets_of_the_test_drivers_default_host() {
     let libvirt = connected("test:///default".into(), options()).await;
     assert_eq!(libvirt.node_sockets().await.unwrap(), Some([(0, 0), (1, 1)].into()));
 }
@@ -63,7 +63,7 @@ async fn inventory(libvirt: &Libvirt) {
     assert_eq!((host.hypervisor_type.as_str(), host.simulated), ("TEST", false));
     assert!(host.libvirt_version >= 11_000_000, "{host:?}");
 
-    assert_eq!(libvirt.node_sockets().await.unwrap(), None, "the file tells no cells");
+    assert_eq!(libvirt.node_sockets().await.unwrap(), None, "the file has no NUMA cells");
 
     let devices = libvirt.devices().await.unwrap();
     assert!(devices.is_sorted_by_key(|device| device.address) && devices.len() == 10, "{devices:#?}");
@@ -89,7 +89,10 @@ async fn inventory(libvirt: &Libvirt) {
     let documents = libvirt.documents().await.unwrap();
     let (names, _): (Vec<&str>, Vec<&str>) =
         documents.devices.iter().map(|(name, text)| (name.as_str(), text.as_str())).unzip();
-    assert!(names.contains(&"pci_10000_e0_00_0"), "left out as not understood: {names:?}");
+    assert!(
+        names.contains(&"pci_10000_e0_00_0"),
+        "documents that cannot be parsed are captured too: {names:?}"
+    );
     assert!(names.contains(&"net_enp66s0f0np0_b8_ce_f6_00_00_01"), "{names:?}");
     assert!(documents.domains[0].1.starts_with("<domain type='test' id='1'"), "{documents:?}");
 }
@@ -115,14 +118,14 @@ async fn attach_and_detach(libvirt: &Libvirt) {
 }
 
 async fn refusals(libvirt: &Libvirt) {
-    // The test driver has no drivers to bind; the call reaches it all the same.
+    // The test driver cannot bind drivers, but the call reaches it.
     let nic: PciAddress = "0000:42:00.0".parse().unwrap();
     assert_eq!(kind(libvirt.node_detach(nic).await), ErrorKind::Unsupported);
     assert_eq!(kind(libvirt.node_reattach(nic).await), ErrorKind::Unsupported);
     assert_eq!(kind(libvirt.node_reset(nic).await), ErrorKind::Unsupported);
     let nobody = Uuid::from_u128(1);
     assert_eq!(kind(libvirt.destroy_mdev(nobody).await), ErrorKind::NoDevice);
-    // It makes SCSI hosts only, and says yes to taking away what it has.
+    // The test driver can only create SCSI hosts, but it can destroy any node device.
     let gpu = "0000:41:00.0".parse().unwrap();
     assert_eq!(kind(libvirt.create_mdev(gpu, "nvidia-233", nobody).await), ErrorKind::Refused);
     libvirt.destroy_mdev(MDEV).await.unwrap();
@@ -138,12 +141,12 @@ async fn refusals(libvirt: &Libvirt) {
     assert_eq!(error.kind, ErrorKind::Unsupported);
     assert!(error.operation.contains(&G1.to_string()), "{error}");
     libvirt.attach(G1, "a\0b", Scope::Live).await.unwrap_err();
-    assert_eq!(libvirt.connection(), Ok(()), "a refusal is no broken connection");
+    assert_eq!(libvirt.connection(), Ok(()), "an error of a call does not break the connection");
 }
 
-/// No daemon: the caller is told at once, and why.
+/// Without a daemon the caller gets an error with the reason at once.
 #[tokio::test]
-async fn nobody_there() {
+async fn a_missing_daemon_is_reported_at_once() {
     let begun = std::time::Instant::now();
     let libvirt = Libvirt::connect("qemu+unix:///system?socket=/nonexistent/sock", options());
     let error = libvirt.domains().await.unwrap_err();

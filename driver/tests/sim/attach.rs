@@ -1,4 +1,4 @@
-//! Attach: what goes in, what is refused and in which words, and what it leaves behind.
+//! Attach: the documents and events of a success, the errors, and the state after an error.
 
 use hotslot_driver::device::Role;
 use hotslot_driver::hypervisor::{DetachScope, NodeChange};
@@ -6,7 +6,7 @@ use hotslot_driver::hypervisor::{DetachScope, NodeChange};
 use super::*;
 
 #[tokio::test]
-async fn a_device_goes_into_both_documents_each_with_an_address_of_its_own() {
+async fn a_device_is_added_to_both_documents_with_separate_addresses() {
     let mut host = Host::small();
     host.attach(Q35, E1000E, "ua-live", Scope::Live).await.unwrap();
     assert_eq!(host.driver(E1000E).await.as_deref(), Some("vfio-pci"));
@@ -16,7 +16,7 @@ async fn a_device_goes_into_both_documents_each_with_an_address_of_its_own() {
     let (live, definition) = (host.live(Q35).await.unwrap(), host.definition(Q35).await.unwrap());
     let (live, definition) = (find(&live, "ua-both").unwrap(), find(&definition, "ua-both").unwrap());
     assert_eq!((live.source, definition.source), (address(VF0), address(VF0)));
-    assert_eq!(live.guest, Some(address("0000:03:00.0")), "the first free port is taken");
+    assert_eq!(live.guest, Some(address("0000:03:00.0")), "the first free port is used");
     assert_eq!(definition.guest, Some(address("0000:02:00.0")));
     let added: Vec<Event> =
         host.heard().into_iter().filter(|event| matches!(event, Event::DeviceAdded { .. })).collect();
@@ -24,9 +24,9 @@ async fn a_device_goes_into_both_documents_each_with_an_address_of_its_own() {
     assert_eq!(added, [event("ua-live"), event("ua-both")]);
 }
 
-/// What `virsh attach-device --live` made of four guests under libvirt 11.3, to the byte.
+/// The documents equal those that `virsh attach-device --live` of libvirt 11.3 made for four guests.
 #[tokio::test]
-async fn documents_come_out_as_libvirt_prints_them() {
+async fn documents_are_printed_as_by_libvirt() {
     let placed = |device, guest| (device, at(guest));
     let auto = |device| (device, String::new());
     let attachments = [
@@ -67,7 +67,7 @@ async fn documents_come_out_as_libvirt_prints_them() {
         ),
     ];
     for (name, attachments) in attachments {
-        // virsh ends what it prints with one more line break.
+        // virsh prints a line break after the document.
         let captured = |when: &str| {
             let file = data(&format!("tests/data/libvirt-11.3/domain/{name}-{when}.xml"));
             format!("{}\n", fs::read_to_string(file).unwrap().trim_end())
@@ -90,7 +90,7 @@ async fn documents_come_out_as_libvirt_prints_them() {
     }
 }
 
-/// A document as it is kept.
+/// Returns a document from the state directory.
 fn text(host: &Host, guest: Uuid, document: &str) -> String {
     let kept = fs::read_to_string(host.file(format!("state/domains/{guest}.json"))).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
@@ -98,7 +98,7 @@ fn text(host: &Host, guest: Uuid, document: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_virtual_function_goes_in_as_an_interface() {
+async fn a_vf_is_attached_as_an_interface() {
     let host = Host::small();
     let more = "<mac address='52:54:00:12:34:56'/><vlan><tag id='42'/></vlan><alias name='ua-net'/>";
     let xml = format!("<interface type='hostdev' managed='yes'>{}{more}</interface>", source(VF0));
@@ -126,7 +126,7 @@ async fn a_virtual_function_goes_in_as_an_interface() {
 }
 
 #[tokio::test]
-async fn a_device_is_in_one_guest_only() {
+async fn a_device_can_be_in_one_guest_only() {
     let host = Host::small();
     host.attach(Q35, VF0, "ua-1", Scope::Live).await.unwrap();
     for guest in [Q35, I440FX] {
@@ -134,21 +134,21 @@ async fn a_device_is_in_one_guest_only() {
         assert_eq!(kind, ErrorKind::InUse);
         assert!(text.ends_with("PCI device 0000:04:10.0 is in use by driver QEMU, domain q35"), "{text}");
     }
-    // A definition may name it all the same.
+    // A definition may contain the device nevertheless.
     host.attach(SWITCH, VF0, "ua-2", Scope::Config).await.unwrap();
-    // Of a physical function with a VF in a guest, the VF is in use.
+    // When a guest has a VF, an attach of its PF reports the VF as in use.
     let (kind, text) = refused(host.attach(I440FX, PF, "ua-3", Scope::Live).await);
     assert_eq!(kind, ErrorKind::InUse);
     assert!(text.contains(VF0), "{text}");
 }
 
 #[tokio::test]
-async fn a_group_goes_as_a_whole() {
+async fn an_iommu_group_can_be_in_one_guest_only() {
     let host = Host::small();
     let (kind, text) = refused(host.attach(Q35, PAIR0, "ua-0", Scope::Live).await);
     assert_eq!(kind, ErrorKind::GroupNotViable);
     assert!(text.contains("device_add': vfio 0000:06:00.0: group 18 is not viable"), "{text}");
-    assert_eq!(host.driver(PAIR0).await.as_deref(), Some("e1000e"), "the host driver is back");
+    assert_eq!(host.driver(PAIR0).await.as_deref(), Some("e1000e"), "the host driver is bound again");
 
     host.control(&format!("device driver {PAIR1} vfio-pci"));
     host.attach(Q35, PAIR0, "ua-0", Scope::Live).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_group_goes_as_a_whole() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_assigned_is_refused() {
+async fn a_device_that_cannot_be_assigned_is_refused() {
     let mut host = Host::small();
     let cases = [
         ("0000:0f:00.0", ErrorKind::NoDevice, "not found: could not access"),
@@ -173,7 +173,7 @@ async fn what_cannot_be_assigned_is_refused() {
         assert!(text.contains(words), "{device}: {text}");
     }
     assert_eq!(refused(host.attach(FULL, VF0, "ua-x", Scope::Live).await).0, ErrorKind::NoFreePort);
-    // libvirt unbound the host driver before it found out.
+    // libvirt unbound the host driver before it noticed the error.
     let name = || "net_eth7_26_59_b5_c9_13_51".to_owned();
     let bounced =
         [NodeChange::Deleted, NodeChange::Created].map(|change| Event::NodeDevice { name: name(), change });
@@ -182,7 +182,7 @@ async fn what_cannot_be_assigned_is_refused() {
         refused(host.attach(I440FX, BRIDGED_EDU, "ua-x", Scope::Live).await).0,
         ErrorKind::GroupNotViable
     );
-    // A definition takes what is not there, and a port is added where none is free.
+    // A device that does not exist can be added to a definition, and libvirt adds a port when none is free.
     host.attach(SWITCH, "0000:0f:00.0", "ua-x", Scope::Config).await.unwrap();
     let ports = |document: &DomainXml| document.controllers.len();
     let before = ports(&host.definition(FULL).await.unwrap());
@@ -223,11 +223,11 @@ async fn aliases_are_the_users_or_libvirts() {
     assert!(text.contains("non unique alias detected: ua-n_1"), "{text}");
     host.attach(SWITCH, NVME, "mine", Scope::Config).await.unwrap();
     let definition = host.definition(SWITCH).await.unwrap();
-    assert_eq!(definition.hostdevs[0].alias, None, "a definition keeps no alias but the user's");
+    assert_eq!(definition.hostdevs[0].alias, None, "a definition only keeps the user's alias");
 }
 
 #[tokio::test]
-async fn domains_and_definitions_are_checked() {
+async fn the_state_of_the_domain_and_its_definition_is_checked() {
     let host = Host::with("[guest.full]\ntransient = true");
     let nobody = guest(99);
     assert_eq!(refused(host.attach(nobody, VF0, "ua-1", Scope::Live).await).0, ErrorKind::NoDomain);
@@ -261,7 +261,7 @@ async fn unmanaged_devices_stay_on_vfio() {
 }
 
 #[tokio::test]
-async fn a_physical_function_takes_its_virtual_ones_away() {
+async fn attaching_a_pf_removes_its_vfs() {
     let mut host = Host::small();
     host.attach(Q35, PF, "ua-pf", Scope::Live).await.unwrap();
     assert_eq!(refused(host.sim.device(address(VF0)).await).0, ErrorKind::NoDevice);
@@ -275,7 +275,7 @@ async fn a_physical_function_takes_its_virtual_ones_away() {
     let pf = host.sim.device(address(PF)).await.unwrap();
     assert_eq!(pf.driver.as_deref(), Some("igb"));
     let Role::Physical { vfs, .. } = pf.role else { panic!("{:?}", pf.role) };
-    assert_eq!(vfs, [], "they stay gone");
+    assert_eq!(vfs, [], "the VFs do not come back with the driver");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A function used by the host itself: bound, reset, given back.
+//! Binding of a function for the host's own use, its reset and its release.
 
 use hotslot_driver::binding::{self, HostDriver, Released, Reset};
 use hotslot_driver::hotplug::{Facts, Policy};
@@ -18,27 +18,27 @@ struct Case {
     /// Lines for the control socket.
     #[serde(default)]
     setup: Vec<String>,
-    /// Guests, and devices that they have.
+    /// Guests and their devices.
     #[serde(default)]
     held: Vec<(String, String)>,
     device: Wanted,
     driver: String,
     #[serde(default)]
     require_reset: bool,
-    /// The driver that it has then.
+    /// The driver after the binding.
     bound: Option<String>,
-    /// Lines for the control socket before it is given back.
+    /// Lines for the control socket before the release.
     #[serde(default)]
     meanwhile: Vec<String>,
-    /// The driver that it has in the end, whether that is the first one, and the reset.
+    /// The driver after the release, whether that is the former one, and the reset.
     released: Option<(Option<String>, bool, String)>,
-    /// The refusal: kind, words.
+    /// The expected error: its kind, and a part of its message.
     refused: Option<(String, String)>,
-    /// The driver that it has after a refusal, if not the first one.
+    /// The driver after an error, if it is not the former one.
     stays: Option<String>,
 }
 
-/// `driver/tests/data/binding.json`: another case needs no Rust.
+/// Runs the cases in `driver/tests/data/binding.json`.
 #[tokio::test]
 async fn every_case_of_the_table() {
     let table = fs::read_to_string(data("tests/data/binding.json")).unwrap();
@@ -78,7 +78,7 @@ async fn every_case_of_the_table() {
         assert_eq!((&driver, as_before), (&end, same), "{why}");
         assert!(reset.starts_with(&reset_then), "{why}: {reset}");
         assert_eq!(is().await, driver, "{why}");
-        assert_eq!(self::others(&host, address).await, others, "{why}: another device was touched");
+        assert_eq!(self::others(&host, address).await, others, "{why}: another device was changed");
     }
 }
 
@@ -88,9 +88,9 @@ async fn others(host: &Host, address: PciAddress) -> Vec<(PciAddress, Option<Str
     devices.filter(|device| device.address != address).map(|device| (device.address, device.driver)).collect()
 }
 
-/// What a guest has is not given back behind its back, whatever was recorded.
+/// A function that a guest has is not released, whatever driver was recorded.
 #[tokio::test]
-async fn a_function_that_a_guest_has_got_meanwhile_is_not_released() {
+async fn a_function_that_a_guest_has_is_not_released() {
     let host = Host::small();
     host.attach(Q35, E1000E, "ua-1", Scope::Live).await.unwrap();
     let (kind, text) = refused(binding::release(host.sim.as_ref(), address(E1000E), Some("e1000e")).await);
@@ -100,7 +100,7 @@ async fn a_function_that_a_guest_has_got_meanwhile_is_not_released() {
 }
 
 #[tokio::test]
-async fn resets_are_refused_in_libvirts_words() {
+async fn resets_are_refused_with_libvirts_messages() {
     let host = Host::with(&format!("no_reset = [\"{E1000E}\"]"));
     host.attach(Q35, VF0, "ua-1", Scope::Live).await.unwrap();
     for (device, expected, words) in [
@@ -113,16 +113,16 @@ async fn resets_are_refused_in_libvirts_words() {
         assert!(kind == expected && text.contains(words), "{device}: {kind:?} {text}");
     }
     host.control(&format!("device driver {E1000E} vfio-pci"));
-    host.sim.node_reset(address(E1000E)).await.expect("libvirt leaves it to the kernel");
+    host.sim.node_reset(address(E1000E)).await.expect("libvirt leaves the reset to the kernel");
 }
 
 #[test]
-fn a_driver_is_native_or_vfio_pci() {
+fn the_names_of_host_drivers_are_native_and_vfio_pci() {
     for driver in [HostDriver::Native, HostDriver::Vfio] {
         assert_eq!(driver.to_string().parse(), Ok(driver));
     }
     let error = "vfio".parse::<HostDriver>().unwrap_err().to_string();
-    assert!(error.contains("`vfio`") && error.contains("native and vfio-pci"), "{error}");
+    assert!(error.contains("`vfio`") && error.contains("native or vfio-pci"), "{error}");
 }
 
 async fn bind_and_release(device: &str, first: &str, wanted: HostDriver, fault: &str) {
@@ -145,17 +145,17 @@ async fn bind_and_release(device: &str, first: &str, wanted: HostDriver, fault: 
             assert!(wanted.has(&now));
         }
         Err(error) if error.kind.leaves_it_open() => {}
-        // What cannot be undone is said: libvirt gives no function back to no driver, and the fault may strike
-        // then.
+        // The message says what could not be undone: libvirt cannot return a function to the state without a driver,
+        // and the fault may apply to the undo.
         Err(error) => {
-            let said =
+            let reported =
                 [" is now bound to ", "undoing it failed"].iter().any(|text| error.message.contains(text));
-            assert!(now.driver == before || said, "{error}");
+            assert!(now.driver == before || reported, "{error}");
         }
     }
     let released = binding::release(host.sim.as_ref(), address, before.as_deref()).await.unwrap();
     let now = host.sim.device(address).await.unwrap().driver;
-    assert_eq!(released.driver, now, "what is answered is what is so");
+    assert_eq!(released.driver, now, "the result has the driver that is bound");
     assert_eq!(released.as_before, now == before);
     assert!(before.is_none() || released.as_before, "a driver was lost: {released:?}");
 }
@@ -164,7 +164,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_driver_is_back(
+    fn the_former_driver_is_rebound_whatever_fails(
         device in prop::sample::select(vec![VF0, E1000E, PAIR0, NVME, EDU, BRIDGED_EDU]),
         first in prop::sample::select(vec!["as it is", "vfio-pci", ""]),
         wanted in prop::sample::select(vec![HostDriver::Native, HostDriver::Vfio]),

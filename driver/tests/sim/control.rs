@@ -1,4 +1,4 @@
-//! The control socket, from outside of the process.
+//! The control socket, used as by another process.
 
 use hotslot_driver::hypervisor::{DomainState, Lifecycle};
 use hotslot_driver::sim::control;
@@ -11,19 +11,19 @@ async fn say(host: &Host, line: &str) -> std::io::Result<String> {
 }
 
 #[tokio::test]
-async fn lines_in_answers_out() {
+async fn each_line_is_answered_with_ok_or_an_error() {
     let mut host = Host::small();
     assert_eq!(say(&host, "pause q35").await.unwrap(), "ok");
     assert_eq!(host.next().await, Event::Lifecycle { domain: Q35, change: Lifecycle::Suspended });
     assert_eq!(host.sim.domain(Q35).await.unwrap().info.state, DomainState::Paused);
-    assert_eq!(say(&host, &format!("resume {Q35}")).await.unwrap(), "ok", "a UUID will do");
+    assert_eq!(say(&host, &format!("resume {Q35}")).await.unwrap(), "ok", "a UUID is accepted too");
     let wrong = [
-        ("", "is no command"),
-        ("dance q35", "`dance q35` is no command"),
+        ("", "unknown command"),
+        ("dance q35", "unknown command `dance q35`"),
         ("pause nobody", "there is no domain nobody"),
         ("pause switch", "domain is not running"),
         ("guest q35 unplug=sometimes", "sometimes"),
-        ("guest q35 unplug", "not KEY=VALUE"),
+        ("guest q35 unplug", "expected KEY=VALUE"),
         ("latency dance 5", "dance"),
         ("latency attach soon", "soon"),
         ("fault attach explode", "explode"),
@@ -38,9 +38,9 @@ async fn lines_in_answers_out() {
 }
 
 #[tokio::test]
-async fn nobody_answers_for_a_host_that_is_not_open() {
+async fn a_host_that_is_not_open_does_not_answer() {
     let mut host = Host::small();
-    // A process that was killed leaves its socket behind.
+    // A killed process leaves its socket behind.
     let Host { dir, sim, events } = host;
     drop((sim, events));
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("control")).unwrap());
@@ -49,7 +49,7 @@ async fn nobody_answers_for_a_host_that_is_not_open() {
     assert_eq!(say(&host, "pause q35").await.unwrap(), "ok");
 }
 
-/// Every command of the description does something.
+/// Every command in the documentation succeeds.
 #[tokio::test]
 async fn every_command_works() {
     let host = Host::small();
@@ -65,7 +65,7 @@ async fn every_command_works() {
 }
 
 #[tokio::test]
-async fn somebody_else_plugs_and_unplugs() {
+async fn devices_are_plugged_and_unplugged_through_the_control_socket() {
     let mut host = Host::small();
     host.control(&format!("plug q35 {VF0} both"));
     let added = Event::DeviceAdded { domain: Q35, alias: "hostdev0".into() };
@@ -81,6 +81,6 @@ async fn somebody_else_plugs_and_unplugs() {
     host.control(&format!("plug switch {VF0} config ua-mine"));
     assert!(find(&host.definition(SWITCH).await.unwrap(), "ua-mine").is_some());
     assert!(
-        host.sim.control(&format!("plug q35 {VF0} elsewhere")).unwrap_err().contains("live, config and both")
+        host.sim.control(&format!("plug q35 {VF0} elsewhere")).unwrap_err().contains("live, config or both")
     );
 }

@@ -1,4 +1,4 @@
-//! Detach: asked is not gone.
+//! Detach: a live detach only asks the guest.
 
 use hotslot_driver::hypervisor::DetachScope;
 use tokio::time::{Instant, sleep};
@@ -21,11 +21,11 @@ async fn with_vf(config: &str) -> Host {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guest_lets_go_when_it_pleases() {
+async fn the_guest_releases_the_device_later() {
     let mut host = with_vf("[guest.q35]\nunplug_ms = 2000").await;
     let asked = Instant::now();
     ask(&host, "ua-1").await.unwrap();
-    assert!(is_live(&host, "ua-1").await, "asked is not gone");
+    assert!(is_live(&host, "ua-1").await, "the guest still has the device");
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
     let (kind, text) = refused(ask(&host, "ua-1").await);
     assert_eq!(kind, ErrorKind::UnplugPending);
@@ -46,7 +46,7 @@ async fn the_guest_lets_go_when_it_pleases() {
 }
 
 #[tokio::test]
-async fn a_domain_that_is_off_cannot_be_asked() {
+async fn a_live_detach_from_a_shut_off_domain_is_refused() {
     let host = Host::small();
     host.attach(SWITCH, VF0, "ua-1", Scope::Config).await.unwrap();
     let asked = host.sim.detach(SWITCH, "ua-1", DetachScope::Live).await;
@@ -56,7 +56,7 @@ async fn a_domain_that_is_off_cannot_be_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_guest_answers_when_it_goes_on() {
+async fn a_paused_guest_answers_after_it_is_resumed() {
     let mut host = with_vf("[guest.q35]\nunplug_ms = 2400").await;
     host.control("pause q35");
     ask(&host, "ua-1").await.unwrap();
@@ -69,11 +69,11 @@ async fn a_paused_guest_answers_when_it_goes_on() {
     host.next().await;
     assert_eq!(host.next().await, removed(Q35, "ua-1"));
     assert_eq!(resumed.elapsed().as_millis(), 2400);
-    assert_eq!(host.heard(), [], "one event, after the netdev's");
+    assert_eq!(host.heard(), [], "there are no further events");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_without_hot_plug_never_answers_until_it_reboots() {
+async fn a_guest_without_hot_plug_releases_the_device_at_its_reboot() {
     let mut host = with_vf("").await;
     host.control("guest q35 unplug=ignore");
     ask(&host, "ua-1").await.unwrap();
@@ -111,7 +111,7 @@ async fn a_booting_guest_loses_the_request() {
 }
 
 #[tokio::test]
-async fn the_first_of_a_group_stays_without_a_driver() {
+async fn the_first_detached_member_of_a_group_stays_without_a_driver() {
     let host = Host::small();
     host.control(&format!("device driver {PAIR1}"));
     host.attach(Q35, PAIR0, "ua-0", Scope::Live).await.unwrap();
@@ -120,12 +120,12 @@ async fn the_first_of_a_group_stays_without_a_driver() {
     ask(&host, "ua-0").await.unwrap();
     assert_eq!(host.driver(PAIR0).await, None);
     ask(&host, "ua-1").await.unwrap();
-    assert_eq!(host.driver(PAIR0).await, None, "also after the second");
+    assert_eq!(host.driver(PAIR0).await, None, "also after the other member is detached");
     assert_eq!(host.driver(PAIR1).await.as_deref(), Some("e1000e"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_device_that_the_host_wants_back_is_asked_for() {
+async fn removing_a_device_from_the_host_asks_its_guest() {
     let mut host = with_vf("[guest.q35]\nunplug_ms = 100").await;
     host.control("pause q35");
     host.control("device remove pci_0000_04_10_0");

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn calls_take_their_time_and_one_domain_is_changed_by_one_call_at_a_time() {
+async fn calls_have_their_latency_and_a_domain_is_changed_by_one_call_at_a_time() {
     let host = Host::with("[latency]\nattach = 500\ndevices = 20");
     let began = Instant::now();
     host.sim.devices().await.unwrap();
@@ -50,7 +50,7 @@ async fn the_nth_call_fails_as_scripted() {
 }
 
 #[tokio::test]
-async fn a_fault_of_any_call_counts_them_all() {
+async fn a_fault_of_any_operation_counts_all_calls() {
     let host = Host::small();
     host.control("fault any fail nth=3");
     host.sim.devices().await.unwrap();
@@ -63,7 +63,7 @@ async fn a_fault_of_any_call_counts_them_all() {
 }
 
 #[tokio::test]
-async fn a_failure_halfway_leaves_the_live_side() {
+async fn a_failure_between_the_documents_leaves_the_live_one_changed() {
     let host = Host::small();
     host.control("fault attach fail at=between text=cannot write the definition");
     let (kind, text) = refused(host.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await);
@@ -73,7 +73,7 @@ async fn a_failure_halfway_leaves_the_live_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_may_break_before_and_after() {
+async fn the_connection_may_break_before_and_after_the_change() {
     let mut host = Host::small();
     for (at, left) in [("before", 0), ("after", 1)] {
         host.control(&format!("fault attach away at={at} ms=1000"));
@@ -90,7 +90,7 @@ async fn a_connection_may_break_before_and_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn removals_while_libvirtd_is_away_are_told_when_it_is_back() {
+async fn removals_during_an_outage_are_reported_when_libvirtd_is_back() {
     let mut host = Host::with("[guest.q35]\nunplug_ms = 1000");
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
     host.sim.detach(Q35, "ua-0", DetachScope::Live).await.unwrap();
@@ -104,7 +104,7 @@ async fn removals_while_libvirtd_is_away_are_told_when_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_may_hang_until_it_is_let_go() {
+async fn a_call_may_hang_until_the_fault_is_cleared() {
     let host = Host::small();
     host.control("fault attach hang");
     let late = host.attach(Q35, VF0, "ua-0", Scope::Live).await;
@@ -112,7 +112,7 @@ async fn a_call_may_hang_until_it_is_let_go() {
     let overdue = host.sim.overdue();
     assert_eq!(overdue.len(), 1);
     assert_eq!(overdue[0].operation, "attach to domain q35");
-    // The domain stays locked for others, as libvirt's would.
+    // As in libvirt the domain stays locked for other calls.
     let (kind, text) = refused(host.sim.detach(Q35, "ua-0", DetachScope::Live).await);
     assert_eq!(kind, ErrorKind::TimedOut);
     assert!(text.contains("cannot acquire state change lock"), "{text}");
@@ -120,7 +120,7 @@ async fn a_call_may_hang_until_it_is_let_go() {
     sleep(Duration::from_millis(1)).await;
     assert_eq!(host.sim.overdue(), []);
     assert_eq!(host.live(Q35).await.unwrap().hostdevs.len(), 1);
-    // One that outlives its host does not hold the directory.
+    // A hanging call does not keep a closed host's directory open.
     host.control("fault attach hang at=after");
     let hung = host.attach(Q35, VF1, "ua-1", Scope::Live);
     assert!(tokio::time::timeout(Duration::from_secs(1), hung).await.is_err());
@@ -129,7 +129,7 @@ async fn a_call_may_hang_until_it_is_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_on_a_function_that_is_overdue_says_which_and_is_heard_when_it_comes_back() {
+async fn an_overdue_call_names_its_function_and_sends_an_event_when_it_returns() {
     let mut host = Host::small();
     let vf = address(VF0);
     for operation in ["node-detach", "node-reset", "node-reattach"] {
@@ -169,7 +169,7 @@ async fn an_event_may_be_lost() {
 }
 
 #[tokio::test]
-async fn a_guest_may_crash_in_a_call() {
+async fn a_guest_may_crash_during_a_call() {
     let host = Host::small();
     host.control("fault attach crash");
     assert_eq!(refused(host.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await).0, ErrorKind::NotRunning);
@@ -181,7 +181,7 @@ async fn a_guest_may_crash_in_a_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_who_want_a_device_one_gets_it() {
+async fn only_one_of_many_concurrent_attaches_of_a_device_succeeds() {
     let host = Host::small();
     for round in 0..20 {
         let mut racing = tokio::task::JoinSet::new();

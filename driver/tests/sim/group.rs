@@ -1,4 +1,4 @@
-//! An IOMMU group given as a whole: its members leave their host drivers first.
+//! Assignment of a whole IOMMU group, whose members are first unbound from their host drivers.
 
 use hotslot_driver::device::HostDevice;
 use hotslot_driver::domain::UserAlias;
@@ -24,7 +24,7 @@ async fn pair(host: &Host) -> Vec<HostDevice> {
 }
 
 #[tokio::test]
-async fn both_functions_of_a_pair_go_in_and_come_back() {
+async fn both_functions_of_a_group_are_plugged_and_rebound_afterwards() {
     let host = Host::small();
     let (sim, templates, limits) =
         (host.sim.as_ref(), Templates::load(None).unwrap(), DetachLimits::default());
@@ -48,9 +48,9 @@ async fn both_functions_of_a_pair_go_in_and_come_back() {
     }
 }
 
-/// Only those that stand in the way are taken, and so only those are given back.
+/// Only members that are bound to a host driver are unbound.
 #[tokio::test]
-async fn what_somebody_else_bound_is_left_alone() {
+async fn a_function_that_someone_else_bound_to_vfio_is_left_alone() {
     let host = Host::small();
     host.control(&format!("device driver {PAIR1} vfio-pci"));
     host.control("fault node-detach fail nth=2 text=it-was-to-be-left-alone");
@@ -59,7 +59,7 @@ async fn what_somebody_else_bound_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_group_that_cannot_be_freed_whole_is_not_touched() {
+async fn a_group_that_cannot_be_freed_completely_keeps_its_host_drivers() {
     for (fault, kind) in [
         ("fault node-detach fail nth=2 kind=no-passthrough", ErrorKind::NoPassthrough),
         ("fault node-detach fail at=after nth=2 kind=timed-out", ErrorKind::TimedOut),
@@ -72,17 +72,17 @@ async fn a_group_that_cannot_be_freed_whole_is_not_touched() {
             assert_eq!(host.driver(member).await.as_deref(), Some("e1000e"), "{fault}");
         }
     }
-    // What could not be undone is said.
+    // The message says what could not be undone.
     let host = Host::small();
     host.control("fault node-detach fail nth=2 text=first");
     host.control("fault node-reattach fail text=second");
     let error = hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap_err();
-    assert!(error.message.starts_with("first; and giving back what was taken failed: "), "{error}");
-    assert!(error.message.contains(&format!("give {PAIR0} back")), "{error}");
+    assert!(error.message.starts_with("first; and rebinding the host drivers failed: "), "{error}");
+    assert!(error.message.contains(&format!("rebind the host driver of {PAIR0}")), "{error}");
 }
 
 #[tokio::test]
-async fn all_are_given_back_also_after_one_failed() {
+async fn all_functions_are_rebound_even_if_one_fails() {
     let host = Host::small();
     hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap();
     host.control("fault node-reattach fail kind=in-use");
@@ -94,16 +94,16 @@ async fn all_are_given_back_also_after_one_failed() {
 }
 
 #[tokio::test]
-async fn a_function_leaves_its_host_driver_and_gets_it_back() {
+async fn a_function_is_unbound_from_its_host_driver_and_rebound() {
     let mut host = Host::small();
     let vf = address(VF0);
     let child = |change| Event::NodeDevice { name: "net_eth7_26_59_b5_c9_13_51".into(), change };
     host.sim.node_detach(vf).await.unwrap();
     host.sim.node_detach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
-    assert_eq!(host.heard(), [child(NodeChange::Deleted)], "its netdev goes, once");
+    assert_eq!(host.heard(), [child(NodeChange::Deleted)], "the netdev vanishes once");
     let mut host = host.reopened();
-    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "it outlives the process");
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the driver is kept after a restart");
     host.sim.node_reattach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
     assert_eq!(host.heard(), [child(NodeChange::Created)]);
@@ -117,15 +117,19 @@ async fn a_function_leaves_its_host_driver_and_gets_it_back() {
     assert!(kind == ErrorKind::InUse && text.contains(VF0), "its VF is in a guest: {text}");
     host.control("destroy q35");
     host.sim.node_detach(address(PF)).await.unwrap();
-    assert_eq!(refused(host.sim.device(vf).await).0, ErrorKind::NoDevice, "VFs go with the PF's host driver");
+    assert_eq!(
+        refused(host.sim.device(vf).await).0,
+        ErrorKind::NoDevice,
+        "the VFs vanish with the PF's host driver"
+    );
     let nowhere = address("0000:0f:00.0");
     assert_eq!(refused(host.sim.node_detach(nowhere).await).0, ErrorKind::NoDevice);
     assert_eq!(refused(host.sim.node_reattach(nowhere).await).0, ErrorKind::NoDevice);
 }
 
 #[tokio::test]
-async fn sockets_are_those_of_the_configuration() {
+async fn numa_sockets_come_from_the_configuration() {
     assert_eq!(Host::small().sim.node_sockets().await.unwrap(), None);
-    let told = Host::with("node_sockets = [0, 0, 1]").sim.node_sockets().await.unwrap();
-    assert_eq!(told, Some([(0, 0), (1, 0), (2, 1)].into()));
+    let sockets = Host::with("node_sockets = [0, 0, 1]").sim.node_sockets().await.unwrap();
+    assert_eq!(sockets, Some([(0, 0), (1, 0), (2, 1)].into()));
 }

@@ -1,4 +1,4 @@
-//! `kill -9` at any instruction leaves a state that opens and agrees with itself.
+//! `kill -9` at any time leaves a consistent state that can be opened.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
@@ -45,7 +45,7 @@ async fn a_killed_process_leaves_a_state_that_opens() {
     assert!(seen > 0, "nothing was ever attached");
 }
 
-/// The process that is killed: attaches and detaches for as long as it lives.
+/// The process that is killed: it attaches and detaches devices until then.
 #[tokio::test]
 #[ignore = "run by a_killed_process_leaves_a_state_that_opens"]
 async fn busy() {
@@ -55,7 +55,7 @@ async fn busy() {
         let guest = [Q35, I440FX][number % 2];
         let device = [VF0, VF1, E1000E, NVME, NVME_SRIOV][number % 5];
         let alias = format!("ua-{}", number % 5);
-        // Refused when the last process had it done.
+        // The call is refused when the previous process has already done it.
         let _ = sim.attach(guest, &hostdev(device, &alias), Scope::LiveAndConfig).await;
         let _ = sim.detach(guest, &alias, DetachScope::Config).await;
         let _ = sim.detach([I440FX, Q35][number / 5 % 2], &alias, DetachScope::Live).await;

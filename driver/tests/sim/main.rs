@@ -1,4 +1,4 @@
-//! The simulated host, through the port: each rule of libvirt's that it keeps.
+//! Tests of the simulated host through the `Hypervisor` trait: the rules of libvirt that it follows.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -52,7 +52,7 @@ const fn guest(number: u128) -> Uuid {
     Uuid::from_u128(0x10000000_0000_4000_8000_000000000000 + number)
 }
 
-/// A copy of `tests/data/hosts/small`, open.
+/// An open copy of `tests/data/hosts/small`.
 struct Host {
     dir: TempDir,
     sim: Arc<Sim>,
@@ -64,7 +64,7 @@ impl Host {
         Self::with("")
     }
 
-    /// With another `host.toml`.
+    /// Opens it with this `host.toml`.
     fn with(config: &str) -> Self {
         let dir = small();
         fs::write(dir.path().join("host.toml"), config).unwrap();
@@ -76,7 +76,7 @@ impl Host {
         Self { events: sim.events(), sim, dir }
     }
 
-    /// The process dies, and another one opens the directory.
+    /// Closes the host and opens its directory again, as after a restart.
     fn reopened(self) -> Self {
         let Self { dir, sim, events } = self;
         drop((sim, events));
@@ -103,12 +103,12 @@ impl Host {
         self.sim.device(address(device)).await.unwrap().driver
     }
 
-    /// Everything that was heard since the last look.
+    /// Returns all events since the last call.
     fn heard(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 
-    /// The next event that is none of a node device's.
+    /// Returns the next event that is not about a node device.
     async fn next(&mut self) -> Event {
         loop {
             let next = tokio::time::timeout(Duration::from_secs(60), self.events.recv());
@@ -132,7 +132,7 @@ fn small() -> TempDir {
     copy_of("small")
 }
 
-/// A copy of one of `tests/data/hosts` without its `host.toml`.
+/// Copies one of `tests/data/hosts` without its `host.toml`.
 fn copy_of(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let host = data("../tests/data/hosts").join(name);
@@ -174,7 +174,7 @@ fn find<'a>(document: &'a DomainXml, alias: &str) -> Option<&'a Hostdev> {
     document.hostdevs.iter().find(|held| held.alias.as_deref() == Some(alias))
 }
 
-/// What was refused, and with which words.
+/// Returns the kind and the message of an error.
 fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> (ErrorKind, String) {
     let error = result.unwrap_err();
     (error.kind, error.message)

@@ -1,5 +1,5 @@
-//! Mediated devices on the simulated host `accelerators`: made, given to guests, taken away. No hardware has
-//! shown any of this here; the rules and texts are those of libvirt's sources.
+//! Mediated devices on the simulated host `accelerators`: creation, assignment and removal. The rules and messages are
+//! those of libvirt's sources; they were not compared with real hardware.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::*;
 
 const GPU: &str = "0000:41:00.0";
-/// The one that is there from the start.
+/// The mediated device that exists from the start.
 const FIRST: Uuid = Uuid::from_u128(0xb4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11);
 const LIMITS: DetachLimits = DetachLimits { attempts: 1, timeout: Duration::from_secs(1), total: None };
 
@@ -34,7 +34,7 @@ fn templates() -> Templates {
 }
 
 impl Host {
-    /// How many more can be made of each type.
+    /// Returns the number of available instances of each type.
     async fn left(&self) -> Vec<(String, u32)> {
         let types = self.sim.mdev_types(address(GPU)).await.unwrap();
         types.into_iter().map(|of| (of.id, of.available)).collect()
@@ -50,7 +50,7 @@ fn left(four: u32, eight: u32) -> Vec<(String, u32)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_make_or_a_destroy_that_is_overdue_names_the_parent() {
+async fn an_overdue_create_or_destroy_names_the_parent_function() {
     let mut host = accelerators();
     for operation in ["create-mdev", "destroy-mdev"] {
         host.control(&format!("fault {operation} hang"));
@@ -70,7 +70,7 @@ async fn a_make_or_a_destroy_that_is_overdue_names_the_parent() {
 }
 
 #[tokio::test]
-async fn one_is_made_plugged_unplugged_and_taken_away() {
+async fn a_mediated_device_is_created_plugged_unplugged_and_destroyed() {
     let mut host = accelerators();
     let sim = host.sim.clone();
     assert_eq!((host.uuids().await, host.left().await), (vec![FIRST], left(3, 2)));
@@ -85,7 +85,7 @@ async fn one_is_made_plugged_unplugged_and_taken_away() {
     let presence =
         hotplug::plug(sim.as_ref(), &templates(), g(1), &spec, Scope::LiveAndConfig, LIMITS).await.unwrap();
     assert!(presence.live && presence.config);
-    assert_eq!(presence.inner_address, Some(address("0000:01:00.0")), "an express port, as libvirt gives it");
+    assert_eq!(presence.inner_address, Some(address("0000:01:00.0")), "a PCI Express port, as in libvirt");
     let live = host.live(g(1)).await.unwrap();
     assert_eq!(live.mdev(spec.alias).map(|held| held.uuid), Some(uuid));
     assert!(matches!(host.heard()[..], [Event::DeviceAdded { domain, .. }] if domain == g(1)));
@@ -95,7 +95,7 @@ async fn one_is_made_plugged_unplugged_and_taken_away() {
     drop(sim);
     let host = host.reopened();
     let (kind, text) = refused(host.sim.destroy_mdev(uuid).await);
-    assert!(kind == ErrorKind::InUse, "it outlives the process: {text}");
+    assert!(kind == ErrorKind::InUse, "its holder is kept after a restart: {text}");
 
     let unplugged =
         hotplug::unplug(host.sim.as_ref(), &templates(), g(1), &spec, true, LIMITS).await.unwrap();
@@ -107,7 +107,7 @@ async fn one_is_made_plugged_unplugged_and_taken_away() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_made_is_refused_by_name() {
+async fn a_mediated_device_that_cannot_be_created_is_refused_with_the_reason() {
     let host = accelerators();
     let make = |parent: &'static str, of: &'static str, uuid| {
         let sim = host.sim.clone();
@@ -117,24 +117,24 @@ async fn what_cannot_be_made_is_refused_by_name() {
     };
     let (kind, text) = refused(make(GPU, "nvidia-1", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);
-    assert_eq!(text, "there is no such type; it has nvidia-232, nvidia-233");
+    assert_eq!(text, "it has no such type; choose one of nvidia-232, nvidia-233");
     let (kind, text) = refused(make("0000:c1:00.0", "nvidia-232", 1).await);
     assert_eq!(kind, ErrorKind::NotAssignable);
-    assert!(text.contains("no mediated devices"), "{text}");
+    assert!(text.contains("no mediated device types"), "{text}");
     assert_eq!(refused(make("0000:ff:00.0", "nvidia-232", 1).await).0, ErrorKind::NoDevice);
 
     make(GPU, "nvidia-233", 1).await.unwrap();
     let (kind, text) = refused(make(GPU, "nvidia-233", 1).await);
-    assert!(kind == ErrorKind::Refused && text.contains("is there already"), "{text}");
+    assert!(kind == ErrorKind::Refused && text.contains("already exists"), "{text}");
     make(GPU, "nvidia-233", 2).await.unwrap();
     let (kind, text) = refused(make(GPU, "nvidia-233", 3).await);
     assert_eq!(kind, ErrorKind::InUse);
-    assert_eq!(text, "no more can be made of it; types of which more can be made: nvidia-232");
-    assert_eq!(host.uuids().await.len(), 3, "what was refused made nothing");
+    assert_eq!(text, "no instance of it is available; types with available instances: nvidia-232");
+    assert_eq!(host.uuids().await.len(), 3, "the refused calls created nothing");
 }
 
 #[tokio::test]
-async fn one_is_one_guests_and_only_while_it_is_there() {
+async fn a_mediated_device_can_be_in_one_guest_only_and_must_exist() {
     let host = accelerators();
     let sim = host.sim.as_ref();
     let plug = async |guest, source, alias, scope| {
@@ -148,7 +148,7 @@ async fn one_is_one_guests_and_only_while_it_is_there() {
     let (kind, text) = refused(plug(g(2), Uuid::from_u128(9), 2, Scope::Live).await);
     assert!(kind == ErrorKind::NoDevice && text.contains("mediated device"), "{text}");
 
-    // A definition takes anything, once; the start finds out.
+    // Any device can be added to a definition once; the start checks it.
     plug(g(3), FIRST, 3, Scope::Config).await.unwrap();
     assert_eq!(refused(plug(g(3), FIRST, 4, Scope::Config).await).0, ErrorKind::AlreadyDefined);
     assert!(host.sim.control("start g3").unwrap_err().contains("is in use by driver QEMU, domain g1"));
@@ -161,19 +161,19 @@ async fn one_is_one_guests_and_only_while_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_guest_that_keeps_one_keeps_it_in_its_definition() {
+async fn a_mediated_device_that_the_guest_keeps_stays_in_its_definition() {
     let host = Host::open(copy_of("accelerators"));
     host.control("guest g1 unplug=refuse");
     let (sim, spec) = (host.sim.as_ref(), spec(FIRST, 1));
     hotplug::plug(sim, &templates(), g(1), &spec, Scope::LiveAndConfig, LIMITS).await.unwrap();
     let unplugged = hotplug::unplug(sim, &templates(), g(1), &spec, true, LIMITS).await.unwrap();
     assert!(matches!(unplugged, Unplugged::Refused { .. }), "{unplugged:?}");
-    assert_eq!(host.definition(g(1)).await.unwrap().mdevs.len(), 1, "it was put back");
+    assert_eq!(host.definition(g(1)).await.unwrap().mdevs.len(), 1, "it was added to the definition again");
 }
 
-/// The function itself is not given away while parts of it are, and they end with its driver.
+/// A function cannot be assigned while it has mediated devices, which vanish with its host driver.
 #[tokio::test]
-async fn parent_and_parts_are_never_both_given_away() {
+async fn a_parent_and_its_mediated_devices_are_never_assigned_together() {
     let mut host = accelerators();
     let sim = host.sim.clone();
     let facts = || async { Facts::from(sim.device(address(GPU)).await.unwrap()) };
@@ -181,7 +181,7 @@ async fn parent_and_parts_are_never_both_given_away() {
         || async { binding::bind(sim.as_ref(), &facts().await, HostDriver::Vfio, Policy::default()).await };
     let (kind, text) = refused(bind().await);
     assert_eq!(kind, ErrorKind::InUse);
-    assert!(text.contains(&format!("mediated device {FIRST} is made of {GPU}")), "{text}");
+    assert!(text.contains(&format!("{GPU} has mediated device {FIRST}")), "{text}");
     hotplug::plug(sim.as_ref(), &templates(), g(1), &spec(FIRST, 1), Scope::Live, LIMITS).await.unwrap();
     assert_eq!(refused(host.attach(g(2), GPU, "ua-2", Scope::Live).await).0, ErrorKind::InUse);
     assert_eq!(refused(sim.node_detach(address(GPU)).await).0, ErrorKind::InUse);
@@ -192,15 +192,19 @@ async fn parent_and_parts_are_never_both_given_away() {
     assert!(
         matches!(&host.heard()[..], [Event::NodeDevice { name, change: NodeChange::Deleted }] if name.starts_with("mdev_"))
     );
-    assert_eq!((host.uuids().await, host.left().await), (Vec::new(), Vec::new()), "VFIO makes none");
+    assert_eq!(
+        (host.uuids().await, host.left().await),
+        (Vec::new(), Vec::new()),
+        "there are no mediated devices under VFIO"
+    );
     sim.node_reattach(address(GPU)).await.unwrap();
     assert_eq!((host.uuids().await, host.left().await), (Vec::new(), left(4, 2)));
     bind().await.unwrap();
 }
 
-/// Somebody unbinds the host driver by hand: the guest keeps its part, and nobody gets it after that.
+/// Someone unbinds the host driver by hand: the guest keeps its mediated device, which vanishes when the guest stops.
 #[tokio::test]
-async fn a_part_whose_driver_has_gone_goes_with_its_guest() {
+async fn a_mediated_device_without_a_host_driver_vanishes_when_its_guest_stops() {
     let host = accelerators();
     hotplug::plug(host.sim.as_ref(), &templates(), g(1), &spec(FIRST, 1), Scope::Live, LIMITS).await.unwrap();
     host.control(&format!("device driver {GPU} vfio-pci"));
@@ -253,7 +257,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Each is in one guest at most and there, and no more are made than the types allow.
+/// Checks that each mediated device of a guest exists and is in one guest only, and that the types' limits hold.
 async fn check(host: &Host) {
     let there = host.sim.mdevs().await.unwrap();
     let mut holders: BTreeMap<Uuid, String> = BTreeMap::new();
@@ -261,7 +265,7 @@ async fn check(host: &Host) {
         for held in host.live(info.uuid).await.into_iter().flat_map(|live| live.mdevs) {
             assert!(
                 there.iter().any(|mdev| mdev.uuid == held.uuid),
-                "{} is gone from under its guest",
+                "{} vanished while a guest has it",
                 held.uuid
             );
             assert_eq!(holders.insert(held.uuid, info.name.clone()), None, "{} is in two guests", held.uuid);
@@ -276,7 +280,10 @@ async fn check(host: &Host) {
         }
     }
     let native = host.driver(GPU).await.as_deref() == Some("nvidia");
-    assert!(native || there.iter().all(|mdev| holders.contains_key(&mdev.uuid)), "made by no driver");
+    assert!(
+        native || there.iter().all(|mdev| holders.contains_key(&mdev.uuid)),
+        "there are mediated devices without a host driver"
+    );
 }
 
 async fn run(steps: Vec<Step>) {

@@ -1,4 +1,4 @@
-//! A network VF as an interface: its MAC address and VLAN, from the attach to the guest's power cycle.
+//! A network VF as an interface: its MAC address and VLAN after the attach and after a power cycle of the guest.
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Presence, Unplugged};
@@ -21,7 +21,7 @@ fn vf(device: &str, id: u128, mac: &str, vlan: Option<u32>) -> HostdevSpec {
     }
 }
 
-/// The kept document of a guest, `live` or `persistent`.
+/// Returns a guest's document (`live` or `persistent`) from the state directory.
 fn kept(host: &Host, guest: Uuid, document: &str) -> String {
     let kept = fs::read_to_string(host.file(format!("state/domains/{guest}.json"))).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
@@ -33,7 +33,7 @@ async fn presence(host: &Host, spec: &HostdevSpec) -> Presence {
 }
 
 #[tokio::test]
-async fn an_interface_goes_in_with_its_mac_and_vlan_and_comes_out_by_its_alias() {
+async fn an_interface_is_plugged_with_its_mac_and_vlan_and_unplugged_by_its_alias() {
     let host = Host::small();
     let templates = Templates::load(None).unwrap();
     let spec = vf(VF0, 1, "52:54:00:6d:90:02", Some(42));
@@ -53,7 +53,11 @@ async fn an_interface_goes_in_with_its_mac_and_vlan_and_comes_out_by_its_alias()
     assert!(presence(&host, &spec).await.config);
     host.control("start q35");
     let after = presence(&host, &spec).await;
-    assert_eq!((after.live, after.inner_address), (true, plugged.inner_address), "also after a power cycle");
+    assert_eq!(
+        (after.live, after.inner_address),
+        (true, plugged.inner_address),
+        "the address is the same after a power cycle"
+    );
     assert!(kept(&host, Q35, "live").contains("<mac address='52:54:00:6d:90:02'/>"));
 
     let unplugged = hotplug::unplug(host.sim.as_ref(), &templates, Q35, &spec, true, LIMITS).await;
@@ -65,9 +69,9 @@ async fn an_interface_goes_in_with_its_mac_and_vlan_and_comes_out_by_its_alias()
     }
 }
 
-/// One that the guest keeps goes back into the definition as the interface that it was.
+/// When the guest refuses to release an interface, it is added to the definition again with the same settings.
 #[tokio::test(start_paused = true)]
-async fn an_interface_that_the_guest_refuses_to_give_stays_what_it_was() {
+async fn an_interface_that_the_guest_keeps_stays_unchanged_in_the_definition() {
     let host = Host::with("[guest.q35]\nunplug = 'refuse'");
     let templates = Templates::load(None).unwrap();
     let spec = vf(VF0, 1, "52:54:00:6d:90:02", Some(42));
@@ -79,10 +83,10 @@ async fn an_interface_that_the_guest_refuses_to_give_stays_what_it_was() {
     assert!(definition.contains("<tag id='42'/>"), "{definition}");
 }
 
-/// libvirt's QEMU driver does not compare MAC addresses: two interfaces of a guest may have one. They are
-/// told apart by their aliases, also when one of them goes.
+/// libvirt's QEMU driver does not compare MAC addresses, so that two interfaces of a guest may have the same one. Their
+/// aliases distinguish them, also in a detach.
 #[tokio::test]
-async fn two_interfaces_may_have_one_mac() {
+async fn two_interfaces_may_have_the_same_mac() {
     let host = Host::small();
     let templates = Templates::load(None).unwrap();
     let specs = [vf(VF0, 1, "52:54:00:6d:90:02", None), vf(VF1, 2, "52:54:00:6d:90:02", Some(7))];
@@ -97,7 +101,7 @@ async fn two_interfaces_may_have_one_mac() {
 }
 
 #[tokio::test]
-async fn only_a_virtual_function_is_an_interface() {
+async fn only_a_vf_can_be_attached_as_an_interface() {
     let host = Host::small();
     let templates = Templates::load(None).unwrap();
     for device in [PF, E1000E] {

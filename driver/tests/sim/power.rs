@@ -1,4 +1,4 @@
-//! A guest's power cycles.
+//! Start, stop, save, migration and other changes of a guest's state.
 
 use hotslot_driver::hypervisor::{DetachScope, DomainState, Lifecycle, NodeChange};
 use hotslot_driver::xml;
@@ -11,7 +11,7 @@ fn lifecycle(domain: Uuid, change: Lifecycle) -> Event {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
+async fn a_stop_removes_live_devices_without_events_for_them() {
     let mut host = Host::with("release_ms = 2000");
     host.attach(Q35, VF0, "ua-live", Scope::Live).await.unwrap();
     host.attach(Q35, NVME, "ua-both", Scope::LiveAndConfig).await.unwrap();
@@ -20,7 +20,7 @@ async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
     assert_eq!(host.heard(), [lifecycle(Q35, Lifecycle::Shutdown), lifecycle(Q35, Lifecycle::Stopped)]);
     assert_eq!(host.sim.domain(Q35).await.unwrap().info.state, DomainState::ShutOff);
     assert_eq!(host.live(Q35).await, None);
-    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the host driver is not back yet");
+    assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the host driver is not rebound yet");
     sleep(Duration::from_secs(3)).await;
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
     assert_eq!(host.driver(NVME).await.as_deref(), Some("nvme"));
@@ -32,7 +32,7 @@ async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
 
     host.control("start q35");
     let live = host.live(Q35).await.unwrap();
-    assert_eq!(live.hostdevs.len(), 1, "what was live only is gone");
+    assert_eq!(live.hostdevs.len(), 1, "the device that was only in the live document is gone");
     assert_eq!(find(&live, "ua-both").unwrap().source, address(NVME));
     assert_eq!(host.driver(NVME).await.as_deref(), Some("vfio-pci"));
     let heard = host.heard();
@@ -41,7 +41,7 @@ async fn a_stop_drops_live_devices_and_says_nothing_of_them() {
 }
 
 #[tokio::test]
-async fn a_destroyed_guest_forgets_what_it_was_asked() {
+async fn destroying_a_guest_cancels_pending_unplug_requests() {
     let mut host = Host::small();
     host.attach(Q35, VF0, "ua-1", Scope::LiveAndConfig).await.unwrap();
     host.control("guest q35 unplug=ignore");
@@ -53,9 +53,9 @@ async fn a_destroyed_guest_forgets_what_it_was_asked() {
     host.sim.detach(Q35, "ua-1", DetachScope::Live).await.unwrap();
 }
 
-/// What libvirt 11.3 made of these definitions when it started them.
+/// The live documents equal those that libvirt 11.3 made from these definitions.
 #[tokio::test]
-async fn a_start_makes_the_document_that_libvirt_makes() {
+async fn a_start_makes_the_same_document_as_libvirt() {
     let host = Host::small();
     host.control("start switch");
     host.control("destroy q35");
@@ -92,20 +92,20 @@ async fn a_start_fails_where_libvirt_fails() {
         assert_eq!(
             host.driver(device).await.as_deref(),
             Some("e1000e"),
-            "both at once: both drivers are back"
+            "both host drivers are rebound, because both devices are released at once"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_comes_with_the_boot() {
+async fn the_guest_agent_connects_after_the_boot() {
     let mut host = Host::with(
         "[guest.q35]\nboot_ms = 5000\n[guest.q35.agent_answers]\nguest-ping = '{\"return\":{}}'\n",
     );
     let ping = || host.sim.agent(Q35, r#"{"execute":"guest-ping"}"#, Duration::from_secs(1));
     assert_eq!(ping().await.unwrap(), r#"{"return":{}}"#);
     let unknown = host.sim.agent(Q35, r#"{"execute":"guest-exec"}"#, Duration::from_secs(1)).await;
-    assert_eq!(refused(unknown).0, ErrorKind::AgentAway, "nothing is verified that was not scripted");
+    assert_eq!(refused(unknown).0, ErrorKind::AgentAway, "a command without a scripted answer fails");
     assert_eq!(refused(host.sim.monitor(Q35, "{}").await).0, ErrorKind::Unsupported);
 
     host.control("reboot q35");
@@ -120,7 +120,7 @@ async fn an_agent_comes_with_the_boot() {
 }
 
 #[tokio::test]
-async fn a_domain_without_a_definition_is_gone_when_it_stops() {
+async fn a_transient_domain_vanishes_when_it_stops() {
     let host = Host::small();
     host.control("undefine switch");
     host.control("undefine q35");
@@ -132,7 +132,7 @@ async fn a_domain_without_a_definition_is_gone_when_it_stops() {
 }
 
 #[tokio::test]
-async fn a_run_is_saved_and_gone_on_with() {
+async fn a_domain_is_saved_and_restored() {
     let mut host = Host::small();
     host.attach(Q35, VF0, "ua-1", Scope::Live).await.unwrap();
     for line in ["save q35", "managedsave q35", "migrate q35"] {
@@ -146,7 +146,7 @@ async fn a_run_is_saved_and_gone_on_with() {
     assert!(heard.contains(&lifecycle(Q35, Lifecycle::Stopped)), "{heard:?}");
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
     assert!(host.sim.control("rename q35 web1").unwrap_err().contains("managed saved state"));
-    // What happens to the definition meanwhile is not seen by the run.
+    // Changes of the definition do not affect the saved run.
     host.attach(Q35, NVME, "ua-2", Scope::Config).await.unwrap();
     let host = host.reopened();
     host.control("start q35");
@@ -155,14 +155,14 @@ async fn a_run_is_saved_and_gone_on_with() {
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
     host.control("save q35");
     host.control("start q35");
-    assert!(find(&host.live(Q35).await.unwrap(), "ua-1").is_none(), "a start does not look for a save");
+    assert!(find(&host.live(Q35).await.unwrap(), "ua-1").is_none(), "a start only restores a managed save");
     host.control("destroy q35");
     host.attach(I440FX, VF0, "ua-3", Scope::Live).await.unwrap();
     assert!(host.sim.control("restore q35").unwrap_err().contains("in use by driver QEMU, domain i440fx"));
 }
 
 #[tokio::test]
-async fn a_domain_is_renamed_moved_and_defined() {
+async fn a_domain_is_renamed_migrated_and_defined() {
     let mut host = Host::small();
     assert!(host.sim.control("rename q35 web1").unwrap_err().contains("cannot rename active domain"));
     assert!(host.sim.control("rename switch q35").unwrap_err().contains("domain 'q35' already exists"));

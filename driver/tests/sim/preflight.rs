@@ -1,4 +1,4 @@
-//! The verdict before an attach: each check's result, and that libvirt agrees.
+//! The preflight: the result of each check, compared with the simulated libvirt's answers.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ use super::*;
 struct Case {
     why: String,
     guest: String,
-    /// What is replaced in the guest's document.
+    /// Replacements in the guest's document.
     #[serde(default)]
     edit: Vec<(String, String)>,
     /// Lines for the control socket.
     #[serde(default)]
     setup: Vec<String>,
-    /// Guests, and devices that they have.
+    /// Guests and their devices.
     #[serde(default)]
     held: Vec<(String, String)>,
     devices: Vec<Wanted>,
@@ -26,9 +26,9 @@ struct Case {
     require_reset: bool,
     #[serde(default)]
     whole_groups: bool,
-    /// The refusal: device, kind, words. Absent: there is none.
+    /// The expected refusal: device, kind, and a part of the message. Absent when the devices may be plugged.
     refused: Option<(Option<String>, String, String)>,
-    /// Checks: name, device, result, words.
+    /// Expected checks: name, device, result, and a part of the message.
     finds: Vec<(String, Option<String>, String, String)>,
 }
 
@@ -79,7 +79,7 @@ async fn verdict(host: &Host, guest: Uuid, facts: &[Facts], policy: Policy) -> V
     hotplug::preflight(host.sim.as_ref(), &view, facts, policy).await.unwrap()
 }
 
-/// `driver/tests/data/preflight.json`: another case needs no Rust.
+/// Runs the cases in `driver/tests/data/preflight.json`.
 #[tokio::test]
 async fn every_case_of_the_table() {
     let table = fs::read_to_string(data("tests/data/preflight.json")).unwrap();
@@ -150,9 +150,9 @@ async fn every_case_of_the_table() {
     }
 }
 
-/// What passes, libvirt takes; what fails, libvirt refuses, and with the same kind.
+/// An attach succeeds exactly when the preflight finds no obstacle.
 #[tokio::test]
-async fn libvirt_agrees_about_every_device_and_guest() {
+async fn the_simulated_libvirt_agrees_about_every_device_and_guest() {
     let devices = [VF0, E1000E, PAIR0, NVME, EDU, BRIDGED_EDU, ROOT_PORT];
     let mut agreed: BTreeMap<bool, u32> = BTreeMap::new();
     for (guest, scope) in [(Q35, Scope::Live), (I440FX, Scope::Live), (FULL, Scope::Live)] {
@@ -169,7 +169,7 @@ async fn libvirt_agrees_about_every_device_and_guest() {
 }
 
 #[tokio::test]
-async fn a_guest_that_is_shutting_down_or_gone_takes_nothing() {
+async fn a_domain_that_is_shutting_down_or_has_no_document_is_refused() {
     let host = Host::small();
     let mut view = host.sim.domain(Q35).await.unwrap();
     let facts = [Facts::from(host.sim.device(address(VF0)).await.unwrap())];
@@ -177,13 +177,13 @@ async fn a_guest_that_is_shutting_down_or_gone_takes_nothing() {
     let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
     let error = &verdict.refusal().unwrap().error;
     assert_eq!(error.kind, ErrorKind::NotRunning);
-    assert_eq!(error.message, "the domain is ShuttingDown; attach when it runs, is paused or is shut off");
+    assert_eq!(error.message, "the domain is ShuttingDown; attach when it is running, paused or shut off");
 
     (view.live, view.persistent) = (None, None);
     let verdict = hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await.unwrap();
-    assert!(verdict.refusal().unwrap().error.message.contains("no document"));
+    assert!(verdict.refusal().unwrap().error.message.contains("neither a live nor a persistent document"));
 
     host.control("disconnect");
     let (kind, _) = refused(hotplug::preflight(host.sim.as_ref(), &view, &facts, Policy::default()).await);
-    assert_eq!(kind, ErrorKind::Away, "what cannot be asked is no verdict");
+    assert_eq!(kind, ErrorKind::Away, "an unreachable hypervisor gives an error, not a verdict");
 }

@@ -1,4 +1,4 @@
-//! Whatever is done in whatever order, libvirt's rules hold.
+//! Libvirt's rules hold for any sequence of operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What may never change but by a step that says so.
+/// Checks the invariants of the host.
 async fn check(host: &Host, room: &BTreeMap<Uuid, usize>, bound_by_hand: &BTreeSet<PciAddress>) {
     let mut holders: BTreeMap<PciAddress, Uuid> = BTreeMap::new();
     for info in host.sim.domains().await.unwrap() {
@@ -61,7 +61,7 @@ async fn check(host: &Host, room: &BTreeMap<Uuid, usize>, bound_by_hand: &BTreeS
             assert_eq!(seen.len(), document.occupied.len(), "two devices at one guest address");
         }
         let Some(live) = view.live else { continue };
-        // A start from a definition that was given a port has more room.
+        // A guest has more ports after a start if libvirt added ports to its definition.
         let room_now = free_ports(&live) + live.hostdevs.len();
         assert!(room_now >= room[&info.uuid], "{}: a port was lost: {room_now}", info.name);
         for held in &live.hostdevs {

@@ -1,4 +1,4 @@
-//! Big hosts: what a call costs does not grow with what it does not touch.
+//! Large hosts: the cost of a call does not depend on objects that it does not change.
 
 use hotslot_driver::hypervisor::DetachScope;
 use hotslot_driver::sim::generate::{self, Size};
@@ -6,7 +6,7 @@ use hotslot_driver::sim::generate::{self, Size};
 use super::*;
 
 #[tokio::test]
-async fn a_big_host_opens_and_an_attach_writes_one_file() {
+async fn a_large_host_opens_and_an_attach_writes_one_file() {
     let dir = tempfile::tempdir().unwrap();
     Size { pfs: 16, vfs: 64, guests: 8, ports: 64 }.write(dir.path()).unwrap();
     let host = Host::open(dir);

@@ -1,4 +1,4 @@
-//! What outlives the process, and what does not open.
+//! The state that outlives the process, several processes, and errors at the opening.
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::hypervisor::{DetachScope, DomainState};
@@ -25,10 +25,10 @@ async fn state_outlives_the_process() {
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
     assert_eq!(refused(host.sim.device(address(NVME_SRIOV)).await).0, ErrorKind::NoDevice);
     assert_eq!(refused(host.sim.detach(Q35, "ua-1", DetachScope::Live).await).0, ErrorKind::UnplugPending);
-    assert_eq!(host.next().await, removed(Q35, "ua-1"), "a pending removal goes on");
+    assert_eq!(host.next().await, removed(Q35, "ua-1"), "a pending removal is completed");
     assert_eq!(host.driver(VF1).await.as_deref(), Some("igbvf"));
 
-    // Without its state it is as it was captured.
+    // Without the state directory the host is as it was captured.
     let Host { dir, sim, events } = host;
     drop((sim, events));
     fs::remove_dir_all(dir.path().join("state")).unwrap();
@@ -37,10 +37,10 @@ async fn state_outlives_the_process() {
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
 }
 
-/// As two processes have it: what one changes the other sees, and hears of.
-// The control socket is asked by a call that blocks.
+/// Two instances act like two processes: each sees the changes of the other and gets their events.
+// The runtime needs several threads, because the call to the control socket blocks.
 #[tokio::test(flavor = "multi_thread")]
-async fn several_processes_at_a_time() {
+async fn several_processes_share_a_host() {
     let mut one = Host::small();
     let other = Sim::open(one.dir.path()).unwrap();
     let mut heard = other.events();
@@ -51,14 +51,14 @@ async fn several_processes_at_a_time() {
     assert_eq!(other.device(address(VF0)).await.unwrap(), one.sim.device(address(VF0)).await.unwrap());
     let mut events = vec![heard.recv().await.unwrap(), heard.recv().await.unwrap()];
     events.retain(|event| matches!(event, Event::DeviceAdded { .. }));
-    assert_eq!(events.len(), 1, "one is told of the device that was added");
+    assert_eq!(events.len(), 1, "there is one event for the added device");
     assert_eq!(refused(other.attach(I440FX, &hostdev(VF0, "ua-1"), Scope::Live).await).0, ErrorKind::InUse);
 
-    // Without having been asked anything, too.
+    // The events arrive without a call to this instance, too.
     other.detach(Q35, "ua-0", DetachScope::Live).await.unwrap();
     while one.next().await != removed(Q35, "ua-0") {}
     assert_eq!(one.driver(VF0).await.as_deref(), Some("igbvf"));
-    // Each has a control socket.
+    // Each instance has a control socket.
     control(one.dir.path(), "pause q35").unwrap();
     assert_eq!(other.domain(Q35).await.unwrap().info.state, DomainState::Paused);
     control_of(std::process::id(), one.dir.path(), "resume q35").unwrap();
@@ -68,10 +68,10 @@ async fn several_processes_at_a_time() {
     one.reopened();
 }
 
-/// A write is a new file that is renamed into its place: what a killed process left beside it is not read,
-/// and an attach touches one file.
+/// A file is written under a temporary name and then renamed. A temporary file that a killed process left behind is not
+/// read, and an attach changes one file only.
 #[tokio::test]
-async fn a_killed_write_leaves_the_state_as_it_was() {
+async fn an_interrupted_write_leaves_the_old_state() {
     let host = Host::small();
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
     host.attach(I440FX, VF1, "ua-1", Scope::Live).await.unwrap();
@@ -87,7 +87,7 @@ async fn a_killed_write_leaves_the_state_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_asked_is_done_also_when_nobody_waits() {
+async fn a_call_is_completed_although_its_caller_stopped_waiting() {
     let host = Host::with("[latency]\nattach = 500");
     let attach = host.attach(Q35, VF0, "ua-0", Scope::Live);
     assert!(tokio::time::timeout(Duration::from_millis(100), attach).await.is_err());
@@ -96,7 +96,7 @@ async fn what_was_asked_is_done_also_when_nobody_waits() {
 }
 
 #[tokio::test]
-async fn a_device_can_come_and_go() {
+async fn devices_can_be_added_and_removed() {
     let host = Host::small();
     let extra = host.file("new.xml");
     let xml = fs::read_to_string(host.file("devices/pci_0000_05_00_0.xml")).unwrap();
@@ -129,7 +129,7 @@ async fn a_device_can_come_and_go() {
 }
 
 #[tokio::test]
-async fn functions_of_32_bit_domains_are_left_out_as_on_a_real_host() {
+async fn functions_in_32_bit_domains_are_left_out_as_on_a_real_host() {
     let dir = small();
     let vf =
         fs::read_to_string(dir.path().join(format!("devices/{}.xml", address(VF0).node_name()))).unwrap();
@@ -140,7 +140,7 @@ async fn functions_of_32_bit_domains_are_left_out_as_on_a_real_host() {
 }
 
 #[tokio::test]
-async fn what_does_not_open_says_where() {
+async fn an_error_at_the_opening_names_the_file_and_the_place() {
     let cases: [(&str, &str, &[&str]); 7] = [
         ("host.toml", "hostnam = 'x'", &["host.toml", "hostnam", "hostname"]),
         ("host.toml", "[latency]\nattatch = 1", &["host.toml", "attatch", "attach"]),
@@ -167,15 +167,15 @@ async fn what_does_not_open_says_where() {
             text => text.to_owned(),
         };
         fs::write(dir.path().join(file), text).unwrap();
-        let said = Sim::open(dir.path()).unwrap_err().to_string();
+        let message = Sim::open(dir.path()).unwrap_err().to_string();
         for word in words {
-            assert!(said.contains(word), "{file}: no `{word}` in: {said}");
+            assert!(message.contains(word), "{file}: no `{word}` in: {message}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_host_says_that_it_is_simulated() {
+async fn a_simulated_host_is_marked_as_simulated() {
     let host = Host::open({
         let dir = small();
         fs::copy(data("../tests/data/hosts/small/host.toml"), dir.path().join("host.toml")).unwrap();
@@ -190,11 +190,11 @@ async fn a_host_says_that_it_is_simulated() {
     assert_eq!(names, ["q35", "switch", "i440fx", "full"]);
 }
 
-/// A directory that cannot be written to is read; what happens is kept in memory.
+/// A directory that cannot be written to can be opened.
 #[tokio::test]
-async fn a_read_only_directory_is_kept_in_memory() {
+async fn changes_to_a_read_only_directory_are_kept_in_memory() {
     let dir = small();
-    // Permissions do not stop root, but no file can be made where a folder is.
+    // Permissions do not restrict root, but the lock file cannot be created where a folder has its name.
     fs::create_dir(dir.path().join("lock")).unwrap();
     let host = Host::open(dir);
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();

@@ -1,4 +1,4 @@
-//! What makes an answer out of an ask: limits, guests that lose it, and commands that are run before.
+//! Complete unplug operations: limits, guests that lose the request, and commands in the guest.
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
@@ -21,7 +21,7 @@ fn vf() -> HostdevSpec {
     }
 }
 
-/// How an unplug ends, and after how many seconds.
+/// Unplugs the VF; returns the outcome and the duration in seconds.
 async fn unplug(host: &Host, limits: DetachLimits) -> (Unplugged, f64) {
     let (sim, templates) = (host.sim.as_ref(), Templates::load(None).unwrap());
     let begun = Instant::now();
@@ -44,11 +44,15 @@ async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
     assert!(matches!(unplugged, Unplugged::Pending { .. }), "{unplugged:?}");
     assert_eq!(took, 8.0, "twice four seconds");
     let (unplugged, took) = unplug(&host, LIMITS).await;
-    assert_eq!((unplugged, took), (Unplugged::Gone, 4.0), "the first ask was lost, the second not");
+    assert_eq!(
+        (unplugged, took),
+        (Unplugged::Gone, 4.0),
+        "the guest lost the first request and got the second one"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_for_all_takes_the_place_of_a_number_of_attempts() {
+async fn a_total_time_replaces_the_number_of_attempts() {
     let host = with_vf("[guest.q35]\nboot_ms = 10_000").await;
     for (total, took) in [(Duration::from_secs(3), 3.0), (Duration::from_secs(9), 9.0)] {
         host.control("reboot q35");
@@ -59,15 +63,15 @@ async fn a_limit_for_all_takes_the_place_of_a_number_of_attempts() {
     host.control("reboot q35");
     let total = Some(Duration::from_secs(60));
     let (unplugged, seconds) = unplug(&host, DetachLimits { total, ..LIMITS }).await;
-    assert_eq!((unplugged, seconds), (Unplugged::Gone, 12.0), "the fourth ask is heard");
+    assert_eq!((unplugged, seconds), (Unplugged::Gone, 12.0), "the guest gets the fourth request");
 }
 
 #[tokio::test(start_paused = true)]
-async fn asks_that_are_refused_at_once_are_spread_over_the_time() {
+async fn requests_that_are_refused_at_once_are_spread_over_the_time() {
     const EIGHT: DetachLimits = DetachLimits { attempts: 8, timeout: Duration::from_secs(20), total: None };
     for kind in ["device-missing", "unplug-pending"] {
         for (total, faults, ends) in [
-            // One share of the time after the other, and never longer than an attempt.
+            // Between two requests there is an equal share of the total time, but at most the time of one attempt.
             (Some(2), 3, (true, 0.75)),
             (Some(2), 100, (false, 2.0)),
             (Some(400), 2, (true, 40.0)),
@@ -75,7 +79,7 @@ async fn asks_that_are_refused_at_once_are_spread_over_the_time() {
             (None, 100, (false, 160.0)),
         ] {
             let host = with_vf("").await;
-            // The first call takes it out of the definition.
+            // The first call removes the device from the definition.
             host.control(&format!("fault detach fail nth=2 times={faults} kind={kind} text=busy"));
             let total = total.map(Duration::from_secs);
             let (unplugged, took) = unplug(&host, DetachLimits { total, ..EIGHT }).await;
@@ -86,7 +90,7 @@ async fn asks_that_are_refused_at_once_are_spread_over_the_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_gone_from_the_definition_is_not_asked_for_again() {
+async fn a_device_that_is_gone_from_the_definition_is_not_detached_again() {
     let host = Host::small();
     let (sim, templates) = (host.sim.as_ref(), Templates::load(None).unwrap());
     hotplug::plug(sim, &templates, SWITCH, &vf(), Scope::Config, LIMITS).await.unwrap();
@@ -96,7 +100,7 @@ async fn what_is_gone_from_the_definition_is_not_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plug_that_failed_tells_whether_the_guest_may_have_had_the_device() {
+async fn a_failed_plug_reports_whether_the_guest_may_have_had_the_device() {
     for (fault, scope, untouched) in [
         ("fail text=refused", Scope::LiveAndConfig, true),
         ("fail text=refused", Scope::Config, true),
@@ -117,7 +121,7 @@ async fn a_plug_that_failed_tells_whether_the_guest_may_have_had_the_device() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hung_agent_is_no_change_of_its_domain_that_is_overdue() {
+async fn an_overdue_agent_command_does_not_count_as_a_change_of_its_domain() {
     let host = Host::with("[guest.q35.agent_answers]\nguest-ping = '{\"return\":{}}'\n");
     host.control("agent q35 connected");
     host.control("fault agent hang");
@@ -129,7 +133,7 @@ async fn a_hung_agent_is_no_change_of_its_domain_that_is_overdue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_in_the_guest_ends_well_or_says_how() {
+async fn a_command_in_the_guest_succeeds_or_reports_its_failure() {
     const BEGUN: &str = r#"{"return":{"pid":7}}"#;
     let cases = [
         (None, None, Some((ErrorKind::AgentAway, "not connected"))),
@@ -166,10 +170,10 @@ async fn a_command_in_the_guest_ends_well_or_says_how() {
         let ended = guest::run(host.sim.as_ref(), Q35, &command, Duration::from_secs(5)).await;
         match expected {
             None => assert_eq!(ended, Ok(())),
-            Some((kind, said)) => {
+            Some((kind, part)) => {
                 let error = ended.unwrap_err();
                 assert_eq!(error.kind, kind, "{error}");
-                assert!(error.to_string().contains(said), "{error}");
+                assert!(error.to_string().contains(part), "{error}");
             }
         }
     }

@@ -1,3 +1,4 @@
+use super::room::in_units;
 use super::*;
 use crate::xml::nodedev::{self, NodeDevice};
 
@@ -6,7 +7,7 @@ fn facts(xml: &str) -> Facts {
     Facts::from(*device)
 }
 
-/// What `free_port` refuses with; none when there is room.
+/// Returns the message of `free_port`'s refusal, or `None` when there is room.
 fn refused(live: &DomainXml, devices: &[Facts]) -> Option<String> {
     let found = free_port(live, true, devices);
     assert_eq!(found.result == CheckResult::Fail, found.cure.is_some());
@@ -14,7 +15,7 @@ fn refused(live: &DomainXml, devices: &[Facts]) -> Option<String> {
 }
 
 #[test]
-fn ports_are_counted_for_all_devices_of_a_request_together() {
+fn free_ports_are_counted_for_all_devices_of_a_request_together() {
     let vf = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/vf-igb.xml"));
     let edu = facts(include_str!("../../../tests/data/libvirt-11.3/nodedev/edu-own-group.xml"));
     let guest = |xml| crate::xml::domain::parse(xml).unwrap();
@@ -22,24 +23,24 @@ fn ports_are_counted_for_all_devices_of_a_request_together() {
     let q35 = guest(include_str!("../../../tests/data/libvirt-11.3/domain/q35-before.xml"));
     assert_eq!(refused(&q35, &vec![vf.clone(); 7]), None);
     let reason = refused(&q35, &vec![vf.clone(); 8]).unwrap();
-    assert!(reason.contains("8 PCI Express device(s) wanted, room for 7; detach"), "{reason}");
+    assert!(reason.contains("8 PCI Express device(s) requested, room for 7; detach"), "{reason}");
     let reason = refused(&q35, &[vf.clone(), edu.clone()]).unwrap();
-    assert!(reason.contains("1 conventional PCI device(s) wanted, room for 0"), "{reason}");
+    assert!(reason.contains("1 conventional PCI device(s) requested, room for 0"), "{reason}");
     assert!(reason.contains("pcie-to-pci-bridge"), "{reason}");
 
-    // On i440fx both kinds take the same slots.
+    // On i440fx both kinds use the same slots.
     let mut i440fx = guest(include_str!("../../../tests/data/libvirt-11.3/domain/i440fx.xml"));
     let mut room = Topology::of(&i440fx).free_ports();
     i440fx.occupied.extend(std::iter::from_fn(|| room.take(true)).skip(1));
     assert_eq!(refused(&i440fx, std::slice::from_ref(&edu)), None);
     let reason = refused(&i440fx, &[vf, edu]).unwrap();
-    assert!(reason.contains("2 PCI device(s) wanted, room for 1"), "{reason}");
+    assert!(reason.contains("2 PCI device(s) requested, room for 1"), "{reason}");
     assert!(reason.contains("a pci-bridge controller"), "{reason}");
 }
 
 #[test]
-fn bytes_are_said_in_the_largest_unit_that_leaves_nothing_over() {
-    for (bytes, said) in [
+fn bytes_are_formatted_in_the_largest_unit_that_gives_a_whole_number() {
+    for (bytes, expected) in [
         (0, "0 bytes"),
         (1023, "1023 bytes"),
         (16 << 10, "16 KiB"),
@@ -47,6 +48,6 @@ fn bytes_are_said_in_the_largest_unit_that_leaves_nothing_over() {
         (32 << 30, "32 GiB"),
         (u64::MAX, "18446744073709551615 bytes"),
     ] {
-        assert_eq!(in_units(bytes), said);
+        assert_eq!(in_units(bytes), expected);
     }
 }

@@ -10,7 +10,7 @@ fn at(address: &str) -> PciAddress {
     address.parse().unwrap()
 }
 
-/// A VF as it is, with nothing chosen.
+/// A VF without any optional setting.
 fn plain() -> HostdevSpec {
     HostdevSpec {
         source: at("0000:3b:02.1"),
@@ -27,7 +27,7 @@ fn interface() -> HostdevSpec {
     HostdevSpec { interface: Some(interface), ..plain() }
 }
 
-/// A directory of overrides: names and texts.
+/// Writes a directory of overrides.
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -36,14 +36,14 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
-/// What loading these overrides is refused with, without the directory's own name.
+/// Returns the error of loading these overrides, without the directory's name.
 fn refusal(files: &[(&str, &str)]) -> String {
     let directory = directory(files);
     let error = Templates::load(Some(directory.path())).unwrap_err().to_string();
     error.replace(&format!("{}/", directory.path().display()), "")
 }
 
-/// The embedded template of this name with one piece replaced.
+/// Returns the embedded template of this name with one part replaced.
 fn embedded(name: &str, from: &str, to: &str) -> String {
     let (_, text) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name).unwrap();
     assert!(text.contains(from), "{from}");
@@ -51,7 +51,7 @@ fn embedded(name: &str, from: &str, to: &str) -> String {
 }
 
 #[test]
-fn a_function_is_given_as_it_is() {
+fn the_document_of_a_function_without_options() {
     let xml = Templates::load(None).unwrap().render(&plain()).unwrap();
     assert_eq!(
         xml,
@@ -65,7 +65,7 @@ fn a_function_is_given_as_it_is() {
 }
 
 #[test]
-fn a_network_vf_gets_its_mac_address_and_vlan() {
+fn the_document_of_a_network_vf_contains_its_mac_address_and_vlan() {
     let chosen =
         HostdevSpec { managed: false, rom_bar: Some(false), guest: Some(at("0000:05:00.0")), ..interface() };
     let xml = Templates::load(None).unwrap().render(&chosen).unwrap();
@@ -87,7 +87,7 @@ fn a_network_vf_gets_its_mac_address_and_vlan() {
 }
 
 #[test]
-fn a_mediated_device_is_given_as_it_is() {
+fn the_document_of_a_mediated_device() {
     let [plain, placed] = &every_mdev().collect::<Vec<_>>()[..] else { panic!("two kinds") };
     let templates = Templates::load(None).unwrap();
     let xml = plain.render(&templates).unwrap();
@@ -116,7 +116,7 @@ fn guest_with(device: &str) -> crate::domain::DomainXml {
 }
 
 #[test]
-fn what_is_rendered_reads_back_as_the_domain_will_have_it() {
+fn a_rendered_document_reads_back_as_its_spec() {
     let templates = Templates::load(None).unwrap();
     let mut documents = HashSet::new();
     for spec in every_kind() {
@@ -127,11 +127,11 @@ fn what_is_rendered_reads_back_as_the_domain_will_have_it() {
         assert_eq!((hostdev.managed, hostdev.interface), (spec.managed, spec.interface.is_some()));
         documents.insert(xml);
     }
-    assert_eq!(documents.len(), 36, "every kind is another document");
+    assert_eq!(documents.len(), 36, "every kind renders a different document");
 }
 
 #[test]
-fn an_override_stands_in_for_its_template_alone() {
+fn an_override_replaces_only_the_template_of_its_name() {
     let boot_first = embedded(HOSTDEV, "  <source>", "  <boot order='1'/>\n  <source>");
     let directory = directory(&[(HOSTDEV, &boot_first), (".hostdev.xml.swp", "an editor's own")]);
     let templates = Templates::load(Some(directory.path())).unwrap();
@@ -140,7 +140,7 @@ fn an_override_stands_in_for_its_template_alone() {
 }
 
 #[test]
-fn an_override_that_does_not_render_is_named_with_its_line() {
+fn an_override_that_does_not_render_is_refused_with_its_file_and_line() {
     let broken = embedded(HOSTDEV, "{%- endif %}", "{%- endfor %}");
     assert!(refusal(&[(HOSTDEV, &broken)]).starts_with("hostdev.xml:10: syntax error: "));
 
@@ -149,50 +149,45 @@ fn an_override_that_does_not_render_is_named_with_its_line() {
 
     assert_eq!(
         refusal(&[("hostdev.xlm", "<hostdev/>")]),
-        "hostdev.xlm: no template has this name; there are hostdev.xml, interface.xml and mdev.xml"
+        "hostdev.xlm: unknown template; expected hostdev.xml, interface.xml or mdev.xml"
     );
     let missing = Templates::load(Some(Path::new("/nowhere/at/all"))).unwrap_err();
     assert!(missing.to_string().starts_with("/nowhere/at/all: No such file"));
 }
 
 #[test]
-fn an_override_that_says_something_else_is_refused() {
+fn an_override_that_differs_from_the_spec_is_refused() {
     for (name, from, to, reason) in [
         (
             HOSTDEV,
             "{{ source.bus }}",
             "0x3b",
-            "<source/address>: face:3b:1b.5 where face:a5:1b.5 was asked for (line 3)",
+            "<source/address>: face:3b:1b.5 but expected face:a5:1b.5 (line 3)",
         ),
         (
             HOSTDEV,
             "{{ alias }}",
             "ua-mine",
-            "<alias>: name='ua-mine' where 'ua-6ba7b810-9dad-41d1-80b4-00c04fd430c8' was asked for (line 5)",
+            "<alias>: name='ua-mine' but expected 'ua-6ba7b810-9dad-41d1-80b4-00c04fd430c8' (line 5)",
         ),
-        (HOSTDEV, "{{ managed }}", "yes", "<hostdev>: managed='yes' where 'no' was asked for (line 1)"),
-        (HOSTDEV, "'pci'", "'usb'", "<hostdev>: type='usb' where 'pci' was asked for (line 1)"),
-        (HOSTDEV, "bar='{{ rom_bar }}'", "bar='on'", "<rom>: bar='on' where 'off' was asked for (line 5)"),
-        (HOSTDEV, "rom_bar is not none", "false", "<hostdev>: it has no <rom> (line 1)"),
-        (
-            HOSTDEV,
-            "{{ guest.slot }}",
-            "0x00",
-            "<address>: 0000:6d:00.0 where 0000:6d:1e.0 was asked for (line 6)",
-        ),
+        (HOSTDEV, "{{ managed }}", "yes", "<hostdev>: managed='yes' but expected 'no' (line 1)"),
+        (HOSTDEV, "'pci'", "'usb'", "<hostdev>: type='usb' but expected 'pci' (line 1)"),
+        (HOSTDEV, "bar='{{ rom_bar }}'", "bar='on'", "<rom>: bar='on' but expected 'off' (line 5)"),
+        (HOSTDEV, "rom_bar is not none", "false", "<hostdev>: missing element <rom> (line 1)"),
+        (HOSTDEV, "{{ guest.slot }}", "0x00", "<address>: 0000:6d:00.0 but expected 0000:6d:1e.0 (line 6)"),
         (
             HOSTDEV,
             "</source>",
             "</source><address type='pci' bus='0x05'/>",
-            "<address>: it was not asked for (line 4)",
+            "<address>: unexpected element (line 4)",
         ),
-        (HOSTDEV, "</source>", "</source><source/>", "<source>: it was not asked for (line 4)"),
-        (HOSTDEV, "</source>", "</source><x:source xmlns:x='y'/>", "<source>: it was not asked for (line 4)"),
+        (HOSTDEV, "</source>", "</source><source/>", "<source>: unexpected element (line 4)"),
+        (HOSTDEV, "</source>", "</source><x:source xmlns:x='y'/>", "<source>: unexpected element (line 4)"),
         (
             HOSTDEV,
             "</source>",
             "</source><driver><hostdev/></driver>",
-            "<driver/hostdev>: it was not asked for (line 4)",
+            "<driver/hostdev>: unexpected element (line 4)",
         ),
         (HOSTDEV, "</hostdev>", "</hostdev><hostdev/>", "<hostdev>: not well-formed XML: "),
         (HOSTDEV, "hostdev mode", "!DOCTYPE x><hostdev mode", "<hostdev>: not well-formed XML: "),
@@ -200,32 +195,27 @@ fn an_override_that_says_something_else_is_refused() {
             INTERFACE,
             "{{ mac }}",
             "52:54:00:00:00:01",
-            "<mac>: address='52:54:00:00:00:01' where '52:54:00:c0:ff:ee' was asked for (line 2)",
+            "<mac>: address='52:54:00:00:00:01' but expected '52:54:00:c0:ff:ee' (line 2)",
         ),
         (
             MDEV,
             "{{ uuid }}",
             "00000000-0000-0000-0000-000000000000",
-            "<source/address>: uuid='00000000-0000-0000-0000-000000000000' where \
-             '7d444840-9dc0-41d1-b245-5ffdce74fad2' was asked for (line 3)",
+            "<source/address>: uuid='00000000-0000-0000-0000-000000000000' but expected \
+             '7d444840-9dc0-41d1-b245-5ffdce74fad2' (line 3)",
         ),
-        (
-            MDEV,
-            "'vfio-pci'",
-            "'vfio-ap'",
-            "<hostdev>: model='vfio-ap' where 'vfio-pci' was asked for (line 1)",
-        ),
-        (MDEV, "'mdev'", "'pci'", "<hostdev>: type='pci' where 'mdev' was asked for (line 1)"),
-        (MDEV, "guest is not none", "false", "<hostdev>: it has no <address> (line 1)"),
-        (MDEV, "</source>", "</source><source/>", "<source>: it was not asked for (line 4)"),
-        (INTERFACE, "{{ vlan }}", "1", "<vlan/tag>: id='1' where '3210' was asked for (line 7)"),
-        (INTERFACE, "</vlan>", "<tag id='7'/></vlan>", "<vlan/tag>: it was not asked for (line 8)"),
-        (INTERFACE, "vlan is not none", "true", "<vlan>: it was not asked for (line 6)"),
+        (MDEV, "'vfio-pci'", "'vfio-ap'", "<hostdev>: model='vfio-ap' but expected 'vfio-pci' (line 1)"),
+        (MDEV, "'mdev'", "'pci'", "<hostdev>: type='pci' but expected 'mdev' (line 1)"),
+        (MDEV, "guest is not none", "false", "<hostdev>: missing element <address> (line 1)"),
+        (MDEV, "</source>", "</source><source/>", "<source>: unexpected element (line 4)"),
+        (INTERFACE, "{{ vlan }}", "1", "<vlan/tag>: id='1' but expected '3210' (line 7)"),
+        (INTERFACE, "</vlan>", "<tag id='7'/></vlan>", "<vlan/tag>: unexpected element (line 8)"),
+        (INTERFACE, "vlan is not none", "true", "<vlan>: unexpected element (line 6)"),
         (
             INTERFACE,
             "type='hostdev'",
             "type='network'",
-            "<interface>: type='network' where 'hostdev' was asked for (line 1)",
+            "<interface>: type='network' but expected 'hostdev' (line 1)",
         ),
     ] {
         let expected = format!("{name}: in the rendered document, {reason}");
@@ -234,11 +224,11 @@ fn an_override_that_says_something_else_is_refused() {
     }
     assert_eq!(
         refusal(&[(HOSTDEV, "<interface/>")]),
-        "hostdev.xml: in the rendered document, <hostdev>: the document's root is <interface>"
+        "hostdev.xml: in the rendered document, <hostdev>: unexpected root element <interface>"
     );
 }
 
-/// What somebody who wants out of an attribute would write.
+/// Texts of an attacker who tries to break out of an attribute.
 fn hostile() -> impl Strategy<Value = String> {
     prop_oneof![
         "[-'\"<>&;:/= a-z0-9{}%]{0,40}",
@@ -252,8 +242,8 @@ fn hostile() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_text_gets_out_of_its_attribute(alias in hostile(), mac in hostile()) {
-        // The values' own types let no such text this far: the escaping holds without them.
+    fn no_text_breaks_out_of_its_attribute(alias in hostile(), mac in hostile()) {
+        // The types of these values do not allow such texts; this test shows that the escaping works without the types.
         let templates = Templates::load(None).unwrap();
         let context = context! { alias => alias.as_str(), mac => mac.as_str(), ..context(&interface()) };
         let xml = templates.render_context(INTERFACE, context).unwrap();

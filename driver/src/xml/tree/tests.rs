@@ -5,7 +5,7 @@ use super::*;
 const XML: &str = "<a x='1' xmlns:q='u'>\n  <b>t &lt; &amp;</b>\n  <q:c y='&apos;&quot;&gt;'/>\n  <d>\n    <e/>\n  </d>\n</a>\n";
 
 #[test]
-fn a_document_in_libvirts_form_is_written_as_it_was_read() {
+fn a_document_in_libvirts_form_is_written_unchanged() {
     assert_eq!(Element::parse(XML).unwrap().write(), XML);
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
     let mut count = 0;
@@ -24,7 +24,7 @@ fn a_document_in_libvirts_form_is_written_as_it_was_read() {
 }
 
 #[test]
-fn a_change_leaves_the_rest_as_it_was() {
+fn a_change_keeps_the_rest_of_the_document() {
     let changed = |change: fn(&mut Element<'_>)| {
         let mut a = Element::parse(XML).unwrap();
         change(&mut a);
@@ -43,7 +43,7 @@ fn a_change_leaves_the_rest_as_it_was() {
 }
 
 #[test]
-fn entities_comments_and_sections_are_read_as_their_text() {
+fn entities_and_cdata_become_text_and_comments_are_dropped() {
     let xml = "<?xml version='1.0'?><!-- a --><a>\n<b c='&#65;&#x42;\n&lt;'> x<!-- b -->&#x263A;<![CDATA[<&]]>\r\n </b></a><?p i?>";
     let a = Element::parse(xml).unwrap();
     let b = a.child("b").unwrap();
@@ -55,7 +55,7 @@ fn entities_comments_and_sections_are_read_as_their_text() {
 }
 
 #[test]
-fn an_element_is_of_the_namespace_that_its_prefix_or_the_default_stands_for() {
+fn the_prefix_or_the_default_gives_the_namespace_of_an_element() {
     let xml = "<a xmlns:p='1'><p:b/><c xmlns='2'><d/><e xmlns=''/></c><p:f xmlns:p='3'/><p:g/></a>";
     let a = Element::parse(xml).unwrap();
     let found: Vec<_> = a.descendants().map(|element| (element.local_name(), element.namespace())).collect();
@@ -69,37 +69,37 @@ fn an_element_is_of_the_namespace_that_its_prefix_or_the_default_stands_for() {
         ("g", Some("1")),
     ];
     assert_eq!(found, expected);
-    assert!(a.child("b").is_none() && a.child("c").is_none(), "they are not libvirt's");
+    assert!(a.child("b").is_none() && a.child("c").is_none(), "elements in a namespace are not libvirt's");
 }
 
 #[test]
-fn what_is_not_well_formed_is_refused_with_its_line() {
+fn a_document_that_is_not_well_formed_is_refused_with_the_line() {
     for (text, reason) in [
-        ("", "there is no element (line 1)"),
-        ("<?xml version='1.0'?>", "there is no element (line 1)"),
-        ("<a>\n<b>", "<b> has no end (line 2)"),
+        ("", "the document has no element (line 1)"),
+        ("<?xml version='1.0'?>", "the document has no element (line 1)"),
+        ("<a>\n<b>", "<b> is not closed (line 2)"),
         ("<a>\n</b>", "ill-formed document: expected `</a>`, but `</b>` was found (line 2)"),
         ("<a/>\n</a>", "ill-formed document: close tag `</a>` does not match any open tag (line 2)"),
         ("<a\nx=1/>", "<a>: position 3: attribute value must be enclosed in `\"` or `'` (line 1)"),
-        ("<a x='1' x='2'/>", "<a>: x: it is there twice (line 1)"),
-        ("<a x='1'y='2'/>", "<a>: y: there is no blank before it (line 1)"),
+        ("<a x='1' x='2'/>", "<a>: x: duplicate attribute (line 1)"),
+        ("<a x='1'y='2'/>", "<a>: y: expected white space before the attribute (line 1)"),
         ("<a>\n&nope;</a>", "unknown entity &nope; (line 2)"),
         ("<a>&#1;</a>", "unknown entity &#1; (line 1)"),
         ("<a>&#xD800;</a>", "is not a valid codepoint (line 1)"),
         ("<a x='&nope;'/>", "<a>: x: "),
-        ("<a x='&#2;'/>", "<a>: x: XML does not allow such a character there (line 1)"),
-        ("<a x='<'/>", "<a>: x: XML does not allow such a character there (line 1)"),
-        ("<a>\n\u{1}</a>", "XML has no such character (line 2)"),
-        ("<a>\u{ffff}</a>", "XML has no such character (line 1)"),
+        ("<a x='&#2;'/>", "<a>: x: character not allowed in an attribute value (line 1)"),
+        ("<a x='<'/>", "<a>: x: character not allowed in an attribute value (line 1)"),
+        ("<a>\n\u{1}</a>", "character not allowed in XML (line 2)"),
+        ("<a>\u{ffff}</a>", "character not allowed in XML (line 1)"),
         ("<!DOCTYPE a><a/>", "a document type is not allowed (line 1)"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "a document type is not allowed (line 1)"),
-        ("<a/>\n<b/>", "<b> follows the document's root (line 2)"),
-        ("<a/>\nb", "there is text outside of the document's root (line 1)"),
-        ("&lt;<a/>", "there is text outside of the document's root (line 1)"),
+        ("<a/>\n<b/>", "<b> follows the document's root element (line 2)"),
+        ("<a/>\nb", "text outside of the document's root element (line 1)"),
+        ("&lt;<a/>", "text outside of the document's root element (line 1)"),
         ("<p:a/>", "<p:a>: no namespace has the prefix p (line 1)"),
-        ("<1/>", "`1` is no name of an element or attribute (line 1)"),
-        ("<a b$='1'/>", "`b$` is no name of an element or attribute (line 1)"),
-        ("<>", "`` is no name of an element or attribute (line 1)"),
+        ("<1/>", "`1` is not a valid element or attribute name (line 1)"),
+        ("<a b$='1'/>", "`b$` is not a valid element or attribute name (line 1)"),
+        ("<>", "`` is not a valid element or attribute name (line 1)"),
         ("<a", "syntax error: tag not closed: `>` not found before end of input (line 1)"),
     ] {
         let found = Element::parse(text).unwrap_err();
@@ -113,7 +113,7 @@ fn what_is_not_well_formed_is_refused_with_its_line() {
     }
 }
 
-/// An element with others in it, or with a text; texts that begin or end with blanks keep them.
+/// An element with children or with a text. Texts keep leading and trailing white space.
 fn element() -> impl Strategy<Value = Element<'static>> {
     let names = prop::sample::select(vec!["a", "hostdev", "x-1", "_y", "z.\u{e9}"]);
     let value = prop_oneof!["\\PC{0,12}", "[-'\"<>&;:/= a-z{}%]{0,12}", Just("]]>&#39;<!--".to_owned())];
@@ -135,7 +135,7 @@ fn element() -> impl Strategy<Value = Element<'static>> {
     })
 }
 
-/// The same without what only a text that was read has.
+/// Returns the element without the parts that only a parsed element has.
 fn unplaced(element: Element<'_>) -> Element<'_> {
     let children = element.children.iter().cloned().map(unplaced).collect();
     let text = if element.text().is_empty() { Cow::default() } else { element.text.clone() };
@@ -144,7 +144,7 @@ fn unplaced(element: Element<'_>) -> Element<'_> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_as_it_was(element in element()) {
+    fn a_written_element_reads_back_unchanged(element in element()) {
         let written = element.write();
         let read = Element::parse(&written).unwrap();
         prop_assert_eq!(unplaced(read.clone()), element);
@@ -152,7 +152,7 @@ proptest! {
     }
 
     #[test]
-    fn every_element_is_found_by_its_place(element in element()) {
+    fn every_element_is_found_by_its_byte_offset(element in element()) {
         let written = element.write();
         let read = Element::parse(&written).unwrap();
         for found in read.descendants() {
