@@ -115,3 +115,37 @@ async fn a_request_after_the_idle_time_is_sent_on_a_new_connection() {
     std::thread::sleep(std::time::Duration::from_secs(6));
     service.get("/healthz").await.expect(200);
 }
+
+#[tokio::test]
+async fn names_have_no_characters_that_nobody_sees() {
+    let service = Hotslot::on("small").await;
+    for hidden in ['\u{200b}', '\u{ad}', '\u{202e}', '\u{2028}', '\u{feff}', '\u{e0041}', '\u{7}'] {
+        let name = format!("a{hidden}1");
+        for (path, body) in [
+            ("/accelerators", json!({ "name": name })),
+            (
+                "/v2.1/os-pci-config/alias",
+                json!({ "alias": { "name": name, "vendor_id": "8086", "product_id": "10ca" } }),
+            ),
+            ("/v2.1/os-pci-config/whitelist", json!({ "whitelist": { "vendor_id": "8086", "rack": name } })),
+            (
+                "/v2.1/os-pci-config/whitelist",
+                json!({ "whitelist": { "vendor_id": "8086", (name.clone()): "r1" } }),
+            ),
+            (
+                "/v2.1/os-pci-config/extra_info",
+                json!({ "extra_info": { "match": { "vendor_id": "8086" }, "values": { "switch": name } } }),
+            ),
+            (
+                "/accelerator/v2/device_profiles",
+                json!([{ "name": "p1", "description": name, "groups": [{ "resources:PGPU": "1" }] }]),
+            ),
+        ] {
+            let answer = service.post(path, body.clone()).await;
+            assert_eq!(answer.status, 400, "{path} {body}: {}", answer.body);
+            let said = answer.body.to_string();
+            assert!(said.contains(&format!("U+{:04X}", u32::from(hidden))), "{path} {body}: {said}");
+            assert!(!said.contains(hidden), "{said}");
+        }
+    }
+}

@@ -1,33 +1,35 @@
 //! `accelerators`: seed 002's API, as `../accelerator` understands it. `/accelerator` is the same, and both are under
 //! `/v1` too, where the list has its old key.
 
+mod list;
+mod wire;
+
 use std::sync::Arc;
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
-use axum::{Json, Router};
 use hotslot_driver::binding::HostDriver;
-use hotslot_driver::device::HostDevice;
-use hotslot_driver::device_type::device_type;
 use hotslot_driver::text;
-use hotslot_model::accelerator::{AccSpec, Held, Target, View};
+use hotslot_model::accelerator::{AccSpec, Target, View};
 use hotslot_model::assignment::Assignment;
-use hotslot_model::device::Device;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_service::config::ChangedBy;
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use hotslot_store::error::not_found;
+use list::list;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use wire::{is_theirs, one};
 
 use super::attachments::detach_request;
-use super::body::{Page, Pairs, Path, base, id, links, read, time};
+use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
 use super::identity::{Identity, Role};
 
@@ -64,234 +66,6 @@ impl AcceleratorPath {
         let shown = || self.accelerator_id.chars().take(80).collect::<String>();
         id(&self.accelerator_id, "accelerator").map_err(|_| not_found(shown()).into())
     }
-}
-
-/// An accelerator on the wire: the seed's two keys, and more.
-fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
-    let (row, spec) = (&view.row, view.spec());
-    let (status, reason) = view.status();
-    let first = view.held.first();
-    let device = first.map(|held| &held.device).or(view.pinned.as_ref());
-    let host = device.and_then(|device| service.host(device.hypervisor));
-    let function = first
-        .and_then(|held| held.found.clone())
-        .or_else(|| device.and_then(|device| known_function(service, device)));
-    // Of one that is held, what was not heard from its host now is not said.
-    let driver = match first {
-        Some(held) => held.found.as_ref(),
-        None => function.as_ref(),
-    };
-    let driver = driver.and_then(|function| function.driver.clone());
-    // Without a spec it is what its device is.
-    let of_device = function.as_ref().filter(|_| row.spec.is_none());
-    let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
-    let mut acc_specs = spec.shown();
-    acc_specs["device_type"] = json!(kind);
-    let devices: Vec<_> = view.held.iter().map(|held| described(service, held)).collect();
-    let (vendor_id, product_id) = match device {
-        Some(device) => (Some(device.facts.vendor_id), Some(device.facts.product_id)),
-        None => (spec.vendor_id, spec.product_id),
-    };
-    let mut shown = json!({
-        "uuid": row.id,
-        "acc_specs": acc_specs,
-        "name": row.name,
-        "status": status,
-        "status_reason": reason,
-        "instance_uuid": view.server(),
-        "host": host.map(|host| &host.name),
-        "address": device.map(|device| device.facts.address),
-        "inner_address": devices.first().map(|device| &device["inner_address"]),
-        "driver": driver,
-        "devices": devices,
-        "device_type": kind,
-        "acc_type": spec.acc_type,
-        "acc_capability": Value::Object(spec.capability.clone()).to_string(),
-        "vendor_id": vendor_id.map(|id| id.to_string()),
-        "product_id": product_id.map(|id| id.to_string()),
-        "remotable": spec.remotable,
-        "pinned": row.pinned.is_some(),
-        "project_id": row.project,
-        "links": links(headers, uri, "accelerators", &row.id.to_string()),
-        "created_at": (row.created_at != 0).then(|| time(row.created_at)),
-        "updated_at": row.updated_at.map(time),
-    });
-    if is_v1(uri) {
-        for key in ["description", "user_id"] {
-            shown[key] = Value::Null;
-        }
-    }
-    shown
-}
-
-/// Whether a client speaks to Cyborg's first version.
-fn is_v1(uri: &OriginalUri) -> bool {
-    uri.path().starts_with("/v1")
-}
-
-/// A device as its host had it when it was last read.
-fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
-    service.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
-}
-
-fn described(service: &Service, held: &Held) -> Value {
-    let device = &held.device;
-    let host = service.host(device.hypervisor);
-    let function = held.found.clone().or_else(|| known_function(service, device));
-    let mut shown = json!({
-        "address": device.facts.address,
-        "device_type": function.as_ref().map(|function| device_type(function).to_string()),
-        "vendor_id": device.facts.vendor_id.to_string(),
-        "product_id": device.facts.product_id.to_string(),
-        "host": host.map(|host| &host.name),
-        "driver": held.found.as_ref().and_then(|found| found.driver.as_ref()),
-        "inner_address": null,
-    });
-    match &held.by {
-        Assignment::Attachment(row) => {
-            shown["attachment_id"] = json!(row.id);
-            shown["status"] = json!(row.state);
-            shown["instance_uuid"] = json!(row.server);
-            shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
-            shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
-        }
-        Assignment::Mdev(row) => {
-            shown["mdev_uuid"] = json!(row.id);
-            shown["mdev_type"] = json!(row.mdev_type);
-            shown["status"] = json!(row.state);
-            shown["instance_uuid"] = json!(row.server);
-            shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
-            shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
-        }
-        Assignment::Binding(row) => {
-            shown["status"] = json!(row.state);
-            shown["previous_driver"] = json!(row.previous);
-        }
-    }
-    shown
-}
-
-/// One accelerator, with the tag of its spec.
-async fn one(
-    service: &Service,
-    identity: &Identity,
-    mut view: View,
-    uri: &OriginalUri,
-    headers: &HeaderMap,
-) -> Response {
-    service.look_at(std::slice::from_mut(&mut view)).await;
-    let tag = format!("\"{}\"", view.row.generation);
-    let mut shown = wire(service, &view, uri, headers);
-    hide(service, identity, &view, &mut shown).await;
-    ([(header::ETAG, tag)], Json(shown)).into_response()
-}
-
-/// The members of an accelerator by which Cyborg's clients may have them sorted.
-const SORT_KEYS: [&str; 18] = [
-    "uuid",
-    "name",
-    "description",
-    "status",
-    "status_reason",
-    "instance_uuid",
-    "host",
-    "address",
-    "inner_address",
-    "driver",
-    "device_type",
-    "acc_type",
-    "acc_capability",
-    "vendor_id",
-    "product_id",
-    "remotable",
-    "created_at",
-    "updated_at",
-];
-
-/// The order that Cyborg's clients ask for; without a key that in which they were made.
-#[derive(Default)]
-struct Order {
-    key: Option<String>,
-    descending: bool,
-}
-
-impl Order {
-    fn read(pairs: Vec<(String, String)>) -> Result<Self, Error> {
-        let mut order = Self::default();
-        for (key, value) in pairs {
-            match (key.as_str(), value.as_str()) {
-                ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
-                ("sort_key", _) => {
-                    let known = SORT_KEYS.join(", ");
-                    return Err(Error::Invalid(format!("sort_key {value}: name one of {known}")));
-                }
-                ("sort_dir", "asc") => order.descending = false,
-                ("sort_dir", "desc") => order.descending = true,
-                ("sort_dir", _) => {
-                    return Err(Error::Invalid(format!("sort_dir {value}: write asc or desc")));
-                }
-                // The administrator is shown those of all projects in any case, and nobody else is.
-                ("all_tenants", "true" | "false" | "True" | "False") => {}
-                ("all_tenants", _) => {
-                    return Err(Error::Invalid(format!("all_tenants {value}: write true or false")));
-                }
-                _ => {
-                    return Err(Error::Invalid(format!(
-                        "unknown query key {key}; known: limit, marker, sort_key, sort_dir, all_tenants"
-                    )));
-                }
-            }
-        }
-        Ok(order)
-    }
-
-    fn sort(&self, items: &mut [Value]) {
-        if let Some(key) = &self.key {
-            items.sort_by(|a, b| match (&a[key], &b[key]) {
-                (Value::String(a), Value::String(b)) => a.cmp(b),
-                (Value::Number(a), Value::Number(b)) => a.as_i64().cmp(&b.as_i64()),
-                (a, b) => a.is_null().cmp(&b.is_null()),
-            });
-        }
-        if self.descending {
-            items.reverse();
-        }
-    }
-}
-
-async fn list(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
-    uri: OriginalUri,
-    headers: HeaderMap,
-    pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
-    let (page, order) = if is_v1(&uri) {
-        let (page, rest) = Page::read(pairs)?;
-        (page, Order::read(rest)?)
-    } else {
-        (Page::alone(pairs)?, Order::default())
-    };
-    let mut views = service.accelerators().await?;
-    views.retain(|view| identity.sees(view.row.project.as_deref()));
-    service.look_at(&mut views).await;
-    let mut items = Vec::new();
-    for view in &views {
-        let mut item = wire(&service, view, &uri, &headers);
-        hide(&service, &identity, view, &mut item).await;
-        items.push(item);
-    }
-    order.sort(&mut items);
-    let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
-    page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
-    let (listed, next) = page.cut(items, &uri, &headers, uuid);
-    let key = if is_v1(&uri) { "accelerators" } else { "accelerator" };
-    let mut body = json!({ key: listed });
-    if let Some(next) = next {
-        body[format!("{key}_links")] = next;
-    }
-    Ok(Json(body))
 }
 
 async fn show(
@@ -350,34 +124,6 @@ async fn changed(
         return Ok(id);
     }
     Err(not_found(id).into())
-}
-
-/// Whether a server is a caller's to change: any is the administrator's, and those that Nova made for a project are its
-/// members'.
-async fn is_theirs(service: &Service, identity: &Identity, server: ServerId) -> Result<bool, Error> {
-    if identity.is_admin() {
-        return Ok(true);
-    }
-    let view = match service.find(server).await {
-        Ok((_, view)) => view,
-        Err(Error::NoServer(_)) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let project = view.persistent.or(view.live).and_then(|document| document.project);
-    Ok(project.is_some_and(|project| identity.sees(Some(&project))))
-}
-
-/// Leaves out of what is shown where an accelerator is, when that is a server of which the caller is not to know.
-async fn hide(service: &Service, identity: &Identity, view: &View, shown: &mut Value) {
-    let Some(server) = view.server() else { return };
-    // Services may ask for any server.
-    if identity.needs_service().is_ok() || is_theirs(service, identity, server).await.unwrap_or(false) {
-        return;
-    }
-    for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {
-        shown[key] = Value::Null;
-    }
-    shown["devices"] = json!([]);
 }
 
 async fn make(

@@ -1,0 +1,123 @@
+//! The list of accelerators, and its order.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{OriginalUri, State};
+use axum::http::HeaderMap;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use serde_json::{Value, json};
+
+use super::wire::{hide, is_v1, wire};
+use crate::http::body::{Page, Pairs};
+use crate::http::error::Fault;
+use crate::http::identity::{Identity, Role};
+
+/// The members of an accelerator by which Cyborg's clients may have them sorted.
+const SORT_KEYS: [&str; 18] = [
+    "uuid",
+    "name",
+    "description",
+    "status",
+    "status_reason",
+    "instance_uuid",
+    "host",
+    "address",
+    "inner_address",
+    "driver",
+    "device_type",
+    "acc_type",
+    "acc_capability",
+    "vendor_id",
+    "product_id",
+    "remotable",
+    "created_at",
+    "updated_at",
+];
+
+/// The order that Cyborg's clients ask for; without a key that in which they were made.
+#[derive(Default)]
+struct Order {
+    key: Option<String>,
+    descending: bool,
+}
+
+impl Order {
+    fn read(pairs: Vec<(String, String)>) -> Result<Self, Error> {
+        let mut order = Self::default();
+        for (key, value) in pairs {
+            match (key.as_str(), value.as_str()) {
+                ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
+                ("sort_key", _) => {
+                    let known = SORT_KEYS.join(", ");
+                    return Err(Error::Invalid(format!("sort_key {value}: name one of {known}")));
+                }
+                ("sort_dir", "asc") => order.descending = false,
+                ("sort_dir", "desc") => order.descending = true,
+                ("sort_dir", _) => {
+                    return Err(Error::Invalid(format!("sort_dir {value}: write asc or desc")));
+                }
+                // The administrator is shown those of all projects in any case, and nobody else is.
+                ("all_tenants", "true" | "false" | "True" | "False") => {}
+                ("all_tenants", _) => {
+                    return Err(Error::Invalid(format!("all_tenants {value}: write true or false")));
+                }
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "unknown query key {key}; known: limit, marker, sort_key, sort_dir, all_tenants"
+                    )));
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    fn sort(&self, items: &mut [Value]) {
+        if let Some(key) = &self.key {
+            items.sort_by(|a, b| match (&a[key], &b[key]) {
+                (Value::String(a), Value::String(b)) => a.cmp(b),
+                (Value::Number(a), Value::Number(b)) => a.as_i64().cmp(&b.as_i64()),
+                (a, b) => a.is_null().cmp(&b.is_null()),
+            });
+        }
+        if self.descending {
+            items.reverse();
+        }
+    }
+}
+
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    identity: Identity,
+    uri: OriginalUri,
+    headers: HeaderMap,
+    pairs: Pairs,
+) -> Result<Json<Value>, Fault> {
+    identity.needs_service_or(Role::Reader)?;
+    let (page, order) = if is_v1(&uri) {
+        let (page, rest) = Page::read(pairs)?;
+        (page, Order::read(rest)?)
+    } else {
+        (Page::alone(pairs)?, Order::default())
+    };
+    let mut views = service.accelerators().await?;
+    views.retain(|view| identity.sees(view.row.project.as_deref()));
+    service.look_at(&mut views).await;
+    let mut items = Vec::new();
+    for view in &views {
+        let mut item = wire(&service, view, &uri, &headers);
+        hide(&service, &identity, view, &mut item).await;
+        items.push(item);
+    }
+    order.sort(&mut items);
+    let uuid = |item: &Value| item["uuid"].as_str().unwrap_or_default().to_owned();
+    page.skip(&mut items, |item, marker| uuid(item).eq_ignore_ascii_case(marker))?;
+    let (listed, next) = page.cut(items, &uri, &headers, uuid);
+    let key = if is_v1(&uri) { "accelerators" } else { "accelerator" };
+    let mut body = json!({ key: listed });
+    if let Some(next) = next {
+        body[format!("{key}_links")] = next;
+    }
+    Ok(Json(body))
+}

@@ -1,0 +1,170 @@
+//! An accelerator as JSON.
+
+use axum::Json;
+use axum::extract::OriginalUri;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::device_type::device_type;
+use hotslot_model::accelerator::{Held, View};
+use hotslot_model::assignment::Assignment;
+use hotslot_model::device::Device;
+use hotslot_model::id::ServerId;
+use hotslot_service::error::Error;
+use hotslot_service::service::Service;
+use serde_json::{Value, json};
+
+use crate::http::body::{links, time};
+use crate::http::identity::Identity;
+
+/// An accelerator on the wire: the seed's two keys, and more.
+pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
+    let (row, spec) = (&view.row, view.spec());
+    let (status, reason) = view.status();
+    let first = view.held.first();
+    let device = first.map(|held| &held.device).or(view.pinned.as_ref());
+    let host = device.and_then(|device| service.host(device.hypervisor));
+    let function = first
+        .and_then(|held| held.found.clone())
+        .or_else(|| device.and_then(|device| known_function(service, device)));
+    // Of one that is held, what was not heard from its host now is not said.
+    let driver = match first {
+        Some(held) => held.found.as_ref(),
+        None => function.as_ref(),
+    };
+    let driver = driver.and_then(|function| function.driver.clone());
+    // Without a spec it is what its device is.
+    let of_device = function.as_ref().filter(|_| row.spec.is_none());
+    let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
+    let mut acc_specs = spec.shown();
+    acc_specs["device_type"] = json!(kind);
+    let devices: Vec<_> = view.held.iter().map(|held| described(service, held)).collect();
+    let (vendor_id, product_id) = match device {
+        Some(device) => (Some(device.facts.vendor_id), Some(device.facts.product_id)),
+        None => (spec.vendor_id, spec.product_id),
+    };
+    let mut shown = json!({
+        "uuid": row.id,
+        "acc_specs": acc_specs,
+        "name": row.name,
+        "status": status,
+        "status_reason": reason,
+        "instance_uuid": view.server(),
+        "host": host.map(|host| &host.name),
+        "address": device.map(|device| device.facts.address),
+        "inner_address": devices.first().map(|device| &device["inner_address"]),
+        "driver": driver,
+        "devices": devices,
+        "device_type": kind,
+        "acc_type": spec.acc_type,
+        "acc_capability": Value::Object(spec.capability.clone()).to_string(),
+        "vendor_id": vendor_id.map(|id| id.to_string()),
+        "product_id": product_id.map(|id| id.to_string()),
+        "remotable": spec.remotable,
+        "pinned": row.pinned.is_some(),
+        "project_id": row.project,
+        "links": links(headers, uri, "accelerators", &row.id.to_string()),
+        "created_at": (row.created_at != 0).then(|| time(row.created_at)),
+        "updated_at": row.updated_at.map(time),
+    });
+    if is_v1(uri) {
+        for key in ["description", "user_id"] {
+            shown[key] = Value::Null;
+        }
+    }
+    shown
+}
+
+/// Whether a client speaks to Cyborg's first version.
+pub(super) fn is_v1(uri: &OriginalUri) -> bool {
+    uri.path().starts_with("/v1")
+}
+
+/// A device as its host had it when it was last read.
+fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
+    service.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
+}
+
+fn described(service: &Service, held: &Held) -> Value {
+    let device = &held.device;
+    let host = service.host(device.hypervisor);
+    let function = held.found.clone().or_else(|| known_function(service, device));
+    let mut shown = json!({
+        "address": device.facts.address,
+        "device_type": function.as_ref().map(|function| device_type(function).to_string()),
+        "vendor_id": device.facts.vendor_id.to_string(),
+        "product_id": device.facts.product_id.to_string(),
+        "host": host.map(|host| &host.name),
+        "driver": held.found.as_ref().and_then(|found| found.driver.as_ref()),
+        "inner_address": null,
+    });
+    match &held.by {
+        Assignment::Attachment(row) => {
+            shown["attachment_id"] = json!(row.id);
+            shown["status"] = json!(row.state);
+            shown["instance_uuid"] = json!(row.server);
+            shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
+            shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
+        }
+        Assignment::Mdev(row) => {
+            shown["mdev_uuid"] = json!(row.id);
+            shown["mdev_type"] = json!(row.mdev_type);
+            shown["status"] = json!(row.state);
+            shown["instance_uuid"] = json!(row.server);
+            shown["inner_address"] = json!(row.inner.map(|inner| inner.address));
+            shown["inner_address_source"] = json!(row.inner.map(|inner| inner.source));
+        }
+        Assignment::Binding(row) => {
+            shown["status"] = json!(row.state);
+            shown["previous_driver"] = json!(row.previous);
+        }
+    }
+    shown
+}
+
+/// One accelerator, with the tag of its spec.
+pub(super) async fn one(
+    service: &Service,
+    identity: &Identity,
+    mut view: View,
+    uri: &OriginalUri,
+    headers: &HeaderMap,
+) -> Response {
+    service.look_at(std::slice::from_mut(&mut view)).await;
+    let tag = format!("\"{}\"", view.row.generation);
+    let mut shown = wire(service, &view, uri, headers);
+    hide(service, identity, &view, &mut shown).await;
+    ([(header::ETAG, tag)], Json(shown)).into_response()
+}
+
+/// Whether a server is a caller's to change: any is the administrator's, and those that Nova made for a project are its
+/// members'.
+pub(super) async fn is_theirs(
+    service: &Service,
+    identity: &Identity,
+    server: ServerId,
+) -> Result<bool, Error> {
+    if identity.is_admin() {
+        return Ok(true);
+    }
+    let view = match service.find(server).await {
+        Ok((_, view)) => view,
+        Err(Error::NoServer(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let project = view.persistent.or(view.live).and_then(|document| document.project);
+    Ok(project.is_some_and(|project| identity.sees(Some(&project))))
+}
+
+/// Leaves out of what is shown where an accelerator is, when that is a server of which the caller is not to know.
+pub(super) async fn hide(service: &Service, identity: &Identity, view: &View, shown: &mut Value) {
+    let Some(server) = view.server() else { return };
+    // Services may ask for any server.
+    if identity.needs_service().is_ok() || is_theirs(service, identity, server).await.unwrap_or(false) {
+        return;
+    }
+    for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {
+        shown[key] = Value::Null;
+    }
+    shown["devices"] = json!([]);
+}

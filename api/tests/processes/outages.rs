@@ -1,0 +1,172 @@
+//! What happens to attaches, detaches and locks when a connection to PostgreSQL, or PostgreSQL itself, fails.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hotslot_model::assignment::State;
+use hotslot_model::device::DeviceStatus;
+use hotslot_service::error::Error;
+use hotslot_store::Store;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::lossy::Lossy;
+use crate::postgres;
+use crate::scene::{Process, SECONDS, Scene, attach_once, client, request, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 1000").unwrap();
+    let service = Arc::clone(&one.service);
+    let attach = one.runtime.as_ref().unwrap();
+    let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
+    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    // The connection that has the locks breaks while the other one hears of what is plugged.
+    let broken = sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
+             ((classid::bigint << 32) | objid::bigint) =
+             hashtextextended('attachment ' || (SELECT MIN(id) FROM attachments WHERE state = 'attaching'), 0)",
+    )
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(broken.len(), 1);
+    let attached = attach.await.unwrap().unwrap();
+    assert!(attached.iter().all(|(row, _)| row.state == State::Attached) && attached.len() == 3);
+    assert_eq!(other.attachments().await.len(), 3);
+    scene.sim.control("latency attach 1").unwrap();
+    for (row, _) in attached {
+        other.detach(server, row.id).await.unwrap();
+    }
+    one.all_free().await;
+    assert_eq!(scene.plugged().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
+    let mut database = postgres::Server::start();
+    let scene = Scene::with("", database.database().await);
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    let (first, urls) =
+        (one.attach(server, 1).await.unwrap().remove(0), [one.serve().await, other.serve().await]);
+    scene.sim.control("latency attach 500").unwrap();
+    let attach = tokio::spawn(attach_once(urls[0].clone(), server, "a"));
+    until("the first is plugged", async || scene.plugged().await == 2).await;
+    database.tell("stop");
+    let (status, body) = attach_once(urls[1].clone(), server, "b").await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body.to_string().contains("PostgreSQL"), "{body}");
+    let list = client().get(format!("{}/os-pci_attachments", urls[1])).send().await.unwrap();
+    // What says that one has to look before one asks again does not say when to ask again.
+    assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, false));
+    database.tell("start");
+    let back = Instant::now();
+    let (status, body) = attach.await.unwrap();
+    assert!([200, 503].contains(&status), "{status}: {body}");
+    // Whatever was answered: as many rows as devices, in both memories, and nothing in transition.
+    let settled = async || {
+        let rows = other.attachments().await;
+        let allocated = |process: &Process| {
+            process.statuses().iter().filter(|status| **status == DeviceStatus::Allocated).count()
+        };
+        rows.iter().all(|row| row.state == State::Attached)
+            && [allocated(&one), allocated(&other), scene.plugged().await] == [rows.len(); 3]
+    };
+    until("everything agrees", settled).await;
+    println!("everything agreed {:?} after PostgreSQL was back", back.elapsed());
+    let rows = other.attachments().await;
+    assert!(rows.iter().any(|row| row.id == first.id) && [1, 3].contains(&rows.len()), "{rows:#?}");
+    // The same key again: what it has made, or now.
+    let (status, body) = attach_once(urls[1].clone(), server, "a").await;
+    assert_eq!(status, 200, "{body}");
+    until("everything agrees", settled).await;
+    let rows = one.attachments().await;
+    assert_eq!(rows.len(), 3);
+    scene.sim.control("latency attach 1").unwrap();
+    for (process, row) in [&one, &other].into_iter().cycle().zip(rows) {
+        process.detach(server, row.id).await.unwrap();
+    }
+    other.all_free().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
+    let lossy = Lossy::to(&postgres::database().await);
+    let scene = Scene::with("", lossy.url.clone());
+    let one = scene.process().await;
+    let server = scene.servers().await[0];
+    for commits in 0..3 {
+        *lossy.commits.lock().unwrap() = Some(commits);
+        let attached = one.attach(server, 1).await;
+        let lost = lossy.commits.lock().unwrap().is_none();
+        println!("commit {commits} lost: {lost}; attached: {}", attached.is_ok());
+        assert!(lost || attached.is_ok(), "{attached:?}");
+        let agrees = async || {
+            let rows = one.attachments().await;
+            let count = |wanted| one.statuses().into_iter().filter(|status| *status == wanted).count();
+            let [held, free] = [DeviceStatus::Allocated, DeviceStatus::Available].map(count);
+            rows.iter().all(|row| row.state == State::Attached)
+                && [held, 5 - free, scene.plugged().await] == [rows.len(); 3]
+        };
+        let took = until("everything agrees", agrees).await;
+        assert!(took < SECONDS, "{took:?}");
+        *lossy.commits.lock().unwrap() = None;
+        for row in one.attachments().await {
+            one.detach(server, row.id).await.unwrap();
+        }
+        one.all_free().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
+    let database = postgres::database().await;
+    let lossy = Lossy::to(&database);
+    let one = Store::open(&lossy.url, None).await.unwrap();
+    let other = Store::open(&database, None).await.unwrap();
+    let held = one.locks().lock("a".into()).await.unwrap();
+    let worker = one.worker();
+    for _ in 0..3 {
+        lossy.broken.send_replace(());
+        let has = async || one.locks().has(&held).await;
+        until("it is had again", async || has().await.is_ok()).await;
+        assert!(has().await.unwrap(), "nobody else has had it");
+        assert!(other.locks().try_lock("a".into()).await.unwrap().is_none());
+    }
+    assert_eq!(one.worker(), worker, "it is the process that it was");
+    drop(held);
+    drop(other.locks().lock("a".into()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() {
+    let scene = Scene::new().await;
+    let server = scene.servers().await[0];
+    let (one, other) = (scene.process().await, scene.process().await);
+    scene.sim.control("latency attach 700").unwrap();
+    let service = Arc::clone(&one.service);
+    let attach = one.runtime.as_ref().unwrap();
+    let attach = attach.spawn(async move {
+        let worker = service.store.worker();
+        service.as_process(worker, service.attach(request(server, "any", 3))).await
+    });
+    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    let worker = one.service.store.worker().unwrap();
+    sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
+    let refused = attach.await.unwrap().unwrap_err();
+    assert!(matches!(refused, Error::TakenOver), "{refused}");
+    // The third was not plugged, and what was is taken back by whoever sees it first.
+    scene.sim.control("latency attach 1").unwrap();
+    until("nothing is plugged", async || scene.plugged().await == 0).await;
+    for process in [&one, &other] {
+        process.all_free().await;
+    }
+    until("it is on record again", async || one.service.store.worker().as_ref() != Some(&worker)).await;
+    let row = one.attach(server, 1).await.unwrap().remove(0);
+    other.detach(server, row.id).await.unwrap();
+}

@@ -1,0 +1,232 @@
+//! The client of a service's API.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::attachments;
+
+/// How long anything may take on a simulated host that ought to happen by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A service, as its callers see it.
+#[derive(Debug, Clone)]
+pub struct Api {
+    url: String,
+    client: reqwest::Client,
+    pub(crate) patience: Duration,
+}
+
+/// What the service answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body; null when it is empty.
+    pub body: Value,
+    /// `Retry-After`.
+    pub retry_after: Option<String>,
+    /// `Location`.
+    pub location: Option<String>,
+    /// `ETag`.
+    pub etag: Option<String>,
+    /// All headers.
+    pub headers: reqwest::header::HeaderMap,
+}
+
+impl Answer {
+    /// The message of a fault.
+    pub fn message(&self) -> &str {
+        self.body.as_object().and_then(|fault| fault.values().next()?["message"].as_str()).unwrap_or_default()
+    }
+
+    /// What Cyborg's form of a fault says: a JSON document as a string.
+    pub fn fault_string(&self) -> String {
+        let text = self.body["error_message"].as_str().expect("an error_message");
+        let fault: Value = serde_json::from_str(text).expect("JSON in the error_message");
+        fault["faultstring"].as_str().expect("a faultstring").to_owned()
+    }
+
+    /// Fails the test unless the status is the one expected.
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{:#}", self.body);
+        self
+    }
+}
+
+impl Api {
+    /// The service at a URL, or at a socket: `unix:/path`.
+    pub fn at(url: String) -> Self {
+        // A test that blocks its thread for a while does not see that the service has closed an idle connection, and a
+        // request on such a connection has no answer: idle connections are not used again after some seconds.
+        let builder = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(3));
+        let (builder, url) = match url.strip_prefix("unix:") {
+            Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
+            None => (builder, url),
+        };
+        Self { url, client: builder.build().expect("a client"), patience: PATIENCE }
+    }
+
+    /// With another limit for what ought to happen by itself.
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        self.until("the service is ready", async || self.get("/readyz").await.status == 200).await;
+    }
+
+    /// Waits until something is so, and fails the test when it does not come to be.
+    pub async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
+        let start = Instant::now();
+        while !so().await {
+            assert!(start.elapsed() < self.patience, "it never came: {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends a request.
+    pub async fn send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Answer {
+        self.sent(method, path, body).await.expect("an answer")
+    }
+
+    /// Sends a request; none when nobody answers.
+    pub async fn try_send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Option<Answer> {
+        self.sent(method, path, body).await.ok()
+    }
+
+    async fn sent(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, String)>,
+    ) -> Result<Answer, reqwest::Error> {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some((kind, body)) = body {
+            request = request.header("content-type", kind).body(body);
+        }
+        self.answer(path, request).await
+    }
+
+    /// Sends a request with headers. A body is JSON when they do not say what it is.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: impl IntoIterator<Item = (String, String)>,
+        body: Option<String>,
+    ) -> Answer {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        let headers: Vec<_> = headers.into_iter().collect();
+        let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        let json =
+            (body.is_some() && !typed).then(|| ("content-type".to_owned(), "application/json".to_owned()));
+        let headers = headers.into_iter().chain(json);
+        let request = body.into_iter().fold(request, |request, body| request.body(body));
+        let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.answer(path, request).await.expect("an answer")
+    }
+
+    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let header =
+            |name: &str| response.headers().get(name).map(|value| value.to_str().expect("a text").to_owned());
+        let (retry_after, location, etag) = (header("retry-after"), header("location"), header("etag"));
+        let headers = response.headers().clone();
+        let text = response.text().await?;
+        let body = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
+        };
+        Ok(Answer { status, body, retry_after, location, etag, headers })
+    }
+
+    /// GET; none when nobody answers.
+    pub async fn try_get(&self, path: &str) -> Option<Answer> {
+        self.try_send(Method::GET, path, None).await
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, None).await
+    }
+
+    /// POST with a JSON body.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(Method::POST, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// POST with a JSON body and an idempotency key.
+    pub async fn post_once(&self, path: &str, key: &str, body: &str) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).header("idempotency-key", key);
+        let request = request.header("content-type", "application/json").body(body.to_owned());
+        self.answer(path, request).await.expect("an answer")
+    }
+
+    /// PUT with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.send(Method::PUT, path, Some(("application/json", body.to_string()))).await
+    }
+
+    /// PUT with a JSON body, over what has this tag.
+    pub async fn put_if(&self, path: &str, tag: &str, body: Value) -> Answer {
+        let request = self.client.put(format!("{}{path}", self.url)).header("if-match", tag);
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        self.answer(path, request).await.expect("an answer")
+    }
+
+    /// DELETE.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, None).await
+    }
+
+    /// Asks for devices by alias.
+    pub async fn attach(&self, server: &str, aliases: &str) -> Answer {
+        self.post(&attachments(server), json!({ "pciAttachment": { "pci_passthrough:alias": aliases } }))
+            .await
+    }
+
+    /// The server's attachments.
+    pub async fn attachments(&self, server: &str) -> Vec<Value> {
+        let answer = self.get(&attachments(server)).await.expect(200);
+        answer.body["pciAttachment"].as_array().expect("a list").clone()
+    }
+
+    /// The status of each device of the table, by address.
+    pub async fn device(&self, address: &str) -> Value {
+        let devices = self.get("/v2/t/os-pci/detail").await.expect(200);
+        let devices = devices.body["pci_devices"].as_array().expect("a list").clone();
+        devices.into_iter().find(|device| device["address"] == address).unwrap_or(Value::Null)
+    }
+
+    /// Every PCI function of the first host, by address.
+    pub async fn functions(&self) -> serde_json::Map<String, Value> {
+        let functions = self.get("/v2/t/os-hypervisors/1/pci_devices").await.expect(200);
+        let functions = functions.body["pci_devices"].as_array().expect("a list").clone();
+        let address = |function: &Value| function["address"].as_str().expect("a text").to_owned();
+        functions.into_iter().map(|function| (address(&function), function)).collect()
+    }
+
+    /// Fails the test unless nothing is promised and every host driver is back.
+    pub async fn expect_clean(&self) {
+        let all = self.get("/v2/t/os-pci_attachments").await.expect(200);
+        assert_eq!(all.body["pciAttachment"], json!([]));
+        let devices = self.get("/v2/t/os-pci/detail").await.expect(200);
+        for device in devices.body["pci_devices"].as_array().expect("a list") {
+            assert_eq!(device["status"], "available", "{device}");
+            assert_eq!(device["instance_uuid"], Value::Null, "{device}");
+        }
+        for function in self.functions().await.values() {
+            assert_ne!(function["driver"], "vfio-pci", "{function}");
+        }
+    }
+}

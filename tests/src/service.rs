@@ -1,0 +1,357 @@
+//! A service in a process of its own, with its database, its log and its simulated host.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
+
+use crate::{Api, binary, host};
+
+const PCI: &str = r#"
+[pci]
+device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "1234"}', '{"vendor_id": "1b36", "product_id": "0010"}']
+alias = [
+  '{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF"}',
+  '{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',
+  '{"name": "e1000e", "vendor_id": "8086", "product_id": "10d3"}',
+  '{"name": "e1000", "vendor_id": "8086", "product_id": "100e"}',
+  '{"name": "edu", "vendor_id": "1234", "product_id": "11e8"}',
+  '{"name": "nic", "vendor_id": "8086", "product_id": "10ca"}',
+  '{"name": "nic", "vendor_id": "8086", "product_id": "10d3"}',
+]
+"#;
+
+const HOST: &str = r#"
+[detach]
+attempts = 2
+timeout = 0.4
+[[hypervisor]]
+name = "node1"
+"#;
+
+/// A service on a simulated host, with a database of its own.
+pub struct Hotslot {
+    dir: tempfile::TempDir,
+    binary: PathBuf,
+    child: Child,
+    api: Api,
+    log: Arc<Mutex<String>>,
+    started_in: Duration,
+    ready_in: Duration,
+}
+
+impl std::ops::Deref for Hotslot {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a directory");
+    for entry in std::fs::read_dir(from).expect("read test data").map(|entry| entry.expect("an entry")) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy a file");
+        }
+    }
+}
+
+impl Hotslot {
+    /// Serves a copy of the simulated host of that name, and waits until it is ready.
+    pub async fn on(name: &str) -> Self {
+        Self::with(&host(name), "").await
+    }
+
+    /// Serves a copy of a simulated host, with something before the usual configuration.
+    pub async fn with(host: &Path, config: &str) -> Self {
+        Self::serving(host, &format!("{config}\n{PCI}"), |_| ()).await
+    }
+
+    /// Serves a copy of a simulated host that something is done to before, with its own `[pci]`.
+    pub async fn bare(host: &Path, pci: &str, change: impl FnOnce(&Path)) -> Self {
+        Self::serving(host, pci, change).await
+    }
+
+    /// Serves many simulated hosts, `host0` and so on, that `make` writes into directories of their names.
+    pub async fn many(hosts: usize, config: &str, make: impl Fn(usize, &Path)) -> Self {
+        let mut all = String::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        for number in 0..hosts {
+            let host = dir.path().join(format!("host{number}"));
+            make(number, &host);
+            all += &format!("[[hypervisor]]\nname = \"host{number}\"\nuri = \"sim://{}\"\n", host.display());
+        }
+        Self::begin(dir, &format!("{config}\n{all}")).await
+    }
+
+    async fn serving(host: &Path, config: &str, change: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        copy(host, &dir.path().join("host"));
+        change(&dir.path().join("host"));
+        let config = format!("{config}\n{HOST}uri = \"sim://{}/host\"\n", dir.path().display());
+        Self::begin(dir, &config).await
+    }
+
+    async fn begin(dir: tempfile::TempDir, config: &str) -> Self {
+        let start = Instant::now();
+        let mut service = Self::launch(binary(), dir, config);
+        service.ready().await;
+        service.ready_in = start.elapsed();
+        service
+    }
+
+    /// Serves whatever hosts a configuration names, with a binary and a patience of the caller's; does not wait until
+    /// it is ready.
+    pub fn of(binary: &Path, config: &str, patience: Duration) -> Self {
+        let mut service = Self::launch(binary.to_owned(), tempfile::tempdir().expect("a directory"), config);
+        service.api = service.api.patient(patience);
+        service
+    }
+
+    fn launch(binary: PathBuf, dir: tempfile::TempDir, config: &str) -> Self {
+        let config = format!(
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
+            dir.path().display()
+        );
+        std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
+        let log = Arc::default();
+        let start = Instant::now();
+        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
+        let started_in = start.elapsed();
+        Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in }
+    }
+
+    /// The same, on another database, which is empty.
+    pub async fn moved_to(mut self, url: &str) -> Self {
+        self.kill();
+        self.reconfigure(&format!("sqlite://{}", self.database().display()), url);
+        self.start_again().await;
+        self
+    }
+
+    /// Another process with the same configuration: on the same hosts, and the same database, which is not a file.
+    pub async fn beside(&self) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::copy(self.dir.path().join("hotslot.toml"), dir.path().join("hotslot.toml"))
+            .expect("copy a file");
+        let (binary, log, start) = (self.binary.clone(), Arc::default(), Instant::now());
+        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
+        let started_in = start.elapsed();
+        let mut service =
+            Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in };
+        service.ready().await;
+        service.ready_in = start.elapsed();
+        service
+    }
+
+    /// Sends its process a signal: `STOP`, `CONT`, `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill").success(), "{signal}");
+    }
+
+    /// How long it took from the start of its process until it listened.
+    pub fn started_in(&self) -> Duration {
+        self.started_in
+    }
+
+    /// How long it took until its records agreed with all hosts.
+    pub fn ready_in(&self) -> Duration {
+        self.ready_in
+    }
+
+    /// The service's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The file of the database.
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("hotslot.db")
+    }
+
+    /// Writes into the database by itself, as no request would.
+    pub async fn in_the_database(&self, line: &'static str) {
+        let url = format!("sqlite://{}", self.database().display());
+        let mut db = SqliteConnection::connect(&url).await.expect("the database");
+        db.execute(line).await.expect("a statement");
+    }
+
+    /// The directory of the simulated host.
+    pub fn host_dir(&self) -> PathBuf {
+        self.dir.path().join("host")
+    }
+
+    /// What the service wrote to its log.
+    pub fn log(&self) -> String {
+        self.log_from(0)
+    }
+
+    /// What it wrote after so many bytes.
+    pub fn log_from(&self, start: usize) -> String {
+        self.log.lock().expect("the log")[start..].to_owned()
+    }
+
+    /// What it wrote since this was last asked for, which is then forgotten.
+    pub fn take_log(&self) -> String {
+        std::mem::take(&mut self.log.lock().expect("the log"))
+    }
+
+    /// The bytes that it wrote.
+    pub fn log_length(&self) -> usize {
+        self.log.lock().expect("the log").len()
+    }
+
+    /// Makes something happen on the simulated host.
+    pub fn sim(&self, line: &str) {
+        let answer = hotslot_driver::sim::control(&self.host_dir(), line).expect("the host's control socket");
+        assert_eq!(answer, "ok", "{line}");
+    }
+
+    /// Kills the service as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the service");
+        self.child.wait().expect("wait for the service");
+    }
+
+    /// Changes a text of its configuration file, which it reads when it is started again.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let file = self.dir.path().join("hotslot.toml");
+        let config = std::fs::read_to_string(&file).expect("the configuration");
+        assert!(config.contains(from), "{from}");
+        std::fs::write(file, config.replace(from, to)).expect("write the configuration");
+    }
+
+    /// Lets no file that it writes become longer than so many bytes, or as long as the system lets it.
+    pub fn limit_files(&mut self, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        if self.has_ended() {
+            return;
+        }
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.pid().to_string(), &format!("--fsize={limit}:unlimited")])
+            .status()
+            .expect("prlimit");
+        assert!(limited.success() || self.has_ended(), "prlimit: {limited}");
+    }
+
+    /// The exit code with which it ended by itself.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("the state of the service").and_then(|status| status.code())
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the state of the service").is_some()
+    }
+
+    /// Whether it ended by itself; waits for that at most so long.
+    pub async fn ended(&mut self, patience: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.has_ended() {
+                return true;
+            }
+            if start.elapsed() >= patience {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Starts it again on what it left behind, and waits until it is ready.
+    pub async fn start_again(&mut self) {
+        self.start_by(Command::new(&self.binary)).await;
+    }
+
+    /// Starts it again from a shell, after something that the shell does before.
+    pub async fn start_again_after(&mut self, shell: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(&self.binary);
+        self.start_by(command).await;
+    }
+
+    async fn start_by(&mut self, command: Command) {
+        let (child, url) = serve(command, self.dir.path(), &self.log);
+        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+        self.ready().await;
+    }
+
+    /// The user aliases in the documents that the simulated host keeps, live and persistent.
+    pub fn plugged(&self) -> Vec<String> {
+        let documents = self.documents();
+        documents.split("ua-").skip(1).filter_map(|rest| rest.get(..36)).map(str::to_owned).collect()
+    }
+
+    /// The documents that the simulated host keeps, live and persistent, one after the other.
+    pub fn documents(&self) -> String {
+        let state = self.host_dir().join("state");
+        let mut text = String::new();
+        let mut folders = vec![state];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    text.push_str(&std::fs::read_to_string(entry.path()).unwrap_or_default());
+                }
+            }
+        }
+        text
+    }
+
+    /// Fails the test unless nothing is promised, nothing is plugged, and every host driver is back.
+    pub async fn expect_clean(&self) {
+        self.api.expect_clean().await;
+        assert_eq!(self.plugged(), Vec::<String>::new());
+    }
+}
+
+fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
+    let mut child = command
+        .args(["serve", "--config"])
+        .arg(dir.join("hotslot.toml"))
+        .env(
+            "HOTSLOT_LOG",
+            "hotslot=debug,hotslot_api=debug,hotslot_service=debug,hotslot_store=debug,hotslot_driver=debug",
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the service");
+    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+    let mut url = None;
+    while url.is_none() {
+        let Some(line) = lines.next() else { panic!("it ended:\n{}", log.lock().expect("the log")) };
+        let line = line.expect("a line");
+        url = line.split_once("listening on ").map(|(_, url)| url.trim().to_owned());
+        log.lock().expect("the log").push_str(&format!("{line}\n"));
+    }
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            log.lock().expect("the log").push_str(&format!("{line}\n"));
+        }
+    });
+    (child, url.expect("a URL"))
+}
+
+impl Drop for Hotslot {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log();
+        if std::thread::panicking() {
+            eprintln!("the service's log:\n{log}");
+        } else {
+            assert!(!log.contains("panicked"), "the service panicked:\n{log}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Which of several hosts an accelerator is attached on.
+
+use std::time::Duration;
+
+use hotslot_driver::sim::control;
+use hotslot_driver::sim::generate::Size;
+use hotslot_tests::Hotslot;
+use serde_json::{Value, json};
+
+use super::{PCI, made, shown};
+
+#[tokio::test]
+async fn with_no_host_named_one_that_answers_has_it() {
+    let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "any", json!({})).await;
+    // Most are free there.
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
+    service.delete(&path).await.expect(204);
+    let host0 = service.database().with_file_name("host0");
+    assert_eq!(control(&host0, "disconnect").unwrap(), "ok");
+    let is_down = async || {
+        let hosts = service.get("/v2.1/os-hypervisors").await.expect(200).body["hypervisors"].clone();
+        hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
+    };
+    service.until("it is away", is_down).await;
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+    service.put(&path, json!({ "host": "host0" })).await.expect(503);
+    let nowhere = service.put(&path, json!({ "host": "host2" })).await.expect(409);
+    assert!(nowhere.message().contains("host0, host1"), "{}", nowhere.message());
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
+    let size = Size { pfs: 1, vfs: 4, guests: 1, ports: 1 };
+    let config = format!("{PCI}[accelerators]\ndiscovered = true\n");
+    let mut service = Hotslot::many(2, &config, |_, dir| size.write(dir).unwrap()).await;
+    let three = made(&service, "three", json!({ "product_id": "10ca", "num": 3 })).await;
+    let one = made(&service, "one", json!({ "product_id": "10ca" })).await;
+    service.put(&three, json!({ "host": "host1" })).await.expect(200);
+    service.put(&one, json!({ "host": "host0" })).await.expect(200);
+    let host1 = service.database().with_file_name("host1");
+    assert_eq!(control(&host1, "fault device hang times=100000").unwrap(), "ok");
+    // It is waited for once, and not for each of its devices.
+    let list = tokio::time::timeout(Duration::from_secs(9), service.get("/accelerators"));
+    let list = list.await.expect("an answer").expect(200).body["accelerator"].clone();
+    let named = |name: &str| list.as_array().unwrap().iter().find(|other| other["name"] == name).unwrap();
+    assert!(named("one")["driver"].is_string(), "{list}");
+    assert_eq!((&named("three")["driver"], &named("three")["status"]), (&Value::Null, &json!("attached")));
+    assert_eq!(control(&host1, "fault clear").unwrap(), "ok");
+    for path in [&three, &one] {
+        service.delete(path).await.expect(204);
+    }
+
+    let mine =
+        list.as_array().unwrap().iter().find(|other| other["host"] == "host1" && other["pinned"] == true);
+    let mine = format!("/accelerators/{}", mine.unwrap()["uuid"].as_str().unwrap());
+    service.put(&format!("{mine}/acc_spec"), json!({ "acc_specs": {} })).await.expect(200);
+    let host1 = format!("[[hypervisor]]\nname = \"host1\"\nuri = \"sim://{}\"\n", host1.display());
+    service.reconfigure(&host1, "");
+    service.kill();
+    service.start_again().await;
+    let list = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
+    let without: Vec<_> = list.as_array().unwrap().iter().filter(|one| one["host"] == Value::Null).collect();
+    let names: Vec<_> = without.iter().filter(|one| one["pinned"] == true).map(|one| &one["uuid"]).collect();
+    assert_eq!(names, [&shown(&service, &mine).await["uuid"]]);
+    let gone = shown(&service, &mine).await;
+    assert_eq!(gone["status"], "error");
+    assert!(gone["status_reason"].as_str().unwrap().contains("no longer configured"), "{gone}");
+}
+
+#[tokio::test]
+async fn it_is_said_which_hosts_have_such() {
+    let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
+    let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
+    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    for target in [json!({ "host": "host0" }), json!({ "host": "host2", "driver": "vfio-pci" })] {
+        let refused = service.put(&path, target).await.expect(409);
+        assert!(refused.message().ends_with("; hosts that have such: host1"), "{}", refused.message());
+    }
+    assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
+    service.delete(&path).await.expect(204);
+}

@@ -1,0 +1,101 @@
+//! The configuration file: how the commands report its mistakes, and how they find the service by it.
+
+use std::fs;
+use std::process::Command;
+
+use hotslot_tests::{Hotslot, binary};
+use serde_json::Value;
+
+use crate::socket::at_socket;
+use crate::users::refused_to_serve;
+
+#[test]
+fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("broken.toml");
+    fs::write(&config, "[api]\nlisten = \"unix:api.sock\"\n").unwrap();
+    let run = |arguments: &str| {
+        let mut command = Command::new(binary());
+        command.args(arguments.split(' ')).env_remove("HOTSLOT_URL").env("HOTSLOT_CONFIG", &config);
+        let said = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (said.status.code(), text(&said.stdout), text(&said.stderr))
+    };
+    let name = config.display().to_string();
+    let (code, _, error) = run("host list");
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(&name) && error.contains("names no absolute path"), "{error}");
+    assert!(error.contains("hotslot config check"), "{error}");
+    let (code, out, error) = run(&format!("config check {name}"));
+    assert!(code == Some(1) && out.contains("names no absolute path"), "{out}{error}");
+    let (_, out, error) = run("doctor -o json");
+    let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
+    let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
+    assert!(service["says"].as_str().unwrap().contains(&name), "{service}");
+    // Where it is said by --url, the configuration is not asked.
+    let (code, _, error) = run("host list --url http://127.0.0.1:1");
+    assert_eq!(code, Some(5), "{error}");
+    fs::remove_file(&config).unwrap();
+    let (code, _, error) = run("host list");
+    assert!(code == Some(1) && error.contains(&name) && error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn what_config_check_accepts_serve_does_not_refuse_for_its_url() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in [
+        "postgres://hotslot:s3cret@db:port/hotslot",
+        "postgres://hotslot:s3cret@db/hotslot?sslmode=s3cret",
+        "postgres://hotslot:s3cret@db/hotslot?port=s3cret",
+        "postgres://hotslot:s3cret@/hotslot?hostaddr=s3cret",
+        "postgres://hotslot:s3cret@[db/hotslot",
+        "sqlite:///tmp/x.db?mode=s3cret",
+        "sqlite:///tmp/x.db?s3cret=1",
+        "sqlite://",
+        "sqlite://:memory:",
+    ] {
+        let error = refused_to_serve(dir.path(), url);
+        assert!(error.contains("[database] url: ") && !error.contains("s3cret"), "{url}: {error}");
+        let config = dir.path().join("refused.toml");
+        let said = Command::new(binary()).args(["config", "check"]).arg(&config).output().unwrap();
+        let told = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!(said.status.code(), Some(1), "{url}: {told}");
+        assert!(told.contains("[database] url: ") && !told.contains("s3cret"), "{url}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn the_command_line_finds_the_service_by_its_configuration() {
+    // A service of this machine's own is found before the configuration is asked.
+    if std::os::unix::net::UnixStream::connect("/run/hotslot/api.sock").is_ok() {
+        println!("a service answers at the default socket: not tested");
+        return;
+    }
+    let (service, socket, dir) = at_socket("022", "").await;
+    let config = dir.path().join("found.toml");
+    fs::write(&config, format!("[api]\nlisten = \"unix:{}\"\n", socket.display())).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(arguments).env_remove("HOTSLOT_URL").env("HOTSLOT_CONFIG", &config);
+        command.output().unwrap()
+    };
+    let said = run(&["host", "list"]);
+    assert!(String::from_utf8_lossy(&said.stdout).contains("node1"), "{said:?}");
+    drop(service);
+    let said = run(&["host", "list"]);
+    let error = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(5), "{error}");
+    assert!(error.contains("is `hotslot serve` running?"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tcp_port_is_warned_of() {
+    let service = Hotslot::on("small").await;
+    assert!(service.log().contains("listen is a TCP port"), "{}", service.log());
+    let said =
+        Command::new(binary()).args(["doctor", "--url", service.url(), "-o", "json"]).output().unwrap();
+    let findings: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let finding = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
+    assert_eq!(finding["level"], "warn");
+    assert!(finding["fix"].as_str().unwrap().contains("unix:/run/hotslot/api.sock"), "{finding}");
+}

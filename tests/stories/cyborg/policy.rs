@@ -1,0 +1,263 @@
+//! The policy: which role may call which route, for accelerators and for Cyborg's resources.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{ARQS, G1, G2, QAT, V2, provider, service, target};
+
+/// The headers of somebody: a role in project `p`, `other …` in another, `unscoped …` in none, `twice …` in both,
+/// `+service` with a service token.
+fn headers(who: &str) -> Vec<(String, String)> {
+    let (projects, role): (&[_], _) = match who.split_once(' ') {
+        Some(("other", role)) => (&["q"], role),
+        Some(("unscoped", role)) => (&[], role),
+        Some(("twice", role)) => (&["p", "q"], role),
+        _ => (&["p"], who),
+    };
+    let mut headers = vec![("content-type", "application/json")];
+    headers.extend(projects.iter().map(|project| ("x-project-id", *project)));
+    match role {
+        "nobody" => return Vec::new(),
+        "system" => headers.extend([("x-roles", "admin"), ("openstack-system-scope", "all")]),
+        "none" => headers.push(("x-roles", "")),
+        "+service" => headers.extend([("x-roles", "reader"), ("x-service-roles", "service,other")]),
+        role => headers.push(("x-roles", role)),
+    }
+    headers.push(("x-user-id", "u"));
+    headers.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_project() {
+    let mut service = service().await;
+    let device = service.device(QAT).await["uuid"].as_str().unwrap().to_owned();
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    for change in ["admin", "owner"] {
+        service.reconfigure("[pci]\n", &format!("[accelerators]\nchange = \"{change}\"\n[pci]\n"));
+        service.kill();
+        service.start_again().await;
+        service.reconfigure(&format!("[accelerators]\nchange = \"{change}\"\n[pci]\n"), "[pci]\n");
+        let owner = change == "owner";
+        let send = async |method: Method, path: &str, who: &str, body: Value| {
+            service.send_with(method, path, headers(who), Some(body.to_string())).await
+        };
+        let name = json!({ "name": change });
+        for who in ["none", "reader", "service"] {
+            send(Method::POST, "/accelerators", who, name.clone()).await.expect(403);
+        }
+        let made = send(Method::POST, "/accelerators", if owner { "member" } else { "admin" }, name).await;
+        let path = made.expect(201).location.unwrap();
+        let path = &path[path.find("/accelerators/").unwrap()..];
+        if owner {
+            // Of another project's they are told only that it has the name.
+            for (who, told) in [("member", true), ("other member", false), ("other admin", true)] {
+                let name = json!({ "name": change });
+                let refused = send(Method::POST, "/accelerators", who, name).await.expect(409);
+                let uuid = path.rsplit('/').next().unwrap();
+                assert_eq!(refused.message().contains(uuid), told, "{who}: {}", refused.message());
+            }
+        }
+        // It is its project's to see, and the administrator's.
+        let shown = send(Method::GET, path, "reader", json!({})).await.expect(200).body;
+        assert_eq!(shown["project_id"], "p");
+        send(Method::GET, path, "other reader", json!({})).await.expect(404);
+        let seen = async |who: &str| {
+            let listed = send(Method::GET, "/accelerators", who, json!({})).await.expect(200).body;
+            listed["accelerator"].as_array().unwrap().iter().any(|one| one["uuid"] == shown["uuid"])
+        };
+        assert_eq!(
+            (seen("reader").await, seen("other reader").await, seen("other admin").await),
+            (true, false, true)
+        );
+        let (spec, into) = (json!({ "acc_specs": { "device_type": "QAT" } }), json!({ "instance_uuid": G1 }));
+        let gone = format!("{path}?purge=true");
+        let steps = [
+            (Method::PUT, path, &spec, 200),
+            (Method::PUT, path, &into, 200),
+            (Method::DELETE, path, &into, 204),
+        ];
+        for (method, path, body, status) in steps {
+            for who in ["reader", "service"] {
+                send(method.clone(), path, who, body.clone()).await.expect(403);
+            }
+            let other = if owner { 404 } else { 403 };
+            send(method.clone(), path, "other member", body.clone()).await.expect(other);
+            if owner && body == &into && method == Method::PUT {
+                // A server that Nova made for nobody, or for another project, is not there for them.
+                let nobodys = json!({ "instance_uuid": G2 });
+                let refused = send(method.clone(), path, "member", nobodys).await.expect(404);
+                assert!(refused.message().contains(G2), "{}", refused.message());
+            }
+            let member = if owner { status } else { 403 };
+            send(method.clone(), path, "member", body.clone()).await.expect(member);
+            if !owner {
+                send(method, path, "other admin", body.clone()).await.expect(status);
+            }
+        }
+        // What the administrator put into a server that is not theirs is not told, and not theirs to take out.
+        let others = json!({ "instance_uuid": G2 });
+        send(Method::PUT, path, "admin", others).await.expect(200);
+        let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
+        assert_eq!(shown["instance_uuid"], G2);
+        assert!(shown["address"].is_string(), "{shown}");
+        let one = send(Method::GET, path, "member", json!({})).await.expect(200).body;
+        let listed = send(Method::GET, "/accelerators", "reader", json!({})).await.expect(200).body;
+        let mut listed = listed["accelerator"].as_array().unwrap().iter();
+        for shown in [&one, listed.find(|other| other["uuid"] == one["uuid"]).unwrap()] {
+            for key in ["instance_uuid", "host", "address", "inner_address"] {
+                assert_eq!(shown[key], json!(null), "{key}");
+            }
+            assert_eq!(shown["devices"], json!([]));
+        }
+        let refused = send(Method::DELETE, path, "member", json!({})).await.expect(403);
+        assert!(
+            refused.message().contains("admin") && !refused.message().contains(G2),
+            "{}",
+            refused.message()
+        );
+        let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
+        assert_eq!(shown["instance_uuid"], G2, "it is still there");
+        send(Method::DELETE, path, "admin", json!({})).await.expect(204);
+        // The host, and the record itself, are the administrator's.
+        let none = json!({});
+        for (method, path) in [(Method::PUT, path), (Method::DELETE, path), (Method::DELETE, &gone)] {
+            send(method.clone(), path, "member", none.clone()).await.expect(403);
+            let done = send(method, path, "admin", none.clone()).await;
+            assert!(done.status < 300, "{}", done.body);
+        }
+        // And so is what a device is by itself.
+        let named = json!({ "name": "mine", "uuid": device });
+        send(Method::POST, "/accelerators", "member", named).await.expect(403);
+        send(Method::POST, &format!("/accelerators/{device}"), "member", json!({ "name": "mine" }))
+            .await
+            .expect(403);
+    }
+}
+
+#[tokio::test]
+async fn who_may_do_what_is_as_the_list_says() {
+    let mut service = service().await;
+    let card = provider(&service, QAT).await;
+    service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
+    service.kill();
+    service.start_again().await;
+    let send = async |method: Method, path: &str, who: &str, body: Value| {
+        let body = (!body.is_null()).then(|| body.to_string());
+        service.send_with(method, path, headers(who), body).await
+    };
+    let group = json!([{ "name": "qat", "groups": [{ "resources:CUSTOM_QAT": "2" }] }]);
+    send(Method::POST, &format!("{V2}/device_profiles"), "admin", group).await.expect(201);
+    let body = json!({ "device_profile_name": "qat" });
+    let made = send(Method::POST, ARQS, "member", body).await.expect(201).body;
+    assert_eq!(made["arqs"][0]["project_id"], "p");
+    let id = |at: usize| made["arqs"][at]["uuid"].as_str().unwrap().to_owned();
+    let (bound, free) = (id(0), id(1));
+    // A service binds for the user whose project it is.
+    send(Method::PATCH, ARQS, "service", json!({ (&bound): target(&card, G1) })).await.expect(202);
+    let path = format!("{ARQS}/{bound}");
+    let is_bound =
+        async || send(Method::GET, &path, "member", Value::Null).await.expect(200).body["state"] == "Bound";
+    service.until("it is bound", is_bound).await;
+
+    let cases: Vec<Value> = serde_json::from_str(include_str!("../../data/policies.json")).unwrap();
+    for case in cases {
+        let filled =
+            |text: &str| text.replace("{bound}", &bound).replace("{free}", &free).replace("{g1}", G1);
+        let method: Method = case["method"].as_str().unwrap().parse().unwrap();
+        let path = filled(case["path"].as_str().unwrap());
+        let body: Value = serde_json::from_str(&filled(&case["body"].to_string())).unwrap();
+        let mut asked = 0;
+        for (status, all) in case.as_object().unwrap() {
+            let Ok(status) = status.parse::<u16>() else { continue };
+            for who in all.as_array().unwrap().iter().map(|who| who.as_str().unwrap()) {
+                let answer = send(method.clone(), &path, who, body.clone()).await;
+                assert_eq!(answer.status, status, "{who}: {case}: {}", answer.body);
+                if let (403, Some(says)) = (status, case["says"].as_str()) {
+                    assert!(answer.fault_string().contains(says), "{who}: {case}: {}", answer.body);
+                }
+                asked += 1;
+            }
+        }
+        assert!(asked > 0, "{case}");
+    }
+    // What one was answered is not told to who knows the key, and keeps nobody from a key of that name.
+    let once = async |who: &str, body: Value| {
+        let mut headers = headers(who);
+        headers.push(("idempotency-key".to_owned(), "k1".to_owned()));
+        service.send_with(Method::POST, ARQS, headers, Some(body.to_string())).await
+    };
+    let body = json!({ "device_profile_name": "qat" });
+    let kept = once("member", body.clone()).await.expect(201).body;
+    assert_eq!(once("member", body.clone()).await.expect(201).body, kept);
+    for (who, status) in
+        [("nobody", 401), ("unscoped member", 403), ("none", 403), ("reader", 403), ("system", 403)]
+    {
+        let refused = once(who, body.clone()).await.expect(status);
+        assert!(!refused.fault_string().is_empty(), "{who}");
+    }
+    let others = once("other member", body).await.expect(201).body;
+    assert_ne!(others, kept);
+    for arq in others["arqs"].as_array().unwrap() {
+        let path = format!("{ARQS}/{}", arq["uuid"].as_str().unwrap());
+        send(Method::DELETE, &path, "other member", Value::Null).await.expect(204);
+    }
+    let other = once("member", json!({ "device_profile_name": "other" })).await.expect(422);
+    assert!(other.fault_string().contains("another body"), "{}", other.fault_string());
+    for arq in kept["arqs"].as_array().unwrap() {
+        let path = format!("{ARQS}/{}", arq["uuid"].as_str().unwrap());
+        send(Method::DELETE, &path, "member", Value::Null).await.expect(204);
+    }
+    let list = async |who: &str| {
+        let all = send(Method::GET, ARQS, who, Value::Null).await.expect(200).body["arqs"].clone();
+        all.as_array().unwrap().len()
+    };
+    assert_eq!((list("reader").await, list("other member").await, list("other admin").await), (2, 0, 2));
+    // Why a bind failed names devices, which members may not know of.
+    let failing =
+        send(Method::POST, ARQS, "member", json!({ "device_profile_name": "qat" })).await.expect(201).body;
+    let ids: Vec<_> =
+        failing["arqs"].as_array().unwrap().iter().map(|arq| arq["uuid"].as_str().unwrap()).collect();
+    service.sim("fault attach fail");
+    send(Method::PATCH, ARQS, "service", json!({ ids[0]: target(&card, G1) })).await.expect(202);
+    let path = format!("{ARQS}/{}", ids[0]);
+    let failed = async |who: &str| send(Method::GET, &path, who, Value::Null).await.expect(200).body;
+    service.until("it failed", async || failed("member").await["state"] == "BindFailed").await;
+    assert_eq!(
+        (failed("member").await.get("state_reason"), failed("admin").await["state_reason"].is_string()),
+        (None, true)
+    );
+    service.sim("fault clear");
+    // What holds nothing is a member's to delete; what is being bound in the same moment is not.
+    send(Method::DELETE, &path, "member", Value::Null).await.expect(204);
+    for _ in 0..20 {
+        let body = json!({ "device_profile_name": "qat" });
+        let made = send(Method::POST, ARQS, "member", body).await.expect(201).body;
+        let arqs = made["arqs"].as_array().unwrap();
+        let [one, other] = [0, 1].map(|at| arqs[at]["uuid"].as_str().unwrap().to_owned());
+        send(Method::DELETE, &format!("{ARQS}/{other}"), "member", Value::Null).await.expect(204);
+        let path = format!("{ARQS}/{one}");
+        let (bound, deleted) = tokio::join!(
+            send(Method::PATCH, ARQS, "service", json!({ (&one): target(&card, G1) })),
+            send(Method::DELETE, &path, "member", Value::Null)
+        );
+        match (bound.status, deleted.status) {
+            (404, 204) => {}
+            (202, 403) => {
+                let is = async || send(Method::GET, &path, "member", Value::Null).await.expect(200).body;
+                service.until("it is bound", async || is().await["state"] != "BindStarted").await;
+                assert_eq!(is().await["state"], "Bound");
+                send(Method::DELETE, &path, "service", Value::Null).await.expect(204);
+            }
+            (bound, deleted) => panic!("bind {bound}, delete {deleted}"),
+        }
+    }
+    send(Method::DELETE, &format!("{ARQS}/{}", ids[1]), "member", Value::Null).await.expect(204);
+    // What a bind says whose it is, is so.
+    let mut given = target(&card, G1);
+    given.as_array_mut().unwrap().push(json!({ "op": "add", "path": "/project_id", "value": "q" }));
+    let mut latest = headers("service");
+    latest.push(("openstack-api-version".to_owned(), "accelerator 2.1".to_owned()));
+    let body = Some(json!({ (&free): given }).to_string());
+    service.send_with(Method::PATCH, ARQS, latest, body).await.expect(202);
+    assert_eq!((list("reader").await, list("other member").await), (1, 1));
+}

@@ -1,0 +1,161 @@
+//! Mediated devices when a call to the host fails, is late, or is the last one before the service is killed.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hotslot_driver::sim::control;
+use hotslot_tests::{Hotslot, host, postgres};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::drift::drift;
+use super::{FOUR, G1, G2, G3, PCI, attach, expect_untouched, made, service, status};
+
+/// The service, which gives calls that change something up after half a second.
+async fn impatient() -> Hotslot {
+    Hotslot::bare(&host("accelerators"), &format!("[libvirt]\nattach_timeout = 0.5\n{PCI}"), |_| ()).await
+}
+
+/// How soon what a late call did must be settled.
+const SOON: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone() {
+    for (fault, server) in [
+        ("create-mdev hang", G1),
+        ("create-mdev hang at=after", G1),
+        ("create-mdev hang nth=2", G3),
+        ("attach hang", G1),
+        ("attach hang", G3),
+        ("attach hang nth=2", G3),
+    ] {
+        let service = impatient().await;
+        let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+        service.sim(&format!("fault {fault}"));
+        let late = attach(&service, &path, server).await;
+        assert!(late.status >= 500, "{fault}: {}", late.body);
+        for query in ["", "?force=true", "?purge=true"] {
+            let refused = service.delete(&format!("{path}{query}")).await;
+            assert_eq!(refused.status, 409, "{fault} {query}: {}", refused.body);
+        }
+        let refused = service.delete(&path).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        // What is looked at meanwhile changes nothing.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
+        service.sim("fault clear");
+        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
+        expect_untouched(&service).await;
+        assert_eq!(drift(&service).await, [Value::Null; 0]);
+        service.sim(if server == G3 { "start g3" } else { "reboot g1" });
+        service.delete(&path).await.expect(204);
+        attach(&service, &path, G2).await.expect(200);
+        service.delete(&path).await.expect(204);
+        expect_untouched(&service).await;
+    }
+}
+
+#[tokio::test]
+async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
+    for fault in ["destroy-mdev hang", "destroy-mdev hang at=after", "detach hang"] {
+        let service = impatient().await;
+        let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+        attach(&service, &path, G1).await.expect(200);
+        service.sim(&format!("fault {fault}"));
+        assert!(service.delete(&path).await.status >= 500, "{fault}");
+        let refused = service.delete(&path).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
+        service.sim("fault clear");
+        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
+        expect_untouched(&service).await;
+    }
+}
+
+/// Every call to the host fails, is lost, or is the last one of a service that is killed; whatever was cut off, in the
+/// end it is whole or gone, and nothing is left of it.
+#[tokio::test]
+async fn at_every_step_it_is_whole_or_gone() {
+    // The fault, and how many calls it befalls at least: of an attach, of a detach.
+    let faults = [
+        ("any fail nth={} text=refused", 10, 5),
+        ("any fail nth={} at=after text=refused", 10, 5),
+        ("any fail nth={} kind=timed-out at=after", 10, 5),
+        ("any away nth={} at=after ms=20", 10, 5),
+        ("any kill nth={} at=before", 10, 5),
+        ("any kill nth={} at=after", 10, 5),
+        ("attach kill nth={} at=between", 2, 0),
+        ("any crash nth={} at=after domain=g1", 3, 3),
+    ];
+    let walks = faults.into_iter().flat_map(|(fault, attach, detach)| {
+        [(fault, false, attach), (fault, true, detach)].map(async |(fault, goes, least)| {
+            let steps = walk(service().await, fault, goes).await;
+            assert!(steps >= least, "{fault}, detach {goes}: {steps} steps");
+        })
+    });
+    join_all(walks).await;
+}
+
+#[tokio::test]
+async fn at_every_step_on_postgresql_too() {
+    let walks = [false, true].map(async |goes| {
+        let service = service().await.moved_to(&postgres::database().await).await;
+        assert!(walk(service, "any kill nth={} at=after", goes).await >= 5, "detach {goes}");
+    });
+    join_all(walks).await;
+}
+
+/// Lets a fault befall the first call of an attach or detach of two, then the second, and so on; answers how many.
+async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
+    let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+    for nth in 1.. {
+        let place = format!("{} {fault} {nth}", if detach { "detach" } else { "attach" });
+        if detach {
+            attach(&service, &path, G1).await.expect(200);
+        }
+        let start = service.log_length();
+        // It may strike before that is answered, or as it is taken back.
+        let _ = control(&service.host_dir(), &format!("fault {}", fault.replace("{}", &nth.to_string())));
+        let asked = json!({ "instance_uuid": G1 }).to_string();
+        let (method, body) = match detach {
+            true => (Method::DELETE, None),
+            false => (Method::PUT, Some(("application/json", asked))),
+        };
+        let _ = service.try_send(method, &path, body).await;
+        if service.ended(Duration::from_millis(100)).await
+            || control(&service.host_dir(), "fault clear").is_err()
+            // It may have struck in the very moment.
+            || service.ended(Duration::from_millis(20)).await
+            // On a busy machine it takes its time to die.
+            || fault.contains(" kill ")
+                && service.log_from(start).contains("a fault applies to ")
+                && service.ended(Duration::from_secs(10)).await
+        {
+            service.kill();
+            service.start_again().await;
+        }
+        let struck = service.log_from(start).contains("a fault applies to ");
+        // Of a detach that was cut off, one may have gone and one be left: that is no attachment.
+        let states: &[&str] =
+            if detach { &["available", "attached", "error"] } else { &["available", "attached"] };
+        let settled = async || states.contains(&status(&service, &path).await.as_str());
+        service.until(&format!("it is settled: {place}"), settled).await;
+        service.ready().await;
+        let shown = service.get(&path).await.expect(200).body;
+        let there = shown["devices"].as_array().unwrap().len();
+        let whole = [("available", 0), ("error", 1), ("attached", 2)];
+        assert!(whole.contains(&(shown["status"].as_str().unwrap(), there)), "{place}: {shown}");
+        let goes = async || service.delete(&path).await.status == 204;
+        service.until(&format!("it goes: {place}"), goes).await;
+        if fault.contains("crash") {
+            // It may run still.
+            let _ = control(&service.host_dir(), "start g1");
+        }
+        expect_untouched(&service).await;
+        if !struck {
+            return nth - 1;
+        }
+    }
+    0
+}

@@ -1,0 +1,36 @@
+//! Helpers of the tests about file modes and about other users of the machine.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use hotslot_tests::binary;
+
+/// A user who is nobody in particular.
+const NOBODY: &str = "65534";
+
+/// Runs a line of a shell as another user.
+pub(crate) fn as_nobody(line: &str) -> Output {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "sh", "-c", line]);
+    command.output().expect("setpriv")
+}
+
+pub(crate) fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mode() & 0o7777
+}
+
+pub(crate) fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
+}
+
+/// What `hotslot serve` says with a configuration of this database, when it does not start.
+pub(crate) fn refused_to_serve(dir: &Path, url: &str) -> String {
+    let config = dir.join("refused.toml");
+    fs::write(&config, format!("[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{url}\"\n")).unwrap();
+    let mut command = Command::new("timeout");
+    let said = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert!(said.status.code() == Some(1), "{url}: {said:?}");
+    String::from_utf8_lossy(&said.stderr).into_owned()
+}
