@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use hotslot_tests::{Answer, Hotslot};
 use serde_json::{Value, json};

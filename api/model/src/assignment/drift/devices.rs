@@ -1,0 +1,165 @@
+//! The devices of a host: the records against what the host has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hotslot_driver::device::HostDevice;
+use hotslot_driver::mdev;
+use hotslot_driver::pci::PciAddress;
+
+use super::finding::{Action, Finding, Kind, Source, record};
+use crate::assignment::{Assignment, Attachment, Binding, Mdev};
+use crate::device::{Device, Functions};
+use crate::id::ServerId;
+use crate::rules::Foreign;
+
+/// The disagreements that are about the host's devices alone.
+pub fn of_devices(
+    rows: &[Attachment],
+    devices: &[Arc<Device>],
+    functions: &Functions,
+    foreign: &BTreeMap<PciAddress, Foreign>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for device in devices {
+        let address = device.facts.address;
+        let row = rows.iter().find(|row| row.device == device.id);
+        if let Some(row) = row
+            && (device.gone_at.is_some() || !functions.contains_key(&address))
+        {
+            findings.push(Finding {
+                kind: Kind::DeviceGone,
+                server: Some((row.server, None)),
+                attachment: Some(row.id),
+                address: Some(address),
+                said: vec![
+                    (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
+                    (Source::Host, "it is not there, or no device_spec lists it any more".into()),
+                ],
+                action: Action::Manual(format!(
+                    "nothing, for it may come back: detach attachment {}",
+                    row.id
+                )),
+            });
+        }
+        if let (None, Some(server)) = (row, device.server()) {
+            findings.push(Finding {
+                kind: Kind::Unattached,
+                server: Some((server, None)),
+                attachment: None,
+                address: Some(address),
+                said: vec![(
+                    Source::Record,
+                    format!("{address} is {} to the server, and no attachment is open", device.status),
+                )],
+                action: Action::Free(device.id),
+            });
+        }
+        if let Some(foreign) = foreign.get(&address) {
+            let owner = device.owner.map(|owner| format!(" to {owner}")).unwrap_or_default();
+            let place = if foreign.live { Source::Live } else { Source::Definition };
+            findings.push(Finding {
+                kind: Kind::Foreign,
+                server: Some((foreign.server, Some(foreign.domain.clone()))),
+                attachment: None,
+                address: Some(address),
+                said: vec![
+                    (Source::Record, format!("{address} is {}{owner}", device.status)),
+                    (place, format!("domain {} has it ({})", foreign.domain, foreign.place())),
+                ],
+                action: Action::Manual(
+                    "nothing, and it is offered to nobody: take it out of the domain (virsh detach-device), or leave \
+                     it out of device_spec"
+                        .into(),
+                ),
+            });
+        }
+    }
+    findings
+}
+
+/// What disagrees about a device that the host itself has, as the host shows it now; none of it when it is not there.
+pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) -> Option<Finding> {
+    let address = device.facts.address;
+    let (kind, is) = match found {
+        Some(found) if row.driver.has(found) => return None,
+        Some(found) => match &found.driver {
+            Some(driver) => (Kind::OtherDriver, format!("{address} is bound to {driver}")),
+            None => (Kind::OtherDriver, format!("{address} is bound to no driver")),
+        },
+        None => (Kind::DeviceGone, format!("{address} is not there")),
+    };
+    let path = row.holder.path();
+    Some(Finding {
+        kind,
+        server: None,
+        attachment: None,
+        address: Some(address),
+        said: vec![
+            (Source::Record, format!("{}: for the host, on its {} driver", row.state, row.driver)),
+            (Source::Host, is),
+        ],
+        action: Action::Manual(format!(
+            "nothing, for a program may use it: DELETE {path}, and attach it again"
+        )),
+    })
+}
+
+/// A binding that was left in transition, and that nobody works on.
+pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
+    let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    Finding {
+        kind: Kind::Unfinished,
+        server: None,
+        attachment: None,
+        address: Some(device.facts.address),
+        said: vec![(
+            Source::Record,
+            format!("{}: for the host, on its {} driver{reason}", row.state, row.driver),
+        )],
+        action: Action::GiveBack(row.id),
+    }
+}
+
+/// What disagrees about a mediated device that a server has, or starts with, and the host does not have.
+pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
+    Finding {
+        kind: Kind::DeviceGone,
+        server: Some((row.server, None)),
+        attachment: Some(row.id),
+        address: Some(parent.facts.address),
+        said: vec![
+            (Source::Record, record(&Assignment::Mdev(row.clone()))),
+            (Source::Host, "it is not there".into()),
+        ],
+        action: Action::Manual(format!(
+            "it is made again when {} has the driver that makes it, while its server is shut off; or DELETE {}",
+            parent.facts.address,
+            row.holder.path()
+        )),
+    }
+}
+
+/// A mediated device that the host has although its record has ended. `used_by` is the domain that has it under an
+/// alias which is not ours.
+pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) -> Finding {
+    let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
+    let action = match used_by {
+        None => Action::TakeAway(Box::new(Assignment::Mdev(row.clone()))),
+        Some(server) => Action::Manual(format!(
+            "nothing, for server {server} has it: take it out of the domain (virsh detach-device); then it is taken \
+             away from the host"
+        )),
+    };
+    Finding {
+        kind: Kind::Stray,
+        server: Some((row.server, None)),
+        attachment: Some(row.id),
+        address: found.parent,
+        said: vec![
+            (Source::Record, record(&Assignment::Mdev(row.clone()))),
+            (Source::Host, format!("has it{place} as {}", found.name)),
+        ],
+        action,
+    }
+}
