@@ -21,6 +21,7 @@ mod exit;
 mod explain;
 mod host;
 mod lookup;
+mod heap;
 mod output;
 mod pci;
 mod serve;
@@ -157,6 +158,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
     match arguments.command {
         Command::Serve => {
+            heap::keep_small();
             let filter = EnvFilter::try_from_env("HOTSLOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
             tracing_subscriber::fmt()
                 .with_env_filter(filter)

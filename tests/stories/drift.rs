@@ -302,7 +302,7 @@ async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
-    let asked = || service.log().matches("asked the guest to let go").count();
+    let asked = || service.log().matches("requested the unplug").count();
     service.until("the log tells of the first", async || asked() == 1).await;
     let before = asked();
     service.sim("guest q35 unplug=refuse");

@@ -164,5 +164,5 @@ async fn a_process_that_stood_still_in_a_detach_does_not_settle_over_the_other()
     for row in &given {
         other.delete(&path(row)).await.expect(200);
     }
-    one.expect_clean().await;
+    other.expect_clean().await;
 }

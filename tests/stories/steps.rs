@@ -1,7 +1,7 @@
 //! Every step of attach and detach fails, is lost, and is the last one of a service that is killed; and whatever was
 //! cut off, in the end nothing is lost, nothing is owned twice, nothing is in transition, and the documents agree.
 //!
-//! The steps are found, not listed: a fault befalls the first call to the host, or the first page that is written to
+//! The steps are found, not listed: a fault applies to the first call to the host, or the first page that is written to
 //! the database, then the second, and so on, until the whole request goes by without it. `data/steps.json` says what
 //! is asked for and what goes wrong. The quick tests walk a part of it, and of that every third step; `make long-tests`,
 //! which sets `HOTSLOT_LONG_WALK`, walks all steps of all of it, on SQLite and on PostgreSQL.
