@@ -18,8 +18,8 @@ pub(super) const MAC_ADDRESS: &str = "mac_address";
 /// The reason why a function with a vDPA device is not assignable. To attach the function, libvirt would unbind the
 /// driver that provides the vDPA device. A guest uses a vDPA device through `<interface type='vdpa'>`, which hotslot
 /// does not support.
-pub const VDPA: &str = "it carries a vDPA device, which would disappear when the function is attached, and hotslot does \
-                        not attach vDPA devices; remove the vDPA device first (vdpa dev del)";
+pub const VDPA: &str = "it carries a vDPA device, which would disappear when the function is attached, and hotslot \
+                        does not attach vDPA devices; remove the vDPA device first (vdpa dev del)";
 
 /// The reserved keys: the columns of a device, the facts from its host, the keys of pools and aliases, and the query
 /// parameters of device lists. No tag may have one of these names.
