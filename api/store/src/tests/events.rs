@@ -93,10 +93,13 @@ async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
     assert_eq!(records.store.prune_events(0, 3, 100).await.unwrap(), 2, "all but the newest three");
     assert_eq!(records.events().await[0].id, EventId(3), "0 is from the oldest that is kept");
     let refused = records.store.events(EventId(1), &any, 9).await.unwrap_err();
-    assert!(matches!(&refused, Error::Gone(said) if said.contains("oldest that is kept is 3")), "{refused}");
+    assert!(
+        matches!(&refused, Error::Gone(said) if said.contains("oldest available event is 3")),
+        "{refused}"
+    );
     assert_eq!(records.store.events(EventId(2), &any, 9).await.unwrap().len(), 3, "nothing was missed");
     let refused = records.store.events(EventId(6), &any, 9).await.unwrap_err();
-    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last one is 5")), "{refused}");
+    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last event is 5")), "{refused}");
     let later = now() + 60_000;
     assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "so many at a time");
     assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 1);
