@@ -12,7 +12,8 @@ const TRIM: i32 = 128 * 1024;
 #[allow(unsafe_code)]
 pub(crate) fn keep_small() {
     // SAFETY: mallopt only stores the two numbers, and no other thread runs yet.
-    let set = unsafe { [libc::mallopt(libc::M_ARENA_MAX, ARENAS), libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM)] };
+    let set =
+        unsafe { [libc::mallopt(libc::M_ARENA_MAX, ARENAS), libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM)] };
     if set.contains(&0) {
         tracing::debug!("the parameters of the heap could not be set");
     }

@@ -39,7 +39,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     // The guest's driver asks the PF for the address by a mailbox, which QEMU's igb answers too late for it to hear.
     shown(&lab, &vf, "8086:10ca igbvf").await;
     let refused = lab.attach(id("q35"), "pf:1").await.expect(400);
-    assert!(refused.message().contains("kept back by a PF or VF in use"), "{}", refused.message());
+    assert!(refused.message().contains("blocked by a PF or VF in use"), "{}", refused.message());
     for vf in [&vf, &other] {
         lab.detach(vf).await.expect(200);
         assert_eq!(lab.driver(&vf["address"]), "igbvf");

@@ -469,7 +469,7 @@ async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
     service.reconfigure("alias = [\n", &format!("alias = [\n{clashes}\n"));
     service.start_again().await;
     let listed = hotslot(service.url(), "config alias list").expect(0);
-    let problem = "device_type: entries of alias `late` differ in it; they must agree";
+    let problem = "device_type: must be the same in all entries of alias `late`";
     assert_eq!(listed.line(" api ").last(), Some(&problem), "{listed:?}");
     assert_eq!(listed.line("e1000e").last(), Some(&"-"), "{listed:?}");
 }

@@ -92,7 +92,7 @@ async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
     let bad = service.database().with_file_name("bad");
     std::fs::write(&bad, "no database").unwrap();
     let refused = db(&service.database(), "restore", &bad);
-    assert!(said(&refused).contains("is no backup"), "{}", said(&refused));
+    assert!(said(&refused).contains("is not a backup"), "{}", said(&refused));
     let restored = db(&service.database(), "restore", &file);
     assert!(restored.status.success(), "{}", said(&restored));
     assert!(service.database().with_file_name("hotslot.db.before-restore").exists());
@@ -364,8 +364,8 @@ async fn full_it_says_so_and_is_back_by_itself() {
     let log = format!("{}-wal", service.database().display());
     service.limit_files(Some(std::fs::metadata(log).unwrap().len()));
     for _ in 0..3 {
-        expect_unusable(service.attach(Q35, "vf:1").await, "look at its disk");
-        expect_unusable(service.delete(&path(&kept)).await, "look at its disk");
+        expect_unusable(service.attach(Q35, "vf:1").await, "check its disk");
+        expect_unusable(service.delete(&path(&kept)).await, "check its disk");
         assert_eq!(service.attachments(Q35).await.len(), 1);
     }
     service.limit_files(None);

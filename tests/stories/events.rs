@@ -121,7 +121,7 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
     for (query, why) in [
         ("since=x", "no event's id"),
         ("since=-1", "no event's id"),
-        ("since=99999", "the last one is"),
+        ("since=99999", "the last event is"),
         ("kind=attachments", "attachment.state"),
         ("device=99999", "GET os-pci lists them"),
         ("server=q35", "the whole UUID"),
@@ -131,7 +131,7 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         ("follow=yes", "neither true nor false"),
         ("until=3", "known: since"),
         ("host=a&host=b", "twice"),
-        ("follow=true&since=99999", "the last one is"),
+        ("follow=true&since=99999", "the last event is"),
     ] {
         let answer = service.get(&format!("/v2/t/events?{query}")).await.expect(400);
         assert!(answer.message().contains(why), "{query}: {}", answer.message());
@@ -313,7 +313,7 @@ async fn what_is_old_is_pruned_and_who_missed_it_is_told() {
     let gone = async || service.get("/v2/t/events?since=1").await.status == 410;
     service.until("the first events are pruned", gone).await;
     let answer = service.get("/v2/t/events?since=1").await.expect(410);
-    assert!(answer.message().contains("oldest that is kept"), "{}", answer.message());
+    assert!(answer.message().contains("oldest available event"), "{}", answer.message());
     assert!(answer.body["gone"].is_object());
     assert!(service.events("/v2/t/events").await.iter().all(|event| event["id"] != 1), "0 is what is left");
 }

@@ -155,14 +155,14 @@ async fn an_entry_that_is_refused_changes_nothing() {
     let service = Hotslot::on("small").await;
     for (kind, entry, says) in [
         ("whitelist", json!({ "vendor_id": "x" }), "vendor_id: "),
-        ("whitelist", json!({ "limit": "1" }), "limit: no tag may have this name"),
+        ("whitelist", json!({ "limit": "1" }), "limit: is a reserved key"),
         ("alias", json!({ "name": "a" }), "vendor_id: is missing"),
         // The file's entry of this name asks for VFs.
         ("alias", json!({ "name": "vf", "vendor_id": "8086", "product_id": "10d3" }), "device_type"),
         (
             "extra_info",
             json!({ "match": {}, "values": { "host": "x" } }),
-            "`host` is what hotslot itself says",
+            "`host` is a key that hotslot itself sets",
         ),
         ("extra_info", json!({ "values": { "a": "x" } }), "missing field `match`"),
     ] {

@@ -14,7 +14,7 @@ use crate::texts::Texts;
 use crate::time::Millis;
 
 string_enum! {
-    /// Nova's device types.
+    /// Nova's types of devices.
     DevType {
         /// Neither PF nor VF.
         Pci = "type-PCI",
@@ -28,13 +28,13 @@ string_enum! {
 }
 
 string_enum! {
-    /// Nova's device states.
+    /// Nova's statuses of devices.
     DeviceStatus {
         /// Free.
         Available = "available",
-        /// Promised to a server.
+        /// Reserved for an assignment.
         Claimed = "claimed",
-        /// In use by a server.
+        /// In use by an assignment.
         Allocated = "allocated",
         /// Gone from the host.
         Removed = "removed",
@@ -50,40 +50,40 @@ string_enum! {
 /// A row of `pci_devices` that is not deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// The row's id.
+    /// The id of the row.
     pub id: DeviceId,
-    /// The row's UUID.
+    /// The UUID of the row.
     pub uuid: Uuid,
-    /// Which host has it.
+    /// The host of the device.
     pub hypervisor: HypervisorId,
-    /// What the host says of it.
+    /// The facts from the host.
     pub facts: DeviceFacts,
-    /// Whether it is free.
+    /// The status.
     pub status: DeviceStatus,
     /// The request that holds it.
     pub request: Option<RequestId>,
-    /// Who holds it.
+    /// The server or host that holds the device.
     pub owner: Option<Owner>,
-    /// When it was first seen.
+    /// When the device was first seen.
     pub created_at: Millis,
     /// When the row last changed.
     pub updated_at: Option<Millis>,
-    /// Since when it is gone from the host, or from what may be given away, while a server has it.
+    /// The time since which a device in use has been gone from the host or not assignable.
     pub gone_at: Option<Millis>,
-    /// Since when it waits to be cleaned, after a server had it that was the only one to have it.
+    /// The time since which a device with `one_time_use` has been waiting to be cleaned after its use.
     pub used_at: Option<Millis>,
 }
 
-/// Who holds a device.
+/// The holder of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     /// A server.
     Server(ServerId),
-    /// The host that it is in.
+    /// The host of the device itself.
     Host,
 }
 
-/// How the host stands in the column of the servers.
+/// The value of the column `instance_uuid` for a device that its host holds.
 const HOST: &str = "host";
 
 impl fmt::Display for Owner {
@@ -96,7 +96,7 @@ impl fmt::Display for Owner {
 }
 
 impl Owner {
-    /// How it stands in the column `instance_uuid`.
+    /// Returns the value for the column `instance_uuid`.
     pub fn column(self) -> String {
         match self {
             Self::Server(server) => server.to_string(),
@@ -108,14 +108,14 @@ impl Owner {
 impl FromStr for Owner {
     type Err = uuid::Error;
 
-    /// Reads what the column says.
+    /// Reads the value of the column `instance_uuid`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == HOST { Ok(Self::Host) } else { text.parse().map(Self::Server) }
     }
 }
 
 impl Device {
-    /// The server that holds it.
+    /// Returns the server that holds the device, if a server does.
     pub fn server(&self) -> Option<ServerId> {
         match self.owner {
             Some(Owner::Server(server)) => Some(server),
@@ -123,7 +123,7 @@ impl Device {
         }
     }
 
-    /// A device that was seen for the first time.
+    /// Makes the row of a device that is seen for the first time.
     pub fn new(
         id: DeviceId,
         uuid: Uuid,
@@ -147,32 +147,32 @@ impl Device {
     }
 }
 
-/// What the host says of a device: all that a scan may change.
+/// The facts of a device from its host. A scan can change all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceFacts {
-    /// Where the host has it.
+    /// The address.
     pub address: PciAddress,
     /// Vendor id.
     pub vendor_id: PciId,
     /// Product id.
     pub product_id: PciId,
-    /// Its type to Nova.
+    /// Nova's type of the device.
     pub dev_type: DevType,
-    /// The NUMA node, where it is known.
+    /// The NUMA node, or `None` when it is not known.
     pub numa_node: Option<u32>,
-    /// The PF of a VF.
+    /// The address of the PF, for a VF.
     pub parent_addr: Option<PciAddress>,
-    /// Everything else, a map of strings to strings.
+    /// All other properties.
     pub extra_info: Texts,
 }
 
 impl DeviceFacts {
-    /// libvirt's name of it, `pci_0000_04_10_0`.
+    /// Returns libvirt's node device name, such as `pci_0000_04_10_0`.
     pub fn dev_id(&self) -> String {
         self.address.node_name()
     }
 
-    /// Nova's label, `label_8086_1520`.
+    /// Returns Nova's label, such as `label_8086_1520`.
     pub fn label(&self) -> String {
         format!("label_{}_{}", self.vendor_id, self.product_id)
     }
@@ -180,27 +180,27 @@ impl DeviceFacts {
 
 pub(crate) const ONE_TIME_USE: &str = "one_time_use";
 
-/// Whether the device is given once, until someone has cleaned it.
+/// Whether the device has the tag `one_time_use`, so that after each use an administrator has to clean it.
 pub fn is_for_one_use(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(ONE_TIME_USE).is_some_and(|once| once == "true")
 }
 
 const MANAGED: &str = "managed";
 
-/// Whether libvirt is to bind the device's drivers: yes, unless its `device_spec` says `"managed": "false"`.
+/// Whether libvirt binds the drivers of the device. True unless its `device_spec` has `"managed": "false"`.
 pub fn is_managed(facts: &DeviceFacts) -> bool {
     facts.extra_info.get(MANAGED).is_none_or(|managed| managed != "false")
 }
 
-/// The address of the card that a function is on.
+/// Returns the address that stands for the card of a function: that of its PF, or its own.
 pub fn card_of(facts: &DeviceFacts) -> PciAddress {
     facts.parent_addr.unwrap_or(facts.address)
 }
 
-/// The PCI functions of a host.
+/// The PCI functions of a host, by address.
 pub type Functions = BTreeMap<PciAddress, HostDevice>;
 
-/// The PF of a VF.
+/// Returns the PF of a VF. Returns `None` for a function that is not a VF.
 pub fn parent<'a>(functions: &'a Functions, device: &HostDevice) -> Option<&'a HostDevice> {
     match device.role {
         Role::Virtual { parent } => functions.get(&parent),

@@ -1,53 +1,54 @@
-//! Nova's device states: what each deed makes of a device, and of its PF or VFs.
+//! Nova's device states: how events change the status of a device, and of its PF or VFs.
 //!
 //! ```text
 //!   available ──Claim──▶ claimed ──Allocate──▶ allocated        Free: back to available
 //!       │ ▲
 //!       ▼ │  a relative (the PF of a VF, a VF of a PF) is claimed: unclaimable; is allocated: unavailable
 //! ```
-//! A PF and its VFs are never both promised: the PF's memory and its VFs' are one. VFs of one PF do not exclude
-//! each other. Sources: `nova/objects/pci_device.py`, and `PciDevTracker`.
+//! A PF and its VFs are never both in use. VFs of one PF do not exclude each other. Sources:
+//! `nova/objects/pci_device.py`, and `PciDevTracker`.
 
 use crate::device::DeviceStatus;
 use crate::string_enum;
 
 string_enum! {
-    /// What happens to a device, or to a relative of it.
+    /// An event that changes the status of a device. A relative is the PF of a VF, or a VF of a PF.
     DeviceEvent {
-        /// It is promised to a server.
+        /// The device is reserved for an assignment.
         Claim = "claim",
-        /// It is in its server.
+        /// The assignment has the device.
         Allocate = "allocate",
-        /// Its server has it no longer.
+        /// The assignment has ended.
         Free = "free",
-        /// It is gone from the host, or from what may be given away.
+        /// The device is gone from the host, or no longer assignable.
         Remove = "remove",
-        /// Its row is put aside.
+        /// The row of the device is marked as deleted.
         Delete = "delete",
-        /// A relative is promised, and none is in a server.
+        /// A relative is claimed, and none is allocated.
         RelativeClaimed = "relative-claimed",
-        /// A relative is in a server.
+        /// A relative is allocated.
         RelativeAllocated = "relative-allocated",
-        /// No relative is promised or in a server.
+        /// No relative is claimed or allocated.
         RelativesFree = "relatives-free",
     }
 }
 
-/// A deed that a device's state does not allow.
+/// The error for an event that the status of a device does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device that is {status} does not take `{deed}`")]
+#[error("a device that is {status} does not allow the event `{deed}`")]
 pub struct InvalidTransition {
-    /// What the device is.
+    /// The status of the device.
     pub status: DeviceStatus,
-    /// What was to happen.
+    /// The event.
     pub deed: DeviceEvent,
 }
 
 impl DeviceStatus {
-    /// What a deed makes of a device of this status. The whole table is `tests/data/device_status.json`.
+    /// Returns the status of a device after an event. The whole table is `tests/data/device_status.json`.
     ///
     /// # Errors
-    /// [`InvalidTransition`]; then the deed must not be done, nor the others of its request.
+    /// Returns [`InvalidTransition`] when the status does not allow the event. The caller must then abandon the whole
+    /// change.
     pub fn on(self, deed: DeviceEvent) -> Result<Self, InvalidTransition> {
         match (self, deed) {
             (Self::Available, DeviceEvent::Claim) => Ok(Self::Claimed),
@@ -67,7 +68,7 @@ impl DeviceStatus {
             (Self::Available | Self::Unclaimable | Self::Unavailable, DeviceEvent::RelativesFree) => {
                 Ok(Self::Available)
             }
-            // What is promised itself has no relative that is, so that theirs are free is no news.
+            // No relative of a claimed or allocated device is in use, so this event changes nothing.
             (Self::Claimed | Self::Allocated | Self::Removed | Self::Deleted, DeviceEvent::RelativesFree) => {
                 Ok(self)
             }
@@ -76,19 +77,20 @@ impl DeviceStatus {
         }
     }
 
-    /// Whether a server has it, or was promised it.
+    /// Whether the device is claimed or allocated.
     pub fn is_held(self) -> bool {
         matches!(self, Self::Claimed | Self::Allocated)
     }
 }
 
 impl DeviceEvent {
-    /// What a device is told of all its relatives.
+    /// Returns the event for a device whose relatives have these statuses.
     pub fn of_relatives(relatives: impl IntoIterator<Item = DeviceStatus>) -> Self {
         relatives.into_iter().fold(Self::RelativesFree, Self::and)
     }
 
-    /// What a device that was told this of some relatives is told of one more: the strongest counts.
+    /// Returns the event when one more relative is taken into account: allocated counts before claimed, claimed before
+    /// free.
     pub fn and(self, relative: DeviceStatus) -> Self {
         match (self, relative) {
             (Self::RelativeAllocated, _) | (_, DeviceStatus::Allocated) => Self::RelativeAllocated,
@@ -105,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_deed_makes_of_every_status_what_the_table_says() {
+    fn every_event_changes_every_status_as_in_the_table() {
         type Table = BTreeMap<String, BTreeMap<String, Option<String>>>;
         let table: Table = serde_json::from_str(include_str!("../tests/data/device_status.json")).unwrap();
         assert_eq!(table.len(), DeviceStatus::ALL.len());
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_relatives_the_one_that_is_furthest_counts() {
+    fn an_allocated_relative_counts_before_a_claimed_one() {
         use DeviceStatus::{Allocated, Available, Claimed, Unclaimable};
         for (relatives, told) in [
             (vec![], DeviceEvent::RelativesFree),

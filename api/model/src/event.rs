@@ -1,4 +1,4 @@
-//! Events: what happened, and what each change of a row tells.
+//! Events, and the events that each change of a row produces.
 
 use std::collections::BTreeMap;
 
@@ -14,50 +14,49 @@ use crate::string_enum;
 use crate::time::Millis;
 
 string_enum! {
-    /// What happened: a noun, and what of it changed.
+    /// The kind of an event: the kind of record, and what changed.
     EventKind {
-        /// A device may be given away that was not on record; `to` is its row.
+        /// A new device became assignable. `to` is its row.
         DeviceAdded = "device.added",
-        /// What the host says of a device; `from` and `to` have the keys that differ.
+        /// The facts of a device changed. `from` and `to` have the keys that differ.
         DeviceChanged = "device.changed",
-        /// Nova's state of a device.
+        /// The status of a device changed.
         DeviceStatus = "device.status",
-        /// A device went from the host, or from what may be given away, while a server has it or it waits to be
-        /// cleaned.
+        /// A device that is in use or waits to be cleaned is gone from the host or no longer assignable.
         DeviceGone = "device.gone",
-        /// It came back.
+        /// Such a device is back.
         DeviceBack = "device.back",
-        /// A `one_time_use` device was used, and waits to be cleaned.
+        /// A `one_time_use` device was used and waits to be cleaned.
         DeviceUsed = "device.used",
-        /// It was cleaned.
+        /// A `one_time_use` device was cleaned.
         DeviceCleaned = "device.cleaned",
-        /// A device is no longer on record.
+        /// A device was removed from the records.
         DeviceRemoved = "device.removed",
-        /// An attachment's state.
+        /// The state of an attachment changed.
         AttachmentState = "attachment.state",
-        /// Where the guest sees the device, and how that is known.
+        /// The address of the device in the guest changed, or the source of that address.
         AttachmentInnerAddress = "attachment.inner_address",
-        /// What there is to say of a state that stayed.
+        /// The reason of an attachment changed while its state stayed the same.
         AttachmentReason = "attachment.reason",
-        /// The host driver has the device again that was taken from it for its whole IOMMU group.
+        /// A device that was unbound for its whole IOMMU group is bound to its host driver again.
         AttachmentGivenBack = "attachment.given_back",
-        /// The state of a device that its host itself is to hold, or holds.
+        /// The state of a binding changed.
         BindingState = "binding.state",
-        /// The state of a mediated device; the device is its parent.
+        /// The state of a mediated device changed. The device of the event is the parent.
         MdevState = "mdev.state",
-        /// A rule came by the API.
+        /// A rule was added by the API.
         RuleAdded = "rule.added",
-        /// It was replaced.
+        /// A rule was replaced by the API.
         RuleChanged = "rule.changed",
-        /// It was removed.
+        /// A rule was removed by the API.
         RuleRemoved = "rule.removed",
     }
 }
 
-/// What happened, and to what. What does not concern it is none.
+/// The content of an event. A field is `None` when it does not apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct What {
-    /// What it was.
+    /// The kind.
     pub kind: EventKind,
     /// The host.
     pub hypervisor: Option<HypervisorId>,
@@ -65,54 +64,54 @@ pub struct What {
     pub server: Option<ServerId>,
     /// The device.
     pub device: Option<DeviceId>,
-    /// Where the host had the device then.
+    /// The address of the device at that time.
     pub address: Option<PciAddress>,
     /// The attachment.
     pub attachment: Option<AttachmentId>,
     /// The rule.
     pub rule: Option<Uuid>,
-    /// What it was before.
+    /// The value before.
     pub from: Option<Value>,
-    /// What it became.
+    /// The value after.
     pub to: Option<Value>,
-    /// Why, where something is known of that.
+    /// The reason, if one is known.
     pub reason: Option<String>,
 }
 
 /// A row of `events`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its id; ids go up by one, in the order of the commits.
+    /// The id. Ids increase by one, in the order of the commits.
     pub id: EventId,
-    /// When it was written.
+    /// When the event was written.
     pub time: Millis,
-    /// The request that did it (`request req-…`), or what hotslot did on its own.
+    /// The actor: a request (`request req-…`), or a task of hotslot such as `discovery`.
     pub who: String,
-    /// The host's name.
+    /// The name of the host.
     pub host: Option<String>,
-    /// What happened.
+    /// The content.
     pub what: What,
 }
 
-/// Which events are asked for; none is any.
+/// A filter for events. A field that is `None` matches every event.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
-    /// The host's name.
+    /// The name of the host.
     pub host: Option<String>,
     /// The server.
     pub server: Option<ServerId>,
     /// The device.
     pub device: Option<DeviceId>,
-    /// Where the device was then.
+    /// The address of the device at the time of the event.
     pub address: Option<PciAddress>,
     /// The attachment.
     pub attachment: Option<AttachmentId>,
-    /// A kind, or the noun that kinds begin with.
+    /// A kind such as `device.added`, or its first part such as `device`.
     pub kind: Option<String>,
 }
 
 impl EventFilter {
-    /// Whether an event passes, as the query of the table `events` has it.
+    /// Whether an event matches. The result is the same as that of the query on the table `events`.
     pub fn passes(&self, event: &Event) -> bool {
         fn is<T: PartialEq>(wanted: Option<&T>, has: Option<&T>) -> bool {
             wanted.is_none() || wanted == has
@@ -128,16 +127,16 @@ impl EventFilter {
 }
 
 impl EventKind {
-    /// Whether a text is the kind, or its noun: `device` is every `device.…`.
+    /// Whether a text is this kind or its first part. `device` is the first part of every `device.…`.
     pub fn is_of(self, text: &str) -> bool {
         let rest = self.as_str().strip_prefix(text);
         !text.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// A kind or a noun.
+    /// Checks that a text is a kind or the first part of one, and returns it.
     ///
     /// # Errors
-    /// What would be right, when no kind is so.
+    /// Returns a message with the known kinds otherwise.
     pub fn known(text: &str) -> Result<&str, String> {
         if Self::ALL.iter().any(|kind| kind.is_of(text)) {
             return Ok(text);
@@ -162,7 +161,7 @@ impl EventKind {
     }
 }
 
-/// What the writing of a device's row tells. `was` is none for a new one.
+/// Returns the events for a change of a device's row. `was` is `None` for a new row.
 pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
     let server = row.server().or(was.and_then(Device::server));
     let of = |kind: EventKind, from: Option<Value>, to: Option<Value>| What {
@@ -210,7 +209,7 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
     told
 }
 
-/// The columns of a device that a host tells, and what is said of it besides.
+/// Returns the facts of a device as a map: columns and `extra_info` together.
 fn facts(facts: &DeviceFacts) -> BTreeMap<&str, Value> {
     let said = facts.extra_info.iter().map(|(key, value)| (key, Value::from(value)));
     let mut all: BTreeMap<_, _> = said.collect();
@@ -225,7 +224,7 @@ fn facts(facts: &DeviceFacts) -> BTreeMap<&str, Value> {
     all
 }
 
-/// That an attachment was made, in its first state.
+/// Returns the event for a new attachment in its first state.
 pub fn made(device: &Device, server: ServerId, attachment: AttachmentId, state: State) -> What {
     What {
         hypervisor: Some(device.hypervisor),
@@ -238,7 +237,7 @@ pub fn made(device: &Device, server: ServerId, attachment: AttachmentId, state: 
     }
 }
 
-/// What a change of a binding tells.
+/// Returns the event for a change of a binding.
 pub fn binding(device: &Device, was: Option<State>, state: State, reason: Option<&str>) -> What {
     What {
         hypervisor: Some(device.hypervisor),
@@ -251,7 +250,7 @@ pub fn binding(device: &Device, was: Option<State>, state: State, reason: Option
     }
 }
 
-/// What a change of a mediated device tells.
+/// Returns the event for a change of a mediated device.
 pub fn mdev(
     parent: &Device,
     server: ServerId,
@@ -265,7 +264,7 @@ pub fn mdev(
     What { kind: EventKind::MdevState, from, reason, ..made(parent, server, id, state) }
 }
 
-/// The events of a change of an assignment; `device` is its function, as far as it is on record.
+/// Returns the events for a change of an assignment. `device` is its function, as far as it is on record.
 pub fn of_assignment(was: &Assignment, next: &Settled, device: Option<&Device>) -> Vec<What> {
     let (from, reason) = (Some(was.state()), next.reason.as_deref());
     let has_changed = (was.state(), was.reason()) != (next.state, reason);
@@ -309,7 +308,7 @@ fn of_attachment(was: &Attachment, next: &Settled, device: Option<&Device>) -> V
     told
 }
 
-/// That a host driver has the device of an attachment again.
+/// Returns the event for a device of an attachment that is bound to its host driver again.
 pub fn given_back(row: &Attachment, address: Option<PciAddress>) -> What {
     What {
         hypervisor: Some(row.hypervisor),
@@ -321,7 +320,8 @@ pub fn given_back(row: &Attachment, address: Option<PciAddress>) -> What {
     }
 }
 
-/// What a change of a rule tells; `was` and `is` are its texts.
+/// Returns the event for a change of a rule. `was` and `is` are the texts before and after. Returns `None` when nothing
+/// changed.
 pub fn of_rule(rule: &Rule, was: Option<&str>, is: Option<&str>) -> Option<What> {
     let kind = match (was, is) {
         (None, Some(_)) => EventKind::RuleAdded,

@@ -1,4 +1,4 @@
-//! Whether a running guest is asked to let a device go.
+//! The policy for unplugging devices from a running guest.
 
 use std::str::FromStr as _;
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Deserializer};
 use crate::string_enum;
 
 string_enum! {
-    /// Whether a running guest is asked to let a device go.
+    /// Whether hotslot requests a running guest to unplug a device.
     HotUnplug {
-        /// It is asked; a command that is to quiesce the device is run before, and may fail.
+        /// Yes. A configured quiesce command runs before; the unplug is requested even when the command fails.
         Yes = "yes",
-        /// It is asked once the command has ended well.
+        /// Only after the quiesce command has succeeded.
         Quiesce = "quiesce",
-        /// It is not asked.
+        /// No.
         Refuse = "refuse",
     }
 }
@@ -24,5 +24,5 @@ impl<'de> Deserialize<'de> for HotUnplug {
     }
 }
 
-/// The tag of devices with a policy of their own.
+/// The tag with which a `device_spec` sets the policy of its devices.
 pub const HOT_UNPLUG: &str = "hot_unplug";

@@ -1,4 +1,4 @@
-//! An id type per noun, so that a signature names its nouns.
+//! One id type for each kind of record, so that ids of different kinds cannot be mixed up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -36,7 +36,7 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// A server: a libvirt domain's UUID.
+    /// The id of a server: the UUID of its libvirt domain.
     ServerId
 );
 uuid_id!(
@@ -45,33 +45,33 @@ uuid_id!(
     AttachmentId
 );
 uuid_id!(
-    /// One request for devices: all its attachments succeed, or none.
+    /// The id of a request for devices. Either all attachments of a request succeed, or none.
     RequestId
 );
 
 uuid_id!(
-    /// An accelerator: what is given away under a name of its own.
+    /// The id of an accelerator.
     AcceleratorId
 );
 uuid_id!(
-    /// A device profile: what accelerator requests ask for by its name.
+    /// The id of a Cyborg device profile.
     DeviceProfileId
 );
 uuid_id!(
-    /// An accelerator request: one device that is asked for by a device profile.
+    /// The id of a Cyborg accelerator request (ARQ), which requests one device of a device profile.
     ArqId
 );
 uuid_id!(
-    /// An attribute: something that is said of a deployable.
+    /// The id of an attribute of a Cyborg deployable.
     AttributeId
 );
 
-/// A row of `pci_devices`, as Nova's `os-pci` numbers them.
+/// The id of a row of `pci_devices`, as in Nova's `os-pci`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct DeviceId(pub i64);
 
-/// A row of `events`: a later one has a higher id.
+/// The id of a row of `events`. Later events have higher ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct EventId(pub i64);
@@ -82,7 +82,7 @@ impl fmt::Display for EventId {
     }
 }
 
-/// A row of `hypervisors`: Nova's `compute_node_id`.
+/// The id of a row of `hypervisors`, which is Nova's `compute_node_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct HypervisorId(pub i64);

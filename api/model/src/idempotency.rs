@@ -1,68 +1,68 @@
-//! `Idempotency-Key`: the name of a POST that may be sent again, and what is kept of it.
+//! `Idempotency-Key`: the key of a POST that a client may repeat, and the stored response.
 
 use uuid::Uuid;
 
 use crate::id::RequestId;
 
-/// The longest route that is kept as it is, in bytes.
+/// The longest route that is recorded in full, in bytes. A longer one is recorded as a UUID.
 const ROUTE: usize = 1024;
 
-/// A POST that may be sent again.
+/// The key of a POST that a client may repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// What its client calls it, 1 to 255 visible ASCII characters.
+    /// The key from the client, 1 to 255 visible ASCII characters.
     pub key: String,
-    /// The path that it was sent to, and by whom, or a name of these.
+    /// The path of the request and its caller, or a UUID made from them when they are long.
     pub route: String,
-    /// A name of its body, the same for each spelling of the same JSON.
+    /// A UUID made from the body. Equal JSON documents have the same fingerprint, however they are formatted.
     pub fingerprint: Uuid,
 }
 
-/// What is known of a key.
+/// The record of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredResponse {
-    /// A name of the body that it came with.
+    /// The fingerprint of the body of the first request.
     pub fingerprint: Uuid,
-    /// The request that an attach has made.
+    /// The attach request that was made with the key.
     pub request: Option<RequestId>,
-    /// What was answered; none when it was not done, or cut off.
+    /// The answer, or `None` when the request was not completed.
     pub answer: Option<Answer>,
 }
 
-/// What was answered.
+/// The stored answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status code.
     pub status: u16,
-    /// A JSON text; may be empty.
+    /// The body: JSON text, or empty.
     pub body: String,
-    /// Where what was made is, when that was answered.
+    /// The `Location` header, if there was one.
     pub location: Option<String>,
 }
 
 impl IdempotencyKey {
-    /// Names a POST.
+    /// Makes the key of a POST from the header, the path and the body.
     ///
     /// # Errors
-    /// What is wrong, when the key is not 1 to 255 visible ASCII characters.
+    /// Returns a message when the key is not 1 to 255 visible ASCII characters.
     pub fn new(key: &[u8], route: &str, body: &[u8]) -> Result<Self, String> {
         let wrong = || "Idempotency-Key is not 1 to 255 visible ASCII characters; send a UUID".to_owned();
         if key.is_empty() || key.len() > 255 || !key.iter().all(u8::is_ascii_graphic) {
             return Err(wrong());
         }
         let key = std::str::from_utf8(key).map_err(|_| wrong())?;
-        // The keys of an object have no order.
+        // serde_json sorts the keys of objects, so the order of keys does not matter.
         let json = serde_json::from_slice::<serde_json::Value>(body).map(|json| json.to_string());
         let text = json.as_ref().map_or(body, |json| json.as_bytes());
         let fingerprint = Uuid::new_v5(&Uuid::NAMESPACE_OID, text);
         Ok(Self { key: key.to_owned(), route: route.to_owned(), fingerprint })
     }
 
-    /// As somebody sends it: each caller has keys of their own.
+    /// Returns the key of a particular caller, so that callers do not share keys.
     #[must_use]
     pub fn of(self, caller: &str) -> Self {
         let route = if caller.is_empty() { self.route } else { format!("{} by {caller}", self.route) };
-        // PostgreSQL keeps no longer ones in an index.
+        // PostgreSQL cannot have longer values in an index.
         let route = if route.len() <= ROUTE {
             route
         } else {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_has_one_name_in_every_spelling_and_no_other_body_has_it() {
+    fn bodies_have_the_same_fingerprint_only_if_they_are_the_same_json() {
         let named = |body: &str| IdempotencyKey::new(b"k", "/x", body.as_bytes()).unwrap().fingerprint;
         assert_eq!(named(r#"{"a": 1, "b": {"c": null}}"#), named(r#"{"b":{"c":null},"a":1}"#));
         let others = ["", "{", "{}", "[]", r#"{"a": 1}"#, r#"{"a": "1"}"#, r#"{"a": 2}"#, r#"{"b": 1}"#];
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_short_and_can_be_seen() {
+    fn a_key_is_1_to_255_visible_ascii_characters() {
         for good in ["k", "\"8e03978e-40d5\"", &"x".repeat(255)] {
             IdempotencyKey::new(good.as_bytes(), "/x", b"").unwrap();
         }

@@ -1,7 +1,7 @@
-//! The nouns of the service and every rule that is pure: ids, devices, the rules of `[pci]`, the state machine of
-//! assignments, what disagrees between records and hosts, accelerators, events.
+//! The types of the service and all its pure rules: ids, devices, the rules of `[pci]`, the state machine of
+//! assignments, drift between records and hosts, accelerators, and events.
 //!
-//! Nothing here reads a clock, makes a random id, waits, or knows of a database or of HTTP: time and ids are arguments.
+//! Nothing here reads a clock, makes a random id, waits, or uses a database or HTTP. Times and ids are arguments.
 
 pub mod accelerator;
 pub mod assignment;

@@ -1,27 +1,27 @@
-//! Calls to hypervisors that one of several processes has given up and that have not returned.
+//! Hypervisor calls of other processes that passed their time limit and have not returned.
 
 use hotslot_driver::pci::PciAddress;
 
 use crate::id::{HypervisorId, ServerId};
 use crate::time::Millis;
 
-/// A call that has not returned.
+/// A hypervisor call of another process that has not returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverdueElsewhere {
     /// The host.
     pub hypervisor: HypervisorId,
-    /// What it is for, for people.
+    /// The operation, as text for messages.
     pub operation: String,
-    /// The server that it may change.
+    /// The server that the call may change.
     pub server: Option<ServerId>,
-    /// The PCI function that it may change.
+    /// The PCI function that the call may change.
     pub address: Option<PciAddress>,
-    /// When it began.
+    /// When the call began.
     pub since: Millis,
 }
 
 impl OverdueElsewhere {
-    /// Whether this is the same call, whenever it is said to have begun.
+    /// Whether two records are of the same call. Ignores the start time.
     pub fn is_same(&self, other: &Self) -> bool {
         Self { since: other.since, ..self.clone() } == *other
     }

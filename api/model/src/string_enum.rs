@@ -1,6 +1,6 @@
-//! Enums whose variants are strings: in the database, in JSON and on the command line.
+//! Enums whose variants have a fixed string, which is used in the database, in JSON and on the command line.
 
-/// Defines an enum of which each variant is one string, the same in the database, in JSON and on the command line.
+/// Defines an enum in which each variant has one string, with `as_str`, `Display`, `FromStr` and `Serialize`.
 #[macro_export]
 macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
@@ -9,10 +9,10 @@ macro_rules! string_enum {
         pub enum $name { $($(#[$vdoc])* $variant,)* }
 
         impl $name {
-            /// All of them.
+            /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The word.
+            /// Returns the string of the variant.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
             }

@@ -1,37 +1,37 @@
-//! Small maps of texts that thousands of devices have alike.
+//! Small immutable string maps, which can be shared between thousands of devices.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A map from texts to texts that does not change, in order of the keys. A clone shares what it is cloned from.
+/// An immutable map from strings to strings, sorted by key. A clone shares the memory of the original.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Texts(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Texts {
-    /// What stands under a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.binary_search_by(|(known, _)| known.as_ref().cmp(key)).ok();
         found.and_then(|at| self.0.get(at)).map(|(_, value)| value.as_ref())
     }
 
-    /// Whether something stands under a key.
+    /// Whether the map has a key.
     pub fn contains_key(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
-    /// The keys and what stands under them, in order of the keys.
+    /// Returns the keys and values, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
 
-    /// The keys, in order.
+    /// Returns the keys, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|(key, _)| key)
     }
 
-    /// The same with something else under a key.
+    /// Returns a copy of the map in which `key` has the value `value`.
     pub fn with(&self, key: &str, value: &str) -> Self {
         let others = self.0.iter().cloned();
         others.chain([(key.into(), value.into())]).collect()
@@ -45,7 +45,7 @@ impl Default for Texts {
 }
 
 impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Texts {
-    /// Of two values under one key the later one counts.
+    /// When a key occurs twice, the later value wins.
     fn from_iter<T: IntoIterator<Item = (K, V)>>(entries: T) -> Self {
         let entries = entries.into_iter().map(|(key, value)| (key.into(), value.into()));
         Self(entries.collect::<BTreeMap<Arc<str>, Arc<str>>>().into_iter().collect())
@@ -64,7 +64,7 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
-/// Makes equal maps one, and equal texts in different maps: devices that are read together share what they have alike.
+/// Shares the memory of equal maps, and of equal strings in different maps.
 #[derive(Debug, Default)]
 pub struct Interner {
     texts: HashSet<Arc<str>>,
@@ -72,7 +72,7 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// The map, shared with an equal one that came before it.
+    /// Returns a map that is equal to `map` and shares its memory with earlier maps.
     pub fn share(&mut self, map: Texts) -> Texts {
         if let Some(known) = self.maps.get(&map) {
             return known.clone();
@@ -97,20 +97,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_alike_is_there_once() {
+    fn equal_maps_and_strings_share_memory() {
         let mut sharing = Interner::default();
         let map = |vf: &str| Texts::from_iter([("phys_function", "0000:04:00.0"), ("serial", vf)]);
         let [one, same, other] = [map("1"), map("1"), map("2")].map(|map| sharing.share(map));
-        assert!(Arc::ptr_eq(&one.0, &same.0), "two devices that are alike");
+        assert!(Arc::ptr_eq(&one.0, &same.0), "two equal maps");
         assert!(!Arc::ptr_eq(&one.0, &other.0));
         let key = |map: &Texts, at: usize| (map.0[at].0.as_ptr(), map.0[at].1.as_ptr());
-        assert_eq!(key(&one, 0), key(&other, 0), "what they have alike");
+        assert_eq!(key(&one, 0), key(&other, 0), "equal strings in different maps");
         assert_ne!(key(&one, 1).1, key(&other, 1).1);
     }
 
     proptest! {
         #[test]
-        fn it_is_the_map_that_it_was_made_of(entries in prop::collection::vec(("[a-d]{0,2}", "\\PC{0,4}"), 0..8)) {
+        fn texts_behave_like_a_btree_map(entries in prop::collection::vec(("[a-d]{0,2}", "\\PC{0,4}"), 0..8)) {
             let map: BTreeMap<String, String> = entries.iter().cloned().collect();
             let texts = Interner::default().share(entries.into_iter().collect());
             let read: BTreeMap<_, _> =

@@ -1,4 +1,4 @@
-//! Time, as the records have it. The clock is read by the store, not here.
+//! The time type of the records. Only the store reads the clock.
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;

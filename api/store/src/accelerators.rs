@@ -1,4 +1,4 @@
-//! The table `accelerators`: what is given away under a name of its own.
+//! The table `accelerators`: named accelerators and their specs.
 
 use hotslot_model::accelerator::{AccSpec, Accelerator};
 use hotslot_model::assignment::Holder;
@@ -33,18 +33,18 @@ fn accelerator(row: &Row) -> Result<Accelerator, Error> {
 }
 
 impl Store {
-    /// Every accelerator, in the order in which they were made.
+    /// Returns all accelerators, in the order in which they were created.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
         query("SELECT * FROM accelerators ORDER BY accelerator_id").all(&self.read, accelerator).await
     }
 
-    /// One accelerator.
+    /// Returns one accelerator.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn accelerator(&self, id: AcceleratorId) -> Result<Option<Accelerator>, Error> {
         query("SELECT * FROM accelerators WHERE uuid = $1")
             .bind(id.to_string())
@@ -52,28 +52,29 @@ impl Store {
             .await
     }
 
-    /// Whether there is an accelerator of a name.
+    /// Whether an accelerator has this name.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn has_accelerator_called(&self, name: &str) -> Result<bool, Error> {
         let row = query("SELECT uuid FROM accelerators WHERE name = $1").bind(name);
         Ok(row.fetch_optional(&self.read).await?.is_some())
     }
 
-    /// Whether a UUID is, or was, a device's.
+    /// Whether a UUID is, or was, the UUID of a device.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn is_device(&self, uuid: Uuid) -> Result<bool, Error> {
         let row = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(uuid.hyphenated().to_string());
         Ok(row.fetch_optional(&self.read).await?.is_some())
     }
 
-    /// On whose behalf a device is held, or one part of it; none: on nobody's but its owner's.
+    /// Returns the accelerator or accelerator request that holds a device, or a mediated device of it. Returns `None`
+    /// when there is none.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn holder_of(&self, device: DeviceId) -> Result<Option<Holder>, Error> {
         let row = query(
             "SELECT id, holder FROM attachments WHERE device_id = $1 AND ended_at IS NULL
@@ -86,10 +87,10 @@ impl Store {
         columns.parse_opt("holder")
     }
 
-    /// How many devices were promised by one request, those that it has no longer too.
+    /// Returns the number of devices that one request reserved, including those that it no longer has.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn rows_of_request(&self, request: RequestId) -> Result<usize, Error> {
         let rows = query(
             "SELECT (SELECT COUNT(*) FROM attachments WHERE request_id = $1)
@@ -100,10 +101,10 @@ impl Store {
         Ok(usize::try_from(rows).unwrap_or_default())
     }
 
-    /// Makes an accelerator. It is the device whose UUID it has, if there is or was one.
+    /// Creates an accelerator. If a device has or had the UUID `id`, the accelerator is fixed to that device.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    /// Returns [`Error::Conflict`] when its name or id is in use, or the error of the database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -127,7 +128,7 @@ impl Store {
             if let Some(row) = taken.bind(&value).fetch_optional(&mut tx).await? {
                 let other: String = row.try_get("uuid")?;
                 return Err(Error::Conflict(format!(
-                    "there is an accelerator of {key} `{value}` already, {other}; take another {key}"
+                    "accelerator {other} already has the {key} `{value}`; choose another {key}"
                 )));
             }
         }
@@ -153,10 +154,12 @@ impl Store {
         Ok(made)
     }
 
-    /// Puts a spec in the place of the one before, if that is still of the `expected` generation.
+    /// Replaces the spec of an accelerator if its generation is still `expected`, or in any case when `expected` is
+    /// `None`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it is not, [`Error::NoAccelerator`]; the database's.
+    /// Returns [`Error::Conflict`] when the generation is another one, [`Error::NoAccelerator`] when the accelerator
+    /// does not exist, or the error of the database.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,
@@ -193,20 +196,21 @@ impl Store {
         Ok(put)
     }
 
-    /// Records that an accelerator was released: what it had is not wanted any more, should a server come back with it.
+    /// Records that an accelerator was released. If a server comes back later with a device that the accelerator held,
+    /// the device is not adopted.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn release_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
         draft.commit().await.map(drop)
     }
 
-    /// Removes an accelerator's record. False when there was none.
+    /// Deletes an accelerator. Returns false when it does not exist.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it holds devices; the database's.
+    /// Returns [`Error::Conflict`] when it holds devices, or the error of the database.
     pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::Accelerator(id)).await?;

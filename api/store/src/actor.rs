@@ -1,4 +1,4 @@
-//! On whose behalf a task works: a request, or hotslot on its own. The events say it.
+//! The actor of a task: a request, or a task of hotslot itself. Events record it.
 
 use std::sync::Arc;
 
@@ -9,40 +9,41 @@ tokio::task_local! {
     static WORKER: Option<Arc<str>>;
 }
 
-/// What hotslot does on its own account.
+/// The actors for work of hotslot itself.
 pub mod system {
-    /// Reading what a host has.
+    /// Reading the devices of a host.
     pub const DISCOVERY: &str = "discovery";
-    /// Comparing all records with what a hypervisor has.
+    /// Comparing all records with the domains of a hypervisor.
     pub const COMPARISON: &str = "comparison";
-    /// Following what a hypervisor says has happened.
+    /// Handling an event of a hypervisor.
     pub const EVENT: &str = "event";
-    /// Asking a guest where it sees a device.
+    /// Reading the address of a device from a guest.
     pub const VERIFICATION: &str = "verification";
 }
 
-/// Whom the running task works for.
+/// Returns the actor of the current task.
 pub fn current() -> Arc<str> {
     WHO.try_with(Arc::clone).unwrap_or_else(|_| "hotslot".into())
 }
 
-/// Does something on someone's behalf.
+/// Runs a future on behalf of an actor.
 pub async fn scope<F: Future>(who: impl Into<Arc<str>>, work: F) -> F::Output {
     WHO.scope(who.into(), work).await
 }
 
-/// Does something as the process that this one is on record as now. Once others have taken that one for dead, and gone
-/// on with what it did, the work can change nothing any more.
+/// Runs a future under a process id. After other processes have removed that id from the record, the future cannot
+/// commit any change.
 pub async fn as_process<F: Future>(worker: Option<Arc<str>>, work: F) -> F::Output {
     WORKER.scope(worker, work).await
 }
 
-/// The process that the running task began as; none when that is not known, or there can be no others.
+/// Returns the process id under which the current task began. Returns `None` when it is not known, or when no other
+/// process can use the database.
 pub fn worker() -> Option<Arc<str>> {
     WORKER.try_with(Option::clone).unwrap_or_default()
 }
 
-/// A task that works for whom this one does, as the same process.
+/// Spawns a task with the actor and the process id of the current one.
 pub fn spawn_as_current<F>(work: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_works_for_whom_the_one_did_that_began_it() {
+    async fn a_spawned_task_inherits_the_actor() {
         assert_eq!(&*current(), "hotslot");
         let inner =
             scope("request req-1", async { spawn_as_current(async { current() }).await.unwrap() }).await;

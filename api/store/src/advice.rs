@@ -1,16 +1,16 @@
-//! What to do about a database that cannot be used: by the codes of SQLite and PostgreSQL (its SQLSTATE).
+//! Advice for a database that cannot be used, by the error codes of SQLite and the SQLSTATE of PostgreSQL.
 
 use crate::error::Error;
 use crate::url::{is_postgres, sqlite_file};
 
 impl Error {
-    /// What to do about a database that is not broken, but cannot be used now; none when this is no such failure.
+    /// Returns advice when the error is that the database cannot be used at the moment, and `None` for other errors.
     pub fn advice(&self) -> Option<&'static str> {
         let Self::Database(source) = self else { return None };
         advice(source)
     }
 
-    /// What to do about the database of a URL that cannot be opened; none when this is not the database's failure.
+    /// Returns advice when the database of a URL cannot be opened, and `None` when this is not a database error.
     pub fn advice_at_open(&self, url: &str) -> Option<String> {
         let Self::Database(source) = self else { return None };
         Some(if is_postgres(url) {
@@ -22,18 +22,18 @@ impl Error {
     }
 }
 
-/// What is to be done about a database that is not broken, but cannot be used now.
+/// Returns advice when the error is that the database cannot be used at the moment.
 fn advice(error: &sqlx::Error) -> Option<&'static str> {
     if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
-        return Some("the service is stopping; ask again when it is back");
+        return Some("the service is stopping; repeat the request when it has started again");
     }
     if matches!(error, sqlx::Error::PoolTimedOut) {
         return Some(
-            "another process holds it, or it does not answer; end what has its file open, or look whether \
+            "another process holds it, or it does not answer; end the process that has its file open, or check that \
              PostgreSQL runs",
         );
     }
-    // SQLite says everything by its codes.
+    // SQLite never returns these errors; it uses codes.
     if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) {
         return Some(AWAY);
     }
@@ -41,24 +41,26 @@ fn advice(error: &sqlx::Error) -> Option<&'static str> {
     if code.len() == SQLSTATE { of_postgres(&code) } else { of_sqlite(code.parse().ok()?) }
 }
 
-/// How long PostgreSQL's codes are; SQLite's are shorter.
+/// The length of a SQLSTATE code. The codes of SQLite are shorter.
 const SQLSTATE: usize = 5;
 
 const AWAY: &str =
-    "PostgreSQL does not answer, or stops or starts at the moment; look whether it runs, and ask again";
+    "PostgreSQL does not answer, or is stopping or starting; check that it runs, and repeat the request";
 
 fn of_postgres(code: &str) -> Option<&'static str> {
     match (code.get(..2)?, code) {
-        (_, "53100") | ("58", _) => Some("PostgreSQL cannot write; look at its disk"),
-        ("53", _) => {
-            Some("PostgreSQL has no more connections or memory to give; raise its limits, or ask again")
-        }
-        (_, "25006") => Some("PostgreSQL may not write there; [database] url has to name the primary"),
+        (_, "53100") | ("58", _) => Some("PostgreSQL cannot write; check its disk"),
+        ("53", _) => Some(
+            "PostgreSQL has no free connections or memory; raise its limits, or repeat the request later",
+        ),
+        (_, "25006") => Some("this PostgreSQL server is read-only; [database] url must name the primary"),
         (_, "28000" | "28P01" | "3D000" | "42501") => {
-            Some("PostgreSQL does not let hotslot in; look at its roles, and at [database] url")
+            Some("PostgreSQL refuses access; check its roles and [database] url")
         }
         ("08" | "57", _) => Some(AWAY),
-        ("40", _) | (_, "25P03" | "55P03") => Some("another process was in the way; ask again"),
+        ("40", _) | (_, "25P03" | "55P03") => {
+            Some("another process blocked the transaction; repeat the request")
+        }
         _ => None,
     }
 }
@@ -73,10 +75,10 @@ fn of_sqlite(code: u32) -> Option<&'static str> {
     // The extended codes have the primary ones in their low byte.
     match code & 0xff {
         BUSY | LOCKED => {
-            Some("another process holds it; end what has the file open, or wait until it is done")
+            Some("another process holds it; end the process that has the file open, or wait until it is done")
         }
-        READONLY => Some("its file is read-only; let hotslot write it and its directory"),
-        IOERR | CANTOPEN => Some("its file cannot be read or written; look at its disk"),
+        READONLY => Some("its file is read-only; allow hotslot to write the file and its directory"),
+        IOERR | CANTOPEN => Some("its file cannot be read or written; check its disk"),
         FULL => Some("its disk is full; make room there"),
         _ => None,
     }
@@ -89,9 +91,11 @@ fn of_sqlite_at_open(error: &sqlx::Error, path: &str) -> String {
     } else if matches!(error, sqlx::Error::Configuration(_)) {
         "write [database] url as sqlite:///var/lib/hotslot/hotslot.db".into()
     } else if error.as_database_error().and_then(|error| error.code()).as_deref() == Some(NOT_A_DATABASE) {
-        format!("{path} is no SQLite database; name another file in [database] url")
+        format!("{path} is not a SQLite database; name another file in [database] url")
     } else {
-        format!("[database] url names {path}: is its directory there, and may hotslot write it?")
+        format!(
+            "[database] url names {path}; check that its directory exists and that hotslot may write there"
+        )
     }
 }
 
@@ -104,14 +108,14 @@ fn of_postgres_at_open(error: &sqlx::Error) -> String {
         (sqlx::Error::Configuration(_), _) => {
             "write [database] url as postgres://USER:PASSWORD@HOST/DATABASE"
         }
-        (_, Some("3D000")) => "PostgreSQL has no database of that name; make it by createdb",
+        (_, Some("3D000")) => "PostgreSQL has no database of that name; create it with createdb",
         (_, Some("28000" | "28P01")) => {
-            "PostgreSQL does not let that user in; look at [database] url and its pg_hba.conf"
+            "PostgreSQL refuses that user; check [database] url and the pg_hba.conf of the server"
         }
         (_, Some("42501")) => {
             "give the user of [database] url the right to create tables: GRANT CREATE ON SCHEMA public"
         }
-        _ => "does PostgreSQL run where [database] url says, and may this machine reach it?",
+        _ => "check that PostgreSQL runs at the address of [database] url and that this machine can reach it",
     };
     advice.into()
 }
@@ -121,13 +125,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_postgresql_cannot_do_now_is_told_apart_from_what_it_should_not_be_asked() {
+    fn only_codes_of_temporary_or_administrative_problems_have_advice() {
         for (code, told) in [
-            ("57P01", "ask again"),
-            ("57P03", "ask again"),
-            ("08006", "ask again"),
-            ("25P03", "in the way"),
-            ("40P01", "in the way"),
+            ("57P01", "repeat the request"),
+            ("57P03", "repeat the request"),
+            ("08006", "repeat the request"),
+            ("25P03", "another process blocked"),
+            ("40P01", "another process blocked"),
             ("53300", "connections"),
             ("53100", "disk"),
             ("58030", "disk"),

@@ -1,4 +1,4 @@
-//! The table `accelerator_requests`: what is asked for by a device profile, one device each.
+//! The table `accelerator_requests`: Cyborg's accelerator requests, each for one device of a device profile.
 
 use hotslot_model::assignment::Holder;
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget};
@@ -39,10 +39,10 @@ fn arq(row: &Row) -> Result<Arq, Error> {
 }
 
 impl Store {
-    /// Makes accelerator requests, one for each group and resource class that is named, and answers their ids.
+    /// Creates accelerator requests, one for each pair of group and resource class in `units`. Returns their ids.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the profile is gone; the database's.
+    /// Returns [`Error::NotFound`] when the profile does not exist, or the error of the database.
     pub async fn create_arqs(
         &self,
         profile: DeviceProfileId,
@@ -74,10 +74,10 @@ impl Store {
         Ok(made)
     }
 
-    /// Every accelerator request, in the order in which they were made.
+    /// Returns all accelerator requests, in the order in which they were created.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn arqs(&self) -> Result<Vec<Arq>, Error> {
         query(
             "SELECT accelerator_requests.*, device_profiles.name AS profile_name
@@ -88,10 +88,10 @@ impl Store {
         .await
     }
 
-    /// One accelerator request.
+    /// Returns one accelerator request.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn arq(&self, id: ArqId) -> Result<Option<Arq>, Error> {
         query(
             "SELECT accelerator_requests.*, device_profiles.name AS profile_name
@@ -103,10 +103,11 @@ impl Store {
         .await
     }
 
-    /// Says that accelerator requests are being bound, all or none. With a project, they are that project's then.
+    /// Records that accelerator requests are being bound: all of them, or none on an error. A project in `binds`
+    /// becomes the owner of the request.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when one holds a device; the database's.
+    /// Returns [`Error::Conflict`] when a request holds a device, or the error of the database.
     pub async fn begin_bind(&self, binds: &[(ArqId, ArqTarget, Option<String>)]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for (id, target, project) in binds {
@@ -128,10 +129,10 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// Writes what is meant to become of an accelerator request, or has.
+    /// Records the state of an accelerator request.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn put_arq_state(&self, id: ArqId, state: ArqState, reason: Option<&str>) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query(
@@ -146,10 +147,10 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// Says that an accelerator request is bound nowhere.
+    /// Records that an accelerator request is unbound.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it holds a device; the database's.
+    /// Returns [`Error::Conflict`] when the request holds a device, or the error of the database.
     pub async fn unbind_arq(&self, id: ArqId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
@@ -166,10 +167,10 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// Removes an accelerator request.
+    /// Deletes an accelerator request.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it holds a device; the database's.
+    /// Returns [`Error::Conflict`] when the request holds a device, or the error of the database.
     pub async fn delete_arq(&self, id: ArqId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;

@@ -1,4 +1,4 @@
-//! The table `attributes`: what was said of deployables by hand.
+//! The table `attributes`: attributes of Cyborg deployables that were created through the API.
 
 use hotslot_model::cyborg::Attribute;
 use hotslot_model::id::{AttributeId, DeviceId};
@@ -22,18 +22,18 @@ fn attribute(row: &Row) -> Result<Attribute, Error> {
 }
 
 impl Store {
-    /// Everything that was said by hand, oldest first.
+    /// Returns all attributes, oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn attributes(&self) -> Result<Vec<Attribute>, Error> {
         query("SELECT * FROM attributes ORDER BY created_at, uuid").all(&self.read, attribute).await
     }
 
-    /// Says something of a deployable.
+    /// Creates an attribute of a deployable.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn create_attribute(
         &self,
         deployable: DeviceId,
@@ -57,10 +57,10 @@ impl Store {
         Ok(made)
     }
 
-    /// Takes back what was said. False when nothing was.
+    /// Deletes an attribute. Returns false when it does not exist.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn delete_attribute(&self, id: AttributeId) -> Result<bool, Error> {
         let (_turn, mut tx) = self.begin().await?;
         let gone = query("DELETE FROM attributes WHERE uuid = $1").bind(id.to_string());

@@ -1,5 +1,5 @@
-//! A SQLite database is copied while a service writes to it, and put back while none runs. PostgreSQL has tools of
-//! its own for that.
+//! Backs up a SQLite database while a service uses it, and restores it while no service runs. PostgreSQL has its own
+//! tools.
 
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
@@ -14,29 +14,30 @@ use crate::pool::{SQLITE_PATIENCE, Store};
 use crate::private;
 use crate::url::{is_postgres, sqlite_file};
 
-/// Locks a SQLite file for one service; none when another one has it. The path is one without links, so that there is
-/// one lock for all names of the file.
+/// Locks a SQLite file for one service. Returns `None` when another service has the lock. The path must not contain
+/// links, so that all names of the file have the same lock.
 ///
 /// # Errors
-/// What the system says of the lock's file.
+/// Returns the I/O error of the lock file.
 pub fn lock(file: &Path) -> io::Result<Option<File>> {
     let lock = private::file(&beside(file, ".lock"))?;
     let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
     Ok((!taken).then_some(lock))
 }
 
-/// Copies the database of a URL into a new file, also while a service writes to it. The file is whole or not there.
+/// Copies the database of a URL into a new file, even while a service writes to it. After an error the file does not
+/// exist.
 ///
 /// # Errors
-/// [`Error::Invalid`] for PostgreSQL, [`Error::NotFound`] when there is no database, [`Error::Conflict`] when the
-/// file is there; the database's, and the file system's.
+/// Returns [`Error::Invalid`] for PostgreSQL, [`Error::NotFound`] when the database or the directory of the new file
+/// does not exist, [`Error::Conflict`] when the file exists, and the errors of the database and the file system.
 pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
     let from = sqlite(url, "pg_dump")?;
     if !from.exists() {
         return Err(Error::NotFound(format!("database {}", from.display())));
     }
     if to.exists() {
-        return Err(Error::Conflict(format!("{} is there already; name a new file", to.display())));
+        return Err(Error::Conflict(format!("{} already exists; name a new file", to.display())));
     }
     let directory = private::directory(to);
     if !directory.is_dir() {
@@ -44,7 +45,7 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
     }
     let partial = beside(to, ".partial");
     remove(&partial)?;
-    // SQLite takes a file that is there and empty as it is, with its mode.
+    // SQLite uses an existing empty file and keeps its mode.
     drop(private::new_file(&partial).map_err(failed(partial.display()))?);
     let copied = copy_into(&from, &partial).await.and_then(|()| take_place(&partial, to));
     if copied.is_err() {
@@ -53,7 +54,7 @@ pub async fn backup(url: &str, to: &Path) -> Result<(), Error> {
     copied
 }
 
-/// Copies a database, also while others write to it, into a file that is empty.
+/// Copies a database into an empty file, even while others write to it.
 async fn copy_into(from: &Path, partial: &Path) -> Result<(), Error> {
     let options = SqliteConnectOptions::new().filename(from).read_only(true).busy_timeout(SQLITE_PATIENCE);
     let mut database = SqliteConnection::connect_with(&options).await?;
@@ -63,12 +64,12 @@ async fn copy_into(from: &Path, partial: &Path) -> Result<(), Error> {
     check(partial).await
 }
 
-/// Puts a backup in the place of the database of a URL, and brings its schema up to date. The database that was there
-/// is kept beside it, as `….before-restore`.
+/// Replaces the database of a URL with a backup and runs the migrations. The previous database is kept in the same
+/// directory, as `….before-restore`.
 ///
 /// # Errors
-/// [`Error::Invalid`] for PostgreSQL, or when the file is no backup; [`Error::Conflict`] while a service runs; the
-/// database's, and the file system's. Then the database is as it was.
+/// Returns [`Error::Invalid`] for PostgreSQL or when the file is not a backup, [`Error::Conflict`] while a service
+/// runs, and the errors of the database and the file system. After an error the database is unchanged.
 pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
     let to = sqlite(url, "pg_restore")?;
     let to = private::prepare_for(&to, true).map_err(failed(to.display()))?;
@@ -76,7 +77,7 @@ pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
         return Err(Error::Conflict(format!("a service has {} open; stop it first", to.display())));
     };
     let fresh = beside(&to, ".restored");
-    // One that was killed may have left some.
+    // A restore that was killed may have left files.
     remove_database(&fresh)?;
     let restored = restore_to(&to, from, &fresh).await;
     if restored.is_err() {
@@ -85,36 +86,37 @@ pub async fn restore(url: &str, from: &Path) -> Result<(), Error> {
     restored
 }
 
-/// Makes a database of a backup in a file of its own, and puts that in the place of another one.
+/// Copies a backup into the file `fresh`, checks it, runs the migrations, and replaces the database `to` with it.
 async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<(), Error> {
     let mut backup = File::open(from).map_err(failed(from.display()))?;
     let mut copy = private::new_file(fresh).map_err(failed(fresh.display()))?;
     io::copy(&mut backup, &mut copy).map_err(failed(from.display()))?;
     drop(copy);
-    // What is no backup, or one of a newer hotslot, shows before it takes the other's place.
+    // Detect a file that is not a backup, or that a newer hotslot wrote, before the database is replaced.
     let right = "name a file that `hotslot db backup` wrote";
-    let refused = |_| Error::Invalid(format!("{} is no backup; {right}", from.display()));
+    let refused = |_| Error::Invalid(format!("{} is not a backup; {right}", from.display()));
     check(fresh).await.map_err(refused)?;
     Store::open_file(SqliteConnectOptions::new().filename(fresh), None).await?.close().await;
     let kept = beside(to, ".before-restore");
-    // Who restores it may be another than the service's user.
+    // The user who restores the database may be another one than the user of the service.
     let owner = fs::metadata(to).or_else(|_| fs::metadata(private::directory(to)));
     let owner = owner.map_err(failed(to.display()))?;
     private::own_as(fresh, &owner);
     private::own_as(&beside(to, ".lock"), &owner);
     if to.exists() {
-        // A log that lay beside the new database would be read as its own; and without its log the old one lacks what
-        // was written last. So the log is emptied first, and whoever is killed in between leaves one of them whole.
+        // SQLite would apply the log of the old database to the new one, and the old one lacks its latest changes
+        // without its log. So write the log into the old database first. If the restore is killed, one of the two is
+        // complete.
         if let Err(error) = empty_log(to).await {
             tracing::warn!(
-                "the log of {} cannot be written into it: {error}; it is kept beside it",
+                "the log of {} cannot be written into it: {error}; the log is kept with the previous database",
                 to.display()
             );
         }
         remove_database(&kept)?;
         fs::hard_link(to, &kept).map_err(failed(kept.display()))?;
     }
-    // One that could not be emptied belongs to the old one alone.
+    // A log that could not be written belongs to the old database.
     for ending in BESIDE {
         match fs::rename(beside(to, ending), beside(&kept, ending)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(to.display())(error)),
@@ -124,10 +126,10 @@ async fn restore_to(to: &Path, from: &Path, fresh: &Path) -> Result<(), Error> {
     take_place(fresh, to)
 }
 
-/// The endings of what SQLite keeps beside a database: what was written last, and how to undo what was not committed.
+/// The suffixes of the files that SQLite keeps with a database: the log, its index, and the rollback journal.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// Writes what is in the log of a database that nobody has open into its file. SQLite then removes the log.
+/// Writes the log of a database that is not in use into its file. SQLite then removes the log.
 async fn empty_log(file: &Path) -> Result<(), Error> {
     let options = SqliteConnectOptions::new().filename(file).busy_timeout(SQLITE_PATIENCE);
     let mut database = SqliteConnection::connect_with(&options).await?;
@@ -136,7 +138,7 @@ async fn empty_log(file: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes a database and what SQLite keeps beside it.
+/// Removes a database and the files that SQLite keeps with it.
 fn remove_database(file: &Path) -> Result<(), Error> {
     for ending in BESIDE {
         remove(&beside(file, ending))?;
@@ -146,12 +148,12 @@ fn remove_database(file: &Path) -> Result<(), Error> {
 
 fn sqlite(url: &str, tool: &str) -> Result<PathBuf, Error> {
     if is_postgres(url) {
-        return Err(Error::Invalid(format!("[database] url names PostgreSQL: use its own {tool}")));
+        return Err(Error::Invalid(format!("[database] url names PostgreSQL; use {tool}")));
     }
     sqlite_file(url)
 }
 
-/// Whether a file is a whole database of ours.
+/// Checks that a file is a complete database of hotslot.
 async fn check(file: &Path) -> Result<(), Error> {
     let options = SqliteConnectOptions::new().filename(file).read_only(true).immutable(true);
     let mut database = SqliteConnection::connect_with(&options).await?;
@@ -174,7 +176,7 @@ fn remove(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Renames a file, once it is on disk.
+/// Syncs a file to disk and renames it.
 fn take_place(file: &Path, place: &Path) -> Result<(), Error> {
     let renamed = File::open(file).and_then(|file| file.sync_all()).and_then(|()| fs::rename(file, place));
     let synced = renamed.and_then(|()| File::open(private::directory(place))?.sync_all());

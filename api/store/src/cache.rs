@@ -1,4 +1,4 @@
-//! The rows of `pci_devices` in memory, as they were last committed.
+//! The rows of `pci_devices` in memory, as of the last commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::{DeviceId, HypervisorId};
 
-/// The rows that are not deleted, as they were last committed.
+/// The rows that are not deleted, as of the last commit.
 ///
-/// Requests choose from them and lists show them without asking the database; what is promised is decided by the
-/// database's row alone ([`DeviceTransaction::commit`](crate::draft::DeviceTransaction::commit)).
+/// Requests choose devices from them, and lists show them, without a query. Only the row in the database decides
+/// whether a device can be claimed ([`DeviceTransaction::commit`](crate::draft::DeviceTransaction::commit)).
 #[derive(Debug, Default)]
 pub(crate) struct DeviceCache {
-    /// The number of the commit that last wrote one of them.
+    /// The number of the last commit that wrote a device row.
     pub(crate) seq: i64,
     pub(crate) in_order: BTreeMap<(HypervisorId, PciAddress), Arc<Device>>,
     pub(crate) places: BTreeMap<DeviceId, (HypervisorId, PciAddress)>,
@@ -24,13 +24,13 @@ impl DeviceCache {
         self.in_order.get(self.places.get(&id)?).cloned()
     }
 
-    /// A host's devices, in order of address.
+    /// Returns the devices of a host, in order of address.
     pub(crate) fn of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
         let all = self.in_order.range((host, PciAddress::MIN)..);
         all.take_while(|((of, _), _)| *of == host).map(|(_, device)| Arc::clone(device)).collect()
     }
 
-    /// The PF of a VF, or the VFs of a PF.
+    /// Returns the PF of a VF, or the VFs of a PF.
     pub(crate) fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
         let host = device.hypervisor;
         if let Some(pf) = device.facts.parent_addr {
@@ -41,10 +41,10 @@ impl DeviceCache {
         all.map(|(_, other)| other).filter(of_it).cloned().collect()
     }
 
-    /// Takes in what a commit has written.
+    /// Applies the rows that a commit has written.
     pub(crate) fn put(&mut self, rows: Vec<Arc<Device>>, seq: i64) {
         self.seq = self.seq.max(seq);
-        // Addresses may have been exchanged: all old places are left before a new one is taken.
+        // Devices may have exchanged addresses, so remove all old places before adding new ones.
         for row in &rows {
             if let Some(place) = self.places.remove(&row.id) {
                 self.in_order.remove(&place);

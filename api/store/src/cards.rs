@@ -1,4 +1,4 @@
-//! The table `disabled_cards`: cards that are offered to nobody.
+//! The table `disabled_cards`: cards whose devices are unavailable.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +12,10 @@ use crate::pool::Store;
 use crate::sql::{Row, query};
 
 impl Store {
-    /// The cards of a host that are disabled, by the addresses of their PFs or only functions.
+    /// Returns the disabled cards of a host. A card is named by the address of its PF, or of its only function.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn disabled_cards(&self, host: HypervisorId) -> Result<BTreeSet<PciAddress>, Error> {
         let rows = query("SELECT address FROM disabled_cards WHERE hypervisor_id = $1");
         let rows = rows.bind(host.0).fetch_all(&self.read).await?;
@@ -25,10 +25,10 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Disables a card, or enables it again.
+    /// Disables or enables a card.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn disable_card(
         &self,
         host: HypervisorId,

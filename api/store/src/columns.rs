@@ -1,11 +1,11 @@
-//! Reading the columns of a row, with errors that name table, row and column.
+//! Reads the columns of a row, with errors that name the table, the row and the column.
 
 use std::str::FromStr;
 
 use crate::error::Error;
 use crate::sql;
 
-/// A row that cannot become a value: says which table, row and column.
+/// Makes the error for a column with a value that cannot be read.
 pub(crate) fn bad_column(
     table: &'static str,
     row: impl ToString,
@@ -15,7 +15,7 @@ pub(crate) fn bad_column(
     move |reason| Error::Row { table, row, column, reason: reason.to_string() }
 }
 
-/// Reads columns of one row, with errors that name table, row and column.
+/// Reads the columns of one row, with errors that name the table, the row and the column.
 pub(crate) struct RowReader<'a> {
     pub(crate) table: &'static str,
     pub(crate) id: String,

@@ -1,4 +1,4 @@
-//! The table `pci_config`: the rules that came by the API.
+//! The table `pci_config`: the rules that were added through the API.
 
 use hotslot_model::event;
 use hotslot_model::rules::{Rule, Source};
@@ -24,21 +24,21 @@ fn rule(row: &Row) -> Result<Rule, Error> {
 }
 
 impl Store {
-    /// All rules that came by the API, those of a kind in the order in which they came.
+    /// Returns all rules that were added through the API, those of each kind in the order in which they were added.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
         query("SELECT * FROM pci_config ORDER BY kind, position").all(&self.read, rule).await
     }
 
-    /// Writes a rule: a new one behind the others of its kind, one that is there in its place.
+    /// Writes a rule. A new rule comes after the others of its kind; an existing rule keeps its position.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn put_rule(&self, rule: &Rule) -> Result<(), Error> {
         let Source::Api { created_at, updated_at } = rule.source else {
-            return Err(Error::Internal(format!("{} is not the database's", rule.name())));
+            return Err(Error::Internal(format!("{} is not a rule of the database", rule.name())));
         };
         let mut draft = self.draft().await?;
         let was = query("SELECT body FROM pci_config WHERE id = $1")
@@ -66,7 +66,7 @@ impl Store {
     /// Removes a rule.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         query("DELETE FROM pci_config WHERE id = $1")

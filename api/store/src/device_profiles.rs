@@ -1,4 +1,4 @@
-//! The table `device_profiles`: what accelerator requests ask for by a name.
+//! The table `device_profiles`: Cyborg's device profiles.
 
 use hotslot_model::cyborg::{DeviceProfile, Group};
 use hotslot_model::id::DeviceProfileId;
@@ -25,7 +25,7 @@ fn device_profile(row: &Row) -> Result<DeviceProfile, Error> {
     })
 }
 
-/// The row's number of a profile; none when there is no such profile.
+/// Returns the row id of a profile, or `None` when the profile does not exist.
 pub(super) async fn number(tx: &mut Transaction, id: DeviceProfileId) -> Result<Option<i64>, Error> {
     let row = query("SELECT id FROM device_profiles WHERE uuid = $1");
     let row = row.bind(id.to_string()).fetch_optional(tx).await?;
@@ -33,27 +33,27 @@ pub(super) async fn number(tx: &mut Transaction, id: DeviceProfileId) -> Result<
 }
 
 impl Store {
-    /// Every device profile, in the order in which they were made.
+    /// Returns all device profiles, in the order in which they were created.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn device_profiles(&self) -> Result<Vec<DeviceProfile>, Error> {
         query("SELECT * FROM device_profiles ORDER BY id").all(&self.read, device_profile).await
     }
 
-    /// The device profile of a name.
+    /// Returns the device profile with a name.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn device_profile_called(&self, name: &str) -> Result<Option<DeviceProfile>, Error> {
         let row = query("SELECT * FROM device_profiles WHERE name = $1");
         row.bind(name).one(&self.read, device_profile).await
     }
 
-    /// Makes a device profile.
+    /// Creates a device profile.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    /// Returns [`Error::Conflict`] when its name or id is in use, or the error of the database.
     pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         for (key, value) in [("name", new.name.clone()), ("uuid", new.id.to_string())] {
@@ -63,7 +63,7 @@ impl Store {
             };
             if taken.bind(&value).fetch_optional(&mut tx).await?.is_some() {
                 return Err(Error::Conflict(format!(
-                    "there is a device profile of {key} `{value}` already; take another {key}"
+                    "a device profile with the {key} `{value}` already exists; choose another {key}"
                 )));
             }
         }
@@ -81,10 +81,11 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// Removes device profiles, all or none.
+    /// Deletes device profiles: all of them, or none on an error.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Conflict`] when accelerator requests ask by one; the database's.
+    /// Returns [`Error::NotFound`] when one does not exist, [`Error::Conflict`] when an accelerator request uses one,
+    /// or the error of the database.
     pub async fn delete_device_profiles(&self, ids: &[DeviceProfileId]) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         for id in ids {
@@ -94,7 +95,7 @@ impl Store {
             if let Some(row) = asked.bind(number).fetch_optional(&mut tx).await? {
                 let request: String = row.try_get("uuid")?;
                 return Err(Error::Conflict(format!(
-                    "device profile {id} is what accelerator request {request} asks for; delete that first"
+                    "device profile {id} is used by accelerator request {request}; delete the request first"
                 )));
             }
             query("DELETE FROM device_profiles WHERE id = $1").bind(number).execute(&mut tx).await?;

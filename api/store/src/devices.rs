@@ -1,4 +1,4 @@
-//! The table `pci_devices`: the devices that may be given away, and whom they are promised to.
+//! The table `pci_devices`: the assignable devices, with their status and owner.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,36 +18,36 @@ use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Executor, Row, query};
 
-/// What one scan changed.
+/// The changes of one scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanOutcome {
-    /// Devices seen for the first time.
+    /// The number of devices that were seen for the first time.
     pub added: usize,
-    /// Devices whose facts changed.
+    /// The number of devices whose facts changed.
     pub changed: usize,
-    /// Devices that are gone.
+    /// The number of devices that are gone.
     pub removed: usize,
-    /// Devices that are gone while a server has them: their rows stay with their owners.
+    /// The number of devices that are gone while they are in use or wait to be cleaned. Their rows are kept.
     pub gone_in_use: usize,
-    /// Devices that changed while a server has them: what is new waits until they are free.
+    /// The number of devices whose facts changed while they are in use. The new facts are recorded when they are free.
     pub changed_in_use: usize,
-    /// DeviceCache that were written.
+    /// The number of rows that were written.
     pub written: usize,
 }
 
-/// What a scan looked at.
+/// The addresses that a scan covered.
 #[derive(Debug, Clone, Copy)]
 pub enum ScanScope<'a> {
-    /// At all that the host has.
+    /// All addresses of the host.
     Everywhere,
-    /// At these addresses.
+    /// Only these addresses.
     At(&'a BTreeSet<PciAddress>),
 }
 
 const TABLE: &str = "pci_devices";
 
-/// How many rows are read at a time at the start. A row as the database gives it takes several times the memory of the
-/// device that is made of it.
+/// The number of rows that are read at a time at start. A row of the database takes several times the memory of the
+/// device made from it.
 const PAGE: usize = 1000;
 
 fn device(row: &Row) -> Result<Device, Error> {
@@ -82,12 +82,12 @@ fn device(row: &Row) -> Result<Device, Error> {
     })
 }
 
-/// Devices that are read together share what is said of them alike.
+/// Reads devices. Devices that are read together share equal `extra_info`.
 pub(super) fn devices(rows: &[Row]) -> Result<Vec<Arc<Device>>, Error> {
     sharing_devices(rows, &mut Interner::default())
 }
 
-/// As [`devices`], also with those that were read before by the same `sharing`.
+/// Reads devices as [`devices`] does. They also share `extra_info` with devices that were read before with `sharing`.
 fn sharing_devices(rows: &[Row], sharing: &mut Interner) -> Result<Vec<Arc<Device>>, Error> {
     let shared = |row| {
         let mut device = device(row)?;
@@ -98,25 +98,25 @@ fn sharing_devices(rows: &[Row], sharing: &mut Interner) -> Result<Vec<Arc<Devic
 }
 
 impl Store {
-    /// Every device, in order of host and address.
+    /// Returns all devices, in order of host and address.
     pub fn devices(&self) -> Vec<Arc<Device>> {
         self.rows().in_order.values().cloned().collect()
     }
 
-    /// A host's devices, in order of address.
+    /// Returns the devices of a host, in order of address.
     pub fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
         self.rows().of(host)
     }
 
-    /// One device.
+    /// Returns one device.
     pub fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         self.rows().device(id)
     }
 
-    /// One device, also when its row has been put aside.
+    /// Returns one device, even when its row is marked as deleted.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn known_device(&self, id: DeviceId) -> Result<Option<Arc<Device>>, Error> {
         if let Some(found) = self.device(id) {
             return Ok(Some(found));
@@ -126,7 +126,7 @@ impl Store {
         row.as_ref().map(|row| device(row).map(Arc::new)).transpose()
     }
 
-    /// The devices after one, at most `limit` of those that `pass`, in order of id.
+    /// Returns the devices after the id `after` for which `passes` is true, at most `limit`, in order of id.
     pub fn devices_after(
         &self,
         after: Option<DeviceId>,
@@ -140,10 +140,10 @@ impl Store {
         devices.filter(|device| passes(device)).take(limit).cloned().collect()
     }
 
-    /// The id of a device by the text of its id or UUID, one that is gone too: a page may begin after it.
+    /// Returns the id of the device with this id or UUID, for the start of a page. The device may be deleted.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn marker(&self, text: &str) -> Result<Option<DeviceId>, Error> {
         let row = query("SELECT id FROM pci_devices WHERE id = $1 OR uuid = $2")
             .bind(text.parse::<i64>().unwrap_or(-1))
@@ -153,23 +153,23 @@ impl Store {
         Ok(row.map(|row| row.try_get("id").map(DeviceId)).transpose()?)
     }
 
-    /// Says that a device which was used once has been cleaned, and may be given again. One that was not used
-    /// since may be cleaned all the same.
+    /// Records that a `one_time_use` device has been cleaned, so that it is available again. Has no effect on such a
+    /// device that was not used since.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for a device that is in use, or is not for one use; the database's.
+    /// Returns [`Error::Conflict`] for a device that is in use or does not have `one_time_use`, or the error of the
+    /// database.
     pub async fn cleaned(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         if let Some(device) = draft.device(id).filter(|device| device.used_at.is_none()) {
             let address = device.facts.address;
             if device.owner.is_some() {
                 let status = device.status;
-                return Err(Error::Conflict(format!("{address} is {status}: detach it, then clean it")));
+                return Err(Error::Conflict(format!("{address} is {status}; detach it, then clean it")));
             }
             if !is_for_one_use(&device.facts) {
                 return Err(Error::Conflict(format!(
-                    "{address} is not for one use and may be given again as it is: its device_spec does not say \
-                     one_time_use"
+                    "{address} does not need cleaning: its device_spec does not have one_time_use"
                 )));
             }
         }
@@ -180,11 +180,11 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// Reads all rows that are not deleted, as the service does when it starts.
+    /// Reads all rows that are not deleted into memory, as at start.
     pub(super) async fn read_devices(&self) -> Result<(), Error> {
-        // In turn, so that what this process commits meanwhile is not covered by what was before.
+        // Take the lock for writing, so that older rows do not replace what this process commits meanwhile.
         let _turn = self.turn.lock().await;
-        // The number first: rows that are newer than it are read once more.
+        // Read the number first. Rows that are newer than this number are read again later.
         let seq = query("SELECT seq FROM commits").fetch_one(&self.read).await?.try_get("seq")?;
         let (mut fresh, mut sharing) = (DeviceCache::default(), Interner::default());
         let mut after = i64::MIN;
@@ -203,20 +203,20 @@ impl Store {
         Ok(())
     }
 
-    /// Brings what is in memory up to what other processes have committed.
+    /// Reads the changes of other processes into memory.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn refresh(&self) -> Result<(), Error> {
         if self.is_shared() {
-            // In turn, so that what this process commits meanwhile is not covered by what was before.
+            // Take the lock for writing, so that older rows do not replace what this process commits meanwhile.
             let _turn = self.turn.lock().await;
             self.catch_up(Executor::Pool(&self.read)).await?;
         }
         Ok(())
     }
 
-    /// Reads the rows that other processes have written since, deleted ones too.
+    /// Reads the rows that other processes have written since the last read, including deleted ones.
     pub(super) async fn catch_up(&self, mut on: Executor<'_>) -> Result<(), Error> {
         let new = query("SELECT seq, last FROM commits, event_ids").fetch_one(on.again()).await?;
         let (seq, last): (i64, _) = (new.try_get("seq")?, EventId(new.try_get("last")?));
@@ -227,15 +227,15 @@ impl Store {
             self.read_overdue(on).await?;
             self.rows_mut().put(devices(&rows)?, seq);
         }
-        // Whoever follows the events finds the devices as they say.
+        // Notify only now, so that followers of events find the devices in the new state.
         self.heard_of(last);
         Ok(())
     }
 
-    /// Brings the table in line with what a host has now, where it was looked. Only what differs is written.
+    /// Updates the table from the devices `seen` on a host at the addresses `looked`. Writes only rows that differ.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn scan(
         &self,
         host: HypervisorId,
@@ -258,11 +258,11 @@ impl Store {
         for address in &moves.unclear {
             tracing::warn!(
                 pci.address = %address,
-                "the device that was at {address} is gone, and others of its kind have come: \
-                 nothing tells whether it is one of them"
+                "the device that was at {address} is gone, and new devices of the same kind appeared; it cannot be \
+                 determined whether it is one of them"
             );
         }
-        // Who is known at an address: one that moved there before one that was there.
+        // The known device for each address. A device that moved to an address has priority over one that was there.
         let mut known = BTreeMap::new();
         let (mut displaced, mut displaced_by) = (Vec::new(), Vec::new());
         for device in devices {
@@ -275,13 +275,13 @@ impl Store {
                 Entry::Occupied(_) => displaced.push(device),
             }
         }
-        // A device that a server has keeps its address, also when it is gone: whoever is there now waits.
+        // A device in use keeps its address, even when it is gone. The device that is there now is not recorded yet.
         for device in displaced.iter().filter(|device| device.status.is_held()) {
             if let Some((true, waits)) = known.remove(&device.facts.address) {
                 let address = device.facts.address;
                 tracing::error!(
                     pci.address = %address, owner = ?device.owner,
-                    "another device is at {address}, which a server was promised: detach it there first"
+                    "another device is now at the address {address} of a device in use; detach that device first"
                 );
                 seen.retain(|facts| facts.address != address);
                 displaced_by.push(waits);
@@ -295,7 +295,7 @@ impl Store {
                         draft.edit(device.id, |row| row.gone_at = None);
                     }
                 }
-                // Whoever has it was promised what it was; where it is now is another matter.
+                // The device has moved while in use. Record its new address and facts.
                 Some(device) if device.status.is_held() && device.facts.address != facts.address => {
                     tracing::error!(
                         pci.address = %facts.address, owner = ?device.owner,
@@ -318,7 +318,7 @@ impl Store {
                         Some(before) => before,
                         none => none.insert(draft.pinned_before(host).await?),
                     };
-                    // An accelerator that is a device stays that device: it gets its row again.
+                    // An accelerator may be fixed to the earlier row of this device. Then use that row again.
                     match before.remove(&facts.address).filter(|was| identity::is_same(&was.facts, &facts)) {
                         Some(was) => draft.bring_back(was, facts),
                         None => drop(draft.add(host, facts).await?),
@@ -329,7 +329,7 @@ impl Store {
         }
         let gone = known.into_values().map(|(_, device)| device).chain(displaced).chain(displaced_by);
         for device in gone {
-            // One that waits to be cleaned must not come back as a new one.
+            // A device that waits to be cleaned keeps its row. Otherwise it would come back as a new, available device.
             if device.status.is_held() || device.used_at.is_some() {
                 draft.edit(device.id, |row| row.gone_at = row.gone_at.or(Some(now())));
                 outcome.gone_in_use += 1;

@@ -1,7 +1,8 @@
-//! Changes to `pci_devices`: drafted against the rows as they are, and written where they differ.
+//! Transactions that change `pci_devices`. Changes are made on copies of the rows in memory, and only rows that differ
+//! are written.
 //!
-//! Every change of a device goes this way, so that nothing is written that was so before, and a PF and its VFs are
-//! kept apart in one place.
+//! Every change of a device goes through this file. So unchanged rows are never written, and one place enforces that a
+//! PF and its VFs are not both in use.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -28,25 +29,25 @@ use crate::pool::Store;
 use crate::processes::Notification;
 use crate::sql::{Executor, Transaction, query};
 
-/// How long it is asked what became of a commit that failed: others wait for their turn meanwhile.
+/// The time limit for reading the database after a failed commit. Other writers wait meanwhile.
 const IN_DOUBT: Duration = Duration::from_secs(1);
 
-/// One transaction, with what it makes of the devices.
+/// A transaction, with the device rows that it changes.
 pub(super) struct DeviceTransaction<'s> {
     store: &'s Store,
     pub(super) tx: Transaction,
-    /// DeviceCache that may differ from what the table has.
+    /// The rows that may differ from the table.
     rows: BTreeMap<DeviceId, Arc<Device>>,
-    /// DeviceCache that were put aside, as they are, and are to be devices again.
+    /// The rows marked as deleted that become devices again, as they are in the table.
     back: BTreeMap<DeviceId, Arc<Device>>,
-    /// What is to be told, beside what the rows tell.
+    /// The events to write, in addition to those for the changes of the rows.
     events: Vec<What>,
     next_id: Option<i64>,
     turn: OwnedMutexGuard<()>,
 }
 
 impl Store {
-    /// Begins a change of devices, against the rows as they are now.
+    /// Begins a transaction that changes devices. Reads the rows that other processes have written.
     pub(super) async fn draft(&self) -> Result<DeviceTransaction<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
         self.catch_up(Executor::Transaction(&mut tx)).await?;
@@ -56,7 +57,7 @@ impl Store {
 }
 
 impl DeviceTransaction<'_> {
-    /// A device as it will be.
+    /// Returns a device as changed by this transaction.
     pub(super) fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
         match self.rows.get(&id) {
             Some(row) => Some(Arc::clone(row)).filter(|row| row.status != DeviceStatus::Deleted),
@@ -64,7 +65,7 @@ impl DeviceTransaction<'_> {
         }
     }
 
-    /// The devices of a host as they will be.
+    /// Returns the devices of a host as changed by this transaction.
     pub(super) fn devices_of(&self, host: HypervisorId) -> Vec<Arc<Device>> {
         let mut devices: Vec<_> = self.store.rows().of(host);
         devices.retain(|device| !self.rows.contains_key(&device.id));
@@ -84,15 +85,16 @@ impl DeviceTransaction<'_> {
         }
     }
 
-    /// Tells what happened, beside what the rows of devices tell.
+    /// Adds events, in addition to those for the changes of device rows.
     pub(super) fn emit(&mut self, events: impl IntoIterator<Item = What>) {
         self.events.extend(events);
     }
 
-    /// Makes sure that a holder is on record and holds nothing, until this ends: what it is given may be given back.
+    /// Checks that a holder exists and holds no device. This stays true until the transaction ends.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when it was removed; as [`Self::holds_nothing`].
+    /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist, and the errors of
+    /// [`Self::holds_nothing`].
     pub(super) async fn may_be_given(&mut self, holder: Holder) -> Result<(), Error> {
         let on_record = match holder {
             Holder::Accelerator(id) => {
@@ -108,10 +110,10 @@ impl DeviceTransaction<'_> {
         self.holds_nothing(holder).await
     }
 
-    /// Makes sure that a holder holds nothing, until this ends.
+    /// Checks that a holder holds no device. This stays true until the transaction ends.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when a holder holds a device; the database's.
+    /// Returns [`Error::Conflict`] when the holder holds a device, or the error of the database.
     pub(super) async fn holds_nothing(&mut self, holder: Holder) -> Result<(), Error> {
         let held = query(
             "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL
@@ -120,12 +122,12 @@ impl DeviceTransaction<'_> {
         );
         match held.bind(holder.to_string()).fetch_optional(&mut self.tx).await? {
             None => Ok(()),
-            Some(_) => Err(Error::Conflict(format!("{holder} is attached meanwhile; detach it first"))),
+            Some(_) => Err(Error::Conflict(format!("{holder} is attached; detach it first"))),
         }
     }
 
-    /// Records that what a holder had is not wanted any more, should a server come back with it: of what has ended
-    /// because its server was without the device nobody had asked for it to go.
+    /// Records that the ended attachments of a holder must not be adopted again. Otherwise an attachment that ended
+    /// only because its domain was without the device is adopted when the domain comes back with the device.
     pub(crate) async fn no_longer_wanted(&mut self, holder: Holder) -> Result<(), Error> {
         for sql in [
             "UPDATE attachments SET unasked = 0 WHERE holder = $1 AND ended_at IS NOT NULL",
@@ -176,7 +178,7 @@ impl DeviceTransaction<'_> {
         Ok(())
     }
 
-    /// Puts aside the row of a device that nobody was promised.
+    /// Marks the row of a device as deleted, unless the device is claimed or allocated.
     pub(super) fn remove(&mut self, id: DeviceId) {
         self.edit(id, |row| {
             if let Ok(status) =
@@ -187,8 +189,8 @@ impl DeviceTransaction<'_> {
         });
     }
 
-    /// The rows that were put aside of devices that accelerators are, by their addresses; of several of one address the
-    /// last.
+    /// Returns the rows marked as deleted to which accelerators are fixed, by address. When several rows have the same
+    /// address, returns the latest one.
     pub(super) async fn pinned_before(
         &mut self,
         host: HypervisorId,
@@ -201,14 +203,14 @@ impl DeviceTransaction<'_> {
         Ok(devices(&rows)?.into_iter().map(|row| (row.facts.address, row)).collect())
     }
 
-    /// Makes the row of a device that is back one that may be given away again.
+    /// Makes the row of a device that is back available again.
     pub(super) fn bring_back(&mut self, was: Arc<Device>, facts: DeviceFacts) {
         let row = Device { status: DeviceStatus::Available, facts, gone_at: None, ..(*was).clone() };
         self.rows.insert(was.id, Arc::new(row));
         self.back.insert(was.id, was);
     }
 
-    /// Makes a row for a device that was not there.
+    /// Adds a row for a new device.
     pub(super) async fn add(&mut self, host: HypervisorId, facts: DeviceFacts) -> Result<DeviceId, Error> {
         let id = match self.next_id {
             Some(id) => id,
@@ -223,10 +225,11 @@ impl DeviceTransaction<'_> {
         Ok(id)
     }
 
-    /// Does a deed to a device, and what follows from it for its PF or VFs.
+    /// Applies an event to a device, and updates the status of its PF or VFs.
     ///
     /// # Errors
-    /// [`InvalidTransition`]; the draft must then be dropped.
+    /// Returns [`InvalidTransition`] when the status does not allow the event. The caller must then drop the
+    /// transaction.
     pub(super) fn apply(&mut self, id: DeviceId, deed: DeviceEvent) -> Result<(), InvalidTransition> {
         let Some(device) = self.device(id) else {
             return Err(InvalidTransition { status: DeviceStatus::Deleted, deed });
@@ -237,7 +240,7 @@ impl DeviceTransaction<'_> {
             let told = DeviceEvent::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
             match self.tell(&relative, told) {
                 Err(conflict) if deed == DeviceEvent::Claim => return Err(conflict),
-                // It is so already: the record follows.
+                // The other events report facts that already hold, so only log the conflict.
                 Err(conflict) => log(&relative, conflict),
                 Ok(()) => {}
             }
@@ -253,7 +256,7 @@ impl DeviceTransaction<'_> {
         Ok(())
     }
 
-    /// Brings the status of every device of a host that nobody was promised in line with its PF's or VFs'.
+    /// Updates the status of every free device of a host from the status of its PF or VFs.
     pub(super) fn tell_everyone(&mut self, host: HypervisorId) {
         let devices = self.devices_of(host);
         let mut of_vfs = HashMap::<PciAddress, DeviceEvent>::new();
@@ -276,7 +279,8 @@ impl DeviceTransaction<'_> {
         }
     }
 
-    /// A VF's PF, or a PF's VFs, as they will be. A parent that may not be given away has no row and no say.
+    /// Returns the PF of a VF, or the VFs of a PF, as changed by this transaction. A PF that is not assignable has no
+    /// row and is not returned.
     fn relatives(&self, device: &Device) -> Vec<Arc<Device>> {
         let facts = &device.facts;
         if facts.parent_addr.is_none() && facts.dev_type != DevType::Pf {
@@ -295,15 +299,16 @@ impl DeviceTransaction<'_> {
         relatives
     }
 
-    /// Writes the rows that differ and the events of it, and commits.
+    /// Writes the rows that differ and the events, and commits. Returns the number of rows written.
     ///
     /// # Errors
-    /// The database's, or [`Error::Stale`] when a row is not what it was read as; then nothing was changed.
+    /// Returns the error of the database, or [`Error::Stale`] when a row has changed since it was read. Then nothing
+    /// was changed. When the commit itself fails, its outcome is unknown ([`Store::was_in_doubt`]).
     pub(super) async fn commit(mut self) -> Result<usize, Error> {
         let mut written = Vec::new();
         let (time, seq) = (now(), self.store.rows().seq + 1);
         let rows = std::mem::take(&mut self.rows);
-        // Addresses may be exchanged: all that move leave theirs, and those that go, before one takes another's.
+        // Devices may exchange addresses. So first write the deleted rows and give moved rows a temporary address.
         let mut rows: Vec<_> = rows.into_iter().collect();
         rows.sort_by_key(|(_, row)| row.status != DeviceStatus::Deleted);
         for (id, row) in &rows {
@@ -340,8 +345,8 @@ impl DeviceTransaction<'_> {
             self.tx.tell(Notification::Records).await?;
         }
         let (store, tx, turn) = (self.store.clone(), self.tx, self.turn);
-        // From here on it goes on even if whoever asked for it does not wait any more: otherwise the database might
-        // have what nobody here knows of.
+        // The commit runs in a task of its own, so that it is completed even if the caller is cancelled. Otherwise the
+        // database could have changes that the memory lacks.
         let committed = tokio::spawn(async move { store.finish(tx, turn, written, seq, last).await });
         committed
             .await
@@ -350,7 +355,7 @@ impl DeviceTransaction<'_> {
 }
 
 impl Store {
-    /// Commits, brings what is in memory up to that, and tells those who follow the events.
+    /// Commits, applies the changes to the rows in memory, and notifies the followers of events.
     async fn finish(
         self,
         tx: Transaction,
@@ -360,7 +365,7 @@ impl Store {
         last: Option<EventId>,
     ) -> Result<usize, Error> {
         if let Err(error) = tx.commit().await {
-            // It may have taken effect all the same. Where the database cannot tell at once, the next change reads it.
+            // The commit may have taken effect. If the database does not answer in time, the next change reads it.
             self.in_doubt.store(true, Ordering::Relaxed);
             drop(tokio::time::timeout(IN_DOUBT, self.catch_up(Executor::Pool(&self.read))).await);
             return Err(error.into());
@@ -369,7 +374,7 @@ impl Store {
         if count > 0 {
             self.rows_mut().put(written, seq);
         }
-        // Whoever follows the events finds the devices as they say.
+        // Notify only now, so that followers of events find the devices in the new state.
         if let Some(last) = last {
             self.heard_of(last);
         }
@@ -423,7 +428,7 @@ async fn update(
 ) -> Result<(), Error> {
     let facts = &row.facts;
     let gone = row.status == DeviceStatus::Deleted;
-    // The row is the lock: whoever finds it changed must choose again.
+    // The row is the lock of the device. When another process has changed it, the caller must choose again.
     let done = query(
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,

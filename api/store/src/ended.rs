@@ -1,4 +1,4 @@
-//! What has ended is forgotten after a while: rows of `attachments`, `bindings` and `mdevs`.
+//! Deletes old rows of `attachments`, `bindings` and `mdevs` whose assignments have ended.
 
 use hotslot_model::string_enum;
 use hotslot_model::time::Millis;
@@ -8,20 +8,20 @@ use crate::pool::Store;
 use crate::sql::query;
 
 string_enum! {
-    /// A table whose rows end.
+    /// A table of assignments.
     Ended {
-        /// Devices in servers.
+        /// Devices that are attached to servers.
         Attachments = "attachments",
-        /// Devices that hosts hold themselves.
+        /// Devices that are bound for use by their hosts.
         Bindings = "bindings",
-        /// Parts of devices in servers.
+        /// Mediated devices that are attached to servers.
         Mdevs = "mdevs",
     }
 }
 
-/// The statement that forgets rows of one table. How many devices a request was given is counted by its rows, so all of
-/// them stay as long as one has not ended, and as long as an `Idempotency-Key` may ask for them. A row whose device is
-/// owed its host driver stays until that has it.
+/// The statement that deletes old rows of one table. The rows of a request are counted to know how many devices it got.
+/// So all of them are kept while one of them has not ended, and while an `Idempotency-Key` refers to the request. A row
+/// whose device still has to be rebound to its host driver is kept until that is done.
 macro_rules! forget {
     ($table:literal, $owed:literal) => {
         concat!(
@@ -41,10 +41,10 @@ macro_rules! forget {
 }
 
 impl Store {
-    /// Forgets at most `batch` rows of a table that ended before then, and answers how many.
+    /// Deletes at most `batch` rows of a table that ended before a time. Returns the number of deleted rows.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn prune_ended(&self, table: Ended, before: Millis, batch: i64) -> Result<u64, Error> {
         let (_turn, mut tx) = self.begin().await?;
         let forget = match table {

@@ -1,64 +1,64 @@
-//! What can go wrong with the records.
+//! The errors of the store.
 
 use std::fmt::Display;
 
 use hotslot_model::assignment::Holder;
 use hotslot_model::id::AcceleratorId;
 
-/// Why a change of the records was not made, or a row was not read.
+/// The error of a read or a change of the records.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database failed.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
-    /// A row that cannot become a value of ours.
+    /// A row has a value that cannot be read.
     #[error("table {table}, row {row}: column {column}: {reason}")]
     Row {
         /// The table.
         table: &'static str,
-        /// The row's id.
+        /// The id of the row.
         row: String,
         /// The column.
         column: &'static str,
         /// What is wrong.
         reason: String,
     },
-    /// A row was changed by someone else between reading and writing.
-    #[error("the record was changed by someone else meanwhile; try again")]
+    /// Another process or request changed a row between reading and writing.
+    #[error("the record was changed by another request meanwhile; try again")]
     Stale,
-    /// Other processes have gone on with what this one was doing.
+    /// Other processes have removed this process from the record and taken over its work.
     #[error(
-        "this process was away from the database for so long, or stood still, that another one has gone on with what it \
-         was doing: look what became of it before you ask again"
+        "this process had no connection to the database for too long, and another process has taken over its work; \
+         check the result before you repeat the request"
     )]
     TakenOver,
-    /// No such accelerator.
-    #[error("accelerator {0} not found; GET /accelerators lists those there are")]
+    /// The accelerator does not exist.
+    #[error("accelerator {0} not found; GET /accelerators lists all accelerators")]
     NoAccelerator(String),
-    /// Something else that is named is not there.
+    /// Another record does not exist.
     #[error("{0} not found")]
     NotFound(String),
-    /// What is asked for was there, and is no longer kept.
+    /// The requested record existed, but was deleted.
     #[error("{0}")]
     Gone(String),
-    /// What is asked for cannot be: what is wrong, and what would be right.
+    /// The request is invalid. The message says what is wrong and what to do.
     #[error("{0}")]
     Invalid(String),
-    /// The change does not go with what is on record: what does not fit, and what to do.
+    /// The change conflicts with the records. The message says what conflicts and what to do.
     #[error("{0}")]
     Conflict(String),
-    /// Our own fault.
+    /// An internal error of hotslot.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Error {
-    /// A failure of the file system at a file of the database.
+    /// Makes the error for an I/O error on a file of the database.
     pub fn io(error: std::io::Error) -> Self {
         Self::Database(sqlx::Error::Io(error))
     }
 
-    /// There is no such holder.
+    /// Makes the error for a holder that does not exist.
     pub fn no_holder(holder: Holder) -> Self {
         match holder {
             Holder::Accelerator(id) => not_found(id),
@@ -67,14 +67,15 @@ impl Error {
     }
 }
 
-/// There is no such accelerator.
+/// Makes the error for an accelerator that does not exist.
 pub fn not_found(id: impl Display) -> Error {
     Error::NoAccelerator(id.to_string())
 }
 
-/// The spec of an accelerator is not the one that a request goes with.
+/// Makes the error for a request whose `If-Match` does not match the spec of the accelerator.
 pub fn changed(id: AcceleratorId, generation: i64) -> Error {
     Error::Conflict(format!(
-        "the spec of accelerator {id} was changed meanwhile: its ETag is \"{generation}\" now; read it, and ask again"
+        "the spec of accelerator {id} was changed meanwhile: its ETag is now \"{generation}\"; read it and repeat the \
+         request"
     ))
 }

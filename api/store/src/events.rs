@@ -1,7 +1,7 @@
-//! The table `events`: what happened, in the order in which it was committed. It is the audit log too.
+//! The table `events`: the log of all changes, in the order of their commits. It is also the audit log.
 //!
-//! An event is written in the transaction of the change that it tells of ([`DeviceTransaction`](super::draft::DeviceTransaction)). What did
-//! not change writes none.
+//! An event is written in the transaction of the change that it reports
+//! ([`DeviceTransaction`](super::draft::DeviceTransaction)). A transaction that changes nothing writes no event.
 
 use hotslot_model::event::{Event, EventFilter, What};
 use hotslot_model::id::{AttachmentId, DeviceId, EventId, HypervisorId};
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Query, Row, Transaction, query};
 
-/// Writes events, and answers the id of the last one.
+/// Writes events and returns the id of the last one, if any.
 pub(super) async fn write(
     tx: &mut Transaction,
     time: Millis,
@@ -82,34 +82,34 @@ fn event(row: &Row) -> Result<Event, Error> {
     })
 }
 
-/// Which events there are.
+/// The range of the event ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventBounds {
-    /// The last one that was pruned; 0 when none was.
+    /// The last event that was pruned, or 0.
     pub pruned: EventId,
-    /// The last one that was written; 0 when none was.
+    /// The last event that was written, or 0.
     pub last: EventId,
 }
 
 impl EventBounds {
-    /// Whether all events after one can be told.
+    /// Checks that all events after `since` are available. 0 means from the oldest available event.
     ///
     /// # Errors
-    /// [`Error::Gone`] when some were pruned, [`Error::Invalid`] when there is no such event yet. After 0 is from
-    /// the oldest that there is.
+    /// Returns [`Error::Gone`] when some of them were pruned, and [`Error::Invalid`] when the event `since` does not
+    /// exist yet.
     pub fn reach(self, since: EventId) -> Result<(), Error> {
         if since.0 != 0 && since < self.pruned {
             let oldest = self.pruned.0 + 1;
             return Err(Error::Gone(format!(
-                "events after {since} were pruned, the oldest that is kept is {oldest}; ask again with since={} \
-                 for all that are left, and read the lists for how things are",
+                "events after {since} were pruned, and the oldest available event is {oldest}; repeat the request with \
+                 since={} for all events that are left, and read the lists for the current state",
                 self.pruned
             )));
         }
         if since > self.last {
             return Err(Error::Invalid(format!(
-                "there is no event {since} yet, the last one is {}; ask again with since=0, for the records are \
-                 not those that you read before",
+                "event {since} does not exist yet, and the last event is {}; repeat the request with since=0: the \
+                 database is not the one that you read before",
                 self.last
             )));
         }
@@ -117,7 +117,7 @@ impl EventBounds {
     }
 }
 
-/// The events after one that pass; what `narrowed` binds.
+/// The SQL conditions for the events after an id that match a filter. `narrowed` binds the values.
 macro_rules! passing {
     () => {
         " LEFT JOIN hypervisors ON hypervisors.id = events.hypervisor_id
@@ -144,10 +144,11 @@ fn narrowed(query: Query, since: EventId, filter: &EventFilter, limit: usize) ->
 }
 
 impl Store {
-    /// The events after one that pass, at most `limit`, in their order.
+    /// Returns the events after `since` that match the filter, at most `limit`, in order.
     ///
     /// # Errors
-    /// As [`EventBounds::reach`]; the database's, or a row that cannot be read.
+    /// Returns the errors of [`EventBounds::reach`], the error of the database, or [`Error::Row`] for a row that cannot
+    /// be read.
     pub async fn events(
         &self,
         since: EventId,
@@ -160,17 +161,17 @@ impl Store {
             "ORDER BY events.id LIMIT $8"
         ));
         let rows = narrowed(rows, since, filter, limit).fetch_all(&self.read).await?;
-        // Asked after the rows were read: what was pruned before is known by now.
+        // Check after the rows were read, so that events that were pruned before are detected.
         self.event_bounds().await?.reach(since)?;
         rows.iter().map(event).collect()
     }
 
-    /// The event after which the newest `count` begin that pass.
+    /// Returns the id before the newest `count` events that match the filter.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn before_newest(&self, filter: &EventFilter, count: usize) -> Result<EventId, Error> {
-        // Before the events are read: what comes meanwhile is not left out.
+        // Read the bounds before the events, so that events that are written meanwhile are not skipped.
         let last = self.event_bounds().await?.last;
         let ids = query(concat!(
             "SELECT events.id AS id FROM events",
@@ -182,43 +183,43 @@ impl Store {
         Ok(first.map_or(last, |first| EventId(first - 1)))
     }
 
-    /// Which events there are.
+    /// Returns the range of the event ids.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn event_bounds(&self) -> Result<EventBounds, Error> {
         let row = query("SELECT pruned, last FROM event_ids").fetch_one(&self.read).await?;
         Ok(EventBounds { pruned: EventId(row.try_get("pruned")?), last: EventId(row.try_get("last")?) })
     }
 
-    /// Whether anything was told of an attachment after an event.
+    /// Whether an attachment has an event after the given one.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn told_of_after(&self, after: EventId, id: AttachmentId) -> Result<bool, Error> {
         let told = query("SELECT id FROM events WHERE id > $1 AND attachment_id = $2 LIMIT 1");
         let told = told.bind(after.0).bind(id.to_string()).fetch_optional(&self.read).await?;
         Ok(told.is_some())
     }
 
-    /// The id of the last event that was committed, as it goes up.
+    /// Returns a receiver of the id of the last committed event.
     pub fn event_ids(&self) -> watch::Receiver<EventId> {
         self.last_event.subscribe()
     }
 
-    /// Lets those who wait for events know of one that was committed.
+    /// Notifies the receivers of [`Self::event_ids`] of a committed event.
     pub(super) fn heard_of(&self, last: EventId) {
         self.last_event.send_if_modified(|known| last > std::mem::replace(known, last.max(*known)));
     }
 
-    /// Removes the oldest events: those before a time, and all but the newest `most`; at most `batch` of them.
-    /// Answers how many.
+    /// Deletes the oldest events: those before a time, and all but the newest `most`. Deletes at most `batch` events
+    /// and returns their number.
     ///
     /// # Errors
-    /// The database's; then nothing was removed.
+    /// Returns the error of the database. Then nothing was removed.
     pub async fn prune_events(&self, before: Millis, most: i64, batch: i64) -> Result<u64, Error> {
         let EventBounds { pruned, last } = self.event_bounds().await?;
-        // From the oldest on, for ids go up with the time.
+        // The ids increase with the time, so the first event that is kept bounds the old ones.
         let kept = query("SELECT id FROM events WHERE id > $1 AND time >= $2 ORDER BY id LIMIT 1")
             .bind(pruned.0)
             .bind(before)

@@ -1,4 +1,4 @@
-//! The table `hypervisors`: a number and a UUID for each configured host, kept over restarts.
+//! The table `hypervisors`: a number and a UUID for each configured host, which stay the same across restarts.
 
 use hotslot_model::id::HypervisorId;
 use uuid::Uuid;
@@ -12,17 +12,17 @@ use crate::sql::query;
 /// A row of `hypervisors`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HypervisorRow {
-    /// Nova's compute_node_id.
+    /// The number, Nova's `compute_node_id`.
     pub id: HypervisorId,
-    /// The same thing as clients of microversion 2.53 and later name it.
+    /// The UUID, which clients of microversion 2.53 and later use.
     pub uuid: Uuid,
 }
 
 impl Store {
-    /// The row of the host of this name, made when it is not there yet.
+    /// Returns the row of the host with this name. Creates it if it does not exist.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn hypervisor(&self, name: &str, uri: &str) -> Result<HypervisorRow, Error> {
         let (_turn, mut tx) = self.begin().await?;
         let row = query(

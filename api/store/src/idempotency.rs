@@ -1,4 +1,4 @@
-//! The table `idempotency_keys`: what was answered to POSTs that may be sent again.
+//! The table `idempotency_keys`: the answers to POST requests that clients may repeat.
 
 use hotslot_model::id::RequestId;
 use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
@@ -23,7 +23,7 @@ fn kept(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     })
 }
 
-/// Says, with the reservation of its devices, which request an attach that may be sent again has made.
+/// Records the attach request that was made with a key, in the transaction that reserves its devices.
 pub(super) async fn remember(
     draft: &mut DeviceTransaction<'_>,
     key: &IdempotencyKey,
@@ -46,10 +46,10 @@ pub(super) async fn remember(
 }
 
 impl Store {
-    /// What is known of a key that was used on this route `since` then.
+    /// Returns the record of a key that was used on this route at or after `since`.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn kept(&self, key: &IdempotencyKey, since: Millis) -> Result<Option<StoredResponse>, Error> {
         let row = query(
             "SELECT * FROM idempotency_keys WHERE idempotency_key = $1 AND route = $2 AND created_at >= $3",
@@ -62,10 +62,10 @@ impl Store {
         row.as_ref().map(|row| kept(key, row)).transpose()
     }
 
-    /// Keeps an answer, and forgets those older than `since`, and all but the latest `most`.
+    /// Records an answer. Deletes the answers that are older than `since`, and all but the latest `most`.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn keep(
         &self,
         key: &IdempotencyKey,

@@ -1,4 +1,5 @@
-//! SQL, one file a table. Statements are static, with `$n`, and mean the same on SQLite and PostgreSQL (`sql.rs`).
+//! The records in SQLite or PostgreSQL, one file for each table. Statements are static, use `$n` for their values, and
+//! work on both databases (`sql.rs`).
 
 mod accelerators;
 pub mod actor;

@@ -1,16 +1,17 @@
 //! Locks between processes.
 //!
-//! On PostgreSQL each is an advisory lock of one connection, which a process keeps for nothing else: when it dies,
-//! the connection goes, and with it all that it held. On SQLite there is one process, and nobody to ask. Within a
-//! process a name must be locked once at a time; `locks.rs` sees to that.
+//! On PostgreSQL each lock is an advisory lock on a connection that a process uses for locks only. When the process
+//! dies, PostgreSQL closes the connection and releases its locks. On SQLite there is only one process, and every lock
+//! is free. A process must lock a name only once at a time; `locks.rs` of the service ensures that.
 //!
-//! A connection may break while its process lives: then it is made anew, with all its locks. Nobody else gets one
-//! before that, for a lock is given only while each process on record has the one that says that it is alive; one
-//! that does not come back is taken off the record (`others.rs`). A process that finds itself taken off the record has
-//! lost all its locks, whoever has them by now. It goes on under a new id, and what it began under the old one can
-//! change nothing any more: no transaction ([`Store::begin`](super::Store)) and nothing on a host (`fence.rs`).
+//! When the connection breaks while the process lives, the process reconnects and takes all its locks again. No other
+//! process can take one of them before: a lock is only given out while every process on record holds the lock that
+//! shows that it is alive. A process that does not reconnect is removed from the record by the others (`peers.rs` of
+//! the service). A process that finds itself removed has lost all its locks. It continues under a new id, and the work
+//! that it began under the old id can change nothing, neither in the database ([`Store::begin`](super::Store)) nor on a
+//! host (`fence.rs`).
 //!
-//! PostgreSQL ends the connection of a process that stands still: it says each second that it is alive.
+//! Each process sends a query every second, and PostgreSQL ends the connection of a process that hangs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,20 +26,20 @@ use crate::error::Error;
 use crate::process::{PROCESS, Process};
 use crate::sql::within;
 
-/// How often a lock that another process holds is tried again.
+/// The interval at which a lock that another process holds is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How often PostgreSQL is told that this process is alive, when there is nothing else to say.
+/// The interval of the queries that keep the connection alive when there are no requests.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long PostgreSQL may take for an answer about locks: whoever comes next waits for it too.
+/// The time limit for an answer of PostgreSQL about locks. Later requests wait for it too.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What the codes begin with by which PostgreSQL says that it ends a connection.
+/// The prefix of the SQLSTATE codes with which PostgreSQL ends a connection.
 const SHUTDOWN: &str = "57P";
 
-/// PostgreSQL gives up the connection of a machine that went silent after 5 + 3 * 2 seconds, and that of a process that
-/// says nothing after 5 seconds.
+/// PostgreSQL ends the connection of a machine that is unreachable after 5 + 3 * 2 seconds, and that of a process that
+/// sends no query after 5 seconds.
 const KEEPALIVE: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
@@ -46,23 +47,23 @@ const KEEPALIVE: [(&str, &str); 4] = [
     ("idle_session_timeout", "5000"),
 ];
 
-/// Where locks are to be had.
+/// A handle for taking locks.
 #[derive(Debug, Clone, Default)]
 pub struct Locks(Option<Shared>);
 
 #[derive(Debug, Clone)]
 struct Shared {
     keeper: mpsc::UnboundedSender<Ask>,
-    /// This process, as it is on record now.
+    /// The current row of this process.
     process: watch::Receiver<Arc<Process>>,
 }
 
-/// A lock, given back when it is dropped.
+/// A lock. Dropping it releases it.
 #[derive(Debug)]
 #[must_use]
 pub struct Held {
     name: String,
-    /// The process that it was given to: under another id this process has it no more.
+    /// The process id under which the lock was taken. When this process gets another id, it no longer has the lock.
     worker: Arc<str>,
     keeper: Option<mpsc::UnboundedSender<Ask>>,
 }
@@ -70,7 +71,7 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(keeper) = &self.keeper {
-            // Nobody keeps it only when the service ends.
+            // Sending fails only when the service ends.
             let _ = keeper.send(Ask::Free(std::mem::take(&mut self.name), Arc::clone(&self.worker)));
         }
     }
@@ -88,10 +89,10 @@ enum Ask {
 }
 
 impl Locks {
-    /// Locks of a PostgreSQL database, in which this process goes on record.
+    /// Opens the locks of a PostgreSQL database, and adds this process to the record.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub(super) async fn of(options: PgConnectOptions) -> Result<Self, Error> {
         let (keeper, asked) = mpsc::unbounded_channel();
         let options = options.application_name("hotslot locks").options(KEEPALIVE);
@@ -110,15 +111,15 @@ impl Locks {
         Ok(locks)
     }
 
-    /// This process, as it is on record; none when there can be no others.
+    /// Returns the row of this process, or `None` when no other process can use the database.
     pub(super) fn process(&self) -> Option<Arc<Process>> {
         self.0.as_ref().map(|shared| Arc::clone(&shared.process.borrow()))
     }
 
-    /// Whether this process is on record under an id, and so has all that it was given under it.
+    /// Whether this process is on record under an id, and so still has the locks that it took under it.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn is(&self, worker: Arc<str>) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
@@ -126,10 +127,10 @@ impl Locks {
         }
     }
 
-    /// Takes a lock; none when another process has it, or may be about to have it back.
+    /// Takes a lock. Returns `None` when another process has it, or may be about to take it again after reconnecting.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn try_lock(&self, name: String) -> Result<Option<Held>, Error> {
         let Some(shared) = &self.0 else { return Ok(Some(Held { name, worker: "".into(), keeper: None })) };
         let worker = Arc::clone(&shared.process.borrow().id);
@@ -137,10 +138,10 @@ impl Locks {
         ask(shared, |answer| Ask::Try(held, answer)).await
     }
 
-    /// Waits until no other process has a lock, and takes it.
+    /// Takes a lock, and waits while another process has it.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn lock(&self, name: String) -> Result<Held, Error> {
         loop {
             if let Some(held) = self.try_lock(name.clone()).await? {
@@ -150,10 +151,10 @@ impl Locks {
         }
     }
 
-    /// Whether a lock is still had: when its connection broke, another process may have taken it.
+    /// Whether this process still has a lock. It may have lost the lock when its connection broke.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn has(&self, held: &Held) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
@@ -163,10 +164,10 @@ impl Locks {
         }
     }
 
-    /// Whether each process on record has its locks, so that one that nobody has may be taken.
+    /// Whether every process on record holds its locks, so that a free lock may be taken.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn settled(&self) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
@@ -174,10 +175,10 @@ impl Locks {
         }
     }
 
-    /// Whether this process has no lock but that by which it is known to be alive.
+    /// Whether this process holds no lock except the one that shows that it is alive.
     ///
     /// # Errors
-    /// None but that the service has ended.
+    /// Returns an error only when the service has ended.
     pub(super) async fn idle(&self) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
@@ -185,10 +186,10 @@ impl Locks {
         }
     }
 
-    /// Those of some locks that other processes have.
+    /// Returns those of the given locks that other processes hold.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn elsewhere(&self, names: Vec<String>) -> Result<HashSet<String>, Error> {
         match &self.0 {
             Some(shared) if !names.is_empty() => ask(shared, |answer| Ask::Elsewhere(names, answer)).await,
@@ -206,27 +207,27 @@ async fn ask<T>(
     Ok(answered.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
-/// The one who has the connection.
+/// The task that owns the connection.
 struct Keeper {
     options: PgConnectOptions,
     connection: Option<PgConnection>,
-    /// The sessions of this process that PostgreSQL may still have: one whose connection broke may linger there, and
-    /// holds the locks.
+    /// The sessions of this process that PostgreSQL may still have. A session may remain there after its connection
+    /// broke, and it holds the locks.
     sessions: Vec<Session>,
     process: watch::Sender<Arc<Process>>,
-    /// Whether this process was on record under its id.
+    /// Whether this process was added to the record under its current id.
     registered: bool,
     held: HashSet<String>,
 }
 
-/// A session of PostgreSQL. Numbers of processes come again; with its beginning it is one for all times.
+/// A session of PostgreSQL. Process ids are reused, but together with its start time a session is unique.
 #[derive(Clone, PartialEq, Eq)]
 struct Session {
     pid: i32,
     began: String,
 }
 
-/// Asks the database: by a new connection when the one that there is does not answer.
+/// Runs a query, and repeats it on a new connection when the current one is broken.
 macro_rules! ask {
     ($keeper:ident, $connection:ident => $question:expr) => {
         loop {
@@ -251,12 +252,12 @@ impl Keeper {
                 Ok(None) => return,
                 Err(_) => {
                     if let Err(error) = self.is_on_record().await {
-                        tracing::debug!(%error, "PostgreSQL cannot be told that this process is alive");
+                        tracing::debug!(%error, "cannot reach PostgreSQL to show that this process is alive");
                     }
                     continue;
                 }
             };
-            // Whoever asked may have gone: what it was given is then dropped, and so given back.
+            // The caller may have been cancelled. Then its lock is dropped, and so released.
             match ask {
                 Ask::Try(mut held, answer) => {
                     let taken = self.take(&held.name).await;
@@ -268,7 +269,7 @@ impl Keeper {
                     let _ = answer.send(answered);
                 }
                 Ask::Free(name, worker) => {
-                    // Under another id it may be somebody else's of this process.
+                    // A lock that was taken under another id may now belong to another task of this process.
                     if worker == self.id() {
                         self.free(&name).await;
                     }
@@ -300,7 +301,7 @@ impl Keeper {
         Arc::clone(&self.process.borrow().id)
     }
 
-    /// Makes sure that this process is on record. When it was taken off, it comes back under a new id.
+    /// Ensures that this process is on record. If it was removed, adds it again under a new id.
     async fn is_on_record(&mut self) -> sqlx::Result<()> {
         let id = self.id();
         if !ask!(self, connection => on_record(connection, &id))? {
@@ -310,7 +311,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether an answer came by a connection that goes on.
+    /// Whether the connection still works after an answer. Drops a broken one.
     fn answers<T>(&mut self, answer: &sqlx::Result<T>) -> bool {
         let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
         let broken =
@@ -325,14 +326,14 @@ impl Keeper {
         if !ask!(self, connection => take(connection, name))? {
             return Ok(false);
         }
-        // From here on a new connection has it too.
+        // From here on, reconnecting takes this lock again.
         self.held.insert(name.to_owned());
         if name.starts_with(PROCESS) {
             return Ok(true);
         }
-        // Whether another process has lost it is asked when nobody can have it any more.
+        // Check after taking the lock whether another process has lost it with its connection.
         match ask!(self, connection => settled(connection)) {
-            // Not when this process came back under a new id meanwhile.
+            // `held` does not have the lock when this process got a new id meanwhile.
             Ok(true) => Ok(self.held.contains(name)),
             other => {
                 self.free(name).await;
@@ -345,7 +346,7 @@ impl Keeper {
         if self.held.remove(name)
             && let Err(error) = ask!(self, connection => free(connection, name))
         {
-            tracing::debug!(name, %error, "a lock went with its connection");
+            tracing::debug!(name, %error, "a lock was released with its connection");
         }
     }
 
@@ -357,8 +358,8 @@ impl Keeper {
         Ok(self.connection.insert(connection))
     }
 
-    /// A new connection, with all locks of the one that broke. As long as this process is on record, nobody else can
-    /// have got one of them; when it is not, all are lost, and it goes on record under a new id.
+    /// Opens a new connection and takes all locks of the broken one again. While this process is on record, no other
+    /// process can have taken one of them. If it is not on record, all locks are lost, and it is added under a new id.
     async fn connect(&mut self) -> sqlx::Result<PgConnection> {
         let mut connection = PgConnection::connect_with(&self.options).await?;
         for session in &self.sessions {
@@ -367,12 +368,12 @@ impl Keeper {
         let session = session(&mut connection).await?;
         self.sessions.push(session.clone());
         let mut names: Vec<_> = self.held.iter().cloned().collect();
-        // Last the one by which others know that it has them all.
+        // Take the lock that shows that this process is alive last: it means that all others are held.
         names.push(self.id().to_string());
         let mut has_all = true;
         'names: for name in names {
             while !take(&mut connection, &name).await? {
-                // Whoever takes this process off the record has the last one for a moment.
+                // A process that removes this one from the record holds that lock for a moment.
                 has_all = !self.registered || on_record(&mut connection, &self.id()).await?;
                 if !has_all {
                     break 'names;
@@ -380,11 +381,11 @@ impl Keeper {
                 tokio::time::sleep(AGAIN).await;
             }
         }
-        // Nobody takes it off from here on, for it has the lock that says that it is alive.
+        // From here on no process removes this one, because it holds the lock that shows that it is alive.
         if self.registered && !(has_all && on_record(&mut connection, &self.id()).await?) {
             tracing::error!(
-                "other processes have taken this one for dead, and taken over what it was doing: it was away from the \
-                 database for too long, or stood still; it goes on with what is asked of it from now on"
+                "this process had no connection to the database for too long, and other processes have taken over its \
+                 work; it continues with new requests"
             );
             sqlx::query("SELECT pg_advisory_unlock_all()").execute(&mut connection).await?;
             self.held.clear();
@@ -402,7 +403,7 @@ impl Keeper {
     }
 }
 
-/// The session of a connection.
+/// Returns the session of a connection.
 async fn session(connection: &mut PgConnection) -> sqlx::Result<Session> {
     let session = sqlx::query_as::<_, (i32, String)>(
         "SELECT pid, CAST(extract(epoch FROM backend_start) AS TEXT) FROM pg_stat_activity
@@ -412,7 +413,7 @@ async fn session(connection: &mut PgConnection) -> sqlx::Result<Session> {
     Ok(Session { pid, began })
 }
 
-/// Ends a session, if it is still there.
+/// Ends a session if it still exists.
 async fn end(connection: &mut PgConnection, session: &Session) -> sqlx::Result<()> {
     let ended = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -447,7 +448,7 @@ async fn free(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
 }
 
 async fn settled(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    // PostgreSQL shows the 64 bits of a lock as two numbers of 32.
+    // `pg_locks` shows the 64-bit key of a lock as two 32-bit numbers.
     sqlx::query_scalar(
         "SELECT NOT EXISTS (SELECT 1 FROM processes WHERE hashtextextended(id, 0) NOT IN (
              SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks

@@ -1,4 +1,5 @@
-//! The table `overdue_calls`: calls to hypervisors that were given up by one of several processes and have not returned.
+//! The table `overdue_calls`: hypervisor calls that passed their time limit and have not returned, for each of several
+//! processes.
 
 use std::sync::PoisonError;
 
@@ -23,16 +24,16 @@ fn overdue(row: &Row) -> Result<OverdueElsewhere, Error> {
 }
 
 impl Store {
-    /// The calls of other processes that have not returned, as they were last read; empty when there are no others.
+    /// Returns the overdue calls of other processes, as they were last read. Empty when no other process exists.
     pub fn overdue_elsewhere(&self) -> Vec<OverdueElsewhere> {
         self.overdue.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tells the other processes which calls of this one to a host have not returned, in place of what it told before.
-    /// They know it before this returns, or look before they next decide anything.
+    /// Records the overdue calls of this process to a host. They replace the ones recorded before. Other processes read
+    /// them when they are notified, and at the latest before they next change a device.
     ///
     /// # Errors
-    /// The database's; then the others know what they knew.
+    /// Returns the error of the database. Then the record is unchanged.
     pub async fn tell_overdue(&self, host: HypervisorId, calls: &[OverdueElsewhere]) -> Result<(), Error> {
         let Some(process) = self.new_worker() else { return Ok(()) };
         let (_turn, mut tx) = self.begin().await?;
@@ -55,13 +56,13 @@ impl Store {
             .execute(&mut tx)
             .await?;
         }
-        // Whoever begins a change reads what is new by this number.
+        // A transaction that begins later sees the new number and reads the calls.
         query("UPDATE commits SET seq = seq + 1").execute(&mut tx).await?;
         tx.tell(Notification::Records).await?;
         Ok(tx.commit().await?)
     }
 
-    /// Reads the calls of other processes that are on record.
+    /// Reads the overdue calls of other processes from the table.
     pub(crate) async fn read_overdue(&self, on: Executor<'_>) -> Result<(), Error> {
         let Some(this) = self.new_worker() else { return Ok(()) };
         let rows = query(

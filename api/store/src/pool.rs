@@ -1,7 +1,7 @@
-//! The database: one pool that writes and one that reads, and what is in memory of it.
+//! The database: a pool for writing, a pool for reading, and the rows in memory.
 //!
-//! SQLite: one process, of which one connection writes and a pool reads; WAL, foreign keys, every commit synced to
-//! disk. PostgreSQL: one pool, and as many processes as there are.
+//! SQLite: one process, with one connection that writes and a pool that reads. It uses the WAL, enforces foreign keys
+//! and syncs every commit to disk. PostgreSQL: one pool, and any number of processes.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,43 +23,44 @@ use crate::locks::Locks;
 use crate::sql::{Executor, Pool, Transaction, query};
 use crate::url::is_postgres;
 
-/// How long a connection to SQLite waits while another one writes.
+/// The time for which a connection to SQLite waits while another one writes.
 pub(crate) const SQLITE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Milliseconds after which PostgreSQL takes the turn to write from a process that stands still in the middle of it.
+/// The time in milliseconds after which PostgreSQL ends a transaction in which a process does nothing.
 pub(crate) const STALLED: &str = "5000";
 
-/// The most connections that a process keeps to PostgreSQL, beside the one of its locks. One of them listens.
+/// The largest number of connections of a process to PostgreSQL, without the one for its locks. One of them listens for
+/// notifications.
 const POSTGRES_CONNECTIONS: u32 = 8;
 
-/// How long it is tried to connect to a PostgreSQL that does not answer.
+/// The time limit for connecting to PostgreSQL.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The database.
+/// The open database.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) write: Pool,
     pub(crate) read: Pool,
-    /// Whose turn it is to write.
+    /// The lock for writing; this process has one writer at a time.
     pub(crate) turn: Arc<Mutex<()>>,
     pub(crate) rows: Arc<RwLock<DeviceCache>>,
-    /// The calls of other processes that have not returned.
+    /// The overdue calls of other processes.
     pub(crate) overdue: Arc<RwLock<Vec<OverdueElsewhere>>>,
-    /// The event that was committed last, as far as it is known here.
+    /// The last committed event that is known to this process.
     pub(crate) last_event: Arc<watch::Sender<EventId>>,
-    /// Whether a commit failed since this was last asked: it may have taken effect all the same.
+    /// Whether a commit has failed since the flag was last read. Such a commit may have taken effect.
     pub(crate) in_doubt: Arc<AtomicBool>,
     pub(crate) locks: Locks,
-    /// Held for as long as the database is open: one service a file.
+    /// The lock of a SQLite file, held while the database is open, so that only one service uses the file.
     _lock: Option<Arc<File>>,
 }
 
 impl Store {
-    /// Opens the database at a `sqlite://` or `postgres://` URL and brings its schema up to date. SQLite's file is
-    /// made when it is not there; its lock is kept for as long as it is open.
+    /// Opens the database of a `sqlite://` or `postgres://` URL and runs the migrations. Creates the SQLite file if it
+    /// does not exist. `lock` is the lock of a SQLite file, which is held while the database is open.
     ///
     /// # Errors
-    /// What the database says, of itself or of a migration.
+    /// Returns the error of the database or of a migration.
     pub async fn open(url: &str, lock: Option<File>) -> Result<Self, Error> {
         let migrations = sqlx::migrate!("./migrations");
         let (write, read, locks) = if is_postgres(url) {
@@ -79,7 +80,7 @@ impl Store {
         Self::opened(write, read, locks, lock).await
     }
 
-    /// [`open`](Self::open) of the SQLite file that these options name.
+    /// Opens the SQLite file of the given options, as [`open`](Self::open) does.
     pub(crate) async fn open_file(options: SqliteConnectOptions, lock: Option<File>) -> Result<Self, Error> {
         let migrations = sqlx::migrate!("./migrations");
         let options = options
@@ -87,11 +88,10 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            // Kibibytes for each connection: what is read often is in memory anyway.
+            // KiB for each connection. A small cache suffices, because rows that are read often are in memory.
             .pragma("cache_size", "-256")
             .busy_timeout(SQLITE_PATIENCE);
-        // SQLite ends the transaction of a write that fails, and sqlx does not see that: such a connection is no
-        // use.
+        // SQLite ends the transaction of a write that fails, and sqlx does not notice. Do not use such a connection.
         let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
         let write = SqlitePoolOptions::new()
             .max_connections(1)
@@ -113,26 +113,27 @@ impl Store {
         Ok(store)
     }
 
-    /// [`open`](Self::open) of the SQLite database of a URL, at the file that [`sqlite_file`](crate::sqlite_file) found for it.
+    /// Opens the SQLite database of a URL as [`open`](Self::open) does, but at `file`, the path without links.
     ///
     /// # Errors
-    /// As `open`.
+    /// Returns the error of the database or of a migration.
     pub async fn open_at(url: &str, file: &Path, lock: Option<File>) -> Result<Self, Error> {
         Self::open_file(SqliteConnectOptions::from_str(url)?.filename(file), lock).await
     }
 
-    /// Whether other processes may work on the same database.
+    /// Whether other processes can use the same database.
     pub fn is_shared(&self) -> bool {
         matches!(self.write, Pool::Postgres(_))
     }
 
-    /// Locks between the processes that do.
+    /// Returns the locks between the processes that use the database.
     pub fn locks(&self) -> Locks {
         self.locks.clone()
     }
 
-    /// Begins a transaction that writes. One at a time, so that what is read is what will be written over; and not for
-    /// work that began before other processes took this one for dead, for they have gone on with it.
+    /// Begins a transaction that writes. Only one exists at a time, so the rows that it reads do not change before it
+    /// writes them. Fails for work that began under a process id which other processes have removed from the record,
+    /// because they have taken over that work.
     pub(crate) async fn begin(&self) -> Result<(OwnedMutexGuard<()>, Transaction), Error> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let mut tx = self.write.begin_to_write().await?;
@@ -140,8 +141,8 @@ impl Store {
         Ok((turn, tx))
     }
 
-    /// Whether a commit failed since this was last asked. The connection may have broken after the database had
-    /// committed: then rows may be there of which whoever wrote them does not know.
+    /// Returns whether a commit has failed since the last call. The connection may have broken after the database had
+    /// committed. Then the database has rows although the writer got an error.
     pub fn was_in_doubt(&self) -> bool {
         self.in_doubt.swap(false, Ordering::Relaxed)
     }
@@ -154,19 +155,19 @@ impl Store {
         self.rows.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     ///
     /// # Errors
-    /// What it says when it does not.
+    /// Returns the error of the database.
     pub async fn ping(&self) -> Result<(), Error> {
         query("SELECT 1").execute(&self.read).await?;
         Ok(())
     }
 
-    /// Closes the database; what was committed is on disk.
+    /// Closes the database.
     pub async fn close(&self) {
         if let Err(error) = self.leave().await {
-            tracing::warn!(%error, "other processes will take this one for one that died");
+            tracing::warn!(%error, "this process is still on record, so other processes will treat it as crashed");
         }
         self.read.close().await;
         self.write.close().await;

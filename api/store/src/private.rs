@@ -1,8 +1,8 @@
-//! The files of a SQLite database are for hotslot's user alone: they hold kept answers, and whoever may open them may
-//! lock them.
+//! Keeps the files of a SQLite database private to hotslot's user. They contain stored answers, and every user who can
+//! open them can also lock them.
 //!
-//! They are made so, whatever the umask; what an earlier version, a person or a copy left open to others is corrected
-//! at start, and said in the log.
+//! The files are created with private modes, whatever the umask. Modes that are open to other users, for example after
+//! a copy, are corrected at start and logged.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -21,40 +21,40 @@ const DIRECTORY: u32 = 0o700;
 const OTHERS: u32 = 0o077;
 const STICKY: u32 = 0o1000;
 
-/// Opens a file to write, making it when it is not there. What is in it stays.
+/// Opens a file for writing, and creates it if it does not exist. Existing content is kept.
 pub(super) fn file(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create(true).truncate(false))
 }
 
-/// Makes a file that must not be there yet.
+/// Creates a file. It is an error when the file exists.
 pub(super) fn new_file(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).create_new(true))
 }
 
-/// Opens a file, and nothing that a link of its name leads to.
+/// Opens a file. It is an error when the path is a symbolic link.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     options.mode(FILE).custom_flags(flags.bits()).open(path)
 }
 
-/// Makes the directory of a database where it is missing, and corrects the modes of what is there. Answers the file that
-/// the path leads to, without links: the one for which everything is named that is beside it.
+/// Creates the directory of a database if it does not exist, and corrects the modes of existing files. Returns the path
+/// of the database with all links resolved. The names of the files that belong to the database derive from that path.
 ///
 /// # Errors
-/// What the system says of a file or directory that cannot be made; and, of the kind [`io::ErrorKind::Other`], files or a
-/// directory of another user, who could change what is in them, with the remedy. What cannot be corrected is said in the
-/// log.
+/// Returns the I/O error when a file or directory cannot be created. Returns an error of the kind
+/// [`io::ErrorKind::Other`], with a remedy, when a file or the directory belongs to another user, who could change the
+/// records. A mode that cannot be corrected is only logged.
 pub fn prepare(database: &Path) -> io::Result<PathBuf> {
     prepare_for(database, false)
 }
 
-/// [`prepare`], and root may do it for the user whose directory it is.
+/// Does the same as [`prepare`]. With `its_user`, root may do it for the user who owns the directory.
 pub(super) fn prepare_for(database: &Path, its_user: bool) -> io::Result<PathBuf> {
     make_directory(&directory(database))?;
     let there = resolve(database)?;
     let parents = [database, &there].map(directory);
     let mut places = vec![(parents[1].clone(), there.file_name().unwrap_or_default())];
-    // Who may change the link says which database it is.
+    // A user who can change the link can replace the database, so check the directory of the link too.
     if fs::canonicalize(&parents[0])? != parents[1] {
         places.push((fs::canonicalize(&parents[0])?, database.file_name().unwrap_or_default()));
     }
@@ -84,13 +84,13 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory)
 }
 
-/// How many links may lead from one to the next, as many as Linux follows.
+/// The largest number of links to follow, as in Linux.
 const LINKS: usize = 40;
 
-/// The file that a path leads to, also one that is not there yet; its directory is made.
+/// Returns the path with all links resolved, even when the file does not exist yet. Creates its directory.
 ///
 /// # Errors
-/// What the system says, also of too many links.
+/// Returns the I/O error, also for too many links.
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS {
@@ -110,10 +110,10 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Err(nix::errno::Errno::ELOOP.into())
 }
 
-/// Makes the file of a database that is not there yet. SQLite gives the files beside it the mode of this one.
+/// Creates the file of a database if it does not exist. SQLite creates its other files with the mode of this one.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the I/O error.
 pub fn make(database: &Path) -> io::Result<()> {
     match new_file(database) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -121,18 +121,19 @@ pub fn make(database: &Path) -> io::Result<()> {
     }
 }
 
-/// The directory that a file is in.
+/// Returns the directory of a file.
 pub(super) fn directory(file: &Path) -> PathBuf {
     let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
     directory.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Refuses what belongs to neither hotslot's user nor root nor this other one. One remedy is for all of it.
+/// Returns an error when a file belongs to neither hotslot's user nor root nor the user `other`. The error has one
+/// command that corrects all files.
 fn check_owners<'a>(found: impl Iterator<Item = (&'a Path, &'a Metadata)>, other: u32) -> io::Result<()> {
     let user = geteuid().as_raw();
     let others: Vec<_> = found.filter(|(_, found)| ![user, 0, other].contains(&found.uid())).collect();
     let Some((first, found)) = others.first() else { return Ok(()) };
-    // By its name, a link's target would be given away.
+    // Without -h, chown would change the owner of the target of a link.
     let links = if others.iter().any(|(_, found)| found.is_symlink()) { " -h" } else { "" };
     let files: Vec<_> = others.iter().map(|(path, _)| quoted(path)).collect();
     let root = if geteuid().is_root() { "" } else { " as root" };
@@ -145,7 +146,7 @@ fn check_owners<'a>(found: impl Iterator<Item = (&'a Path, &'a Metadata)>, other
     )))
 }
 
-/// A path as a word of a shell.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let path = path.display().to_string();
     if path.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter)) {
@@ -155,8 +156,8 @@ fn quoted(path: &Path) -> String {
     }
 }
 
-/// Whether a file is a database's own, or one that SQLite or hotslot keeps beside it: its lock, its log, what was there
-/// before a restore.
+/// Whether a file is the database, or a file that SQLite or hotslot keeps with it: its log, its lock, or the previous
+/// database after a restore.
 fn is_of(database: &OsStr, file: &OsStr) -> bool {
     let rest = file.as_bytes().strip_prefix(database.as_bytes());
     rest.is_some_and(|rest| {
@@ -181,8 +182,8 @@ fn correct_directory(path: &Path, found: &Metadata, database: &OsStr) {
     }
     if !is_own(path, found, database) {
         tracing::warn!(
-            "the database is in {}, which is not hotslot's alone ({:04o}); its files are closed to others, but give it \
-             a directory of its own: [database] url = \"sqlite:///var/lib/hotslot/hotslot.db\"",
+            "the database is in {}, which is open to other users ({:04o}); its files are private, but use a directory \
+             for hotslot alone: [database] url = \"sqlite:///var/lib/hotslot/hotslot.db\"",
             path.display(),
             found.mode() & 0o7777
         );
@@ -195,7 +196,7 @@ fn told(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
     let (path, was) = (path.display(), found.mode() & 0o7777);
     match corrected {
         Ok(()) => tracing::warn!(
-            "{path} was open to other users ({was:04o}); it is for hotslot's alone now ({mode:04o})"
+            "{path} was open to other users ({was:04o}); only hotslot's user can open it now ({mode:04o})"
         ),
         Err(error) => tracing::warn!(
             "{path} is open to other users ({was:04o}), and that cannot be changed: {error}; run: chmod {mode:04o} \
@@ -204,10 +205,10 @@ fn told(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
     }
 }
 
-/// Whether a directory holds nothing but a database's own files, and a socket: then nobody else needs it.
+/// Whether a directory has only files of the database and sockets, so that no one else needs access to it.
 fn is_own(path: &Path, found: &Metadata, database: &OsStr) -> bool {
     let user = geteuid().as_raw();
-    // `/`, `/srv`, `/var/lib`, `/home/me`: other things are there, or come to be.
+    // Directories such as `/`, `/srv`, `/var/lib` and `/home/me` have other files, or will have.
     let shared = ["/", "/var", "/usr", "/home", "/mnt", "/media"];
     let parent = path.parent().unwrap_or(path);
     found.uid() == user
@@ -222,7 +223,7 @@ fn is_own(path: &Path, found: &Metadata, database: &OsStr) -> bool {
         })
 }
 
-/// Gives a file the owner that another has, where it may.
+/// Gives a file the owner of another one, if permitted.
 pub(super) fn own_as(path: &Path, other: &Metadata) {
     let _ = std::os::unix::fs::chown(path, Some(other.uid()), Some(other.gid()));
 }
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_to_others_is_closed_and_a_shared_directory_is_left_alone() {
+    fn open_modes_are_corrected_except_those_of_shared_directories() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("a/b/hotslot.db");
         prepare(&database).unwrap();
@@ -262,7 +263,7 @@ mod tests {
             prepare(&database).unwrap();
             assert_eq!((mode(&beside(name)), mode(&dir.path().join("a/b"))), (is, 0o700), "{name}");
         }
-        // What is not its own keeps its mode, and the directory too.
+        // Other files keep their modes, and then the directory keeps its mode too.
         for name in ["hotslot.db2", "hotslot.db.toml", "hotslot.db-notes", "other.db"] {
             fs::write(beside(name), "").unwrap();
             chmod(&beside(name), 0o644);
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directories_of_the_system_are_not_hotslots() {
+    fn system_directories_are_never_private() {
         for path in ["/", "/tmp", "/var/lib", "/usr/share", "/etc", "/root", "/dev/shm"] {
             let Ok(found) = fs::metadata(path) else { continue };
             assert!(!is_own(Path::new(path), &found, OsStr::new("hotslot.db")), "{path}");

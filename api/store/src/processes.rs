@@ -1,4 +1,4 @@
-//! The table `processes`, of those that work on one PostgreSQL at once; and how they hear of each other.
+//! The table `processes`: the processes that use one PostgreSQL database, and the notifications between them.
 
 use std::sync::Arc;
 
@@ -15,25 +15,25 @@ use crate::sql::{Pool, Transaction, query};
 const CHANNEL: &str = "hotslot";
 
 string_enum! {
-    /// What a commit has changed that other processes keep in memory, or wait for.
+    /// The kind of change that a notification reports to other processes.
     Notification {
-        /// Devices, and what else events tell of.
+        /// Devices or other records changed.
         Records = "records",
-        /// The rules that came by the API; everything else too, for all that is known.
+        /// The rules of the API changed. It also stands for a lost connection, after which anything may have changed.
         Rules = "rules",
-        /// Dead letters are to be tried again.
+        /// Dead letters are due for another delivery.
         Letters = "letters",
     }
 }
 
-/// What other processes commit, as it comes; what this process commits is heard too.
+/// The notifications of all processes, including this one.
 pub struct Heard(PgListener);
 
 impl Heard {
-    /// Waits for the next news. When the connection broke, everything may be new.
+    /// Waits for the next notification. Returns [`Notification::Rules`] when the connection broke.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn next(&mut self) -> Result<Notification, Error> {
         let heard = self.0.try_recv().await?;
         Ok(heard.and_then(|heard| heard.payload().parse().ok()).unwrap_or(Notification::Rules))
@@ -41,7 +41,7 @@ impl Heard {
 }
 
 impl Transaction {
-    /// Lets other processes know, once this is committed.
+    /// Notifies other processes when the transaction is committed.
     pub(super) async fn tell(&mut self, news: Notification) -> Result<(), Error> {
         if let Self::Postgres(_) = self {
             query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(news.as_str()).execute(self).await?;
@@ -51,31 +51,32 @@ impl Transaction {
 }
 
 impl Store {
-    /// What this process is called in what it writes and locks: by the task that asks, when that has begun under
-    /// another id, and so can change nothing any more. None when there can be no others.
+    /// Returns the process id under which the current task began, or else the current id of this process. A task that
+    /// began under an earlier id cannot change anything. Returns `None` when no other process can use the database.
     pub fn worker(&self) -> Option<Arc<str>> {
         actor::worker().or_else(|| self.locks.process().map(|process| Arc::clone(&process.id)))
     }
 
-    /// What this process is called now, for a task that begins.
+    /// Returns the current id of this process, for a new task. Returns `None` when no other process can use the
+    /// database.
     pub fn new_worker(&self) -> Option<Arc<str>> {
         self.locks.process().map(|process| Arc::clone(&process.id))
     }
 
-    /// Makes sure that a process has not been taken off the record, within a transaction that nobody writes beside.
+    /// Checks that the process of the current task is still on record. `tx` must exclude other writers.
     ///
     /// # Errors
-    /// [`Error::TakenOver`]; the database's.
+    /// Returns [`Error::TakenOver`] when the process was removed from the record, or the error of the database.
     pub(super) async fn is_on_record(&self, tx: &mut Transaction) -> Result<(), Error> {
         let Some(worker) = self.worker() else { return Ok(()) };
         let row = query("SELECT id FROM processes WHERE id = $1").bind(&*worker).fetch_optional(tx).await?;
         row.map(drop).ok_or(Error::TakenOver)
     }
 
-    /// Listens to other processes; none when there can be no others.
+    /// Listens for notifications. Returns `None` when no other process can use the database.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn listen(&self) -> Result<Option<Heard>, Error> {
         let Pool::Postgres(pool) = &self.read else { return Ok(None) };
         let mut listener = PgListener::connect_with(pool).await?;
@@ -83,12 +84,12 @@ impl Store {
         Ok(Some(Heard(listener)))
     }
 
-    /// The other processes that have ended without having been taken over.
+    /// Returns the other processes that have ended and are still on record.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn ended(&self) -> Result<Vec<Process>, Error> {
-        // A connection that broke is known when it is asked, and made anew.
+        // This call detects a broken connection and reconnects.
         let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
         self.locks.is(Arc::clone(&this.id)).await?;
         let Some(this) = self.locks.process() else { return Ok(Vec::new()) };
@@ -109,7 +110,7 @@ impl Store {
         Ok(others)
     }
 
-    /// Takes this process off the record when it leaves nothing to be taken over.
+    /// Removes this process from the record, unless it still holds locks, so that others have to take over its work.
     pub(super) async fn leave(&self) -> Result<(), Error> {
         match self.locks.process() {
             Some(this) if self.locks.idle().await? => self.forget_process(&this).await,
@@ -117,12 +118,12 @@ impl Store {
         }
     }
 
-    /// Says that what a process left has been taken over.
+    /// Removes a process from the record, after its work has been taken over.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn forget_process(&self, process: &Process) -> Result<(), Error> {
-        // In turn with all that writes: what it has not committed by now it never will.
+        // This transaction excludes other writers: what the process has not committed by now, it never can.
         let (_turn, mut tx) = self.begin().await?;
         query("DELETE FROM processes WHERE id = $1").bind(&*process.id).execute(&mut tx).await?;
         let calls = query("DELETE FROM overdue_calls WHERE process = $1").bind(&*process.id);

@@ -1,6 +1,5 @@
-//! One set of statements for two databases: a static text with `$n`, values that are BIGINT or TEXT, and rows of
-//! those. It is all that the two have to have in common; what one of them alone knows stands beside it in words of
-//! its own.
+//! One set of statements for SQLite and PostgreSQL. A statement is a static text with `$n`, its values are BIGINT or
+//! TEXT, and so are the columns of its rows. Statements for one database only are written with sqlx directly.
 
 use std::io;
 use std::time::Duration;
@@ -11,16 +10,16 @@ use sqlx::{Decode, Postgres, Row as _, Sqlite, Type};
 
 use crate::error::Error;
 
-/// How long PostgreSQL may take for one statement. Whoever stands still in the middle of a change is in the way for
-/// half of that at most ([`STALLED`](crate::pool::STALLED)).
+/// The time limit for one statement on PostgreSQL. It is twice the time for which a process that hangs in a transaction
+/// can block others ([`STALLED`](crate::pool::STALLED)).
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What PostgreSQL answers, unless that takes too long.
+/// Waits for an answer of PostgreSQL, at most for [`PATIENCE`].
 async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     within(PATIENCE, answer).await
 }
 
-/// What PostgreSQL answers within some time.
+/// Waits for an answer of PostgreSQL, at most for `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = sqlx::Result<T>>,
@@ -64,19 +63,19 @@ pub(super) struct Query {
     values: Vec<Value>,
 }
 
-/// A statement that means the same to both databases.
+/// Makes a statement that works on both databases.
 pub(super) fn query(text: &'static str) -> Query {
     Query { text, values: Vec::new() }
 }
 
-/// What a statement runs on.
+/// The connection on which a statement runs.
 pub(super) enum Executor<'a> {
     Pool(&'a Pool),
     Transaction(&'a mut Transaction),
 }
 
 impl Executor<'_> {
-    /// The same, for one more statement.
+    /// Reborrows the executor for another statement.
     pub(super) fn again(&mut self) -> Executor<'_> {
         match self {
             Self::Pool(pool) => Executor::Pool(pool),
@@ -98,7 +97,7 @@ impl<'a> From<&'a mut Transaction> for Executor<'a> {
 }
 
 impl Query {
-    /// The next value: `$1`, `$2`, …
+    /// Adds the next value: `$1`, `$2`, …
     pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
         self
@@ -118,7 +117,7 @@ impl Query {
         })
     }
 
-    /// Runs it, and answers how many rows it wrote.
+    /// Runs the statement and returns the number of rows written.
     pub(super) async fn execute(self, on: impl Into<Executor<'_>>) -> sqlx::Result<u64> {
         Ok(match on.into() {
             Executor::Pool(Pool::Sqlite(pool)) => self.sqlite().execute(pool).await?.rows_affected(),
@@ -134,7 +133,7 @@ impl Query {
         })
     }
 
-    /// What its rows say, each read by `read`.
+    /// Runs the statement and returns all rows, each converted by `read`.
     pub(super) async fn all<T>(
         self,
         on: impl Into<Executor<'_>>,
@@ -143,7 +142,7 @@ impl Query {
         self.fetch_all(on).await?.iter().map(read).collect()
     }
 
-    /// What its one row says, read by `read`; none without a row.
+    /// Runs the statement and returns the first row, converted by `read`, if there is one.
     pub(super) async fn one<T>(
         self,
         on: impl Into<Executor<'_>>,
@@ -152,7 +151,7 @@ impl Query {
         self.fetch_optional(on).await?.as_ref().map(read).transpose()
     }
 
-    /// All rows that it answers.
+    /// Runs the statement and returns all rows.
     pub(super) async fn fetch_all(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Vec<Row>> {
         let sqlite = |rows: Vec<SqliteRow>| rows.into_iter().map(Row::Sqlite).collect();
         let postgres = |rows: Vec<PgRow>| rows.into_iter().map(Row::Postgres).collect();
@@ -168,12 +167,12 @@ impl Query {
         })
     }
 
-    /// The first row, when there is one.
+    /// Runs the statement and returns the first row, if there is one.
     pub(super) async fn fetch_optional(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Option<Row>> {
         Ok(self.fetch_all(on).await?.into_iter().next())
     }
 
-    /// The first row.
+    /// Runs the statement and returns the first row. It is an error when there is none.
     pub(super) async fn fetch_one(self, on: impl Into<Executor<'_>>) -> sqlx::Result<Row> {
         self.fetch_optional(on).await?.ok_or(sqlx::Error::RowNotFound)
     }
@@ -187,14 +186,14 @@ pub(super) enum Pool {
 }
 
 impl Pool {
-    /// Begins a transaction that nobody else writes beside, until it ends.
+    /// Begins a transaction that excludes all other writers until it ends.
     pub(super) async fn begin_to_write(&self) -> sqlx::Result<Transaction> {
         Ok(match self {
             Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
             Self::Postgres(pool) => {
                 let mut tx = soon(pool.begin()).await?;
-                // As SQLite's one writer. Whoever only reads does not wait. It is a statement of its own, for when it
-                // is given up while it waits, only what was begun is rolled back.
+                // Allows one writer as SQLite does; readers do not wait. The lock is a statement of its own, so that
+                // giving up while it waits only rolls back an empty transaction.
                 soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx)).await?;
                 Transaction::Postgres(tx)
             }
@@ -209,7 +208,7 @@ impl Pool {
     }
 }
 
-/// A transaction; dropped, it is as if it had not been.
+/// A transaction. Dropping it rolls it back.
 #[derive(Debug)]
 pub(super) enum Transaction {
     Sqlite(sqlx::Transaction<'static, Sqlite>),
@@ -225,7 +224,7 @@ impl Transaction {
     }
 }
 
-/// What both databases know to be the value of a column.
+/// A type that both databases can have as the value of a column.
 pub(super) trait Column<'r>:
     Decode<'r, Sqlite> + Type<Sqlite> + Decode<'r, Postgres> + Type<Postgres>
 {
@@ -234,7 +233,7 @@ pub(super) trait Column<'r>:
 impl<'r, T> Column<'r> for T where T: Decode<'r, Sqlite> + Type<Sqlite> + Decode<'r, Postgres> + Type<Postgres>
 {}
 
-/// A row.
+/// A row of a result.
 #[derive(Debug)]
 pub(super) enum Row {
     Sqlite(SqliteRow),

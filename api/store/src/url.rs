@@ -1,4 +1,4 @@
-//! The URL of a database, read by the same parsers that open it.
+//! Checks the URL of a database with the parsers that are used to open it.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,24 +16,26 @@ pub fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
-/// The file that a `sqlite://` URL names, without its percent encoding. It may be a link.
+/// Returns the file that a `sqlite://` URL names, with percent encoding decoded. The file may be a symbolic link.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a URL that names none.
+/// Returns [`Error::Invalid`] when the URL names no file.
 pub fn sqlite_file(url: &str) -> Result<PathBuf, Error> {
     sqlite_path(url).map_err(|reason| Error::Invalid(format!("[database] url: {reason}")))
 }
 
-/// Checks that a URL names a database that can be opened by it.
+/// Checks the URL of a database.
 ///
 /// # Errors
-/// What is wrong and what would be right. Nothing of the URL is quoted, for it may carry a password.
+/// Returns a message that says what is wrong and what to write. It does not quote the URL, which may contain a
+/// password.
 pub fn check_url(url: &str) -> Result<(), String> {
     if is_postgres(url) {
         return PgConnectOptions::from_str(url).map(drop).map_err(|_| {
             format!(
-                "it is no URL that PostgreSQL is reached by: look at its port and its parameters (such as sslmode=require \
-                 or hostaddr=192.0.2.1), and write what is special in a name or password as %40; write {POSTGRES}"
+                "it is not a valid PostgreSQL URL: check the port and the parameters (such as sslmode=require or \
+                 hostaddr=192.0.2.1), and encode special characters of names and passwords, such as @ as %40; write \
+                 {POSTGRES}"
             )
         });
     }
@@ -43,13 +45,13 @@ pub fn check_url(url: &str) -> Result<(), String> {
     sqlite_path(url).map(drop)
 }
 
-/// The path that a `sqlite://` URL names, without its percent encoding.
+/// Returns the path that a `sqlite://` URL names, with percent encoding decoded.
 ///
 /// # Errors
-/// As [`check_url`].
+/// Returns a message as [`check_url`] does.
 fn sqlite_path(url: &str) -> Result<PathBuf, String> {
     let options = SqliteConnectOptions::from_str(url).map_err(|_| {
-        format!("its parameters are none that SQLite knows, such as ?mode=ro; write {SQLITE}")
+        format!("it has parameters that SQLite does not support (?mode=ro is supported); write {SQLITE}")
     })?;
     let path = options.get_filename();
     let named = url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! The tables `webhooks` and `dead_letters`: up to which event each webhook was told, and what it could not be told.
+//! The tables `webhooks` and `dead_letters`: the last event delivered to each webhook, and the events that could not be
+//! delivered.
 
 use hotslot_model::id::EventId;
 use hotslot_model::time::Millis;
@@ -10,18 +11,18 @@ use crate::pool::Store;
 use crate::processes::Notification;
 use crate::sql::{Row, query};
 
-/// A row of `dead_letters`: an event that a webhook could not be told.
+/// A row of `dead_letters`: an event that could not be delivered to a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The event.
     pub event: EventId,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: i64,
-    /// Why it failed the last time.
+    /// The reason of the last failure.
     pub reason: String,
-    /// When it was given up.
+    /// When the delivery was given up.
     pub died_at: Millis,
-    /// Whether someone asked for it to be tried again.
+    /// Whether another delivery was requested.
     pub due: bool,
 }
 
@@ -38,10 +39,10 @@ fn letter(row: &Row) -> Result<DeadLetter, Error> {
 }
 
 impl Store {
-    /// The event up to which a webhook was told. One that is new begins with what happens from now on.
+    /// Returns the last event that was delivered to a webhook. For a new webhook this is the last event so far.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn told(&self, webhook: &str) -> Result<EventId, Error> {
         let told = || query("SELECT told FROM webhooks WHERE name = $1").bind(webhook);
         let row = match told().fetch_optional(&self.read).await? {
@@ -64,10 +65,11 @@ impl Store {
         Ok(EventId(row.try_get("told")?))
     }
 
-    /// Says up to which event a webhook was told; what it could not be told among those is a dead letter.
+    /// Records the last event that was delivered to a webhook. `dead` is an event up to there that could not be
+    /// delivered.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn set_told(
         &self,
         webhook: &str,
@@ -99,10 +101,10 @@ impl Store {
         draft.commit().await.map(drop)
     }
 
-    /// What a webhook could not be told, in the order of the events: at most `limit`, and how many there are.
+    /// Returns the dead letters of a webhook in the order of the events, at most `limit`, and their total number.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn dead_letters(&self, webhook: &str, limit: u32) -> Result<(Vec<DeadLetter>, i64), Error> {
         let rows = query("SELECT * FROM dead_letters WHERE webhook = $1 ORDER BY event_id LIMIT $2")
             .bind(webhook)
@@ -114,10 +116,10 @@ impl Store {
         Ok((rows.iter().map(letter).collect::<Result<_, _>>()?, count))
     }
 
-    /// Asks for a webhook's dead letters to be tried again. Answers how many there are.
+    /// Requests another delivery of all dead letters of a webhook. Returns their number.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn redeliver(&self, webhook: &str) -> Result<u64, Error> {
         let mut draft = self.draft().await?;
         let done = query("UPDATE dead_letters SET due = 1 WHERE webhook = $1")
@@ -129,10 +131,10 @@ impl Store {
         Ok(done)
     }
 
-    /// The first of a webhook's dead letters that is to be tried again.
+    /// Returns the first dead letter of a webhook that is due for another delivery.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn due_letter(&self, webhook: &str) -> Result<Option<DeadLetter>, Error> {
         let row =
             query("SELECT * FROM dead_letters WHERE webhook = $1 AND due = 1 ORDER BY event_id LIMIT 1")
@@ -142,10 +144,10 @@ impl Store {
         row.as_ref().map(letter).transpose()
     }
 
-    /// Says what became of a dead letter that was tried once more: told, or the reason why not.
+    /// Records the outcome of another delivery of a dead letter: success, or the reason of the failure.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn tried_again(
         &self,
         webhook: &str,

@@ -1,4 +1,4 @@
-//! Accelerators: devices that are given away under names of their own, to a server or to the host itself.
+//! Accelerators: named devices that can be attached to a server, or bound for use by the host itself.
 
 mod spec;
 mod view;

@@ -1,4 +1,4 @@
-//! `acc_specs`: what an accelerator is to be.
+//! `acc_specs`: the requirements for the devices of an accelerator.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -12,39 +12,39 @@ use serde_json::{Map, Value, json};
 use crate::device::DeviceFacts;
 use crate::rules::NumaPolicy;
 
-/// The device type of an accelerator that may be any.
+/// The device type of an accelerator that accepts any type.
 pub(super) const UNKNOWN: &str = "UNKNOWN";
 
-/// The most devices that one accelerator is made of, as of one request for devices.
+/// The largest number of devices of one accelerator, which is that of one request for devices.
 pub const MAX_NUM: u64 = 256;
 
-/// A spec as it was put, and what is understood of it.
+/// A spec as the client sent it, and its parsed values.
 ///
-/// `remote`, `num`, `device_type` and `acc_capability` are the seed's. `acc_type`, `vendor_id`, `product_id`,
-/// `numa_node` and `numa_policy` choose too, and `mdev_type` asks for parts of such devices; whatever else stands there
-/// is kept and answered.
+/// The keys `remote`, `num`, `device_type` and `acc_capability` are always shown. `acc_type`, `vendor_id`,
+/// `product_id`, `numa_node` and `numa_policy` restrict the choice of devices too. `mdev_type` requests mediated
+/// devices instead of whole devices. Other keys are stored and returned, and have no effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccSpec {
     put: Map<String, Value>,
-    /// Whether it may be reached over a network: 0 or 1, and whatever else was put.
+    /// Whether the accelerator may be used over a network: 0 or 1. Other integers are stored as they are.
     pub remotable: i64,
-    /// How many devices make it up; 0 makes up none, and no request takes more than 256.
+    /// The number of devices, 0 to 256. Older records may have more.
     pub num: u64,
-    /// A word such as GPU, or UNKNOWN.
+    /// The device type such as GPU, or UNKNOWN for any.
     pub device_type: String,
-    /// The use that it is for, such as Crypto; may be empty.
+    /// The intended use such as Crypto, or empty.
     pub acc_type: String,
-    /// What it can do: JSON of any depth.
+    /// The required capabilities: JSON of any depth.
     pub capability: Map<String, Value>,
-    /// Whose devices.
+    /// The vendor id, or `None` for any.
     pub vendor_id: Option<PciId>,
-    /// Which of them.
+    /// The product id, or `None` for any.
     pub product_id: Option<PciId>,
-    /// The host's NUMA node that they are on.
+    /// The NUMA node of the host, or `None` for any.
     pub numa_node: Option<u32>,
-    /// How near to the guest's memory they are to be; none is as near as may be.
+    /// The NUMA policy, or `None` for [`NumaPolicy::Preferred`].
     pub numa_policy: Option<NumaPolicy>,
-    /// The driver's id of the type of mediated devices (vGPUs) that are made of them; none asks for whole devices.
+    /// The id of the type of mediated devices (vGPUs), as the driver names it, or `None` for whole devices.
     pub mdev_type: Option<String>,
 }
 
@@ -67,14 +67,14 @@ impl Default for AccSpec {
 }
 
 impl AccSpec {
-    /// Reads the value of `acc_specs` of a request. What is left out is as in a new accelerator.
+    /// Reads the value of `acc_specs` of a request. Missing keys have the values of a new accelerator.
     ///
     /// # Errors
-    /// What is wrong, and what would be right, for people.
+    /// Returns a message that says what is wrong and what to write instead.
     pub fn read(value: &Value) -> Result<Self, String> {
         if let Some(number) = inexact(value) {
             return Err(format!(
-                "acc_specs: {number} is too large a number to be kept as it is; write it as a text"
+                "acc_specs: {number} is too large to be stored exactly; write it as a string"
             ));
         }
         let spec = Self::kept(value)?;
@@ -87,22 +87,22 @@ impl AccSpec {
                 spec.num
             ));
         }
-        // An empty word was taken for any type once, and what was put then still is.
+        // Earlier versions accepted an empty type as any type, and such records are still valid (see `kept`).
         if !spec.device_type.eq_ignore_ascii_case(UNKNOWN) {
             let known = spec.device_type.parse::<DeviceType>();
             known.map_err(|unknown| {
-                format!("acc_specs: device_type: {unknown}, and {UNKNOWN} for a device of any type")
+                format!("acc_specs: device_type: {unknown}; write {UNKNOWN} for a device of any type")
             })?;
         }
         Ok(spec)
     }
 
-    /// Reads one that was put before, also by rules that were not as strict.
+    /// Reads a recorded spec, which may have been accepted by less strict rules.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// Returns a message as [`read`](Self::read) does.
     pub fn kept(value: &Value) -> Result<Self, String> {
-        let put = value.as_object().ok_or("acc_specs is no object")?;
+        let put = value.as_object().ok_or("acc_specs is not an object")?;
         let mut spec = Self { put: put.clone(), ..Self::default() };
         let wrong = |key: &str, value: &Value, right: &str| {
             let value: String = value.to_string().chars().take(80).collect();
@@ -156,12 +156,12 @@ impl AccSpec {
         Ok(spec)
     }
 
-    /// [`num`](Self::num), as far as it can be counted.
+    /// Returns [`num`](Self::num), at most `usize::MAX`.
     pub fn count(&self) -> usize {
         usize::try_from(self.num).unwrap_or(usize::MAX)
     }
 
-    /// What was put, and the seed's four keys in any case.
+    /// Returns the spec as the client sent it, with the four keys that are always shown.
     pub fn shown(&self) -> Value {
         let mut shown = self.put.clone();
         for (key, value) in [
@@ -175,15 +175,15 @@ impl AccSpec {
         Value::Object(shown)
     }
 
-    /// What is kept of it.
+    /// Returns the text to record.
     pub fn stored(&self) -> String {
         Value::Object(self.put.clone()).to_string()
     }
 
-    /// In what a device is not what is asked for, and how near it comes: how much was looked at before, and more than
-    /// that for the product that is asked for; none when it is what is asked for.
-    /// `answered` are the keys that any device's `extra_info` has: a capability that no device speaks of is the
-    /// caller's own note.
+    /// Returns the first difference between a device and the spec, or `None` when the device matches. The number says
+    /// how close the device comes: the number of checks that it passed, plus a bonus for the requested product.
+    /// `answered` has the keys that occur in the `extra_info` of any device. A capability that is not among them is
+    /// ignored as a note of the caller.
     pub fn mismatch(
         &self,
         device: &HostDevice,
@@ -219,31 +219,31 @@ impl AccSpec {
             let wanted = match wanted {
                 Value::String(text) => text.clone(),
                 Value::Bool(_) | Value::Number(_) => wanted.to_string(),
-                // What has parts is no text that a device could answer.
+                // The values of `extra_info` are strings, so null, lists and objects are not compared.
                 Value::Null | Value::Array(_) | Value::Object(_) => return None,
             };
             match facts.extra_info.get(key) {
                 Some(has) if has.to_lowercase() == wanted.to_lowercase() => None,
                 Some(has) => other(passed, key, &has, &wanted),
-                None => Some((near(passed), format!("it says nothing of {key}, and {wanted} is asked for"))),
+                None => Some((near(passed), format!("it has no {key}, but {wanted} is requested"))),
             }
         })
     }
 }
 
-/// How much nearer a device of the product that is asked for is than others: there are fewer things to look at.
+/// The bonus for a device of the requested product. It is larger than any number of checks.
 const SAME_PRODUCT: usize = 1 << 32;
 
-/// How a type of mediated devices is written.
+/// The advice for an invalid type of mediated devices.
 const MDEV_TYPE: &str = "write a type's id such as \"nvidia-231\", as GET os-hypervisors/{id}/pci_devices/{address} \
                          lists them";
 
-/// Whether a text may be the id of a type: it is the name of a directory in sysfs.
+/// Whether a text can be the id of a type of mediated devices, which is the name of a directory in sysfs.
 fn is_mdev_type(id: &str) -> bool {
     (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
-/// A number in a JSON value that is not kept as it was written: an integer that only a float can hold.
+/// Returns a number in a JSON value that cannot be stored exactly: an integer that only a float can represent.
 fn inexact(value: &Value) -> Option<&serde_json::Number> {
     match value {
         Value::Number(number) => {
@@ -255,20 +255,20 @@ fn inexact(value: &Value) -> Option<&serde_json::Number> {
     }
 }
 
-/// From here on (2^53) a float has no place for every integer.
+/// 2^53. From here on a float cannot represent every integer.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Whether a device type is what a word asks for.
+/// Whether a device type matches the type in a spec.
 fn of_type(is: DeviceType, word: &str) -> bool {
     match word.parse() {
-        // QuickAssist is what people have for it.
+        // QuickAssist devices are crypto accelerators too.
         Ok(DeviceType::Crypto) => matches!(is, DeviceType::Crypto | DeviceType::Qat),
         Ok(wanted) => is == wanted,
         Err(_) => is_any(word),
     }
 }
 
-/// Whether a word asks for devices of any type.
+/// Whether the type in a spec means any type.
 fn is_any(word: &str) -> bool {
     word.trim().is_empty() || word.eq_ignore_ascii_case(UNKNOWN)
 }

@@ -1,4 +1,4 @@
-//! An accelerator with what it holds, and what it is doing by that.
+//! An accelerator with the assignments that it holds, and the status that follows from them.
 
 use std::sync::Arc;
 
@@ -15,50 +15,50 @@ use crate::time::Millis;
 /// A row of `accelerators`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Accelerator {
-    /// Its id.
+    /// The id.
     pub id: AcceleratorId,
-    /// Its name, of which there is one.
+    /// The name, which is unique.
     pub name: String,
-    /// The spec that was put; `None` before the first.
+    /// The spec, or `None` before the client has set one.
     pub spec: Option<AccSpec>,
-    /// How often its spec was put.
+    /// The number of times that the spec was set.
     pub generation: i64,
-    /// The one device that it is; none takes any that its spec asks for.
+    /// The fixed device of the accelerator, or `None` when it takes any device that matches the spec.
     pub pinned: Option<DeviceId>,
-    /// The project of who made it; none: nobody was asked who they are.
+    /// The project of its creator, or `None` when callers are not identified.
     pub project: Option<String>,
-    /// When it was made.
+    /// When the accelerator was created.
     pub created_at: Millis,
-    /// When its spec was last put.
+    /// When the spec was last set.
     pub updated_at: Option<Millis>,
 }
 
 string_enum! {
     /// The status of an accelerator.
     Status {
-        /// It holds nothing, and may be attached.
+        /// The accelerator holds no device and can be attached.
         Available = "available",
-        /// It is being attached.
+        /// A device is being attached or bound.
         Attaching = "attaching",
-        /// All its devices are where they were asked for.
+        /// All devices are attached or bound as requested.
         Attached = "attached",
-        /// It is being detached, or waits for a guest to let go.
+        /// A device is being detached, or the guest has not released it yet.
         Detaching = "detaching",
-        /// The one device that it is is gone, or it holds fewer than it was attached with.
+        /// The fixed device is gone or unreachable, or the accelerator holds fewer devices than were requested.
         Error = "error",
     }
 }
 
-/// Where an accelerator is to go.
+/// The target of an attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Into a server.
+    /// A server.
     Server(ServerId),
-    /// To a host, of a name or where its device is.
+    /// A host, which uses the device itself.
     Host {
-        /// The host's name or UUID; none is the device's own.
+        /// The name or UUID of the host, or `None` for the host of the device.
         name: Option<String>,
-        /// How the host is to have it.
+        /// The host driver to bind the device to.
         driver: HostDriver,
     },
 }
@@ -66,31 +66,32 @@ pub enum Target {
 /// One device that an accelerator holds.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// The promise.
+    /// The assignment.
     pub by: Assignment,
-    /// The device; of a mediated device its parent.
+    /// The device, or the parent of a mediated device.
     pub device: Arc<Device>,
-    /// As the host has it now; none when that was not asked (the service's `look_at`), or cannot be read.
+    /// The device as the host reports it now, or `None` when it was not read (see the service's `look_at`) or cannot be
+    /// read.
     pub found: Option<HostDevice>,
 }
 
-/// An accelerator with what it holds.
+/// An accelerator and the devices that it holds.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Its row.
+    /// The row of the accelerator.
     pub row: Accelerator,
-    /// Its devices, oldest first; none while it is not attached.
+    /// The devices that it holds, oldest first. Empty while it is not attached.
     pub held: Vec<Held>,
-    /// How many devices the request asked for that `held` are of: those that it has lost since count too.
+    /// The number of devices of the attach request to which `held` belongs, including those that were lost since.
     pub asked: usize,
-    /// The one device that it is, also while it is gone.
+    /// The fixed device of the accelerator, even while the device is gone.
     pub pinned: Option<Arc<Device>>,
-    /// Whether the host of that device is configured.
+    /// Whether the host of the fixed device is configured.
     pub reachable: bool,
 }
 
 impl View {
-    /// The status, with a reason for people where there is one.
+    /// Returns the status, and the reason as text if there is one.
     pub fn status(&self) -> (Status, Option<String>) {
         let states = || self.held.iter().map(|held| (held.by.state(), held.by.reason()));
         let in_state = |wanted: State| states().find(|(state, _)| *state == wanted);
@@ -104,7 +105,9 @@ impl View {
             let gone = |held: &&Held| held.device.gone_at.is_some() && held.found.is_none();
             if let Some(gone) = self.held.iter().find(gone) {
                 let address = gone.device.facts.address;
-                let reason = format!("its device {address} is gone from the host; DELETE it to give it back");
+                let reason = format!(
+                    "its device {address} is gone from the host; DELETE the accelerator to release it"
+                );
                 return (Status::Error, Some(reason));
             }
             let has = self.held.len();
@@ -126,11 +129,10 @@ impl View {
             return (Status::Error, Some(reason));
         }
         if device.gone_at.is_some() || device.status == DeviceStatus::Deleted {
-            let reason =
-                format!("its device {address} is gone from the host, or from what may be given away");
+            let reason = format!("its device {address} is gone from the host or no longer assignable");
             return (Status::Error, Some(reason));
         }
-        // It may be attached all the same: they may have let go by then.
+        // The status stays `available`: the device may be free by the time it is attached.
         let reason = match (device.owner, device.status) {
             (Some(owner), _) => Some(format!("its device {address} is held by {owner}; detach it there")),
             (None, DeviceStatus::Unclaimable | DeviceStatus::Unavailable) => {
@@ -141,19 +143,19 @@ impl View {
         (Status::Available, reason)
     }
 
-    /// The server that it is in, or on its way to.
+    /// Returns the server to which the devices are attached or being attached, if any.
     pub fn server(&self) -> Option<ServerId> {
         self.held.iter().find_map(|held| held.by.server())
     }
 
-    /// The spec by which its devices are chosen.
+    /// Returns the spec, or the default spec when none was set.
     pub fn spec(&self) -> AccSpec {
         self.row.spec.clone().unwrap_or_default()
     }
 }
 
-/// A device that may be given away, as the accelerator that it would be. Another may have its name: one that was made
-/// before devices were listed, or that is the device which was there before.
+/// Returns an assignable device as an accelerator. `taken` says whether another accelerator has the name: it may have
+/// been created before devices were listed as accelerators, or for the device that was at the address before.
 pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
     let row = Accelerator {
         id: AcceleratorId(device.uuid),
@@ -168,12 +170,12 @@ pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
     View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)), reachable: true }
 }
 
-/// The name of a discovered accelerator while another one has its first choice.
+/// Returns the name of a discovered accelerator when another accelerator has the preferred name.
 pub fn told_apart(name: &str, device: &Device) -> String {
     format!("{name}_{}", device.uuid)
 }
 
-/// Says who holds a device that is not free, or its PF or one of its VFs.
+/// Returns a message that names the holder of a device, or of its PF or one of its VFs.
 pub fn taken(row: &Device, rows: &[Arc<Device>]) -> String {
     let (address, status) = (row.facts.address, row.status);
     if let Some(owner) = row.owner {

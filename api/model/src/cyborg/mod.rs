@@ -1,4 +1,4 @@
-//! Cyborg's nouns: device profiles, attributes of deployables, and accelerator requests.
+//! Cyborg's records: device profiles, attributes of deployables, and accelerator requests.
 
 mod profile;
 mod request;

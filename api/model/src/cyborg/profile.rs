@@ -1,4 +1,4 @@
-//! What the groups of a device profile ask for.
+//! Device profiles and their groups, and attributes of deployables.
 
 use std::sync::LazyLock;
 
@@ -8,17 +8,18 @@ use serde_json::{Map, Value};
 use crate::id::{AttributeId, DeviceId, DeviceProfileId};
 use crate::time::Millis;
 
-/// The most devices that one device profile asks for.
+/// The largest number of devices in one device profile.
 pub const MAX_UNITS: u32 = 256;
 
-/// The resource classes beside `CUSTOM_…` that Cyborg knows.
+/// The resource classes that Cyborg accepts, apart from `CUSTOM_…`.
 const CLASSES: &[&str] = &["FPGA", "GPU", "VGPU", "PGPU"];
 
-/// A group as it was put, with the blanks around its names taken away: one kind of device.
+/// A group of a device profile, which describes the devices that it requests. It is stored as the client sent it,
+/// without blanks around the names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group(Map<String, Value>);
 
-/// The name of a custom resource class or trait.
+/// Whether a name is a custom resource class or trait.
 fn is_custom(name: &str) -> bool {
     #[expect(clippy::unwrap_used, reason = "the pattern is constant")]
     static CUSTOM: LazyLock<Regex> = LazyLock::new(|| Regex::new("^CUSTOM_[A-Z0-9_]+$").unwrap());
@@ -37,22 +38,22 @@ impl Group {
     /// Reads the value of `groups`: a list of at least one group.
     ///
     /// # Errors
-    /// What is wrong, and what would be right, for people.
+    /// Returns a message that says what is wrong and what to write instead.
     pub fn read_all(value: &Value) -> Result<Vec<Self>, String> {
         let list = value.as_array().filter(|list| !list.is_empty());
-        let list = list.ok_or(r#"groups is no list of groups; write [{"resources:FPGA": "1"}]"#)?;
+        let list = list.ok_or(r#"groups is not a list of groups; write [{"resources:FPGA": "1"}]"#)?;
         let groups = list.iter().map(Self::read).collect::<Result<Vec<_>, _>>()?;
         let units = groups.iter().flat_map(Self::resources).map(|(_, amount)| u64::from(amount)).sum::<u64>();
         if units > u64::from(MAX_UNITS) {
             return Err(format!(
-                "the groups ask for {units} devices; one profile asks for {MAX_UNITS} at most"
+                "the groups request {units} devices; a profile can request at most {MAX_UNITS}"
             ));
         }
         Ok(groups)
     }
 
     fn read(value: &Value) -> Result<Self, String> {
-        let put = value.as_object().ok_or("a group is no object")?;
+        let put = value.as_object().ok_or("a group is not an object")?;
         let mut group = Map::new();
         for (key, value) in put {
             let shown: String = format!("{key}: {value}").chars().take(80).collect();
@@ -64,7 +65,7 @@ impl Group {
                     return Err(format!("`{shown}` names no resource class; write {classes} or CUSTOM_…"));
                 }
                 "resources" if amount(value).is_none() => {
-                    return Err(format!("`{shown}` is no number of devices from 0 to {MAX_UNITS}"));
+                    return Err(format!("`{shown}` is not a number of devices from 0 to {MAX_UNITS}"));
                 }
                 "trait" if !is_custom(name) => {
                     return Err(format!(
@@ -75,11 +76,13 @@ impl Group {
                     return Err(format!("`{shown}` is neither required nor forbidden"));
                 }
                 "accel" if name.is_empty() || !(value.is_string() || value.is_number()) => {
-                    return Err(format!("`{shown}` is no name with a text"));
+                    return Err(format!(
+                        "`{shown}` has no name, or a value that is neither a string nor a number"
+                    ));
                 }
                 "resources" | "trait" | "accel" => {
                     if group.insert(format!("{kind}:{name}"), value.clone()).is_some() {
-                        return Err(format!("`{kind}:{name}` is there twice"));
+                        return Err(format!("`{kind}:{name}` occurs twice"));
                     }
                 }
                 _ => return Err(format!("`{shown}` begins with none of resources:, trait:, accel:")),
@@ -88,12 +91,12 @@ impl Group {
         Ok(Self(group))
     }
 
-    /// The group as JSON.
+    /// Returns the group as JSON.
     pub fn shown(&self) -> Value {
         Value::Object(self.0.clone())
     }
 
-    /// Groups as JSON.
+    /// Returns several groups as JSON.
     pub fn shown_all(groups: &[Self]) -> Value {
         groups.iter().map(Self::shown).collect()
     }
@@ -105,17 +108,17 @@ impl Group {
         })
     }
 
-    /// The resource classes that it asks for, and how many devices of each.
+    /// Returns the resource classes that the group requests, each with the number of devices.
     pub fn resources(&self) -> impl Iterator<Item = (&str, u32)> {
         self.of_kind("resources").filter_map(|(class, value)| Some((class, amount(value)?)))
     }
 
-    /// The traits that a device must have (true), or must not have.
+    /// Returns the traits that a device must have (true) or must not have (false).
     pub fn traits(&self) -> impl Iterator<Item = (&str, bool)> {
         self.of_kind("trait").map(|(name, value)| (name, value == "required"))
     }
 
-    /// What it asks to be done to a device before it is given.
+    /// Returns the names of the `accel:` properties, which ask for preparation of a device such as programming.
     pub fn properties(&self) -> impl Iterator<Item = &str> {
         self.of_kind("accel").map(|(name, _)| name)
     }
@@ -124,30 +127,30 @@ impl Group {
 /// A row of `device_profiles`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceProfile {
-    /// Its id.
+    /// The id.
     pub id: DeviceProfileId,
-    /// Its name, of which there is one.
+    /// The name, which is unique.
     pub name: String,
-    /// What people say of it.
+    /// The description from the client.
     pub description: Option<String>,
-    /// What it asks for, at least one group.
+    /// The groups, at least one.
     pub groups: Vec<Group>,
-    /// When it was made.
+    /// When the profile was created.
     pub created_at: Millis,
 }
 
 /// A row of `attributes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attribute {
-    /// Its id.
+    /// The id.
     pub id: AttributeId,
-    /// The row of the deployable.
+    /// The device row of the deployable.
     pub deployable: DeviceId,
-    /// What of it is said.
+    /// The key.
     pub key: String,
-    /// What is said.
+    /// The value.
     pub value: String,
-    /// When.
+    /// When the attribute was created.
     pub created_at: Millis,
 }
 
@@ -158,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_read_as_the_list_says() {
+    fn groups_are_read_or_refused_as_in_the_data_file() {
         let cases: Vec<Value> =
             serde_json::from_str(include_str!("../../tests/data/device_profile_groups.json")).unwrap();
         for case in &cases {
@@ -175,7 +178,7 @@ mod tests {
                         .map(|(class, n)| format!("{class}={n}"))
                         .collect();
                     assert_eq!(serde_json::json!(units), case["units"], "{case}");
-                    // What is shown is read as the same.
+                    // Reading the output gives the same groups.
                     assert_eq!(Group::read_all(&Group::shown_all(&groups)), Ok(groups), "{case}");
                 }
             }
@@ -185,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(key in "(resources|trait|accel|x)?:? ?[A-Z_]{0,9}", value in ".{0,6}") {
+        fn reading_a_group_never_panics(key in "(resources|trait|accel|x)?:? ?[A-Z_]{0,9}", value in ".{0,6}") {
             let _ = Group::read_all(&serde_json::json!([{ key: value }]));
         }
     }

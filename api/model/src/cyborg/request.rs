@@ -1,4 +1,5 @@
-//! Accelerator requests: what one is, is told by what was last meant to be and by the assignment that it holds.
+//! Accelerator requests (ARQs). The state that the API shows follows from the recorded state and from the assignment
+//! that the request holds.
 
 use std::sync::Arc;
 
@@ -13,27 +14,27 @@ use crate::time::Millis;
 string_enum! {
     /// Cyborg's states of an accelerator request.
     ArqState {
-        /// It was made.
+        /// The request was created.
         Initial = "Initial",
-        /// It is being bound.
+        /// The request is being bound.
         BindStarted = "BindStarted",
-        /// Its device is in its server.
+        /// The device is attached to the server.
         Bound = "Bound",
-        /// It was bound and is no longer; it may be bound again.
+        /// The request was bound before and can be bound again.
         Unbound = "Unbound",
-        /// No device came to its server.
+        /// No device could be attached to the server.
         BindFailed = "BindFailed",
-        /// Its device did not leave its server.
+        /// The device could not be detached from the server.
         UnbindFailed = "UnbindFailed",
-        /// It is being deleted.
+        /// The request is being deleted.
         Deleting = "Deleting",
     }
 }
 
-/// Where an accelerator request is bound.
+/// The host and server to which an accelerator request is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArqTarget {
-    /// The host's name.
+    /// The name of the host.
     pub hostname: String,
     /// The resource provider of the deployable.
     pub rp: Uuid,
@@ -44,56 +45,57 @@ pub struct ArqTarget {
 /// A row of `accelerator_requests`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arq {
-    /// Its id.
+    /// The id.
     pub id: ArqId,
-    /// The name of the device profile that it asks by.
+    /// The name of its device profile.
     pub profile: String,
-    /// Which of the profile's groups, from 0.
+    /// The index of the group in the profile, from 0.
     pub group: usize,
-    /// The resource class of that group that it is a unit of.
+    /// The resource class in that group. The request is for one unit of it.
     pub class: String,
-    /// Whose it is; none: nobody was asked who they are.
+    /// The project of the owner, or `None` when callers are not identified.
     pub project: Option<String>,
-    /// What was last meant to be, or came of it.
+    /// The recorded state: the last intended state, or the result of the last operation. See [`ArqView::state`].
     pub state: ArqState,
-    /// The reason for that state, for people.
+    /// The reason for that state, as text.
     pub reason: Option<String>,
-    /// Where it is bound, is being bound, or was when that failed.
+    /// The target to which it is bound or being bound, or for which binding failed.
     pub target: Option<ArqTarget>,
-    /// When it was made.
+    /// When the request was created.
     pub created_at: Millis,
     /// When the row last changed.
     pub updated_at: Option<Millis>,
 }
 
-/// An accelerator request, with what it holds.
+/// An accelerator request and the assignment that it holds.
 #[derive(Debug, Clone)]
 pub struct ArqView {
-    /// Its row.
+    /// The row of the request.
     pub row: Arq,
-    /// Its device, or the part of one, on the way to its server, in it, or on the way out.
+    /// The open attachment or mediated device that the request holds, and the device or the parent device.
     pub held: Option<(Assignment, Arc<Device>)>,
 }
 
 impl ArqView {
-    /// What it is.
+    /// Returns the state that the API shows.
     pub fn state(&self) -> ArqState {
         seen(self.row.state, self.held.as_ref().map(|(by, _)| by.state()))
     }
 
-    /// Whether it is bound to a server, or on its way there.
+    /// Whether the target of the request is this server.
     pub fn is_of(&self, server: ServerId) -> bool {
         self.row.target.as_ref().is_some_and(|target| target.server == server)
     }
 
-    /// The device that its server has, or of which it has a part.
+    /// Returns the device that the server has, or whose mediated device the server has. Returns `None` while the device
+    /// is being attached.
     pub fn handle(&self) -> Option<(&Assignment, &Device)> {
         let (by, device) = self.held.as_ref()?;
         (by.state() != State::Attaching).then_some((by, &**device))
     }
 }
 
-/// What a request is: by what was last meant to be, and by its attachment or mediated device, if one is open.
+/// Returns the state of a request from its recorded state and the state of its attachment or mediated device, if any.
 pub fn seen(meant: ArqState, attachment: Option<State>) -> ArqState {
     match (attachment, meant) {
         (None | Some(State::Detached | State::Failed), ArqState::Bound | ArqState::UnbindFailed) => {
@@ -104,9 +106,9 @@ pub fn seen(meant: ArqState, attachment: Option<State>) -> ArqState {
         (Some(State::Attaching), _) => ArqState::BindStarted,
         (Some(State::Attached | State::Detaching), ArqState::UnbindFailed) => ArqState::UnbindFailed,
         (Some(State::Attached), _) => ArqState::Bound,
-        // What failed is taken back.
+        // Binding has failed; the device is being detached again.
         (Some(State::Detaching), ArqState::BindStarted | ArqState::BindFailed) => ArqState::BindFailed,
-        // Its server has it as long as it has not let go.
+        // The server has the device until the guest releases it.
         (Some(State::Detaching), ArqState::Initial | ArqState::Bound | ArqState::Unbound) => ArqState::Bound,
     }
 }
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_what_its_attachment_says() {
+    fn the_state_follows_from_the_recorded_state_and_the_attachment() {
         let table: Value = serde_json::from_str(include_str!("../../tests/data/arq_state.json")).unwrap();
         let columns = ["none", "attaching", "attached", "detaching"];
         for meant in ArqState::ALL {

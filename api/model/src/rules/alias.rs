@@ -1,4 +1,4 @@
-//! `alias`: the name by which a kind of device is asked for (Nova's `[pci] alias`).
+//! `alias`: the name under which requests ask for a kind of device (Nova's `[pci] alias`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -13,35 +13,37 @@ use super::placement;
 use super::request::NAME;
 use crate::device::{DevType, DeviceFacts};
 
-/// A name with its alternatives.
+/// One alias: a name and the kinds of device that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
     /// The name, 1 to 256 characters.
     pub name: String,
-    /// Any of these will do. They agree in `device_type`.
+    /// The alternatives: a device matches the alias when it matches any of them. All have the same `device_type`.
     pub specs: Vec<AliasSpec>,
-    /// How near to the guest's memory the devices have to be.
+    /// The NUMA policy for the devices.
     pub numa_policy: NumaPolicy,
 }
 
-/// One kind of device: all of it must hold.
+/// One kind of device. A device matches when it meets every condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasSpec {
-    /// The addresses that are meant; none for any. No configured alias says it.
+    /// The allowed addresses, or `None` for any address. It is always `None` in a configured alias.
     pub among: Option<BTreeSet<PciAddress>>,
-    /// Vendor id. None only with `pci_in_placement`, where a resource class can stand for the ids.
+    /// The vendor id. In a configured alias it is `None` only with `pci_in_placement`, where a resource class can
+    /// replace the ids.
     pub vendor_id: Option<PciId>,
-    /// Product id; none as in `vendor_id`.
+    /// The product id. It is `None` under the same condition as `vendor_id`.
     pub product_id: Option<PciId>,
-    /// The device type; none takes any but a PF and vDPA.
+    /// The device type. `None` allows every type but `type-PF` and `vdpa`.
     pub device_type: Option<DevType>,
-    /// Whether the devices are to be marked as live migratable, or as not; none does not ask.
+    /// The value that the tag `live_migratable` of the devices must have, or `None` for any.
     pub live_migratable: Option<bool>,
-    /// Placement's class of the devices. None without `pci_in_placement`, where Nova does not look at it.
+    /// The Placement resource class of the devices. It is `None` without `pci_in_placement`, because Nova ignores the
+    /// key then.
     pub resource_class: Option<String>,
     /// The traits that the devices must have. Empty without `pci_in_placement`.
     pub traits: BTreeSet<String>,
-    /// Tags and outside facts that the devices must have; none is null or absent.
+    /// The tags and `[[pci.extra_info]]` values that the devices must have. `None` means null or absent.
     pub extra_info: BTreeMap<String, Option<String>>,
 }
 
@@ -57,10 +59,10 @@ const KNOWN: &[&str] = &[
     "capability_type",
 ];
 
-/// The tag of devices that no alias gets.
+/// The tag of devices that no alias matches.
 const REMOTE_MANAGED: &str = "remote_managed";
 
-/// What an alias may speak of depends on the rest of `[pci]`.
+/// The parts of `[pci]` that decide which keys an alias may have.
 #[derive(Debug, Clone, Default)]
 pub struct AliasGrammar {
     /// The keys that tags of `device_spec` and `[[pci.extra_info]]` define.
@@ -73,7 +75,7 @@ impl Alias {
     /// Reads one configured value: a JSON object.
     ///
     /// # Errors
-    /// [`SpecError`] naming the key.
+    /// Returns a [`SpecError`] that names the key when the value is not a valid alias.
     pub fn parse(entry: &str, grammar: &AliasGrammar) -> Result<Self, SpecError> {
         let value = json(entry)?;
         let entry = object(&value)?;
@@ -87,8 +89,8 @@ impl Alias {
             Some(word) => match word.parse() {
                 Ok(kind @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Some(kind),
                 Ok(DevType::Vdpa) => {
-                    let reason = "`vdpa` is no type that an alias may ask for, as in Nova: only network ports do; \
-                                  write type-VF, and VFs that carry no vDPA device are given";
+                    let reason = "`vdpa` is not allowed in an alias, as in Nova: only network ports request vDPA \
+                                  devices; write type-VF for VFs that carry no vDPA device";
                     return Err(SpecError::key("device_type", reason));
                 }
                 Err(_) => {
@@ -120,7 +122,7 @@ impl Alias {
             for (key, id) in [("vendor_id", vendor_id), ("product_id", product_id)] {
                 if id.is_none() {
                     let or = if grammar.pci_in_placement { ", or a resource_class" } else { "" };
-                    return Err(SpecError::key(key, format!("is missing; an alias names both ids{or}")));
+                    return Err(SpecError::key(key, format!("is missing; an alias needs both ids{or}")));
                 }
             }
         }
@@ -138,7 +140,7 @@ impl Alias {
         Ok(Self { name: name.to_owned(), specs: vec![spec], numa_policy })
     }
 
-    /// A kind that is only said by addresses: any of these, PFs too.
+    /// Makes an alias that matches devices only by their addresses, PFs included.
     pub fn among(name: String, addresses: &BTreeSet<PciAddress>, numa_policy: NumaPolicy) -> Self {
         let of_type = |device_type| AliasSpec {
             among: Some(addresses.clone()),
@@ -153,26 +155,31 @@ impl Alias {
         Self { name, specs: vec![of_type(None), of_type(Some(DevType::Pf))], numa_policy }
     }
 
-    /// What it is called where people read of it: one that is only said by addresses has the name of who asks.
+    /// Returns the name for messages. An alias that is made from addresses has the name of its requester, such as an
+    /// accelerator.
     pub(super) fn asker(&self) -> String {
         if self.is_configured() { format!("alias `{}`", self.name) } else { self.name.clone() }
     }
 
-    /// Whether it is one of the configured aliases, and not a kind that is only said by addresses.
+    /// Whether this is a configured alias, and not one that is made from addresses.
     pub(super) fn is_configured(&self) -> bool {
         self.specs.iter().all(|spec| spec.among.is_none())
     }
 
-    /// Adds another entry of the same name. They must agree in `device_type` and `numa_policy`.
+    /// Adds the alternatives of another entry of the same name.
+    ///
+    /// # Errors
+    /// Returns a [`SpecError`] when the entries differ in `device_type` or `numa_policy`, or when `pci_in_placement` is
+    /// set, which allows one entry for each name.
     pub(super) fn add_alternative(&mut self, other: Self, grammar: &AliasGrammar) -> Result<(), SpecError> {
         let differ = |key| {
-            let reason = format!("entries of alias `{}` differ in it; they must agree", self.name);
+            let reason = format!("must be the same in all entries of alias `{}`", self.name);
             Err(SpecError::key(key, reason))
         };
         if grammar.pci_in_placement {
             let reason = format!(
-                "a second entry of `{}`, and pci_in_placement takes one for each name; \
-                 give the devices one resource_class in device_spec and ask for that",
+                "`{}` has two entries, but pci_in_placement allows one for each name; give the devices one \
+                 resource_class in device_spec and name it in the alias",
                 self.name
             );
             return Err(SpecError::key("name", reason));
@@ -187,19 +194,19 @@ impl Alias {
         Ok(())
     }
 
-    /// Whether a device is of this kind.
+    /// Whether a device matches this alias.
     pub fn matches(&self, device: &DeviceFacts) -> bool {
         !is_remote_managed(device) && self.specs.iter().any(|spec| spec.differences(device).next().is_none())
     }
 
-    /// In what a device is not of this kind: each key in which the alternative differs that comes nearest. Empty
-    /// when it is of this kind.
+    /// Returns the differences between a device and the closest alternative, one text for each key. Empty when the
+    /// device matches.
     pub fn mismatch(&self, device: &DeviceFacts) -> Vec<String> {
         self.distance(device).1
     }
 
-    /// The same, and how far the device is from this kind. A device of the same product is nearer than any other, then
-    /// one that differs in fewer keys.
+    /// Returns the differences, and the distance for comparing devices: a device of the same product is closer than any
+    /// other, then one that differs in fewer keys.
     pub(super) fn distance(&self, device: &DeviceFacts) -> ((bool, usize), Vec<String>) {
         let alternatives = self.specs.iter().map(|spec| {
             let keys: Vec<_> = spec.differences(device).collect();
@@ -209,14 +216,14 @@ impl Alias {
         if is_remote_managed(device) {
             return (
                 far,
-                vec!["it is remote_managed, and only a network port can ask for such devices".into()],
+                vec!["it is remote_managed, and only network ports can request such devices".into()],
             );
         }
         (far, keys)
     }
 }
 
-/// Such a device is wired by the network service, which asks for it by port.
+/// Whether the tag `remote_managed` is true. Nova assigns such a device only for a network port, which Neutron sets up.
 fn is_remote_managed(device: &DeviceFacts) -> bool {
     device.extra_info.get(REMOTE_MANAGED).is_some_and(|value| value == "true")
 }
@@ -227,19 +234,19 @@ impl AliasSpec {
             || self.product_id.is_some_and(|id| id != device.product_id)
     }
 
-    /// Each key in which a device is another one, as in "its rack is r1, not r9"; found one by one, for most
-    /// devices differ in the first.
+    /// Returns a text for each key in which a device differs, as in "its rack is r1, not r9". The iterator is lazy,
+    /// because most devices differ in the first key.
     fn differences<'a>(&'a self, device: &'a DeviceFacts) -> impl Iterator<Item = String> + 'a {
         let id = |key, wanted: Option<PciId>, has: PciId| {
             wanted.filter(|wanted| *wanted != has).map(|wanted| is_not(key, has, wanted))
         };
         let kind = || match self.device_type {
             _ if device.dev_type == DevType::Vdpa => {
-                Some("it is vdpa, which no alias may ask for".to_owned())
+                Some("it is vdpa, which no alias may request".to_owned())
             }
             Some(kind) => (kind != device.dev_type).then(|| is_not("device_type", device.dev_type, kind)),
             None if matches!(device.dev_type, DevType::Pci | DevType::Vf) => None,
-            None => Some(format!("it is {}, which an alias asks for by its device_type", device.dev_type)),
+            None => Some(format!("it is {}, which an alias must request by device_type", device.dev_type)),
         };
         let migratable = || {
             let wanted = self.live_migratable?.to_string();
@@ -256,7 +263,8 @@ impl AliasSpec {
         };
         let elsewhere = || {
             let among = self.among.as_ref()?;
-            (!among.contains(&device.address)).then(|| format!("{} is not meant", device.address))
+            (!among.contains(&device.address))
+                .then(|| format!("{} is not one of the requested addresses", device.address))
         };
         let tags = self.extra_info.iter();
         once_with(elsewhere)
@@ -271,14 +279,15 @@ impl AliasSpec {
     }
 }
 
-/// In what a tag of a device is not what was asked for; none is null or absent.
+/// Returns a text when a tag of a device differs from the wanted value. `None` as the wanted value means null or
+/// absent.
 pub(super) fn tag_differs(device: &DeviceFacts, key: &str, wanted: Option<&str>) -> Option<String> {
     match (device.extra_info.get(key), wanted) {
         (None | Some(NULL), None) => None,
         (Some(has), Some(wanted)) if has.to_lowercase() == wanted.to_lowercase() => None,
         (Some(has), Some(wanted)) => Some(is_not(key, has, wanted)),
-        (Some(has), None) => Some(format!("its {key} is {has}, and none is asked for")),
-        (None, Some(wanted)) => Some(format!("it has no {key}, and {wanted} is asked for")),
+        (Some(has), None) => Some(format!("its {key} is {has}, but none is requested")),
+        (None, Some(wanted)) => Some(format!("it has no {key}, but {wanted} is requested")),
     }
 }
 
@@ -286,7 +295,7 @@ fn is_not(key: &str, has: impl Display, wanted: impl Display) -> String {
     format!("its {key} is {has}, not {wanted}")
 }
 
-/// An id of exactly four digits.
+/// Reads an id of exactly four hexadecimal digits.
 fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError> {
     let Some(id) = text(entry, key)? else { return Ok(None) };
     let four = id.len() == 4 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -297,7 +306,7 @@ fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError>
         .ok_or_else(|| SpecError::key(key, format!("`{id}` is not four hexadecimal digits such as 8086")))
 }
 
-/// The keys that are not an alias' own: the devices' tags and outside facts.
+/// Reads the keys that are not defined for aliases themselves: tags of `device_spec` and keys of `[[pci.extra_info]]`.
 fn extra_info(
     entry: &Map<String, Value>,
     grammar: &AliasGrammar,
@@ -305,7 +314,7 @@ fn extra_info(
     let mut asked = BTreeMap::new();
     for (key, value) in entry.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
         if key == REMOTE_MANAGED {
-            return Err(SpecError::key(key, "only a network port can ask for such devices; leave it out"));
+            return Err(SpecError::key(key, "only network ports can request such devices; remove the key"));
         }
         if !grammar.extra_info.contains(key) {
             let defined = grammar.extra_info.iter().map(String::as_str);

@@ -1,23 +1,25 @@
-//! Which devices a request gets.
+//! Chooses the devices that a request gets.
 //!
-//! What can be given is a *unit*: one device, or all functions of one IOMMU group. Each part of a request is
-//! offered units in this order:
+//! A *unit* is what a part of a request can take: one device, or all functions of one IOMMU group. Each part
+//! considers units in this order:
 //!
-//! 1. the NUMA rank of [`NumaPolicy::rank`];
-//! 2. devices with fewer tags first, as Nova does: what is special is kept for those who ask for it;
-//! 3. devices that need no other one first (see below);
-//! 4. by address, the VFs of one PF together: they are packed, so that other PFs stay whole.
+//! 1. by NUMA rank ([`NumaPolicy::rank`]);
+//! 2. by number of tags, fewest first, as Nova does, so that special devices remain for the requests that need them;
+//! 3. devices that need no other device first (see below);
+//! 4. by address, the VFs of one PF together, so that a request uses up one PF's VFs before it touches another PF.
 //!
-//! A guest gets a device only when no other member of its IOMMU group is bound to a host driver. Such busy members
-//! are taken from their drivers when they are part of the same request. So a device of a group with busy members
-//! is offered only where the request can take all of them, and no choice takes a part of them.
+//! A guest can get a device only when no other member of its IOMMU group is bound to a host driver. A member that is
+//! bound to a host driver is *busy*. When busy members are part of the same request, they are unbound too. So a
+//! device whose group has busy members is offered only when the request can take all of them, and a choice that takes
+//! some of them takes all.
 //!
-//! All parts are served together, or none. A part takes the first free unit; where none is left for a later part,
-//! units that are taken change hands along an augmenting path (bipartite matching). That does not see units that
-//! exclude each other (a PF and its VFs, a group and its members): such a pair in the outcome makes two cases, one
-//! that has the one, one that does not, until a choice without such pairs is found. In the same way a group of which
-//! not all busy members are taken makes two cases: one that takes all of them, one that takes none of the members
-//! that need them. Choosing whole PFs is a hard problem (set packing), so the cases are limited to [`CASES`].
+//! Either all parts of a request get their units, or none does. Each part takes the first free unit. When a later part
+//! finds no free unit, units move between parts along an augmenting path (bipartite matching). The matching ignores
+//! that some units exclude each other (a PF and its VFs, a group and its members). When its result has such a pair,
+//! the search branches: one branch keeps the first unit, the other drops it. The search branches in the same way when
+//! the result has only some of the busy members of a group: one branch takes all of them, the other takes none of the
+//! members that need them. Choosing whole PFs is set packing, which is NP-hard, so the number of branches is limited
+//! to [`CASES`].
 //!
 //! [`NumaPolicy::rank`]: super::numa::NumaPolicy::rank
 
@@ -39,25 +41,25 @@ pub use self::shortage::Shortage;
 use self::table::{Part, Table};
 use crate::device::{DevType, Device};
 
-/// How many cases of pairs that exclude each other, and of groups that are torn, are looked at: over 4,096 devices, about 0.2 s.
+/// The largest number of branches of one search. Over 4,096 devices they take about 0.2 s.
 const CASES: usize = 500;
 
-/// The devices of a host, candidates first, with each one's place in the order in which they would be taken (from
-/// 0; all members of a group have the same), or why it is none.
+/// The devices of a host, candidates first. Each candidate has its position in the order of preference (from 0; all
+/// members of one group have the same position). Every other device has the reason why it is not a candidate.
 pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
 
-/// Chooses devices for all parts of a request: for each its devices, in order of preference. No device is given
-/// twice, and no PF beside its own VF.
+/// Chooses devices for all parts of a request. Returns a list of devices for each part, in order of preference. No
+/// device is chosen twice, and never both a PF and a VF of it.
 ///
 /// # Errors
-/// [`Shortage`] of the first part that is short.
+/// Returns the [`Shortage`] of the first part that cannot be met.
 pub fn choose<'a>(
     wanted: &[Wanted<'_>],
     scene: &CandidateSet<'a>,
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
     let table = Table::new(scene);
     serve(&table, wanted).map_err(|mut shortage| {
-        // No flag goes with what is only said by addresses, or is for VFs of NICs alone.
+        // A caller can set whole_group only with a configured alias, and not with options that are for VFs only.
         let settable = wanted.iter().all(|wanted| wanted.alias.is_configured() && !wanted.vf);
         let other = wanted.iter().map(|wanted| Wanted { whole_group: !wanted.whole_group, ..wanted.clone() });
         let works = || serve(&table, &other.collect::<Vec<_>>()).is_ok();
@@ -66,7 +68,7 @@ pub fn choose<'a>(
     })
 }
 
-/// Says of each device of a host what a request for as many of its kind as `wanted` says would find.
+/// Explains for each device of a host whether the request `wanted`, on its own, could get it, and why not.
 pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation<'a> {
     let table = Table::new(scene);
     let mut told: Explanation<'a> = Vec::new();
@@ -82,7 +84,8 @@ pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation
             Err(reason) => {
                 told.extend(devices.map(|device| {
                     let why = reason.of(device, wanted);
-                    // What withholds it names the guest that uses its vDPA device, or says how to take that away.
+                    // For a vDPA device, add the reason from `withheld`: it names the guest that uses the device,
+                    // or says how to remove the vDPA device.
                     let of_vdpa = device.facts.dev_type == DevType::Vdpa && matches!(reason, Reason::Kind);
                     let held = scene.withheld.get(&device.id).filter(|_| of_vdpa);
                     (*device, Err(held.map_or(why.clone(), |held| format!("{why}; {held}"))))
@@ -100,7 +103,7 @@ pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation
     told
 }
 
-/// Chooses units for all parts of a request from a prepared table.
+/// Chooses devices for all parts of a request from a prepared table.
 fn serve<'a>(
     table: &Table<'_, 'a>,
     wanted: &[Wanted<'_>],

@@ -1,4 +1,4 @@
-//! `[pci]`: which devices may be given away, and by which names.
+//! The configuration section `[pci]`: which devices are assignable, and under which aliases.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,45 +6,46 @@ use std::path::PathBuf;
 use hotslot_driver::pci::PciAddress;
 use serde::{Deserialize, Deserializer};
 
-/// `[pci]`
+/// The configuration section `[pci]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pci {
-    /// Nova's `[pci] device_spec`, each a JSON object or a list of them. Empty: nothing is assignable.
+    /// Nova's `[pci] device_spec`, each a JSON object or a list of objects. When empty, no device is assignable.
     #[serde(alias = "passthrough_whitelist", alias = "pci_passthrough_whitelist")]
     pub device_spec: Vec<String>,
     /// Nova's `[pci] alias`, each a JSON object.
     #[serde(alias = "pci_alias")]
     pub alias: Vec<String>,
-    /// Nova's option of this name: turns on the rules of `device_spec` that depend on it, and nothing else.
+    /// Nova's option of this name. It enables the rules of `device_spec` that depend on it, and nothing else.
     pub report_in_placement: bool,
-    /// Nova's option of this name: turns on the rules of `alias` that depend on it, and nothing else.
+    /// Nova's option of this name. It enables the rules of `alias` that depend on it, and nothing else.
     pub pci_in_placement: bool,
     /// Facts of devices that no hypervisor knows.
     pub extra_info: Vec<ExtraInfo>,
-    /// Functions that are offered although a guard says that the host needs them.
+    /// Functions that are assignable although a guard reports that the host needs them.
     pub unguarded: Vec<Unguarded>,
-    /// A directory whose files replace the embedded templates of the same name.
+    /// A directory whose files replace the embedded XML templates of the same name.
     pub templates: Option<PathBuf>,
 }
 
-/// `[[pci.extra_info]]`
+/// One `[[pci.extra_info]]` table.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtraInfo {
-    /// Which devices: `device_spec`'s ids, address and devname, a JSON object or a list of them.
+    /// The devices that it applies to: a JSON object, or a list of objects, with the ids, address and devname of a
+    /// `device_spec`.
     #[serde(rename = "match")]
     pub devices: String,
-    /// What is to be said of them. All entries that match a device apply; the first one to say a key wins.
+    /// The keys and values for these devices. All entries that match a device apply; the first entry with a key wins.
     pub values: BTreeMap<String, String>,
 }
 
-/// A function whose guards are overridden: `0000:3b:00.0` on every host, or `node1/0000:3b:00.0`.
+/// A function whose guards are overridden: `0000:3b:00.0` on every host, or `node1/0000:3b:00.0` on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unguarded {
-    /// The host; none is every host.
+    /// The name of the host, or `None` for every host.
     pub host: Option<String>,
-    /// The function.
+    /// The address of the function.
     pub address: PciAddress,
 }
 
@@ -65,7 +66,7 @@ impl<'de> Deserialize<'de> for Unguarded {
 }
 
 impl Pci {
-    /// Whether the guards of a function are overridden.
+    /// Whether the guards of a function on this host are overridden.
     pub fn is_unguarded(&self, host: &str, address: PciAddress) -> bool {
         let names = |entry: &Unguarded| {
             entry.address == address && entry.host.as_deref().is_none_or(|name| name == host)

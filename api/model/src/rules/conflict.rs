@@ -1,5 +1,5 @@
-//! Entries of the whitelist that a host's own devices rule out. Nova's compute service does not start with them; here
-//! they are left out on that host, and said to be.
+//! `device_spec` entries that conflict with the devices of a host. Nova's compute service does not start with such
+//! entries. hotslot ignores them on that host and reports them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,18 +12,19 @@ use super::parse::{NULL, SpecError};
 use super::placement;
 use crate::device::{self, DeviceFacts, Functions, ONE_TIME_USE};
 
-/// The entries that are left out on a host, and why.
+/// The entries that are ignored on a host, and why.
 pub type Conflicts = BTreeMap<Uuid, SpecError>;
 
 impl Inventory {
-    /// What the entries come to on a host that has these functions: themselves without those that are left out there.
+    /// Returns the inventory for a host with these functions, without the entries that conflict there, and the
+    /// conflicts.
     pub fn on(self: &Arc<Self>, functions: &Functions) -> (Arc<Self>, Conflicts) {
         let mut conflicts = Conflicts::new();
         for (id, spec) in self.specs.iter().filter(|(_, spec)| spec.is("remote_managed")) {
             let absent = spec.absent(functions).map(|name| {
                 let reason = format!(
-                    "no interface is called {name}, and a remote_managed entry names one that is there; mend the name, \
-                     or name the VFs by address"
+                    "the host has no interface named {name}, and a remote_managed entry must name an existing one; \
+                     correct the name, or name the VFs by address"
                 );
                 SpecError::key("devname", reason)
             });
@@ -37,7 +38,7 @@ impl Inventory {
             Self { specs: kept.collect(), ..Self::clone(self) }
         };
         if self.report_in_placement {
-            // A device whose entry is left out may be named by a later one.
+            // A later entry may name a device whose entry is ignored, so check again.
             while let Some((id, error)) = without(&conflicts).dependent(functions) {
                 conflicts.insert(id, error);
             }
@@ -46,7 +47,7 @@ impl Inventory {
         (inventory, conflicts)
     }
 
-    /// Whether an entry is left out on a host only for the name of an interface, which is another host's.
+    /// Whether an entry is ignored on a host only because another host has the interface that it names.
     pub fn is_for_another_host(&self, id: Uuid, on: &Functions, others: &[&Functions]) -> bool {
         let spec = self.specs.iter().find(|(other, _)| *other == id);
         spec.is_some_and(|(_, spec)| {
@@ -55,11 +56,12 @@ impl Inventory {
         })
     }
 
-    /// The first entry that says `one_time_use` of a VF, or that makes of a PF and its VFs more than one resource
-    /// provider in Placement: that the PF is one and they are too, or that they differ. Of two that do so together it is
-    /// the later one.
+    /// Returns the first entry that breaks a rule of `report_in_placement`, with the reason. An entry breaks a rule
+    /// when it gives a VF the tag `one_time_use`, when a PF and its VFs are both listed, or when VFs of one PF differ
+    /// in resource class or traits. When two entries conflict with each other, the later one is returned.
     ///
-    /// As Nova's `pci_placement_translator.py` has it, which leaves devices with a physical network to Neutron.
+    /// These are the rules of Nova's `pci_placement_translator.py`. It leaves devices with a physical network to
+    /// Neutron, so they are not checked.
     fn dependent(&self, functions: &Functions) -> Option<(Uuid, SpecError)> {
         let listed = |device| {
             let parent = device::parent(functions, device);
@@ -75,13 +77,14 @@ impl Inventory {
             let Some((at, facts)) = listed(device) else { continue };
             let vf = device.address;
             if facts.extra_info.contains_key(ONE_TIME_USE) {
-                let reason =
-                    format!("only type-PCI and type-PF devices may have it, and {vf} is a VF; leave it out");
+                let reason = format!(
+                    "only type-PCI and type-PF devices may have it, but {vf} is a VF; remove the tag"
+                );
                 return Some((entry(at, at)?, SpecError::key(ONE_TIME_USE, reason)));
             }
             if let Some((pf_at, _)) = functions.get(&parent).and_then(&listed) {
                 let reason = format!(
-                    "with report_in_placement a PF and its VFs cannot both be named, as {parent} and {vf} are; name \
+                    "with report_in_placement a PF and its VFs cannot both be named, but {parent} and {vf} are; name \
                      one kind, by its product_id"
                 );
                 return Some((entry(at, pf_at)?, SpecError::whole(reason)));
@@ -96,8 +99,8 @@ impl Inventory {
             ];
             if let Some((key, one, other)) = differs.into_iter().find(|(_, one, other)| one != other) {
                 let reason = format!(
-                    "with report_in_placement all VFs of one PF have the same, but of {parent}'s {} has `{one}` and \
-                     {vf} has `{other}`",
+                    "with report_in_placement all VFs of one PF must have the same, but of the VFs of {parent} {} has \
+                     `{one}` and {vf} has `{other}`",
                     first.address
                 );
                 return Some((entry(at, *first_at)?, SpecError::key(key, reason)));

@@ -1,7 +1,7 @@
-//! What is said of a device beside the columns of its row: a map of strings to strings.
+//! `extra_info`: properties of a device that have no column of their own, as a map of strings to strings.
 //!
-//! It comes from three sides: the tags of its `device_spec`, `[[pci.extra_info]]` of the configuration (facts that
-//! no hypervisor knows, such as the switch that a port is cabled to), and the host.
+//! They have three sources: the tags of its `device_spec`, `[[pci.extra_info]]` of the configuration (facts that no
+//! hypervisor knows, such as the switch that a port is cabled to), and the host.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::keys::is_own;
 use super::parse::{SpecError, TAGS, json, object};
 use super::spec::DeviceSpec;
 
-/// An entry as it is written.
+/// An entry in its configured form.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -22,7 +22,7 @@ struct Entry {
     values: BTreeMap<String, String>,
 }
 
-/// One `[[pci.extra_info]]`.
+/// One `[[pci.extra_info]]` entry.
 #[derive(Debug, Clone)]
 pub struct ExtraInfo {
     devices: Vec<DeviceSpec>,
@@ -33,7 +33,7 @@ impl ExtraInfo {
     /// Reads one entry, `{"match": {…}, "values": {…}}`.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// Returns every problem of the entry.
     pub fn parse(text: &str) -> Result<Self, Vec<SpecError>> {
         let entry = Self::entry(text).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
@@ -41,7 +41,7 @@ impl ExtraInfo {
         for device in DeviceSpec::parse_identity(&entry.devices) {
             match device {
                 Ok(device) => devices.push(device),
-                // Said as part of the key, for the entry's place is that of the table.
+                // `entry` is for the position of the table, so put the position in the list into the reason.
                 Err(error) => errors.push(SpecError::key("match", error.to_string())),
             }
         }
@@ -50,7 +50,7 @@ impl ExtraInfo {
         }
         for key in entry.values.keys() {
             if is_own(key) {
-                let reason = format!("`{key}` is what hotslot itself says of a device; take another name");
+                let reason = format!("`{key}` is a key that hotslot itself sets; choose another name");
                 errors.push(SpecError::key("values", reason));
             } else if TAGS.contains(&key.as_str()) {
                 errors.push(SpecError::key(
@@ -62,7 +62,7 @@ impl ExtraInfo {
         if errors.is_empty() { Ok(Self { devices, values: entry.values }) } else { Err(errors) }
     }
 
-    /// Whether it names its devices by their interface.
+    /// Whether the entry selects devices by their network interface.
     pub(super) fn names_interfaces(&self) -> bool {
         self.devices.iter().any(DeviceSpec::names_interface)
     }
@@ -76,12 +76,12 @@ impl ExtraInfo {
         })
     }
 
-    /// What is said of each of its devices.
+    /// Returns the values that the entry gives each of its devices.
     pub fn values(&self) -> &BTreeMap<String, String> {
         &self.values
     }
 
-    /// Whether it says it of this device. `parent` is the PF of a VF.
+    /// Whether the entry names this device. `parent` is the PF of the device if the device is a VF.
     pub fn matches(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
         self.devices.iter().any(|spec| spec.matches(device, parent))
     }

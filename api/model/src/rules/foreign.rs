@@ -1,5 +1,5 @@
-//! Foreign devices: host devices that others than hotslot put into domains (virsh, Nova). They are shown and left
-//! alone, and not offered to anyone.
+//! Foreign devices: host devices in domains that were not attached by hotslot, but for example by virsh or Nova. They
+//! are listed, never changed, and unavailable to requests.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,21 @@ use hotslot_driver::pci::PciAddress;
 
 use crate::id::ServerId;
 
-/// A domain that has a device which hotslot did not give it.
+/// A domain that has a device which hotslot did not attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreign {
-    /// The domain.
+    /// The UUID of the domain.
     pub server: ServerId,
-    /// Its name.
+    /// The name of the domain.
     pub domain: String,
-    /// Whether the running guest has it.
+    /// Whether the running guest has the device.
     pub live: bool,
-    /// Whether the definition has it.
+    /// Whether the persistent definition has the device.
     pub persistent: bool,
 }
 
 impl Foreign {
-    /// What a domain has that does not carry an alias of ours.
+    /// Returns the host devices of a domain that have no hotslot alias.
     pub fn of(view: &DomainView) -> BTreeMap<PciAddress, Self> {
         Self::found(view, |document| {
             let hostdevs = document.hostdevs.iter().filter(|hostdev| is_foreign(hostdev));
@@ -31,7 +31,8 @@ impl Foreign {
         })
     }
 
-    /// The character devices of vDPA devices that a domain uses: hotslot gives none.
+    /// Returns the character devices of the vDPA devices that a domain uses. All are foreign, because hotslot does not
+    /// attach vDPA devices.
     pub fn vdpas(view: &DomainView) -> BTreeMap<String, Self> {
         Self::found(view, |document| document.vdpas.clone())
     }
@@ -56,7 +57,7 @@ impl Foreign {
         found
     }
 
-    /// Where the domain has it, for people.
+    /// Returns where the domain has the device, as text.
     pub fn place(&self) -> &'static str {
         match (self.live, self.persistent) {
             (true, true) => "running, and in its definition",
@@ -65,18 +66,18 @@ impl Foreign {
         }
     }
 
-    /// Why a function of this domain's is not offered, and what would help.
+    /// Returns the reason why a function in this domain is unavailable, and what the administrator can do.
     pub fn reason(&self, address: PciAddress) -> String {
         format!(
-            "{address} is in domain {} ({}), and hotslot did not put it there; take it out of there (virsh \
-             detach-device), or leave it out of device_spec",
+            "{address} is in domain {} ({}), and hotslot did not attach it; detach it there (virsh detach-device), \
+             or remove it from device_spec",
             self.domain,
             self.place()
         )
     }
 }
 
-/// The owner, as lists show it.
+/// The owner, as shown in lists.
 impl std::fmt::Display for Foreign {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "foreign: domain {}", self.domain)

@@ -1,4 +1,4 @@
-//! What the host itself tells of a device, beside the columns of its row, as Nova records it.
+//! Facts of a device that come from its host and have no column of their own, in Nova's format.
 
 use hotslot_driver::device::{HostDevice, Role};
 use hotslot_driver::pci::PciClass;
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::device::DevType;
 
-/// The serial number of the card that a function is on. A VF has the vital product data of its PF.
+/// Returns the serial number of the card that a function is on. A VF has that of its PF.
 pub(super) fn card_serial_number<'a>(
     device: &'a HostDevice,
     parent: Option<&'a HostDevice>,
@@ -14,16 +14,16 @@ pub(super) fn card_serial_number<'a>(
     device.serial.as_ref().or_else(|| parent.and_then(|parent| parent.serial.as_ref()))
 }
 
-/// The MAC address of the first network interface on a function.
+/// Returns the MAC address of the first network interface of a function.
 pub(super) fn mac_address(device: &HostDevice) -> Option<String> {
     device.net.first()?.mac.map(|mac| mac.to_string())
 }
 
-/// Nova's `capabilities`, a JSON object as text; none where there is nothing to say.
+/// Returns Nova's `capabilities`, a JSON object as text, or `None` when the object would be empty.
 ///
-/// * `network`, of a VF: the features of its network interface, while the host has that;
-/// * `sriov`, of a VF whose PF has a network interface: `pf_mac_address` and `vf_num`;
-/// * `vpd`: `card_serial_number` from the vital product data, of a VF also from its PF's.
+/// * `network`, for a VF: the features of its network interface, while the host has that interface;
+/// * `sriov`, for a VF whose PF has a network interface: `pf_mac_address` and `vf_num`;
+/// * `vpd`: `card_serial_number` from the vital product data (VPD), for a VF also from that of its PF.
 pub(super) fn capabilities(
     device: &HostDevice,
     parent: Option<&HostDevice>,
@@ -43,7 +43,7 @@ pub(super) fn capabilities(
     {
         all.insert("sriov".to_owned(), json!({ "pf_mac_address": mac, "vf_num": number }));
     }
-    // That of an NVMe controller may be its disk's, and not from vital product data.
+    // The serial number of an NVMe controller may be that of its disk, which is not in the VPD.
     let has_vpd = !device.class.is_some_and(PciClass::is_nvme);
     if let Some(serial) = card_serial_number(device, parent).filter(|_| has_vpd) {
         all.insert("vpd".to_owned(), json!({ "card_serial_number": serial }));

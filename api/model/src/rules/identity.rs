@@ -1,8 +1,8 @@
-//! Which device is which after addresses have changed: buses are numbered anew when hardware is added or moved.
+//! Recognises devices after their addresses have changed. PCI buses get new numbers when hardware is added or moved.
 //!
-//! A device is known again by its serial number, else by the slot that it sits in, each together with its ids. A VF
-//! has the identity of its PF, and its place among the PF's VFs. Two that answer to one description cannot be told
-//! apart, and are not guessed.
+//! A device is recognised by its serial number, or else by its slot path, each together with its ids. A VF is
+//! recognised by the serial number of its PF and its position among the VFs of that PF. When two devices have the same
+//! description, neither is recognised.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use hotslot_driver::pci::{PciAddress, PciId};
 use super::keys::{CARD_SERIAL_NUMBER, SLOT_PATH};
 use crate::device::{DevType, DeviceFacts, Functions};
 
-/// What is the same of a device wherever it is.
+/// The properties of a device that do not depend on its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Kind {
     vendor_id: PciId,
@@ -20,13 +20,14 @@ struct Kind {
     dev_type: DevType,
 }
 
-/// What one device of a kind is told from the others by.
+/// A property that distinguishes one device from others of the same kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Mark {
-    /// The card's serial number, and which function of the card it is: its function number, or for a VF how far its
-    /// requester id is from its PF's (SR-IOV: First VF Offset, VF Stride).
+    /// The serial number of the card, and the position of the function on the card. The position is the function
+    /// number, or for a VF the distance between its requester id and that of its PF (SR-IOV: First VF Offset, VF
+    /// Stride).
     Serial(String, i64),
-    /// The slots from the root down.
+    /// The path from [`slot_path`].
     Slot(String),
 }
 
@@ -51,7 +52,7 @@ fn slot(facts: &DeviceFacts) -> Option<Mark> {
     facts.extra_info.get(SLOT_PATH).map(str::to_owned).map(Mark::Slot)
 }
 
-/// Whether what is at an address now can be the device that was there.
+/// Whether the device that is at an address now can be the device that was there before.
 pub fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
     let differ = |mark: fn(&DeviceFacts) -> Option<Mark>| match (mark(was), mark(now)) {
         (Some(was), Some(now)) => was != now,
@@ -61,16 +62,16 @@ pub fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
     kind_of(was) == kind_of(now) && !differ(serial) && (told_by_serial || !differ(slot))
 }
 
-/// Where devices went.
+/// The devices that have changed their addresses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Moves {
-    /// From each old address to the new one.
+    /// The new address for each old address.
     pub moved: BTreeMap<PciAddress, PciAddress>,
-    /// Devices that are gone, of a kind of which others came that cannot be told apart from them.
+    /// Devices that are gone while new devices appeared that cannot be distinguished from them.
     pub unclear: Vec<PciAddress>,
 }
 
-/// Finds the devices that are at another address than before. `before` and `now` are in order of address.
+/// Finds the devices that are now at another address. `before` and `now` are in order of address.
 pub fn follow(before: &[&DeviceFacts], now: &[&DeviceFacts]) -> Moves {
     let seen: HashMap<PciAddress, &DeviceFacts> = now.iter().map(|facts| (facts.address, *facts)).collect();
     let known: HashMap<PciAddress, &DeviceFacts> =
@@ -100,7 +101,7 @@ pub fn follow(before: &[&DeviceFacts], now: &[&DeviceFacts]) -> Moves {
         lost.retain(|was| !was_found.contains(&was.address));
         found.retain(|now| !is_found.contains(&now.address));
     }
-    // What is left may be the same device or another one, where nothing tells two of a kind apart.
+    // A remaining device may be the same as before or another one, when it has no serial number.
     let nameless = |facts: &DeviceFacts| serial(facts).is_none();
     let came: HashSet<Kind> = found
         .iter()
@@ -114,7 +115,7 @@ pub fn follow(before: &[&DeviceFacts], now: &[&DeviceFacts]) -> Moves {
     moves
 }
 
-/// The devices that have a mark which no other of their kind has.
+/// Returns the devices whose mark no other device of the same kind has.
 fn single<'a>(
     devices: &[&'a DeviceFacts],
     mark: fn(&DeviceFacts) -> Option<Mark>,
@@ -127,8 +128,9 @@ fn single<'a>(
     marked.into_iter().filter_map(|(key, facts)| Some((key, facts?))).collect()
 }
 
-/// The slots from the root down to a function, which stay the same when buses are numbered anew:
-/// `0000:1c.4/00.0`. None where a bridge on the way is not known.
+/// Returns the PCI domain and the slot and function numbers on the path from the root to a function, such as
+/// `0000:1c.4/00.0`. They stay the same when buses get new numbers. Returns `None` when a bridge on the path is not
+/// known.
 pub fn slot_path(functions: &Functions, device: &HostDevice) -> Option<String> {
     let own = |device: &HostDevice| {
         let address = device.address;
@@ -136,7 +138,7 @@ pub fn slot_path(functions: &Functions, device: &HostDevice) -> Option<String> {
     };
     let mut path = own(device);
     let mut above = device.parent.as_deref();
-    // No tree is deeper than there are buses.
+    // A PCI tree is at most as deep as the number of buses in a domain.
     for _ in 0..=u8::MAX {
         let Some(bridge) = above.and_then(|name| PciAddress::from_node_name(name).ok()) else {
             return Some(format!("{:04x}:{path}", device.address.domain()));
@@ -148,7 +150,7 @@ pub fn slot_path(functions: &Functions, device: &HostDevice) -> Option<String> {
     None
 }
 
-/// The type of a device to Nova, and its PF. Only a VF of which a vDPA device is made is a `vdpa`.
+/// Returns the Nova type of a device, and its PF. The type `vdpa` is for a VF that carries a vDPA device.
 pub(super) fn kind(device: &HostDevice) -> (DevType, Option<PciAddress>) {
     match sriov(&device.role) {
         (DevType::Vf, parent) if !device.vdpa.is_empty() => (DevType::Vdpa, parent),
@@ -164,8 +166,8 @@ pub(super) fn sriov(role: &Role) -> (DevType, Option<PciAddress>) {
     }
 }
 
-/// Whether the table's device is still the one that the host has there, for a device that was read alone: without
-/// its interfaces and its vDPA device, and without its PF.
+/// Whether a device that was read alone (without its interfaces, its vDPA device and its PF) is still the one that is
+/// recorded.
 pub fn is_still(facts: &DeviceFacts, device: &HostDevice) -> bool {
     let serial = facts.extra_info.get(CARD_SERIAL_NUMBER);
     let (dev_type, parent_addr) = kind(device);
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_followed_as_the_data_file_says() {
+    fn moved_devices_are_recognised() {
         let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/identity.json")).unwrap();
         for case in cases {
             let read = |key: &str| case[key].as_array().unwrap().iter().map(facts).collect::<Vec<_>>();

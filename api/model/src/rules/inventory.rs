@@ -1,4 +1,4 @@
-//! What the rules come to: which devices may be given away, by which names, and what is said of them.
+//! The rules in force: which devices are assignable, which aliases match them, and which `extra_info` they have.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 
@@ -14,7 +14,7 @@ use super::spec::DeviceSpec;
 use super::{host_facts, keys};
 use crate::device::{self, DevType, DeviceFacts, Functions};
 
-/// The configured rules.
+/// The rules in force: entries of `device_spec`, `alias` and `extra_info` that are valid.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
     pub(super) specs: Vec<(Uuid, DeviceSpec)>,
@@ -38,34 +38,34 @@ impl Inventory {
         Ok(())
     }
 
-    /// Whether anything can be given away at all.
+    /// Whether there is no `device_spec`, so that no device is assignable.
     pub fn is_empty(&self) -> bool {
         self.specs.is_empty()
     }
 
-    /// Whether an entry says by its interface which device it means.
+    /// Whether an entry selects devices by their network interface.
     pub fn names_interfaces(&self) -> bool {
         let outside = self.extra_info.iter().any(|(_, entry)| entry.names_interfaces());
         outside || self.specs.iter().any(|(_, spec)| spec.names_interface())
     }
 
-    /// Whether an entry names this one address, without a pattern.
+    /// Whether a `device_spec` selects exactly this address, without a pattern.
     pub fn names_address(&self, address: PciAddress) -> bool {
         self.specs.iter().any(|(_, spec)| spec.names_address(address))
     }
 
-    /// The alias of a name.
+    /// Returns the alias with this name.
     pub fn alias(&self, name: &str) -> Option<&Alias> {
         self.aliases.get(name)
     }
 
-    /// The configured alias names, in order.
+    /// Returns the names of the configured aliases, sorted.
     pub fn alias_names(&self) -> impl Iterator<Item = &str> {
         self.aliases.keys().map(String::as_str)
     }
 
-    /// What the table is to say of a host's device; none when no `device_spec` matches it, or when it is one
-    /// that cannot be assigned (a bridge). `parent` is the PF of a VF. Both as a listing has them, with their
+    /// Returns the facts to record about a device of a host, or `None` when no `device_spec` matches it or it is a
+    /// bridge, which cannot be assigned. `parent` is the PF if the device is a VF. Both must be complete, with their
     /// network interfaces.
     pub fn facts(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<DeviceFacts> {
         let (_, spec) = self.spec_of(device, parent)?;
@@ -94,18 +94,18 @@ impl Inventory {
         })
     }
 
-    /// The entries that say something of a device: the one of the whitelist that counts, and all of the facts from
-    /// outside. `parent` is the PF of a VF.
+    /// Returns the entries that apply to a device: the first `device_spec` that matches, and every matching
+    /// `extra_info` entry. `parent` is the PF if the device is a VF.
     pub fn entries_of(&self, device: &HostDevice, parent: Option<&HostDevice>) -> BTreeSet<Uuid> {
         let outside = self.extra_info.iter().filter(|(_, entry)| entry.matches(device, parent));
         let ids = outside.map(|(id, _)| *id);
         ids.chain(self.spec_of(device, parent).map(|(id, _)| *id)).collect()
     }
 
-    /// Of each entry of the whitelist the first thing in which it does not name a function; none when it does.
+    /// Returns for each `device_spec` the first reason why it does not match a function, or `None` when it matches.
     pub fn mismatches(&self, functions: &Functions, device: &HostDevice) -> Vec<(Uuid, Option<String>)> {
         let parent = device::parent(functions, device);
-        let bridge = || device.bridge.then(|| "bridges and ports are never given away".to_owned());
+        let bridge = || device.bridge.then(|| "bridges and ports are never assignable".to_owned());
         let mismatch = |spec: &DeviceSpec| bridge().or_else(|| spec.mismatch(device, parent));
         self.specs.iter().map(|(id, spec)| (*id, mismatch(spec))).collect()
     }

@@ -1,27 +1,28 @@
-//! The keys of `extra_info`, and which of them mean what.
+//! The keys of `extra_info` that have a meaning of their own.
 
 use crate::hot_unplug::HOT_UNPLUG;
 
-/// The card's serial number from its vital product data.
+/// The serial number of the card, from its vital product data (VPD).
 pub(super) const CARD_SERIAL_NUMBER: &str = "card_serial_number";
 /// The address of a VF's PF.
 pub(super) const PHYS_FUNCTION: &str = "phys_function";
-/// The slots from the root down to it.
+/// The slot and function numbers of the bridges from the PCI root to the device, and of the device itself.
 pub const SLOT_PATH: &str = "slot_path";
 /// The first network interface of a VF's PF.
 pub(super) const PARENT_IFNAME: &str = "parent_ifname";
-/// What the device can do, as Nova records it: see [`capabilities`](super::host_facts::capabilities).
+/// The capabilities of the device in Nova's format; see [`capabilities`](super::host_facts::capabilities).
 pub(super) const CAPABILITIES: &str = "capabilities";
 /// The MAC address of a PF's first network interface.
 pub(super) const MAC_ADDRESS: &str = "mac_address";
 
-/// Why a device that carries a vDPA device is given to nobody: libvirt would unbind the driver that makes it, and a
-/// guest has it by `<interface type='vdpa'>`, which hotslot does not write.
-pub const VDPA: &str = "it carries a vDPA device, which ends when the function is given away, and hotslot plugs no vDPA \
-                    devices; take that away first (vdpa dev del) for the VF to be given";
+/// The reason why a function with a vDPA device is not assignable. To attach the function, libvirt would unbind the
+/// driver that provides the vDPA device. A guest uses a vDPA device through `<interface type='vdpa'>`, which hotslot
+/// does not support.
+pub const VDPA: &str = "it carries a vDPA device, which would disappear when the function is attached, and hotslot \
+                        does not attach vDPA devices; remove the vDPA device first (vdpa dev del)";
 
-/// What hotslot itself says: the columns of a device, what its host gives, the own keys of pools and aliases, and what
-/// a list of devices can be asked for.
+/// The reserved keys: the columns of a device, the facts from its host, the keys of pools and aliases, and the query
+/// parameters of device lists. No tag may have one of these names.
 const OWN: &[&str] = &[
     "id",
     "uuid",
@@ -65,12 +66,12 @@ pub(super) fn is_own(key: &str) -> bool {
     OWN.contains(&key)
 }
 
-/// Whether devices that differ in this key of `extra_info` are of different pools.
+/// Whether devices that differ in this key of `extra_info` belong to different pools.
 pub fn is_grouping_key(key: &str) -> bool {
     !NOT_GROUPED.contains(&key)
 }
 
-/// What differs from card to card, or is Placement's: devices that differ only in it are one pool.
+/// The keys that do not separate pools, because they differ from card to card or belong to Placement.
 const NOT_GROUPED: &[&str] = &[
     CARD_SERIAL_NUMBER,
     PHYS_FUNCTION,

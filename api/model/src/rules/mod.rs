@@ -1,7 +1,7 @@
-//! Which devices may be given away, by which names, and which of them a request gets.
+//! Which devices are assignable, which aliases match them, and which of them a request gets.
 //!
-//! The rules are Nova's: a device that no `device_spec` matches does not exist for requests; an alias is a kind of
-//! device, not a device; a PF is given only when it is asked for by type.
+//! The rules are Nova's: requests never get a device that no `device_spec` matches; an alias stands for a kind of
+//! device, not for one device; a request gets a PF only when the alias names `type-PF`.
 
 mod alias;
 mod choose;

@@ -1,24 +1,24 @@
-//! How near to a guest's memory its devices are to be (Nova's `numa_policy`).
+//! The NUMA affinity between a guest and its devices (Nova's `numa_policy`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::string_enum;
 
 string_enum! {
-    /// How near a device is to be to the host NUMA nodes that the guest's NUMA cells are on.
+    /// Which NUMA nodes a device may be on, relative to the host NUMA nodes that the guest's NUMA cells are placed on.
     NumaPolicy {
         /// On one of the guest's nodes.
         Required = "required",
-        /// On one of the guest's nodes if that can be, else of unknown node, else anywhere.
+        /// On one of the guest's nodes if possible, otherwise on an unknown node, otherwise on any node.
         Preferred = "preferred",
-        /// On one of the guest's nodes, or of unknown node.
+        /// On one of the guest's nodes, or on an unknown node.
         Legacy = "legacy",
-        /// On one of the guest's nodes, or another node of the same socket.
+        /// On one of the guest's nodes, or on another node of the same CPU socket.
         Socket = "socket",
     }
 }
 
-/// What Nova takes when an alias does not say.
+/// Nova's default for an alias without `numa_policy`.
 impl Default for NumaPolicy {
     fn default() -> Self {
         Self::Legacy
@@ -26,12 +26,12 @@ impl Default for NumaPolicy {
 }
 
 impl NumaPolicy {
-    /// How well a device on `device_node` serves a guest whose cells are on `guest_nodes`: 0 is best, 2 is
-    /// worst. A guest without NUMA cells (no `guest_nodes`) is served by any device. `sockets` tells the
-    /// socket of each of the host's nodes; none where the host does not.
+    /// Returns the rank of a device on `device_node` for a guest whose cells are on `guest_nodes`, from 0 (best) to 2
+    /// (worst). Every device has rank 0 for a guest without NUMA cells (empty `guest_nodes`). `sockets` has the CPU
+    /// socket of each node of the host, or is `None` when the host does not report sockets.
     ///
     /// # Errors
-    /// Why the policy rules the device out.
+    /// Returns the reason when the policy excludes the device.
     pub fn rank(
         self,
         device_node: Option<u32>,
@@ -47,7 +47,7 @@ impl NumaPolicy {
             Err(format!("{at}, the guest's cells are on {nodes}, and numa_policy is `{self}`"))
         };
         match (self, device_node) {
-            // A node is on its own socket, also where the host does not tell which that is.
+            // A node is on the same socket as itself, even when the host does not report the socket.
             (Self::Required | Self::Legacy | Self::Preferred | Self::Socket, _) if near => Ok(0),
             (Self::Legacy | Self::Preferred, None) => Ok(1),
             (Self::Preferred, Some(_)) => Ok(2),
@@ -56,10 +56,10 @@ impl NumaPolicy {
             (Self::Socket, Some(node)) => {
                 let Some(sockets) = sockets else {
                     return out(format!("it is on NUMA node {node}"))
-                        .map_err(|why| why + "; the host does not tell the sockets of its NUMA nodes");
+                        .map_err(|why| why + "; the host does not report the sockets of its NUMA nodes");
                 };
                 match sockets.get(&node) {
-                    None => out(format!("the host does not tell the socket of its NUMA node {node}")),
+                    None => out(format!("the host does not report the socket of its NUMA node {node}")),
                     socket if guest_nodes.iter().any(|guest| sockets.get(guest) == socket) => Ok(1),
                     Some(socket) => out(format!("it is on NUMA node {node} of socket {socket}")),
                 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_ranks_as_nova_does() {
+    fn policies_rank_as_in_nova() {
         let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/numa.json")).unwrap();
         for case in cases {
             let policy: NumaPolicy = case["policy"].as_str().unwrap().parse().unwrap();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn legacy_is_what_an_alias_without_a_policy_has() {
+    fn the_default_policy_is_legacy() {
         assert_eq!(NumaPolicy::default(), NumaPolicy::Legacy);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading the JSON of an entry, and why one is refused.
+//! Reads the JSON of entries, and defines the error for entries that are refused.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 use super::placement;
 use crate::hot_unplug::{HOT_UNPLUG, HotUnplug};
 
-/// Why an entry is refused.
+/// The reason why an entry is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct SpecError {
-    /// Which entry of a list, from 1; none where the value is no list.
+    /// The position in a list, from 1. `None` when the value is not a list.
     pub entry: Option<usize>,
-    /// The key; none where the entry as a whole does not do.
+    /// The key that is wrong. `None` when the entry as a whole is wrong.
     pub key: Option<String>,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what to write instead.
     pub reason: String,
 }
 
@@ -40,10 +40,10 @@ impl SpecError {
     }
 }
 
-/// How `"physical_network": null` is kept in a map of strings.
+/// The string that represents `"physical_network": null` in a map of strings.
 pub const NULL: &str = "null";
 
-/// The tags that have a meaning of their own. Any other is kept for aliases to ask for.
+/// The tags that have a meaning of their own. Any other tag is recorded, so that aliases can request it.
 pub(super) const TAGS: &[&str] = &[
     "physical_network",
     "trusted",
@@ -56,7 +56,7 @@ pub(super) const TAGS: &[&str] = &[
     "traits",
 ];
 
-/// The text of an entry as JSON.
+/// Parses an entry as JSON.
 pub(super) fn json(text: &str) -> Result<Value, SpecError> {
     let value = serde_json::from_str(text)
         .map_err(|error| SpecError::whole(format!("not a JSON object: {error}")))?;
@@ -64,7 +64,7 @@ pub(super) fn json(text: &str) -> Result<Value, SpecError> {
     Ok(value)
 }
 
-/// Checks that all texts of an entry can be seen, its keys too.
+/// Checks that all strings of an entry, keys included, consist of visible characters.
 fn visible(value: &Value) -> Result<(), SpecError> {
     match value {
         Value::String(text) => hotslot_driver::text::visible(text).map_err(SpecError::whole),
@@ -77,7 +77,7 @@ fn visible(value: &Value) -> Result<(), SpecError> {
     }
 }
 
-/// An entry as a JSON object.
+/// Returns an entry as a JSON object, or an error for any other JSON value.
 pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, SpecError> {
     value.as_object().ok_or_else(|| SpecError::whole(format!("not a JSON object: `{value}`")))
 }
@@ -85,15 +85,16 @@ pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, SpecError> {
 pub(super) fn string<'a>(key: &str, value: &'a Value) -> Result<&'a str, SpecError> {
     value
         .as_str()
-        .ok_or_else(|| SpecError::key(key, format!("`{value}` is no string; write \"{key}\": \"…\"")))
+        .ok_or_else(|| SpecError::key(key, format!("`{value}` is not a string; write \"{key}\": \"…\"")))
 }
 
-/// A member that must be a text.
+/// Returns a member that must be a string if it is there.
 pub(super) fn text<'a>(entry: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, SpecError> {
     entry.get(key).map(|value| string(key, value)).transpose()
 }
 
-/// Nova's strict boolean words, or JSON's own.
+/// Reads a boolean: a word that Nova accepts (`strutils.bool_from_string` in strict mode), or a JSON value of that
+/// form.
 pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {
     let word = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match word.trim().to_ascii_lowercase().as_str() {
@@ -103,20 +104,22 @@ pub(super) fn strict_bool(key: &str, value: &Value) -> Result<bool, SpecError> {
     }
 }
 
-/// The text that a tag's value is kept as. Absent is not `null`: a network that is tunnelled says null.
+/// Returns the string that is recorded for a tag's value. For `physical_network`, null is a value of its own: it means
+/// a tunnelled network, whereas an absent key means no network.
 pub(super) fn tag(key: &str, value: &Value) -> Result<String, SpecError> {
     match (key, value) {
         ("physical_network", Value::Null) => Ok(NULL.to_owned()),
         ("physical_network", Value::String(name)) if name.eq_ignore_ascii_case(NULL) => Err(SpecError::key(
             key,
-            "a network of that name cannot be told from null, which stands without quotes",
+            "a network of that name cannot be distinguished from null; for a tunnelled network write null \
+             without quotes",
         )),
         ("managed" | "live_migratable" | "one_time_use", value) => Ok(strict_bool(key, value)?.to_string()),
         (HOT_UNPLUG, value) => {
             let policy = string(key, value)?.parse::<HotUnplug>();
             Ok(policy.map_err(|error| SpecError::key(key, error))?.to_string())
         }
-        // Nova takes what is no word for true as false.
+        // Like Nova, treat any value that is not a word for true as false.
         ("remote_managed", value) => Ok(strict_bool(key, value).unwrap_or(false).to_string()),
         ("trusted", Value::Bool(trusted)) => Ok(trusted.to_string()),
         ("resource_class", value) => match string(key, value)? {

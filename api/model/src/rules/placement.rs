@@ -1,13 +1,13 @@
-//! Placement's names for devices: resource classes and traits, as Nova makes them.
+//! The names of devices in Placement: resource classes and traits, made as Nova makes them.
 //!
-//! hotslot has no Placement. The names are for aliases that say their devices by them, which Nova allows with
-//! `pci_in_placement`.
+//! hotslot does not use Placement. It needs the names for aliases that select devices by resource class and traits,
+//! which Nova allows with `pci_in_placement`.
 
 use std::collections::BTreeSet;
 
 use crate::device::DeviceFacts;
 
-/// The standard resource classes (os-resource-classes 1.1). All others are `CUSTOM_`.
+/// The standard resource classes (os-resource-classes 1.1). All others begin with `CUSTOM_`.
 const STANDARD_CLASSES: &[&str] = &[
     "VCPU",
     "MEMORY_MB",
@@ -32,30 +32,30 @@ const STANDARD_CLASSES: &[&str] = &[
     "NET_PACKET_RATE_IGR_KILOPACKET_PER_SEC",
 ];
 
-/// Where the standard traits' names begin (os-traits), in upper case. All others are `CUSTOM_`.
+/// The prefixes of the standard traits (os-traits), in upper case. All others begin with `CUSTOM_`.
 const STANDARD_TRAITS: &[&str] = &["COMPUTE_", "HW_", "MISC_", "OWNER_", "STORAGE_"];
 
-/// `nvidia-232` → `CUSTOM_NVIDIA_232`
+/// Makes a custom name: `nvidia-232` → `CUSTOM_NVIDIA_232`.
 pub fn custom(name: &str) -> String {
     normalised(name)
 }
 
-/// `gpu a100` → `CUSTOM_GPU_A100`
+/// Makes the name of a resource class: `gpu a100` → `CUSTOM_GPU_A100`.
 pub(super) fn resource_class(name: &str) -> String {
     let upper = name.trim().to_uppercase();
     if STANDARD_CLASSES.contains(&upper.as_str()) { upper } else { normalised(name) }
 }
 
-/// `fast, HW_GPU_API_VULKAN` → `CUSTOM_FAST`, `HW_GPU_API_VULKAN`
+/// Makes the names of traits from a list: `fast, HW_GPU_API_VULKAN` → `CUSTOM_FAST`, `HW_GPU_API_VULKAN`.
 pub(super) fn traits(list: &str) -> BTreeSet<String> {
     let standard = |name: &str| STANDARD_TRAITS.iter().any(|space| name.starts_with(space));
     let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| if standard(name) { name.to_owned() } else { normalised(name) }).collect()
 }
 
-/// As Nova, os-traits and os-resource-classes do it, but that spaces around a name are not part of it: a name that
-/// begins with `CUSTOM_` in upper or lower case is taken as it is, in upper case. In any other name each run of
-/// characters that are neither ASCII letters nor digits becomes one `_`, and `CUSTOM_` is put before it.
+/// Normalises a name as Nova, os-traits and os-resource-classes do, except that spaces around the name are removed. A
+/// name that begins with `CUSTOM_` in upper or lower case is only converted to upper case. In any other name each run
+/// of characters that are neither ASCII letters nor digits becomes one `_`, and the name gets the prefix `CUSTOM_`.
 fn normalised(name: &str) -> String {
     let name = name.trim().to_uppercase();
     if name.starts_with("CUSTOM_") {
@@ -74,7 +74,7 @@ fn normalised(name: &str) -> String {
     custom
 }
 
-/// The class of a device: what its `device_spec` says, else one made of its ids.
+/// Returns the resource class of a device: the one of its `device_spec`, or else one made from its ids.
 pub fn class_of(device: &DeviceFacts) -> String {
     match device.extra_info.get("resource_class") {
         Some(class) => class.to_owned(),
@@ -82,12 +82,12 @@ pub fn class_of(device: &DeviceFacts) -> String {
     }
 }
 
-/// The traits that a device's `device_spec` says.
+/// Returns the traits from the `device_spec` of a device.
 pub fn declared_traits(device: &DeviceFacts) -> BTreeSet<String> {
     device.extra_info.get("traits").map(traits).unwrap_or_default()
 }
 
-/// The traits of a device: what its `device_spec` says, and those that Nova gives it.
+/// Returns all traits of a device: those of its `device_spec`, and those that Nova adds.
 pub(super) fn traits_of(device: &DeviceFacts) -> BTreeSet<String> {
     let mut names = declared_traits(device);
     let is = |key: &str| device.extra_info.get(key).is_some_and(|value| value == "true");
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_made_as_placement_wants_them() {
+    fn names_are_normalised_as_in_nova() {
         for (given, class) in [
             ("gpu", "CUSTOM_GPU"),
             ("CUSTOM_GPU", "CUSTOM_GPU"),

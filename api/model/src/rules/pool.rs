@@ -1,4 +1,4 @@
-//! How many devices of each kind are free: Nova's pools, and the statistics that its API showed.
+//! Counts the free devices of each kind: Nova's pools, and the `pci_stats` of the hypervisor API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,42 +10,41 @@ use crate::device::{DevType, Device, DeviceStatus};
 const REMOTE_MANAGED: &str = "remote_managed";
 const PARENT_IFNAME: &str = "parent_ifname";
 
-/// Devices that are alike, as Nova groups them.
+/// A group of similar devices, as Nova groups them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
     /// Vendor id.
     pub vendor_id: PciId,
     /// Product id.
     pub product_id: PciId,
-    /// The NUMA node, where it is known.
+    /// The NUMA node, or `None` when it is not known.
     pub numa_node: Option<u32>,
-    /// Their type to Nova.
+    /// Nova's type of the devices.
     pub dev_type: DevType,
-    /// The PF's address for VFs, the device's own for others.
+    /// The address of the PF for VFs, or the address of the device itself.
     pub address: PciAddress,
-    /// The grouping keys of `extra_info`. As in Nova, `remote_managed` is "false" where it is not given, except for
-    /// `type-PCI`.
+    /// The grouping keys of `extra_info`. As in Nova, `remote_managed` defaults to "false", except for `type-PCI`.
     pub tags: BTreeMap<String, String>,
-    /// How many are free; 0 while all are taken.
+    /// The number of free devices; 0 when all are in use.
     pub count: usize,
 }
 
-/// Devices that are alike to who asks for them: seed 000's `pci_stats`, which does not tell on which PF they are.
+/// One entry of `pci_stats`: a group of similar devices, whichever PF they belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
     /// Vendor id.
     pub vendor_id: PciId,
     /// Product id.
     pub product_id: PciId,
-    /// The NUMA node, where it is known.
+    /// The NUMA node, or `None` when it is not known.
     pub numa_node: Option<u32>,
-    /// The grouping keys of `extra_info` as they are given, without `parent_ifname`.
+    /// The grouping keys of `extra_info` as configured, without `parent_ifname`.
     pub tags: BTreeMap<String, String>,
-    /// How many are free; 0 while all are taken.
+    /// The number of free devices; 0 when all are in use.
     pub count: usize,
 }
 
-/// The pools of one host's devices: those with fewer keys first, then by value.
+/// Returns the pools of the devices of one host, first those with fewer tags, then in order of their values.
 pub fn pools(devices: &[Arc<Device>], is_grouping_key: impl Fn(&str) -> bool) -> Vec<Pool> {
     let counts = count(devices, |device| {
         let facts = &device.facts;
@@ -63,7 +62,7 @@ pub fn pools(devices: &[Arc<Device>], is_grouping_key: impl Fn(&str) -> bool) ->
     counts.into_iter().map(pool).collect()
 }
 
-/// Seed 000's statistics of one host's devices, in the same order.
+/// Returns the `pci_stats` of the devices of one host, in the same order.
 pub fn stats(devices: &[Arc<Device>], is_grouping_key: impl Fn(&str) -> bool) -> Vec<Stat> {
     let counts = count(devices, |device| {
         let facts = &device.facts;
@@ -87,7 +86,7 @@ fn owned(tags: Tags<'_>) -> BTreeMap<String, String> {
     tags.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// The free devices of each key; keys of which all devices are taken are counted as 0.
+/// Counts the free devices for each key. A key whose devices are all in use has the count 0.
 fn count<'a, K: Ord>(devices: &'a [Arc<Device>], key: impl Fn(&'a Device) -> K) -> BTreeMap<K, usize> {
     let mut counts = BTreeMap::new();
     for device in devices {
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_counts_five_vfs_of_two_pfs_as_one_kind() {
+    fn pci_stats_count_the_vfs_of_two_pfs_together() {
         let on = |pf: &str, name: &str, vf: &str| {
             let tags = json!({"key1": "value1", "parent_ifname": name, "card_serial_number": vf});
             row(vf, "vf", Some(pf), &tags)
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_keys_come_first_and_an_emptied_pool_stays() {
+    fn pools_with_fewer_tags_come_first_and_a_pool_without_free_devices_is_kept() {
         let mut host = devices(&[
             row("04:00.0", "nic", None, &json!({"switch": "tor-3", "rack": "1"})),
             row("05:00.0", "nic", None, &json!({"switch": "tor-3"})),
@@ -164,7 +163,7 @@ mod tests {
         assert_eq!(pools[1].tags, BTreeMap::from([("remote_managed".into(), "false".into())]));
     }
 
-    /// What may happen to one of a few devices.
+    /// A change of one device.
     #[derive(Debug, Clone)]
     enum Step {
         ScanIn { place: usize, node: Option<u32>, extra_info: Value },
@@ -199,10 +198,10 @@ mod tests {
         ]
     }
 
-    /// A pool as a flat map of texts, as Nova's readers see it.
+    /// A pool as a flat map of strings, as in Nova's API.
     type Flat = BTreeMap<String, String>;
 
-    /// Counts anew, device by device, with none of the code above.
+    /// Counts the devices one by one, without the code under test. `seed` selects `pci_stats` instead of pools.
     fn recount(devices: &[Arc<Device>], seed: bool) -> Vec<(Flat, usize)> {
         let mut found: Vec<(Flat, usize)> = Vec::new();
         for device in devices {
@@ -242,7 +241,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pools_equal_a_recount_whatever_happens(steps in prop::collection::vec(step(), 1..40)) {
+        fn pools_equal_an_independent_count_after_any_changes(steps in prop::collection::vec(step(), 1..40)) {
             let mut host = BTreeMap::<usize, Device>::new();
             for step in steps {
                 match step {
@@ -250,7 +249,7 @@ mod tests {
                         let (at, is, of) = PLACES[place];
                         let seen = json!({"at": at, "is": is, "of": of, "node": node, "extra_info": extra_info});
                         let seen = device(place as i64, &seen);
-                        // A scan changes what is known of a device, not who has it.
+                        // A scan changes the facts of a device, not its status.
                         let status = host.get(&place).map_or(DeviceStatus::Available, |known| known.status);
                         host.insert(place, Device { status, ..seen });
                     }

@@ -1,20 +1,20 @@
-//! `a1:2,b1:1`: which devices a request wants (Nova's `pci_passthrough:alias`).
+//! Parses device requests such as `a1:2,b1:1` (Nova's `pci_passthrough:alias`).
 
 use std::str::FromStr;
 
-/// The most characters that the name of an alias has (Nova's).
+/// The largest length of an alias name in characters, as in Nova.
 pub(super) const NAME: usize = 256;
 
-/// How many devices of which kind.
+/// One part of a request: an alias and a number of devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasRequest {
-    /// The alias.
+    /// The name of the alias.
     pub name: String,
-    /// How many, 1 to 256.
+    /// The number of devices, 1 to 256.
     pub count: usize,
 }
 
-/// A text that asks for nothing that could be understood.
+/// The error for a text that is not a valid request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not NAME:COUNT[,NAME:COUNT…] with counts of 1 to 256, such as a1:2,b1:1: {reason}")]
 pub struct RequestError {
@@ -22,7 +22,7 @@ pub struct RequestError {
     reason: String,
 }
 
-/// The parts of one request, 1 to 256 devices in all.
+/// The parts of one request, 1 to 256 devices in total.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AliasRequests(pub Vec<AliasRequest>);
 
@@ -47,7 +47,7 @@ impl FromStr for AliasRequests {
                 .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
                 .filter(|count| (1..=256).contains(count))
-                .ok_or_else(|| error(format!("`{}` is no such count", told(digits))))?;
+                .ok_or_else(|| error(format!("`{}` is not a count of 1 to 256", told(digits))))?;
             Ok(AliasRequest { name: name.to_owned(), count })
         };
         let parts = text.split(',').map(part).collect::<Result<Vec<_>, _>>()?;
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_read_as_nova_reads_them() {
+    fn requests_are_parsed_as_in_nova() {
         let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/data/request.json")).unwrap();
         for case in cases {
             match (case["text"].as_str().unwrap().parse::<AliasRequests>(), case["refused"].as_str()) {
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_not_told_whole() {
+    fn an_error_quotes_only_the_start_of_a_long_text() {
         for text in ["a:1".repeat(10_000), "a".repeat(10_000), format!("a:{}", "1".repeat(10_000))] {
             let told = text.parse::<AliasRequests>().unwrap_err().to_string();
             assert!(told.len() < 1000, "{told}");
@@ -91,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "\\PC*") {
+        fn parsing_never_panics(text in "\\PC*") {
             let _ = text.parse::<AliasRequests>();
         }
     }

@@ -1,5 +1,5 @@
-//! The rules in force: the entries of the configuration file, then those that came by the API. The file's come
-//! first, and of the whitelist the first entry that matches counts.
+//! The entries from the configuration file and from the API, in the order in which they count. Entries of the file come
+//! first. The first `device_spec` that matches a device applies to it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,41 +17,41 @@ use crate::string_enum;
 use crate::time::Millis;
 
 string_enum! {
-    /// What an entry is.
+    /// The kind of an entry.
     RuleKind {
-        /// A `device_spec`: which devices may be given away.
+        /// A `device_spec`: which devices are assignable.
         Whitelist = "whitelist",
-        /// An alias: a name to ask for devices by.
+        /// An alias: a name under which requests ask for devices.
         Alias = "alias",
         /// Facts of devices that no hypervisor knows.
         ExtraInfo = "extra_info",
     }
 }
 
-/// One entry.
+/// One entry of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Its id: of an entry of the file it is the same for as long as place and text are.
+    /// The id. An entry of the file keeps its id as long as its place and its text stay the same.
     pub id: Uuid,
-    /// What it is.
+    /// The kind.
     pub kind: RuleKind,
-    /// A JSON object, when it is right.
+    /// The entry as text. It is a JSON object if the entry is valid.
     pub text: String,
-    /// Where it comes from.
+    /// Where the entry comes from.
     pub source: Source,
 }
 
-/// Where an entry comes from.
+/// The origin of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The configuration file.
     File {
-        /// `[pci] device_spec[0]`
+        /// The place in the file, such as `[pci] device_spec[0]`.
         place: String,
     },
-    /// The API; it is a row of `pci_config`.
+    /// The API. The entry is a row of the table `pci_config`.
     Api {
-        /// When it came.
+        /// When it was created.
         created_at: Millis,
         /// When it was last replaced.
         updated_at: Option<Millis>,
@@ -59,7 +59,7 @@ pub enum Source {
 }
 
 impl Rule {
-    /// The entries of a configuration file, each kind in order.
+    /// Returns the entries of a configuration file, each kind in the order of the file.
     pub fn of_file(pci: &Pci) -> Vec<Self> {
         let mut rules = Vec::new();
         for (index, text) in pci.device_spec.iter().enumerate() {
@@ -89,12 +89,12 @@ impl Rule {
         Self { id, kind, text, source: Source::File { place } }
     }
 
-    /// Whether it stands in the configuration file, and cannot be changed by the API.
+    /// Whether the entry is from the configuration file, so that the API cannot change it.
     pub fn is_of_file(&self) -> bool {
         matches!(self.source, Source::File { .. })
     }
 
-    /// What it is called where it is refused.
+    /// Returns the name of the entry for error messages.
     pub fn name(&self) -> String {
         match &self.source {
             Source::File { place } => place.clone(),
@@ -103,28 +103,28 @@ impl Rule {
     }
 }
 
-/// All entries, and what they come to.
+/// All entries, their problems, and the inventory made from the valid ones.
 #[derive(Debug, Default)]
 pub struct Rules {
     entries: Vec<Rule>,
     problems: BTreeMap<Uuid, Vec<SpecError>>,
-    /// What the entries say that are right.
+    /// The inventory made from the valid entries.
     pub inventory: Arc<Inventory>,
 }
 
-/// An entry that is refused.
+/// A problem of one entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {error}")]
 pub struct Problem {
-    /// Where the entry stands: `[pci] device_spec[0]`.
+    /// The place of the entry, such as `[pci] device_spec[0]`.
     pub place: String,
-    /// What is wrong with it.
+    /// What is wrong with the entry.
     pub error: SpecError,
 }
 
 impl Rules {
-    /// Reads entries, those of a kind in the order in which they count. What is wrong with one leaves it out.
-    /// `pci` gives the options that the grammar depends on.
+    /// Reads entries, those of each kind in the order in which they count. An invalid entry is ignored and its problems
+    /// are recorded. `pci` has the options that the syntax depends on.
     pub fn read(entries: Vec<Rule>, pci: &Pci) -> Self {
         let mut inventory =
             Inventory { report_in_placement: pci.report_in_placement, ..Inventory::default() };
@@ -152,28 +152,28 @@ impl Rules {
         Self { entries, problems, inventory: inventory.into() }
     }
 
-    /// The entries of all kinds.
+    /// Returns the entries of all kinds.
     pub fn entries(&self) -> &[Rule] {
         &self.entries
     }
 
-    /// The entries of a kind, in the order in which they count.
+    /// Returns the entries of one kind, in the order in which they count.
     pub fn of(&self, kind: RuleKind) -> impl Iterator<Item = &Rule> {
         self.entries.iter().filter(move |rule| rule.kind == kind)
     }
 
-    /// What an entry is called.
+    /// Returns the name of an entry for error messages.
     pub fn name_of(&self, id: Uuid) -> String {
         self.entries.iter().find(|rule| rule.id == id).map_or_else(|| id.to_string(), Rule::name)
     }
 
-    /// Why an entry is left out on every host; none when it is in force.
+    /// Returns the reason why an entry is ignored on every host, or `None` when it is in force.
     pub fn problem(&self, id: Uuid) -> Option<String> {
         let errors = self.problems.get(&id)?;
         Some(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }
 
-    /// Everything that is wrong, entry by entry, with its place.
+    /// Returns all problems, entry by entry.
     pub fn problems(&self) -> Vec<Problem> {
         let of = |rule: &Rule| {
             let errors = self.problems.get(&rule.id).into_iter().flatten();
@@ -185,10 +185,10 @@ impl Rules {
 }
 
 impl Inventory {
-    /// Reads the rules of a configuration.
+    /// Reads the entries of a configuration.
     ///
     /// # Errors
-    /// [`Problem`] naming the first entry that is refused, and what is wrong with it.
+    /// Returns the first [`Problem`] when any entry is invalid.
     pub fn new(pci: &Pci) -> Result<Arc<Self>, Problem> {
         let rules = Rules::read(Rule::of_file(pci), pci);
         match rules.problems().into_iter().next() {

@@ -1,6 +1,6 @@
-//! `device_spec`: which of a host's devices may be given away (Nova's `[pci] device_spec`).
+//! `device_spec`: which devices of a host are assignable (Nova's `[pci] device_spec`).
 //!
-//! An entry says which devices it names by ids, address and interface, and what is to be said of them by tags.
+//! An entry selects devices by ids, by address or by network interface, and gives them tags.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::parse::{SpecError, TAGS, json, object, tag, text};
 use super::{host_facts, keys};
 use crate::device::Functions;
 
-/// One entry.
+/// One `device_spec` entry.
 #[derive(Debug, Clone)]
 pub struct DeviceSpec {
     vendor_id: Option<PciId>,
@@ -22,7 +22,7 @@ pub struct DeviceSpec {
     tags: BTreeMap<String, String>,
 }
 
-/// Where on the host an entry's devices are.
+/// How an entry selects devices by their place on the host.
 #[derive(Debug, Clone)]
 enum Place {
     Address(AddressSpec),
@@ -30,36 +30,36 @@ enum Place {
     Interface(String),
 }
 
-/// The keys that say which devices are meant.
+/// The keys that select devices. All other keys are tags.
 const IDENTITY: &[&str] = &["vendor_id", "product_id", "address", "devname"];
 
 impl DeviceSpec {
-    /// Reads one entry, a JSON object. `report_in_placement` as in the configuration.
+    /// Reads one entry, a JSON object. `report_in_placement` is the configuration key of that name.
     ///
     /// # Errors
-    /// [`SpecError`] naming the key.
+    /// Returns a [`SpecError`] that names the key when the entry is not valid.
     pub fn parse(text: &str, report_in_placement: bool) -> Result<Self, SpecError> {
         let spec = Self::entry(&json(text)?)?;
         if report_in_placement && matches!(spec.place, Place::Interface(_)) {
-            return Err(SpecError::key("devname", "not with report_in_placement; write the address"));
+            return Err(SpecError::key(
+                "devname",
+                "cannot be used with report_in_placement; write the address",
+            ));
         }
         if !report_in_placement && spec.is("one_time_use") {
-            let reason = "only with report_in_placement = true, as in Nova";
+            let reason = "requires report_in_placement = true, as in Nova";
             return Err(SpecError::key("one_time_use", reason));
         }
         Ok(spec)
     }
 
-    /// Reads entries that only say which devices are meant: an object or a list of them.
+    /// Reads entries that select devices and have no tags: an object or a list of objects.
     pub(super) fn parse_identity(value: &Value) -> Vec<Result<Self, SpecError>> {
         let untagged = |spec: Self| match spec.tags.keys().next() {
             None => Ok(spec),
             Some(tag) => {
                 let known = IDENTITY.join(", ");
-                Err(SpecError::key(
-                    tag,
-                    format!("a tag says nothing of which devices are meant; write {known}"),
-                ))
+                Err(SpecError::key(tag, format!("a tag does not identify devices; use {known}")))
             }
         };
         Self::entries(value).into_iter().map(|entry| entry.and_then(untagged)).collect()
@@ -78,12 +78,12 @@ impl DeviceSpec {
         let devname = optional(entry, "devname");
         let place = match devname {
             Some(_) if optional(entry, "address").is_some() => {
-                return Err(SpecError::key("devname", "not together with address; leave one of them out"));
+                return Err(SpecError::key("devname", "cannot be combined with address; remove one of them"));
             }
             Some(name) => match name.as_str().map(str::trim) {
                 Some(name) if !name.is_empty() => Place::Interface(name.to_owned()),
                 Some(_) | None => {
-                    let reason = format!("`{name}` is no interface's name; write \"devname\": \"eth0\"");
+                    let reason = format!("`{name}` is not an interface name; write \"devname\": \"eth0\"");
                     return Err(SpecError::key("devname", reason));
                 }
             },
@@ -91,7 +91,8 @@ impl DeviceSpec {
         };
         let mut tags = BTreeMap::new();
         for (key, value) in entry.iter().filter(|(key, _)| !IDENTITY.contains(&key.as_str())) {
-            // Any key is a tag, and an entry without identity names every device: a slip would give them all away.
+            // Any other key is a tag, and an entry that selects nothing names every device. So a misspelt key could
+            // make all devices assignable.
             if !TAGS.contains(&key.as_str())
                 && let Some(meant) = IDENTITY
                     .iter()
@@ -103,7 +104,7 @@ impl DeviceSpec {
             if keys::is_own(key) {
                 return Err(SpecError::key(
                     key,
-                    "no tag may have this name, which devices, pools or aliases have for something else",
+                    "is a reserved key of devices, pools or aliases; choose another name for the tag",
                 ));
             }
             tags.insert(key.clone(), tag(key, value)?);
@@ -111,17 +112,17 @@ impl DeviceSpec {
         Ok(Self { vendor_id: id(entry, "vendor_id")?, product_id: id(entry, "product_id")?, place, tags })
     }
 
-    /// Whether it names its devices by their interface.
+    /// Whether the entry selects devices by their network interface.
     pub(super) fn names_interface(&self) -> bool {
         matches!(self.place, Place::Interface(_))
     }
 
-    /// Whether it names this one address, without a pattern.
+    /// Whether the entry selects exactly this address, without a pattern.
     pub(super) fn names_address(&self, address: PciAddress) -> bool {
         matches!(&self.place, Place::Address(spec) if spec.exact == Some(address))
     }
 
-    /// What the entry says of its devices, beside which they are.
+    /// Returns the tags that the entry gives its devices.
     pub fn tags(&self) -> &BTreeMap<String, String> {
         &self.tags
     }
@@ -131,13 +132,13 @@ impl DeviceSpec {
         self.tags.get(tag).is_some_and(|value| value == "true")
     }
 
-    /// Whether the entry names this device. An entry with a PF's full address or interface names its VFs too.
-    /// `parent` is the PF of a VF.
+    /// Whether the entry names this device. An entry with the full address or the interface of a PF names its VFs too.
+    /// `parent` is the PF of the device if the device is a VF.
     pub fn matches(&self, device: &HostDevice, parent: Option<&HostDevice>) -> bool {
         self.mismatch(device, parent).is_none()
     }
 
-    /// The first thing in which the entry does not name this device; none when it names it.
+    /// Returns the first reason why the entry does not name this device, or `None` when it names it.
     pub fn mismatch(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
         self.other_ids(device)
             .or_else(|| self.elsewhere(device, parent))
@@ -160,26 +161,26 @@ impl DeviceSpec {
                     Role::Plain | Role::Physical { .. } => false,
                 };
                 (!address.matches(device.address) && !of_vf)
-                    .then(|| format!("its address {} is another", device.address))
+                    .then(|| format!("its address {} does not match", device.address))
             }
             Place::Interface(name) => {
                 let has =
                     device.has_interface(name) || parent.is_some_and(|parent| parent.has_interface(name));
-                (!has).then(|| format!("no interface of it is called {name}"))
+                (!has).then(|| format!("it has no interface named {name}"))
             }
         }
     }
 
-    /// The interface by which an entry that is `remote_managed` names its devices, where the host has none of this
-    /// name. Of a host that was not read yet it cannot be told.
+    /// Returns the interface name of a `remote_managed` entry when the host has no interface of that name. Returns
+    /// `None` for a host that has not been read yet.
     pub(super) fn absent(&self, functions: &Functions) -> Option<&str> {
         let Place::Interface(name) = &self.place else { return None };
         let has = |device: &HostDevice| device.has_interface(name);
         (self.is("remote_managed") && !functions.is_empty() && !functions.values().any(has)).then_some(name)
     }
 
-    /// Why an entry that is `remote_managed` is wrong on a host that has this function: that is for VFs, and it names
-    /// a PF, by its address or interface, or by ids that are a PF's.
+    /// Returns the reason why a `remote_managed` entry is wrong on a host that has this function. Such an entry is only
+    /// for VFs; it is wrong when it names a PF by address, by interface or by ids.
     pub(super) fn conflict(&self, device: &HostDevice, functions: &Functions) -> Option<SpecError> {
         let Role::Physical { vfs, .. } = &device.role else { return None };
         let one = match &self.place {
@@ -191,48 +192,48 @@ impl DeviceSpec {
         }
         let pf = device.address;
         let reason = if self.other_ids(device).is_none() && (one || self.product_id.is_some()) {
-            format!("it is for VFs, but the entry names {pf}, which is a PF; add the VFs' product_id")
+            format!("it is only for VFs, but the entry names the PF {pf}; add the product_id of the VFs")
         } else if one
             && !vfs.is_empty()
             && vfs.iter().filter_map(|vf| functions.get(vf)).all(|vf| self.other_ids(vf).is_some())
         {
-            format!("it names the VFs of {pf}, but none of them has these ids; write the VFs' own")
+            format!("it names the VFs of {pf}, but none of them has these ids; write the ids of the VFs")
         } else {
             return None;
         };
         Some(SpecError::key("remote_managed", reason))
     }
 
-    /// Why the tags cannot be said of this device.
+    /// Returns the reason when a tag of the entry does not apply to this device.
     fn unsuited(&self, device: &HostDevice, parent: Option<&HostDevice>) -> Option<String> {
         if self.is("remote_managed") {
-            // Its port is programmed from the other side, which finds the card by its serial number.
+            // The other side of the card programs the port; it finds the card by its serial number.
             let serial =
                 host_facts::card_serial_number(device, parent).is_some_and(|serial| !serial.is_empty());
             if matches!(device.role, Role::Physical { .. }) {
-                return Some("it is a PF, which remote_managed is not for".into());
+                return Some("it is a PF, but remote_managed does not apply to PFs".into());
             } else if !serial {
-                return Some("it shows no serial number (VPD), which remote_managed needs".into());
+                return Some("it has no serial number in its VPD, which remote_managed requires".into());
             }
         }
         (self.is("one_time_use") && matches!(device.role, Role::Virtual { .. }))
-            .then(|| "it is a VF, which one_time_use is not for".into())
+            .then(|| "it is a VF, but one_time_use does not apply to VFs".into())
     }
 }
 
-/// A member that is not null.
+/// Returns a member of an object unless it is null.
 fn optional<'a>(entry: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     entry.get(key).filter(|value| !value.is_null())
 }
 
-/// A vendor or product id, or `*` for any.
+/// Reads a vendor or product id. `*` means any and returns `None`.
 fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError> {
     let id = text(entry, key)?.map(|digits| hex(digits, 0xffff)).transpose();
     let id = id.map_err(|reason| SpecError::key(key, format!("{reason}; write four digits such as 8086")))?;
     Ok(id.flatten().map(|id| PciId::new(id as u16)))
 }
 
-/// A number as Nova writes it: hexadecimal with or without 0x, spaces around it; none is `*`.
+/// Reads a number in Nova's form: hexadecimal, with or without `0x`, with spaces around it allowed. `*` returns `None`.
 fn hex(text: &str, max: u32) -> Result<Option<u32>, String> {
     let text = text.trim();
     if text == "*" {
@@ -248,12 +249,12 @@ fn hex(text: &str, max: u32) -> Result<Option<u32>, String> {
     }
 }
 
-/// The addresses that an entry names.
+/// The addresses that an entry selects.
 #[derive(Debug, Clone)]
 struct AddressSpec {
-    /// Domain, bus, slot, function.
+    /// Patterns for domain, bus, slot and function, in this order.
     fields: [Field; 4],
-    /// The one address that it names when no field is left open. A PF's covers its VFs.
+    /// The address when every field has a fixed value. The address of a PF also selects its VFs.
     exact: Option<PciAddress>,
 }
 
@@ -264,10 +265,10 @@ enum Field {
     Like(Regex),
 }
 
-/// How many bytes a compiled pattern may have, and the automaton that is made of it: `0[0-3]` has some hundred.
+/// The largest size of a compiled pattern in bytes, and of its lazy DFA. `0[0-3]` needs a few hundred bytes.
 const REGEX: usize = 16 * 1024;
 
-/// The fields with their largest values, in order.
+/// The fields of an address and their largest values, in order.
 const FIELDS: [(&str, u32); 4] = [("domain", 0xffff), ("bus", 0xff), ("slot", 0x1f), ("function", 7)];
 
 impl AddressSpec {
@@ -285,7 +286,7 @@ impl AddressSpec {
         }
     }
 
-    /// `[[[[domain]:]bus]:][slot][.[function]]` with `*` for any field; a field that is left out is any.
+    /// Reads `[[[[domain]:]bus]:][slot][.[function]]`. A field that is `*` or left out matches any value.
     fn glob(text: &str) -> Result<Self, SpecError> {
         let text = text.trim();
         let bad = |reason: String| SpecError::key("address", reason);
@@ -315,7 +316,7 @@ impl AddressSpec {
         Ok(Self { fields, exact })
     }
 
-    /// `{"domain": …, "bus": …, "slot": …, "function": …}`, each a regular expression.
+    /// Reads `{"domain": …, "bus": …, "slot": …, "function": …}`, each a regular expression.
     fn regex(patterns: &Map<String, Value>) -> Result<Self, SpecError> {
         let bad = |reason: String| SpecError::key("address", reason);
         let known = FIELDS.map(|(name, _)| name);
@@ -327,7 +328,7 @@ impl AddressSpec {
             let Some(value) = patterns.get(name) else { continue };
             let Some(pattern) = value.as_str() else {
                 return Err(bad(format!(
-                    "{name} `{value}` is no regular expression; write \"{name}\": \"0[0-3]\""
+                    "{name} `{value}` is not a regular expression; write \"{name}\": \"0[0-3]\""
                 )));
             };
             let regex =
@@ -335,10 +336,10 @@ impl AddressSpec {
             *field = Field::Like(regex.map_err(|error| {
                 let error = error.to_string();
                 let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                bad(format!("{name} `{pattern}` is no regular expression that is known here: {reason}"))
+                bad(format!("{name} `{pattern}` is not a supported regular expression: {reason}"))
             })?);
         }
-        // Nova takes four fields of plain digits for one address here too.
+        // As in Nova, four fields of plain digits are one exact address in this form too.
         let digits = known.map(|name| patterns.get(name).and_then(Value::as_str).unwrap_or_default());
         let [domain, bus, slot, function] = digits;
         let written = format!("{domain}:{bus}:{slot}.{function}");
@@ -353,7 +354,7 @@ impl AddressSpec {
         self.fields.iter().zip(values).zip([4, 2, 2, 1]).all(|((field, value), width)| match field {
             Field::Any => true,
             Field::Is(wanted) => *wanted == value,
-            // Python's re.match: the leftmost match has to begin where the text does, and may end before it does.
+            // Like Python's re.match: a match must begin at the start of the text, and may end before its end.
             Field::Like(regex) => {
                 regex.find(format!("{value:0width$x}").as_bytes()).is_some_and(|found| found.start() == 0)
             }

@@ -1,5 +1,5 @@
-//! The rules are in `api/model/tests/data/`: each case says what is configured, and what becomes of the devices of
-//! `devices.json` by it, or what a refusal says. `null` means that a key is absent.
+//! Tests of the rules. The cases are in `api/model/tests/data/`. Each case has a configuration, and either its effect
+//! on the devices of `devices.json` or a text that the refusal contains. `null` means that a key is absent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ fn data(text: &str) -> Vec<Value> {
     serde_json::from_str(text).unwrap()
 }
 
-/// A name, or an object with `name`, `mac` and `features`.
+/// Reads an interface: its name, or an object with `name`, `mac` and `features`.
 fn interface(case: &Value) -> Interface {
     let Some(name) = case["name"].as_str() else { return Interface::from(string(case)) };
     Interface {
@@ -27,7 +27,7 @@ fn interface(case: &Value) -> Interface {
     }
 }
 
-/// The devices that the cases speak of, with their PFs, by name.
+/// The devices of the cases and their PFs, each with its name.
 struct Host(Vec<(String, HostDevice)>);
 
 impl Host {
@@ -84,7 +84,8 @@ fn string(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-/// The value of a case, or its several values: a text as it is, anything else as JSON.
+/// Returns the values of a configuration key: the one under `one`, those under `several`, or the default. A string is
+/// returned as it is, any other value as JSON.
 fn configured(case: &Value, one: &str, several: &str, default: Vec<Value>) -> Vec<String> {
     let values = match (case.get(one), case.get(several)) {
         (Some(value), _) => vec![value.clone()],
@@ -94,7 +95,7 @@ fn configured(case: &Value, one: &str, several: &str, default: Vec<Value>) -> Ve
     values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect()
 }
 
-/// The configuration of a case. Where it does not say, every device is offered.
+/// Returns the configuration of a case. By default every device is assignable.
 fn pci(case: &Value) -> config::Pci {
     let entry = |entry: &Value| config::ExtraInfo {
         devices: entry["match"].as_str().map_or_else(|| entry["match"].to_string(), str::to_owned),
@@ -110,7 +111,7 @@ fn pci(case: &Value) -> config::Pci {
     }
 }
 
-/// Reads the configuration of each case, checks a refusal, and passes on what was read.
+/// Reads the configuration of each case. Checks the text of a refusal, or calls `check` with the inventory.
 fn each(cases: &str, check: impl Fn(&Value, &Inventory)) {
     for case in data(cases) {
         match (Inventory::new(&pci(&case)), case["refused"].as_str()) {
@@ -127,7 +128,7 @@ fn names(case: &Value, key: &str) -> Vec<String> {
     names
 }
 
-/// Checks the keys of `extra_info` that a case speaks of.
+/// Checks the keys of `extra_info` that a case lists under `shows`.
 fn check_extra_info(case: &Value, facts: &BTreeMap<String, DeviceFacts>) {
     for (device, wanted) in case["shows"].as_object().into_iter().flatten() {
         for (key, value) in wanted.as_object().unwrap() {
@@ -138,7 +139,7 @@ fn check_extra_info(case: &Value, facts: &BTreeMap<String, DeviceFacts>) {
 }
 
 #[test]
-fn a_device_spec_names_the_devices_that_it_names_in_nova() {
+fn a_device_spec_matches_the_same_devices_as_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/device_spec.json"), |case, inventory| {
         let facts = host.facts(inventory);
@@ -148,7 +149,7 @@ fn a_device_spec_names_the_devices_that_it_names_in_nova() {
 }
 
 #[test]
-fn an_entry_that_nova_would_not_start_with_is_left_out_on_the_host_and_said_to_be() {
+fn entries_that_conflict_with_the_devices_of_a_host_are_ignored_there_and_reported() {
     let mut functions: Functions =
         Host::read().0.into_iter().map(|(_, device)| (device.address, device)).collect();
     let mut second = functions[&"0000:04:10.0".parse().unwrap()].clone();
@@ -180,7 +181,7 @@ fn an_entry_that_nova_would_not_start_with_is_left_out_on_the_host_and_said_to_b
 }
 
 #[test]
-fn an_alias_names_the_devices_that_it_names_in_nova() {
+fn an_alias_matches_the_same_devices_as_in_nova() {
     let host = Host::read();
     each(include_str!("../../tests/data/alias.json"), |case, inventory| {
         let alias = inventory.alias("a").unwrap();
@@ -201,7 +202,7 @@ fn an_alias_names_the_devices_that_it_names_in_nova() {
 }
 
 #[test]
-fn outside_facts_are_said_of_the_devices_that_they_match() {
+fn extra_info_entries_apply_to_the_devices_that_they_match() {
     let host = Host::read();
     each(include_str!("../../tests/data/extra_info.json"), |case, inventory| {
         check_extra_info(case, &host.facts(inventory));
@@ -209,7 +210,7 @@ fn outside_facts_are_said_of_the_devices_that_they_match() {
 }
 
 #[test]
-fn every_entry_that_is_refused_is_told_with_its_place() {
+fn every_invalid_entry_is_reported_with_its_place() {
     let pci = config::Pci {
         device_spec: vec![
             "{}".into(),
@@ -242,7 +243,7 @@ fn every_entry_that_is_refused_is_told_with_its_place() {
 }
 
 #[test]
-fn an_entry_of_the_file_keeps_its_id_and_a_list_is_several_entries() {
+fn a_list_makes_several_entries_and_each_keeps_its_id() {
     let pci = |specs: &[&str]| config::Pci {
         device_spec: specs.iter().map(|&spec| spec.to_owned()).collect(),
         alias: vec!["{}".into()],
@@ -260,7 +261,7 @@ fn an_entry_of_the_file_keeps_its_id_and_a_list_is_several_entries() {
 }
 
 #[test]
-fn what_the_api_adds_comes_after_the_file_and_is_left_out_where_it_is_wrong() {
+fn entries_of_the_api_come_after_the_file_and_invalid_ones_are_ignored() {
     let pci = pci(&json!({"device_spec": {"address": "0000:04:00.0", "rack": "file"}}));
     let api = |kind, text: Value| {
         let text = text.to_string();
@@ -294,7 +295,7 @@ fn what_the_api_adds_comes_after_the_file_and_is_left_out_where_it_is_wrong() {
 }
 
 #[test]
-fn a_device_read_alone_is_known_again() {
+fn a_device_that_is_read_alone_is_recognised() {
     let host = Host::read();
     let inventory = Inventory::new(&pci(&json!({}))).unwrap();
     let facts = host.facts(&inventory);
@@ -312,7 +313,7 @@ fn a_device_read_alone_is_known_again() {
 }
 
 #[test]
-fn pools_are_grouped_by_what_is_not_of_one_card() {
+fn pools_are_not_separated_by_keys_that_differ_from_card_to_card() {
     for key in [
         "card_serial_number",
         "phys_function",
@@ -329,7 +330,7 @@ fn pools_are_grouped_by_what_is_not_of_one_card() {
     }
 }
 
-/// JSON of any shape, the keys and texts often those of the grammar.
+/// JSON of any shape, often with the keys and words that entries use.
 fn any_json() -> impl Strategy<Value = Value> {
     let word = prop_oneof![
         proptest::sample::select(&[
@@ -376,7 +377,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn no_configuration_makes_it_panic(
+    fn reading_a_configuration_never_panics(
         spec in any_json(), devices in any_json(), alias in any_json(),
         report_in_placement: bool, pci_in_placement: bool,
     ) {
@@ -401,14 +402,16 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in "\\PC*") {
+    fn parsing_an_entry_never_panics(text in "\\PC*") {
         let _ = DeviceSpec::parse(&text, false);
         let _ = ExtraInfo::parse(&text);
         let _ = Alias::parse(&text, &AliasGrammar::default());
     }
 
     #[test]
-    fn a_full_address_names_its_vfs_and_a_glob_does_not(domain: u16, bus: u8, slot in 0u8..=0x1f, function in 0u8..=7, open in 0usize..4) {
+    fn a_full_address_matches_its_vfs_and_a_glob_does_not(
+        domain: u16, bus: u8, slot in 0u8..=0x1f, function in 0u8..=7, open in 0usize..4,
+    ) {
         let address = PciAddress::new(domain.into(), bus.into(), slot.into(), function.into()).unwrap();
         let mut fields =
             [format!("{domain:x}"), format!(" {bus:02X} "), format!("0x{slot:x}"), function.to_string()];
@@ -419,7 +422,7 @@ proptest! {
         };
         let (_, template) = Host::read().0.remove(0);
         let itself = HostDevice { address, ..template };
-        // It shares no field with its PF.
+        // No field of the VF's address equals that of its PF.
         let other = PciAddress::new((domain ^ 1).into(), (bus ^ 1).into(), (slot ^ 1).into(), (function ^ 1).into());
         let vf = HostDevice {
             address: other.unwrap(),

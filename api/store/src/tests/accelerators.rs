@@ -9,11 +9,11 @@ use hotslot_model::id::AcceleratorId;
 use super::*;
 
 on_both! {
-    an_accelerator_has_one_name_and_holds_what_one_request_gave_it
-    a_device_that_comes_back_is_the_one_that_an_accelerator_is
+    accelerator_names_are_unique_and_an_accelerator_holds_one_request
+    a_device_that_comes_back_keeps_its_row_when_an_accelerator_is_fixed_to_it
 }
 
-async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records: Records) {
+async fn accelerator_names_are_unique_and_an_accelerator_holds_one_request(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     let vf = records.at("0000:04:10.0");
@@ -46,7 +46,7 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     let held = records.at("0000:04:10.0");
     assert_eq!((held.owner, held.status), (Some(Owner::Host), DeviceStatus::Claimed));
     assert!(records.claim(&["0000:04:10.0"]).await.is_none());
-    // What is held is held once, and not purged.
+    // An accelerator cannot hold a second request, nor be purged while it holds a device.
     let other = records.at("0000:04:10.2");
     assert!(matches!(bind(&other).await.unwrap_err(), Error::Conflict(_)));
     assert!(matches!(store.purge_accelerator(made.id).await.unwrap_err(), Error::Conflict(_)));
@@ -55,7 +55,7 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     store.settle(&[(key, bound)]).await.unwrap();
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Allocated);
     assert_eq!(store.held_by(holder).await.unwrap().len(), 1);
-    // A device that is promised to its host is not forgotten for want of an attachment.
+    // `forget` does not free a device that its host holds, although it has no attachment.
     store.forget(vf.id).await.unwrap();
     assert_eq!(records.at("0000:04:10.0").owner, Some(Owner::Host));
     store.settle(&[(key, Observation::Removed { reason: Some("why".into()) })]).await.unwrap();
@@ -68,12 +68,12 @@ async fn an_accelerator_has_one_name_and_holds_what_one_request_gave_it(records:
     assert_eq!(states, ["attaching", "attached", "detached"]);
     assert!(store.purge_accelerator(made.id).await.unwrap());
     assert!(!store.purge_accelerator(made.id).await.unwrap());
-    // What was removed meanwhile is given nothing.
+    // A purged accelerator gets no device.
     assert!(matches!(bind(&other).await.unwrap_err(), Error::NoAccelerator(_)));
     assert_eq!(records.at("0000:04:10.2").owner, None);
 }
 
-async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Records) {
+async fn a_device_that_comes_back_keeps_its_row_when_an_accelerator_is_fixed_to_it(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     let (pinned, other) = (records.at("0000:04:10.0"), records.at("0000:04:10.1"));
@@ -84,7 +84,7 @@ async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Rec
         assert_eq!(records.scan(without).await.removed, 3);
     };
     gone().await;
-    // While it is gone it can be named all the same.
+    // An accelerator can be created for a device that is gone.
     let late = store.create_accelerator("late", AcceleratorId(other.uuid), None).await.unwrap();
     assert_eq!(late.pinned, Some(other.id));
     assert_eq!(store.known_device(other.id).await.unwrap().unwrap().status, DeviceStatus::Deleted);
@@ -96,7 +96,7 @@ async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Rec
             let now = records.at(&was.facts.address.to_string());
             assert_eq!((now.id, now.uuid, now.status), (was.id, was.uuid, DeviceStatus::Available));
         }
-        // Of what no accelerator is, a new row is made, as ever.
+        // A device without an accelerator gets a new row.
         assert!(records.at("0000:04:10.2").id.0 > 5);
         let before = store.devices();
         store.read_devices().await.unwrap();
@@ -106,7 +106,7 @@ async fn a_device_that_comes_back_is_the_one_that_an_accelerator_is(records: Rec
         records.gone(claimed).await;
         gone().await;
     }
-    // Another kind of device, or another card, is another device.
+    // A device with other ids at the address is a different device.
     let mut changed = devices();
     changed.retain(|facts| facts.parent_addr.is_none() || facts.address == pinned.facts.address);
     changed[2].product_id = "1533".parse().unwrap();

@@ -6,13 +6,13 @@ use hotslot_model::id::AcceleratorId;
 use super::*;
 
 on_both! {
-    what_was_chosen_is_claimed_and_nothing_else_that_came_there
-    what_a_domain_has_is_adopted_once_and_only_where_it_is_free
-    a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
-    a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it
+    a_device_that_was_replaced_since_it_was_chosen_is_not_claimed
+    a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free
+    a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id
+    a_holder_gets_back_devices_that_come_back_until_it_is_released
 }
 
-async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Records) {
+async fn a_device_that_was_replaced_since_it_was_chosen_is_not_claimed(records: Records) {
     records.scan(devices()).await;
     let chosen = records.at("0000:05:00.0");
     let mut other = devices();
@@ -33,7 +33,7 @@ async fn what_was_chosen_is_claimed_and_nothing_else_that_came_there(records: Re
     assert!(records.store.reserve(reservation, &[wanted]).await.unwrap().is_none());
 }
 
-async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Records) {
+async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Records) {
     records.scan(devices()).await;
     let taken = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     let found = |address: &str, mac: Option<&str>| Adoption {
@@ -81,10 +81,13 @@ async fn what_a_domain_has_is_adopted_once_and_only_where_it_is_free(records: Re
     records.settle(vf.id, Observation::AskedToDetach).await;
     records.gone(vf.id).await;
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
-    assert!(!records.store.adopt(&vf).await.unwrap(), "what has ended stays ended");
+    assert!(
+        !records.store.adopt(&vf).await.unwrap(),
+        "an attachment that was detached on request is not adopted"
+    );
 }
 
-/// An attachment as a domain's documents tell of it.
+/// Returns the adoption of an attachment that is found in the documents of its domain.
 fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
     Adoption {
         id: row.id,
@@ -97,10 +100,10 @@ fn as_found(records: &Records, row: &Attachment, address: &str) -> Adoption {
     }
 }
 
-async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id(records: Records) {
+async fn a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id(records: Records) {
     records.scan(devices()).await;
     let (one, other) = ("0000:05:00.0", "0000:04:10.0");
-    // Asked to go, or its attach failed: it is nobody's.
+    // An attachment that was detached on request, or whose attach failed, is not adopted.
     let asked = records.claim(&[one]).await.unwrap()[0];
     records.attached(asked).await;
     records.settle(asked, Observation::AskedToDetach).await;
@@ -118,20 +121,23 @@ async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
         records.settle(id, ending).await;
         let was = records.store.attachment(id).await.unwrap().unwrap();
         assert!(was.unasked, "{was:?}");
-        // On another host it is another device.
+        // The domain may come back with another device, as on another host.
         assert!(records.store.adopt(&as_found(&records, &was, other)).await.unwrap());
         let is = records.store.attachment(id).await.unwrap().unwrap();
         assert_eq!((is.state, is.server, is.request), (State::Attached, was.server, was.request));
         assert_eq!((is.alias.as_str(), is.persistent, is.unasked), ("a", false, false));
         let device = records.at(other);
         assert_eq!((device.status, device.request), (DeviceStatus::Allocated, Some(was.request)));
-        // The row that ended is there still, and not counted twice.
+        // The ended row still exists and is not counted twice.
         let ended = records.store.ended_attachments(Some(was.server), 9).await.unwrap();
         assert_eq!(ended.len(), 1);
         assert_eq!((ended[0].ended_at, ended[0].device), (was.ended_at, was.device));
         assert_ne!(ended[0].id, id);
         assert_eq!(records.store.rows_of_request(was.request).await.unwrap(), 1);
-        assert!(!records.store.adopt(&as_found(&records, &was, one)).await.unwrap(), "it is open");
+        assert!(
+            !records.store.adopt(&as_found(&records, &was, one)).await.unwrap(),
+            "the attachment is open"
+        );
         records.settle(id, Observation::AskedToDetach).await;
         records.settle(id, Observation::Absent).await;
     }
@@ -140,10 +146,13 @@ async fn a_device_that_comes_back_with_its_domain_is_attached_again_under_its_id
     records.settle(id, Observation::DomainStopped).await;
     records.store.asked_to_go(super::attachment(id)).await.unwrap();
     let row = records.store.attachment(id).await.unwrap().unwrap();
-    assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap(), "it was asked to go since");
+    assert!(
+        !records.store.adopt(&as_found(&records, &row, one)).await.unwrap(),
+        "its detach was requested later"
+    );
 }
 
-async fn a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it(records: Records) {
+async fn a_holder_gets_back_devices_that_come_back_until_it_is_released(records: Records) {
     records.scan(devices()).await;
     let (server, id) = (ServerId(Uuid::new_v4()), AcceleratorId(Uuid::new_v4()));
     records.store.create_accelerator("a", id, None).await.unwrap();
@@ -174,15 +183,19 @@ async fn a_holder_has_again_what_came_back_as_long_as_it_is_free_for_it(records:
         let row = records.store.attachment(id).await.unwrap().unwrap();
         assert_eq!((row.holder, row.request), (Some(holder), request));
     }
-    assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2, "two were given, and two are there");
-    // An accelerator that takes any device has another one on another host.
+    assert_eq!(
+        records.store.rows_of_request(request).await.unwrap(),
+        2,
+        "adopting does not change the count"
+    );
+    // An accelerator that takes any device can come back with another device.
     records.settle(ids[0], Observation::DomainStopped).await;
     let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
     assert!(records.store.adopt(&as_found(&records, &row, "0000:04:10.1")).await.unwrap());
     let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
     assert_eq!((row.holder, row.request), (Some(holder), request));
     assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
-    // What was released or purged is not wanted any more.
+    // After the accelerator is released, its devices are not adopted.
     for id in ids {
         records.settle(id, Observation::DomainStopped).await;
     }

@@ -1,4 +1,4 @@
-//! Cyborg's tables.
+//! The tables of the Cyborg API.
 
 use hotslot_model::assignment::{Holder, NewAttachment, Reservation};
 use hotslot_model::cyborg::{ArqState, ArqTarget, DeviceProfile, Group};
@@ -7,9 +7,9 @@ use hotslot_model::id::{ArqId, DeviceProfileId};
 use super::*;
 
 on_both! {
-    a_device_profile_stays_as_long_as_requests_ask_by_it
-    a_request_that_holds_a_device_is_not_bound_unbound_or_deleted
-    cards_are_disabled_and_attributes_kept
+    a_device_profile_that_requests_use_cannot_be_deleted
+    a_request_that_holds_a_device_cannot_be_bound_unbound_or_deleted
+    cards_are_disabled_and_attributes_are_stored
 }
 
 fn profile(name: &str) -> DeviceProfile {
@@ -24,7 +24,7 @@ fn profile(name: &str) -> DeviceProfile {
     }
 }
 
-async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records: Records) {
+async fn a_device_profile_that_requests_use_cannot_be_deleted(records: Records) {
     let store = &records.store;
     let (one, other) = (profile("one"), profile("other"));
     store.create_device_profile(&one).await.unwrap();
@@ -44,7 +44,7 @@ async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records: Records) 
         (rows[0].profile.as_str(), rows[0].project.as_deref(), rows[0].state),
         ("one", Some("p"), ArqState::Initial)
     );
-    // All or none.
+    // On an error nothing is changed.
     let refused = store.delete_device_profiles(&[other.id, one.id]).await.unwrap_err();
     assert!(refused.to_string().contains(&made[0].to_string()), "{refused}");
     assert_eq!(store.device_profiles().await.unwrap().len(), 2);
@@ -56,7 +56,7 @@ async fn a_device_profile_stays_as_long_as_requests_ask_by_it(records: Records) 
     assert!(matches!(store.create_arqs(one.id, &[], None).await, Err(Error::NotFound(_))));
 }
 
-async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: Records) {
+async fn a_request_that_holds_a_device_cannot_be_bound_unbound_or_deleted(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     let profile = profile("one");
@@ -86,7 +86,7 @@ async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: 
     let wanted = [new];
     assert!(store.reserve(reservation, &wanted).await.unwrap().is_some());
     assert_eq!(store.held_by(holder).await.unwrap()[0].id(), wanted[0].id);
-    // All or none.
+    // On an error nothing is changed.
     let refused = store.begin_bind(&[bind(made[1], None), bind(made[0], None)]).await;
     assert!(matches!(refused, Err(Error::Conflict(_))));
     assert_eq!(store.arq(made[1]).await.unwrap().unwrap().state, ArqState::Initial);
@@ -102,7 +102,7 @@ async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: 
     assert_eq!((row.state, row.reason, row.target), (ArqState::Unbound, None, None));
     store.delete_arq(made[0]).await.unwrap();
     assert_eq!(store.arq(made[0]).await.unwrap(), None);
-    // What was removed meanwhile is given nothing.
+    // A deleted request gets no device.
     let [new] = wanted;
     let again =
         [NewAttachment { id: AttachmentId(Uuid::new_v4()), device: records.at("0000:04:10.0"), ..new }];
@@ -110,7 +110,7 @@ async fn a_request_that_holds_a_device_is_not_bound_unbound_or_deleted(records: 
     assert_eq!(records.at("0000:04:10.0").owner, None);
 }
 
-async fn cards_are_disabled_and_attributes_kept(records: Records) {
+async fn cards_are_disabled_and_attributes_are_stored(records: Records) {
     records.scan(devices()).await;
     let (store, host) = (&records.store, records.host);
     let card: PciAddress = "0000:04:00.0".parse().unwrap();

@@ -1,19 +1,19 @@
-//! The rows of the devices: scans, claims, and what is in memory.
+//! Device rows: scans, claims, and the rows in memory.
 
 use super::*;
 
 on_both! {
-    only_what_changed_is_written
-    a_pf_and_its_vfs_exclude_each_other_and_come_back
-    a_claim_that_fails_restores_everything_hidden_relatives_too
-    a_device_that_goes_or_changes_while_in_use_stays_with_its_owner
-    a_device_is_followed_to_its_new_address_with_its_owner
-    a_device_that_takes_the_place_of_one_that_is_gone_is_followed
-    what_is_in_memory_is_what_a_restart_would_read
-    a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database
+    only_changed_rows_are_written
+    a_pf_and_its_vfs_exclude_each_other_until_they_are_free
+    a_failed_claim_changes_no_device_and_no_relative
+    a_device_that_disappears_or_changes_while_in_use_keeps_its_owner
+    a_device_that_moves_keeps_its_row_and_owner
+    a_device_that_moves_to_the_address_of_a_removed_one_is_recognised
+    memory_equals_what_a_restart_reads
+    memory_equals_the_database_after_a_change_is_cancelled_at_any_point
 }
 
-async fn only_what_changed_is_written(records: Records) {
+async fn only_changed_rows_are_written(records: Records) {
     records.scan(devices()).await;
     assert_eq!(records.written().await, 5, "five new devices");
     assert_eq!(records.scan(devices()).await, ScanOutcome::default());
@@ -29,7 +29,7 @@ async fn only_what_changed_is_written(records: Records) {
     records.attached(vf).await;
     assert_eq!(records.written().await, 2, "a VF and its PF");
     records.attached(vf).await;
-    assert_eq!(records.written().await, 0, "what is so already");
+    assert_eq!(records.written().await, 0, "no change");
     let second = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
     assert_eq!(records.written().await, 1, "the PF of the first VF is unavailable as it was");
     for id in [second, vf] {
@@ -45,7 +45,7 @@ async fn only_what_changed_is_written(records: Records) {
     assert_eq!(records.written().await, 1, "a VF that is gone");
 }
 
-async fn a_pf_and_its_vfs_exclude_each_other_and_come_back(records: Records) {
+async fn a_pf_and_its_vfs_exclude_each_other_until_they_are_free(records: Records) {
     records.scan(devices()).await;
     let vf = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
     assert_eq!(records.statuses(), ["unclaimable", "available", "claimed", "available", "available"]);
@@ -66,12 +66,12 @@ async fn a_pf_and_its_vfs_exclude_each_other_and_come_back(records: Records) {
     assert_eq!(records.statuses(), ["available"; 5]);
 }
 
-async fn a_claim_that_fails_restores_everything_hidden_relatives_too(records: Records) {
+async fn a_failed_claim_changes_no_device_and_no_relative(records: Records) {
     records.scan(devices()).await;
     records.claim(&["0000:05:00.0"]).await.unwrap();
     let before = records.store.devices_of(records.host);
     records.written().await;
-    // The VFs could be had; the last one is another's.
+    // The VFs are free; the last device is not.
     assert_eq!(records.claim(&["0000:04:10.0", "0000:04:10.1", "0000:05:00.0"]).await, None);
     // A PF and its own VF.
     assert_eq!(records.claim(&["0000:04:00.0", "0000:04:10.0"]).await, None);
@@ -80,7 +80,7 @@ async fn a_claim_that_fails_restores_everything_hidden_relatives_too(records: Re
     assert_eq!(records.store.devices_of(records.host), before, "in the database too");
 }
 
-async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records: Records) {
+async fn a_device_that_disappears_or_changes_while_in_use_keeps_its_owner(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -92,9 +92,9 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records
     assert!(device.gone_at.is_some() && device.owner.is_some());
     records.written().await;
     records.scan(without).await;
-    assert_eq!(records.written().await, 0, "it has been said");
+    assert_eq!(records.written().await, 0, "the loss is already recorded");
 
-    // It is back, and another one: what is new waits.
+    // Another device is at the address: its facts are recorded when the old one is free.
     let mut other = devices();
     other[1].product_id = "1533".parse().unwrap();
     assert_eq!(records.scan(other.clone()).await.changed_in_use, 1);
@@ -104,7 +104,7 @@ async fn a_device_that_goes_or_changes_while_in_use_stays_with_its_owner(records
     assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "1533");
 }
 
-async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records) {
+async fn a_device_that_moves_keeps_its_row_and_owner(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info = facts.extra_info.with("card_serial_number", serial);
@@ -114,7 +114,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records
     let (one, two) = (records.at("0000:05:00.0"), records.at("0000:06:00.0"));
     let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     records.attached(id).await;
-    // They changed places, and the owner stays the owner.
+    // The devices exchange addresses; the owner stays with its device.
     records.scan(vec![with("0000:05:00.0", "S2"), with("0000:06:00.0", "S1")]).await;
     let (there, here) = (records.at("0000:06:00.0"), records.at("0000:05:00.0"));
     assert_eq!((there.id, here.id), (one.id, two.id));
@@ -124,7 +124,7 @@ async fn a_device_is_followed_to_its_new_address_with_its_owner(records: Records
     assert_eq!(records.store.devices(), before);
 }
 
-async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: Records) {
+async fn a_device_that_moves_to_the_address_of_a_removed_one_is_recognised(records: Records) {
     let with = |address: &str, serial: &str| {
         let mut facts = facts(address, DevType::Pci, None);
         facts.extra_info = facts.extra_info.with("card_serial_number", serial);
@@ -134,14 +134,14 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: 
         let [first, second] = order;
         records.scan(vec![with(first, "S1"), with(second, "S2")]).await;
         let one = records.at(first).id;
-        // The second was pulled out, and the first got its address.
+        // The second device is removed, and the first one moves to its address.
         let outcome = records.scan(vec![with(second, "S1")]).await;
         assert_eq!((outcome.changed, outcome.removed), (1, 1), "{order:?}");
         assert_eq!(records.at(second).id, one);
         assert_eq!(records.store.devices().len(), 1);
         records.scan(Vec::new()).await;
     }
-    // One that a server has keeps its address until it is free.
+    // A device in use keeps its address until it is free.
     records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
     let id = records.claim(&["0000:06:00.0"]).await.unwrap()[0];
     records.scan(vec![with("0000:06:00.0", "S1")]).await;
@@ -153,7 +153,7 @@ async fn a_device_that_takes_the_place_of_one_that_is_gone_is_followed(records: 
     assert_eq!(records.at("0000:06:00.0").facts.extra_info.get("card_serial_number"), Some("S1"));
 }
 
-async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
+async fn memory_equals_what_a_restart_reads(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
     records.attached(id).await;
@@ -162,8 +162,8 @@ async fn what_is_in_memory_is_what_a_restart_would_read(records: Records) {
     assert_eq!(records.store.devices(), before);
 }
 
-/// Does some work until it waits for so many things; none when it was cut off there.
-async fn cut_off<T>(mut waits: usize, work: impl Future<Output = T>) -> Option<T> {
+/// Polls a future at most `waits` times. Returns `None` when it is cancelled before it is ready.
+async fn cancelled_after<T>(mut waits: usize, work: impl Future<Output = T>) -> Option<T> {
     let mut work = std::pin::pin!(work);
     let poll = |context: &mut std::task::Context<'_>| {
         if waits == 0 {
@@ -175,22 +175,22 @@ async fn cut_off<T>(mut waits: usize, work: impl Future<Output = T>) -> Option<T
     std::future::poll_fn(poll).await
 }
 
-async fn a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database(records: Records) {
+async fn memory_equals_the_database_after_a_change_is_cancelled_at_any_point(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     let (mut differ, mut waits) = (Vec::new(), 1);
-    // Where it waits, and how often, is not the same each time.
+    // The number of polls and the points where it waits vary.
     for number in 0..100 {
         let mut seen = devices();
         seen[1].numa_node = Some(number);
-        let done = cut_off(waits, store.scan(records.host, ScanScope::Everywhere, seen)).await;
+        let done = cancelled_after(waits, store.scan(records.host, ScanScope::Everywhere, seen)).await;
         let agrees = async || {
             let rows = query("SELECT * FROM pci_devices WHERE deleted = 0 ORDER BY address");
             let rows = crate::devices::devices(&rows.fetch_all(&store.read).await.unwrap()).unwrap();
             let last = store.event_bounds().await.unwrap().last;
             rows == store.devices() && last == *store.event_ids().borrow()
         };
-        // What was begun may still be under way.
+        // A commit that has begun may still be running.
         let mut tries = 0;
         while !agrees().await && tries < 50 {
             tries += 1;
@@ -203,6 +203,6 @@ async fn a_change_that_is_cut_off_anywhere_is_in_memory_as_in_the_database(recor
     }
     assert!(
         differ.is_empty(),
-        "cut off at these points, what is in memory is not what is in the database: {differ:?}"
+        "when cancelled after these numbers of polls, memory differs from the database: {differ:?}"
     );
 }

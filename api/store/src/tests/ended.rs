@@ -1,14 +1,14 @@
-//! When rows that have ended are deleted.
+//! Deleting the rows of ended assignments.
 
 use hotslot_model::time::Millis;
 
 use super::*;
 
 on_both! {
-    what_has_ended_is_forgotten_but_for_what_is_counted_or_owed
+    ended_rows_are_deleted_unless_they_are_still_needed
 }
 
-async fn what_has_ended_is_forgotten_but_for_what_is_counted_or_owed(records: Records) {
+async fn ended_rows_are_deleted_unless_they_are_still_needed(records: Records) {
     records.scan(devices()).await;
     let two = records.claim(&["0000:04:10.0", "0000:04:10.1"]).await.unwrap();
     let owed = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
@@ -27,21 +27,21 @@ async fn what_has_ended_is_forgotten_but_for_what_is_counted_or_owed(records: Re
         count
     };
     let later = now() + 60_000;
-    assert_eq!(forget(0).await, 0, "none is older than 1970");
-    assert_eq!(forget(later).await, 0, "one of a request is open, the other is owed its host driver");
+    assert_eq!(forget(0).await, 0, "no row is older than 1970");
+    assert_eq!(forget(later).await, 0, "one request has an open row, the other device is not rebound yet");
     let request = records.store.attachment(two[1]).await.unwrap().unwrap().request;
     assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
     records.gone(two[1]).await;
     assert_eq!(
         records.store.prune_ended(Ended::Attachments, later, 1).await.unwrap(),
         1,
-        "so many at a time"
+        "at most one at a time"
     );
     assert_eq!(forget(later).await, 1);
     records.store.given_back(&[owed]).await.unwrap();
     assert_eq!(forget(later).await, 1);
     assert_eq!(records.store.ended_attachments(None, 9).await.unwrap(), []);
-    // A key may be sent again.
+    // An idempotency key refers to the request.
     let key = IdempotencyKey::new(b"k", "/x", b"").unwrap();
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
     let wanted = NewAttachment {

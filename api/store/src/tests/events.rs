@@ -5,13 +5,13 @@ use hotslot_model::rules::Rule;
 use super::*;
 
 on_both! {
-    every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not
-    events_are_narrowed_and_come_in_pages
-    events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again
-    a_change_of_the_rules_is_told
+    each_change_writes_one_event_with_its_actor
+    events_are_filtered_and_paged
+    events_are_pruned_by_age_and_number_and_ids_are_never_reused
+    changes_of_rules_write_events
 }
 
-async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_not(records: Records) {
+async fn each_change_writes_one_event_with_its_actor(records: Records) {
     crate::actor::scope("discovery", records.scan(devices())).await;
     assert_eq!(records.events().await.len(), 5);
     records.scan(devices()).await;
@@ -61,12 +61,12 @@ async fn every_change_is_told_once_with_who_did_it_and_what_did_not_change_is_no
     assert_eq!((from, to), (Some(&serde_json::json!({})), Some(&serde_json::json!({ "numa_node": 1 }))));
 }
 
-async fn events_are_narrowed_and_come_in_pages(records: Records) {
+async fn events_are_filtered_and_paged(records: Records) {
     records.scan(devices()).await;
     let id = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
     let device = records.at("0000:04:10.0");
     let all = records.events().await;
-    // Followers are given what passes in memory: the same.
+    // The filter in memory, which is used for followers, gives the same events.
     let count = async |filter: EventFilter| {
         let read = records.store.events(EventId(0), &filter, 100).await.unwrap();
         let given: Vec<_> = all.iter().filter(|event| filter.passes(event)).cloned().collect();
@@ -86,26 +86,33 @@ async fn events_are_narrowed_and_come_in_pages(records: Records) {
     assert_eq!(page.iter().map(|event| event.id.0).collect::<Vec<_>>(), [3, 4]);
 }
 
-async fn events_are_pruned_by_age_and_number_and_their_ids_are_never_given_again(records: Records) {
+async fn events_are_pruned_by_age_and_number_and_ids_are_never_reused(records: Records) {
     records.scan(devices()).await;
     let any = EventFilter::default();
-    assert_eq!(records.store.prune_events(0, 100, 100).await.unwrap(), 0, "none is older than 1970");
+    assert_eq!(records.store.prune_events(0, 100, 100).await.unwrap(), 0, "no event is older than 1970");
     assert_eq!(records.store.prune_events(0, 3, 100).await.unwrap(), 2, "all but the newest three");
-    assert_eq!(records.events().await[0].id, EventId(3), "0 is from the oldest that is kept");
+    assert_eq!(records.events().await[0].id, EventId(3), "0 means from the oldest event");
     let refused = records.store.events(EventId(1), &any, 9).await.unwrap_err();
-    assert!(matches!(&refused, Error::Gone(said) if said.contains("oldest that is kept is 3")), "{refused}");
-    assert_eq!(records.store.events(EventId(2), &any, 9).await.unwrap().len(), 3, "nothing was missed");
+    assert!(
+        matches!(&refused, Error::Gone(said) if said.contains("oldest available event is 3")),
+        "{refused}"
+    );
+    assert_eq!(
+        records.store.events(EventId(2), &any, 9).await.unwrap().len(),
+        3,
+        "no event after 2 was pruned"
+    );
     let refused = records.store.events(EventId(6), &any, 9).await.unwrap_err();
-    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last one is 5")), "{refused}");
+    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last event is 5")), "{refused}");
     let later = now() + 60_000;
-    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "so many at a time");
+    assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "at most two at a time");
     assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 1);
     assert_eq!(records.events().await, []);
     records.claim(&["0000:05:00.0"]).await.unwrap();
     assert_eq!(records.events().await[0].id, EventId(6));
 }
 
-async fn a_change_of_the_rules_is_told(records: Records) {
+async fn changes_of_rules_write_events(records: Records) {
     let source = hotslot_model::rules::Source::Api { created_at: 1, updated_at: None };
     let id = Uuid::new_v4();
     let kind = hotslot_model::rules::RuleKind::Alias;

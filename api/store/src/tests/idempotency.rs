@@ -1,17 +1,17 @@
-//! The answers that are kept for requests sent again.
+//! The stored answers to repeated requests.
 
 use super::*;
 
 on_both! {
-    of_too_many_answers_the_oldest_are_forgotten
+    the_oldest_answers_are_deleted
 }
 
-async fn of_too_many_answers_the_oldest_are_forgotten(records: Records) {
+async fn the_oldest_answers_are_deleted(records: Records) {
     let answer = Answer { status: 200, body: "{}".into(), location: None };
     let key = |n: u32| IdempotencyKey::new(format!("k{n}").as_bytes(), "/x", b"{}").unwrap();
     for n in 0..5 {
         records.store.keep(&key(n), &answer, 0, 2).await.unwrap();
-        // A millisecond is what their ages are told apart by.
+        // The ages have a resolution of one millisecond.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let mut known = Vec::new();

@@ -1,4 +1,4 @@
-//! Mediated devices, and the status of the device that they are parts of.
+//! Mediated devices and the status of their parent device.
 
 use hotslot_model::assignment::{Adopted, Adoption, Holder, MdevReservation};
 use hotslot_model::id::AcceleratorId;
@@ -6,11 +6,11 @@ use hotslot_model::id::AcceleratorId;
 use super::*;
 
 on_both! {
-    a_device_in_parts_is_its_hosts_until_the_last_is_gone
+    a_parent_device_is_held_until_its_last_mediated_device_is_gone
     a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for_its_holder
 }
 
-async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records) {
+async fn a_parent_device_is_held_until_its_last_mediated_device_is_gone(records: Records) {
     records.scan(devices()).await;
     let store = &records.store;
     const PARENT: &str = "0000:04:10.0";
@@ -35,7 +35,7 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     let (holder, other) = (Holder::Accelerator(one), Holder::Accelerator(other));
     let two = reserve(holder, 2).await.unwrap().unwrap();
     assert_eq!(is(), (Some(Owner::Host), DeviceStatus::Claimed));
-    // What is held is held once, not purged, not forgotten, and not given as a whole.
+    // The accelerator cannot get a second request or be purged, and the parent is neither freed nor claimed as a whole.
     assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::Conflict(_)));
     assert!(matches!(store.purge_accelerator(one).await.unwrap_err(), Error::Conflict(_)));
     store.forget(records.at(PARENT).id).await.unwrap();
@@ -57,12 +57,12 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     }
     assert_eq!(is().0, Some(Owner::Host));
     assert!(store.held_by(holder).await.unwrap().is_empty());
-    // One that is given up goes whatever its guest says.
+    // A mediated device that is given up is detached with force.
     let given_up = Observation::GivenUp { reason: "why".into() };
     assert!(store.settle(&[(mdev(third), given_up)]).await.unwrap()[0].row.forced());
     store.settle(&[(mdev(third), gone.clone())]).await.unwrap();
     assert_eq!(is(), (None, DeviceStatus::Available));
-    // What has ended has no say any more.
+    // A late observation of an ended mediated device changes nothing.
     records.claim(&[PARENT]).await.unwrap();
     store.settle(&[(mdev(third), gone)]).await.unwrap();
     assert_eq!(records.at(PARENT).status, DeviceStatus::Claimed);
@@ -72,7 +72,7 @@ async fn a_device_in_parts_is_its_hosts_until_the_last_is_gone(records: Records)
     let states: Vec<_> = of_third.map(|event| event.what.to.clone().unwrap()).collect();
     assert_eq!(states, ["attaching", "detaching", "detached"]);
     assert!(store.purge_accelerator(one).await.unwrap());
-    // What was removed meanwhile is given nothing.
+    // A purged accelerator gets no device.
     assert!(matches!(reserve(holder, 1).await.unwrap_err(), Error::NoAccelerator(_)));
 }
 

@@ -1,4 +1,4 @@
-//! A database of an older release.
+//! Migrating the database of an older release.
 
 use std::str::FromStr as _;
 
@@ -8,9 +8,9 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 use super::*;
 
-/// What the first release wrote is brought up to date in a copy of its file, and all of it is read.
+/// Loads the database of the first release, migrates it, and reads all of it.
 #[tokio::test]
-async fn a_database_of_the_first_release_is_brought_up_to_date() {
+async fn a_database_of_the_first_release_is_migrated() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", dir.path().join("db").display());
     let options = SqliteConnectOptions::from_str(&url).unwrap().create_if_missing(true).foreign_keys(false);
@@ -30,7 +30,7 @@ async fn a_database_of_the_first_release_is_brought_up_to_date() {
     assert!(open.iter().all(|row| row.network.is_none() && !row.whole_group));
     assert_eq!(open[0].inner.unwrap().source, InnerSource::Verified);
 
-    // And it is worked on: what was attached is detached, and a scan finds what it knows.
+    // The migrated rows can be changed: detach an attachment, and scan the same devices.
     let attached = open[0].id;
     store.settle(&[(attachment(attached), Observation::Removed { reason: None })]).await.unwrap();
     let seen: Vec<_> = store.devices_of(host.id).iter().map(|device| device.facts.clone()).collect();

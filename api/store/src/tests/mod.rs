@@ -1,4 +1,4 @@
-//! Tests of the records, on SQLite and on PostgreSQL. This file has what they share.
+//! Tests of the store, on SQLite and on PostgreSQL. This file has the code that they share.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::*;
 use crate::sql::*;
 
-/// Runs tests on SQLite and on PostgreSQL, each with a database of its own.
+/// Defines each test twice, for SQLite and for PostgreSQL. Each run has its own database.
 macro_rules! on_both {
     ($($name:ident)*) => {
         $(mod $name {
@@ -50,7 +50,7 @@ mod postgres;
 mod processes;
 mod sequences;
 
-/// A database of its own, with a host.
+/// A new database with one host.
 struct Records {
     store: Store,
     host: HypervisorId,
@@ -67,7 +67,7 @@ impl Records {
         let lock = File::create(dir.path().join("lock")).unwrap();
         let url = format!("sqlite://{}", dir.path().join("db").display());
         let store = Store::open(&url, Some(lock)).await.unwrap();
-        // Every row of pci_devices that is written is counted, by the one connection that writes.
+        // Count the rows of pci_devices that are written. SQLite has one connection that writes.
         for line in [
             "CREATE TEMP TABLE written (id BIGINT)",
             "CREATE TEMP TRIGGER inserted AFTER INSERT ON main.pci_devices
@@ -111,7 +111,7 @@ fn facts(address: &str, dev_type: DevType, parent: Option<&str>) -> DeviceFacts 
     }
 }
 
-/// A PF with three VFs, and a device of its own.
+/// A PF with three VFs, and an independent device.
 fn devices() -> Vec<DeviceFacts> {
     let pf = "0000:04:00.0";
     let mut devices = vec![facts(pf, DevType::Pf, None), facts("0000:05:00.0", DevType::Pci, None)];
@@ -120,7 +120,7 @@ fn devices() -> Vec<DeviceFacts> {
 }
 
 impl Records {
-    /// How many rows were written since it was last asked.
+    /// Returns the number of device rows written since the last call.
     async fn written(&self) -> i64 {
         let count = query("SELECT COUNT(*) AS count FROM written").fetch_one(&self.store.write).await;
         query("DELETE FROM written").execute(&self.store.write).await.unwrap();
@@ -138,7 +138,7 @@ impl Records {
         devices.pop().unwrap()
     }
 
-    /// Claims a device; none when it is not free.
+    /// Claims devices. Returns `None` when one of them is not free.
     async fn claim(&self, addresses: &[&str]) -> Option<Vec<AttachmentId>> {
         let wanted: Vec<_> = addresses
             .iter()
@@ -178,12 +178,12 @@ impl Records {
             .await;
     }
 
-    /// All events that are kept, in their order.
+    /// Returns all events, in order.
     async fn events(&self) -> Vec<Event> {
         self.store.events(EventId(0), &EventFilter::default(), 10_000).await.unwrap()
     }
 
-    /// The kinds of the events after one, with what came of it.
+    /// Returns one line for each event after `since`: its kind and the values before and after.
     async fn told(&self, since: EventId) -> Vec<String> {
         let events = self.store.events(since, &EventFilter::default(), 10_000).await.unwrap();
         let text = |value: &Option<serde_json::Value>| {

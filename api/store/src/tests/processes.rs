@@ -1,4 +1,4 @@
-//! Several processes over one PostgreSQL.
+//! Several processes that use one PostgreSQL database.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use hotslot_model::event::EventFilter;
 
 use super::*;
 
-/// Claims of all racing processes together: a few, or with `HOTSLOT_LONG_WALK` set all that were promised.
+/// The total number of claims of all racing processes. `HOTSLOT_LONG_WALK` selects the long test.
 fn claims() -> usize {
     if std::env::var_os("HOTSLOT_LONG_WALK").is_some() { 10_000 } else { 1_000 }
 }
 
-/// Two stores on one database, as two processes have it.
+/// Opens one database twice, as two processes do.
 pub(super) async fn two() -> (Records, Records) {
     let url = postgres::database().await;
     let one = Records::of(Store::open(&url, None).await.unwrap(), None).await;
@@ -24,17 +24,17 @@ pub(super) async fn two() -> (Records, Records) {
     (one, other)
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true, at most 10 seconds.
 async fn until(what: &str, so: impl AsyncFn() -> bool) {
     let start = Instant::now();
     while !so().await {
-        assert!(start.elapsed() < Duration::from_secs(10), "it never came: {what}");
+        assert!(start.elapsed() < Duration::from_secs(10), "timed out: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test]
-async fn processes_that_start_at_once_make_one_schema_and_one_row_a_host() {
+async fn processes_that_start_together_create_one_schema_and_one_row_for_each_host() {
     let url = postgres::database().await;
     let start = async |name| {
         let store = Store::open(&url, None).await.unwrap();
@@ -50,14 +50,14 @@ async fn processes_that_start_at_once_make_one_schema_and_one_row_a_host() {
 }
 
 #[tokio::test]
-async fn what_one_commits_another_hears_and_has() {
+async fn a_commit_notifies_other_processes_which_then_read_the_changes() {
     let (one, other) = two().await;
     let mut heard = other.store.listen().await.unwrap().unwrap();
     one.scan(devices()).await;
     assert_eq!(heard.next().await.unwrap(), Notification::Records);
     other.store.refresh().await.unwrap();
     assert_eq!(other.store.devices(), one.store.devices());
-    // Without having heard, too: a claim of what was taken meanwhile fails, and what is so is known then.
+    // The same without a notification: claiming a device that was taken meanwhile fails and reads the changes.
     let vf = one.claim(&["0000:04:10.0"]).await.unwrap()[0];
     assert_eq!(other.claim(&["0000:04:10.0"]).await, None);
     assert_eq!(other.store.devices(), one.store.devices());
@@ -69,28 +69,30 @@ async fn what_one_commits_another_hears_and_has() {
 }
 
 #[tokio::test]
-async fn a_lock_is_held_by_one_process_until_it_gives_it_back_or_ends() {
+async fn a_lock_is_exclusive_until_its_process_releases_it_or_ends() {
     let (one, other) = two().await;
     let (locks, others) = (one.store.locks(), other.store.locks());
     let held = locks.try_lock("a".into()).await.unwrap().unwrap();
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     let names = || vec!["a".to_owned(), "b".to_owned()];
     assert_eq!(others.elsewhere(names()).await.unwrap(), ["a".to_owned()].into());
-    assert_eq!(locks.elsewhere(names()).await.unwrap(), [].into(), "it is not elsewhere");
+    assert_eq!(locks.elsewhere(names()).await.unwrap(), [].into(), "this process has the lock itself");
     drop(held);
     let held = others.lock("a".into()).await.unwrap();
     assert!(locks.try_lock("a".into()).await.unwrap().is_none());
-    // It waits until the other one has ended, and is known to have.
+    // Waits until the other process has ended and was removed from the record.
     let ended = AtomicBool::new(false);
     let wait = async {
         drop(locks.lock("a".into()).await.unwrap());
-        assert!(ended.load(Ordering::Relaxed), "it may have come back");
+        assert!(ended.load(Ordering::Relaxed), "the lock was given out before the other process was removed");
     };
     let end = async {
         let process = Process::clone(&other.store.locks.process().unwrap());
         drop((held, others, other));
-        until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&process))
-            .await;
+        until("the ended process is found", async || {
+            one.store.ended().await.unwrap() == std::slice::from_ref(&process)
+        })
+        .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         ended.store(true, Ordering::Relaxed);
         one.store.forget_process(&process).await.unwrap();
@@ -99,24 +101,24 @@ async fn a_lock_is_held_by_one_process_until_it_gives_it_back_or_ends() {
 }
 
 #[tokio::test]
-async fn a_lock_whose_connection_broke_is_nobody_elses_before_it_is_had_again() {
+async fn a_lock_whose_connection_broke_cannot_be_taken_before_the_process_reconnects() {
     let (one, other) = two().await;
     let (locks, others) = (one.store.locks(), other.store.locks());
     let held = locks.lock("a".into()).await.unwrap();
-    // Other tests have locks of this name in other databases of the server.
+    // Other tests use locks of the same name in other databases of the server.
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('a', 0)";
     assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
-    until("it is gone", async || others.elsewhere(vec!["a".into()]).await.unwrap().is_empty()).await;
+    until("the lock is gone", async || others.elsewhere(vec!["a".into()]).await.unwrap().is_empty()).await;
     for name in ["a", "b"] {
         assert!(others.try_lock(name.into()).await.unwrap().is_none());
         assert!(!others.settled().await.unwrap());
     }
-    assert!(locks.has(&held).await.unwrap(), "it is had again");
+    assert!(locks.has(&held).await.unwrap(), "the process takes the lock again");
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     drop(others.try_lock("b".into()).await.unwrap().unwrap());
-    // One that was taken over meanwhile knows that it was.
+    // A process that was removed from the record knows that it lost its lock.
     let process = one.store.locks.process().unwrap();
     assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
     other.store.forget_process(&process).await.unwrap();
@@ -127,7 +129,7 @@ async fn a_lock_whose_connection_broke_is_nobody_elses_before_it_is_had_again() 
 }
 
 #[tokio::test]
-async fn events_of_several_writers_have_no_gaps_and_are_never_seen_out_of_order() {
+async fn events_of_several_writers_have_no_gaps_and_are_read_in_order() {
     const CHANGES: i64 = 100;
     let (one, other) = two().await;
     let changed = |number: i64| {
@@ -149,7 +151,7 @@ async fn events_of_several_writers_have_no_gaps_and_are_never_seen_out_of_order(
         loop {
             let all = done.load(Ordering::Relaxed);
             for event in other.store.events(last, &EventFilter::default(), 7).await.unwrap() {
-                assert_eq!(event.id.0, last.0 + 1, "none is left out, and none comes later");
+                assert_eq!(event.id.0, last.0 + 1, "no event is missing and none appears later");
                 last = event.id;
             }
             if all && last == other.last_event().await {
@@ -166,43 +168,48 @@ async fn events_of_several_writers_have_no_gaps_and_are_never_seen_out_of_order(
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_has_its_locks_again() {
+async fn a_process_takes_its_locks_again_after_reconnecting() {
     let (one, other) = two().await;
     let (locks, others) = (one.store.locks(), other.store.locks());
     let held = locks.lock("a".into()).await.unwrap();
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE application_name = 'hotslot locks' AND datname = current_database()";
     query(kill).execute(&other.store.write).await.unwrap();
-    // Each asks something: that it fails is how a broken connection is noticed.
-    until("the locks are had again", async || {
+    // Each process runs a query, because a failed query is how it notices a broken connection.
+    until("the locks are taken again", async || {
         let again = locks.elsewhere(vec!["x".into()]).await.is_ok();
         again && others.elsewhere(vec!["a".into()]).await.is_ok_and(|held| !held.is_empty())
     })
     .await;
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     drop(held);
-    until("it was given back", async || others.try_lock("a".into()).await.is_ok_and(|held| held.is_some()))
-        .await;
+    until("the lock is released", async || {
+        others.try_lock("a".into()).await.is_ok_and(|held| held.is_some())
+    })
+    .await;
     assert_eq!(one.store.ended().await.unwrap(), [], "both are alive");
 }
 
 #[tokio::test]
-async fn a_process_that_ends_is_found_and_one_that_was_forgotten_comes_back() {
+async fn an_ended_process_is_found_and_a_removed_live_one_gets_a_new_id() {
     let (one, other) = two().await;
     assert_eq!(one.store.ended().await.unwrap(), []);
     let before = other.store.locks.process().unwrap();
     one.store.forget_process(&before).await.unwrap();
     other.store.ended().await.unwrap();
     let this = Process::clone(&other.store.locks.process().unwrap());
-    assert_ne!(this, *before, "it is another one to the others");
+    assert_ne!(this, *before, "it has a new id");
     drop((before, other));
-    until("it is found", async || one.store.ended().await.unwrap() == std::slice::from_ref(&this)).await;
+    until("the ended process is found", async || {
+        one.store.ended().await.unwrap() == std::slice::from_ref(&this)
+    })
+    .await;
     one.store.forget_process(&this).await.unwrap();
     assert_eq!(one.store.ended().await.unwrap(), []);
 }
 
 #[tokio::test]
-async fn work_that_began_before_its_process_was_taken_for_dead_changes_nothing() {
+async fn work_that_began_before_its_process_was_removed_changes_nothing() {
     let (one, other) = two().await;
     one.scan(devices()).await;
     let (worker, this) = (one.store.new_worker(), one.store.locks.process().unwrap());
@@ -211,23 +218,26 @@ async fn work_that_began_before_its_process_was_taken_for_dead_changes_nothing()
     let empty = async || one.store.scan(one.host, ScanScope::Everywhere, Vec::new()).await;
     let began_before = async || crate::actor::as_process(worker.clone(), empty()).await;
     assert!(matches!(began_before().await, Err(Error::TakenOver)));
-    // It is on record again as another one: that one may, and what it was before may still not.
+    // The process is on record again under a new id. Only work under the new id may change anything.
     assert!(!one.store.locks().is(Arc::clone(&this.id)).await.unwrap());
     assert!(!one.store.locks().has(&held).await.unwrap());
     assert!(matches!(began_before().await, Err(Error::TakenOver)));
     assert_eq!(one.store.devices().len(), 5);
     let again = one.store.locks().lock("a".into()).await.unwrap();
     drop(held);
-    assert!(one.store.locks().has(&again).await.unwrap(), "what was lost is not given back in its place");
+    assert!(
+        one.store.locks().has(&again).await.unwrap(),
+        "dropping the lost lock does not release the new one"
+    );
     empty().await.unwrap();
     assert_eq!(one.store.devices().len(), 0);
 }
 
 #[tokio::test]
-async fn postgresql_ends_the_locks_of_a_process_that_says_nothing() {
+async fn processes_keep_their_lock_connections_alive() {
     let (one, other) = two().await;
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(one.store.ended().await.unwrap(), [], "each has said that it is alive");
+    assert_eq!(one.store.ended().await.unwrap(), [], "both processes are alive");
     let silent = "SELECT COUNT(*) AS count FROM pg_stat_activity WHERE application_name = 'hotslot locks'
                   AND datname = current_database() AND state_change > now() - INTERVAL '3 seconds'";
     let count: i64 = query(silent).fetch_one(&other.store.read).await.unwrap().try_get("count").unwrap();
@@ -235,7 +245,7 @@ async fn postgresql_ends_the_locks_of_a_process_that_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() {
+async fn a_process_that_hangs_in_a_transaction_loses_the_write_lock() {
     let (one, other) = two().await;
     one.scan(devices()).await;
     other.store.refresh().await.unwrap();
@@ -251,14 +261,14 @@ async fn a_process_that_stands_still_in_the_middle_of_a_change_loses_its_turn() 
     assert_eq!(one.store.devices(), other.store.devices());
 }
 
-/// The next of a series of numbers that looks random enough.
+/// Returns the next pseudo-random number of a series.
 fn next(series: &mut u64) -> usize {
     *series = series.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*series >> 33) as usize
 }
 
-/// One of the racing processes. Whatever it is given it enters in a table of its own, and leaves there before it
-/// gives it back: what is given twice is there already.
+/// One of the racing processes. It inserts each claimed device into a table, and deletes it there before it frees the
+/// device. A device that is claimed twice violates the primary key.
 #[tokio::test]
 #[ignore = "the test below starts it"]
 async fn racer() {
@@ -279,7 +289,7 @@ async fn racer() {
         given += 1;
         let row = records.store.attachment(ids[0]).await.unwrap().unwrap();
         let enter = query("INSERT INTO owners (device) VALUES ($1)").bind(row.device.0);
-        enter.execute(&records.store.write).await.expect("the device was given twice");
+        enter.execute(&records.store.write).await.expect("the device was claimed twice");
         if next(&mut series).is_multiple_of(4) {
             records.attached(ids[0]).await;
         }
@@ -291,7 +301,7 @@ async fn racer() {
 }
 
 #[tokio::test]
-async fn four_processes_race_and_no_device_is_given_twice_and_none_is_lost() {
+async fn four_racing_processes_claim_no_device_twice_and_lose_none() {
     let url = postgres::database().await;
     let records = Records::of(Store::open(&url, None).await.unwrap(), None).await;
     records.scan(devices()).await;
@@ -318,12 +328,12 @@ async fn four_processes_race_and_no_device_is_given_twice_and_none_is_lost() {
     }
     println!("{given} claims given, {lost} lost to others, in {:?}", start.elapsed());
     assert_eq!(given + lost, claims());
-    assert!(lost > claims() / 20, "they were in each other's way: {lost}");
+    assert!(lost > claims() / 20, "the processes compete: {lost}");
     let count = async |statement: &'static str| -> i64 {
         query(statement).fetch_one(&records.store.read).await.unwrap().try_get("count").unwrap()
     };
     let rows = count("SELECT COUNT(*) AS count FROM attachments").await;
-    assert_eq!(rows, given as i64, "a row for each");
+    assert_eq!(rows, given as i64, "one row for each claim");
     assert_eq!(count("SELECT COUNT(*) AS count FROM attachments WHERE ended_at IS NULL").await, 0);
     assert_eq!(count("SELECT COUNT(*) AS count FROM owners").await, 0);
     records.store.refresh().await.unwrap();

@@ -1,4 +1,4 @@
-//! Any sequence of claims, observations and scans keeps the rules.
+//! Property tests: any sequence of claims, observations and scans keeps the invariants.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The observations that the table of states has rows for.
+/// Returns the observations that occur in the state table.
 fn observations() -> Vec<Observation> {
     let rows: Vec<serde_json::Value> =
         serde_json::from_str(include_str!("../../../model/tests/data/attachment_state.json")).unwrap();
@@ -47,8 +47,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_claims_observations_and_scans_keeps_the_rules(steps in any_steps()) {
-        in_a_runtime(async { keeps_the_rules([Records::on_sqlite().await], steps).await });
+    fn any_sequence_of_claims_observations_and_scans_keeps_the_invariants(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_invariants([Records::on_sqlite().await], steps).await });
     }
 }
 
@@ -56,13 +56,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_by_two_processes_keeps_the_rules(steps in any_steps()) {
-        in_a_runtime(async { keeps_the_rules(processes::two().await.into(), steps).await });
+    fn any_sequence_by_two_processes_keeps_the_invariants(steps in any_steps()) {
+        in_a_runtime(async { keeps_the_invariants(processes::two().await.into(), steps).await });
     }
 }
 
-/// Takes each step in the next process.
-async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Step>) {
+/// Runs the steps, each in the next process, and checks the invariants after each.
+async fn keeps_the_invariants<const N: usize>(processes: [Records; N], steps: Vec<Step>) {
     processes[0].scan(devices()).await;
     let (mut open, mut ended): (Vec<AttachmentId>, Vec<AttachmentId>) = Default::default();
     for (records, step) in processes.iter().cycle().zip(steps) {
@@ -77,7 +77,7 @@ async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Ste
                 let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
                 match records.claim(&wanted).await {
                     Some(ids) => open.extend(ids),
-                    None => assert_eq!(records.store.devices(), before, "a failed claim restores"),
+                    None => assert_eq!(records.store.devices(), before, "a failed claim changes nothing"),
                 }
             }
             Step::Attach(index) => {
@@ -92,14 +92,14 @@ async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Ste
                     ended.push(id);
                 }
             }
-            // What has ended too, whose device another may have by now.
+            // The attachment may have ended, and another one may have its device.
             Step::See(index, seen) => {
                 if let Some(id) = ended.iter().chain(&open).nth(index).copied() {
                     let was = records.store.attachment(id).await.unwrap();
                     records.settle(id, seen).await;
                     let row = records.store.attachment(id).await.unwrap();
                     if ended.contains(&id) {
-                        assert_eq!(row, was, "what has ended stays so");
+                        assert_eq!(row, was, "an ended attachment does not change");
                         assert_eq!(records.store.devices(), before);
                     } else if row.unwrap().state.is_final() {
                         open.retain(|other| *other != id);
@@ -119,7 +119,7 @@ async fn keeps_the_rules<const N: usize>(processes: [Records; N], steps: Vec<Ste
 async fn check(records: &Records, open: &[AttachmentId]) {
     let devices = records.store.devices_of(records.host);
     let held: Vec<_> = devices.iter().filter(|device| device.status.is_held()).collect();
-    assert_eq!(held.len(), open.len(), "one owner for each promise, none lost");
+    assert_eq!(held.len(), open.len(), "each open attachment has one device");
     for device in &devices {
         assert_eq!(device.status.is_held(), device.owner.is_some());
         let relatives: Vec<_> = devices
@@ -131,7 +131,7 @@ async fn check(records: &Records, open: &[AttachmentId]) {
             .collect();
         let held = relatives.iter().any(|relative| relative.status.is_held());
         if device.status.is_held() {
-            assert!(!held, "a PF and a VF of it are never both taken: {devices:?}");
+            assert!(!held, "a PF and a VF of it are never both in use: {devices:?}");
         } else {
             assert_eq!(device.status == DeviceStatus::Available, !held, "{devices:?}");
         }
@@ -140,7 +140,11 @@ async fn check(records: &Records, open: &[AttachmentId]) {
         let row = records.store.attachment(*id).await.unwrap().unwrap();
         let device: DeviceId = row.device;
         let status = devices.iter().find(|other| other.id == device).map(|other| other.status);
-        assert_eq!(status, Some(State::device_status(row.state)), "the device follows its attachment");
+        assert_eq!(
+            status,
+            Some(State::device_status(row.state)),
+            "the status of the device matches its attachment"
+        );
     }
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
@@ -148,7 +152,7 @@ async fn check(records: &Records, open: &[AttachmentId]) {
     replay(records, open).await;
 }
 
-/// The events alone tell how things are, and each begins where the one before it ended.
+/// Checks that replaying the events gives the current state, and that each event starts from the state before it.
 async fn replay(records: &Records, open: &[AttachmentId]) {
     let (mut devices, mut attachments) = (BTreeMap::new(), BTreeMap::new());
     for (event, id) in records.events().await.into_iter().zip(1..) {

@@ -1,4 +1,4 @@
-//! What a choice is made from: the parts of a request, and what is known of the host.
+//! The input of a choice: the parts of a request, and the state of the host and the guest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,36 +10,38 @@ use crate::id::DeviceId;
 use crate::rules::alias::Alias;
 use crate::rules::numa::NumaPolicy;
 
-/// One part of a request: `vf:2`.
+/// One part of a request, such as `vf:2`.
 #[derive(Debug, Clone)]
 pub struct Wanted<'a> {
-    /// What kind of device.
+    /// The alias that the devices must match.
     pub alias: &'a Alias,
-    /// How many devices, or groups.
+    /// The number of devices, or of IOMMU groups when `whole_group` is set.
     pub count: usize,
-    /// In place of the alias' own policy.
+    /// The NUMA policy of the request. It replaces the policy of the alias.
     pub numa_policy: Option<NumaPolicy>,
-    /// Whether whole IOMMU groups are wanted, of which one member at least is of the alias.
+    /// Whether the request is for whole IOMMU groups. At least one member of each group must match the alias.
     pub whole_group: bool,
-    /// Whether only VFs will do.
+    /// Whether only VFs are allowed.
     pub vf: bool,
-    /// What their `extra_info` has to say besides.
+    /// Further tags that the `extra_info` of each device must have.
     pub tags: &'a BTreeMap<String, String>,
 }
 
-/// What is known of one host, and of the guest.
+/// The devices of one host, and what the choice has to know about the host and the guest.
 #[derive(Debug, Clone)]
 pub struct CandidateSet<'a> {
-    /// All rows of the host.
+    /// All device rows of the host.
     pub devices: &'a [Arc<Device>],
-    /// Devices that are not offered, and why, as in "it is …".
+    /// The devices that are unavailable, each with the reason. A reason is a clause such as "it is …".
     pub withheld: &'a HashMap<DeviceId, String>,
-    /// The host's NUMA nodes that the guest's cells are on; empty: the guest has no NUMA cells.
+    /// The host NUMA nodes that the guest's NUMA cells are placed on. Empty when the guest has no NUMA cells.
     pub guest_nodes: &'a BTreeSet<u32>,
-    /// The socket of each NUMA node, where the host tells.
+    /// The CPU socket of each NUMA node, when the host reports it.
     pub sockets: Option<&'a BTreeMap<u32, u32>>,
-    /// The IOMMU group of each function that would go with it, where it is known.
+    /// The IOMMU group of each function, where it is known. Bridges are left out, because they need not be attached
+    /// with their group.
     pub groups: &'a HashMap<PciAddress, u32>,
-    /// The host driver of each function that keeps the others of its IOMMU group from a guest: these go together.
+    /// The host driver of each busy function. While such a function is bound to its host driver, the other members
+    /// of its IOMMU group cannot be attached to a guest.
     pub busy: &'a BTreeMap<PciAddress, String>,
 }

@@ -1,4 +1,4 @@
-//! Why a device or an IOMMU group is not offered to a request.
+//! The reasons why a device or an IOMMU group is not offered to a request.
 
 use std::sync::Arc;
 
@@ -7,31 +7,37 @@ use hotslot_driver::pci::PciAddress;
 use super::candidates::Wanted;
 use crate::device::Device;
 
-/// Why a unit is not offered.
+/// The reason why a unit is not offered.
 pub(super) enum Reason<'a> {
-    /// Not what the alias asks for.
+    /// It does not match the alias.
     Kind,
-    /// Not what the request asks for besides.
+    /// It does not meet a further condition of the request, such as a tag or "VFs only".
     Besides(String),
+    /// It is claimed or allocated.
     InUse,
-    /// Its row says that a relative is held.
+    /// Its row says that its PF or a VF of it is in use.
     Hidden,
-    /// Its row says that the host does not have it any more.
+    /// Its row says that the host no longer has it.
     Gone,
+    /// Its PF is in use. The row does not say so yet.
     PfHeld(PciAddress),
+    /// A VF of it is in use. The row does not say so yet.
     VfHeld(PciAddress),
+    /// It is in [`CandidateSet::withheld`](super::CandidateSet::withheld), for this reason.
     Withheld(&'a str),
+    /// The NUMA policy rules it out.
     Numa(String),
+    /// The request is for whole IOMMU groups, and the group of this device is not known.
     NoGroup,
-    /// A member of its group is no device of the table.
+    /// No `device_spec` lists a member of its IOMMU group.
     Stranger(PciAddress),
-    /// A member of its group cannot be given.
+    /// A member of its IOMMU group is not offered, for the given reason.
     Member(&'a Arc<Device>, Box<Self>),
-    /// Its group has a PF and a VF of it.
+    /// Its IOMMU group has both a PF and a VF of that PF.
     Family(PciAddress),
 }
 
-/// Reasons that are counted together, in the order in which they are told.
+/// Reasons that a message counts together. The order is the order in the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Category {
     Besides,
@@ -47,34 +53,35 @@ pub(super) enum Category {
 impl Category {
     pub(super) fn words(self) -> &'static str {
         match self {
-            Self::Besides => "ruled out by what the request asks for besides",
+            Self::Besides => "excluded by other conditions of the request",
             Self::InUse => "in use",
-            Self::Relative => "kept back by a PF or VF in use",
-            Self::Withheld => "withheld",
-            Self::Busy => "kept back by a host driver in their IOMMU group",
-            Self::Numa => "ruled out by NUMA",
-            Self::Group => "ruled out by the IOMMU group",
+            Self::Relative => "blocked by a PF or VF in use",
+            Self::Withheld => "unavailable",
+            Self::Busy => "blocked by a host driver in their IOMMU group",
+            Self::Numa => "excluded by the NUMA policy",
+            Self::Group => "excluded by their IOMMU group",
             Self::Gone => "gone from the host",
         }
     }
 
-    /// What helps; none where nothing is known to. `other_way`: whether asking without `whole_group` would.
+    /// Returns what the caller can do, if anything. `other_way` says whether the request would succeed without
+    /// `whole_group`.
     pub(super) fn advice(self, other_way: bool) -> Option<&'static str> {
         match self {
-            Self::Besides => Some("ask for what a device_spec says of them"),
+            Self::Besides => Some("ask for values that a device_spec gives them"),
             Self::InUse | Self::Relative => Some("detach one"),
-            Self::Withheld => Some("see to what withholds them (`hotslot explain DEVICE`)"),
+            Self::Withheld => Some("remove the cause (see `hotslot explain DEVICE`)"),
             Self::Numa => Some("ask with another numa_policy"),
             Self::Group => other_way.then_some("ask without whole_group"),
-            Self::Gone => Some("look where the host has them now"),
-            // That depends on the group: see `Siblings`.
+            Self::Gone => Some("check whether the host still has them"),
+            // The advice depends on the group; see `Siblings`.
             Self::Busy => None,
         }
     }
 }
 
 impl Reason<'_> {
-    /// None for what was not asked for.
+    /// Returns the category, or `None` for a device that does not match the alias.
     pub(super) fn category(&self) -> Option<Category> {
         match self {
             Self::Kind => None,
@@ -89,15 +96,15 @@ impl Reason<'_> {
         }
     }
 
-    /// The reason as it is told of a device.
+    /// Returns the reason as a clause about `device`.
     pub(super) fn of(&self, device: &Device, wanted: &Wanted<'_>) -> String {
         match self {
-            // A group has members of other kinds, too.
+            // A group may also have members that the alias does not match.
             Self::Kind => match &wanted.alias.mismatch(&device.facts)[..] {
                 [] => "the alias does not ask for it".to_owned(),
                 keys => format!("the alias does not ask for it: {}", keys.join("; ")),
             },
-            // Not for whom: a refusal is read by others than the owner.
+            // The text does not name the server that uses the device: callers who may not know it read this text.
             Self::InUse | Self::Hidden | Self::Gone => format!("it is {}", device.status),
             Self::PfHeld(pf) => format!("its PF {pf} is in use"),
             Self::VfHeld(vf) => format!("its VF {vf} is in use"),
@@ -105,16 +112,18 @@ impl Reason<'_> {
             Self::Besides(reason) | Self::Numa(reason) => reason.clone(),
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
             Self::Stranger(member) => {
-                format!("{member} of its IOMMU group cannot be given: no device_spec lists it")
+                format!("{member} of its IOMMU group is not assignable: no device_spec lists it")
             }
             Self::Member(member, reason) => {
                 format!(
-                    "{} of its IOMMU group cannot be given: {}",
+                    "{} of its IOMMU group is not available: {}",
                     member.facts.address,
                     reason.of(member, wanted)
                 )
             }
-            Self::Family(pf) => format!("its IOMMU group has PF {pf} and a VF of it; only one can be given"),
+            Self::Family(pf) => {
+                format!("its IOMMU group has PF {pf} and a VF of it; only one of them can be attached")
+            }
         }
     }
 }

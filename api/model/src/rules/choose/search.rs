@@ -1,4 +1,4 @@
-//! Which part of a request gets which unit.
+//! The search that assigns units to the parts of a request.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,20 +6,21 @@ use std::sync::Arc;
 use super::table::{Part, Table};
 use crate::device::Device;
 
-/// Who gets what: of each unit, the part that takes it. `Err` is the first part that is short.
+/// For each unit the index of the part that takes it, if any. `Err` has the index of the first part with too few
+/// units.
 pub(super) type Taken = Result<Vec<Option<usize>>, usize>;
 
 pub(super) struct Search<'t, 'a> {
     pub(super) table: &'t Table<'t, 'a>,
     pub(super) units: &'t [Vec<&'a Arc<Device>>],
     pub(super) parts: &'t [Part],
-    /// How many cases may still be looked at.
+    /// The number of branches that the search may still try.
     pub(super) cases: usize,
 }
 
 impl<'a> Search<'_, 'a> {
-    /// Finds a choice without units that exclude each other, without torn groups, without those that are `out` and
-    /// with those that `must` be taken.
+    /// Finds a choice that has every unit of `must` and none of `out`, in which no two units exclude each other and no
+    /// IOMMU group is torn. A group is torn when the choice has some of its busy members and lacks others.
     pub(super) fn solve(&mut self, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
         let taker = self.matching(out, must)?;
         let Some((unit, other)) = self.clash(&taker) else {
@@ -36,7 +37,7 @@ impl<'a> Search<'_, 'a> {
         let excluded = |rival: &usize| !out[*rival] && *rival != unit && self.exclude(unit, *rival);
         let with: Vec<usize> = (0..self.units.len()).filter(excluded).collect();
         let without = vec![unit];
-        // What the earlier part prefers is tried first.
+        // Try the preference of the earlier part first.
         let cases = if taker[unit] <= taker[other] { [with, without] } else { [without, with] };
         for left_out in cases {
             left_out.iter().for_each(|unit| out[*unit] = true);
@@ -49,8 +50,8 @@ impl<'a> Search<'_, 'a> {
         Err(short)
     }
 
-    /// Goes on from a choice that has `unit`, and not all that it needs: with all busy members of its group, else
-    /// without the members that need others. `short` is the part that has the unit.
+    /// Continues from a choice that has `unit` but not every device that it needs: first with all busy members of its
+    /// group, then without the members that need others. `short` is the part that has the unit.
     fn solve_whole(&mut self, unit: usize, short: usize, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
         if self.cases == 0 {
             return Err(short);
@@ -79,7 +80,7 @@ impl<'a> Search<'_, 'a> {
         taken.map_err(|_| short)
     }
 
-    /// A single device of a choice that lacks a busy member of its IOMMU group.
+    /// Returns a single device of a choice that lacks a busy member of the device's IOMMU group, if there is one.
     fn torn(&self, taker: &[Option<usize>]) -> Option<usize> {
         if self.table.busy.is_empty() {
             return None;
@@ -93,12 +94,13 @@ impl<'a> Search<'_, 'a> {
         (0..self.table.scene.devices.len()).find(lacks)
     }
 
-    /// Two units of a choice that exclude each other; the first is the one that excludes more.
+    /// Returns two units of a choice that exclude each other, if there are any. The first one (the group, or the PF)
+    /// is the one that excludes more units.
     fn clash(&self, taker: &[Option<usize>]) -> Option<(usize, usize)> {
         let taken = || self.units.iter().enumerate().filter(|(unit, _)| taker[*unit].is_some());
         let mut holder = HashMap::new();
         for (unit, device) in taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m))) {
-            // Groups come after single devices, and do not overlap among themselves.
+            // Groups come after single devices, and no device is in two groups.
             if let Some(single) = holder.insert(device.facts.address, unit) {
                 return Some((unit, single));
             }
@@ -110,7 +112,8 @@ impl<'a> Search<'_, 'a> {
         })
     }
 
-    /// Why there is no choice for all parts, and the device that needs more than it gets where that is it.
+    /// Returns the reason why no choice serves all parts. When a torn group is the reason, also returns the device that
+    /// lacks a member of its group.
     pub(super) fn hindrance(&self, out: &[bool]) -> (String, Option<&'a Arc<Device>>) {
         let taker = self.matching(out, &[]).ok();
         let Some((unit, other)) = taker.as_ref().and_then(|taker| self.clash(taker)) else {
@@ -124,15 +127,15 @@ impl<'a> Search<'_, 'a> {
         let why = pairs.find_map(|(one, other)| {
             let (address, vf) = (one.facts.address, other.facts.address);
             if one.id == other.id {
-                return Some(format!("{address} cannot be given alone and with its IOMMU group"));
+                return Some(format!("{address} cannot be attached both alone and with its IOMMU group"));
             }
             let of_pf = other.facts.parent_addr == Some(address);
-            of_pf.then(|| format!("PF {address} and its VF {vf} cannot both be given"))
+            of_pf.then(|| format!("PF {address} and its VF {vf} cannot both be attached"))
         });
-        (why.unwrap_or_else(|| "a PF and its VFs cannot both be given".to_owned()), None)
+        (why.unwrap_or_else(|| "a PF and its VFs cannot both be attached".to_owned()), None)
     }
 
-    /// Whether two units cannot both be given.
+    /// Whether two units exclude each other.
     fn exclude(&self, one: usize, other: usize) -> bool {
         self.units[one].iter().any(|one| {
             self.units[other].iter().any(|other| {
@@ -143,7 +146,8 @@ impl<'a> Search<'_, 'a> {
         })
     }
 
-    /// Gives each part as many units as it wants, no unit twice, none that is `out`, and each that `must` be taken.
+    /// Assigns to each part the number of units that it requests: no unit twice, none of `out`, all of `must`. Ignores
+    /// that units may exclude each other.
     fn matching(&self, out: &[bool], must: &[usize]) -> Taken {
         let mut taker = vec![None; self.units.len()];
         for unit in must {
@@ -152,7 +156,7 @@ impl<'a> Search<'_, 'a> {
             }
         }
         for (part, Part { count, .. }) in self.parts.iter().enumerate() {
-            // A unit that is taken stays so: it only changes hands.
+            // A unit that is taken stays taken; it can only move to another part.
             let has = taker.iter().filter(|taker| **taker == Some(part)).count();
             for _ in has..*count {
                 if !self.augment(part, out, &mut taker) {
@@ -163,7 +167,7 @@ impl<'a> Search<'_, 'a> {
         Ok(taker)
     }
 
-    /// Gives a unit to a part that has room for it, or that has room when another unit of it goes to another part.
+    /// Assigns a unit to a part that has room for it, if necessary by moving another unit of that part to another part.
     fn place(&self, unit: usize, taker: &mut [Option<usize>], seen: &mut [bool]) -> bool {
         for (part, Part { count, candidates }) in self.parts.iter().enumerate() {
             if seen[part] || !candidates.contains(&unit) {
@@ -179,10 +183,10 @@ impl<'a> Search<'_, 'a> {
         false
     }
 
-    /// Gives a part one more unit: a free one, or one of another part that takes a free one in its place, and so
-    /// on (breadth first, so that as few as possible change hands).
+    /// Assigns one more unit to a part: a free one, or one of another part that takes a free one in its place, and so
+    /// on. The search is breadth first, so that as few units as possible move.
     fn augment(&self, part: usize, out: &[bool], taker: &mut [Option<usize>]) -> bool {
-        // How a part was come to: the unit that it would give, and to which part.
+        // For each part that the search has reached: the unit that it would give up, and the part that would get it.
         let mut gives = vec![None; self.parts.len()];
         let mut queue = VecDeque::from([part]);
         while let Some(asks) = queue.pop_front() {

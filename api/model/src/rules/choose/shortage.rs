@@ -1,4 +1,4 @@
-//! The error of a request that gets too few devices: why, and what helps.
+//! The error of a request that finds too few devices: the reasons, and what the caller can do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,40 +7,43 @@ use hotslot_driver::pci::PciAddress;
 
 use super::reason::Category;
 
-/// A part of a request that cannot be met.
+/// The part of a request that cannot be met, and the reasons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
-    /// Who asks: an alias, or what a device is held on behalf of.
+    /// The text that names the part in messages, from [`Alias::asker`](crate::rules::Alias::asker).
     pub asker: String,
-    /// How many devices or groups were wanted.
+    /// The number of devices or IOMMU groups that the part requests.
     pub wanted: usize,
-    /// How many would do, were it the only part.
+    /// The number of devices or IOMMU groups that the part could take if it were the only part.
     pub free: usize,
     pub(super) whole_group: bool,
     pub(super) left_out: BTreeMap<Category, LeftOut>,
-    /// The device that comes nearest to the alias, and in what it differs.
+    /// The device that matches the alias best, and the keys in which it differs.
     pub(super) nearest: Option<String>,
-    /// Why the parts cannot be served together, where each could be alone.
+    /// The reason why the parts cannot be met together, when each of them could be met alone.
     pub(super) together: Option<String>,
-    /// Every busy member of an IOMMU group that keeps another one back.
+    /// All functions whose host driver makes another member of their IOMMU group unavailable.
     pub(super) busy: BTreeSet<PciAddress>,
-    /// What keeps the first of those back.
+    /// The busy members that the first such device needs.
     pub(super) siblings: Option<Siblings>,
-    /// Whether the same request could be served with `whole_group`, or without it where it asks for that.
+    /// Whether the same request could be met with the opposite value of `whole_group`.
     pub(super) other_way: bool,
 }
 
-/// The busy members of its IOMMU group that a device cannot be given without.
+/// What can be done about the busy members of a device's IOMMU group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Siblings {
-    /// Those that would have to be unbound; none where that does not help, for one is the PF of the device.
+    /// The members to unbind from their host drivers. Empty when one of them is the PF of the device: unbinding a
+    /// PF removes its VFs.
     pub(super) unbind: Vec<PciAddress>,
-    /// How many devices of the alias would have to be asked for at once; none where that does not help.
+    /// The number of devices to request at once so that the request takes the whole group. `None` when no number
+    /// helps.
     pub(super) at_once: Option<usize>,
 }
 
 impl Siblings {
-    /// What helps, the least trouble first. `whole_group`: whether asking for the whole group would.
+    /// Returns what the caller can do, the easiest first. `whole_group` says whether a request for the whole group
+    /// would succeed.
     pub(super) fn remedies(&self, whole_group: bool) -> Vec<String> {
         let mut helps = Vec::new();
         helps.extend(whole_group.then(|| "ask with whole_group".to_owned()));
@@ -56,23 +59,23 @@ impl Siblings {
     }
 }
 
-/// Units of the wanted kind that are left out for one reason.
+/// The units that match the alias but are left out for reasons of one category.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) count: usize,
-    /// The first of them, with its reason.
+    /// The first of these units, with its reason.
     pub(super) example: String,
 }
 
 impl std::error::Error for Shortage {}
 
 impl Shortage {
-    /// How many of the kind are withheld.
+    /// The number of matching units that are unavailable.
     pub fn withheld(&self) -> usize {
         self.left_out.get(&Category::Withheld).map_or(0, |left_out| left_out.count)
     }
 
-    /// Whether there would be enough, were none of them withheld or kept back by a busy IOMMU group.
+    /// Whether enough units would be free if none were unavailable or blocked by a host driver in its IOMMU group.
     pub fn is_withheld(&self) -> bool {
         let busy = self.left_out.get(&Category::Busy).map_or(0, |left_out| left_out.count);
         let withheld = self.withheld() + busy;
@@ -80,12 +83,12 @@ impl Shortage {
         (withheld > 0 || torn) && self.free + withheld >= self.wanted
     }
 
-    /// The functions whose host drivers keep others of their IOMMU groups back.
+    /// The functions whose host drivers make other members of their IOMMU groups unavailable.
     pub fn busy(&self) -> &BTreeSet<PciAddress> {
         &self.busy
     }
 
-    /// What helps.
+    /// Returns what the caller can do, as one line.
     pub fn advice(&self) -> String {
         let mut helps = self.siblings.as_ref().map(|busy| busy.remedies(self.other_way)).unwrap_or_default();
         if self.together.is_some() {
@@ -99,12 +102,12 @@ impl Shortage {
         );
         helps.dedup();
         match &helps[..] {
-            [] => "GET os-pci/detail lists what there is".to_owned(),
+            [] => "GET os-pci/detail lists the devices".to_owned(),
             helps => helps.join(", or "),
         }
     }
 
-    /// Whether it matters if the request is for whole IOMMU groups or not.
+    /// Whether the value of `whole_group` can be the reason for the shortage.
     pub(super) fn is_of_groups(&self) -> bool {
         self.siblings.is_some() || self.left_out.contains_key(&Category::Group)
     }
@@ -119,9 +122,9 @@ impl fmt::Display for Shortage {
             write!(f, ", but no choice was found that serves all parts of the request together: {together}")?;
         }
         if *free == 0 && left_out.is_empty() {
-            write!(f, ": no assignable device is of this kind")?;
+            write!(f, ": no assignable device matches")?;
             if let Some(nearest) = nearest {
-                write!(f, " (the nearest is {nearest})")?;
+                write!(f, " (closest: {nearest})")?;
             }
         }
         for (nth, (category, LeftOut { count, example })) in left_out.iter().enumerate() {

@@ -12,30 +12,30 @@ use crate::device::{DevType, Device, DeviceStatus};
 use crate::rules::alias::tag_differs;
 use crate::rules::keys::is_grouping_key;
 
-/// What a unit is taken by, the least first: NUMA rank, number of tags, whether it needs other devices, the PF's
-/// address or its own, its address.
+/// The sort key of a unit, the least first: NUMA rank, number of tags, whether it needs other devices, the address of
+/// its PF (or its own if it has none), its own address.
 pub(super) type Order = (u8, usize, bool, PciAddress, PciAddress);
 
-/// A part with the units that would do for it, in order of preference.
+/// One part of a request and its candidate units, in order of preference.
 pub(super) struct Part {
     pub(super) count: usize,
     pub(super) candidates: Vec<usize>,
 }
 
-/// A scene with what has to be looked up often.
+/// A candidate set with indexes for the lookups that the choice needs often.
 pub(super) struct Table<'s, 'a> {
     pub(super) scene: &'s CandidateSet<'a>,
-    /// Each device of its own, in the order of the scene; then the groups.
+    /// First each device as a unit, in the order of the candidate set; then the IOMMU groups.
     pub(super) units: Vec<Vec<&'a Arc<Device>>>,
-    /// Where held devices are.
+    /// The addresses of the devices in use.
     held: HashSet<PciAddress>,
-    /// A held VF of each PF that has one.
+    /// For each PF that has a VF in use: the address of one such VF.
     held_vfs: HashMap<PciAddress, PciAddress>,
-    /// A member of each group that has one which is no device of the scene.
+    /// For each IOMMU group with a member that is not a device of the candidate set: the address of one such member.
     strangers: HashMap<u32, PciAddress>,
-    /// The busy members of each group that has some.
+    /// The busy members of each IOMMU group that has any.
     pub(super) busy: HashMap<u32, Vec<PciAddress>>,
-    /// The unit that each device of its own is.
+    /// The index in `units` of each single device.
     pub(super) places: HashMap<PciAddress, usize>,
 }
 
@@ -69,14 +69,14 @@ impl<'s, 'a> Table<'s, 'a> {
         Self { scene, units, held, held_vfs, strangers, busy, places }
     }
 
-    /// The busy members of a device's IOMMU group without which it cannot be given.
+    /// Returns the other busy members of a device's IOMMU group. A request can have the device only with all of them.
     pub(super) fn needs(&self, device: &Device) -> impl Iterator<Item = PciAddress> + '_ {
         let address = device.facts.address;
         let group = self.scene.groups.get(&address).and_then(|group| self.busy.get(group));
         group.into_iter().flatten().copied().filter(move |member| *member != address)
     }
 
-    /// Whether all that a unit needs can be part of a request for so many devices of these candidates.
+    /// Whether a request for `count` devices out of `candidates` can include every device that `unit` needs.
     fn is_whole(&self, unit: usize, count: usize, candidates: &HashSet<usize>) -> bool {
         let [device] = self.units[unit][..] else { return true };
         let needed = self.needs(device).map(|address| self.places.get(&address));
@@ -90,7 +90,7 @@ impl<'s, 'a> Table<'s, 'a> {
         others == 0 || others < count
     }
 
-    /// Why a device is kept back by what it needs.
+    /// Returns the message that names the busy members of a device's IOMMU group.
     pub(super) fn not_viable(&self, device: &Device) -> String {
         let address = device.facts.address;
         let group = self.scene.groups.get(&address).map(u32::to_string).unwrap_or_default();
@@ -102,7 +102,8 @@ impl<'s, 'a> Table<'s, 'a> {
         format!("IOMMU group {group} of {address} is not viable: {members}")
     }
 
-    /// What a device that is kept back needs. `alone`: whether nothing else is asked for.
+    /// Returns what can be done about the busy members that a device needs. `alone` says whether the request has only
+    /// this part.
     pub(super) fn siblings(&self, wanted: &Wanted<'_>, device: &Device, alone: bool) -> Siblings {
         let needed: Vec<_> = self.needs(device).collect();
         let given = |member: &PciAddress| {
@@ -110,12 +111,12 @@ impl<'s, 'a> Table<'s, 'a> {
             member.is_some_and(|member| self.single(wanted, member).is_ok())
         };
         let at_once = (alone && needed.iter().all(given)).then_some(needed.len() + 1);
-        // A PF that loses its host driver loses its VFs, too.
+        // Unbinding a PF from its host driver removes its VFs.
         let of_its_pf = device.facts.parent_addr.is_some_and(|pf| needed.contains(&pf));
         Siblings { unbind: if of_its_pf { Vec::new() } else { needed }, at_once }
     }
 
-    /// Whether a device would do with all others of its IOMMU group.
+    /// Whether the whole IOMMU group of a device is offered to this part.
     pub(super) fn is_offered_whole(&self, wanted: &Wanted<'_>, device: &Device) -> bool {
         let group = self.scene.groups.get(&device.facts.address);
         let of_it = |member: &&'a Arc<Device>| self.scene.groups.get(&member.facts.address) == group;
@@ -123,7 +124,7 @@ impl<'s, 'a> Table<'s, 'a> {
         group.is_some() && self.group(wanted, &members).is_ok()
     }
 
-    /// The units that a part may ask for, and whether each would do.
+    /// Returns the units that a part considers, each with its sort key or the reason why it is not offered.
     pub(super) fn offers(
         &self,
         wanted: &Wanted<'_>,
@@ -142,7 +143,7 @@ impl<'s, 'a> Table<'s, 'a> {
         singles.chain(groups).enumerate().filter_map(|(unit, offer)| Some((unit, offer?)))
     }
 
-    /// The parts of a request, without the candidates whose busy siblings it cannot take.
+    /// Returns the parts of a request, without the candidates whose busy group members the request cannot take.
     pub(super) fn parts(&self, wanted: &[Wanted<'_>]) -> Vec<Part> {
         let mut parts: Vec<Part> = wanted.iter().map(|wanted| self.part(wanted)).collect();
         if !self.busy.is_empty() {
@@ -163,7 +164,7 @@ impl<'s, 'a> Table<'s, 'a> {
         Part { count: wanted.count, candidates: candidates.into_iter().map(|(_, unit)| unit).collect() }
     }
 
-    /// Why a part is short. `alone`: whether it is the only one.
+    /// Returns the error for a part that finds too few units. `alone` says whether the request has only this part.
     pub(super) fn shortage(&self, wanted: &Wanted<'_>, part: &Part, alone: bool) -> Shortage {
         let candidates: HashSet<usize> = part.candidates.iter().copied().collect();
         let (mut busy, mut siblings) = (BTreeSet::new(), None);
@@ -220,7 +221,7 @@ impl<'s, 'a> Table<'s, 'a> {
         self.order(wanted, device)
     }
 
-    /// The whole group is as near, and as plain, as the best of its members that the alias asks for.
+    /// Returns the sort key of a whole group: the best key of those members that match the alias.
     fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
         let asked_for = members.iter().map(|member| {
             wants(wanted, member)?;
@@ -229,7 +230,7 @@ impl<'s, 'a> Table<'s, 'a> {
         let best = asked_for.reduce(|one, other| match (one, other) {
             (Ok(one), Ok(other)) => Ok(one.min(other)),
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-            // What is told is of a member that the alias asks for.
+            // Prefer the reason of a member that matches the alias.
             (Err(Reason::Kind), Err(other)) => Err(other),
             (Err(one), Err(_)) => Err(one),
         });
@@ -261,7 +262,7 @@ impl<'s, 'a> Table<'s, 'a> {
             DeviceStatus::Unclaimable | DeviceStatus::Unavailable => return Err(Reason::Hidden),
             DeviceStatus::Removed | DeviceStatus::Deleted => return Err(Reason::Gone),
         }
-        // The rows may not say it yet: a PF takes its VFs with it, a VF keeps its PF.
+        // The row's status may not show it yet: a PF in use makes its VFs unavailable, and a VF in use its PF.
         if let Some(pf) = device.facts.parent_addr.filter(|pf| self.held.contains(pf)) {
             return Err(Reason::PfHeld(pf));
         }
@@ -285,7 +286,7 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 }
 
-/// Whether a device is what a part of a request asks for.
+/// Checks whether a device matches the alias and the further conditions of a part.
 fn wants<'a>(wanted: &Wanted<'_>, device: &Device) -> Result<(), Reason<'a>> {
     let facts = &device.facts;
     if !wanted.alias.matches(facts) {

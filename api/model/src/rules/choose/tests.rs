@@ -10,7 +10,7 @@ use crate::device::{DevType, DeviceFacts, DeviceStatus, Owner};
 use crate::id::{DeviceId, HypervisorId, ServerId};
 use crate::rules::{Inventory, NumaPolicy, config};
 
-/// A row as the data files write it.
+/// Makes a device from a row of the data files.
 pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
     let (dev_type, product) = match row["is"].as_str().unwrap() {
         "pf" => (DevType::Pf, "10c9"),
@@ -45,7 +45,7 @@ pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
     }
 }
 
-/// A host with a guest, as the data file writes them.
+/// The devices of a host and the NUMA nodes of a guest, as the data file describes them.
 #[derive(Debug, Clone, Default)]
 struct Case {
     devices: Vec<Arc<Device>>,
@@ -115,13 +115,13 @@ fn wanted<'a>(aliases: &'a Inventory, part: &Value) -> Wanted<'a> {
     }
 }
 
-/// An address as the data file writes it, without its domain.
+/// Returns the address of a device in the form of the data file: without the PCI domain.
 fn short(device: &Device) -> String {
     device.facts.address.to_string().trim_start_matches("0000:").to_owned()
 }
 
 #[test]
-fn tags_are_compared_without_regard_to_case() {
+fn tags_are_compared_ignoring_case() {
     let (data, aliases) =
         (json!([{"at": "04:10.0", "is": "vf", "extra_info": {"physical_network": "Physnet1"}}]), aliases());
     let case = Case::new(data.as_array().unwrap());
@@ -133,7 +133,7 @@ fn tags_are_compared_without_regard_to_case() {
 }
 
 #[test]
-fn each_request_gets_what_the_data_file_says() {
+fn each_case_of_the_data_file_has_the_expected_result() {
     let (data, aliases) = (data(), aliases());
     for case in data["cases"].as_array().unwrap() {
         let mut host = Case::new(case["devices"].as_array().unwrap());
@@ -176,7 +176,7 @@ fn each_request_gets_what_the_data_file_says() {
     }
 }
 
-/// Whether a distribution of devices to parts keeps every rule, found without any of the code above.
+/// Whether an assignment of devices to parts keeps every rule. Does not use the code under test.
 fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool {
     let holder = |at: PciAddress| {
         case.devices
@@ -229,7 +229,7 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
         })
 }
 
-/// Whether any distribution does: all of them are tried.
+/// Whether any assignment of devices to parts keeps every rule. Tries all of them.
 fn can_be_done(parts: &[Wanted<'_>], case: &Case, given: &mut Vec<Option<usize>>) -> bool {
     if given.len() == case.devices.len() {
         return is_right(parts, case, given);
@@ -256,7 +256,7 @@ fn row() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Up to six devices of two PFs with their VFs and a card of two functions, and a guest.
+/// Up to six devices out of two PFs, their VFs and a card with two functions, and a guest.
 fn case() -> impl Strategy<Value = Case> {
     let places = vec![
         json!({"at": "04:00.0", "is": "pf"}),
@@ -296,7 +296,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_choice_keeps_every_rule_and_is_found_where_there_is_one(
+    fn a_valid_choice_is_found_whenever_one_exists(
         case in case(),
         parts in prop::collection::vec(part(), 1..=3),
     ) {
@@ -320,9 +320,9 @@ proptest! {
     }
 
     #[test]
-    fn a_single_part_gets_what_was_explained(case in case(), part in part()) {
+    fn a_request_with_one_part_gets_the_devices_that_explain_lists_first(case in case(), part in part()) {
         let aliases = aliases();
-        // What needs others may be passed over for a group that is taken whole.
+        // No busy functions: otherwise a device that needs others may be passed over in favour of a complete group.
         let case = Case { busy: BTreeMap::new(), ..case };
         let part = Wanted { whole_group: false, ..wanted(&aliases, &part) };
         let told = explain(&part, &case.scene());
