@@ -144,7 +144,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
         (6, "attach q35 gpu --dry-run", "no PCI alias is called `gpu`"),
-        (6, "attach q35 --flavor gzm", "no flavor is called `gzm`"),
+        (6, "attach q35 --flavor gzm", "there is no flavor `gzm`"),
         (3, "pci cleaned 9999", "PCI device 9999 not found"),
     ] {
         let said = hotslot(&url, arguments).expect(code);

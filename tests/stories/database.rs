@@ -321,7 +321,7 @@ fn expect_unusable(answer: Answer, why: &str) {
     let answer = answer.expect(503);
     assert!(answer.message().contains(why), "{}", answer.message());
     // Something may have been done: a client looks first, and does not ask again by itself.
-    assert!(answer.message().contains("look what there is"), "{}", answer.message());
+    assert!(answer.message().contains("check the current state"), "{}", answer.message());
     assert_eq!(answer.retry_after, None);
 }
 

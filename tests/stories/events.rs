@@ -119,8 +119,8 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         );
     }
     for (query, why) in [
-        ("since=x", "no event's id"),
-        ("since=-1", "no event's id"),
+        ("since=x", "expected an event id"),
+        ("since=-1", "expected an event id"),
         ("since=99999", "the last one is"),
         ("kind=attachments", "attachment.state"),
         ("device=99999", "GET os-pci lists them"),
@@ -128,7 +128,7 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         ("attachment=1", "the whole UUID"),
         ("last=-1", "0 to 65535"),
         ("limit=many", "at most 1000"),
-        ("follow=yes", "neither true nor false"),
+        ("follow=yes", "expected true or false"),
         ("until=3", "known: since"),
         ("host=a&host=b", "twice"),
         ("follow=true&since=99999", "the last one is"),

@@ -76,7 +76,7 @@ async fn a_call_that_hangs_is_given_up_and_shown_and_its_outcome_is_found_out() 
     let stuck = node(&service, "node1").await;
     assert_eq!(stuck["state"], "up");
     assert!(stuck["stuck_calls"][0]["operation"].as_str().unwrap().contains("attach"), "{stuck}");
-    assert!(stuck["state_reason"].as_str().unwrap().contains("did not come back"), "{stuck}");
+    assert!(stuck["state_reason"].as_str().unwrap().contains("have not returned"), "{stuck}");
     // Everything else is served meanwhile; the device is not free, for nobody knows what becomes of it.
     service.attach(I440FX, "e1000:1").await.expect(200);
     let row = service.attachments(Q35).await[0].clone();

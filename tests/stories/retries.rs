@@ -29,7 +29,7 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
     let spelled = r#"{ "pciAttachment":{"pci_passthrough:alias":"vf:1"} }"#;
     assert_eq!(attach(&service, "k1", spelled).await.expect(200).body, first);
     let other = attach(&service, "k1", &VF.replace("vf:1", "vf:2")).await.expect(422);
-    assert!(other.message().contains("k1 came with another body"), "{}", other.message());
+    assert!(other.message().contains("k1 was used with another body"), "{}", other.message());
     assert_eq!(other.body["unprocessableEntity"]["code"], 422);
     service.kill();
     service.start_again().await;

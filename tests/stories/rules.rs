@@ -88,7 +88,7 @@ async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
     let pf = "/v2.1/os-hypervisors/node1/pci_devices/0000:04:00.0";
     let pf = service.get(pf).await.expect(200).body["pci_device"].clone();
     let why = pf["whitelist"][1]["why"].as_str().unwrap();
-    assert!(why.starts_with("the entry is left out: with report_in_placement"), "{why}");
+    assert!(why.starts_with("the entry is ignored: with report_in_placement"), "{why}");
     assert_eq!(pf["offered"], false);
 
     let wrong = add(&service, "whitelist", json!({ "vendor_id": "8086" })).await.expect(400);
