@@ -21,7 +21,7 @@ async fn spec(lab: &Lab, path: &str, spec: Value) {
 }
 
 #[tokio::test]
-async fn an_accelerator_goes_into_a_guest_to_the_host_and_back() {
+async fn an_accelerator_is_attached_to_a_guest_then_to_the_host() {
     let lab = Lab::fresh().await;
     let path = made(&lab, "IPSec Card", None).await;
     spec(&lab, &path, json!({ "device_type": "NIC", "vendor_id": "8086", "product_id": "10ca" })).await;
@@ -50,7 +50,7 @@ async fn an_accelerator_goes_into_a_guest_to_the_host_and_back() {
 }
 
 #[tokio::test]
-async fn what_the_host_lives_on_is_no_accelerator() {
+async fn devices_that_the_host_needs_are_refused_as_accelerators() {
     let config = CONFIG.replace("device_spec = [", "device_spec = ['{}',");
     let lab = Lab::with(&format!("{config}[accelerators]\ndiscovered = true\n")).await;
     let before = lab.sh(INTERFACES);
@@ -70,7 +70,7 @@ async fn what_the_host_lives_on_is_no_accelerator() {
 }
 
 #[tokio::test]
-async fn of_those_who_ask_at_once_through_three_doors_one_gets_the_device() {
+async fn concurrent_requests_through_three_apis_assign_a_device_once() {
     const V2: &str = "/accelerator/v2";
     let vf = sh("lab-devices igb-vf0");
     let lab = Lab::with(&format!(

@@ -17,7 +17,7 @@ async fn bound(lab: &Lab, vf: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boots_is_asked_again() {
+async fn unplug_completes_after_a_reset_and_is_repeated_for_a_booting_guest() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     bound(&lab, &vf).await;
@@ -64,7 +64,7 @@ async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boot
 }
 
 #[tokio::test]
-async fn policies_are_kept_and_the_guest_is_quiesced_by_its_agent() {
+async fn unplug_policies_apply_and_the_agent_quiesces_the_guest() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let kept = sh("lab-devices igb-vf1");
     let refused = format!(r#"'{{"address": "{kept}", "hot_unplug": "refuse"}}'"#);

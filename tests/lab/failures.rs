@@ -9,7 +9,7 @@ use serde_json::json;
 pub const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
 
 #[tokio::test]
-async fn refusals_touch_nothing() {
+async fn refusals_change_nothing() {
     let lab = Lab::fresh().await;
     let before = lab.sh(INTERFACES);
 
@@ -35,7 +35,7 @@ async fn refusals_touch_nothing() {
 }
 
 #[tokio::test]
-async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
+async fn both_functions_of_an_iommu_group_are_attached_without_a_flag() {
     let lab = Lab::fresh().await;
     // The second and third e1000e share a group, and are bound to host drivers.
     let answer = lab.attach(id("q35"), "e1000e:2").await.expect(200);
@@ -58,7 +58,7 @@ async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
 }
 
 #[tokio::test]
-async fn what_someone_else_attached_is_not_taken() {
+async fn devices_attached_by_others_are_not_taken() {
     let lab = Lab::fresh().await;
     lab.sh("guest boot q35b");
     let vf = lab.sh("lab-devices igb-vf0");
@@ -99,7 +99,7 @@ async fn what_someone_else_attached_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_vf_that_is_not_enabled_any_more_is_not_offered() {
+async fn a_vf_that_was_disabled_is_not_offered() {
     let lab = Lab::fresh().await;
     lab.sh("echo 0 >/sys/bus/pci/devices/$(lab-devices igb-pf)/sriov_numvfs");
     lab.until("they are gone", async || {
@@ -111,7 +111,7 @@ async fn a_vf_that_is_not_enabled_any_more_is_not_offered() {
 }
 
 #[tokio::test]
-async fn a_group_that_is_open_elsewhere_is_409() {
+async fn a_group_opened_by_another_process_is_409() {
     let lab = Lab::fresh().await;
     let vf = lab.sh("lab-devices igb-vf0");
     let group = lab.sh(&format!("basename $(readlink /sys/bus/pci/devices/{vf}/iommu_group)"));
@@ -127,7 +127,7 @@ async fn a_group_that_is_open_elsewhere_is_409() {
 }
 
 #[tokio::test]
-async fn an_unmanaged_device_is_the_operators_to_bind() {
+async fn an_unmanaged_device_must_be_bound_by_the_operator() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let unmanaged = r#"'{"vendor_id": "8086", "product_id": "10ca", "managed": "false"}'"#;
     let lab = Lab::with(&CONFIG.replace(spec, unmanaged)).await;

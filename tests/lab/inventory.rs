@@ -19,7 +19,7 @@ async fn shown(lab: &Lab, device: &Value, as_what: &str) {
 }
 
 #[tokio::test]
-async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
+async fn two_vfs_go_to_two_guests_then_their_pf_and_new_vfs_are_discovered() {
     const PF: &str =
         r#"'{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',"#;
     const MAC: &str = "52:54:00:12:34:42";
@@ -73,7 +73,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
 }
 
 #[tokio::test]
-async fn what_the_host_needs_is_refused_untouched_and_a_group_is_given_whole() {
+async fn guarded_devices_are_refused_and_a_whole_group_is_attached() {
     let pair = sh("lab-devices pair0").replace(".0", ".*");
     let config = format!(
         r#"

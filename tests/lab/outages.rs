@@ -78,7 +78,7 @@ async fn after_detach(lab: &Lab, vf: &Value, answer: &Answer) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes about two minutes: make long-lab-test"]
-async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
+async fn libvirtd_is_stopped_for_longer_than_the_call_time_limit() {
     let limits = "[libvirt]\ncall_timeout = 8\nattach_timeout = 8\n";
     let lab = Lab::with(&format!("{limits}{CONFIG}")).await;
     let stopped = async |state: &str, request: JoinHandle<Answer>, seconds: u64| {
@@ -115,7 +115,7 @@ async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn libvirtd_is_killed_and_restarted_in_the_middle() {
+async fn libvirtd_is_killed_and_restarted_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let watch = lab.watch();
     for outage in ["kill -KILL $(pidof libvirtd)", "systemctl restart libvirtd"] {

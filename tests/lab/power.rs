@@ -25,7 +25,7 @@ async fn a_reboot_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_shutdown_and_a_start_bring_it_back() {
+async fn a_device_is_present_again_after_shutdown_and_start() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("virsh -q shutdown q35");
@@ -46,7 +46,7 @@ async fn a_shutdown_and_a_start_bring_it_back() {
 }
 
 #[tokio::test]
-async fn a_device_put_into_the_definition_is_there_when_the_guest_starts() {
+async fn a_device_added_to_the_definition_is_present_after_the_start() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("i440fx", "vf").await;
     assert_eq!(lab.driver(&vf["address"]), "igbvf", "nothing is bound for a server that is off");
@@ -61,7 +61,7 @@ async fn a_device_put_into_the_definition_is_there_when_the_guest_starts() {
 const KILL: &str = "kill -KILL $(cat /run/libvirt/qemu/q35.pid)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn qemu_is_killed_with_a_device_and_in_the_middle_of_attach_and_detach() {
+async fn qemu_is_killed_with_a_device_and_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let off = "virsh -q domstate q35";
 

@@ -70,7 +70,7 @@ uri = "qemu:///system"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
+async fn an_unreachable_host_does_not_affect_the_two_others() {
     let dir = tempfile::tempdir().unwrap();
     let keys = &dir.path().join("keys");
     std::fs::create_dir(keys).unwrap();
@@ -111,7 +111,7 @@ fn ssh_uri(port: u16, programs: &Path) -> String {
 
 /// An entry that matches everything gives away nothing that the far host may need: what it uses cannot be seen.
 #[tokio::test]
-async fn the_disk_and_the_cards_of_a_remote_host_are_offered_only_by_their_address() {
+async fn disks_and_nics_of_a_remote_host_are_offered_only_by_address() {
     let mut lab = Lab::idle();
     let before = lab.sh(INTERFACES);
     let programs = tempfile::tempdir().unwrap();

@@ -37,7 +37,7 @@ async fn driver(service: &Hotslot, address: &str) -> Value {
 const UUID: &str = "8e45a2ea-5364-4b0d-a252-bf8becaa606e";
 
 #[tokio::test]
-async fn the_seeds_examples() {
+async fn the_examples_of_cyborgs_first_api_work() {
     let service = service("").await;
     let body = json!({ "name": "IPSec Card", "uuid": UUID });
     let created = service.post("/accelerators", body.clone()).await.expect(201);
@@ -84,7 +84,7 @@ async fn the_seeds_examples() {
 }
 
 #[tokio::test]
-async fn a_spec_is_put_over_the_one_that_was_read() {
+async fn if_match_protects_against_lost_updates() {
     let service = service("").await;
     let path = made(&service, "a", json!({ "num": 1 })).await;
     let read = service.get(&path).await.expect(200).etag.unwrap();
@@ -119,7 +119,7 @@ async fn a_spec_is_put_over_the_one_that_was_read() {
 }
 
 #[tokio::test]
-async fn what_is_put_is_kept_as_it_is() {
+async fn a_spec_is_returned_as_it_was_put() {
     let service = service("").await;
     let path = made(&service, "a", json!({})).await;
     for spec in [
@@ -135,7 +135,7 @@ async fn what_is_put_is_kept_as_it_is() {
 }
 
 #[tokio::test]
-async fn cyborgs_first_clients_find_their_members_and_have_them_sorted() {
+async fn v1_lists_have_cyborgs_keys_and_can_be_sorted() {
     let service = service("").await;
     for (name, remote) in [("b", 10), ("a", 9), ("c", -1)] {
         made(&service, name, json!({ "remote": remote })).await;
@@ -177,7 +177,7 @@ async fn pinned(service: &Hotslot, address: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_device_that_comes_back_is_the_same_accelerator() {
+async fn a_device_that_returns_is_the_same_accelerator() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let names = async || {
         let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
@@ -220,7 +220,7 @@ async fn a_device_that_comes_back_is_the_same_accelerator() {
 }
 
 #[tokio::test]
-async fn a_name_that_a_discovered_one_shows_is_taken() {
+async fn the_name_of_a_discovered_accelerator_is_taken() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let uuid = service.device("0000:05:00.0").await["uuid"].clone();
     let name = "node1_0000:05:00.0";
@@ -234,7 +234,7 @@ async fn a_name_that_a_discovered_one_shows_is_taken() {
 }
 
 #[tokio::test]
-async fn what_it_says_of_its_devices_is_so() {
+async fn status_and_device_keys_follow_the_device() {
     let service = service("").await;
     let spec = json!({ "product_id": "10ca", "device_type": "nic" });
     let path = made(&service, "vf", spec).await;
@@ -266,7 +266,7 @@ async fn what_it_says_of_its_devices_is_so() {
 }
 
 #[tokio::test]
-async fn a_device_type_that_does_not_exist_is_refused_when_it_is_put() {
+async fn an_unknown_device_type_is_refused() {
     let service = service("").await;
     let path = made(&service, "a", json!({ "num": 1 })).await;
     for (uri, spec) in [

@@ -60,7 +60,7 @@ const CRATES: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn a_crate_uses_only_those_below_it() {
+fn a_crate_uses_only_lower_crates() {
     for (level, (folder, _)) in CRATES.iter().enumerate() {
         let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
         let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();

@@ -17,7 +17,7 @@ async fn attach_one(service: &Hotslot, server: &str, alias: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_vf_is_plugged_into_a_running_guest_and_unplugged_again() {
+async fn a_vf_is_attached_to_a_running_guest_and_detached() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
 
@@ -52,7 +52,7 @@ async fn a_vf_is_plugged_into_a_running_guest_and_unplugged_again() {
 }
 
 #[tokio::test]
-async fn several_devices_of_several_kinds_come_together() {
+async fn one_request_attaches_devices_of_several_aliases() {
     let service = Hotslot::on("small").await;
     let answer = service.attach(Q35, "vf:2, e1000e:1").await.expect(200);
     let devices = answer.body["pci_devices"].as_array().unwrap();
@@ -94,7 +94,7 @@ async fn too_few_free_devices_says_how_many_are_free() {
 }
 
 #[tokio::test]
-async fn a_pf_is_not_given_while_a_vf_of_it_is_and_the_other_way_round() {
+async fn a_pf_and_its_vfs_are_not_attached_at_the_same_time() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     let refused = service.attach(Q35, "pf:1").await.expect(400);
@@ -106,7 +106,7 @@ async fn a_pf_is_not_given_while_a_vf_of_it_is_and_the_other_way_round() {
 }
 
 #[tokio::test]
-async fn many_at_once_never_get_the_same_device() {
+async fn concurrent_attaches_never_get_the_same_device() {
     let service = Hotslot::on("small").await;
     let (mut done, mut refused) = (Vec::new(), 0);
     let asked = (0..12).map(|_| service.attach(Q35, "vf:1"));
@@ -123,7 +123,7 @@ async fn many_at_once_never_get_the_same_device() {
 }
 
 #[tokio::test]
-async fn when_the_second_device_fails_the_first_is_taken_back() {
+async fn when_the_second_device_fails_the_first_is_removed() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
     let failed = service.attach(Q35, "vf:2").await;
@@ -136,7 +136,7 @@ async fn when_the_second_device_fails_the_first_is_taken_back() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_refused_before_a_host_driver_is_touched() {
+async fn an_impossible_attach_is_refused_before_a_driver_is_unbound() {
     let service = Hotslot::on("small").await;
     let full = service.attach(FULL, "vf:1").await.expect(409);
     assert!(full.message().contains("no free hot-plug port"), "{}", full.message());
@@ -156,7 +156,7 @@ async fn what_cannot_work_is_refused_before_a_host_driver_is_touched() {
 }
 
 #[tokio::test]
-async fn v3_answers_at_once_and_the_detach_goes_on() {
+async fn v3_answers_at_once_and_the_detach_continues() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 unplug=slow 200");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -168,7 +168,7 @@ async fn v3_answers_at_once_and_the_detach_goes_on() {
 }
 
 #[tokio::test]
-async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
+async fn a_refused_unplug_keeps_the_device_and_can_be_repeated() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("guest q35 unplug=refuse");
@@ -187,7 +187,7 @@ async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
 }
 
 #[tokio::test]
-async fn a_guest_that_never_answers_completes_when_it_reboots() {
+async fn a_pending_unplug_completes_at_the_reboot() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("guest q35 unplug=ignore");
@@ -201,7 +201,7 @@ async fn a_guest_that_never_answers_completes_when_it_reboots() {
 }
 
 #[tokio::test]
-async fn a_paused_guest_lets_go_when_it_is_resumed() {
+async fn a_paused_guest_releases_the_device_when_resumed() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("pause q35");
@@ -214,7 +214,7 @@ async fn a_paused_guest_lets_go_when_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_device_of_a_shut_off_server_is_there_when_it_starts() {
+async fn a_device_of_a_shut_off_server_is_present_when_it_starts() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, SWITCH, "vf").await;
     assert_eq!(vf["status"], "attached");
@@ -228,7 +228,7 @@ async fn a_device_of_a_shut_off_server_is_there_when_it_starts() {
 }
 
 #[tokio::test]
-async fn a_power_cycle_keeps_what_is_persistent_and_ends_what_is_not() {
+async fn a_power_cycle_keeps_only_persistent_attachments() {
     let service = Hotslot::on("small").await;
     attach_one(&service, Q35, "e1000e").await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
@@ -254,7 +254,7 @@ async fn a_power_cycle_keeps_what_is_persistent_and_ends_what_is_not() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_away_is_503_and_comes_back() {
+async fn an_unreachable_host_is_503_until_it_is_back() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("disconnect");
@@ -273,7 +273,7 @@ async fn a_host_that_is_away_is_503_and_comes_back() {
 }
 
 #[tokio::test]
-async fn an_attach_whose_outcome_was_unknown_is_taken_back_when_the_host_answers() {
+async fn an_attach_with_unknown_outcome_is_undone_when_the_host_is_back() {
     for (at, aliases, nth) in [("before", "vf:1", 1), ("after", "vf:1", 1), ("after", "vf:2", 2)] {
         let service = Hotslot::on("small").await;
         service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
@@ -286,7 +286,7 @@ async fn an_attach_whose_outcome_was_unknown_is_taken_back_when_the_host_answers
 }
 
 #[tokio::test]
-async fn a_device_that_someone_else_has_is_passed_over() {
+async fn a_device_in_use_by_others_is_skipped() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail kind=in-use text=in-use-by-domain-other");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -297,7 +297,7 @@ async fn a_device_that_someone_else_has_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_guest_that_cannot_be_read_holds_nobody_else_up() {
+async fn an_unreadable_guest_does_not_delay_other_guests() {
     let service = Hotslot::on("small").await;
     service.sim("fault domain fail domain=full times=1000 kind=document text=unreadable");
     service.sim("disconnect");
@@ -323,7 +323,7 @@ async fn a_detach_that_libvirt_refuses_leaves_the_definition_as_it_was() {
 }
 
 #[tokio::test]
-async fn two_who_ask_for_the_same_detach_get_the_same_outcome() {
+async fn concurrent_detaches_of_one_device_have_the_same_outcome() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 unplug=slow 300");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -336,7 +336,7 @@ async fn two_who_ask_for_the_same_detach_get_the_same_outcome() {
 }
 
 #[tokio::test]
-async fn what_was_removed_behind_our_back_is_seen() {
+async fn a_removal_by_others_is_noticed() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("undefine q35");
@@ -347,7 +347,7 @@ async fn what_was_removed_behind_our_back_is_seen() {
 }
 
 #[tokio::test]
-async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
+async fn ended_attachments_are_listed_with_times_and_reason() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     assert_eq!((vf["created_at"].is_string(), vf["attached_at"].is_string()), (true, true));
@@ -396,7 +396,7 @@ fn renumbering(host: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn where_the_guest_kernel_renumbers_buses_only_the_guest_tells_an_address() {
+async fn where_the_guest_renumbers_buses_only_the_guest_gives_an_address() {
     let service = Hotslot::bare(&host("small"), VF, renumbering).await;
     let vf = attach_one(&service, Q35, "vf").await;
     assert_eq!((&vf["inner_address"], &vf["inner_address_source"]), (&Value::Null, &Value::Null));

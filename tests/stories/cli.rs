@@ -51,7 +51,7 @@ fn id(said: &Said) -> String {
 }
 
 #[tokio::test]
-async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
+async fn commands_list_attach_and_detach_a_vf() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
@@ -90,7 +90,7 @@ async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
 }
 
 #[tokio::test]
-async fn programs_get_the_apis_json() {
+async fn json_output_is_that_of_the_api() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
@@ -115,7 +115,7 @@ async fn programs_get_the_apis_json() {
 }
 
 #[tokio::test]
-async fn each_failure_has_its_exit_code_and_says_why() {
+async fn each_failure_has_its_exit_code_and_message() {
     let mut service = Hotslot::on("small").await;
     let url = service.url().to_owned();
     for (code, arguments, why) in [
@@ -163,7 +163,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
 }
 
 #[tokio::test]
-async fn the_devices_on_record_are_narrowed_and_shown() {
+async fn pci_list_filters_devices_and_pci_show_shows_one() {
     let service = Hotslot::with(
         &host("small"),
         r#"
@@ -230,7 +230,7 @@ async fn a_dry_run_says_what_an_attach_would_do() {
 }
 
 #[tokio::test]
-async fn a_flavor_stands_for_aliases_and_a_vf_has_its_mac_and_vlan() {
+async fn attach_takes_a_flavor_and_the_mac_and_vlan_of_a_vf() {
     let config = "[[flavor]]\nname = \"gzm\"\nextra_specs = { \"pci_passthrough:alias\" = \"e1000e:1\" }\n";
     let service = Hotslot::with(&host("small"), config).await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
@@ -253,7 +253,7 @@ async fn a_flavor_stands_for_aliases_and_a_vf_has_its_mac_and_vlan() {
 }
 
 #[tokio::test]
-async fn a_device_for_one_use_is_given_again_once_it_was_cleaned() {
+async fn a_one_time_use_device_is_attached_again_after_cleaning() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\nreport_in_placement = true\n\
@@ -274,7 +274,7 @@ async fn a_device_for_one_use_is_given_again_once_it_was_cleaned() {
 }
 
 #[tokio::test]
-async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
+async fn topology_shows_the_owners_of_devices() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let id = id(&hotslot("-o json attach q35 vf").expect(0));
@@ -325,7 +325,7 @@ async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
 }
 
 #[tokio::test]
-async fn a_host_goes_before_a_guest_of_the_same_name() {
+async fn topology_prefers_a_host_to_a_guest_of_the_same_name() {
     let dir = tempfile::tempdir().expect("a directory");
     Size { pfs: 1, vfs: 1, guests: 1, ports: 1 }.write(dir.path()).expect("a simulated host");
     let guest = dir.path().join("domains/g0.xml");
@@ -373,7 +373,7 @@ fn a_configuration_is_checked_without_a_service() {
 }
 
 #[tokio::test]
-async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
+async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let kept = id(&hotslot("-o json attach q35 vf").expect(0));
@@ -394,7 +394,7 @@ async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
 }
 
 #[tokio::test]
-async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
+async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     let mut service = Hotslot::with(&host("small"), "[accelerators]\ndiscovered = false\n").await;
     let url = service.url().to_owned();
     let hotslot = |arguments: &str| hotslot(&url, arguments);
@@ -430,7 +430,7 @@ async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
 }
 
 #[tokio::test]
-async fn a_simulated_host_is_told_what_happens() {
+async fn the_sim_command_controls_a_simulated_host() {
     let service = Hotslot::on("small").await;
     let dir = service.host_dir();
     let sim = |line: &str| hotslot(service.url(), &format!("sim {} {line}", dir.display()));
@@ -441,7 +441,7 @@ async fn a_simulated_host_is_told_what_happens() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
+async fn explain_reports_an_unreachable_host() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     service.sim("disconnect");
@@ -459,7 +459,7 @@ async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
+async fn an_ignored_entry_is_listed_with_its_problem() {
     let mut service = Hotslot::on("small").await;
     hotslot(service.url(), r#"config alias add {"name":"late","vendor_id":"8086","product_id":"10ca"}"#)
         .expect(0);
@@ -475,7 +475,7 @@ async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
 }
 
 #[tokio::test]
-async fn it_is_explained_what_an_alias_takes_and_why_a_device_is_offered() {
+async fn explain_shows_an_alias_or_a_device() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let alias = hotslot("explain vf").expect(0);

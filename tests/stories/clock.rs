@@ -45,7 +45,7 @@ impl Clock {
 }
 
 #[tokio::test]
-async fn it_jumps_forward_and_back_and_nothing_is_lost() {
+async fn clock_jumps_lose_nothing() {
     let clock = Clock::on("small").await;
     let service = &clock.service;
     let oracle = Oracle::of(service).await;
@@ -71,7 +71,7 @@ async fn it_jumps_forward_and_back_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn what_ended_later_than_now_is_gone_all_the_same() {
+async fn an_attachment_that_ended_in_the_future_has_ended() {
     let clock = Clock::on("small").await;
     let service = &clock.service;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();

@@ -10,7 +10,7 @@ use crate::socket::at_socket;
 use crate::users::refused_to_serve;
 
 #[test]
-fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
+fn mistakes_of_a_named_configuration_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("broken.toml");
     fs::write(&config, "[api]\nlisten = \"unix:api.sock\"\n").unwrap();
@@ -41,7 +41,7 @@ fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
 }
 
 #[test]
-fn what_config_check_accepts_serve_does_not_refuse_for_its_url() {
+fn config_check_and_serve_refuse_the_same_urls() {
     let dir = tempfile::tempdir().unwrap();
     for url in [
         "postgres://hotslot:s3cret@db:port/hotslot",
@@ -89,7 +89,7 @@ async fn the_command_line_finds_the_service_by_its_configuration() {
 }
 
 #[tokio::test]
-async fn a_tcp_port_is_warned_of() {
+async fn listening_on_a_tcp_port_gives_a_warning() {
     let service = Hotslot::on("small").await;
     assert!(service.log().contains("listen is a TCP port"), "{}", service.log());
     let said =

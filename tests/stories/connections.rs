@@ -40,7 +40,7 @@ fn kept(service: &Api) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_nothing_is_closed() {
+async fn inactive_connections_are_closed() {
     let limits = "listen = \"127.0.0.1:0\"\nheader_timeout = 1\nbody_timeout = 2\nidle_timeout = 4\n";
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -72,7 +72,7 @@ fn follow(service: &Api) -> (TcpStream, String) {
 }
 
 #[tokio::test]
-async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
+async fn followers_and_connections_are_limited_and_idle_ones_make_room() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     service.reconfigure(
@@ -117,7 +117,7 @@ async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
 }
 
 #[tokio::test]
-async fn a_new_client_is_served_when_idle_ones_have_taken_every_descriptor() {
+async fn a_new_client_is_served_when_idle_ones_use_all_descriptors() {
     let service = Hotslot::on("small").await;
     let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap().count();
     let limit = format!("--nofile={0}:{0}", open + 30);
@@ -138,7 +138,7 @@ async fn a_new_client_is_served_when_idle_ones_have_taken_every_descriptor() {
 }
 
 #[tokio::test]
-async fn all_followers_hear_everything_once() {
+async fn every_follower_receives_every_event_once() {
     let service = Hotslot::on("small").await;
     let mut all = Vec::new();
     for _ in 0..50 {

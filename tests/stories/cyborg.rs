@@ -149,7 +149,7 @@ async fn version_documents_are_read_without_a_version() {
 }
 
 #[tokio::test]
-async fn device_profiles_have_one_name_and_go_when_nobody_asks_by_them() {
+async fn device_profiles_have_unique_names_and_are_deleted_when_unused() {
     let service = service().await;
     let path = format!("{V2}/device_profiles");
     let groups = json!([{ "resources:CUSTOM_QAT": "1", "trait:CUSTOM_QAT_INTEL": "required" }]);
@@ -232,7 +232,7 @@ async fn a_disabled_device_is_offered_to_nobody() {
 }
 
 #[tokio::test]
-async fn deployables_and_attributes_tell_what_can_be_asked_for() {
+async fn deployables_and_attributes_show_the_requestable_resources() {
     let service = service().await;
     let all = service.get(&format!("{V2}/deployables")).await.expect(200).body["deployables"].clone();
     let qat = all.as_array().unwrap().iter().find(|one| one["name"] == "node1_0000:a1:00.0").unwrap();

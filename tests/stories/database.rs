@@ -44,7 +44,7 @@ async fn expect_whole(file: &Path) {
 }
 
 #[tokio::test]
-async fn a_backup_of_a_service_at_work_is_whole() {
+async fn a_backup_of_a_busy_service_is_consistent() {
     let service = Hotslot::on("small").await;
     let done = AtomicBool::new(false);
     let work = async |server: &'static str, alias: &'static str| {
@@ -74,7 +74,7 @@ async fn a_backup_of_a_service_at_work_is_whole() {
 }
 
 #[tokio::test]
-async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
+async fn a_restored_backup_is_reconciled_with_the_host() {
     let mut service = Hotslot::on("small").await;
     let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let file = service.database().with_file_name("backup");
@@ -114,7 +114,7 @@ fn beside(database: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
+async fn a_restore_leaves_no_stale_database_files() {
     let mut service = Hotslot::on("small").await;
     let database = service.database();
     let file = database.with_file_name("backup");
@@ -149,7 +149,7 @@ async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
 }
 
 #[tokio::test]
-async fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
+async fn a_killed_restore_leaves_the_old_database_or_the_new_one() {
     let mut service = Hotslot::on("small").await;
     let database = service.database();
     let file = database.with_file_name("backup");
@@ -193,7 +193,7 @@ async fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
 }
 
 #[tokio::test]
-async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
+async fn on_postgresql_a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await.moved_to(&postgres::database().await).await;
     let kept = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("latency attach 300");
@@ -217,7 +217,7 @@ async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
 }
 
 #[tokio::test]
-async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() {
+async fn processes_with_different_hosts_share_one_postgresql() {
     let url = postgres::database().await;
     let start = async |number: usize| {
         let mut service = Hotslot::on("small").await;
@@ -240,7 +240,7 @@ async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() 
 }
 
 #[tokio::test]
-async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
+async fn an_outage_of_postgresql_is_reported_and_recovery_is_automatic() {
     let mut database = postgres::Server::start();
     let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
     let oracle = Oracle::of(&service).await;
@@ -273,7 +273,7 @@ async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn postgresql_fails_over_in_the_middle_of_attaches_and_nothing_is_lost() {
+async fn a_failover_of_postgresql_during_attaches_loses_nothing() {
     let mut database = postgres::Server::start();
     let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
     database.tell("standby");
@@ -326,7 +326,7 @@ fn expect_unusable(answer: Answer, why: &str) {
 }
 
 #[tokio::test]
-async fn locked_for_a_while_it_waits() {
+async fn a_short_lock_of_the_database_is_waited_for() {
     let service = Hotslot::on("small").await;
     let other = lock(&service).await;
     let unlock = async {
@@ -338,7 +338,7 @@ async fn locked_for_a_while_it_waits() {
 }
 
 #[tokio::test]
-async fn locked_for_long_it_says_so_and_is_back_by_itself() {
+async fn a_long_lock_is_reported_and_recovery_is_automatic() {
     let service = Hotslot::on("small").await;
     let oracle = Oracle::of(&service).await;
     let other = lock(&service).await;
@@ -354,7 +354,7 @@ async fn locked_for_long_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn full_it_says_so_and_is_back_by_itself() {
+async fn a_full_disk_is_reported_and_recovery_is_automatic() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     // A write beyond the limit fails, and does not kill.
@@ -377,7 +377,7 @@ async fn full_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn read_only_it_does_not_start_and_says_why() {
+async fn a_read_only_database_prevents_the_start() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();

@@ -64,7 +64,7 @@ async fn a_pending_detach_survives_a_restart_of_the_service() {
 }
 
 #[tokio::test]
-async fn a_guest_that_lets_go_after_a_restart_of_the_service_is_heard() {
+async fn an_unplug_that_completes_after_a_restart_is_noticed() {
     let (mut service, vf) = pending().await;
     service.sim("guest q35 unplug=slow 300");
     service.kill();
@@ -88,7 +88,7 @@ async fn a_pending_detach_survives_a_restart_of_libvirtd() {
 }
 
 #[tokio::test]
-async fn a_pending_detach_ends_with_the_power_of_its_guest() {
+async fn a_pending_detach_completes_when_the_guest_is_powered_off() {
     for end in ["destroy q35", "crash q35", "shutdown q35"] {
         let (service, vf) = pending().await;
         service.sim(end);
@@ -99,7 +99,7 @@ async fn a_pending_detach_ends_with_the_power_of_its_guest() {
 }
 
 #[tokio::test]
-async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
+async fn a_removal_without_an_event_is_seen_in_the_domain_xml() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("fault detach lose-event nth=2");
@@ -108,7 +108,7 @@ async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
 }
 
 #[tokio::test]
-async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_heard_later() {
+async fn a_refusal_during_the_libvirt_call_counts_like_a_refusal_event() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
@@ -120,7 +120,7 @@ async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_hea
 }
 
 #[tokio::test]
-async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
+async fn a_lost_unplug_request_is_repeated_within_the_time_limit() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 boot-ms=1500");
@@ -135,7 +135,7 @@ async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_guest_that_lost_the_request_is_asked_again_when_it_has_booted() {
+async fn a_lost_unplug_request_is_repeated_when_the_guest_has_booted() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 boot-ms=600");
@@ -147,7 +147,7 @@ async fn a_guest_that_lost_the_request_is_asked_again_when_it_has_booted() {
 }
 
 #[tokio::test]
-async fn a_request_waits_no_longer_than_it_says() {
+async fn a_detach_waits_no_longer_than_its_timeout() {
     let service = Hotslot::on("small").await;
     service.reconfigure("timeout = 0.4", "timeout = 20");
     let mut service = service;
@@ -178,7 +178,7 @@ async fn a_request_waits_no_longer_than_it_says() {
 }
 
 #[tokio::test]
-async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
+async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
     for guest in ["unplug=refuse", "unplug=ignore"] {
         let mut service = Hotslot::on("small").await;
         let vf = attach(&service).await;
@@ -213,7 +213,7 @@ async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
 }
 
 #[tokio::test]
-async fn force_takes_over_from_a_detach_under_way() {
+async fn force_takes_over_a_running_detach() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 unplug=refuse unplug-ms=300");
@@ -228,7 +228,7 @@ async fn force_takes_over_from_a_detach_under_way() {
 }
 
 #[tokio::test]
-async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced() {
+async fn a_forced_detach_that_times_out_while_waiting_forces_nothing() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 unplug=ignore");
@@ -245,7 +245,7 @@ async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced()
 }
 
 #[tokio::test]
-async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_force() {
+async fn hot_unplug_refuse_allows_a_detach_when_off_or_by_force() {
     let refuse = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'";
     let service = with(refuse, "").await;
     let vf = attach(&service).await;
@@ -267,7 +267,7 @@ async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_fo
 }
 
 #[tokio::test]
-async fn a_tag_of_the_device_goes_before_its_class() {
+async fn a_device_tag_overrides_the_class_policy() {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\", \"hot_unplug\": \"yes\"}']\n\
                alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
     let class = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'\n";
@@ -288,7 +288,7 @@ fn agent(exit: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_guest_is_quiesced_before_it_is_asked() {
+async fn a_guest_is_quiesced_before_the_unplug_request() {
     let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
     let service = with(&demanded, &agent(0)).await;
     service.sim("agent q35 connected");
@@ -300,7 +300,7 @@ async fn a_guest_is_quiesced_before_it_is_asked() {
 }
 
 #[tokio::test]
-async fn without_what_a_policy_demands_the_guest_is_not_asked() {
+async fn a_failed_required_quiesce_prevents_the_unplug_request() {
     let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
     for (guest, said) in [(agent(3), "exit code 3"), (String::new(), "not connected")] {
         let service = with(&demanded, &guest).await;
@@ -320,7 +320,7 @@ async fn without_what_a_policy_demands_the_guest_is_not_asked() {
 }
 
 #[tokio::test]
-async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told() {
+async fn a_failed_optional_quiesce_is_reported() {
     let service = with(QUIESCE, &agent(3)).await;
     service.sim("agent q35 connected");
     let vf = attach(&service).await;
@@ -340,7 +340,7 @@ fn asks(service: &Hotslot) -> usize {
 }
 
 #[tokio::test]
-async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
+async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
     // The second device of the request is refused; or the call is given up and plugs the device later.
     for (config, fault, aliases, status, asked) in [
         ("", "fault attach fail nth=2 text=no", "vf:2", 502, 2),
@@ -385,7 +385,7 @@ async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
 }
 
 #[tokio::test]
-async fn what_is_gone_from_a_definition_is_not_asked_for_again() {
+async fn a_device_already_gone_from_the_definition_is_not_removed_again() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("fault detach fail nth=2 text=the-second-is-refused");
@@ -395,7 +395,7 @@ async fn what_is_gone_from_a_definition_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
+async fn quickly_refused_unplug_requests_are_repeated_until_the_timeout() {
     for kind in ["device-missing", "unplug-pending"] {
         let service = Hotslot::on("small").await;
         let vf = attach(&service).await;
@@ -424,7 +424,7 @@ async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
 }
 
 #[tokio::test]
-async fn an_agent_that_hangs_keeps_no_attach_and_no_detach_waiting() {
+async fn a_hanging_agent_delays_neither_attach_nor_detach() {
     let service = with("[libvirt]\nattach_timeout = 0.5\ncall_timeout = 0.5", &agent(0)).await;
     service.sim("agent q35 connected");
     service.sim("fault agent hang times=100");
@@ -441,7 +441,7 @@ async fn an_agent_that_hangs_keeps_no_attach_and_no_detach_waiting() {
 }
 
 #[tokio::test]
-async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_before() {
+async fn a_verified_address_is_replaced_only_after_a_new_start() {
     let mut service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     assert_eq!(vf["inner_address"], "0000:02:00.0");
@@ -475,7 +475,7 @@ async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_
 /// What the agent of a guest answers is the guest's to choose: it forges no line of the log, and does nothing to the
 /// terminal that shows a log, an event or an error.
 #[tokio::test]
-async fn what_a_guest_says_forges_no_line_of_a_log_an_event_or_an_error() {
+async fn text_of_a_guest_cannot_forge_log_lines_events_or_errors() {
     const FORGED: &str =
         "no\n2026-01-01T00:00:00Z  INFO hotslot: attachment given to mallory\u{1b}[2J\u{9b}2J\u{202e}";
     let said = base64::engine::general_purpose::STANDARD.encode(FORGED);

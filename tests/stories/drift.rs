@@ -17,7 +17,7 @@ async fn explained(service: &Hotslot, address: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_others_plugged_is_shown_and_offered_to_nobody() {
+async fn a_foreign_device_is_shown_and_not_offered() {
     let service = Hotslot::on("small").await;
     for (place, domain, live, persistent) in
         [("live", "i440fx", true, false), ("both", "i440fx", true, true), ("config", "switch", false, true)]
@@ -71,7 +71,7 @@ async fn what_others_plugged_is_shown_and_offered_to_nobody() {
 }
 
 #[tokio::test]
-async fn a_foreign_device_goes_with_the_domain_that_had_it() {
+async fn a_foreign_device_is_freed_with_its_domain() {
     let service = Hotslot::on("small").await;
     service.sim(&format!("plug switch {VF0} config"));
     service.sim("start switch");
@@ -88,7 +88,7 @@ async fn a_foreign_device_goes_with_the_domain_that_had_it() {
 }
 
 #[tokio::test]
-async fn what_others_take_out_of_a_definition_is_free_at_once() {
+async fn a_device_removed_from_a_definition_by_others_is_free_at_once() {
     let service = Hotslot::on("small").await;
     service.sim(&format!("plug switch {VF0} config"));
     service.sim("start switch");
@@ -103,7 +103,7 @@ async fn what_others_take_out_of_a_definition_is_free_at_once() {
 }
 
 #[tokio::test]
-async fn one_event_costs_a_look_at_one_domain() {
+async fn an_event_of_one_domain_reads_only_that_domain() {
     let service = Hotslot::on("small").await;
     let looks = || service.log().matches("compared server").count();
     service
@@ -156,7 +156,7 @@ fn server(name: &str) -> &'static str {
 }
 
 #[tokio::test]
-async fn what_disagrees_is_told_and_repaired_as_the_data_file_says() {
+async fn drift_is_reported_and_repaired_as_the_data_file_says() {
     let stories: Vec<Value> = serde_json::from_str(include_str!("../data/drift.json")).unwrap();
     futures_util::future::join_all(stories.into_iter().map(play)).await;
 }
@@ -215,7 +215,7 @@ async fn play(story: Value) {
 }
 
 #[tokio::test]
-async fn a_lost_database_is_made_up_for_by_the_guests() {
+async fn a_lost_database_is_rebuilt_from_the_guests() {
     let mut service = Hotslot::on("small").await;
     let both = service.attach(Q35, "vf:1,e1000e:1").await.expect(200).body["pci_devices"].clone();
     let body = json!({ "pciAttachment": {
@@ -262,7 +262,7 @@ async fn a_lost_database_is_made_up_for_by_the_guests() {
 }
 
 #[tokio::test]
-async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
+async fn a_device_of_another_server_or_without_a_device_spec_is_not_adopted() {
     let mut service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
     let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(vf["address"], VF0);
@@ -298,7 +298,7 @@ async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
 }
 
 #[tokio::test]
-async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
+async fn a_stray_device_is_not_requested_endlessly() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
@@ -314,7 +314,7 @@ async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_guest_lost_is_made_again() {
+async fn a_lost_unplug_request_is_repeated_after_boot() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("guest q35 boot_ms=1500");
@@ -331,7 +331,7 @@ async fn a_request_that_the_guest_lost_is_made_again() {
 }
 
 #[tokio::test]
-async fn what_libvirt_leaves_without_a_driver_gets_it_back() {
+async fn a_function_left_without_a_driver_is_rebound() {
     let service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let pair = service.post(&attachments(SWITCH), body).await.expect(200).body["pci_devices"].clone();
@@ -353,7 +353,7 @@ async fn what_libvirt_leaves_without_a_driver_gets_it_back() {
 }
 
 #[tokio::test]
-async fn a_promise_without_an_attachment_is_told_and_forgotten() {
+async fn an_allocated_device_without_an_attachment_is_reported_and_freed() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
@@ -379,7 +379,7 @@ async fn a_promise_without_an_attachment_is_told_and_forgotten() {
 }
 
 #[tokio::test]
-async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
+async fn a_missing_host_driver_is_reported_until_it_is_rebound() {
     let service = Hotslot::bare(&host("small"), VFS, |host| {
         std::fs::write(host.join("host.toml"), "release_ms = 60000").unwrap();
     })
@@ -404,7 +404,7 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
 }
 
 #[tokio::test]
-async fn what_accelerators_hold_beside_attachments_is_compared_too() {
+async fn drift_covers_bindings_and_mediated_devices() {
     const CARD: &str = "0000:41:00.0";
     const QAT: &str = "0000:a1:01.0";
     let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"product_id\": \"37c9\"}']\n";
@@ -445,7 +445,7 @@ async fn what_accelerators_hold_beside_attachments_is_compared_too() {
 }
 
 #[tokio::test]
-async fn a_person_asks_what_disagrees_and_has_it_repaired() {
+async fn the_drift_command_lists_and_repairs_drift() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| {
         let mut command = Command::new(binary());

@@ -33,7 +33,7 @@ fn changes(events: &[Value]) -> Vec<(Option<&str>, Option<&str>)> {
 }
 
 #[tokio::test]
-async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
+async fn events_of_attach_and_detach_are_in_order_and_name_the_request() {
     let service = Hotslot::on("small").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } });
@@ -85,7 +85,7 @@ async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
 }
 
 #[tokio::test]
-async fn what_happens_by_itself_is_told_as_that() {
+async fn events_without_a_request_name_their_cause() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let of_it = format!("{STATES}&attachment={}", vf["attachment_id"].as_str().unwrap());
@@ -110,7 +110,7 @@ async fn what_happens_by_itself_is_told_as_that() {
 }
 
 #[tokio::test]
-async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
+async fn a_bad_query_is_refused_with_advice() {
     let service = Hotslot::on("small").await;
     for path in ["/events", "/drift", "/webhooks"] {
         assert_eq!(
@@ -159,7 +159,7 @@ async fn expect_chains(service: &Hotslot) -> usize {
 }
 
 #[tokio::test]
-async fn whenever_it_is_killed_every_change_of_state_is_there_once() {
+async fn a_kill_loses_or_repeats_no_event() {
     let mut service = Hotslot::on("small").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } });
@@ -251,7 +251,7 @@ impl Follower {
 }
 
 #[tokio::test]
-async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
+async fn a_follower_resumes_after_a_restart() {
     let mut service = Hotslot::on("small").await;
     let mut follower = Follower::new(&service, "?kind=attachment.state", None).await;
     let mut other = Follower::new(&service, &format!("?last=0&server={I440FX}"), None).await;
@@ -282,7 +282,7 @@ async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_follower_that_reads_nothing_holds_nobody_up_and_one_that_reads_misses_nothing() {
+async fn a_follower_that_does_not_read_delays_nobody() {
     let service = Hotslot::on("small").await;
     let mut slow = Follower::new(&service, "", None).await;
     for _ in 0..20 {
@@ -296,7 +296,7 @@ async fn a_follower_that_reads_nothing_holds_nobody_up_and_one_that_reads_misses
 }
 
 #[tokio::test]
-async fn followers_do_not_hold_up_the_end_of_the_service() {
+async fn followers_do_not_delay_the_shutdown() {
     let service = Hotslot::on("small").await;
     let mut follower = Follower::new(&service, "?last=1", None).await;
     follower.event().await.unwrap();
@@ -308,7 +308,7 @@ async fn followers_do_not_hold_up_the_end_of_the_service() {
 }
 
 #[tokio::test]
-async fn what_is_old_is_pruned_and_who_missed_it_is_told() {
+async fn old_events_are_pruned_and_late_readers_get_410() {
     let service = Hotslot::with(&host("small"), "[events]\nkeep = \"1s\"\n").await;
     let gone = async || service.get("/v2/t/events?since=1").await.status == 410;
     service.until("the first events are pruned", gone).await;
@@ -319,7 +319,7 @@ async fn what_is_old_is_pruned_and_who_missed_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_person_reads_and_follows_the_events() {
+async fn the_events_command_lists_and_follows_events() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let id = vf["attachment_id"].as_str().unwrap();

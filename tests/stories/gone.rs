@@ -100,7 +100,7 @@ async fn followed(service: &Hotslot) -> tokio::sync::watch::Receiver<i64> {
 }
 
 #[tokio::test]
-async fn a_detach_whose_client_goes_away_is_done_and_never_left_half_way() {
+async fn a_detach_completes_when_its_client_disconnects() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let heard = followed(&service).await;
     let (mut stuck, mut missed) = (0, 0);
@@ -130,7 +130,7 @@ async fn a_detach_whose_client_goes_away_is_done_and_never_left_half_way() {
 }
 
 #[tokio::test]
-async fn an_accelerator_whose_client_goes_away_gives_back_all_or_nothing() {
+async fn a_multi_device_detach_is_atomic_when_its_client_disconnects() {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n[attach]\nverify = \"off\"\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
     service.post("/accelerators", json!({ "name": "two" })).await.expect(201);
@@ -159,7 +159,7 @@ async fn an_accelerator_whose_client_goes_away_gives_back_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_in_memory_is_on_disk_when_clients_go_away() {
+async fn memory_and_disk_agree_when_clients_disconnect() {
     let pci = "[pci]\nreport_in_placement = true\ndevice_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}', \
                '{\"vendor_id\": \"8086\"}']\n\
                alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n\
@@ -184,7 +184,7 @@ async fn what_is_in_memory_is_on_disk_when_clients_go_away() {
 }
 
 #[tokio::test]
-async fn requests_of_all_kinds_whose_clients_go_away_leave_everything_settled() {
+async fn all_kinds_of_requests_settle_when_their_clients_disconnect() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let heard = followed(&service).await;
     service.sim("latency attach 5");
@@ -217,7 +217,7 @@ async fn requests_of_all_kinds_whose_clients_go_away_leave_everything_settled() 
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_middle_of_its_body_holds_nothing_up() {
+async fn a_client_that_disconnects_within_its_body_blocks_nothing() {
     let mut service = Hotslot::on("small").await;
     let address = service.url().trim_start_matches("http://").to_owned();
     for _ in 0..20 {
@@ -243,7 +243,7 @@ async fn a_client_that_goes_away_in_the_middle_of_its_body_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn what_a_client_that_went_away_asked_for_is_done_before_the_service_ends() {
+async fn requests_of_disconnected_clients_complete_before_shutdown() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     service.sim("latency attach 600");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } }).to_string();

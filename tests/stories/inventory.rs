@@ -22,7 +22,7 @@ async fn statuses(service: &Hotslot, addresses: &[&str]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_pf_is_unavailable_while_a_vf_of_it_is_in_use_and_the_other_way_round() {
+async fn a_pf_and_its_vfs_exclude_each_other() {
     const FAMILY: [&str; 3] = ["0000:04:00.0", "0000:04:10.0", "0000:04:10.2"];
     let service = Hotslot::on("small").await;
     let answer = service.attach(Q35, "vf:1").await.expect(200);
@@ -40,7 +40,7 @@ async fn a_pf_is_unavailable_while_a_vf_of_it_is_in_use_and_the_other_way_round(
 }
 
 #[tokio::test]
-async fn a_vf_that_comes_or_goes_is_seen_within_a_second_without_a_restart() {
+async fn added_and_removed_vfs_are_noticed_within_a_second() {
     let service = Hotslot::on("small").await;
     let listed = async || {
         let devices = service.get("/v2.1/os-pci").await.expect(200).body;
@@ -58,7 +58,7 @@ async fn a_vf_that_comes_or_goes_is_seen_within_a_second_without_a_restart() {
 }
 
 #[tokio::test]
-async fn os_pci_is_narrowed_and_comes_in_pages() {
+async fn os_pci_is_filtered_and_paged() {
     let service = Hotslot::on("small").await;
     let ids = async |query: &str| -> Vec<i64> {
         let body = service.get(&format!("/v2.1/os-pci?{query}")).await.expect(200).body;
@@ -99,7 +99,7 @@ async fn os_pci_is_narrowed_and_comes_in_pages() {
 }
 
 #[tokio::test]
-async fn a_device_for_one_use_waits_to_be_cleaned() {
+async fn a_one_time_use_device_is_unavailable_until_cleaned() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\nreport_in_placement = true\n\
@@ -131,7 +131,7 @@ async fn a_device_for_one_use_waits_to_be_cleaned() {
 }
 
 #[tokio::test]
-async fn a_one_time_device_that_may_have_been_in_a_guest_is_used() {
+async fn a_one_time_use_device_that_a_guest_may_have_had_is_marked_used() {
     const EDU: &str = "0000:00:1d.0";
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\", \"address\": \"0000:00:1d.0\"}']\n\

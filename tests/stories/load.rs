@@ -23,7 +23,7 @@ async fn node(service: &Hotslot, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn servers_are_worked_on_side_by_side_and_one_server_in_turn() {
+async fn servers_are_processed_in_parallel_and_one_server_sequentially() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach hang times=9");
     let (one, other) = (attaching(&service, Q35, "vf:1"), attaching(&service, I440FX, "e1000:1"));
@@ -38,7 +38,7 @@ async fn servers_are_worked_on_side_by_side_and_one_server_in_turn() {
 }
 
 #[tokio::test]
-async fn a_host_that_has_enough_to_do_says_so() {
+async fn a_full_queue_of_a_host_is_reported() {
     let service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let mut service = service;
     service.kill();
@@ -68,7 +68,7 @@ async fn a_host_that_has_enough_to_do_says_so() {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_is_given_up_and_shown_and_its_outcome_is_found_out() {
+async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     let service = Hotslot::with(&host("small"), "[libvirt]\nattach_timeout = 0.5").await;
     service.sim("fault attach hang");
     let late = service.attach(Q35, "vf:1").await.expect(503);
@@ -119,7 +119,7 @@ async fn two_hosts() -> Hotslot {
 }
 
 #[tokio::test]
-async fn a_host_that_is_slow_holds_up_its_own_servers_only() {
+async fn a_slow_host_delays_only_its_own_servers() {
     let service = two_hosts().await;
     let on_two = Q35.replacen('1', "2", 1);
     let both = service.get("/v2.1/servers").await.expect(200).body["servers"].as_array().unwrap().len();
@@ -139,7 +139,7 @@ async fn a_host_that_is_slow_holds_up_its_own_servers_only() {
 }
 
 #[tokio::test]
-async fn told_to_stop_it_finishes_what_is_under_way() {
+async fn a_shutdown_completes_running_requests() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 1500");
     let answer = attaching(&service, Q35, "vf:1");

@@ -73,7 +73,7 @@ async fn expect_untouched(service: &Hotslot) {
 }
 
 #[tokio::test]
-async fn types_and_what_others_made_are_shown() {
+async fn types_and_foreign_mediated_devices_are_shown() {
     let service = service().await;
     let card = card(&service).await;
     assert_eq!(
@@ -102,7 +102,7 @@ async fn types_and_what_others_made_are_shown() {
 }
 
 #[tokio::test]
-async fn one_goes_into_a_running_guest_and_comes_back() {
+async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
     let service = service().await;
     let path = made(&service, "quarter", json!({ "mdev_type": FOUR, "device_type": "GPU" })).await;
     let attached = attach(&service, &path, G1).await.expect(200).body;
@@ -143,7 +143,7 @@ async fn one_goes_into_a_running_guest_and_comes_back() {
 }
 
 #[tokio::test]
-async fn two_guests_share_a_card_until_none_is_left() {
+async fn two_guests_share_a_card_up_to_its_capacity() {
     let service = service().await;
     let spec = json!({ "mdev_type": EIGHT });
     let (a, b) = (made(&service, "a", spec.clone()).await, made(&service, "b", spec.clone()).await);
@@ -162,7 +162,7 @@ async fn two_guests_share_a_card_until_none_is_left() {
 }
 
 #[tokio::test]
-async fn several_come_all_or_none() {
+async fn several_mediated_devices_are_attached_all_or_none() {
     let service = service().await;
     let three = made(&service, "three", json!({ "mdev_type": FOUR, "num": 3 })).await;
     let one = made(&service, "one", json!({ "mdev_type": FOUR })).await;
@@ -192,7 +192,7 @@ async fn several_come_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_card_is_whole_or_in_parts() {
+async fn a_card_is_assigned_whole_or_in_mediated_devices() {
     let service = untouched().await;
     let whole = made(&service, "whole", json!({ "device_type": "GPU" })).await;
     let part = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
@@ -220,7 +220,7 @@ async fn a_card_is_whole_or_in_parts() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_told_what_can() {
+async fn an_impossible_request_is_refused_with_advice() {
     let service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": "nvidia-1" })).await;
     let refused = attach(&service, &path, G1).await.expect(409);
@@ -241,7 +241,7 @@ async fn what_cannot_be_is_told_what_can() {
 }
 
 #[tokio::test]
-async fn a_guest_that_does_not_let_go() {
+async fn a_mediated_device_stays_while_the_guest_keeps_it() {
     let service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     attach(&service, &path, G1).await.expect(200);
@@ -264,7 +264,7 @@ async fn a_guest_that_does_not_let_go() {
 }
 
 #[tokio::test]
-async fn it_goes_with_its_server_and_comes_back_with_its_start() {
+async fn mediated_devices_follow_the_life_of_their_server() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
     let other = made(&service, "other", json!({ "mdev_type": EIGHT })).await;
@@ -304,7 +304,7 @@ async fn it_goes_with_its_server_and_comes_back_with_its_start() {
 }
 
 #[tokio::test]
-async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
+async fn mediated_devices_are_packed_onto_one_card() {
     let service = Hotslot::bare(&host("accelerators"), PCI, |dir| {
         let card = std::fs::read_to_string(dir.join("devices/pci_0000_41_00_0.xml")).unwrap();
         let other = card.replace("0000_41_00_0", "0000_42_00_0").replace("0000:41:00.0", "0000:42:00.0");
@@ -339,7 +339,7 @@ async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
 }
 
 #[tokio::test]
-async fn what_others_gave_a_guest_is_shown_and_left_alone() {
+async fn foreign_mediated_devices_are_shown_and_not_changed() {
     let hostdev = format!(
         "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'><source><address uuid='{FIRST}'/></source>\
          <alias name='hostdev0'/>\
@@ -366,7 +366,7 @@ async fn what_others_gave_a_guest_is_shown_and_left_alone() {
 }
 
 #[tokio::test]
-async fn it_is_not_asked_for_where_the_policy_says_so_but_by_force() {
+async fn hot_unplug_refuse_applies_to_mediated_devices() {
     let pci = PCI.replace(r#"{"vendor_id": "10de"}'"#, r#"{"vendor_id": "10de", "hot_unplug": "refuse"}'"#);
     assert_ne!(pci, PCI);
     let service = Hotslot::bare(&host("accelerators"), &pci, |_| ()).await;

@@ -65,7 +65,7 @@ async fn stays_in_transition(service: &Hotslot, address: &str) {
 }
 
 #[tokio::test]
-async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
+async fn an_overdue_bind_is_settled_when_it_returns() {
     for at in ["before", "after"] {
         let service = service(SOON).await;
         let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
@@ -97,7 +97,7 @@ async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn a_function_with_a_call_out_is_offered_to_nobody() {
+async fn a_function_with_an_overdue_call_is_not_offered() {
     let service = service(SOON).await;
     // Its own attempt to give the function back is what does not come back.
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
@@ -116,7 +116,7 @@ async fn a_function_with_a_call_out_is_offered_to_nobody() {
 }
 
 #[tokio::test]
-async fn a_whole_group_that_was_given_up_is_settled_when_the_call_comes_back() {
+async fn an_overdue_attach_of_a_group_is_settled_when_it_returns() {
     for (nth, at) in [(1, "before"), (2, "after")] {
         let service = service(SOON).await;
         let oracle = oracle::Oracle::of(&service).await;
@@ -140,7 +140,7 @@ async fn a_whole_group_that_was_given_up_is_settled_when_the_call_comes_back() {
 }
 
 #[tokio::test]
-async fn a_release_that_comes_back_late_is_settled_at_once() {
+async fn an_overdue_release_is_settled_when_it_returns() {
     for operation in ["node-reset", "node-reattach"] {
         for at in ["before", "after"] {
             let service = service(SOON).await;
@@ -160,7 +160,7 @@ async fn a_release_that_comes_back_late_is_settled_at_once() {
 }
 
 #[tokio::test]
-async fn a_mediated_device_that_is_made_or_taken_away_late_is_settled_at_once() {
+async fn an_overdue_create_or_destroy_of_an_mdev_is_settled_when_it_returns() {
     const GPU: &str = "0000:41:00.0";
     const G1: &str = "20000000-0000-4000-8000-000000000001";
     let pci = format!("{SOON}[pci]\ndevice_spec = ['{{\"vendor_id\": \"10de\"}}']\n");
@@ -200,7 +200,7 @@ async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
 }
 
 #[tokio::test]
-async fn another_process_leaves_alone_what_a_bind_that_is_out_may_change() {
+async fn an_overdue_bind_is_not_touched_by_other_processes() {
     let (one, other) = two(&host("small"), oracle::PCI).await;
     let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=after");
@@ -223,7 +223,7 @@ async fn another_process_leaves_alone_what_a_bind_that_is_out_may_change() {
 }
 
 #[tokio::test]
-async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_may_become() {
+async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     const GPU: &str = "0000:41:00.0";
     const G1: &str = "20000000-0000-4000-8000-000000000001";
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
@@ -245,7 +245,7 @@ async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_
 }
 
 #[tokio::test]
-async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
+async fn an_overdue_attach_stays_in_transition_at_other_processes() {
     for at in ["before", "after"] {
         let (one, other) = two(&host("small"), oracle::PCI).await;
         one.sim(&format!("fault attach hang at={at}"));
@@ -264,7 +264,7 @@ async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
 }
 
 #[tokio::test]
-async fn a_call_of_a_process_that_has_died_is_nobodys_any_more() {
+async fn an_overdue_call_ends_with_its_process() {
     let (mut one, other) = two(&host("small"), oracle::PCI).await;
     let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=before");
@@ -278,7 +278,7 @@ async fn a_call_of_a_process_that_has_died_is_nobodys_any_more() {
 }
 
 #[tokio::test]
-async fn what_happens_outside_is_seen_while_a_bind_hangs() {
+async fn host_changes_are_noticed_during_a_hanging_bind() {
     let service = service("[reconcile]\ninterval = 3600\n").await;
     let path = made(&service, "nic", json!({ "product_id": "10d3" })).await;
     let attached = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();

@@ -8,7 +8,7 @@ use hotslot_tests::{Hotslot, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn after_every_power_cycle_the_attachments_are_as_the_data_file_says() {
+async fn attachments_after_power_cycles_match_the_data_file() {
     let stories: Vec<Value> = serde_json::from_str(include_str!("../data/power.json")).unwrap();
     futures_util::future::join_all(stories.iter().map(play)).await;
 }
@@ -99,7 +99,7 @@ async fn drift(service: &Hotslot) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_server_that_moved_to_another_host_has_its_device_there() {
+async fn a_server_that_moved_keeps_its_attachment() {
     let (service, other, vf) = on_the_way_to_another_host().await;
     let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
     there("start switch");
@@ -137,7 +137,7 @@ async fn a_server_that_moved_to_another_host_has_its_device_there() {
 }
 
 #[tokio::test]
-async fn what_was_asked_to_go_while_its_server_was_away_is_not_attached_again() {
+async fn an_attachment_deleted_while_its_guest_was_saved_stays_deleted() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 migratable=true");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
@@ -154,7 +154,7 @@ async fn what_was_asked_to_go_while_its_server_was_away_is_not_attached_again() 
 }
 
 #[tokio::test]
-async fn a_delete_of_what_came_back_is_true_while_its_guest_keeps_the_device() {
+async fn deleting_a_returned_attachment_reports_that_the_guest_keeps_it() {
     let (service, other, vf) = on_the_way_to_another_host().await;
     let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
     let all = async || service.get("/v2/t/os-pci_attachments").await.body["pciAttachment"].clone();
@@ -197,7 +197,7 @@ async fn all(service: &Hotslot) -> Value {
 }
 
 #[tokio::test]
-async fn an_accelerator_that_was_deleted_while_its_server_was_away_does_not_come_back() {
+async fn an_accelerator_detached_while_its_server_was_away_stays_detached() {
     let (service, other, accelerator, attachment) = an_accelerator_whose_server_is_away().await;
     service.delete(&accelerator).await.expect(204);
     define_there(other.path(), &attachment);
@@ -226,7 +226,7 @@ fn kept_there(other: &Path) -> String {
 }
 
 #[tokio::test]
-async fn a_device_that_another_server_got_meanwhile_is_not_attached_again() {
+async fn a_device_reassigned_meanwhile_is_not_attached_again() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 migratable=true");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "e1000e:1", "persistent": false } });

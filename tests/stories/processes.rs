@@ -49,7 +49,7 @@ async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
 }
 
 #[tokio::test]
-async fn two_processes_on_one_host_work_side_by_side_and_one_is_killed() {
+async fn two_processes_on_one_host_work_in_parallel_and_one_is_killed() {
     let (mut one, other) = two().await;
     let work = async |by: &Hotslot, next: &Hotslot, server: &'static str, alias: &'static str| {
         let mut done = 0;
@@ -82,7 +82,7 @@ async fn two_processes_on_one_host_work_side_by_side_and_one_is_killed() {
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_the_other() {
+async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
     one.sim("latency attach 1500");
     let stopped = attaching(&one, Q35, "vf:2");
@@ -116,7 +116,7 @@ async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_
 }
 
 #[tokio::test]
-async fn what_a_call_still_does_of_a_process_that_stood_still_is_taken_back() {
+async fn a_late_call_of_a_paused_process_is_undone() {
     let (one, other) = two().await;
     one.sim("latency attach 1500");
     let stopped = attaching(&one, Q35, "e1000e:1");
@@ -137,7 +137,7 @@ async fn what_a_call_still_does_of_a_process_that_stood_still_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_in_a_detach_does_not_settle_over_the_other() {
+async fn a_process_paused_in_a_detach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
     let row = devices(&one.attach(Q35, "vf:1").await.expect(200)).remove(0);
     one.sim("latency detach 1500");

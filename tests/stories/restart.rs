@@ -28,7 +28,7 @@ async fn the_record_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_stop_right_after_an_attach_is_no_error() {
+async fn a_stop_right_after_an_attach_logs_no_error() {
     let mut service = Hotslot::on("small").await;
     for _ in 0..3 {
         // What libvirt tells of the attach is read while the service stops.
@@ -68,7 +68,7 @@ async fn hold_the_database(service: &Hotslot, state: &str, rows: i64) -> SqliteC
 }
 
 #[tokio::test]
-async fn killed_between_plug_and_record_it_finds_its_device() {
+async fn a_kill_between_plug_and_record_keeps_the_attachment() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -94,7 +94,7 @@ async fn killed_between_plug_and_record_it_finds_its_device() {
 }
 
 #[tokio::test]
-async fn killed_between_two_plugs_it_takes_the_first_back() {
+async fn a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -113,7 +113,7 @@ async fn killed_between_two_plugs_it_takes_the_first_back() {
 }
 
 #[tokio::test]
-async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
+async fn a_kill_while_taking_a_group_rebinds_its_members() {
     let mut service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
@@ -144,7 +144,7 @@ async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
 }
 
 #[tokio::test]
-async fn killed_before_the_guest_was_asked_it_asks() {
+async fn a_kill_before_the_unplug_request_does_not_lose_it() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("latency detach 3000");
@@ -157,7 +157,7 @@ async fn killed_before_the_guest_was_asked_it_asks() {
 }
 
 #[tokio::test]
-async fn what_a_failed_attach_left_in_the_domain_is_taken_back() {
+async fn the_remains_of_a_failed_attach_are_removed() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();

@@ -49,7 +49,7 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
 }
 
 #[tokio::test]
-async fn bad_keys_are_told_what_would_be_right() {
+async fn bad_keys_are_refused_with_advice() {
     let service = Hotslot::on("small").await;
     for bad in ["", "a b", &"x".repeat(256)] {
         let refused = attach(&service, bad, VF).await.expect(400);
@@ -61,7 +61,7 @@ async fn bad_keys_are_told_what_would_be_right() {
 }
 
 #[tokio::test]
-async fn who_asks_while_the_first_is_at_it_gets_its_answer() {
+async fn a_concurrent_retry_gets_the_response_of_the_first() {
     let service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let gone = attach_and_go(&service, "k1", VF);
@@ -78,7 +78,7 @@ async fn who_asks_while_the_first_is_at_it_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn killed_before_it_answered_the_next_try_finds_what_was_plugged() {
+async fn a_retry_after_a_kill_finds_the_attached_devices() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let body = VF.replace("vf:1", "e1000e:1,vf:1");
@@ -103,7 +103,7 @@ async fn killed_before_it_answered_the_next_try_finds_what_was_plugged() {
 }
 
 #[tokio::test]
-async fn killed_halfway_the_next_try_does_it_anew() {
+async fn a_retry_after_a_kill_halfway_attaches_anew() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 500");
     let body = VF.replace("vf:1", "vf:2");
@@ -128,7 +128,7 @@ async fn killed_halfway_the_next_try_does_it_anew() {
 }
 
 #[tokio::test]
-async fn what_failed_and_left_nothing_is_tried_anew() {
+async fn a_retry_after_a_clean_failure_attaches_anew() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
     let body = VF.replace("vf:1", "vf:2");
@@ -139,7 +139,7 @@ async fn what_failed_and_left_nothing_is_tried_anew() {
 }
 
 #[tokio::test]
-async fn after_an_unknown_outcome_there_is_one_device_in_the_end() {
+async fn retries_after_an_unknown_outcome_attach_one_device() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach away at=after ms=300");
     attach(&service, "k1", VF).await.expect(503);
@@ -150,7 +150,7 @@ async fn after_an_unknown_outcome_there_is_one_device_in_the_end() {
 }
 
 #[tokio::test]
-async fn what_was_detached_since_is_not_plugged_again() {
+async fn a_retry_does_not_attach_again_after_a_detach() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
     // As if it had been killed before the answer was kept.
@@ -163,7 +163,7 @@ async fn what_was_detached_since_is_not_plugged_again() {
 }
 
 #[tokio::test]
-async fn what_is_done_with_a_key_is_done_by_its_request() {
+async fn events_of_a_request_with_a_key_name_the_request() {
     let service = Hotslot::on("small").await;
     attach(&service, "k1", VF).await.expect(200);
     let told = service.get("/events?kind=attachment.state").await.expect(200).body["events"].clone();
@@ -181,7 +181,7 @@ async fn what_is_done_with_a_key_is_done_by_its_request() {
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_in_time() {
+async fn an_idempotency_key_expires() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body;
     service.in_the_database("UPDATE idempotency_keys SET created_at = created_at - 86400000").await;
@@ -191,7 +191,7 @@ async fn a_key_is_forgotten_in_time() {
 }
 
 #[tokio::test]
-async fn a_rule_that_is_posted_twice_is_one_rule() {
+async fn a_rule_posted_twice_is_one_rule() {
     let service = Hotslot::on("small").await;
     let rules = "/v2.1/os-pci-config/alias";
     let rule = json!({ "alias": { "name": "a9", "vendor_id": "8086", "product_id": "10ca" } }).to_string();
@@ -203,7 +203,7 @@ async fn a_rule_that_is_posted_twice_is_one_rule() {
 }
 
 #[tokio::test]
-async fn a_device_that_was_used_again_is_not_cleaned_by_a_late_retry() {
+async fn a_late_retry_does_not_clean_a_device_used_again() {
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"address\": \"0000:05:00.0\", \"one_time_use\": \"true\"}']\n\
                alias = ['{\"name\": \"once\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";

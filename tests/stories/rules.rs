@@ -37,7 +37,7 @@ async fn status(service: &Hotslot, address: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_read_only() {
+async fn entries_of_the_file_are_listed_and_read_only() {
     let service = Hotslot::on("small").await;
     let names = service.get(CONFIG).await.expect(200).body["pci_config"].clone();
     let names: Vec<_> = names.as_array().unwrap().iter().map(|object| object["name"].clone()).collect();
@@ -75,7 +75,7 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
 }
 
 #[tokio::test]
-async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
+async fn an_entry_that_conflicts_with_the_host_is_ignored_and_reported() {
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"product_id\": \"10ca\"}', '{\"product_id\": \"10c9\"}']\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
@@ -97,7 +97,7 @@ async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
 }
 
 #[tokio::test]
-async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
+async fn a_new_alias_can_be_used_at_once() {
     let service = Hotslot::on("small").await;
     service.attach(Q35, "fast:1").await.expect(400);
     let entry =
@@ -116,7 +116,7 @@ async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_device_is_offered_with_its_entry_and_goes_with_it() {
+async fn a_device_is_offered_only_while_its_entry_exists() {
     const TESTDEV: &str = "0000:0a:02.0";
     let service = Hotslot::on("small").await;
     assert_eq!(service.device(TESTDEV).await, Value::Null);
@@ -151,7 +151,7 @@ async fn a_device_is_offered_with_its_entry_and_goes_with_it() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_refused_changes_nothing() {
+async fn a_refused_entry_changes_nothing() {
     let service = Hotslot::on("small").await;
     for (kind, entry, says) in [
         ("whitelist", json!({ "vendor_id": "x" }), "vendor_id: "),
@@ -174,7 +174,7 @@ async fn an_entry_that_is_refused_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
+async fn removing_the_entry_of_a_device_in_use_needs_force() {
     let service = without_intel().await;
     assert_eq!(service.device("0000:04:10.0").await, Value::Null);
     let vfs = added(&service, "whitelist", json!({ "vendor_id": "8086", "product_id": "10ca" })).await;
@@ -212,7 +212,7 @@ async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
 }
 
 #[tokio::test]
-async fn a_nic_in_a_guest_is_still_the_one_that_its_entry_names() {
+async fn a_nic_in_a_guest_still_matches_its_devname_entry() {
     let service = without_intel().await;
     added(&service, "whitelist", json!({ "devname": "eth7" })).await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -225,7 +225,7 @@ async fn a_nic_in_a_guest_is_still_the_one_that_its_entry_names() {
 }
 
 #[tokio::test]
-async fn changes_at_once_are_all_kept_each_at_its_place() {
+async fn concurrent_changes_are_all_kept_in_order() {
     let mut service = Hotslot::on("small").await;
     let entry = |n: usize| json!({ "name": format!("n{n}"), "vendor_id": "8086", "product_id": "10ca" });
     let asked = (0..8).map(|n| add(&service, "alias", entry(n)));
@@ -241,7 +241,7 @@ async fn changes_at_once_are_all_kept_each_at_its_place() {
 }
 
 #[tokio::test]
-async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_any_more_is_left_out() {
+async fn entries_survive_a_restart_and_one_that_conflicts_with_the_file_is_ignored() {
     let mut service = without_intel().await;
     let vfs = added(&service, "whitelist", json!({ "vendor_id": "8086", "product_id": "10ca" })).await;
     let fast = json!({ "name": "fast", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF" });
@@ -272,7 +272,7 @@ async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_
 }
 
 #[tokio::test]
-async fn a_hypervisor_tells_how_many_devices_of_each_kind_are_free() {
+async fn hypervisors_show_the_free_devices_of_each_kind() {
     let service = Hotslot::on("small").await;
     let facts = json!({ "match": { "product_id": "10ca" }, "values": { "switch": "tor-3" } });
     added(&service, "extra_info", facts).await;
@@ -314,7 +314,7 @@ async fn a_hypervisor_tells_how_many_devices_of_each_kind_are_free() {
 }
 
 #[tokio::test]
-async fn hypervisors_are_listed_as_stock_clients_ask_for_them() {
+async fn hypervisors_are_listed_for_stock_clients() {
     let service = Hotslot::with(&host("small"), "").await;
     let names = async |query: &str| {
         let body = service.get(&format!("/v2.1/os-hypervisors{query}")).await.expect(200).body;
@@ -335,7 +335,7 @@ async fn hypervisors_are_listed_as_stock_clients_ask_for_them() {
 }
 
 #[tokio::test]
-async fn flavors_have_novas_shapes() {
+async fn flavors_have_novas_format() {
     let config = r#"
 [[flavor]]
 name = "gzm"
@@ -372,7 +372,7 @@ id = "7"
 }
 
 #[tokio::test]
-async fn the_api_adds_five_hundred_entries_at_most() {
+async fn at_most_500_entries_can_be_added_by_the_api() {
     let service = Hotslot::on("small").await;
     let entry = |name: usize| json!({ "name": name.to_string(), "vendor_id": "8086", "product_id": "10ca" });
     let first = added(&service, "alias", entry(1)).await;

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 #[test]
-fn a_short_soak_keeps_every_promise() {
+fn a_short_soak_finds_no_inconsistency() {
     let soak =
         Command::new(env!("CARGO_BIN_EXE_soak")).args(["--seconds", "8", "--seed", "1"]).output().unwrap();
     let said = String::from_utf8_lossy(&soak.stdout);

@@ -26,7 +26,7 @@ pub(crate) async fn at_socket(umask: &str, config: &str) -> (Hotslot, PathBuf, t
 }
 
 #[tokio::test]
-async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umask() {
+async fn the_socket_has_the_configured_mode_and_group_with_any_umask() {
     for umask in ["0", "077", "0777"] {
         let (service, socket, _dir) = at_socket(umask, "socket_group = \"1\"\n").await;
         let found = fs::metadata(&socket).unwrap();
@@ -59,7 +59,7 @@ async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umas
 }
 
 #[tokio::test]
-async fn a_service_that_stops_leaves_the_socket_of_its_successor() {
+async fn a_stopping_service_does_not_remove_its_successors_socket() {
     let (mut service, socket, dir) = at_socket("022", "").await;
     // A request that is under way keeps the service for its grace.
     let mut stream = UnixStream::connect(&socket).unwrap();

@@ -120,7 +120,7 @@ struct Walk<'a> {
 }
 
 #[test]
-fn whatever_step_goes_wrong_nothing_is_lost() {
+fn a_fault_at_any_step_loses_nothing() {
     let steps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/steps.json");
     let steps: Steps = serde_json::from_str(&std::fs::read_to_string(steps).unwrap()).unwrap();
     let Steps { scenarios, faults } = &steps;
@@ -160,7 +160,7 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
+async fn a_kill_at_any_step_of_a_bind_leaves_all_or_none_bound() {
     let scenario = Scenario {
         name: "bind".into(),
         server: "q35".into(),
@@ -202,7 +202,7 @@ async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
 }
 
 #[tokio::test]
-async fn a_look_from_before_an_attach_does_not_end_it() {
+async fn a_stale_domain_read_does_not_end_a_new_attachment() {
     let service = Hotslot::on("small").await;
     // The service looks at the guest, and what it saw comes late.
     service.sim("fault domain hang domain=q35 at=after ms=600");

@@ -15,7 +15,7 @@ fn page(headers: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_web_page_of_another_origin_attaches_nothing() {
+async fn a_web_page_of_another_origin_cannot_attach() {
     let service = Hotslot::on("small").await;
     let port = service.url().rsplit(':').next().unwrap().to_owned();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
@@ -107,7 +107,7 @@ fn serve_page(page: String) -> SocketAddr {
 
 #[tokio::test]
 #[ignore = "needs Chromium: apt-get install chromium; cargo test -p hotslot-tests --test stories web_pages:: -- --ignored"]
-async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
+async fn a_web_page_in_chromium_on_the_host_cannot_attach() {
     let service = Hotslot::on("small").await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
     let page = PAGE.replace("URL", &format!("{}{}", service.url(), attachments(Q35))).replace("BODY", &body);
@@ -140,7 +140,7 @@ async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
 }
 
 #[tokio::test]
-async fn a_body_says_that_it_is_json_and_a_name_can_be_configured() {
+async fn bodies_must_be_json_and_host_names_can_be_configured() {
     let service = Hotslot::with(&host("small"), "").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for method in
@@ -164,7 +164,7 @@ async fn a_body_says_that_it_is_json_and_a_name_can_be_configured() {
 }
 
 #[tokio::test]
-async fn a_proxy_in_front_of_the_socket_does_not_let_web_pages_in() {
+async fn web_pages_are_refused_behind_a_proxy_too() {
     let (service, _, _dir) = at_socket("022", "").await;
     for (headers, status) in [
         (page(&[]), 200),

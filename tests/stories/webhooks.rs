@@ -132,7 +132,7 @@ async fn attach_and_detach(service: &Hotslot) {
 }
 
 #[tokio::test]
-async fn every_event_is_told_in_order_and_signed() {
+async fn every_event_is_delivered_in_order_and_signed() {
     let receiver = Receiver::new(Mode::Well).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
@@ -150,7 +150,7 @@ async fn every_event_is_told_in_order_and_signed() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_fails_for_a_while_hears_all_of_its_kinds_in_order() {
+async fn a_failing_receiver_gets_all_matching_events_in_order_later() {
     let receiver = Receiver::new(Mode::Fails).await;
     let service = Hotslot::with(&host("small"), &receiver.config("kinds = [\"attachment.state\"]")).await;
     attach_and_detach(&service).await;
@@ -164,7 +164,7 @@ async fn a_receiver_that_fails_for_a_while_hears_all_of_its_kinds_in_order() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_told_is_a_dead_letter_and_the_queue_goes_on_until_someone_asks() {
+async fn undeliverable_events_become_dead_letters_until_redelivered() {
     let receiver = Receiver::new(Mode::Hangs).await;
     let more = "kinds = [\"attachment.state\"]\nattempts = 1\ntimeout = 1";
     let service = Hotslot::with(&host("small"), &receiver.config(more)).await;
@@ -198,7 +198,7 @@ async fn what_cannot_be_told_is_a_dead_letter_and_the_queue_goes_on_until_someon
 }
 
 #[tokio::test]
-async fn after_a_kill_it_goes_on_where_it_was() {
+async fn delivery_resumes_after_a_kill() {
     let receiver = Receiver::new(Mode::Fails).await;
     let mut service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
@@ -215,7 +215,7 @@ async fn after_a_kill_it_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_does_not_hold_up_the_end_of_the_service() {
+async fn a_hanging_receiver_does_not_delay_the_shutdown() {
     let receiver = Receiver::new(Mode::Hangs).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
     service.until("it was called", async || receiver.tried() > 0).await;

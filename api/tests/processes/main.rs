@@ -30,7 +30,7 @@ use tokio::net::TcpListener;
 use scene::{Process, SECONDS, Scene, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_process_does_the_others_know() {
+async fn processes_see_each_others_changes() {
     let scene = Scene::new().await;
     let (one, other) = (scene.process().await, scene.process().await);
     let server = scene.servers().await[0];
@@ -50,7 +50,7 @@ async fn what_one_process_does_the_others_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn four_processes_on_one_host_give_no_device_twice() {
+async fn four_processes_on_one_host_assign_no_device_twice() {
     const TURNS: usize = 20;
     let scene = Scene::new().await;
     let servers = scene.servers().await;
@@ -108,7 +108,7 @@ async fn four_processes_on_one_host_give_no_device_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_seconds() {
+async fn another_process_undoes_the_attach_of_a_dead_process() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -128,7 +128,7 @@ async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_second
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
+async fn another_process_completes_the_detach_of_a_dead_process() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -153,7 +153,7 @@ async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_the_events_at_one_process_hears_what_another_does() {
+async fn followers_of_one_process_receive_events_of_another() {
     let scene = Scene::new().await;
     let (one, other) = (scene.process().await, scene.process().await);
     let server = scene.servers().await[0];
@@ -172,7 +172,7 @@ async fn who_follows_the_events_at_one_process_hears_what_another_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
+async fn one_idempotency_key_at_two_processes_is_executed_once() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -224,7 +224,7 @@ async fn receiver(heard: Arc<Mutex<Vec<i64>>>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_process_tells_a_webhook_and_another_goes_on_when_it_dies() {
+async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let heard = Arc::<Mutex<Vec<i64>>>::default();
     let url = receiver(Arc::clone(&heard)).await;
     let webhook = format!("[[webhook]]\nname = \"w\"\nurl = \"{url}\"\nsecret = \"0123456789abcdef\"\n");

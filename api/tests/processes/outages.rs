@@ -14,7 +14,7 @@ use crate::postgres;
 use crate::scene::{Process, SECONDS, Scene, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
+async fn an_attach_continues_after_a_short_loss_of_its_locks() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -46,7 +46,7 @@ async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
+async fn a_restart_of_postgresql_executes_nothing_twice() {
     let mut database = postgres::Server::start();
     let scene = Scene::with("", database.database().await);
     let server = scene.servers().await[0];
@@ -94,7 +94,7 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
+async fn a_commit_whose_answer_is_lost_is_settled() {
     let lossy = Lossy::to(&postgres::database().await);
     let scene = Scene::with("", lossy.url.clone());
     let one = scene.process().await;
@@ -123,7 +123,7 @@ async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
+async fn a_process_regains_locks_of_its_own_lingering_session() {
     let database = postgres::database().await;
     let lossy = Lossy::to(&database);
     let one = Store::open(&lossy.url, None).await.unwrap();
@@ -143,7 +143,7 @@ async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() {
+async fn an_attach_stops_when_its_process_is_declared_dead() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);

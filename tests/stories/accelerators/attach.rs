@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{UUID, driver, made, pinned, service, shown};
 
 #[tokio::test]
-async fn it_goes_into_a_server_by_its_spec_and_comes_back() {
+async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     let service = service("").await;
     let path =
         made(&service, "vf", json!({ "vendor_id": "8086", "product_id": "10ca", "device_type": "nic" }))
@@ -42,7 +42,7 @@ async fn it_goes_into_a_server_by_its_spec_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
+async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     let service = service("").await;
     let vf = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     let bound = service.put(&vf, json!({ "hostname": "node1", "driver": "vfio-pci" })).await.expect(200).body;
@@ -75,7 +75,7 @@ async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
 }
 
 #[tokio::test]
-async fn several_devices_come_all_or_none() {
+async fn several_devices_are_attached_all_or_none() {
     let service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     for target in [json!({ "instance_uuid": Q35 }), json!({ "driver": "vfio-pci" })] {
@@ -93,7 +93,7 @@ async fn several_devices_come_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_device_by_its_own_id() {
+async fn a_discovered_device_is_attached_by_its_own_uuid() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
     let nvme = all.as_array().unwrap().iter().find(|one| one["device_type"] == "NVMe").unwrap();
@@ -115,7 +115,7 @@ async fn a_device_by_its_own_id() {
 }
 
 #[tokio::test]
-async fn what_others_hold_is_said_and_not_detached_here() {
+async fn devices_held_by_others_are_reported_and_not_detached() {
     let service = service("").await;
     let (pf, vf) = (pinned(&service, "0000:04:00.0").await, pinned(&service, "0000:04:10.2").await);
     let (half, whole) = (pinned(&service, "0000:06:00.0").await, pinned(&service, "0000:06:00.1").await);
@@ -156,7 +156,7 @@ async fn what_others_hold_is_said_and_not_detached_here() {
 }
 
 #[tokio::test]
-async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
+async fn a_half_detached_accelerator_is_in_error_until_detached_again() {
     let service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     for (target, fault) in [
@@ -182,7 +182,7 @@ async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
 }
 
 #[tokio::test]
-async fn one_that_may_not_be_asked_keeps_no_other() {
+async fn a_device_that_must_not_be_unplugged_does_not_hold_the_others() {
     let pci = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:10.0\", \"hot_unplug\": \"refuse\"}', \
                '{\"address\": \"0000:04:10.2\"}']\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
@@ -198,7 +198,7 @@ async fn one_that_may_not_be_asked_keeps_no_other() {
 }
 
 #[tokio::test]
-async fn killed_while_it_gives_two_back_it_gives_both_back() {
+async fn a_release_interrupted_by_a_kill_is_completed() {
     let mut service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
@@ -214,7 +214,7 @@ async fn killed_while_it_gives_two_back_it_gives_both_back() {
 }
 
 #[tokio::test]
-async fn a_pf_is_not_counted_beside_its_vfs() {
+async fn a_pf_and_its_vfs_are_not_counted_together() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"product_id\": \"10c9\"}', '{\"product_id\": \"10ca\"}']\n",
@@ -239,7 +239,7 @@ async fn a_pf_is_not_counted_beside_its_vfs() {
 }
 
 #[tokio::test]
-async fn of_many_who_ask_through_all_doors_one_gets_it() {
+async fn concurrent_requests_through_all_apis_assign_a_device_once() {
     let service = service("").await;
     let one = json!({ "product_id": "10d3", "num": 1 });
     let (first, second) = (made(&service, "a", one.clone()).await, made(&service, "b", one).await);
@@ -286,7 +286,7 @@ async fn of_many_who_ask_through_all_doors_one_gets_it() {
 }
 
 #[tokio::test]
-async fn killed_while_it_binds_it_gives_the_device_back() {
+async fn a_bind_interrupted_by_a_kill_is_undone() {
     let mut service = service("").await;
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     service.sim("latency node-detach 60000");
@@ -315,7 +315,7 @@ async fn killed_while_it_binds_it_gives_the_device_back() {
 
 /// An attach that waits for its turn while its accelerator is purged gets nothing.
 #[tokio::test]
-async fn what_is_purged_while_it_waits_for_its_turn_is_given_nothing() {
+async fn an_accelerator_purged_while_its_attach_waits_gets_nothing() {
     let (vf, card) = (json!({ "device_type": "NIC" }), json!({ "mdev_type": "nvidia-232" }));
     let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
     const G1: &str = "20000000-0000-4000-8000-000000000001";

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{PCI, made, shown};
 
 #[tokio::test]
-async fn with_no_host_named_one_that_answers_has_it() {
+async fn without_a_host_name_a_reachable_host_is_chosen() {
     let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
     let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = made(&service, "any", json!({})).await;
@@ -32,7 +32,7 @@ async fn with_no_host_named_one_that_answers_has_it() {
 }
 
 #[tokio::test]
-async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
+async fn an_unresponsive_or_removed_host_affects_only_its_own_accelerators() {
     let size = Size { pfs: 1, vfs: 4, guests: 1, ports: 1 };
     let config = format!("{PCI}[accelerators]\ndiscovered = true\n");
     let mut service = Hotslot::many(2, &config, |_, dir| size.write(dir).unwrap()).await;
@@ -71,7 +71,7 @@ async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
 }
 
 #[tokio::test]
-async fn it_is_said_which_hosts_have_such() {
+async fn a_refusal_names_the_hosts_with_matching_devices() {
     let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
     let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;

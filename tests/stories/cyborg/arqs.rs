@@ -65,7 +65,7 @@ async fn requests_are_bound_to_running_and_stopped_servers_and_unbound() {
 }
 
 #[tokio::test]
-async fn a_bind_that_fails_says_why_and_leaves_nothing() {
+async fn a_failed_bind_gives_the_reason_and_leaves_nothing() {
     let service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
     profile(&service, "loaded", json!([{ "resources:FPGA": "1", "accel:bitstream_id": "7" }])).await;
@@ -117,7 +117,7 @@ async fn a_guest_that_does_not_let_go_keeps_its_device() {
 }
 
 #[tokio::test]
-async fn what_went_without_being_asked_for_is_bound_nowhere() {
+async fn a_request_whose_device_vanished_is_unbound() {
     let mut service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let arqs = requests(&service, "qat").await;
@@ -156,7 +156,7 @@ async fn what_went_without_being_asked_for_is_bound_nowhere() {
 }
 
 #[tokio::test]
-async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
+async fn concurrent_binds_do_not_deadlock() {
     let service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let card = provider(&service, QAT).await;
@@ -182,7 +182,7 @@ async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
 }
 
 #[tokio::test]
-async fn killed_in_the_middle_of_a_bind_it_is_settled_by_what_the_guest_has() {
+async fn a_bind_interrupted_by_a_kill_is_settled_from_the_guest() {
     let mut service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let arqs = requests(&service, "qat").await;

@@ -28,7 +28,7 @@ fn headers(who: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_project() {
+async fn accelerators_are_changed_by_administrators_or_project_members() {
     let mut service = service().await;
     let device = service.device(QAT).await["uuid"].as_str().unwrap().to_owned();
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
@@ -135,7 +135,7 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
 }
 
 #[tokio::test]
-async fn who_may_do_what_is_as_the_list_says() {
+async fn each_role_may_do_what_the_data_file_says() {
     let mut service = service().await;
     let card = provider(&service, QAT).await;
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");

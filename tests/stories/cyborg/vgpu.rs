@@ -17,7 +17,7 @@ async fn mdevs(service: &Hotslot) -> Vec<String> {
 
 /// What a host without such hardware can show: its driver's part is simulated.
 #[tokio::test]
-async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
+async fn a_vgpu_is_created_for_a_request_and_removed_with_it() {
     let mut service = service().await;
     profile(&service, "any", json!([{ "resources:VGPU": "2", "trait:CUSTOM_GOLD": "required" }])).await;
     for (name, wanted) in [("by-id", "CUSTOM_NVIDIA_233"), ("by-name", "CUSTOM_NVIDIA_1EB8_T4_8Q")] {
@@ -91,7 +91,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
 }
 
 #[tokio::test]
-async fn killed_at_any_step_of_a_vgpu_it_is_bound_or_nothing_is_left_of_it() {
+async fn a_kill_at_any_step_leaves_a_vgpu_bound_or_removed() {
     let mut service = service().await;
     profile(&service, "vgpu", json!([{ "resources:VGPU": "1" }])).await;
     let arq = requests(&service, "vgpu").await.remove(0);

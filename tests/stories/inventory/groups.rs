@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::explain::{dry_run, result};
 
 #[tokio::test]
-async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
+async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
@@ -56,7 +56,7 @@ async fn candidates(service: &Hotslot, query: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_dry_run_names_who_holds_a_member_of_the_group_and_not_to_unbind_it() {
+async fn a_dry_run_names_the_holder_of_a_group_member() {
     let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
     let uuid = service.device("0000:06:00.1").await["uuid"].clone();
     let body = json!({ "name": "a", "uuid": uuid });
@@ -75,7 +75,7 @@ async fn a_dry_run_names_who_holds_a_member_of_the_group_and_not_to_unbind_it() 
 }
 
 #[tokio::test]
-async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag() {
+async fn a_request_for_all_functions_of_a_group_needs_no_flag() {
     let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
     // One alone is refused, and what helps comes in this order.
     let refused = service.attach(Q35, "a1:1").await.expect(409);
@@ -128,7 +128,7 @@ async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag()
 }
 
 #[tokio::test]
-async fn a_group_is_taken_whole_when_nothing_else_makes_up_the_number() {
+async fn a_whole_group_is_taken_when_needed_for_the_count() {
     let service = Hotslot::on("small").await;
     // One device is alone in its group; two are the card, three are all.
     for (count, wanted) in [

@@ -52,7 +52,7 @@ alias = [
 "#;
 
 #[tokio::test]
-async fn what_the_host_lives_on_is_refused_though_a_device_spec_matches_everything() {
+async fn guarded_devices_are_refused_although_a_device_spec_matches() {
     let service = Hotslot::bare(&host("small"), EVERYTHING, live_on).await;
     // Another NVMe is given.
     service.attach(Q35, "spare:1").await.expect(200);
@@ -83,7 +83,7 @@ fn far_away(host: &Path) {
 }
 
 #[tokio::test]
-async fn of_a_remote_host_what_may_carry_it_is_offered_only_by_its_address() {
+async fn storage_and_nics_of_a_remote_host_are_offered_only_by_address() {
     let service = Hotslot::bare(&host("small"), EVERYTHING, far_away).await;
     for (alias, address) in [("nvme", "0000:07:00.0"), ("nic", "0000:05:00.0"), ("spare", "0000:08:00.0")] {
         let refused = service.attach(Q35, &format!("{alias}:1")).await.expect(409);

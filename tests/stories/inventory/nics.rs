@@ -29,7 +29,7 @@ fn with_vdpa(host: &Path) {
 }
 
 #[tokio::test]
-async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
+async fn a_vf_with_a_vdpa_device_is_not_assignable() {
     let service = Hotslot::bare(&host("small"), NICS, with_vdpa).await;
     let vf = service.device("0000:04:10.0").await;
     assert_eq!(
@@ -69,7 +69,7 @@ async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
 }
 
 #[tokio::test]
-async fn what_nova_records_of_a_nic_is_recorded() {
+async fn extra_info_of_nics_matches_nova() {
     let service = Hotslot::bare(&host("small"), NICS, |host| {
         // A VF whose PF has no address is a plain function to Nova; the host starts all the same.
         let document = host.join("devices/pci_0000_04_10_2.xml");
@@ -108,7 +108,7 @@ async fn what_nova_records_of_a_nic_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_network_vf_carries_its_mac_and_vlan() {
+async fn a_network_vf_gets_its_mac_and_vlan() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = [\
@@ -149,7 +149,7 @@ async fn a_network_vf_carries_its_mac_and_vlan() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_goes() {
+async fn devname_follows_the_network_interface() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"devname\": \"eth0\"}']\n\

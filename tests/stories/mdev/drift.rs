@@ -59,7 +59,7 @@ const FAILED: &str = "UPDATE mdevs SET state = 'failed', state_reason = 'refused
     inner_source = NULL, ended_at = created_at";
 
 #[tokio::test]
-async fn what_was_made_although_its_create_was_refused_is_taken_away() {
+async fn a_mediated_device_made_by_a_failed_create_is_removed() {
     let service = service().await;
     let two = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     let refused = "create-mdev fail at=after text=mdevctl was killed";
@@ -82,7 +82,7 @@ async fn what_was_made_although_its_create_was_refused_is_taken_away() {
 }
 
 #[tokio::test]
-async fn a_mediated_device_whose_record_has_ended_is_taken_away_unless_a_domain_has_it() {
+async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G3).await.expect(200).body;
@@ -119,7 +119,7 @@ async fn a_mediated_device_whose_record_has_ended_is_taken_away_unless_a_domain_
 }
 
 #[tokio::test]
-async fn a_document_with_one_whose_record_has_ended_is_told_and_repaired() {
+async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     let uuid = |attached: Answer| attached.body["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
@@ -171,7 +171,7 @@ async fn a_document_with_one_whose_record_has_ended_is_told_and_repaired() {
 }
 
 #[tokio::test]
-async fn what_documents_say_otherwise_of_one_is_told_as_of_an_attachment() {
+async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     const G4: &str = "20000000-0000-4000-8000-000000000004";
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;

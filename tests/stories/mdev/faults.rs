@@ -20,7 +20,7 @@ async fn impatient() -> Hotslot {
 const SOON: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone() {
+async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
     for (fault, server) in [
         ("create-mdev hang", G1),
         ("create-mdev hang at=after", G1),
@@ -56,7 +56,7 @@ async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone
 }
 
 #[tokio::test]
-async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
+async fn an_overdue_removal_is_settled_when_it_returns() {
     for fault in ["destroy-mdev hang", "destroy-mdev hang at=after", "detach hang"] {
         let service = impatient().await;
         let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
@@ -76,7 +76,7 @@ async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
 /// Every call to the host fails, is lost, or is the last one of a service that is killed; whatever was cut off, in the
 /// end it is whole or gone, and nothing is left of it.
 #[tokio::test]
-async fn at_every_step_it_is_whole_or_gone() {
+async fn a_fault_at_any_step_leaves_all_or_nothing() {
     // The fault, and how many calls it befalls at least: of an attach, of a detach.
     let faults = [
         ("any fail nth={} text=refused", 10, 5),
@@ -98,7 +98,7 @@ async fn at_every_step_it_is_whole_or_gone() {
 }
 
 #[tokio::test]
-async fn at_every_step_on_postgresql_too() {
+async fn a_kill_at_any_step_on_postgresql_leaves_all_or_nothing() {
     let walks = [false, true].map(async |goes| {
         let service = service().await.moved_to(&postgres::database().await).await;
         assert!(walk(service, "any kill nth={} at=after", goes).await >= 5, "detach {goes}");
