@@ -1,4 +1,4 @@
-//! Accelerators: made, named, listed and specified; and the helpers of the modules below.
+//! Accelerators: creation, names, lists and specs. This file also has the helpers of the submodules.
 
 mod attach;
 mod hosts;
@@ -14,7 +14,7 @@ async fn service(more: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{PCI}{more}"), |_| ()).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
@@ -28,7 +28,7 @@ async fn shown(service: &Hotslot, path: &str) -> Value {
     service.get(path).await.expect(200).body
 }
 
-/// The driver that the host says a device is bound to.
+/// Returns the driver that the host reports for a device.
 async fn driver(service: &Hotslot, address: &str) -> Value {
     let functions = service.functions().await;
     functions[address]["driver"].clone()
@@ -43,7 +43,7 @@ async fn the_examples_of_cyborgs_first_api_work() {
     let created = service.post("/accelerators", body.clone()).await.expect(201);
     assert_eq!(created.body, Value::Null);
     assert!(created.location.unwrap().ends_with(&format!("/accelerators/{UUID}")));
-    // Of the name as of the id there is one.
+    // Names are unique, and so are ids.
     for taken in [body, json!({ "name": "IPSec Card" }), json!({ "name": "other", "uuid": UUID })] {
         let refused = service.post("/accelerators", taken).await.expect(409);
         assert!(refused.message().contains(UUID), "{}", refused.message());
@@ -74,7 +74,7 @@ async fn the_examples_of_cyborgs_first_api_work() {
         let put = service.put(&path, json!({ "acc_specs": acc_specs })).await.expect(200);
         assert_eq!(put.body["acc_specs"], acc_specs);
     }
-    // Nothing here is such a device, and the answer says what there is.
+    // No device matches this spec, and the refusal says why.
     let refused =
         service.put(&format!("/accelerators/{UUID}"), json!({ "name": "IPSec Card", "uuid": UUID })).await;
     let refused = refused.expect(409);
@@ -101,7 +101,7 @@ async fn if_match_protects_against_lost_updates() {
     let tag = service.get(&path).await.expect(200).etag.unwrap();
     put(3, &format!("\"17\", {tag}")).await.expect(200);
     assert_eq!(now["acc_specs"]["num"], 3);
-    // What is attached or detached is what was read.
+    // If-Match also applies to attach and DELETE.
     let with = async |method: Method, tag: &str| {
         let headers = [("if-match", tag), ("content-type", "application/json")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -114,7 +114,7 @@ async fn if_match_protects_against_lost_updates() {
     }
     with(Method::DELETE, "*").await.expect(204);
     with(Method::DELETE, &service.get(&path).await.expect(200).etag.unwrap()).await.expect(204);
-    // All of it: what is not said is as it was at first.
+    // A PUT replaces the whole spec: omitted keys get their defaults.
     assert_eq!(shown(&service, &path).await["acc_specs"]["device_type"], "UNKNOWN");
 }
 
@@ -169,7 +169,7 @@ async fn v1_lists_have_cyborgs_keys_and_can_be_sorted() {
     }
 }
 
-/// Makes the accelerator that is the device at an address, and answers its path.
+/// Creates the accelerator of the device at an address, and returns its path.
 async fn pinned(service: &Hotslot, address: &str) -> String {
     let uuid = service.device(address).await["uuid"].as_str().unwrap().to_owned();
     service.post("/accelerators", json!({ "name": address, "uuid": uuid })).await.expect(201);
@@ -197,7 +197,7 @@ async fn a_device_that_returns_is_the_same_accelerator() {
     let status = async |device: &Value| shown(&service, &path(device)).await["status"].clone();
     service.until("its device is gone", async || status(&one).await == "error").await;
     service.until("so is the other", async || service.get(&path(&other)).await.status == 404).await;
-    // One that is gone at the moment can be named.
+    // A device that is currently gone can be given a name.
     let body = json!({ "name": "node1_0000:04:10.2", "uuid": other["uuid"] });
     service.post("/accelerators", body).await.expect(201);
     for device in [&one, &other] {
@@ -226,7 +226,7 @@ async fn the_name_of_a_discovered_accelerator_is_taken() {
     let name = "node1_0000:05:00.0";
     let refused = service.post("/accelerators", json!({ "name": name })).await.expect(409);
     assert!(refused.message().contains(uuid.as_str().unwrap()), "{}", refused.message());
-    // And that by which it would be told apart from another of that name.
+    // The longer name, which would distinguish it from another accelerator of that name, is taken too.
     let apart = format!("{name}_{}", uuid.as_str().unwrap());
     service.post("/accelerators", json!({ "name": apart })).await.expect(409);
     service.post("/accelerators", json!({ "name": name, "uuid": uuid })).await.expect(201);
@@ -238,7 +238,7 @@ async fn status_and_device_keys_follow_the_device() {
     let service = service("").await;
     let spec = json!({ "product_id": "10ca", "device_type": "nic" });
     let path = made(&service, "vf", spec).await;
-    // By the name that the host has for itself.
+    // The host can be named by its own host name.
     let attached = service.put(&path, json!({ "host": "small" })).await.expect(200).body;
     assert_eq!((&attached["host"], &attached["devices"][0]["device_type"]), (&json!("node1"), &json!("NIC")));
     let refused = service.put(&path, json!({})).await.expect(409);
@@ -253,12 +253,12 @@ async fn status_and_device_keys_follow_the_device() {
     service.delete(&path).await.expect(204);
     let free = shown(&service, &path).await;
     assert_eq!((&free["status"], &free["vendor_id"]), (&json!("available"), &json!("10de")));
-    // Of all that it is not, what comes nearest is told.
+    // The refusal explains the best of the devices that do not match.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "ffff", "device_type": "NIC" } });
     service.put(&path, nearly).await.expect(200);
     let refused = service.put(&path, json!({})).await.expect(409);
     assert!(refused.message().contains("its product_id is 10c9, not ffff"), "{}", refused.message());
-    // The same product comes nearer than another one of the type.
+    // A device of the same product is a better match than another one of the same type.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "10d3", "device_type": "NVMe" } });
     service.put(&path, nearly).await.expect(200);
     let refused = service.put(&path, json!({})).await.expect(409);

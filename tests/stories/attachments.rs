@@ -1,4 +1,4 @@
-//! Attach, list, detach: what a caller sees on a host where all goes well, and where it does not.
+//! Attach, list and detach on a simulated host, in the normal case and with failures.
 
 use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
@@ -41,13 +41,13 @@ async fn a_vf_is_attached_to_a_running_guest_and_detached() {
     assert_eq!(device["instance_uuid"], Q35);
     let server = service.get(&format!("/v2.1/servers/{Q35}")).await.expect(200);
     assert_eq!(server.body["server"]["os-pci:pci_devices"], json!([{ "id": device["id"] }]));
-    // Live and in the definition.
+    // Once in the live document and once in the persistent definition.
     assert_eq!(service.plugged().len(), 2);
 
     service.delete(&path(&vf)).await.expect(200);
     service.get(&path(&vf)).await.expect(404);
     service.expect_clean().await;
-    // Asked again: the same outcome.
+    // A repeated detach has the same outcome.
     service.delete(&path(&vf)).await.expect(200);
 }
 
@@ -70,7 +70,7 @@ async fn an_i440fx_guest_sees_a_device_in_a_slot_of_its_only_bus() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, I440FX, "vf").await;
     assert!(vf["inner_address"].as_str().unwrap().starts_with("0000:00:"), "{vf}");
-    // A conventional device needs no bridge here.
+    // This guest needs no bridge for a conventional device.
     let edu = service.attach(I440FX, "edu:1").await.expect(200);
     assert!(edu.body["pci_devices"][0]["inner_address"].as_str().unwrap().starts_with("0000:00:"));
 }
@@ -87,7 +87,7 @@ async fn too_few_free_devices_says_how_many_are_free() {
     attach_one(&service, Q35, "vf").await;
     let refused = service.attach(I440FX, "vf:2").await.expect(400);
     assert!(refused.message().contains("1 free"), "{}", refused.message());
-    // A part that cannot be met leaves the other part alone.
+    // When one part of a request cannot be met, nothing of the other part is attached.
     service.attach(I440FX, "e1000e:1,vf:2").await.expect(400);
     assert_eq!(service.attachments(I440FX).await.len(), 0);
     assert_eq!(service.device("0000:05:00.0").await["status"], "available");
@@ -143,7 +143,7 @@ async fn an_impossible_attach_is_refused_before_a_driver_is_unbound() {
     // A conventional device needs a conventional slot.
     let edu = service.attach(Q35, "edu:1").await.expect(409);
     assert!(edu.message().contains("conventional"), "{}", edu.message());
-    // One function of a card is left with the other, which has a host driver.
+    // Only one function of the card is free; the other function of its IOMMU group has a host driver.
     let alone = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     let group = service.attach(Q35, "e1000e:1").await.expect(409);
     service.delete(&path(&alone)).await.expect(200);
@@ -174,12 +174,12 @@ async fn a_refused_unplug_keeps_the_device_and_can_be_repeated() {
     service.sim("guest q35 unplug=refuse");
     let refused = service.delete(&path(&vf)).await.expect(409);
     assert!(refused.message().contains("refused"), "{}", refused.message());
-    // And it is still said when the events of it have been followed.
+    // The reason is still shown after reconciliation has processed the events.
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
     assert_eq!(shown["status"], "attached");
     assert!(shown["status_reason"].as_str().unwrap().contains("refused"));
-    // It stays, so it stays in the definition too.
+    // The device stays attached, so it also stays in the definition.
     assert_eq!(service.plugged().len(), 2);
     service.sim("guest q35 unplug=normal");
     service.delete(&path(&vf)).await.expect(200);
@@ -247,7 +247,7 @@ async fn a_power_cycle_keeps_only_persistent_attachments() {
     service.until("it is back", async || service.plugged().len() == 2).await;
     service.delete(&path(&left[0])).await.expect(200);
     service.expect_clean().await;
-    // There is no definition to go into.
+    // The guest has no persistent definition to change.
     service.sim("shutdown q35");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
     service.post(&attachments(Q35), body).await.expect(409);
@@ -311,7 +311,7 @@ async fn an_unreadable_guest_does_not_delay_other_guests() {
 async fn a_detach_that_libvirt_refuses_leaves_the_definition_as_it_was() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
-    // The definition is done first; it is the live part that fails.
+    // The persistent definition is changed first; the fault hits the live detach.
     service.sim("fault detach fail nth=2 text=no-such-luck");
     let failed = service.delete(&path(&vf)).await;
     assert!(failed.status >= 409 && failed.message().contains("no-such-luck"), "{failed:?}");
@@ -366,7 +366,7 @@ async fn ended_attachments_are_listed_with_times_and_reason() {
     assert!(all[0]["status_reason"].as_str().unwrap().contains("the-bus-is-on-fire"));
     assert_eq!((&all[0]["attached_at"], all[0]["ended_at"].is_string()), (&Value::Null, true));
     assert_eq!(all[1]["attached_at"], vf["attached_at"]);
-    // What never came can be detached as often as what has gone.
+    // A failed attachment can be detached repeatedly, like a detached one.
     for one in &all {
         for version in ["/v2/t/", "/v2.1/", "/v3/"] {
             let status = if version == "/v2/t/" { 200 } else { 202 };
@@ -374,7 +374,7 @@ async fn ended_attachments_are_listed_with_times_and_reason() {
         }
     }
     assert_eq!(ended(&attachments(SWITCH)).await, Vec::<Value>::new());
-    // Also when the device is there no more.
+    // The detach also succeeds when the device no longer exists on the host.
     service.sim("device remove pci_0000_04_10_0");
     service.until("it is gone", async || service.device("0000:04:10.0").await.is_null()).await;
     assert_eq!(ended(&attachments(Q35)).await[1]["address"], "0000:04:10.0");
@@ -383,7 +383,7 @@ async fn ended_attachments_are_listed_with_times_and_reason() {
     service.expect_clean().await;
 }
 
-/// A guest whose kernel numbers the PCI buses anew, and whose agent shows its devices where that kernel has them.
+/// Configures a guest whose kernel renumbers the PCI buses, and whose agent reports the renumbered addresses.
 fn renumbering(host: &std::path::Path) {
     let file = host.join("domains/q35.xml");
     let document = std::fs::read_to_string(&file).unwrap();
@@ -409,7 +409,7 @@ async fn where_the_guest_renumbers_buses_only_the_guest_gives_an_address() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");
-    // Reconciliation computes nothing, and leaves what the guest said.
+    // Reconciliation must not replace the address that the guest reported by a computed one.
     service.post(&format!("/v2.1/os-hypervisors/{}/drift", "node1"), json!({})).await.expect(200);
     shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
     assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");

@@ -1,4 +1,4 @@
-//! The command line, as people and scripts use it: what is printed where, and the exit codes.
+//! The command line: its output for people and for scripts, and its exit codes.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
 
-/// What a command said, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -31,7 +31,7 @@ impl Said {
         self
     }
 
-    /// The cells of the line that has this word in it; columns are three spaces apart.
+    /// Returns the cells of the line that contains a word. Columns are separated by three spaces.
     #[track_caller]
     fn line(&self, word: &str) -> Vec<&str> {
         let line = self.out.lines().find(|line| line.contains(word));
@@ -45,7 +45,7 @@ impl Said {
     }
 }
 
-/// The id of the only attachment in an answer to `-o json attach`.
+/// Returns the id of the only attachment in the output of `-o json attach`.
 fn id(said: &Said) -> String {
     said.json()[0]["attachment_id"].as_str().expect("an id").to_owned()
 }
@@ -82,7 +82,7 @@ async fn commands_list_attach_and_detach_a_vf() {
 
     let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
     assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
-    // Asked again by someone who did not hear of it.
+    // Detaching it again succeeds.
     let again = hotslot(&format!("detach {} --timeout 5s", &id[..8])).expect(0);
     assert_eq!(again.out, detached.out);
     assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], *id);
@@ -200,7 +200,7 @@ async fn pci_list_filters_devices_and_pci_show_shows_one() {
         assert_eq!(shown.line("Address"), ["Address:", "0000:05:00.0"], "{name}");
         assert_eq!(shown.line("UUID"), ["UUID:", uuid], "{name}");
     }
-    // The one filter that a split at spaces cannot write.
+    // This filter contains spaces, so it cannot be passed through the helper, which splits at spaces.
     let spaced = Command::new(binary())
         .args(["pci", "list", "--extra", "switch=tor 3&4", "--url", service.url()])
         .output()
@@ -410,7 +410,7 @@ async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     hotslot("accelerator detach vf0").expect(0);
     hotslot("accelerator delete vf0").expect(0);
 
-    // One that is called as another's UUID; and two of one name.
+    // An accelerator whose name is the UUID of another one, and two accelerators of one name.
     let device = service.device("0000:05:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
     hotslot(&format!("accelerator create {device}")).expect(0);
     hotslot("accelerator create node1_0000:06:00.0").expect(0);
@@ -420,7 +420,7 @@ async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     let url = service.url().to_owned();
     let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
     assert_eq!(shown.line("UUID:")[1], device);
-    // That of the device is called otherwise.
+    // The discovered accelerator of the device gets another name.
     let shown = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(0);
     assert!(!shown.out.contains("0000:06:00.0\nServer"), "{shown:?}");
     let device = service.device("0000:06:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
@@ -487,7 +487,7 @@ async fn explain_shows_an_alias_or_a_device() {
     assert!(half.line("Offered:")[1].contains("IOMMU group 18"), "{half:?}");
     assert!(hotslot("explain gpu").expect(6).err.contains("no PCI alias is called `gpu`"));
 
-    // Rules by the API take effect at once.
+    // Rules that are added by the API take effect at once.
     let rule = r#"{"name":"late","vendor_id":"8086","product_id":"10ca"}"#;
     hotslot(&format!("config alias add {rule}")).expect(0);
     hotslot("explain late").expect(0);

@@ -32,7 +32,7 @@ fn mistakes_of_a_named_configuration_are_reported() {
     let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
     let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
     assert!(service["says"].as_str().unwrap().contains(&name), "{service}");
-    // Where it is said by --url, the configuration is not asked.
+    // With --url, the configuration is not read.
     let (code, _, error) = run("host list --url http://127.0.0.1:1");
     assert_eq!(code, Some(5), "{error}");
     fs::remove_file(&config).unwrap();
@@ -66,7 +66,7 @@ fn config_check_and_serve_refuse_the_same_urls() {
 
 #[tokio::test]
 async fn the_command_line_finds_the_service_by_its_configuration() {
-    // A service of this machine's own is found before the configuration is asked.
+    // A service at the default socket of this machine would be found before the configuration is read.
     if std::os::unix::net::UnixStream::connect("/run/hotslot/api.sock").is_ok() {
         println!("a service answers at the default socket: not tested");
         return;

@@ -10,7 +10,7 @@ use hotslot_tests::{Hotslot, Q35, binary};
 
 use crate::users::{as_nobody, chmod, mode, refused_to_serve};
 
-/// The modes of a database's directory and of the files in it, by name.
+/// Returns the modes of a database's directory and of its files, by name.
 fn modes(database: &Path) -> BTreeMap<String, u32> {
     let name = database.file_name().unwrap().to_str().unwrap();
     let directory = database.parent().unwrap();
@@ -29,7 +29,7 @@ async fn other_users_can_neither_read_nor_lock_the_database() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     let database = service.database();
-    // As an earlier version left it, under a usual umask.
+    // The modes that an earlier version left under a usual umask.
     service.kill();
     chmod(database.parent().unwrap(), 0o755);
     for file in ["", "-wal", "-shm", ".lock"] {
@@ -39,7 +39,7 @@ async fn other_users_can_neither_read_nor_lock_the_database() {
     }
     let log = service.log_length();
     service.start_again_after("umask 0").await;
-    // The directory holds the configuration and the simulated host too, so it stays.
+    // The directory also holds the configuration and the simulated host, so its mode is not changed.
     let found = modes(&database);
     assert!(found.keys().any(|name| name.ends_with("-shm")), "{found:?}");
     for (name, mode) in &found {
@@ -49,7 +49,7 @@ async fn other_users_can_neither_read_nor_lock_the_database() {
     assert!(log.contains("hotslot.db was open to other users (0644)"), "{log}");
     assert!(log.contains("which is not hotslot's alone (0755)"), "{log}");
 
-    // Not by the directory alone.
+    // The files are protected by their own modes, too.
     chmod(database.parent().unwrap(), 0o755);
     let file = database.display();
     for line in [
@@ -199,7 +199,7 @@ async fn backup_and_restore_follow_a_link_to_the_database() {
     fs::create_dir(real.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink("a place/real.db", &link).unwrap();
     let own = service.database().display().to_string();
-    // The link leads to nothing yet.
+    // The link has no target yet.
     service.reconfigure(&own, &link.display().to_string().replace("link", "%6Cink"));
     service.start_again_after("umask 0").await;
     let found = modes(&real);

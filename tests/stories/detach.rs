@@ -1,4 +1,4 @@
-//! Detach tells gone, refused and pending apart, and what is pending completes whenever the guest lets go.
+//! Detach distinguishes gone, refused and pending. A pending detach completes whenever the guest releases the device.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ const PENDING: &str = "detaching";
 
 const NO_ANSWERS: &str = "agent_answers = {}";
 
-/// Serves `small` with a configuration, and with these answers of the guest's agent.
+/// Serves `small` with a configuration and with answers of the guest's agent.
 async fn with(config: &str, answers: &str) -> Hotslot {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n\
                alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
@@ -32,7 +32,8 @@ async fn shown(service: &Hotslot, vf: &Value) -> Value {
     service.get(&path(vf)).await.expect(200).body["pciAttachment"].clone()
 }
 
-/// How many documents have a device of ours; the simulated host keeps what its guests were asked beside them.
+/// Returns the number of domain documents that contain a device of hotslot. The simulated host stores the pending
+/// unplug requests outside these documents.
 fn documents_with_it(service: &Hotslot) -> usize {
     service.documents().matches("<alias name='ua-").count()
 }
@@ -41,7 +42,7 @@ async fn is_gone(service: &Hotslot, vf: &Value) -> bool {
     service.get(&path(vf)).await.status == 404
 }
 
-/// A guest that never answers, asked once.
+/// Returns a service and a device whose unplug request the guest never answers.
 async fn pending() -> (Hotslot, Value) {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
@@ -68,7 +69,7 @@ async fn an_unplug_that_completes_after_a_restart_is_noticed() {
     let (mut service, vf) = pending().await;
     service.sim("guest q35 unplug=slow 300");
     service.kill();
-    // The request outlived the service, and the guest answers now.
+    // The unplug request survives the restart, and the guest answers it now.
     service.start_again().await;
     service.until("it is gone", async || is_gone(&service, &vf).await).await;
     service.expect_clean().await;
@@ -79,7 +80,7 @@ async fn a_pending_detach_survives_a_restart_of_libvirtd() {
     let (service, vf) = pending().await;
     service.sim("disconnect");
     service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
-    // Nobody hears of it.
+    // The service is down when the guest answers.
     service.sim("reboot q35");
     assert_eq!(shown(&service, &vf).await["status"], PENDING);
     service.sim("reconnect");
@@ -127,7 +128,7 @@ async fn a_lost_unplug_request_is_repeated_within_the_time_limit() {
     service.sim("reboot q35");
     let lost = service.delete(&format!("{}?timeout=200ms", path(&vf))).await.expect(409);
     assert!(lost.message().contains("still booting"), "{}", lost.message());
-    // Within the time of the request.
+    // The repetition happens within the time limit of the detach.
     let asked = Instant::now();
     service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
     assert!(asked.elapsed() < Duration::from_secs(5));
@@ -141,7 +142,7 @@ async fn a_lost_unplug_request_is_repeated_when_the_guest_has_booted() {
     service.sim("guest q35 boot-ms=600");
     service.sim("reboot q35");
     service.delete(&format!("{}?timeout=100ms", path(&vf))).await.expect(409);
-    // Nobody waits for it any more; its agent says that it is up.
+    // No client waits any more. The agent's connection shows that the guest has booted.
     service.until("it is gone", async || is_gone(&service, &vf).await).await;
     service.expect_clean().await;
 }
@@ -160,7 +161,7 @@ async fn a_detach_waits_no_longer_than_its_timeout() {
         service.delete(&format!("{}?timeout={timeout}", path(&vf))).await.expect(409);
         asked.elapsed()
     };
-    // The second does not wait for the first either.
+    // The second detach does not wait for the first one either.
     let later = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         timed("300ms").await
@@ -192,7 +193,7 @@ async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
         }
         assert_eq!(documents_with_it(&service), 1, "live, and not in the definition");
         assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
-        // It does not come back into the definition, whoever asks.
+        // Further requests do not put the device back into the definition.
         service.delete(&path(&vf)).await.expect(409);
         service.kill();
         service.start_again().await;
@@ -280,7 +281,7 @@ async fn a_device_tag_overrides_the_class_policy() {
 const QUIESCE: &str =
     "[[detach.class]]\nclass = 'network controller'\nquiesce = ['/sbin/quiesce', '{address}']\n";
 
-/// A guest whose agent runs a command that ends so.
+/// Returns agent answers for a command that exits with this code.
 fn agent(exit: u32) -> String {
     format!(
         r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":{exit}}}}}'"#
@@ -334,14 +335,14 @@ async fn a_failed_optional_quiesce_is_reported() {
     service.expect_clean().await;
 }
 
-/// How often a guest was asked to let a device go.
+/// Returns the number of unplug requests to guests.
 fn asks(service: &Hotslot) -> usize {
     service.log().matches("asked the guest to let go").count()
 }
 
 #[tokio::test]
 async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
-    // The second device of the request is refused; or the call is given up and plugs the device later.
+    // Either the second device of the request is refused, or the call times out and plugs the device later.
     for (config, fault, aliases, status, asked) in [
         ("", "fault attach fail nth=2 text=no", "vf:2", 502, 2),
         ("[libvirt]\nattach_timeout = 0.5", "fault attach hang ms=900", "vf:1", 503, 1),
@@ -356,7 +357,7 @@ async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
             assert_eq!(rows[0]["status"], PENDING, "{fault}: {:#}", rows[0]);
             rows[0].clone()
         };
-        // It is asked again by itself, whatever it answered.
+        // The service repeats the unplug request without a client, whatever the guest answered.
         service.until("the guest is asked again", async || asks(&service) == asked).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let row = stays().await;
@@ -364,7 +365,7 @@ async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
         let reason = row["status_reason"].as_str().unwrap();
         assert!(reason.contains("refused") && reason.contains("attach"), "{fault}: {reason}");
         assert_eq!(documents_with_it(&service), 1, "{fault}: it is in the running guest alone");
-        // Nor when somebody asks, or libvirt refuses to ask the guest.
+        // It also stays detaching after a DELETE, and when libvirt refuses the unplug request.
         service.delete(&path(&row)).await.expect(409);
         stays().await;
         service.sim("fault detach fail text=no-such-luck");
@@ -399,7 +400,7 @@ async fn quickly_refused_unplug_requests_are_repeated_until_the_timeout() {
     for kind in ["device-missing", "unplug-pending"] {
         let service = Hotslot::on("small").await;
         let vf = attach(&service).await;
-        // The first call takes it out of the definition.
+        // The first call removes the device from the definition.
         service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
         let asked = Instant::now();
         service.delete(&format!("{}?timeout=2s", path(&vf))).await.expect(409);
@@ -407,13 +408,13 @@ async fn quickly_refused_unplug_requests_are_repeated_until_the_timeout() {
         let count = asks(&service);
         assert!((2..=8).contains(&count), "{kind}: asked {count} times");
         service.sim("fault clear");
-        // A reason that has passed is noticed before the time is over.
+        // When the reason for the refusal has passed, the detach succeeds before its timeout.
         service.sim(&format!("fault detach fail times=2 kind={kind} text=busy"));
         let asked = Instant::now();
         service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
         assert!((700..5000).contains(&asked.elapsed().as_millis()), "{kind}: {:?}", asked.elapsed());
         service.expect_clean().await;
-        // Without a time of its own it is asked as often as configured, one ask in the time of one attempt.
+        // Without a timeout, the configured number of attempts applies, with one request per attempt.
         let vf = attach(&service).await;
         service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
         let (before, asked) = (asks(&service), Instant::now());
@@ -431,7 +432,7 @@ async fn a_hanging_agent_delays_neither_attach_nor_detach() {
     let vf = attach(&service).await;
     let hangs = async || service.log().contains("befalls Agent");
     service.until("the agent is asked where the device is", hangs).await;
-    // The call is given up.
+    // The call times out.
     tokio::time::sleep(Duration::from_millis(800)).await;
     let other = attach(&service).await;
     for one in [vf, other] {
@@ -450,7 +451,7 @@ async fn a_verified_address_is_replaced_only_after_a_new_start() {
         let now = shown(service, &vf).await;
         (now["inner_address"].clone(), now["inner_address_source"].clone())
     };
-    // The guest showed it elsewhere than was worked out.
+    // The guest reported another address than the computed one.
     let elsewhere = (json!("0000:07:00.0"), json!("verified"));
     service
         .in_the_database(
@@ -472,8 +473,8 @@ async fn a_verified_address_is_replaced_only_after_a_new_start() {
     service.until("it is worked out again", async || inner(&service).await == computed).await;
 }
 
-/// What the agent of a guest answers is the guest's to choose: it forges no line of the log, and does nothing to the
-/// terminal that shows a log, an event or an error.
+/// A guest chooses the answers of its agent. They must not forge log lines or control the terminal that shows a log, an
+/// event or an error.
 #[tokio::test]
 async fn text_of_a_guest_cannot_forge_log_lines_events_or_errors() {
     const FORGED: &str =
@@ -493,7 +494,7 @@ async fn text_of_a_guest_cannot_forge_log_lines_events_or_errors() {
         assert!(!text.contains(unsafe_letters), "{place}: {text:?}");
         assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{place}: {text}");
     }
-    // Nor does what a caller writes: the path of a request is in its log lines.
+    // Text of a caller must not either: log lines contain the path of the request.
     service.get("/v2.1/os-pci/%0A2026-01-01T00:00:00Z%1B[2J").await.expect(404);
     assert!(!service.log().lines().any(|line| line.starts_with("2026-01-01")), "{}", service.log());
 }

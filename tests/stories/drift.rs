@@ -1,4 +1,4 @@
-//! What others do to guests and devices behind hotslot's back: seen, told, and brought in line.
+//! Changes that others make to guests and devices: they are noticed, reported and repaired.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use sqlx::{Connection as _, SqliteConnection};
 const VF0: &str = "0000:04:10.0";
 const VF1: &str = "0000:04:10.2";
 
-/// The function, as `os-hypervisors/…/pci_devices/…` explains it.
+/// Returns the function as `os-hypervisors/…/pci_devices/…` explains it.
 async fn explained(service: &Hotslot, address: &str) -> Value {
     let path = format!("/v2/t/os-hypervisors/1/pci_devices/{address}");
     service.get(&path).await.expect(200).body["pci_device"].clone()
@@ -24,7 +24,7 @@ async fn a_foreign_device_is_shown_and_not_offered() {
     {
         service.sim(&format!("plug {domain} {VF0} {place}"));
         if !live {
-            // libvirt says nothing of a definition that changed; the next look at the domain sees it.
+            // libvirt sends no event when a definition changes; the change is noticed at the next read of the domain.
             service.sim(&format!("start {domain}"));
             service.sim(&format!("destroy {domain}"));
         }
@@ -44,7 +44,7 @@ async fn a_foreign_device_is_shown_and_not_offered() {
         let why = shown["withheld"].as_str().unwrap();
         assert!(why.contains(&format!("domain {domain}")) && why.contains("virsh detach-device"), "{why}");
         assert_eq!(shown["offered"], false);
-        // Its PF goes with it; the other VF does not.
+        // The PF of the VF is unavailable too; the other VF is not.
         let pf = explained(&service, "0000:04:00.0").await;
         assert!(pf["withheld"].as_str().unwrap().contains(&format!("domain {domain}")), "{pf}");
 
@@ -77,7 +77,7 @@ async fn a_foreign_device_is_freed_with_its_domain() {
     service.sim("start switch");
     let owner = async || service.functions().await[VF0]["owner"].clone();
     service.until("it is seen", async || owner().await == json!("foreign: domain switch")).await;
-    // As long as the definition has it, it is spoken for.
+    // The device stays foreign as long as the definition has it.
     service.sim("destroy switch");
     service.until("it is off", async || service.functions().await[VF0]["foreign"]["live"] == false).await;
     assert_eq!(owner().await, "foreign: domain switch");
@@ -97,7 +97,7 @@ async fn a_device_removed_from_a_definition_by_others_is_free_at_once() {
     service.until("it is seen", async || owner().await == json!(false)).await;
     let refused = service.attach(Q35, "vf:2").await.expect(409);
     assert!(refused.message().contains("virsh detach-device"), "{}", refused.message());
-    // libvirt tells nobody.
+    // libvirt sends no event for this change.
     service.sim(&format!("unplug switch {VF0} config"));
     service.attach(Q35, "vf:2").await.expect(200);
 }
@@ -121,7 +121,7 @@ async fn an_event_of_one_domain_reads_only_that_domain() {
     assert_eq!(looks() - before, 1);
 }
 
-/// The VFs alone may be given away, and pairs.
+/// Configuration that offers the VFs, and the pair of functions in one IOMMU group.
 const VFS: &str = r#"
 [pci]
 device_spec = ['{"product_id": "10ca"}', '{"address": "*:06:00.*"}']
@@ -142,7 +142,7 @@ async fn repair(service: &Hotslot) -> Vec<Value> {
     answer["drift"].as_array().unwrap().clone()
 }
 
-/// Whether `found` says all that `expected` says.
+/// Whether `found` has all members of `expected`.
 fn says(found: &Value, expected: &Value) -> bool {
     expected.as_object().unwrap().iter().all(|(key, value)| found[key] == *value)
 }
@@ -171,7 +171,7 @@ async fn play(story: Value) {
         json!({ "pciAttachment": { "pci_passthrough:alias": ask["alias"], "persistent": persistent } });
     let attached = service.post(&attachments(guest), body).await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(drift(&service).await, [Value::Null; 0], "{name}");
-    // What follows is not to be seen by the look that an attach ends with.
+    // Wait until the domain read that follows an attach is over, so that it does not see the next changes.
     tokio::time::sleep(Duration::from_millis(300)).await;
     if story["detach"] == true {
         service.delete(&path(&attached)).await.expect(200);
@@ -283,7 +283,7 @@ async fn a_device_of_another_server_or_without_a_device_spec_is_not_adopted() {
     assert!(service.attachments(Q35).await.is_empty());
     assert_eq!(service.device(VF0).await["instance_uuid"], SWITCH);
 
-    // An older database, and a device_spec that lists other devices by now.
+    // An older database, and a device_spec that meanwhile matches other devices.
     service.kill();
     for file in ["hotslot.db", "hotslot.db-wal", "hotslot.db-shm"] {
         let _ = std::fs::remove_file(service.database().with_file_name(file));
@@ -309,7 +309,7 @@ async fn a_stray_device_is_not_requested_endlessly() {
     service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
     service.until("it is asked", async || asked() > before).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
-    // Once for each event that tells of its coming, of which there are two when they are far apart.
+    // The unplug is requested once per event of the device's arrival; there can be two such events.
     assert!((1..=2).contains(&(asked() - before)), "{}", asked() - before);
 }
 
@@ -324,7 +324,7 @@ async fn a_lost_unplug_request_is_repeated_after_boot() {
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = json!({ "kind": "unfinished", "done": "by itself", "attachment_id": vf["attachment_id"] });
     assert!(says(&found[0], &expected), "{found:#?}");
-    // Its agent tells when it has booted.
+    // The agent's connection shows that the guest has booted.
     service.until("it is asked again", async || service.get(&path(&vf)).await.status == 404).await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.expect_clean().await;
@@ -339,14 +339,14 @@ async fn a_function_left_without_a_driver_is_rebound() {
     let driver = async |address: &str| service.functions().await[address]["driver"].clone();
     service.until("they are in the guest", async || service.plugged().len() == 4).await;
     service.delete(&path(&pair[0])).await.expect(200);
-    // libvirt leaves the first of a group without a driver while the guest has the other.
+    // libvirt leaves the first function of a group without a driver while the guest has the other one.
     let first = pair[0]["address"].as_str().unwrap();
     assert_eq!(driver(first).await, Value::Null);
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.delete(&path(&pair[1])).await.expect(200);
     service.until("it has its driver again", async || driver(first).await == "e1000e").await;
     service.expect_clean().await;
-    // Whoever binds it otherwise once that is on record has his reasons.
+    // A driver that somebody binds after the release was recorded is not changed.
     tokio::time::sleep(Duration::from_millis(300)).await;
     service.sim(&format!("device driver {first} vfio-pci"));
     assert_eq!(drift(&service).await, [Value::Null; 0]);
@@ -398,7 +398,7 @@ async fn a_missing_host_driver_is_reported_until_it_is_rebound() {
     assert_eq!(found[0]["said"]["host"], "it is bound to vfio-pci");
     assert_eq!(repair(&service).await[0]["repaired"], false);
     service.sim("fault clear");
-    // It may have come back by itself before it was asked for.
+    // The driver may have been rebound before the request.
     assert!(repair(&service).await.iter().all(|finding| finding["repaired"] == true));
     service.expect_clean().await;
 }
@@ -429,7 +429,7 @@ async fn drift_covers_bindings_and_mediated_devices() {
     assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
     assert_eq!(found[0]["said"]["host"], format!("{QAT} is bound to qat_c62xvf"));
     assert!(found[0]["action"].as_str().unwrap().contains(&format!("DELETE {bound}")), "{found:#?}");
-    // With its driver the mediated device of a guest that is off is gone, and cannot be made again.
+    // Without its driver, the mediated device of a shut-off guest is gone and cannot be created again.
     service.sim("shutdown g1");
     service.sim(&format!("device driver {CARD}"));
     let told = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");

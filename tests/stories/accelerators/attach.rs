@@ -1,4 +1,4 @@
-//! Accelerators attached to servers and hosts, and detached. No device is given twice, whichever API asked for it.
+//! Accelerators attached to servers and hosts, and detached. No device is assigned twice, whichever API requested it.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     assert_eq!((&attached["address"], &attached["host"]), (&json!("0000:04:10.0"), &json!("node1")));
     assert_eq!(attached["driver"], "vfio-pci");
     assert!(attached["inner_address"].is_string());
-    // The same device is seen through the other doors, and goes only through its own.
+    // Other APIs show the device, but only the accelerator API can detach it.
     let attachments = service.attachments(Q35).await;
     assert_eq!(attachments[0]["inner_address"], attached["inner_address"]);
     let refused = service.delete(&path_of(&attachments[0])).await.expect(409);
     assert!(refused.message().contains("accelerator"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["instance_uuid"], Q35);
-    // Once, wherever to.
+    // An attached accelerator cannot be attached again, whatever the target.
     for target in [json!({ "instance_uuid": Q35 }), json!({ "server_id": I440FX }), json!({})] {
         service.put(&path, target).await.expect(409);
     }
@@ -55,7 +55,7 @@ async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     let row = service.device(&address).await;
     assert_eq!((&row["status"], &row["instance_uuid"]), (&json!("allocated"), &Value::Null));
     assert_eq!(service.functions().await[&address]["owner"], "its host");
-    // No other door gives it away.
+    // Other APIs do not assign the device.
     let both = service.attach(Q35, "vf:2").await;
     assert_eq!(both.status, 400, "{}", both.body);
     service.delete(&vf).await.expect(204);
@@ -103,7 +103,7 @@ async fn a_discovered_device_is_attached_by_its_own_uuid() {
     let attached = service.put(&path, json!({ "instance_uuid": Q35 })).await.expect(200).body;
     assert_eq!((&attached["address"], &attached["pinned"]), (&json!(address), &json!(true)));
     service.delete(&path).await.expect(204);
-    // It is that device also when somebody else has it: then it cannot be attached, nor detached here.
+    // When another attachment holds the device, the accelerator can neither be attached nor detached here.
     let vf = all.as_array().unwrap().iter().find(|one| one["product_id"] == "10ca").unwrap();
     let vf = format!("/accelerators/{}", vf["uuid"].as_str().unwrap());
     let other = service.attach(I440FX, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -128,7 +128,7 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
     assert!(reason.as_str().unwrap().contains("a VF of its device"), "{reason}");
     let refused = service.put(&pf, json!({})).await.expect(409);
     assert!(refused.message().contains("a VF of it, 0000:04:10.0, is held by"), "{}", refused.message());
-    // VFs of one PF have nothing to do with each other.
+    // VFs of one PF do not affect each other.
     service.delete(&vf).await.expect(204);
     service.delete(&path_of(&other)).await.expect(200);
     service.delete(&pf).await.expect(204);
@@ -143,7 +143,7 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
     let refused = service.put(&whole, json!({ "instance_uuid": Q35 })).await.expect(409);
     assert!(refused.message().contains("is held by its host"), "{}", refused.message());
     service.delete(&half).await.expect(204);
-    // By another accelerator, which has the device.
+    // Another accelerator holds the device.
     let any = made(&service, "any", json!({ "product_id": "10c9" })).await;
     service.put(&any, json!({})).await.expect(200);
     let reason = shown(&service, &pf).await["status_reason"].clone();
@@ -207,7 +207,7 @@ async fn a_release_interrupted_by_a_kill_is_completed() {
     assert!(waited.is_err(), "it did not wait");
     service.kill();
     service.start_again().await;
-    // That both are to go was on record before the first was touched.
+    // The release of both devices was recorded before the first was released.
     service.until("both are given back", async || shown(&service, &two).await["status"] == "available").await;
     service.until("both have their driver", async || driver(&service, "0000:04:10.2").await == "igbvf").await;
     service.expect_clean().await;
@@ -262,7 +262,7 @@ async fn concurrent_requests_through_all_apis_assign_a_device_once() {
         for answer in &accelerators {
             assert!([200, 409].contains(&answer.status), "{round}: {}", answer.body);
         }
-        // All of them for one server, or at most one for each accelerator.
+        // Either one server got all devices, or each accelerator got at most one.
         match attach.status {
             200 => assert_eq!(won, 0, "{round}"),
             _ => assert!(won <= free.min(2), "{round}: {won} of {free}"),
@@ -276,7 +276,7 @@ async fn concurrent_requests_through_all_apis_assign_a_device_once() {
             service.delete(&path_of(&attachment)).await.expect(200);
         }
     }
-    // The card whose functions share an IOMMU group gets its host driver back when the last of it has left.
+    // The functions of a shared IOMMU group are rebound to the host driver when the last of them has been released.
     service
         .until("the host drivers are back", async || {
             service.functions().await.values().all(|function| function["driver"] != "vfio-pci")
@@ -305,7 +305,7 @@ async fn a_bind_interrupted_by_a_kill_is_undone() {
         .await;
     assert_eq!(driver(&service, "0000:04:10.0").await, "igbvf");
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
-    // On vfio, and restarted: it stays.
+    // A binding to vfio-pci survives a restart.
     service.kill();
     service.start_again().await;
     assert_eq!(shown(&service, &path).await["driver"], "vfio-pci");
@@ -313,7 +313,7 @@ async fn a_bind_interrupted_by_a_kill_is_undone() {
     service.expect_clean().await;
 }
 
-/// An attach that waits for its turn while its accelerator is purged gets nothing.
+/// An attach that waits for its turn while its accelerator is purged assigns nothing.
 #[tokio::test]
 async fn an_accelerator_purged_while_its_attach_waits_gets_nothing() {
     let (vf, card) = (json!({ "device_type": "NIC" }), json!({ "mdev_type": "nvidia-232" }));

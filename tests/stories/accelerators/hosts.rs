@@ -1,4 +1,4 @@
-//! Which of several hosts an accelerator is attached on.
+//! The choice between several hosts.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ async fn without_a_host_name_a_reachable_host_is_chosen() {
     let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
     let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = made(&service, "any", json!({})).await;
-    // Most are free there.
+    // host0 has the most free devices.
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
     service.delete(&path).await.expect(204);
     let host0 = service.database().with_file_name("host0");
@@ -42,7 +42,7 @@ async fn an_unresponsive_or_removed_host_affects_only_its_own_accelerators() {
     service.put(&one, json!({ "host": "host0" })).await.expect(200);
     let host1 = service.database().with_file_name("host1");
     assert_eq!(control(&host1, "fault device hang times=100000").unwrap(), "ok");
-    // It is waited for once, and not for each of its devices.
+    // The list waits for the host once, and not once per device.
     let list = tokio::time::timeout(Duration::from_secs(9), service.get("/accelerators"));
     let list = list.await.expect("an answer").expect(200).body["accelerator"].clone();
     let named = |name: &str| list.as_array().unwrap().iter().find(|other| other["name"] == name).unwrap();
