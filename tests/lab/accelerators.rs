@@ -1,4 +1,5 @@
-//! Accelerators on real devices: into a guest, to the host, and back; and what the host lives on is not for them.
+//! Accelerators on real devices: attached to a guest and to the host, and detached. Devices that the host needs are
+//! refused.
 
 use hotslot_tests::lab::{CONFIG, Lab, id, sh};
 use reqwest::Method;
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::failures::INTERFACES;
 
-/// Makes an accelerator, and answers its path.
+/// Creates an accelerator, and returns its path.
 async fn made(lab: &Lab, name: &str, uuid: Option<&str>) -> String {
     let mut body = json!({ "name": name });
     if let Some(uuid) = uuid {
@@ -55,7 +56,7 @@ async fn devices_that_the_host_needs_are_refused_as_accelerators() {
     let lab = Lab::with(&format!("{config}[accelerators]\ndiscovered = true\n")).await;
     let before = lab.sh(INTERFACES);
     let all = lab.get("/accelerators").await.expect(200).body["accelerator"].clone();
-    // The VM's own disk, and the card that it is reached by.
+    // The disk of the VM, and the NIC by which it is reached.
     for product in ["1042", "1000"] {
         let is = |one: &&Value| one["vendor_id"] == "1af4" && one["product_id"] == product;
         let own = all.as_array().expect("a list").iter().find(is).expect("it is listed");

@@ -143,7 +143,7 @@ async fn an_impossible_attach_is_refused_before_a_driver_is_unbound() {
     // A conventional device needs a conventional slot.
     let edu = service.attach(Q35, "edu:1").await.expect(409);
     assert!(edu.message().contains("conventional"), "{}", edu.message());
-    // Only one function of the card is free; the other function of its IOMMU group has a host driver.
+    // The remaining candidates share an IOMMU group, and the host driver of each blocks the other.
     let alone = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     let group = service.attach(Q35, "e1000e:1").await.expect(409);
     service.delete(&path(&alone)).await.expect(200);

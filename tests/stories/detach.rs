@@ -32,8 +32,8 @@ async fn shown(service: &Hotslot, vf: &Value) -> Value {
     service.get(&path(vf)).await.expect(200).body["pciAttachment"].clone()
 }
 
-/// Returns the number of domain documents that contain a device of hotslot. The simulated host stores the pending
-/// unplug requests outside these documents.
+/// Returns the number of domain documents that contain a device of hotslot. The files of the simulated host also name
+/// pending unplug requests, so only alias elements are counted.
 fn documents_with_it(service: &Hotslot) -> usize {
     service.documents().matches("<alias name='ua-").count()
 }

@@ -171,7 +171,7 @@ async fn play(story: Value) {
         json!({ "pciAttachment": { "pci_passthrough:alias": ask["alias"], "persistent": persistent } });
     let attached = service.post(&attachments(guest), body).await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(drift(&service).await, [Value::Null; 0], "{name}");
-    // Wait until the domain read that follows an attach is over, so that it does not see the next changes.
+    // Wait for the domain read that follows the attach, so that it does not see the changes below.
     tokio::time::sleep(Duration::from_millis(300)).await;
     if story["detach"] == true {
         service.delete(&path(&attached)).await.expect(200);

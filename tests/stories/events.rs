@@ -1,4 +1,4 @@
-//! What happened: in order, over a kill, followed, and pruned.
+//! Events: their order, a killed service, followers, and pruning.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -11,9 +11,9 @@ const STATES: &str = "/v2/t/events?kind=attachment.state";
 
 impl Events for Api {}
 
-/// What tests ask of events.
+/// Helpers for requests of events.
 trait Events {
-    /// The events that a path answers, all pages.
+    /// Returns the events of a path, from all pages.
     async fn events(&self, path: &str) -> Vec<Value>
     where
         Self: std::borrow::Borrow<Api>,
@@ -139,7 +139,8 @@ async fn a_bad_query_is_refused_with_advice() {
     service.post("/v2/t/events", json!({})).await.expect(405);
 }
 
-/// Fails the test unless the states of each attachment follow on each other, and end in the one on record.
+/// Fails the test unless each event of an attachment starts from the state of the previous one, and the last state is
+/// the one on record.
 async fn expect_chains(service: &Hotslot) -> usize {
     let mut chains = BTreeMap::<String, Option<String>>::new();
     for event in service.events(STATES).await {
@@ -196,7 +197,7 @@ async fn a_kill_loses_or_repeats_no_event() {
     assert!(all.iter().zip(1..).all(|(event, id)| event["id"] == id), "no gaps over all the kills");
 }
 
-/// A client that follows.
+/// A client that follows the events.
 struct Follower {
     response: reqwest::Response,
     text: String,
@@ -216,7 +217,7 @@ impl Follower {
         Self { response, text: String::new() }
     }
 
-    /// The next message: its fields by name.
+    /// Returns the fields of the next message by name.
     async fn message(&mut self) -> Option<BTreeMap<String, String>> {
         loop {
             if let Some((message, rest)) = self.text.split_once("\n\n") {
@@ -236,7 +237,7 @@ impl Follower {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     async fn event(&mut self) -> Option<Value> {
         loop {
             let message = self.message().await?;
@@ -260,7 +261,7 @@ async fn a_follower_resumes_after_a_restart() {
     assert_eq!((&first["to"], &first["attachment_id"]), (&json!("attaching"), &vf["attachment_id"]));
     assert_eq!(follower.event().await.unwrap()["to"], "attached");
 
-    // It comes back after a restart, and hears what it missed, and what happens then.
+    // The follower reconnects after a restart, and receives the missed events and the new ones.
     service.kill();
     assert_eq!(follower.event().await, None);
     service.start_again().await;
@@ -270,12 +271,12 @@ async fn a_follower_resumes_after_a_restart() {
     assert_eq!(follower.event().await.unwrap()["to"], "detaching");
     assert_eq!(follower.event().await.unwrap()["to"], "detached");
 
-    // Without the header too.
+    // Resume by the query instead of the header.
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/v2.1/events?follow&last=0", service.url());
     assert_eq!(client.get(url).send().await.unwrap().headers()["content-type"], "text/event-stream");
 
-    // Where nothing passes, the first message says where one is all the same.
+    // Although no event matches the filter, the first message gives the current position.
     let position = other.message().await.unwrap();
     assert!(position["id"].parse::<i64>().unwrap() > 0 && !position.contains_key("data"), "{position:?}");
     assert_eq!(other.event().await, None);
@@ -339,7 +340,7 @@ async fn the_events_command_lists_and_follows_events() {
     let none = run(service.url(), "events --host elsewhere").output().unwrap();
     assert_eq!((none.stdout.len(), String::from_utf8(none.stderr).unwrap().as_str()), (0, "no events\n"));
 
-    // Followed over a kill, on the same port.
+    // The command follows the events across a kill of the service, on the same port.
     let url = service.url().to_owned();
     service.reconfigure("127.0.0.1:0", url.trim_start_matches("http://"));
     let mut followed = run(&url, "events -f --since 0 --kind attachment.state -o json").spawn().unwrap();
@@ -373,7 +374,8 @@ async fn ended_attachments_are_kept_for_as_long_as_configured() {
     };
     service.delete(&path(&two[0])).await.expect(200);
     assert_eq!(ended().await, 1);
-    // As long as the request has a device, it is known how many it was given.
+    // As long as one attachment of a request is kept, so are the others, because they show how many devices it was
+    // given.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(ended().await, 1);
     service.delete(&path(&two[1])).await.expect(200);

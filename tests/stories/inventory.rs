@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
 
-/// How soon a device that came or went on the host is seen.
+/// The time within which an added or removed device must be noticed.
 const SOON: Duration = Duration::from_secs(1);
 
 async fn statuses(service: &Hotslot, addresses: &[&str]) -> Vec<Value> {
@@ -32,7 +32,7 @@ async fn a_pf_and_its_vfs_exclude_each_other() {
     service.delete(&path(&answer.body["pci_devices"][0])).await.expect(200);
     assert_eq!(statuses(&service, &FAMILY).await, ["available"; 3]);
 
-    // A PF that leaves its driver takes its VFs with it, on a real host too.
+    // Unbinding the driver of a PF removes its VFs, as on a real host.
     let answer = service.attach(Q35, "pf:1").await.expect(200);
     service.attach(Q35, "vf:1").await.expect(400);
     service.delete(&path(&answer.body["pci_devices"][0])).await.expect(200);
@@ -136,7 +136,7 @@ async fn a_one_time_use_device_that_a_guest_may_have_had_is_marked_used() {
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\", \"address\": \"0000:00:1d.0\"}']\n\
                alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n";
-    // What befalls the attach, and whether the guest may have had the device.
+    // The fault that hits the attach, and whether the guest may have had the device.
     for (fault, used) in [
         ("fail text=refused", false),
         ("fail kind=no-free-port text=full", false),
@@ -156,7 +156,7 @@ async fn a_one_time_use_device_that_a_guest_may_have_had_is_marked_used() {
         if answer.is_none() {
             assert!(service.ended(std::time::Duration::from_secs(10)).await);
             service.start_again().await;
-            // What came of it all the same is given back.
+            // Detach the devices that were attached in spite of the fault.
             for row in service.attachments(I440FX).await {
                 service.delete(&path(&row)).await.expect(200);
             }

@@ -1,4 +1,4 @@
-//! Much at once: servers side by side, a queue that is full, calls that hang, a host that is slow, and the end.
+//! Load: servers in parallel, a full queue, hanging calls, a slow host, and shutdown.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, attachments, host};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-/// Posts an attach, and goes on.
+/// Sends an attach in the background.
 fn attaching(service: &Hotslot, server: &str, aliases: &str) -> JoinHandle<Answer> {
     let (api, server, aliases) = ((**service).clone(), server.to_owned(), aliases.to_owned());
     tokio::spawn(async move { api.attach(&server, &aliases).await })
@@ -77,7 +77,7 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     assert_eq!(stuck["state"], "up");
     assert!(stuck["stuck_calls"][0]["operation"].as_str().unwrap().contains("attach"), "{stuck}");
     assert!(stuck["state_reason"].as_str().unwrap().contains("have not returned"), "{stuck}");
-    // Everything else is served meanwhile; the device is not free, for nobody knows what becomes of it.
+    // Other requests are served meanwhile. The device is not free, because the outcome of the call is unknown.
     service.attach(I440FX, "e1000:1").await.expect(200);
     let row = service.attachments(Q35).await[0].clone();
     assert_eq!(row["status"], "detaching");
@@ -86,7 +86,7 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     assert!(refused.message().contains("did not come back"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
 
-    // It was not in vain for libvirt: it does it after all, and it is taken back, for the caller was told that.
+    // libvirt completes the call late. The device is then removed, because the client was told that the attach failed.
     service.sim("fault clear");
     service
         .until("nothing is stuck", async || node(&service, "node1").await["stuck_calls"] == json!([]))
@@ -98,7 +98,7 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
         .await;
 }
 
-/// A second host with guests of its own, in the configuration of a service.
+/// A service with a second host that has guests of its own.
 async fn two_hosts() -> Hotslot {
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -126,7 +126,7 @@ async fn a_slow_host_delays_only_its_own_servers() {
     service.sim("fault domain hang times=99");
     service.sim("fault domains hang times=99");
     let slow = attaching(&service, Q35, "vf:1");
-    // Found on the other host, attached and detached, while the first does not answer.
+    // The server on the other host is found, attached to and detached from while the first host hangs.
     let attached = service.attach(&on_two, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(service.attachments(&on_two).await.len(), 1);
     let path = format!("{}/{}", attachments(&on_two), attached["attachment_id"].as_str().unwrap());

@@ -1,5 +1,5 @@
-//! Mediated devices through the API, on the simulated host `accelerators`: a T4 of which its driver makes two types.
-//! There is no such hardware here: that libvirt and its driver do so is what the simulated host says of them.
+//! Mediated devices through the API, on the simulated host `accelerators`, whose T4 has two mdev types. The behaviour
+//! of libvirt and of the driver is simulated, because there is no such hardware here.
 
 mod drift;
 mod faults;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 const PCI: &str = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"vendor_id\": \"8086\"}']\n\
                    alias = ['{\"name\": \"gpu\", \"vendor_id\": \"10de\", \"product_id\": \"1eb8\"}']\n";
 const GPU: &str = "0000:41:00.0";
-/// The one that somebody else has made.
+/// The mediated device that somebody other than hotslot created.
 const FIRST: &str = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11";
 const G1: &str = "20000000-0000-4000-8000-000000000001";
 const G2: &str = "20000000-0000-4000-8000-000000000002";
 const G3: &str = "20000000-0000-4000-8000-000000000003";
-/// The type of which there are three more, and that of which there are two.
+/// The types of which three and two more devices can be created.
 const FOUR: &str = "nvidia-232";
 const EIGHT: &str = "nvidia-233";
 
@@ -23,12 +23,12 @@ async fn service() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, |_| ()).await
 }
 
-/// The service on a host where nobody has made any.
+/// A service on a host without mediated devices.
 async fn untouched() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let path = created.location.unwrap();
@@ -45,13 +45,13 @@ async fn status(service: &Hotslot, path: &str) -> String {
     service.get(path).await.expect(200).body["status"].as_str().unwrap().to_owned()
 }
 
-/// The card, as its host shows it.
+/// Returns the card as the host shows it.
 async fn card(service: &Hotslot) -> Value {
     let shown = service.get(&format!("/v2.1/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
     shown.body["pci_device"].clone()
 }
 
-/// How many more can be made of each type.
+/// Returns how many more devices of each type can be created.
 async fn left(service: &Hotslot) -> (u64, u64) {
     let card = card(service).await;
     let types = card["mdev_types"].as_array().unwrap().clone();
@@ -59,7 +59,7 @@ async fn left(service: &Hotslot) -> (u64, u64) {
     (left(FOUR), left(EIGHT))
 }
 
-/// The UUIDs of those that there are.
+/// Returns the UUIDs of the existing mediated devices.
 async fn uuids(service: &Hotslot) -> Vec<String> {
     let card = card(service).await;
     let mdevs = card["mdevs"].as_array().unwrap();
@@ -85,7 +85,7 @@ async fn types_and_foreign_mediated_devices_are_shown() {
     );
     let first = json!({ "uuid": FIRST, "type": FOUR, "instance_uuid": null, "holder": null, "status": null });
     assert_eq!(card["mdevs"], json!([first]));
-    // Of others or not: a card that is in parts is nobody's as a whole.
+    // A card with mediated devices cannot be assigned as a whole, whoever created them.
     assert_eq!(card["offered"], false);
     assert!(card["withheld"].as_str().unwrap().contains(FIRST), "{card}");
     let refused = service.attach(G1, "gpu:1").await.expect(409);
@@ -95,7 +95,7 @@ async fn types_and_foreign_mediated_devices_are_shown() {
         let refused = service.put(&whole, target).await.expect(409);
         assert!(refused.message().contains(FIRST), "{}", refused.message());
     }
-    // A function that makes none says so.
+    // A function without mdev types has empty lists.
     let other = service.get("/v2.1/os-hypervisors/1/pci_devices/0000:81:00.0").await.expect(200).body;
     assert_eq!((&other["pci_device"]["mdev_types"], &other["pci_device"]["mdevs"]), (&json!([]), &json!([])));
     expect_untouched(&service).await;
@@ -122,7 +122,7 @@ async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
         *shown,
         json!({ "uuid": uuid, "type": FOUR, "instance_uuid": G1, "holder": holder, "status": "attached" })
     );
-    // The card is its host's, which makes parts of it.
+    // The host owns the card, because its driver provides the mediated devices.
     assert_eq!((&card["status"], &card["owner"]), (&json!("allocated"), &json!("its host")));
     assert_eq!(attach(&service, &path, G2).await.status, 409);
 
@@ -170,7 +170,7 @@ async fn several_mediated_devices_are_attached_all_or_none() {
     let refused = attach(&service, &three, G1).await.expect(409);
     assert!(refused.message().contains("3 of nvidia-232, and 2 can be made"), "{}", refused.message());
     service.delete(&one).await.expect(204);
-    // The last one is refused by the host, and then by the guest's side.
+    // The last device is refused by the host, and then by the guest.
     for fault in ["create-mdev fail nth=3", "attach fail nth=3", "attach fail nth=2 kind=timed-out at=after"]
     {
         service.sim(&format!("fault {fault}"));
@@ -183,7 +183,7 @@ async fn several_mediated_devices_are_attached_all_or_none() {
     let attached = attach(&service, &three, G1).await.expect(200).body;
     assert_eq!(attached["devices"].as_array().unwrap().len(), 3);
     assert_eq!(left(&service).await, (0, 2));
-    // More than the guest has ports for.
+    // More devices than the guest has free ports.
     let two = made(&service, "two", json!({ "mdev_type": EIGHT, "num": 2 })).await;
     let refused = attach(&service, &two, G1).await.expect(409);
     assert!(refused.message().contains("1 free hot-plug ports"), "{}", refused.message());
@@ -207,7 +207,7 @@ async fn a_card_is_assigned_whole_or_in_mediated_devices() {
         assert!(service.attach(G1, "gpu:1").await.status >= 400);
         service.delete(&part).await.expect(204);
     }
-    // Many at once: the card is one thing only.
+    // Of concurrent requests for the whole card and for a mediated device, only one succeeds.
     for _ in 0..5 {
         let (one, other) = tokio::join!(attach(&service, &whole, G1), attach(&service, &part, G2));
         assert!([one.status, other.status].contains(&200), "{} {}", one.body, other.body);
@@ -256,7 +256,7 @@ async fn a_mediated_device_stays_while_the_guest_keeps_it() {
     assert_eq!(status(&service, &path).await, "detaching");
     assert_eq!(service.device(GPU).await["status"], "allocated");
     assert_eq!(left(&service).await, (2, 2), "it is there as long as the guest has it");
-    // It lets go at last, and nobody has to ask.
+    // The guest finally releases the device, and the detach completes without another request.
     service.sim("guest g1 unplug=normal");
     service.sim("reboot g1");
     service.until("the guest lets go", async || status(&service, &path).await == "available").await;
@@ -280,7 +280,8 @@ async fn mediated_devices_follow_the_life_of_their_server() {
     assert_eq!(status(&service, &path).await, "attached");
     assert!(uuids(&service).await.iter().any(|there| *there == uuid.as_str().unwrap()));
 
-    // They do not outlive a reboot of the host, or the driver; the definition that is to start with one gets it again.
+    // Mediated devices do not survive a reboot of the host or a rebind of the driver. They are created again for a
+    // definition that needs them.
     service.sim("shutdown g1");
     service.kill();
     service.start_again().await;
@@ -292,7 +293,7 @@ async fn mediated_devices_follow_the_life_of_their_server() {
     service.until("it is made again", async || uuids(&service).await == [uuid.as_str().unwrap()]).await;
     service.sim("start g1");
 
-    // A server that was shut off gets one with its start, and one that is gone has none.
+    // A shut-off server gets its device with its start, and an undefined one loses it.
     attach(&service, &other, G3).await.expect(200);
     service.sim("undefine g3");
     service.until("g3 is gone", async || status(&service, &other).await == "available").await;
@@ -375,7 +376,7 @@ async fn hot_unplug_refuse_applies_to_mediated_devices() {
     let refused = service.delete(&path).await.expect(409);
     assert!(refused.message().contains("hot_unplug = refuse"), "{}", refused.message());
     assert_eq!(status(&service, &path).await, "attached");
-    // By force it leaves the definition for good, and the guest when it lets go or is off.
+    // A forced detach removes the device from the definition, and from the guest when it releases it or is off.
     service.sim("guest g1 unplug=refuse");
     let refused = service.delete(&format!("{path}?force=true")).await.expect(409);
     assert!(refused.message().contains("stays detaching"), "{}", refused.message());

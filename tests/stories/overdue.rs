@@ -1,6 +1,6 @@
-//! Calls on the functions of the host that are given up at their limit: what they may still change stays in transition
-//! and is offered to nobody while they are out, and is settled as soon as they have come back. And who follows the host
-//! waits for none of them.
+//! Calls on functions of the host that exceed their time limit. While such a call is overdue, whatever it may still
+//! change stays in transition and is not offered. It is settled when the call returns. The task that follows the host
+//! does not wait for such calls.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,18 @@ use tokio::task::JoinHandle;
 
 const VF: &str = "0000:04:10.0";
 const PAIR: [&str; 2] = ["0000:06:00.0", "0000:06:00.1"];
-/// Calls that change something are given up soon; nothing is compared by itself within the time of a test.
+/// Configuration with a short time limit for calls that change something, and without periodic comparison during a
+/// test.
 const SOON: &str = "[libvirt]\nattach_timeout = 0.5\n[reconcile]\ninterval = 3600\n";
-/// How long it may take until what happened is seen and settled, on a machine that has much else to do: mostly it is some
-/// milliseconds, and whatever waits for a hanging call or the next round takes far longer.
+/// The time within which an effect must be noticed and settled on a busy machine. It usually takes milliseconds;
+/// waiting for a hanging call or for the next comparison takes much longer.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 async fn service(config: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{config}{}", oracle::PCI), |_| ()).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let path = created.location.unwrap();
@@ -39,7 +40,7 @@ async fn drift(service: &Hotslot) -> Vec<Value> {
     service.get("/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
 }
 
-/// Waits until something is so, and fails the test when it takes longer than that.
+/// Waits until a condition holds, and fails the test when that takes longer than `limit`.
 async fn within(limit: Duration, what: &str, so: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !so().await {
@@ -49,7 +50,8 @@ async fn within(limit: Duration, what: &str, so: impl AsyncFn() -> bool) {
     println!("after {:?}: {what}", begun.elapsed());
 }
 
-/// Fails the test unless a device stays as it is while a call is out that may change it: on record, and in the drift.
+/// Fails the test unless a device stays in transition while a call that may change it is overdue, on record and in the
+/// drift.
 async fn stays_in_transition(service: &Hotslot, address: &str) {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
@@ -74,7 +76,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
         assert!(late.message().contains("no answer within"), "{}", late.message());
         stays_in_transition(&service, VF).await;
         assert_eq!(status(&service, &path).await, "detaching");
-        // It is neither given to anybody nor given back.
+        // The device is neither attached again nor rebound.
         let refused = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(409);
         assert!(refused.message().contains("is being detached"), "{}", refused.message());
         let refused = service.delete(&path).await.expect(409);
@@ -99,7 +101,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
 #[tokio::test]
 async fn a_function_with_an_overdue_call_is_not_offered() {
     let service = service(SOON).await;
-    // Its own attempt to give the function back is what does not come back.
+    // The overdue call is the service's own attempt to release the function.
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("fault node-reset hang times=9");
@@ -185,13 +187,13 @@ async fn an_overdue_create_or_destroy_of_an_mdev_is_settled_when_it_returns() {
     }
 }
 
-/// Asks for something, and goes on.
+/// Sends a request in the background.
 fn asked(service: &Hotslot, path: &str, body: Value) -> JoinHandle<Answer> {
     let (api, path) = ((**service).clone(), path.to_owned());
     tokio::spawn(async move { api.put(&path, body).await })
 }
 
-/// Two processes over one PostgreSQL; calls of the first hang by `sim`.
+/// Two processes on one PostgreSQL. The simulated host belongs to the first one.
 async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
     let one = Hotslot::bare(hosts, &format!("{SOON}{config}"), |_| ()).await;
     let one = one.moved_to(&postgres::database().await).await;
@@ -271,7 +273,7 @@ async fn an_overdue_call_ends_with_its_process() {
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
     one.kill();
-    // Its call has ended with it: what it left is taken over.
+    // The call has ended with its process, so another process takes over its work.
     let free = async || other.device(VF).await["status"] == "available";
     within(Duration::from_secs(20), "the device is free", free).await;
     assert_eq!(drift(&other).await, Vec::<Value>::new());
@@ -290,7 +292,7 @@ async fn host_changes_are_noticed_during_a_hanging_bind() {
         service.sim(&format!("unplug q35 {address} config"));
         service.sim(&format!("unplug q35 {address} live"));
         within(AT_ONCE, "the removal is seen", async || service.get(&path).await.status == 404).await;
-        // It makes the service look for what is to be given back to its host driver.
+        // This removal makes the service search for functions to rebind to their host drivers.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert_eq!(status(&service, &path).await, "attaching");

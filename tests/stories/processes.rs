@@ -1,5 +1,5 @@
-//! Two processes on one PostgreSQL and one simulated host: side by side, one that is killed, and one that stands still
-//! while the other goes on with its work.
+//! Two processes on one PostgreSQL and one simulated host: they work in parallel, one is killed, and one is paused
+//! while the other takes over its work.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path, postgres};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-/// Two processes; the first one is told by `sim` how long its calls take.
+/// Two processes. The simulated host, and so its latencies, belong to the first one.
 async fn two() -> (Hotslot, Hotslot) {
     let one = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let one = one.moved_to(&postgres::database().await).await;
@@ -16,13 +16,13 @@ async fn two() -> (Hotslot, Hotslot) {
     (one, other)
 }
 
-/// Asks for devices, and goes on.
+/// Sends an attach in the background.
 fn attaching(service: &Hotslot, server: &'static str, aliases: &'static str) -> JoinHandle<Answer> {
     let api = (**service).clone();
     tokio::spawn(async move { api.attach(server, aliases).await })
 }
 
-/// Waits until a process has heard that the other one has freed all devices.
+/// Waits until a process knows that the other one has freed all devices.
 async fn heard(service: &Hotslot) {
     let free = async || {
         let devices = service.get("/v2/t/os-pci/detail").await.expect(200).body["pci_devices"].clone();
@@ -35,9 +35,9 @@ fn devices(answer: &Answer) -> Vec<Value> {
     answer.body["pci_devices"].as_array().unwrap().clone()
 }
 
-/// Stops a process, and waits until the other has gone on with what it did on a server.
+/// Pauses a process, and waits until the other one has settled its work on a server.
 async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
-    // Not in the middle of a look at the directory, which it locks; the call is out for longer.
+    // Do not pause it while it holds the lock of the directory; the call itself takes longer.
     tokio::time::sleep(Duration::from_millis(400)).await;
     one.signal("STOP");
     other.until("it is taken over", async || other.log().contains("what it left is taken over")).await;
@@ -89,7 +89,7 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     stands_still(&one, &other, Q35).await;
     assert!(other.attachments(Q35).await.is_empty(), "it is taken back");
-    // The devices are somebody else's by the time that it goes on.
+    // Other attachments have the devices by the time that the process resumes.
     let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
     one.signal("CONT");
     let answer = stopped.await.unwrap().expect(503);
@@ -105,7 +105,7 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
         assert!(rows.len() == 2 && rows.iter().all(|row| row["status"] == "attached"), "{rows:#?}");
     }
     assert_eq!(one.plugged().len(), 4, "live and in the definition, twice");
-    // It works on, as another one to the others.
+    // The process continues to work under a new id.
     one.sim("latency attach 0");
     let again = devices(&one.attach(Q35, "e1000e:1").await.expect(200));
     for row in given.iter().chain(&again) {
@@ -123,7 +123,7 @@ async fn a_late_call_of_a_paused_process_is_undone() {
     other.until("it is reserved", async || !other.attachments(Q35).await.is_empty()).await;
     stands_still(&one, &other, Q35).await;
     assert!(other.attachments(Q35).await.is_empty() && one.plugged().is_empty());
-    // Its call goes on, and plugs what is free by now.
+    // Its call completes and plugs a device that is free by now.
     one.signal("CONT");
     stopped.await.unwrap().expect(503);
     one.until("nothing is left of it", async || one.plugged().is_empty()).await;

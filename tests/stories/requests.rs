@@ -1,10 +1,10 @@
-//! Bad requests get a clear answer in Nova's fault form and change nothing; the documents have Nova's shapes.
+//! Bad requests are refused with a clear message in Nova's fault form and change nothing. Responses have Nova's format.
 
 use hotslot_tests::{Hotslot, Q35};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// A text of the cases: `{q35}` is the guest's id, `<300*x>` is 300 times x.
+/// Expands placeholders of the data file: `{q35}` is the guest's id, and `<300*x>` is 300 times x.
 fn written_out(text: &str) -> String {
     let text = text.replace("{q35}", Q35);
     let mut parts = text.split('<');
@@ -104,7 +104,7 @@ async fn a_simulated_host_is_marked_as_simulated() {
     assert_eq!(hosts.body["hypervisors"][0]["state"], "up");
 }
 
-/// The client of these tests must not fail a test that blocks its thread for longer than the service keeps a connection.
+/// The test client must not reuse a connection that the service closed while the test blocked its thread.
 #[tokio::test]
 async fn a_request_after_the_idle_time_is_sent_on_a_new_connection() {
     let mut service = Hotslot::on("small").await;

@@ -1,4 +1,4 @@
-//! What the next start makes of a service that was killed.
+//! The start after a kill: interrupted work is completed or undone.
 
 use std::process::Command;
 
@@ -31,7 +31,7 @@ async fn the_record_survives_a_restart() {
 async fn a_stop_right_after_an_attach_logs_no_error() {
     let mut service = Hotslot::on("small").await;
     for _ in 0..3 {
-        // What libvirt tells of the attach is read while the service stops.
+        // The service processes libvirt's events of the attach while it stops.
         service.sim("latency device 100");
         service.sim("latency domain 100");
         let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -46,8 +46,7 @@ async fn a_stop_right_after_an_attach_logs_no_error() {
     }
 }
 
-/// Holds the database once `rows` attachments are in `state`, so that nothing that happens from then on can be
-/// recorded.
+/// Locks the database once `rows` attachments are in `state`, so that nothing can be recorded afterwards.
 async fn hold_the_database(service: &Hotslot, state: &str, rows: i64) -> SqliteConnection {
     let url = format!("sqlite://{}", service.database().display());
     let mut db = SqliteConnection::connect(&url).await.unwrap();
@@ -126,7 +125,7 @@ async fn a_kill_while_taking_a_group_rebinds_its_members() {
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let post = client.post(format!("{}{}", service.url(), attachments(Q35))).json(&body).send();
     let post = tokio::spawn(post);
-    // The simulated host writes a driver down where it is not the one that the document names.
+    // The simulated host records a driver only when it differs from that of the device's document.
     let taken = || service.documents().matches("vfio-pci").count();
     service.until("both have left their host driver", async || taken() >= 2).await;
     service.kill();
@@ -161,7 +160,7 @@ async fn the_remains_of_a_failed_attach_are_removed() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();
-    // As if libvirt had gone on with an attach that was given up.
+    // As if libvirt had completed an attach after its time limit.
     let mut db =
         SqliteConnection::connect(&format!("sqlite://{}", service.database().display())).await.unwrap();
     db.execute("UPDATE attachments SET state = 'failed', ended_at = created_at").await.unwrap();

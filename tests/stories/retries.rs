@@ -1,4 +1,4 @@
-//! A POST that is sent again with its `Idempotency-Key` is done once, whatever became of the first try.
+//! A POST that is repeated with its `Idempotency-Key` is executed once, whatever happened to the first request.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ async fn attach(service: &Hotslot, key: &str, body: &str) -> Answer {
     service.post_once(&attachments(Q35), key, body).await
 }
 
-/// Sends it as a client that goes away before the answer.
+/// Sends the request as a client that disconnects before the response.
 fn attach_and_go(service: &Hotslot, key: &str, body: &str) -> tokio::task::JoinHandle<()> {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = client
@@ -35,12 +35,12 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
     service.start_again().await;
     assert_eq!(attach(&service, "k1", VF).await.expect(200).body, first);
     assert_eq!(service.attachments(Q35).await.len(), 1);
-    // Another key, and another path, are other requests.
+    // Another key or another path makes another request.
     let second = attach(&service, "k2", VF).await.expect(200).body;
     assert_ne!(first, second);
     let elsewhere = attachments(Q35).replace("/v2/t/", "/v3/");
     service.post_once(&elsewhere, "k1", VF).await.expect(400);
-    // It was done, whatever happened since.
+    // The stored response is returned, whatever has happened since.
     for one in [&first, &second] {
         service.delete(&path(&one["pci_devices"][0])).await.expect(200);
     }
@@ -55,7 +55,7 @@ async fn bad_keys_are_refused_with_advice() {
         let refused = attach(&service, bad, VF).await.expect(400);
         assert!(refused.message().contains("1 to 255 visible ASCII"), "{}", refused.message());
     }
-    // A body that cannot be read is nothing that was done.
+    // A request whose body cannot be read is not stored under its key.
     attach(&service, "k1", "{").await.expect(400);
     attach(&service, "k1", VF).await.expect(200);
 }
@@ -117,7 +117,7 @@ async fn a_retry_after_a_kill_halfway_attaches_anew() {
         if answer.status == 200 {
             break answer.body;
         }
-        // Until it is taken back, that is what is said.
+        // Retries are refused with this message until the first attempt has been undone.
         assert_eq!(answer.status, 409, "{answer:?}");
         assert!(answer.message().contains("cut off"), "{}", answer.message());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -153,7 +153,7 @@ async fn retries_after_an_unknown_outcome_attach_one_device() {
 async fn a_retry_does_not_attach_again_after_a_detach() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
-    // As if it had been killed before the answer was kept.
+    // As if the service had been killed before the response was stored.
     service.in_the_database("UPDATE idempotency_keys SET status = NULL, body = NULL").await;
     service.delete(&path(&first)).await.expect(200);
     let again = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
@@ -172,7 +172,7 @@ async fn events_of_a_request_with_a_key_name_the_request() {
         told.len() == 2 && told.iter().all(|event| event["who"].as_str().unwrap().starts_with("request ")),
         "{told:?}"
     );
-    // A path may be longer than a database can look up.
+    // A path may be longer than the longest key that a database index accepts.
     let long = format!("/v2/{}/servers/{Q35}/os-pci_attachments", "t".repeat(6000));
     for _ in 0..2 {
         service.post_once(&long, "k1", VF).await.expect(200);

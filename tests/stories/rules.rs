@@ -1,14 +1,15 @@
-//! The rules by the API, what they do at once, the statistics, and the flavors.
+//! Rules of the API and their immediate effect, statistics, and flavors.
 
 use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path};
 use serde_json::{Value, json};
 
 const CONFIG: &str = "/v2.1/os-pci-config";
 
-/// The entry of the file that offers all devices of Intel, which the tests that offer them by the API take out.
+/// The entry of the configuration file that offers all Intel devices. Tests that add such an entry by the API remove
+/// it.
 const INTEL: &str = r#"'{"vendor_id": "8086"}', "#;
 
-/// Serves the host with nothing of Intel offered by the file.
+/// Serves the host without the entry for Intel devices.
 async fn without_intel() -> Hotslot {
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -21,7 +22,7 @@ async fn add(service: &Hotslot, kind: &str, entry: Value) -> Answer {
     service.post(&format!("{CONFIG}/{kind}"), json!({ kind: entry })).await
 }
 
-/// Adds an entry and answers its path.
+/// Adds an entry, and returns its path.
 async fn added(service: &Hotslot, kind: &str, entry: Value) -> String {
     let answer = add(service, kind, entry).await.expect(201);
     format!("{CONFIG}/{kind}/{}", answer.body[kind]["id"].as_str().unwrap())
@@ -70,7 +71,7 @@ async fn entries_of_the_file_are_listed_and_read_only() {
         assert!(refused.message().contains("[pci] device_spec[0]"), "{}", refused.message());
     }
     assert_eq!(entries(&service, "whitelist").await, whitelist);
-    // Of another object, it is not there.
+    // An entry is not found under another object.
     service.get(&one.replace("whitelist", "alias")).await.expect(404);
 }
 
@@ -106,7 +107,7 @@ async fn a_new_alias_can_be_used_at_once() {
     let vf = service.attach(Q35, "fast:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(vf["alias"], "fast");
 
-    // It is only a name: what was asked for by it stays.
+    // The alias is only a name: attachments made by it stay.
     service.delete(&fast).await.expect(204);
     service.get(&fast).await.expect(404);
     service.attach(Q35, "fast:1").await.expect(400);
@@ -127,7 +128,7 @@ async fn a_device_is_offered_only_while_its_entry_exists() {
     let last = listed.last().unwrap();
     assert_eq!((&last["entry"], &last["source"], &last["position"]), (&entry, &json!("api"), &json!(4)));
 
-    // What it says can be asked for, and it can then not be taken away.
+    // A request can use the tags of the entry, which then cannot be removed.
     let alias = json!({ "name": "t", "vendor_id": "1b36", "product_id": "0005", "rack": "r1" });
     let alias = added(&service, "alias", alias).await;
     let refused = service.delete(&testdev).await.expect(409);
@@ -157,7 +158,7 @@ async fn a_refused_entry_changes_nothing() {
         ("whitelist", json!({ "vendor_id": "x" }), "vendor_id: "),
         ("whitelist", json!({ "limit": "1" }), "limit: no tag may have this name"),
         ("alias", json!({ "name": "a" }), "vendor_id: is missing"),
-        // The file's entry of this name asks for VFs.
+        // The alias of this name in the file requests VFs.
         ("alias", json!({ "name": "vf", "vendor_id": "8086", "product_id": "10d3" }), "device_type"),
         (
             "extra_info",
@@ -195,7 +196,7 @@ async fn removing_the_entry_of_a_device_in_use_needs_force() {
         assert!(!refused.message().contains("0000:04:10.2"), "{}", refused.message());
     }
     assert_eq!(status(&service, "0000:04:10.2").await, "available");
-    // The entry still speaks of it: what it says anew waits until the device is free.
+    // The entry still matches the device in use; its new tags apply when the device is free.
     let tagged = json!({ "whitelist": { "vendor_id": "8086", "product_id": "10ca", "rack": "r1" } });
     service.put(&vfs, tagged).await.expect(200);
     assert_eq!(service.device("0000:04:10.0").await["extra_info"]["rack"], Value::Null);
@@ -217,7 +218,7 @@ async fn a_nic_in_a_guest_still_matches_its_devname_entry() {
     added(&service, "whitelist", json!({ "devname": "eth7" })).await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let address = vf["address"].as_str().unwrap();
-    // Whatever changes, the host is scanned anew, and has no interface of it now.
+    // Every change scans the host again, and the NIC has no interface there now.
     added(&service, "whitelist", json!({ "vendor_id": "1b36", "product_id": "0005" })).await;
     assert_eq!(service.device(address).await["gone_at"], Value::Null);
     service.delete(&path(&vf)).await.expect(200);
@@ -262,7 +263,7 @@ async fn entries_survive_a_restart_and_one_that_conflicts_with_the_file_is_ignor
     let left_out = aliases.last().unwrap();
     assert!(left_out["problem"].as_str().unwrap().contains("device_type"), "{left_out}");
     assert!(service.log().contains(left_out["id"].as_str().unwrap()), "{}", service.log());
-    // The rest is in force, and can be changed.
+    // The other entries are in force and can be changed.
     assert_eq!(status(&service, "0000:04:10.0").await, "available");
     service.delete(&vfs).await.expect(204);
     let fixed = json!({ "alias": { "name": "fast", "vendor_id": "8086", "product_id": "10d3" } });

@@ -1,4 +1,4 @@
-//! A short soak; `src/bin/soak.rs` says what one is, and how to have a long one.
+//! A short soak test; see `src/bin/soak.rs` for its description and for long runs.
 
 use std::process::Command;
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::socket::at_socket;
 
-/// A request of a page in a browser: its headers.
+/// Returns the headers of a request from a web page.
 fn page(headers: &[(&str, &str)]) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
@@ -31,14 +31,14 @@ async fn a_web_page_of_another_origin_cannot_attach() {
             ]),
             403,
         ),
-        // By another port of this machine, and by a sandboxed frame.
+        // From another port of this machine, from a sandboxed frame, and from another site.
         (page(&[("origin", "http://localhost:3000"), ("content-type", "application/json")]), 403),
         (page(&[("origin", "null"), ("content-type", "application/json")]), 403),
         (page(&[("sec-fetch-site", "same-site"), ("content-type", "application/json")]), 403),
-        // Its name was made to lead here: to the browser it is of the same origin.
+        // DNS rebinding: for the browser the request has the same origin.
         (page(&[("host", &evil), ("origin", &rebound), ("sec-fetch-site", "same-origin")]), 421),
         (page(&[("host", &evil)]), 421),
-        // No page, but what it could send without a preflight.
+        // Not from a page, but with a media type that a page could send without a preflight.
         (page(&[("content-type", "text/plain")]), 415),
         (page(&[("content-type", "application/x-www-form-urlencoded")]), 415),
     ] {
@@ -50,7 +50,7 @@ async fn a_web_page_of_another_origin_cannot_attach() {
             assert!(answer.message().contains("[api]"), "{}", answer.message());
         }
     }
-    // What a page may look at, and what goes before a request with a body that is JSON.
+    // A preflight and a GET of a page are refused, too.
     let headers = page(&[("origin", "http://evil.example"), ("access-control-request-method", "POST")]);
     let preflight =
         service.send_with(reqwest::Method::OPTIONS, &attachments(Q35), headers, None).await.expect(403);
@@ -67,7 +67,7 @@ async fn a_web_page_of_another_origin_cannot_attach() {
     assert!(told.contains("web page"), "{told}");
     service.expect_clean().await;
 
-    // Programs, and the service's own origin.
+    // Programs and pages of the service's own origin are admitted.
     let headers =
         page(&[("origin", &same), ("sec-fetch-site", "same-origin"), ("content-type", "application/json")]);
     let answer =
@@ -78,7 +78,7 @@ async fn a_web_page_of_another_origin_cannot_attach() {
     }
 }
 
-/// What an evil page does: it asks for devices in each way that needs nobody's leave, and shows when all is over.
+/// The malicious page: it sends requests in every way that needs no permission, and then changes its title.
 const PAGE: &str = r#"<!doctype html><title>evil</title><body><iframe name="frame"></iframe>
 <form method="post" target="frame" enctype="text/plain" action="URL"><input name='BODY' value=''></form><script>
 const send = (more) => fetch("URL", { method: "POST", ...more }).then(() => "sent", (error) => "kept back: " + error);
@@ -90,7 +90,7 @@ Promise.all([
 ]).then((told) => { document.title = "over"; document.body.append(told.join("; ")); });
 </script>"#;
 
-/// Serves a page to whoever asks, at a port of its own.
+/// Serves a page on a port of its own, and returns the address.
 fn serve_page(page: String) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -133,7 +133,7 @@ async fn a_web_page_in_chromium_on_the_host_cannot_attach() {
     assert!(asked >= 3 && log.contains("status=403"), "{seen}\n{log}");
     service.expect_clean().await;
 
-    // The name was made to lead here: the page is of the service's own origin then.
+    // DNS rebinding: the page has the service's own origin then.
     let rebound = service.url().replace("127.0.0.1", "evil.example");
     let seen = browse(&format!("{rebound}/v2/t/servers"));
     assert!(seen.contains("misdirectedRequest") && !seen.contains(Q35), "{seen}");
@@ -150,7 +150,7 @@ async fn bodies_must_be_json_and_host_names_can_be_configured() {
         let status = client.request(method.clone(), url).body("{}").send().await.unwrap().status();
         assert_eq!(status, 415, "{method}");
     }
-    // None is no body.
+    // A request without a body needs no media type.
     let url = format!("{}/v2.1/drift", service.url());
     assert_eq!(client.post(url).send().await.unwrap().status(), 200);
 

@@ -1,4 +1,4 @@
-//! Webhooks, against receivers that fail, are slow, and come back.
+//! Webhooks with receivers that fail, are slow, and recover.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ enum Mode {
     Hangs,
 }
 
-/// A program that is told.
+/// A receiver of webhooks.
 struct Receiver {
     url: String,
     mode: Arc<Mutex<Mode>>,
@@ -77,7 +77,7 @@ impl Receiver {
     }
 }
 
-/// The head and the body of a request.
+/// Returns the head and the body of a request.
 async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
@@ -100,7 +100,7 @@ fn header(head: &str, name: &str) -> String {
     found.unwrap_or_else(|| panic!("no {name} in {head}")).1.to_owned()
 }
 
-/// The event of a request that is signed as it should be.
+/// Returns the event of a request after checking its signature.
 fn checked(head: &str, body: &[u8]) -> Value {
     let signature = header(head, "x-hotslot-signature");
     let (time, digits) = signature.strip_prefix("t=").and_then(|rest| rest.split_once(",v1=")).unwrap();
@@ -117,7 +117,7 @@ fn checked(head: &str, body: &[u8]) -> Value {
     event
 }
 
-/// What the service says of its webhook.
+/// Returns the webhook as the service shows it.
 async fn shown(service: &Hotslot) -> Value {
     service.get("/v2.1/webhooks").await.expect(200).body["webhooks"][0].clone()
 }
@@ -182,7 +182,7 @@ async fn undeliverable_events_become_dead_letters_until_redelivered() {
     };
     service.until("it was tried again in vain", async || tried(2).await).await;
 
-    // What happens now is told, and the dead letters when someone asks.
+    // New events are delivered, and dead letters after a redeliver request.
     receiver.is(Mode::Well);
     attach_and_detach(&service).await;
     service.until("the new ones are told", async || receiver.heard().len() == 4).await;

@@ -1,4 +1,4 @@
-//! What happens to attaches, detaches and locks when a connection to PostgreSQL, or PostgreSQL itself, fails.
+//! Attaches, detaches and locks when a connection to PostgreSQL, or PostgreSQL itself, fails.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,7 @@ async fn an_attach_continues_after_a_short_loss_of_its_locks() {
     let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
     let mut database = PgConnection::connect(&scene.database).await.unwrap();
     until("the second is being plugged", async || scene.plugged().await == 1).await;
-    // The connection that has the locks breaks while the other one hears of what is plugged.
+    // The connection with the locks breaks while the other process learns of the plugged device.
     let broken = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
              ((classid::bigint << 32) | objid::bigint) =
@@ -61,13 +61,14 @@ async fn a_restart_of_postgresql_executes_nothing_twice() {
     assert_eq!(status, 503, "{body}");
     assert!(body.to_string().contains("PostgreSQL"), "{body}");
     let list = client().get(format!("{}/os-pci_attachments", urls[1])).send().await.unwrap();
-    // What says that one has to look before one asks again does not say when to ask again.
+    // A response that asks the client to check the state first has no Retry-After.
     assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, false));
     database.tell("start");
     let back = Instant::now();
     let (status, body) = attach.await.unwrap();
     assert!([200, 503].contains(&status), "{status}: {body}");
-    // Whatever was answered: as many rows as devices, in both memories, and nothing in transition.
+    // Whatever the response was: the rows match the devices in the memory of both processes, and nothing is in
+    // transition.
     let settled = async || {
         let rows = other.attachments().await;
         let allocated = |process: &Process| {
@@ -80,7 +81,7 @@ async fn a_restart_of_postgresql_executes_nothing_twice() {
     println!("everything agreed {:?} after PostgreSQL was back", back.elapsed());
     let rows = other.attachments().await;
     assert!(rows.iter().any(|row| row.id == first.id) && [1, 3].contains(&rows.len()), "{rows:#?}");
-    // The same key again: what it has made, or now.
+    // The same key again returns the devices of the first request, or attaches them now.
     let (status, body) = attach_once(urls[1].clone(), server, "a").await;
     assert_eq!(status, 200, "{body}");
     until("everything agrees", settled).await;
@@ -160,7 +161,7 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
     let refused = attach.await.unwrap().unwrap_err();
     assert!(matches!(refused, Error::TakenOver), "{refused}");
-    // The third was not plugged, and what was is taken back by whoever sees it first.
+    // The third device was not plugged, and the plugged ones are removed by whichever process notices first.
     scene.sim.control("latency attach 1").unwrap();
     until("nothing is plugged", async || scene.plugged().await == 0).await;
     for process in [&one, &other] {

@@ -31,7 +31,7 @@ async fn a_dry_run_lists_every_check_and_changes_nothing() {
         assert_eq!(result(&run, check, None), "pass", "{check}");
     }
 
-    // One of the two is needed by the host.
+    // The host needs one of the two devices.
     let run = dry_run(&service, Q35, "nvme:1,spare:1").await;
     assert_eq!(run["would_attach"], false);
     assert_eq!(run["pci_devices"], json!([]));
