@@ -26,7 +26,7 @@ use serde_json::json;
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
 const ROUNDS: usize = 200;
-/// The interval at which an unchanged host is read: one second, the shortest possible interval.
+/// The number of scans of an unchanged host: one per second, the shortest interval.
 const SCANS: u64 = 10;
 const PAGE: i64 = 1000;
 /// The argument that makes this program measure the memory of a simulated host in a process of its own.

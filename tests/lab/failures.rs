@@ -103,7 +103,7 @@ async fn devices_attached_by_others_are_not_taken() {
 async fn a_vf_that_was_disabled_is_not_offered() {
     let lab = Lab::fresh().await;
     lab.sh("echo 0 >/sys/bus/pci/devices/$(lab-devices igb-pf)/sriov_numvfs");
-    lab.until("they are gone", async || {
+    lab.until("the devices are gone", async || {
         let answer = lab.attach(id("q35"), "vf:1").await;
         [400, 409].contains(&answer.status) && answer.message().contains("0 free")
     })

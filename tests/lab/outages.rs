@@ -36,7 +36,7 @@ async fn without_libvirtd_requests_are_503_and_nothing_is_lost() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd 2>/dev/null");
-    lab.until("it is noticed", async || lab.get("/readyz").await.status == 503).await;
+    lab.until("the outage is noticed", async || lab.get("/readyz").await.status == 503).await;
     let away = lab.attach(id("q35"), "vf:1").await.expect(503);
     assert!(away.retry_after.is_some());
     lab.detach(&vf).await.expect(503);
@@ -158,8 +158,7 @@ async fn hotslot_is_killed_between_plug_and_record() {
     let lab = Lab::fresh().await;
     lab.sh(&format!("rm -f /run/watching /run/held /run/release; cat >/tmp/hold.py <<'END'\n{HOLD}\nEND"));
     lab.sh("setsid timeout 300 python3 /tmp/hold.py >/tmp/hold.log 2>&1 </dev/null & true");
-    lab.until_sh("someone watches the database", "ls /run/watching 2>/dev/null || true", "/run/watching")
-        .await;
+    lab.until_sh("the watcher is running", "ls /run/watching 2>/dev/null || true", "/run/watching").await;
     let api = lab.api.clone();
     let post = tokio::spawn(async move {
         // There is no response, because the service is killed first.

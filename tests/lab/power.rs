@@ -70,7 +70,7 @@ async fn qemu_is_killed_with_a_device_and_during_attach_and_detach() {
     lab.sh("virsh -q suspend q35");
     let (api, delete) = (lab.api.clone(), format!("{}?timeout=60s", path(&vf)));
     let waiting = tokio::spawn(async move { api.delete(&delete).await });
-    lab.until_sh("it waits", "virsh dumpxml --inactive q35 | grep -c ua- || true", "0").await;
+    lab.until_sh("the detach waits", "virsh dumpxml --inactive q35 | grep -c ua- || true", "0").await;
     lab.sh(KILL);
     waiting.await.unwrap().expect(200);
     println!("detach: agreement after {:?}", lab.agreed("q35").await);
@@ -113,7 +113,7 @@ async fn a_guest_is_saved_and_restored_destroyed_renamed_and_undefined() {
     lab.sh("virsh -q managedsave q35");
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("virsh -q start q35");
-    lab.until("it is said", async || row().await["status_reason"].is_string()).await;
+    lab.until("the reason is shown", async || row().await["status_reason"].is_string()).await;
     let shown = row().await;
     assert_eq!(shown["status"], "attached", "{shown:#}");
     assert!(shown["status_reason"].as_str().unwrap().contains("with the next start"), "{shown:#}");

@@ -213,7 +213,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         let answer = far.await.unwrap().expect(503);
         println!("{way}, {state:?}: {}", answer.message());
         let said = lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"].clone();
-        lab.until("it is noticed", async || {
+        lab.until("the outage is noticed", async || {
             let hosts = lab.get("/readyz").await.body["hypervisors"].clone();
             (&hosts["near"], &hosts["here"]) == (&"ok".into(), &"ok".into()) && hosts["far"] != "ok"
         })

@@ -87,7 +87,7 @@ impl Api {
     pub async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
         let start = Instant::now();
         while !so().await {
-            assert!(start.elapsed() < self.patience, "it never came: {what}");
+            assert!(start.elapsed() < self.patience, "timed out waiting until {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

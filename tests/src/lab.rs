@@ -207,7 +207,7 @@ impl Lab {
         self.expect_clean().await;
         let aliases = "for d in $(virsh -q list --all --name); do virsh dumpxml $d; virsh dumpxml --inactive $d; \
                        done | grep -c \"alias name='ua-\" || true";
-        assert_eq!(self.sh(aliases), "0", "an alias is left in a domain's document");
+        assert_eq!(self.sh(aliases), "0", "a domain document still has an alias");
     }
 
     /// Runs a shell command in the VM as soon as an attachment reaches a state. Returns when the watcher is running;
@@ -218,13 +218,13 @@ impl Lab {
         self.sh(&format!(
             "setsid timeout 300 python3 /tmp/once.py {state} '{line}' >/tmp/once.log 2>&1 </dev/null & true"
         ));
-        self.until_sh("someone watches the records", "ls /run/watching 2>/dev/null || true", "/run/watching")
+        self.until_sh("the watcher is running", "ls /run/watching 2>/dev/null || true", "/run/watching")
             .await;
     }
 
-    /// Waits until the command of [`once`](Self::once) has been run, and returns whether the state was reached.
+    /// Waits until the command of [`once`](Self::once) has been run; fails the test when the state is not reached in time.
     pub async fn hit(&self) {
-        self.until_sh("what was to happen in the middle", "ls /run/hit 2>/dev/null || true", "/run/hit")
+        self.until_sh("the attachment reached the state", "ls /run/hit 2>/dev/null || true", "/run/hit")
             .await;
     }
 

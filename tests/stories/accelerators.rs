@@ -208,7 +208,7 @@ async fn a_device_that_returns_is_the_same_accelerator() {
         service.sim(&format!("device add {name}"));
     }
     for device in [&one, &other] {
-        service.until("it is back", async || status(device).await == "available").await;
+        service.until("the device is back", async || status(device).await == "available").await;
         let address = device["address"].as_str().unwrap();
         let now = service.device(address).await;
         assert_eq!((&now["uuid"], &now["id"]), (&device["uuid"], &device["id"]));

@@ -244,7 +244,7 @@ async fn a_power_cycle_keeps_only_persistent_attachments() {
     assert_eq!(left[0]["address"], "0000:05:00.0");
     assert_eq!(left[0]["status"], "attached");
     service.sim("start q35");
-    service.until("it is back", async || service.plugged().len() == 2).await;
+    service.until("the device is back", async || service.plugged().len() == 2).await;
     service.delete(&path(&left[0])).await.expect(200);
     service.expect_clean().await;
     // The guest has no persistent definition to change.
@@ -279,7 +279,9 @@ async fn an_attach_with_unknown_outcome_is_undone_when_the_host_is_back() {
         service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
         let lost = service.attach(Q35, aliases).await.expect(503);
         assert!(lost.message().contains("taken back when the host answers"), "{}", lost.message());
-        service.until("nothing is left of it", async || service.attachments(Q35).await.is_empty()).await;
+        service
+            .until("nothing is left of the attach", async || service.attachments(Q35).await.is_empty())
+            .await;
         service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
         service.expect_clean().await;
     }
@@ -301,7 +303,7 @@ async fn an_unreadable_guest_does_not_delay_other_guests() {
     let service = Hotslot::on("small").await;
     service.sim("fault domain fail domain=full times=1000 kind=document text=unreadable");
     service.sim("disconnect");
-    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
+    service.until("the outage is noticed", async || service.get("/readyz").await.status == 503).await;
     service.sim("reconnect");
     service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
     attach_one(&service, Q35, "vf").await;

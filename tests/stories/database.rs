@@ -207,7 +207,7 @@ async fn on_postgresql_a_kill_between_two_plugs_undoes_the_first() {
     assert!(post.await.unwrap().is_err());
 
     service.start_again().await;
-    service.until("nothing is left of it", async || service.attachments(Q35).await.len() == 1).await;
+    service.until("nothing is left of the attach", async || service.attachments(Q35).await.len() == 1).await;
     assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
     service.delete(&path(&kept)).await.expect(200);
     service.expect_clean().await;
@@ -229,7 +229,11 @@ async fn processes_with_different_hosts_share_one_postgresql() {
     let (mut one, other, third) = tokio::join!(start(1), start(2), start(3));
     for service in [&one, &other, &third] {
         let hosts = service.get("/v2/t/os-hypervisors").await.expect(200);
-        assert_eq!(hosts.body["hypervisors"].as_array().unwrap().len(), 1, "it has its own host only");
+        assert_eq!(
+            hosts.body["hypervisors"].as_array().unwrap().len(),
+            1,
+            "a process shows only its own host"
+        );
     }
     let pid = one.pid();
     one.kill();

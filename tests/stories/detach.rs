@@ -79,7 +79,7 @@ async fn an_unplug_that_completes_after_a_restart_is_noticed() {
 async fn a_pending_detach_survives_a_restart_of_libvirtd() {
     let (service, vf) = pending().await;
     service.sim("disconnect");
-    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
+    service.until("the outage is noticed", async || service.get("/readyz").await.status == 503).await;
     // The service is down when the guest answers.
     service.sim("reboot q35");
     assert_eq!(shown(&service, &vf).await["status"], PENDING);
@@ -198,7 +198,7 @@ async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
         service.kill();
         service.start_again().await;
         service
-            .until("it was asked again", async || {
+            .until("the unplug request was repeated", async || {
                 shown(&service, &vf).await["status_reason"].as_str().unwrap().contains("forced")
             })
             .await;
@@ -257,9 +257,9 @@ async fn hot_unplug_refuse_allows_a_detach_when_off_or_by_force() {
         }
     }
     assert_eq!(shown(&service, &vf).await["status"], "attached");
-    assert_eq!(service.plugged().len(), 2, "nothing was touched");
+    assert_eq!(service.plugged().len(), 2, "nothing was changed");
     service.sim("shutdown q35");
-    service.until("it is off", async || service.plugged().len() == 1).await;
+    service.until("the guest is off", async || service.plugged().len() == 1).await;
     service.delete(&path(&vf)).await.expect(200);
     service.sim("start q35");
     let vf = attach(&service).await;
@@ -314,7 +314,7 @@ async fn a_failed_required_quiesce_prevents_the_unplug_request() {
         let now = shown(&service, &vf).await;
         assert_eq!(now["status"], "attached");
         assert!(now["status_reason"].as_str().unwrap().contains("not quiesced"), "{now}");
-        assert_eq!(service.plugged().len(), 2, "nothing was touched");
+        assert_eq!(service.plugged().len(), 2, "nothing was changed");
         service.delete(&format!("{}?force=true", path(&vf))).await.expect(200);
         service.expect_clean().await;
     }
@@ -358,10 +358,10 @@ async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
             rows[0].clone()
         };
         // The service repeats the unplug request without a client, whatever the guest answered.
-        service.until("the guest is asked again", async || asks(&service) == asked).await;
+        service.until("the unplug request is repeated", async || asks(&service) == asked).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let row = stays().await;
-        assert_eq!(row["forced"], false, "nobody asked for force");
+        assert_eq!(row["forced"], false, "no client requested force");
         let reason = row["status_reason"].as_str().unwrap();
         assert!(reason.contains("refused") && reason.contains("attach"), "{fault}: {reason}");
         assert_eq!(documents_with_it(&service), 1, "{fault}: it is in the running guest alone");
@@ -374,7 +374,7 @@ async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
         service.kill();
         service.take_log();
         service.start_again().await;
-        service.until("the guest is asked again", async || asks(&service) > 0).await;
+        service.until("the unplug request is repeated", async || asks(&service) > 0).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(service.attachments(Q35).await[0]["status"], PENDING, "{fault}: after a restart");
         assert_eq!(documents_with_it(&service), 1, "{fault}: after a restart");
@@ -470,7 +470,7 @@ async fn a_verified_address_is_replaced_only_after_a_new_start() {
     // Firmware numbers the buses again.
     let computed = (json!("0000:02:00.0"), json!("computed"));
     service.sim("reboot q35");
-    service.until("it is worked out again", async || inner(&service).await == computed).await;
+    service.until("the address is computed again", async || inner(&service).await == computed).await;
 }
 
 /// A guest chooses the answers of its agent. They must not forge log lines or control the terminal that shows a log, an

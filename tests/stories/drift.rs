@@ -30,7 +30,7 @@ async fn a_foreign_device_is_shown_and_not_offered() {
         }
         let owner = format!("foreign: domain {domain}");
         service
-            .until("it is seen", async || {
+            .until("the change is noticed", async || {
                 let seen = service.functions().await[VF0].clone();
                 seen["owner"] == json!(owner)
                     && (&seen["foreign"]["live"], &seen["foreign"]["persistent"])
@@ -76,13 +76,15 @@ async fn a_foreign_device_is_freed_with_its_domain() {
     service.sim(&format!("plug switch {VF0} config"));
     service.sim("start switch");
     let owner = async || service.functions().await[VF0]["owner"].clone();
-    service.until("it is seen", async || owner().await == json!("foreign: domain switch")).await;
+    service.until("the change is noticed", async || owner().await == json!("foreign: domain switch")).await;
     // The device stays foreign as long as the definition has it.
     service.sim("destroy switch");
-    service.until("it is off", async || service.functions().await[VF0]["foreign"]["live"] == false).await;
+    service
+        .until("the guest is off", async || service.functions().await[VF0]["foreign"]["live"] == false)
+        .await;
     assert_eq!(owner().await, "foreign: domain switch");
     service.sim("undefine switch");
-    service.until("nobody has it", async || owner().await == json!(null)).await;
+    service.until("no domain has the device", async || owner().await == json!(null)).await;
     service.get(&format!("/v2/t/servers/{SWITCH}")).await.expect(404);
     service.attach(I440FX, "vf:2").await.expect(200);
 }
@@ -94,7 +96,7 @@ async fn a_device_removed_from_a_definition_by_others_is_free_at_once() {
     service.sim("start switch");
     service.sim("destroy switch");
     let owner = async || service.functions().await[VF0]["foreign"]["live"].clone();
-    service.until("it is seen", async || owner().await == json!(false)).await;
+    service.until("the change is noticed", async || owner().await == json!(false)).await;
     let refused = service.attach(Q35, "vf:2").await.expect(409);
     assert!(refused.message().contains("virsh detach-device"), "{}", refused.message());
     // libvirt sends no event for this change.
@@ -107,7 +109,7 @@ async fn an_event_of_one_domain_reads_only_that_domain() {
     let service = Hotslot::on("small").await;
     let looks = || service.log().matches("compared server").count();
     service
-        .until("it is quiet", async || {
+        .until("the log is quiet", async || {
             let before = looks();
             tokio::time::sleep(Duration::from_millis(300)).await;
             before == looks()
@@ -116,7 +118,7 @@ async fn an_event_of_one_domain_reads_only_that_domain() {
     let before = looks();
     service.sim(&format!("plug q35 {VF0} live"));
     let seen = async || service.functions().await[VF0]["owner"] == json!("foreign: domain q35");
-    service.until("it is seen", seen).await;
+    service.until("the change is noticed", seen).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(looks() - before, 1);
 }
@@ -303,11 +305,11 @@ async fn a_stray_device_is_not_requested_endlessly() {
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
     let asked = || service.log().matches("asked the guest to let go").count();
-    service.until("the log tells of the first", async || asked() == 1).await;
+    service.until("the log has the first request", async || asked() == 1).await;
     let before = asked();
     service.sim("guest q35 unplug=refuse");
     service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
-    service.until("it is asked", async || asked() > before).await;
+    service.until("the unplug is requested", async || asked() > before).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     // The unplug is requested once per event of the device's arrival; there can be two such events.
     assert!((1..=2).contains(&(asked() - before)), "{}", asked() - before);
@@ -325,7 +327,9 @@ async fn a_lost_unplug_request_is_repeated_after_boot() {
     let expected = json!({ "kind": "unfinished", "done": "by itself", "attachment_id": vf["attachment_id"] });
     assert!(says(&found[0], &expected), "{found:#?}");
     // The agent's connection shows that the guest has booted.
-    service.until("it is asked again", async || service.get(&path(&vf)).await.status == 404).await;
+    service
+        .until("the unplug request is repeated", async || service.get(&path(&vf)).await.status == 404)
+        .await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.expect_clean().await;
 }
@@ -337,14 +341,14 @@ async fn a_function_left_without_a_driver_is_rebound() {
     let pair = service.post(&attachments(SWITCH), body).await.expect(200).body["pci_devices"].clone();
     service.sim("start switch");
     let driver = async |address: &str| service.functions().await[address]["driver"].clone();
-    service.until("they are in the guest", async || service.plugged().len() == 4).await;
+    service.until("the devices are in the guest", async || service.plugged().len() == 4).await;
     service.delete(&path(&pair[0])).await.expect(200);
     // libvirt leaves the first function of a group without a driver while the guest has the other one.
     let first = pair[0]["address"].as_str().unwrap();
     assert_eq!(driver(first).await, Value::Null);
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.delete(&path(&pair[1])).await.expect(200);
-    service.until("it has its driver again", async || driver(first).await == "e1000e").await;
+    service.until("the driver is rebound", async || driver(first).await == "e1000e").await;
     service.expect_clean().await;
     // A driver that somebody binds after the release was recorded is not changed.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -389,7 +393,7 @@ async fn a_missing_host_driver_is_reported_until_it_is_rebound() {
     service.sim("fault node-reattach fail times=1000 text=stuck");
     service.sim("shutdown q35");
     let tried = async || service.log().contains("0000:04:10.0 is without its host driver");
-    service.until("it was tried", tried).await;
+    service.until("the rebind was tried", tried).await;
     let found = drift(&service).await;
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = json!({ "kind": "no-host-driver", "address": VF0, "attachment_id": vf["attachment_id"],
@@ -433,7 +437,7 @@ async fn drift_covers_bindings_and_mediated_devices() {
     service.sim("shutdown g1");
     service.sim(&format!("device driver {CARD}"));
     let told = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");
-    service.until("it is told", told).await;
+    service.until("the drift is reported", told).await;
     let found = drift(&service).await;
     let gone = found.iter().find(|finding| finding["kind"] == "device-gone").unwrap();
     assert!(says(gone, &json!({ "address": CARD, "server_id": g1, "done": null })), "{found:#?}");
@@ -458,7 +462,7 @@ async fn the_drift_command_lists_and_repairs_drift() {
     service.sim(&format!("unplug q35 {VF0} config"));
     service.sim(&format!("plug i440fx {VF1} live"));
     let devices = async || hotslot("device list").1;
-    service.until("it is seen", async || devices().await.contains("foreign: domain i440fx")).await;
+    service.until("the change is noticed", async || devices().await.contains("foreign: domain i440fx")).await;
     assert!(hotslot(&format!("device show {VF1}")).1.contains("foreign: domain i440fx"));
 
     let (code, _, why) = hotslot("drift --host node9");

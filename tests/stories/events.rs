@@ -185,7 +185,7 @@ async fn a_kill_loses_or_repeats_no_event() {
             let rows = service.attachments(Q35).await;
             rows.iter().all(|row| row["status"] == "attached")
         };
-        service.until("nothing is on its way", settled).await;
+        service.until("nothing is in transition", settled).await;
         expect_chains(&service).await;
         for row in service.attachments(Q35).await {
             service.delete(&path(&row)).await.expect(200);
@@ -381,5 +381,5 @@ async fn ended_attachments_are_kept_for_as_long_as_configured() {
     service.delete(&path(&two[1])).await.expect(200);
     service.until("both are forgotten", async || ended().await == 0).await;
     service.get(&path(&two[0])).await.expect(404);
-    assert!(!service.events("/v2/t/events?since=0").await.is_empty(), "what happened is kept by itself");
+    assert!(!service.events("/v2/t/events?since=0").await.is_empty(), "events are kept independently");
 }

@@ -207,7 +207,7 @@ async fn all_kinds_of_requests_settle_when_their_clients_disconnect() {
         join_all(asked).await;
     }
     oracle.settled(&service, Duration::from_secs(10)).await.unwrap();
-    service.until("all is told", async || told(&service, &heard).await).await;
+    service.until("all events are delivered", async || told(&service, &heard).await).await;
     assert_eq!(in_memory(&service).await, on_disk(&service).await);
     let rows = service.attachments(Q35).await;
     service.kill();
@@ -239,7 +239,7 @@ async fn a_client_that_disconnects_within_its_body_blocks_nothing() {
     let stop =
         std::process::Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(stop.success());
-    assert!(service.ended(SOON).await, "something of it is still under way");
+    assert!(service.ended(SOON).await, "some of its work is still running");
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn requests_of_disconnected_clients_complete_before_shutdown() {
     service.sim("latency attach 600");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } }).to_string();
     ask_and_go(&service, "POST", &attachments(Q35), &body, Duration::from_millis(100)).await;
-    service.until("it is under way", async || !service.attachments(Q35).await.is_empty()).await;
+    service.until("the request is running", async || !service.attachments(Q35).await.is_empty()).await;
     let stop =
         std::process::Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(stop.success());

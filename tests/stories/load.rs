@@ -47,7 +47,7 @@ async fn a_full_queue_of_a_host_is_reported() {
     let attached = service.attach(I440FX, "e1000:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("fault attach hang times=9");
     let running = [attaching(&service, Q35, "vf:1"), attaching(&service, Q35, "vf:1")];
-    service.until("the first is under way", async || under_way(&service).await == 1).await;
+    service.until("the first attach is running", async || under_way(&service).await == 1).await;
     let refused = async || service.attach(Q35, "e1000e:1").await;
     service.until("the queue is full", async || refused().await.status == 503).await;
     let refused = refused().await.expect(503);
@@ -89,10 +89,10 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     // libvirt completes the call late. The device is then removed, because the client was told that the attach failed.
     service.sim("fault clear");
     service
-        .until("nothing is stuck", async || node(&service, "node1").await["stuck_calls"] == json!([]))
+        .until("no call is overdue", async || node(&service, "node1").await["stuck_calls"] == json!([]))
         .await;
     service
-        .until("it was taken back", async || {
+        .until("the attach was undone", async || {
             service.attachments(Q35).await.is_empty() && service.plugged().len() == 2
         })
         .await;
@@ -143,7 +143,7 @@ async fn a_shutdown_completes_running_requests() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 1500");
     let answer = attaching(&service, Q35, "vf:1");
-    service.until("it is under way", async || under_way(&service).await == 1).await;
+    service.until("the request is running", async || under_way(&service).await == 1).await;
     let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(told.success());
     answer.await.unwrap().expect(200);

@@ -255,7 +255,7 @@ async fn a_mediated_device_stays_while_the_guest_keeps_it() {
     assert!(pending.message().contains("stays detaching"), "{}", pending.message());
     assert_eq!(status(&service, &path).await, "detaching");
     assert_eq!(service.device(GPU).await["status"], "allocated");
-    assert_eq!(left(&service).await, (2, 2), "it is there as long as the guest has it");
+    assert_eq!(left(&service).await, (2, 2), "the mediated device exists while the guest has it");
     // The guest finally releases the device, and the detach completes without another request.
     service.sim("guest g1 unplug=normal");
     service.sim("reboot g1");
@@ -271,7 +271,7 @@ async fn mediated_devices_follow_the_life_of_their_server() {
     let uuid = attach(&service, &path, G1).await.expect(200).body["devices"][0]["mdev_uuid"].clone();
     service.sim("shutdown g1");
     service
-        .until("it is seen that it comes with the start", async || {
+        .until("the server is compared", async || {
             service.log().contains("compared server 20000000-0000-4000-8000-000000000001")
         })
         .await;
@@ -287,10 +287,14 @@ async fn mediated_devices_follow_the_life_of_their_server() {
     service.start_again().await;
     service.sim(&format!("device driver {GPU}"));
     service.sim(&format!("device driver {GPU} nvidia"));
-    service.until("they are gone", async || uuids(&service).await.is_empty()).await;
+    service.until("the devices are gone", async || uuids(&service).await.is_empty()).await;
     service.kill();
     service.start_again().await;
-    service.until("it is made again", async || uuids(&service).await == [uuid.as_str().unwrap()]).await;
+    service
+        .until("the mediated device is created again", async || {
+            uuids(&service).await == [uuid.as_str().unwrap()]
+        })
+        .await;
     service.sim("start g1");
 
     // A shut-off server gets its device with its start, and an undefined one loses it.

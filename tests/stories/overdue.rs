@@ -87,7 +87,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
             service.device(VF).await["status"] == "available" && status(&service, &path).await == "available"
         })
         .await;
-        within(AT_ONCE, "it has its host driver", async || {
+        within(AT_ONCE, "the host driver is rebound", async || {
             service.functions().await[VF]["driver"] == "igbvf"
         })
         .await;
@@ -113,7 +113,7 @@ async fn a_function_with_an_overdue_call_is_not_offered() {
     assert!(withheld().await.contains("did not come back"), "{}", withheld().await);
     service.sim("fault clear");
     within(AT_ONCE, "it is offered again", async || withheld().await == "null").await;
-    within(AT_ONCE, "it is given back", async || status(&service, &path).await == "available").await;
+    within(AT_ONCE, "the device is released", async || status(&service, &path).await == "available").await;
     service.expect_clean().await;
 }
 
@@ -239,7 +239,8 @@ async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     let refused = other.delete(&path).await.expect(409);
     assert!(refused.message().contains("did not come back"), "{}", refused.message());
     one.sim("fault clear");
-    within(AT_ONCE, "it is taken away", async || status(&other, &path).await == "available").await;
+    within(AT_ONCE, "the mediated device is removed", async || status(&other, &path).await == "available")
+        .await;
     let card = other.get(&format!("/v2/t/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
     assert_eq!(card.body["pci_device"]["mdevs"], json!([]));
     other.delete(&path).await.expect(204);
@@ -258,7 +259,7 @@ async fn an_overdue_attach_stays_in_transition_at_other_processes() {
         let refused = other.delete(&path_of(&vf)).await.expect(409);
         assert!(refused.message().contains("did not come back"), "{}", refused.message());
         one.sim("fault clear");
-        within(AT_ONCE, "it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+        within(AT_ONCE, "the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
         within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
         other.delete(&path_of(&vf)).await.expect(200);
         one.expect_clean().await;

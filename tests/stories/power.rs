@@ -144,11 +144,11 @@ async fn an_attachment_deleted_while_its_guest_was_saved_stays_deleted() {
     let vf = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
     service.sim("save q35");
     let has = async || !service.attachments(Q35).await.is_empty();
-    service.until("it has ended", async || !has().await).await;
+    service.until("the attachment has ended", async || !has().await).await;
     // Nobody has the device now. When the guest returns with it, the service remembers that it was to be removed.
     service.delete(&path(&vf)).await.expect(200);
     service.sim("restore q35");
-    service.until("it is taken out", async || service.plugged().is_empty()).await;
+    service.until("the device is removed", async || service.plugged().is_empty()).await;
     assert!(!has().await);
     service.expect_clean().await;
 }
@@ -161,7 +161,7 @@ async fn deleting_a_returned_attachment_reports_that_the_guest_keeps_it() {
     // The server is on no host for a while: it is undefined here before it starts on the other host.
     there("undefine switch");
     service.sim("undefine switch");
-    service.until("it has ended", async || all().await == json!([])).await;
+    service.until("the attachment has ended", async || all().await == json!([])).await;
     service.delete(&path(&vf)).await.expect(200);
     there(&format!("define {}", other.path().join("switch.xml").display()));
     there("guest switch unplug=refuse");
@@ -188,7 +188,7 @@ async fn an_accelerator_whose_server_is_away() -> (Hotslot, tempfile::TempDir, S
     service.put(&accelerator, json!({ "instance_uuid": SWITCH })).await.expect(200);
     let attachment = all(&service).await[0]["attachment_id"].as_str().unwrap().to_owned();
     service.sim("undefine switch");
-    service.until("it has ended", async || all(&service).await == json!([])).await;
+    service.until("the attachment has ended", async || all(&service).await == json!([])).await;
     (service, other, accelerator, attachment)
 }
 
@@ -202,7 +202,7 @@ async fn an_accelerator_detached_while_its_server_was_away_stays_detached() {
     service.delete(&accelerator).await.expect(204);
     define_there(other.path(), &attachment);
     assert_eq!(control(other.path(), "start switch").unwrap(), "ok");
-    service.until("it is taken out", async || drift(&service).await.is_empty()).await;
+    service.until("the device is removed", async || drift(&service).await.is_empty()).await;
     assert_eq!(all(&service).await, json!([]));
     assert_eq!(service.get(&accelerator).await.expect(200).body["status"], "available");
     assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
@@ -232,7 +232,7 @@ async fn a_device_reassigned_meanwhile_is_not_attached_again() {
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "e1000e:1", "persistent": false } });
     let one = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
     service.sim("save q35");
-    service.until("it has ended", async || service.attachments(Q35).await.is_empty()).await;
+    service.until("the attachment has ended", async || service.attachments(Q35).await.is_empty()).await;
     // The guest is off and has the device in its definition only, so libvirt allows another guest to start with it.
     let attach = async || service.attach(SWITCH, "e1000e:1").await.status == 200;
     service.until("the other one gets it", attach).await;
@@ -242,7 +242,7 @@ async fn a_device_reassigned_meanwhile_is_not_attached_again() {
         let found = service.get("/v2.1/drift").await.expect(200).body["drift"].clone();
         found[0]["kind"] == "conflict" && found[0]["done"] == Value::Null
     };
-    service.until("it is told", told).await;
+    service.until("the drift is reported", told).await;
     assert!(service.attachments(Q35).await.is_empty());
     assert_eq!(service.plugged().len(), 2, "nothing is taken out");
 }

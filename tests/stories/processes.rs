@@ -28,7 +28,7 @@ async fn heard(service: &Hotslot) {
         let devices = service.get("/v2/t/os-pci/detail").await.expect(200).body["pci_devices"].clone();
         devices.as_array().unwrap().iter().all(|device| device["status"] == "available")
     };
-    service.until("it has heard of it", free).await;
+    service.until("the process knows that all devices are free", free).await;
 }
 
 fn devices(answer: &Answer) -> Vec<Value> {
@@ -42,7 +42,7 @@ async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
     one.signal("STOP");
     other.until("it is taken over", async || other.log().contains("what it left is taken over")).await;
     other
-        .until("what it did is settled", async || {
+        .until("its work is settled", async || {
             other.attachments(server).await.iter().all(|row| row["status"] == "attached")
         })
         .await;
@@ -76,7 +76,7 @@ async fn two_processes_on_one_host_work_in_parallel_and_one_is_killed() {
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     one.kill();
     cut_off.await.unwrap_err();
-    other.until("it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+    other.until("the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
     heard(&other).await;
     assert_eq!(one.plugged(), Vec::<String>::new());
 }
@@ -88,7 +88,7 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     let stopped = attaching(&one, Q35, "vf:2");
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     stands_still(&one, &other, Q35).await;
-    assert!(other.attachments(Q35).await.is_empty(), "it is taken back");
+    assert!(other.attachments(Q35).await.is_empty(), "the attach is undone");
     // Other attachments have the devices by the time that the process resumes.
     let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
     one.signal("CONT");
@@ -126,7 +126,7 @@ async fn a_late_call_of_a_paused_process_is_undone() {
     // Its call completes and plugs a device that is free by now.
     one.signal("CONT");
     stopped.await.unwrap().expect(503);
-    one.until("nothing is left of it", async || one.plugged().is_empty()).await;
+    one.until("nothing is left of the attach", async || one.plugged().is_empty()).await;
     for service in [&one, &other] {
         service
             .until("it is free", async || service.device("0000:05:00.0").await["status"] == "available")
@@ -144,7 +144,7 @@ async fn a_process_paused_in_a_detach_does_not_overwrite_the_other() {
     let (api, path_of) = ((*one).clone(), path(&row));
     let stopped = tokio::spawn(async move { api.delete(&path_of).await });
     other
-        .until("it is to go", async || {
+        .until("the detach is on record", async || {
             other.attachments(Q35).await.iter().all(|row| row["status"] == "detaching")
         })
         .await;

@@ -172,6 +172,6 @@ async fn the_remains_of_a_failed_attach_are_removed() {
     db.close().await.unwrap();
     assert_eq!(service.plugged().len(), 2);
     service.start_again().await;
-    service.until("it is taken back", async || service.plugged().is_empty()).await;
+    service.until("the attach is undone", async || service.plugged().is_empty()).await;
     service.expect_clean().await;
 }

@@ -65,7 +65,7 @@ async fn a_concurrent_retry_gets_the_response_of_the_first() {
     let service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let gone = attach_and_go(&service, "k1", VF);
-    service.until("it has begun", async || !service.attachments(Q35).await.is_empty()).await;
+    service.until("the request is running", async || !service.attachments(Q35).await.is_empty()).await;
     gone.abort();
     let tries = (0..4).map(|_| attach(&service, "k1", VF));
     let answers = futures_util::future::join_all(tries).await;

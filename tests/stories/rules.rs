@@ -209,7 +209,9 @@ async fn removing_the_entry_of_a_device_in_use_needs_force() {
     assert_ne!(held["gone_at"], Value::Null);
     assert_eq!(service.attachments(Q35).await.len(), 1);
     service.delete(&path(&vf)).await.expect(200);
-    service.until("it is offered no more", async || service.device("0000:04:10.0").await.is_null()).await;
+    service
+        .until("the device is no longer offered", async || service.device("0000:04:10.0").await.is_null())
+        .await;
 }
 
 #[tokio::test]

@@ -209,7 +209,7 @@ async fn a_stale_domain_read_does_not_end_a_new_attachment() {
     service.sim("fault domain hang domain=q35 at=after ms=600");
     service.sim("pause q35");
     service.sim("resume q35");
-    service.until("it looks", async || service.log().contains(STRUCK)).await;
+    service.until("the domain is read", async || service.log().contains(STRUCK)).await;
     let attached = service.attach(Q35, "vf:1").await.expect(200);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let there = service.attachments(Q35).await;
@@ -461,7 +461,7 @@ impl<'a> Walk<'a> {
         let dying = self.kills() && self.service.ended(Duration::from_millis(30)).await;
         let struck = dying || self.struck();
         if struck && self.kills() {
-            assert!(self.service.ended(PATIENCE).await, "it was not killed");
+            assert!(self.service.ended(PATIENCE).await, "the service was not killed");
             self.service.start_again().await;
         } else if struck && self.crashes() {
             let _ = control(&self.service.host_dir(), "start q35");

@@ -137,7 +137,7 @@ async fn every_event_is_delivered_in_order_and_signed() {
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
     let all = told(&service, "").await;
-    service.until("all is told", async || receiver.heard().len() == all.len()).await;
+    service.until("all events are delivered", async || receiver.heard().len() == all.len()).await;
     assert_eq!(receiver.heard(), all);
     service.until("it is on record", async || shown(&service).await["behind"] == 0).await;
     let shown = shown(&service).await;
@@ -154,12 +154,12 @@ async fn a_failing_receiver_gets_all_matching_events_in_order_later() {
     let receiver = Receiver::new(Mode::Fails).await;
     let service = Hotslot::with(&host("small"), &receiver.config("kinds = [\"attachment.state\"]")).await;
     attach_and_detach(&service).await;
-    service.until("it was tried twice", async || receiver.tried() >= 2).await;
+    service.until("delivery was tried twice", async || receiver.tried() >= 2).await;
     let shown = shown(&service).await;
     assert!(shown["reason"].as_str().unwrap().contains("500"), "{shown}");
     assert!(!shown["next_attempt_at"].is_null() && shown["behind"].as_i64().unwrap() > 0, "{shown}");
     receiver.is(Mode::Well);
-    service.until("all is told", async || receiver.heard().len() == 4).await;
+    service.until("all events are delivered", async || receiver.heard().len() == 4).await;
     assert_eq!(receiver.heard(), told(&service, "?kind=attachment.state").await);
 }
 
@@ -180,7 +180,7 @@ async fn undeliverable_events_become_dead_letters_until_redelivered() {
         let letters = shown(&service).await["dead_letters"].as_array().unwrap().clone();
         letters.iter().all(|letter| letter["attempts"] == count && letter["due"] == false)
     };
-    service.until("it was tried again in vain", async || tried(2).await).await;
+    service.until("delivery was retried and failed", async || tried(2).await).await;
 
     // New events are delivered, and dead letters after a redeliver request.
     receiver.is(Mode::Well);
@@ -189,7 +189,9 @@ async fn undeliverable_events_become_dead_letters_until_redelivered() {
     assert_eq!(shown(&service).await["dead_letter_count"], 4);
     let answer = service.post("/v2.1/webhooks/w/redeliver", json!({})).await.expect(202);
     assert_eq!(answer.body["webhook"]["name"], "w");
-    service.until("none is dead", async || shown(&service).await["dead_letter_count"] == 0).await;
+    service
+        .until("there are no dead letters", async || shown(&service).await["dead_letter_count"] == 0)
+        .await;
     let all = told(&service, "?kind=attachment.state").await;
     let heard = receiver.heard();
     assert_eq!((&heard[..4], &heard[4..]), (&all[4..], &all[..4]));
@@ -207,7 +209,7 @@ async fn delivery_resumes_after_a_kill() {
     service.start_again().await;
     attach_and_detach(&service).await;
     let all = told(&service, "").await;
-    service.until("all is told", async || shown(&service).await["behind"] == 0).await;
+    service.until("all events are delivered", async || shown(&service).await["behind"] == 0).await;
     service.kill();
     let mut heard = receiver.heard();
     heard.dedup();
@@ -218,7 +220,7 @@ async fn delivery_resumes_after_a_kill() {
 async fn a_hanging_receiver_does_not_delay_the_shutdown() {
     let receiver = Receiver::new(Mode::Hangs).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
-    service.until("it was called", async || receiver.tried() > 0).await;
+    service.until("the receiver was called", async || receiver.tried() > 0).await;
     let start = std::time::Instant::now();
     std::process::Command::new("kill").arg(service.pid().to_string()).status().unwrap();
     service.until("it ended", async || service.try_get("/healthz").await.is_none()).await;

@@ -36,7 +36,7 @@ async fn processes_see_each_others_changes() {
     let server = scene.servers().await[0];
     let attached = one.attach(server, 1).await.unwrap().remove(0);
     assert_eq!(other.attachments().await.len(), 1);
-    until("it is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
+    until("the allocation is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
     other.detach(server, attached.id).await.unwrap();
     one.all_free().await;
 
@@ -140,9 +140,9 @@ async fn another_process_completes_the_detach_of_a_dead_process() {
         .as_ref()
         .unwrap()
         .spawn(async move { service.begin_detach(server, row.id, DetachRequest::default()).await });
-    until("it is to go", async || other.attachments().await[0].state == State::Detaching).await;
+    until("the detach is on record", async || other.attachments().await[0].state == State::Detaching).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(other.attachments().await[0].state, State::Detaching, "it is left to who does it");
+    assert_eq!(other.attachments().await[0].state, State::Detaching, "the row is left to its process");
     one.die();
     scene.sim.control("latency detach 1").unwrap();
     let took = until("it is gone", async || other.attachments().await.is_empty()).await;
@@ -250,7 +250,7 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
         let all = ids(process).await;
         heard.lock().unwrap().last() == all.last()
     };
-    until("all is told", async || complete(&one).await).await;
+    until("all events are delivered", async || complete(&one).await).await;
     // Events of the other process are delivered too, each once and in order.
     let all = ids(&one).await;
     let told = heard.lock().unwrap().clone();

@@ -134,11 +134,11 @@ async fn a_process_regains_locks_of_its_own_lingering_session() {
     for _ in 0..3 {
         lossy.broken.send_replace(());
         let has = async || one.locks().has(&held).await;
-        until("it is had again", async || has().await.is_ok()).await;
-        assert!(has().await.unwrap(), "nobody else has had it");
+        until("the lock is regained", async || has().await.is_ok()).await;
+        assert!(has().await.unwrap(), "no other process had the lock");
         assert!(other.locks().try_lock("a".into()).await.unwrap().is_none());
     }
-    assert_eq!(one.worker(), worker, "it is the process that it was");
+    assert_eq!(one.worker(), worker, "the process id is unchanged");
     drop(held);
     drop(other.locks().lock("a".into()).await.unwrap());
 }
@@ -167,7 +167,7 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     for process in [&one, &other] {
         process.all_free().await;
     }
-    until("it is on record again", async || one.service.store.worker().as_ref() != Some(&worker)).await;
+    until("the process has a new id", async || one.service.store.worker().as_ref() != Some(&worker)).await;
     let row = one.attach(server, 1).await.unwrap().remove(0);
     other.detach(server, row.id).await.unwrap();
 }

@@ -195,7 +195,7 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
 pub(crate) async fn until(what: &str, so: impl AsyncFn() -> bool) -> Duration {
     let start = Instant::now();
     while !so().await {
-        assert!(start.elapsed() < 2 * SECONDS, "it never came: {what}");
+        assert!(start.elapsed() < 2 * SECONDS, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     start.elapsed()

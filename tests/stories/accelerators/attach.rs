@@ -204,7 +204,7 @@ async fn a_release_interrupted_by_a_kill_is_completed() {
     service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("latency node-reattach 60000");
     let waited = tokio::time::timeout(Duration::from_secs(1), service.send(Method::DELETE, &two, None)).await;
-    assert!(waited.is_err(), "it did not wait");
+    assert!(waited.is_err(), "the request returned early");
     service.kill();
     service.start_again().await;
     // The release of both devices was recorded before the first was released.
@@ -296,7 +296,7 @@ async fn a_bind_interrupted_by_a_kill_is_undone() {
         Some(("application/json", json!({ "driver": "vfio-pci" }).to_string())),
     );
     let waited = tokio::time::timeout(Duration::from_secs(1), asked).await;
-    assert!(waited.is_err(), "it did not wait");
+    assert!(waited.is_err(), "the request returned early");
     assert_eq!(shown(&service, &path).await["status"], "attaching");
     service.kill();
     service.start_again().await;
@@ -337,7 +337,9 @@ async fn an_accelerator_purged_while_its_attach_waits_gets_nothing() {
         };
         service.sim(&format!("fault {call} hang"));
         let has_turn = asked(&first);
-        service.until("its turn has come", async || service.log().contains("a fault befalls ")).await;
+        service
+            .until("the first attach is running", async || service.log().contains("a fault befalls "))
+            .await;
         let waits = asked(&purged);
         tokio::time::sleep(Duration::from_millis(300)).await;
         service.delete(&format!("{purged}?purge=true")).await.expect(204);

@@ -23,7 +23,7 @@ async fn without_a_host_name_a_reachable_host_is_chosen() {
         let hosts = service.get("/v2.1/os-hypervisors").await.expect(200).body["hypervisors"].clone();
         hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
     };
-    service.until("it is away", is_down).await;
+    service.until("the host is unreachable", is_down).await;
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
     service.delete(&path).await.expect(204);
     service.put(&path, json!({ "host": "host0" })).await.expect(503);

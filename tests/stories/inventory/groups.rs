@@ -16,7 +16,7 @@ async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     .await;
     let refused = service.attach(Q35, "pair:1").await.expect(409);
     assert!(refused.message().contains("IOMMU group 18"), "{}", refused.message());
-    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was changed");
     assert!(refused.message().contains("virsh nodedev-detach pci_0000_06_00_1"), "{}", refused.message());
     // The advised command takes effect at once, although libvirt sends no event for it. The operator must rebind the
     // driver.
@@ -101,7 +101,7 @@ async fn a_request_for_all_functions_of_a_group_needs_no_flag() {
     assert_eq!(result(&run, "group-viable", Some("0000:06:00.0")), "pass");
     let places: Vec<_> = candidates(&service, "alias=a1&count=2").await;
     assert_eq!(places.iter().map(|line| line["place"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1)]);
-    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was changed");
 
     let answer = service.attach(Q35, "a1:2").await.expect(200).body;
     let devices = answer["pci_devices"].as_array().unwrap();

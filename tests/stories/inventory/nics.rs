@@ -94,7 +94,7 @@ async fn extra_info_of_nics_matches_nova() {
             "sriov": { "pf_mac_address": "52:54:00:aa:00:01", "vf_num": 0 },
         })
     );
-    assert_eq!(vf["extra_info"]["mac_address"], Value::Null, "that is a PF's");
+    assert_eq!(vf["extra_info"]["mac_address"], Value::Null, "only a PF has a MAC address");
     assert_eq!(service.device("0000:04:10.2").await["dev_type"], "type-PCI");
 
     // A device in a guest keeps its recorded facts, and pools ignore these keys.

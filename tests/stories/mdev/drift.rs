@@ -105,7 +105,7 @@ async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
 
     let original = fs::read_to_string(service.host_dir().join("domains/g3.xml")).unwrap();
     define(&service, &original);
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("the mediated device is removed", async || uuids(&service).await == [FIRST]).await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     expect_untouched(&service).await;
 
@@ -114,7 +114,7 @@ async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
     end_records(&mut service, DETACHED).await;
     fs::remove_file(saved_domain(&service, G3)).unwrap();
     service.start_again().await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("the mediated device is removed", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
 }
 
@@ -148,8 +148,8 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     attach(&service, &path, G1).await.expect(200);
     end_records(&mut service, FAILED).await;
     service.start_again().await;
-    service.until("it is taken back", async || service.plugged().is_empty()).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("the attach is undone", async || service.plugged().is_empty()).await;
+    service.until("the mediated device is removed", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
 
     // Somebody redefines the server with an old definition, with which it could not start.
@@ -159,7 +159,7 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     define(&service, &kept);
     let expected = json!({ "kind": "stray", "attachment_id": id, "server_id": G3, "done": "by a repair" });
     service
-        .until("it is told", async || {
+        .until("the drift is reported", async || {
             let found = drift(&service).await;
             found.len() == 1 && says(&found[0], &expected)
         })
