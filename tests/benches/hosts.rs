@@ -1,6 +1,6 @@
-//! What many hosts cost: 50 simulated ones of 1,000 devices each, at start, when idle, and when one does not answer.
+//! The cost of many hosts: 50 simulated hosts of 1,000 devices each, at start, when idle, and when one of them hangs.
 //!
-//! The floor of the start is one such host in a service of its own, times their number.
+//! The floor of the start is the time for one such host in a service of its own, times the number of hosts.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type
 "#;
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Writes a host; all hosts have guests of their own.
+/// Writes a host whose guests have UUIDs of their own.
 fn write(number: usize, dir: &Path) {
     SIZE.write(dir).expect("a host");
     for guest in 0..SIZE.guests {

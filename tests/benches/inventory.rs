@@ -1,8 +1,8 @@
-//! What the inventory costs, on simulated hosts of 100 to 10,000 devices: to choose a device, to find a host
-//! unchanged, to list devices, and what a service holds.
+//! The cost of the inventory on simulated hosts of 100 to 10,000 devices: choosing a device, reading an unchanged host,
+//! listing devices, and memory.
 //!
-//! The floors are measured in the same run: an empty request to the same service, the same query and encoding by
-//! hand, and reading the host alone, without the comparison.
+//! The floors are measured in the same run: an empty request to the same service, the same query and encoding written
+//! by hand, and reading the host without the comparison.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -26,10 +26,10 @@ use serde_json::json;
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
 const ROUNDS: usize = 200;
-/// How often an unchanged host is read again: once a second, the shortest interval there is.
+/// The number of scans of an unchanged host: one per second, the shortest interval.
 const SCANS: u64 = 10;
 const PAGE: i64 = 1000;
-/// Asks this program, in a process of its own, what a simulated host takes.
+/// The argument that makes this program measure the memory of a simulated host in a process of its own.
 const HOST_ALONE: &str = "--host-alone";
 
 const CONFIG: &str = r#"
@@ -40,7 +40,7 @@ alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca", "device_type
 interval = 1
 "#;
 
-/// How long something takes, each of many times.
+/// Runs some work several times, and returns the times.
 fn timed<T>(rounds: usize, mut work: impl FnMut() -> T) -> Vec<Duration> {
     let once = |_| {
         let start = Instant::now();
@@ -68,7 +68,7 @@ async fn main() {
     }
 }
 
-/// Microseconds a device.
+/// Microseconds per device.
 struct Costs {
     devices: usize,
     choose: f64,
@@ -117,8 +117,8 @@ async fn measure(size: generate::Size) -> Costs {
     }
 }
 
-/// The part of the hypervisor in a scan: on a simulated host a copy of what it has, on a real one documents to be
-/// parsed. Answers the first.
+/// Measures the hypervisor's part of a scan: a copy of the devices on a simulated host, parsing documents on a real
+/// one. Returns the former.
 async fn reading(dir: &Path) -> f64 {
     let sim = Sim::open(dir).expect("a host");
     let mut copies = Vec::new();
@@ -195,11 +195,11 @@ fn row(
     }))
 }
 
-/// Lets the service read its host again and again, in which nothing changes: processor time of one round without
-/// the floor, in milliseconds.
+/// Lets the service read its unchanged host repeatedly. Returns the processor time of one round without the floor, in
+/// milliseconds.
 async fn scanning(service: &Hotslot, floor: f64) -> f64 {
     let mut db = database(service).await;
-    // Another connection's commits change it.
+    // The number changes when another connection commits.
     let version = async |db: &mut SqliteConnection| -> i64 {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(db).await.expect("a number")
     };
@@ -208,7 +208,7 @@ async fn scanning(service: &Hotslot, floor: f64) -> f64 {
     service.until("a round ends", async || scans() > begin).await;
     let (first, version_before, cpu_before) = (scans(), version(&mut db).await, cpu(service.pid()));
     tokio::time::sleep(Duration::from_secs(SCANS)).await;
-    // A thread that ended in between had nothing to do for long.
+    // A thread that ended in the meantime used little time.
     let used = cpu(service.pid())
         .into_iter()
         .map(|(thread, now)| now - cpu_before.get(&thread).copied().unwrap_or_default());
@@ -223,7 +223,7 @@ async fn scanning(service: &Hotslot, floor: f64) -> f64 {
     round - floor
 }
 
-/// Pages of `os-pci/detail` until there are no more, over the same query and encoding by hand.
+/// Reads all pages of `os-pci/detail`, and compares the time with the same query and encoding written by hand.
 async fn listing(service: &Hotslot, empty: f64) -> f64 {
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let mut db = database(service).await;
@@ -238,7 +238,7 @@ async fn listing(service: &Hotslot, empty: f64) -> f64 {
         let start = Instant::now();
         let (page, last) = page_by_hand(&mut db, marker).await;
         by_hand.push(start.elapsed());
-        // The same devices, whatever differs in what is said of them.
+        // Both must list the same devices; their other keys may differ.
         let ids = |body: &[u8]| body.windows(5).filter(|part| part == b"\"id\":").count();
         assert_eq!(ids(&body), ids(&page));
         let full = ids(&page) as i64 == PAGE;
@@ -281,7 +281,7 @@ struct Shown {
     host: String,
 }
 
-/// A page, encoded, and the id of its last device.
+/// Returns an encoded page, and the id of its last device.
 async fn page_by_hand(db: &mut SqliteConnection, after: i64) -> (Vec<u8>, i64) {
     let rows = sqlx::query(
         "SELECT *, strftime('%Y-%m-%dT%H:%M:%S', created_at / 1000, 'unixepoch') AS created, \
@@ -326,7 +326,7 @@ async fn database(service: &Hotslot) -> SqliteConnection {
     SqliteConnection::connect(&url).await.expect("the database")
 }
 
-/// What a simulated host alone takes of memory.
+/// Returns the memory that a simulated host alone uses.
 fn host_alone(dir: &Path) {
     let before = resident(std::process::id());
     let _host = Sim::open(dir).expect("a host");

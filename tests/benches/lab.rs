@@ -1,7 +1,8 @@
-//! Attach and detach by REST over `virsh attach-device` and `detach-device` of the same VF, alternating, in the
-//! lab. It copies itself into the VM and measures there, so that no network of ours is in the figures.
+//! Attach and detach by REST compared with `virsh attach-device` and `detach-device` of the same VF, alternating, in
+//! the lab. The program copies itself into the VM and measures there, so that no network outside of the VM affects the
+//! times.
 //!
-//! The floor is virsh as people run it, a process each time; virsh's start-up alone is shown beside it.
+//! The floor is virsh as people run it, one process per command. The start-up time of virsh alone is shown as well.
 
 use std::path::Path;
 use std::process::Command;
@@ -44,8 +45,8 @@ fn timed(command: &str) -> Duration {
     start.elapsed()
 }
 
-/// Waits until the guest has, or has no longer, a driver on a VF, and the host's is as it was: each measurement
-/// starts from rest.
+/// Waits until the guest has, or no longer has, a driver on a VF, and the host's driver is as before, so that each
+/// measurement starts at rest.
 fn settle(in_guest: bool) {
     let wanted = if in_guest { "0" } else { "1" };
     let line = format!(

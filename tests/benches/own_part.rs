@@ -1,8 +1,8 @@
-//! What hotslot itself costs, on a simulated host that takes no time of its own: the latency of attach and detach,
-//! the time to start, and what it holds and does when idle.
+//! The cost of hotslot itself, on a simulated host without latencies: the latency of attach and detach, the time to
+//! start, and memory and activity when idle.
 //!
-//! The floor of an attach is measured in the same run: an empty request to the same service, and two transactions
-//! as durable as its own (reserve, settle), by hand.
+//! The floor of an attach is measured in the same run: an empty request to the same service, and two transactions that
+//! are as durable as its own (reserve and settle), written by hand.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ async fn main() {
     idle().await;
 }
 
-/// What two rows written and committed with a sync cost on this disk.
+/// Measures writing and committing two rows with a sync on this disk.
 async fn durable_transactions() -> Vec<Duration> {
     let dir = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite://{}/floor.db?mode=rwc", dir.path().display());
@@ -68,7 +68,7 @@ async fn durable_transactions() -> Vec<Duration> {
     times
 }
 
-/// From the start of the process until it listens, on a host with neither devices nor guests.
+/// Measures the time from the start of the process until it listens, on a host with neither devices nor guests.
 async fn start_once() -> Duration {
     let empty = tempfile::tempdir().expect("a directory");
     for folder in ["devices", "domains"] {

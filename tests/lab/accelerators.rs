@@ -1,4 +1,5 @@
-//! Accelerators on real devices: into a guest, to the host, and back; and what the host lives on is not for them.
+//! Accelerators on real devices: attached to a guest and to the host, and detached. Devices that the host needs are
+//! refused.
 
 use hotslot_tests::lab::{CONFIG, Lab, id, sh};
 use reqwest::Method;
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::failures::INTERFACES;
 
-/// Makes an accelerator, and answers its path.
+/// Creates an accelerator, and returns its path.
 async fn made(lab: &Lab, name: &str, uuid: Option<&str>) -> String {
     let mut body = json!({ "name": name });
     if let Some(uuid) = uuid {
@@ -21,7 +22,7 @@ async fn spec(lab: &Lab, path: &str, spec: Value) {
 }
 
 #[tokio::test]
-async fn an_accelerator_goes_into_a_guest_to_the_host_and_back() {
+async fn an_accelerator_is_attached_to_a_guest_then_to_the_host() {
     let lab = Lab::fresh().await;
     let path = made(&lab, "IPSec Card", None).await;
     spec(&lab, &path, json!({ "device_type": "NIC", "vendor_id": "8086", "product_id": "10ca" })).await;
@@ -50,12 +51,12 @@ async fn an_accelerator_goes_into_a_guest_to_the_host_and_back() {
 }
 
 #[tokio::test]
-async fn what_the_host_lives_on_is_no_accelerator() {
+async fn devices_that_the_host_needs_are_refused_as_accelerators() {
     let config = CONFIG.replace("device_spec = [", "device_spec = ['{}',");
     let lab = Lab::with(&format!("{config}[accelerators]\ndiscovered = true\n")).await;
     let before = lab.sh(INTERFACES);
     let all = lab.get("/accelerators").await.expect(200).body["accelerator"].clone();
-    // The VM's own disk, and the card that it is reached by.
+    // The disk of the VM, and the NIC by which it is reached.
     for product in ["1042", "1000"] {
         let is = |one: &&Value| one["vendor_id"] == "1af4" && one["product_id"] == product;
         let own = all.as_array().expect("a list").iter().find(is).expect("it is listed");
@@ -70,7 +71,7 @@ async fn what_the_host_lives_on_is_no_accelerator() {
 }
 
 #[tokio::test]
-async fn of_those_who_ask_at_once_through_three_doors_one_gets_the_device() {
+async fn concurrent_requests_through_three_apis_assign_a_device_once() {
     const V2: &str = "/accelerator/v2";
     let vf = sh("lab-devices igb-vf0");
     let lab = Lab::with(&format!(

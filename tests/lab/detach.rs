@@ -1,5 +1,5 @@
-//! A detach says what is so: pending while the guest has not let go, done when it has, asked again when the guest
-//! lost it, and not asked for against a policy.
+//! Detach reports the actual state: pending while the guest keeps the device, and done when it is gone. Lost unplug
+//! requests are repeated, and policies are respected.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use hotslot_tests::lab::{CONFIG, Lab, id, sh};
 use hotslot_tests::path;
 use serde_json::Value;
 
-/// Waits until q35 shows a device with its driver. While that probes it, the guest's agent may not answer.
+/// Waits until q35 shows a device with its driver. The guest's agent may not answer while the driver probes the device.
 async fn bound(lab: &Lab, vf: &Value) {
     let line = format!(
         "guest lspci q35 2>/dev/null | grep -c '^{} 8086:10ca igbvf' || true",
@@ -17,14 +17,14 @@ async fn bound(lab: &Lab, vf: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boots_is_asked_again() {
+async fn unplug_completes_after_a_reset_and_is_repeated_for_a_booting_guest() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     bound(&lab, &vf).await;
     lab.sh("timeout 2 guest exec q35 sh -c 'echo c >/proc/sysrq-trigger' >/dev/null 2>&1 || true");
     lab.until_sh("its kernel panics", "grep -c 'end Kernel panic' /var/log/guest-q35.log || true", "1").await;
 
-    // The time of the request is over: the same outcome as often as it is asked for.
+    // The timeout has passed: repeated requests have the same outcome.
     for _ in 0..2 {
         let begun = Instant::now();
         let pending = lab.delete(&format!("{}?timeout=3s", path(&vf))).await.expect(409);
@@ -38,7 +38,7 @@ async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boot
     let documents = "virsh dumpxml q35 | grep -c ua-; virsh dumpxml --inactive q35 | grep -c ua- || true";
     assert_eq!(lab.sh(documents), "1\n0");
 
-    // Neither service remembers it by being up.
+    // Both services are restarted, so neither can rely on its memory.
     lab.stop();
     lab.sh("systemctl restart libvirtd");
     lab.serve().await;
@@ -52,7 +52,7 @@ async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boot
     println!("gone {:?} after the reset", reset.elapsed());
     assert_eq!(lab.driver(&vf["address"]), "igbvf");
 
-    // Nobody in the guest can hear that it is asked yet.
+    // The guest cannot handle the unplug request yet.
     let vf = lab.attach_one("q35", "vf").await;
     let agent = "virsh dumpxml q35 | grep -c \"org.qemu.guest_agent.0' state='connected'\" || true";
     assert_eq!(lab.sh(agent), "0", "the guest has booted already");
@@ -64,11 +64,11 @@ async fn a_guest_that_hangs_keeps_the_device_until_it_is_reset_and_one_that_boot
 }
 
 #[tokio::test]
-async fn policies_are_kept_and_the_guest_is_quiesced_by_its_agent() {
+async fn unplug_policies_apply_and_the_agent_quiesces_the_guest() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let kept = sh("lab-devices igb-vf1");
     let refused = format!(r#"'{{"address": "{kept}", "hot_unplug": "refuse"}}'"#);
-    // It fails the first time.
+    // The first call fails.
     let class = r#"
 [[detach.class]]
 class = "network controller"
@@ -92,7 +92,7 @@ quiesce = ["/bin/sh", "-c", "test -e /tmp/ready || { touch /tmp/ready; exit 1; }
     let kept = vfs.iter().find(|vf| vf["address"] == kept).unwrap();
     let answer = lab.detach(kept).await.expect(409);
     assert!(answer.message().contains("hot_unplug = refuse in its device_spec"), "{}", answer.message());
-    // As it says: when the server is off.
+    // As the message says, the detach works when the server is off.
     lab.sh("virsh -q destroy q35");
     for vf in &vfs {
         lab.detach(vf).await.expect(200);

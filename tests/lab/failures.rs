@@ -1,19 +1,19 @@
-//! Each failure answers with the right status and leaves nothing behind: no record, no binding, no alias, and the
-//! host's devices on the drivers that they had.
+//! Each failure returns the right status and leaves nothing behind: no record, no binding, no alias, and the host's
+//! devices on their original drivers.
 
 use hotslot_tests::lab::{CONFIG, Lab, id};
 use hotslot_tests::{attachments, path};
 use serde_json::json;
 
-/// The interface indexes of the lab's devices: a driver that was bounced comes back with another one.
+/// Prints the interface indexes of the lab's devices: a driver that was rebound gives its interface another index.
 pub const INTERFACES: &str = "cat /sys/bus/pci/devices/*/net/*/ifindex | sort -n | tr '\\n' ' '";
 
 #[tokio::test]
-async fn refusals_touch_nothing() {
+async fn refusals_change_nothing() {
     let lab = Lab::fresh().await;
     let before = lab.sh(INTERFACES);
 
-    // A conventional device, and only PCI Express ports are free.
+    // A conventional device, when only PCI Express ports are free.
     let answer = lab.attach(id("q35"), "edu:1").await.expect(409);
     assert!(answer.message().contains("no free hot-plug port"), "{}", answer.message());
     // No free port at all.
@@ -21,12 +21,12 @@ async fn refusals_touch_nothing() {
     let answer = lab.attach(id("full"), "vf:1").await.expect(409);
     assert!(answer.message().contains("no free hot-plug port"), "{}", answer.message());
     lab.sh("guest off full");
-    // Too few, an unknown alias, an unknown server.
+    // Too few devices, an unknown alias, and an unknown server.
     let answer = lab.attach(id("q35"), "vf:3").await.expect(400);
     assert!(answer.message().contains("2 free"), "{}", answer.message());
     lab.attach(id("q35"), "gpu:1").await.expect(400);
     lab.attach("10000000-0000-4000-8000-00000000dead", "vf:1").await.expect(404);
-    // Live only, into a server that is shut off.
+    // A live attach to a server that is shut off.
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
     lab.post(&attachments(id("q35b")), body).await.expect(409);
 
@@ -35,9 +35,9 @@ async fn refusals_touch_nothing() {
 }
 
 #[tokio::test]
-async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
+async fn both_functions_of_an_iommu_group_are_attached_without_a_flag() {
     let lab = Lab::fresh().await;
-    // The second and third e1000e share a group, and are bound to host drivers.
+    // The second and third e1000e share a group and are bound to host drivers.
     let answer = lab.attach(id("q35"), "e1000e:2").await.expect(200);
     let devices = answer.body["pci_devices"].as_array().expect("devices").clone();
     let pair: Vec<_> = ["pair0", "pair1"].iter().map(|name| lab.sh(&format!("lab-devices {name}"))).collect();
@@ -58,7 +58,7 @@ async fn both_functions_of_an_iommu_group_are_given_without_a_flag() {
 }
 
 #[tokio::test]
-async fn what_someone_else_attached_is_not_taken() {
+async fn devices_attached_by_others_are_not_taken() {
     let lab = Lab::fresh().await;
     lab.sh("guest boot q35b");
     let vf = lab.sh("lab-devices igb-vf0");
@@ -68,7 +68,8 @@ async fn what_someone_else_attached_is_not_taken() {
          bus=\"0x{bus}\" slot=\"0x{slot}\" function=\"0x0\"/></source></hostdev>"
     );
     lab.sh(&format!("echo '{xml}' >/tmp/vf.xml"));
-    // In another running guest: live attach and attach into a definition are both refused where no other will do.
+    // The device is in another running guest. Attaches to a running and to a shut-off guest are refused when there is
+    // no other device.
     lab.sh("virsh -q attach-device q35b /tmp/vf.xml --live");
     for guest in ["q35", "i440fx"] {
         let answer = lab.attach(id(guest), "vf:2").await.expect(409);
@@ -81,12 +82,12 @@ async fn what_someone_else_attached_is_not_taken() {
         "igbvf",
     )
     .await;
-    // In the same server's definition.
+    // The device is in the definition of the same server.
     lab.sh("virsh -q attach-device q35 /tmp/vf.xml --config");
     let answer = lab.attach(id("q35"), "vf:2").await.expect(409);
     assert!(answer.message().contains("definition"), "{}", answer.message());
     lab.sh("virsh -q detach-device q35 /tmp/vf.xml --config");
-    // It is free at once, though nothing tells of a definition that changes.
+    // The device is free at once, although libvirt sends no event when a definition changes.
     lab.attach_one("q35", "vf").await;
     let other = lab.attach_one("q35", "vf").await;
     assert_ne!(other["address"], vf);
@@ -99,10 +100,10 @@ async fn what_someone_else_attached_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_vf_that_is_not_enabled_any_more_is_not_offered() {
+async fn a_vf_that_was_disabled_is_not_offered() {
     let lab = Lab::fresh().await;
     lab.sh("echo 0 >/sys/bus/pci/devices/$(lab-devices igb-pf)/sriov_numvfs");
-    lab.until("they are gone", async || {
+    lab.until("the devices are gone", async || {
         let answer = lab.attach(id("q35"), "vf:1").await;
         [400, 409].contains(&answer.status) && answer.message().contains("0 free")
     })
@@ -111,11 +112,11 @@ async fn a_vf_that_is_not_enabled_any_more_is_not_offered() {
 }
 
 #[tokio::test]
-async fn a_group_that_is_open_elsewhere_is_409() {
+async fn a_group_opened_by_another_process_is_409() {
     let lab = Lab::fresh().await;
     let vf = lab.sh("lab-devices igb-vf0");
     let group = lab.sh(&format!("basename $(readlink /sys/bus/pci/devices/{vf}/iommu_group)"));
-    // A process of someone else's has the group: it is on vfio-pci, and hotslot did not put it there.
+    // Another process has opened the group. The device is on vfio-pci, but hotslot did not bind it.
     let node = vf.replace([':', '.'], "_");
     lab.sh(&format!("virsh -q nodedev-detach pci_{node}"));
     lab.sh(&format!("setsid sleep 60 3<>/dev/vfio/{group} >/dev/null 2>&1 & echo $! >/run/holder.pid"));
@@ -127,13 +128,13 @@ async fn a_group_that_is_open_elsewhere_is_409() {
 }
 
 #[tokio::test]
-async fn an_unmanaged_device_is_the_operators_to_bind() {
+async fn an_unmanaged_device_must_be_bound_by_the_operator() {
     let spec = r#"'{"vendor_id": "8086", "product_id": "10ca"}'"#;
     let unmanaged = r#"'{"vendor_id": "8086", "product_id": "10ca", "managed": "false"}'"#;
     let lab = Lab::with(&CONFIG.replace(spec, unmanaged)).await;
     let answer = lab.attach(id("q35"), "vf:1").await.expect(409);
     assert!(answer.message().contains("bind it to vfio-pci first"), "{}", answer.message());
-    // The one that the operator has bound is given, and is as he bound it when it comes back.
+    // The device that the operator has bound is attached, and has the same binding after the detach.
     let bound = lab.sh("lab-devices igb-vf1");
     let node = bound.replace([':', '.'], "_");
     lab.sh(&format!("virsh -q nodedev-detach pci_{node}"));
@@ -149,7 +150,7 @@ async fn an_unmanaged_device_is_the_operators_to_bind() {
 async fn a_paused_guest_keeps_the_device_until_it_is_resumed() {
     let lab = Lab::with(&CONFIG.replace("attempts = 8\ntimeout = 12", "attempts = 1\ntimeout = 3")).await;
     let vf = lab.attach_one("q35", "vf").await;
-    // The guest must have noticed the device, or it would not let go of it either.
+    // The guest must have probed the device, or it would not release it.
     let wanted = format!("{} 8086:10ca igbvf", vf["inner_address"].as_str().unwrap());
     lab.until("the driver binds in the guest", async || lab.lspci("q35").contains(&wanted)).await;
     lab.sh("virsh -q suspend q35");

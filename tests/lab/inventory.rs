@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::failures::INTERFACES;
 
-/// How soon a VF that came or went on the host is seen.
+/// The time within which an added or removed VF must be noticed.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Waits until q35 shows a device. While a driver probes it, the guest's agent may not answer.
+/// Waits until q35 shows a device. The guest's agent may not answer while a driver probes the device.
 async fn shown(lab: &Lab, device: &Value, as_what: &str) {
     let wanted = format!("{} {as_what}", device["inner_address"].as_str().unwrap());
     let line = format!("guest lspci q35 2>/dev/null | grep -c '^{wanted}' || true");
@@ -19,7 +19,7 @@ async fn shown(lab: &Lab, device: &Value, as_what: &str) {
 }
 
 #[tokio::test]
-async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
+async fn two_vfs_go_to_two_guests_then_their_pf_and_new_vfs_are_discovered() {
     const PF: &str =
         r#"'{"name": "pf", "vendor_id": "8086", "product_id": "10c9", "device_type": "type-PF"}',"#;
     const MAC: &str = "52:54:00:12:34:42";
@@ -28,7 +28,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     let pf = lab.sh("lab-devices igb-pf");
     let links = || lab.sh(&format!("ip link show dev $(ls /sys/bus/pci/devices/{pf}/net)"));
 
-    // One as a network interface, one as it is.
+    // One VF as a network interface, and one as a plain device.
     let body = json!({ "pci_passthrough:alias": "vf:1", "mac_address": MAC, "vlan": 42 });
     let answer = lab.post(&attachments(id("q35")), json!({ "pciAttachment": body })).await.expect(200);
     let vf = answer.body["pci_devices"][0].clone();
@@ -36,7 +36,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     let with_it = links();
     let line = with_it.lines().find(|line| line.contains("vf 0 ")).expect("the PF's VF 0");
     assert!(line.contains(MAC) && line.contains("vlan 42"), "{with_it}");
-    // The guest's driver asks the PF for the address by a mailbox, which QEMU's igb answers too late for it to hear.
+    // The guest's driver requests the address from the PF by mailbox. QEMU's igb answers too late for the driver.
     shown(&lab, &vf, "8086:10ca igbvf").await;
     let refused = lab.attach(id("q35"), "pf:1").await.expect(400);
     assert!(refused.message().contains("blocked by a PF or VF in use"), "{}", refused.message());
@@ -46,7 +46,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
     }
     assert!(!links().contains("vlan 42"), "{}", links());
 
-    // The PF takes its VFs with it, and comes back without them.
+    // Unbinding the PF removes its VFs, and they do not come back with it.
     let attached = lab.attach_one("q35", "pf").await;
     assert_eq!(
         (attached["address"].as_str(), lab.driver(&attached["address"]).as_str()),
@@ -73,7 +73,7 @@ async fn two_vfs_go_to_two_guests_then_their_pf_and_new_ones_show_up() {
 }
 
 #[tokio::test]
-async fn what_the_host_needs_is_refused_untouched_and_a_group_is_given_whole() {
+async fn guarded_devices_are_refused_and_a_whole_group_is_attached() {
     let pair = sh("lab-devices pair0").replace(".0", ".*");
     let config = format!(
         r#"
@@ -102,7 +102,7 @@ uri = "qemu:///system"
         found.unwrap_or_else(|| panic!("no {check} that is {result}: {run:#}"))["message"].to_string()
     };
 
-    // The VM's own disk and the card that it is reached by.
+    // The disk of the VM, and the NIC by which it is reached.
     for (alias, guard) in [("disk:1", "root-filesystem"), ("nic:1", "network-address")] {
         let refused = lab.attach(id("q35"), alias).await.expect(409);
         assert!(refused.message().contains(guard), "{}", refused.message());
@@ -113,7 +113,7 @@ uri = "qemu:///system"
     let run = ask("vf:1", "dry_run").await.expect(200).body["dry_run"].clone();
     assert_eq!(run["would_attach"], true, "{run:#}");
     assert!(message(&run, "reset", "pass").contains("flr"), "{run:#}");
-    // Each function of the pair keeps the other from being viable.
+    // Each function of the pair makes the group of the other not viable.
     let refused = lab.attach(id("q35"), "pair:1").await.expect(409);
     assert!(refused.message().contains("not viable"), "{}", refused.message());
     assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
@@ -125,7 +125,7 @@ uri = "qemu:///system"
         shown(&lab, function, "8086:10d3").await;
     }
     lab.delete(&path(&functions[0])).await.expect(200);
-    // The other one is still in the guest: the group must not meet a host driver.
+    // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_eq!(lab.driver(&functions[0]["address"]), "vfio-pci");
     lab.delete(&path(&functions[1])).await.expect(200);
     for function in &functions {

@@ -1,7 +1,7 @@
-//! The lab's tests: real VFIO hot-plug in the test VM of `vagrant/`, which must be up (`make lab`).
+//! Tests in the lab: real VFIO hot-plug in the test VM of `vagrant/`, which must be running (`make lab`).
 //!
-//! Each test starts from the state that `vagrant/reset` makes. They share one VM, so they run one after the other.
-//! Those that take minutes are ignored here, and run by `make long-lab-test`.
+//! Each test starts from the state that `vagrant/reset` restores. The tests share one VM, so they run one after the
+//! other. Tests that take minutes are ignored here, and run by `make long-lab-test`.
 
 mod accelerators;
 mod detach;

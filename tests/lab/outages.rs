@@ -1,4 +1,4 @@
-//! libvirtd restarted, killed and stopped, hotslot killed: afterwards records and libvirt agree.
+//! libvirtd is restarted, killed and stopped, and hotslot is killed. Afterwards the records and libvirt agree.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ async fn libvirtd_is_restarted_and_killed_while_a_device_is_attached() {
     let vf = lab.attach_one("q35", "vf").await;
     for outage in ["systemctl restart libvirtd", "systemctl kill -s KILL libvirtd"] {
         lab.sh(outage);
-        // systemd starts it again, and hotslot finds it.
+        // systemd starts libvirtd again, and hotslot reconnects.
         lab.until("the host is away or back", async || lab.get("/readyz").await.status > 0).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         lab.until_sh(
@@ -36,7 +36,7 @@ async fn without_libvirtd_requests_are_503_and_nothing_is_lost() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd 2>/dev/null");
-    lab.until("it is noticed", async || lab.get("/readyz").await.status == 503).await;
+    lab.until("the outage is noticed", async || lab.get("/readyz").await.status == 503).await;
     let away = lab.attach(id("q35"), "vf:1").await.expect(503);
     assert!(away.retry_after.is_some());
     lab.detach(&vf).await.expect(503);
@@ -57,7 +57,8 @@ fn detaching(lab: &Lab, attachment: &Value) -> JoinHandle<Answer> {
     tokio::spawn(async move { api.delete(&path).await })
 }
 
-/// What q35 has, once everybody says the same. An attach that was answered 200 is there, any other is not.
+/// Waits for agreement, and returns the attachment of q35. It must exist after a 200, and must not after any other
+/// response.
 async fn after_attach(lab: &Lab, answer: &Answer) -> Option<Value> {
     let took = lab.agreed("q35").await;
     let rows = lab.attachments(id("q35")).await;
@@ -67,7 +68,7 @@ async fn after_attach(lab: &Lab, answer: &Answer) -> Option<Value> {
     rows.into_iter().next()
 }
 
-/// A detach that was asked for is done in the end, whatever was answered.
+/// A requested detach completes in the end, whatever the response was.
 async fn after_detach(lab: &Lab, vf: &Value, answer: &Answer) {
     let took = lab.agreed("q35").await;
     println!("the detach was answered {} {}; agreement after {took:?}", answer.status, answer.message());
@@ -78,7 +79,7 @@ async fn after_detach(lab: &Lab, vf: &Value, answer: &Answer) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes about two minutes: make long-lab-test"]
-async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
+async fn libvirtd_is_stopped_for_longer_than_the_call_time_limit() {
     let limits = "[libvirt]\ncall_timeout = 8\nattach_timeout = 8\n";
     let lab = Lab::with(&format!("{limits}{CONFIG}")).await;
     let stopped = async |state: &str, request: JoinHandle<Answer>, seconds: u64| {
@@ -88,7 +89,7 @@ async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
         lab.hit().await;
         println!("{state}: answered after {:?}", begun.elapsed());
         if answer.status != 200 {
-            // Said as it is: nobody knows yet.
+            // The outcome is unknown at this time, and the response says so.
             let row = lab.get("/v2/t/os-pci_attachments").await.expect(200).body["pciAttachment"][0].clone();
             assert_eq!(row["status"], "detaching", "{row:#}");
             println!("{state}: {}", row["status_reason"]);
@@ -100,14 +101,14 @@ async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
         assert!(longest < Duration::from_secs(5), "a hung libvirtd holds the API up");
         answer
     };
-    // Calls are given up, the connection lives.
+    // The calls time out, and the connection stays open.
     lab.once("attaching", "kill -STOP $(pidof libvirtd)").await;
     let answer = stopped("attaching", attaching(&lab), 13).await;
     let vf = match after_attach(&lab, &answer).await {
         Some(vf) => vf,
         None => lab.attach_one("q35", "vf").await,
     };
-    // The connection is given up, too.
+    // The connection is closed as well.
     lab.once("detaching", "kill -STOP $(pidof libvirtd)").await;
     let answer = stopped("detaching", detaching(&lab, &vf), 26).await;
     after_detach(&lab, &vf, &answer).await;
@@ -115,7 +116,7 @@ async fn libvirtd_is_stopped_in_the_middle_for_longer_than_a_call_may_take() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn libvirtd_is_killed_and_restarted_in_the_middle() {
+async fn libvirtd_is_killed_and_restarted_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let watch = lab.watch();
     for outage in ["kill -KILL $(pidof libvirtd)", "systemctl restart libvirtd"] {
@@ -136,7 +137,7 @@ async fn libvirtd_is_killed_and_restarted_in_the_middle() {
     lab.expect_nothing_left().await;
 }
 
-/// Holds the database from the moment the intent is in it, until the file `/run/release` is there.
+/// A script that locks the database from the commit of the intent until the file `/run/release` exists.
 const HOLD: &str = r#"
 import os, sqlite3, time
 db = sqlite3.connect("/var/lib/hotslot/hotslot.db", isolation_level=None, timeout=10)
@@ -157,11 +158,10 @@ async fn hotslot_is_killed_between_plug_and_record() {
     let lab = Lab::fresh().await;
     lab.sh(&format!("rm -f /run/watching /run/held /run/release; cat >/tmp/hold.py <<'END'\n{HOLD}\nEND"));
     lab.sh("setsid timeout 300 python3 /tmp/hold.py >/tmp/hold.log 2>&1 </dev/null & true");
-    lab.until_sh("someone watches the database", "ls /run/watching 2>/dev/null || true", "/run/watching")
-        .await;
+    lab.until_sh("the watcher is running", "ls /run/watching 2>/dev/null || true", "/run/watching").await;
     let api = lab.api.clone();
     let post = tokio::spawn(async move {
-        // The answer never comes: the service is killed first.
+        // There is no response, because the service is killed first.
         let url = format!("{}{}", api.url(), attachments(id("q35")));
         let body = r#"{"pciAttachment": {"pci_passthrough:alias": "vf:1"}}"#;
         let client = reqwest::Client::builder().no_proxy().build().unwrap();

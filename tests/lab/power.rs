@@ -1,4 +1,4 @@
-//! What attachments are after a guest's power cycles.
+//! Attachments after power cycles of a guest.
 
 use hotslot_tests::lab::{Lab, id};
 use hotslot_tests::path;
@@ -25,7 +25,7 @@ async fn a_reboot_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_shutdown_and_a_start_bring_it_back() {
+async fn a_device_is_present_again_after_shutdown_and_start() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("virsh -q shutdown q35");
@@ -46,7 +46,7 @@ async fn a_shutdown_and_a_start_bring_it_back() {
 }
 
 #[tokio::test]
-async fn a_device_put_into_the_definition_is_there_when_the_guest_starts() {
+async fn a_device_added_to_the_definition_is_present_after_the_start() {
     let lab = Lab::fresh().await;
     let vf = lab.attach_one("i440fx", "vf").await;
     assert_eq!(lab.driver(&vf["address"]), "igbvf", "nothing is bound for a server that is off");
@@ -57,27 +57,27 @@ async fn a_device_put_into_the_definition_is_there_when_the_guest_starts() {
     lab.expect_nothing_left().await;
 }
 
-/// Kills the QEMU of q35.
+/// A command that kills the QEMU process of q35.
 const KILL: &str = "kill -KILL $(cat /run/libvirt/qemu/q35.pid)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn qemu_is_killed_with_a_device_and_in_the_middle_of_attach_and_detach() {
+async fn qemu_is_killed_with_a_device_and_during_attach_and_detach() {
     let lab = Lab::fresh().await;
     let off = "virsh -q domstate q35";
 
-    // While a detach waits for the guest, which cannot answer.
+    // During a detach that waits for the guest, which cannot answer.
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("virsh -q suspend q35");
     let (api, delete) = (lab.api.clone(), format!("{}?timeout=60s", path(&vf)));
     let waiting = tokio::spawn(async move { api.delete(&delete).await });
-    lab.until_sh("it waits", "virsh dumpxml --inactive q35 | grep -c ua- || true", "0").await;
+    lab.until_sh("the detach waits", "virsh dumpxml --inactive q35 | grep -c ua- || true", "0").await;
     lab.sh(KILL);
     waiting.await.unwrap().expect(200);
     println!("detach: agreement after {:?}", lab.agreed("q35").await);
     assert_eq!(lab.attachments(id("q35")).await, [json!(null); 0]);
     assert_eq!(lab.driver(&vf["address"]), "igbvf");
 
-    // While the device is plugged.
+    // During the plug of a device.
     lab.sh("virsh -q start q35");
     lab.once("attaching", &format!("sleep 0.5; {KILL}")).await;
     let answer = lab.attach(id("q35"), "vf:1").await;
@@ -90,7 +90,7 @@ async fn qemu_is_killed_with_a_device_and_in_the_middle_of_attach_and_detach() {
         lab.detach(vf).await.expect(200);
     }
 
-    // With a device: its definition has it still.
+    // With an attached device: the definition still has it.
     lab.sh("virsh -q start q35");
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh(KILL);
@@ -109,11 +109,11 @@ async fn a_guest_is_saved_and_restored_destroyed_renamed_and_undefined() {
     let lab = Lab::fresh().await;
     let row = async || lab.attachments(id("q35")).await[0].clone();
 
-    // What is put into the definition of a saved guest is not there when it is restored.
+    // A device that is added to the definition of a saved guest is not present when the guest is restored.
     lab.sh("virsh -q managedsave q35");
     let vf = lab.attach_one("q35", "vf").await;
     lab.sh("virsh -q start q35");
-    lab.until("it is said", async || row().await["status_reason"].is_string()).await;
+    lab.until("the reason is shown", async || row().await["status_reason"].is_string()).await;
     let shown = row().await;
     assert_eq!(shown["status"], "attached", "{shown:#}");
     assert!(shown["status_reason"].as_str().unwrap().contains("with the next start"), "{shown:#}");
@@ -124,7 +124,7 @@ async fn a_guest_is_saved_and_restored_destroyed_renamed_and_undefined() {
     println!("repaired: agreement after {:?}", lab.agreed("q35").await);
     assert_eq!(row().await["status_reason"], json!(null));
 
-    // libvirt saves no guest with a host's device, and nothing changes by its trying.
+    // libvirt does not save a guest with a host device, and the attempt changes nothing.
     let before = row().await;
     let refused = lab.sh("virsh -q managedsave q35 2>&1 || virsh -q save q35 /var/tmp/q35.save 2>&1 || true");
     assert!(refused.contains("error"), "{refused}");

@@ -1,5 +1,5 @@
-//! Several hosts, one of them another machine, reached over TLS and over ssh: when the way to it breaks, it alone is
-//! affected.
+//! Several hosts, one of them another machine that is reached over TLS and ssh. When its connection breaks, only that
+//! host is affected.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::failures::INTERFACES;
 
-/// Where the VM's libvirtd is reached by TLS on this machine.
+/// The port of this machine that leads to the VM's libvirtd over TLS.
 const TLS: u16 = 19775;
 
-/// Makes an authority, and with it the keys of a server and a client that know each other by it.
+/// Creates a certificate authority, and with it the keys of a server and a client.
 const KEYS: &str = r#"
 set -e
 cd "$0"
@@ -34,7 +34,7 @@ printf '#!/bin/sh\nexec ssh -F /dev/null -o UserKnownHostsFile=/dev/null -o LogL
 chmod +x ssh
 "#;
 
-/// Has the VM's libvirtd listen for TLS.
+/// Makes the VM's libvirtd listen for TLS connections.
 const LISTEN: &str = "
 mkdir -p /etc/pki/CA /etc/pki/libvirt/private
 cp /run/keys/cacert.pem /etc/pki/CA
@@ -70,7 +70,7 @@ uri = "qemu:///system"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
+async fn an_unreachable_host_does_not_affect_the_two_others() {
     let dir = tempfile::tempdir().unwrap();
     let keys = &dir.path().join("keys");
     std::fs::create_dir(keys).unwrap();
@@ -100,7 +100,7 @@ async fn of_three_hosts_the_one_that_cannot_be_reached_is_missed_alone() {
     lab.sh("systemctl stop libvirtd-tls.socket");
 }
 
-/// The VM's libvirt by ssh, with the program `ssh` in a directory.
+/// Returns the URI of the VM's libvirt over ssh, with the program `ssh` in a directory.
 fn ssh_uri(port: u16, programs: &Path) -> String {
     format!(
         "qemu+ssh://root@127.0.0.1:{port}/system?keyfile={}&command={}/ssh&no_verify=1&no_tty=1",
@@ -109,9 +109,10 @@ fn ssh_uri(port: u16, programs: &Path) -> String {
     )
 }
 
-/// An entry that matches everything gives away nothing that the far host may need: what it uses cannot be seen.
+/// An entry that matches everything does not offer devices that the remote host may need, because its guards cannot be
+/// read.
 #[tokio::test]
-async fn the_disk_and_the_cards_of_a_remote_host_are_offered_only_by_their_address() {
+async fn disks_and_nics_of_a_remote_host_are_offered_only_by_address() {
     let mut lab = Lab::idle();
     let before = lab.sh(INTERFACES);
     let programs = tempfile::tempdir().unwrap();
@@ -149,7 +150,7 @@ uri = "{far}"
             .clone();
     assert_eq!(explained["guards"][0]["kind"], "unseen", "{explained:#}");
     assert_eq!(lab.sh(INTERFACES), before, "a host driver was bounced");
-    // VFs are made to be given away.
+    // VFs are not guarded on a remote host.
     let vf = lab.attach_one("q35", "vf").await;
     lab.detach(&vf).await.expect(200);
     lab.expect_nothing_left().await;
@@ -170,7 +171,7 @@ uri = "{far}"
     lab.expect_nothing_left().await;
 }
 
-/// The hosts whose servers are listed.
+/// Returns the hosts whose servers are listed.
 async fn listed(lab: &Lab) -> Vec<String> {
     let servers = lab.get("/v2.1/servers/detail").await.expect(200).body["servers"].clone();
     let host = |server: &Value| server["host"].as_str().unwrap().to_owned();
@@ -180,7 +181,7 @@ async fn listed(lab: &Lab) -> Vec<String> {
     hosts
 }
 
-/// Attaches and detaches on the far host, and meanwhile freezes and cuts the way to it.
+/// Attaches and detaches on the remote host while its connection freezes and breaks.
 async fn breaks(lab: &Lab, way: &str, link: &Link) {
     assert_eq!(listed(lab).await, ["far", "here", "near"]);
     for state in [State::Frozen, State::Cut] {
@@ -191,7 +192,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         };
         println!("{way}: attached on the far host after {:?}", begun.elapsed());
         assert_eq!((&vf["host"], lab.driver(&vf["address"]).as_str()), (&"far".into(), "vfio-pci"));
-        // What that machine lives on cannot be seen from here.
+        // Guards need the host's sysfs, so they cannot be evaluated for a remote host.
         let function = format!("/v2/t/os-hypervisors/1/pci_devices/{}", vf["address"].as_str().unwrap());
         let guards = lab.get(&function).await.expect(200).body["pci_device"]["guards"].clone();
         assert_eq!(guards, json!(null));
@@ -199,7 +200,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         link.set(state);
         let (api, far) = (lab.api.clone(), path(&vf));
         let far = tokio::spawn(async move { api.delete(&far).await });
-        // Two of three hosts are as they were.
+        // The other two hosts are not affected.
         let mut longest = Duration::ZERO;
         for _ in 0..5 {
             let begun = Instant::now();
@@ -212,7 +213,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         let answer = far.await.unwrap().expect(503);
         println!("{way}, {state:?}: {}", answer.message());
         let said = lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"].clone();
-        lab.until("it is noticed", async || {
+        lab.until("the outage is noticed", async || {
             let hosts = lab.get("/readyz").await.body["hypervisors"].clone();
             (&hosts["near"], &hosts["here"]) == (&"ok".into(), &"ok".into()) && hosts["far"] != "ok"
         })
@@ -224,7 +225,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
 
         link.set(State::Up);
         println!("{way}, {state:?}: agreement after {:?}", lab.agreed("q35").await);
-        // What was on record as to go is gone, and what was refused is as it was.
+        // A detach on record has completed, and a refused attach has changed nothing.
         let rows = lab.attachments(id("q35")).await;
         assert_eq!(rows.len(), usize::from(said == "attached"), "{said}: {rows:#?}");
     }

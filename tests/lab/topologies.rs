@@ -1,4 +1,4 @@
-//! inner_address is what the guest's own lspci shows, for every kind of device in every topology.
+//! `inner_address` equals the address in the guest's own lspci, for every kind of device in every topology.
 
 use hotslot_tests::lab::{Lab, id};
 use serde_json::Value;
@@ -56,8 +56,8 @@ async fn i440fx() {
     agrees("i440fx", &["vf", "edu", "e1000e"]).await;
 }
 
-/// Plugs devices one by one; each must be where the answer says, in the guest's eyes, in QEMU's, and then in the
-/// record's, verified.
+/// Attaches devices one by one. Each must have the address of the response in the guest, in QEMU, and finally in the
+/// record, as verified.
 async fn agrees(guest: &str, aliases: &[&str]) {
     let lab = Lab::fresh().await;
     lab.sh(&format!("guest boot {guest}"));
@@ -93,12 +93,12 @@ async fn agrees(guest: &str, aliases: &[&str]) {
     lab.expect_nothing_left().await;
 }
 
-/// Whether a function of the guest was there before, with whatever driver.
+/// Whether the guest had this function before, with any driver.
 fn known(before: &[String], line: &str) -> bool {
     before.iter().any(|old| old.split(' ').next() == line.split(' ').next())
 }
 
-/// Where QEMU has the device (`query-pci`), asked behind hotslot's back.
+/// Returns the address of the device in QEMU (`query-pci`), without hotslot.
 fn qemu(lab: &Lab, guest: &str, device: &Value) -> Option<String> {
     let command = format!("virsh qemu-monitor-command {guest} '{{\"execute\":\"query-pci\"}}'");
     let answer: Value = serde_json::from_str(&lab.sh(&command)).unwrap();

@@ -1,4 +1,4 @@
-//! The client of a service's API.
+//! A client of hotslot's API.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::attachments;
 
-/// How long anything may take on a simulated host that ought to happen by itself.
+/// The default time limit for effects that a simulated host must show without further requests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A service, as its callers see it.
+/// The API of a service.
 #[derive(Debug, Clone)]
 pub struct Api {
     url: String,
@@ -18,7 +18,7 @@ pub struct Api {
     pub(crate) patience: Duration,
 }
 
-/// What the service answered.
+/// A response of the service.
 #[derive(Debug)]
 pub struct Answer {
     /// The status code.
@@ -36,12 +36,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The message of a fault.
+    /// Returns the message of a fault in Nova's form.
     pub fn message(&self) -> &str {
         self.body.as_object().and_then(|fault| fault.values().next()?["message"].as_str()).unwrap_or_default()
     }
 
-    /// What Cyborg's form of a fault says: a JSON document as a string.
+    /// Returns the message of a fault in Cyborg's form: a JSON document as a string.
     pub fn fault_string(&self) -> String {
         let text = self.body["error_message"].as_str().expect("an error_message");
         let fault: Value = serde_json::from_str(text).expect("JSON in the error_message");
@@ -56,10 +56,10 @@ impl Answer {
 }
 
 impl Api {
-    /// The service at a URL, or at a socket: `unix:/path`.
+    /// Returns the API at a URL, or at a unix socket: `unix:/path`.
     pub fn at(url: String) -> Self {
-        // A test that blocks its thread for a while does not see that the service has closed an idle connection, and a
-        // request on such a connection has no answer: idle connections are not used again after some seconds.
+        // A test that blocks its thread does not notice that the service has closed an idle connection, and a request
+        // on such a connection fails. Idle connections are therefore not reused after some seconds.
         let builder = reqwest::Client::builder().no_proxy().pool_idle_timeout(Duration::from_secs(3));
         let (builder, url) = match url.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
@@ -68,26 +68,26 @@ impl Api {
         Self { url, client: builder.build().expect("a client"), patience: PATIENCE }
     }
 
-    /// With another limit for what ought to happen by itself.
+    /// Returns the same API with another time limit for [`until`](Self::until).
     pub fn patient(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
     }
 
-    /// Its URL.
+    /// The URL of the service.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Waits until it is ready.
+    /// Waits until the service is ready.
     pub async fn ready(&self) {
         self.until("the service is ready", async || self.get("/readyz").await.status == 200).await;
     }
 
-    /// Waits until something is so, and fails the test when it does not come to be.
+    /// Waits until a condition holds, and fails the test when it does not hold in time.
     pub async fn until(&self, what: &str, so: impl AsyncFn() -> bool) {
         let start = Instant::now();
         while !so().await {
-            assert!(start.elapsed() < self.patience, "it never came: {what}");
+            assert!(start.elapsed() < self.patience, "timed out waiting until {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -97,7 +97,7 @@ impl Api {
         self.sent(method, path, body).await.expect("an answer")
     }
 
-    /// Sends a request; none when nobody answers.
+    /// Sends a request; `None` when there is no response.
     pub async fn try_send(&self, method: Method, path: &str, body: Option<(&str, String)>) -> Option<Answer> {
         self.sent(method, path, body).await.ok()
     }
@@ -115,7 +115,7 @@ impl Api {
         self.answer(path, request).await
     }
 
-    /// Sends a request with headers. A body is JSON when they do not say what it is.
+    /// Sends a request with headers. A body is sent as JSON unless the headers give another media type.
     pub async fn send_with(
         &self,
         method: Method,
@@ -150,7 +150,7 @@ impl Api {
         Ok(Answer { status, body, retry_after, location, etag, headers })
     }
 
-    /// GET; none when nobody answers.
+    /// Sends a GET; `None` when there is no response.
     pub async fn try_get(&self, path: &str) -> Option<Answer> {
         self.try_send(Method::GET, path, None).await
     }
@@ -177,7 +177,7 @@ impl Api {
         self.send(Method::PUT, path, Some(("application/json", body.to_string()))).await
     }
 
-    /// PUT with a JSON body, over what has this tag.
+    /// PUT with a JSON body and `If-Match`.
     pub async fn put_if(&self, path: &str, tag: &str, body: Value) -> Answer {
         let request = self.client.put(format!("{}{path}", self.url)).header("if-match", tag);
         let request = request.header("content-type", "application/json").body(body.to_string());
@@ -189,26 +189,26 @@ impl Api {
         self.send(Method::DELETE, path, None).await
     }
 
-    /// Asks for devices by alias.
+    /// Attaches devices by alias.
     pub async fn attach(&self, server: &str, aliases: &str) -> Answer {
         self.post(&attachments(server), json!({ "pciAttachment": { "pci_passthrough:alias": aliases } }))
             .await
     }
 
-    /// The server's attachments.
+    /// Returns the attachments of a server.
     pub async fn attachments(&self, server: &str) -> Vec<Value> {
         let answer = self.get(&attachments(server)).await.expect(200);
         answer.body["pciAttachment"].as_array().expect("a list").clone()
     }
 
-    /// The status of each device of the table, by address.
+    /// Returns the device at an address from `os-pci`; null when there is none.
     pub async fn device(&self, address: &str) -> Value {
         let devices = self.get("/v2/t/os-pci/detail").await.expect(200);
         let devices = devices.body["pci_devices"].as_array().expect("a list").clone();
         devices.into_iter().find(|device| device["address"] == address).unwrap_or(Value::Null)
     }
 
-    /// Every PCI function of the first host, by address.
+    /// Returns every PCI function of the first host, by address.
     pub async fn functions(&self) -> serde_json::Map<String, Value> {
         let functions = self.get("/v2/t/os-hypervisors/1/pci_devices").await.expect(200);
         let functions = functions.body["pci_devices"].as_array().expect("a list").clone();
@@ -216,7 +216,7 @@ impl Api {
         functions.into_iter().map(|function| (address(&function), function)).collect()
     }
 
-    /// Fails the test unless nothing is promised and every host driver is back.
+    /// Fails the test unless there are no attachments, all devices are available and no function is bound to vfio-pci.
     pub async fn expect_clean(&self) {
         let all = self.get("/v2/t/os-pci_attachments").await.expect(200);
         assert_eq!(all.body["pciAttachment"], json!([]));

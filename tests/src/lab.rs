@@ -1,4 +1,5 @@
-//! The lab of `vagrant/`, with a service of the test's own in its VM, reached over a forwarded port of loopback.
+//! The lab of `vagrant/`, with a service of the test's own in its VM, which is reached over a forwarded port of
+//! loopback.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::{Answer, Api, path};
 
-/// The guests of the lab, by the name of their definition.
+/// The guests of the lab, by name.
 const GUESTS: [(&str, &str); 6] = [
     ("q35", "10000000-0000-4000-8000-000000000001"),
     ("q35b", "10000000-0000-4000-8000-000000000002"),
@@ -22,10 +23,10 @@ const GUESTS: [(&str, &str); 6] = [
 
 const PORT: u16 = 19774;
 
-/// How long anything may take that ought to happen by itself: a VM within a VM, in software on a busy machine.
+/// The time limit for effects in the lab: the guests are VMs in a VM, emulated on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The service's configuration in the lab.
+/// The configuration of the service in the lab.
 pub const CONFIG: &str = r#"
 [pci]
 device_spec = [
@@ -50,9 +51,9 @@ name = "lab"
 uri = "qemu:///system"
 "#;
 
-/// The lab with a fresh service in it.
+/// The lab with a new service in it.
 pub struct Lab {
-    /// The service in it.
+    /// The API of the service.
     pub api: Api,
 }
 
@@ -64,7 +65,8 @@ impl std::ops::Deref for Lab {
     }
 }
 
-/// Watches the records for an attachment in the state that is its first argument, and runs its second.
+/// A script that waits in the database for an attachment in the state of its first argument, and then runs its second
+/// argument.
 const ONCE: &str = r#"
 import sqlite3, subprocess, sys, time
 db = sqlite3.connect("file:/var/lib/hotslot/hotslot.db?mode=ro", uri=True, timeout=10)
@@ -75,26 +77,26 @@ subprocess.run(sys.argv[2], shell=True, check=True)
 open("/run/hit", "w").close()
 "#;
 
-/// Someone who asks the API over and over.
+/// A task that sends requests to the API continuously.
 pub struct Watch {
     end: oneshot::Sender<()>,
     task: JoinHandle<Duration>,
 }
 
 impl Watch {
-    /// Ends it, and answers how long the slowest answer took. A request that was not answered fails the test.
+    /// Ends the task, and returns the longest response time. The test fails when a request was not answered.
     pub async fn longest(self) -> Duration {
         let _ = self.end.send(()); // gone: the task says why
         self.task.await.expect("every answer")
     }
 }
 
-/// The binary that the lab runs.
+/// The binary that runs in the lab.
 pub fn release() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/hotslot")
 }
 
-/// A value of the file in which `vagrant/up` says how the VM is reached.
+/// Returns a value of the file in which `vagrant/up` describes how to reach the VM.
 pub fn environment(key: &str) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant/.lab/env");
     let text = std::fs::read_to_string(file).expect("the lab is up");
@@ -119,15 +121,15 @@ fn run(mut command: Command) -> Output {
 }
 
 impl Lab {
-    /// Puts the lab into the state that tests start from, and a service with an empty database into it.
+    /// Resets the lab, and starts a service with an empty database in it.
     pub async fn fresh() -> Self {
         Self::with(CONFIG).await
     }
 
-    /// [`fresh`](Self::fresh), with another configuration.
+    /// Like [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
         let lab = Self::idle();
-        // A port can be forwarded to this machine.
+        // The port must not be in use, so that it can be forwarded to this machine.
         let config = format!("{config}\n[api]\nlisten = \"127.0.0.1:9774\"\n").replace('\'', r"'\''");
         lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
         lab.put(&release(), "/usr/local/bin/hotslot");
@@ -136,7 +138,7 @@ impl Lab {
         lab
     }
 
-    /// The lab in the state that tests start from, without a service in it.
+    /// Resets the lab without starting a service in it.
     pub fn idle() -> Self {
         run(script("reset"));
         Self { api: Api::at(format!("http://127.0.0.1:{PORT}")).patient(PATIENCE) }
@@ -149,14 +151,14 @@ impl Lab {
         run(put);
     }
 
-    /// Makes a port of the VM's loopback reachable at one of this machine's.
+    /// Forwards a port of the VM's loopback to this machine.
     pub fn forward(&self, here: u16, there: u16) {
         let mut forward = script("forward");
         forward.args([here.to_string(), there.to_string()]);
         run(forward);
     }
 
-    /// Runs a line in the VM and returns what it printed.
+    /// Runs a shell command in the VM, and returns its output.
     pub fn sh(&self, line: &str) -> String {
         sh(line)
     }
@@ -172,27 +174,27 @@ impl Lab {
         .await;
     }
 
-    /// Kills it, as `kill -9` does; and stops the one that `make demo` left.
+    /// Kills the service as `kill -9` does, and stops the one that `make demo` started.
     pub fn stop(&self) {
         self.sh("systemctl stop hotslot 2>/dev/null; while pkill -9 -x hotslot; do sleep 0.1; done");
     }
 
-    /// Attaches one device of an alias.
+    /// Attaches one device by alias.
     pub async fn attach_one(&self, guest: &str, alias: &str) -> Value {
         self.attach(id(guest), &format!("{alias}:1")).await.expect(200).body["pci_devices"][0].clone()
     }
 
-    /// Detaches, by v2: waits until it is gone.
+    /// Detaches a device by v2, which waits until it is gone.
     pub async fn detach(&self, attachment: &Value) -> Answer {
         self.delete(&path(attachment)).await
     }
 
-    /// What the guest itself shows: address, vendor:device and driver, a line each.
+    /// Returns the functions that the guest sees: address, vendor:device and driver, one per line.
     pub fn lspci(&self, guest: &str) -> Vec<String> {
         self.sh(&format!("guest lspci {guest}")).lines().map(str::to_owned).collect()
     }
 
-    /// The host's driver of a device.
+    /// Returns the host driver of a device.
     pub fn driver(&self, address: &Value) -> String {
         let address = address.as_str().expect("an address");
         self.sh(&format!(
@@ -200,33 +202,33 @@ impl Lab {
         ))
     }
 
-    /// Fails the test unless hotslot left nothing: no record, no binding, no alias in any document.
+    /// Fails the test unless hotslot left nothing behind: no record, no binding, and no alias in any document.
     pub async fn expect_nothing_left(&self) {
         self.expect_clean().await;
         let aliases = "for d in $(virsh -q list --all --name); do virsh dumpxml $d; virsh dumpxml --inactive $d; \
                        done | grep -c \"alias name='ua-\" || true";
-        assert_eq!(self.sh(aliases), "0", "an alias is left in a domain's document");
+        assert_eq!(self.sh(aliases), "0", "a domain document still has an alias");
     }
 
-    /// Has a line run in the VM at the moment when an attachment's record comes to be in a state, and goes on once
-    /// someone watches for that. [`hit`](Self::hit) says whether it did.
+    /// Runs a shell command in the VM as soon as an attachment reaches a state. Returns when the watcher is running;
+    /// [`hit`](Self::hit) waits for the command.
     pub async fn once(&self, state: &str, line: &str) {
         self.sh(&format!("rm -f /run/watching /run/hit; cat >/tmp/once.py <<'END'\n{ONCE}\nEND"));
         let line = line.replace('\'', r"'\''");
         self.sh(&format!(
             "setsid timeout 300 python3 /tmp/once.py {state} '{line}' >/tmp/once.log 2>&1 </dev/null & true"
         ));
-        self.until_sh("someone watches the records", "ls /run/watching 2>/dev/null || true", "/run/watching")
+        self.until_sh("the watcher is running", "ls /run/watching 2>/dev/null || true", "/run/watching")
             .await;
     }
 
-    /// Waits until the line of [`once`](Self::once) has been run: it has, when what it waited for was there.
+    /// Waits until the command of [`once`](Self::once) has been run; fails the test when the state is not reached in time.
     pub async fn hit(&self) {
-        self.until_sh("what was to happen in the middle", "ls /run/hit 2>/dev/null || true", "/run/hit")
+        self.until_sh("the attachment reached the state", "ls /run/hit 2>/dev/null || true", "/run/hit")
             .await;
     }
 
-    /// Asks the API for what it knows by itself, over and over, until that is ended.
+    /// Sends requests that the service answers from memory, until the watch is ended.
     pub fn watch(&self) -> Watch {
         let api = self.api.clone();
         let (end, mut ended) = oneshot::channel::<()>();
@@ -245,8 +247,8 @@ impl Lab {
         Watch { end, task }
     }
 
-    /// Waits until the records of a guest, its documents and its host's drivers say the same and nothing is in
-    /// transition; answers how long that took.
+    /// Waits until the records of a guest, its documents and the host's drivers agree and nothing is in transition.
+    /// Returns how long that took.
     pub async fn agreed(&self, guest: &str) -> Duration {
         let start = Instant::now();
         self.until("records, documents and drivers agree", async || self.agrees(id(guest)).await).await;
@@ -270,7 +272,7 @@ impl Lab {
             all.join("\n")
         };
         let aliases = list("ua-", "attachment_id");
-        // A guest that is off has one document.
+        // A guest that is off has only one document.
         let [live, definition] = ["", "--inactive"]
             .map(|which| format!("virsh dumpxml {server} {which} | grep -o 'ua-[-0-9a-f]*' | sort"));
         let bound = if self.sh(&format!("virsh -q domstate {server}")) == "shut off" {
@@ -284,20 +286,20 @@ impl Lab {
             .all(|(line, wanted)| self.sh(&format!("{line} || true")) == **wanted)
     }
 
-    /// Waits until something is so in the VM.
+    /// Waits until a command in the VM prints a text.
     pub async fn until_sh(&self, what: &str, line: &str, wanted: &str) {
         self.until(what, async || self.sh(line) == wanted).await;
     }
 }
 
-/// Runs a line in the VM and returns what it printed: what a service's configuration depends on is asked before.
+/// Runs a shell command in the VM and returns its output, for values that the configuration of a service needs.
 pub fn sh(line: &str) -> String {
     let mut command = script("ssh");
     command.arg(line);
     String::from_utf8(run(command).stdout).expect("text").trim_end().to_owned()
 }
 
-/// A guest's UUID.
+/// Returns the UUID of a guest.
 pub fn id(guest: &str) -> &'static str {
     GUESTS.iter().find(|(name, _)| *name == guest).expect("a guest of the lab").1
 }

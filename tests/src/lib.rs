@@ -1,5 +1,5 @@
-//! Black-box tests of hotslot: the real binary, served on a free port of loopback with a database and a copy of
-//! a simulated host of its own, spoken to by HTTP.
+//! Black-box tests of hotslot: the real binary, served on a free port of loopback, with a database and a copy of a
+//! simulated host of its own. The tests use HTTP and the command line.
 
 mod api;
 pub mod lab;
@@ -16,42 +16,43 @@ use serde_json::Value;
 pub use api::{Answer, Api};
 pub use service::Hotslot;
 
-/// The guest `q35` of the simulated host `small`: it runs, with free root ports.
+/// The guest `q35` of the simulated host `small`: it is running and has free root ports.
 pub const Q35: &str = "10000000-0000-4000-8000-000000000001";
 /// The guest `switch`: it is shut off.
 pub const SWITCH: &str = "10000000-0000-4000-8000-000000000003";
-/// The guest `i440fx`: it runs.
+/// The guest `i440fx`: it is running.
 pub const I440FX: &str = "10000000-0000-4000-8000-000000000005";
-/// The guest `full`: it runs, with no free hot-plug port.
+/// The guest `full`: it is running without a free hot-plug port.
 pub const FULL: &str = "10000000-0000-4000-8000-000000000006";
 
-/// The binary that `cargo build` made beside the tests.
+/// Returns the binary that `cargo build` made in the directory of the tests.
 pub fn binary() -> PathBuf {
     let tests = std::env::current_exe().expect("the path of the tests");
-    // Tests lie one directory below it, programs beside it.
+    // Test programs are one directory below the binary, and other programs next to it.
     let beside = tests.ancestors().skip(1).take(2).map(|directory| directory.join("hotslot"));
     let binary = beside.filter(|binary| binary.exists()).last().unwrap_or_else(|| "hotslot".into());
     assert!(binary.exists(), "{} is missing: run `cargo build -p hotslot` first", binary.display());
     binary
 }
 
-/// A simulated host among the test data.
+/// Returns the directory of a simulated host in the test data.
 pub fn host(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/hosts").join(name)
 }
 
-/// Takes away what somebody has made of the GPU of a copy of the simulated host `accelerators`: it is whole then.
+/// Removes the mediated device from a copy of the simulated host `accelerators`, so that its GPU can be assigned as a
+/// whole.
 pub fn without_mdevs(host: &Path) {
     let mdev = "devices/mdev_b4a1f2c0_0a3b_4b0e_9d0c_3f1d2f7c5a11_0000_41_00_0.xml";
     std::fs::remove_file(host.join(mdev)).expect("the file of a mediated device");
 }
 
-/// The path of a server's attachments under v2.
+/// Returns the path of a server's attachments under v2.
 pub fn attachments(server: &str) -> String {
     format!("/v2/t/servers/{server}/os-pci_attachments")
 }
 
-/// The path of an attachment, as the API shows it, under v2.
+/// Returns the path of an attachment under v2.
 pub fn path(attachment: &Value) -> String {
     let text = |key: &str| attachment[key].as_str().expect("a text").to_owned();
     format!("{}/{}", attachments(&text("serverId")), text("attachment_id"))

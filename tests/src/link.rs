@@ -1,4 +1,4 @@
-//! A way to a port of this machine that can be frozen and cut.
+//! A TCP proxy on this machine that can be frozen and cut.
 
 use std::io;
 
@@ -7,18 +7,18 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What a link is to those who use it.
+/// The state of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It carries.
+    /// Data is forwarded.
     Up,
-    /// Nothing gets through, and nobody is told.
+    /// No data is forwarded, and connections stay open.
     Frozen,
-    /// Every connection is closed, new ones too.
+    /// All connections are closed, including new ones.
     Cut,
 }
 
-/// A port of loopback that leads to another one.
+/// A port of loopback that is forwarded to another one.
 #[derive(Debug)]
 pub struct Link {
     port: u16,
@@ -26,7 +26,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link to a port.
+    /// Opens a link to a port.
     pub async fn to(target: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let port = listener.local_addr().expect("its address").port();
@@ -39,12 +39,12 @@ impl Link {
         Self { port, state }
     }
 
-    /// Its port.
+    /// The port of the link.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Makes it carry, freeze or break.
+    /// Sets the state of the link.
     pub fn set(&self, state: State) {
         self.state.send_replace(state);
     }

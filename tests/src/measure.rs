@@ -1,49 +1,49 @@
-//! What the benchmarks measure with.
+//! Measurements for the benchmarks.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
-/// A quantile in milliseconds; sorts the times. `part` is from 0 to 1.
+/// Returns a quantile in milliseconds. `part` is from 0 to 1. Sorts the times.
 pub fn quantile(times: &mut [Duration], part: f64) -> f64 {
     times.sort();
     times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3
 }
 
-/// Prints median and 99th percentile, and answers the median in milliseconds.
+/// Prints the median and the 99th percentile, and returns the median in milliseconds.
 pub fn report(what: &str, times: &mut [Duration]) -> f64 {
     let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
     println!("{what:44} p50 {p50:8.2} ms   p99 {p99:8.2} ms   ({} times)", times.len());
     p50
 }
 
-/// The memory that a process has resident, in MiB.
+/// Returns the resident memory of a process in MiB.
 pub fn resident(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
     let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("VmRSS");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
 }
 
-/// What the kernel says of each thread of a process, in one of its files.
+/// Returns one of the kernel's files of each thread of a process.
 fn of_threads<T>(process: u32, file: &str, read: impl Fn(&str) -> Option<T>) -> HashMap<OsString, T> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
     let told = threads.filter_map(|thread| {
-        // One may end meanwhile.
+        // A thread may end in the meantime.
         let thread = thread.expect("a thread");
         Some((thread.file_name(), read(&std::fs::read_to_string(thread.path().join(file)).ok()?)?))
     });
     told.collect()
 }
 
-/// What each thread of a process has used of the processors.
+/// Returns the processor time of each thread of a process.
 pub fn cpu(process: u32) -> HashMap<OsString, Duration> {
-    // The first number is of nanoseconds (Linux, Documentation/scheduler/sched-stats.rst).
+    // The first number is in nanoseconds (Linux, Documentation/scheduler/sched-stats.rst).
     of_threads(process, "schedstat", |figures| {
         figures.split(' ').next()?.parse().ok().map(Duration::from_nanos)
     })
 }
 
-/// How often the threads of a process were switched to.
+/// Returns the number of context switches to the threads of a process.
 pub fn switches(process: u32) -> u64 {
     let count = |status: &str| {
         let lines = status.lines().filter(|line| line.contains("ctxt_switches"));

@@ -1,4 +1,4 @@
-//! The oracle: whether what the service says, what the host has and what was there before go together.
+//! The oracle checks whether the service's records, the host and the initial state agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::{Answer, Hotslot};
 
-/// `[pci]` under which the simulated host `small` is walked: VFs with a network, plain NICs, a pair of one IOMMU group.
+/// The `[pci]` configuration for the simulated host `small`: VFs with a network, plain NICs, and a pair in one IOMMU
+/// group.
 pub const PCI: &str = r#"
 [pci]
 device_spec = [
@@ -22,9 +23,9 @@ alias = [
 ]
 "#;
 
-/// What a host was like before anything was asked of it.
+/// The initial state of a host.
 pub struct Oracle {
-    /// The driver of each function.
+    /// The initial driver of each function.
     drivers: BTreeMap<String, Value>,
 }
 
@@ -41,7 +42,7 @@ impl Guest {
     }
 }
 
-/// The objects of a list in an answer; none when it is no such answer.
+/// Returns the objects of a list in a response; empty when the response has no such list.
 fn list<'a>(answer: &'a Answer, key: &str) -> Vec<&'a Value> {
     answer.body[key].as_array().into_iter().flatten().collect()
 }
@@ -51,7 +52,7 @@ fn text<'a>(object: &'a Value, key: &str) -> &'a str {
 }
 
 impl Oracle {
-    /// Remembers what a service's host is like.
+    /// Records the initial state of a service's host.
     pub async fn of(service: &Hotslot) -> Self {
         let functions = service.functions().await;
         let driver = |(address, function): (String, Value)| (address, function["driver"].clone());
@@ -61,7 +62,7 @@ impl Oracle {
     /// Waits until everything agrees.
     ///
     /// # Errors
-    /// What does not when `patience` has passed.
+    /// Returns the disagreements when `patience` has passed.
     pub async fn settled(&self, service: &Hotslot, patience: Duration) -> Result<(), String> {
         let start = Instant::now();
         loop {
@@ -76,8 +77,8 @@ impl Oracle {
         }
     }
 
-    /// Everything that does not agree, for people: a row in transition, a device with two owners or none, a document
-    /// with a device that no row has or without one that a row has, a function without its driver.
+    /// Returns every disagreement as text: a row in transition, a device with two owners or none, a document that has a
+    /// device without a row or lacks one with a row, a function without its driver.
     pub async fn disagreements(&self, service: &Hotslot) -> Vec<String> {
         let mut asked = Vec::new();
         for path in ["/v2/t/os-pci_attachments", "/v2/t/os-pci/detail", "/v2/t/os-hypervisors/1/pci_devices"]
@@ -154,7 +155,7 @@ impl Oracle {
         }
         let functions = list(functions, "pci_devices");
         let grouped = functions.iter().filter(|function| with_guests.contains(text(function, "address")));
-        // What the host's drivers have of a group is in its guest's way.
+        // Functions of a group with a host driver block the guest that has the others.
         let grouped: BTreeSet<&str> = grouped
             .flat_map(|function| function["iommu_group"]["members"].as_array().into_iter().flatten())
             .filter_map(Value::as_str)
@@ -169,7 +170,7 @@ impl Oracle {
                 found.push(format!("{address} is with {}, not {expected}", function["driver"]));
             }
         }
-        // What the host itself knows of the drivers, when no guest has the function.
+        // The host's own view of the drivers, for functions that no guest has.
         for (name, saved) in saved(service, "devices") {
             let address = name.trim_start_matches("pci_").replacen('_', ":", 2).replacen('_', ".", 1);
             let native = self.driver(&address);
@@ -185,7 +186,7 @@ impl Oracle {
     }
 }
 
-/// The files that the simulated host keeps of one kind, by name.
+/// Returns the files of one kind that the simulated host keeps, by name.
 fn saved(service: &Hotslot, kind: &str) -> Vec<(String, Value)> {
     let folder = service.host_dir().join("state").join(kind);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -198,7 +199,7 @@ fn saved(service: &Hotslot, kind: &str) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// The domains that anything happened to.
+/// Returns the domains that were changed since the start.
 fn guests(service: &Hotslot) -> Vec<Guest> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     saved(service, "domains")

@@ -1,4 +1,4 @@
-//! A PostgreSQL of the tests' own: one server for all tests of a process, a database for each.
+//! A PostgreSQL for the tests: one server for all tests of a process, and one database per test.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sqlx::{Connection as _, PgConnection};
 
-/// A server; it serves until its input is closed, which the system does when this process has ended.
+/// A server. It runs until its standard input is closed, which happens when this process ends.
 pub struct Server {
     url: String,
     child: Child,
@@ -16,9 +16,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one.
+    /// Starts a server.
     pub fn start() -> Self {
-        // Crates at several depths of the repository use this file.
+        // Crates at different depths of the repository include this file.
         let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
         let tool =
             folders.find_map(|folder| Some(folder.join("tools/postgres")).filter(|tool| tool.exists()));
@@ -41,14 +41,14 @@ impl Server {
         line.trim().to_owned()
     }
 
-    /// Tells it to `stop`, `start`, `freeze`, `thaw`, make a `standby` or `failover`, and waits until that is done.
+    /// Sends a command and waits for its completion: `stop`, `start`, `freeze`, `thaw`, `standby` or `failover`.
     pub fn tell(&mut self, what: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
         writeln!(input, "{what}").expect("tell tools/postgres");
         assert_eq!(self.line(), "ok", "{what}");
     }
 
-    /// Makes an empty database, and answers its URL.
+    /// Creates an empty database, and returns its URL.
     pub async fn database(&self) -> String {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("test{}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -60,7 +60,7 @@ impl Server {
     }
 }
 
-/// Makes an empty database on the server that all tests of this process share, and answers its URL.
+/// Creates an empty database on the server that all tests of this process share, and returns its URL.
 pub async fn database() -> String {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(Server::start).database().await

@@ -32,7 +32,7 @@ timeout = 0.4
 name = "node1"
 "#;
 
-/// A service on a simulated host, with a database of its own.
+/// A running service on a simulated host, with a database of its own.
 pub struct Hotslot {
     dir: tempfile::TempDir,
     binary: PathBuf,
@@ -64,22 +64,22 @@ fn copy(from: &Path, to: &Path) {
 }
 
 impl Hotslot {
-    /// Serves a copy of the simulated host of that name, and waits until it is ready.
+    /// Serves a copy of the named simulated host, and waits until the service is ready.
     pub async fn on(name: &str) -> Self {
         Self::with(&host(name), "").await
     }
 
-    /// Serves a copy of a simulated host, with something before the usual configuration.
+    /// Serves a copy of a simulated host, with additional configuration before the usual one.
     pub async fn with(host: &Path, config: &str) -> Self {
         Self::serving(host, &format!("{config}\n{PCI}"), |_| ()).await
     }
 
-    /// Serves a copy of a simulated host that something is done to before, with its own `[pci]`.
+    /// Serves a copy of a simulated host that `change` has modified, with its own `[pci]`.
     pub async fn bare(host: &Path, pci: &str, change: impl FnOnce(&Path)) -> Self {
         Self::serving(host, pci, change).await
     }
 
-    /// Serves many simulated hosts, `host0` and so on, that `make` writes into directories of their names.
+    /// Serves several simulated hosts, `host0` and so on, which `make` writes into directories of these names.
     pub async fn many(hosts: usize, config: &str, make: impl Fn(usize, &Path)) -> Self {
         let mut all = String::new();
         let dir = tempfile::tempdir().expect("a directory");
@@ -107,8 +107,8 @@ impl Hotslot {
         service
     }
 
-    /// Serves whatever hosts a configuration names, with a binary and a patience of the caller's; does not wait until
-    /// it is ready.
+    /// Serves the hosts of a configuration, with a given binary and time limit. Does not wait until the service is
+    /// ready.
     pub fn of(binary: &Path, config: &str, patience: Duration) -> Self {
         let mut service = Self::launch(binary.to_owned(), tempfile::tempdir().expect("a directory"), config);
         service.api = service.api.patient(patience);
@@ -128,7 +128,7 @@ impl Hotslot {
         Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in }
     }
 
-    /// The same, on another database, which is empty.
+    /// Restarts the service on another, empty database.
     pub async fn moved_to(mut self, url: &str) -> Self {
         self.kill();
         self.reconfigure(&format!("sqlite://{}", self.database().display()), url);
@@ -136,7 +136,8 @@ impl Hotslot {
         self
     }
 
-    /// Another process with the same configuration: on the same hosts, and the same database, which is not a file.
+    /// Starts another process with the same configuration: the same hosts and the same database, which must not be a
+    /// file.
     pub async fn beside(&self) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::copy(self.dir.path().join("hotslot.toml"), dir.path().join("hotslot.toml"))
@@ -151,23 +152,23 @@ impl Hotslot {
         service
     }
 
-    /// Sends its process a signal: `STOP`, `CONT`, `TERM`.
+    /// Sends a signal to the process: `STOP`, `CONT` or `TERM`.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]).status();
         assert!(sent.expect("kill").success(), "{signal}");
     }
 
-    /// How long it took from the start of its process until it listened.
+    /// How long the process took to listen.
     pub fn started_in(&self) -> Duration {
         self.started_in
     }
 
-    /// How long it took until its records agreed with all hosts.
+    /// How long it took until the records agreed with all hosts.
     pub fn ready_in(&self) -> Duration {
         self.ready_in
     }
 
-    /// The service's process.
+    /// The process id of the service.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -177,7 +178,7 @@ impl Hotslot {
         self.dir.path().join("hotslot.db")
     }
 
-    /// Writes into the database by itself, as no request would.
+    /// Executes a statement on the SQLite database directly.
     pub async fn in_the_database(&self, line: &'static str) {
         let url = format!("sqlite://{}", self.database().display());
         let mut db = SqliteConnection::connect(&url).await.expect("the database");
@@ -189,27 +190,27 @@ impl Hotslot {
         self.dir.path().join("host")
     }
 
-    /// What the service wrote to its log.
+    /// Returns the log of the service.
     pub fn log(&self) -> String {
         self.log_from(0)
     }
 
-    /// What it wrote after so many bytes.
+    /// Returns the log from a byte offset on.
     pub fn log_from(&self, start: usize) -> String {
         self.log.lock().expect("the log")[start..].to_owned()
     }
 
-    /// What it wrote since this was last asked for, which is then forgotten.
+    /// Returns the log and empties it.
     pub fn take_log(&self) -> String {
         std::mem::take(&mut self.log.lock().expect("the log"))
     }
 
-    /// The bytes that it wrote.
+    /// The length of the log in bytes.
     pub fn log_length(&self) -> usize {
         self.log.lock().expect("the log").len()
     }
 
-    /// Makes something happen on the simulated host.
+    /// Sends a command to the simulated host, for example an event or a fault.
     pub fn sim(&self, line: &str) {
         let answer = hotslot_driver::sim::control(&self.host_dir(), line).expect("the host's control socket");
         assert_eq!(answer, "ok", "{line}");
@@ -221,7 +222,7 @@ impl Hotslot {
         self.child.wait().expect("wait for the service");
     }
 
-    /// Changes a text of its configuration file, which it reads when it is started again.
+    /// Replaces a text in the configuration file, which is read at the next start.
     pub fn reconfigure(&self, from: &str, to: &str) {
         let file = self.dir.path().join("hotslot.toml");
         let config = std::fs::read_to_string(&file).expect("the configuration");
@@ -229,7 +230,7 @@ impl Hotslot {
         std::fs::write(file, config.replace(from, to)).expect("write the configuration");
     }
 
-    /// Lets no file that it writes become longer than so many bytes, or as long as the system lets it.
+    /// Limits the size of the files that the process writes; `None` removes the limit.
     pub fn limit_files(&mut self, bytes: Option<u64>) {
         let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
         if self.has_ended() {
@@ -242,17 +243,17 @@ impl Hotslot {
         assert!(limited.success() || self.has_ended(), "prlimit: {limited}");
     }
 
-    /// The exit code with which it ended by itself.
+    /// Returns the exit code of a process that has exited.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.child.try_wait().expect("the state of the service").and_then(|status| status.code())
     }
 
-    /// Whether it ended by itself.
+    /// Whether the process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("the state of the service").is_some()
     }
 
-    /// Whether it ended by itself; waits for that at most so long.
+    /// Waits until the process has ended, for at most `patience`, and returns whether it has.
     pub async fn ended(&mut self, patience: Duration) -> bool {
         let start = Instant::now();
         loop {
@@ -266,12 +267,12 @@ impl Hotslot {
         }
     }
 
-    /// Starts it again on what it left behind, and waits until it is ready.
+    /// Starts the service again with the same data, and waits until it is ready.
     pub async fn start_again(&mut self) {
         self.start_by(Command::new(&self.binary)).await;
     }
 
-    /// Starts it again from a shell, after something that the shell does before.
+    /// Starts the service again from a shell that runs a command first.
     pub async fn start_again_after(&mut self, shell: &str) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(&self.binary);
@@ -284,13 +285,13 @@ impl Hotslot {
         self.ready().await;
     }
 
-    /// The user aliases in the documents that the simulated host keeps, live and persistent.
+    /// Returns the user aliases in the documents of the simulated host, live and persistent.
     pub fn plugged(&self) -> Vec<String> {
         let documents = self.documents();
         documents.split("ua-").skip(1).filter_map(|rest| rest.get(..36)).map(str::to_owned).collect()
     }
 
-    /// The documents that the simulated host keeps, live and persistent, one after the other.
+    /// Returns the documents of the simulated host, live and persistent, concatenated.
     pub fn documents(&self) -> String {
         let state = self.host_dir().join("state");
         let mut text = String::new();
@@ -307,7 +308,7 @@ impl Hotslot {
         text
     }
 
-    /// Fails the test unless nothing is promised, nothing is plugged, and every host driver is back.
+    /// Fails the test unless nothing is allocated or plugged, and every host driver is bound again.
     pub async fn expect_clean(&self) {
         self.api.expect_clean().await;
         assert_eq!(self.plugged(), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Accelerators: made, named, listed and specified; and the helpers of the modules below.
+//! Accelerators: creation, names, lists and specs. This file also has the helpers of the submodules.
 
 mod attach;
 mod hosts;
@@ -14,7 +14,7 @@ async fn service(more: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{PCI}{more}"), |_| ()).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
@@ -28,7 +28,7 @@ async fn shown(service: &Hotslot, path: &str) -> Value {
     service.get(path).await.expect(200).body
 }
 
-/// The driver that the host says a device is bound to.
+/// Returns the driver that the host reports for a device.
 async fn driver(service: &Hotslot, address: &str) -> Value {
     let functions = service.functions().await;
     functions[address]["driver"].clone()
@@ -37,13 +37,13 @@ async fn driver(service: &Hotslot, address: &str) -> Value {
 const UUID: &str = "8e45a2ea-5364-4b0d-a252-bf8becaa606e";
 
 #[tokio::test]
-async fn the_seeds_examples() {
+async fn the_examples_of_cyborgs_first_api_work() {
     let service = service("").await;
     let body = json!({ "name": "IPSec Card", "uuid": UUID });
     let created = service.post("/accelerators", body.clone()).await.expect(201);
     assert_eq!(created.body, Value::Null);
     assert!(created.location.unwrap().ends_with(&format!("/accelerators/{UUID}")));
-    // Of the name as of the id there is one.
+    // Names are unique, and so are ids.
     for taken in [body, json!({ "name": "IPSec Card" }), json!({ "name": "other", "uuid": UUID })] {
         let refused = service.post("/accelerators", taken).await.expect(409);
         assert!(refused.message().contains(UUID), "{}", refused.message());
@@ -74,7 +74,7 @@ async fn the_seeds_examples() {
         let put = service.put(&path, json!({ "acc_specs": acc_specs })).await.expect(200);
         assert_eq!(put.body["acc_specs"], acc_specs);
     }
-    // Nothing here is such a device, and the answer says what there is.
+    // No device matches this spec, and the refusal says why.
     let refused =
         service.put(&format!("/accelerators/{UUID}"), json!({ "name": "IPSec Card", "uuid": UUID })).await;
     let refused = refused.expect(409);
@@ -84,7 +84,7 @@ async fn the_seeds_examples() {
 }
 
 #[tokio::test]
-async fn a_spec_is_put_over_the_one_that_was_read() {
+async fn if_match_protects_against_lost_updates() {
     let service = service("").await;
     let path = made(&service, "a", json!({ "num": 1 })).await;
     let read = service.get(&path).await.expect(200).etag.unwrap();
@@ -101,7 +101,7 @@ async fn a_spec_is_put_over_the_one_that_was_read() {
     let tag = service.get(&path).await.expect(200).etag.unwrap();
     put(3, &format!("\"17\", {tag}")).await.expect(200);
     assert_eq!(now["acc_specs"]["num"], 3);
-    // What is attached or detached is what was read.
+    // If-Match also applies to attach and DELETE.
     let with = async |method: Method, tag: &str| {
         let headers = [("if-match", tag), ("content-type", "application/json")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -114,12 +114,12 @@ async fn a_spec_is_put_over_the_one_that_was_read() {
     }
     with(Method::DELETE, "*").await.expect(204);
     with(Method::DELETE, &service.get(&path).await.expect(200).etag.unwrap()).await.expect(204);
-    // All of it: what is not said is as it was at first.
+    // A PUT replaces the whole spec: omitted keys get their defaults.
     assert_eq!(shown(&service, &path).await["acc_specs"]["device_type"], "UNKNOWN");
 }
 
 #[tokio::test]
-async fn what_is_put_is_kept_as_it_is() {
+async fn a_spec_is_returned_as_it_was_put() {
     let service = service("").await;
     let path = made(&service, "a", json!({})).await;
     for spec in [
@@ -135,7 +135,7 @@ async fn what_is_put_is_kept_as_it_is() {
 }
 
 #[tokio::test]
-async fn cyborgs_first_clients_find_their_members_and_have_them_sorted() {
+async fn v1_lists_have_cyborgs_keys_and_can_be_sorted() {
     let service = service("").await;
     for (name, remote) in [("b", 10), ("a", 9), ("c", -1)] {
         made(&service, name, json!({ "remote": remote })).await;
@@ -169,7 +169,7 @@ async fn cyborgs_first_clients_find_their_members_and_have_them_sorted() {
     }
 }
 
-/// Makes the accelerator that is the device at an address, and answers its path.
+/// Creates the accelerator of the device at an address, and returns its path.
 async fn pinned(service: &Hotslot, address: &str) -> String {
     let uuid = service.device(address).await["uuid"].as_str().unwrap().to_owned();
     service.post("/accelerators", json!({ "name": address, "uuid": uuid })).await.expect(201);
@@ -177,7 +177,7 @@ async fn pinned(service: &Hotslot, address: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_device_that_comes_back_is_the_same_accelerator() {
+async fn a_device_that_returns_is_the_same_accelerator() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let names = async || {
         let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
@@ -197,7 +197,7 @@ async fn a_device_that_comes_back_is_the_same_accelerator() {
     let status = async |device: &Value| shown(&service, &path(device)).await["status"].clone();
     service.until("its device is gone", async || status(&one).await == "error").await;
     service.until("so is the other", async || service.get(&path(&other)).await.status == 404).await;
-    // One that is gone at the moment can be named.
+    // A device that is currently gone can be given a name.
     let body = json!({ "name": "node1_0000:04:10.2", "uuid": other["uuid"] });
     service.post("/accelerators", body).await.expect(201);
     for device in [&one, &other] {
@@ -208,7 +208,7 @@ async fn a_device_that_comes_back_is_the_same_accelerator() {
         service.sim(&format!("device add {name}"));
     }
     for device in [&one, &other] {
-        service.until("it is back", async || status(device).await == "available").await;
+        service.until("the device is back", async || status(device).await == "available").await;
         let address = device["address"].as_str().unwrap();
         let now = service.device(address).await;
         assert_eq!((&now["uuid"], &now["id"]), (&device["uuid"], &device["id"]));
@@ -220,13 +220,13 @@ async fn a_device_that_comes_back_is_the_same_accelerator() {
 }
 
 #[tokio::test]
-async fn a_name_that_a_discovered_one_shows_is_taken() {
+async fn the_name_of_a_discovered_accelerator_is_taken() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let uuid = service.device("0000:05:00.0").await["uuid"].clone();
     let name = "node1_0000:05:00.0";
     let refused = service.post("/accelerators", json!({ "name": name })).await.expect(409);
     assert!(refused.message().contains(uuid.as_str().unwrap()), "{}", refused.message());
-    // And that by which it would be told apart from another of that name.
+    // The longer name, which would distinguish it from another accelerator of that name, is taken too.
     let apart = format!("{name}_{}", uuid.as_str().unwrap());
     service.post("/accelerators", json!({ "name": apart })).await.expect(409);
     service.post("/accelerators", json!({ "name": name, "uuid": uuid })).await.expect(201);
@@ -234,11 +234,11 @@ async fn a_name_that_a_discovered_one_shows_is_taken() {
 }
 
 #[tokio::test]
-async fn what_it_says_of_its_devices_is_so() {
+async fn status_and_device_keys_follow_the_device() {
     let service = service("").await;
     let spec = json!({ "product_id": "10ca", "device_type": "nic" });
     let path = made(&service, "vf", spec).await;
-    // By the name that the host has for itself.
+    // The host can be named by its own host name.
     let attached = service.put(&path, json!({ "host": "small" })).await.expect(200).body;
     assert_eq!((&attached["host"], &attached["devices"][0]["device_type"]), (&json!("node1"), &json!("NIC")));
     let refused = service.put(&path, json!({})).await.expect(409);
@@ -253,12 +253,12 @@ async fn what_it_says_of_its_devices_is_so() {
     service.delete(&path).await.expect(204);
     let free = shown(&service, &path).await;
     assert_eq!((&free["status"], &free["vendor_id"]), (&json!("available"), &json!("10de")));
-    // Of all that it is not, what comes nearest is told.
+    // The refusal explains the best of the devices that do not match.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "ffff", "device_type": "NIC" } });
     service.put(&path, nearly).await.expect(200);
     let refused = service.put(&path, json!({})).await.expect(409);
     assert!(refused.message().contains("its product_id is 10c9, not ffff"), "{}", refused.message());
-    // The same product comes nearer than another one of the type.
+    // A device of the same product is a better match than another one of the same type.
     let nearly = json!({ "acc_specs": { "vendor_id": "8086", "product_id": "10d3", "device_type": "NVMe" } });
     service.put(&path, nearly).await.expect(200);
     let refused = service.put(&path, json!({})).await.expect(409);
@@ -266,7 +266,7 @@ async fn what_it_says_of_its_devices_is_so() {
 }
 
 #[tokio::test]
-async fn a_device_type_that_does_not_exist_is_refused_when_it_is_put() {
+async fn an_unknown_device_type_is_refused() {
     let service = service("").await;
     let path = made(&service, "a", json!({ "num": 1 })).await;
     for (uri, spec) in [

@@ -1,4 +1,4 @@
-//! The invariants of ARCHITECTURE.md that can be read off the sources.
+//! The rules of ARCHITECTURE.md that can be checked in the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Fails when a word stands in a source outside of the places that may use it.
+/// Fails when a word occurs in a source file outside of the places that may use it.
 fn only_in(word: &str, places: &[&str]) {
     for folder in ["driver/src", "api/model/src", "api/store/src", "api/service/src", "api/src", "cli/src"] {
         for (file, text) in sources(folder) {
@@ -49,7 +49,7 @@ fn each_library_is_used_in_its_own_place() {
     only_in("anyhow", &["cli/src/"]);
 }
 
-/// The crates, lowest first: each may use those before it and no other.
+/// The crates, lowest first: each may use only those before it.
 const CRATES: [(&str, &str); 6] = [
     ("driver", "hotslot-driver"),
     ("api/model", "hotslot-model"),
@@ -60,7 +60,7 @@ const CRATES: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn a_crate_uses_only_those_below_it() {
+fn a_crate_uses_only_lower_crates() {
     for (level, (folder, _)) in CRATES.iter().enumerate() {
         let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
         let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
@@ -79,7 +79,7 @@ fn the_model_is_pure() {
     }
 }
 
-/// The files of a crate by their module paths, and what each names in `use` statements.
+/// The files of a crate by their module paths, with the file name and the text of each.
 struct Modules(BTreeMap<Vec<String>, (String, String)>);
 
 impl Modules {
@@ -99,7 +99,7 @@ impl Modules {
         Self(sources(&source).into_iter().filter_map(of).collect())
     }
 
-    /// The file that a path leads to: through what a folder hands on, to where it is defined.
+    /// Returns the file that defines the item of a path, following re-exports of parent modules.
     fn find(&self, path: &[String]) -> Option<&str> {
         let module = (0..=path.len()).rev().find(|len| self.0.contains_key(&path[..*len]))?;
         let (file, text) = &self.0[&path[..module]];
@@ -123,7 +123,7 @@ impl Modules {
     }
 }
 
-/// The paths, from the crate's root, that the `use` statements of a file name.
+/// Returns the paths, from the root of the crate, that the `use` statements of a file name.
 fn uses(text: &str, module: &[String]) -> impl Iterator<Item = Vec<String>> {
     let statements = text.split("use ").skip(1).filter_map(|rest| Some(rest.split_once(';')?.0));
     let mut found = Vec::new();
@@ -135,13 +135,13 @@ fn uses(text: &str, module: &[String]) -> impl Iterator<Item = Vec<String>> {
         "crate" => Some(path[1..].to_vec()),
         "self" => Some([&module[..], &path[1..]].concat()),
         "super" => Some([module.get(..module.len().checked_sub(1)?)?, &path[1..]].concat()),
-        // What a folder hands on of its own modules.
+        // A module's re-export of its own submodules.
         first if first.starts_with(char::is_lowercase) => Some([&module[..], &path[..]].concat()),
         _ => None,
     })
 }
 
-/// Writes `a::{b, c::d}` out as `a::b` and `a::c::d`.
+/// Expands `a::{b, c::d}` to `a::b` and `a::c::d`.
 fn expand(tree: &str, before: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
     let mut depth = 0;
     let parts = tree.split(|letter| {
@@ -169,7 +169,7 @@ fn no_files_import_each_other_in_a_circle() {
     for (folder, _) in CRATES {
         let modules = Modules::read(folder);
         let mut arrows = modules.arrows();
-        // Who imports nothing that is left, or is imported by nothing that is left, is in no circle.
+        // Remove the files that import no remaining file or are imported by none: they are in no circle.
         loop {
             let before = arrows.len();
             let left: BTreeSet<_> = arrows.keys().copied().collect();

@@ -1,4 +1,4 @@
-//! Attach, list, detach: what a caller sees on a host where all goes well, and where it does not.
+//! Attach, list and detach on a simulated host, in the normal case and with failures.
 
 use hotslot_tests::{FULL, Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ async fn attach_one(service: &Hotslot, server: &str, alias: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_vf_is_plugged_into_a_running_guest_and_unplugged_again() {
+async fn a_vf_is_attached_to_a_running_guest_and_detached() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
 
@@ -41,18 +41,18 @@ async fn a_vf_is_plugged_into_a_running_guest_and_unplugged_again() {
     assert_eq!(device["instance_uuid"], Q35);
     let server = service.get(&format!("/v2.1/servers/{Q35}")).await.expect(200);
     assert_eq!(server.body["server"]["os-pci:pci_devices"], json!([{ "id": device["id"] }]));
-    // Live and in the definition.
+    // Once in the live document and once in the persistent definition.
     assert_eq!(service.plugged().len(), 2);
 
     service.delete(&path(&vf)).await.expect(200);
     service.get(&path(&vf)).await.expect(404);
     service.expect_clean().await;
-    // Asked again: the same outcome.
+    // A repeated detach has the same outcome.
     service.delete(&path(&vf)).await.expect(200);
 }
 
 #[tokio::test]
-async fn several_devices_of_several_kinds_come_together() {
+async fn one_request_attaches_devices_of_several_aliases() {
     let service = Hotslot::on("small").await;
     let answer = service.attach(Q35, "vf:2, e1000e:1").await.expect(200);
     let devices = answer.body["pci_devices"].as_array().unwrap();
@@ -70,7 +70,7 @@ async fn an_i440fx_guest_sees_a_device_in_a_slot_of_its_only_bus() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, I440FX, "vf").await;
     assert!(vf["inner_address"].as_str().unwrap().starts_with("0000:00:"), "{vf}");
-    // A conventional device needs no bridge here.
+    // This guest needs no bridge for a conventional device.
     let edu = service.attach(I440FX, "edu:1").await.expect(200);
     assert!(edu.body["pci_devices"][0]["inner_address"].as_str().unwrap().starts_with("0000:00:"));
 }
@@ -87,14 +87,14 @@ async fn too_few_free_devices_says_how_many_are_free() {
     attach_one(&service, Q35, "vf").await;
     let refused = service.attach(I440FX, "vf:2").await.expect(400);
     assert!(refused.message().contains("1 free"), "{}", refused.message());
-    // A part that cannot be met leaves the other part alone.
+    // When one part of a request cannot be met, nothing of the other part is attached.
     service.attach(I440FX, "e1000e:1,vf:2").await.expect(400);
     assert_eq!(service.attachments(I440FX).await.len(), 0);
     assert_eq!(service.device("0000:05:00.0").await["status"], "available");
 }
 
 #[tokio::test]
-async fn a_pf_is_not_given_while_a_vf_of_it_is_and_the_other_way_round() {
+async fn a_pf_and_its_vfs_are_not_attached_at_the_same_time() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     let refused = service.attach(Q35, "pf:1").await.expect(400);
@@ -106,7 +106,7 @@ async fn a_pf_is_not_given_while_a_vf_of_it_is_and_the_other_way_round() {
 }
 
 #[tokio::test]
-async fn many_at_once_never_get_the_same_device() {
+async fn concurrent_attaches_never_get_the_same_device() {
     let service = Hotslot::on("small").await;
     let (mut done, mut refused) = (Vec::new(), 0);
     let asked = (0..12).map(|_| service.attach(Q35, "vf:1"));
@@ -123,7 +123,7 @@ async fn many_at_once_never_get_the_same_device() {
 }
 
 #[tokio::test]
-async fn when_the_second_device_fails_the_first_is_taken_back() {
+async fn when_the_second_device_fails_the_first_is_removed() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
     let failed = service.attach(Q35, "vf:2").await;
@@ -136,14 +136,14 @@ async fn when_the_second_device_fails_the_first_is_taken_back() {
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_refused_before_a_host_driver_is_touched() {
+async fn an_impossible_attach_is_refused_before_a_driver_is_unbound() {
     let service = Hotslot::on("small").await;
     let full = service.attach(FULL, "vf:1").await.expect(409);
     assert!(full.message().contains("no free hot-plug port"), "{}", full.message());
     // A conventional device needs a conventional slot.
     let edu = service.attach(Q35, "edu:1").await.expect(409);
     assert!(edu.message().contains("conventional"), "{}", edu.message());
-    // One function of a card is left with the other, which has a host driver.
+    // The remaining candidates share an IOMMU group, and the host driver of each blocks the other.
     let alone = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     let group = service.attach(Q35, "e1000e:1").await.expect(409);
     service.delete(&path(&alone)).await.expect(200);
@@ -156,7 +156,7 @@ async fn what_cannot_work_is_refused_before_a_host_driver_is_touched() {
 }
 
 #[tokio::test]
-async fn v3_answers_at_once_and_the_detach_goes_on() {
+async fn v3_answers_at_once_and_the_detach_continues() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 unplug=slow 200");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -168,18 +168,18 @@ async fn v3_answers_at_once_and_the_detach_goes_on() {
 }
 
 #[tokio::test]
-async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
+async fn a_refused_unplug_keeps_the_device_and_can_be_repeated() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("guest q35 unplug=refuse");
     let refused = service.delete(&path(&vf)).await.expect(409);
     assert!(refused.message().contains("refused"), "{}", refused.message());
-    // And it is still said when the events of it have been followed.
+    // The reason is still shown after reconciliation has processed the events.
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
     assert_eq!(shown["status"], "attached");
     assert!(shown["status_reason"].as_str().unwrap().contains("refused"));
-    // It stays, so it stays in the definition too.
+    // The device stays attached, so it also stays in the definition.
     assert_eq!(service.plugged().len(), 2);
     service.sim("guest q35 unplug=normal");
     service.delete(&path(&vf)).await.expect(200);
@@ -187,7 +187,7 @@ async fn a_guest_that_refuses_keeps_the_device_and_can_be_asked_again() {
 }
 
 #[tokio::test]
-async fn a_guest_that_never_answers_completes_when_it_reboots() {
+async fn a_pending_unplug_completes_at_the_reboot() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("guest q35 unplug=ignore");
@@ -201,7 +201,7 @@ async fn a_guest_that_never_answers_completes_when_it_reboots() {
 }
 
 #[tokio::test]
-async fn a_paused_guest_lets_go_when_it_is_resumed() {
+async fn a_paused_guest_releases_the_device_when_resumed() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("pause q35");
@@ -214,7 +214,7 @@ async fn a_paused_guest_lets_go_when_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_device_of_a_shut_off_server_is_there_when_it_starts() {
+async fn a_device_of_a_shut_off_server_is_present_when_it_starts() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, SWITCH, "vf").await;
     assert_eq!(vf["status"], "attached");
@@ -228,7 +228,7 @@ async fn a_device_of_a_shut_off_server_is_there_when_it_starts() {
 }
 
 #[tokio::test]
-async fn a_power_cycle_keeps_what_is_persistent_and_ends_what_is_not() {
+async fn a_power_cycle_keeps_only_persistent_attachments() {
     let service = Hotslot::on("small").await;
     attach_one(&service, Q35, "e1000e").await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
@@ -244,17 +244,17 @@ async fn a_power_cycle_keeps_what_is_persistent_and_ends_what_is_not() {
     assert_eq!(left[0]["address"], "0000:05:00.0");
     assert_eq!(left[0]["status"], "attached");
     service.sim("start q35");
-    service.until("it is back", async || service.plugged().len() == 2).await;
+    service.until("the device is back", async || service.plugged().len() == 2).await;
     service.delete(&path(&left[0])).await.expect(200);
     service.expect_clean().await;
-    // There is no definition to go into.
+    // The guest has no persistent definition to change.
     service.sim("shutdown q35");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
     service.post(&attachments(Q35), body).await.expect(409);
 }
 
 #[tokio::test]
-async fn a_host_that_is_away_is_503_and_comes_back() {
+async fn an_unreachable_host_is_503_until_it_is_back() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("disconnect");
@@ -273,20 +273,22 @@ async fn a_host_that_is_away_is_503_and_comes_back() {
 }
 
 #[tokio::test]
-async fn an_attach_whose_outcome_was_unknown_is_taken_back_when_the_host_answers() {
+async fn an_attach_with_unknown_outcome_is_undone_when_the_host_is_back() {
     for (at, aliases, nth) in [("before", "vf:1", 1), ("after", "vf:1", 1), ("after", "vf:2", 2)] {
         let service = Hotslot::on("small").await;
         service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
         let lost = service.attach(Q35, aliases).await.expect(503);
         assert!(lost.message().contains("taken back when the host answers"), "{}", lost.message());
-        service.until("nothing is left of it", async || service.attachments(Q35).await.is_empty()).await;
+        service
+            .until("nothing is left of the attach", async || service.attachments(Q35).await.is_empty())
+            .await;
         service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
         service.expect_clean().await;
     }
 }
 
 #[tokio::test]
-async fn a_device_that_someone_else_has_is_passed_over() {
+async fn a_device_in_use_by_others_is_skipped() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail kind=in-use text=in-use-by-domain-other");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -297,11 +299,11 @@ async fn a_device_that_someone_else_has_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_guest_that_cannot_be_read_holds_nobody_else_up() {
+async fn an_unreadable_guest_does_not_delay_other_guests() {
     let service = Hotslot::on("small").await;
     service.sim("fault domain fail domain=full times=1000 kind=document text=unreadable");
     service.sim("disconnect");
-    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
+    service.until("the outage is noticed", async || service.get("/readyz").await.status == 503).await;
     service.sim("reconnect");
     service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
     attach_one(&service, Q35, "vf").await;
@@ -311,7 +313,7 @@ async fn a_guest_that_cannot_be_read_holds_nobody_else_up() {
 async fn a_detach_that_libvirt_refuses_leaves_the_definition_as_it_was() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
-    // The definition is done first; it is the live part that fails.
+    // The persistent definition is changed first; the fault hits the live detach.
     service.sim("fault detach fail nth=2 text=no-such-luck");
     let failed = service.delete(&path(&vf)).await;
     assert!(failed.status >= 409 && failed.message().contains("no-such-luck"), "{failed:?}");
@@ -323,7 +325,7 @@ async fn a_detach_that_libvirt_refuses_leaves_the_definition_as_it_was() {
 }
 
 #[tokio::test]
-async fn two_who_ask_for_the_same_detach_get_the_same_outcome() {
+async fn concurrent_detaches_of_one_device_have_the_same_outcome() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 unplug=slow 300");
     let vf = attach_one(&service, Q35, "vf").await;
@@ -336,7 +338,7 @@ async fn two_who_ask_for_the_same_detach_get_the_same_outcome() {
 }
 
 #[tokio::test]
-async fn what_was_removed_behind_our_back_is_seen() {
+async fn a_removal_by_others_is_noticed() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     service.sim("undefine q35");
@@ -347,7 +349,7 @@ async fn what_was_removed_behind_our_back_is_seen() {
 }
 
 #[tokio::test]
-async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
+async fn ended_attachments_are_listed_with_times_and_reason() {
     let service = Hotslot::on("small").await;
     let vf = attach_one(&service, Q35, "vf").await;
     assert_eq!((vf["created_at"].is_string(), vf["attached_at"].is_string()), (true, true));
@@ -366,7 +368,7 @@ async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
     assert!(all[0]["status_reason"].as_str().unwrap().contains("the-bus-is-on-fire"));
     assert_eq!((&all[0]["attached_at"], all[0]["ended_at"].is_string()), (&Value::Null, true));
     assert_eq!(all[1]["attached_at"], vf["attached_at"]);
-    // What never came can be detached as often as what has gone.
+    // A failed attachment can be detached repeatedly, like a detached one.
     for one in &all {
         for version in ["/v2/t/", "/v2.1/", "/v3/"] {
             let status = if version == "/v2/t/" { 200 } else { 202 };
@@ -374,7 +376,7 @@ async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
         }
     }
     assert_eq!(ended(&attachments(SWITCH)).await, Vec::<Value>::new());
-    // Also when the device is there no more.
+    // The detach also succeeds when the device no longer exists on the host.
     service.sim("device remove pci_0000_04_10_0");
     service.until("it is gone", async || service.device("0000:04:10.0").await.is_null()).await;
     assert_eq!(ended(&attachments(Q35)).await[1]["address"], "0000:04:10.0");
@@ -383,7 +385,7 @@ async fn what_has_ended_is_listed_with_its_times_and_the_reason() {
     service.expect_clean().await;
 }
 
-/// A guest whose kernel numbers the PCI buses anew, and whose agent shows its devices where that kernel has them.
+/// Configures a guest whose kernel renumbers the PCI buses, and whose agent reports the renumbered addresses.
 fn renumbering(host: &std::path::Path) {
     let file = host.join("domains/q35.xml");
     let document = std::fs::read_to_string(&file).unwrap();
@@ -396,7 +398,7 @@ fn renumbering(host: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn where_the_guest_kernel_renumbers_buses_only_the_guest_tells_an_address() {
+async fn where_the_guest_renumbers_buses_only_the_guest_gives_an_address() {
     let service = Hotslot::bare(&host("small"), VF, renumbering).await;
     let vf = attach_one(&service, Q35, "vf").await;
     assert_eq!((&vf["inner_address"], &vf["inner_address_source"]), (&Value::Null, &Value::Null));
@@ -409,7 +411,7 @@ async fn where_the_guest_kernel_renumbers_buses_only_the_guest_tells_an_address(
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");
-    // Reconciliation computes nothing, and leaves what the guest said.
+    // Reconciliation must not replace the address that the guest reported by a computed one.
     service.post(&format!("/v2.1/os-hypervisors/{}/drift", "node1"), json!({})).await.expect(200);
     shown = service.get(&path(&vf)).await.expect(200).body["pciAttachment"].clone();
     assert_eq!(shown["inner_address"], "0000:06:00.0", "{shown}");

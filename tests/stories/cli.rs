@@ -1,4 +1,4 @@
-//! The command line, as people and scripts use it: what is printed where, and the exit codes.
+//! The command line: its output for people and for scripts, and its exit codes.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use hotslot_driver::sim::generate::Size;
 use hotslot_tests::{Hotslot, Q35, binary, host};
 use serde_json::Value;
 
-/// What a command said, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -31,7 +31,7 @@ impl Said {
         self
     }
 
-    /// The cells of the line that has this word in it; columns are three spaces apart.
+    /// Returns the cells of the line that contains a word. Columns are separated by three spaces.
     #[track_caller]
     fn line(&self, word: &str) -> Vec<&str> {
         let line = self.out.lines().find(|line| line.contains(word));
@@ -45,13 +45,13 @@ impl Said {
     }
 }
 
-/// The id of the only attachment in an answer to `-o json attach`.
+/// Returns the id of the only attachment in the output of `-o json attach`.
 fn id(said: &Said) -> String {
     said.json()[0]["attachment_id"].as_str().expect("an id").to_owned()
 }
 
 #[tokio::test]
-async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
+async fn commands_list_attach_and_detach_a_vf() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
@@ -82,7 +82,7 @@ async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
 
     let detached = hotslot(&format!("detach {}", &id[..8])).expect(0);
     assert_eq!(detached.out, format!("detached {id} (0000:04:10.0)\n"));
-    // Asked again by someone who did not hear of it.
+    // Detaching it again succeeds.
     let again = hotslot(&format!("detach {} --timeout 5s", &id[..8])).expect(0);
     assert_eq!(again.out, detached.out);
     assert_eq!(hotslot("attachment list --ended -o json").expect(0).json()[0]["attachment_id"], *id);
@@ -90,7 +90,7 @@ async fn a_person_looks_around_plugs_a_vf_and_unplugs_it() {
 }
 
 #[tokio::test]
-async fn programs_get_the_apis_json() {
+async fn json_output_is_that_of_the_api() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
@@ -115,7 +115,7 @@ async fn programs_get_the_apis_json() {
 }
 
 #[tokio::test]
-async fn each_failure_has_its_exit_code_and_says_why() {
+async fn each_failure_has_its_exit_code_and_message() {
     let mut service = Hotslot::on("small").await;
     let url = service.url().to_owned();
     for (code, arguments, why) in [
@@ -144,7 +144,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (6, "attach q35 gpu", "no PCI alias is called `gpu`"),
         (6, "attach q35 vf:9", "2 free"),
         (6, "attach q35 gpu --dry-run", "no PCI alias is called `gpu`"),
-        (6, "attach q35 --flavor gzm", "no flavor is called `gzm`"),
+        (6, "attach q35 --flavor gzm", "there is no flavor `gzm`"),
         (3, "pci cleaned 9999", "PCI device 9999 not found"),
     ] {
         let said = hotslot(&url, arguments).expect(code);
@@ -163,7 +163,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
 }
 
 #[tokio::test]
-async fn the_devices_on_record_are_narrowed_and_shown() {
+async fn pci_list_filters_devices_and_pci_show_shows_one() {
     let service = Hotslot::with(
         &host("small"),
         r#"
@@ -200,7 +200,7 @@ async fn the_devices_on_record_are_narrowed_and_shown() {
         assert_eq!(shown.line("Address"), ["Address:", "0000:05:00.0"], "{name}");
         assert_eq!(shown.line("UUID"), ["UUID:", uuid], "{name}");
     }
-    // The one filter that a split at spaces cannot write.
+    // This filter contains spaces, so it cannot be passed through the helper, which splits at spaces.
     let spaced = Command::new(binary())
         .args(["pci", "list", "--extra", "switch=tor 3&4", "--url", service.url()])
         .output()
@@ -230,7 +230,7 @@ async fn a_dry_run_says_what_an_attach_would_do() {
 }
 
 #[tokio::test]
-async fn a_flavor_stands_for_aliases_and_a_vf_has_its_mac_and_vlan() {
+async fn attach_takes_a_flavor_and_the_mac_and_vlan_of_a_vf() {
     let config = "[[flavor]]\nname = \"gzm\"\nextra_specs = { \"pci_passthrough:alias\" = \"e1000e:1\" }\n";
     let service = Hotslot::with(&host("small"), config).await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
@@ -253,7 +253,7 @@ async fn a_flavor_stands_for_aliases_and_a_vf_has_its_mac_and_vlan() {
 }
 
 #[tokio::test]
-async fn a_device_for_one_use_is_given_again_once_it_was_cleaned() {
+async fn a_one_time_use_device_is_attached_again_after_cleaning() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\nreport_in_placement = true\n\
@@ -274,7 +274,7 @@ async fn a_device_for_one_use_is_given_again_once_it_was_cleaned() {
 }
 
 #[tokio::test]
-async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
+async fn topology_shows_the_owners_of_devices() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let id = id(&hotslot("-o json attach q35 vf").expect(0));
@@ -325,7 +325,7 @@ async fn the_trees_of_a_host_and_of_a_guest_show_who_has_what() {
 }
 
 #[tokio::test]
-async fn a_host_goes_before_a_guest_of_the_same_name() {
+async fn topology_prefers_a_host_to_a_guest_of_the_same_name() {
     let dir = tempfile::tempdir().expect("a directory");
     Size { pfs: 1, vfs: 1, guests: 1, ports: 1 }.write(dir.path()).expect("a simulated host");
     let guest = dir.path().join("domains/g0.xml");
@@ -373,7 +373,7 @@ fn a_configuration_is_checked_without_a_service() {
 }
 
 #[tokio::test]
-async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
+async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let kept = id(&hotslot("-o json attach q35 vf").expect(0));
@@ -394,7 +394,7 @@ async fn detach_does_all_that_it_can_and_ends_with_the_worst() {
 }
 
 #[tokio::test]
-async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
+async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     let mut service = Hotslot::with(&host("small"), "[accelerators]\ndiscovered = false\n").await;
     let url = service.url().to_owned();
     let hotslot = |arguments: &str| hotslot(&url, arguments);
@@ -410,7 +410,7 @@ async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
     hotslot("accelerator detach vf0").expect(0);
     hotslot("accelerator delete vf0").expect(0);
 
-    // One that is called as another's UUID; and two of one name.
+    // An accelerator whose name is the UUID of another one, and two accelerators of one name.
     let device = service.device("0000:05:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
     hotslot(&format!("accelerator create {device}")).expect(0);
     hotslot("accelerator create node1_0000:06:00.0").expect(0);
@@ -420,7 +420,7 @@ async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
     let url = service.url().to_owned();
     let shown = self::hotslot(&url, &format!("accelerator show {device}")).expect(0);
     assert_eq!(shown.line("UUID:")[1], device);
-    // That of the device is called otherwise.
+    // The discovered accelerator of the device gets another name.
     let shown = self::hotslot(&url, "accelerator show node1_0000:06:00.0").expect(0);
     assert!(!shown.out.contains("0000:06:00.0\nServer"), "{shown:?}");
     let device = service.device("0000:06:00.0").await["uuid"].as_str().expect("a UUID").to_owned();
@@ -430,7 +430,7 @@ async fn an_accelerator_is_made_whole_or_not_at_all_and_named_without_doubt() {
 }
 
 #[tokio::test]
-async fn a_simulated_host_is_told_what_happens() {
+async fn the_sim_command_controls_a_simulated_host() {
     let service = Hotslot::on("small").await;
     let dir = service.host_dir();
     let sim = |line: &str| hotslot(service.url(), &format!("sim {} {line}", dir.display()));
@@ -441,7 +441,7 @@ async fn a_simulated_host_is_told_what_happens() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
+async fn explain_reports_an_unreachable_host() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     service.sim("disconnect");
@@ -459,7 +459,7 @@ async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
+async fn an_ignored_entry_is_listed_with_its_problem() {
     let mut service = Hotslot::on("small").await;
     hotslot(service.url(), r#"config alias add {"name":"late","vendor_id":"8086","product_id":"10ca"}"#)
         .expect(0);
@@ -475,7 +475,7 @@ async fn an_entry_that_is_left_out_is_listed_with_its_problem() {
 }
 
 #[tokio::test]
-async fn it_is_explained_what_an_alias_takes_and_why_a_device_is_offered() {
+async fn explain_shows_an_alias_or_a_device() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let alias = hotslot("explain vf").expect(0);
@@ -487,7 +487,7 @@ async fn it_is_explained_what_an_alias_takes_and_why_a_device_is_offered() {
     assert!(half.line("Offered:")[1].contains("IOMMU group 18"), "{half:?}");
     assert!(hotslot("explain gpu").expect(6).err.contains("no PCI alias is called `gpu`"));
 
-    // Rules by the API take effect at once.
+    // Rules that are added by the API take effect at once.
     let rule = r#"{"name":"late","vendor_id":"8086","product_id":"10ca"}"#;
     hotslot(&format!("config alias add {rule}")).expect(0);
     hotslot("explain late").expect(0);

@@ -1,4 +1,4 @@
-//! The stock clients, of the versions in `tests/clients/requirements.txt`, against the service on a simulated host.
+//! The stock clients, in the versions of `tests/clients/requirements.txt`, against the service on a simulated host.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +11,14 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs one of the scripts in `tests/clients` with the clients' own Python.
+/// Runs one of the scripts in `tests/clients` with the Python environment of the clients.
 async fn run(service: &Hotslot, script: &str, more: &[&str]) {
     let python = Command::new(root().join("tools/clients")).output().expect("run tools/clients");
     assert!(python.status.success(), "tools/clients: {}", String::from_utf8_lossy(&python.stderr));
     let python = String::from_utf8(python.stdout).expect("a path");
     let mut command = Command::new(python.trim());
     command.arg(root().join("tests/clients").join(script)).arg(service.url()).args(more);
-    // It works on a thread of its own: the service is another process, and answers.
+    // The script runs in a thread of its own, so that it does not block the runtime of the test.
     let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("a thread");
     let ran = ran.expect("run the script");
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
@@ -33,7 +33,7 @@ async fn the_command_lines_of_openstack_and_cyborg() {
     service.expect_clean().await;
 }
 
-/// Against the tests of Cyborg itself; those that are to fail are in the list, with the reason.
+/// Runs Cyborg's own API tests. `data/tempest.json` lists the tests that are expected to fail, with the reason.
 #[tokio::test]
 async fn the_api_tests_of_cyborgs_tempest_plugin() {
     let mut service = Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await;

@@ -1,4 +1,4 @@
-//! The host's clock is put forward and back while the service runs: nothing is lost, and nothing waits for the clock.
+//! The host's clock jumps forward and back while the service runs. Nothing is lost, and no work waits for the clock.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use hotslot_tests::oracle::Oracle;
 use hotslot_tests::{Hotslot, Q35, attachments, path};
 use serde_json::Value;
 
-/// A service whose clock follows a file: what is in it is added to the time.
+/// A service whose clock is shifted by the offset in a file.
 struct Clock {
     service: Hotslot,
     file: PathBuf,
@@ -30,13 +30,13 @@ impl Clock {
     }
 
     fn put(&self, by: &str) {
-        // At once: it is read at any moment.
+        // The file is replaced atomically, because the service may read it at any moment.
         let new = self.file.with_extension("new");
         std::fs::write(&new, by).unwrap();
         std::fs::rename(&new, &self.file).unwrap();
     }
 
-    /// The day that the service takes it to be.
+    /// Returns the current day as the service sees it.
     async fn day(&self) -> String {
         let attached = self.service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
         self.service.delete(&path(&attached)).await.expect(200);
@@ -45,7 +45,7 @@ impl Clock {
 }
 
 #[tokio::test]
-async fn it_jumps_forward_and_back_and_nothing_is_lost() {
+async fn clock_jumps_lose_nothing() {
     let clock = Clock::on("small").await;
     let service = &clock.service;
     let oracle = Oracle::of(service).await;
@@ -62,7 +62,7 @@ async fn it_jumps_forward_and_back_and_nothing_is_lost() {
     }
     assert_eq!((&days[0], days[0] < days[1], days[2] < days[0], &days[3]), (&today, true, true, &today));
     assert_eq!(service.post_once(&attachments(Q35), "k", body).await.expect(200).body, kept);
-    // The order of events is that of the commits, whatever their times say.
+    // Event ids follow the order of the commits, whatever the timestamps are.
     let events = service.get("/events?limit=1000").await.expect(200).body["events"].clone();
     let ids: Vec<_> = events.as_array().unwrap().iter().map(|event| event["id"].as_i64().unwrap()).collect();
     assert!(ids.windows(2).all(|pair| pair[1] == pair[0] + 1), "{ids:?}");
@@ -71,14 +71,14 @@ async fn it_jumps_forward_and_back_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn what_ended_later_than_now_is_gone_all_the_same() {
+async fn an_attachment_that_ended_in_the_future_has_ended() {
     let clock = Clock::on("small").await;
     let service = &clock.service;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
     clock.put("-1d");
     let of = |key: &str| vf[key].as_str().unwrap().to_owned();
-    // Somebody puts it back under the alias of the attachment that has ended: a stray.
+    // Somebody plugs the device again under the alias of the ended attachment, which makes it a stray.
     service.sim(&format!("plug q35 {} live ua-{}", of("address"), of("attachment_id")));
     service
         .until("the stray is taken out", async || {

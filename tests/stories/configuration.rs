@@ -10,7 +10,7 @@ use crate::socket::at_socket;
 use crate::users::refused_to_serve;
 
 #[test]
-fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
+fn mistakes_of_a_named_configuration_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("broken.toml");
     fs::write(&config, "[api]\nlisten = \"unix:api.sock\"\n").unwrap();
@@ -32,7 +32,7 @@ fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
     let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
     let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
     assert!(service["says"].as_str().unwrap().contains(&name), "{service}");
-    // Where it is said by --url, the configuration is not asked.
+    // With --url, the configuration is not read.
     let (code, _, error) = run("host list --url http://127.0.0.1:1");
     assert_eq!(code, Some(5), "{error}");
     fs::remove_file(&config).unwrap();
@@ -41,7 +41,7 @@ fn a_configuration_that_is_named_is_read_or_its_mistake_is_told() {
 }
 
 #[test]
-fn what_config_check_accepts_serve_does_not_refuse_for_its_url() {
+fn config_check_and_serve_refuse_the_same_urls() {
     let dir = tempfile::tempdir().unwrap();
     for url in [
         "postgres://hotslot:s3cret@db:port/hotslot",
@@ -66,7 +66,7 @@ fn what_config_check_accepts_serve_does_not_refuse_for_its_url() {
 
 #[tokio::test]
 async fn the_command_line_finds_the_service_by_its_configuration() {
-    // A service of this machine's own is found before the configuration is asked.
+    // A service at the default socket of this machine would be found before the configuration is read.
     if std::os::unix::net::UnixStream::connect("/run/hotslot/api.sock").is_ok() {
         println!("a service answers at the default socket: not tested");
         return;
@@ -89,7 +89,7 @@ async fn the_command_line_finds_the_service_by_its_configuration() {
 }
 
 #[tokio::test]
-async fn a_tcp_port_is_warned_of() {
+async fn listening_on_a_tcp_port_gives_a_warning() {
     let service = Hotslot::on("small").await;
     assert!(service.log().contains("listen is a TCP port"), "{}", service.log());
     let said =

@@ -20,7 +20,7 @@ fn connect(service: &Api) -> TcpStream {
     stream
 }
 
-/// What comes next; empty when the service has closed the connection.
+/// Reads the next data; empty when the service has closed the connection.
 fn next(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 4096];
     let length = match stream.read(&mut bytes) {
@@ -31,7 +31,7 @@ fn next(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
-/// A connection that was used once, and is kept.
+/// Returns an idle connection on which one request has been answered.
 fn kept(service: &Api) -> TcpStream {
     let mut stream = connect(service);
     stream.write_all(GET).expect("a request");
@@ -40,7 +40,7 @@ fn kept(service: &Api) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_nothing_is_closed() {
+async fn inactive_connections_are_closed() {
     let limits = "listen = \"127.0.0.1:0\"\nheader_timeout = 1\nbody_timeout = 2\nidle_timeout = 4\n";
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -63,7 +63,7 @@ async fn a_connection_that_does_nothing_is_closed() {
     assert!((3..12).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
 }
 
-/// A client that follows the events, and what it was answered first.
+/// Starts following the events, and returns the connection and the beginning of the response.
 fn follow(service: &Api) -> (TcpStream, String) {
     let mut stream = connect(service);
     stream.write_all(b"GET /v2.1/events?follow&last=0 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -72,7 +72,7 @@ fn follow(service: &Api) -> (TcpStream, String) {
 }
 
 #[tokio::test]
-async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
+async fn followers_and_connections_are_limited_and_idle_ones_make_room() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     service.reconfigure(
@@ -90,11 +90,11 @@ async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("retry-after: 5") && answer.contains("[api] followers"), "{answer}");
 
-    // Idle ones give their places to new ones, for ever.
+    // Any number of new connections can replace idle ones.
     for _ in 0..12 {
         following.push(kept(&service));
     }
-    // Requests that are under way do not.
+    // Connections with a running request are not closed.
     let mut busy = Vec::new();
     for _ in 0..4 {
         let mut stream = connect(&service);
@@ -117,7 +117,7 @@ async fn followers_and_connections_are_limited_and_an_idle_one_makes_room() {
 }
 
 #[tokio::test]
-async fn a_new_client_is_served_when_idle_ones_have_taken_every_descriptor() {
+async fn a_new_client_is_served_when_idle_ones_use_all_descriptors() {
     let service = Hotslot::on("small").await;
     let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).unwrap().count();
     let limit = format!("--nofile={0}:{0}", open + 30);
@@ -131,14 +131,14 @@ async fn a_new_client_is_served_when_idle_ones_have_taken_every_descriptor() {
     let start = Instant::now();
     kept(&service);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    // The client that the test has kept notices here that it was closed, too.
+    // In the meantime, the client of the test also notices that its idle connection was closed.
     tokio::time::sleep(Duration::from_millis(500)).await;
     service.attach(Q35, "vf:1").await.expect(200);
     assert!(service.log().contains("no connection can be accepted"), "{}", service.log());
 }
 
 #[tokio::test]
-async fn all_followers_hear_everything_once() {
+async fn every_follower_receives_every_event_once() {
     let service = Hotslot::on("small").await;
     let mut all = Vec::new();
     for _ in 0..50 {

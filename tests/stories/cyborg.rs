@@ -1,5 +1,5 @@
-//! Cyborg's v2 over HTTP: versions, device profiles, devices, deployables and attributes; and the helpers of the modules
-//! below.
+//! Cyborg's v2 API over HTTP: versions, device profiles, devices, deployables and attributes. This file also has the
+//! helpers of the submodules.
 
 mod arqs;
 mod policy;
@@ -31,7 +31,7 @@ async fn profile(service: &Hotslot, name: &str, groups: Value) {
     service.post(&format!("{V2}/device_profiles"), body).await.expect(201);
 }
 
-/// Makes the requests of a profile, and answers their ids.
+/// Creates the requests of a profile, and returns their ids.
 async fn requests(service: &Hotslot, profile: &str) -> Vec<String> {
     let made = service.post(ARQS, json!({ "device_profile_name": profile })).await.expect(201).body;
     let arqs = made["arqs"].as_array().unwrap();
@@ -39,7 +39,7 @@ async fn requests(service: &Hotslot, profile: &str) -> Vec<String> {
     arqs.iter().map(|arq| arq["uuid"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The resource provider of the deployable at an address.
+/// Returns the resource provider of the deployable at an address.
 async fn provider(service: &Hotslot, address: &str) -> String {
     let all = service.get(&format!("{V2}/deployables")).await.expect(200).body["deployables"].clone();
     let name = json!(format!("node1_{address}"));
@@ -69,7 +69,7 @@ async fn shown(service: &Hotslot, arq: &str) -> Value {
     service.get(&format!("{ARQS}/{arq}")).await.expect(200).body
 }
 
-/// Waits until a request is in a state, and answers it.
+/// Waits until a request is in a state, and returns the request.
 async fn becomes(service: &Hotslot, arq: &str, state: &str) -> Value {
     let what = format!("request {arq} is {state}");
     service.until(&what, async || shown(service, arq).await["state"] == state).await;
@@ -103,7 +103,7 @@ async fn bad_requests_are_answered_in_cyborgs_form_and_change_nothing() {
         let method: Method = text("method").unwrap().parse().unwrap();
         for prefix in [V2, "/accelerator"] {
             let path = format!("{prefix}{}", text("path").unwrap());
-            // Without a version, what is no collection of Cyborg's is an accelerator of seed 002.
+            // Without the prefix v2, this path is an accelerator of Cyborg's first API.
             if path == "/accelerator/nothing" {
                 continue;
             }
@@ -129,12 +129,13 @@ async fn version_documents_are_read_without_a_version() {
     }
     let all = service.get("/accelerator/").await.expect(200).body;
     assert_eq!((&all["versions"][0]["id"], &all["default_version"]["id"]), (&json!("v2"), &json!("v2")));
-    // Of two lines the one that is ours counts, and what is too long is said in Cyborg's form too.
+    // Of two header lines the one for the accelerator service counts. A path that is too long is also reported in
+    // Cyborg's form.
     let two = [("openstack-api-version", "compute 2.90"), ("openstack-api-version", "accelerator 2.3")];
     let two = two.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let devices = service.send_with(Method::GET, &format!("{V2}/devices"), two, None).await.expect(200);
     assert_eq!(devices.body["devices"][0]["status"], "enabled");
-    // Cyborg names its service in these but for the lowest.
+    // Like Cyborg, the service is named in these headers except the minimum version.
     for (name, value) in [
         ("openstack-api-version", "accelerator 2.3"),
         ("openstack-api-minimum-version", "2.0"),
@@ -144,12 +145,12 @@ async fn version_documents_are_read_without_a_version() {
     }
     let long = service.get(&format!("{V2}/attributes?key={}", "x".repeat(9000))).await.expect(414);
     assert!(long.fault_string().contains("8192"), "{}", long.fault_string());
-    // Seed 002's list has the path without the slash.
+    // The path without the slash is the list of Cyborg's first API.
     assert_eq!(service.get("/accelerator").await.expect(200).body, json!({ "accelerator": [] }));
 }
 
 #[tokio::test]
-async fn device_profiles_have_one_name_and_go_when_nobody_asks_by_them() {
+async fn device_profiles_have_unique_names_and_are_deleted_when_unused() {
     let service = service().await;
     let path = format!("{V2}/device_profiles");
     let groups = json!([{ "resources:CUSTOM_QAT": "1", "trait:CUSTOM_QAT_INTEL": "required" }]);
@@ -167,7 +168,7 @@ async fn device_profiles_have_one_name_and_go_when_nobody_asks_by_them() {
     let by_name = service.send_with(Method::GET, &format!("{path}/qat"), latest, None).await.expect(200).body;
     assert_eq!(by_name, one);
     profile(&service, "other", json!([{ "resources:GPU": 1 }])).await;
-    // A name may look like an id: the one that has the id is meant.
+    // A profile name may look like a UUID. The profile with that id takes precedence.
     let id = "30000000-0000-4000-8000-000000000001";
     for body in
         [json!([{ "name": id, "groups": groups }]), json!([{ "name": "x", "uuid": id, "groups": groups }])]
@@ -232,11 +233,11 @@ async fn a_disabled_device_is_offered_to_nobody() {
 }
 
 #[tokio::test]
-async fn deployables_and_attributes_tell_what_can_be_asked_for() {
+async fn deployables_and_attributes_show_the_requestable_resources() {
     let service = service().await;
     let all = service.get(&format!("{V2}/deployables")).await.expect(200).body["deployables"].clone();
     let qat = all.as_array().unwrap().iter().find(|one| one["name"] == "node1_0000:a1:00.0").unwrap();
-    // What is given away of a PF are its VFs. Placement's id is Python's uuid3(NAMESPACE_DNS, name).
+    // A PF is offered as its VFs. The id in placement is Python's uuid3(NAMESPACE_DNS, name).
     assert_eq!(
         (&qat["num_accelerators"], &qat["rp_uuid"]),
         (&json!(2), &json!("e68701b5-a447-346e-9884-90ebf94e5651"))

@@ -1,5 +1,5 @@
-//! The database: a backup of a service that is at work, and what it is worth; a service on PostgreSQL, which restarts, stands still and fails over; and SQLite
-//! locked, full, read-only: the service says so, goes on answering what it can, and is back by itself.
+//! The database: backup and restore; a service on PostgreSQL that restarts, freezes and fails over; and SQLite that is
+//! locked, full or read-only. The service reports the outage, keeps serving what it can, and recovers automatically.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, attachments, binary, path, pos
 use serde_json::json;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
-/// Runs `hotslot db` with the configuration that is beside a database.
+/// Runs `hotslot db` with the configuration next to a database.
 fn db(database: &Path, what: &str, file: &Path) -> Output {
     let config = database.with_file_name("hotslot.toml");
     let mut command = Command::new(binary());
@@ -25,7 +25,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Fails the test unless the file is a whole database in which every promise has its device.
+/// Fails the test unless the file is a consistent database in which allocated devices and attachments match.
 async fn expect_whole(file: &Path) {
     let mut database = SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap();
     let found: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut database).await.unwrap();
@@ -39,12 +39,13 @@ async fn expect_whole(file: &Path) {
     .await
     .unwrap();
     assert_eq!(broken, 0, "a promise without its device, or the other way round");
-    // A connection that is only dropped is closed later, and would then remove the log of what stands there by then.
+    // Close the connection explicitly: a dropped one is closed later, and could then remove the write-ahead log of
+    // another database at the same path.
     database.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_backup_of_a_service_at_work_is_whole() {
+async fn a_backup_of_a_busy_service_is_consistent() {
     let service = Hotslot::on("small").await;
     let done = AtomicBool::new(false);
     let work = async |server: &'static str, alias: &'static str| {
@@ -74,7 +75,7 @@ async fn a_backup_of_a_service_at_work_is_whole() {
 }
 
 #[tokio::test]
-async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
+async fn a_restored_backup_is_reconciled_with_the_host() {
     let mut service = Hotslot::on("small").await;
     let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let file = service.database().with_file_name("backup");
@@ -83,7 +84,7 @@ async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
     assert_eq!(again.status.code(), Some(4));
     assert!(said(&again).contains("name a new file"), "{}", said(&again));
 
-    // After the backup: what it has is gone, and something else is there.
+    // After the backup, the attachment in it is detached, and another device is attached.
     service.delete(&path(&kept)).await.expect(200);
     let refused = db(&service.database(), "restore", &file);
     assert_eq!(refused.status.code(), Some(4));
@@ -98,12 +99,12 @@ async fn what_was_backed_up_is_restored_and_agrees_with_the_host() {
     assert!(service.database().with_file_name("hotslot.db.before-restore").exists());
 
     service.start_again().await;
-    // It was attached when the backup was made, and the host says that it is gone.
+    // The attachment of the backup is gone on the host.
     service.until("records and host agree", async || service.attachments(Q35).await.is_empty()).await;
     service.expect_clean().await;
 }
 
-/// The names of the files beside a database that begin with its name.
+/// Returns the names of the files whose names begin with the name of the database.
 fn beside(database: &Path) -> Vec<String> {
     let name = database.file_name().unwrap().to_str().unwrap();
     let entries = std::fs::read_dir(database.parent().unwrap()).unwrap().flatten();
@@ -114,7 +115,7 @@ fn beside(database: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
+async fn a_restore_leaves_no_stale_database_files() {
     let mut service = Hotslot::on("small").await;
     let database = service.database();
     let file = database.with_file_name("backup");
@@ -129,7 +130,7 @@ async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
     assert!(!db(&database, "restore", &bad).status.success());
     assert_eq!(beside(&database), before, "after one that failed");
 
-    // What an earlier restore left belongs to another database.
+    // Files that an earlier restore left belong to another database.
     for ending in
         [".before-restore-wal", ".before-restore-shm", ".restored", ".restored-wal", ".restored-journal"]
     {
@@ -138,7 +139,7 @@ async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
     let restored = db(&database, "restore", &file);
     assert!(restored.status.success(), "{}", said(&restored));
     assert_eq!(beside(&database), ["hotslot.db", "hotslot.db.before-restore", "hotslot.db.lock"]);
-    // What was only in the log of the old database is kept in its file.
+    // Data that was only in the write-ahead log of the old database is kept in the file.
     let kept = database.with_file_name("hotslot.db.before-restore");
     let mut old =
         SqliteConnection::connect(&format!("sqlite://{}?immutable=1", kept.display())).await.unwrap();
@@ -149,7 +150,7 @@ async fn a_restore_leaves_nothing_that_could_be_taken_for_data() {
 }
 
 #[tokio::test]
-async fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
+async fn a_killed_restore_leaves_the_old_database_or_the_new_one() {
     let mut service = Hotslot::on("small").await;
     let database = service.database();
     let file = database.with_file_name("backup");
@@ -193,7 +194,7 @@ async fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
 }
 
 #[tokio::test]
-async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
+async fn on_postgresql_a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await.moved_to(&postgres::database().await).await;
     let kept = service.attach(Q35, "e1000e:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("latency attach 300");
@@ -206,7 +207,7 @@ async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
     assert!(post.await.unwrap().is_err());
 
     service.start_again().await;
-    service.until("nothing is left of it", async || service.attachments(Q35).await.len() == 1).await;
+    service.until("nothing is left of the attach", async || service.attachments(Q35).await.len() == 1).await;
     assert_eq!(service.attachments(Q35).await[0]["attachment_id"], kept["attachment_id"]);
     service.delete(&path(&kept)).await.expect(200);
     service.expect_clean().await;
@@ -217,7 +218,7 @@ async fn killed_on_postgresql_between_two_plugs_it_takes_the_first_back() {
 }
 
 #[tokio::test]
-async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() {
+async fn processes_with_different_hosts_share_one_postgresql() {
     let url = postgres::database().await;
     let start = async |number: usize| {
         let mut service = Hotslot::on("small").await;
@@ -228,7 +229,11 @@ async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() 
     let (mut one, other, third) = tokio::join!(start(1), start(2), start(3));
     for service in [&one, &other, &third] {
         let hosts = service.get("/v2/t/os-hypervisors").await.expect(200);
-        assert_eq!(hosts.body["hypervisors"].as_array().unwrap().len(), 1, "it has its own host only");
+        assert_eq!(
+            hosts.body["hypervisors"].as_array().unwrap().len(),
+            1,
+            "a process shows only its own host"
+        );
     }
     let pid = one.pid();
     one.kill();
@@ -240,7 +245,7 @@ async fn processes_with_hosts_of_their_own_share_a_postgresql_and_see_one_die() 
 }
 
 #[tokio::test]
-async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
+async fn an_outage_of_postgresql_is_reported_and_recovery_is_automatic() {
     let mut database = postgres::Server::start();
     let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
     let oracle = Oracle::of(&service).await;
@@ -273,7 +278,7 @@ async fn while_postgresql_is_away_or_frozen_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn postgresql_fails_over_in_the_middle_of_attaches_and_nothing_is_lost() {
+async fn a_failover_of_postgresql_during_attaches_loses_nothing() {
     let mut database = postgres::Server::start();
     let service = Hotslot::on("small").await.moved_to(&database.database().await).await;
     database.tell("standby");
@@ -308,7 +313,7 @@ async fn postgresql_fails_over_in_the_middle_of_attaches_and_nothing_is_lost() {
     assert!(!service.log().contains("a request failed"), "{}", service.log());
 }
 
-/// Takes the right to write, as another process that has the file open may.
+/// Takes SQLite's write lock, as another process that has the file open can do.
 async fn lock(service: &Hotslot) -> SqliteConnection {
     let url = format!("sqlite://{}", service.database().display());
     let mut other = SqliteConnection::connect(&url).await.unwrap();
@@ -316,17 +321,17 @@ async fn lock(service: &Hotslot) -> SqliteConnection {
     other
 }
 
-/// An answer that says that the database cannot be used, and why.
+/// Fails the test unless the response reports that the database cannot be used, with the reason.
 fn expect_unusable(answer: Answer, why: &str) {
     let answer = answer.expect(503);
     assert!(answer.message().contains(why), "{}", answer.message());
-    // Something may have been done: a client looks first, and does not ask again by itself.
-    assert!(answer.message().contains("look what there is"), "{}", answer.message());
+    // The request may have been executed, so clients must check the state and not retry automatically.
+    assert!(answer.message().contains("check the current state"), "{}", answer.message());
     assert_eq!(answer.retry_after, None);
 }
 
 #[tokio::test]
-async fn locked_for_a_while_it_waits() {
+async fn a_short_lock_of_the_database_is_waited_for() {
     let service = Hotslot::on("small").await;
     let other = lock(&service).await;
     let unlock = async {
@@ -338,12 +343,12 @@ async fn locked_for_a_while_it_waits() {
 }
 
 #[tokio::test]
-async fn locked_for_long_it_says_so_and_is_back_by_itself() {
+async fn a_long_lock_is_reported_and_recovery_is_automatic() {
     let service = Hotslot::on("small").await;
     let oracle = Oracle::of(&service).await;
     let other = lock(&service).await;
     expect_unusable(service.attach(Q35, "vf:1").await, "another process holds it");
-    // What only reads goes on.
+    // Requests that only read still succeed.
     assert!(service.attachments(Q35).await.is_empty());
     other.close().await.unwrap();
     let unlocked = Instant::now();
@@ -354,10 +359,10 @@ async fn locked_for_long_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn full_it_says_so_and_is_back_by_itself() {
+async fn a_full_disk_is_reported_and_recovery_is_automatic() {
     let mut service = Hotslot::on("small").await;
     service.kill();
-    // A write beyond the limit fails, and does not kill.
+    // A write beyond the limit fails with an error and does not kill the process.
     service.start_again_after("trap '' XFSZ").await;
     let oracle = Oracle::of(&service).await;
     let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -377,7 +382,7 @@ async fn full_it_says_so_and_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn read_only_it_does_not_start_and_says_why() {
+async fn a_read_only_database_prevents_the_start() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();

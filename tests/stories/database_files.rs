@@ -10,7 +10,7 @@ use hotslot_tests::{Hotslot, Q35, binary};
 
 use crate::users::{as_nobody, chmod, mode, refused_to_serve};
 
-/// The modes of a database's directory and of the files in it, by name.
+/// Returns the modes of a database's directory and of its files, by name.
 fn modes(database: &Path) -> BTreeMap<String, u32> {
     let name = database.file_name().unwrap().to_str().unwrap();
     let directory = database.parent().unwrap();
@@ -25,11 +25,11 @@ fn modes(database: &Path) -> BTreeMap<String, u32> {
 }
 
 #[tokio::test]
-async fn others_can_neither_read_nor_lock_the_database() {
+async fn other_users_can_neither_read_nor_lock_the_database() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     let database = service.database();
-    // As an earlier version left it, under a usual umask.
+    // The modes that an earlier version left under a usual umask.
     service.kill();
     chmod(database.parent().unwrap(), 0o755);
     for file in ["", "-wal", "-shm", ".lock"] {
@@ -39,7 +39,7 @@ async fn others_can_neither_read_nor_lock_the_database() {
     }
     let log = service.log_length();
     service.start_again_after("umask 0").await;
-    // The directory holds the configuration and the simulated host too, so it stays.
+    // The directory also holds the configuration and the simulated host, so its mode is not changed.
     let found = modes(&database);
     assert!(found.keys().any(|name| name.ends_with("-shm")), "{found:?}");
     for (name, mode) in &found {
@@ -49,7 +49,7 @@ async fn others_can_neither_read_nor_lock_the_database() {
     assert!(log.contains("hotslot.db was open to other users (0644)"), "{log}");
     assert!(log.contains("which is open to other users (0755)"), "{log}");
 
-    // Not by the directory alone.
+    // The files are protected by their own modes, too.
     chmod(database.parent().unwrap(), 0o755);
     let file = database.display();
     for line in [
@@ -68,7 +68,7 @@ async fn others_can_neither_read_nor_lock_the_database() {
 }
 
 #[tokio::test]
-async fn a_new_database_and_its_backups_are_for_hotslots_user_whatever_the_umask() {
+async fn new_databases_and_backups_are_private_with_any_umask() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     let dir = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ async fn a_new_database_and_its_backups_are_for_hotslots_user_whatever_the_umask
 }
 
 #[tokio::test]
-async fn a_directory_that_others_use_too_is_left_as_it_is() {
+async fn the_mode_of_a_shared_directory_is_not_changed() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     let dir = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ async fn a_directory_that_others_use_too_is_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_database_of_another_user_is_refused_and_left_as_it_is() {
+async fn a_database_of_another_user_is_refused_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     chmod(dir.path(), 0o1777);
     let config = dir.path().join("config.toml");
@@ -146,7 +146,7 @@ async fn a_database_of_another_user_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn the_remedy_for_a_database_of_another_user_is_the_only_one_and_works() {
+async fn the_suggested_chown_repairs_a_database_of_another_user() {
     let dir = tempfile::tempdir().unwrap();
     chmod(dir.path(), 0o1777);
     let at = dir.path().join("its place");
@@ -167,7 +167,7 @@ async fn the_remedy_for_a_database_of_another_user_is_the_only_one_and_works() {
 }
 
 #[tokio::test]
-async fn two_names_of_one_database_are_one_database() {
+async fn a_database_is_locked_under_all_of_its_names() {
     let service = Hotslot::on("small").await;
     let database = service.database();
     let dir = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ async fn two_names_of_one_database_are_one_database() {
 }
 
 #[tokio::test]
-async fn a_database_behind_a_link_is_backed_up_and_restored_where_it_is() {
+async fn backup_and_restore_follow_a_link_to_the_database() {
     let mut service = Hotslot::on("small").await;
     service.kill();
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ async fn a_database_behind_a_link_is_backed_up_and_restored_where_it_is() {
     fs::create_dir(real.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink("a place/real.db", &link).unwrap();
     let own = service.database().display().to_string();
-    // The link leads to nothing yet.
+    // The link has no target yet.
     service.reconfigure(&own, &link.display().to_string().replace("link", "%6Cink"));
     service.start_again_after("umask 0").await;
     let found = modes(&real);

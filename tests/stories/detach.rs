@@ -1,4 +1,4 @@
-//! Detach tells gone, refused and pending apart, and what is pending completes whenever the guest lets go.
+//! Detach distinguishes gone, refused and pending. A pending detach completes whenever the guest releases the device.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ const PENDING: &str = "detaching";
 
 const NO_ANSWERS: &str = "agent_answers = {}";
 
-/// Serves `small` with a configuration, and with these answers of the guest's agent.
+/// Serves `small` with a configuration and with answers of the guest's agent.
 async fn with(config: &str, answers: &str) -> Hotslot {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n\
                alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
@@ -32,7 +32,8 @@ async fn shown(service: &Hotslot, vf: &Value) -> Value {
     service.get(&path(vf)).await.expect(200).body["pciAttachment"].clone()
 }
 
-/// How many documents have a device of ours; the simulated host keeps what its guests were asked beside them.
+/// Returns the number of domain documents that contain a device of hotslot. The files of the simulated host also name
+/// pending unplug requests, so only alias elements are counted.
 fn documents_with_it(service: &Hotslot) -> usize {
     service.documents().matches("<alias name='ua-").count()
 }
@@ -41,7 +42,7 @@ async fn is_gone(service: &Hotslot, vf: &Value) -> bool {
     service.get(&path(vf)).await.status == 404
 }
 
-/// A guest that never answers, asked once.
+/// Returns a service and a device whose unplug request the guest never answers.
 async fn pending() -> (Hotslot, Value) {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
@@ -64,11 +65,11 @@ async fn a_pending_detach_survives_a_restart_of_the_service() {
 }
 
 #[tokio::test]
-async fn a_guest_that_lets_go_after_a_restart_of_the_service_is_heard() {
+async fn an_unplug_that_completes_after_a_restart_is_noticed() {
     let (mut service, vf) = pending().await;
     service.sim("guest q35 unplug=slow 300");
     service.kill();
-    // The request outlived the service, and the guest answers now.
+    // The unplug request survives the restart, and the guest answers it now.
     service.start_again().await;
     service.until("it is gone", async || is_gone(&service, &vf).await).await;
     service.expect_clean().await;
@@ -78,8 +79,8 @@ async fn a_guest_that_lets_go_after_a_restart_of_the_service_is_heard() {
 async fn a_pending_detach_survives_a_restart_of_libvirtd() {
     let (service, vf) = pending().await;
     service.sim("disconnect");
-    service.until("it is noticed", async || service.get("/readyz").await.status == 503).await;
-    // Nobody hears of it.
+    service.until("the outage is noticed", async || service.get("/readyz").await.status == 503).await;
+    // The service is down when the guest answers.
     service.sim("reboot q35");
     assert_eq!(shown(&service, &vf).await["status"], PENDING);
     service.sim("reconnect");
@@ -88,7 +89,7 @@ async fn a_pending_detach_survives_a_restart_of_libvirtd() {
 }
 
 #[tokio::test]
-async fn a_pending_detach_ends_with_the_power_of_its_guest() {
+async fn a_pending_detach_completes_when_the_guest_is_powered_off() {
     for end in ["destroy q35", "crash q35", "shutdown q35"] {
         let (service, vf) = pending().await;
         service.sim(end);
@@ -99,7 +100,7 @@ async fn a_pending_detach_ends_with_the_power_of_its_guest() {
 }
 
 #[tokio::test]
-async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
+async fn a_removal_without_an_event_is_seen_in_the_domain_xml() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("fault detach lose-event nth=2");
@@ -108,7 +109,7 @@ async fn a_removal_whose_event_is_lost_is_seen_in_the_document() {
 }
 
 #[tokio::test]
-async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_heard_later() {
+async fn a_refusal_during_the_libvirt_call_counts_like_a_refusal_event() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("fault detach fail nth=2 kind=unplug-refused text=rejected-by-the-guest");
@@ -120,14 +121,14 @@ async fn a_guest_that_refuses_while_libvirt_waits_has_refused_as_one_that_is_hea
 }
 
 #[tokio::test]
-async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
+async fn a_lost_unplug_request_is_repeated_within_the_time_limit() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 boot-ms=1500");
     service.sim("reboot q35");
     let lost = service.delete(&format!("{}?timeout=200ms", path(&vf))).await.expect(409);
     assert!(lost.message().contains("still be booting"), "{}", lost.message());
-    // Within the time of the request.
+    // The repetition happens within the time limit of the detach.
     let asked = Instant::now();
     service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
     assert!(asked.elapsed() < Duration::from_secs(5));
@@ -135,19 +136,19 @@ async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_guest_that_lost_the_request_is_asked_again_when_it_has_booted() {
+async fn a_lost_unplug_request_is_repeated_when_the_guest_has_booted() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 boot-ms=600");
     service.sim("reboot q35");
     service.delete(&format!("{}?timeout=100ms", path(&vf))).await.expect(409);
-    // Nobody waits for it any more; its agent says that it is up.
+    // No client waits any more. The agent's connection shows that the guest has booted.
     service.until("it is gone", async || is_gone(&service, &vf).await).await;
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn a_request_waits_no_longer_than_it_says() {
+async fn a_detach_waits_no_longer_than_its_timeout() {
     let service = Hotslot::on("small").await;
     service.reconfigure("timeout = 0.4", "timeout = 20");
     let mut service = service;
@@ -160,7 +161,7 @@ async fn a_request_waits_no_longer_than_it_says() {
         service.delete(&format!("{}?timeout={timeout}", path(&vf))).await.expect(409);
         asked.elapsed()
     };
-    // The second does not wait for the first either.
+    // The second detach does not wait for the first one either.
     let later = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         timed("300ms").await
@@ -178,7 +179,7 @@ async fn a_request_waits_no_longer_than_it_says() {
 }
 
 #[tokio::test]
-async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
+async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
     for guest in ["unplug=refuse", "unplug=ignore"] {
         let mut service = Hotslot::on("small").await;
         let vf = attach(&service).await;
@@ -192,12 +193,12 @@ async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
         }
         assert_eq!(documents_with_it(&service), 1, "live, and not in the definition");
         assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
-        // It does not come back into the definition, whoever asks.
+        // Further requests do not put the device back into the definition.
         service.delete(&path(&vf)).await.expect(409);
         service.kill();
         service.start_again().await;
         service
-            .until("it was asked again", async || {
+            .until("the unplug request was repeated", async || {
                 shown(&service, &vf).await["status_reason"].as_str().unwrap().contains("forced")
             })
             .await;
@@ -213,7 +214,7 @@ async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
 }
 
 #[tokio::test]
-async fn force_takes_over_from_a_detach_under_way() {
+async fn force_takes_over_a_running_detach() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 unplug=refuse unplug-ms=300");
@@ -228,7 +229,7 @@ async fn force_takes_over_from_a_detach_under_way() {
 }
 
 #[tokio::test]
-async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced() {
+async fn a_forced_detach_that_times_out_while_waiting_forces_nothing() {
     let service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     service.sim("guest q35 unplug=ignore");
@@ -245,7 +246,7 @@ async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced()
 }
 
 #[tokio::test]
-async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_force() {
+async fn hot_unplug_refuse_allows_a_detach_when_off_or_by_force() {
     let refuse = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'";
     let service = with(refuse, "").await;
     let vf = attach(&service).await;
@@ -256,9 +257,9 @@ async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_fo
         }
     }
     assert_eq!(shown(&service, &vf).await["status"], "attached");
-    assert_eq!(service.plugged().len(), 2, "nothing was touched");
+    assert_eq!(service.plugged().len(), 2, "nothing was changed");
     service.sim("shutdown q35");
-    service.until("it is off", async || service.plugged().len() == 1).await;
+    service.until("the guest is off", async || service.plugged().len() == 1).await;
     service.delete(&path(&vf)).await.expect(200);
     service.sim("start q35");
     let vf = attach(&service).await;
@@ -267,7 +268,7 @@ async fn what_is_not_taken_from_a_running_guest_is_taken_when_it_is_off_or_by_fo
 }
 
 #[tokio::test]
-async fn a_tag_of_the_device_goes_before_its_class() {
+async fn a_device_tag_overrides_the_class_policy() {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\", \"hot_unplug\": \"yes\"}']\n\
                alias = ['{\"name\": \"vf\", \"vendor_id\": \"8086\", \"product_id\": \"10ca\"}']\n";
     let class = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'\n";
@@ -280,7 +281,7 @@ async fn a_tag_of_the_device_goes_before_its_class() {
 const QUIESCE: &str =
     "[[detach.class]]\nclass = 'network controller'\nquiesce = ['/sbin/quiesce', '{address}']\n";
 
-/// A guest whose agent runs a command that ends so.
+/// Returns agent answers for a command that exits with this code.
 fn agent(exit: u32) -> String {
     format!(
         r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":{exit}}}}}'"#
@@ -288,7 +289,7 @@ fn agent(exit: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_guest_is_quiesced_before_it_is_asked() {
+async fn a_guest_is_quiesced_before_the_unplug_request() {
     let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
     let service = with(&demanded, &agent(0)).await;
     service.sim("agent q35 connected");
@@ -300,7 +301,7 @@ async fn a_guest_is_quiesced_before_it_is_asked() {
 }
 
 #[tokio::test]
-async fn without_what_a_policy_demands_the_guest_is_not_asked() {
+async fn a_failed_required_quiesce_prevents_the_unplug_request() {
     let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
     for (guest, said) in [(agent(3), "exit code 3"), (String::new(), "not connected")] {
         let service = with(&demanded, &guest).await;
@@ -313,14 +314,14 @@ async fn without_what_a_policy_demands_the_guest_is_not_asked() {
         let now = shown(&service, &vf).await;
         assert_eq!(now["status"], "attached");
         assert!(now["status_reason"].as_str().unwrap().contains("not quiesced"), "{now}");
-        assert_eq!(service.plugged().len(), 2, "nothing was touched");
+        assert_eq!(service.plugged().len(), 2, "nothing was changed");
         service.delete(&format!("{}?force=true", path(&vf))).await.expect(200);
         service.expect_clean().await;
     }
 }
 
 #[tokio::test]
-async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told() {
+async fn a_failed_optional_quiesce_is_reported() {
     let service = with(QUIESCE, &agent(3)).await;
     service.sim("agent q35 connected");
     let vf = attach(&service).await;
@@ -334,14 +335,14 @@ async fn where_nobody_demands_it_a_guest_that_is_not_quiesced_is_asked_and_told(
     service.expect_clean().await;
 }
 
-/// How often a guest was asked to let a device go.
+/// Returns the number of unplug requests to guests.
 fn asks(service: &Hotslot) -> usize {
     service.log().matches("requested the unplug").count()
 }
 
 #[tokio::test]
-async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
-    // The second device of the request is refused; or the call is given up and plugs the device later.
+async fn a_failed_attach_stays_detaching_while_the_guest_keeps_the_device() {
+    // Either the second device of the request is refused, or the call times out and plugs the device later.
     for (config, fault, aliases, status, asked) in [
         ("", "fault attach fail nth=2 text=no", "vf:2", 502, 2),
         ("[libvirt]\nattach_timeout = 0.5", "fault attach hang ms=900", "vf:1", 503, 1),
@@ -356,15 +357,15 @@ async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
             assert_eq!(rows[0]["status"], PENDING, "{fault}: {:#}", rows[0]);
             rows[0].clone()
         };
-        // It is asked again by itself, whatever it answered.
-        service.until("the guest is asked again", async || asks(&service) == asked).await;
+        // The service repeats the unplug request without a client, whatever the guest answered.
+        service.until("the unplug request is repeated", async || asks(&service) == asked).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let row = stays().await;
-        assert_eq!(row["forced"], false, "nobody asked for force");
+        assert_eq!(row["forced"], false, "no client requested force");
         let reason = row["status_reason"].as_str().unwrap();
         assert!(reason.contains("refused") && reason.contains("attach"), "{fault}: {reason}");
         assert_eq!(documents_with_it(&service), 1, "{fault}: it is in the running guest alone");
-        // Nor when somebody asks, or libvirt refuses to ask the guest.
+        // It also stays detaching after a DELETE, and when libvirt refuses the unplug request.
         service.delete(&path(&row)).await.expect(409);
         stays().await;
         service.sim("fault detach fail text=no-such-luck");
@@ -373,7 +374,7 @@ async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
         service.kill();
         service.take_log();
         service.start_again().await;
-        service.until("the guest is asked again", async || asks(&service) > 0).await;
+        service.until("the unplug request is repeated", async || asks(&service) > 0).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(service.attachments(Q35).await[0]["status"], PENDING, "{fault}: after a restart");
         assert_eq!(documents_with_it(&service), 1, "{fault}: after a restart");
@@ -385,7 +386,7 @@ async fn a_failed_attach_whose_guest_keeps_the_device_stays_detaching() {
 }
 
 #[tokio::test]
-async fn what_is_gone_from_a_definition_is_not_asked_for_again() {
+async fn a_device_already_gone_from_the_definition_is_not_removed_again() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("fault detach fail nth=2 text=the-second-is-refused");
@@ -395,11 +396,11 @@ async fn what_is_gone_from_a_definition_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
+async fn quickly_refused_unplug_requests_are_repeated_until_the_timeout() {
     for kind in ["device-missing", "unplug-pending"] {
         let service = Hotslot::on("small").await;
         let vf = attach(&service).await;
-        // The first call takes it out of the definition.
+        // The first call removes the device from the definition.
         service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
         let asked = Instant::now();
         service.delete(&format!("{}?timeout=2s", path(&vf))).await.expect(409);
@@ -407,13 +408,13 @@ async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
         let count = asks(&service);
         assert!((2..=8).contains(&count), "{kind}: asked {count} times");
         service.sim("fault clear");
-        // A reason that has passed is noticed before the time is over.
+        // When the reason for the refusal has passed, the detach succeeds before its timeout.
         service.sim(&format!("fault detach fail times=2 kind={kind} text=busy"));
         let asked = Instant::now();
         service.delete(&format!("{}?timeout=10s", path(&vf))).await.expect(200);
         assert!((700..9500).contains(&asked.elapsed().as_millis()), "{kind}: {:?}", asked.elapsed());
         service.expect_clean().await;
-        // Without a time of its own it is asked as often as configured, one ask in the time of one attempt.
+        // Without a timeout, the configured number of attempts applies, with one request per attempt.
         let vf = attach(&service).await;
         service.sim(&format!("fault detach fail nth=2 times=100 kind={kind} text=busy"));
         let (before, asked) = (asks(&service), Instant::now());
@@ -424,14 +425,14 @@ async fn asks_that_are_refused_at_once_use_the_time_that_there_is() {
 }
 
 #[tokio::test]
-async fn an_agent_that_hangs_keeps_no_attach_and_no_detach_waiting() {
+async fn a_hanging_agent_delays_neither_attach_nor_detach() {
     let service = with("[libvirt]\nattach_timeout = 0.5\ncall_timeout = 0.5", &agent(0)).await;
     service.sim("agent q35 connected");
     service.sim("fault agent hang times=100");
     let vf = attach(&service).await;
     let hangs = async || service.log().contains("applies to Agent");
     service.until("the agent is asked where the device is", hangs).await;
-    // The call is given up.
+    // The call times out.
     tokio::time::sleep(Duration::from_millis(800)).await;
     let other = attach(&service).await;
     for one in [vf, other] {
@@ -441,7 +442,7 @@ async fn an_agent_that_hangs_keeps_no_attach_and_no_detach_waiting() {
 }
 
 #[tokio::test]
-async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_before() {
+async fn a_verified_address_is_replaced_only_after_a_new_start() {
     let mut service = Hotslot::on("small").await;
     let vf = attach(&service).await;
     assert_eq!(vf["inner_address"], "0000:02:00.0");
@@ -450,7 +451,7 @@ async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_
         let now = shown(service, &vf).await;
         (now["inner_address"].clone(), now["inner_address_source"].clone())
     };
-    // The guest showed it elsewhere than was worked out.
+    // The guest reported another address than the computed one.
     let elsewhere = (json!("0000:07:00.0"), json!("verified"));
     service
         .in_the_database(
@@ -469,13 +470,13 @@ async fn a_verified_address_is_replaced_when_the_guest_has_started_anew_and_not_
     // Firmware numbers the buses again.
     let computed = (json!("0000:02:00.0"), json!("computed"));
     service.sim("reboot q35");
-    service.until("it is worked out again", async || inner(&service).await == computed).await;
+    service.until("the address is computed again", async || inner(&service).await == computed).await;
 }
 
-/// What the agent of a guest answers is the guest's to choose: it forges no line of the log, and does nothing to the
-/// terminal that shows a log, an event or an error.
+/// A guest chooses the answers of its agent. They must not forge log lines or control the terminal that shows a log, an
+/// event or an error.
 #[tokio::test]
-async fn what_a_guest_says_forges_no_line_of_a_log_an_event_or_an_error() {
+async fn text_of_a_guest_cannot_forge_log_lines_events_or_errors() {
     const FORGED: &str =
         "no\n2026-01-01T00:00:00Z  INFO hotslot: attachment given to mallory\u{1b}[2J\u{9b}2J\u{202e}";
     let said = base64::engine::general_purpose::STANDARD.encode(FORGED);
@@ -493,7 +494,7 @@ async fn what_a_guest_says_forges_no_line_of_a_log_an_event_or_an_error() {
         assert!(!text.contains(unsafe_letters), "{place}: {text:?}");
         assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{place}: {text}");
     }
-    // Nor does what a caller writes: the path of a request is in its log lines.
+    // Text of a caller must not either: log lines contain the path of the request.
     service.get("/v2.1/os-pci/%0A2026-01-01T00:00:00Z%1B[2J").await.expect(404);
     assert!(!service.log().lines().any(|line| line.starts_with("2026-01-01")), "{}", service.log());
 }

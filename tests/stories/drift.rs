@@ -1,4 +1,4 @@
-//! What others do to guests and devices behind hotslot's back: seen, told, and brought in line.
+//! Changes that others make to guests and devices: they are noticed, reported and repaired.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,27 +10,27 @@ use sqlx::{Connection as _, SqliteConnection};
 const VF0: &str = "0000:04:10.0";
 const VF1: &str = "0000:04:10.2";
 
-/// The function, as `os-hypervisors/…/pci_devices/…` explains it.
+/// Returns the function as `os-hypervisors/…/pci_devices/…` explains it.
 async fn explained(service: &Hotslot, address: &str) -> Value {
     let path = format!("/v2/t/os-hypervisors/1/pci_devices/{address}");
     service.get(&path).await.expect(200).body["pci_device"].clone()
 }
 
 #[tokio::test]
-async fn what_others_plugged_is_shown_and_offered_to_nobody() {
+async fn a_foreign_device_is_shown_and_not_offered() {
     let service = Hotslot::on("small").await;
     for (place, domain, live, persistent) in
         [("live", "i440fx", true, false), ("both", "i440fx", true, true), ("config", "switch", false, true)]
     {
         service.sim(&format!("plug {domain} {VF0} {place}"));
         if !live {
-            // libvirt says nothing of a definition that changed; the next look at the domain sees it.
+            // libvirt sends no event when a definition changes; the change is noticed at the next read of the domain.
             service.sim(&format!("start {domain}"));
             service.sim(&format!("destroy {domain}"));
         }
         let owner = format!("foreign: domain {domain}");
         service
-            .until("it is seen", async || {
+            .until("the change is noticed", async || {
                 let seen = service.functions().await[VF0].clone();
                 seen["owner"] == json!(owner)
                     && (&seen["foreign"]["live"], &seen["foreign"]["persistent"])
@@ -44,7 +44,7 @@ async fn what_others_plugged_is_shown_and_offered_to_nobody() {
         let why = shown["withheld"].as_str().unwrap();
         assert!(why.contains(&format!("domain {domain}")) && why.contains("virsh detach-device"), "{why}");
         assert_eq!(shown["offered"], false);
-        // Its PF goes with it; the other VF does not.
+        // The PF of the VF is unavailable too; the other VF is not.
         let pf = explained(&service, "0000:04:00.0").await;
         assert!(pf["withheld"].as_str().unwrap().contains(&format!("domain {domain}")), "{pf}");
 
@@ -71,43 +71,45 @@ async fn what_others_plugged_is_shown_and_offered_to_nobody() {
 }
 
 #[tokio::test]
-async fn a_foreign_device_goes_with_the_domain_that_had_it() {
+async fn a_foreign_device_is_freed_with_its_domain() {
     let service = Hotslot::on("small").await;
     service.sim(&format!("plug switch {VF0} config"));
     service.sim("start switch");
     let owner = async || service.functions().await[VF0]["owner"].clone();
-    service.until("it is seen", async || owner().await == json!("foreign: domain switch")).await;
-    // As long as the definition has it, it is spoken for.
+    service.until("the change is noticed", async || owner().await == json!("foreign: domain switch")).await;
+    // The device stays foreign as long as the definition has it.
     service.sim("destroy switch");
-    service.until("it is off", async || service.functions().await[VF0]["foreign"]["live"] == false).await;
+    service
+        .until("the guest is off", async || service.functions().await[VF0]["foreign"]["live"] == false)
+        .await;
     assert_eq!(owner().await, "foreign: domain switch");
     service.sim("undefine switch");
-    service.until("nobody has it", async || owner().await == json!(null)).await;
+    service.until("no domain has the device", async || owner().await == json!(null)).await;
     service.get(&format!("/v2/t/servers/{SWITCH}")).await.expect(404);
     service.attach(I440FX, "vf:2").await.expect(200);
 }
 
 #[tokio::test]
-async fn what_others_take_out_of_a_definition_is_free_at_once() {
+async fn a_device_removed_from_a_definition_by_others_is_free_at_once() {
     let service = Hotslot::on("small").await;
     service.sim(&format!("plug switch {VF0} config"));
     service.sim("start switch");
     service.sim("destroy switch");
     let owner = async || service.functions().await[VF0]["foreign"]["live"].clone();
-    service.until("it is seen", async || owner().await == json!(false)).await;
+    service.until("the change is noticed", async || owner().await == json!(false)).await;
     let refused = service.attach(Q35, "vf:2").await.expect(409);
     assert!(refused.message().contains("virsh detach-device"), "{}", refused.message());
-    // libvirt tells nobody.
+    // libvirt sends no event for this change.
     service.sim(&format!("unplug switch {VF0} config"));
     service.attach(Q35, "vf:2").await.expect(200);
 }
 
 #[tokio::test]
-async fn one_event_costs_a_look_at_one_domain() {
+async fn an_event_of_one_domain_reads_only_that_domain() {
     let service = Hotslot::on("small").await;
     let looks = || service.log().matches("compared server").count();
     service
-        .until("it is quiet", async || {
+        .until("the log is quiet", async || {
             let before = looks();
             tokio::time::sleep(Duration::from_millis(300)).await;
             before == looks()
@@ -116,12 +118,12 @@ async fn one_event_costs_a_look_at_one_domain() {
     let before = looks();
     service.sim(&format!("plug q35 {VF0} live"));
     let seen = async || service.functions().await[VF0]["owner"] == json!("foreign: domain q35");
-    service.until("it is seen", seen).await;
+    service.until("the change is noticed", seen).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(looks() - before, 1);
 }
 
-/// The VFs alone may be given away, and pairs.
+/// Configuration that offers the VFs, and the pair of functions in one IOMMU group.
 const VFS: &str = r#"
 [pci]
 device_spec = ['{"product_id": "10ca"}', '{"address": "*:06:00.*"}']
@@ -142,7 +144,7 @@ async fn repair(service: &Hotslot) -> Vec<Value> {
     answer["drift"].as_array().unwrap().clone()
 }
 
-/// Whether `found` says all that `expected` says.
+/// Whether `found` has all members of `expected`.
 fn says(found: &Value, expected: &Value) -> bool {
     expected.as_object().unwrap().iter().all(|(key, value)| found[key] == *value)
 }
@@ -156,7 +158,7 @@ fn server(name: &str) -> &'static str {
 }
 
 #[tokio::test]
-async fn what_disagrees_is_told_and_repaired_as_the_data_file_says() {
+async fn drift_is_reported_and_repaired_as_the_data_file_says() {
     let stories: Vec<Value> = serde_json::from_str(include_str!("../data/drift.json")).unwrap();
     futures_util::future::join_all(stories.into_iter().map(play)).await;
 }
@@ -171,7 +173,7 @@ async fn play(story: Value) {
         json!({ "pciAttachment": { "pci_passthrough:alias": ask["alias"], "persistent": persistent } });
     let attached = service.post(&attachments(guest), body).await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(drift(&service).await, [Value::Null; 0], "{name}");
-    // What follows is not to be seen by the look that an attach ends with.
+    // Wait for the domain read that follows the attach, so that it does not see the changes below.
     tokio::time::sleep(Duration::from_millis(300)).await;
     if story["detach"] == true {
         service.delete(&path(&attached)).await.expect(200);
@@ -215,7 +217,7 @@ async fn play(story: Value) {
 }
 
 #[tokio::test]
-async fn a_lost_database_is_made_up_for_by_the_guests() {
+async fn a_lost_database_is_rebuilt_from_the_guests() {
     let mut service = Hotslot::on("small").await;
     let both = service.attach(Q35, "vf:1,e1000e:1").await.expect(200).body["pci_devices"].clone();
     let body = json!({ "pciAttachment": {
@@ -262,7 +264,7 @@ async fn a_lost_database_is_made_up_for_by_the_guests() {
 }
 
 #[tokio::test]
-async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
+async fn a_device_of_another_server_or_without_a_device_spec_is_not_adopted() {
     let mut service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
     let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(vf["address"], VF0);
@@ -283,7 +285,7 @@ async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
     assert!(service.attachments(Q35).await.is_empty());
     assert_eq!(service.device(VF0).await["instance_uuid"], SWITCH);
 
-    // An older database, and a device_spec that lists other devices by now.
+    // An older database, and a device_spec that meanwhile matches other devices.
     service.kill();
     for file in ["hotslot.db", "hotslot.db-wal", "hotslot.db-shm"] {
         let _ = std::fs::remove_file(service.database().with_file_name(file));
@@ -298,23 +300,23 @@ async fn nothing_is_adopted_that_is_promised_to_another_or_not_listed() {
 }
 
 #[tokio::test]
-async fn a_guest_that_keeps_a_left_over_is_not_asked_without_end() {
+async fn a_stray_device_is_not_requested_endlessly() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
     let asked = || service.log().matches("requested the unplug").count();
-    service.until("the log tells of the first", async || asked() == 1).await;
+    service.until("the log has the first request", async || asked() == 1).await;
     let before = asked();
     service.sim("guest q35 unplug=refuse");
     service.sim(&format!("plug q35 {VF0} live ua-{}", vf["attachment_id"].as_str().unwrap()));
-    service.until("it is asked", async || asked() > before).await;
+    service.until("the unplug is requested", async || asked() > before).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
-    // Once for each event that tells of its coming, of which there are two when they are far apart.
+    // The unplug is requested once per event of the device's arrival; there can be two such events.
     assert!((1..=2).contains(&(asked() - before)), "{}", asked() - before);
 }
 
 #[tokio::test]
-async fn a_request_that_the_guest_lost_is_made_again() {
+async fn a_lost_unplug_request_is_repeated_after_boot() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("guest q35 boot_ms=1500");
@@ -324,36 +326,38 @@ async fn a_request_that_the_guest_lost_is_made_again() {
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = json!({ "kind": "unfinished", "done": "by itself", "attachment_id": vf["attachment_id"] });
     assert!(says(&found[0], &expected), "{found:#?}");
-    // Its agent tells when it has booted.
-    service.until("it is asked again", async || service.get(&path(&vf)).await.status == 404).await;
+    // The agent's connection shows that the guest has booted.
+    service
+        .until("the unplug request is repeated", async || service.get(&path(&vf)).await.status == 404)
+        .await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn what_libvirt_leaves_without_a_driver_gets_it_back() {
+async fn a_function_left_without_a_driver_is_rebound() {
     let service = Hotslot::bare(&host("small"), VFS, |_| ()).await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let pair = service.post(&attachments(SWITCH), body).await.expect(200).body["pci_devices"].clone();
     service.sim("start switch");
     let driver = async |address: &str| service.functions().await[address]["driver"].clone();
-    service.until("they are in the guest", async || service.plugged().len() == 4).await;
+    service.until("the devices are in the guest", async || service.plugged().len() == 4).await;
     service.delete(&path(&pair[0])).await.expect(200);
-    // libvirt leaves the first of a group without a driver while the guest has the other.
+    // libvirt leaves the first function of a group without a driver while the guest has the other one.
     let first = pair[0]["address"].as_str().unwrap();
     assert_eq!(driver(first).await, Value::Null);
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.delete(&path(&pair[1])).await.expect(200);
-    service.until("it has its driver again", async || driver(first).await == "e1000e").await;
+    service.until("the driver is rebound", async || driver(first).await == "e1000e").await;
     service.expect_clean().await;
-    // Whoever binds it otherwise once that is on record has his reasons.
+    // A driver that somebody binds after the release was recorded is not changed.
     tokio::time::sleep(Duration::from_millis(300)).await;
     service.sim(&format!("device driver {first} vfio-pci"));
     assert_eq!(drift(&service).await, [Value::Null; 0]);
 }
 
 #[tokio::test]
-async fn a_promise_without_an_attachment_is_told_and_forgotten() {
+async fn an_allocated_device_without_an_attachment_is_reported_and_freed() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.delete(&path(&vf)).await.expect(200);
@@ -379,7 +383,7 @@ async fn a_promise_without_an_attachment_is_told_and_forgotten() {
 }
 
 #[tokio::test]
-async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
+async fn a_missing_host_driver_is_reported_until_it_is_rebound() {
     let service = Hotslot::bare(&host("small"), VFS, |host| {
         std::fs::write(host.join("host.toml"), "release_ms = 60000").unwrap();
     })
@@ -389,7 +393,7 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
     service.sim("fault node-reattach fail times=1000 text=stuck");
     service.sim("shutdown q35");
     let tried = async || service.log().contains("0000:04:10.0 is without its host driver");
-    service.until("it was tried", tried).await;
+    service.until("the rebind was tried", tried).await;
     let found = drift(&service).await;
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected = json!({ "kind": "no-host-driver", "address": VF0, "attachment_id": vf["attachment_id"],
@@ -398,13 +402,13 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
     assert_eq!(found[0]["said"]["host"], "it is bound to vfio-pci");
     assert_eq!(repair(&service).await[0]["repaired"], false);
     service.sim("fault clear");
-    // It may have come back by itself before it was asked for.
+    // The driver may have been rebound before the request.
     assert!(repair(&service).await.iter().all(|finding| finding["repaired"] == true));
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn what_accelerators_hold_beside_attachments_is_compared_too() {
+async fn drift_covers_bindings_and_mediated_devices() {
     const CARD: &str = "0000:41:00.0";
     const QAT: &str = "0000:a1:01.0";
     let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"product_id\": \"37c9\"}']\n";
@@ -429,11 +433,11 @@ async fn what_accelerators_hold_beside_attachments_is_compared_too() {
     assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
     assert_eq!(found[0]["said"]["host"], format!("{QAT} is bound to qat_c62xvf"));
     assert!(found[0]["action"].as_str().unwrap().contains(&format!("DELETE {bound}")), "{found:#?}");
-    // With its driver the mediated device of a guest that is off is gone, and cannot be made again.
+    // Without its driver, the mediated device of a shut-off guest is gone and cannot be created again.
     service.sim("shutdown g1");
     service.sim(&format!("device driver {CARD}"));
     let told = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");
-    service.until("it is told", told).await;
+    service.until("the drift is reported", told).await;
     let found = drift(&service).await;
     let gone = found.iter().find(|finding| finding["kind"] == "device-gone").unwrap();
     assert!(says(gone, &json!({ "address": CARD, "server_id": g1, "done": null })), "{found:#?}");
@@ -445,7 +449,7 @@ async fn what_accelerators_hold_beside_attachments_is_compared_too() {
 }
 
 #[tokio::test]
-async fn a_person_asks_what_disagrees_and_has_it_repaired() {
+async fn the_drift_command_lists_and_repairs_drift() {
     let service = Hotslot::on("small").await;
     let hotslot = |arguments: &str| {
         let mut command = Command::new(binary());
@@ -458,7 +462,7 @@ async fn a_person_asks_what_disagrees_and_has_it_repaired() {
     service.sim(&format!("unplug q35 {VF0} config"));
     service.sim(&format!("plug i440fx {VF1} live"));
     let devices = async || hotslot("device list").1;
-    service.until("it is seen", async || devices().await.contains("foreign: domain i440fx")).await;
+    service.until("the change is noticed", async || devices().await.contains("foreign: domain i440fx")).await;
     assert!(hotslot(&format!("device show {VF1}")).1.contains("foreign: domain i440fx"));
 
     let (code, _, why) = hotslot("drift --host node9");

@@ -1,4 +1,4 @@
-//! What happened: in order, over a kill, followed, and pruned.
+//! Events: their order, a killed service, followers, and pruning.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -11,9 +11,9 @@ const STATES: &str = "/v2/t/events?kind=attachment.state";
 
 impl Events for Api {}
 
-/// What tests ask of events.
+/// Helpers for requests of events.
 trait Events {
-    /// The events that a path answers, all pages.
+    /// Returns the events of a path, from all pages.
     async fn events(&self, path: &str) -> Vec<Value>
     where
         Self: std::borrow::Borrow<Api>,
@@ -33,7 +33,7 @@ fn changes(events: &[Value]) -> Vec<(Option<&str>, Option<&str>)> {
 }
 
 #[tokio::test]
-async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
+async fn events_of_attach_and_detach_are_in_order_and_name_the_request() {
     let service = Hotslot::on("small").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } });
@@ -85,7 +85,7 @@ async fn an_attach_and_a_detach_are_told_in_order_with_who_asked() {
 }
 
 #[tokio::test]
-async fn what_happens_by_itself_is_told_as_that() {
+async fn events_without_a_request_name_their_cause() {
     let service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let of_it = format!("{STATES}&attachment={}", vf["attachment_id"].as_str().unwrap());
@@ -110,7 +110,7 @@ async fn what_happens_by_itself_is_told_as_that() {
 }
 
 #[tokio::test]
-async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
+async fn a_bad_query_is_refused_with_advice() {
     let service = Hotslot::on("small").await;
     for path in ["/events", "/drift", "/webhooks"] {
         assert_eq!(
@@ -119,8 +119,8 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         );
     }
     for (query, why) in [
-        ("since=x", "no event's id"),
-        ("since=-1", "no event's id"),
+        ("since=x", "expected an event id"),
+        ("since=-1", "expected an event id"),
         ("since=99999", "the last event is"),
         ("kind=attachments", "attachment.state"),
         ("device=99999", "GET os-pci lists them"),
@@ -128,7 +128,7 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
         ("attachment=1", "the whole UUID"),
         ("last=-1", "0 to 65535"),
         ("limit=many", "at most 1000"),
-        ("follow=yes", "neither true nor false"),
+        ("follow=yes", "expected true or false"),
         ("until=3", "known: since"),
         ("host=a&host=b", "twice"),
         ("follow=true&since=99999", "the last event is"),
@@ -139,7 +139,8 @@ async fn a_query_that_makes_no_sense_is_refused_with_what_would() {
     service.post("/v2/t/events", json!({})).await.expect(405);
 }
 
-/// Fails the test unless the states of each attachment follow on each other, and end in the one on record.
+/// Fails the test unless each event of an attachment starts from the state of the previous one, and the last state is
+/// the one on record.
 async fn expect_chains(service: &Hotslot) -> usize {
     let mut chains = BTreeMap::<String, Option<String>>::new();
     for event in service.events(STATES).await {
@@ -159,7 +160,7 @@ async fn expect_chains(service: &Hotslot) -> usize {
 }
 
 #[tokio::test]
-async fn whenever_it_is_killed_every_change_of_state_is_there_once() {
+async fn a_kill_loses_or_repeats_no_event() {
     let mut service = Hotslot::on("small").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } });
@@ -184,7 +185,7 @@ async fn whenever_it_is_killed_every_change_of_state_is_there_once() {
             let rows = service.attachments(Q35).await;
             rows.iter().all(|row| row["status"] == "attached")
         };
-        service.until("nothing is on its way", settled).await;
+        service.until("nothing is in transition", settled).await;
         expect_chains(&service).await;
         for row in service.attachments(Q35).await {
             service.delete(&path(&row)).await.expect(200);
@@ -196,7 +197,7 @@ async fn whenever_it_is_killed_every_change_of_state_is_there_once() {
     assert!(all.iter().zip(1..).all(|(event, id)| event["id"] == id), "no gaps over all the kills");
 }
 
-/// A client that follows.
+/// A client that follows the events.
 struct Follower {
     response: reqwest::Response,
     text: String,
@@ -216,7 +217,7 @@ impl Follower {
         Self { response, text: String::new() }
     }
 
-    /// The next message: its fields by name.
+    /// Returns the fields of the next message by name.
     async fn message(&mut self) -> Option<BTreeMap<String, String>> {
         loop {
             if let Some((message, rest)) = self.text.split_once("\n\n") {
@@ -236,7 +237,7 @@ impl Follower {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     async fn event(&mut self) -> Option<Value> {
         loop {
             let message = self.message().await?;
@@ -251,7 +252,7 @@ impl Follower {
 }
 
 #[tokio::test]
-async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
+async fn a_follower_resumes_after_a_restart() {
     let mut service = Hotslot::on("small").await;
     let mut follower = Follower::new(&service, "?kind=attachment.state", None).await;
     let mut other = Follower::new(&service, &format!("?last=0&server={I440FX}"), None).await;
@@ -260,7 +261,7 @@ async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
     assert_eq!((&first["to"], &first["attachment_id"]), (&json!("attaching"), &vf["attachment_id"]));
     assert_eq!(follower.event().await.unwrap()["to"], "attached");
 
-    // It comes back after a restart, and hears what it missed, and what happens then.
+    // The follower reconnects after a restart, and receives the missed events and the new ones.
     service.kill();
     assert_eq!(follower.event().await, None);
     service.start_again().await;
@@ -270,19 +271,19 @@ async fn a_follower_hears_what_happens_and_goes_on_where_it_was() {
     assert_eq!(follower.event().await.unwrap()["to"], "detaching");
     assert_eq!(follower.event().await.unwrap()["to"], "detached");
 
-    // Without the header too.
+    // Resume by the query instead of the header.
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/v2.1/events?follow&last=0", service.url());
     assert_eq!(client.get(url).send().await.unwrap().headers()["content-type"], "text/event-stream");
 
-    // Where nothing passes, the first message says where one is all the same.
+    // Although no event matches the filter, the first message gives the current position.
     let position = other.message().await.unwrap();
     assert!(position["id"].parse::<i64>().unwrap() > 0 && !position.contains_key("data"), "{position:?}");
     assert_eq!(other.event().await, None);
 }
 
 #[tokio::test]
-async fn a_follower_that_reads_nothing_holds_nobody_up_and_one_that_reads_misses_nothing() {
+async fn a_follower_that_does_not_read_delays_nobody() {
     let service = Hotslot::on("small").await;
     let mut slow = Follower::new(&service, "", None).await;
     for _ in 0..20 {
@@ -296,7 +297,7 @@ async fn a_follower_that_reads_nothing_holds_nobody_up_and_one_that_reads_misses
 }
 
 #[tokio::test]
-async fn followers_do_not_hold_up_the_end_of_the_service() {
+async fn followers_do_not_delay_the_shutdown() {
     let service = Hotslot::on("small").await;
     let mut follower = Follower::new(&service, "?last=1", None).await;
     follower.event().await.unwrap();
@@ -308,7 +309,7 @@ async fn followers_do_not_hold_up_the_end_of_the_service() {
 }
 
 #[tokio::test]
-async fn what_is_old_is_pruned_and_who_missed_it_is_told() {
+async fn old_events_are_pruned_and_late_readers_get_410() {
     let service = Hotslot::with(&host("small"), "[events]\nkeep = \"1s\"\n").await;
     let gone = async || service.get("/v2/t/events?since=1").await.status == 410;
     service.until("the first events are pruned", gone).await;
@@ -319,7 +320,7 @@ async fn what_is_old_is_pruned_and_who_missed_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_person_reads_and_follows_the_events() {
+async fn the_events_command_lists_and_follows_events() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let id = vf["attachment_id"].as_str().unwrap();
@@ -339,7 +340,7 @@ async fn a_person_reads_and_follows_the_events() {
     let none = run(service.url(), "events --host elsewhere").output().unwrap();
     assert_eq!((none.stdout.len(), String::from_utf8(none.stderr).unwrap().as_str()), (0, "no events\n"));
 
-    // Followed over a kill, on the same port.
+    // The command follows the events across a kill of the service, on the same port.
     let url = service.url().to_owned();
     service.reconfigure("127.0.0.1:0", url.trim_start_matches("http://"));
     let mut followed = run(&url, "events -f --since 0 --kind attachment.state -o json").spawn().unwrap();
@@ -373,11 +374,12 @@ async fn ended_attachments_are_kept_for_as_long_as_configured() {
     };
     service.delete(&path(&two[0])).await.expect(200);
     assert_eq!(ended().await, 1);
-    // As long as the request has a device, it is known how many it was given.
+    // As long as one attachment of a request is kept, so are the others, because they show how many devices it was
+    // given.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(ended().await, 1);
     service.delete(&path(&two[1])).await.expect(200);
     service.until("both are forgotten", async || ended().await == 0).await;
     service.get(&path(&two[0])).await.expect(404);
-    assert!(!service.events("/v2/t/events?since=0").await.is_empty(), "what happened is kept by itself");
+    assert!(!service.events("/v2/t/events?since=0").await.is_empty(), "events are kept independently");
 }

@@ -1,4 +1,4 @@
-//! Clients that go away at any moment: what they asked for is done as a whole, or was not begun.
+//! Clients that disconnect at any moment: their requests are executed completely or not at all.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-/// Within which everything has settled that nobody waits for any more.
+/// The time within which all work without a waiting client must have settled.
 const SOON: Duration = Duration::from_secs(3);
 
-/// The longest time after which a client goes away, and how many different ones there are.
+/// The longest delay before a client disconnects, and the number of different delays.
 const LONGEST: Duration = Duration::from_millis(12);
 const MOMENTS: u32 = 60;
 
-/// Sends a request, and goes away after a time without having read the answer.
+/// Sends a request, and disconnects after a delay without reading the response.
 async fn ask_and_go(service: &Hotslot, method: &str, path: &str, body: &str, after: Duration) {
     let address = service.url().trim_start_matches("http://").to_owned();
     let length = body.len();
@@ -29,12 +29,12 @@ async fn ask_and_go(service: &Hotslot, method: &str, path: &str, body: &str, aft
     tokio::time::sleep(after).await;
 }
 
-/// The moments at which clients go away, from the first to the last.
+/// Returns the delays after which clients disconnect, in ascending order.
 fn moments() -> impl Iterator<Item = Duration> {
     (0..MOMENTS).map(|number| LONGEST * number / MOMENTS)
 }
 
-/// Waits until something is so; false when it does not come to be.
+/// Waits until a condition holds; returns false when it does not hold in time.
 async fn soon(so: impl AsyncFn() -> bool) -> bool {
     let start = Instant::now();
     while !so().await {
@@ -46,7 +46,7 @@ async fn soon(so: impl AsyncFn() -> bool) -> bool {
     true
 }
 
-/// What the database has of devices, as a service that starts now would read it.
+/// Returns the devices in the database, as a service that starts now would read them.
 async fn on_disk(service: &Hotslot) -> Vec<(i64, String, bool)> {
     let url = format!("sqlite://{}", service.database().display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
@@ -55,7 +55,7 @@ async fn on_disk(service: &Hotslot) -> Vec<(i64, String, bool)> {
     rows.iter().map(|row| (row.get(0), row.get(1), row.get::<Option<i64>, _>(2).is_some())).collect()
 }
 
-/// The same, as the service answers it.
+/// Returns the same from the API, which answers from memory.
 async fn in_memory(service: &Hotslot) -> Vec<(i64, String, bool)> {
     let devices = service.get("/v2/t/os-pci/detail").await.expect(200).body["pci_devices"].clone();
     let of = |device: &Value| {
@@ -65,20 +65,20 @@ async fn in_memory(service: &Hotslot) -> Vec<(i64, String, bool)> {
     devices.as_array().unwrap().iter().map(of).collect()
 }
 
-/// The last event that the database has.
+/// Returns the id of the last event in the database.
 async fn last_event(service: &Hotslot) -> i64 {
     let url = format!("sqlite://{}", service.database().display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
     sqlx::query_scalar("SELECT last FROM event_ids").fetch_one(&mut database).await.unwrap()
 }
 
-/// Whether who follows the events has heard all that the database has.
+/// Whether the follower has received all events of the database.
 async fn told(service: &Hotslot, heard: &tokio::sync::watch::Receiver<i64>) -> bool {
     let last = last_event(service).await;
     *heard.borrow() == last
 }
 
-/// Follows the events, and answers the last one that is told while it is quiet.
+/// Follows the events in the background, and returns a receiver of the last id.
 async fn followed(service: &Hotslot) -> tokio::sync::watch::Receiver<i64> {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/v2/t/events?follow&last=0", service.url());
@@ -100,7 +100,7 @@ async fn followed(service: &Hotslot) -> tokio::sync::watch::Receiver<i64> {
 }
 
 #[tokio::test]
-async fn a_detach_whose_client_goes_away_is_done_and_never_left_half_way() {
+async fn a_detach_completes_when_its_client_disconnects() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let heard = followed(&service).await;
     let (mut stuck, mut missed) = (0, 0);
@@ -113,7 +113,7 @@ async fn a_detach_whose_client_goes_away_is_done_and_never_left_half_way() {
         };
         stuck += u32::from(!soon(settled).await);
         missed += u32::from(!soon(async || told(&service, &heard).await).await);
-        // It may not have been begun; one that hangs is taken away, so that the next one counts for itself.
+        // The detach may not have begun. Detach what is left, so that the next round starts clean.
         for row in service.attachments(Q35).await {
             service.delete(&path(&row)).await.expect(200);
         }
@@ -130,7 +130,7 @@ async fn a_detach_whose_client_goes_away_is_done_and_never_left_half_way() {
 }
 
 #[tokio::test]
-async fn an_accelerator_whose_client_goes_away_gives_back_all_or_nothing() {
+async fn a_multi_device_detach_is_atomic_when_its_client_disconnects() {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n[attach]\nverify = \"off\"\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
     service.post("/accelerators", json!({ "name": "two" })).await.expect(201);
@@ -146,7 +146,7 @@ async fn an_accelerator_whose_client_goes_away_gives_back_all_or_nothing() {
             let rows = service.attachments(I440FX).await;
             [0, 2].contains(&rows.len()) && rows.iter().all(|row| row["status"] == "attached")
         };
-        // What was not begun when the client went away does not begin later.
+        // A request that had not begun when the client disconnected must not begin later.
         let steady = soon(whole).await && {
             tokio::time::sleep(Duration::from_millis(30)).await;
             soon(whole).await
@@ -159,7 +159,7 @@ async fn an_accelerator_whose_client_goes_away_gives_back_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_in_memory_is_on_disk_when_clients_go_away() {
+async fn memory_and_disk_agree_when_clients_disconnect() {
     let pci = "[pci]\nreport_in_placement = true\ndevice_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}', \
                '{\"vendor_id\": \"8086\"}']\n\
                alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n\
@@ -172,7 +172,7 @@ async fn what_is_in_memory_is_on_disk_when_clients_go_away() {
         service.delete(&path(&row)).await.expect(200);
         let device = service.device(row["address"].as_str().unwrap()).await;
         let action = format!("/v2/t/os-pci/{}/action", device["id"]);
-        // Its own commits would bring the memory up to date: they are over by now.
+        // Wait until the commits of the attach and detach are over, because they would refresh the memory.
         tokio::time::sleep(Duration::from_millis(150)).await;
         ask_and_go(&service, "POST", &action, r#"{"cleaned": null}"#, after).await;
         let same = async || in_memory(&service).await == on_disk(&service).await;
@@ -184,7 +184,7 @@ async fn what_is_in_memory_is_on_disk_when_clients_go_away() {
 }
 
 #[tokio::test]
-async fn requests_of_all_kinds_whose_clients_go_away_leave_everything_settled() {
+async fn all_kinds_of_requests_settle_when_their_clients_disconnect() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let heard = followed(&service).await;
     service.sim("latency attach 5");
@@ -207,7 +207,7 @@ async fn requests_of_all_kinds_whose_clients_go_away_leave_everything_settled() 
         join_all(asked).await;
     }
     oracle.settled(&service, Duration::from_secs(10)).await.unwrap();
-    service.until("all is told", async || told(&service, &heard).await).await;
+    service.until("all events are delivered", async || told(&service, &heard).await).await;
     assert_eq!(in_memory(&service).await, on_disk(&service).await);
     let rows = service.attachments(Q35).await;
     service.kill();
@@ -217,7 +217,7 @@ async fn requests_of_all_kinds_whose_clients_go_away_leave_everything_settled() 
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_middle_of_its_body_holds_nothing_up() {
+async fn a_client_that_disconnects_within_its_body_blocks_nothing() {
     let mut service = Hotslot::on("small").await;
     let address = service.url().trim_start_matches("http://").to_owned();
     for _ in 0..20 {
@@ -230,7 +230,7 @@ async fn a_client_that_goes_away_in_the_middle_of_its_body_holds_nothing_up() {
         connection.write_all(head.as_bytes()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    // Its key is free, and nothing of it waits.
+    // Its idempotency key is free, and no work of it is waiting.
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
     let row =
         service.post_once(&attachments(Q35), "half", &body).await.expect(200).body["pci_devices"][0].clone();
@@ -239,21 +239,21 @@ async fn a_client_that_goes_away_in_the_middle_of_its_body_holds_nothing_up() {
     let stop =
         std::process::Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(stop.success());
-    assert!(service.ended(SOON).await, "something of it is still under way");
+    assert!(service.ended(SOON).await, "some of its work is still running");
 }
 
 #[tokio::test]
-async fn what_a_client_that_went_away_asked_for_is_done_before_the_service_ends() {
+async fn requests_of_disconnected_clients_complete_before_shutdown() {
     let mut service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     service.sim("latency attach 600");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:2" } }).to_string();
     ask_and_go(&service, "POST", &attachments(Q35), &body, Duration::from_millis(100)).await;
-    service.until("it is under way", async || !service.attachments(Q35).await.is_empty()).await;
+    service.until("the request is running", async || !service.attachments(Q35).await.is_empty()).await;
     let stop =
         std::process::Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(stop.success());
     assert!(service.ended(Duration::from_secs(8)).await, "it does not end");
-    // Both are plugged, live and in the definition.
+    // Both devices are plugged, live and in the definition.
     assert_eq!(service.plugged().len(), 4);
     service.start_again().await;
     let rows = service.attachments(Q35).await;

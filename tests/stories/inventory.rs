@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hotslot_tests::{Hotslot, I440FX, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
 
-/// How soon a device that came or went on the host is seen.
+/// The time within which an added or removed device must be noticed.
 const SOON: Duration = Duration::from_secs(1);
 
 async fn statuses(service: &Hotslot, addresses: &[&str]) -> Vec<Value> {
@@ -22,7 +22,7 @@ async fn statuses(service: &Hotslot, addresses: &[&str]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_pf_is_unavailable_while_a_vf_of_it_is_in_use_and_the_other_way_round() {
+async fn a_pf_and_its_vfs_exclude_each_other() {
     const FAMILY: [&str; 3] = ["0000:04:00.0", "0000:04:10.0", "0000:04:10.2"];
     let service = Hotslot::on("small").await;
     let answer = service.attach(Q35, "vf:1").await.expect(200);
@@ -32,7 +32,7 @@ async fn a_pf_is_unavailable_while_a_vf_of_it_is_in_use_and_the_other_way_round(
     service.delete(&path(&answer.body["pci_devices"][0])).await.expect(200);
     assert_eq!(statuses(&service, &FAMILY).await, ["available"; 3]);
 
-    // A PF that leaves its driver takes its VFs with it, on a real host too.
+    // Unbinding the driver of a PF removes its VFs, as on a real host.
     let answer = service.attach(Q35, "pf:1").await.expect(200);
     service.attach(Q35, "vf:1").await.expect(400);
     service.delete(&path(&answer.body["pci_devices"][0])).await.expect(200);
@@ -40,7 +40,7 @@ async fn a_pf_is_unavailable_while_a_vf_of_it_is_in_use_and_the_other_way_round(
 }
 
 #[tokio::test]
-async fn a_vf_that_comes_or_goes_is_seen_within_a_second_without_a_restart() {
+async fn added_and_removed_vfs_are_noticed_within_a_second() {
     let service = Hotslot::on("small").await;
     let listed = async || {
         let devices = service.get("/v2.1/os-pci").await.expect(200).body;
@@ -58,7 +58,7 @@ async fn a_vf_that_comes_or_goes_is_seen_within_a_second_without_a_restart() {
 }
 
 #[tokio::test]
-async fn os_pci_is_narrowed_and_comes_in_pages() {
+async fn os_pci_is_filtered_and_paged() {
     let service = Hotslot::on("small").await;
     let ids = async |query: &str| -> Vec<i64> {
         let body = service.get(&format!("/v2.1/os-pci?{query}")).await.expect(200).body;
@@ -99,7 +99,7 @@ async fn os_pci_is_narrowed_and_comes_in_pages() {
 }
 
 #[tokio::test]
-async fn a_device_for_one_use_waits_to_be_cleaned() {
+async fn a_one_time_use_device_is_unavailable_until_cleaned() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\nreport_in_placement = true\n\
@@ -131,12 +131,12 @@ async fn a_device_for_one_use_waits_to_be_cleaned() {
 }
 
 #[tokio::test]
-async fn a_one_time_device_that_may_have_been_in_a_guest_is_used() {
+async fn a_one_time_use_device_that_a_guest_may_have_had_is_marked_used() {
     const EDU: &str = "0000:00:1d.0";
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\", \"address\": \"0000:00:1d.0\"}']\n\
                alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n";
-    // What befalls the attach, and whether the guest may have had the device.
+    // The fault that hits the attach, and whether the guest may have had the device.
     for (fault, used) in [
         ("fail text=refused", false),
         ("fail kind=no-free-port text=full", false),
@@ -156,7 +156,7 @@ async fn a_one_time_device_that_may_have_been_in_a_guest_is_used() {
         if answer.is_none() {
             assert!(service.ended(std::time::Duration::from_secs(10)).await);
             service.start_again().await;
-            // What came of it all the same is given back.
+            // Detach the devices that were attached in spite of the fault.
             for row in service.attachments(I440FX).await {
                 service.delete(&path(&row)).await.expect(200);
             }

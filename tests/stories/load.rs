@@ -1,4 +1,4 @@
-//! Much at once: servers side by side, a queue that is full, calls that hang, a host that is slow, and the end.
+//! Load: servers in parallel, a full queue, hanging calls, a slow host, and shutdown.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, attachments, host};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-/// Posts an attach, and goes on.
+/// Sends an attach in the background.
 fn attaching(service: &Hotslot, server: &str, aliases: &str) -> JoinHandle<Answer> {
     let (api, server, aliases) = ((**service).clone(), server.to_owned(), aliases.to_owned());
     tokio::spawn(async move { api.attach(&server, &aliases).await })
@@ -23,7 +23,7 @@ async fn node(service: &Hotslot, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn servers_are_worked_on_side_by_side_and_one_server_in_turn() {
+async fn servers_are_processed_in_parallel_and_one_server_sequentially() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach hang times=9");
     let (one, other) = (attaching(&service, Q35, "vf:1"), attaching(&service, I440FX, "e1000:1"));
@@ -38,7 +38,7 @@ async fn servers_are_worked_on_side_by_side_and_one_server_in_turn() {
 }
 
 #[tokio::test]
-async fn a_host_that_has_enough_to_do_says_so() {
+async fn a_full_queue_of_a_host_is_reported() {
     let service = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let mut service = service;
     service.kill();
@@ -47,7 +47,7 @@ async fn a_host_that_has_enough_to_do_says_so() {
     let attached = service.attach(I440FX, "e1000:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("fault attach hang times=9");
     let running = [attaching(&service, Q35, "vf:1"), attaching(&service, Q35, "vf:1")];
-    service.until("the first is under way", async || under_way(&service).await == 1).await;
+    service.until("the first attach is running", async || under_way(&service).await == 1).await;
     let refused = async || service.attach(Q35, "e1000e:1").await;
     service.until("the queue is full", async || refused().await.status == 503).await;
     let refused = refused().await.expect(503);
@@ -68,7 +68,7 @@ async fn a_host_that_has_enough_to_do_says_so() {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_is_given_up_and_shown_and_its_outcome_is_found_out() {
+async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     let service = Hotslot::with(&host("small"), "[libvirt]\nattach_timeout = 0.5").await;
     service.sim("fault attach hang");
     let late = service.attach(Q35, "vf:1").await.expect(503);
@@ -76,8 +76,8 @@ async fn a_call_that_hangs_is_given_up_and_shown_and_its_outcome_is_found_out() 
     let stuck = node(&service, "node1").await;
     assert_eq!(stuck["state"], "up");
     assert!(stuck["stuck_calls"][0]["operation"].as_str().unwrap().contains("attach"), "{stuck}");
-    assert!(stuck["state_reason"].as_str().unwrap().contains("did not come back"), "{stuck}");
-    // Everything else is served meanwhile; the device is not free, for nobody knows what becomes of it.
+    assert!(stuck["state_reason"].as_str().unwrap().contains("have not returned"), "{stuck}");
+    // Other requests are served meanwhile. The device is not free, because the outcome of the call is unknown.
     service.attach(I440FX, "e1000:1").await.expect(200);
     let row = service.attachments(Q35).await[0].clone();
     assert_eq!(row["status"], "detaching");
@@ -86,19 +86,19 @@ async fn a_call_that_hangs_is_given_up_and_shown_and_its_outcome_is_found_out() 
     assert!(refused.message().contains("did not come back"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
 
-    // It was not in vain for libvirt: it does it after all, and it is taken back, for the caller was told that.
+    // libvirt completes the call late. The device is then removed, because the client was told that the attach failed.
     service.sim("fault clear");
     service
-        .until("nothing is stuck", async || node(&service, "node1").await["stuck_calls"] == json!([]))
+        .until("no call is overdue", async || node(&service, "node1").await["stuck_calls"] == json!([]))
         .await;
     service
-        .until("it was taken back", async || {
+        .until("the attach was undone", async || {
             service.attachments(Q35).await.is_empty() && service.plugged().len() == 2
         })
         .await;
 }
 
-/// A second host with guests of its own, in the configuration of a service.
+/// A service with a second host that has guests of its own.
 async fn two_hosts() -> Hotslot {
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -119,14 +119,14 @@ async fn two_hosts() -> Hotslot {
 }
 
 #[tokio::test]
-async fn a_host_that_is_slow_holds_up_its_own_servers_only() {
+async fn a_slow_host_delays_only_its_own_servers() {
     let service = two_hosts().await;
     let on_two = Q35.replacen('1', "2", 1);
     let both = service.get("/v2.1/servers").await.expect(200).body["servers"].as_array().unwrap().len();
     service.sim("fault domain hang times=99");
     service.sim("fault domains hang times=99");
     let slow = attaching(&service, Q35, "vf:1");
-    // Found on the other host, attached and detached, while the first does not answer.
+    // The server on the other host is found, attached to and detached from while the first host hangs.
     let attached = service.attach(&on_two, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(service.attachments(&on_two).await.len(), 1);
     let path = format!("{}/{}", attachments(&on_two), attached["attachment_id"].as_str().unwrap());
@@ -139,11 +139,11 @@ async fn a_host_that_is_slow_holds_up_its_own_servers_only() {
 }
 
 #[tokio::test]
-async fn told_to_stop_it_finishes_what_is_under_way() {
+async fn a_shutdown_completes_running_requests() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 1500");
     let answer = attaching(&service, Q35, "vf:1");
-    service.until("it is under way", async || under_way(&service).await == 1).await;
+    service.until("the request is running", async || under_way(&service).await == 1).await;
     let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
     assert!(told.success());
     answer.await.unwrap().expect(200);

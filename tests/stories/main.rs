@@ -1,5 +1,5 @@
-//! The stories: what hotslot does, seen from outside, through HTTP and the command line. One program, so that they are
-//! built once, and go on side by side.
+//! The stories test hotslot from outside, through HTTP and the command line. They are one program, so that they are
+//! linked once and run in parallel.
 
 mod accelerators;
 mod architecture;

@@ -1,5 +1,5 @@
-//! Mediated devices through the API, on the simulated host `accelerators`: a T4 of which its driver makes two types.
-//! There is no such hardware here: that libvirt and its driver do so is what the simulated host says of them.
+//! Mediated devices through the API, on the simulated host `accelerators`, whose T4 has two mdev types. The behaviour
+//! of libvirt and of the driver is simulated, because there is no such hardware here.
 
 mod drift;
 mod faults;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 const PCI: &str = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"vendor_id\": \"8086\"}']\n\
                    alias = ['{\"name\": \"gpu\", \"vendor_id\": \"10de\", \"product_id\": \"1eb8\"}']\n";
 const GPU: &str = "0000:41:00.0";
-/// The one that somebody else has made.
+/// The mediated device that somebody other than hotslot created.
 const FIRST: &str = "b4a1f2c0-0a3b-4b0e-9d0c-3f1d2f7c5a11";
 const G1: &str = "20000000-0000-4000-8000-000000000001";
 const G2: &str = "20000000-0000-4000-8000-000000000002";
 const G3: &str = "20000000-0000-4000-8000-000000000003";
-/// The type of which there are three more, and that of which there are two.
+/// The types of which three and two more devices can be created.
 const FOUR: &str = "nvidia-232";
 const EIGHT: &str = "nvidia-233";
 
@@ -23,12 +23,12 @@ async fn service() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, |_| ()).await
 }
 
-/// The service on a host where nobody has made any.
+/// A service on a host without mediated devices.
 async fn untouched() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let path = created.location.unwrap();
@@ -45,13 +45,13 @@ async fn status(service: &Hotslot, path: &str) -> String {
     service.get(path).await.expect(200).body["status"].as_str().unwrap().to_owned()
 }
 
-/// The card, as its host shows it.
+/// Returns the card as the host shows it.
 async fn card(service: &Hotslot) -> Value {
     let shown = service.get(&format!("/v2.1/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
     shown.body["pci_device"].clone()
 }
 
-/// How many more can be made of each type.
+/// Returns how many more devices of each type can be created.
 async fn left(service: &Hotslot) -> (u64, u64) {
     let card = card(service).await;
     let types = card["mdev_types"].as_array().unwrap().clone();
@@ -59,7 +59,7 @@ async fn left(service: &Hotslot) -> (u64, u64) {
     (left(FOUR), left(EIGHT))
 }
 
-/// The UUIDs of those that there are.
+/// Returns the UUIDs of the existing mediated devices.
 async fn uuids(service: &Hotslot) -> Vec<String> {
     let card = card(service).await;
     let mdevs = card["mdevs"].as_array().unwrap();
@@ -73,7 +73,7 @@ async fn expect_untouched(service: &Hotslot) {
 }
 
 #[tokio::test]
-async fn types_and_what_others_made_are_shown() {
+async fn types_and_foreign_mediated_devices_are_shown() {
     let service = service().await;
     let card = card(&service).await;
     assert_eq!(
@@ -85,7 +85,7 @@ async fn types_and_what_others_made_are_shown() {
     );
     let first = json!({ "uuid": FIRST, "type": FOUR, "instance_uuid": null, "holder": null, "status": null });
     assert_eq!(card["mdevs"], json!([first]));
-    // Of others or not: a card that is in parts is nobody's as a whole.
+    // A card with mediated devices cannot be assigned as a whole, whoever created them.
     assert_eq!(card["offered"], false);
     assert!(card["withheld"].as_str().unwrap().contains(FIRST), "{card}");
     let refused = service.attach(G1, "gpu:1").await.expect(409);
@@ -95,14 +95,14 @@ async fn types_and_what_others_made_are_shown() {
         let refused = service.put(&whole, target).await.expect(409);
         assert!(refused.message().contains(FIRST), "{}", refused.message());
     }
-    // A function that makes none says so.
+    // A function without mdev types has empty lists.
     let other = service.get("/v2.1/os-hypervisors/1/pci_devices/0000:81:00.0").await.expect(200).body;
     assert_eq!((&other["pci_device"]["mdev_types"], &other["pci_device"]["mdevs"]), (&json!([]), &json!([])));
     expect_untouched(&service).await;
 }
 
 #[tokio::test]
-async fn one_goes_into_a_running_guest_and_comes_back() {
+async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
     let service = service().await;
     let path = made(&service, "quarter", json!({ "mdev_type": FOUR, "device_type": "GPU" })).await;
     let attached = attach(&service, &path, G1).await.expect(200).body;
@@ -122,7 +122,7 @@ async fn one_goes_into_a_running_guest_and_comes_back() {
         *shown,
         json!({ "uuid": uuid, "type": FOUR, "instance_uuid": G1, "holder": holder, "status": "attached" })
     );
-    // The card is its host's, which makes parts of it.
+    // The host owns the card, because its driver provides the mediated devices.
     assert_eq!((&card["status"], &card["owner"]), (&json!("allocated"), &json!("its host")));
     assert_eq!(attach(&service, &path, G2).await.status, 409);
 
@@ -143,7 +143,7 @@ async fn one_goes_into_a_running_guest_and_comes_back() {
 }
 
 #[tokio::test]
-async fn two_guests_share_a_card_until_none_is_left() {
+async fn two_guests_share_a_card_up_to_its_capacity() {
     let service = service().await;
     let spec = json!({ "mdev_type": EIGHT });
     let (a, b) = (made(&service, "a", spec.clone()).await, made(&service, "b", spec.clone()).await);
@@ -162,7 +162,7 @@ async fn two_guests_share_a_card_until_none_is_left() {
 }
 
 #[tokio::test]
-async fn several_come_all_or_none() {
+async fn several_mediated_devices_are_attached_all_or_none() {
     let service = service().await;
     let three = made(&service, "three", json!({ "mdev_type": FOUR, "num": 3 })).await;
     let one = made(&service, "one", json!({ "mdev_type": FOUR })).await;
@@ -170,7 +170,7 @@ async fn several_come_all_or_none() {
     let refused = attach(&service, &three, G1).await.expect(409);
     assert!(refused.message().contains("3 of nvidia-232, and 2 can be made"), "{}", refused.message());
     service.delete(&one).await.expect(204);
-    // The last one is refused by the host, and then by the guest's side.
+    // The last device is refused by the host, and then by the guest.
     for fault in ["create-mdev fail nth=3", "attach fail nth=3", "attach fail nth=2 kind=timed-out at=after"]
     {
         service.sim(&format!("fault {fault}"));
@@ -183,7 +183,7 @@ async fn several_come_all_or_none() {
     let attached = attach(&service, &three, G1).await.expect(200).body;
     assert_eq!(attached["devices"].as_array().unwrap().len(), 3);
     assert_eq!(left(&service).await, (0, 2));
-    // More than the guest has ports for.
+    // More devices than the guest has free ports.
     let two = made(&service, "two", json!({ "mdev_type": EIGHT, "num": 2 })).await;
     let refused = attach(&service, &two, G1).await.expect(409);
     assert!(refused.message().contains("1 free hot-plug ports"), "{}", refused.message());
@@ -192,7 +192,7 @@ async fn several_come_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_card_is_whole_or_in_parts() {
+async fn a_card_is_assigned_whole_or_in_mediated_devices() {
     let service = untouched().await;
     let whole = made(&service, "whole", json!({ "device_type": "GPU" })).await;
     let part = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
@@ -207,7 +207,7 @@ async fn a_card_is_whole_or_in_parts() {
         assert!(service.attach(G1, "gpu:1").await.status >= 400);
         service.delete(&part).await.expect(204);
     }
-    // Many at once: the card is one thing only.
+    // Of concurrent requests for the whole card and for a mediated device, only one succeeds.
     for _ in 0..5 {
         let (one, other) = tokio::join!(attach(&service, &whole, G1), attach(&service, &part, G2));
         assert!([one.status, other.status].contains(&200), "{} {}", one.body, other.body);
@@ -220,7 +220,7 @@ async fn a_card_is_whole_or_in_parts() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_told_what_can() {
+async fn an_impossible_request_is_refused_with_advice() {
     let service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": "nvidia-1" })).await;
     let refused = attach(&service, &path, G1).await.expect(409);
@@ -241,7 +241,7 @@ async fn what_cannot_be_is_told_what_can() {
 }
 
 #[tokio::test]
-async fn a_guest_that_does_not_let_go() {
+async fn a_mediated_device_stays_while_the_guest_keeps_it() {
     let service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     attach(&service, &path, G1).await.expect(200);
@@ -255,8 +255,8 @@ async fn a_guest_that_does_not_let_go() {
     assert!(pending.message().contains("stays detaching"), "{}", pending.message());
     assert_eq!(status(&service, &path).await, "detaching");
     assert_eq!(service.device(GPU).await["status"], "allocated");
-    assert_eq!(left(&service).await, (2, 2), "it is there as long as the guest has it");
-    // It lets go at last, and nobody has to ask.
+    assert_eq!(left(&service).await, (2, 2), "the mediated device exists while the guest has it");
+    // The guest finally releases the device, and the detach completes without another request.
     service.sim("guest g1 unplug=normal");
     service.sim("reboot g1");
     service.until("the guest lets go", async || status(&service, &path).await == "available").await;
@@ -264,14 +264,14 @@ async fn a_guest_that_does_not_let_go() {
 }
 
 #[tokio::test]
-async fn it_goes_with_its_server_and_comes_back_with_its_start() {
+async fn mediated_devices_follow_the_life_of_their_server() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
     let other = made(&service, "other", json!({ "mdev_type": EIGHT })).await;
     let uuid = attach(&service, &path, G1).await.expect(200).body["devices"][0]["mdev_uuid"].clone();
     service.sim("shutdown g1");
     service
-        .until("it is seen that it comes with the start", async || {
+        .until("the server is compared", async || {
             service.log().contains("compared server 20000000-0000-4000-8000-000000000001")
         })
         .await;
@@ -280,19 +280,24 @@ async fn it_goes_with_its_server_and_comes_back_with_its_start() {
     assert_eq!(status(&service, &path).await, "attached");
     assert!(uuids(&service).await.iter().any(|there| *there == uuid.as_str().unwrap()));
 
-    // They do not outlive a reboot of the host, or the driver; the definition that is to start with one gets it again.
+    // Mediated devices do not survive a reboot of the host or a rebind of the driver. They are created again for a
+    // definition that needs them.
     service.sim("shutdown g1");
     service.kill();
     service.start_again().await;
     service.sim(&format!("device driver {GPU}"));
     service.sim(&format!("device driver {GPU} nvidia"));
-    service.until("they are gone", async || uuids(&service).await.is_empty()).await;
+    service.until("the devices are gone", async || uuids(&service).await.is_empty()).await;
     service.kill();
     service.start_again().await;
-    service.until("it is made again", async || uuids(&service).await == [uuid.as_str().unwrap()]).await;
+    service
+        .until("the mediated device is created again", async || {
+            uuids(&service).await == [uuid.as_str().unwrap()]
+        })
+        .await;
     service.sim("start g1");
 
-    // A server that was shut off gets one with its start, and one that is gone has none.
+    // A shut-off server gets its device with its start, and an undefined one loses it.
     attach(&service, &other, G3).await.expect(200);
     service.sim("undefine g3");
     service.until("g3 is gone", async || status(&service, &other).await == "available").await;
@@ -304,7 +309,7 @@ async fn it_goes_with_its_server_and_comes_back_with_its_start() {
 }
 
 #[tokio::test]
-async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
+async fn mediated_devices_are_packed_onto_one_card() {
     let service = Hotslot::bare(&host("accelerators"), PCI, |dir| {
         let card = std::fs::read_to_string(dir.join("devices/pci_0000_41_00_0.xml")).unwrap();
         let other = card.replace("0000_41_00_0", "0000_42_00_0").replace("0000:41:00.0", "0000:42:00.0");
@@ -339,7 +344,7 @@ async fn of_two_cards_one_stays_whole_as_long_as_it_can() {
 }
 
 #[tokio::test]
-async fn what_others_gave_a_guest_is_shown_and_left_alone() {
+async fn foreign_mediated_devices_are_shown_and_not_changed() {
     let hostdev = format!(
         "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'><source><address uuid='{FIRST}'/></source>\
          <alias name='hostdev0'/>\
@@ -366,7 +371,7 @@ async fn what_others_gave_a_guest_is_shown_and_left_alone() {
 }
 
 #[tokio::test]
-async fn it_is_not_asked_for_where_the_policy_says_so_but_by_force() {
+async fn hot_unplug_refuse_applies_to_mediated_devices() {
     let pci = PCI.replace(r#"{"vendor_id": "10de"}'"#, r#"{"vendor_id": "10de", "hot_unplug": "refuse"}'"#);
     assert_ne!(pci, PCI);
     let service = Hotslot::bare(&host("accelerators"), &pci, |_| ()).await;
@@ -375,7 +380,7 @@ async fn it_is_not_asked_for_where_the_policy_says_so_but_by_force() {
     let refused = service.delete(&path).await.expect(409);
     assert!(refused.message().contains("hot_unplug = refuse"), "{}", refused.message());
     assert_eq!(status(&service, &path).await, "attached");
-    // By force it leaves the definition for good, and the guest when it lets go or is off.
+    // A forced detach removes the device from the definition, and from the guest when it releases it or is off.
     service.sim("guest g1 unplug=refuse");
     let refused = service.delete(&format!("{path}?force=true")).await.expect(409);
     assert!(refused.message().contains("stays detaching"), "{}", refused.message());

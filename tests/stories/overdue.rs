@@ -1,6 +1,6 @@
-//! Calls on the functions of the host that are given up at their limit: what they may still change stays in transition
-//! and is offered to nobody while they are out, and is settled as soon as they have come back. And who follows the host
-//! waits for none of them.
+//! Calls on functions of the host that exceed their time limit. While such a call is overdue, whatever it may still
+//! change stays in transition and is not offered. It is settled when the call returns. The task that follows the host
+//! does not wait for such calls.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,18 @@ use tokio::task::JoinHandle;
 
 const VF: &str = "0000:04:10.0";
 const PAIR: [&str; 2] = ["0000:06:00.0", "0000:06:00.1"];
-/// Calls that change something are given up soon; nothing is compared by itself within the time of a test.
+/// Configuration with a short time limit for calls that change something, and without periodic comparison during a
+/// test.
 const SOON: &str = "[libvirt]\nattach_timeout = 0.5\n[reconcile]\ninterval = 3600\n";
-/// How long it may take until what happened is seen and settled, on a machine that has much else to do: mostly it is some
-/// milliseconds, and whatever waits for a hanging call or the next round takes far longer.
+/// The time within which an effect must be noticed and settled on a busy machine. It usually takes milliseconds;
+/// waiting for a hanging call or for the next comparison takes much longer.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 async fn service(config: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{config}{}", oracle::PCI), |_| ()).await
 }
 
-/// Makes an accelerator of a spec, and answers its path.
+/// Creates an accelerator with a spec, and returns its path.
 async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
     let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
     let path = created.location.unwrap();
@@ -39,7 +40,7 @@ async fn drift(service: &Hotslot) -> Vec<Value> {
     service.get("/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
 }
 
-/// Waits until something is so, and fails the test when it takes longer than that.
+/// Waits until a condition holds, and fails the test when that takes longer than `limit`.
 async fn within(limit: Duration, what: &str, so: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !so().await {
@@ -49,7 +50,8 @@ async fn within(limit: Duration, what: &str, so: impl AsyncFn() -> bool) {
     println!("after {:?}: {what}", begun.elapsed());
 }
 
-/// Fails the test unless a device stays as it is while a call is out that may change it: on record, and in the drift.
+/// Fails the test unless a device stays in transition while a call that may change it is overdue, on record and in the
+/// drift.
 async fn stays_in_transition(service: &Hotslot, address: &str) {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
@@ -65,7 +67,7 @@ async fn stays_in_transition(service: &Hotslot, address: &str) {
 }
 
 #[tokio::test]
-async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
+async fn an_overdue_bind_is_settled_when_it_returns() {
     for at in ["before", "after"] {
         let service = service(SOON).await;
         let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
@@ -74,7 +76,7 @@ async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
         assert!(late.message().contains("no answer within"), "{}", late.message());
         stays_in_transition(&service, VF).await;
         assert_eq!(status(&service, &path).await, "detaching");
-        // It is neither given to anybody nor given back.
+        // The device is neither attached again nor rebound.
         let refused = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(409);
         assert!(refused.message().contains("is being detached"), "{}", refused.message());
         let refused = service.delete(&path).await.expect(409);
@@ -85,7 +87,7 @@ async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
             service.device(VF).await["status"] == "available" && status(&service, &path).await == "available"
         })
         .await;
-        within(AT_ONCE, "it has its host driver", async || {
+        within(AT_ONCE, "the host driver is rebound", async || {
             service.functions().await[VF]["driver"] == "igbvf"
         })
         .await;
@@ -97,9 +99,9 @@ async fn a_bind_that_was_given_up_is_settled_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn a_function_with_a_call_out_is_offered_to_nobody() {
+async fn a_function_with_an_overdue_call_is_not_offered() {
     let service = service(SOON).await;
-    // Its own attempt to give the function back is what does not come back.
+    // The overdue call is the service's own attempt to release the function.
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("fault node-reset hang times=9");
@@ -111,12 +113,12 @@ async fn a_function_with_a_call_out_is_offered_to_nobody() {
     assert!(withheld().await.contains("did not come back"), "{}", withheld().await);
     service.sim("fault clear");
     within(AT_ONCE, "it is offered again", async || withheld().await == "null").await;
-    within(AT_ONCE, "it is given back", async || status(&service, &path).await == "available").await;
+    within(AT_ONCE, "the device is released", async || status(&service, &path).await == "available").await;
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn a_whole_group_that_was_given_up_is_settled_when_the_call_comes_back() {
+async fn an_overdue_attach_of_a_group_is_settled_when_it_returns() {
     for (nth, at) in [(1, "before"), (2, "after")] {
         let service = service(SOON).await;
         let oracle = oracle::Oracle::of(&service).await;
@@ -140,7 +142,7 @@ async fn a_whole_group_that_was_given_up_is_settled_when_the_call_comes_back() {
 }
 
 #[tokio::test]
-async fn a_release_that_comes_back_late_is_settled_at_once() {
+async fn an_overdue_release_is_settled_when_it_returns() {
     for operation in ["node-reset", "node-reattach"] {
         for at in ["before", "after"] {
             let service = service(SOON).await;
@@ -160,7 +162,7 @@ async fn a_release_that_comes_back_late_is_settled_at_once() {
 }
 
 #[tokio::test]
-async fn a_mediated_device_that_is_made_or_taken_away_late_is_settled_at_once() {
+async fn an_overdue_create_or_destroy_of_an_mdev_is_settled_when_it_returns() {
     const GPU: &str = "0000:41:00.0";
     const G1: &str = "20000000-0000-4000-8000-000000000001";
     let pci = format!("{SOON}[pci]\ndevice_spec = ['{{\"vendor_id\": \"10de\"}}']\n");
@@ -185,13 +187,13 @@ async fn a_mediated_device_that_is_made_or_taken_away_late_is_settled_at_once() 
     }
 }
 
-/// Asks for something, and goes on.
+/// Sends a request in the background.
 fn asked(service: &Hotslot, path: &str, body: Value) -> JoinHandle<Answer> {
     let (api, path) = ((**service).clone(), path.to_owned());
     tokio::spawn(async move { api.put(&path, body).await })
 }
 
-/// Two processes over one PostgreSQL; calls of the first hang by `sim`.
+/// Two processes on one PostgreSQL. The simulated host belongs to the first one.
 async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
     let one = Hotslot::bare(hosts, &format!("{SOON}{config}"), |_| ()).await;
     let one = one.moved_to(&postgres::database().await).await;
@@ -200,7 +202,7 @@ async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
 }
 
 #[tokio::test]
-async fn another_process_leaves_alone_what_a_bind_that_is_out_may_change() {
+async fn an_overdue_bind_is_not_touched_by_other_processes() {
     let (one, other) = two(&host("small"), oracle::PCI).await;
     let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=after");
@@ -223,7 +225,7 @@ async fn another_process_leaves_alone_what_a_bind_that_is_out_may_change() {
 }
 
 #[tokio::test]
-async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_may_become() {
+async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     const GPU: &str = "0000:41:00.0";
     const G1: &str = "20000000-0000-4000-8000-000000000001";
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
@@ -237,7 +239,8 @@ async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_
     let refused = other.delete(&path).await.expect(409);
     assert!(refused.message().contains("did not come back"), "{}", refused.message());
     one.sim("fault clear");
-    within(AT_ONCE, "it is taken away", async || status(&other, &path).await == "available").await;
+    within(AT_ONCE, "the mediated device is removed", async || status(&other, &path).await == "available")
+        .await;
     let card = other.get(&format!("/v2/t/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200);
     assert_eq!(card.body["pci_device"]["mdevs"], json!([]));
     other.delete(&path).await.expect(204);
@@ -245,7 +248,7 @@ async fn another_process_leaves_alone_what_a_mediated_device_that_is_being_made_
 }
 
 #[tokio::test]
-async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
+async fn an_overdue_attach_stays_in_transition_at_other_processes() {
     for at in ["before", "after"] {
         let (one, other) = two(&host("small"), oracle::PCI).await;
         one.sim(&format!("fault attach hang at={at}"));
@@ -256,7 +259,7 @@ async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
         let refused = other.delete(&path_of(&vf)).await.expect(409);
         assert!(refused.message().contains("did not come back"), "{}", refused.message());
         one.sim("fault clear");
-        within(AT_ONCE, "it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+        within(AT_ONCE, "the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
         within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
         other.delete(&path_of(&vf)).await.expect(200);
         one.expect_clean().await;
@@ -264,21 +267,21 @@ async fn another_process_does_not_say_gone_of_what_may_still_be_plugged() {
 }
 
 #[tokio::test]
-async fn a_call_of_a_process_that_has_died_is_nobodys_any_more() {
+async fn an_overdue_call_ends_with_its_process() {
     let (mut one, other) = two(&host("small"), oracle::PCI).await;
     let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=before");
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
     one.kill();
-    // Its call has ended with it: what it left is taken over.
+    // The call has ended with its process, so another process takes over its work.
     let free = async || other.device(VF).await["status"] == "available";
     within(Duration::from_secs(20), "the device is free", free).await;
     assert_eq!(drift(&other).await, Vec::<Value>::new());
 }
 
 #[tokio::test]
-async fn what_happens_outside_is_seen_while_a_bind_hangs() {
+async fn host_changes_are_noticed_during_a_hanging_bind() {
     let service = service("[reconcile]\ninterval = 3600\n").await;
     let path = made(&service, "nic", json!({ "product_id": "10d3" })).await;
     let attached = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
@@ -290,7 +293,7 @@ async fn what_happens_outside_is_seen_while_a_bind_hangs() {
         service.sim(&format!("unplug q35 {address} config"));
         service.sim(&format!("unplug q35 {address} live"));
         within(AT_ONCE, "the removal is seen", async || service.get(&path).await.status == 404).await;
-        // It makes the service look for what is to be given back to its host driver.
+        // This removal makes the service search for functions to rebind to their host drivers.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert_eq!(status(&service, &path).await, "attaching");

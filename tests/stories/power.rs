@@ -1,4 +1,4 @@
-//! Guest power cycles: whatever a guest goes through, its attachments are right afterwards.
+//! Power cycles of guests: after any of them the attachments are correct.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use hotslot_tests::{Hotslot, Q35, SWITCH, attachments, host, path};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn after_every_power_cycle_the_attachments_are_as_the_data_file_says() {
+async fn attachments_after_power_cycles_match_the_data_file() {
     let stories: Vec<Value> = serde_json::from_str(include_str!("../data/power.json")).unwrap();
     futures_util::future::join_all(stories.iter().map(play)).await;
 }
@@ -37,8 +37,8 @@ async fn play(story: &Value) {
     }
 }
 
-/// Whether the server's attachments are those that `step` tells of, and nothing else disagrees. `plugged` counts the
-/// places in the host's documents, those of a saved run too.
+/// Whether the attachments of the server are those of `step`, without other drift. `plugged` counts the documents with
+/// the device, including that of a saved run.
 async fn is_so(service: &Hotslot, step: &Value) -> bool {
     let mut all = service.get("/v2/t/os-pci_attachments").await.expect(200).body;
     let all: Vec<Value> = serde_json::from_value(all["pciAttachment"].take()).unwrap();
@@ -57,8 +57,8 @@ async fn is_so(service: &Hotslot, step: &Value) -> bool {
         && service.plugged().len() as u64 == step["plugged"].as_u64().unwrap()
 }
 
-/// Two hosts, the server `switch` with a device on the first, and the same server defined on the second, as it is sent
-/// there: with the device under its alias, which is the second host's own.
+/// Two hosts. The server `switch` has a device on the first, and the same server is already defined on the second, as
+/// in a migration, with a device of the second host under the same alias.
 async fn on_the_way_to_another_host() -> (Hotslot, tempfile::TempDir, Value) {
     let (service, other) = two_hosts().await;
     let vf = service.attach(SWITCH, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -80,7 +80,7 @@ async fn two_hosts() -> (Hotslot, tempfile::TempDir) {
     (Hotslot::bare(&host("small"), &config, |_| ()).await, other)
 }
 
-/// Defines `switch` on the second host, with a device of its own under the alias of an attachment.
+/// Defines `switch` on the second host, with a device of that host under the alias of an attachment.
 fn define_there(other: &Path, attachment: &str) {
     let hostdev = format!(
         "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x01' slot='0x02' \
@@ -92,14 +92,14 @@ fn define_there(other: &Path, attachment: &str) {
     assert_eq!(control(other, &format!("define {}", file.display())).unwrap(), "ok");
 }
 
-/// What disagrees on the second host.
+/// Returns the drift of the second host.
 async fn drift(service: &Hotslot) -> Vec<Value> {
     let mut found = service.get("/v2.1/os-hypervisors/node2/drift").await.expect(200).body;
     serde_json::from_value(found["drift"].take()).unwrap()
 }
 
 #[tokio::test]
-async fn a_server_that_moved_to_another_host_has_its_device_there() {
+async fn a_server_that_moved_keeps_its_attachment() {
     let (service, other, vf) = on_the_way_to_another_host().await;
     let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
     there("start switch");
@@ -125,43 +125,43 @@ async fn a_server_that_moved_to_another_host_has_its_device_there() {
     };
     assert_eq!((held("0000:04:10.0"), held("0000:01:02.0")), (json!("available"), json!("allocated")));
     assert_eq!(drift(&service).await, Vec::<Value>::new());
-    // The attachment that has ended is remembered beside it.
+    // The ended attachment is listed as well.
     let ended =
         service.get("/v2/t/os-pci_attachments?ended=true").await.expect(200).body["pciAttachment"].clone();
     assert_eq!((&ended[0]["host"], &ended[0]["status"]), (&json!("node1"), &json!("detached")), "{ended:#}");
     assert_ne!(ended[0]["attachment_id"], vf["attachment_id"]);
-    // What its client knows it by finds it.
+    // The attachment is found by the id that its client knows.
     service.delete(&path(&vf)).await.expect(200);
     assert_eq!(all().await, json!([]));
     assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
 }
 
 #[tokio::test]
-async fn what_was_asked_to_go_while_its_server_was_away_is_not_attached_again() {
+async fn an_attachment_deleted_while_its_guest_was_saved_stays_deleted() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 migratable=true");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1", "persistent": false } });
     let vf = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
     service.sim("save q35");
     let has = async || !service.attachments(Q35).await.is_empty();
-    service.until("it has ended", async || !has().await).await;
-    // Nobody has it now; that it is not wanted any more is known when the guest comes back with it.
+    service.until("the attachment has ended", async || !has().await).await;
+    // Nobody has the device now. When the guest returns with it, the service remembers that it was to be removed.
     service.delete(&path(&vf)).await.expect(200);
     service.sim("restore q35");
-    service.until("it is taken out", async || service.plugged().is_empty()).await;
+    service.until("the device is removed", async || service.plugged().is_empty()).await;
     assert!(!has().await);
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn a_delete_of_what_came_back_is_true_while_its_guest_keeps_the_device() {
+async fn deleting_a_returned_attachment_reports_that_the_guest_keeps_it() {
     let (service, other, vf) = on_the_way_to_another_host().await;
     let there = |line: &str| assert_eq!(control(other.path(), line).unwrap(), "ok", "{line}");
     let all = async || service.get("/v2/t/os-pci_attachments").await.body["pciAttachment"].clone();
-    // The server is on no host for a while: stopped and undefined here before it starts there.
+    // The server is on no host for a while: it is undefined here before it starts on the other host.
     there("undefine switch");
     service.sim("undefine switch");
-    service.until("it has ended", async || all().await == json!([])).await;
+    service.until("the attachment has ended", async || all().await == json!([])).await;
     service.delete(&path(&vf)).await.expect(200);
     there(&format!("define {}", other.path().join("switch.xml").display()));
     there("guest switch unplug=refuse");
@@ -176,8 +176,8 @@ async fn a_delete_of_what_came_back_is_true_while_its_guest_keeps_the_device() {
     assert_eq!((all().await, drift(&service).await), (json!([]), Vec::new()));
 }
 
-/// Two hosts, and an accelerator in the server `switch`, which is on no host any more: its accelerator's path, and the id
-/// of the attachment.
+/// Two hosts, and an accelerator in the server `switch`, which is on no host any more. Returns the path of the
+/// accelerator and the id of the attachment.
 async fn an_accelerator_whose_server_is_away() -> (Hotslot, tempfile::TempDir, String, String) {
     let (service, other) = two_hosts().await;
     let id = "00000000-0000-4000-8000-00000000000a";
@@ -188,7 +188,7 @@ async fn an_accelerator_whose_server_is_away() -> (Hotslot, tempfile::TempDir, S
     service.put(&accelerator, json!({ "instance_uuid": SWITCH })).await.expect(200);
     let attachment = all(&service).await[0]["attachment_id"].as_str().unwrap().to_owned();
     service.sim("undefine switch");
-    service.until("it has ended", async || all(&service).await == json!([])).await;
+    service.until("the attachment has ended", async || all(&service).await == json!([])).await;
     (service, other, accelerator, attachment)
 }
 
@@ -197,12 +197,12 @@ async fn all(service: &Hotslot) -> Value {
 }
 
 #[tokio::test]
-async fn an_accelerator_that_was_deleted_while_its_server_was_away_does_not_come_back() {
+async fn an_accelerator_detached_while_its_server_was_away_stays_detached() {
     let (service, other, accelerator, attachment) = an_accelerator_whose_server_is_away().await;
     service.delete(&accelerator).await.expect(204);
     define_there(other.path(), &attachment);
     assert_eq!(control(other.path(), "start switch").unwrap(), "ok");
-    service.until("it is taken out", async || drift(&service).await.is_empty()).await;
+    service.until("the device is removed", async || drift(&service).await.is_empty()).await;
     assert_eq!(all(&service).await, json!([]));
     assert_eq!(service.get(&accelerator).await.expect(200).body["status"], "available");
     assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
@@ -219,21 +219,21 @@ async fn an_accelerator_comes_back_with_its_server_on_another_host() {
     assert!(!kept_there(other.path()).contains("ua-"), "{}", kept_there(other.path()));
 }
 
-/// What the second host has written down of its domains.
+/// Returns the files that the second host keeps of its domains.
 fn kept_there(other: &Path) -> String {
     let domains = std::fs::read_dir(other.join("state/domains")).unwrap();
     domains.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
 }
 
 #[tokio::test]
-async fn a_device_that_another_server_got_meanwhile_is_not_attached_again() {
+async fn a_device_reassigned_meanwhile_is_not_attached_again() {
     let service = Hotslot::on("small").await;
     service.sim("guest q35 migratable=true");
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "e1000e:1", "persistent": false } });
     let one = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
     service.sim("save q35");
-    service.until("it has ended", async || service.attachments(Q35).await.is_empty()).await;
-    // A guest that is off has it in its definition, so that libvirt lets the other one start with it.
+    service.until("the attachment has ended", async || service.attachments(Q35).await.is_empty()).await;
+    // The guest is off and has the device in its definition only, so libvirt allows another guest to start with it.
     let attach = async || service.attach(SWITCH, "e1000e:1").await.status == 200;
     service.until("the other one gets it", attach).await;
     assert_eq!(service.attachments(SWITCH).await[0]["address"], one["address"]);
@@ -242,7 +242,7 @@ async fn a_device_that_another_server_got_meanwhile_is_not_attached_again() {
         let found = service.get("/v2.1/drift").await.expect(200).body["drift"].clone();
         found[0]["kind"] == "conflict" && found[0]["done"] == Value::Null
     };
-    service.until("it is told", told).await;
+    service.until("the drift is reported", told).await;
     assert!(service.attachments(Q35).await.is_empty());
     assert_eq!(service.plugged().len(), 2, "nothing is taken out");
 }

@@ -1,5 +1,5 @@
-//! Two processes on one PostgreSQL and one simulated host: side by side, one that is killed, and one that stands still
-//! while the other goes on with its work.
+//! Two processes on one PostgreSQL and one simulated host: they work in parallel, one is killed, and one is paused
+//! while the other takes over its work.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path, postgres};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-/// Two processes; the first one is told by `sim` how long its calls take.
+/// Two processes. The simulated host, and so its latencies, belong to the first one.
 async fn two() -> (Hotslot, Hotslot) {
     let one = Hotslot::with(&host("small"), "[attach]\nverify = \"off\"").await;
     let one = one.moved_to(&postgres::database().await).await;
@@ -16,40 +16,40 @@ async fn two() -> (Hotslot, Hotslot) {
     (one, other)
 }
 
-/// Asks for devices, and goes on.
+/// Sends an attach in the background.
 fn attaching(service: &Hotslot, server: &'static str, aliases: &'static str) -> JoinHandle<Answer> {
     let api = (**service).clone();
     tokio::spawn(async move { api.attach(server, aliases).await })
 }
 
-/// Waits until a process has heard that the other one has freed all devices.
+/// Waits until a process knows that the other one has freed all devices.
 async fn heard(service: &Hotslot) {
     let free = async || {
         let devices = service.get("/v2/t/os-pci/detail").await.expect(200).body["pci_devices"].clone();
         devices.as_array().unwrap().iter().all(|device| device["status"] == "available")
     };
-    service.until("it has heard of it", free).await;
+    service.until("the process knows that all devices are free", free).await;
 }
 
 fn devices(answer: &Answer) -> Vec<Value> {
     answer.body["pci_devices"].as_array().unwrap().clone()
 }
 
-/// Stops a process, and waits until the other has gone on with what it did on a server.
+/// Pauses a process, and waits until the other one has settled its work on a server.
 async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
-    // Not in the middle of a look at the directory, which it locks; the call is out for longer.
+    // Do not pause it while it holds the lock of the directory; the call itself takes longer.
     tokio::time::sleep(Duration::from_millis(400)).await;
     one.signal("STOP");
     other.until("it is taken over", async || other.log().contains("what it left is taken over")).await;
     other
-        .until("what it did is settled", async || {
+        .until("its work is settled", async || {
             other.attachments(server).await.iter().all(|row| row["status"] == "attached")
         })
         .await;
 }
 
 #[tokio::test]
-async fn two_processes_on_one_host_work_side_by_side_and_one_is_killed() {
+async fn two_processes_on_one_host_work_in_parallel_and_one_is_killed() {
     let (mut one, other) = two().await;
     let work = async |by: &Hotslot, next: &Hotslot, server: &'static str, alias: &'static str| {
         let mut done = 0;
@@ -76,20 +76,20 @@ async fn two_processes_on_one_host_work_side_by_side_and_one_is_killed() {
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     one.kill();
     cut_off.await.unwrap_err();
-    other.until("it is taken back", async || other.attachments(Q35).await.is_empty()).await;
+    other.until("the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
     heard(&other).await;
     assert_eq!(one.plugged(), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_the_other() {
+async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
     one.sim("latency attach 1500");
     let stopped = attaching(&one, Q35, "vf:2");
     other.until("the first is plugged", async || one.plugged().len() == 2).await;
     stands_still(&one, &other, Q35).await;
-    assert!(other.attachments(Q35).await.is_empty(), "it is taken back");
-    // The devices are somebody else's by the time that it goes on.
+    assert!(other.attachments(Q35).await.is_empty(), "the attach is undone");
+    // Other attachments have the devices by the time that the process resumes.
     let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
     one.signal("CONT");
     let answer = stopped.await.unwrap().expect(503);
@@ -105,7 +105,7 @@ async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_
         assert!(rows.len() == 2 && rows.iter().all(|row| row["status"] == "attached"), "{rows:#?}");
     }
     assert_eq!(one.plugged().len(), 4, "live and in the definition, twice");
-    // It works on, as another one to the others.
+    // The process continues to work under a new id.
     one.sim("latency attach 0");
     let again = devices(&one.attach(Q35, "e1000e:1").await.expect(200));
     for row in given.iter().chain(&again) {
@@ -116,17 +116,17 @@ async fn a_process_that_stood_still_in_an_attach_neither_plugs_nor_settles_over_
 }
 
 #[tokio::test]
-async fn what_a_call_still_does_of_a_process_that_stood_still_is_taken_back() {
+async fn a_late_call_of_a_paused_process_is_undone() {
     let (one, other) = two().await;
     one.sim("latency attach 1500");
     let stopped = attaching(&one, Q35, "e1000e:1");
     other.until("it is reserved", async || !other.attachments(Q35).await.is_empty()).await;
     stands_still(&one, &other, Q35).await;
     assert!(other.attachments(Q35).await.is_empty() && one.plugged().is_empty());
-    // Its call goes on, and plugs what is free by now.
+    // Its call completes and plugs a device that is free by now.
     one.signal("CONT");
     stopped.await.unwrap().expect(503);
-    one.until("nothing is left of it", async || one.plugged().is_empty()).await;
+    one.until("nothing is left of the attach", async || one.plugged().is_empty()).await;
     for service in [&one, &other] {
         service
             .until("it is free", async || service.device("0000:05:00.0").await["status"] == "available")
@@ -137,14 +137,14 @@ async fn what_a_call_still_does_of_a_process_that_stood_still_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_process_that_stood_still_in_a_detach_does_not_settle_over_the_other() {
+async fn a_process_paused_in_a_detach_does_not_overwrite_the_other() {
     let (one, other) = two().await;
     let row = devices(&one.attach(Q35, "vf:1").await.expect(200)).remove(0);
     one.sim("latency detach 1500");
     let (api, path_of) = ((*one).clone(), path(&row));
     let stopped = tokio::spawn(async move { api.delete(&path_of).await });
     other
-        .until("it is to go", async || {
+        .until("the detach is on record", async || {
             other.attachments(Q35).await.iter().all(|row| row["status"] == "detaching")
         })
         .await;

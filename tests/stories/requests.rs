@@ -1,10 +1,10 @@
-//! Bad requests get a clear answer in Nova's fault form and change nothing; the documents have Nova's shapes.
+//! Bad requests are refused with a clear message in Nova's fault form and change nothing. Responses have Nova's format.
 
 use hotslot_tests::{Hotslot, Q35};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// A text of the cases: `{q35}` is the guest's id, `<300*x>` is 300 times x.
+/// Expands placeholders of the data file: `{q35}` is the guest's id, and `<300*x>` is 300 times x.
 fn written_out(text: &str) -> String {
     let text = text.replace("{q35}", Q35);
     let mut parts = text.split('<');
@@ -78,7 +78,7 @@ async fn every_prefix_serves_the_servers() {
 }
 
 #[tokio::test]
-async fn versions_and_health_can_be_read_by_anyone() {
+async fn version_and_health_documents_are_served() {
     let service = Hotslot::on("small").await;
     let ids: Vec<Value> = service.get("/").await.expect(200).body["versions"]
         .as_array()
@@ -96,7 +96,7 @@ async fn versions_and_health_can_be_read_by_anyone() {
 }
 
 #[tokio::test]
-async fn the_host_is_said_to_be_simulated() {
+async fn a_simulated_host_is_marked_as_simulated() {
     let service = Hotslot::on("small").await;
     let hosts = service.get("/v2.1/os-hypervisors/detail").await.expect(200);
     assert_eq!(hosts.body["hypervisors"][0]["simulated"], true);
@@ -104,7 +104,7 @@ async fn the_host_is_said_to_be_simulated() {
     assert_eq!(hosts.body["hypervisors"][0]["state"], "up");
 }
 
-/// The client of these tests must not fail a test that blocks its thread for longer than the service keeps a connection.
+/// The test client must not reuse a connection that the service closed while the test blocked its thread.
 #[tokio::test]
 async fn a_request_after_the_idle_time_is_sent_on_a_new_connection() {
     let mut service = Hotslot::on("small").await;
@@ -117,7 +117,7 @@ async fn a_request_after_the_idle_time_is_sent_on_a_new_connection() {
 }
 
 #[tokio::test]
-async fn names_have_no_characters_that_nobody_sees() {
+async fn names_with_invisible_characters_are_refused() {
     let service = Hotslot::on("small").await;
     for hidden in ['\u{200b}', '\u{ad}', '\u{202e}', '\u{2028}', '\u{feff}', '\u{e0041}', '\u{7}'] {
         let name = format!("a{hidden}1");

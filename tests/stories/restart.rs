@@ -1,4 +1,4 @@
-//! What the next start makes of a service that was killed.
+//! The start after a kill: interrupted work is completed or undone.
 
 use std::process::Command;
 
@@ -28,10 +28,10 @@ async fn the_record_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_stop_right_after_an_attach_is_no_error() {
+async fn a_stop_right_after_an_attach_logs_no_error() {
     let mut service = Hotslot::on("small").await;
     for _ in 0..3 {
-        // What libvirt tells of the attach is read while the service stops.
+        // The service processes libvirt's events of the attach while it stops.
         service.sim("latency device 100");
         service.sim("latency domain 100");
         let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -46,8 +46,7 @@ async fn a_stop_right_after_an_attach_is_no_error() {
     }
 }
 
-/// Holds the database once `rows` attachments are in `state`, so that nothing that happens from then on can be
-/// recorded.
+/// Locks the database once `rows` attachments are in `state`, so that nothing can be recorded afterwards.
 async fn hold_the_database(service: &Hotslot, state: &str, rows: i64) -> SqliteConnection {
     let url = format!("sqlite://{}", service.database().display());
     let mut db = SqliteConnection::connect(&url).await.unwrap();
@@ -68,7 +67,7 @@ async fn hold_the_database(service: &Hotslot, state: &str, rows: i64) -> SqliteC
 }
 
 #[tokio::test]
-async fn killed_between_plug_and_record_it_finds_its_device() {
+async fn a_kill_between_plug_and_record_keeps_the_attachment() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -94,7 +93,7 @@ async fn killed_between_plug_and_record_it_finds_its_device() {
 }
 
 #[tokio::test]
-async fn killed_between_two_plugs_it_takes_the_first_back() {
+async fn a_kill_between_two_plugs_undoes_the_first() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -113,7 +112,7 @@ async fn killed_between_two_plugs_it_takes_the_first_back() {
 }
 
 #[tokio::test]
-async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
+async fn a_kill_while_taking_a_group_rebinds_its_members() {
     let mut service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
@@ -126,7 +125,7 @@ async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
     let post = client.post(format!("{}{}", service.url(), attachments(Q35))).json(&body).send();
     let post = tokio::spawn(post);
-    // The simulated host writes a driver down where it is not the one that the document names.
+    // The simulated host records a driver only when it differs from that of the device's document.
     let taken = || service.documents().matches("vfio-pci").count();
     service.until("both have left their host driver", async || taken() >= 2).await;
     service.kill();
@@ -144,7 +143,7 @@ async fn killed_while_it_takes_a_group_it_gives_its_members_back() {
 }
 
 #[tokio::test]
-async fn killed_before_the_guest_was_asked_it_asks() {
+async fn a_kill_before_the_unplug_request_does_not_lose_it() {
     let mut service = Hotslot::on("small").await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     service.sim("latency detach 3000");
@@ -157,11 +156,11 @@ async fn killed_before_the_guest_was_asked_it_asks() {
 }
 
 #[tokio::test]
-async fn what_a_failed_attach_left_in_the_domain_is_taken_back() {
+async fn the_remains_of_a_failed_attach_are_removed() {
     let mut service = Hotslot::on("small").await;
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();
-    // As if libvirt had gone on with an attach that was given up.
+    // As if libvirt had completed an attach after its time limit.
     let mut db =
         SqliteConnection::connect(&format!("sqlite://{}", service.database().display())).await.unwrap();
     db.execute("UPDATE attachments SET state = 'failed', ended_at = created_at").await.unwrap();
@@ -173,6 +172,6 @@ async fn what_a_failed_attach_left_in_the_domain_is_taken_back() {
     db.close().await.unwrap();
     assert_eq!(service.plugged().len(), 2);
     service.start_again().await;
-    service.until("it is taken back", async || service.plugged().is_empty()).await;
+    service.until("the attach is undone", async || service.plugged().is_empty()).await;
     service.expect_clean().await;
 }

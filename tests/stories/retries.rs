@@ -1,4 +1,4 @@
-//! A POST that is sent again with its `Idempotency-Key` is done once, whatever became of the first try.
+//! A POST that is repeated with its `Idempotency-Key` is executed once, whatever happened to the first request.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ async fn attach(service: &Hotslot, key: &str, body: &str) -> Answer {
     service.post_once(&attachments(Q35), key, body).await
 }
 
-/// Sends it as a client that goes away before the answer.
+/// Sends the request as a client that disconnects before the response.
 fn attach_and_go(service: &Hotslot, key: &str, body: &str) -> tokio::task::JoinHandle<()> {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = client
@@ -29,18 +29,18 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
     let spelled = r#"{ "pciAttachment":{"pci_passthrough:alias":"vf:1"} }"#;
     assert_eq!(attach(&service, "k1", spelled).await.expect(200).body, first);
     let other = attach(&service, "k1", &VF.replace("vf:1", "vf:2")).await.expect(422);
-    assert!(other.message().contains("k1 came with another body"), "{}", other.message());
+    assert!(other.message().contains("k1 was used with another body"), "{}", other.message());
     assert_eq!(other.body["unprocessableEntity"]["code"], 422);
     service.kill();
     service.start_again().await;
     assert_eq!(attach(&service, "k1", VF).await.expect(200).body, first);
     assert_eq!(service.attachments(Q35).await.len(), 1);
-    // Another key, and another path, are other requests.
+    // Another key or another path makes another request.
     let second = attach(&service, "k2", VF).await.expect(200).body;
     assert_ne!(first, second);
     let elsewhere = attachments(Q35).replace("/v2/t/", "/v3/");
     service.post_once(&elsewhere, "k1", VF).await.expect(400);
-    // It was done, whatever happened since.
+    // The stored response is returned, whatever has happened since.
     for one in [&first, &second] {
         service.delete(&path(&one["pci_devices"][0])).await.expect(200);
     }
@@ -49,23 +49,23 @@ async fn the_same_key_and_body_give_the_same_answer_and_one_device() {
 }
 
 #[tokio::test]
-async fn bad_keys_are_told_what_would_be_right() {
+async fn bad_keys_are_refused_with_advice() {
     let service = Hotslot::on("small").await;
     for bad in ["", "a b", &"x".repeat(256)] {
         let refused = attach(&service, bad, VF).await.expect(400);
         assert!(refused.message().contains("1 to 255 visible ASCII"), "{}", refused.message());
     }
-    // A body that cannot be read is nothing that was done.
+    // A request whose body cannot be read is not stored under its key.
     attach(&service, "k1", "{").await.expect(400);
     attach(&service, "k1", VF).await.expect(200);
 }
 
 #[tokio::test]
-async fn who_asks_while_the_first_is_at_it_gets_its_answer() {
+async fn a_concurrent_retry_gets_the_response_of_the_first() {
     let service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let gone = attach_and_go(&service, "k1", VF);
-    service.until("it has begun", async || !service.attachments(Q35).await.is_empty()).await;
+    service.until("the request is running", async || !service.attachments(Q35).await.is_empty()).await;
     gone.abort();
     let tries = (0..4).map(|_| attach(&service, "k1", VF));
     let answers = futures_util::future::join_all(tries).await;
@@ -78,7 +78,7 @@ async fn who_asks_while_the_first_is_at_it_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn killed_before_it_answered_the_next_try_finds_what_was_plugged() {
+async fn a_retry_after_a_kill_finds_the_attached_devices() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 300");
     let body = VF.replace("vf:1", "e1000e:1,vf:1");
@@ -103,7 +103,7 @@ async fn killed_before_it_answered_the_next_try_finds_what_was_plugged() {
 }
 
 #[tokio::test]
-async fn killed_halfway_the_next_try_does_it_anew() {
+async fn a_retry_after_a_kill_halfway_attaches_anew() {
     let mut service = Hotslot::on("small").await;
     service.sim("latency attach 500");
     let body = VF.replace("vf:1", "vf:2");
@@ -117,7 +117,7 @@ async fn killed_halfway_the_next_try_does_it_anew() {
         if answer.status == 200 {
             break answer.body;
         }
-        // Until it is taken back, that is what is said.
+        // Retries are refused with this message until the first attempt has been undone.
         assert_eq!(answer.status, 409, "{answer:?}");
         assert!(answer.message().contains("cut off"), "{}", answer.message());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -128,7 +128,7 @@ async fn killed_halfway_the_next_try_does_it_anew() {
 }
 
 #[tokio::test]
-async fn what_failed_and_left_nothing_is_tried_anew() {
+async fn a_retry_after_a_clean_failure_attaches_anew() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach fail nth=2 text=the-bus-is-on-fire");
     let body = VF.replace("vf:1", "vf:2");
@@ -139,7 +139,7 @@ async fn what_failed_and_left_nothing_is_tried_anew() {
 }
 
 #[tokio::test]
-async fn after_an_unknown_outcome_there_is_one_device_in_the_end() {
+async fn retries_after_an_unknown_outcome_attach_one_device() {
     let service = Hotslot::on("small").await;
     service.sim("fault attach away at=after ms=300");
     attach(&service, "k1", VF).await.expect(503);
@@ -150,10 +150,10 @@ async fn after_an_unknown_outcome_there_is_one_device_in_the_end() {
 }
 
 #[tokio::test]
-async fn what_was_detached_since_is_not_plugged_again() {
+async fn a_retry_does_not_attach_again_after_a_detach() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
-    // As if it had been killed before the answer was kept.
+    // As if the service had been killed before the response was stored.
     service.in_the_database("UPDATE idempotency_keys SET status = NULL, body = NULL").await;
     service.delete(&path(&first)).await.expect(200);
     let again = attach(&service, "k1", VF).await.expect(200).body["pci_devices"][0].clone();
@@ -163,7 +163,7 @@ async fn what_was_detached_since_is_not_plugged_again() {
 }
 
 #[tokio::test]
-async fn what_is_done_with_a_key_is_done_by_its_request() {
+async fn events_of_a_request_with_a_key_name_the_request() {
     let service = Hotslot::on("small").await;
     attach(&service, "k1", VF).await.expect(200);
     let told = service.get("/events?kind=attachment.state").await.expect(200).body["events"].clone();
@@ -172,7 +172,7 @@ async fn what_is_done_with_a_key_is_done_by_its_request() {
         told.len() == 2 && told.iter().all(|event| event["who"].as_str().unwrap().starts_with("request ")),
         "{told:?}"
     );
-    // A path may be longer than a database can look up.
+    // A path may be longer than the longest key that a database index accepts.
     let long = format!("/v2/{}/servers/{Q35}/os-pci_attachments", "t".repeat(6000));
     for _ in 0..2 {
         service.post_once(&long, "k1", VF).await.expect(200);
@@ -181,7 +181,7 @@ async fn what_is_done_with_a_key_is_done_by_its_request() {
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_in_time() {
+async fn an_idempotency_key_expires() {
     let service = Hotslot::on("small").await;
     let first = attach(&service, "k1", VF).await.expect(200).body;
     service.in_the_database("UPDATE idempotency_keys SET created_at = created_at - 86400000").await;
@@ -191,7 +191,7 @@ async fn a_key_is_forgotten_in_time() {
 }
 
 #[tokio::test]
-async fn a_rule_that_is_posted_twice_is_one_rule() {
+async fn a_rule_posted_twice_is_one_rule() {
     let service = Hotslot::on("small").await;
     let rules = "/v2.1/os-pci-config/alias";
     let rule = json!({ "alias": { "name": "a9", "vendor_id": "8086", "product_id": "10ca" } }).to_string();
@@ -203,7 +203,7 @@ async fn a_rule_that_is_posted_twice_is_one_rule() {
 }
 
 #[tokio::test]
-async fn a_device_that_was_used_again_is_not_cleaned_by_a_late_retry() {
+async fn a_late_retry_does_not_clean_a_device_used_again() {
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"address\": \"0000:05:00.0\", \"one_time_use\": \"true\"}']\n\
                alias = ['{\"name\": \"once\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";

@@ -1,5 +1,5 @@
-//! Every route of the router is named in `data/routes.json`, with a request to it, the status of its answer, and the
-//! answer's shape: which keys it has and what type each value is. `HOTSLOT_RECORD=1` writes down what is answered now.
+//! `data/routes.json` names every route of the router, with a request, the status of its response, and the shape of the
+//! body: its keys and the types of their values. `HOTSLOT_RECORD=1` records the current responses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ fn root(place: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(place)
 }
 
-/// What the value is made of: the keys of objects, the shapes of the members of lists, the types of all others.
+/// Returns the shape of a value: the keys of objects, the shapes of the items of lists, and the types of all other
+/// values.
 fn shape(value: &Value) -> Value {
     match value {
         Value::Null => "null".into(),
@@ -48,7 +49,7 @@ fn shape(value: &Value) -> Value {
     }
 }
 
-/// The routes that the sources of the router give: `GET /servers/{server_id}`.
+/// Returns the routes in the sources of the router, such as `GET /servers/{server_id}`.
 fn routes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for file in ["mod.rs", "accelerators.rs", "cyborg/mod.rs"] {
@@ -66,7 +67,7 @@ fn routes() -> BTreeSet<String> {
                 depth == 0
             });
             let methods = rest[..end.unwrap()].trim_start_matches([',', ' ', ')']);
-            // Two routes with the same handlers share them by a name.
+            // Two routes with the same handlers share them through a variable.
             let methods = match methods.split('.').next() {
                 Some("profiles") => "get( post( delete(",
                 Some("arqs") => "get( post( patch( delete(",

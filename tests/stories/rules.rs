@@ -1,14 +1,15 @@
-//! The rules by the API, what they do at once, the statistics, and the flavors.
+//! Rules of the API and their immediate effect, statistics, and flavors.
 
 use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path};
 use serde_json::{Value, json};
 
 const CONFIG: &str = "/v2.1/os-pci-config";
 
-/// The entry of the file that offers all devices of Intel, which the tests that offer them by the API take out.
+/// The entry of the configuration file that offers all Intel devices. Tests that add such an entry by the API remove
+/// it.
 const INTEL: &str = r#"'{"vendor_id": "8086"}', "#;
 
-/// Serves the host with nothing of Intel offered by the file.
+/// Serves the host without the entry for Intel devices.
 async fn without_intel() -> Hotslot {
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -21,7 +22,7 @@ async fn add(service: &Hotslot, kind: &str, entry: Value) -> Answer {
     service.post(&format!("{CONFIG}/{kind}"), json!({ kind: entry })).await
 }
 
-/// Adds an entry and answers its path.
+/// Adds an entry, and returns its path.
 async fn added(service: &Hotslot, kind: &str, entry: Value) -> String {
     let answer = add(service, kind, entry).await.expect(201);
     format!("{CONFIG}/{kind}/{}", answer.body[kind]["id"].as_str().unwrap())
@@ -37,7 +38,7 @@ async fn status(service: &Hotslot, address: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_read_only() {
+async fn entries_of_the_file_are_listed_and_read_only() {
     let service = Hotslot::on("small").await;
     let names = service.get(CONFIG).await.expect(200).body["pci_config"].clone();
     let names: Vec<_> = names.as_array().unwrap().iter().map(|object| object["name"].clone()).collect();
@@ -70,12 +71,12 @@ async fn the_objects_of_the_configuration_are_listed_and_the_files_entries_are_r
         assert!(refused.message().contains("[pci] device_spec[0]"), "{}", refused.message());
     }
     assert_eq!(entries(&service, "whitelist").await, whitelist);
-    // Of another object, it is not there.
+    // An entry is not found under another object.
     service.get(&one.replace("whitelist", "alias")).await.expect(404);
 }
 
 #[tokio::test]
-async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
+async fn an_entry_that_conflicts_with_the_host_is_ignored_and_reported() {
     let pci = "[pci]\nreport_in_placement = true\n\
                device_spec = ['{\"product_id\": \"10ca\"}', '{\"product_id\": \"10c9\"}']\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
@@ -88,7 +89,7 @@ async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
     let pf = "/v2.1/os-hypervisors/node1/pci_devices/0000:04:00.0";
     let pf = service.get(pf).await.expect(200).body["pci_device"].clone();
     let why = pf["whitelist"][1]["why"].as_str().unwrap();
-    assert!(why.starts_with("the entry is left out: with report_in_placement"), "{why}");
+    assert!(why.starts_with("the entry is ignored: with report_in_placement"), "{why}");
     assert_eq!(pf["offered"], false);
 
     let wrong = add(&service, "whitelist", json!({ "vendor_id": "8086" })).await.expect(400);
@@ -97,7 +98,7 @@ async fn an_entry_that_the_hosts_devices_rule_out_is_left_out_and_said_to_be() {
 }
 
 #[tokio::test]
-async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
+async fn a_new_alias_can_be_used_at_once() {
     let service = Hotslot::on("small").await;
     service.attach(Q35, "fast:1").await.expect(400);
     let entry =
@@ -106,7 +107,7 @@ async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
     let vf = service.attach(Q35, "fast:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(vf["alias"], "fast");
 
-    // It is only a name: what was asked for by it stays.
+    // The alias is only a name: attachments made by it stay.
     service.delete(&fast).await.expect(204);
     service.get(&fast).await.expect(404);
     service.attach(Q35, "fast:1").await.expect(400);
@@ -116,7 +117,7 @@ async fn an_alias_can_be_asked_for_as_soon_as_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_device_is_offered_with_its_entry_and_goes_with_it() {
+async fn a_device_is_offered_only_while_its_entry_exists() {
     const TESTDEV: &str = "0000:0a:02.0";
     let service = Hotslot::on("small").await;
     assert_eq!(service.device(TESTDEV).await, Value::Null);
@@ -127,7 +128,7 @@ async fn a_device_is_offered_with_its_entry_and_goes_with_it() {
     let last = listed.last().unwrap();
     assert_eq!((&last["entry"], &last["source"], &last["position"]), (&entry, &json!("api"), &json!(4)));
 
-    // What it says can be asked for, and it can then not be taken away.
+    // A request can use the tags of the entry, which then cannot be removed.
     let alias = json!({ "name": "t", "vendor_id": "1b36", "product_id": "0005", "rack": "r1" });
     let alias = added(&service, "alias", alias).await;
     let refused = service.delete(&testdev).await.expect(409);
@@ -151,13 +152,13 @@ async fn a_device_is_offered_with_its_entry_and_goes_with_it() {
 }
 
 #[tokio::test]
-async fn an_entry_that_is_refused_changes_nothing() {
+async fn a_refused_entry_changes_nothing() {
     let service = Hotslot::on("small").await;
     for (kind, entry, says) in [
         ("whitelist", json!({ "vendor_id": "x" }), "vendor_id: "),
         ("whitelist", json!({ "limit": "1" }), "limit: is a reserved key"),
         ("alias", json!({ "name": "a" }), "vendor_id: is missing"),
-        // The file's entry of this name asks for VFs.
+        // The alias of this name in the file requests VFs.
         ("alias", json!({ "name": "vf", "vendor_id": "8086", "product_id": "10d3" }), "device_type"),
         (
             "extra_info",
@@ -174,7 +175,7 @@ async fn an_entry_that_is_refused_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
+async fn removing_the_entry_of_a_device_in_use_needs_force() {
     let service = without_intel().await;
     assert_eq!(service.device("0000:04:10.0").await, Value::Null);
     let vfs = added(&service, "whitelist", json!({ "vendor_id": "8086", "product_id": "10ca" })).await;
@@ -195,7 +196,7 @@ async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
         assert!(!refused.message().contains("0000:04:10.2"), "{}", refused.message());
     }
     assert_eq!(status(&service, "0000:04:10.2").await, "available");
-    // The entry still speaks of it: what it says anew waits until the device is free.
+    // The entry still matches the device in use; its new tags apply when the device is free.
     let tagged = json!({ "whitelist": { "vendor_id": "8086", "product_id": "10ca", "rack": "r1" } });
     service.put(&vfs, tagged).await.expect(200);
     assert_eq!(service.device("0000:04:10.0").await["extra_info"]["rack"], Value::Null);
@@ -208,16 +209,18 @@ async fn an_entry_is_not_pulled_from_under_a_device_in_use_without_saying_so() {
     assert_ne!(held["gone_at"], Value::Null);
     assert_eq!(service.attachments(Q35).await.len(), 1);
     service.delete(&path(&vf)).await.expect(200);
-    service.until("it is offered no more", async || service.device("0000:04:10.0").await.is_null()).await;
+    service
+        .until("the device is no longer offered", async || service.device("0000:04:10.0").await.is_null())
+        .await;
 }
 
 #[tokio::test]
-async fn a_nic_in_a_guest_is_still_the_one_that_its_entry_names() {
+async fn a_nic_in_a_guest_still_matches_its_devname_entry() {
     let service = without_intel().await;
     added(&service, "whitelist", json!({ "devname": "eth7" })).await;
     let vf = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let address = vf["address"].as_str().unwrap();
-    // Whatever changes, the host is scanned anew, and has no interface of it now.
+    // Every change scans the host again, and the NIC has no interface there now.
     added(&service, "whitelist", json!({ "vendor_id": "1b36", "product_id": "0005" })).await;
     assert_eq!(service.device(address).await["gone_at"], Value::Null);
     service.delete(&path(&vf)).await.expect(200);
@@ -225,7 +228,7 @@ async fn a_nic_in_a_guest_is_still_the_one_that_its_entry_names() {
 }
 
 #[tokio::test]
-async fn changes_at_once_are_all_kept_each_at_its_place() {
+async fn concurrent_changes_are_all_kept_in_order() {
     let mut service = Hotslot::on("small").await;
     let entry = |n: usize| json!({ "name": format!("n{n}"), "vendor_id": "8086", "product_id": "10ca" });
     let asked = (0..8).map(|n| add(&service, "alias", entry(n)));
@@ -241,7 +244,7 @@ async fn changes_at_once_are_all_kept_each_at_its_place() {
 }
 
 #[tokio::test]
-async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_any_more_is_left_out() {
+async fn entries_survive_a_restart_and_one_that_conflicts_with_the_file_is_ignored() {
     let mut service = without_intel().await;
     let vfs = added(&service, "whitelist", json!({ "vendor_id": "8086", "product_id": "10ca" })).await;
     let fast = json!({ "name": "fast", "vendor_id": "8086", "product_id": "10ca", "device_type": "type-VF" });
@@ -262,7 +265,7 @@ async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_
     let left_out = aliases.last().unwrap();
     assert!(left_out["problem"].as_str().unwrap().contains("device_type"), "{left_out}");
     assert!(service.log().contains(left_out["id"].as_str().unwrap()), "{}", service.log());
-    // The rest is in force, and can be changed.
+    // The other entries are in force and can be changed.
     assert_eq!(status(&service, "0000:04:10.0").await, "available");
     service.delete(&vfs).await.expect(204);
     let fixed = json!({ "alias": { "name": "fast", "vendor_id": "8086", "product_id": "10d3" } });
@@ -272,7 +275,7 @@ async fn entries_are_kept_over_a_restart_and_one_that_does_not_go_with_the_file_
 }
 
 #[tokio::test]
-async fn a_hypervisor_tells_how_many_devices_of_each_kind_are_free() {
+async fn hypervisors_show_the_free_devices_of_each_kind() {
     let service = Hotslot::on("small").await;
     let facts = json!({ "match": { "product_id": "10ca" }, "values": { "switch": "tor-3" } });
     added(&service, "extra_info", facts).await;
@@ -314,7 +317,7 @@ async fn a_hypervisor_tells_how_many_devices_of_each_kind_are_free() {
 }
 
 #[tokio::test]
-async fn hypervisors_are_listed_as_stock_clients_ask_for_them() {
+async fn hypervisors_are_listed_for_stock_clients() {
     let service = Hotslot::with(&host("small"), "").await;
     let names = async |query: &str| {
         let body = service.get(&format!("/v2.1/os-hypervisors{query}")).await.expect(200).body;
@@ -335,7 +338,7 @@ async fn hypervisors_are_listed_as_stock_clients_ask_for_them() {
 }
 
 #[tokio::test]
-async fn flavors_have_novas_shapes() {
+async fn flavors_have_novas_format() {
     let config = r#"
 [[flavor]]
 name = "gzm"
@@ -372,7 +375,7 @@ id = "7"
 }
 
 #[tokio::test]
-async fn the_api_adds_five_hundred_entries_at_most() {
+async fn at_most_500_entries_can_be_added_by_the_api() {
     let service = Hotslot::on("small").await;
     let entry = |name: usize| json!({ "name": name.to_string(), "vendor_id": "8086", "product_id": "10ca" });
     let first = added(&service, "alias", entry(1)).await;

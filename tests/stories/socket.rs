@@ -12,7 +12,7 @@ use hotslot_tests::{Hotslot, Q35, attachments, binary};
 
 use crate::users::{as_nobody, chmod, mode};
 
-/// The same service at a unix socket of a directory that is not there yet, started under this umask.
+/// Returns the service on a unix socket in a directory that does not exist yet, started with this umask.
 pub(crate) async fn at_socket(umask: &str, config: &str) -> (Hotslot, PathBuf, tempfile::TempDir) {
     let mut service = Hotslot::on("small").await;
     service.kill();
@@ -26,7 +26,7 @@ pub(crate) async fn at_socket(umask: &str, config: &str) -> (Hotslot, PathBuf, t
 }
 
 #[tokio::test]
-async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umask() {
+async fn the_socket_has_the_configured_mode_and_group_with_any_umask() {
     for umask in ["0", "077", "0777"] {
         let (service, socket, _dir) = at_socket(umask, "socket_group = \"1\"\n").await;
         let found = fs::metadata(&socket).unwrap();
@@ -34,7 +34,7 @@ async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umas
         assert_eq!(mode(socket.parent().unwrap()), 0o755);
         service.attach(Q35, "vf:1").await.expect(200);
     }
-    // Who is not in the group is told what to do. The program is where everybody may run it.
+    // A user outside of the group is told how to join it. The program is copied to a place where every user may run it.
     let (mut service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
     let program = dir.path().join("hotslot");
     fs::copy(binary(), &program).unwrap();
@@ -59,9 +59,9 @@ async fn the_socket_has_the_mode_and_group_that_are_configured_whatever_the_umas
 }
 
 #[tokio::test]
-async fn a_service_that_stops_leaves_the_socket_of_its_successor() {
+async fn a_stopping_service_does_not_remove_its_successors_socket() {
     let (mut service, socket, dir) = at_socket("022", "").await;
-    // A request that is under way keeps the service for its grace.
+    // A running request keeps the service alive for the grace period.
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream
         .write_all(
@@ -86,7 +86,7 @@ async fn a_service_that_stops_leaves_the_socket_of_its_successor() {
     assert!(service.ended(Duration::from_secs(30)).await);
     assert!(socket.exists(), "the successor's socket is left alone");
 
-    // Nor does a service take it: it says that somebody answers there, or that the file is no socket.
+    // Nor does a new service replace the socket of a running one, or a file that is not a socket.
     let start = || {
         let config = dir.path().join("second.toml");
         let text = format!(
@@ -105,7 +105,7 @@ async fn a_service_that_stops_leaves_the_socket_of_its_successor() {
     fs::write(&socket, "").unwrap();
     let said = start();
     assert!(said.contains("a file that is no socket is there"), "{said}");
-    // A start that fails later takes its socket with it.
+    // A start that fails after creating the socket removes it.
     fs::remove_file(&socket).unwrap();
     let said = start();
     assert!(said.contains("/proc/none"), "{said}");

@@ -1,10 +1,10 @@
-//! Every step of attach and detach fails, is lost, and is the last one of a service that is killed; and whatever was
-//! cut off, in the end nothing is lost, nothing is owned twice, nothing is in transition, and the documents agree.
+//! Every step of attach and detach fails, is lost, or is the last one before the service is killed. In the end nothing
+//! is lost, nothing is assigned twice, nothing is in transition, and the domain documents agree.
 //!
-//! The steps are found, not listed: a fault applies to the first call to the host, or the first page that is written to
-//! the database, then the second, and so on, until the whole request goes by without it. `data/steps.json` says what
-//! is asked for and what goes wrong. The quick tests walk a part of it, and of that every third step; `make long-tests`,
-//! which sets `HOTSLOT_LONG_WALK`, walks all steps of all of it, on SQLite and on PostgreSQL.
+//! The steps are discovered, not listed: a fault hits the first call to the host, or the first page that is written to
+//! the database, then the second, and so on, until the request completes without it. `data/steps.json` lists the
+//! requests and the faults. The quick tests run a part of them, and of that every third step. `make long-tests`, which
+//! sets `HOTSLOT_LONG_WALK`, runs all steps of all of them, on SQLite and on PostgreSQL.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -18,19 +18,20 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// How long it may take until everything agrees again.
+/// The time within which everything must agree again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long after an answer the service may still work on what was asked.
+/// How long the service may still work on a request after its response.
 const AFTERWARDS: Duration = Duration::from_millis(120);
-/// How many services are walked at once.
+/// The number of services that run in parallel.
 const AT_ONCE: usize = 8;
-/// So many pages and the write-ahead log, which is begun anew after 1,000, may not last for another step.
+/// The number of committed pages after which a walk starts with a new service: SQLite restarts the write-ahead log
+/// after 1,000 pages, which must not happen within a step.
 const SOON_BEGUN_ANEW: u64 = 800;
-/// The quick tests walk one of so many steps.
+/// The quick tests run one of this many steps.
 const SAMPLE: usize = 3;
-/// The environment variable with which every step of every fault is walked in every scenario.
+/// The environment variable that makes the test run every step of every fault in every scenario.
 const LONG: &str = "HOTSLOT_LONG_WALK";
-/// What the simulated host writes to the log when a fault strikes.
+/// The text that the simulated host logs when a fault strikes.
 const STRUCK: &str = "a fault applies to ";
 
 const CONFIG: &str = "[attach]\nverify = \"off\"\n";
@@ -54,9 +55,9 @@ struct Fault {
     name: String,
     #[serde(flatten)]
     what: What,
-    /// The scenarios in which it is walked when no more is asked for.
+    /// The scenarios of the quick tests.
     quick: Vec<String>,
-    /// Those in which it is walked on PostgreSQL too.
+    /// The scenarios of the quick tests that also run on PostgreSQL.
     #[serde(default)]
     quick_on_postgresql: Vec<String>,
 }
@@ -68,7 +69,7 @@ enum Database {
 }
 
 impl Fault {
-    /// Whether it can befall a database.
+    /// Whether the fault applies to a database.
     fn befalls(&self, database: Database) -> bool {
         database == Database::Sqlite || matches!(self.what, What::Line(_))
     }
@@ -84,9 +85,9 @@ impl Fault {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum What {
-    /// A line for the simulated host, which befalls its nth call.
+    /// A command for the simulated host, which hits its nth call.
     Line(String),
-    /// The nth page that is written to the database is one too many for its file.
+    /// The file of the database cannot grow beyond the nth written page.
     Page(Beyond),
 }
 
@@ -95,7 +96,7 @@ enum What {
 enum Beyond {
     /// The write fails.
     Fails,
-    /// The kernel kills the service in the middle of the write.
+    /// The kernel kills the service during the write.
     Kills,
 }
 
@@ -105,22 +106,22 @@ enum DeviceEvent {
     Detach,
 }
 
-/// One service, and what is walked on it.
+/// A service, and the scenario and fault that run on it.
 struct Walk<'a> {
     service: Hotslot,
     oracle: Oracle,
     scenario: &'a Scenario,
     fault: &'a Fault,
     database: Database,
-    /// The first step that goes wrong, and how many steps further the next one is.
+    /// The first step that is hit, and the distance to the next one.
     first: usize,
     every: usize,
-    /// How long the log was when the last fault was set.
+    /// The length of the log when the last fault was set.
     mark: usize,
 }
 
 #[test]
-fn whatever_step_goes_wrong_nothing_is_lost() {
+fn a_fault_at_any_step_loses_nothing() {
     let steps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/steps.json");
     let steps: Steps = serde_json::from_str(&std::fs::read_to_string(steps).unwrap()).unwrap();
     let Steps { scenarios, faults } = &steps;
@@ -140,7 +141,7 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
     let walk_some = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         while let Some((index, (scenario, fault, database))) = { walks.lock().unwrap().next() } {
-            // Other walks begin at other steps.
+            // The walks start at different steps.
             let (first, every) = if long { (1, 1) } else { (1 + index % SAMPLE, SAMPLE) };
             runtime.block_on(async {
                 let mut walk = Walk::new(scenario, fault, database, first, every).await;
@@ -160,7 +161,7 @@ fn whatever_step_goes_wrong_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
+async fn a_kill_at_any_step_of_a_bind_leaves_all_or_none_bound() {
     let scenario = Scenario {
         name: "bind".into(),
         server: "q35".into(),
@@ -202,13 +203,13 @@ async fn wherever_a_bind_of_several_is_killed_all_are_bound_or_none() {
 }
 
 #[tokio::test]
-async fn a_look_from_before_an_attach_does_not_end_it() {
+async fn a_stale_domain_read_does_not_end_a_new_attachment() {
     let service = Hotslot::on("small").await;
-    // The service looks at the guest, and what it saw comes late.
+    // The service reads the domain, and the result arrives late.
     service.sim("fault domain hang domain=q35 at=after ms=600");
     service.sim("pause q35");
     service.sim("resume q35");
-    service.until("it looks", async || service.log().contains(STRUCK)).await;
+    service.until("the domain is read", async || service.log().contains(STRUCK)).await;
     let attached = service.attach(Q35, "vf:1").await.expect(200);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let there = service.attachments(Q35).await;
@@ -237,12 +238,13 @@ impl<'a> Walk<'a> {
         Self { service, oracle, scenario, fault, database, first, every, mark: 0 }
     }
 
-    /// The same, from the beginning.
+    /// Returns the same walk with a new service.
     async fn anew(&self) -> Self {
         Self::new(self.scenario, self.fault, self.database, self.first, self.every).await
     }
 
-    /// Lets the steps of a deed go wrong, each or a sample; answers how many did, and what was wrong afterwards.
+    /// Hits the steps of an attach or detach, all or a sample. Returns the number of hits and the inconsistencies
+    /// afterwards.
     async fn walk(&mut self, deed: DeviceEvent) -> (usize, Vec<String>) {
         let (mut struck, mut wrong) = (0, Vec::new());
         for nth in (self.first..).step_by(self.every) {
@@ -262,7 +264,7 @@ impl<'a> Walk<'a> {
                     wrong.push(format!(
                         "{database:?}: {scenario}: {deed:?}: {nth}: {fault}: {reason} ({call})"
                     ));
-                    // What follows begins afresh.
+                    // The next step needs a clean service.
                     *self = self.anew().await;
                 }
             }
@@ -270,7 +272,7 @@ impl<'a> Walk<'a> {
         unreachable!("a request of endless steps")
     }
 
-    /// One deed in which the nth step goes wrong; false when it has fewer.
+    /// Runs one attach or detach in which the nth step is hit. Returns false when it has fewer steps.
     async fn step(&mut self, deed: DeviceEvent, nth: usize) -> Result<bool, String> {
         match deed {
             DeviceEvent::Attach => self.attach_step(nth).await,
@@ -289,11 +291,11 @@ impl<'a> Walk<'a> {
             Some(answer) if !struck => {
                 return Err(format!("undisturbed: {} {}", answer.status, answer.message()));
             }
-            // It may be plugged, which could not be written down: the answer says so.
+            // The device may be plugged although this could not be recorded; the response says so.
             Some(_) if matches!(self.fault.what, What::Page(_)) => {
                 self.settled("not recorded", &[none, all]).await?
             }
-            // Who was told that it failed is not given it later.
+            // A client that was told of a failure must not get the device later.
             Some(_) => self.settled("told that it failed", &[none]).await?,
             None => self.settled("never told", &[none, all]).await?,
         };
@@ -324,7 +326,7 @@ impl<'a> Walk<'a> {
         if left + gone > all {
             return Err(format!("{gone} were said to be gone, and {left} of {all} are there"));
         }
-        // Whatever became of the first request, the second one has the same outcome.
+        // Whatever happened to the first request, the second one has the same outcome.
         for device in devices {
             ok("asked again", self.detach(device).await)?;
         }
@@ -332,7 +334,7 @@ impl<'a> Walk<'a> {
         Ok(struck)
     }
 
-    /// Makes an accelerator of several devices, and answers its path.
+    /// Creates an accelerator of several devices, and returns its path.
     async fn accelerator(&self) -> String {
         let service = &self.service;
         let created = service.post("/accelerators", json!({ "name": "several" })).await.expect(201);
@@ -343,8 +345,8 @@ impl<'a> Walk<'a> {
         path
     }
 
-    /// A bind for the host, or its release, in which the nth step goes wrong; false when it has fewer. Either way all
-    /// devices are bound in the end, or none.
+    /// Runs a bind for the host, or its release, in which the nth step is hit. Returns false when it has fewer steps.
+    /// In the end, all devices are bound or none.
     async fn bind_step(&mut self, path: &str, deed: DeviceEvent, nth: usize) -> Result<bool, String> {
         let body = Some(("application/json", self.scenario.body.to_string()));
         let answer = match deed {
@@ -378,7 +380,7 @@ impl<'a> Walk<'a> {
         Ok(struck)
     }
 
-    /// Waits until an accelerator is bound to the host, with all its devices, or holds none.
+    /// Waits until an accelerator is bound to the host with all its devices, or holds none.
     async fn bound_or_free(&self, path: &str) -> Result<bool, String> {
         let begun = Instant::now();
         loop {
@@ -444,22 +446,22 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether the fault struck, which may be after the answer. A service that it killed is started again.
+    /// Whether the fault struck, possibly after the response. Restarts the service if the fault killed it.
     async fn recover(&mut self) -> bool {
         let answered = Instant::now();
         while !self.struck() && answered.elapsed() < AFTERWARDS {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         match self.fault.what {
-            // It may be killed at this moment.
+            // The service may be killed at this moment.
             What::Line(_) => drop(control(&self.service.host_dir(), "fault clear")),
             What::Page(_) => self.service.limit_files(None),
         }
-        // One that was being killed when the fault was taken back is dead in a moment.
+        // A service that was being killed when the fault was cleared dies soon.
         let dying = self.kills() && self.service.ended(Duration::from_millis(30)).await;
         let struck = dying || self.struck();
         if struck && self.kills() {
-            assert!(self.service.ended(PATIENCE).await, "it was not killed");
+            assert!(self.service.ended(PATIENCE).await, "the service was not killed");
             self.service.start_again().await;
         } else if struck && self.crashes() {
             let _ = control(&self.service.host_dir(), "start q35");
@@ -467,7 +469,7 @@ impl<'a> Walk<'a> {
         struck
     }
 
-    /// Waits until everything agrees; answers how many attachments there are, one of `expected`.
+    /// Waits until everything agrees, and returns the number of attachments, which must be one of `expected`.
     async fn settled(&self, when: &str, expected: &[usize]) -> Result<usize, String> {
         self.oracle.settled(&self.service, PATIENCE).await.map_err(|found| format!("{when}: {found}"))?;
         let there = self.service.attachments(self.server()).await.len();
@@ -479,28 +481,28 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The write-ahead log of an SQLite database, as far as its file says where the next page goes.
+/// The write-ahead log of an SQLite database, read as far as its format gives the position of the next page.
 mod wal {
     use std::path::Path;
 
     pub const HEADER: u64 = 32;
-    /// A page with its header.
+    /// The size of a page with its header.
     pub const FRAME: u64 = 24 + 4096;
 
-    /// How many pages were committed since it was last begun.
+    /// Returns the number of pages that were committed since the log was last restarted.
     pub fn committed(database: &Path) -> u64 {
         let file = format!("{}-wal", database.display());
         let bytes = std::fs::read(file).unwrap_or_default();
         let salt = bytes.get(16..24).unwrap_or_default();
         let frames = bytes.get(HEADER as usize..).unwrap_or_default().chunks_exact(FRAME as usize);
         let ours = frames.take_while(|frame| &frame[8..16] == salt);
-        // The last page of a transaction says how many the database has.
+        // The header of a transaction's last page gives the size of the database in pages.
         let last = ours.enumerate().filter(|(_, frame)| frame[4..8] != [0; 4]).last();
         last.map_or(0, |(index, _)| index as u64 + 1)
     }
 }
 
-/// Fails a step unless an answer is 200.
+/// Returns an error unless the response is 200.
 fn ok(when: &str, answer: Option<Answer>) -> Result<Answer, String> {
     match answer {
         Some(answer) if answer.status == 200 => Ok(answer),

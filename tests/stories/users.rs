@@ -7,10 +7,10 @@ use std::process::{Command, Output};
 
 use hotslot_tests::binary;
 
-/// A user who is nobody in particular.
+/// The user id of an unprivileged user.
 const NOBODY: &str = "65534";
 
-/// Runs a line of a shell as another user.
+/// Runs a shell command as that user.
 pub(crate) fn as_nobody(line: &str) -> Output {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "sh", "-c", line]);
@@ -25,7 +25,7 @@ pub(crate) fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
 }
 
-/// What `hotslot serve` says with a configuration of this database, when it does not start.
+/// Returns the error output of `hotslot serve` with this database URL; fails the test when the service starts.
 pub(crate) fn refused_to_serve(dir: &Path, url: &str) -> String {
     let config = dir.join("refused.toml");
     fs::write(&config, format!("[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{url}\"\n")).unwrap();

@@ -9,13 +9,13 @@ use serde_json::json;
 
 use crate::socket::at_socket;
 
-/// A request of a page in a browser: its headers.
+/// Returns the headers of a request from a web page.
 fn page(headers: &[(&str, &str)]) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 #[tokio::test]
-async fn a_web_page_of_another_origin_attaches_nothing() {
+async fn a_web_page_of_another_origin_cannot_attach() {
     let service = Hotslot::on("small").await;
     let port = service.url().rsplit(':').next().unwrap().to_owned();
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
@@ -31,14 +31,14 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
             ]),
             403,
         ),
-        // By another port of this machine, and by a sandboxed frame.
+        // From another port of this machine, from a sandboxed frame, and from another site.
         (page(&[("origin", "http://localhost:3000"), ("content-type", "application/json")]), 403),
         (page(&[("origin", "null"), ("content-type", "application/json")]), 403),
         (page(&[("sec-fetch-site", "same-site"), ("content-type", "application/json")]), 403),
-        // Its name was made to lead here: to the browser it is of the same origin.
+        // DNS rebinding: for the browser the request has the same origin.
         (page(&[("host", &evil), ("origin", &rebound), ("sec-fetch-site", "same-origin")]), 421),
         (page(&[("host", &evil)]), 421),
-        // No page, but what it could send without a preflight.
+        // Not from a page, but with a media type that a page could send without a preflight.
         (page(&[("content-type", "text/plain")]), 415),
         (page(&[("content-type", "application/x-www-form-urlencoded")]), 415),
     ] {
@@ -50,7 +50,7 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
             assert!(answer.message().contains("[api]"), "{}", answer.message());
         }
     }
-    // What a page may look at, and what goes before a request with a body that is JSON.
+    // A preflight and a GET of a page are refused, too.
     let headers = page(&[("origin", "http://evil.example"), ("access-control-request-method", "POST")]);
     let preflight =
         service.send_with(reqwest::Method::OPTIONS, &attachments(Q35), headers, None).await.expect(403);
@@ -67,7 +67,7 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
     assert!(told.contains("web page"), "{told}");
     service.expect_clean().await;
 
-    // Programs, and the service's own origin.
+    // Programs and pages of the service's own origin are admitted.
     let headers =
         page(&[("origin", &same), ("sec-fetch-site", "same-origin"), ("content-type", "application/json")]);
     let answer =
@@ -78,7 +78,7 @@ async fn a_web_page_of_another_origin_attaches_nothing() {
     }
 }
 
-/// What an evil page does: it asks for devices in each way that needs nobody's leave, and shows when all is over.
+/// The malicious page: it sends requests in every way that needs no permission, and then changes its title.
 const PAGE: &str = r#"<!doctype html><title>evil</title><body><iframe name="frame"></iframe>
 <form method="post" target="frame" enctype="text/plain" action="URL"><input name='BODY' value=''></form><script>
 const send = (more) => fetch("URL", { method: "POST", ...more }).then(() => "sent", (error) => "kept back: " + error);
@@ -90,7 +90,7 @@ Promise.all([
 ]).then((told) => { document.title = "over"; document.body.append(told.join("; ")); });
 </script>"#;
 
-/// Serves a page to whoever asks, at a port of its own.
+/// Serves a page on a port of its own, and returns the address.
 fn serve_page(page: String) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -107,7 +107,7 @@ fn serve_page(page: String) -> SocketAddr {
 
 #[tokio::test]
 #[ignore = "needs Chromium: apt-get install chromium; cargo test -p hotslot-tests --test stories web_pages:: -- --ignored"]
-async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
+async fn a_web_page_in_chromium_on_the_host_cannot_attach() {
     let service = Hotslot::on("small").await;
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "vf:1" } }).to_string();
     let page = PAGE.replace("URL", &format!("{}{}", service.url(), attachments(Q35))).replace("BODY", &body);
@@ -133,14 +133,14 @@ async fn a_browser_on_the_host_attaches_nothing_for_a_web_page() {
     assert!(asked >= 3 && log.contains("status=403"), "{seen}\n{log}");
     service.expect_clean().await;
 
-    // The name was made to lead here: the page is of the service's own origin then.
+    // DNS rebinding: the page has the service's own origin then.
     let rebound = service.url().replace("127.0.0.1", "evil.example");
     let seen = browse(&format!("{rebound}/v2/t/servers"));
     assert!(seen.contains("misdirectedRequest") && !seen.contains(Q35), "{seen}");
 }
 
 #[tokio::test]
-async fn a_body_says_that_it_is_json_and_a_name_can_be_configured() {
+async fn bodies_must_be_json_and_host_names_can_be_configured() {
     let service = Hotslot::with(&host("small"), "").await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for method in
@@ -150,7 +150,7 @@ async fn a_body_says_that_it_is_json_and_a_name_can_be_configured() {
         let status = client.request(method.clone(), url).body("{}").send().await.unwrap().status();
         assert_eq!(status, 415, "{method}");
     }
-    // None is no body.
+    // A request without a body needs no media type.
     let url = format!("{}/v2.1/drift", service.url());
     assert_eq!(client.post(url).send().await.unwrap().status(), 200);
 
@@ -164,7 +164,7 @@ async fn a_body_says_that_it_is_json_and_a_name_can_be_configured() {
 }
 
 #[tokio::test]
-async fn a_proxy_in_front_of_the_socket_does_not_let_web_pages_in() {
+async fn web_pages_are_refused_behind_a_proxy_too() {
     let (service, _, _dir) = at_socket("022", "").await;
     for (headers, status) in [
         (page(&[]), 200),

@@ -1,4 +1,4 @@
-//! Webhooks, against receivers that fail, are slow, and come back.
+//! Webhooks with receivers that fail, are slow, and recover.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ enum Mode {
     Hangs,
 }
 
-/// A program that is told.
+/// A receiver of webhooks.
 struct Receiver {
     url: String,
     mode: Arc<Mutex<Mode>>,
@@ -77,7 +77,7 @@ impl Receiver {
     }
 }
 
-/// The head and the body of a request.
+/// Returns the head and the body of a request.
 async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
@@ -100,7 +100,7 @@ fn header(head: &str, name: &str) -> String {
     found.unwrap_or_else(|| panic!("no {name} in {head}")).1.to_owned()
 }
 
-/// The event of a request that is signed as it should be.
+/// Returns the event of a request after checking its signature.
 fn checked(head: &str, body: &[u8]) -> Value {
     let signature = header(head, "x-hotslot-signature");
     let (time, digits) = signature.strip_prefix("t=").and_then(|rest| rest.split_once(",v1=")).unwrap();
@@ -117,7 +117,7 @@ fn checked(head: &str, body: &[u8]) -> Value {
     event
 }
 
-/// What the service says of its webhook.
+/// Returns the webhook as the service shows it.
 async fn shown(service: &Hotslot) -> Value {
     service.get("/v2.1/webhooks").await.expect(200).body["webhooks"][0].clone()
 }
@@ -132,12 +132,12 @@ async fn attach_and_detach(service: &Hotslot) {
 }
 
 #[tokio::test]
-async fn every_event_is_told_in_order_and_signed() {
+async fn every_event_is_delivered_in_order_and_signed() {
     let receiver = Receiver::new(Mode::Well).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
     let all = told(&service, "").await;
-    service.until("all is told", async || receiver.heard().len() == all.len()).await;
+    service.until("all events are delivered", async || receiver.heard().len() == all.len()).await;
     assert_eq!(receiver.heard(), all);
     service.until("it is on record", async || shown(&service).await["behind"] == 0).await;
     let shown = shown(&service).await;
@@ -150,21 +150,21 @@ async fn every_event_is_told_in_order_and_signed() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_fails_for_a_while_hears_all_of_its_kinds_in_order() {
+async fn a_failing_receiver_gets_all_matching_events_in_order_later() {
     let receiver = Receiver::new(Mode::Fails).await;
     let service = Hotslot::with(&host("small"), &receiver.config("kinds = [\"attachment.state\"]")).await;
     attach_and_detach(&service).await;
-    service.until("it was tried twice", async || receiver.tried() >= 2).await;
+    service.until("delivery was tried twice", async || receiver.tried() >= 2).await;
     let shown = shown(&service).await;
     assert!(shown["reason"].as_str().unwrap().contains("500"), "{shown}");
     assert!(!shown["next_attempt_at"].is_null() && shown["behind"].as_i64().unwrap() > 0, "{shown}");
     receiver.is(Mode::Well);
-    service.until("all is told", async || receiver.heard().len() == 4).await;
+    service.until("all events are delivered", async || receiver.heard().len() == 4).await;
     assert_eq!(receiver.heard(), told(&service, "?kind=attachment.state").await);
 }
 
 #[tokio::test]
-async fn what_cannot_be_told_is_a_dead_letter_and_the_queue_goes_on_until_someone_asks() {
+async fn undeliverable_events_become_dead_letters_until_redelivered() {
     let receiver = Receiver::new(Mode::Hangs).await;
     let more = "kinds = [\"attachment.state\"]\nattempts = 1\ntimeout = 1";
     let service = Hotslot::with(&host("small"), &receiver.config(more)).await;
@@ -180,16 +180,18 @@ async fn what_cannot_be_told_is_a_dead_letter_and_the_queue_goes_on_until_someon
         let letters = shown(&service).await["dead_letters"].as_array().unwrap().clone();
         letters.iter().all(|letter| letter["attempts"] == count && letter["due"] == false)
     };
-    service.until("it was tried again in vain", async || tried(2).await).await;
+    service.until("delivery was retried and failed", async || tried(2).await).await;
 
-    // What happens now is told, and the dead letters when someone asks.
+    // New events are delivered, and dead letters after a redeliver request.
     receiver.is(Mode::Well);
     attach_and_detach(&service).await;
     service.until("the new ones are told", async || receiver.heard().len() == 4).await;
     assert_eq!(shown(&service).await["dead_letter_count"], 4);
     let answer = service.post("/v2.1/webhooks/w/redeliver", json!({})).await.expect(202);
     assert_eq!(answer.body["webhook"]["name"], "w");
-    service.until("none is dead", async || shown(&service).await["dead_letter_count"] == 0).await;
+    service
+        .until("there are no dead letters", async || shown(&service).await["dead_letter_count"] == 0)
+        .await;
     let all = told(&service, "?kind=attachment.state").await;
     let heard = receiver.heard();
     assert_eq!((&heard[..4], &heard[4..]), (&all[4..], &all[..4]));
@@ -198,7 +200,7 @@ async fn what_cannot_be_told_is_a_dead_letter_and_the_queue_goes_on_until_someon
 }
 
 #[tokio::test]
-async fn after_a_kill_it_goes_on_where_it_was() {
+async fn delivery_resumes_after_a_kill() {
     let receiver = Receiver::new(Mode::Fails).await;
     let mut service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
@@ -207,7 +209,7 @@ async fn after_a_kill_it_goes_on_where_it_was() {
     service.start_again().await;
     attach_and_detach(&service).await;
     let all = told(&service, "").await;
-    service.until("all is told", async || shown(&service).await["behind"] == 0).await;
+    service.until("all events are delivered", async || shown(&service).await["behind"] == 0).await;
     service.kill();
     let mut heard = receiver.heard();
     heard.dedup();
@@ -215,10 +217,10 @@ async fn after_a_kill_it_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_does_not_hold_up_the_end_of_the_service() {
+async fn a_hanging_receiver_does_not_delay_the_shutdown() {
     let receiver = Receiver::new(Mode::Hangs).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
-    service.until("it was called", async || receiver.tried() > 0).await;
+    service.until("the receiver was called", async || receiver.tried() > 0).await;
     let start = std::time::Instant::now();
     std::process::Command::new("kill").arg(service.pid().to_string()).status().unwrap();
     service.until("it ended", async || service.try_get("/healthz").await.is_none()).await;

@@ -1,5 +1,5 @@
-//! `accelerators`: seed 002's API, as `../accelerator` understands it. `/accelerator` is the same, and both are under
-//! `/v1` too, where the list has its old key.
+//! `accelerators`: Cyborg's first API, which was specified but never built. `/accelerator` is the same, and both are
+//! also served under `/v1`, where the key of the list is `accelerators`.
 
 mod list;
 mod wire;
@@ -38,10 +38,10 @@ const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYP
 const ATTACH: &str =
     r#"{"instance_uuid": "<a server's id>"} or {"host": "<a host's name>", "driver": "vfio-pci"}"#;
 
-/// The name has at most so many characters, as in Cyborg's table.
+/// The maximum length of a name in characters, as in Cyborg's database.
 const NAME: usize = 255;
 
-/// The routes, under both nouns.
+/// Returns the routes, under `/accelerators` and `/accelerator`.
 pub(super) fn routes() -> Router<Arc<Service>> {
     let of = |noun: &str| {
         Router::new()
@@ -90,10 +90,10 @@ struct CreateBody {
     uuid: Option<String>,
 }
 
-/// The members of a body. One that is there says something: null would be taken for nothing said.
+/// Parses the members of a body. A null member is refused, because serde would treat it as missing.
 fn members<T: DeserializeOwned>(body: Map<String, Value>, example: &str) -> Result<T, Error> {
     if let Some((key, _)) = body.iter().find(|(_, value)| value.is_null()) {
-        return Err(bad(format!("`{key}` is null; leave it out, or say what it is"), example));
+        return Err(bad(format!("`{key}` is null; omit it or give it a value"), example));
     }
     serde_json::from_value(body.into()).map_err(|error| bad(error, example))
 }
@@ -102,13 +102,13 @@ fn bad(reason: impl std::fmt::Display, example: &str) -> Error {
     Error::Invalid(format!("bad body: {reason}; send {example}"))
 }
 
-/// A UUID in a body or in the path of what is to be made.
+/// Parses a UUID of a body, or of the path of an accelerator that is to be created.
 fn uuid(text: &str, example: &str) -> Result<AcceleratorId, Error> {
     let shown: String = text.chars().take(80).collect();
-    text.parse().map_err(|_| bad(format!("`{shown}` is no UUID"), example))
+    text.parse().map_err(|_| bad(format!("`{shown}` is not a UUID"), example))
 }
 
-/// The accelerator of a path, for who may change it.
+/// Returns the id of a path's accelerator, after checking that the caller may change it.
 async fn changed(
     service: &Service,
     identity: &Identity,
@@ -141,20 +141,20 @@ async fn make(
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
-        return Err(bad(format!("a name has 1 to {NAME} characters"), CREATE).into());
+        return Err(bad(format!("the name must have 1 to {NAME} characters"), CREATE).into());
     }
     text::visible(&body.name).map_err(|reason| bad(format!("name: {reason}"), CREATE))?;
     let named = body.uuid.as_deref().map(|text| uuid(text, CREATE)).transpose()?;
     if let (Some(path), Some(named)) = (path, named)
         && path != named
     {
-        return Err(bad(format!("the path says {path}, and the body {named}"), CREATE).into());
+        return Err(bad(format!("the path names {path}, and the body names {named}"), CREATE).into());
     }
     let id = named.or(path);
     if let Some(id) = id
         && service.store.is_device(id.0).await?
     {
-        // The accelerator that a device is is nobody's project's.
+        // An accelerator that stands for one device belongs to no project.
         identity.needs(Role::Admin)?;
     }
     let made = service.create_accelerator(&body.name, id, identity.project.as_deref()).await;
@@ -166,7 +166,7 @@ async fn make(
             .any(|view| view.row.name == body.name && identity.sees(view.row.project.as_deref()))
         && !identity.is_admin()
     {
-        // Which one has it is not theirs to know.
+        // The caller may not know which accelerator has the name.
         let uuid = if id.is_some() { " or the uuid" } else { "" };
         return Err(Error::Conflict(format!("the name `{}`{uuid} is taken; take another", body.name)).into());
     }
@@ -197,7 +197,8 @@ async fn create_as(
     make(&service, &identity, Some(&path), &uri, &headers, body).await
 }
 
-/// The generations of a spec that `If-Match` names; none for any. A tag that is none of ours names no spec.
+/// Returns the generations of the spec that `If-Match` names; `None` when any generation matches. Tags that hotslot did
+/// not issue match no generation.
 fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
     let mut named = headers.get_all(header::IF_MATCH).iter().peekable();
     named.peek()?;
@@ -258,8 +259,9 @@ struct AttachBody {
 
 impl AttachBody {
     fn target(&self, view: &View) -> Result<Target, Error> {
-        let other =
-            |key: &str, has: &str| bad(format!("{key} is not the accelerator's, which is `{has}`"), ATTACH);
+        let other = |key: &str, has: &str| {
+            bad(format!("{key} differs from the accelerator's, which is `{has}`"), ATTACH)
+        };
         if self.name.as_ref().is_some_and(|name| *name != view.row.name) {
             return Err(other("name", &view.row.name));
         }
@@ -270,13 +272,15 @@ impl AttachBody {
         let server = one_of("instance_uuid", &self.instance_uuid, "server_id", &self.server_id)?;
         let host = one_of("host", &self.host, "hostname", &self.hostname)?;
         match (server, host) {
-            (Some(_), Some(_)) => Err(bad("a server and a host are named; name one of them", ATTACH)),
-            (Some(_), None) if self.driver.is_some() => Err(bad("driver is for a host", ATTACH)),
+            (Some(_), Some(_)) => Err(bad("both a server and a host are named; name one of them", ATTACH)),
+            (Some(_), None) if self.driver.is_some() => {
+                Err(bad("driver applies to a host only; omit it for a server", ATTACH))
+            }
             (Some(server), None) => {
                 let id: Result<ServerId, _> = server.parse();
                 let shown: String = server.chars().take(80).collect();
                 id.map(Target::Server)
-                    .map_err(|_| bad(format!("`{shown}` is no server's id, a UUID"), ATTACH))
+                    .map_err(|_| bad(format!("`{shown}` is not a server id; expected a UUID"), ATTACH))
             }
             (None, name) => {
                 let driver = self.driver.as_deref().map_or(Ok(HostDriver::Native), str::parse);
@@ -295,13 +299,13 @@ fn one_of<'a>(
 ) -> Result<Option<&'a str>, Error> {
     match (value, other) {
         (Some(one), Some(other)) if one != other => {
-            Err(bad(format!("{key} and {alias} are the same, and say different things"), ATTACH))
+            Err(bad(format!("{key} and {alias} are synonyms but have different values"), ATTACH))
         }
         (one, other) => Ok(one.as_deref().or(other.as_deref())),
     }
 }
 
-/// A body with `acc_specs` puts a spec, any other attaches.
+/// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
 async fn update(
     State(service): State<Arc<Service>>,
     identity: Identity,
@@ -316,7 +320,8 @@ async fn update(
         return match body.keys().next() {
             None => replace(&service, &identity, id, &spec, &uri, &headers).await,
             Some(key) => {
-                Err(bad(format!("`{key}` beside acc_specs: a spec is put, or it is attached"), SPEC).into())
+                let reason = format!("`{key}` cannot be combined with acc_specs; send acc_specs alone");
+                Err(bad(reason, SPEC).into())
             }
         };
     }
@@ -326,7 +331,7 @@ async fn update(
     match target {
         Target::Host { .. } => identity.needs(Role::Admin)?,
         Target::Server(server) if is_theirs(&service, &identity, server).await? => {}
-        // They are not told that it exists.
+        // The caller may not know whether the server exists.
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
     let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
@@ -346,11 +351,11 @@ async fn detach(
         None => {}
         Some("true") => identity.needs(Role::Admin)?,
         Some(other) => {
-            return Err(Error::Invalid(format!("purge {other}: write purge=true, or leave it out")).into());
+            return Err(Error::Invalid(format!("invalid purge {other}: write purge=true or omit it")).into());
         }
     }
     let request = detach_request(Pairs(pairs))?;
-    // Who may not give it to a host or server may not take it from there.
+    // A caller who may not attach the accelerator to a host or server may not detach it from there either.
     let admin = identity.is_admin();
     let theirs = match service.accelerator(id).await?.server() {
         Some(server) if !admin && is_theirs(&service, &identity, server).await? => Some(server),
@@ -363,7 +368,7 @@ async fn detach(
         if view.held.iter().any(|held| matches!(held.by, Assignment::Binding(_))) {
             return Err(Error::NeedsAdmin);
         }
-        // By now it may be in another one.
+        // The accelerator may have moved to another server in the meantime.
         if view.server().is_some_and(|server| Some(server) != theirs) {
             Err(Error::NotTheirs)
         } else {

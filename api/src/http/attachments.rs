@@ -1,7 +1,7 @@
-//! `servers/{server_id}/os-pci_attachments`: plug a device into a server, list what is plugged, unplug it.
+//! `servers/{server_id}/os-pci_attachments`: attach devices to a server, list its attachments, detach them.
 //!
-//! The bodies are seed 001's (the wiki page "Nova/pci hotplug"); the keys beyond the seed's seven say what state
-//! an attachment is in.
+//! The bodies follow the wiki page "Nova/pci hotplug". hotslot adds further keys to the seven of that page, such as the
+//! state of an attachment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ use super::servers::ServerPath;
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
-/// The most characters of a physical network's name.
+/// The maximum length of the name of a physical network, in characters.
 const PHYSICAL_NETWORK: usize = 255;
 
 #[derive(Deserialize)]
@@ -42,7 +42,7 @@ const PHYSICAL_NETWORK: usize = 255;
 struct CreateBody {
     #[serde(rename = "pciAttachment")]
     attachment: CreateAttachment,
-    /// Here too.
+    /// `dry_run` is accepted here and in `pciAttachment`.
     #[serde(default)]
     dry_run: bool,
 }
@@ -52,20 +52,20 @@ struct CreateBody {
 struct CreateAttachment {
     #[serde(rename = "pci_passthrough:alias")]
     alias: Option<String>,
-    /// In place of an alias: the id or name of a flavor that names some.
+    /// The id or name of a flavor whose extra specs name the aliases; an alternative to `alias`.
     flavor: Option<String>,
-    /// Whether the device goes into the persistent definition too, to be there after a power cycle.
+    /// Whether the device is also added to the persistent definition, so that it survives a power cycle.
     #[serde(default = "yes")]
     persistent: bool,
-    /// Whether it is only to be said what would be done.
+    /// Whether to report only what an attach would do.
     #[serde(default)]
     dry_run: bool,
-    /// Whether each part asks for whole IOMMU groups.
+    /// Whether each part of the request takes whole IOMMU groups.
     #[serde(default)]
     whole_group: bool,
-    /// In place of the aliases' own policies.
+    /// Overrides the NUMA policies of the aliases.
     numa_policy: Option<String>,
-    /// For a VF of a NIC, which is then given as `<interface type='hostdev'>`.
+    /// This key and the following ones apply to a VF of a NIC, which is then attached as `<interface type='hostdev'>`.
     mac_address: Option<String>,
     vlan: Option<u32>,
     physical_network: Option<String>,
@@ -84,7 +84,7 @@ impl CreateAttachment {
             (Some(alias), None) => (alias, None),
             (None, Some(name)) => {
                 let flavor = service.flavor(&name).ok_or_else(|| {
-                    bad("flavor", &format!("no flavor is called `{name}`; GET flavors lists them"))
+                    bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
                 })?;
                 let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
                     bad("flavor", &format!("`{name}` has no extra spec {}", flavor::PCI_ALIAS))
@@ -106,7 +106,7 @@ impl CreateAttachment {
             trusted: self.trusted,
         };
         if network.physical_network.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(rules::NULL)) {
-            return Err(bad("physical_network", &"`null` is no name of one; leave it out"));
+            return Err(bad("physical_network", &"`null` is not a valid name; omit the key"));
         }
         if network.physical_network.as_ref().is_some_and(|name| name.chars().count() > PHYSICAL_NETWORK) {
             return Err(bad(
@@ -116,7 +116,7 @@ impl CreateAttachment {
         }
         let count: usize = aliases.0.iter().map(|part| part.count).sum();
         if network.mac.is_some() && count != 1 {
-            return Err(bad("mac_address", &format!("it is of one device, and {count} are asked for")));
+            return Err(bad("mac_address", &format!("it applies to one device, and {count} are requested")));
         }
         let numa_policy = self.numa_policy.or(own_policy).as_deref().map(str::parse).transpose();
         Ok(AttachRequest {
@@ -137,7 +137,7 @@ fn yes() -> bool {
     true
 }
 
-/// An attachment on the wire: the seed's seven keys, and its state.
+/// An attachment as JSON: the seven keys of the wiki page "Nova/pci hotplug", and then the keys that hotslot adds.
 #[derive(Serialize)]
 struct Wire {
     attachment_id: AttachmentId,
@@ -191,7 +191,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         status_reason: attachment.reason,
         alias: Some(attachment.alias).filter(|alias| !alias.is_empty()),
         persistent: attachment.persistent,
-        // What was given up is to go whatever its guest says, too, but nobody asked for force.
+        // An attach that was given up is also removed by force, but no caller requested that, so it is not shown.
         forced: attachment.forced && attachment.attached_at.is_some(),
         host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
@@ -203,8 +203,9 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
 
 async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
     let device = service.store.known_device(attachment.device).await?;
-    let device = device
-        .ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", attachment.id)))?;
+    let device = device.ok_or_else(|| {
+        Error::Internal(format!("the device of attachment {} has no record", attachment.id))
+    })?;
     Ok(wire(service, attachment, &device))
 }
 
@@ -270,10 +271,10 @@ fn described(run: &DryRun) -> Value {
     })
 }
 
-/// How many of those that have ended are listed at most.
+/// The maximum number of ended attachments that are listed.
 const ENDED: u32 = 1000;
 
-/// Whether those that have ended are asked for: `?ended=true`.
+/// Parses `?ended=true`, which lists ended attachments instead of current ones.
 fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
     let mut ended = false;
     for (key, value) in pairs {
@@ -286,7 +287,7 @@ fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
 }
 
 fn truth(key: &str, word: &str) -> Result<bool, Error> {
-    word.parse().map_err(|_| Error::Invalid(format!("{key} {word} is neither true nor false")))
+    word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
 pub(super) async fn list(
@@ -300,13 +301,13 @@ pub(super) async fn list(
     }
     let rows = service.store.attachments_of(server).await?;
     if rows.is_empty() {
-        // A server without attachments is not the same as no server.
+        // Distinguish a server without attachments from a server that does not exist.
         service.find(server).await?;
     }
     listed(&service, rows).await
 }
 
-/// All servers' attachments; not in the seed.
+/// Lists the attachments of all servers. An extension of hotslot.
 pub(super) async fn list_all(
     State(service): State<Arc<Service>>,
     pairs: Pairs,
@@ -338,7 +339,7 @@ pub(super) async fn show(
     Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
 }
 
-/// `?timeout=30s&force=true`
+/// Parses `?timeout=30s&force=true`.
 pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error> {
     let mut request = DetachRequest::default();
     for (key, value) in pairs {
@@ -351,7 +352,8 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
     Ok(request)
 }
 
-/// Reads `30s`, `500ms`, `2m` or `1h`; a number alone is seconds. Above 0 and at most a day.
+/// Parses `30s`, `500ms`, `2m` or `1h`; a number without a unit is in seconds. The time must be above 0 and at most a
+/// day.
 fn duration(text: &str) -> Result<Duration, Error> {
     const DAY: Duration = Duration::from_secs(86_400);
     let (number, unit) =
@@ -366,11 +368,13 @@ fn duration(text: &str) -> Result<Duration, Error> {
     let millis = millis.zip(number.parse::<u64>().ok()).and_then(|(unit, number)| number.checked_mul(unit));
     let time = millis.map(Duration::from_millis).filter(|time| !time.is_zero() && *time <= DAY);
     time.ok_or_else(|| {
-        Error::Invalid(format!("timeout {text} is no time up to a day; write 30s, 500ms, 2m or 1h"))
+        Error::Invalid(format!(
+            "invalid timeout {text}: expected a time up to a day; write 30s, 500ms, 2m or 1h"
+        ))
     })
 }
 
-/// v2 answers 200 once the device is gone; v2.1 and v3 answer 202 at once, and the detach goes on.
+/// Detaches a device. v2 returns 200 when the device is gone; v2.1 and v3 return 202 at once, and the detach continues.
 pub(super) async fn delete(
     State(service): State<Arc<Service>>,
     Extension(version): Extension<Version>,
@@ -390,7 +394,7 @@ pub(super) async fn delete(
             if let Some(work) = work {
                 tokio::spawn(async move {
                     if let Ok(Err(error)) = work.await {
-                        tracing::warn!(attachment.id = %id, %error, "detach of attachment {id} is not done");
+                        tracing::warn!(attachment.id = %id, %error, "the detach of attachment {id} failed");
                     }
                 });
             }
@@ -406,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_a_number_with_its_unit() {
+    fn a_timeout_is_a_number_with_an_optional_unit() {
         for (text, millis) in [
             ("30", 30_000),
             ("30s", 30_000),
@@ -426,7 +430,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_a_time_out_of_range(text in "[0-9]{0,22}(|ms|s|m|h|\\PC{0,3})") {
+        fn every_accepted_timeout_is_above_zero_and_at_most_a_day(text in "[0-9]{0,22}(|ms|s|m|h|\\PC{0,3})") {
             if let Ok(time) = duration(&text) {
                 prop_assert!(!time.is_zero() && time <= Duration::from_secs(86_400));
             }

@@ -1,4 +1,4 @@
-//! Bodies, paths and links: what the resources share.
+//! Bodies, paths, queries, pages and links, as all resources use them.
 
 use std::collections::HashSet;
 
@@ -16,17 +16,17 @@ use serde_json::{Map, Value};
 use super::error::{Fault, no_route};
 use super::limits;
 
-/// The body of a request, which is to be JSON.
+/// Checks the media type and the nesting of a JSON body, and returns its bytes.
 fn json(headers: &HeaderMap, body: Result<Bytes, BytesRejection>, example: &str) -> Result<Bytes, Fault> {
     let body = body.map_err(|rejection| limits::unreadable(&rejection))?;
-    // An empty body needs no Content-Type; what it lacks is said of the body.
+    // `limits::enforce` accepts an empty body without a Content-Type. Parsing then reports what the body lacks.
     if headers.contains_key(header::CONTENT_TYPE) {
         limits::expect_json(headers)?;
     }
     let levels = limits::nesting(&body);
     if levels > limits::NESTING {
         let most = limits::NESTING;
-        let reason = format_args!("it has {levels} levels of objects and lists, and {most} are allowed");
+        let reason = format_args!("it is nested {levels} levels deep; at most {most} are allowed");
         return Err(bad(&reason, example));
     }
     Ok(body)
@@ -39,12 +39,12 @@ fn bad(reason: &dyn std::fmt::Display, example: &str) -> Fault {
 fn parsed(body: &Bytes, example: &str) -> Result<Value, Fault> {
     let value = serde_json::from_slice(body).map_err(|error| bad(&error, example))?;
     if has_nul(&value) {
-        return Err(bad(&"a text has the character U+0000", example));
+        return Err(bad(&"a string contains the character U+0000", example));
     }
     Ok(value)
 }
 
-/// Reads any JSON body. `example` is what would be right.
+/// Parses any JSON body. `example` is a correct body, which error messages quote.
 pub(super) fn value(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -53,20 +53,20 @@ pub(super) fn value(
     parsed(&json(headers, body, example)?, example)
 }
 
-/// The members of what is to be an object. `example` is what would be right.
+/// Returns the members of a JSON object. `example` is a correct body, which error messages quote.
 pub(super) fn object(value: Value, example: &str) -> Result<Map<String, Value>, Fault> {
     let kind = match value {
         Value::Object(members) => return Ok(members),
         Value::Array(_) => "a list",
-        Value::String(_) => "a text",
+        Value::String(_) => "a string",
         Value::Number(_) => "a number",
-        Value::Bool(_) => "true or false",
+        Value::Bool(_) => "a boolean",
         Value::Null => "null",
     };
-    Err(bad(&format_args!("{kind} stands where an object belongs"), example))
+    Err(bad(&format_args!("expected an object, found {kind}"), example))
 }
 
-/// Whether a text has the one character that PostgreSQL cannot keep.
+/// Whether any string in the value contains U+0000, which PostgreSQL cannot store.
 fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
@@ -76,7 +76,7 @@ fn has_nul(value: &Value) -> bool {
     }
 }
 
-/// Reads a JSON body that is an object. `example` is what would be right.
+/// Parses a JSON body that is an object. `example` is a correct body, which error messages quote.
 pub(super) fn read<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -84,15 +84,15 @@ pub(super) fn read<T: DeserializeOwned>(
 ) -> Result<T, Fault> {
     let body = json(headers, body, example)?;
     let value = parsed(&body, example)?;
-    // serde would take a list for a struct; every body here is an object in an object.
+    // serde accepts a list in place of a struct, so lists are refused here.
     let outer = object(value, example)?;
     if let Some((key, _)) = outer.iter().find(|(_, inner)| inner.is_array()) {
-        return Err(bad(&format_args!("{key} is a list"), example));
+        return Err(bad(&format_args!("{key} must not be a list"), example));
     }
     serde_json::from_slice(&body).map_err(|error| bad(&error, example))
 }
 
-/// The parts of a path. What cannot be read of one names nothing.
+/// The parameters of a path. A path whose parameters cannot be parsed is answered with 404.
 pub(super) struct Path<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
@@ -106,7 +106,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// The parts of a query string.
+/// A query string, parsed into `T`. One that cannot be parsed is answered with 400.
 pub(super) struct Query<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
@@ -120,7 +120,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// The pairs of a query string, each key at most once.
+/// The key-value pairs of a query string. A query with a repeated key is answered with 400.
 pub(super) struct Pairs(pub(super) Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Pairs {
@@ -138,27 +138,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Pairs {
     }
 }
 
-/// The largest page, and the one that is given when none is asked for (Nova's `[api] max_limit`).
+/// The maximum and default number of items of a page, as the default of Nova's `[api] max_limit`.
 const MAX_LIMIT: usize = 1000;
 
-/// Which part of a list is asked for.
+/// The requested page of a list.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// How many items, at most [`MAX_LIMIT`].
+    /// The number of items, at most [`MAX_LIMIT`].
     pub(super) limit: usize,
-    /// The last item of the page before.
+    /// The id of the last item of the previous page.
     pub(super) marker: Option<String>,
-    /// The key of the query that names it.
+    /// The query key of the marker.
     key: &'static str,
 }
 
 impl Page {
-    /// Takes `limit` and `marker` out of a query.
+    /// Parses `limit` and `marker`, and returns the remaining pairs of the query.
     pub(super) fn read(pairs: Pairs) -> Result<(Self, Vec<(String, String)>), Error> {
         Self::after("marker", pairs)
     }
 
-    /// [`read`](Self::read), where the query names the last item of the page before by another key.
+    /// Like [`read`](Self::read), with another query key for the marker.
     pub(super) fn after(
         marker: &'static str,
         Pairs(pairs): Pairs,
@@ -170,11 +170,11 @@ impl Page {
                 "limit" => {
                     let limit: usize = value.parse().map_err(|_| {
                         Error::Invalid(format!(
-                            "limit {value} is no number from 0 up; a page has at most {MAX_LIMIT} items, and 0 asks \
-                             for as many"
+                            "invalid limit {value}: expected a number from 0 up; a page has at most {MAX_LIMIT} \
+                             items, and 0 requests that many"
                         ))
                     })?;
-                    // As Nova: none is as many as there may be.
+                    // Like Nova, 0 requests the largest page.
                     page.limit = if limit == 0 { MAX_LIMIT } else { limit.min(MAX_LIMIT) };
                 }
                 key if key == marker => page.marker = Some(value),
@@ -184,7 +184,7 @@ impl Page {
         Ok((page, rest))
     }
 
-    /// [`read`](Self::read), where the query may say nothing else.
+    /// Like [`read`](Self::read), but refuses all other query keys.
     pub(super) fn alone(pairs: Pairs) -> Result<Self, Error> {
         let (page, rest) = Self::read(pairs)?;
         match rest.first() {
@@ -195,17 +195,20 @@ impl Page {
         }
     }
 
-    /// Leaves out of a list what came on the pages before. An error when nothing in it is the marker.
+    /// Removes the items up to and including the marker.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when no item matches the marker.
     pub(super) fn skip<T>(&self, items: &mut Vec<T>, is: impl Fn(&T, &str) -> bool) -> Result<(), Error> {
         let Some(marker) = &self.marker else { return Ok(()) };
         let last = items.iter().position(|item| is(item, marker)).ok_or_else(|| {
-            Error::Invalid(format!("{} {marker} is the id of nothing in the list without it", self.key))
+            Error::Invalid(format!("invalid {} {marker}: no item of the list has this id", self.key))
         })?;
         items.drain(..=last);
         Ok(())
     }
 
-    /// Cuts a list that has one item more than the page, if there are more; the links then lead on.
+    /// Truncates a list to the page, and returns the link to the next page when items were cut off.
     pub(super) fn cut<T>(
         &self,
         mut items: Vec<T>,
@@ -225,25 +228,26 @@ impl Page {
     }
 }
 
-/// Parses an id of a path: what does not look as we write it names nothing.
+/// Parses an id of a path. An id in another notation than hotslot writes is [`Error::NotFound`].
 pub(super) fn id<T: std::str::FromStr + ToString>(text: &str, noun: &str) -> Result<T, Error> {
     let parsed = text.parse::<T>().ok().filter(|id| id.to_string().eq_ignore_ascii_case(text));
     parsed.ok_or_else(|| Error::NotFound(format!("{noun} {}", text.chars().take(80).collect::<String>())))
 }
 
-/// The `http://host` that the client used.
+/// Returns `http://` and the host of the request's `Host` header; `http://localhost` when there is none.
 pub(super) fn base(headers: &HeaderMap) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
     host.map_or_else(|| "http://localhost".to_owned(), |host| format!("http://{host}"))
 }
 
-/// ISO 8601 in UTC, as Nova writes times.
+/// Formats a time as Nova does: ISO 8601 in UTC, with whole seconds.
 pub(super) fn time(millis: Millis) -> String {
     jiff::Timestamp::from_millisecond(millis - millis.rem_euclid(1000))
         .map_or_else(|_| millis.to_string(), |time| time.to_string())
 }
 
-/// Nova's links to an item of a collection, below the path that the client used.
+/// Returns Nova's `self` and `bookmark` links to an item of a collection. The `self` link keeps the version prefix of
+/// the request's path.
 pub(super) fn links(
     headers: &HeaderMap,
     OriginalUri(uri): &OriginalUri,
@@ -258,7 +262,7 @@ pub(super) fn links(
     ])
 }
 
-/// A text as a part of a path or a query.
+/// Percent-encodes a string for use in a path or a query.
 fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let escape = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };

@@ -1,6 +1,6 @@
-//! The connections: accepted, limited in number and time, and served.
+//! Accepts and serves connections, with limits on their number and with time-outs.
 //!
-//! axum's own `serve` makes all routes anew for each connection, and knows neither time-outs nor limits.
+//! `axum::serve` has no such limits and time-outs, and builds the routes again for each connection.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -24,27 +24,29 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a connection without a request is left alone when its place is needed by another: a client that has only
-/// just connected is about to ask.
+/// How long an idle connection is protected from being closed to make room: a client that has just connected is about
+/// to send a request.
 const FRESH: Duration = Duration::from_millis(300);
 
-/// How many connections are closed at a time when the system has no more descriptors: other things need some, too.
+/// How many idle connections are closed at once when the process has no file descriptors left; other parts of the
+/// service need descriptors too.
 const MAKE_ROOM: usize = 64;
 
-/// How often it is looked whose time is over.
+/// How often connections are checked for time-outs.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After how long it is tried again to accept, or to close a connection that was just asked for something.
+/// The pause before accepting is tried again, or before the connections are searched again for one to close.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// How often the log says the same of connections.
+/// The minimum time between two warnings about connections in the log.
 const SAID: Duration = Duration::from_secs(10);
 
-/// How many clients are told at a time that there is no place, and how long that may take; others are cut off.
+/// How many clients are sent a 503 at a time. Further connections are closed without a response.
 const REFUSALS: usize = 32;
+/// How long sending such a 503 may take.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// Where clients connect.
+/// The socket on which clients connect.
 #[derive(Debug)]
 pub enum Listener {
     /// A TCP port.
@@ -53,10 +55,10 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// Serves the routes on all connections until it is told to stop, and then until the requests that are under way are
-/// answered. It does not end by itself: that the system has no descriptors left is waited out.
+/// Serves the routes on all connections until `stop` completes, and then until the running requests are answered.
+/// Errors of accepting, such as a lack of file descriptors, do not end it.
 pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Future<Output = ()>) {
-    // Once: the routes are then shared by all connections.
+    // All connections share these routes.
     let router = router.with_state(());
     let open = Arc::new(Open::new(api));
     let stopping = watch::Sender::new(false);
@@ -89,7 +91,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // An event is not to wait for the next one.
+                // Small messages, such as single events, must not be delayed by Nagle's algorithm.
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
@@ -98,14 +100,14 @@ impl Listener {
     }
 }
 
-/// What a connection is doing.
+/// The activity of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// Nothing was asked, or all is answered.
+    /// No request is being received or answered.
     Idle,
-    /// A request's header has begun.
+    /// The header of a request is being received.
     Asking,
-    /// A request is being answered; its body is read here, too.
+    /// A request is being answered; this includes reading its body.
     Answering,
 }
 
@@ -113,18 +115,20 @@ enum Doing {
 struct Now {
     doing: Doing,
     since: Instant,
-    /// Since when the client takes nothing of what is sent to it.
+    /// Since when writes to the client have been blocked; `None` while they are not.
     blocked: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Connection {
     now: Mutex<Now>,
-    /// It is to look whether it should close.
+    /// Wakes the connection's task to check whether the connection must be closed.
     look: Notify,
-    /// Its place is needed by another.
+    /// Whether the connection is to be closed to make room for another one.
     unwanted: AtomicBool,
+    /// The time limit for receiving the header of a request.
     header: Duration,
+    /// The time limit for an idle connection and for a blocked write.
     idle: Duration,
 }
 
@@ -138,7 +142,7 @@ impl Connection {
         (now.doing, now.since) = (doing, Instant::now());
     }
 
-    /// Since when it has had no whole request; none while one is answered.
+    /// Since when no complete request has been received; `None` while a request is answered.
     fn idle_since(&self) -> Option<Instant> {
         let now = self.now();
         (now.doing != Doing::Answering && now.blocked.is_none()).then_some(now.since)
@@ -156,15 +160,15 @@ impl Connection {
     }
 }
 
-/// All connections that are open.
+/// All open connections.
 struct Open {
     connections: Mutex<(u64, HashMap<u64, Arc<Connection>>)>,
     most: usize,
     header: Duration,
     idle: Duration,
-    /// One has begun.
+    /// Notified when a connection has been opened.
     begun: Notify,
-    /// One has ended.
+    /// Notified when a connection has been closed.
     ended: Notify,
     refusals: Arc<Semaphore>,
     said: Mutex<Option<Instant>>,
@@ -188,7 +192,7 @@ impl Open {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next connection that there is a place for.
+    /// Accepts connections until there is room for one, and returns it. Others are refused.
     async fn next(self: &Arc<Self>, listener: &Listener) -> (Stream, Place) {
         loop {
             match listener.accept().await {
@@ -196,18 +200,16 @@ impl Open {
                     Some(place) => return (stream, place),
                     None => {
                         let most = self.most;
-                        self.say(&format_args!(
-                            "{most} connections are open and at work; others are refused"
-                        ));
+                        self.say(&format_args!("all {most} connections are busy; refusing new connections"));
                         self.refuse(stream);
                     }
                 },
-                // It ended before it was accepted.
+                // The client closed the connection before it was accepted.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
                 Err(error) => {
                     self.say(&format_args!(
-                        "no connection can be accepted: {error}; the idle ones are closed"
+                        "no connection can be accepted: {error}; closing idle connections"
                     ));
                     self.close_idlest(MAKE_ROOM);
                     sleep(AGAIN).await;
@@ -216,7 +218,7 @@ impl Open {
         }
     }
 
-    /// A warning in the log, not too often.
+    /// Logs a warning, at most once per [`SAID`].
     fn say(&self, what: &dyn std::fmt::Display) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.is_none_or(|said| said.elapsed() > SAID) {
@@ -225,8 +227,8 @@ impl Open {
         }
     }
 
-    /// A place for one more, when need be that of the one that has been idle for the longest time; none when all are
-    /// at work.
+    /// Returns a place for another connection, closing the longest idle connection if necessary. Returns `None` when
+    /// all connections are busy.
     async fn room(self: &Arc<Self>) -> Option<Place> {
         loop {
             let ended = self.ended.notified();
@@ -257,8 +259,8 @@ impl Open {
         Some(Place { open: Arc::clone(self), number, connection })
     }
 
-    /// Closes so many of the connections that have been idle for the longest time and are not fresh. Answers after how
-    /// long it is to be looked again; none when none is idle.
+    /// Closes up to `count` of the longest idle connections, except those idle for less than [`FRESH`]. Returns the
+    /// time after which the caller should try again, or `None` when no connection is idle.
     fn close_idlest(&self, count: usize) -> Option<Duration> {
         let connections = self.connections();
         let idle = connections.1.values().filter_map(|one| Some((one.idle_since()?, one)));
@@ -272,11 +274,11 @@ impl Open {
         Some(left.max(AGAIN))
     }
 
-    /// Says that there is no place.
+    /// Sends a 503 and closes the connection.
     fn refuse(&self, stream: Stream) {
         async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-            let message = "all connections of this service are at work; try again later ([api] connections says \
-                           how many there may be)";
+            let message = "all connections of this service are busy; try again later ([api] connections sets the \
+                           limit)";
             let body = format!("{{\"serviceUnavailable\": {{\"code\": 503, \"message\": \"{message}\"}}}}");
             let answer = format!(
                 "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: application/json\r\n\
@@ -286,7 +288,7 @@ impl Open {
             );
             stream.write_all(answer.as_bytes()).await?;
             stream.shutdown().await?;
-            // What is closed with something unread is reset, and the answer lost.
+            // Closing a socket with unread data resets the connection, and the client may lose the response.
             tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
         }
         let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
@@ -299,7 +301,7 @@ impl Open {
         });
     }
 
-    /// Has the connections close whose time is over.
+    /// Wakes the connections whose time limit has passed, so that they close.
     async fn watch_times(self: Arc<Self>) {
         loop {
             if self.connections().1.is_empty() {
@@ -323,7 +325,7 @@ impl Open {
     }
 }
 
-/// A connection's place among those that are open, for as long as it is.
+/// Registers a connection among the open ones; dropping it removes the connection.
 struct Place {
     open: Arc<Open>,
     number: u64,
@@ -369,7 +371,7 @@ impl Place {
                     stopped = true;
                     http.as_mut().graceful_shutdown();
                 }
-                // Looked at here, where no request can begin meanwhile.
+                // The check below runs in this task, where no request can begin at the same time.
                 () = connection.look.notified() => {}
             }
             let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
@@ -380,7 +382,7 @@ impl Place {
     }
 }
 
-/// A request is being answered, until the last of its answer was handed on.
+/// Marks a connection as answering a request, until the whole body of the response has been passed on.
 struct Working(Arc<Connection>);
 
 impl Working {
@@ -396,7 +398,7 @@ impl Drop for Working {
     }
 }
 
-/// The body of an answer.
+/// The body of a response.
 struct Answer {
     body: Body,
     _working: Working,
@@ -422,14 +424,14 @@ impl hyper::body::Body for Answer {
     }
 }
 
-/// A stream that notes when its client asks, and when it takes nothing.
+/// A stream that records when a request begins and when writes are blocked.
 struct Watched<S> {
     stream: S,
     connection: Arc<Connection>,
 }
 
 impl<S: Unpin> Watched<S> {
-    /// Notes how a write went.
+    /// Records whether a write is blocked.
     fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
         let mut now = self.connection.now();
         now.blocked = written.is_pending().then(|| now.blocked.unwrap_or_else(Instant::now));
@@ -453,8 +455,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-/// Writes once more what a stream had no room for. The system says that there is room again only when much of the
-/// buffer is free, which a client that reads slowly may not manage within its time; what it has taken is found by trying.
+/// Retries a write that was blocked. The kernel reports a socket as writable only when a large part of its buffer is
+/// free. A client that reads slowly may not free that much within its time limit, so progress is detected by writing.
 fn try_again(stream: &impl AsFd, written: Poll<io::Result<usize>>, buf: &[u8]) -> Poll<io::Result<usize>> {
     match written {
         Poll::Pending => {
@@ -505,10 +507,10 @@ mod tests {
     use super::*;
     use hotslot_service::config::Seconds;
 
-    /// More than the buffers of a connection hold.
+    /// More bytes than the buffers of a connection hold.
     const LENGTH: usize = 16 << 20;
 
-    /// A client that has asked for a long answer, of a service that waits a second for an idle one.
+    /// Returns a client that has requested a long response from a service with an idle time-out of one second.
     async fn asked() -> (UnixStream, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
@@ -528,7 +530,7 @@ mod tests {
         let mut bytes = [0; 4096];
         let mut taken = 0;
         while start.elapsed() < Duration::from_secs(8) {
-            // Less than what makes the socket writable again within a second.
+            // Too little to make the socket writable again within a second.
             let read = client.read(&mut bytes).await.unwrap();
             assert!(read > 0, "cut after {taken} bytes and {:?}", start.elapsed());
             taken += read;
@@ -540,7 +542,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_takes_nothing_is_cut() {
+    async fn a_client_that_reads_nothing_is_disconnected() {
         let (mut client, _dir) = asked().await;
         sleep(Duration::from_secs(4)).await;
         let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! `drift`: where records, domains and hosts say different things, and what is done about it; not in the seeds.
+//! `drift`: differences between the records, the domains and the hosts, and their repair. An extension of hotslot.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ async fn mend(service: &Arc<Service>, host: &Arc<Host>) -> Result<Vec<Value>, Er
     Ok(shown.collect())
 }
 
-/// What all hosts have; a host that does not answer takes its own part out of the list and nothing else.
+/// The findings of all hosts. An unreachable host is listed in `hosts_away`, and the other hosts are still shown.
 #[derive(Default)]
 struct Everywhere {
     drift: Vec<Value>,

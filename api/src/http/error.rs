@@ -1,6 +1,7 @@
-//! The one door to a status code: what each error is to HTTP, in Nova's fault form.
+//! Maps every error to a status code and a body in Nova's fault form. No other file chooses status codes for errors of
+//! the service.
 //!
-//! What the client sees is the error's own words; causes that are ours go to the log.
+//! The client sees the message of the error. The causes of internal errors go to the log only.
 
 use std::convert::Infallible;
 
@@ -12,15 +13,16 @@ use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_service::error::Error;
 use serde_json::json;
 
-/// After how many seconds a client may try a host that is away again.
+/// `Retry-After` of a 503, in seconds.
 const RETRY_AFTER: &str = "5";
 
-/// A status and what is said with it.
+/// A status code and its message.
 #[derive(Debug, Clone)]
 pub(super) struct Fault {
     pub(super) status: StatusCode,
     pub(super) message: String,
-    /// Whether a client may ask again by itself, without a look at what there is.
+    /// Whether a client may repeat the request without checking the current state first. The response then has a
+    /// `Retry-After`.
     again: bool,
 }
 
@@ -54,8 +56,8 @@ impl From<Error> for Fault {
             Error::Store(source) if let Some(advice) = source.advice() => {
                 tracing::error!(error = ?source, "the database cannot be used: {source}");
                 let message = format!(
-                    "the database cannot be used: {advice}. What was begun is completed or taken back once it \
-                     can: look what there is before you ask again"
+                    "the database cannot be used: {advice}. hotslot completes or undoes interrupted work once the \
+                     database works again: check the current state before you repeat the request"
                 );
                 return Self { again: false, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) };
             }
@@ -67,8 +69,8 @@ impl From<Error> for Fault {
             return Self { again, ..fault };
         }
         tracing::error!(error = ?error, "a request failed: {error}");
-        let message = "Unexpected API error: the service's log has the cause under this answer's \
-                       x-openstack-request-id.";
+        let message = "Unexpected API error: the log of the service has the cause under the \
+                       x-openstack-request-id of this response.";
         Self::new(status, message)
     }
 }
@@ -91,7 +93,7 @@ fn of_kind(kind: ErrorKind) -> StatusCode {
         | ErrorKind::UnplugRefused
         | ErrorKind::AgentAway => StatusCode::CONFLICT,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
-        // The hypervisor's own failure, not the caller's and not ours.
+        // The hypervisor failed; neither the caller nor hotslot is at fault.
         ErrorKind::Document | ErrorKind::Refused => StatusCode::BAD_GATEWAY,
     }
 }
@@ -120,13 +122,13 @@ impl IntoResponse for Fault {
         if self.again {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
-        // Whoever has another form for it finds it here.
+        // `cyborg::microversion` takes the fault from here to write it in Cyborg's form.
         response.extensions_mut().insert(self);
         response
     }
 }
 
-/// There is nothing at this path.
+/// The 404 of a path without a route.
 pub(super) fn no_route(uri: Result<OriginalUri, Infallible>) -> Fault {
     let Ok(OriginalUri(uri)) = uri;
     Fault::new(StatusCode::NOT_FOUND, format!("no such path: {}; GET / lists the versions", uri.path()))
@@ -137,5 +139,5 @@ pub(super) async fn not_found(uri: OriginalUri) -> Fault {
 }
 
 pub(super) async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Fault {
-    Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not know the method {method}", uri.path()))
+    Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not support the method {method}", uri.path()))
 }

@@ -1,5 +1,5 @@
-//! `events`: what happened, from an id on: a page of it, or followed for as long as the client likes (Server-Sent
-//! Events). A client that keeps the last id it read misses nothing and reads nothing twice.
+//! `events`: the recorded events after an id, as pages or as a stream (Server-Sent Events). A client that remembers the
+//! last id that it read misses no event and reads none twice.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -26,10 +26,10 @@ use tokio::time::Instant;
 use super::body::{Page, Pairs};
 use super::error::Fault;
 
-/// How long a follower hears nothing at most.
+/// The maximum time between two messages to a follower.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Which events a query asks for.
+/// The events that a query requests.
 struct Wanted {
     since: EventId,
     filter: EventFilter,
@@ -41,7 +41,7 @@ impl Wanted {
     async fn read(service: &Service, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| {
-                Error::Invalid(format!("query key {key}: {text} is no id, write the whole UUID: {error}"))
+                Error::Invalid(format!("query key {key}: invalid id {text}: {error}; write the whole UUID"))
             })
         }
         let (page, pairs) = Page::after("since", pairs)?;
@@ -52,7 +52,10 @@ impl Wanted {
             match key.as_str() {
                 "last" => {
                     last = Some(text.parse::<u16>().map_err(|_| {
-                        Error::Invalid(format!("last {text} is no number of events; write 0 to {}", u16::MAX))
+                        Error::Invalid(format!(
+                            "invalid last {text}: expected a number from 0 to {}",
+                            u16::MAX
+                        ))
                     })?);
                 }
                 "follow" => {
@@ -60,7 +63,8 @@ impl Wanted {
                         "" | "true" => true,
                         "false" => false,
                         other => {
-                            return Err(Error::Invalid(format!("follow {other} is neither true nor false")));
+                            let message = format!("invalid follow {other}: expected true or false");
+                            return Err(Error::Invalid(message));
                         }
                     };
                 }
@@ -84,13 +88,13 @@ impl Wanted {
                 }
             }
         }
-        // A follower that comes back asks the same again, and says where it was.
+        // A follower that reconnects repeats its query, and sends the last id that it read in `Last-Event-ID`.
         let resumed = headers.get("last-event-id").filter(|_| follow);
         let resumed =
             resumed.map(|id| since("Last-Event-ID", id.to_str().unwrap_or_default())).transpose()?;
         let since = match (resumed, &page.marker, last) {
             (Some(id), _, _) => id,
-            // The link to a next page has both.
+            // The link to the next page has both `since` and `last`; `since` counts.
             (None, Some(text), _) => since("since", text)?,
             (None, None, Some(count)) => service.store.before_newest(&filter, count.into()).await?,
             (None, None, None) => EventId(0),
@@ -99,17 +103,19 @@ impl Wanted {
     }
 }
 
-/// An event's id.
+/// Parses an event id. `key` is the query key or header that it comes from.
 fn since(key: &str, text: &str) -> Result<EventId, Error> {
     let id = text.parse().ok().filter(|id| *id >= 0).map(EventId);
-    id.ok_or_else(|| Error::Invalid(format!("{key} {text} is no event's id; write 0 for all that are kept")))
+    id.ok_or_else(|| {
+        Error::Invalid(format!("invalid {key} {text}: expected an event id, or 0 for all recorded events"))
+    })
 }
 
-/// A device by its id or UUID, one that is gone too.
+/// Returns the id of the device with this id or UUID, including devices that are gone.
 async fn device(service: &Service, text: &str) -> Result<DeviceId, Error> {
     service.store.marker(text).await?.ok_or_else(|| {
         Error::Invalid(format!(
-            "query key device: {text} is no id, uuid or address of a PCI device; GET os-pci lists them"
+            "query key device: no PCI device has the id, uuid or address {text}; GET os-pci lists them"
         ))
     })
 }
@@ -139,17 +145,17 @@ pub(super) async fn list(
     Ok(Json(body).into_response())
 }
 
-/// A client that follows what happens. It is given what is committed ([`feed`](hotslot_service::feed)), and reads from the table
-/// what it has missed of that.
+/// A client that follows the events. It receives committed events from the [`feed`](hotslot_service::feed), and reads
+/// those that it missed from the table.
 struct Follower {
     service: Arc<Service>,
     filter: EventFilter,
-    /// Up to where it has read.
+    /// The id up to which events have been read.
     read: EventId,
-    /// Whether there may be events between that and what it is given next.
+    /// Whether the table may have events that the client has not read and the feed will not deliver.
     behind: bool,
     ready: VecDeque<sse::Event>,
-    /// When it was told something last; none when it was not yet told where it begins.
+    /// When the last message was sent; `None` before the first message, which gives the starting position.
     told: Option<Instant>,
     pages: broadcast::Receiver<Option<Arc<[Told]>>>,
     stopping: watch::Receiver<bool>,
@@ -161,7 +167,7 @@ impl Follower {
         let place = Arc::clone(&service.feed.places).try_acquire_owned().map_err(|_| {
             let most = service.config.api.followers;
             let message = format!(
-                "{most} clients follow the events already ([api] followers); try again later, or ask for pages: \
+                "{most} clients already follow the events (limit: [api] followers); try again later, or read pages: \
                  GET events?since=ID"
             );
             Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
@@ -171,7 +177,8 @@ impl Follower {
         Ok(Self { service, filter, read: since, behind: true, ready, told, pages, stopping, _place: place })
     }
 
-    /// The next message; none when the stream ends. The client then comes back with the last id that it heard.
+    /// Returns the next message, or `None` when the stream ends. The client can then reconnect with the last id that it
+    /// received.
     async fn next(&mut self) -> Option<sse::Event> {
         let message = if self.told.is_none() { self.position() } else { self.news().await? };
         self.told = Some(Instant::now());
@@ -188,7 +195,7 @@ impl Follower {
             }
             if self.behind {
                 if let Err(error) = self.catch_up().await {
-                    tracing::warn!(%error, "a client that follows the events is sent away");
+                    tracing::warn!(%error, "closing the stream of a client that follows the events");
                     return None;
                 }
                 continue;
@@ -206,7 +213,8 @@ impl Follower {
         }
     }
 
-    /// Takes what passes of a page; what lies before it is read from the table first.
+    /// Queues the events of a page that pass the filter. When events before the page are missing, they are read from
+    /// the table first.
     fn hear(&mut self, page: &[Told]) {
         let (Some(first), Some(last)) = (page.first(), page.last()) else { return };
         if first.event.id.0 > self.read.0 + 1 {
@@ -218,14 +226,14 @@ impl Follower {
         self.read = self.read.max(last.event.id);
     }
 
-    /// Reads the next page of what it missed.
+    /// Reads the next page of missed events from the table.
     async fn catch_up(&mut self) -> Result<(), Error> {
         let feed = &self.service.feed;
         let _turn = feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
         let committed = *self.service.store.event_ids().borrow();
         let events = self.service.store.events(self.read, &self.filter, PAGE).await?;
         self.behind = events.len() == PAGE;
-        // Not a full page: nothing that was committed before it was read is left.
+        // When the page is not full, all events that were committed before the read have been read.
         let all = (!self.behind).then_some(committed);
         let last = events.last().map(|event| event.id);
         self.read = last.max(all).map_or(self.read, |read| read.max(self.read));
@@ -233,7 +241,8 @@ impl Follower {
         Ok(())
     }
 
-    /// A comment with where the client is: it comes back there, though nothing that it asked for happened.
+    /// Returns an empty comment with the current position, from which the client can resume although no matching event
+    /// occurred.
     fn position(&self) -> sse::Event {
         sse::Event::default().comment("").id(self.read.to_string())
     }

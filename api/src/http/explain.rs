@@ -1,4 +1,4 @@
-//! Why a device is offered or not, and which devices an alias would find; not in the seeds.
+//! Why a device is assignable or not, and which devices an alias would take. An extension of hotslot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU8;
@@ -31,7 +31,7 @@ pub(super) struct FunctionPath {
     address: String,
 }
 
-/// One PCI function, with all that decides on whether it is offered.
+/// Shows one PCI function, with everything that decides whether it is assignable.
 pub(super) async fn device(
     State(service): State<Arc<Service>>,
     Path(path): Path<FunctionPath>,
@@ -40,7 +40,7 @@ pub(super) async fn device(
     let unknown = || Error::NotFound(format!("PCI function {} on host {}", path.address, host.name));
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
-    // Nothing tells of drivers that come and go.
+    // libvirt sends no event when a driver is bound or unbound, so the function is read again.
     service.discover(host, Some(BTreeSet::from([address]))).await?;
     host.look_at_mdevs().await?;
     let offer = service.offer(host).await?;
@@ -87,7 +87,8 @@ pub(super) async fn device(
     Ok(Json(json!({ "pci_device": wire })))
 }
 
-/// The mediated devices of a function: ours with what they are made for, and those of others.
+/// Returns the mediated devices of a function. Those that hotslot created have their holder and status; those of others
+/// do not.
 async fn mdevs(
     service: &Service,
     host: &Host,
@@ -109,7 +110,7 @@ async fn mdevs(
     Ok(described.collect())
 }
 
-/// Every entry of the whitelist, and in what it does not name the function.
+/// Returns every entry of the whitelist, and the reason why it does not match the function.
 fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) -> Value {
     let rules = service.rules();
     let (inventory, conflicts) = rules.inventory.on(functions);
@@ -118,7 +119,7 @@ fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) ->
     let lines = rules.of(RuleKind::Whitelist).enumerate().map(|(index, rule)| {
         let problem = rules.problem(rule.id).or_else(|| conflicts.get(&rule.id).map(ToString::to_string));
         let why = match (problem, reasons.remove(&rule.id)) {
-            (Some(problem), _) => Some(format!("the entry is left out: {problem}")),
+            (Some(problem), _) => Some(format!("the entry is ignored: {problem}")),
             (None, Some(why)) => why,
             (None, None) => None,
         };
@@ -151,7 +152,7 @@ fn members(offer: &Availability, function: &HostDevice, rows: &[Arc<Device>]) ->
     group.map(member).collect()
 }
 
-/// The pool that a device is in.
+/// Returns the pool of a device.
 fn pool(device: &Arc<Device>, devices: &[Arc<Device>]) -> Option<Pool> {
     let own = rules::pools(std::slice::from_ref(device), rules::is_grouping_key).pop()?;
     let mut all = rules::pools(devices, rules::is_grouping_key);
@@ -177,12 +178,13 @@ pub(super) struct Asked {
     alias: String,
     #[serde(default)]
     whole_group: bool,
-    /// How many would be asked for; none is one.
+    /// The number of devices that would be requested; 1 by default.
     count: Option<NonZeroU8>,
     server: Option<String>,
 }
 
-/// The devices of a host in the order in which an alias would take them, and why it would not take the others.
+/// Lists the devices of a host in the order in which an alias would take them, and the reason why it would not take
+/// each of the others.
 pub(super) async fn candidates(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
@@ -206,7 +208,7 @@ pub(super) async fn candidates(
     service.discover(host, None).await?;
     let offer = service.offer(host).await?;
     let devices = service.store.devices_of(host.row.id);
-    // Which host drivers hinder depends on what else is asked for: the choice knows.
+    // Whether a host driver blocks a device depends on the other requested devices, so `rules::explain` decides that.
     let mut withheld = offer.withheld(&devices, server, HostDrivers::DoNotBlock);
     if !asked.whole_group {
         for device in &devices {

@@ -1,4 +1,4 @@
-//! `flavors`: the configured sets of devices, in Nova's shapes.
+//! `flavors`: the configured flavors, which name sets of devices, in Nova's format.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn brief(uri: &OriginalUri, headers: &HeaderMap, flavor: &Flavor) -> Value {
     })
 }
 
-/// A flavor here says devices and nothing else of a server: its sizes are 0.
+/// Returns a flavor with all of Nova's keys. A flavor describes devices only, so its sizes are 0.
 fn full(uri: &OriginalUri, headers: &HeaderMap, flavor: &Flavor) -> Value {
     let mut wire = brief(uri, headers, flavor);
     for (key, value) in [
@@ -96,7 +96,7 @@ fn find<'a>(service: &'a Service, id: &str) -> Result<&'a Flavor, Error> {
         .ok_or_else(|| Error::NotFound(format!("flavor {}", id.chars().take(255).collect::<String>())))
 }
 
-/// By id or name.
+/// Shows the flavor with this id or name.
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
     Path(path): Path<FlavorPath>,

@@ -1,4 +1,4 @@
-//! Whether the service is alive, and whether it can do its work.
+//! `healthz`: whether the service runs. `readyz`: whether its database and its hosts are usable.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, J
     let mut hypervisors = serde_json::Map::new();
     for host in &service.hosts {
         let state = word(match host.hypervisor.connection() {
-            Ok(()) if !host.is_synced() => Err("its devices are being read".to_owned()),
+            Ok(()) if !host.is_synced() => Err("its devices are still being read".to_owned()),
             other => other,
         });
         ok &= state == "ok";

@@ -1,4 +1,4 @@
-//! `os-hypervisors`: the configured hosts, how many devices each has free, and every PCI function of it.
+//! `os-hypervisors`: the configured hosts, the number of free devices of each, and all of its PCI functions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn brief(host: &Host) -> Value {
     let overdue = host.hypervisor.overdue();
     let stuck = overdue.first().map(|call| {
         format!(
-            "{} call(s) did not come back, the oldest for {} s: {}",
+            "{} call(s) have not returned; the oldest has taken {} s: {}",
             overdue.len(),
             call.elapsed.as_secs(),
             call.operation
@@ -45,7 +45,7 @@ fn brief(host: &Host) -> Value {
     })
 }
 
-/// The servers that a host has; none when it cannot be asked.
+/// Returns the servers of a host; an empty list when the host is unreachable.
 async fn servers(host: &Host) -> Vec<DomainInfo> {
     let mut domains = host.soon(host.hypervisor.domains()).await.unwrap_or_default();
     domains.sort_by(|a, b| a.name.cmp(&b.name));
@@ -67,8 +67,8 @@ fn is_up(server: &&DomainInfo) -> bool {
     }
 }
 
-/// The free devices of each kind: the tags beside the other keys as Nova showed them, and as `extra_info` as in
-/// seed 000.
+/// Returns the number of free devices per kind. The tags are shown twice: as keys of their own, as in Nova, and as
+/// `extra_info`.
 fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     let wire = |stat: Stat| {
         let mut pool: Map<String, Value> =
@@ -88,12 +88,13 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
     rules::stats(&devices, rules::is_grouping_key).into_iter().map(wire).collect()
 }
 
-/// A tag's value; `null` is text in `extra_info`, and no tag can say that text otherwise.
+/// Returns the value of a tag as JSON. `extra_info` stores null as the string `null`, which no tag can have otherwise.
 fn or_null(value: &str) -> Value {
     if value == rules::NULL { Value::Null } else { json!(value) }
 }
 
-/// Nova's keys before microversion 2.88, and those of 2.88. What hotslot does not know of a host is 0 or null.
+/// Returns a host with Nova's keys of microversion 2.88 and of those before. Values that hotslot does not know are 0 or
+/// null.
 async fn full(service: &Service, host: &Host) -> Value {
     let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
@@ -111,7 +112,7 @@ async fn full(service: &Service, host: &Host) -> Value {
         ("service", json!({ "id": host.row.uuid, "host": host.name, "disabled_reason": null })),
         ("uptime", Value::Null),
         ("running_vms", json!(servers.iter().filter(is_up).count())),
-        // A text that is JSON: clients parse it.
+        // Clients parse this string as JSON.
         ("cpu_info", json!("{}")),
         ("pci_stats", json!(stats)),
         ("os-pci:pci_stats", json!(stats)),
@@ -135,7 +136,7 @@ async fn full(service: &Service, host: &Host) -> Value {
     wire
 }
 
-/// One page of a list that a query asks for.
+/// The page of hosts that a query requests.
 struct Found<'a> {
     hosts: Vec<&'a Arc<Host>>,
     links: Option<Value>,
@@ -152,13 +153,13 @@ impl<'a> Found<'a> {
             match key.as_str() {
                 "hypervisor_hostname_pattern" if paged => {
                     let reason =
-                        "hypervisor_hostname_pattern does not go with limit or marker; leave them out";
+                        "hypervisor_hostname_pattern cannot be combined with limit or marker; omit them";
                     return Err(Error::Invalid(reason.into()));
                 }
                 "hypervisor_hostname_pattern" => hosts = like(service, &value)?,
                 "with_servers" => {
                     with_servers = value.to_ascii_lowercase().parse().map_err(|_| {
-                        Error::Invalid(format!("with_servers {value} is neither true nor false"))
+                        Error::Invalid(format!("invalid with_servers {value}: expected true or false"))
                     })?;
                 }
                 _ => {}
@@ -166,7 +167,9 @@ impl<'a> Found<'a> {
         }
         if let Some(marker) = &page.marker {
             let last = hosts.iter().position(|host| is(host, marker)).ok_or_else(|| {
-                Error::Invalid(format!("marker {marker} is no hypervisor; GET os-hypervisors lists them"))
+                let message =
+                    format!("invalid marker {marker}: no such hypervisor; GET os-hypervisors lists all");
+                Error::Invalid(message)
             })?;
             hosts.drain(..=last);
         }
@@ -183,7 +186,10 @@ impl<'a> Found<'a> {
     }
 }
 
-/// The hosts with a part of their name; there must be one.
+/// Returns the hosts whose name contains `pattern`.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such host.
 fn like<'a>(service: &'a Service, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error> {
     let hosts: Vec<_> = service.hosts.iter().filter(|host| host.name.contains(pattern)).collect();
     if hosts.is_empty() {
@@ -221,7 +227,7 @@ pub(super) async fn detail(
     Ok(found.answer(hypervisors))
 }
 
-/// How clients before microversion 2.53 ask for a part of a name.
+/// Lists the hosts whose name contains a string, for clients before microversion 2.53.
 pub(super) async fn search(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
@@ -230,22 +236,22 @@ pub(super) async fn search(
     Ok(Json(json!({ "hypervisors": hosts.into_iter().map(|host| brief(host)).collect::<Vec<_>>() })))
 }
 
-/// Nova's answer where the hypervisor does not tell; clients go on without it.
+/// Returns 501, as Nova does when the hypervisor does not report its uptime. Clients accept that.
 pub(super) async fn uptime(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
     let host = path.host(&service)?;
-    let message = format!("libvirt does not tell how long host {} is up", host.name);
+    let message = format!("libvirt does not report the uptime of host {}", host.name);
     Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
 }
 
-/// There are none; clients that show a hypervisor look in which it is.
+/// Lists no aggregates. Clients request this list when they show a hypervisor.
 pub(super) async fn aggregates() -> Json<Value> {
     Json(json!({ "aggregates": [] }))
 }
 
-/// By UUID, by number, or by name.
+/// Whether `id` is the UUID, the number or the name of the host.
 fn is(host: &Host, id: &str) -> bool {
     host.row.uuid.to_string() == *id || host.row.id.0.to_string() == *id || host.name == *id
 }
@@ -274,7 +280,7 @@ pub(super) async fn show(
     Ok(Json(json!({ "hypervisor": full(&service, host).await })))
 }
 
-/// Every PCI function of the host, whether it may be given away or not; not in the seeds.
+/// Lists every PCI function of the host, assignable or not. An extension of hotslot.
 pub(super) async fn functions(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
@@ -291,7 +297,8 @@ pub(super) async fn functions(
     Ok(Json(json!({ "pci_devices": functions })))
 }
 
-/// Who has a device, for people: a server that hotslot gave it to, or a domain that has it from others.
+/// Returns a human-readable owner of a device: the server or host to which hotslot assigned it, or the domain into
+/// which somebody else put it.
 pub(super) fn owner(row: Option<&Device>, foreign: Option<&Foreign>) -> Option<String> {
     let owner = row.and_then(|row| row.owner).map(|owner| owner.to_string());
     owner.or_else(|| foreign.map(Foreign::to_string))

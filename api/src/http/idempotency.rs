@@ -1,4 +1,5 @@
-//! `Idempotency-Key` on POST: the same key and body on the same path gives the same answer, and is done once.
+//! `Idempotency-Key` on POST: a request with the same key, path and body is executed once, and repetitions get the same
+//! response.
 
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ pub(super) async fn answer_once(
     if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
         return next.run(request).await;
     }
-    // What was answered is told to those only who would be answered.
+    // A stored response is returned only to the same caller with the same rights.
     let identity = Identity::from_headers(request.headers(), service.config.api.identity);
     let named = match identity {
         Ok(identity) => named(request, &identity.caller()).await,
@@ -38,7 +39,7 @@ pub(super) async fn answer_once(
     answer(service, key, request, next).await.unwrap_or_else(Fault::into_response)
 }
 
-/// Reads what names a request, and leaves the request as it was.
+/// Reads the key and the body of a request, and returns the key and the request with its body.
 async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Request), Fault> {
     let (mut parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
@@ -59,21 +60,21 @@ async fn answer(
     request: Request,
     next: Next,
 ) -> Result<Response, Fault> {
-    // Whoever comes while the first is at it waits for its answer.
+    // A repetition that arrives while the first request is running waits for its response.
     let _turn = service.turns.of(format!("key {} {}", key.key, key.route)).await?;
     if let Some(kept) = service.kept(&key).await? {
         if kept.fingerprint != key.fingerprint {
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 format!(
-                    "Idempotency-Key {} came with another body before; send the same body, or a new key",
+                    "Idempotency-Key {} was used with another body before; send the same body, or a new key",
                     key.key
                 ),
             ));
         }
         if let Some(Answer { status, body, location }) = kept.answer {
             let status = StatusCode::from_u16(status).map_err(|error| Error::Internal(error.to_string()))?;
-            tracing::debug!(key = key.key, "answered as before");
+            tracing::debug!(key = key.key, "returned the stored response");
             if body.is_empty() {
                 return Ok(
                     (status, location.map(|location| [(header::LOCATION, location)]), ()).into_response()
@@ -95,8 +96,8 @@ async fn answer(
         location: location.map(str::to_owned),
     };
     if let Err(error) = service.keep(&key, &answer).await {
-        // It is done all the same.
-        tracing::error!(key = key.key, %error, "the answer cannot be kept");
+        // The request itself succeeded.
+        tracing::error!(key = key.key, %error, "the response cannot be stored");
     }
     Ok(Response::from_parts(parts, Body::from(body)))
 }

@@ -1,7 +1,8 @@
-//! Who calls, and what they may do.
+//! The caller of a request, and what the caller may do.
 //!
-//! With `[api] identity = "headers"` a proxy in front has looked at their tokens and says who they are, in the headers
-//! of keystonemiddleware; without, whoever reaches the socket is the administrator. Nobody here reads a token.
+//! With `[api] identity = "headers"`, a proxy in front of hotslot validates tokens and describes the caller in the
+//! headers of keystonemiddleware. Otherwise every caller who can connect is the administrator. hotslot itself never
+//! reads tokens.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use serde_json::json;
 
 use super::error::Fault;
 
-/// Keystone's roles. Each may do what those before it may.
+/// Keystone's default roles. Each role implies the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     Reader,
@@ -41,23 +42,23 @@ impl Role {
     }
 }
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// The user; none for who was not asked.
+    /// The user's id; `None` without `[api] identity`.
     user: Option<String>,
-    /// The highest of their roles; none: they have none of Keystone's.
+    /// The highest of the user's roles; `None` when the user has none of Keystone's default roles.
     role: Option<Role>,
-    /// Whether a service calls, for itself or for the user: Nova, Cyborg's own.
+    /// Whether the caller is a service such as Nova, on its own behalf or on the user's.
     service: bool,
-    /// Their project; none for who was not asked.
+    /// The id of the project; `None` without `[api] identity`.
     pub(super) project: Option<String>,
 }
 
-/// What a header says; none when it is not there, or empty.
+/// Returns the value of a header; `None` when the header is missing or empty.
 ///
 /// # Errors
-/// 401 when it is there twice, or is no text: which one is meant is not for us to say.
+/// 401 when the header occurs twice or is not UTF-8, because the identity would be ambiguous.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault> {
     let mut values = headers.get_all(name).iter();
     let value = match (values.next(), values.next()) {
@@ -67,7 +68,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault
     };
     let wrong = || {
         let message =
-            format!("the header {name} is there twice, or is no text; the proxy in front sets it once");
+            format!("the header {name} occurs twice or is not valid UTF-8; the proxy must set it once");
         Fault::new(StatusCode::UNAUTHORIZED, message)
     };
     let value = value.ok_or_else(wrong)?.trim();
@@ -75,12 +76,12 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Fault
 }
 
 impl Identity {
-    /// Whom a proxy says it is.
+    /// Reads the identity from the headers that the proxy sets.
     fn of(headers: &HeaderMap) -> Result<Self, Fault> {
         let confirmed =
             |name: &str| Ok::<_, Fault>(text(headers, name)?.is_none_or(|status| status == "Confirmed"));
         let unknown = || {
-            let message = "the request says nothing of who sends it; come through the proxy that looks at tokens and \
+            let message = "the request is not authenticated; send it through the proxy that validates tokens and \
                            sets X-User-Id";
             Fault::new(StatusCode::UNAUTHORIZED, message)
         };
@@ -88,11 +89,11 @@ impl Identity {
         if !confirmed("x-identity-status")? {
             return Err(unknown());
         }
-        // Policies are for tokens of projects: what somebody may do in a domain, or the whole system, says nothing here.
+        // The policies apply to project-scoped tokens. Roles in a domain or in the whole system have no meaning here.
         let (project, system) = (text(headers, "x-project-id")?, text(headers, "openstack-system-scope")?);
         let Some(project) = project.filter(|_| system.is_none()) else {
-            let message = "the request is of no project, but of a domain, the system, or nothing at all; ask with the \
-                           token of a project";
+            let message = "the token is scoped to a domain, to the system or to nothing; use a token that is scoped \
+                           to a project";
             return Err(Fault::new(StatusCode::FORBIDDEN, message));
         };
         let roles = |name: &str| {
@@ -109,45 +110,52 @@ impl Identity {
         })
     }
 
-    fn nobody_asked() -> Self {
+    /// The identity of every caller without `[api] identity`.
+    fn administrator() -> Self {
         Self { user: None, role: Some(Role::Admin), service: false, project: None }
     }
 
-    /// Who sends a request.
+    /// Returns the identity of a request.
     ///
     /// # Errors
-    /// 401 for who does not say it, 403 for who is of no project.
+    /// With `[api] identity = "headers"`: 401 when the headers name no user, 403 when they name no project.
     pub(super) fn from_headers(headers: &HeaderMap, from: IdentityFrom) -> Result<Self, Fault> {
         match from {
-            IdentityFrom::None => Ok(Self::nobody_asked()),
+            IdentityFrom::None => Ok(Self::administrator()),
             IdentityFrom::Headers => Self::of(headers),
         }
     }
 
-    /// Whether the administrator calls.
+    /// Whether the caller is the administrator.
     pub(super) fn is_admin(&self) -> bool {
         self.role == Some(Role::Admin)
     }
 
+    /// Requires a role.
+    ///
     /// # Errors
-    /// 403 for who has a lower role.
+    /// 403 when the caller has a lower role.
     pub(super) fn needs(&self, least: Role) -> Result<(), Fault> {
         if self.role >= Some(least) {
             return Ok(());
         }
-        let has = self.role.map_or("none of Keystone's", Role::as_str);
+        let has = self.role.map_or("none", Role::as_str);
         let message = format!("this requires the role {} in a project, and yours is {has}", least.as_str());
         Err(Fault::new(StatusCode::FORBIDDEN, message))
     }
 
+    /// Requires a service or a role.
+    ///
     /// # Errors
-    /// 403 for who is neither a service nor of that role.
+    /// 403 when the caller is not a service and has a lower role.
     pub(super) fn needs_service_or(&self, least: Role) -> Result<(), Fault> {
         if self.service { Ok(()) } else { self.needs(least) }
     }
 
+    /// Requires a service or the administrator.
+    ///
     /// # Errors
-    /// 403 for who is neither a service nor the administrator.
+    /// 403 for every other caller.
     pub(super) fn needs_service(&self) -> Result<(), Fault> {
         if self.service || self.is_admin() {
             return Ok(());
@@ -155,18 +163,18 @@ impl Identity {
         Err(Error::NeedsService.into())
     }
 
-    /// Whether they may know of what belongs to a project.
+    /// Whether the caller may see the resources of a project.
     pub(super) fn sees(&self, project: Option<&str>) -> bool {
         self.reach().project.is_none_or(|own| Some(own.as_str()) == project)
     }
 
-    /// What they may do with accelerator requests.
+    /// The accelerator requests that the caller may see and change.
     pub(super) fn reach(&self) -> AccessScope {
         let admin = self.is_admin();
         AccessScope { project: self.project.clone().filter(|_| !admin), service: admin || self.service }
     }
 
-    /// A name of who calls and what they may do, of no one else; empty for who was not asked.
+    /// Returns a string that identifies the caller and the caller's rights; empty without `[api] identity`.
     pub(super) fn caller(&self) -> String {
         let role = self.role.map(Role::as_str);
         self.user
@@ -183,7 +191,7 @@ impl FromRequestParts<Arc<Service>> for Identity {
     }
 }
 
-/// For what knows of no projects: services and the administrator.
+/// Admits services and the administrator only. The routes behind it do not check projects.
 pub(super) async fn require_operator(
     State(service): State<Arc<Service>>,
     request: Request,

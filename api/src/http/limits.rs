@@ -1,8 +1,8 @@
-//! How much one request may bring. What is more is refused before anything is done with it.
+//! Limits on the size of a request. A request above a limit is refused before it is processed.
 //!
-//! What hyper cannot hold at all (more than 100 headers or some 400 KiB of them, a path of 64 KiB) it refuses itself,
-//! with the same status and no body. How many devices one request may ask for is `a1:2,b1:1`'s to say, how long a
-//! page is the page's.
+//! hyper itself refuses more than 100 headers, headers of more than about 400 KiB and paths of more than 64 KiB, with
+//! the same status and no body. The number of devices is limited where `a1:2,b1:1` is parsed, and the number of items
+//! of a page by [`Page`](super::body::Page).
 
 use std::sync::Arc;
 
@@ -16,23 +16,24 @@ use hotslot_service::service::Service;
 
 use super::error::Fault;
 
-/// The largest body, in bytes.
+/// The maximum size of a body, in bytes.
 pub(super) const BODY: usize = 64 * 1024;
 
-/// How deep objects and lists may stand in each other in a body. serde_json reads 128 levels; what is kept of a body is
-/// answered in some more.
+/// The maximum nesting of objects and lists in a body. serde_json parses at most 128 levels, and a response adds some
+/// levels around the parts of a body that it returns.
 pub(super) const NESTING: usize = 100;
 
-/// The longest path with its query, in bytes as they are sent.
+/// The maximum length of the path with its query, in bytes before percent-decoding.
 const URI: usize = 8 * 1024;
 
-/// The most headers.
+/// The maximum number of headers.
 const HEADERS: usize = 64;
 
-/// The most bytes of all names and values of headers together.
+/// The maximum size of all header names and values together, in bytes.
 const HEADER_BYTES: usize = 16 * 1024;
 
-/// Refuses what is too long, takes too long, or is no JSON. What comes after has the whole body.
+/// Refuses a request that is too large, whose body arrives too slowly, or whose body is not JSON. The handlers get a
+/// complete body.
 pub(super) async fn enforce(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     if let Some(fault) = excess(&request) {
         return fault.into_response();
@@ -51,16 +52,16 @@ pub(super) async fn enforce(State(service): State<Arc<Service>>, request: Reques
         Ok(Err(rejection)) => unreadable(&rejection).into_response(),
         Err(_) => {
             let seconds = limit.as_secs_f64();
-            let message = format!("the body did not come within {seconds} seconds; send it faster");
+            let message = format!("the body did not arrive within {seconds} seconds; send it faster");
             let mut response = Fault::new(StatusCode::REQUEST_TIMEOUT, message).into_response();
-            // What is left of the body would be taken for the next request.
+            // On an open connection, the rest of the body would be parsed as the next request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }
     }
 }
 
-/// Refuses a body that does not say that it is JSON: forms, which web pages send to anybody, do not.
+/// Refuses a body without the media type `application/json`. Web pages can send forms to any origin, but not JSON.
 pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), Fault> {
     let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?"));
     let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
@@ -77,22 +78,22 @@ fn excess(request: &Request) -> Option<Fault> {
     let refuse = |status, has: String| Some(Fault::new(status, has));
     let length = uri.path_and_query().map_or(0, |text| text.as_str().len());
     if length > URI {
-        let has = format!("path and query have {length} bytes; send {URI} at most");
+        let has = format!("path and query have {length} bytes; send at most {URI}");
         return refuse(StatusCode::URI_TOO_LONG, has);
     }
     if headers.len() > HEADERS {
-        let has = format!("the request has {} headers; send {HEADERS} at most", headers.len());
+        let has = format!("the request has {} headers; send at most {HEADERS}", headers.len());
         return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, has);
     }
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if bytes > HEADER_BYTES {
-        let has = format!("the request's headers have {bytes} bytes; send {HEADER_BYTES} at most");
+        let has = format!("the headers of the request have {bytes} bytes; send at most {HEADER_BYTES}");
         return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, has);
     }
     None
 }
 
-/// How deep objects and lists stand in each other in a JSON text.
+/// Returns the nesting depth of objects and lists in a JSON text.
 pub(super) fn nesting(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
     for byte in json {
@@ -109,11 +110,11 @@ pub(super) fn nesting(json: &[u8]) -> usize {
     deepest
 }
 
-/// Says why a body could not be received.
+/// Returns the fault for a body that could not be received.
 pub(super) fn unreadable(rejection: &BytesRejection) -> Fault {
     let message = match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            format!("the body is too large; send {} bytes at most", BODY)
+            format!("the body is too large; send at most {BODY} bytes")
         }
         _ => format!("the body cannot be read: {}", rejection.body_text()),
     };
@@ -137,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn brackets_in_texts_are_no_nesting(key in "[\\[\\]{}\"\\\\a]{0,8}", levels in 0_usize..20, list: bool) {
+        fn brackets_in_strings_do_not_count_as_nesting(key in "[\\[\\]{}\"\\\\a]{0,8}", levels in 0_usize..20, list: bool) {
             let wrap = |value| if list { Value::from(vec![value]) } else { Value::from_iter([(key.clone(), value)]) };
             let value = (0..levels).fold(Value::from(key.clone()), |value, _| wrap(value));
             prop_assert_eq!(nesting(value.to_string().as_bytes()), depth(&value));

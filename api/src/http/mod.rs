@@ -1,14 +1,13 @@
-//! The routes: one file a resource, one door to a status code ([`error`]).
+//! The routes: one file per resource. Only [`error`] maps errors to status codes.
 //!
-//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. They know of no
-//! projects (`identity.rs`), so the tenant in a path is taken as it is.
+//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. These routes do not
+//! check projects (`identity.rs` admits only services and administrators), so any tenant id in the path is accepted.
 
 mod accelerators;
 mod attachments;
 mod body;
 mod connections;
 mod cyborg;
-mod door;
 mod drift;
 pub mod error;
 pub(crate) mod events;
@@ -19,6 +18,7 @@ mod hypervisors;
 mod idempotency;
 mod identity;
 mod limits;
+mod origin;
 mod pci;
 mod pci_config;
 mod servers;
@@ -43,18 +43,18 @@ use uuid::Uuid;
 
 use self::error::Fault;
 
-/// Which API a path belongs to.
+/// The API version of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
-    /// Seed 001's v2: DELETE waits and answers 200.
+    /// v2 of the wiki page "Nova/pci hotplug": DELETE waits for the detach and returns 200.
     V2,
-    /// Nova's v2.1: as v3.
+    /// Nova's v2.1: DELETE behaves as in v3.
     V21,
-    /// Seed 001's v3: DELETE answers 202 at once.
+    /// v3 of the wiki page "Nova/pci hotplug": DELETE returns 202 at once.
     V3,
 }
 
-/// All routes.
+/// Returns all routes, with their middleware.
 pub fn router(service: Arc<Service>) -> Router {
     let operators = Router::new()
         .merge(unversioned())
@@ -82,13 +82,13 @@ pub fn router(service: Arc<Service>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&service), idempotency::answer_once))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), door::refuse_pages))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), origin::refuse_other_origins))
         .layer(middleware::from_fn(cyborg::microversion))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id))
         .with_state(service)
 }
 
-/// What no version of Nova's has: also without one.
+/// Resources that Nova does not have. They are served with and without a version prefix.
 fn unversioned() -> Router<Arc<Service>> {
     Router::new()
         .route("/drift", get(drift::list).post(drift::repair))
@@ -139,8 +139,8 @@ fn resources(version: Version) -> Router<Arc<Service>> {
         .layer(Extension(version))
 }
 
-/// Gives every request an id, a span and the headers that Nova's clients read. One that may change something is done
-/// in a task of its own: it does not end halfway when its client goes away.
+/// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may
+/// change something runs in a task of its own, so that it completes even when its client disconnects.
 async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
@@ -172,7 +172,7 @@ async fn with_request_id(State(service): State<Arc<Service>>, request: Request, 
         ("x-openstack-nova-api-version", "2.1"),
         ("vary", "OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
     ] {
-        // Cyborg's routes say their own.
+        // Cyborg's routes set their own values.
         headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
     }
     response

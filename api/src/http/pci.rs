@@ -1,6 +1,6 @@
-//! `os-pci`: the devices that may be given away, with Nova's keys and the seed's.
+//! `os-pci`: the devices that some `device_spec` matches, with Nova's keys and those of hotslot.
 //!
-//! A list may be narrowed by any of its columns, and by any key of `extra_info`; it comes in pages, in order of id.
+//! A list can be filtered by its keys and by any key of `extra_info`. It is paged and ordered by id.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::hypervisors::owner;
 
-/// Nova's six keys of the brief list.
+/// A device in the brief list: Nova's six keys.
 #[derive(Serialize)]
 struct Brief {
     id: DeviceId,
@@ -50,7 +50,7 @@ impl From<&Device> for Brief {
     }
 }
 
-/// Nova's keys, those of seed 000, and what neither shows.
+/// A device in the detailed list: Nova's keys, and then the keys that hotslot adds.
 #[derive(Serialize)]
 struct Full<'a> {
     id: DeviceId,
@@ -80,7 +80,7 @@ struct Full<'a> {
     owner: Option<String>,
 }
 
-/// What others put into domains, by host.
+/// The devices that somebody other than hotslot put into domains, by host.
 type ForeignOf = BTreeMap<HypervisorId, BTreeMap<PciAddress, Foreign>>;
 
 fn foreign(service: &Service) -> ForeignOf {
@@ -118,10 +118,10 @@ fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Fu
     }
 }
 
-/// What a list is narrowed to.
+/// The filter of a list.
 #[derive(Default)]
 struct Filter {
-    /// No row of the table matches.
+    /// Whether the conditions contradict each other, so that no row can match.
     nothing: bool,
     hypervisor: Option<HypervisorId>,
     vendor_id: Option<PciId>,
@@ -145,13 +145,15 @@ impl Filter {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
         }
-        /// Of a type whose errors do not name the value.
+        /// Parses a type whose errors do not name the value.
         fn plain<T: std::str::FromStr>(key: &str, text: &str, right: &str) -> Result<T, Error> {
-            text.parse().map_err(|_| Error::Invalid(format!("query key {key}: `{text}` is no {right}")))
+            text.parse().map_err(|_| {
+                Error::Invalid(format!("query key {key}: invalid value `{text}`: expected {right}"))
+            })
         }
-        const NUMBER: &str = "number from 0 up";
-        const UUID: &str = "UUID such as 3f0c7c2e-6f0e-4c0b-9f3a-0d3c7f0a4a55";
-        /// Whether that leaves nothing: two values of one column.
+        const NUMBER: &str = "a number from 0 up";
+        const UUID: &str = "a UUID such as 3f0c7c2e-6f0e-4c0b-9f3a-0d3c7f0a4a55";
+        /// Adds a condition, and returns whether it contradicts an earlier one for the same column.
         fn narrow<T: PartialEq>(column: &mut Option<T>, value: T) -> bool {
             column.replace(value).is_some_and(|before| Some(before) != *column)
         }
@@ -178,10 +180,10 @@ impl Filter {
                 "request_id" => narrow(&mut filter.request, plain(&key, &text, UUID)?),
                 "dev_id" => narrow(&mut filter.dev_id, text),
                 "label" => narrow(&mut filter.label, text),
-                "deleted" => plain::<bool>(&key, &text, "boolean; write true or false")?,
+                "deleted" => plain::<bool>(&key, &text, "true or false")?,
                 "created_at" | "updated_at" | "deleted_at" | "gone_at" | "used_at" => {
                     return Err(Error::Invalid(format!(
-                        "os-pci is not narrowed by {key}; GET events tells of times"
+                        "os-pci cannot be filtered by {key}; GET events gives the times of changes"
                     )));
                 }
                 _ => {
@@ -248,7 +250,7 @@ impl Found {
     }
 }
 
-/// A list with the link to its next page.
+/// A page of a list, with the link to the next page.
 #[derive(Serialize)]
 pub(super) struct List<T> {
     pci_devices: Vec<T>,
@@ -285,7 +287,7 @@ pub(super) struct DevicePath {
 }
 
 impl DevicePath {
-    /// By the id that the lists show, or by UUID.
+    /// Returns the device with this id or UUID.
     fn device(&self, service: &Service) -> Result<Arc<Device>, Error> {
         let device = match id::<Uuid>(&self.device_id, "PCI device") {
             Ok(uuid) => service.store.devices().into_iter().find(|device| device.uuid == uuid),
@@ -311,7 +313,7 @@ pub(super) struct Action {
     cleaned: Value,
 }
 
-/// Says that a device of `one_time_use` was cleaned; not in the seeds.
+/// Records that a device with `one_time_use` has been cleaned. An extension of hotslot.
 pub(super) async fn act(
     State(service): State<Arc<Service>>,
     Path(path): Path<DevicePath>,
@@ -321,7 +323,7 @@ pub(super) async fn act(
     let device = path.device(&service)?;
     let Action { cleaned } = read(&headers, body, CLEANED)?;
     if !cleaned.is_null() {
-        let message = format!("bad body: `cleaned` takes no value, and is {cleaned}; send {CLEANED}");
+        let message = format!("bad body: `cleaned` must be null, not {cleaned}; send {CLEANED}");
         return Err(Error::Invalid(message).into());
     }
     service.store.cleaned(device.id).await?;

@@ -1,5 +1,5 @@
-//! `os-pci-config`: the rules by which devices are given away. Those of the configuration file can be read, others
-//! made, replaced and removed.
+//! `os-pci-config`: the rules that decide which devices are assignable. The rules of the configuration file are
+//! read-only; rules of the API can be created, replaced and removed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use uuid::Uuid;
 use super::body::{Page, Pairs, Path, id, links, read, time};
 use super::error::Fault;
 
-/// The keys by which devices are grouped: these follow from the other objects.
+/// The name of the read-only object that lists the keys by which devices are grouped into pools.
 const GROUP: &str = "group";
 
-/// The names of the configuration objects.
+/// Lists the names of the configuration objects.
 pub(super) async fn names(uri: OriginalUri, headers: HeaderMap) -> Json<Value> {
     let mut names: Vec<_> = RuleKind::ALL.iter().map(|kind| kind.as_str()).chain([GROUP]).collect();
     names.sort_unstable();
@@ -52,13 +52,11 @@ impl EntryPath {
 fn kind(name: &str) -> Result<RuleKind, Error> {
     name.parse().map_err(|_| {
         let name: String = name.chars().take(80).collect();
-        Error::NotFound(format!(
-            "configuration object {name}, which is none of whitelist, alias, extra_info, group,"
-        ))
+        Error::NotFound(format!("configuration object {name} (known: whitelist, alias, extra_info, group)"))
     })
 }
 
-/// An entry on the wire. `position` is its place among those of its kind, from 1.
+/// Returns an entry as JSON. `position` is its position among the entries of its kind, from 1.
 fn wire(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Value {
     let (source, place, created_at, updated_at) = match &rule.source {
         Source::File { place } => ("file", Some(place), None, None),
@@ -86,8 +84,8 @@ fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error
     Ok(Json(json!({ kind.as_str(): wire(&service.problems_of(&rules), rule, position) })))
 }
 
-/// The keys of `extra_info` by which devices are grouped into pools, with their values, and how many devices have
-/// each.
+/// Lists the keys of `extra_info` by which devices are grouped into pools, with their values and the number of devices
+/// per value.
 pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
     let devices = service.store.devices();
     let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
@@ -132,7 +130,7 @@ pub(super) async fn show(
     Ok(one(&service, kind, id)?)
 }
 
-/// Reads `{"<kind>": {…}}`.
+/// Parses `{"<kind>": {…}}`, and returns the entry as JSON text.
 fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<String, Fault> {
     let example = match kind {
         RuleKind::Whitelist => r#"{"whitelist": {"vendor_id": "8086", "product_id": "10ca"}}"#,
@@ -145,7 +143,7 @@ fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection
     match (body.remove(kind.as_str()), body.keys().next()) {
         (Some(entry @ Value::Object(_)), None) => Ok(entry.to_string()),
         (Some(_), None) => {
-            Err(Error::Invalid(format!("bad body: {kind} is no object; send {example}")).into())
+            Err(Error::Invalid(format!("bad body: {kind} is not an object; send {example}")).into())
         }
         (_, Some(key)) => {
             Err(Error::Invalid(format!("bad body: unknown field `{key}`; send {example}")).into())
@@ -156,7 +154,7 @@ fn entry(kind: RuleKind, headers: &HeaderMap, body: Result<Bytes, BytesRejection
     }
 }
 
-/// Whether devices in use may lose the entry: `?force=true`.
+/// Parses `?force=true`, which allows a change of an entry that devices in use depend on.
 fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
     let mut force = false;
     for (key, value) in pairs {
@@ -164,7 +162,7 @@ fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
             ("force", "true") => true,
             ("force", "false") => false,
             ("force", other) => {
-                return Err(Error::Invalid(format!("force {other} is neither true nor false")));
+                return Err(Error::Invalid(format!("invalid force {other}: expected true or false")));
             }
             (key, _) => return Err(Error::Invalid(format!("unknown query key {key}; known: force"))),
         };

@@ -1,4 +1,4 @@
-//! `servers`: libvirt's domains, in Nova's words.
+//! `servers`: libvirt's domains in Nova's format.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Filter {
     }
 }
 
-/// Nova's word for what a domain is doing.
+/// Returns Nova's server status of a domain state.
 pub(super) fn status(state: DomainState) -> &'static str {
     match state {
         DomainState::Running | DomainState::Blocked | DomainState::ShuttingDown => "ACTIVE",
@@ -56,7 +56,7 @@ pub(super) fn status(state: DomainState) -> &'static str {
     }
 }
 
-/// Nova's `vm_state` and `power_state` (`nova/compute/power_state.py`).
+/// Returns Nova's `vm_state` and `power_state` of a domain state (`nova/compute/power_state.py`).
 fn power(state: DomainState) -> (&'static str, u8) {
     match state {
         DomainState::Running | DomainState::Blocked | DomainState::ShuttingDown => ("active", 1),
@@ -82,12 +82,12 @@ fn brief(base: &str, prefix: &str, host: &Host, info: &DomainInfo) -> Value {
     })
 }
 
-/// The part of a path before the resource: `/v2/tenant`, `/v2.1`.
+/// Returns the part of a path before the resource, such as `/v2/tenant` or `/v2.1`.
 fn prefix(uri: &OriginalUri) -> String {
     uri.path().rsplit_once("/servers").map_or("", |(prefix, _)| prefix).to_owned()
 }
 
-/// Which devices each server has, by Nova's `os-pci` ids.
+/// Returns the allocated devices of each server, by their ids in `os-pci`.
 fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
     let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
     for device in service.store.devices() {
@@ -98,8 +98,8 @@ fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
     owned
 }
 
-/// Nova's keys of a server beyond the brief ones. `created` is Nova's, where Nova made the domain; libvirt keeps
-/// no such time.
+/// Returns a server with all of Nova's keys. `created` is set only for domains that Nova created, because libvirt does
+/// not record the time of creation.
 fn full(
     brief: Value,
     uri: &OriginalUri,
@@ -117,7 +117,7 @@ fn full(
         ("created", json!(created)),
         ("updated", Value::Null),
         ("metadata", json!({})),
-        // Nova's way to say that there is no image; libvirt knows no flavors either.
+        // An empty string is Nova's value for a server without an image. libvirt has no flavors either.
         ("image", json!("")),
         ("flavor", json!({ "id": "", "links": [] })),
         ("addresses", json!({})),
@@ -134,7 +134,7 @@ fn full(
     server
 }
 
-/// The servers of all hosts that answer, in order of host and name.
+/// Returns the servers of all reachable hosts, ordered by host and name.
 async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
     let asked = service.hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
     let mut found = Vec::new();
@@ -144,15 +144,18 @@ async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, Domai
                 domains.sort_by(|a, b| a.name.cmp(&b.name));
                 found.extend(domains.into_iter().map(|info| (Arc::clone(host), info)));
             }
-            // A host that is away takes its own servers out of the list and nothing else.
-            Err(error) => tracing::warn!(host = %host.name, %error, "left out of the list of servers"),
+            // The servers of an unreachable host are missing from the list; the other hosts are still shown.
+            Err(error) => {
+                tracing::warn!(host = %host.name, %error, "the list of servers omits an unreachable host");
+            }
         }
     }
     found.retain(|(host, info)| filter.passes(host, info));
     found
 }
 
-/// The servers of one page, and the link to the next. Keys of Nova's that say nothing here are not looked at.
+/// Returns the servers of one page, and the link to the next page. Unknown query keys are ignored, because Nova's
+/// clients send keys that have no meaning here.
 async fn page(
     service: &Service,
     filter: &Filter,
@@ -200,7 +203,7 @@ pub(super) async fn detail(
     let mut servers = Vec::new();
     let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
     for ((host, info), view) in found.iter().zip(join_all(views).await) {
-        // A domain that vanished since is left out.
+        // A domain that has vanished in the meantime is left out.
         let Ok(view) = view else { continue };
         let created = view.live.or(view.persistent).and_then(|document| document.created);
         let devices = owned.remove(&ServerId(info.uuid));

@@ -1,8 +1,9 @@
-//! `servers/{id}/pci_topology`: a guest's PCI tree, with its free hot-plug ports; not in the seeds.
+//! `servers/{id}/pci_topology`: the PCI tree of a guest, with its free hot-plug ports. An extension of hotslot.
 //!
-//! An `address` is libvirt's, whose bus is the index of the controller that the function is on. An `inner_address` is
-//! where the guest sees the same: `verified` where the guest or QEMU said so, else `computed` from the numbers that
-//! firmware gives to buses, or null where that cannot be known. `inner_address_source` says which.
+//! `address` is the address in libvirt's XML, whose bus is the index of the function's controller. `inner_address` is
+//! the address that the guest sees. `inner_address_source` is `verified` when the guest or QEMU reported the address,
+//! and `computed` when it follows from the bus numbers that firmware assigns. Both are null when the address is not
+//! known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::body::Path;
 use super::error::Fault;
 use super::servers::{self, ServerPath};
 
-/// Of the running guest; of its definition while it is off.
+/// Shows the topology of the running guest, or of its persistent definition while the guest is shut off.
 pub(super) async fn show(
     State(service): State<Arc<Service>>,
     Path(path): Path<ServerPath>,
@@ -50,7 +51,7 @@ pub(super) async fn show(
     Ok(Json(json!({ "pci_topology": tree })))
 }
 
-/// Where the guest or QEMU said that functions are, by libvirt's addresses of them.
+/// The guest addresses that the guest or QEMU reported, by libvirt's addresses.
 type Verified = BTreeMap<PciAddress, PciAddress>;
 
 fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) -> Value {
@@ -64,7 +65,7 @@ fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) ->
         json!({ "address": address, "inner_address": inner, "inner_address_source": source })
     };
     let list = |addresses: Vec<PciAddress>| addresses.into_iter().map(both).collect::<Vec<_>>();
-    // Of two controllers with one index, which libvirt does not write, the first, as the numbering has it.
+    // When two controllers have one index, which libvirt does not write, the first one counts, as in `Topology`.
     let mut indexes = BTreeSet::new();
     let controllers: Vec<_> =
         document.controllers.iter().filter(|controller| indexes.insert(controller.index)).collect();
@@ -88,7 +89,7 @@ fn describe(document: &DomainXml, functions: &Functions, verified: &Verified) ->
 }
 
 fn controller(controller: &PciController, topology: &Topology, verified: &Verified) -> Value {
-    // What was seen of a device tells the number of the bus that it is on.
+    // The verified address of a device gives the number of its bus.
     let seen = verified.iter().find(|(address, _)| address.bus() == controller.index).map(|(_, seen)| *seen);
     let first = PciAddress::new(0, controller.index.into(), 0, 0).ok();
     let bus = seen.or_else(|| topology.guest_address(first?)).map(PciAddress::bus);
@@ -115,7 +116,7 @@ fn host_device(hostdev: &Hostdev, functions: &Functions) -> Value {
     })
 }
 
-/// libvirt's word for a controller's model.
+/// Returns libvirt's name of a controller model.
 fn model(model: ControllerModel) -> &'static str {
     match model {
         ControllerModel::PciRoot => "pci-root",
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_firmware_finds_later_has_the_higher_bus() {
+    fn firmware_numbers_buses_by_the_slot_of_their_port() {
         let tree = describe(&(port(1, 3, 0) + &port(2, 2, 0)));
         assert_eq!(tree["controllers"][1]["inner_bus"], 2);
         assert_eq!(tree["controllers"][2]["inner_bus"], 1);
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_does_not_see_has_no_inner_address() {
+    fn a_function_that_the_guest_does_not_see_has_no_inner_address() {
         let tree = describe(&port(1, 3, 1));
         let port = &tree["controllers"][1];
         assert_eq!((&port["address"], &port["inner_address"]), (&json!("0000:00:03.1"), &Value::Null));
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_is_there_twice_is_the_first_one() {
+    fn the_first_of_two_controllers_with_one_index_counts() {
         let tree = describe(&(port(1, 3, 0) + &port(1, 4, 0)));
         let addresses: Vec<_> =
             tree["controllers"].as_array().unwrap().iter().map(|one| &one["address"]).collect();
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_device_says_whose_attachment_it_is() {
+    fn a_host_device_names_its_attachment() {
         let hostdev = |slot: u8, alias: &str| {
             format!(
                 "<hostdev mode='subsystem' type='pci' managed='yes'><source>\

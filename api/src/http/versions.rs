@@ -1,4 +1,4 @@
-//! Version documents, as Nova's clients discover them.
+//! The version documents that Nova's clients read.
 
 use axum::Json;
 use axum::http::HeaderMap;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::body::base;
 
 fn version(headers: &HeaderMap, id: &str, status: &str, path: &str) -> Value {
-    // Microversions begin with v2.1; 2.1 is all of them so far.
+    // Only v2.1 has microversions, and 2.1 is the only one that is supported.
     let micro = if id == "v2.1" { "2.1" } else { "" };
     json!({
         "id": id,

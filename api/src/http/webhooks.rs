@@ -1,4 +1,4 @@
-//! `webhooks`: how the configured webhooks are getting on, and what they could not be told; not in the seeds.
+//! `webhooks`: the progress of the configured webhooks and their dead letters. An extension of hotslot.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use super::body::{Path, time};
 use super::error::Fault;
 
-/// How many dead letters are shown of each.
+/// The maximum number of dead letters that are shown per webhook.
 const LETTERS: u32 = 100;
 
-/// A webhook on the wire. Neither its secret nor the path of its URL is shown.
+/// Returns a webhook as JSON. Neither its secret nor the path of its URL is shown.
 async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
-    // Another process may tell it.
+    // Another process may deliver the events of this webhook.
     let told = progress.told.max(Some(service.store.told(&config.name).await?));
     let last = service.store.event_bounds().await?.last;
     let (letters, count) = service.store.dead_letters(&config.name, LETTERS).await?;
@@ -62,7 +62,7 @@ pub(super) struct WebhookPath {
     name: String,
 }
 
-/// Tries the dead letters once more, and what it is the turn of, now.
+/// Queues the dead letters for delivery again, and retries a pending delivery at once.
 pub(super) async fn redeliver(
     State(service): State<Arc<Service>>,
     Path(path): Path<WebhookPath>,
@@ -70,7 +70,7 @@ pub(super) async fn redeliver(
     let webhook = service.webhooks.iter().find(|webhook| webhook.config.name == path.name);
     let webhook = webhook.ok_or_else(|| {
         let name: String = path.name.chars().take(80).collect();
-        Error::NotFound(format!("webhook {name}, which GET webhooks does not list,"))
+        Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
     })?;
     service.store.redeliver(&webhook.config.name).await?;
     let body = json!({ "webhook": wire(&service, webhook).await? });

@@ -8,12 +8,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-/// A way to a PostgreSQL on which the answer to a commit gets lost, with its connection, when that is asked for.
+/// A proxy to PostgreSQL that can lose the response to a commit together with its connection.
 pub(crate) struct Lossy {
     pub(crate) url: String,
-    /// How many commits are answered before that; none: all.
+    /// The number of commits that are answered before one is lost; `None` when none is lost.
     pub(crate) commits: Arc<Mutex<Option<usize>>>,
-    /// Breaks all connections on this side alone: PostgreSQL does not know.
+    /// Breaks all connections on the client's side only, so that PostgreSQL does not notice.
     pub(crate) broken: watch::Sender<()>,
     _dir: tempfile::TempDir,
 }
@@ -64,7 +64,7 @@ async fn carry(
                     return;
                 }
                 if loses {
-                    // It is done, and nobody is told.
+                    // The commit is executed, but its response is lost.
                     let _ = server.read(&mut answered).await;
                     return;
                 }

@@ -1,5 +1,5 @@
-//! Several services over one PostgreSQL database and one host. Each service runs in a runtime of its own. When that runtime
-//! is shut down, the work of the service ends wherever it is, and its connections break.
+//! Several services on one PostgreSQL database and one host. Each service runs in a runtime of its own. When that
+//! runtime is shut down, the work of the service ends wherever it is, and its connections break.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on")]
 
@@ -30,13 +30,13 @@ use tokio::net::TcpListener;
 use scene::{Process, SECONDS, Scene, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_process_does_the_others_know() {
+async fn processes_see_each_others_changes() {
     let scene = Scene::new().await;
     let (one, other) = (scene.process().await, scene.process().await);
     let server = scene.servers().await[0];
     let attached = one.attach(server, 1).await.unwrap().remove(0);
     assert_eq!(other.attachments().await.len(), 1);
-    until("it is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
+    until("the allocation is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
     other.detach(server, attached.id).await.unwrap();
     one.all_free().await;
 
@@ -50,7 +50,7 @@ async fn what_one_process_does_the_others_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn four_processes_on_one_host_give_no_device_twice() {
+async fn four_processes_on_one_host_assign_no_device_twice() {
     const TURNS: usize = 20;
     let scene = Scene::new().await;
     let servers = scene.servers().await;
@@ -65,7 +65,7 @@ async fn four_processes_on_one_host_give_no_device_twice() {
         clients.push(tokio::spawn(async move {
             let (mut attached, mut refusals) = (0, HashSet::new());
             for turn in 0..TURNS {
-                // By one process, and detached by the next.
+                // One process attaches, and the next one detaches.
                 let (by, next) = (&processes[(client + turn) % 4], &processes[(client + turn + 1) % 4]);
                 let server = servers[(client * 7 + turn) % servers.len()];
                 let rows = match by.attach(server, 1 + turn % 2).await {
@@ -74,7 +74,7 @@ async fn four_processes_on_one_host_give_no_device_twice() {
                         refusals.insert(refusal.to_string());
                         continue;
                     }
-                    // The guest was read before another client's detach was done.
+                    // The guest was read before the detach of another client was complete.
                     Err(Error::Hypervisor { source, .. }) if source.kind == ErrorKind::AlreadyDefined => {
                         continue;
                     }
@@ -108,7 +108,7 @@ async fn four_processes_on_one_host_give_no_device_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_seconds() {
+async fn another_process_undoes_the_attach_of_a_dead_process() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -116,7 +116,7 @@ async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_second
     let service = Arc::clone(&one.service);
     one.runtime.as_ref().unwrap().spawn(async move { service.attach(request(server, "any", 3)).await });
     until("the second is being plugged", async || scene.plugged().await == 1).await;
-    // The other one sees what happens there, and leaves it to who does it.
+    // The other process knows the rows, and leaves them to the process that is working on them.
     let left = other.attachments().await;
     assert!(left.iter().all(|row| row.state == State::Attaching) && left.len() == 3, "{left:?}");
     one.die();
@@ -128,21 +128,21 @@ async fn an_attach_of_a_process_that_dies_is_taken_back_by_another_within_second
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
+async fn another_process_completes_the_detach_of_a_dead_process() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
     let row = one.attach(server, 1).await.unwrap().remove(0);
-    // The guest has not been asked when it dies, and nothing will happen by itself.
+    // The process dies before it requests the unplug, so the guest does nothing by itself.
     scene.sim.control("latency detach 600000").unwrap();
     let service = Arc::clone(&one.service);
     one.runtime
         .as_ref()
         .unwrap()
         .spawn(async move { service.begin_detach(server, row.id, DetachRequest::default()).await });
-    until("it is to go", async || other.attachments().await[0].state == State::Detaching).await;
+    until("the detach is on record", async || other.attachments().await[0].state == State::Detaching).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(other.attachments().await[0].state, State::Detaching, "it is left to who does it");
+    assert_eq!(other.attachments().await[0].state, State::Detaching, "the row is left to its process");
     one.die();
     scene.sim.control("latency detach 1").unwrap();
     let took = until("it is gone", async || other.attachments().await.is_empty()).await;
@@ -153,7 +153,7 @@ async fn a_detach_of_a_process_that_dies_is_done_by_another_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_the_events_at_one_process_hears_what_another_does() {
+async fn followers_of_one_process_receive_events_of_another() {
     let scene = Scene::new().await;
     let (one, other) = (scene.process().await, scene.process().await);
     let server = scene.servers().await[0];
@@ -172,7 +172,7 @@ async fn who_follows_the_events_at_one_process_hears_what_another_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
+async fn one_idempotency_key_at_two_processes_is_executed_once() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -187,7 +187,7 @@ async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
     assert_eq!((other.attachments().await.len(), scene.plugged().await), (2, 2));
 
-    // The process that is at it dies: another one does it, once.
+    // The process that executes the request dies, and another one executes it once.
     scene.sim.control("latency attach 400").unwrap();
     let lost = tokio::spawn(attach_once(urls[0].clone(), server, "b"));
     until("the first is plugged", async || scene.plugged().await == 3).await;
@@ -195,7 +195,7 @@ async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
     one.die();
     assert!(lost.await.is_err());
     let (status, body) = again.await.unwrap();
-    // It is taken back first, which takes the guest's time.
+    // The first attempt is undone first, which depends on the guest.
     let answer = if status == 409 {
         assert!(body.to_string().contains("was cut off"), "{body}");
         until("it is gone", async || other.attachments().await.len() == 2).await;
@@ -211,7 +211,7 @@ async fn one_key_at_two_processes_is_done_once_and_answered_alike() {
     .await;
 }
 
-/// Takes what webhooks tell; answers its URL.
+/// Receives webhooks, and returns its URL.
 async fn receiver(heard: Arc<Mutex<Vec<i64>>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -224,7 +224,7 @@ async fn receiver(heard: Arc<Mutex<Vec<i64>>>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_process_tells_a_webhook_and_another_goes_on_when_it_dies() {
+async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let heard = Arc::<Mutex<Vec<i64>>>::default();
     let url = receiver(Arc::clone(&heard)).await;
     let webhook = format!("[[webhook]]\nname = \"w\"\nurl = \"{url}\"\nsecret = \"0123456789abcdef\"\n");
@@ -250,8 +250,8 @@ async fn one_process_tells_a_webhook_and_another_goes_on_when_it_dies() {
         let all = ids(process).await;
         heard.lock().unwrap().last() == all.last()
     };
-    until("all is told", async || complete(&one).await).await;
-    // Also by the process that does not tell it: each once, in order.
+    until("all events are delivered", async || complete(&one).await).await;
+    // Events of the other process are delivered too, each once and in order.
     let all = ids(&one).await;
     let told = heard.lock().unwrap().clone();
     assert_eq!(told, all[all.len() - told.len()..]);

@@ -1,4 +1,4 @@
-//! What happens to attaches, detaches and locks when a connection to PostgreSQL, or PostgreSQL itself, fails.
+//! Attaches, detaches and locks when a connection to PostgreSQL, or PostgreSQL itself, fails.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::postgres;
 use crate::scene::{Process, SECONDS, Scene, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
+async fn an_attach_continues_after_a_short_loss_of_its_locks() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -24,7 +24,7 @@ async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
     let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
     let mut database = PgConnection::connect(&scene.database).await.unwrap();
     until("the second is being plugged", async || scene.plugged().await == 1).await;
-    // The connection that has the locks breaks while the other one hears of what is plugged.
+    // The connection with the locks breaks while the other process learns of the plugged device.
     let broken = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
              ((classid::bigint << 32) | objid::bigint) =
@@ -46,7 +46,7 @@ async fn an_attach_goes_on_when_its_locks_are_lost_for_a_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
+async fn a_restart_of_postgresql_executes_nothing_twice() {
     let mut database = postgres::Server::start();
     let scene = Scene::with("", database.database().await);
     let server = scene.servers().await[0];
@@ -61,13 +61,14 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
     assert_eq!(status, 503, "{body}");
     assert!(body.to_string().contains("PostgreSQL"), "{body}");
     let list = client().get(format!("{}/os-pci_attachments", urls[1])).send().await.unwrap();
-    // What says that one has to look before one asks again does not say when to ask again.
+    // A response that asks the client to check the state first has no Retry-After.
     assert_eq!((list.status().as_u16(), list.headers().contains_key("retry-after")), (503, false));
     database.tell("start");
     let back = Instant::now();
     let (status, body) = attach.await.unwrap();
     assert!([200, 503].contains(&status), "{status}: {body}");
-    // Whatever was answered: as many rows as devices, in both memories, and nothing in transition.
+    // Whatever the response was: the rows match the devices in the memory of both processes, and nothing is in
+    // transition.
     let settled = async || {
         let rows = other.attachments().await;
         let allocated = |process: &Process| {
@@ -80,7 +81,7 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
     println!("everything agreed {:?} after PostgreSQL was back", back.elapsed());
     let rows = other.attachments().await;
     assert!(rows.iter().any(|row| row.id == first.id) && [1, 3].contains(&rows.len()), "{rows:#?}");
-    // The same key again: what it has made, or now.
+    // The same key again returns the devices of the first request, or attaches them now.
     let (status, body) = attach_once(urls[1].clone(), server, "a").await;
     assert_eq!(status, 200, "{body}");
     until("everything agrees", settled).await;
@@ -94,7 +95,7 @@ async fn postgresql_restarts_in_the_middle_and_nothing_is_done_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
+async fn a_commit_whose_answer_is_lost_is_settled() {
     let lossy = Lossy::to(&postgres::database().await);
     let scene = Scene::with("", lossy.url.clone());
     let one = scene.process().await;
@@ -123,7 +124,7 @@ async fn a_commit_whose_answer_is_lost_is_known_and_settled_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
+async fn a_process_regains_locks_of_its_own_lingering_session() {
     let database = postgres::database().await;
     let lossy = Lossy::to(&database);
     let one = Store::open(&lossy.url, None).await.unwrap();
@@ -133,17 +134,17 @@ async fn locks_whose_session_lingers_at_postgresql_are_this_processs_own() {
     for _ in 0..3 {
         lossy.broken.send_replace(());
         let has = async || one.locks().has(&held).await;
-        until("it is had again", async || has().await.is_ok()).await;
-        assert!(has().await.unwrap(), "nobody else has had it");
+        until("the lock is regained", async || has().await.is_ok()).await;
+        assert!(has().await.unwrap(), "no other process had the lock");
         assert!(other.locks().try_lock("a".into()).await.unwrap().is_none());
     }
-    assert_eq!(one.worker(), worker, "it is the process that it was");
+    assert_eq!(one.worker(), worker, "the process id is unchanged");
     drop(held);
     drop(other.locks().lock("a".into()).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() {
+async fn an_attach_stops_when_its_process_is_declared_dead() {
     let scene = Scene::new().await;
     let server = scene.servers().await[0];
     let (one, other) = (scene.process().await, scene.process().await);
@@ -160,13 +161,13 @@ async fn an_attach_whose_process_is_taken_for_dead_stops_before_its_next_call() 
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
     let refused = attach.await.unwrap().unwrap_err();
     assert!(matches!(refused, Error::TakenOver), "{refused}");
-    // The third was not plugged, and what was is taken back by whoever sees it first.
+    // The third device was not plugged, and the plugged ones are removed by whichever process notices first.
     scene.sim.control("latency attach 1").unwrap();
     until("nothing is plugged", async || scene.plugged().await == 0).await;
     for process in [&one, &other] {
         process.all_free().await;
     }
-    until("it is on record again", async || one.service.store.worker().as_ref() != Some(&worker)).await;
+    until("the process has a new id", async || one.service.store.worker().as_ref() != Some(&worker)).await;
     let row = one.attach(server, 1).await.unwrap().remove(0);
     other.detach(server, row.id).await.unwrap();
 }

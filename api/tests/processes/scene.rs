@@ -22,10 +22,10 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::postgres;
 
-/// Within which what a dead process left is settled.
+/// The time within which the work of a dead process must be settled.
 pub(crate) const SECONDS: Duration = Duration::from_secs(5);
 
-/// Five devices, each alone in its IOMMU group, and one name for all.
+/// Five devices, each alone in its IOMMU group, with one alias for all.
 const CONFIG: &str = r#"
 [pci]
 device_spec = ['{"address": "0000:04:10.*"}', '{"address": "0000:05:00.0"}', '{"address": "0000:07:00.0"}',
@@ -41,7 +41,7 @@ uri = "sim:///shared"
 [database]
 "#;
 
-/// A simulated host that is shared, and the database.
+/// The shared simulated host and the database.
 pub(crate) struct Scene {
     pub(crate) sim: Arc<Sim>,
     config: String,
@@ -54,7 +54,7 @@ impl Scene {
         Self::with("", postgres::database().await)
     }
 
-    /// With more in the configuration, and a database.
+    /// Creates a scene with additional configuration and with a given database.
     pub(crate) fn with(more: &str, database: String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hosts/small"), dir.path());
@@ -74,14 +74,14 @@ impl Scene {
         process
     }
 
-    /// The servers that run and have free ports.
+    /// Returns the servers that are running and have free ports.
     pub(crate) async fn servers(&self) -> Vec<ServerId> {
         let mut domains = self.sim.domains().await.unwrap();
         domains.retain(|domain| ["q35", "i440fx"].contains(&domain.name.as_str()));
         domains.into_iter().map(|domain| ServerId(domain.uuid)).collect()
     }
 
-    /// How many devices the running guests have of us.
+    /// Returns the number of hotslot's devices in the running guests.
     pub(crate) async fn plugged(&self) -> usize {
         let mut count = 0;
         for server in self.servers().await {
@@ -112,7 +112,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Does something in its runtime.
+    /// Runs a future in the runtime of the process.
     pub(crate) async fn run<T, F>(&self, work: impl FnOnce(Arc<Service>) -> F) -> T
     where
         F: Future<Output = T> + Send + 'static,
@@ -138,7 +138,7 @@ impl Process {
         .await
     }
 
-    /// Serves its API, and answers where.
+    /// Serves the API, and returns its URL.
     pub(crate) async fn serve(&self) -> String {
         self.run(|service| async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -157,13 +157,13 @@ impl Process {
         self.service.store.devices().iter().map(|device| device.status).collect()
     }
 
-    /// Waits until nothing is promised, in its memory too.
+    /// Waits until no device is allocated, in the memory of the process too.
     pub(crate) async fn all_free(&self) {
         until("all are free", async || self.statuses() == [DeviceStatus::Available; 5]).await;
         assert_eq!(self.attachments().await, []);
     }
 
-    /// Ends at once.
+    /// Ends the process at once.
     pub(crate) fn die(mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
@@ -191,11 +191,11 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
     }
 }
 
-/// Waits until something is so, and answers how long it took.
+/// Waits until a condition holds, and returns how long that took.
 pub(crate) async fn until(what: &str, so: impl AsyncFn() -> bool) -> Duration {
     let start = Instant::now();
     while !so().await {
-        assert!(start.elapsed() < 2 * SECONDS, "it never came: {what}");
+        assert!(start.elapsed() < 2 * SECONDS, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     start.elapsed()
@@ -205,7 +205,7 @@ pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// Sends an attach with a key, and answers its status and body.
+/// Sends an attach with an idempotency key, and returns its status and body.
 pub(crate) async fn attach_once(url: String, server: ServerId, key: &'static str) -> (u16, Value) {
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "any:2" } });
     let post = client().post(format!("{url}/servers/{server}/os-pci_attachments"));

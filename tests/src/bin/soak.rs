@@ -1,13 +1,13 @@
-//! A soak: several clients attach, detach and look while guests are stopped, paused and crash, functions come and go,
-//! libvirtd goes away, calls fail and hang, and the service is terminated and killed. Then everything is let go its
-//! way, and what was promised is compared with what is so.
+//! A soak test. Several clients attach, detach and list while guests are stopped, paused and crash, functions are
+//! removed and added, libvirtd becomes unreachable, calls fail and hang, and the service is terminated and killed. Then
+//! the disturbances end, and the responses of the service are compared with the actual state.
 //!
 //! ```text
 //! cargo build -p hotslot && cargo run -p hotslot-tests --bin soak -- --seconds 600 --seed 7 [--postgres]
 //! ```
-//! The records are in SQLite, or with `--postgres` in a PostgreSQL of its own, which is restarted and stands still too.
-//! The seed decides what is asked and what goes wrong, in which order and after which pauses; how the two meet is up
-//! to the machine. Exit code: 0 when every promise was kept, 1 when one was not.
+//! The records are in SQLite, or with `--postgres` in a PostgreSQL of the test's own, which is also restarted and
+//! frozen. The seed determines the requests, the faults, their order and the pauses; their interleaving depends on the
+//! machine. Exit code: 0 when the state was consistent, 1 when it was not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::process::{Command, ExitCode};
@@ -22,7 +22,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 const CLIENTS: u64 = 4;
-/// How long it may take in the end until everything agrees.
+/// The time within which everything must agree in the end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const CONFIG: &str = "[reconcile]\ninterval = 5\n";
@@ -31,7 +31,7 @@ const SERVERS: [&str; 3] = [Q35, I440FX, SWITCH];
 const GUESTS: [&str; 3] = ["q35", "i440fx", "switch"];
 const VFS: [&str; 2] = ["0000:04:10.0", "0000:04:10.2"];
 
-/// Numbers by a seed: SplitMix64.
+/// Random numbers from a seed: SplitMix64.
 struct Dice(u64);
 
 impl Dice {
@@ -42,7 +42,7 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// One of 0..n.
+    /// Returns a number below n.
     fn below(&mut self, n: u64) -> u64 {
         self.roll() % n
     }
@@ -52,25 +52,26 @@ impl Dice {
     }
 }
 
-/// What a client was told of an attachment.
+/// What a client knows of an attachment.
 struct Promise {
     server: String,
     address: String,
     persistent: bool,
-    /// When it was asked for.
+    /// When the attach was requested.
     asked: Instant,
 }
 
 #[derive(Default)]
 struct Records {
     promises: HashMap<String, Promise>,
-    /// The attachments that someone asked to go, which may be before the answer to its attach is read.
+    /// The attachments that a client has asked to detach, possibly before the response to the attach was read.
     unwanted: HashSet<String>,
-    /// Those of which someone was told that they are gone.
+    /// The attachments that a client was told are gone.
     gone: HashSet<String>,
-    /// What ended promises that no one can keep: when a guest was last stopped, or a function taken off the host.
+    /// Times at which attachments may have ended without a request: when a guest was last stopped, or a function was
+    /// removed from the host.
     ended: HashMap<String, Instant>,
-    /// How often each request had each outcome.
+    /// The number of requests by kind and outcome.
     outcomes: BTreeMap<String, u64>,
     wrong: Vec<String>,
 }
@@ -81,7 +82,7 @@ fn with<T, R>(shared: &Shared<T>, work: impl FnOnce(&mut T) -> R) -> R {
     work(&mut shared.lock().expect("no client panicked"))
 }
 
-/// One request, with its outcome counted; none when nobody answered.
+/// Sends a request and counts its outcome; `None` when there was no response.
 async fn ask(
     api: &Shared<Api>,
     records: &Shared<Records>,
@@ -103,7 +104,7 @@ async fn ask(
     answer
 }
 
-/// A client: attaches, detaches and looks, for as long as the soak lasts.
+/// A client that attaches, detaches and lists until the end of the soak.
 async fn client(mut dice: Dice, api: Shared<Api>, records: Shared<Records>, end: Instant) {
     while Instant::now() < end {
         let server = dice.one_of(&SERVERS);
@@ -169,7 +170,7 @@ async fn detach(dice: &mut Dice, server: &str, api: &Shared<Api>, records: &Shar
     true
 }
 
-/// Makes something happen to the host. Lines that make no sense at the moment are refused, and that is all right.
+/// Sends random commands to the simulated host. Commands that do not fit the current state are refused, which is fine.
 fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
     let guest = dice.below(3) as usize;
     let (name, server) = (GUESTS[guest], SERVERS[guest]);
@@ -205,7 +206,7 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
                 *last = at.max(*last);
             };
             if line.starts_with("fault any crash") {
-                // Any guest, at any time from now on.
+                // The crash can hit any guest at any later time.
                 SERVERS.iter().for_each(|server| ends(server, now + Duration::from_secs(3600)));
             } else if line.starts_with("destroy") || line.starts_with("shutdown") {
                 ends(server, now);
@@ -216,7 +217,7 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
     }
 }
 
-/// Ends the service, by SIGTERM or SIGKILL, and starts it again.
+/// Ends the service by SIGTERM or SIGKILL, and starts it again.
 async fn restart(dice: &mut Dice, service: &mut Hotslot, api: &Shared<Api>, records: &Shared<Records>) {
     let signal = dice.one_of(&["TERM", "KILL"]);
     let sent = Command::new("kill").args([&format!("-{signal}"), &service.pid().to_string()]).status();
@@ -237,7 +238,7 @@ async fn restart(dice: &mut Dice, service: &mut Hotslot, api: &Shared<Api>, reco
     });
 }
 
-/// Restarts the database, or lets it stand still for a moment.
+/// Restarts the database, or freezes it for a moment.
 async fn interrupt(dice: &mut Dice, database: &mut Server, records: &Shared<Records>) {
     let (away, back) = if dice.below(2) == 0 { ("stop", "start") } else { ("freeze", "thaw") };
     database.tell(away);
@@ -246,7 +247,7 @@ async fn interrupt(dice: &mut Dice, database: &mut Server, records: &Shared<Reco
     with(records, |records| *records.outcomes.entry(format!("database {away}")).or_default() += 1);
 }
 
-/// Lets everything go its way, and waits until everything agrees.
+/// Ends all disturbances, and waits until everything agrees.
 async fn calm(service: &Hotslot, oracle: &Oracle) -> Result<(), String> {
     let mut lines = vec!["fault clear".to_owned(), "reconnect".into(), "latency attach 0".into()];
     for guest in GUESTS {
@@ -255,13 +256,13 @@ async fn calm(service: &Hotslot, oracle: &Oracle) -> Result<(), String> {
     }
     lines.extend(VFS.map(|vf| format!("device add {vf}")));
     for line in lines {
-        // Refused when it is so already.
+        // The command is refused when the state is already reached.
         let _ = control(&service.host_dir(), &line);
     }
     oracle.settled(service, PATIENCE).await
 }
 
-/// What of the promises was not kept.
+/// Returns the inconsistencies between the responses and the state.
 async fn broken(service: &Hotslot, records: &Records) -> Vec<String> {
     let all = service.get("/v2/t/os-pci_attachments").await;
     let rows = all.body["pciAttachment"].as_array().cloned().unwrap_or_default();
@@ -323,7 +324,7 @@ async fn soak(length: Duration, seed: u64, on_postgres: bool) -> Vec<String> {
         } else {
             disturb(&mut dice, &service, &records);
         }
-        // The last part is enough to say what a panic was about, and the log of a long soak is long.
+        // The log of a long soak is long; its last part shows the cause of a panic.
         log = service.take_log();
         let causes = log.lines().filter(|line| line.contains("a request failed")).map(str::to_owned);
         with(&records, |records| records.wrong.extend(causes));

@@ -1,4 +1,4 @@
-//! Accelerators attached to servers and hosts, and detached. No device is given twice, whichever API asked for it.
+//! Accelerators attached to servers and hosts, and detached. No device is assigned twice, whichever API requested it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{UUID, driver, made, pinned, service, shown};
 
 #[tokio::test]
-async fn it_goes_into_a_server_by_its_spec_and_comes_back() {
+async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     let service = service("").await;
     let path =
         made(&service, "vf", json!({ "vendor_id": "8086", "product_id": "10ca", "device_type": "nic" }))
@@ -20,13 +20,13 @@ async fn it_goes_into_a_server_by_its_spec_and_comes_back() {
     assert_eq!((&attached["address"], &attached["host"]), (&json!("0000:04:10.0"), &json!("node1")));
     assert_eq!(attached["driver"], "vfio-pci");
     assert!(attached["inner_address"].is_string());
-    // The same device is seen through the other doors, and goes only through its own.
+    // Other APIs show the device, but only the accelerator API can detach it.
     let attachments = service.attachments(Q35).await;
     assert_eq!(attachments[0]["inner_address"], attached["inner_address"]);
     let refused = service.delete(&path_of(&attachments[0])).await.expect(409);
     assert!(refused.message().contains("accelerator"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["instance_uuid"], Q35);
-    // Once, wherever to.
+    // An attached accelerator cannot be attached again, whatever the target.
     for target in [json!({ "instance_uuid": Q35 }), json!({ "server_id": I440FX }), json!({})] {
         service.put(&path, target).await.expect(409);
     }
@@ -42,7 +42,7 @@ async fn it_goes_into_a_server_by_its_spec_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
+async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     let service = service("").await;
     let vf = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     let bound = service.put(&vf, json!({ "hostname": "node1", "driver": "vfio-pci" })).await.expect(200).body;
@@ -55,7 +55,7 @@ async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
     let row = service.device(&address).await;
     assert_eq!((&row["status"], &row["instance_uuid"]), (&json!("allocated"), &Value::Null));
     assert_eq!(service.functions().await[&address]["owner"], "its host");
-    // No other door gives it away.
+    // Other APIs do not assign the device.
     let both = service.attach(Q35, "vf:2").await;
     assert_eq!(both.status, 400, "{}", both.body);
     service.delete(&vf).await.expect(204);
@@ -75,7 +75,7 @@ async fn a_host_has_it_on_vfio_or_with_its_own_driver() {
 }
 
 #[tokio::test]
-async fn several_devices_come_all_or_none() {
+async fn several_devices_are_attached_all_or_none() {
     let service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     for target in [json!({ "instance_uuid": Q35 }), json!({ "driver": "vfio-pci" })] {
@@ -93,7 +93,7 @@ async fn several_devices_come_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_device_by_its_own_id() {
+async fn a_discovered_device_is_attached_by_its_own_uuid() {
     let service = service("[accelerators]\ndiscovered = true\n").await;
     let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
     let nvme = all.as_array().unwrap().iter().find(|one| one["device_type"] == "NVMe").unwrap();
@@ -103,7 +103,7 @@ async fn a_device_by_its_own_id() {
     let attached = service.put(&path, json!({ "instance_uuid": Q35 })).await.expect(200).body;
     assert_eq!((&attached["address"], &attached["pinned"]), (&json!(address), &json!(true)));
     service.delete(&path).await.expect(204);
-    // It is that device also when somebody else has it: then it cannot be attached, nor detached here.
+    // When another attachment holds the device, the accelerator can neither be attached nor detached here.
     let vf = all.as_array().unwrap().iter().find(|one| one["product_id"] == "10ca").unwrap();
     let vf = format!("/accelerators/{}", vf["uuid"].as_str().unwrap());
     let other = service.attach(I440FX, "vf:1").await.expect(200).body["pci_devices"][0].clone();
@@ -115,7 +115,7 @@ async fn a_device_by_its_own_id() {
 }
 
 #[tokio::test]
-async fn what_others_hold_is_said_and_not_detached_here() {
+async fn devices_held_by_others_are_reported_and_not_detached() {
     let service = service("").await;
     let (pf, vf) = (pinned(&service, "0000:04:00.0").await, pinned(&service, "0000:04:10.2").await);
     let (half, whole) = (pinned(&service, "0000:06:00.0").await, pinned(&service, "0000:06:00.1").await);
@@ -128,7 +128,7 @@ async fn what_others_hold_is_said_and_not_detached_here() {
     assert!(reason.as_str().unwrap().contains("a VF of its device"), "{reason}");
     let refused = service.put(&pf, json!({})).await.expect(409);
     assert!(refused.message().contains("a VF of it, 0000:04:10.0, is held by"), "{}", refused.message());
-    // VFs of one PF have nothing to do with each other.
+    // VFs of one PF do not affect each other.
     service.delete(&vf).await.expect(204);
     service.delete(&path_of(&other)).await.expect(200);
     service.delete(&pf).await.expect(204);
@@ -143,7 +143,7 @@ async fn what_others_hold_is_said_and_not_detached_here() {
     let refused = service.put(&whole, json!({ "instance_uuid": Q35 })).await.expect(409);
     assert!(refused.message().contains("is held by its host"), "{}", refused.message());
     service.delete(&half).await.expect(204);
-    // By another accelerator, which has the device.
+    // Another accelerator holds the device.
     let any = made(&service, "any", json!({ "product_id": "10c9" })).await;
     service.put(&any, json!({})).await.expect(200);
     let reason = shown(&service, &pf).await["status_reason"].clone();
@@ -156,7 +156,7 @@ async fn what_others_hold_is_said_and_not_detached_here() {
 }
 
 #[tokio::test]
-async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
+async fn a_half_detached_accelerator_is_in_error_until_detached_again() {
     let service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     for (target, fault) in [
@@ -182,7 +182,7 @@ async fn with_half_its_devices_it_is_not_attached_and_is_detached_again() {
 }
 
 #[tokio::test]
-async fn one_that_may_not_be_asked_keeps_no_other() {
+async fn a_device_that_must_not_be_unplugged_does_not_hold_the_others() {
     let pci = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:10.0\", \"hot_unplug\": \"refuse\"}', \
                '{\"address\": \"0000:04:10.2\"}']\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
@@ -198,23 +198,23 @@ async fn one_that_may_not_be_asked_keeps_no_other() {
 }
 
 #[tokio::test]
-async fn killed_while_it_gives_two_back_it_gives_both_back() {
+async fn a_release_interrupted_by_a_kill_is_completed() {
     let mut service = service("").await;
     let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
     service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("latency node-reattach 60000");
     let waited = tokio::time::timeout(Duration::from_secs(1), service.send(Method::DELETE, &two, None)).await;
-    assert!(waited.is_err(), "it did not wait");
+    assert!(waited.is_err(), "the request returned early");
     service.kill();
     service.start_again().await;
-    // That both are to go was on record before the first was touched.
+    // The release of both devices was recorded before the first was released.
     service.until("both are given back", async || shown(&service, &two).await["status"] == "available").await;
     service.until("both have their driver", async || driver(&service, "0000:04:10.2").await == "igbvf").await;
     service.expect_clean().await;
 }
 
 #[tokio::test]
-async fn a_pf_is_not_counted_beside_its_vfs() {
+async fn a_pf_and_its_vfs_are_not_counted_together() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"product_id\": \"10c9\"}', '{\"product_id\": \"10ca\"}']\n",
@@ -239,7 +239,7 @@ async fn a_pf_is_not_counted_beside_its_vfs() {
 }
 
 #[tokio::test]
-async fn of_many_who_ask_through_all_doors_one_gets_it() {
+async fn concurrent_requests_through_all_apis_assign_a_device_once() {
     let service = service("").await;
     let one = json!({ "product_id": "10d3", "num": 1 });
     let (first, second) = (made(&service, "a", one.clone()).await, made(&service, "b", one).await);
@@ -262,7 +262,7 @@ async fn of_many_who_ask_through_all_doors_one_gets_it() {
         for answer in &accelerators {
             assert!([200, 409].contains(&answer.status), "{round}: {}", answer.body);
         }
-        // All of them for one server, or at most one for each accelerator.
+        // Either one server got all devices, or each accelerator got at most one.
         match attach.status {
             200 => assert_eq!(won, 0, "{round}"),
             _ => assert!(won <= free.min(2), "{round}: {won} of {free}"),
@@ -276,7 +276,7 @@ async fn of_many_who_ask_through_all_doors_one_gets_it() {
             service.delete(&path_of(&attachment)).await.expect(200);
         }
     }
-    // The card whose functions share an IOMMU group gets its host driver back when the last of it has left.
+    // The functions of a shared IOMMU group are rebound to the host driver when the last of them has been released.
     service
         .until("the host drivers are back", async || {
             service.functions().await.values().all(|function| function["driver"] != "vfio-pci")
@@ -286,7 +286,7 @@ async fn of_many_who_ask_through_all_doors_one_gets_it() {
 }
 
 #[tokio::test]
-async fn killed_while_it_binds_it_gives_the_device_back() {
+async fn a_bind_interrupted_by_a_kill_is_undone() {
     let mut service = service("").await;
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     service.sim("latency node-detach 60000");
@@ -296,7 +296,7 @@ async fn killed_while_it_binds_it_gives_the_device_back() {
         Some(("application/json", json!({ "driver": "vfio-pci" }).to_string())),
     );
     let waited = tokio::time::timeout(Duration::from_secs(1), asked).await;
-    assert!(waited.is_err(), "it did not wait");
+    assert!(waited.is_err(), "the request returned early");
     assert_eq!(shown(&service, &path).await["status"], "attaching");
     service.kill();
     service.start_again().await;
@@ -305,7 +305,7 @@ async fn killed_while_it_binds_it_gives_the_device_back() {
         .await;
     assert_eq!(driver(&service, "0000:04:10.0").await, "igbvf");
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
-    // On vfio, and restarted: it stays.
+    // A binding to vfio-pci survives a restart.
     service.kill();
     service.start_again().await;
     assert_eq!(shown(&service, &path).await["driver"], "vfio-pci");
@@ -313,9 +313,9 @@ async fn killed_while_it_binds_it_gives_the_device_back() {
     service.expect_clean().await;
 }
 
-/// An attach that waits for its turn while its accelerator is purged gets nothing.
+/// An attach that waits for its turn while its accelerator is purged assigns nothing.
 #[tokio::test]
-async fn what_is_purged_while_it_waits_for_its_turn_is_given_nothing() {
+async fn an_accelerator_purged_while_its_attach_waits_gets_nothing() {
     let (vf, card) = (json!({ "device_type": "NIC" }), json!({ "mdev_type": "nvidia-232" }));
     let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}']\n";
     const G1: &str = "20000000-0000-4000-8000-000000000001";
@@ -337,7 +337,9 @@ async fn what_is_purged_while_it_waits_for_its_turn_is_given_nothing() {
         };
         service.sim(&format!("fault {call} hang"));
         let has_turn = asked(&first);
-        service.until("its turn has come", async || service.log().contains("a fault applies to ")).await;
+        service
+            .until("the first attach is running", async || service.log().contains("a fault applies to "))
+            .await;
         let waits = asked(&purged);
         tokio::time::sleep(Duration::from_millis(300)).await;
         service.delete(&format!("{purged}?purge=true")).await.expect(204);

@@ -1,4 +1,4 @@
-//! Which of several hosts an accelerator is attached on.
+//! The choice between several hosts.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use super::{PCI, made, shown};
 
 #[tokio::test]
-async fn with_no_host_named_one_that_answers_has_it() {
+async fn without_a_host_name_a_reachable_host_is_chosen() {
     let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
     let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = made(&service, "any", json!({})).await;
-    // Most are free there.
+    // host0 has the most free devices.
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
     service.delete(&path).await.expect(204);
     let host0 = service.database().with_file_name("host0");
@@ -23,7 +23,7 @@ async fn with_no_host_named_one_that_answers_has_it() {
         let hosts = service.get("/v2.1/os-hypervisors").await.expect(200).body["hypervisors"].clone();
         hosts.as_array().unwrap().iter().any(|host| host["state"] == "down")
     };
-    service.until("it is away", is_down).await;
+    service.until("the host is unreachable", is_down).await;
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
     service.delete(&path).await.expect(204);
     service.put(&path, json!({ "host": "host0" })).await.expect(503);
@@ -32,7 +32,7 @@ async fn with_no_host_named_one_that_answers_has_it() {
 }
 
 #[tokio::test]
-async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
+async fn an_unresponsive_or_removed_host_affects_only_its_own_accelerators() {
     let size = Size { pfs: 1, vfs: 4, guests: 1, ports: 1 };
     let config = format!("{PCI}[accelerators]\ndiscovered = true\n");
     let mut service = Hotslot::many(2, &config, |_, dir| size.write(dir).unwrap()).await;
@@ -42,7 +42,7 @@ async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
     service.put(&one, json!({ "host": "host0" })).await.expect(200);
     let host1 = service.database().with_file_name("host1");
     assert_eq!(control(&host1, "fault device hang times=100000").unwrap(), "ok");
-    // It is waited for once, and not for each of its devices.
+    // The list waits for the host once, and not once per device.
     let list = tokio::time::timeout(Duration::from_secs(9), service.get("/accelerators"));
     let list = list.await.expect("an answer").expect(200).body["accelerator"].clone();
     let named = |name: &str| list.as_array().unwrap().iter().find(|other| other["name"] == name).unwrap();
@@ -71,7 +71,7 @@ async fn a_host_that_does_not_answer_or_is_not_configured_is_missed_alone() {
 }
 
 #[tokio::test]
-async fn it_is_said_which_hosts_have_such() {
+async fn a_refusal_names_the_hosts_with_matching_devices() {
     let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
     let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;

@@ -18,7 +18,7 @@ async fn requests_are_bound_to_running_and_stopped_servers_and_unbound() {
     assert_eq!((qat.len(), service.get(ARQS).await.body["arqs"].as_array().unwrap().len()), (2, 3));
     let (card, gpu_card) = (provider(&service, QAT).await, provider(&service, GPU).await);
 
-    // Into a running guest, by hot-plug; several for one server.
+    // Hot-plug into a running guest; one server can have several requests.
     patch(&service, &qat[0], target(&card, G1)).await.expect(202);
     let bound = becomes(&service, &qat[0], "Bound").await;
     let info = json!({ "domain": "0000", "bus": "a1", "device": "01", "function": "0" });
@@ -35,12 +35,12 @@ async fn requests_are_bound_to_running_and_stopped_servers_and_unbound() {
     assert!(attachments[0]["inner_address"].is_string());
     let resolved = service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await.expect(200).body;
     assert_eq!(resolved["arqs"].as_array().unwrap().len(), 2);
-    // Into the definition of one that is off.
+    // Bind to a shut-off server: the device is added to its definition.
     patch(&service, &qat[1], target(&card, G3)).await.expect(202);
     becomes(&service, &qat[1], "Bound").await;
     assert_eq!(service.device("0000:a1:01.1").await["instance_uuid"], G3);
 
-    // No other door takes it away, and a bound one is not bound again.
+    // Other APIs cannot detach the device, and a bound request cannot be bound again.
     let path = hotslot_tests::path(&attachments[0]);
     let held = service.delete(&path).await.expect(409);
     assert!(held.message().contains(&format!("accelerator-request:{}", qat[0])), "{}", held.message());
@@ -55,7 +55,7 @@ async fn requests_are_bound_to_running_and_stopped_servers_and_unbound() {
     patch(&service, &qat[0], nowhere()).await.expect(202);
     patch(&service, &qat[0], target(&card, G2)).await.expect(202);
     becomes(&service, &qat[0], "Bound").await;
-    // Deleting takes the device back first, and by server it may be done again.
+    // Deleting a request unbinds it first. Deleting by server can be repeated.
     service.delete(&format!("{ARQS}?arqs={},{}", qat[0], qat[1])).await.expect(204);
     for _ in 0..2 {
         service.delete(&format!("{ARQS}?instance={G1}")).await.expect(204);
@@ -65,7 +65,7 @@ async fn requests_are_bound_to_running_and_stopped_servers_and_unbound() {
 }
 
 #[tokio::test]
-async fn a_bind_that_fails_says_why_and_leaves_nothing() {
+async fn a_failed_bind_gives_the_reason_and_leaves_nothing() {
     let service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
     profile(&service, "loaded", json!([{ "resources:FPGA": "1", "accel:bitstream_id": "7" }])).await;
@@ -75,7 +75,7 @@ async fn a_bind_that_fails_says_why_and_leaves_nothing() {
     service.sim("latency attach 500");
     patch(&service, &arq, target(&card, G1)).await.expect(202);
     assert_eq!(shown(&service, &arq).await["state"], "BindStarted");
-    // Whoever waits for it is told that it is not settled.
+    // A client that waits for the bind gets 423 until the bind is settled.
     service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await.expect(423);
     assert_eq!(patch(&service, &arq, nowhere()).await.status, 409);
     let failed = becomes(&service, &arq, "BindFailed").await;
@@ -86,7 +86,7 @@ async fn a_bind_that_fails_says_why_and_leaves_nothing() {
     patch(&service, &arq, nowhere()).await.expect(202);
     patch(&service, &arq, target(&card, G1)).await.expect(202);
     becomes(&service, &arq, "Bound").await;
-    // Nobody here loads a bitstream.
+    // hotslot does not program bitstreams.
     let loaded = requests(&service, "loaded").await.remove(0);
     let refused = patch(&service, &loaded, target(&provider(&service, "0000:c1:00.0").await, G1)).await;
     assert!(refused.expect(400).fault_string().contains("accel:bitstream_id"));
@@ -108,7 +108,7 @@ async fn a_guest_that_does_not_let_go_keeps_its_device() {
     assert_eq!((&kept["attach_handle_type"], kept["state_reason"].is_string()), (&json!("PCI"), true));
     service.delete(&format!("{ARQS}/{arq}")).await.expect(409);
     assert_eq!(shown(&service, &arq).await["state"], "UnbindFailed");
-    // Of one that may let go later, the deletion ends when it does.
+    // When the guest releases the device later, the pending deletion completes.
     service.sim("guest g1 unplug=slow 2500");
     service.delete(&format!("{ARQS}/{arq}")).await.expect(409);
     assert_eq!(shown(&service, &arq).await["state"], "Deleting");
@@ -117,7 +117,7 @@ async fn a_guest_that_does_not_let_go_keeps_its_device() {
 }
 
 #[tokio::test]
-async fn what_went_without_being_asked_for_is_bound_nowhere() {
+async fn a_request_whose_device_vanished_is_unbound() {
     let mut service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let arqs = requests(&service, "qat").await;
@@ -132,19 +132,19 @@ async fn what_went_without_being_asked_for_is_bound_nowhere() {
         let waits = service.get(&format!("{ARQS}?instance={G1}&bind_state=resolved")).await;
         assert!(waits.expect(200).body["arqs"].as_array().unwrap().iter().all(|other| other["uuid"] != arq));
     };
-    // The guest lets go after the unbind has ended.
+    // The guest releases the device after the unbind has returned.
     service.sim("guest g1 unplug=slow 2500");
     patch(&service, &arqs[0], nowhere()).await.expect(409);
     expect_nowhere(&service, &arqs[0]).await;
     service.sim("guest g1 unplug=normal");
-    // The service did not live to say that it is bound, and then its server goes.
+    // The service is killed before it records the state Bound, and then the server is removed.
     service.kill();
     service
         .in_the_database("UPDATE accelerator_requests SET state = 'BindStarted' WHERE state = 'Bound'")
         .await;
     service.start_again().await;
     becomes(&service, &arqs[1], "Bound").await;
-    // Nor to take out what was to be deleted: that is said, and may be asked again.
+    // The service is killed before it unbinds a request that is being deleted. The state then asks for another DELETE.
     service.kill();
     service.in_the_database("UPDATE accelerator_requests SET state = 'Deleting' WHERE state = 'Bound'").await;
     service.start_again().await;
@@ -156,7 +156,7 @@ async fn what_went_without_being_asked_for_is_bound_nowhere() {
 }
 
 #[tokio::test]
-async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
+async fn concurrent_binds_do_not_deadlock() {
     let service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let card = provider(&service, QAT).await;
@@ -168,11 +168,11 @@ async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
         let arqs = requests(&service, "qat").await;
         let (a, b) = (arqs[0].as_str(), arqs[1].as_str());
         let (upper_a, upper_b) = (a.to_uppercase(), b.to_uppercase());
-        // As texts, these stand in another order.
+        // The upper-case ids sort in another order as strings.
         let answers = tokio::join!(send(a, &upper_b), send(&upper_a, b), send(a, b));
         let statuses = [answers.0.status, answers.1.status, answers.2.status];
         assert_eq!(statuses.iter().filter(|status| **status == 202).count(), 1, "{statuses:?}");
-        // Whoever cleans up after a server does it once: what is being bound is waited for.
+        // Concurrent deletions by server succeed; they wait for running binds.
         let path = format!("{ARQS}?instance={G1}");
         let cleaned = tokio::join!(service.delete(&path), service.delete(&path), service.delete(&path));
         assert_eq!([cleaned.0.status, cleaned.1.status, cleaned.2.status], [204; 3]);
@@ -182,12 +182,12 @@ async fn requests_of_one_moment_do_not_wait_for_each_other_for_ever() {
 }
 
 #[tokio::test]
-async fn killed_in_the_middle_of_a_bind_it_is_settled_by_what_the_guest_has() {
+async fn a_bind_interrupted_by_a_kill_is_settled_from_the_guest() {
     let mut service = service().await;
     profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "2" }])).await;
     let arqs = requests(&service, "qat").await;
     let card = provider(&service, QAT).await;
-    // The second waits for its turn on the server: of it there is no attachment yet.
+    // The second request waits for its turn on the server and has no attachment yet.
     service.sim("latency attach 60000");
     patch(&service, &arqs[0], target(&card, G1)).await.expect(202);
     service.until("it is being attached", async || !service.attachments(G1).await.is_empty()).await;
@@ -206,7 +206,7 @@ async fn killed_in_the_middle_of_a_bind_it_is_settled_by_what_the_guest_has() {
         patch(&service, arq, target(&card, G1)).await.expect(202);
         becomes(&service, arq, "Bound").await;
     }
-    // Bound, and restarted: it stays.
+    // A bound request stays bound after a restart.
     service.kill();
     service.start_again().await;
     assert_eq!(shown(&service, &arqs[0]).await["state"], "Bound");

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::{ARQS, G1, G2, QAT, V2, provider, service, target};
 
-/// The headers of somebody: a role in project `p`, `other …` in another, `unscoped …` in none, `twice …` in both,
-/// `+service` with a service token.
+/// Returns the headers of a caller: a role in project `p`; `other …` in another project; `unscoped …` in no project;
+/// `twice …` with two projects; `+service` with a service token.
 fn headers(who: &str) -> Vec<(String, String)> {
     let (projects, role): (&[_], _) = match who.split_once(' ') {
         Some(("other", role)) => (&["q"], role),
@@ -28,7 +28,7 @@ fn headers(who: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_project() {
+async fn accelerators_are_changed_by_administrators_or_project_members() {
     let mut service = service().await;
     let device = service.device(QAT).await["uuid"].as_str().unwrap().to_owned();
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
@@ -49,7 +49,7 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
         let path = made.expect(201).location.unwrap();
         let path = &path[path.find("/accelerators/").unwrap()..];
         if owner {
-            // Of another project's they are told only that it has the name.
+            // Members of other projects learn only that the name is taken.
             for (who, told) in [("member", true), ("other member", false), ("other admin", true)] {
                 let name = json!({ "name": change });
                 let refused = send(Method::POST, "/accelerators", who, name).await.expect(409);
@@ -57,7 +57,7 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
                 assert_eq!(refused.message().contains(uuid), told, "{who}: {}", refused.message());
             }
         }
-        // It is its project's to see, and the administrator's.
+        // An accelerator is visible to its project and to the administrator.
         let shown = send(Method::GET, path, "reader", json!({})).await.expect(200).body;
         assert_eq!(shown["project_id"], "p");
         send(Method::GET, path, "other reader", json!({})).await.expect(404);
@@ -83,7 +83,7 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
             let other = if owner { 404 } else { 403 };
             send(method.clone(), path, "other member", body.clone()).await.expect(other);
             if owner && body == &into && method == Method::PUT {
-                // A server that Nova made for nobody, or for another project, is not there for them.
+                // A server that Nova did not create for the project is not found.
                 let nobodys = json!({ "instance_uuid": G2 });
                 let refused = send(method.clone(), path, "member", nobodys).await.expect(404);
                 assert!(refused.message().contains(G2), "{}", refused.message());
@@ -94,7 +94,8 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
                 send(method, path, "other admin", body.clone()).await.expect(status);
             }
         }
-        // What the administrator put into a server that is not theirs is not told, and not theirs to take out.
+        // When the administrator attached the accelerator to a server of another project, members neither see that
+        // server nor may detach the accelerator.
         let others = json!({ "instance_uuid": G2 });
         send(Method::PUT, path, "admin", others).await.expect(200);
         let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
@@ -118,14 +119,14 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
         let shown = send(Method::GET, path, "admin", json!({})).await.expect(200).body;
         assert_eq!(shown["instance_uuid"], G2, "it is still there");
         send(Method::DELETE, path, "admin", json!({})).await.expect(204);
-        // The host, and the record itself, are the administrator's.
+        // Only the administrator may attach it to the host or purge the record.
         let none = json!({});
         for (method, path) in [(Method::PUT, path), (Method::DELETE, path), (Method::DELETE, &gone)] {
             send(method.clone(), path, "member", none.clone()).await.expect(403);
             let done = send(method, path, "admin", none.clone()).await;
             assert!(done.status < 300, "{}", done.body);
         }
-        // And so is what a device is by itself.
+        // Only the administrator may create the accelerator of a device.
         let named = json!({ "name": "mine", "uuid": device });
         send(Method::POST, "/accelerators", "member", named).await.expect(403);
         send(Method::POST, &format!("/accelerators/{device}"), "member", json!({ "name": "mine" }))
@@ -135,7 +136,7 @@ async fn an_accelerator_is_changed_by_the_administrator_or_as_configured_by_its_
 }
 
 #[tokio::test]
-async fn who_may_do_what_is_as_the_list_says() {
+async fn each_role_may_do_what_the_data_file_says() {
     let mut service = service().await;
     let card = provider(&service, QAT).await;
     service.reconfigure("[api]\n", "[api]\nidentity = \"headers\"\n");
@@ -152,7 +153,7 @@ async fn who_may_do_what_is_as_the_list_says() {
     assert_eq!(made["arqs"][0]["project_id"], "p");
     let id = |at: usize| made["arqs"][at]["uuid"].as_str().unwrap().to_owned();
     let (bound, free) = (id(0), id(1));
-    // A service binds for the user whose project it is.
+    // A service binds a request on behalf of a member of the project.
     send(Method::PATCH, ARQS, "service", json!({ (&bound): target(&card, G1) })).await.expect(202);
     let path = format!("{ARQS}/{bound}");
     let is_bound =
@@ -180,7 +181,8 @@ async fn who_may_do_what_is_as_the_list_says() {
         }
         assert!(asked > 0, "{case}");
     }
-    // What one was answered is not told to who knows the key, and keeps nobody from a key of that name.
+    // A stored response is not returned to another caller with the same key, and each caller can use the key
+    // independently.
     let once = async |who: &str, body: Value| {
         let mut headers = headers(who);
         headers.push(("idempotency-key".to_owned(), "k1".to_owned()));
@@ -212,7 +214,7 @@ async fn who_may_do_what_is_as_the_list_says() {
         all.as_array().unwrap().len()
     };
     assert_eq!((list("reader").await, list("other member").await, list("other admin").await), (2, 0, 2));
-    // Why a bind failed names devices, which members may not know of.
+    // The reason of a failed bind names devices, which members may not see.
     let failing =
         send(Method::POST, ARQS, "member", json!({ "device_profile_name": "qat" })).await.expect(201).body;
     let ids: Vec<_> =
@@ -227,7 +229,7 @@ async fn who_may_do_what_is_as_the_list_says() {
         (None, true)
     );
     service.sim("fault clear");
-    // What holds nothing is a member's to delete; what is being bound in the same moment is not.
+    // A member may delete a request without a device. A concurrent bind and DELETE must not both succeed.
     send(Method::DELETE, &path, "member", Value::Null).await.expect(204);
     for _ in 0..20 {
         let body = json!({ "device_profile_name": "qat" });
@@ -252,7 +254,7 @@ async fn who_may_do_what_is_as_the_list_says() {
         }
     }
     send(Method::DELETE, &format!("{ARQS}/{}", ids[1]), "member", Value::Null).await.expect(204);
-    // What a bind says whose it is, is so.
+    // A service can set the project of a request when it binds it.
     let mut given = target(&card, G1);
     given.as_array_mut().unwrap().push(json!({ "op": "add", "path": "/project_id", "value": "q" }));
     let mut latest = headers("service");

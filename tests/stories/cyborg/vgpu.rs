@@ -8,16 +8,16 @@ use super::{
     ARQS, G1, G2, G3, GPU, QAT, becomes, nowhere, patch, profile, provider, requests, service, shown, target,
 };
 
-/// The mediated devices of the card, by UUID.
+/// Returns the UUIDs of the card's mediated devices.
 async fn mdevs(service: &Hotslot) -> Vec<String> {
     let shown = service.get(&format!("/v2.1/os-hypervisors/1/pci_devices/{GPU}")).await.expect(200).body;
     let mdevs = shown["pci_device"]["mdevs"].as_array().unwrap().clone();
     mdevs.iter().map(|mdev| mdev["uuid"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What a host without such hardware can show: its driver's part is simulated.
+/// The mediated devices are simulated, because no such hardware is needed to test the API.
 #[tokio::test]
-async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
+async fn a_vgpu_is_created_for_a_request_and_removed_with_it() {
     let mut service = service().await;
     profile(&service, "any", json!([{ "resources:VGPU": "2", "trait:CUSTOM_GOLD": "required" }])).await;
     for (name, wanted) in [("by-id", "CUSTOM_NVIDIA_233"), ("by-name", "CUSTOM_NVIDIA_1EB8_T4_8Q")] {
@@ -28,7 +28,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
     profile(&service, "whole", json!([{ "resources:PGPU": "1" }])).await;
     let card = provider(&service, GPU).await;
 
-    // Into a running guest, by hot-plug; one of another in the same card, into a definition.
+    // Hot-plug into a running guest, and a second vGPU of the same card into a definition.
     let (eight, second) =
         (requests(&service, "by-id").await.remove(0), requests(&service, "by-name").await.remove(0));
     patch(&service, &eight, target(&card, G1)).await.expect(202);
@@ -45,7 +45,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
     patch(&service, &second, target(&card, G3)).await.expect(202);
     becomes(&service, &second, "Bound").await;
 
-    // The card is in parts: it is nobody's as a whole, and no more of them can be made.
+    // The card has mediated devices, so it cannot be assigned as a whole, and it has no capacity left.
     let whole = requests(&service, "whole").await.remove(0);
     patch(&service, &whole, target(&card, G2)).await.expect(202);
     let failed = becomes(&service, &whole, "BindFailed").await;
@@ -62,7 +62,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
     let none = patch(&service, &other, target(&provider(&service, QAT).await, G1)).await.expect(400);
     assert!(none.fault_string().contains("not VGPU"), "{}", none.fault_string());
 
-    // A guest that keeps it, a service that is killed, an unbind, a delete.
+    // A guest refuses the unplug, the service is killed, and then an unbind and a DELETE succeed.
     service.sim("guest g1 unplug=refuse");
     patch(&service, &eight, nowhere()).await.expect(409);
     assert_eq!(shown(&service, &eight).await["state"], "UnbindFailed");
@@ -76,7 +76,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
     service.delete(&format!("{ARQS}/{second}")).await.expect(204);
     assert_eq!(mdevs(&service).await, Vec::<String>::new());
 
-    // Of any type: two of one card are of one type, and they come and go by their server.
+    // A request for any type: two vGPUs of one card have one type, and both are deleted by server.
     let any = requests(&service, "any").await;
     let both = json!({ (&any[0]): target(&card, G1), (&any[1]): target(&card, G1) }).to_string();
     service.send(Method::PATCH, ARQS, Some(("application/json", both))).await.expect(202);
@@ -91,7 +91,7 @@ async fn a_vgpu_is_made_for_a_request_and_goes_with_it() {
 }
 
 #[tokio::test]
-async fn killed_at_any_step_of_a_vgpu_it_is_bound_or_nothing_is_left_of_it() {
+async fn a_kill_at_any_step_leaves_a_vgpu_bound_or_removed() {
     let mut service = service().await;
     profile(&service, "vgpu", json!([{ "resources:VGPU": "1" }])).await;
     let arq = requests(&service, "vgpu").await.remove(0);

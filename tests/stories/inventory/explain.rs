@@ -19,7 +19,7 @@ pub(super) fn result<'a>(run: &'a Value, check: &str, device: Option<&str>) -> &
 }
 
 #[tokio::test]
-async fn a_dry_run_lists_every_check_and_touches_nothing() {
+async fn a_dry_run_lists_every_check_and_changes_nothing() {
     let service = Hotslot::bare(&host("small"), EVERYTHING, live_on).await;
     let run = dry_run(&service, Q35, "vf:2").await;
     assert_eq!(run["would_attach"], true, "{run:#}");
@@ -31,7 +31,7 @@ async fn a_dry_run_lists_every_check_and_touches_nothing() {
         assert_eq!(result(&run, check, None), "pass", "{check}");
     }
 
-    // One of the two is needed by the host.
+    // The host needs one of the two devices.
     let run = dry_run(&service, Q35, "nvme:1,spare:1").await;
     assert_eq!(run["would_attach"], false);
     assert_eq!(run["pci_devices"], json!([]));
@@ -46,7 +46,7 @@ async fn a_dry_run_lists_every_check_and_touches_nothing() {
 }
 
 #[tokio::test]
-async fn it_is_explained_why_a_device_is_offered_or_not_and_what_an_alias_would_take() {
+async fn devices_and_aliases_are_explained() {
     let service = Hotslot::bare(
         &host("small"),
         &EVERYTHING.replace("'{}'", "'{\"vendor_id\": \"10de\"}', '{}', '{\"vendor_id\": \"8086\"}'"),
@@ -90,7 +90,7 @@ async fn it_is_explained_why_a_device_is_offered_or_not_and_what_an_alias_would_
 }
 
 #[tokio::test]
-async fn a_function_that_nothing_lists_is_explained_too() {
+async fn a_function_without_a_device_spec_is_explained() {
     for pci in ["", "device_spec = ['{\"product_id\": \"10d3\"}']\n"] {
         let alias = r#"alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']"#;
         let service = Hotslot::bare(&host("small"), &format!("[pci]\n{pci}{alias}\n"), |_| ()).await;
@@ -106,7 +106,7 @@ async fn a_function_that_nothing_lists_is_explained_too() {
 }
 
 #[tokio::test]
-async fn of_the_alternatives_the_guest_gets_one_that_it_has_a_port_for() {
+async fn an_alternative_with_a_free_port_is_chosen() {
     let service = Hotslot::on("small").await;
     for (vendor, product) in [("1234", "11e8"), ("8086", "10d3")] {
         let alias = json!({ "alias": { "name": "mixed", "vendor_id": vendor, "product_id": product } });

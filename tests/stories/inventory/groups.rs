@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::explain::{dry_run, result};
 
 #[tokio::test]
-async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
+async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
@@ -16,9 +16,10 @@ async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
     .await;
     let refused = service.attach(Q35, "pair:1").await.expect(409);
     assert!(refused.message().contains("IOMMU group 18"), "{}", refused.message());
-    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was changed");
     assert!(refused.message().contains("virsh nodedev-detach pci_0000_06_00_1"), "{}", refused.message());
-    // The advice works at once, though no event tells of a driver; and whoever took it has to give it back.
+    // The advised command takes effect at once, although libvirt sends no event for it. The operator must rebind the
+    // driver.
     service.sim("device driver 0000:06:00.1 vfio-pci");
     let one = service.attach(Q35, "pair:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(one["address"], "0000:06:00.0");
@@ -32,7 +33,7 @@ async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
     assert_eq!(of("address"), ["0000:06:00.0", "0000:06:00.1"]);
     assert_eq!(of("whole_group"), [true, true]);
     service.delete(&path(&devices[0])).await.expect(200);
-    // The other half is still in the guest: the group must not meet a host driver.
+    // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_eq!(service.functions().await["0000:06:00.0"]["driver"], "vfio-pci");
     service.delete(&path(&devices[1])).await.expect(200);
     service
@@ -44,7 +45,7 @@ async fn a_group_with_a_busy_sibling_is_refused_and_given_whole_when_asked() {
     service.expect_clean().await;
 }
 
-/// The card with two functions in one IOMMU group, both with a host driver, and nothing else.
+/// Configuration that offers only the card with two functions in one IOMMU group, both bound to a host driver.
 const CARD: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
                     alias = ['{\"name\": \"a1\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";
 
@@ -56,7 +57,7 @@ async fn candidates(service: &Hotslot, query: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_dry_run_names_who_holds_a_member_of_the_group_and_not_to_unbind_it() {
+async fn a_dry_run_names_the_holder_of_a_group_member() {
     let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
     let uuid = service.device("0000:06:00.1").await["uuid"].clone();
     let body = json!({ "name": "a", "uuid": uuid });
@@ -75,9 +76,9 @@ async fn a_dry_run_names_who_holds_a_member_of_the_group_and_not_to_unbind_it() 
 }
 
 #[tokio::test]
-async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag() {
+async fn a_request_for_all_functions_of_a_group_needs_no_flag() {
     let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
-    // One alone is refused, and what helps comes in this order.
+    // One function alone is refused. The message lists the remedies in this order.
     let refused = service.attach(Q35, "a1:1").await.expect(409);
     let place = |text: &str| {
         refused.message().find(text).unwrap_or_else(|| panic!("no {text}: {}", refused.message()))
@@ -100,7 +101,7 @@ async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag()
     assert_eq!(result(&run, "group-viable", Some("0000:06:00.0")), "pass");
     let places: Vec<_> = candidates(&service, "alias=a1&count=2").await;
     assert_eq!(places.iter().map(|line| line["place"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1)]);
-    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was touched");
+    assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was changed");
 
     let answer = service.attach(Q35, "a1:2").await.expect(200).body;
     let devices = answer["pci_devices"].as_array().unwrap();
@@ -108,14 +109,14 @@ async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag()
         devices.iter().map(|device| device["address"].clone()).collect::<Vec<_>>(),
         ["0000:06:00.0", "0000:06:00.1"]
     );
-    // With everything in use no other way of asking helps.
+    // When all devices are in use, no other form of the request helps.
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "a1:1", "whole_group": true } });
     let refused = service.post(&attachments(Q35), body).await.expect(400);
     assert!(refused.message().contains("detach one"), "{}", refused.message());
     assert!(!refused.message().contains("without whole_group"), "{}", refused.message());
 
     service.delete(&path(&devices[0])).await.expect(200);
-    // The other half is still in the guest: the group must not meet a host driver.
+    // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_ne!(service.functions().await["0000:06:00.0"]["driver"], "e1000e");
     service.delete(&path(&devices[1])).await.expect(200);
     service
@@ -128,9 +129,9 @@ async fn a_request_for_all_busy_functions_of_a_group_takes_them_without_a_flag()
 }
 
 #[tokio::test]
-async fn a_group_is_taken_whole_when_nothing_else_makes_up_the_number() {
+async fn a_whole_group_is_taken_when_needed_for_the_count() {
     let service = Hotslot::on("small").await;
-    // One device is alone in its group; two are the card, three are all.
+    // One device is alone in its group, two are the card, and three are all of them.
     for (count, wanted) in [
         (1, vec!["0000:05:00.0"]),
         (2, vec!["0000:06:00.0", "0000:06:00.1"]),

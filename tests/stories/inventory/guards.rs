@@ -4,7 +4,8 @@ use std::path::Path;
 
 use hotslot_tests::{Hotslot, Q35, host};
 
-/// The files of a host whose root is on the NVMe 0000:07:00.0, and whose default route is over 0000:05:00.0.
+/// Writes the files of a host whose root file system is on the NVMe 0000:07:00.0 and whose default route uses
+/// 0000:05:00.0.
 pub(super) fn live_on(host: &Path) {
     let root = host.join("root");
     let file = |path: &str, text: &str| {
@@ -52,9 +53,9 @@ alias = [
 "#;
 
 #[tokio::test]
-async fn what_the_host_lives_on_is_refused_though_a_device_spec_matches_everything() {
+async fn guarded_devices_are_refused_although_a_device_spec_matches() {
     let service = Hotslot::bare(&host("small"), EVERYTHING, live_on).await;
-    // Another NVMe is given.
+    // An NVMe that the host does not need can be attached.
     service.attach(Q35, "spare:1").await.expect(200);
     let refused = service.attach(Q35, "nvme:1").await.expect(409);
     assert!(refused.message().contains("0000:07:00.0"), "{}", refused.message());
@@ -75,7 +76,7 @@ async fn a_guard_is_overridden_by_name_with_a_warning() {
     service.attach(Q35, "nvme:1").await.expect(200);
 }
 
-/// A host that is another machine.
+/// Marks the host as a remote machine.
 fn far_away(host: &Path) {
     let file = host.join("host.toml");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -83,7 +84,7 @@ fn far_away(host: &Path) {
 }
 
 #[tokio::test]
-async fn of_a_remote_host_what_may_carry_it_is_offered_only_by_its_address() {
+async fn storage_and_nics_of_a_remote_host_are_offered_only_by_address() {
     let service = Hotslot::bare(&host("small"), EVERYTHING, far_away).await;
     for (alias, address) in [("nvme", "0000:07:00.0"), ("nic", "0000:05:00.0"), ("spare", "0000:08:00.0")] {
         let refused = service.attach(Q35, &format!("{alias}:1")).await.expect(409);
@@ -96,7 +97,7 @@ async fn of_a_remote_host_what_may_carry_it_is_offered_only_by_its_address() {
             assert!(refused.message().contains(says), "{says}: {}", refused.message());
         }
     }
-    // VFs are made to be given away.
+    // VFs are not guarded on a remote host.
     service.attach(Q35, "vf:1").await.expect(200);
     let explained = service.get("/v2.1/os-hypervisors/node1/pci_devices/0000:07:00.0").await.expect(200).body
         ["pci_device"]
@@ -111,7 +112,7 @@ async fn of_a_remote_host_what_may_carry_it_is_offered_only_by_its_address() {
     let service = Hotslot::bare(&host("small"), &named, far_away).await;
     service.attach(Q35, "nvme:1").await.expect(200);
     service.attach(Q35, "spare:1").await.expect(200);
-    // A pattern is no address.
+    // A pattern does not count as an address.
     let refused = service.attach(Q35, "nic:1").await.expect(409);
     assert!(refused.message().contains("0000:05:00.0"), "{}", refused.message());
 }

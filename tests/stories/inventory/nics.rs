@@ -15,7 +15,7 @@ alias = [
 ]
 "#;
 
-/// Makes a vDPA device of the first VF, which the running guest i440fx has by its character device.
+/// Adds a vDPA device on the first VF, whose character device the running guest i440fx uses.
 fn with_vdpa(host: &Path) {
     let node = "<device><name>vdpa_vdpa0</name>\
                 <path>/sys/devices/pci0000:00/0000:00:10.0/0000:04:10.0/vdpa0</path>\
@@ -29,7 +29,7 @@ fn with_vdpa(host: &Path) {
 }
 
 #[tokio::test]
-async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
+async fn a_vf_with_a_vdpa_device_is_not_assignable() {
     let service = Hotslot::bare(&host("small"), NICS, with_vdpa).await;
     let vf = service.device("0000:04:10.0").await;
     assert_eq!(
@@ -47,12 +47,12 @@ async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
     let withheld = shown["pci_device"]["withheld"].as_str().unwrap();
     assert!(withheld.contains("in domain i440fx") && !withheld.contains("vdpa dev del"), "{withheld}");
 
-    // The other VF is given, this one is not.
+    // The other VF is attached, and this one is not.
     service.attach(Q35, "vf:2").await.expect(400);
     let other = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(other["address"], "0000:04:10.2");
     service.delete(&path(&other)).await.expect(200);
-    // Nor is its PF, which would take it from the guest.
+    // The PF is refused too, because the guest would lose the VF.
     let refused = service.attach(Q35, "pf:1").await.expect(409);
     assert!(refused.message().contains("in domain i440fx"), "{}", refused.message());
 
@@ -69,9 +69,9 @@ async fn a_vf_that_carries_a_vdpa_device_is_vdpa_and_given_to_nobody() {
 }
 
 #[tokio::test]
-async fn what_nova_records_of_a_nic_is_recorded() {
+async fn extra_info_of_nics_matches_nova() {
     let service = Hotslot::bare(&host("small"), NICS, |host| {
-        // A VF whose PF has no address is a plain function to Nova; the host starts all the same.
+        // A VF whose PF has no address is a plain function, as in Nova, and does not prevent the start.
         let document = host.join("devices/pci_0000_04_10_2.xml");
         let text = fs::read_to_string(&document).unwrap();
         let address = "<address domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>";
@@ -94,10 +94,10 @@ async fn what_nova_records_of_a_nic_is_recorded() {
             "sriov": { "pf_mac_address": "52:54:00:aa:00:01", "vf_num": 0 },
         })
     );
-    assert_eq!(vf["extra_info"]["mac_address"], Value::Null, "that is a PF's");
+    assert_eq!(vf["extra_info"]["mac_address"], Value::Null, "only a PF has a MAC address");
     assert_eq!(service.device("0000:04:10.2").await["dev_type"], "type-PCI");
 
-    // What a guest has keeps what was known of it, and pools do not tell devices apart by it.
+    // A device in a guest keeps its recorded facts, and pools ignore these keys.
     let attached = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let extra_info = &service.device("0000:04:10.0").await["extra_info"];
     assert_eq!(extra_info["capabilities"], vf["extra_info"]["capabilities"]);
@@ -108,7 +108,7 @@ async fn what_nova_records_of_a_nic_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_network_vf_carries_its_mac_and_vlan() {
+async fn a_network_vf_gets_its_mac_and_vlan() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = [\
@@ -139,7 +139,7 @@ async fn a_network_vf_carries_its_mac_and_vlan() {
     assert!(refused.message().contains("take another"), "{}", refused.message());
     ask("vf:1", json!({ "physical_network": "physnet1" })).await.expect(400);
     ask("pf:1", json!({ "vlan": 1 })).await.expect(400);
-    // Without a MAC one is made up.
+    // Without a MAC address, one is generated.
     let answer = ask("vf:1", json!({ "vlan": 7 })).await.expect(200).body;
     assert!(answer["pci_devices"][0]["mac_address"].as_str().unwrap().starts_with("fa:16:3e:"));
 
@@ -149,7 +149,7 @@ async fn a_network_vf_carries_its_mac_and_vlan() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_goes() {
+async fn devname_follows_the_network_interface() {
     let service = Hotslot::bare(
         &host("small"),
         "[pci]\ndevice_spec = ['{\"devname\": \"eth0\"}']\n\
@@ -163,12 +163,12 @@ async fn a_device_that_is_named_by_its_interface_is_followed_as_that_comes_and_g
     };
     assert_eq!(listed().await, 1);
     let id = service.device("0000:05:00.0").await["id"].clone();
-    // With a guest it has no interface, and is the same device all the time.
+    // While it is in a guest, the NIC has no interface, but it is still the same device.
     let answer = service.attach(Q35, "nic:1").await.expect(200).body;
     assert_eq!(service.device("0000:05:00.0").await["gone_at"], Value::Null);
     service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
     assert_eq!(service.device("0000:05:00.0").await["id"], id);
-    // Its driver comes back a moment later, and would undo what is done to it before.
+    // Wait until the driver is rebound, because that would undo the following changes.
     let back = async || service.functions().await["0000:05:00.0"]["driver"] == "e1000e";
     service.until("its driver is back", back).await;
     for (line, count) in [("device driver pci_0000_05_00_0", 0), ("device driver pci_0000_05_00_0 e1000e", 1)]

@@ -16,32 +16,32 @@ async fn repair(service: &Hotslot) -> Vec<Value> {
     service.post("/v2.1/drift", json!({})).await.expect(200).body["drift"].as_array().unwrap().clone()
 }
 
-/// Whether `found` says all that `expected` says.
+/// Whether `found` has all members of `expected`.
 fn says(found: &Value, expected: &Value) -> bool {
     expected.as_object().unwrap().iter().all(|(key, value)| found[key] == *value)
 }
 
-/// The file in which the simulated host keeps a domain.
+/// Returns the file in which the simulated host keeps a domain.
 fn saved_domain(service: &Hotslot, server: &str) -> PathBuf {
     service.host_dir().join("state/domains").join(format!("{server}.json"))
 }
 
-/// The definition of a server, as the simulated host keeps it.
+/// Returns the persistent definition of a server, as the simulated host keeps it.
 fn definition(service: &Hotslot, server: &str) -> String {
     let saved = fs::read_to_string(saved_domain(service, server)).unwrap();
     let saved: Value = serde_json::from_str(&saved).unwrap();
     saved["persistent"].as_str().unwrap().to_owned()
 }
 
-/// Defines a domain, as somebody with `virsh` does.
+/// Defines a domain, as `virsh define` does.
 fn define(service: &Hotslot, xml: &str) {
     let file = service.host_dir().join("defined.xml");
     fs::write(&file, xml).unwrap();
     service.sim(&format!("define {}", file.display()));
 }
 
-/// Ends the record of every mediated device in the database, and with it the hold on the card, while the service is
-/// killed; the host and its domains keep them.
+/// Kills the service, ends the records of all mediated devices in the database and frees the card. The host and its
+/// domains keep the devices.
 async fn end_records(service: &mut Hotslot, end: &'static str) {
     service.kill();
     service.in_the_database(end).await;
@@ -60,12 +60,12 @@ const FAILED: &str = "UPDATE mdevs SET state = 'failed', state_reason = 'refused
     inner_source = NULL, ended_at = created_at";
 
 #[tokio::test]
-async fn what_was_made_although_its_create_was_refused_is_taken_away() {
+async fn a_mediated_device_made_by_a_failed_create_is_removed() {
     let service = service().await;
     let two = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     let refused = "create-mdev fail at=after text=mdevctl was killed";
     let second = "create-mdev fail at=after nth=2 text=mdevctl was killed";
-    // The look that is to tell may fail too: the first one chooses the card.
+    // The read after the failed create may fail too; the first read chooses the card.
     for faults in [vec![refused], vec![second], vec![refused, "mdevs fail nth=2"]] {
         // A comparison in the background may run into a fault that is meant for the attach.
         let mut message = String::new();
@@ -92,13 +92,13 @@ async fn what_was_made_although_its_create_was_refused_is_taken_away() {
 }
 
 #[tokio::test]
-async fn a_mediated_device_whose_record_has_ended_is_taken_away_unless_a_domain_has_it() {
+async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G3).await.expect(200).body;
     let uuid = attached["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     end_records(&mut service, DETACHED).await;
-    // Somebody gave it to the domain by hand.
+    // Somebody added the device to the domain by hand.
     let file = saved_domain(&service, G3);
     let saved = fs::read_to_string(&file).unwrap();
     let by_hand = saved.replace(&format!("<alias name='ua-{uuid}'/>"), "");
@@ -115,21 +115,21 @@ async fn a_mediated_device_whose_record_has_ended_is_taken_away_unless_a_domain_
 
     let original = fs::read_to_string(service.host_dir().join("domains/g3.xml")).unwrap();
     define(&service, &original);
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("the mediated device is removed", async || uuids(&service).await == [FIRST]).await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     expect_untouched(&service).await;
 
-    // One that no domain has goes with the start.
+    // A device that no domain has is removed at the start of the service.
     attach(&service, &path, G3).await.expect(200);
     end_records(&mut service, DETACHED).await;
     fs::remove_file(saved_domain(&service, G3)).unwrap();
     service.start_again().await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("the mediated device is removed", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
 }
 
 #[tokio::test]
-async fn a_document_with_one_whose_record_has_ended_is_told_and_repaired() {
+async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
     let uuid = |attached: Answer| attached.body["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
@@ -199,7 +199,7 @@ async fn a_document_with_one_whose_record_has_ended_is_told_and_repaired() {
 }
 
 #[tokio::test]
-async fn what_documents_say_otherwise_of_one_is_told_as_of_an_attachment() {
+async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     const G4: &str = "20000000-0000-4000-8000-000000000004";
     let mut service = service().await;
     let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
@@ -228,7 +228,7 @@ async fn what_documents_say_otherwise_of_one_is_told_as_of_an_attachment() {
     assert!(repair(&service).await.iter().all(|finding| finding["repaired"] == true));
     assert_eq!(service.plugged(), [id, id]);
 
-    // A copy of the definition, alias and all, and one with an alias of which there is no record.
+    // A copy of the definition with the same alias, and one with an alias that has no record.
     let copy = with_it.replace(G1, G4).replace("<name>g1</name>", "<name>g4</name>");
     define(&service, &copy);
     let conflict = json!({ "kind": "conflict", "attachment_id": id, "server_id": G4, "done": null });
@@ -243,7 +243,7 @@ async fn what_documents_say_otherwise_of_one_is_told_as_of_an_attachment() {
     service.until("g4 is gone", async || drift(&service).await.is_empty()).await;
     assert_eq!(service.plugged(), [id, id]);
 
-    // The running guest has lost it, and its definition has not.
+    // The running guest has lost the device, and its definition has not.
     service.kill();
     let file = saved_domain(&service, G1);
     let mut saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();

@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 use super::drift::drift;
 use super::{FOUR, G1, G2, G3, PCI, attach, expect_untouched, made, service, status};
 
-/// The service, which gives calls that change something up after half a second.
+/// A service with a time limit of half a second for calls that change something.
 async fn impatient() -> Hotslot {
     Hotslot::bare(&host("accelerators"), &format!("[libvirt]\nattach_timeout = 0.5\n{PCI}"), |_| ()).await
 }
 
-/// How soon what a late call did must be settled.
+/// The time within which the effect of a late call must be settled.
 const SOON: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone() {
+async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
     for (fault, server) in [
         ("create-mdev hang", G1),
         ("create-mdev hang at=after", G1),
@@ -40,7 +40,7 @@ async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone
         }
         let refused = service.delete(&path).await.expect(409);
         assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
-        // What is looked at meanwhile changes nothing.
+        // Reconciliation in the meantime changes nothing.
         tokio::time::sleep(Duration::from_millis(1300)).await;
         assert_eq!(status(&service, &path).await, "detaching", "{fault}");
         service.sim("fault clear");
@@ -56,7 +56,7 @@ async fn while_a_call_is_out_that_may_make_or_plug_one_it_is_not_said_to_be_gone
 }
 
 #[tokio::test]
-async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
+async fn an_overdue_removal_is_settled_when_it_returns() {
     for fault in ["destroy-mdev hang", "destroy-mdev hang at=after", "detach hang"] {
         let service = impatient().await;
         let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
@@ -73,11 +73,11 @@ async fn one_whose_removal_is_out_is_settled_when_that_comes_back() {
     }
 }
 
-/// Every call to the host fails, is lost, or is the last one of a service that is killed; whatever was cut off, in the
-/// end it is whole or gone, and nothing is left of it.
+/// Every call to the host fails, is lost, or is the last one before the service is killed. In the end, all devices are
+/// attached or none, and nothing is left behind.
 #[tokio::test]
-async fn at_every_step_it_is_whole_or_gone() {
-    // The fault, and how many calls it befalls at least: of an attach, of a detach.
+async fn a_fault_at_any_step_leaves_all_or_nothing() {
+    // The fault, and the minimum number of calls that it hits in an attach and in a detach.
     let faults = [
         ("any fail nth={} text=refused", 10, 5),
         ("any fail nth={} at=after text=refused", 10, 5),
@@ -98,7 +98,7 @@ async fn at_every_step_it_is_whole_or_gone() {
 }
 
 #[tokio::test]
-async fn at_every_step_on_postgresql_too() {
+async fn a_kill_at_any_step_on_postgresql_leaves_all_or_nothing() {
     let walks = [false, true].map(async |goes| {
         let service = service().await.moved_to(&postgres::database().await).await;
         assert!(walk(service, "any kill nth={} at=after", goes).await >= 5, "detach {goes}");
@@ -106,7 +106,8 @@ async fn at_every_step_on_postgresql_too() {
     join_all(walks).await;
 }
 
-/// Lets a fault befall the first call of an attach or detach of two, then the second, and so on; answers how many.
+/// Injects a fault into the first call of an attach or detach of two devices, then into the second, and so on. Returns
+/// the number of calls.
 async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
     let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     for nth in 1.. {
@@ -115,7 +116,7 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
             attach(&service, &path, G1).await.expect(200);
         }
         let start = service.log_length();
-        // It may strike before that is answered, or as it is taken back.
+        // The control call may fail when the fault kills the service first.
         let _ = control(&service.host_dir(), &format!("fault {}", fault.replace("{}", &nth.to_string())));
         let asked = json!({ "instance_uuid": G1 }).to_string();
         let (method, body) = match detach {
@@ -125,9 +126,9 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
         let _ = service.try_send(method, &path, body).await;
         if service.ended(Duration::from_millis(100)).await
             || control(&service.host_dir(), "fault clear").is_err()
-            // It may have struck in the very moment.
+            // The fault may have struck at this very moment.
             || service.ended(Duration::from_millis(20)).await
-            // On a busy machine it takes its time to die.
+            // On a busy machine, the process takes some time to die.
             || fault.contains(" kill ")
                 && service.log_from(start).contains("a fault applies to ")
                 && service.ended(Duration::from_secs(10)).await
@@ -136,7 +137,7 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
             service.start_again().await;
         }
         let struck = service.log_from(start).contains("a fault applies to ");
-        // Of a detach that was cut off, one may have gone and one be left: that is no attachment.
+        // An interrupted detach may leave one device, which counts as `error` and not as `attached`.
         let states: &[&str] =
             if detach { &["available", "attached", "error"] } else { &["available", "attached"] };
         let settled = async || states.contains(&status(&service, &path).await.as_str());
@@ -149,7 +150,7 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
         let goes = async || service.delete(&path).await.status == 204;
         service.until(&format!("it goes: {place}"), goes).await;
         if fault.contains("crash") {
-            // It may run still.
+            // The guest may still be running.
             let _ = control(&service.host_dir(), "start g1");
         }
         expect_untouched(&service).await;

@@ -1,4 +1,4 @@
-//! The list of accelerators, and its order.
+//! The list of accelerators and its order.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::http::body::{Page, Pairs};
 use crate::http::error::Fault;
 use crate::http::identity::{Identity, Role};
 
-/// The members of an accelerator by which Cyborg's clients may have them sorted.
+/// The keys by which the list can be sorted.
 const SORT_KEYS: [&str; 18] = [
     "uuid",
     "name",
@@ -36,7 +36,7 @@ const SORT_KEYS: [&str; 18] = [
     "updated_at",
 ];
 
-/// The order that Cyborg's clients ask for; without a key that in which they were made.
+/// The requested order of the list. Without a key, the list is in order of creation.
 #[derive(Default)]
 struct Order {
     key: Option<String>,
@@ -51,17 +51,19 @@ impl Order {
                 ("sort_key", name) if SORT_KEYS.contains(&name) => order.key = Some(value),
                 ("sort_key", _) => {
                     let known = SORT_KEYS.join(", ");
-                    return Err(Error::Invalid(format!("sort_key {value}: name one of {known}")));
+                    return Err(Error::Invalid(format!("invalid sort_key {value}: expected one of {known}")));
                 }
                 ("sort_dir", "asc") => order.descending = false,
                 ("sort_dir", "desc") => order.descending = true,
                 ("sort_dir", _) => {
-                    return Err(Error::Invalid(format!("sort_dir {value}: write asc or desc")));
+                    return Err(Error::Invalid(format!("invalid sort_dir {value}: expected asc or desc")));
                 }
-                // The administrator is shown those of all projects in any case, and nobody else is.
+                // The key has no effect: the administrator always sees all projects, and other users never do.
                 ("all_tenants", "true" | "false" | "True" | "False") => {}
                 ("all_tenants", _) => {
-                    return Err(Error::Invalid(format!("all_tenants {value}: write true or false")));
+                    return Err(Error::Invalid(format!(
+                        "invalid all_tenants {value}: expected true or false"
+                    )));
                 }
                 _ => {
                     return Err(Error::Invalid(format!(

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::http::body::{links, time};
 use crate::http::identity::Identity;
 
-/// An accelerator on the wire: the seed's two keys, and more.
+/// Returns an accelerator as JSON: the keys of Cyborg's first API, and those that hotslot adds.
 pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
     let (row, spec) = (&view.row, view.spec());
     let (status, reason) = view.status();
@@ -27,13 +27,13 @@ pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &
     let function = first
         .and_then(|held| held.found.clone())
         .or_else(|| device.and_then(|device| known_function(service, device)));
-    // Of one that is held, what was not heard from its host now is not said.
+    // Report the driver of a held device only from a fresh host read, never from the cache.
     let driver = match first {
         Some(held) => held.found.as_ref(),
         None => function.as_ref(),
     };
     let driver = driver.and_then(|function| function.driver.clone());
-    // Without a spec it is what its device is.
+    // Without a spec, the device determines the device type.
     let of_device = function.as_ref().filter(|_| row.spec.is_none());
     let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
     let mut acc_specs = spec.shown();
@@ -75,12 +75,12 @@ pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &
     shown
 }
 
-/// Whether a client speaks to Cyborg's first version.
+/// Whether the request uses the prefix `/v1`.
 pub(super) fn is_v1(uri: &OriginalUri) -> bool {
     uri.path().starts_with("/v1")
 }
 
-/// A device as its host had it when it was last read.
+/// Returns a device as it was at the last read of its host.
 fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
     service.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
 }
@@ -122,7 +122,7 @@ fn described(service: &Service, held: &Held) -> Value {
     shown
 }
 
-/// One accelerator, with the tag of its spec.
+/// Returns the response for one accelerator, with the `ETag` of its spec.
 pub(super) async fn one(
     service: &Service,
     identity: &Identity,
@@ -137,8 +137,8 @@ pub(super) async fn one(
     ([(header::ETAG, tag)], Json(shown)).into_response()
 }
 
-/// Whether a server is a caller's to change: any is the administrator's, and those that Nova made for a project are its
-/// members'.
+/// Whether the caller may change a server. The administrator may change every server, and the members of a project
+/// those that Nova created for the project.
 pub(super) async fn is_theirs(
     service: &Service,
     identity: &Identity,
@@ -156,10 +156,10 @@ pub(super) async fn is_theirs(
     Ok(project.is_some_and(|project| identity.sees(Some(&project))))
 }
 
-/// Leaves out of what is shown where an accelerator is, when that is a server of which the caller is not to know.
+/// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
 pub(super) async fn hide(service: &Service, identity: &Identity, view: &View, shown: &mut Value) {
     let Some(server) = view.server() else { return };
-    // Services may ask for any server.
+    // Services may see every server.
     if identity.needs_service().is_ok() || is_theirs(service, identity, server).await.unwrap_or(false) {
         return;
     }

@@ -1,4 +1,4 @@
-//! `accelerator_requests`: one device each, asked for by a device profile, bound to a server.
+//! `accelerator_requests` (ARQs): each requests one device by a device profile, and can be bound to a server.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct ArqPath {
 fn id(text: &str) -> Result<ArqId, Error> {
     text.trim().parse().map_err(|_| {
         let shown: String = text.chars().take(80).collect();
-        Error::Invalid(format!("`{shown}` is no UUID of an accelerator request"))
+        Error::Invalid(format!("`{shown}` is not the UUID of an accelerator request"))
     })
 }
 
@@ -62,7 +62,7 @@ fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
     let (kind, uuid) = match handle.map(|(by, _)| by) {
         Some(Assignment::Attachment(row)) => ("PCI", Some(row.id)),
         Some(Assignment::Mdev(row)) => ("MDEV", Some(row.id)),
-        // Requests are for servers.
+        // Requests are bound to servers only, so their handle is never a binding.
         Some(Assignment::Binding(_)) | None => ("", None),
     };
     let state = view.state();
@@ -82,7 +82,7 @@ fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
         "updated_at": row.updated_at.map(time),
         "links": links(headers, "accelerator_requests", row.id),
     });
-    // Cyborg has no word for it; who reads its log knows. It names devices, which not everyone may know of.
+    // Cyborg has no such key. The reason names devices, so only services and the administrator see it.
     if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason)
         && identity.reach().service
     {
@@ -96,7 +96,7 @@ fn listed(views: &[ArqView], identity: &Identity, headers: &HeaderMap) -> Json<V
     Json(json!({ "arqs": arqs }))
 }
 
-/// A request of a project that the caller may know of; another's is as if it were not.
+/// Returns an accelerator request; one that the caller may not see is not found.
 async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
     let view = service.arq(id).await?;
     identity.reach().sees(&view)?;
@@ -107,7 +107,7 @@ async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<Ar
 #[serde(deny_unknown_fields)]
 struct CreateBody {
     device_profile_name: String,
-    // Cyborg's clients send both, and it looks at neither.
+    // Cyborg's clients send both of these keys; hotslot, like Cyborg, ignores them.
     #[serde(rename = "device_profile_group_id", default)]
     _group: Value,
     #[serde(rename = "image_uuid", default)]
@@ -128,7 +128,7 @@ pub(super) async fn create(
 
 fn server(text: &str) -> Result<ServerId, Error> {
     let shown = || text.chars().take(80).collect::<String>();
-    text.parse().map_err(|_| Error::Invalid(format!("`{}` is no server's id, a UUID", shown())))
+    text.parse().map_err(|_| Error::Invalid(format!("`{}` is not a server id; expected a UUID", shown())))
 }
 
 pub(super) async fn list(
@@ -145,7 +145,7 @@ pub(super) async fn list(
             ("bind_state", "resolved") => resolved = true,
             ("bind_state", other) => {
                 let shown: String = other.chars().take(80).collect();
-                return Err(Error::Invalid(format!("bind_state is `{shown}`; it can be resolved")).into());
+                return Err(Error::Invalid(format!("invalid bind_state `{shown}`: expected resolved")).into());
             }
             (key, _) => {
                 let message = format!("unknown query key {key}; known: instance, bind_state");
@@ -161,7 +161,7 @@ pub(super) async fn list(
     if let Some(of) = of {
         views.retain(|view| view.is_of(of));
         if let Some(view) = views.iter().find(|view| resolved && !settled(view)) {
-            let message = format!("accelerator request {} is {} still", view.row.id, view.state());
+            let message = format!("accelerator request {} is still {}", view.row.id, view.state());
             return Err(Fault::new(StatusCode::LOCKED, message));
         }
     } else if resolved {
@@ -191,13 +191,13 @@ struct Step {
     value: Value,
 }
 
-/// What says where a request is bound: all of it, or nothing.
+/// The paths that name the target of a bind. A patch must have all of them.
 const PLACE: [&str; 3] = ["hostname", "device_rp_uuid", "instance_uuid"];
 
-/// Where a patch binds a request to, and whose it is then; none unbinds it.
+/// Returns the target of a bind and the new project of the request; `None` when the patch unbinds the request.
 fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Option<String>)>, Fault> {
     let patch = patch.as_array().filter(|patch| !patch.is_empty());
-    let patch = patch.ok_or_else(|| bad("a patch is no list of steps", BIND))?;
+    let patch = patch.ok_or_else(|| bad("a patch must be a list of operations, and not empty", BIND))?;
     let mut fields = Map::new();
     let mut ops = BTreeSet::new();
     for step in patch {
@@ -213,15 +213,15 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
             }
         }
         if !matches!(step.op.as_str(), "add" | "remove") {
-            return Err(bad("an op is neither add nor remove", BIND).into());
+            return Err(bad("an op must be add or remove", BIND).into());
         }
         ops.insert(step.op);
         if fields.insert(name.to_owned(), step.value).is_some() {
-            return Err(bad(format!("the path /{name} is there twice"), BIND).into());
+            return Err(bad(format!("the path /{name} occurs twice"), BIND).into());
         }
     }
     if ops.len() > 1 {
-        return Err(bad("all ops of a patch are add, or all are remove", BIND).into());
+        return Err(bad("the ops of a patch must all be add or all be remove", BIND).into());
     }
     if let Some(missing) = PLACE.iter().find(|name| !fields.contains_key(**name)) {
         return Err(bad(format!("the path /{missing} is missing"), BIND).into());
@@ -231,12 +231,12 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
     }
     let text = |key: &str| {
         let text = fields.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        text.ok_or_else(|| bad(format!("/{key} is no text"), BIND))
+        text.ok_or_else(|| bad(format!("/{key} must be a string, and not empty"), BIND))
     };
     let rp = text("device_rp_uuid")?.parse();
     let target = ArqTarget {
         hostname: text("hostname")?.to_owned(),
-        rp: rp.map_err(|_| bad("device_rp_uuid is no UUID", BIND))?,
+        rp: rp.map_err(|_| bad("/device_rp_uuid must be a UUID", BIND))?,
         server: server(text("instance_uuid")?)?,
     };
     let project = fields.contains_key("project_id").then(|| text("project_id")).transpose()?;
@@ -265,7 +265,7 @@ async fn apply(
         }
     }
     if !binds.is_empty() && !unbinds.is_empty() {
-        let reason = "some requests are bound and others unbound; unbind first, and bind in another PATCH";
+        let reason = "one PATCH cannot both bind and unbind; unbind first, and bind in another PATCH";
         return Err(bad(reason, BIND).into());
     }
     for id in named {
@@ -295,7 +295,7 @@ pub(super) async fn update(
     apply(&service, &identity, version, &patches(&headers, body)?).await
 }
 
-/// As the SDK sends it: the path names the request that the body names.
+/// Changes one request, as the OpenStack SDK does: both the path and the body name it.
 pub(super) async fn update_one(
     State(service): State<Arc<Service>>,
     identity: Identity,
@@ -307,7 +307,7 @@ pub(super) async fn update_one(
     let (of, body) = (id(&path.id)?, patches(&headers, body)?);
     if let Some(other) = body.keys().find(|key| key.parse() != Ok(of)) {
         let shown: String = other.chars().take(80).collect();
-        return Err(bad(format!("the path names {of}, and the body {shown}"), BIND).into());
+        return Err(bad(format!("the path names {of}, and the body names {shown}"), BIND).into());
     }
     apply(&service, &identity, version, &body).await
 }
@@ -347,6 +347,9 @@ pub(super) async fn delete(
             service.delete_arqs_of(server(of)?, &identity.reach()).await?;
             Ok(StatusCode::NO_CONTENT)
         }
-        _ => Err(Error::Invalid("say which: ?arqs=<uuid>,<uuid> or ?instance=<a server's id>".into()).into()),
+        _ => Err(Error::Invalid(
+            "no accelerator request is named; add ?arqs=<uuid>,<uuid> or ?instance=<a server's id>".into(),
+        )
+        .into()),
     }
 }

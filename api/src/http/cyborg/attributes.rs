@@ -1,4 +1,4 @@
-//! `attributes`: what is said of deployables, by what they are and by hand.
+//! `attributes`: attributes of deployables. Some are derived from the device; others are created by the administrator.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use super::{bad, links, time};
 const CREATE: &str =
     r#"{"deployable_id": "<a deployable's uuid, or its number>", "key": "rack", "value": "r1"}"#;
 
-/// A key and a value have at most so many characters, as in Cyborg's table.
+/// The maximum length of a key and of a value in characters, as in Cyborg's database.
 const LENGTH: usize = 255;
 
 #[derive(Deserialize)]
@@ -44,7 +44,7 @@ fn wire(attribute: &Attribute, headers: &HeaderMap) -> Value {
     })
 }
 
-/// The card whose deployable has a number, as Cyborg wants it, or a UUID, as its clients can know it.
+/// Finds a card by the number of its deployable, which Cyborg expects, or by the UUID, which clients can look up.
 fn deployable<'a>(cards: &'a [Card], named: &str) -> Option<&'a Card> {
     let is = |card: &&Card| {
         card.row.id.0.to_string() == named || card.deployable_id().to_string().eq_ignore_ascii_case(named)
@@ -112,13 +112,13 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     identity.needs(Role::Admin)?;
     let mut body: Map<String, Value> = read(&headers, body, CREATE)?;
-    // The SDK sends it in an `attribute`.
+    // The OpenStack SDK wraps the body in an `attribute`.
     if let Some(attribute) = body.remove("attribute") {
         body = object(attribute, CREATE)?;
     }
     let body = Body::deserialize(Value::Object(body)).map_err(|error| bad(error, CREATE))?;
     if body.key.is_empty() || body.key.chars().count() > LENGTH || body.value.chars().count() > LENGTH {
-        let reason = format!("a key has 1 to {LENGTH} characters, a value at most as many");
+        let reason = format!("the key must have 1 to {LENGTH} characters, and the value at most {LENGTH}");
         return Err(bad(reason, CREATE).into());
     }
     text::visible(&body.key).map_err(|reason| bad(format!("key: {reason}"), CREATE))?;
@@ -128,7 +128,7 @@ pub(super) async fn create(
         Value::String(id) => id.clone(),
         Value::Number(number) if number.is_u64() => number.to_string(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            return Err(bad("deployable_id is neither a uuid nor a number", CREATE).into());
+            return Err(bad("deployable_id must be a uuid or a number", CREATE).into());
         }
     };
     let card = deployable(&cards, &named).ok_or_else(|| {
@@ -136,7 +136,7 @@ pub(super) async fn create(
         Error::NotFound(format!("deployable {shown}"))
     })?;
     if card.derived().iter().any(|said| said.attribute.key == body.key) {
-        let message = format!("{} follows from what the device is; change its device_spec", body.key);
+        let message = format!("{} is derived from the device; change its device_spec", body.key);
         return Err(Error::Conflict(message).into());
     }
     let made = service.store.create_attribute(card.row.id, &body.key, &body.value).await?;
@@ -151,8 +151,7 @@ pub(super) async fn delete(
     identity.needs(Role::Admin)?;
     let found = find(&service, &path).await?;
     if found.derived {
-        let message =
-            format!("{} follows from what the device is; change its device_spec", found.attribute.key);
+        let message = format!("{} is derived from the device; change its device_spec", found.attribute.key);
         return Err(Error::Conflict(message).into());
     }
     service.store.delete_attribute(found.attribute.id).await?;

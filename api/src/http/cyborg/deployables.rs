@@ -1,4 +1,4 @@
-//! `deployables`: what of a card can be asked for, a resource provider each.
+//! `deployables`: the requestable part of each card. Each deployable is one resource provider.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ pub(super) async fn list(
     let mut limit = usize::MAX;
     for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
         if key == "limit" {
-            let wrong = |_| Error::Invalid(format!("limit {value} is no number from 0 up"));
+            let wrong = |_| Error::Invalid(format!("invalid limit {value}: expected a number from 0 up"));
             limit = value.parse().map_err(wrong)?;
         } else {
             let is = |shown: &Value| shown.to_string().trim_matches('"').eq_ignore_ascii_case(&value);
@@ -67,7 +67,7 @@ pub(super) async fn list(
     Ok(Json(json!({ "deployables": listed })))
 }
 
-/// The card of a deployable.
+/// Returns the card of a deployable.
 async fn find(service: &Service, path: &DeployablePath) -> Result<Card, Error> {
     let id: Option<Uuid> = path.id.parse().ok();
     let card = service.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
@@ -87,7 +87,7 @@ pub(super) async fn show(
     Ok(Json(wire(&card, &said, &headers)))
 }
 
-/// Cyborg's agents load bitstreams into FPGAs; here is no such agent.
+/// Returns 501: hotslot has no agent that loads bitstreams into FPGAs, as Cyborg has.
 pub(super) async fn program(
     State(service): State<Arc<Service>>,
     identity: Identity,
@@ -96,6 +96,6 @@ pub(super) async fn program(
     identity.needs(Role::Admin)?;
     let card = find(&service, &path).await?;
     let message =
-        format!("hotslot programs no FPGA; load {} on its host, with its maker's tools", card.name());
+        format!("hotslot cannot program FPGAs; program {} on its host with the vendor's tools", card.name());
     Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
 }

@@ -1,4 +1,4 @@
-//! `device_profiles`: what accelerator requests ask for by a name.
+//! `device_profiles`: named groups of resources that accelerator requests ask for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::{Microversion, bad, links, time};
 
 const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}]"#;
 
-/// A name and a description have at most so many characters, as in Cyborg's table.
+/// The maximum length of a name and of a description in characters, as in Cyborg's database.
 const LENGTH: usize = 255;
 
 #[derive(Deserialize)]
@@ -63,15 +63,15 @@ pub(super) async fn create(
     let body = value(&headers, body, CREATE)?;
     let one = body.as_array().filter(|list| list.len() == 1).and_then(|list| list.first());
     let one = one.filter(|one| one.is_object());
-    let one = one.ok_or_else(|| bad("one device profile is made at a time, in a list", CREATE))?;
+    let one = one.ok_or_else(|| bad("the body must be a list with exactly one device profile", CREATE))?;
     let body = Body::deserialize(one).map_err(|error| bad(error, CREATE))?;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if body.name.is_empty() || body.name.len() > LENGTH || !body.name.chars().all(plain) {
-        let reason = format!("a name has 1 to {LENGTH} letters, digits, - and _");
+        let reason = format!("the name must have 1 to {LENGTH} letters, digits, - and _");
         return Err(bad(reason, CREATE).into());
     }
     if body.description.as_ref().is_some_and(|text| text.chars().count() > LENGTH) {
-        return Err(bad(format!("a description has at most {LENGTH} characters"), CREATE).into());
+        return Err(bad(format!("the description must have at most {LENGTH} characters"), CREATE).into());
     }
     let description = body.description.as_deref().unwrap_or_default();
     text::visible(description).map_err(|reason| bad(format!("description: {reason}"), CREATE))?;
@@ -79,7 +79,7 @@ pub(super) async fn create(
     let id = match body.uuid.as_deref().map(str::parse) {
         None => DeviceProfileId(Uuid::new_v4()),
         Some(Ok(id)) => id,
-        Some(Err(_)) => return Err(bad("uuid is no UUID", CREATE).into()),
+        Some(Err(_)) => return Err(bad("uuid must be a UUID", CREATE).into()),
     };
     let (name, description) = (body.name, body.description);
     let profile = DeviceProfile { id, name, description, groups, created_at: hotslot_store::now() };
@@ -106,7 +106,7 @@ pub(super) async fn list(
     Ok(Json(json!({ "device_profiles": listed })))
 }
 
-/// The profile of an id, or else of a name.
+/// Finds a profile by its id, or else by its name.
 fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProfile, Error> {
     let id = named.parse().ok();
     let by_id = profiles.iter().find(|profile| Some(profile.id) == id);

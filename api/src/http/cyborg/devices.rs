@@ -1,4 +1,4 @@
-//! `devices`: cards, and whether anything of them is offered.
+//! `devices`: the cards, and whether their devices are assignable.
 
 use std::sync::Arc;
 
@@ -71,16 +71,17 @@ pub(super) async fn list(
     for (key, value) in filters(pairs, &["type", "vendor", "hostname"], &["limit", "marker"])? {
         match key.as_str() {
             "limit" => {
-                let wrong = |_| Error::Invalid(format!("limit {value} is no number from 0 up"));
+                let wrong = |_| Error::Invalid(format!("invalid limit {value}: expected a number from 0 up"));
                 limit = Some(value.parse().map_err(wrong)?);
             }
             "marker" => {
                 let last = cards.iter().position(|card| card["uuid"] == value.to_ascii_lowercase());
-                let last =
-                    last.ok_or_else(|| Error::Invalid(format!("marker {value} is no device's uuid")))?;
+                let last = last.ok_or_else(|| {
+                    Error::Invalid(format!("invalid marker {value}: no device has this uuid"))
+                })?;
                 cards.drain(..=last);
             }
-            // Cyborg's fake driver writes 0x before a vendor.
+            // Cyborg's fake driver writes vendor ids with the prefix 0x, so clients may filter by such an id.
             key => cards.retain(|card| {
                 let has = card[key].as_str().unwrap_or_default();
                 has.eq_ignore_ascii_case(&value)

@@ -1,5 +1,5 @@
-//! Cyborg's v2, under `/accelerator/v2`, and without a version as far as seed 002 has not taken the path:
-//! microversions, version documents, and errors as Cyborg's clients read them.
+//! Cyborg's v2 API, under `/accelerator/v2`, and under `/accelerator` where the path does not belong to `accelerators`.
+//! This file has the microversions, the version documents and Cyborg's form of errors.
 
 mod arqs;
 mod attributes;
@@ -24,26 +24,29 @@ use serde_json::{Value, json};
 use super::body::{Pairs, base};
 use super::error::{self, Fault};
 
-/// A microversion, by what comes after `2.`.
+/// A microversion, as its minor number: `Microversion(3)` is 2.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Microversion(u8);
 
 impl Microversion {
     const MIN: Self = Self(0);
-    /// A bind may say whose the request is.
+    /// From this version on, a bind may set the project of the request.
     const PROJECT_ID: Self = Self(1);
-    /// A device profile may be read by its name.
+    /// From this version on, a device profile can be read by its name.
     const PROFILE_BY_NAME: Self = Self(2);
-    /// A device says its status.
+    /// From this version on, a device shows its status.
     const DEVICE_STATUS: Self = Self(3);
     const MAX: Self = Self::DEVICE_STATUS;
 
-    /// Which one a request asks for.
+    /// Returns the microversion that a request asks for; the lowest one by default.
+    ///
+    /// # Errors
+    /// 406 when the version is not supported.
     fn asked(headers: &HeaderMap) -> Result<Self, Fault> {
         let lines = headers.get_all("openstack-api-version").iter();
         let lines = lines.map(|line| line.to_str().unwrap_or("?"));
         for part in lines.flat_map(|line| line.split(',').map(str::trim)) {
-            // Other services' microversions may stand beside ours. Without a service it is ours.
+            // The header may also name microversions of other services. Without a service name it is Cyborg's.
             let version = match part.split_once(' ') {
                 Some(("accelerator", version)) => version.trim(),
                 Some(_) => continue,
@@ -55,21 +58,23 @@ impl Microversion {
             let mut all = (Self::MIN.0..=Self::MAX.0).map(Self);
             return all.find(|one| one.to_string() == version).ok_or_else(|| {
                 let shown: String = part.chars().take(80).collect();
-                let message = format!("`{shown}` is no version; there are {} to {}", Self::MIN, Self::MAX);
+                let message = format!("unknown version `{shown}`; supported: {} to {}", Self::MIN, Self::MAX);
                 Fault::new(StatusCode::NOT_ACCEPTABLE, message)
             });
         }
         Ok(Self::MIN)
     }
 
+    /// Requires a microversion for `what`.
+    ///
     /// # Errors
-    /// 406 for who asks for less.
+    /// 406 when the request uses a lower version.
     fn needs(self, least: Self, what: &str) -> Result<(), Fault> {
         if self >= least {
             return Ok(());
         }
         let message =
-            format!("{what} needs OpenStack-API-Version: accelerator {least}, and {self} is asked for");
+            format!("{what} needs OpenStack-API-Version: accelerator {least}, and the request uses {self}");
         Err(Fault::new(StatusCode::NOT_ACCEPTABLE, message))
     }
 }
@@ -80,9 +85,9 @@ impl fmt::Display for Microversion {
     }
 }
 
-/// All routes.
+/// Returns the routes of Cyborg's API.
 pub(super) fn routes() -> Router<Arc<Service>> {
-    // `/accelerator` itself is seed 002's, and a nested `/` would be that.
+    // A nested route `/` would also match `/accelerator`, which belongs to `accelerators`.
     Router::new()
         .route("/accelerator/", get(versions))
         .route("/accelerator/v2/", get(version))
@@ -90,7 +95,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .nest("/accelerator/v2", resources().route("/", get(version)).fallback(error::not_found))
 }
 
-/// Whether a path is Cyborg's: whatever is below `/accelerator` that seed 002 has not taken.
+/// Whether a path belongs to Cyborg's API and not to `accelerators`.
 fn is_ours(path: &str) -> bool {
     let Some(below) = path.strip_prefix("/accelerator/") else { return false };
     let first = below.split('/').next().unwrap_or_default();
@@ -117,14 +122,14 @@ fn resources() -> Router<Arc<Service>> {
         .route("/deployables", get(deployables::list))
         .route("/deployables/{id}", get(deployables::show))
         .route("/deployables/{id}/program", patch(deployables::program))
-        // As the SDK sends it.
+        // The OpenStack SDK sends the id twice.
         .route("/deployables/{id}/program/{same}", patch(deployables::program))
         .route("/attributes", get(attributes::list).post(attributes::create))
         .route("/attributes/{id}", get(attributes::show).delete(attributes::delete))
         .method_not_allowed_fallback(error::no_method)
 }
 
-/// Reads the microversion of what is sent to Cyborg's paths, and puts every answer into Cyborg's words.
+/// Reads the microversion of a request to Cyborg's API, writes errors in Cyborg's form, and sets the version headers.
 pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
     if !is_ours(request.uri().path()) {
         return next.run(request).await;
@@ -143,7 +148,7 @@ pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
         response = (fault.status, Json(error_message(&fault))).into_response();
         response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
     }
-    // Cyborg names its service in the versions that it speaks, and not in the lowest one.
+    // Like Cyborg, name the service in the current and the maximum version, but not in the minimum version.
     for (name, version) in [
         ("openstack-api-version", format!("accelerator {version}")),
         ("openstack-api-minimum-version", Microversion::MIN.to_string()),
@@ -157,7 +162,7 @@ pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Cyborg's form of an error: a JSON document as a string.
+/// Returns a fault in Cyborg's form: a JSON document inside a string.
 fn error_message(fault: &Fault) -> Value {
     let code = if fault.status.is_server_error() { "Server" } else { "Client" };
     let inner = json!({ "faultcode": code, "faultstring": fault.message, "debuginfo": null });
@@ -189,12 +194,12 @@ async fn versions(headers: HeaderMap) -> Json<Value> {
     }))
 }
 
-/// Cyborg's link to an item.
+/// Returns Cyborg's link to an item.
 fn links(headers: &HeaderMap, collection: &str, id: impl fmt::Display) -> Value {
     json!([{ "rel": "self", "href": format!("{}/accelerator/v2/{collection}/{id}", base(headers)) }])
 }
 
-/// ISO 8601 as Cyborg writes times.
+/// Formats a time as Cyborg does: ISO 8601 with microseconds and an offset.
 fn time(millis: Millis) -> String {
     jiff::Timestamp::from_millisecond(millis)
         .map_or_else(|_| millis.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string())
@@ -204,7 +209,8 @@ fn bad(reason: impl fmt::Display, example: &str) -> Error {
     Error::Invalid(format!("bad body: {reason}; send {example}"))
 }
 
-/// The keys of a query, and those that are said as Cyborg's `filters.field` with `filters.value`.
+/// Returns the filters of a query. `known` lists the keys that a query may use directly. Those and `only_as_filter` can
+/// also be given as Cyborg's `filters.field` and `filters.value`.
 fn filters(
     Pairs(pairs): Pairs,
     known: &[&str],
@@ -235,7 +241,7 @@ fn filters(
             found.push((field, value));
         }
         (None, None) => {}
-        _ => return Err(Error::Invalid("filters.field and filters.value go together".into())),
+        _ => return Err(Error::Invalid("filters.field and filters.value must be given together".into())),
     }
     Ok(found)
 }
@@ -245,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn microversions_are_read_as_clients_write_them() {
+    fn microversions_are_parsed_as_clients_write_them() {
         for (header, version) in [
             ("accelerator 2.1", Some(1)),
             ("accelerator latest", Some(3)),

@@ -1,6 +1,6 @@
-//! What a web page may not do. A browser on this machine, or behind a proxy in front of the service, sends what pages
-//! of any origin ask it to. It says so in `Origin` and `Sec-Fetch-Site`; and a page whose name was made to lead here
-//! (DNS rebinding) is known by its name in `Host`.
+//! Protection against web pages. A browser that can reach the service sends the requests of pages of any origin. It
+//! names the origin in `Origin` and `Sec-Fetch-Site`. A page that uses DNS rebinding is recognized by its name in
+//! `Host`.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use super::error::Fault;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses requests of other origins, and those that are meant for another host, before anything of a body is read.
-pub(super) async fn refuse_pages(
+/// Refuses requests from pages of another origin and requests for another host, before the body is read.
+pub(super) async fn refuse_other_origins(
     State(service): State<Arc<Service>>,
     request: Request,
     next: Next,
@@ -31,8 +31,8 @@ pub(super) async fn refuse_pages(
 fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
     let host = host(headers)?;
     let by_browser = headers.contains_key(header::ORIGIN) || headers.contains_key(SEC_FETCH_SITE);
-    // No browser connects to a unix socket. A proxy may, for one; it is the proxy that knows its names then, but for
-    // those that are configured here.
+    // Browsers do not connect to unix sockets, but a proxy may do so on behalf of a browser. Any host name is accepted
+    // on a unix socket unless names are configured or the request comes from a browser.
     let any_host = matches!(api.listen, Listen::Unix(_)) && api.hosts.is_empty() && !by_browser;
     if !any_host {
         let Some(host) = &host else {
@@ -41,7 +41,7 @@ fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
         for name in [Some(host), uri.authority()].into_iter().flatten() {
             if !api.is_known_host(name.host()) {
                 let message = format!(
-                    "{:?} is not a name of this service; ask for localhost or 127.0.0.1, or add the name to hosts in \
+                    "{:?} is not a name of this service; use localhost or 127.0.0.1, or add the name to hosts in \
                      [api] of the configuration",
                     shown(name.as_str())
                 );
@@ -67,22 +67,28 @@ fn check(api: &Api, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The host that a request is sent to, with its port; none when it does not say.
+/// Returns the host and port of the `Host` header; `None` when there is no such header.
+///
+/// # Errors
+/// 400 when there are several such headers, or one that is not a host.
 fn host(headers: &HeaderMap) -> Result<Option<Authority>, Fault> {
     let bad =
         |why: &str| Fault::new(StatusCode::BAD_REQUEST, format!("the request {why}; send one Host header"));
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return if headers.contains_key(header::HOST) { Err(bad("has two Host headers")) } else { Ok(None) };
+        return if headers.contains_key(header::HOST) {
+            Err(bad("has several Host headers"))
+        } else {
+            Ok(None)
+        };
     };
     let authority = host.to_str().ok().filter(|text| !text.contains('@')).and_then(|text| text.parse().ok());
-    authority.map(Some).ok_or_else(|| bad("has a Host that is neither a name nor an address"))
+    authority.map(Some).ok_or_else(|| bad("has a Host header that is not a host name or address"))
 }
 
 fn foreign(header: &str) -> Fault {
     let message = format!(
-        "a web page of another origin asks for this ({header}), and is not answered; use a program, or send no such \
-         header"
+        "requests of a web page of another origin are refused ({header}); use a program, or do not send this header"
     );
     Fault::new(StatusCode::FORBIDDEN, message)
 }
@@ -96,7 +102,7 @@ mod tests {
     use super::*;
     use hotslot_service::config::Config;
 
-    /// The status of a request with these headers: 200 when it is let through.
+    /// Returns the status of a request with these headers: 200 when it passes the check.
     fn status(config: &str, headers: &[(&str, &str)]) -> u16 {
         let api = Config::parse(config).unwrap().api;
         let mut map = HeaderMap::new();
@@ -107,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_hosts_and_the_own_origin_are_let_through() {
+    fn only_known_hosts_and_the_same_origin_pass() {
         const TCP: &str = "[api]\nlisten = '127.0.0.1:9774'";
         const UNIX: &str = "";
         const NAMED: &str = "[api]\nhosts = ['hotslot.example']";
