@@ -4,6 +4,7 @@
 //! prints what it answers, and [`exit`] says how it ended.
 
 mod accelerator;
+mod address;
 mod attach;
 mod attachment;
 mod capture;
@@ -16,6 +17,7 @@ mod device;
 mod device_name;
 mod doctor;
 mod drift;
+mod event_stream;
 mod events;
 mod exit;
 mod explain;
@@ -23,6 +25,7 @@ mod host;
 mod lookup;
 mod output;
 mod pci;
+mod remedy;
 mod serve;
 mod server;
 mod sim;
@@ -41,7 +44,8 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{self, Writer};
 
-use crate::client::{Address, Client};
+use crate::address::Address;
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::Format;
 
