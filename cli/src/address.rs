@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP};
+use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP, unix_path};
 use nix::unistd::{Gid, Group};
 use reqwest::Url;
 
@@ -23,12 +23,8 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if Path::new(path).is_absolute() {
-                Ok(Self::Unix(path.into()))
-            } else {
-                Err("a socket needs an absolute path, such as unix:/run/hotslot/api.sock".into())
-            };
+        if let Some(path) = unix_path(text) {
+            return path.map(Self::Unix);
         }
         match Url::parse(text) {
             Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self::Http(url)),
