@@ -161,7 +161,7 @@ impl Client {
     }
 
     fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
-        let message = fault(answer).map(by_commands);
+        let message = fault(answer).map(|message| by_commands(&message));
         let message = message.unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
         Failure::new(Exit::of_status(status.as_u16()), message)
     }

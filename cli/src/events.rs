@@ -11,6 +11,7 @@ use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at, json_text, print_on};
 use crate::pci::said;
+use crate::remedy::by_commands;
 use crate::{Cli, lookup};
 
 /// What `--help` says of it.
@@ -174,7 +175,7 @@ fn cells(event: &Value) -> [String; 6] {
     };
     let change = match (value("from"), value("to"), at(event, "/reason")) {
         (from, to, reason) if reason == "-" => format!("{from} -> {to}"),
-        (from, to, reason) => format!("{from} -> {to}: {reason}"),
+        (from, to, reason) => format!("{from} -> {to}: {}", by_commands(&reason)),
     };
     [
         at(event, "/id"),
