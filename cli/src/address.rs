@@ -12,7 +12,7 @@ use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP, unix_path};
 use nix::unistd::{Gid, Group};
 use reqwest::Url;
 
-/// Where the service is.
+/// The address of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     Http(Url),
@@ -42,21 +42,22 @@ impl fmt::Display for Address {
     }
 }
 
-/// Where the configuration may lie.
+/// The places where a configuration file is looked for, in this order.
 const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
 
 impl Address {
-    /// Where the service is when no address is given: where the configuration says that is named; when none is, at the
-    /// default socket, or where a configuration says that lies in its usual place.
+    /// Returns the address of the service when `--url` does not give one. With a named configuration, it is the address
+    /// that this file has. Otherwise it is the default socket or, when no service answers there, the address in a
+    /// configuration file in one of the usual places.
     ///
     /// # Errors
-    /// What is wrong with the configuration that is named.
+    /// The named configuration is not valid, or it leaves the port to the system.
     pub(crate) fn found(named: Option<&Path>) -> anyhow::Result<Self> {
         let socket = Self::Unix(SOCKET.into());
         let Some(named) = named else {
             match UnixStream::connect(SOCKET) {
                 Ok(_) => return Ok(socket),
-                // It is there, only not for this user.
+                // The service is there, but this user may not connect to it.
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(socket),
                 Err(_) => {}
             }
@@ -65,17 +66,20 @@ impl Address {
         };
         let config = Config::load(named).with_context(|| {
             format!(
-                "the configuration does not say where the service is; mend it (`hotslot config check {}`), or say it by \
-                 --url",
+                "the address of the service cannot be read from the configuration; correct the file (`hotslot config \
+                 check {}`), or give the address with --url",
                 named.display()
             )
         })?;
         Self::of(&config.api.listen).with_context(|| {
-            format!("{}: [api] listen leaves the port to the system; say it by --url", named.display())
+            format!(
+                "{}: [api] listen has port 0, so the system chooses the port; give the address with --url",
+                named.display()
+            )
         })
     }
 
-    /// Where a service is that listens so; none when the system chooses the port.
+    /// The address of a service that listens on `listen`, or `None` when the system chooses the port.
     fn of(listen: &Listen) -> Option<Self> {
         match listen {
             Listen::Tcp(address) if address.port() == 0 => None,
@@ -83,20 +87,20 @@ impl Address {
         }
     }
 
-    /// What to do when it cannot be connected to.
+    /// Advice for a user who cannot connect to this address; `cause` is the kind of the I/O error.
     pub(crate) fn advice(&self, cause: Option<ErrorKind>) -> String {
         let Self::Unix(path) = self else {
-            return "is `hotslot serve` running? (--url or HOTSLOT_URL says where)".into();
+            return "is `hotslot serve` running? (--url or HOTSLOT_URL gives its address)".into();
         };
         if cause != Some(ErrorKind::PermissionDenied) {
-            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL says where)".into();
+            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL gives its address)".into();
         }
         let denied = |error: io::Error| error.kind() == ErrorKind::PermissionDenied;
         let hidden = |file: &&Path| file.symlink_metadata().is_err_and(denied);
         if let Some(directory) = path.ancestors().filter(hidden).last().and_then(Path::parent) {
             return format!(
-                "the directory {} does not let this user in: put the socket into one that does ([api] listen = \
-                 \"unix:{SOCKET}\"), or run this as root",
+                "the directory {} does not let this user in; put the socket into another directory ([api] listen = \
+                 \"unix:{SOCKET}\"), or run this command as root",
                 directory.display()
             );
         }
@@ -104,12 +108,13 @@ impl Address {
         let name = |gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
         match group.and_then(name) {
             Some(group) => format!(
-                "it is for the group {group}: run as root `usermod -aG {group} USER`, then log in again; or run this as \
-                 root"
+                "only members of the group {group} may connect; run `usermod -aG {group} USER` as root and log in again, \
+                 or run this command as root"
             ),
             None => format!(
-                "it is for root, as it has no group of its own: run as root `groupadd --system {SOCKET_GROUP}` and \
-                 `usermod -aG {SOCKET_GROUP} USER`, start the service again and log in again; or run this as root"
+                "only root may connect, because the socket has no group of its own; run `groupadd --system \
+                 {SOCKET_GROUP}` and `usermod -aG {SOCKET_GROUP} USER` as root, restart the service and log in again; or \
+                 run this command as root"
             ),
         }
     }
@@ -120,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_http_or_a_socket() {
+    fn an_address_is_an_http_url_or_a_unix_socket() {
         for good in ["http://127.0.0.1:9774", "http://[::1]:9774", "unix:/run/hotslot/api.sock"] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
@@ -130,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_is_named_says_where_the_service_is() {
+    fn the_address_is_read_from_a_named_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hotslot.toml");
         let found = |text: &str| {
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_where_the_service_listens() {
+    fn the_address_follows_from_the_listen_setting() {
         for (listen, address) in [
             ("unix:/run/a.sock", Some("unix:/run/a.sock")),
             ("127.0.0.1:9774", Some("http://127.0.0.1:9774")),
