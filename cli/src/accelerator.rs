@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::client::query_string;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column};
+use crate::output::{self, Column, Format, at, column, message};
 use crate::wait::waiting;
 use crate::{Cli, lookup};
 
@@ -255,7 +255,7 @@ fn shown(cli: &Cli, item: &Value) -> anyhow::Result<()> {
         column("UUID", "/uuid"),
         column("Name", "/name"),
         column("Status", "/status"),
-        column("Reason", "/status_reason"),
+        message("Reason", "/status_reason"),
         column("Type", "/device_type"),
         column("Host", "/host"),
         Column("Address", Box::new(|item| each(item, "/address"))),

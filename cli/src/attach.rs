@@ -8,8 +8,9 @@ use hotslot_driver::net::{MacAddress, VlanTag};
 use hotslot_model::rules::NumaPolicy;
 use serde_json::{Value, json};
 
-use crate::exit::Exit;
-use crate::output::{Column, Format, aligned, column};
+use crate::exit::{Exit, Failure};
+use crate::output::{Column, Format, aligned, column, message};
+use crate::remedy::by_options_of_attach;
 use crate::wait::waiting;
 use crate::{Cli, columns, lookup, output};
 
@@ -90,7 +91,9 @@ impl Attach {
             Some(flavor) => format!("attaching flavor {flavor} to {}", self.server),
             None => format!("attaching {} to {}", self.wanted(), self.server),
         };
-        let answer = waiting(&what, cli.client.post(&path, &self.body())).await??;
+        let answer = waiting(&what, cli.client.post(&path, &self.body())).await?;
+        let answer = answer
+            .map_err(|failure| Failure::new(failure.exit(), by_options_of_attach(&failure.to_string())))?;
         if self.dry_run {
             return dry_run(cli.format, &answer["dry_run"]);
         }
@@ -152,13 +155,13 @@ fn verdict(run: &Value) -> String {
         column("CHECK", "/check"),
         column("DEVICE", "/device"),
         column("RESULT", "/result"),
-        column("MESSAGE", "/message"),
+        message("MESSAGE", "/message"),
     ];
     text += &format!("\n{}", output::table(checks, &columns));
     let mut cures: Vec<Vec<String>> = Vec::new();
     for check in checks {
         let Some(cure) = check["cure"].as_str() else { continue };
-        let row = vec![format!("{}:", output::at(check, "/check")), cure.to_owned()];
+        let row = vec![format!("{}:", output::at(check, "/check")), by_options_of_attach(cure)];
         // Several devices may have one cure.
         if !cures.contains(&row) {
             cures.push(row);

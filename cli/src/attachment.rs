@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column};
+use crate::output::{self, Column, Format, at, column, message};
 use crate::{Cli, columns, lookup};
 
 #[derive(Debug, Subcommand)]
@@ -112,7 +112,7 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
         column("Address", "/address"),
         Column("Inner address", Box::new(columns::inner_address)),
         column("Status", "/status"),
-        column("Reason", "/status_reason"),
+        message("Reason", "/status_reason"),
         column("Persistent", "/persistent"),
         column("Forced", "/forced"),
         column("Whole group", "/whole_group"),

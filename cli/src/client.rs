@@ -1,139 +1,25 @@
-//! The service as its client sees it: paths in, JSON or a failure with its exit code out.
+//! An HTTP client of the service: it takes the segments of a path and returns JSON, or a failure with its exit code.
 //!
-//! Only this machine is spoken to, over loopback or a unix socket: no TLS, no proxy. An answer is waited for as
-//! long as it takes, since a guest may take minutes to let a device go. What is posted has a key of its own, so that
-//! it is done once although it is sent again when the connection breaks.
+//! The client connects to this machine only, over loopback or a unix socket, without TLS and without a proxy. It waits
+//! for a response without a time limit, because a guest may take minutes to release a device. Every POST carries an
+//! `Idempotency-Key`, so the client can safely send it again when the connection breaks.
 
 use std::error::Error as _;
-use std::fmt;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::io;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use hotslot_service::config::{Config, Listen, SOCKET, SOCKET_GROUP};
-use nix::unistd::{Gid, Group};
-use reqwest::{Method, RequestBuilder, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::address::Address;
 use crate::exit::{Exit, Failure};
+use crate::remedy::by_commands;
 
-/// How long a service that is there keeps silent at most while it is followed.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How often a POST is sent again when the connection breaks before it is answered, and how long after.
-const SENT_AGAIN: u32 = 5;
-const SEND_AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// Where the service is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Address {
-    Http(Url),
-    Unix(PathBuf),
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if Path::new(path).is_absolute() {
-                Ok(Self::Unix(path.into()))
-            } else {
-                Err("a socket needs an absolute path, such as unix:/run/hotslot/api.sock".into())
-            };
-        }
-        match Url::parse(text) {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self::Http(url)),
-            Ok(_) | Err(_) => Err("write http://127.0.0.1:9774 or unix:/path/to/socket".into()),
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(url) => f.write_str(url.as_str().trim_end_matches('/')),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// Where the configuration may lie.
-const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
-
-impl Address {
-    /// Where the service is when no address is given: where the configuration says that is named; when none is, at the
-    /// default socket, or where a configuration says that lies in its usual place.
-    ///
-    /// # Errors
-    /// What is wrong with the configuration that is named.
-    pub(crate) fn found(named: Option<&Path>) -> anyhow::Result<Self> {
-        let socket = Self::Unix(SOCKET.into());
-        let Some(named) = named else {
-            match UnixStream::connect(SOCKET) {
-                Ok(_) => return Ok(socket),
-                // It is there, only not for this user.
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(socket),
-                Err(_) => {}
-            }
-            let config = CONFIGURATIONS.iter().find_map(|file| Config::load(Path::new(file)).ok());
-            return Ok(config.and_then(|config| Self::of(&config.api.listen)).unwrap_or(socket));
-        };
-        let config = Config::load(named).with_context(|| {
-            format!(
-                "the configuration does not say where the service is; mend it (`hotslot config check {}`), or say it by \
-                 --url",
-                named.display()
-            )
-        })?;
-        Self::of(&config.api.listen).with_context(|| {
-            format!("{}: [api] listen leaves the port to the system; say it by --url", named.display())
-        })
-    }
-
-    /// Where a service is that listens so; none when the system chooses the port.
-    fn of(listen: &Listen) -> Option<Self> {
-        match listen {
-            Listen::Tcp(address) if address.port() == 0 => None,
-            Listen::Tcp(_) | Listen::Unix(_) => listen.to_string().parse().ok(),
-        }
-    }
-
-    /// What to do when it cannot be connected to.
-    fn advice(&self, cause: Option<ErrorKind>) -> String {
-        let Self::Unix(path) = self else {
-            return "is `hotslot serve` running? (--url or HOTSLOT_URL says where)".into();
-        };
-        if cause != Some(ErrorKind::PermissionDenied) {
-            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL says where)".into();
-        }
-        let denied = |error: io::Error| error.kind() == ErrorKind::PermissionDenied;
-        let hidden = |file: &&Path| file.symlink_metadata().is_err_and(denied);
-        if let Some(directory) = path.ancestors().filter(hidden).last().and_then(Path::parent) {
-            return format!(
-                "the directory {} does not let this user in: put the socket into one that does ([api] listen = \
-                 \"unix:{SOCKET}\"), or run this as root",
-                directory.display()
-            );
-        }
-        let group = path.metadata().ok().map(|socket| socket.gid()).filter(|group| *group != 0);
-        let name = |gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
-        match group.and_then(name) {
-            Some(group) => format!(
-                "it is for the group {group}: run as root `usermod -aG {group} USER`, then log in again; or run this as \
-                 root"
-            ),
-            None => format!(
-                "it is for root, as it has no group of its own: run as root `groupadd --system {SOCKET_GROUP}` and \
-                 `usermod -aG {SOCKET_GROUP} USER`, start the service again and log in again; or run this as root"
-            ),
-        }
-    }
-}
+/// How many times a POST is sent again when the connection breaks before the response arrives.
+const RETRIES: u32 = 5;
+/// The delay before each of these retries.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The version under which a resource is asked for: Cyborg's are not Nova's.
 fn version(path: &[&str]) -> &'static str {
@@ -250,7 +136,7 @@ impl Client {
         let mut again = 0;
         if method == Method::POST {
             request = request.header("idempotency-key", Uuid::new_v4().to_string());
-            again = SENT_AGAIN;
+            again = RETRIES;
         }
         if let Some(body) = body {
             request = request.json(body);
@@ -259,11 +145,11 @@ impl Client {
             request = match (request.try_clone(), exchange(request).await) {
                 (_, Ok(answer)) => break answer,
                 // Nobody has heard of it when there was no connection to begin with.
-                (Some(same), Err(error)) if again > 0 && !(error.is_connect() && again == SENT_AGAIN) => same,
+                (Some(same), Err(error)) if again > 0 && !(error.is_connect() && again == RETRIES) => same,
                 (_, Err(error)) => return Err(self.unreachable(&error)),
             };
             again -= 1;
-            tokio::time::sleep(SEND_AGAIN_AFTER).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         };
         if !status.is_success() {
             return Err(self.refused(status, &answer));
@@ -275,18 +161,19 @@ impl Client {
     }
 
     fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
-        let message = fault(answer).map(by_commands);
+        let message = fault(answer).map(|message| by_commands(&message));
         let message = message.unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
         Failure::new(Exit::of_status(status.as_u16()), message)
     }
 
-    /// What happens from now on, as Server-Sent Events: from an id on, where one was heard.
-    pub(crate) async fn follow(&self, query: &str, heard: Option<&str>) -> Result<Stream<'_>, Failure> {
+    /// Opens a stream of Server-Sent Events of the events that match `query`. The stream begins after the event with
+    /// the id `last`, where one is given.
+    pub(crate) async fn events(&self, query: &str, last: Option<&str>) -> Result<Response, Failure> {
         let mut url = self.base.clone();
         url.set_path("v2.1/events");
         url.set_query(Some(query).filter(|query| !query.is_empty()));
         let mut request = self.http.get(url).header("accept", "text/event-stream");
-        if let Some(id) = heard {
+        if let Some(id) = last {
             request = request.header("last-event-id", id);
         }
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
@@ -295,10 +182,10 @@ impl Client {
             let answer = response.bytes().await.map_err(|error| self.unreachable(&error))?;
             return Err(self.refused(status, &answer));
         }
-        Ok(Stream { client: self, response, buffer: Vec::new() })
+        Ok(response)
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+    pub(crate) fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let mut cause = error.source();
         while let Some(deeper) = cause.and_then(|cause| cause.source()) {
             cause = Some(deeper);
@@ -317,83 +204,9 @@ impl Client {
         Failure::new(Exit::Away, message)
     }
 
-    fn strange(&self, what: &str) -> Failure {
+    pub(crate) fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
     }
-}
-
-/// What the service says by its paths, and the commands that do the same.
-const COMMANDS: [(&str, &str); 9] = [
-    ("GET os-pci_attachments lists", "`hotslot attachment list` lists"),
-    ("GET os-pci/detail lists", "`hotslot pci list -l` lists"),
-    ("GET os-pci lists", "`hotslot pci list` lists"),
-    ("GET os-hypervisors lists", "`hotslot host list` lists"),
-    ("GET servers lists", "`hotslot server list` lists"),
-    ("GET /accelerators lists", "`hotslot accelerator list` lists"),
-    ("change or remove it under os-pci-config", "change or remove it (`hotslot config`)"),
-    ("; GET it until it is attached", "; `hotslot accelerator show` says when it is attached"),
-    ("; DELETE it again", "; run `hotslot accelerator detach` again"),
-];
-
-/// A remedy of the service in the words of the command line, where it has a command for it.
-fn by_commands(mut message: String) -> String {
-    for (path, command) in COMMANDS {
-        if message.contains(path) {
-            message = message.replace(path, command);
-        }
-    }
-    message
-}
-
-/// Server-Sent Events as they come.
-pub(crate) struct Stream<'a> {
-    client: &'a Client,
-    response: reqwest::Response,
-    /// What came of the next message.
-    buffer: Vec<u8>,
-}
-
-/// One of them; what it lacks is empty.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) id: String,
-    pub(crate) data: String,
-}
-
-impl Stream<'_> {
-    /// The next message; none when the service ended it.
-    pub(crate) async fn next(&mut self) -> Result<Option<Message>, Failure> {
-        loop {
-            if let Some(message) = message(&mut self.buffer) {
-                return Ok(Some(message));
-            }
-            // A service that says nothing for so long, not even that it is there, is not there.
-            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
-            match chunk {
-                Ok(Ok(Some(bytes))) => self.buffer.extend_from_slice(&bytes),
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(error)) => return Err(self.client.unreachable(&error)),
-                Err(_) => return Err(self.client.strange("it has been silent for too long")),
-            }
-        }
-    }
-}
-
-/// Takes the first whole message out of what came.
-fn message(buffer: &mut Vec<u8>) -> Option<Message> {
-    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
-    let rest = buffer.split_off(end + 2);
-    let text = String::from_utf8_lossy(buffer).into_owned();
-    *buffer = rest;
-    let mut message = Message::default();
-    for line in text.lines() {
-        match line.split_once(": ") {
-            Some(("id", id)) => message.id = id.to_owned(),
-            Some(("data", data)) => message.data += data,
-            Some(_) | None => {}
-        }
-    }
-    Some(message)
 }
 
 /// Sends a request, and receives all of its answer.
@@ -477,78 +290,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_http_or_a_socket() {
-        for good in ["http://127.0.0.1:9774", "http://[::1]:9774", "unix:/run/hotslot/api.sock"] {
-            assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
-        }
-        for bad in ["127.0.0.1:9774", "localhost", "https://127.0.0.1", "unix:api.sock", "http://", ""] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_configuration_that_is_named_says_where_the_service_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("hotslot.toml");
-        let found = |text: &str| {
-            std::fs::write(&file, text).unwrap();
-            Address::found(Some(&file))
-        };
-        assert_eq!(found("[api]\nlisten = 'unix:/a.sock'").unwrap().to_string(), "unix:/a.sock");
-        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'").unwrap_err());
-        assert!(error.contains("hotslot.toml") && error.contains("--url"), "{error}");
-        let error = format!("{:#}", found("[api]\nlisen = 'x'").unwrap_err());
-        assert!(error.contains("hotslot.toml: line 2") && error.contains("`listen`"), "{error}");
-    }
-
-    #[test]
-    fn remedies_name_the_commands() {
-        for (said, told) in [
-            (
-                "server x not found; GET servers lists those there are",
-                "server x not found; `hotslot server list` lists those there are",
-            ),
-            ("no id; GET os-pci lists them", "no id; `hotslot pci list` lists them"),
-            (
-                "of a1; GET os-pci/detail lists what there is",
-                "of a1; `hotslot pci list -l` lists what there is",
-            ),
-            ("busy", "busy"),
-        ] {
-            assert_eq!(by_commands(said.to_owned()), told);
-        }
-    }
-
-    #[test]
-    fn an_address_is_where_the_service_listens() {
-        for (listen, address) in [
-            ("unix:/run/a.sock", Some("unix:/run/a.sock")),
-            ("127.0.0.1:9774", Some("http://127.0.0.1:9774")),
-            ("[::1]:80", Some("http://[::1]")),
-            ("127.0.0.1:0", None),
-        ] {
-            let found = Address::of(&listen.parse().unwrap()).map(|address| address.to_string());
-            assert_eq!(found.as_deref(), address, "{listen}");
-        }
-    }
-
-    #[test]
     fn a_query_is_escaped() {
         let pairs = [("rack", "a&b=c d".to_owned()), ("host", "büro".to_owned())];
         assert_eq!(query_string(&pairs).unwrap(), "rack=a%26b%3Dc+d&host=b%C3%BCro");
         assert_eq!(query_string(&[]).unwrap(), "");
-    }
-
-    #[test]
-    fn messages_are_taken_as_they_are_whole() {
-        let mut buffer = b": \nid: 3\n\nid: 4\nevent: device.status\ndata: {\"id\": 4}\n\nid: 5\nda".to_vec();
-        let expected = |id: &str, data: &str| Some(Message { id: id.into(), data: data.into() });
-        assert_eq!(message(&mut buffer), expected("3", ""));
-        assert_eq!(message(&mut buffer), expected("4", "{\"id\": 4}"));
-        assert_eq!(message(&mut buffer), None);
-        buffer.extend(b"ta: {}\n\n");
-        assert_eq!(message(&mut buffer), expected("5", "{}"));
-        assert_eq!(buffer, b"");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::lookup;
-use crate::output::{Column, at, column};
+use crate::output::{Column, at, column, message};
 
 /// The server that has a device, or the domain that others put it into.
 pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
@@ -29,7 +29,7 @@ pub(crate) fn attachments() -> Vec<Column<'static>> {
         column("ADDRESS", "/address"),
         Column("INNER ADDRESS", Box::new(inner_address)),
         column("STATUS", "/status"),
-        column("REASON", "/status_reason"),
+        message("REASON", "/status_reason"),
     ]
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Column, Format, column};
+use crate::output::{self, Column, Format, column, message};
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = r#"Examples:
@@ -99,7 +99,7 @@ impl Entries {
                     column("READ-ONLY", "/read_only"),
                     column("POSITION", "/position"),
                     Column("ENTRY", Box::new(entry)),
-                    column("PROBLEM", "/problem"),
+                    message("PROBLEM", "/problem"),
                 ];
                 output::list(cli.format, "entries", &entries, &columns)?;
             }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
+use crate::remedy::by_commands;
 use crate::{Cli, columns, device_name, host, lookup};
 
 #[derive(Debug, Subcommand)]
@@ -258,7 +259,7 @@ pub(crate) fn offered(device: &Value) -> String {
     match (device["offered"].as_bool(), device["withheld"].as_str()) {
         (None, _) => "-".into(),
         (Some(true), _) => "yes".into(),
-        (Some(false), Some(why)) => format!("no: {why}"),
+        (Some(false), Some(why)) => format!("no: {}", by_commands(why)),
         (Some(false), None) if !counts => "no: no whitelist entry matches it".into(),
         (Some(false), None) if device["status"].is_null() => "no: it is not on record".into(),
         (Some(false), None) => format!("no: it is {}", at(device, "/status")),

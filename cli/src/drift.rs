@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::Cli;
 use crate::exit::Exit;
-use crate::output::{self, Column, Format, at, column};
+use crate::output::{self, Column, Format, at, column, message};
+use crate::remedy::by_commands;
 use crate::wait::waiting;
 
 #[derive(Debug, Args)]
@@ -45,7 +46,7 @@ impl Drift {
             output::list(cli.format, "disagreements", found, &self.columns())?;
         }
         for host in away {
-            output::complain(&at(host, "/reason"));
+            output::complain(&by_commands(&at(host, "/reason")));
         }
         let open = found.iter().any(|finding| finding["repaired"] != true);
         Ok(match (away.is_empty(), open) {
@@ -67,7 +68,7 @@ impl Drift {
         if self.repair {
             columns.push(Column("REPAIRED", Box::new(repaired)));
         } else {
-            columns.push(column("WHAT WOULD BE DONE", "/action"));
+            columns.push(message("WHAT WOULD BE DONE", "/action"));
             columns.push(column("WHEN", "/done"));
         }
         columns
@@ -84,11 +85,15 @@ fn server(finding: &Value) -> String {
 
 fn said(finding: &Value) -> String {
     let said = finding["said"].as_object().into_iter().flatten();
-    said.map(|(who, what)| format!("{who}: {}", at(what, ""))).collect::<Vec<_>>().join("; ")
+    said.map(|(who, what)| format!("{who}: {}", by_commands(&at(what, "")))).collect::<Vec<_>>().join("; ")
 }
 
 fn repaired(finding: &Value) -> String {
-    if finding["repaired"] == true { "yes".into() } else { format!("no: {}", at(finding, "/left")) }
+    if finding["repaired"] == true {
+        "yes".into()
+    } else {
+        format!("no: {}", by_commands(&at(finding, "/left")))
+    }
 }
 
 #[cfg(test)]

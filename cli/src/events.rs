@@ -6,10 +6,12 @@ use clap::Args;
 use hotslot_model::event::EventKind;
 use serde_json::Value;
 
-use crate::client::{Message, query_string};
+use crate::client::query_string;
+use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at, json_text, print_on};
 use crate::pci::said;
+use crate::remedy::by_commands;
 use crate::{Cli, lookup};
 
 /// What `--help` says of it.
@@ -108,7 +110,7 @@ async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     let mut heard: Option<String> = None;
     let mut retry = RETRY.0;
     loop {
-        let lost = match cli.client.follow(query, heard.as_deref()).await {
+        let lost = match EventStream::open(&cli.client, query, heard.as_deref()).await {
             Ok(mut stream) => loop {
                 match stream.next().await {
                     Ok(Some(Message { id, data })) => {
@@ -173,7 +175,7 @@ fn cells(event: &Value) -> [String; 6] {
     };
     let change = match (value("from"), value("to"), at(event, "/reason")) {
         (from, to, reason) if reason == "-" => format!("{from} -> {to}"),
-        (from, to, reason) => format!("{from} -> {to}: {reason}"),
+        (from, to, reason) => format!("{from} -> {to}: {}", by_commands(&reason)),
     };
     [
         at(event, "/id"),

@@ -1,21 +1,21 @@
-//! How a command ends: its exit code, and failures that know theirs.
+//! The exit codes of the commands, and failures that have one.
 
 use std::process::ExitCode;
 
-/// What `--help` says of the exit codes.
+/// The exit codes, as `--help` prints them.
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  done
-    1  failed for another reason; a check of `doctor` failed, `config check` or `drift` found something
-    2  usage: arguments that make no sense, or a name that several things have
+    1  failed for another reason; a check of `doctor` failed; `config check` or `drift` found a problem
+    2  invalid arguments, or an ambiguous name
     3  not found
-    4  refused as things are: busy, wrong state, no free port, the guest keeps the device; or a dry run says so
-    5  the service or a host is away, or a listing lacks a host that is away
-    6  bad request: an unknown alias, too few free devices
-  130  interrupted; the service goes on with what it was asked
-With several attachments at once, the highest of theirs.";
+    4  refused: busy, wrong state, no free port, or the guest keeps the device; a dry run found that it would be
+    5  the service or a host is unreachable, or a list is incomplete because a host is unreachable
+    6  bad request: an unknown alias, or too few free devices
+  130  interrupted; the service continues with the request
+When a command works on several attachments, its exit code is the highest of theirs.";
 
-/// An exit code that scripts can decide on.
+/// The exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -30,7 +30,7 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// What an HTTP status is to a script.
+    /// The exit code for an HTTP status.
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
             400 => Self::BadRequest,
@@ -41,7 +41,7 @@ impl Exit {
         }
     }
 
-    /// The exit code of a failure, from whichever of its causes knows one.
+    /// The exit code of the first [`Failure`] among the causes of an error, or [`Exit::Failed`].
     pub(crate) fn of(error: &anyhow::Error) -> Self {
         error
             .chain()
@@ -56,7 +56,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A failure that knows its exit code.
+/// A failure with its exit code and its message.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
@@ -88,14 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_keeps_its_code_under_what_is_said_around_it() {
+    fn a_failure_keeps_its_exit_code_when_context_is_added() {
         let failure: Result<(), _> = Err(Failure::new(Exit::NotFound, "server x not found"));
         assert_eq!(Exit::of(&failure.context("attach").unwrap_err()), Exit::NotFound);
         assert_eq!(Exit::of(&anyhow::anyhow!("the disk is full")), Exit::Failed);
     }
 
     #[test]
-    fn the_worst_is_the_highest() {
+    fn the_most_severe_exit_code_is_the_highest() {
         let outcomes = [Exit::Done, Exit::Refused, Exit::NotFound];
         assert_eq!(outcomes.into_iter().max(), Some(Exit::Refused));
     }

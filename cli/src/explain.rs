@@ -11,7 +11,7 @@ use crate::client::query_string;
 use crate::device::{self, Found};
 use crate::device_name::DeviceName;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Column, Format, at, column};
+use crate::output::{self, Column, Format, at, column, message};
 use crate::{Cli, columns, lookup, pci};
 
 /// What `--help` says of it.
@@ -100,7 +100,7 @@ impl Explain {
             Column("VENDOR:PRODUCT", Box::new(columns::ids)),
             column("TYPE", "/dev_type"),
             column("STATUS", "/status"),
-            column("WHY", "/why"),
+            message("WHY", "/why"),
         ];
         device::list(cli.format, &candidates, &columns, &away)
     }

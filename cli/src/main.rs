@@ -1,9 +1,10 @@
-//! The `hotslot` binary: the service, and the commands a person types.
+//! The `hotslot` binary: the service, and the command line.
 //!
-//! One noun, one file. Those of [`Question`] ask the service, by [`client`]; [`output`]
-//! prints what it answers, and [`exit`] says how it ended.
+//! Each command is in a file of its own. The commands of [`ServiceCommand`] send requests to the service with
+//! [`client`]; [`output`] prints the response, and [`exit`] has the exit codes.
 
 mod accelerator;
+mod address;
 mod attach;
 mod attachment;
 mod capture;
@@ -16,6 +17,7 @@ mod device;
 mod device_name;
 mod doctor;
 mod drift;
+mod event_stream;
 mod events;
 mod exit;
 mod explain;
@@ -24,6 +26,7 @@ mod host;
 mod lookup;
 mod output;
 mod pci;
+mod remedy;
 mod serve;
 mod server;
 mod sim;
@@ -42,24 +45,26 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{self, Writer};
 
-use crate::client::{Address, Client};
+use crate::address::Address;
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::Format;
 
-/// Hot-plugs PCI devices into running libvirt guests, and says where the guest sees them.
+/// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// Where the service is: unix:/path/to/socket or http://HOST:PORT. Without it, what the configuration says that
-    /// $HOTSLOT_CONFIG or --config names; without one, the socket /run/hotslot/api.sock, and when nobody answers there,
-    /// what /etc/hotslot/hotslot.toml or /etc/hotslot.toml says.
+    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is [api] listen of the
+    /// configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the socket
+    /// /run/hotslot/api.sock; when no service answers there, it is [api] listen of /etc/hotslot/hotslot.toml or
+    /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
-    /// The configuration. `serve` and `db` have their defaults without one: qemu:///system is served with nothing
-    /// assignable. The commands that ask the service take its address from it.
+    /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no device
+    /// is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
     config: Option<PathBuf>,
-    /// A table for people, or the API's own JSON for programs.
+    /// The output format: a table for people, or the JSON of the API for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
     #[command(subcommand)]
@@ -68,72 +73,73 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the REST API.
+    /// Run the service, which serves the REST API.
     Serve,
-    /// What this host lacks for passing devices through, and what to do about it.
+    /// Check whether this host can pass devices through to guests, and print a fix for each problem.
     Doctor(doctor::Doctor),
-    /// Write a host's documents into a directory, for bug reports and simulated hosts.
+    /// Write the libvirt XML documents of a host into a directory, for bug reports and simulated hosts.
     #[command(after_help = "Example:\n  hotslot capture qemu:///system /tmp/node1")]
     Capture(capture::Capture),
-    /// Make something happen on a simulated host that is being served.
+    /// Trigger an event on a simulated host that a running service serves.
     #[command(after_help = sim::HELP)]
     Sim(sim::Sim),
-    /// Copy the database while the service runs; put a copy back while it does not.
+    /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
-    /// Print a shell's completions for this command.
+    /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
     #[command(flatten)]
-    Ask(Question),
+    Service(ServiceCommand),
 }
 
-/// The commands that ask the service; `config check` is among its fellows.
+/// The commands that talk to the service. The exception is `config check`, which is grouped with the other `config`
+/// commands.
 #[derive(Debug, Subcommand)]
-enum Question {
-    /// The hosts.
+enum ServiceCommand {
+    /// List the hosts.
     #[command(subcommand)]
     Host(host::HostCommand),
-    /// The hosts' PCI devices.
+    /// List and show the PCI devices of the hosts.
     #[command(subcommand)]
     Device(device::DeviceCommand),
-    /// What is on record of the devices that may be given away.
+    /// List and show the records of the assignable devices.
     #[command(subcommand, after_help = pci::HELP)]
     Pci(pci::PciCommand),
-    /// Why a device is given away or is not; or which devices an alias gets, in order, and why not the others.
+    /// Explain why a device is offered or not, or which devices a request for an alias would get.
     #[command(after_help = explain::HELP)]
     Explain(explain::Explain),
-    /// The PCI tree of a host, or of a guest with its free ports.
+    /// Print the PCI tree of a host, or of a guest with its free ports.
     #[command(after_help = topology::HELP)]
     Topology(topology::Topology),
-    /// Check a configuration file; see and change what may be given away, and by which names.
+    /// Check a configuration file, and list and change the rules: whitelist, aliases and extra_info.
     #[command(subcommand, after_help = config::HELP)]
     Config(config::ConfigCommand),
-    /// The guests.
+    /// List and show the guests.
     #[command(subcommand)]
     Server(server::ServerCommand),
-    /// What is plugged into which guest.
+    /// List and show the attachments of devices to guests.
     #[command(subcommand)]
     Attachment(attachment::AttachmentCommand),
-    /// What happened to devices, attachments and rules, and who did it; and what happens.
+    /// Print or follow the events of devices, attachments and rules.
     #[command(after_help = events::HELP)]
     Events(events::Events),
-    /// Plug devices into a guest, all or none.
+    /// Attach devices to a guest: all of them, or none.
     #[command(after_help = attach::HELP)]
     Attach(attach::Attach),
-    /// Unplug devices, and wait until their guests let go.
+    /// Detach devices from guests, and wait until the guests have released them.
     #[command(after_help = "Examples:\n  hotslot detach 3f2a\n  hotslot detach 3f2a 91c0 --no-wait\n  \
                            hotslot detach 3f2a --timeout 30s")]
     Detach(detach::Detach),
-    /// Devices that are given away under names of their own, to a guest or to the host itself.
+    /// Manage accelerators: named devices for a guest or for the host itself.
     #[command(subcommand, after_help = accelerator::HELP)]
     Accelerator(accelerator::AcceleratorCommand),
-    /// Where records, guests and hosts disagree, and what would be done; with --repair it is done.
+    /// Report where the records, the guests and the hosts disagree, and repair it with --repair.
     #[command(after_help = drift::HELP)]
     Drift(drift::Drift),
 }
 
-/// What every command that asks the service is given.
+/// The client and the output format, for the commands that talk to the service.
 struct Cli {
     client: Client,
     format: Format,
@@ -153,7 +159,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
     let url = || arguments.url.map_or_else(|| Address::found(config), Ok);
     if matches!(arguments.command, Command::Serve | Command::Db(_)) {
-        // What they write is for hotslot's user alone.
+        // Files that these commands create are readable by hotslot's user only.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     }
     match arguments.command {
@@ -178,19 +184,19 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             output::print(&String::from_utf8(script)?)?;
             Ok(Exit::Done)
         }
-        // It asks no service, and is for a file that does not even say where one is.
-        Command::Ask(Question::Config(config::ConfigCommand::Check { file })) => {
+        // This command needs no service, and its file may not even have a valid address of one.
+        Command::Service(ServiceCommand::Config(config::ConfigCommand::Check { file })) => {
             config::check::run(&file, arguments.output)
         }
-        Command::Ask(question) => {
+        Command::Service(command) => {
             let cli = Cli { client: Client::new(url()?)?, format: arguments.output };
-            until_done(question.ask(&cli))
+            until_done(command.run(&cli))
         }
     }
 }
 
-/// How the fields of a log line are written: what a guest, a host or a caller wrote cannot begin a line of its own, nor do
-/// anything to the terminal that shows it.
+/// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a new
+/// line nor send control sequences to a terminal.
 fn log_fields() -> impl for<'w> FormatFields<'w> {
     let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
         let said = format!("{value:?}");
@@ -207,13 +213,13 @@ fn log_fields() -> impl for<'w> FormatFields<'w> {
 fn until_done(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(command);
-    // A libvirt call that hangs keeps its thread; it must not keep the process.
+    // A hung libvirt call blocks its thread; it must not block the exit of the process.
     runtime.shutdown_background();
     outcome
 }
 
-impl Question {
-    async fn ask(self, cli: &Cli) -> anyhow::Result<Exit> {
+impl ServiceCommand {
+    async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::Host(command) => command.run(cli).await,
             Self::Device(command) => command.run(cli).await,
@@ -237,12 +243,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_well_formed() {
+    fn the_definition_of_the_arguments_is_consistent() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn commands_read_as_people_type_them() {
+    fn valid_command_lines_are_accepted_and_invalid_ones_refused() {
         for line in [
             "hotslot host list",
             "hotslot -o json device list --all",

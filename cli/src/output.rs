@@ -8,6 +8,8 @@ use clap::ValueEnum;
 use hotslot_driver::text;
 use serde_json::Value;
 
+use crate::remedy::by_commands;
+
 /// For whom to print: tables for people, or the API's own JSON (a list or an object) for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
@@ -22,6 +24,11 @@ pub(crate) struct Column<'a>(pub(crate) &'static str, pub(crate) Box<dyn Fn(&Val
 /// A column that shows what an item has at a JSON pointer.
 pub(crate) fn column(title: &'static str, pointer: &'static str) -> Column<'static> {
     Column(title, Box::new(move |item| at(item, pointer)))
+}
+
+/// A column that shows a message of the service, with commands in place of REST routes.
+pub(crate) fn message(title: &'static str, pointer: &'static str) -> Column<'static> {
+    Column(title, Box::new(move |item| by_commands(&at(item, pointer))))
 }
 
 /// What an item has at a JSON pointer, for people: `-` where there is nothing.

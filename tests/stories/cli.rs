@@ -230,6 +230,37 @@ async fn a_dry_run_says_what_an_attach_would_do() {
 }
 
 #[tokio::test]
+async fn remedies_are_commands_and_options_of_the_command_line() {
+    let refuse = "[[detach.class]]\nclass = 'network controller'\nhot_unplug = 'refuse'\n";
+    let service = Hotslot::with(&host("small"), refuse).await;
+    let hotslot = |arguments: &str| hotslot(service.url(), arguments);
+    let id = id(&hotslot("-o json attach q35 vf").expect(0));
+    hotslot(r#"accelerator create nic0 --spec {"product_id":"10d3"}"#).expect(0);
+    hotslot("accelerator attach nic0 q35").expect(0);
+    let listed = hotslot("attachment list").expect(0);
+    let of_accelerator = listed.line("0000:05:00.0")[0];
+
+    for (code, arguments, remedy) in [
+        (3, "server show 00000000-0000-4000-8000-000000000000", "`hotslot server list` lists"),
+        (3, "accelerator show nope", "`hotslot accelerator list` lists"),
+        (4, &format!("detach {id}"), "with --force"),
+        (4, &format!("detach {of_accelerator}"), "`hotslot accelerator detach "),
+        (6, "attach q35 vf:9", "detach one"),
+    ] {
+        let said = hotslot(arguments).expect(code);
+        assert!(said.err.contains(remedy), "{arguments}: {said:?}");
+        for route in ["GET ", "DELETE ", "POST ", "os-pci", "/accelerators"] {
+            assert!(!said.err.contains(route), "{arguments}: {said:?}");
+        }
+    }
+    hotslot(&format!("detach {id} --force")).expect(0);
+    let remedy = hotslot(&format!("detach {of_accelerator}")).expect(4).err;
+    let command = remedy.split('`').nth(1).expect("a command").strip_prefix("hotslot ").expect("of hotslot");
+    hotslot(&format!("{command} --force")).expect(0);
+    service.expect_clean().await;
+}
+
+#[tokio::test]
 async fn attach_takes_a_flavor_and_the_mac_and_vlan_of_a_vf() {
     let config = "[[flavor]]\nname = \"gzm\"\nextra_specs = { \"pci_passthrough:alias\" = \"e1000e:1\" }\n";
     let service = Hotslot::with(&host("small"), config).await;

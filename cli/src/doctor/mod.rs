@@ -14,7 +14,8 @@ use clap::Args;
 use hotslot_service::config::SOCKET;
 use serde_json::{Value, json};
 
-use crate::client::{Address, Client};
+use crate::address::Address;
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::{self, Format};
 

@@ -95,16 +95,25 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+/// Parses an address of the form `unix:/path`. Returns `None` when the text does not begin with `unix:`.
+///
+/// # Errors
+/// The path is not absolute.
+pub fn unix_path(text: &str) -> Option<Result<PathBuf, String>> {
+    let path = Path::new(text.strip_prefix("unix:")?);
+    Some(if path.is_absolute() {
+        Ok(path.into())
+    } else {
+        Err(format!("`{text}` names no absolute path; write a path such as unix:{SOCKET}"))
+    })
+}
+
 impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if Path::new(path).is_absolute() {
-                Ok(Self::Unix(path.into()))
-            } else {
-                Err(format!("`{text}` names no absolute path; write unix:/run/hotslot/api.sock"))
-            };
+        if let Some(path) = unix_path(text) {
+            return path.map(Self::Unix);
         }
         let address: SocketAddr = text.parse().map_err(|_| {
             format!("`{text}` is neither an address with port (127.0.0.1:9774) nor a socket (unix:/path)")

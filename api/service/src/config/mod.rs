@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-pub use api::{Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode};
+pub use api::{
+    Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode, unix_path,
+};
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use read::ConfigError;

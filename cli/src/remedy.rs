@@ -1,0 +1,129 @@
+//! The service names REST routes and JSON fields in its messages. Here they become commands and options.
+
+/// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
+/// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those of
+/// python-openstackclient, because the command line has none for it.
+const ROUTES: [(&str, &str); 13] = [
+    ("GET servers", "`hotslot server list`"),
+    ("GET os-pci", "`hotslot pci list`"),
+    ("GET os-pci/detail", "`hotslot pci list -l`"),
+    ("GET os-pci_attachments", "`hotslot attachment list`"),
+    ("GET os-hypervisors", "`hotslot host list`"),
+    ("GET os-hypervisors/{}/pci_devices/{}", "`hotslot device show DEVICE -o json`"),
+    ("GET accelerators", "`hotslot accelerator list`"),
+    ("GET drift", "`hotslot drift`"),
+    ("GET events", "`hotslot events`"),
+    ("GET flavors", "the configuration ([[flavor]])"),
+    ("DELETE accelerators/{}", "`hotslot accelerator detach {}`"),
+    ("DELETE accelerator/v2/accelerator_requests/{}", "`openstack accelerator arq delete {}`"),
+    ("POST accelerator/v2/devices/{}/enable", "`openstack accelerator device enable {}`"),
+];
+
+/// Phrases of the service that are not a method with a route, and what they are on the command line.
+const PHRASES: [(&str, &str); 10] = [
+    ("DELETE the accelerator", "run `hotslot accelerator detach`"),
+    ("DELETE it", "run `hotslot accelerator detach`"),
+    ("GET the accelerator", "run `hotslot accelerator show`"),
+    ("GET it", "run `hotslot accelerator show`"),
+    ("under os-pci_attachments", "with `hotslot detach`"),
+    ("under os-pci-config", "with `hotslot config`"),
+    ("?force=true", "--force"),
+    ("with force", "with --force"),
+    ("\"whole_group\": true", "--whole-group"),
+    ("whole_group", "--whole-group"),
+];
+
+const METHODS: [&str; 4] = ["GET ", "PUT ", "POST ", "DELETE "];
+
+/// Returns a message of the service with commands and options in place of REST routes and JSON fields. A route for which
+/// there is no command stays as it is.
+pub(crate) fn by_commands(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = METHODS.iter().filter_map(|method| rest.find(method)).min() {
+        let (before, request) = rest.split_at(start);
+        let (request, after) = request.split_at(request_length(request));
+        text += before;
+        text += &command(request).unwrap_or_else(|| request.to_owned());
+        rest = after;
+    }
+    text += rest;
+    PHRASES.iter().fold(text, |text, (phrase, option)| text.replace(phrase, option))
+}
+
+/// [`by_commands`] for a message about a request of `hotslot attach`, whose options include `--numa-policy`.
+pub(crate) fn by_options_of_attach(message: &str) -> String {
+    by_commands(message).replace("another numa_policy", "another --numa-policy")
+}
+
+/// The length of the method and path at the beginning of a text, in bytes. A placeholder such as `<its uuid>` may
+/// contain spaces; punctuation after the path does not belong to it.
+fn request_length(text: &str) -> usize {
+    let path = text.find(' ').map_or(text.len(), |space| space + 1);
+    let mut in_placeholder = false;
+    let ends = |letter: char| {
+        in_placeholder = letter == '<' || in_placeholder && letter != '>';
+        letter.is_whitespace() && !in_placeholder
+    };
+    let end = text[path..].find(ends).map_or(text.len(), |end| path + end);
+    text[..end].trim_end_matches([',', ';', ':', '.', ')']).len()
+}
+
+fn command(request: &str) -> Option<String> {
+    let (method, path) = request.split_once(' ')?;
+    let request: Vec<_> = std::iter::once(method).chain(path.trim_start_matches('/').split('/')).collect();
+    ROUTES.iter().find_map(|(route, command)| {
+        let route: Vec<_> = route.split([' ', '/']).collect();
+        let matches = route.len() == request.len()
+            && route.iter().zip(&request).all(|(wanted, segment)| *wanted == "{}" || wanted == segment);
+        let id = route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
+        matches.then(|| command.replace("{}", id))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_and_fields_become_commands_and_options() {
+        for (message, expected) in [
+            ("busy", "busy"),
+            (
+                "server x not found; GET servers lists those there are",
+                "server x not found; `hotslot server list` lists those there are",
+            ),
+            ("no id; GET os-pci lists them", "no id; `hotslot pci list` lists them"),
+            ("of a1; GET os-pci/detail lists the devices", "of a1; `hotslot pci list -l` lists the devices"),
+            (
+                "a type's id, as GET os-hypervisors/{id}/pci_devices/{address} lists them",
+                "a type's id, as `hotslot device show DEVICE -o json` lists them",
+            ),
+            (
+                "for it: DELETE /accelerators/8e45, and attach it again",
+                "for it: `hotslot accelerator detach 8e45`, and attach it again",
+            ),
+            (
+                "made for it: DELETE /accelerator/v2/accelerator_requests/8e45 gives it back",
+                "made for it: `openstack accelerator arq delete 8e45` gives it back",
+            ),
+            (
+                "the card is disabled; POST accelerator/v2/devices/<its uuid>/enable",
+                "the card is disabled; `openstack accelerator device enable <its uuid>`",
+            ),
+            ("1 of 2; DELETE it again", "1 of 2; run `hotslot accelerator detach` again"),
+            ("gone; DELETE the accelerator.", "gone; run `hotslot accelerator detach`."),
+            ("busy; GET it until it is free", "busy; run `hotslot accelerator show` until it is free"),
+            ("ask with whole_group, or wait", "ask with --whole-group, or wait"),
+            ("in use; add ?force=true: it goes", "in use; add --force: it goes"),
+            ("shut it off, or ask all the same with force", "shut it off, or ask all the same with --force"),
+            ("POST nowhere/1, GET webhooks", "POST nowhere/1, GET webhooks"),
+            ("GET ", "GET "),
+        ] {
+            assert_eq!(by_commands(message), expected);
+        }
+        let numa = "ask with another numa_policy";
+        assert_eq!(by_commands(numa), numa, "an accelerator has its policy in its spec");
+        assert_eq!(by_options_of_attach(numa), "ask with another --numa-policy");
+    }
+}
