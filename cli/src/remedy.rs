@@ -76,8 +76,8 @@ fn command(request: &str) -> Option<String> {
         let route: Vec<_> = route.split([' ', '/']).collect();
         let matches = route.len() == request.len()
             && route.iter().zip(&request).all(|(wanted, segment)| *wanted == "{}" || wanted == segment);
-        let id = route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
-        matches.then(|| command.replace("{}", id))
+        let id = || route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
+        matches.then(|| command.replace("{}", id()))
     })
 }
 
