@@ -1,15 +1,16 @@
-"""Runs the commands of a list by the stock clients, and looks whether they show what the list says.
+"""Runs the commands of a list with the stock clients, and checks their output against the list.
 
     commands.py URL LIST
 
 A step of the list:
     openstack   a command line of python-openstackclient
-    cyborg      one of python-cyborgclient: both have `accelerator`, and openstack runs its own, so these are called
-    fails       a part of what it says when it is to fail
-    shows       keys and values that it shows; of a list, those of one row
-    rows        how many rows it lists
-    save        names for values that it shows, as {name} for later steps; with `of`, of the row that has these values
-    until       it is asked again until it shows that
+    cyborg      a command line of python-cyborgclient, which is called directly: both clients have `accelerator`, and
+                openstack runs its own
+    fails       the command must fail, with this text in its output
+    shows       keys and values that the output must have; for a list, in one row
+    rows        the number of rows of the list
+    save        names for values of the output, for use as {name} in later steps; with `of`, of the row with these values
+    until       the command is repeated until its output has these keys and values
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from openstackclient import shell
 
 
 class Keystone(http.server.BaseHTTPRequestHandler):
-    """`openstack server list` looks whether there is a Keystone v3, and asks it nothing."""
+    """Serves the version document of Keystone v3, which `openstack server list` reads; it sends no other request."""
 
     def do_GET(self):
         link = {"rel": "self", "href": f"http://{self.headers['host']}/v3"}
@@ -47,8 +48,8 @@ class Keystone(http.server.BaseHTTPRequestHandler):
 
 
 def of_openstack(line):
-    """What a command prints, as JSON where it shows something."""
-    # In a process of its own, for the client keeps its connections from one command to the next.
+    """Returns the output of a command, as JSON where it shows something."""
+    # Runs in a process of its own, because the client keeps its connections from one command to the next.
     with multiprocessing.get_context("fork").Pool(1) as pool:
         code, out, err = pool.apply(in_shell, (line,))
     if code:
@@ -71,7 +72,7 @@ def plain(value):
 
 
 def of_cyborg(line):
-    """The same of python-cyborgclient."""
+    """Returns the output of a command of python-cyborgclient."""
     words = shlex.split(line)
     points = {point.name: point for point in metadata.entry_points(group="openstack.accelerator.v2")
               if point.dist.name == "python-cyborgclient"}
@@ -100,7 +101,7 @@ def connection():
 
 
 def has(shown, wanted):
-    """Whether something shows what is wanted: a list, when one of its rows does."""
+    """Whether the output has the wanted keys and values; for a list, whether one of its rows has them."""
     if isinstance(wanted, dict):
         if isinstance(shown, list):
             return any(has(row, wanted) for row in shown)
@@ -119,7 +120,7 @@ def filled(value, saved):
 
 
 def one(step, saved):
-    """Runs a step, and answers what is not as it says."""
+    """Runs a step, and returns the deviations from it."""
     run, line = (of_openstack, step["openstack"]) if "openstack" in step else (of_cyborg, step["cyborg"])
     try:
         shown = run(filled(line, saved))

@@ -63,7 +63,7 @@ def main(url):
     deployable = next(one for one in proxy.deployables() if one.name == "node1_0000:a1:00.0")
     assert proxy.get_deployable(deployable.id).num_accelerators == 2
     program = [{"op": "replace", "path": "/program", "value": [{"image_uuid": G1}]}]
-    refused(exceptions.HttpException, "programs no FPGA", proxy.patch_deployable, deployable.id, program)
+    refused(exceptions.HttpException, "cannot program FPGAs", proxy.patch_deployable, deployable.id, program)
 
     said = proxy.create_attribute(deployable_id=deployable.device_id, key="rack", value="r1")
     assert proxy.get_attribute(said.uuid).value == "r1"
@@ -78,11 +78,11 @@ def main(url):
     refused(exceptions.ConflictException, "already", proxy.create_device_profile, name="qat", groups=groups)
     assert [one.name for one in proxy.device_profiles()] == ["qat"]
 
-    # Of two that are made the SDK shows the first.
+    # Two requests are created, and the SDK returns the first.
     first = proxy.create_accelerator_request(device_profile_name="qat")
     arqs = [arq.uuid for arq in proxy.accelerator_requests()]
     assert (len(arqs), arqs[0], first.state) == (2, first.uuid, "Initial")
-    # A running server and one that is off.
+    # A running server and one that is shut off.
     for arq, server in zip(arqs, (G1, G3)):
         proxy.patch_accelerator_request(arq, bound(server))
         shown = becomes(proxy, arq, "Bound")

@@ -2,8 +2,9 @@
 
     tempest_api.py URL LIST
 
-There is no Keystone: this is one as far as tempest asks it, and the proxy in front of the service that looks at its
-tokens, as keystonemiddleware does. LIST says which tests do not pass, and why; all others have to.
+There is no Keystone. This script serves the part of its API that tempest uses, and is the proxy in front of the service
+that validates tokens, as keystonemiddleware does. LIST names the tests that are expected to fail, with the reasons. All
+others must pass.
 """
 
 import http.server
@@ -93,7 +94,7 @@ class Keystone(http.server.BaseHTTPRequestHandler):
 
 
 def configure(directory, keystone):
-    """tempest's own configuration, and the accounts that it may use."""
+    """Writes the configuration of tempest and the accounts that it may use."""
     accounts = []
     for role in ROLES:
         for number in range(3):
@@ -134,7 +135,7 @@ enforce_new_defaults = true
 
 
 class Outcome(unittest.TestResult):
-    """Which test came out how, by the last two parts of its name."""
+    """The result of each test, by the last two parts of its name."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +165,7 @@ def main(url, expected):
         expected = json.load(file)
     with tempfile.TemporaryDirectory() as directory:
         configure(directory, f"http://127.0.0.1:{keystone.server_port}")
-        # Only now, for it reads the configuration.
+        # Imported only now, because the import reads the configuration.
         import cyborg_tempest_plugin
         from cyborg_tempest_plugin.tests import api
         top = os.path.dirname(cyborg_tempest_plugin.__path__[0])

@@ -239,7 +239,7 @@ impl Found {
             None => None,
             Some(marker) => Some(service.store.marker(marker).await?.ok_or_else(|| {
                 Error::Invalid(format!(
-                    "marker {marker} is no id or uuid of a PCI device; GET os-pci lists them"
+                    "invalid marker {marker}: no PCI device has this id or uuid; GET os-pci lists them"
                 ))
             })?),
         };
