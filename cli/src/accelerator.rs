@@ -1,4 +1,4 @@
-//! `hotslot accelerator`: devices that are given away under names of their own, to a guest or to the host itself.
+//! `hotslot accelerator`: manages accelerators, which are named devices for a guest or for the host itself.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ use crate::output::{self, Column, Format, at, column, message};
 use crate::wait::waiting;
 use crate::{Cli, lookup};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
   hotslot accelerator create gpu0 --spec '{"device_type": "GPU", "num": 1}'
   hotslot accelerator list
@@ -22,73 +22,76 @@ pub(crate) const HELP: &str = r#"Examples:
   hotslot accelerator attach gpu0 --host node1 --driver vfio-pci
   hotslot accelerator detach gpu0"#;
 
-/// The resource, and its list's key.
+/// The resource in a path, and the key of its list.
 const NOUN: &str = "accelerators";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AcceleratorCommand {
-    /// The accelerators, and what holds them.
+    /// List the accelerators, with the guests or hosts that have their devices.
     List {
-        /// More columns.
+        /// Show more columns.
         #[arg(short, long)]
         long: bool,
     },
-    /// One accelerator.
+    /// Show one accelerator.
     Show {
-        /// Its UUID or its name.
+        /// The UUID or the name of the accelerator.
         accelerator: String,
     },
-    /// Make an accelerator; no device has to be free.
+    /// Create an accelerator. This reserves no device.
     Create {
-        /// Its name, of which there is one.
+        /// The name of the accelerator, which must be unique.
         name: String,
-        /// Its UUID; that of a device makes it that device. Without, one is made up.
+        /// The UUID of the accelerator. The UUID of a device ties the accelerator to that device. By default a UUID is
+        /// generated.
         #[arg(long)]
         uuid: Option<Uuid>,
-        /// What it is to be, a JSON object.
+        /// The spec: a JSON object with the keys that `hotslot accelerator spec --help` lists.
         #[arg(long)]
         spec: Option<Spec>,
     },
-    /// Say what it is to be, in place of all that was said before.
+    /// Replace the spec of an accelerator.
     Spec {
-        /// Its UUID or its name.
+        /// The UUID or the name of the accelerator.
         accelerator: String,
-        /// remote, num, device_type, acc_capability; vendor_id, product_id, numa_node, numa_policy: a JSON object.
+        /// The spec: a JSON object with the keys device_type, num, vendor_id, product_id, numa_node, numa_policy,
+        /// mdev_type, acc_capability and remote.
         spec: Spec,
     },
-    /// Plug its devices into a guest, or take them for the host itself.
+    /// Attach the devices of an accelerator to a guest, or bind them for use by the host itself.
     Attach {
-        /// Its UUID or its name.
+        /// The UUID or the name of the accelerator.
         accelerator: String,
         /// The guest: its UUID or its name.
         #[arg(required_unless_present = "host", conflicts_with = "host")]
         server: Option<String>,
-        /// The host that is to have it; its device has to be there.
+        /// The host that is to use the device. The device must be on this host.
         #[arg(long)]
         host: Option<String>,
-        /// How the host is to have it: native (with its host driver) or vfio-pci (for DPDK and the like).
+        /// The driver for use by the host: native (the host driver) or vfio-pci (for DPDK and similar programs).
         #[arg(long, requires = "host", conflicts_with = "server")]
         driver: Option<HostDriver>,
     },
-    /// Give its devices back, and wait until they are; its name and its spec stay.
+    /// Release the devices of an accelerator, and wait until they are free. The accelerator keeps its name and spec.
     Detach {
-        /// Its UUID or its name.
+        /// The UUID or the name of the accelerator.
         accelerator: String,
-        /// How long a guest is asked and waited for: 30s, 500ms, 2m; without, as the service is configured.
+        /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default [detach] of the configuration
+        /// applies.
         #[arg(long, value_name = "TIME")]
         timeout: Option<String>,
-        /// As of `hotslot detach`.
+        /// Ignore a policy against the detach, like `hotslot detach --force`.
         #[arg(long)]
         force: bool,
     },
-    /// Forget an accelerator, after it was detached.
+    /// Delete an accelerator, which must be detached.
     Delete {
-        /// Its UUID or its name.
+        /// The UUID or the name of the accelerator.
         accelerator: String,
     },
 }
 
-/// A spec, a JSON object. Whether it is a good one is the service's to say.
+/// A spec: a JSON object. The service checks its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec(Map<String, Value>);
 
@@ -96,7 +99,7 @@ impl FromStr for Spec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let example = r#"write a JSON object, such as {"device_type": "GPU", "num": 1}"#;
+        let example = r#"expected a JSON object, such as {"device_type": "GPU", "num": 1}"#;
         match serde_json::from_str(text) {
             Ok(Value::Object(spec)) => Ok(Self(spec)),
             Ok(_) => Err(example.to_owned()),
@@ -117,13 +120,13 @@ impl AcceleratorCommand {
                 shown(cli, &cli.client.get(&[NOUN, &id]).await?)?;
             }
             Self::Create { name, uuid, spec } => {
-                // Known before it is asked for, so that it can be shown.
+                // The id is chosen here, so that the new accelerator can be shown and removed.
                 let id = uuid.unwrap_or_else(Uuid::new_v4).to_string();
                 cli.client.post(&[NOUN], &json!({ "name": name, "uuid": id })).await?;
                 if let Some(spec) = spec
                     && let Err(refused) = put_spec(cli, &id, spec).await
                 {
-                    return Err(unmade(cli, &id, &name, refused).await.into());
+                    return Err(undo_create(cli, &id, &name, refused).await.into());
                 }
                 shown(cli, &cli.client.get(&[NOUN, &id]).await?)?;
             }
@@ -164,7 +167,7 @@ impl AcceleratorCommand {
                 if now["devices"].as_array().is_some_and(|devices| !devices.is_empty()) {
                     let status = at(&now, "/status");
                     let message = format!(
-                        "{accelerator} is {status} and holds {}; `hotslot accelerator detach {accelerator}` first",
+                        "{accelerator} is {status} and holds {}; run `hotslot accelerator detach {accelerator}` first",
                         each(&now, "/address")
                     );
                     return Err(Failure::new(Exit::Refused, message).into());
@@ -181,11 +184,13 @@ async fn put_spec(cli: &Cli, id: &str, Spec(spec): Spec) -> Result<Value, Failur
     cli.client.put(&[NOUN, id, "acc_spec"], &json!({ "acc_specs": spec })).await
 }
 
-/// Takes back an accelerator whose spec was refused, and says so.
-async fn unmade(cli: &Cli, id: &str, name: &str, refused: Failure) -> Failure {
+/// Deletes a new accelerator whose spec was refused. Returns the failure for the user.
+async fn undo_create(cli: &Cli, id: &str, name: &str, refused: Failure) -> Failure {
     let message = match cli.client.remove(&[NOUN, id], "purge=true").await {
-        Ok(()) => format!("{refused}; {name} was not made"),
-        Err(error) => format!("{refused}; {name} is made all the same, as {id}, without that spec: {error}"),
+        Ok(()) => format!("{refused}; {name} was not created"),
+        Err(error) => {
+            format!("{refused}; {name} exists as {id} without the spec, because deleting it failed: {error}")
+        }
     };
     Failure::new(refused.exit(), message)
 }
@@ -197,7 +202,10 @@ fn done(cli: &Cli, id: &str, what: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The UUID of the accelerator that a person named by UUID or name.
+/// Returns the UUID of the accelerator with this UUID or name. A UUID has precedence over a name.
+///
+/// # Errors
+/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when several have the name.
 async fn find(cli: &Cli, accelerator: &str) -> Result<String, Failure> {
     let all = cli.client.items(&[NOUN], NOUN).await?;
     let uuid = accelerator.to_ascii_lowercase();
@@ -215,8 +223,10 @@ async fn find(cli: &Cli, accelerator: &str) -> Result<String, Failure> {
         }
         _ => {
             let ids: Vec<_> = called.iter().map(|item| format!("\n  {}", at(item, "/uuid"))).collect();
-            let message =
-                format!("several accelerators are called {accelerator}; give the UUID:{}", ids.concat());
+            let message = format!(
+                "several accelerators are called {accelerator}; give the UUID instead of the name:{}",
+                ids.concat()
+            );
             Err(Failure::new(Exit::Usage, message))
         }
     }
@@ -242,7 +252,8 @@ fn columns(long: bool) -> Vec<Column<'static>> {
     columns
 }
 
-/// What each of its devices has, where it holds several.
+/// Joins the values of all devices that an accelerator holds. When it holds none, the value of the accelerator itself
+/// is returned.
 fn each(item: &Value, pointer: &str) -> String {
     match item["devices"].as_array().map_or(&[][..], Vec::as_slice) {
         [] => at(item, pointer),
@@ -277,7 +288,7 @@ mod tests {
     use crate::client::answering;
 
     #[tokio::test]
-    async fn an_accelerator_is_found_by_its_uuid_before_its_name_and_not_guessed() {
+    async fn an_accelerator_is_found_by_its_uuid_first_and_then_by_an_unambiguous_name() {
         let item = |uuid: &str, name: &str| json!({ "uuid": uuid, "name": name });
         let (one, other) = ("8e45a2ea-5364-4b0d-a252-bf8becaa606e", "00000000-0000-4000-8000-000000000001");
         let all = json!({ NOUN: [item(other, one), item(one, "a"), item("2", "b"), item("3", "b")] });

@@ -93,7 +93,9 @@ impl Address {
             return "is `hotslot serve` running? (--url or HOTSLOT_URL gives its address)".into();
         };
         if cause != Some(ErrorKind::PermissionDenied) {
-            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL gives its address)".into();
+            return "is `hotslot serve` running? (`systemctl status hotslot`; --url or HOTSLOT_URL gives its \
+                    address)"
+                .into();
         }
         let denied = |error: io::Error| error.kind() == ErrorKind::PermissionDenied;
         let hidden = |file: &&Path| file.symlink_metadata().is_err_and(denied);
@@ -108,13 +110,13 @@ impl Address {
         let name = |gid| Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
         match group.and_then(name) {
             Some(group) => format!(
-                "only members of the group {group} may connect; run `usermod -aG {group} USER` as root and log in again, \
-                 or run this command as root"
+                "only members of the group {group} may connect; run `usermod -aG {group} USER` as root and log in \
+                 again, or run this command as root"
             ),
             None => format!(
                 "only root may connect, because the socket has no group of its own; run `groupadd --system \
-                 {SOCKET_GROUP}` and `usermod -aG {SOCKET_GROUP} USER` as root, restart the service and log in again; or \
-                 run this command as root"
+                 {SOCKET_GROUP}` and `usermod -aG {SOCKET_GROUP} USER` as root, restart the service and log in again; \
+                 or run this command as root"
             ),
         }
     }

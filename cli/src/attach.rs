@@ -1,4 +1,5 @@
-//! `hotslot attach`: plugs devices into a guest, all or none; or says whether it could.
+//! `hotslot attach`: attaches devices to a guest, all of them or none. With `--dry-run` it only reports whether it
+//! could.
 
 use std::str::FromStr;
 
@@ -14,7 +15,7 @@ use crate::remedy::by_options_of_attach;
 use crate::wait::waiting;
 use crate::{Cli, columns, lookup, output};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot attach vm1 a1
@@ -26,58 +27,59 @@ Examples:
 pub(crate) struct Attach {
     /// The guest: its UUID or its name.
     server: String,
-    /// Which devices: configured aliases, each with how many of it.
+    /// The devices: configured aliases, each with the number of devices (default 1).
     #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]")]
     aliases: Vec<AliasCount>,
-    /// A flavor, in place of aliases: those of its extra specs.
+    /// A flavor whose extra specs name the aliases, instead of ALIAS[:N].
     #[arg(long, value_name = "NAME")]
     flavor: Option<String>,
-    /// Plug into the running guest only: after a power cycle the device is not there.
+    /// Attach to the running guest only. The device is gone after a power cycle.
     #[arg(long)]
     live_only: bool,
-    /// Only say which devices would be taken, and what each check finds; nothing is touched.
+    /// Only report which devices would be attached and the result of each check. Nothing is changed.
     #[arg(long)]
     dry_run: bool,
-    /// Each device with all others of its IOMMU group. A request for all of them that are bound to host drivers does
-    /// not need it.
+    /// Attach each device with all others of its IOMMU group. A request for all members of a group that are bound to
+    /// host drivers does not need this option.
     #[arg(long)]
     whole_group: bool,
-    /// How near to the guest's memory the devices have to be, in place of the aliases' own policies.
+    /// The NUMA policy of the request, instead of the policies of the aliases.
     #[arg(long, value_name = "POLICY",
           value_parser = PossibleValuesParser::new(NumaPolicy::ALL.iter().map(|it| it.as_str())))]
     numa_policy: Option<String>,
-    /// For a VF of a NIC: its MAC address; without one an address is made up.
+    /// For a VF of a NIC: its MAC address. By default an address is generated.
     #[arg(long, value_name = "ADDRESS")]
     mac: Option<MacAddress>,
-    /// For a VF of a NIC: the VLAN that its frames are put into, 0 to 4095.
+    /// For a VF of a NIC: the VLAN tag of its frames, 0 to 4095.
     #[arg(long, value_name = "TAG", value_parser = vlan)]
     vlan: Option<VlanTag>,
-    /// For a VF of a NIC: the network that the VF has to be wired to, as its device_spec says.
+    /// For a VF of a NIC: require this physical_network in its device_spec.
     #[arg(long, value_name = "NETWORK")]
     physical_network: Option<String>,
-    /// For a VF of a NIC: one that may be trusted, as its device_spec says.
+    /// For a VF of a NIC: require trusted = "true" in its device_spec.
     #[arg(long)]
     trusted: bool,
 }
 
 fn vlan(text: &str) -> Result<VlanTag, String> {
-    let tag = text.parse().map_err(|_| format!("`{text}` is not a VLAN tag; it is a number 0 to 4095"))?;
+    let tag =
+        text.parse().map_err(|_| format!("invalid VLAN tag `{text}`: expected a number from 0 to 4095"))?;
     VlanTag::new(tag).map_err(|error| error.to_string())
 }
 
-/// An alias, and how many devices of it.
+/// An alias and a number of devices, as `a1:2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct AliasCount(String);
 
 impl FromStr for AliasCount {
     type Err = String;
 
-    /// Reads `a1` (one device) and `a1:2`. What names and counts there are is the service's to say.
+    /// Parses `a1` (one device) or `a1:2`. The service checks the name and the upper limit of the number.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, count) = text.split_once(':').unwrap_or((text, "1"));
         let counts = count.parse::<u16>().is_ok_and(|count| count > 0);
         if name.is_empty() || name.contains(',') || !counts {
-            return Err("write an alias, or an alias with how many: a1 or a1:2".into());
+            return Err("expected an alias, or an alias and a number of devices: a1 or a1:2".into());
         }
         Ok(Self(format!("{name}:{count}")))
     }
@@ -102,13 +104,13 @@ impl Attach {
         Ok(Exit::Done)
     }
 
-    /// The aliases as the service takes them: `a1:1,b1:2`.
+    /// The aliases in the format of the API: `a1:1,b1:2`.
     fn wanted(&self) -> String {
         let wanted: Vec<_> = self.aliases.iter().map(|alias| alias.0.as_str()).collect();
         wanted.join(",")
     }
 
-    /// What is not asked for is null.
+    /// The body of the request. Options that are not given are null.
     fn body(&self) -> Value {
         json!({ "pciAttachment": {
             "pci_passthrough:alias": (!self.aliases.is_empty()).then(|| self.wanted()),
@@ -133,14 +135,14 @@ fn dry_run(format: Format, run: &Value) -> anyhow::Result<Exit> {
     Ok(if run["would_attach"] == true { Exit::Done } else { Exit::Refused })
 }
 
-/// What would be taken, what each check found, and what to do about those that speak against it.
+/// Formats a dry run: the devices, the result of each check, and the remedies for failed checks.
 fn verdict(run: &Value) -> String {
     let list = |key: &str| run[key].as_array().map_or(&[][..], Vec::as_slice);
     let (devices, checks) = (list("pci_devices"), list("checks"));
     let mut text = match (run["would_attach"] == true, devices) {
-        (true, _) => "these would be attached:\n",
+        (true, _) => "these devices would be attached:\n",
         (false, []) => "nothing would be attached\n",
-        (false, _) => "nothing would be attached; these were looked at:\n",
+        (false, _) => "nothing would be attached; these devices were checked:\n",
     }
     .to_owned();
     if !devices.is_empty() {
@@ -162,7 +164,7 @@ fn verdict(run: &Value) -> String {
     for check in checks {
         let Some(cure) = check["cure"].as_str() else { continue };
         let row = vec![format!("{}:", output::at(check, "/check")), by_options_of_attach(cure)];
-        // Several devices may have one cure.
+        // Several devices may have the same remedy.
         if !cures.contains(&row) {
             cures.push(row);
         }
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_stands_in_the_body_and_nothing_else() {
+    fn the_body_contains_the_given_options_and_null_for_the_others() {
         let nothing = json!({
             "pci_passthrough:alias": null, "flavor": null, "persistent": true, "dry_run": false,
             "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
@@ -246,9 +248,9 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_says_what_would_be_taken_every_check_and_what_to_do() {
+    fn a_dry_run_shows_the_devices_the_checks_and_the_remedies() {
         let yes = "\
-these would be attached:
+these devices would be attached:
 ALIAS   VENDOR:PRODUCT   ADDRESS
 nvme    1b36:0010        0000:07:00.0
 
@@ -264,7 +266,7 @@ free-port   -              unknown   it is off
     }
 
     #[tokio::test]
-    async fn a_dry_run_ends_as_the_attach_would() {
+    async fn the_exit_code_of_a_dry_run_is_the_one_of_the_attach() {
         const SERVER: &str = "10000000-0000-4000-8000-000000000001";
         for (would_attach, exit) in [(true, Exit::Done), (false, Exit::Refused)] {
             for format in [Format::Table, Format::Json] {
@@ -282,7 +284,7 @@ free-port   -              unknown   it is off
     }
 
     #[test]
-    fn an_alias_alone_is_one_device() {
+    fn an_alias_without_a_number_is_one_device() {
         let read = |text: &str| text.parse::<AliasCount>().map(|alias| alias.0);
         assert_eq!(read("a1").unwrap(), "a1:1");
         assert_eq!(read("a1:2").unwrap(), "a1:2");

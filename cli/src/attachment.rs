@@ -1,4 +1,4 @@
-//! `hotslot attachment`: what is plugged into which guest.
+//! `hotslot attachment`: lists and shows the attachments of devices to guests.
 
 use std::collections::HashMap;
 
@@ -11,20 +11,20 @@ use crate::{Cli, columns, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttachmentCommand {
-    /// The devices that are plugged into guests, or on their way in or out.
+    /// List the devices that are attached to guests, or are being attached or detached.
     List {
-        /// Only those of this guest: its UUID or its name.
+        /// Only the attachments of this guest: its UUID or its name.
         server: Option<String>,
-        /// Those that have ended, the last one first, in place of those that have not.
+        /// List the attachments that have ended, the latest first, instead of the current ones.
         #[arg(long)]
         ended: bool,
-        /// More columns.
+        /// Show more columns.
         #[arg(short, long)]
         long: bool,
     },
-    /// One attachment, with all that is known of it.
+    /// Show all properties of one attachment.
     Show {
-        /// Its id, or as much of the beginning as tells it from the others.
+        /// The id of the attachment, or an unambiguous beginning of it.
         attachment: String,
     },
 }
@@ -38,17 +38,20 @@ impl AttachmentCommand {
     }
 }
 
-/// All attachments of all servers.
+/// Gets the current attachments of all servers.
 pub(crate) async fn all(cli: &Cli) -> Result<Vec<Value>, Failure> {
     cli.client.items(&["os-pci_attachments"], "pciAttachment").await
 }
 
-/// The latest of those that have ended, of all servers.
+/// Gets the latest ended attachments of all servers.
 pub(crate) async fn ended(cli: &Cli) -> Result<Vec<Value>, Failure> {
     cli.client.query(&["os-pci_attachments"], "ended=true", "pciAttachment").await
 }
 
-/// The attachment whose id begins so.
+/// Finds the one attachment whose id begins with `prefix`.
+///
+/// # Errors
+/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when there are several.
 pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Value, Failure> {
     let begins =
         |attachment: &&Value| at(attachment, "/attachment_id").starts_with(&prefix.to_ascii_lowercase());
@@ -56,7 +59,7 @@ pub(crate) fn find<'a>(attachments: &'a [Value], prefix: &str) -> Result<&'a Val
     match found[..] {
         [one] => Ok(one),
         [] => {
-            let message = format!("no PCI attachment {prefix}; `hotslot attachment list`");
+            let message = format!("no PCI attachment {prefix}; `hotslot attachment list` lists them");
             Err(Failure::new(Exit::NotFound, message))
         }
         _ => {
@@ -127,7 +130,7 @@ async fn show(cli: &Cli, prefix: &str) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What a VF of a NIC is in the guest.
+/// The properties of a VF of a NIC.
 fn network() -> [Column<'static>; 4] {
     [
         column("MAC address", "/mac_address"),
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_beginning_of_an_id_is_enough_when_it_is_the_only_one() {
+    fn an_unambiguous_beginning_of_an_id_finds_the_attachment() {
         let attachments = ["a1b2", "a1c3", "ff00"].map(|id| json!({ "attachment_id": id }));
         assert_eq!(find(&attachments, "F").unwrap()["attachment_id"], "ff00");
         assert_eq!(find(&attachments, "a1c").unwrap()["attachment_id"], "a1c3");
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_address_says_how_it_is_known() {
+    fn an_inner_address_is_shown_with_its_source() {
         let attachment = json!({ "inner_address": "0000:02:00.0", "inner_address_source": "verified" });
         assert_eq!(columns::inner_address(&attachment), "0000:02:00.0 (verified)");
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `hotslot capture`: a host's documents, written as they are, for bug reports and simulated hosts.
+//! `hotslot capture`: writes the libvirt XML documents of a host unchanged, for bug reports and simulated hosts.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,18 @@ use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Capture {
-    /// The libvirt to read.
+    /// The libvirt URI of the host.
     uri: String,
-    /// Where to write; made when it is not there, and empty when it is.
+    /// The directory to write to. It is created if it does not exist; otherwise it must be empty.
     directory: PathBuf,
 }
 
 impl Capture {
     pub(crate) async fn run(self) -> anyhow::Result<Exit> {
         let libvirt = Libvirt::connect(&self.uri, Options::default());
-        let away = |reason| Failure::new(Exit::Away, format!("{} cannot be reached: {reason}", self.uri));
-        libvirt.tried().await.map_err(away)?;
+        let unreachable =
+            |reason| Failure::new(Exit::Unreachable, format!("cannot connect to {}: {reason}", self.uri));
+        libvirt.tried().await.map_err(unreachable)?;
         let documents = libvirt.documents().await?;
         documents.write(&self.directory).context("the capture was not written")?;
         let (devices, domains) = (documents.devices.len(), documents.domains.len());

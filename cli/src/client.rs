@@ -21,12 +21,12 @@ const RETRIES: u32 = 5;
 /// The delay before each of these retries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The version under which a resource is asked for: Cyborg's are not Nova's.
+/// The API version in the path of a resource: accelerators are Cyborg's `v1`, all others are Nova's `v2.1`.
 fn version(path: &[&str]) -> &'static str {
     if path.first() == Some(&"accelerators") { "v1" } else { "v2.1" }
 }
 
-/// The service.
+/// An HTTP client of one service.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -44,22 +44,22 @@ impl Client {
         Ok(Self { http: builder.build()?, address, base })
     }
 
-    /// One resource, by the segments of its path below [`version`].
+    /// Gets a resource. `path` has the segments of its path after the [`version`].
     pub(crate) async fn get(&self, path: &[&str]) -> Result<Value, Failure> {
         self.send(Method::GET, version(path), path, None, None).await
     }
 
-    /// What a resource has under `key`.
+    /// Gets a resource and returns the value of its key `key`.
     pub(crate) async fn item(&self, path: &[&str], key: &str) -> Result<Value, Failure> {
         Ok(self.get(path).await?[key].take())
     }
 
-    /// The list that a resource has under `key`, all its pages.
+    /// Gets all pages of a list; each page has its items in the key `key`.
     pub(crate) async fn items(&self, path: &[&str], key: &str) -> Result<Vec<Value>, Failure> {
         self.query(path, "", key).await
     }
 
-    /// [`items`](Self::items), narrowed by a query string.
+    /// Gets all pages of a list, like [`items`](Self::items), with an encoded query string that filters it.
     pub(crate) async fn query(&self, path: &[&str], query: &str, key: &str) -> Result<Vec<Value>, Failure> {
         let mut all = Vec::new();
         let mut query = Some(query.to_owned());
@@ -71,7 +71,7 @@ impl Client {
         Ok(all)
     }
 
-    /// One page of a list, and the query string of the next.
+    /// Gets one page of a list. Returns its items and the query string of the next page, if there is one.
     pub(crate) async fn page(
         &self,
         path: &[&str],
@@ -81,7 +81,7 @@ impl Client {
         let query = Some(query).filter(|query| !query.is_empty());
         let mut answer = self.send(Method::GET, version(path), path, query, None).await?;
         let Value::Array(items) = answer[key].take() else {
-            return Err(self.strange(&format!("its answer has no list `{key}`")));
+            return Err(self.strange(&format!("its response has no list `{key}`")));
         };
         let links = answer[format!("{key}_links")].take();
         let next = links.as_array().and_then(|links| links.iter().find(|link| link["rel"] == "next"));
@@ -97,26 +97,27 @@ impl Client {
         self.send(Method::PUT, version(path), path, None, Some(body)).await
     }
 
-    /// Deletes and waits until it is gone (v2), or only asks for it (v3); `query` as in [`query`](Self::query).
+    /// Deletes a resource. With `wait` the service responds when the resource is gone (v2), otherwise when it has
+    /// accepted the request (v3).
     pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
-        // v2 has a tenant in its path; nobody is asked which.
+        // The path of v2 contains a tenant id, which the service does not use.
         let version = if wait { "v2/-" } else { "v3" };
         let query = Some(query).filter(|query| !query.is_empty());
         self.send(Method::DELETE, version, path, query, None).await.map(drop)
     }
 
-    /// Deletes what is gone once it is answered; `query` as in [`query`](Self::query).
+    /// Deletes a resource that is gone when the service responds.
     pub(crate) async fn remove(&self, path: &[&str], query: &str) -> Result<(), Failure> {
         let query = Some(query).filter(|query| !query.is_empty());
         self.send(Method::DELETE, version(path), path, query, None).await.map(drop)
     }
 
-    /// A path that belongs to no version, such as `readyz`; 503 is an answer there.
+    /// Gets a path that has no version, such as `readyz`. A response with an error status is returned like any other.
     pub(crate) async fn probe(&self, path: &str) -> Result<Value, Failure> {
         let mut url = self.base.clone();
         url.set_path(path);
         let response = self.http.get(url).send().await.map_err(|error| self.unreachable(&error))?;
-        response.json().await.map_err(|_| self.strange("it answers no JSON"))
+        response.json().await.map_err(|_| self.strange("its response is not JSON"))
     }
 
     async fn send(
@@ -133,10 +134,10 @@ impl Client {
             segments.pop_if_empty().extend(version.split('/')).extend(path);
         }
         let mut request = self.http.request(method.clone(), url);
-        let mut again = 0;
+        let mut retries = 0;
         if method == Method::POST {
             request = request.header("idempotency-key", Uuid::new_v4().to_string());
-            again = RETRIES;
+            retries = RETRIES;
         }
         if let Some(body) = body {
             request = request.json(body);
@@ -144,11 +145,13 @@ impl Client {
         let (status, answer) = loop {
             request = match (request.try_clone(), exchange(request).await) {
                 (_, Ok(answer)) => break answer,
-                // Nobody has heard of it when there was no connection to begin with.
-                (Some(same), Err(error)) if again > 0 && !(error.is_connect() && again == RETRIES) => same,
+                // The first attempt is not repeated when it could not even connect: no service has received it.
+                (Some(same), Err(error)) if retries > 0 && !(error.is_connect() && retries == RETRIES) => {
+                    same
+                }
                 (_, Err(error)) => return Err(self.unreachable(&error)),
             };
-            again -= 1;
+            retries -= 1;
             tokio::time::sleep(RETRY_DELAY).await;
         };
         if !status.is_success() {
@@ -157,12 +160,13 @@ impl Client {
         if answer.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&answer).map_err(|_| self.strange("it answers no JSON"))
+        serde_json::from_slice(&answer).map_err(|_| self.strange("its response is not JSON"))
     }
 
     fn refused(&self, status: StatusCode, answer: &[u8]) -> Failure {
         let message = fault(answer).map(|message| by_commands(&message));
-        let message = message.unwrap_or_else(|| format!("the service at {} answered {status}", self.address));
+        let message = message
+            .unwrap_or_else(|| format!("the service at {} responded with status {status}", self.address));
         Failure::new(Exit::of_status(status.as_u16()), message)
     }
 
@@ -197,38 +201,39 @@ impl Client {
             format!("cannot reach the hotslot service at {address}: {cause}; {}", address.advice(kind))
         } else {
             format!(
-                "lost the hotslot service at {address}: {cause}; what it began is on record: \
-                 `hotslot attachment list`"
+                "lost the connection to the hotslot service at {address}: {cause}; the service may have begun the \
+                 request, see `hotslot attachment list`"
             )
         };
-        Failure::new(Exit::Away, message)
+        Failure::new(Exit::Unreachable, message)
     }
 
     pub(crate) fn strange(&self, what: &str) -> Failure {
-        Failure::new(Exit::Failed, format!("what is at {} is not hotslot: {what}", self.address))
+        Failure::new(Exit::Failed, format!("the service at {} is not hotslot: {what}", self.address))
     }
 }
 
-/// Sends a request, and receives all of its answer.
+/// Sends a request, and receives the complete response.
 async fn exchange(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), reqwest::Error> {
     let response = request.send().await?;
     Ok((response.status(), response.bytes().await?.to_vec()))
 }
 
-/// A query string of these pairs, escaped.
+/// Encodes pairs of keys and values as a query string.
 pub(crate) fn query_string(pairs: &[(&str, String)]) -> anyhow::Result<String> {
     let url = Url::parse_with_params("http://localhost", pairs)?;
     Ok(url.query().unwrap_or_default().to_owned())
 }
 
-/// The message of a fault: `{"itemNotFound": {"code": 404, "message": "…"}}`.
+/// Returns the message of an error response in Nova's format: `{"itemNotFound": {"code": 404, "message": "…"}}`.
 fn fault(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let (_, fault) = body.as_object()?.iter().next()?;
     Some(fault["message"].as_str()?.to_owned())
 }
 
-/// What `ask` makes of a service that answers one request with these bytes, and what it was asked.
+/// Runs `ask` with a client of a test service that responds to one request with these bytes. Returns the result and the
+/// request.
 #[cfg(test)]
 pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Client) -> T) -> (T, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -246,7 +251,8 @@ pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Clie
     (outcome, service.await.unwrap())
 }
 
-/// What `ask` makes of a service that has these answers, by path and query below `/v2.1` or `/v1`, and what it was asked.
+/// Runs `ask` with a client of a test service that has these responses: path and query after `/v2.1/` or `/v1/`, status
+/// and body. It responds to any other path with 404. Returns the result and the requests.
 #[cfg(test)]
 pub(crate) async fn answering<T>(
     answers: Vec<(&'static str, u16, Value)>,
@@ -297,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_says_its_message() {
+    fn the_message_of_an_error_response_is_found() {
         let body = br#"{"conflictingRequest": {"code": 409, "message": "busy"}}"#;
         assert_eq!(fault(body).as_deref(), Some("busy"));
         for other in ["", "<html>", "{}", "[]", r#"{"x": 1}"#] {
@@ -305,20 +311,20 @@ mod tests {
         }
     }
 
-    /// A resource whose answer is these bytes, and what was asked.
+    /// Gets a resource from a service that responds with these bytes; also returns the request.
     async fn answered(answer: &'static str) -> (Result<Value, Failure>, String) {
         super::answered(answer, async |client| client.get(&["servers", "a/b ?"]).await).await
     }
 
     #[tokio::test]
-    async fn a_unix_socket_is_spoken_to_and_names_are_escaped() {
+    async fn a_request_goes_through_a_unix_socket_and_its_path_is_escaped() {
         let (outcome, request) = answered("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
         assert_eq!(outcome.unwrap()["a"], 1);
         assert!(request.starts_with("GET /v2.1/servers/a%2Fb%20%3F HTTP/1.1"), "{request}");
     }
 
     #[tokio::test]
-    async fn what_is_not_hotslot_is_told() {
+    async fn a_response_of_another_service_is_an_error() {
         let (outcome, _) = answered("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>").await;
         assert!(outcome.unwrap_err().to_string().contains("is not hotslot"));
         let (outcome, _) = answered("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").await;
@@ -326,14 +332,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_that_goes_away_is_told_from_one_that_was_not_there() {
+    async fn a_lost_connection_is_reported_as_lost() {
         let failure = answered("").await.0.unwrap_err();
-        assert!(failure.to_string().contains("lost the hotslot service"), "{failure}");
-        assert_eq!(failure.exit(), Exit::Away);
+        assert!(failure.to_string().contains("lost the connection to the hotslot service"), "{failure}");
+        assert_eq!(failure.exit(), Exit::Unreachable);
     }
 
     #[tokio::test]
-    async fn what_is_posted_is_sent_again_with_its_key_when_the_connection_breaks() {
+    async fn a_post_is_retried_with_the_same_key_when_the_connection_breaks() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
@@ -358,13 +364,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_that_is_not_there_is_said_with_what_to_do() {
+    async fn a_missing_service_is_reported_with_its_address_and_the_cause() {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Unix(dir.path().join("api.sock"));
         let failure = Client::new(address).unwrap().get(&["servers"]).await.unwrap_err();
         let said = failure.to_string();
         assert!(said.contains("cannot reach the hotslot service at unix:/"), "{said}");
         assert!(said.contains("No such file"), "{said}");
-        assert_eq!(Exit::of(&failure.into()), Exit::Away);
+        assert_eq!(Exit::of(&failure.into()), Exit::Unreachable);
     }
 }

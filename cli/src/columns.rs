@@ -1,4 +1,4 @@
-//! Columns that several tables have.
+//! Columns that several tables share.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::lookup;
 use crate::output::{Column, at, column, message};
 
-/// The server that has a device, or the domain that others put it into.
+/// Returns the server that has a device, or else its `owner`, such as a domain to which someone else attached it.
 pub(crate) fn holder(names: &HashMap<String, String>, device: &Value) -> String {
     match at(device, "/instance_uuid") {
         server if server != "-" => lookup::called(names, &server),
@@ -20,7 +20,7 @@ pub(crate) fn ids(device: &Value) -> String {
     format!("{}:{}", at(device, "/vendor_id"), at(device, "/product_id"))
 }
 
-/// What a table shows of attachments, but for their server.
+/// The columns of a table of attachments, without the server.
 pub(crate) fn attachments() -> Vec<Column<'static>> {
     vec![
         column("ID", "/attachment_id"),
@@ -33,7 +33,7 @@ pub(crate) fn attachments() -> Vec<Column<'static>> {
     ]
 }
 
-/// Where the guest sees the device, and how that is known.
+/// The address at which the guest sees the device, with its source: computed or verified.
 pub(crate) fn inner_address(attachment: &Value) -> String {
     match (at(attachment, "/inner_address"), at(attachment, "/inner_address_source")) {
         (address, source) if address == "-" || source == "-" => address,

@@ -1,4 +1,4 @@
-//! `hotslot config`: a configuration file looked through, and the entries that the running service has.
+//! `hotslot config`: checks a configuration file, and lists and changes the rules of the running service.
 
 pub(crate) mod check;
 
@@ -12,7 +12,7 @@ use crate::Cli;
 use crate::exit::Exit;
 use crate::output::{self, Column, Format, column, message};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
   hotslot config check /etc/hotslot/hotslot.toml
   hotslot config whitelist list
@@ -23,43 +23,43 @@ pub(crate) const HELP: &str = r#"Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Everything in a configuration file that would be refused; no service is asked, nothing is started.
+    /// Report every error in a configuration file. This needs no service.
     Check {
-        /// The file.
+        /// The configuration file.
         file: PathBuf,
     },
-    /// Which devices may be given away: device_spec.
+    /// Which devices are assignable (device_spec).
     #[command(subcommand)]
     Whitelist(Entries),
-    /// The names by which devices are asked for.
+    /// The names by which devices are requested (alias).
     #[command(subcommand)]
     Alias(Entries),
-    /// Facts of devices that no hypervisor knows.
+    /// Facts about devices that hypervisors do not report (extra_info).
     #[command(subcommand)]
     ExtraInfo(Entries),
 }
 
-/// What is done with one kind of entries.
+/// The commands for one kind of entries.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Entries {
-    /// The entries, those of the file and those that were added, in the order in which they count.
+    /// List the entries of the configuration file and the added entries, in the order in which they apply.
     List,
-    /// Add an entry; it takes effect at once.
+    /// Add an entry. It takes effect at once.
     Add {
-        /// The entry as the configuration file has it, a JSON object.
+        /// The entry as in the configuration file: a JSON object.
         entry: Entry,
     },
-    /// Remove an entry that was added; those of the file are the file's.
+    /// Remove an added entry. Entries of the configuration file can only be removed from the file.
     Remove {
-        /// Its id, as `list` shows it.
+        /// The id of the entry, as `list` shows it.
         id: String,
-        /// Also while devices that it gave are in use.
+        /// Remove the entry even if devices that it matches are in use.
         #[arg(long)]
         force: bool,
     },
 }
 
-/// An entry, a JSON object. Whether it is a good one is the service's to say.
+/// An entry: a JSON object. The service checks its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry(Value);
 
@@ -69,8 +69,10 @@ impl FromStr for Entry {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match serde_json::from_str(text) {
             Ok(entry @ Value::Object(_)) => Ok(Self(entry)),
-            Ok(_) => Err("write one JSON object, such as {\"vendor_id\": \"8086\"}".into()),
-            Err(error) => Err(format!("{error}; write a JSON object, such as {{\"vendor_id\": \"8086\"}}")),
+            Ok(_) => Err("expected a JSON object, such as {\"vendor_id\": \"8086\"}".into()),
+            Err(error) => {
+                Err(format!("{error}; expected a JSON object, such as {{\"vendor_id\": \"8086\"}}"))
+            }
         }
     }
 }
@@ -126,7 +128,7 @@ impl Entries {
     }
 }
 
-/// The entry as the file has it.
+/// The JSON text of an entry.
 fn entry(item: &Value) -> String {
     item["entry"].to_string()
 }
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_entry_in_use_is_refused_with_the_services_words() {
+    async fn a_refusal_is_reported_with_the_message_of_the_service() {
         const REFUSED: &str = "HTTP/1.1 409 Conflict\r\n\r\n\
             {\"conflictingRequest\":{\"code\":409,\"message\":\"in use\"}}";
         let (outcome, request) =

@@ -1,4 +1,4 @@
-//! `hotslot db`: the database's copy, made while the service runs, and put back while it does not.
+//! `hotslot db`: backs up and restores the SQLite database.
 
 use std::path::{Path, PathBuf};
 
@@ -13,39 +13,40 @@ pub(crate) const HELP: &str = "\
 Examples:
   hotslot db backup /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
   hotslot db restore /var/backups/hotslot-monday.db --config /etc/hotslot/hotslot.toml
-PostgreSQL has pg_dump and pg_restore for that.";
+For PostgreSQL use pg_dump and pg_restore.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DbCommand {
-    /// Copy the SQLite database into a new file, also while the service runs.
+    /// Copy the SQLite database into a new file. The service may be running.
     Backup(Files),
-    /// Put a backup in the place of the SQLite database while no service runs; what was there is kept beside it.
+    /// Replace the SQLite database by a backup. The service must not be running. The replaced database is kept with
+    /// the suffix `.before-restore`.
     Restore(Files),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Files {
-    /// The backup.
+    /// The file of the backup.
     file: PathBuf,
 }
 
 impl DbCommand {
-    /// On the database that a configuration names; without one, it is where `serve` has it without one.
+    /// Works on the database of the configuration, or on the default database when no configuration is given.
     pub(crate) async fn run(self, config: Option<&Path>) -> anyhow::Result<Exit> {
         let url = config.map(Config::load).transpose()?.unwrap_or_default().database.url;
         match self {
             Self::Backup(files) => {
-                backup(&url, &files.file).await.map_err(told)?;
+                backup(&url, &files.file).await.map_err(failure)?;
                 output::print(&format!(
-                    "{} is in {} now\n",
+                    "backed up {} to {}\n",
                     sqlite_file(&url)?.display(),
                     files.file.display()
                 ))?;
             }
             Self::Restore(files) => {
-                restore(&url, &files.file).await.map_err(told)?;
+                restore(&url, &files.file).await.map_err(failure)?;
                 output::print(&format!(
-                    "{} is {} now\n",
+                    "restored {} from {}\n",
                     sqlite_file(&url)?.display(),
                     files.file.display()
                 ))?;
@@ -55,7 +56,7 @@ impl DbCommand {
     }
 }
 
-fn told(error: Error) -> anyhow::Error {
+fn failure(error: Error) -> anyhow::Error {
     let exit = if matches!(error, Error::Conflict(_)) {
         Exit::Refused
     } else if matches!(error, Error::NotFound(_)) {

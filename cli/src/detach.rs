@@ -1,4 +1,4 @@
-//! `hotslot detach`: unplugs devices, and waits until their guests let go.
+//! `hotslot detach`: detaches devices, and waits until their guests have released them.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -11,29 +11,31 @@ use crate::{Cli, attachment};
 
 #[derive(Debug, Args)]
 pub(crate) struct Detach {
-    /// Which: ids of attachments, or as much of their beginnings as tells them from the others.
+    /// The ids of the attachments, or unambiguous beginnings of them.
     #[arg(required = true, value_name = "ATTACHMENT")]
     attachments: Vec<String>,
-    /// Ask for it, and do not wait until the guests let go.
+    /// Only send the unplug requests; do not wait until the guests have released the devices.
     #[arg(long)]
     no_wait: bool,
-    /// How long the guests are asked and waited for: 30s, 500ms, 2m; without, as the service is configured.
+    /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default [detach] of the configuration
+    /// applies.
     #[arg(long, value_name = "TIME")]
     timeout: Option<String>,
-    /// Ask in spite of a policy against it, and leave the device out of the definition whatever the guest says. A guest
-    /// that runs keeps the device all the same until it lets go.
+    /// Send the unplug request even if a policy forbids it, and keep the device out of the domain's definition even if
+    /// the guest refuses. A running guest still keeps the device until it releases it.
     #[arg(long)]
     force: bool,
 }
 
 impl Detach {
-    /// Detaches all that it can; the worst outcome is that of the command.
+    /// Detaches as many of the devices as possible. Returns the highest of their exit codes.
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let (all, mut ended) = (attachment::all(cli).await?, None);
         let mut asked: Vec<(String, Result<Value, Failure>)> = Vec::new();
         for prefix in &self.attachments {
             let mut found = attachment::find(&all, prefix).cloned();
-            // What has gone is asked for again by whoever did not hear of it: the outcome is the same.
+            // A detach of an attachment that has ended succeeds, so that a client which missed the response can repeat
+            // it.
             if found.as_ref().is_err_and(|failure| failure.exit() == Exit::NotFound) {
                 if ended.is_none() {
                     ended = Some(attachment::ended(cli).await?);
@@ -75,7 +77,7 @@ impl Detach {
     }
 }
 
-/// What became of one attachment: the device's address, or why it is there still.
+/// The result for one attachment: the address of the device, or the failure.
 struct Outcome {
     id: String,
     result: Result<String, Failure>,
@@ -91,7 +93,8 @@ impl Outcome {
     }
 }
 
-/// Detaches all at once, since each guest takes its time, and answers in the order asked.
+/// Detaches all attachments concurrently, because each guest needs its own time. Returns the outcomes in the order of
+/// the arguments.
 async fn detach(
     cli: &Cli,
     asked: Vec<(String, Result<Value, Failure>)>,
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_stands_in_the_query() {
+    fn the_query_contains_the_given_options() {
         for (line, query) in [
             ("3f2a", ""),
             ("3f2a --timeout 30s", "timeout=30s"),

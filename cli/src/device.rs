@@ -1,4 +1,4 @@
-//! `hotslot device`: the PCI functions of the hosts, and which of them may be given away.
+//! `hotslot device`: lists and shows the PCI functions of the hosts, and which of them are assignable.
 
 use std::collections::HashMap;
 
@@ -13,14 +13,14 @@ use crate::{Cli, columns, device_name, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
-    /// The devices that may be given to guests; with --all every PCI function.
+    /// List the assignable devices, or every PCI function with --all.
     List(List),
-    /// One PCI function, with all that is known of it.
+    /// Show all properties of one PCI function.
     Show {
-        /// Its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or
-        /// UUID.
+        /// The address (0000:3b:00.1 or 3b:00.1) or node device name (pci_0000_3b_00_1) of the device, or the os-pci id
+        /// or UUID of its record.
         device: DeviceName,
-        /// The host it is on; needed when several hosts have such an address.
+        /// The host of the device. It is required when several hosts have a device at this address.
         #[arg(long)]
         host: Option<String>,
     },
@@ -28,13 +28,13 @@ pub(crate) enum DeviceCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only those of this host.
+    /// Only the devices of this host.
     #[arg(long)]
     host: Option<String>,
-    /// Every PCI function, with its driver and its IOMMU group.
+    /// List every PCI function, with its driver and its IOMMU group.
     #[arg(long)]
     all: bool,
-    /// More columns.
+    /// Show more columns.
     #[arg(short, long)]
     long: bool,
 }
@@ -51,7 +51,7 @@ impl DeviceCommand {
 impl List {
     async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let hosts = lookup::hosts(cli, self.host.as_deref()).await?;
-        let (devices, away) = if self.all {
+        let (devices, unreachable) = if self.all {
             of_hosts(cli, &hosts, "pci_devices", "").await?
         } else {
             (records(cli, &hosts).await?, Vec::new())
@@ -59,7 +59,7 @@ impl List {
         let wants_names =
             cli.format == Format::Table && devices.iter().any(|device| !device["instance_uuid"].is_null());
         let names = if wants_names { lookup::server_names(cli).await? } else { HashMap::new() };
-        list(cli.format, &devices, &self.columns(&names), &away)
+        list(cli.format, &devices, &self.columns(&names), &unreachable)
     }
 
     fn columns<'a>(&self, names: &'a HashMap<String, String>) -> Vec<Column<'a>> {
@@ -96,22 +96,22 @@ impl List {
     }
 }
 
-/// The devices of these hosts that may be given away.
+/// Gets the records of the assignable devices of these hosts.
 async fn records(cli: &Cli, hosts: &[Value]) -> Result<Vec<Value>, Failure> {
     let mut devices = cli.client.items(&["os-pci", "detail"], "pci_devices").await?;
     devices.retain(|device| hosts.iter().any(|host| host["hypervisor_hostname"] == device["host"]));
     Ok(devices)
 }
 
-/// What these hosts have in one of their lists, each with its host's name, and what is to be said of hosts that
-/// are away.
+/// Gets the list `list` of each host, and adds the name of the host to each item. Also returns one failure for each
+/// unreachable host.
 pub(crate) async fn of_hosts(
     cli: &Cli,
     hosts: &[Value],
     list: &str,
     query: &str,
 ) -> Result<(Vec<Value>, Vec<Failure>), Failure> {
-    let (mut all, mut away) = (Vec::new(), Vec::new());
+    let (mut all, mut unreachable) = (Vec::new(), Vec::new());
     for host in hosts {
         match cli.client.query(&["os-hypervisors", &at(host, "/id"), list], query, list).await {
             Ok(mut found) => {
@@ -120,58 +120,63 @@ pub(crate) async fn of_hosts(
                 }
                 all.extend(found);
             }
-            Err(failure) if is_away(host, &failure) => away.push(failure),
+            Err(failure) if is_unreachable(host, &failure) => unreachable.push(failure),
             Err(failure) => return Err(failure),
         }
     }
-    Ok((all, away))
+    Ok((all, unreachable))
 }
 
-/// Prints what was seen of hosts, and which of them are away: nothing was seen of those, which is not that they
-/// have no devices.
+/// Prints the devices of the reachable hosts, and reports the unreachable hosts. It does not print "no devices" when a
+/// host is unreachable, because that host may have some.
 pub(crate) fn list(
     format: Format,
     devices: &[Value],
     columns: &[Column<'_>],
-    away: &[Failure],
+    unreachable: &[Failure],
 ) -> anyhow::Result<Exit> {
-    if away.is_empty() || !devices.is_empty() || format == Format::Json {
+    if unreachable.is_empty() || !devices.is_empty() || format == Format::Json {
         output::list(format, "devices", devices, columns)?;
     }
-    Ok(told(away))
+    Ok(report(unreachable))
 }
 
-/// Says which hosts are away.
-pub(crate) fn told<'a>(away: impl IntoIterator<Item = &'a Failure>) -> Exit {
+/// Prints these failures of unreachable hosts on stderr. Returns [`Exit::Unreachable`] when there are any.
+pub(crate) fn report<'a>(unreachable: impl IntoIterator<Item = &'a Failure>) -> Exit {
     let mut exit = Exit::Done;
-    for failure in away {
+    for failure in unreachable {
         output::complain(&failure.to_string());
-        exit = Exit::Away;
+        exit = Exit::Unreachable;
     }
     exit
 }
 
-/// Whether a host could not be asked since it is away, as its listing says.
-fn is_away(host: &Value, failure: &Failure) -> bool {
-    failure.exit() == Exit::Away && host["state"] == "down"
+/// Whether a request failed because the host is unreachable, as the list of hosts confirms.
+fn is_unreachable(host: &Value, failure: &Failure) -> bool {
+    failure.exit() == Exit::Unreachable && host["state"] == "down"
 }
 
 async fn show(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
     let found = find(cli, name, host).await?;
     output::show(cli.format, &found.device, &lines())?;
-    Ok(told(&found.away))
+    Ok(report(&found.unreachable))
 }
 
-/// A device that was found.
+/// A device that was found by its name.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// All that its host and its record tell of it; the record alone when the host is away or the device is gone.
+    /// The properties from the host together with the record. When the host is unreachable or does not have the device,
+    /// the record alone.
     pub(crate) device: Value,
-    /// Why the host cannot be asked.
-    pub(crate) away: Option<Failure>,
+    /// The failure of the request to the host, when it is unreachable.
+    pub(crate) unreachable: Option<Failure>,
 }
 
-/// The one device of that name.
+/// Finds the device with this name.
+///
+/// # Errors
+/// [`Exit::NotFound`] when there is none, [`Exit::Unreachable`] when it may be on an unreachable host, [`Exit::Usage`]
+/// when several hosts have one.
 pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Found> {
     let hosts = lookup::hosts(cli, host).await?;
     let records = lookup::records(cli, name).await?;
@@ -189,11 +194,11 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
                 if let (Value::Object(function), Some(Value::Object(record))) = (&mut function, record) {
                     function.extend(record.clone());
                 }
-                found.push(Found { device: function, away: None });
+                found.push(Found { device: function, unreachable: None });
             }
-            Err(failure) if failure.exit() == Exit::NotFound || is_away(host, &failure) => {
-                let away = Some(failure).filter(|failure| failure.exit() == Exit::Away);
-                found.extend(record.map(|record| Found { device: record.clone(), away }));
+            Err(failure) if failure.exit() == Exit::NotFound || is_unreachable(host, &failure) => {
+                let unreachable = Some(failure).filter(|failure| failure.exit() == Exit::Unreachable);
+                found.extend(record.map(|record| Found { device: record.clone(), unreachable }));
             }
             Err(failure) => return Err(failure.into()),
         }
@@ -201,11 +206,13 @@ pub(crate) async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> an
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => {
-            let away = host::away(&hosts);
-            Err(if away.is_empty() {
-                Failure::new(Exit::NotFound, format!("no device {name}; `hotslot device list --all`"))
+            let unreachable = host::unreachable(&hosts).join(", ");
+            Err(if unreachable.is_empty() {
+                let message = format!("no device {name}; `hotslot device list --all` lists the devices");
+                Failure::new(Exit::NotFound, message)
             } else {
-                Failure::new(Exit::Away, format!("no device {name} can be seen; away: {}", away.join(", ")))
+                let message = format!("no device {name} on the reachable hosts; unreachable: {unreachable}");
+                Failure::new(Exit::Unreachable, message)
             }
             .into())
         }
@@ -246,14 +253,15 @@ fn lines() -> Vec<Column<'static>> {
     ]
 }
 
-/// What the vendor and the device are called, as libvirt's id table has it.
+/// Returns the names of the vendor and of the product, as libvirt reports them from its table of PCI ids.
 pub(crate) fn name(device: &Value) -> String {
     let names = ["/vendor_name", "/product_name"].map(|pointer| at(device, pointer));
     let known: Vec<_> = names.iter().map(String::as_str).filter(|name| *name != "-").collect();
     if known.is_empty() { "-".into() } else { known.join(" ") }
 }
 
-/// Whether a guest may have it now, and why not. `-` where only the record is known, here and below.
+/// Whether the device is offered to guests now, with the reason if it is not. Like the functions below, it returns `-`
+/// when only the record is known.
 pub(crate) fn offered(device: &Value) -> String {
     let counts = device["whitelist"].as_array().is_some_and(|all| all.iter().any(|it| it["counts"] == true));
     match (device["offered"].as_bool(), device["withheld"].as_str()) {
@@ -261,16 +269,16 @@ pub(crate) fn offered(device: &Value) -> String {
         (Some(true), _) => "yes".into(),
         (Some(false), Some(why)) => format!("no: {}", by_commands(why)),
         (Some(false), None) if !counts => "no: no whitelist entry matches it".into(),
-        (Some(false), None) if device["status"].is_null() => "no: it is not on record".into(),
+        (Some(false), None) if device["status"].is_null() => "no: it has no record".into(),
         (Some(false), None) => format!("no: it is {}", at(device, "/status")),
     }
 }
 
-/// What the host needs it for.
+/// Why the host needs this device, and whether the configuration overrides that.
 pub(crate) fn guard(device: &Value) -> String {
     let Some(guards) = device.get("guards") else { return "-".into() };
     let Some(guards) = guards.as_array() else {
-        return "not known: what the host lives on cannot be seen from another machine".into();
+        return "not known: guards need the host's sysfs and cannot be evaluated for a remote host".into();
     };
     if guards.is_empty() {
         return "none: the host does not need it".into();
@@ -282,7 +290,7 @@ pub(crate) fn guard(device: &Value) -> String {
     format!("the host needs it: {}{overridden}", guards.join(", "))
 }
 
-/// How it can be reset between two guests.
+/// The methods by which the host can reset the device between two guests.
 pub(crate) fn reset(device: &Value) -> String {
     let Some(methods) = device.get("reset_methods") else { return "-".into() };
     let Some(methods) = methods.as_array() else { return "not known".into() };
@@ -310,7 +318,7 @@ mod tests {
     const UUID: &str = "20000000-0000-4000-8000-000000000001";
 
     #[test]
-    fn a_device_is_named_as_lspci_libvirt_or_os_pci_name_it() {
+    fn a_device_is_named_by_its_address_node_device_or_record() {
         let address = DeviceName::Address("0000:3b:00.1".parse().unwrap());
         for name in ["0000:3b:00.1", "3b:00.1", "0000:3B:00.1", "pci_0000_3b_00_1"] {
             assert_eq!(name.parse::<DeviceName>().unwrap(), address, "{name}");
@@ -322,7 +330,8 @@ mod tests {
         }
     }
 
-    /// Two hosts: `node1`, and `node2` in that state. Both have a device on record at 3b:00.1; `node1` shows its own.
+    /// Two hosts: `node1`, and `node2` in the given state. Both have a record of a device at 3b:00.1; only `node1` also
+    /// has the device.
     fn two_hosts(state: &str) -> Vec<(&'static str, u16, Value)> {
         let record = |id: u64, host: &str| json!({ "id": id, "host": host, "address": "0000:3b:00.1", "label": format!("record {id}") });
         let host = |id: u64, state: &str| json!({ "id": id, "hypervisor_hostname": format!("node{id}"), "state": state });
@@ -349,7 +358,7 @@ mod tests {
             (
                 "os-hypervisors/2/pci_devices/0000:3b:00.2",
                 503,
-                json!({ "fault": { "message": "node2 is away" } }),
+                json!({ "fault": { "message": "node2 is unreachable" } }),
             ),
         ]
     }
@@ -363,26 +372,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_device_is_found_on_its_host_and_on_record() {
+    async fn a_device_is_found_on_its_host_and_by_its_record() {
         let several = found("up", "3b:00.1", None).await.unwrap_err();
         assert_eq!(Exit::of(&several), Exit::Usage);
         assert!(several.to_string().ends_with("--host: node1, node2"), "{several}");
         for (state, name, host) in
             [("up", "3b:00.1", Some("node2")), ("down", "3b:00.1", Some("node2")), ("down", "8", None)]
         {
-            let Found { device: record, away } = found(state, name, host).await.unwrap();
-            assert_eq!(away.is_some(), state == "down", "{name}");
+            let Found { device: record, unreachable } = found(state, name, host).await.unwrap();
+            assert_eq!(unreachable.is_some(), state == "down", "{name}");
             assert_eq!((&record["label"], &record["offered"]), (&json!("record 8"), &Value::Null), "{name}");
         }
         let none = found("up", "3b:00.2", Some("node2")).await.unwrap_err();
-        assert_eq!((Exit::of(&none), none.to_string().as_str()), (Exit::Away, "node2 is away"));
+        assert_eq!((Exit::of(&none), none.to_string().as_str()), (Exit::Unreachable, "node2 is unreachable"));
         let none = found("down", "3b:00.2", None).await.unwrap_err();
-        assert_eq!(Exit::of(&none), Exit::Away);
-        assert!(none.to_string().starts_with("no device 0000:3b:00.2 can be seen; away: node2"), "{none}");
+        assert_eq!(Exit::of(&none), Exit::Unreachable);
+        assert!(
+            none.to_string().starts_with("no device 0000:3b:00.2 on the reachable hosts; unreachable: node2"),
+            "{none}"
+        );
     }
 
     #[tokio::test]
-    async fn what_host_and_record_say_is_put_together() {
+    async fn the_properties_from_the_host_and_the_record_are_merged() {
         let mut answers = two_hosts("up");
         answers[0].2["hypervisors"].as_array_mut().unwrap().pop();
         let (device, _) = answering(answers, async |client| {
@@ -394,13 +406,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_says_whether_it_is_offered_what_guards_it_and_how_it_is_reset() {
+    fn a_device_is_shown_with_its_offer_its_guards_and_its_reset_methods() {
         let counts = json!([{ "counts": false }, { "counts": true }]);
         for (device, says) in [
             (json!({ "offered": true, "status": "available" }), "yes"),
             (json!({ "offered": false, "withheld": "its group is in use" }), "no: its group is in use"),
             (json!({ "offered": false, "whitelist": [] }), "no: no whitelist entry matches it"),
-            (json!({ "offered": false, "whitelist": counts, "status": null }), "no: it is not on record"),
+            (json!({ "offered": false, "whitelist": counts, "status": null }), "no: it has no record"),
             (
                 json!({ "offered": false, "whitelist": counts, "withheld": null, "status": "allocated" }),
                 "no: it is allocated",
@@ -423,7 +435,7 @@ mod tests {
             ),
             (
                 json!({ "guards": null }),
-                "not known: what the host lives on cannot be seen from another machine".into(),
+                "not known: guards need the host's sysfs and cannot be evaluated for a remote host".into(),
             ),
             (json!({}), "-".into()),
         ] {
@@ -435,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_a_domain_that_others_gave_it_to_says_so() {
+    fn a_foreign_device_is_shown_with_its_owner() {
         let names = HashMap::from([(UUID.to_owned(), "web1".to_owned())]);
         let ours = json!({ "instance_uuid": UUID, "owner": format!("server {UUID}") });
         let foreign = json!({ "instance_uuid": null, "owner": "foreign: domain db1" });
@@ -447,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_names_are_put_together() {
+    fn links_and_names_are_formatted() {
         let device = json!({
             "vendor_name": "Intel", "product_name": null,
             "link": { "speed": "2.5", "width": 1, "max_speed": "16", "max_width": 4 },

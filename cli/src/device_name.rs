@@ -1,4 +1,4 @@
-//! What a person calls a device.
+//! The names that people use for a device.
 
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::exit::{Exit, Failure};
 use crate::output::at;
 
-/// How a person names a device.
+/// The name of a device: its PCI address, or the id or UUID of its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DeviceName {
     Address(PciAddress),
@@ -44,9 +44,9 @@ impl std::fmt::Display for DeviceName {
     }
 }
 
-/// Several hosts have a device of this name.
+/// The failure when several hosts have a device of this name.
 pub(crate) fn ambiguous(name: &DeviceName, found: &[Value]) -> Failure {
     let hosts: Vec<_> = found.iter().map(|device| at(device, "/host")).collect();
-    let message = format!("several hosts have a device {name}; give one by --host: {}", hosts.join(", "));
+    let message = format!("several hosts have a device {name}; choose one with --host: {}", hosts.join(", "));
     Failure::new(Exit::Usage, message)
 }

@@ -1,4 +1,4 @@
-//! `hotslot drift`: where the records, the guests and the hosts disagree, and what is done about it.
+//! `hotslot drift`: reports where the records, the guests and the hosts disagree, and repairs it with `--repair`.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -11,17 +11,17 @@ use crate::wait::waiting;
 
 #[derive(Debug, Args)]
 pub(crate) struct Drift {
-    /// Only on this host.
+    /// Only this host.
     #[arg(long)]
     host: Option<String>,
-    /// Do what can be done about it, and wait until that is done.
+    /// Repair what can be repaired, and wait until that is finished.
     #[arg(long)]
     repair: bool,
 }
 
-/// What `--help` says.
+/// The exit codes and examples in `--help`.
 pub(crate) const HELP: &str = "\
-Ends with 0 when nothing disagrees, or all of it was repaired; with 1 when something does.
+The exit code is 0 when there is no disagreement or all were repaired, and 1 when one is left.
 
 Examples:
   hotslot drift
@@ -39,18 +39,18 @@ impl Drift {
             cli.client.get(&path).await?
         };
         let list = |key: &str| answer[key].as_array().map(Vec::as_slice).unwrap_or_default();
-        let (found, away) = (list("drift"), list("hosts_away"));
+        let (found, unreachable) = (list("drift"), list("hosts_away"));
         if found.is_empty() && cli.format == Format::Table {
             eprintln!("nothing disagrees");
         } else {
             output::list(cli.format, "disagreements", found, &self.columns())?;
         }
-        for host in away {
+        for host in unreachable {
             output::complain(&by_commands(&at(host, "/reason")));
         }
         let open = found.iter().any(|finding| finding["repaired"] != true);
-        Ok(match (away.is_empty(), open) {
-            (false, _) => Exit::Away,
+        Ok(match (unreachable.is_empty(), open) {
+            (false, _) => Exit::Unreachable,
             (true, true) => Exit::Failed,
             (true, false) => Exit::Done,
         })
@@ -63,19 +63,19 @@ impl Drift {
             Column("SERVER", Box::new(server)),
             column("ADDRESS", "/address"),
             column("ATTACHMENT", "/attachment_id"),
-            Column("WHO SAYS WHAT", Box::new(said)),
+            Column("STATES", Box::new(said)),
         ];
         if self.repair {
             columns.push(Column("REPAIRED", Box::new(repaired)));
         } else {
-            columns.push(message("WHAT WOULD BE DONE", "/action"));
+            columns.push(message("REPAIR", "/action"));
             columns.push(column("WHEN", "/done"));
         }
         columns
     }
 }
 
-/// Its name, or its UUID where there is no domain.
+/// The name of the server, or its UUID when the domain is not known.
 fn server(finding: &Value) -> String {
     match at(finding, "/server_name") {
         name if name == "-" => at(finding, "/server_id"),
@@ -102,7 +102,7 @@ mod tests {
     use crate::client::answering;
 
     #[tokio::test]
-    async fn the_exit_code_says_whether_something_disagrees() {
+    async fn the_exit_code_tells_whether_a_disagreement_is_left() {
         let finding = |repaired: Value| json!({ "kind": "stray", "host": "node1", "repaired": repaired });
         let away = json!([{ "host": "node2", "reason": "the hypervisor of host node2 is away" }]);
         for (drift, away, repair, exit) in [
@@ -110,7 +110,7 @@ mod tests {
             (json!([finding(Value::Null)]), json!([]), false, Exit::Failed),
             (json!([finding(true.into())]), json!([]), true, Exit::Done),
             (json!([finding(true.into()), finding(false.into())]), json!([]), true, Exit::Failed),
-            (json!([]), away, false, Exit::Away),
+            (json!([]), away, false, Exit::Unreachable),
         ] {
             let answer = json!({ "drift": drift, "hosts_away": away });
             let (outcome, _) = answering(vec![("drift", 200, answer)], async |client| {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_is_told_in_a_line() {
+    fn a_finding_is_formatted_in_one_line() {
         let finding = json!({
             "server_name": null, "server_id": "10000000-0000-4000-8000-000000000001",
             "said": { "live": "has it", "record": "detached" }, "repaired": false, "left": "the guest is paused",

@@ -47,7 +47,7 @@ impl<'a> EventStream<'a> {
                 Ok(Ok(Some(bytes))) => self.buffer.extend_from_slice(&bytes),
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Err(error)) => return Err(self.client.unreachable(&error)),
-                Err(_) => return Err(self.client.strange("it has been silent for too long")),
+                Err(_) => return Err(self.client.strange("it has sent nothing for too long")),
             }
         }
     }

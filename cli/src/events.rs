@@ -1,4 +1,4 @@
-//! `hotslot events`: what happened, from the oldest that is kept or from an id on; and what happens.
+//! `hotslot events`: prints the recorded events, and follows new events with `--follow`.
 
 use std::time::Duration;
 
@@ -14,44 +14,45 @@ use crate::pci::said;
 use crate::remedy::by_commands;
 use crate::{Cli, lookup};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
-Every change has an id; ids go up by one. With -o json each event is a line of its own.
+Every event has an id, and the ids have no gaps. With -o json each event is one line.
 Examples:
   hotslot events -f
   hotslot events --last 20 --kind attachment
   hotslot events -f --since 4711 --server web1 -o json";
 
-/// How many events a follower is shown of what was before.
+/// The number of earlier events that `--follow` shows first.
 const LAST: u16 = 10;
 
-/// When a lost connection is tried again: first, and at most.
+/// The first and the longest delay before a lost connection is opened again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
 #[derive(Debug, Args)]
 pub(crate) struct Events {
-    /// Go on with what happens; a lost connection is taken up again where it broke. Begins with the last 10.
+    /// Print the last 10 events, or those that --since or --last select, and then each new event. A lost connection is
+    /// resumed after the last event.
     #[arg(short, long)]
     follow: bool,
-    /// Those after the event of this id; 0 is from the oldest that is kept, as it is without -f.
+    /// Begin after the event with this id. 0 begins with the oldest kept event, which is the default without -f.
     #[arg(long, value_name = "ID", conflicts_with = "last")]
     since: Option<u64>,
-    /// The newest so many.
+    /// Begin with the newest COUNT events.
     #[arg(long, value_name = "COUNT")]
     last: Option<u16>,
-    /// Only those of this kind, or of all kinds that begin so: attachment.state, device.
+    /// Only events of this kind, such as attachment.state, or of all kinds of a noun, such as device.
     #[arg(long, value_parser = |text: &str| EventKind::known(text).map(str::to_owned))]
     kind: Option<String>,
-    /// Only those of this host.
+    /// Only events of this host.
     #[arg(long)]
     host: Option<String>,
-    /// Only those of this guest: its UUID, or its name while it is there.
+    /// Only events of this guest: its UUID, or its name if the guest still exists.
     #[arg(long)]
     server: Option<String>,
-    /// Only those of this device: its os-pci id, UUID or address.
+    /// Only events of this device: its os-pci id, UUID or address.
     #[arg(long)]
     device: Option<String>,
-    /// Only those of this attachment: its id, as whole as it is.
+    /// Only events of this attachment: its full id.
     #[arg(long)]
     attachment: Option<String>,
 }
@@ -82,7 +83,7 @@ impl Events {
     }
 }
 
-/// Prints all that is kept, page by page.
+/// Prints the recorded events, page by page.
 async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     let mut query = query.to_owned();
     let mut lines = Lines::of(cli.format);
@@ -104,13 +105,13 @@ async fn list(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Prints what happens until nobody reads it.
+/// Prints events as they happen, until the reader of stdout closes it.
 async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
     let mut lines = Lines::of(cli.format);
-    let mut heard: Option<String> = None;
+    let mut last: Option<String> = None;
     let mut retry = RETRY.0;
     loop {
-        let lost = match EventStream::open(&cli.client, query, heard.as_deref()).await {
+        let lost = match EventStream::open(&cli.client, query, last.as_deref()).await {
             Ok(mut stream) => loop {
                 match stream.next().await {
                     Ok(Some(Message { id, data })) => {
@@ -118,26 +119,28 @@ async fn follow(cli: &Cli, query: &str) -> anyhow::Result<Exit> {
                         if !data.is_empty() && !lines.print(&serde_json::from_str(&data)?)? {
                             return Ok(Exit::Done);
                         }
-                        heard = Some(id).filter(|id| !id.is_empty()).or(heard);
+                        last = Some(id).filter(|id| !id.is_empty()).or(last);
                     }
                     Ok(None) => break None,
                     Err(failure) => break Some(failure),
                 }
             },
-            // What never worked, or was refused, will not work by itself.
-            Err(failure) if heard.is_none() || failure.exit() != Exit::Away => return Err(failure.into()),
+            // Do not retry when the service was never reached or refuses the request.
+            Err(failure) if last.is_none() || failure.exit() != Exit::Unreachable => {
+                return Err(failure.into());
+            }
             Err(failure) => Some(failure),
         };
         if retry == RETRY.0 {
-            let why = lost.as_ref().map_or("the service ended it".to_owned(), Failure::to_string);
-            output::complain(&format!("the connection is lost, it is tried again: {why}"));
+            let why = lost.as_ref().map_or("the service closed it".to_owned(), Failure::to_string);
+            output::complain(&format!("the connection is lost, trying again: {why}"));
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 2).min(RETRY.1);
     }
 }
 
-/// Events, one a line, as they come.
+/// Prints events as they arrive, one in each line.
 struct Lines {
     format: Format,
     none: bool,
@@ -148,7 +151,7 @@ impl Lines {
         Self { format, none: true }
     }
 
-    /// Whether someone reads on.
+    /// Prints one event. Returns whether the reader of stdout is still there.
     fn print(&mut self, event: &Value) -> anyhow::Result<bool> {
         let first = std::mem::replace(&mut self.none, false);
         if self.format == Format::Json {
@@ -160,7 +163,7 @@ impl Lines {
     }
 }
 
-/// Cells below each other as far as they can be, since nobody knows the lines that come: three spaces apart.
+/// Formats one line. The first three columns have fixed widths, because the widths of later lines are not known yet.
 fn line(cells: &[String; 6]) -> String {
     let [id, time, kind, what, change, who] = cells;
     format!("{id:<7}   {time:<24}   {kind:<24}   {what}   {change}   {who}\n")
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_line_that_says_what_became_of_what_and_who_did_it() {
+    fn an_event_is_formatted_in_one_line() {
         let state = json!({
             "id": 12, "time": "2026-11-21T12:00:00.000Z", "who": "request req-1", "kind": "attachment.state",
             "host": "node1", "server_id": "s", "device_id": 3, "address": "0000:3b:10.0", "attachment_id": "a",

@@ -24,7 +24,7 @@ pub(crate) enum Exit {
     Usage = 2,
     NotFound = 3,
     Refused = 4,
-    Away = 5,
+    Unreachable = 5,
     BadRequest = 6,
     Interrupted = 130,
 }
@@ -36,7 +36,7 @@ impl Exit {
             400 => Self::BadRequest,
             404 | 410 => Self::NotFound,
             409 => Self::Refused,
-            503 => Self::Away,
+            503 => Self::Unreachable,
             _ => Self::Failed,
         }
     }

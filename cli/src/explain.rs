@@ -1,4 +1,4 @@
-//! `hotslot explain`: why a device is given away or is not, and which devices an alias gets.
+//! `hotslot explain`: explains why a device is offered or not, and which devices a request for an alias would get.
 
 use std::collections::HashMap;
 use std::num::NonZeroU8;
@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column, message};
 use crate::{Cli, columns, lookup, pci};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot explain 0000:3b:00.1 --host node1
@@ -24,22 +24,22 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// A device: its address (0000:3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or UUID.
-    /// Anything else is an alias, or an alias with how many of it would be asked for.
+    /// A device: its address (0000:3b:00.1), its node device name (pci_0000_3b_00_1), or its os-pci id or UUID. Any
+    /// other text is an alias, optionally with the number of devices of the request.
     #[arg(value_name = "DEVICE|ALIAS[:N]")]
     subject: Subject,
-    /// The host to look at; for a device, needed when several hosts have such an address.
+    /// Only this host. For a device it is required when several hosts have a device at this address.
     #[arg(long)]
     host: Option<String>,
-    /// For an alias: what this guest would get, on its host and by its NUMA cells. Its UUID or its name.
+    /// For an alias: the devices that this guest (UUID or name) would get, considering its host and its NUMA cells.
     #[arg(long)]
     server: Option<String>,
-    /// For an alias: with whole IOMMU groups asked for.
+    /// For an alias: explain a request for whole IOMMU groups.
     #[arg(long)]
     whole_group: bool,
 }
 
-/// What is to be explained.
+/// The device or the alias to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subject {
     Device(DeviceName),
@@ -56,7 +56,7 @@ impl FromStr for Subject {
                 let (name, count) = text.split_once(':').unwrap_or((text, "1"));
                 match count.parse() {
                     Ok(count) if !name.is_empty() => Ok(Self::Alias(name.to_owned(), count)),
-                    // No alias has such a name: a device was meant.
+                    // The text is not a valid alias with a number either, so report the error of the device name.
                     Ok(_) | Err(_) => Err(error),
                 }
             }
@@ -82,7 +82,7 @@ impl Explain {
             None => None,
         };
         let host = match (&self.host, &server) {
-            // A guest gets devices of its own host only.
+            // A guest can only get devices of its own host.
             (None, Some(id)) => Some(at(&cli.client.item(&["servers", id], "server").await?, "/host")),
             (host, _) => host.clone(),
         };
@@ -92,7 +92,7 @@ impl Explain {
         pairs.extend(server.map(|id| ("server", id)));
         let query = query_string(&pairs)?;
         let hosts = lookup::hosts(cli, host.as_deref()).await?;
-        let (candidates, away) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
+        let (candidates, unreachable) = device::of_hosts(cli, &hosts, "pci_candidates", &query).await?;
         let columns = [
             column("PLACE", "/place"),
             column("HOST", "/host"),
@@ -102,22 +102,22 @@ impl Explain {
             column("STATUS", "/status"),
             message("WHY", "/why"),
         ];
-        device::list(cli.format, &candidates, &columns, &away)
+        device::list(cli.format, &candidates, &columns, &unreachable)
     }
 }
 
 async fn explain_device(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Exit> {
-    let Found { device, away } = device::find(cli, name, host).await?;
+    let Found { device, unreachable } = device::find(cli, name, host).await?;
     if cli.format == Format::Json {
         output::json(&device)?;
     } else {
-        output::print(&explanation(&device, away.is_some(), &lookup::server_names(cli).await?))?;
+        output::print(&explanation(&device, unreachable.is_some(), &lookup::server_names(cli).await?))?;
     }
-    Ok(device::told(&away))
+    Ok(device::report(&unreachable))
 }
 
-/// What is to be said of a device, section by section. `away`: its host is.
-fn explanation(device: &Value, away: bool, names: &HashMap<String, String>) -> String {
+/// Formats the explanation of a device in sections. `unreachable` tells whether its host is unreachable.
+fn explanation(device: &Value, unreachable: bool, names: &HashMap<String, String>) -> String {
     let what = format!("{} on {}", at(device, "/address"), at(device, "/host"));
     let title = match device::name(device) {
         none if none == "-" => format!("{what}, {}", columns::ids(device)),
@@ -135,8 +135,11 @@ fn explanation(device: &Value, away: bool, names: &HashMap<String, String>) -> S
             ("Pool", vec![pool(device)]),
         ]
     } else {
-        let why = if away { "its host is away" } else { "its host does not show it: it is gone" };
-        vec![("Device", vec![title, format!("{why}; this is the record")]), ("State", state(device, names))]
+        let why = if unreachable { "its host is unreachable" } else { "it is gone from its host" };
+        vec![
+            ("Device", vec![title, format!("{why}; only its record is shown")]),
+            ("State", state(device, names)),
+        ]
     };
     let mut rows = Vec::new();
     for (title, lines) in sections {
@@ -148,7 +151,7 @@ fn explanation(device: &Value, away: bool, names: &HashMap<String, String>) -> S
     output::aligned(&rows)
 }
 
-/// The entry that counts, and then the others.
+/// Lists the entry that decides first, and then the others.
 fn whitelist(device: &Value) -> Vec<String> {
     let entries = device["whitelist"].as_array().map_or(&[][..], Vec::as_slice);
     let counts = |entry: &&Value| entry["counts"] == true;
@@ -156,7 +159,7 @@ fn whitelist(device: &Value) -> Vec<String> {
     lines.extend(entries.iter().filter(|entry| !counts(entry)));
     let mut lines: Vec<_> = lines.into_iter().map(verdict).collect();
     if entries.is_empty() {
-        lines.push("there is no entry, so nothing is given away".into());
+        lines.push("there is no entry, so no device is assignable".into());
     } else if !entries.iter().any(|entry| entry["counts"] == true) {
         lines.insert(0, "no entry matches".into());
     }
@@ -165,8 +168,8 @@ fn whitelist(device: &Value) -> Vec<String> {
 
 fn verdict(entry: &Value) -> String {
     let said = match (entry["counts"] == true, entry["matches"] == true) {
-        (true, _) => "counts, the first that matches",
-        (false, true) => "matches too, after the one that counts",
+        (true, _) => "decides: it is the first that matches",
+        (false, true) => "also matches, but is after the one that decides",
         (false, false) => "does not match",
     };
     let why = entry["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
@@ -177,19 +180,21 @@ fn verdict(entry: &Value) -> String {
 fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     let mut lines = vec![owned(device, names)];
     if let Some(gone) = device["gone_at"].as_str() {
-        lines.push(format!("not on its host, or in no device_spec, since {gone}"));
+        lines.push(format!("its host does not have it, or no device_spec matches it, since {gone}"));
     }
     if let Some(used) = device["used_at"].as_str() {
         let id = at(device, "/id");
-        lines.push(format!("for one use, and used until {used}; clean it, then `hotslot pci cleaned {id}`"));
+        lines.push(format!(
+            "one_time_use: it was used until {used}; clean it, then run `hotslot pci cleaned {id}`"
+        ));
     }
     lines
 }
 
-/// Its state on record, and who has it.
+/// The recorded status of a device, with the server that has it.
 fn owned(device: &Value, names: &HashMap<String, String>) -> String {
     match (at(device, "/status"), device["instance_uuid"].as_str()) {
-        (none, _) if none == "-" => "not on record".into(),
+        (none, _) if none == "-" => "no record".into(),
         (status, Some(id)) => format!("{status} to {}", lookup::called(names, id)),
         (status, None) => status,
     }
@@ -198,14 +203,14 @@ fn owned(device: &Value, names: &HashMap<String, String>) -> String {
 fn group(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
     let number = at(device, "/iommu_group/number");
     if number == "-" {
-        return vec!["it is in none".into()];
+        return vec!["none".into()];
     }
     let members = device["group_members"].as_array().map_or(&[][..], Vec::as_slice);
     let others: Vec<_> = members.iter().filter(|member| member["address"] != device["address"]).collect();
     if others.is_empty() {
-        return vec![format!("it is alone in group {number}")];
+        return vec![format!("{number}, with no other member")];
     }
-    let mut lines = vec![format!("it shares group {number} with:")];
+    let mut lines = vec![format!("{number}, with these other members:")];
     lines.extend(others.into_iter().map(|member| {
         let driver = match at(member, "/driver") {
             none if none == "-" => "no driver".into(),
@@ -219,7 +224,7 @@ fn group(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
 fn pool(device: &Value) -> String {
     let pool = &device["pool"];
     if pool.is_null() {
-        return "it is in none".into();
+        return "none".into();
     }
     let numa = match at(pool, "/numa_node") {
         none if none == "-" => "no NUMA node".into(),
@@ -246,7 +251,7 @@ mod tests {
     const SERVER: &str = "10000000-0000-4000-8000-000000000001";
 
     #[test]
-    fn what_reads_as_a_device_is_one_and_the_rest_are_aliases() {
+    fn a_text_that_is_no_device_name_is_an_alias() {
         for device in ["3b:00.1", "pci_0000_3b_00_1", "7", SERVER] {
             assert_eq!(device.parse(), Ok(Subject::Device(device.parse().unwrap())));
         }
@@ -260,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_explained_section_by_section() {
+    fn a_device_is_explained_in_sections() {
         let names = HashMap::from([(SERVER.to_owned(), "vm1".to_owned())]);
         let device = json!({
             "address": "0000:06:00.0", "host": "node1", "vendor_id": "8086", "product_id": "10d3",
@@ -287,14 +292,14 @@ mod tests {
             explanation(&device, false, &names),
             r#"Device:        0000:06:00.0 on node1, 8086:10d3 Intel 82574L
 Offered:       no: it is allocated
-Whitelist:     entry 2 counts, the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
+Whitelist:     entry 2 decides: it is the first that matches ([pci] device_spec[1]: {"vendor_id":"8086"})
                entry 1 does not match: its vendor_id is 8086, not 10de ([pci] device_spec[0]: {"vendor_id":"10de"})
-               entry 3 matches too, after the one that counts (entry x of whitelist: {})
+               entry 3 also matches, but is after the one that decides (entry x of whitelist: {})
 State:         allocated to vm1
-               for one use, and used until 2026-01-02T03:04:05Z; clean it, then `hotslot pci cleaned 7`
+               one_time_use: it was used until 2026-01-02T03:04:05Z; clean it, then run `hotslot pci cleaned 7`
 Guard:         none: the host does not need it
-IOMMU group:   it shares group 18 with:
-               0000:06:00.1, driver e1000e, not on record
+IOMMU group:   18, with these other members:
+               0000:06:00.1, driver e1000e, no record
 Reset:         flr
 Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
 "#
@@ -302,7 +307,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
     }
 
     #[test]
-    fn a_device_that_nothing_gives_away_and_one_that_is_only_on_record_are_explained_too() {
+    fn devices_without_a_matching_entry_and_devices_that_are_gone_are_explained() {
         let plain = json!({
             "address": "0000:00:1f.0", "host": "node1", "vendor_id": "8086", "product_id": "2918",
             "offered": false, "whitelist": [], "guards": null, "reset_methods": null, "iommu_group": null,
@@ -311,29 +316,35 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         for line in [
             "Device:        0000:00:1f.0 on node1, 8086:2918\n",
             "Offered:       no: no whitelist entry matches it\n",
-            "Whitelist:     there is no entry, so nothing is given away\n",
-            "State:         not on record\n",
-            "IOMMU group:   it is in none\n",
+            "Whitelist:     there is no entry, so no device is assignable\n",
+            "State:         no record\n",
+            "IOMMU group:   none\n",
             "Reset:         not known\n",
-            "Pool:          it is in none\n",
+            "Pool:          none\n",
         ] {
             assert!(said.contains(line), "{line}{said}");
         }
         let alone = json!({ "whitelist": [{ "position": 1, "counts": false, "matches": false }],
                             "iommu_group": { "number": 3 } });
         let said = explanation(&alone, false, &HashMap::new());
-        for line in ["Whitelist:     no entry matches\n", "IOMMU group:   it is alone in group 3\n"] {
+        for line in ["Whitelist:     no entry matches\n", "IOMMU group:   3, with no other member\n"] {
             assert!(said.contains(line), "{line}{said}");
         }
 
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
         let said = explanation(&gone, false, &HashMap::new());
         assert!(
-            said.ends_with("State:    removed\n          not on its host, or in no device_spec, since T\n"),
+            said.ends_with("State:    removed\n          its host does not have it, or no device_spec matches it, since T\n"),
             "{said}"
         );
-        assert!(said.contains("it is gone; this is the record") && !said.contains("Offered"), "{said}");
-        assert!(explanation(&gone, true, &HashMap::new()).contains("its host is away; this is the record"));
+        assert!(
+            said.contains("it is gone from its host; only its record is shown") && !said.contains("Offered"),
+            "{said}"
+        );
+        assert!(
+            explanation(&gone, true, &HashMap::new())
+                .contains("its host is unreachable; only its record is shown")
+        );
     }
 
     fn explain(subject: &str) -> Explain {
@@ -341,7 +352,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
     }
 
     #[test]
-    fn an_alias_may_say_how_many_would_be_asked_for() {
+    fn an_alias_may_have_a_number_of_devices() {
         let alias = |name: &str, count| Subject::Alias(name.into(), NonZeroU8::new(count).unwrap());
         let read = |text: &str| text.parse::<Subject>();
         assert_eq!(read("vf"), Ok(alias("vf", 1)));
@@ -355,7 +366,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
     }
 
     #[tokio::test]
-    async fn an_alias_is_asked_of_all_hosts_or_of_the_guests() {
+    async fn an_alias_is_explained_for_all_hosts_or_for_the_host_of_a_guest() {
         let host = |id: u64, state: &str| json!({ "id": id, "hypervisor_hostname": format!("node{id}"), "state": state });
         let candidates =
             json!({ "alias": "vf", "pci_candidates": [{ "address": "0000:04:10.0", "place": 0 }] });
@@ -366,7 +377,11 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             ("os-hypervisors/node1", 200, json!({ "hypervisor": host(1, "up") })),
             ("servers/10000000-0000-4000-8000-000000000001", 200, json!({ "server": { "host": "node1" } })),
             ("os-hypervisors/1/pci_candidates?alias=vf", 200, candidates.clone()),
-            ("os-hypervisors/2/pci_candidates?alias=vf", 503, json!({ "fault": { "message": "away" } })),
+            (
+                "os-hypervisors/2/pci_candidates?alias=vf",
+                503,
+                json!({ "fault": { "message": "unreachable" } }),
+            ),
             (of_guest, 200, candidates),
             (
                 "os-hypervisors/1/pci_candidates?alias=gpu",
@@ -386,7 +401,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             )
         })
         .await;
-        assert_eq!((all.unwrap(), guests.unwrap()), (Exit::Away, Exit::Done));
+        assert_eq!((all.unwrap(), guests.unwrap()), (Exit::Unreachable, Exit::Done));
         assert!(asked.iter().any(|line| line.contains(of_guest)), "{asked:?}");
         let unknown = unknown.unwrap_err();
         assert_eq!(unknown.to_string(), "no PCI alias is called `gpu`");

@@ -1,4 +1,4 @@
-//! `hotslot host`: the configured hosts.
+//! `hotslot host`: lists the configured hosts.
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::output::{self, Column, at, column};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
-    /// The configured hosts, and whether their hypervisors can be reached.
+    /// List the configured hosts, and whether their hypervisors are reachable.
     List,
 }
 
@@ -30,8 +30,8 @@ impl HostCommand {
     }
 }
 
-/// The hosts that are away, each with the reason, from their listing.
-pub(crate) fn away(hosts: &[Value]) -> Vec<String> {
+/// Returns the names of the unreachable hosts in a list, each with the reason.
+pub(crate) fn unreachable(hosts: &[Value]) -> Vec<String> {
     let down = hosts.iter().filter(|host| host["state"] == "down");
     down.map(|host| format!("{} ({})", at(host, "/hypervisor_hostname"), at(host, "/state_reason"))).collect()
 }
@@ -49,7 +49,7 @@ fn version(number: &Value) -> Option<String> {
     number.as_u64().map(dotted)
 }
 
-/// libvirt's number of a version (major × 1,000,000 + minor × 1,000 + release) as people write it.
+/// Formats a version number of libvirt (major × 1,000,000 + minor × 1,000 + release) as `major.minor.release`.
 pub(crate) fn dotted(version: u64) -> String {
     format!("{}.{}.{}", version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
 }
@@ -70,11 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_away_are_named_with_the_reason() {
+    fn unreachable_hosts_are_named_with_the_reason() {
         let hosts = [
             json!({ "hypervisor_hostname": "a", "state": "up", "state_reason": null }),
             json!({ "hypervisor_hostname": "b", "state": "down", "state_reason": "refused" }),
         ];
-        assert_eq!(away(&hosts), ["b (refused)"]);
+        assert_eq!(unreachable(&hosts), ["b (refused)"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Servers, hosts and devices by what a person calls them.
+//! Finds servers, hosts and device records by the names that people use.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,11 @@ use crate::exit::{Exit, Failure};
 use crate::output::at;
 use crate::{Cli, host};
 
-/// The UUID of the server that a person named by UUID or name.
+/// Returns the UUID of the server with this UUID or name.
+///
+/// # Errors
+/// [`Exit::NotFound`] when no server has the name, [`Exit::Unreachable`] when it may be on an unreachable host,
+/// [`Exit::Usage`] when several servers have it.
 pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
     if let Ok(id) = Uuid::try_parse(server) {
         return Ok(id.to_string());
@@ -22,13 +26,17 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
         [one] => Ok(at(one, "/id")),
         [] => {
             let hosts = cli.client.items(&["os-hypervisors"], "hypervisors").await?;
-            let away = host::away(&hosts);
-            Err(if away.is_empty() {
-                Failure::new(Exit::NotFound, format!("no server is called `{server}`; `hotslot server list`"))
+            let unreachable = host::unreachable(&hosts);
+            Err(if unreachable.is_empty() {
+                Failure::new(
+                    Exit::NotFound,
+                    format!("no server is called `{server}`; `hotslot server list` lists them"),
+                )
             } else {
-                let away = away.join(", ");
-                let message = format!("no server that can be seen is called `{server}`; away: {away}");
-                Failure::new(Exit::Away, message)
+                let hosts = unreachable.join(", ");
+                let message =
+                    format!("no server of the reachable hosts is called `{server}`; unreachable: {hosts}");
+                Failure::new(Exit::Unreachable, message)
             })
         }
         _ => {
@@ -36,24 +44,27 @@ pub(crate) async fn server(cli: &Cli, server: &str) -> Result<String, Failure> {
                 .iter()
                 .map(|server| format!("\n  {} on {}", at(server, "/id"), at(server, "/host")))
                 .collect();
-            let message = format!("several servers are called `{server}`; give the UUID:{}", ids.concat());
+            let message = format!(
+                "several servers are called `{server}`; give the UUID instead of the name:{}",
+                ids.concat()
+            );
             Err(Failure::new(Exit::Usage, message))
         }
     }
 }
 
-/// The names of the servers that can be seen, by UUID.
+/// Returns the names of the servers of all reachable hosts, by UUID.
 pub(crate) async fn server_names(cli: &Cli) -> Result<HashMap<String, String>, Failure> {
     let servers = cli.client.items(&["servers"], "servers").await?;
     Ok(servers.iter().map(|server| (at(server, "/id"), at(server, "/name"))).collect())
 }
 
-/// A server for people: its name, or its UUID where the name cannot be seen.
+/// Returns the name of a server, or its UUID when the name is not known.
 pub(crate) fn called(names: &HashMap<String, String>, id: &str) -> String {
     names.get(id).map_or(id, String::as_str).to_owned()
 }
 
-/// The one host of that name, or all.
+/// Gets the host of this name or id, or all hosts.
 pub(crate) async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, Failure> {
     match host {
         Some(host) => Ok(vec![cli.client.item(&["os-hypervisors", host], "hypervisor").await?]),
@@ -61,7 +72,7 @@ pub(crate) async fn hosts(cli: &Cli, host: Option<&str>) -> Result<Vec<Value>, F
     }
 }
 
-/// The records of that name, one a host.
+/// Gets the records of the devices with this name. An address can have one on each host.
 pub(crate) async fn records(cli: &Cli, name: &DeviceName) -> anyhow::Result<Vec<Value>> {
     Ok(match name {
         DeviceName::Address(address) => {

@@ -60,8 +60,8 @@ struct Arguments {
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
-    /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no device
-    /// is assignable. The commands that talk to the service read its address from this file.
+    /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no
+    /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
     config: Option<PathBuf>,
     /// The output format: a table for people, or the JSON of the API for programs.
@@ -195,8 +195,8 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
 }
 
-/// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a new
-/// line nor send control sequences to a terminal.
+/// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a
+/// new line nor send control sequences to a terminal.
 fn log_fields() -> impl for<'w> FormatFields<'w> {
     let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
         let said = format!("{value:?}");

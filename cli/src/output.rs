@@ -1,4 +1,4 @@
-//! What a command prints: tables for people, the API's JSON for programs.
+//! The output of the commands: tables for people, and the JSON of the API for programs.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::remedy::by_commands;
 
-/// For whom to print: tables for people, or the API's own JSON (a list or an object) for programs.
+/// The output format: tables for people, or the JSON of the API (a list or an object) for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
     #[default]
@@ -18,10 +18,10 @@ pub(crate) enum Format {
     Json,
 }
 
-/// A column: its title, and what it shows of an item.
+/// A column: its title, and the function that returns its cell for an item.
 pub(crate) struct Column<'a>(pub(crate) &'static str, pub(crate) Box<dyn Fn(&Value) -> String + 'a>);
 
-/// A column that shows what an item has at a JSON pointer.
+/// A column that shows the value at a JSON pointer.
 pub(crate) fn column(title: &'static str, pointer: &'static str) -> Column<'static> {
     Column(title, Box::new(move |item| at(item, pointer)))
 }
@@ -31,7 +31,7 @@ pub(crate) fn message(title: &'static str, pointer: &'static str) -> Column<'sta
     Column(title, Box::new(move |item| by_commands(&at(item, pointer))))
 }
 
-/// What an item has at a JSON pointer, for people: `-` where there is nothing.
+/// Returns the value at a JSON pointer as text for people, or `-` when there is none or it is empty.
 pub(crate) fn at(item: &Value, pointer: &str) -> String {
     fn shown(value: &Value) -> String {
         match value {
@@ -49,7 +49,7 @@ pub(crate) fn at(item: &Value, pointer: &str) -> String {
     }
 }
 
-/// Prints items, one a line. None at all is said on stderr: `no devices`.
+/// Prints items, one in each line. When there are none, the table format prints `no <noun>` on stderr.
 pub(crate) fn list(
     format: Format,
     noun: &str,
@@ -66,14 +66,14 @@ pub(crate) fn list(
     print(&table(items, columns))
 }
 
-/// Items, one a line, below the titles of the columns.
+/// Formats items, one in each line, below the titles of the columns.
 pub(crate) fn table(items: &[Value], columns: &[Column<'_>]) -> String {
     let titles = columns.iter().map(|column| column.0.to_owned()).collect();
     let rows = items.iter().map(|item| columns.iter().map(|column| (column.1)(item)).collect());
     aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
 }
 
-/// Prints one item, a line for each thing there is to say of it.
+/// Prints one item, one property in each line.
 pub(crate) fn show(format: Format, item: &Value, lines: &[Column<'_>]) -> anyhow::Result<()> {
     if format == Format::Json {
         return json(item);
@@ -87,8 +87,8 @@ pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
     print(&(json_text(&serde_json::to_string_pretty(value)?) + "\n"))
 }
 
-/// JSON whose texts a terminal can show: serde_json writes out the control characters of ASCII, and this the others, as
-/// JSON has them.
+/// Escapes the unsafe characters in a JSON text, such as control characters beyond ASCII, in the JSON syntax
+/// (`\u009b`). serde_json itself escapes only the ASCII control characters.
 pub(crate) fn json_text(json: &str) -> Cow<'_, str> {
     let escaped = |letter: char| letter != '\n' && text::is_unsafe(letter);
     if !json.contains(escaped) {
@@ -96,7 +96,7 @@ pub(crate) fn json_text(json: &str) -> Cow<'_, str> {
     }
     let mut shown = String::with_capacity(json.len() + 16);
     for letter in json.chars() {
-        // All of them are in the Basic Multilingual Plane.
+        // All unsafe characters are in the Basic Multilingual Plane, so one escape sequence is enough.
         if escaped(letter) {
             let _ = write!(shown, "\\u{:04x}", u32::from(letter));
         } else {
@@ -106,18 +106,18 @@ pub(crate) fn json_text(json: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Says on stderr what went wrong. Of a text of several lines, those after the first are set in, so that nobody takes them
-/// for lines of ours.
+/// Prints an error on stderr. The lines after the first are indented, so that a message with line breaks cannot look
+/// like several messages of hotslot.
 pub(crate) fn complain(what: &str) {
     eprintln!("hotslot: {}", text::escape_but(what, &['\n']).replace('\n', "\n  "));
 }
 
-/// Prints text. Whoever stops reading (`| head`) has read enough.
+/// Prints text on stdout. A closed pipe (`| head`) is not an error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     print_on(text).map(drop)
 }
 
-/// [`print()`], as long as someone reads: answers whether it is so.
+/// Prints text on stdout, like [`print()`]. Returns whether the reader of a pipe is still there.
 pub(crate) fn print_on(what: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     let what = text::escape_but(what, &['\n', '\t']);
@@ -128,7 +128,7 @@ pub(crate) fn print_on(what: &str) -> anyhow::Result<bool> {
     }
 }
 
-/// Rows with their cells one below the other, three spaces apart.
+/// Formats rows with aligned columns, three spaces apart.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<_>> =
         rows.iter().map(|row| row.iter().map(|cell| text::escape(cell)).collect()).collect();
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_stand_one_below_the_other_and_no_line_ends_in_spaces() {
+    fn columns_are_aligned_and_no_line_ends_in_spaces() {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         let text =
             aligned(&[row(["NAME", "STATE", "X"]), row(["büro-1", "up", ""]), row(["b", "down", "y"])]);
@@ -164,13 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn control_characters_in_cells_are_escaped() {
         let text = aligned(&[vec!["a\u{1b}[2J".into(), "b\nc\t".into()], vec!["büro".into(), "x".into()]]);
         assert_eq!(text, "a\\u{1b}[2J   b\\nc\\t\nbüro         x\n");
     }
 
     #[test]
-    fn json_stays_json_and_shows_nothing_that_a_terminal_obeys() {
+    fn unsafe_characters_in_json_are_escaped_and_the_json_stays_valid() {
         let value = json!({ "a": "x\u{9b}2J\u{202e}\u{7f}\u{1b}" });
         let text = serde_json::to_string(&value).unwrap();
         let shown = json_text(&text);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_shown_for_people() {
+    fn values_are_formatted_for_people() {
         let item = json!({
             "name": "a", "none": null, "list": ["x", 1], "empty": [], "yes": true,
             "group": { "number": 22 }, "text": "", "forged": "a\nb\u{1b}[2J",

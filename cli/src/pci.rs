@@ -1,4 +1,4 @@
-//! `hotslot pci`: what is on record of the devices that may be given away, as `os-pci` has it.
+//! `hotslot pci`: lists and shows the records of the assignable devices, as `os-pci` returns them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +15,7 @@ use crate::lookup::records;
 use crate::output::{self, Column, Format, at, column};
 use crate::{Cli, columns, device_name, lookup};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot pci list --type type-VF --status available
@@ -26,27 +26,28 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PciCommand {
-    /// The devices on record, narrowed by what they must have.
+    /// List the device records that match all given filters.
     List(List),
-    /// One device on record.
+    /// Show one device record.
     Show {
-        /// Its os-pci id or UUID, its address (0000:3b:00.1), or its node device name (pci_0000_3b_00_1).
+        /// The os-pci id or UUID of the record, or the address (0000:3b:00.1) or node device name (pci_0000_3b_00_1) of
+        /// the device.
         device: DeviceName,
-        /// The host it is on; needed when several hosts have such an address.
+        /// The host of the device. It is required when several hosts have a device at this address.
         #[arg(long)]
         host: Option<String>,
     },
-    /// Say that a device of `one_time_use` was cleaned: it may be given away again.
+    /// Record that a `one_time_use` device was cleaned, so that it can be assigned again.
     Cleaned {
-        /// Its os-pci id or UUID, its address, or its node device name.
+        /// The os-pci id or UUID of the record, or the address or node device name of the device.
         device: DeviceName,
-        /// The host it is on; needed when several hosts have such an address.
+        /// The host of the device. It is required when several hosts have a device at this address.
         #[arg(long)]
         host: Option<String>,
     },
-    /// How many devices of each kind are free.
+    /// Show the number of free devices in each pool.
     Stats {
-        /// Only those of this host.
+        /// Only the pools of this host.
         #[arg(long)]
         host: Option<String>,
     },
@@ -54,28 +55,28 @@ pub(crate) enum PciCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only those of this host.
+    /// Only the devices of this host.
     #[arg(long)]
     host: Option<String>,
-    /// The vendor's id: 8086.
+    /// Only devices with this vendor id, such as 8086.
     #[arg(long)]
     vendor: Option<PciId>,
-    /// The product's id: 10ca.
+    /// Only devices with this product id, such as 10ca.
     #[arg(long)]
     product: Option<PciId>,
-    /// What it is to SR-IOV.
+    /// Only devices of this type.
     #[arg(long = "type", value_parser = PossibleValuesParser::new(DevType::ALL.iter().map(|it| it.as_str())))]
     dev_type: Option<String>,
-    /// The state that it is in.
+    /// Only devices with this status.
     #[arg(long, value_parser = PossibleValuesParser::new(DeviceStatus::ALL.iter().map(|it| it.as_str())))]
     status: Option<String>,
-    /// Only those that this guest has: its UUID or its name.
+    /// Only the devices of this guest: its UUID or its name.
     #[arg(long)]
     server: Option<String>,
-    /// Only those of which this is said in extra_info; may be given several times.
+    /// Only devices with this value in extra_info. The option may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     extra: Vec<(String, String)>,
-    /// More columns.
+    /// Show more columns.
     #[arg(short, long)]
     long: bool,
 }
@@ -83,7 +84,7 @@ pub(crate) struct List {
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
-        Some(_) | None => Err("write a key and its value: physical_network=net1".into()),
+        Some(_) | None => Err("expected a key and a value, such as physical_network=net1".into()),
     }
 }
 
@@ -155,13 +156,16 @@ impl List {
     }
 }
 
-/// The name of the host that a person named.
+/// Returns the name of the host with this name or id.
 async fn hostname(cli: &Cli, host: &str) -> Result<String, Failure> {
     let host = cli.client.item(&["os-hypervisors", host], "hypervisor").await?;
     Ok(at(&host, "/hypervisor_hostname"))
 }
 
-/// The one record of that name.
+/// Finds the record of the device with this name.
+///
+/// # Errors
+/// [`Exit::NotFound`] when there is none, [`Exit::Usage`] when several hosts have one.
 async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Result<Value> {
     let host = match host {
         Some(host) => Some(hostname(cli, host).await?),
@@ -173,7 +177,7 @@ async fn find(cli: &Cli, name: &DeviceName, host: Option<&str>) -> anyhow::Resul
         [device] => Ok(device.take()),
         [] => {
             let on = host.map(|host| format!(" of host {host}")).unwrap_or_default();
-            let message = format!("no device {name}{on} is on record; `hotslot device list --all`");
+            let message = format!("no record of a device {name}{on}; `hotslot pci list` lists the records");
             Err(Failure::new(Exit::NotFound, message).into())
         }
         several => Err(device_name::ambiguous(name, several).into()),
@@ -234,11 +238,11 @@ async fn stats(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A host's pools, each with the host's name.
+/// Returns the pools of a host, each with the name of the host.
 fn pools(host: &Value) -> Result<Vec<Value>, Failure> {
     let name = at(host, "/hypervisor_hostname");
     let Some(pools) = host["pci_stats"].as_array() else {
-        return Err(Failure::new(Exit::Failed, format!("the service says no pci_stats of host {name}")));
+        return Err(Failure::new(Exit::Failed, format!("the service returned no pci_stats for host {name}")));
     };
     let mut pools = pools.clone();
     for pool in pools.iter_mut().filter_map(Value::as_object_mut) {
@@ -247,7 +251,7 @@ fn pools(host: &Value) -> Result<Vec<Value>, Failure> {
     Ok(pools)
 }
 
-/// What the devices of a pool have in common beside its columns: Nova has it in the pool itself.
+/// Formats the other properties that the devices of a pool have in common. Nova has these tags in the pool itself.
 fn tags(pool: &Value) -> String {
     let columns = ["host", "count", "vendor_id", "product_id", "dev_type", "numa_node", "extra_info"];
     let mut tags = pool.clone();
@@ -257,7 +261,7 @@ fn tags(pool: &Value) -> String {
     said(&tags, &columns)
 }
 
-/// What an object says, in order of key, but for some keys: `rack=r1,trusted=true`.
+/// Formats the pairs of an object in the order of their keys, without the keys `except`: `rack=r1,trusted=true`.
 pub(crate) fn said(object: &Value, except: &[&str]) -> String {
     let pairs: BTreeMap<_, _> = object.as_object().into_iter().flatten().collect();
     let pairs = pairs.into_iter().filter(|(key, _)| !except.contains(&key.as_str()));
@@ -271,7 +275,7 @@ mod tests {
     use crate::client::{answered, answering};
 
     #[test]
-    fn the_pools_of_a_host_are_lines_with_all_that_they_are_grouped_by() {
+    fn pools_are_listed_with_the_tags_that_they_are_grouped_by() {
         let host = json!({ "hypervisor_hostname": "node1", "pci_stats": [
             { "count": 2, "vendor_id": "8086", "product_id": "10ca", "numa_node": null, "dev_type": "type-VF",
               "rack": "r1", "extra_info": { "switch": "tor-3", "rack": "r1" } },
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stats_are_those_of_the_host_that_was_named() {
+    async fn stats_of_a_named_host_are_requested_for_that_host_only() {
         const ANSWER: &str = "HTTP/1.1 200 OK\r\n\r\n\
             {\"hypervisor\":{\"hypervisor_hostname\":\"node1\",\"pci_stats\":[]}}";
         let (outcome, request) = answered(ANSWER, async |client| {
@@ -317,11 +321,11 @@ mod tests {
         assert!(asked[2].starts_with("POST /v2.1/os-pci/8/action HTTP/1.1"), "{asked:?}");
         assert!(asked[2].ends_with(r#"{"cleaned":null}"#), "{asked:?}");
         assert_eq!(Exit::of(&outcome.1.unwrap_err()), Exit::Usage);
-        assert_eq!(asked.len(), 4, "nothing is cleaned when it is not clear which: {asked:?}");
+        assert_eq!(asked.len(), 4, "an ambiguous name cleans nothing: {asked:?}");
     }
 
     #[test]
-    fn a_list_is_narrowed_by_columns_and_by_what_is_said() {
+    fn a_list_is_filtered_by_columns_and_by_extra_info() {
         assert_eq!(pair("rack=a=b").unwrap(), ("rack".into(), "a=b".into()));
         for bad in ["", "rack", "=r1"] {
             assert!(pair(bad).is_err(), "{bad}");

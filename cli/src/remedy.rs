@@ -1,8 +1,8 @@
 //! The service names REST routes and JSON fields in its messages. Here they become commands and options.
 
 /// A request as a message of the service names it, and the command that does the same. Each `{}` of a route stands for
-/// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those of
-/// python-openstackclient, because the command line has none for it.
+/// one segment of a path; the first one is inserted for `{}` in the command. The commands of Cyborg's v2 API are those
+/// of python-openstackclient, because the command line has none for it.
 const ROUTES: [(&str, &str); 13] = [
     ("GET servers", "`hotslot server list`"),
     ("GET os-pci", "`hotslot pci list`"),
@@ -35,8 +35,8 @@ const PHRASES: [(&str, &str); 10] = [
 
 const METHODS: [&str; 4] = ["GET ", "PUT ", "POST ", "DELETE "];
 
-/// Returns a message of the service with commands and options in place of REST routes and JSON fields. A route for which
-/// there is no command stays as it is.
+/// Returns a message of the service with commands and options in place of REST routes and JSON fields. A route for
+/// which there is no command stays as it is.
 pub(crate) fn by_commands(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
     let mut rest = message;
@@ -76,8 +76,10 @@ fn command(request: &str) -> Option<String> {
         let route: Vec<_> = route.split([' ', '/']).collect();
         let matches = route.len() == request.len()
             && route.iter().zip(&request).all(|(wanted, segment)| *wanted == "{}" || wanted == segment);
-        let id = || route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
-        matches.then(|| command.replace("{}", id()))
+        matches.then(|| {
+            let id = route.iter().position(|segment| *segment == "{}").map_or("", |place| request[place]);
+            command.replace("{}", id)
+        })
     })
 }
 

@@ -1,4 +1,4 @@
-//! `hotslot serve`: the service, until it is told to stop.
+//! `hotslot serve`: runs the service until it receives SIGTERM or SIGINT.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -15,14 +15,14 @@ use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long requests that are under way may take after the service was told to stop. What is not done by then
-/// is on record and goes on at the next start.
+/// The time that running requests have to finish after a stop signal. Requests that are not finished by then are on
+/// record, and the next start continues them.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How many descriptors are kept for other things than connections: the database, hypervisors, webhooks.
+/// The number of file descriptors that are reserved for the database, hypervisors and webhooks.
 const OWN_DESCRIPTORS: u64 = 256;
 
-/// Serves until SIGTERM or SIGINT.
+/// Runs the service with the configuration `file` until SIGTERM or SIGINT.
 pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let mut config = match file {
         Some(file) => Config::load(file)?,
@@ -31,31 +31,31 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
     fit(&mut config.api, descriptors()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, file.is_some()));
-    // A libvirt call that hangs keeps its thread; it must not keep the process.
+    // A hung libvirt call blocks its thread; it must not block the exit of the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let api = config.api.clone();
-    // The socket first: a second service must not touch the records of the first.
+    // The socket comes first, so that a second service fails here and does not touch the records of the first.
     let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
     let service = Service::start(config).await?;
     if !configured {
         tracing::warn!(
-            "no configuration file: serving qemu:///system with nothing assignable; \
-             write one after hotslot.example.toml and give it by --config"
+            "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
+             like hotslot.example.toml, and name it with --config"
         );
     } else if service.inventory().is_empty() {
-        tracing::warn!("[pci] device_spec is empty: nothing is assignable");
+        tracing::warn!("[pci] device_spec is empty: no device is assignable");
     }
     for host in &service.hosts {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
     if matches!(api.listen, Listen::Tcp(_)) {
         tracing::warn!(
-            "[api] listen is a TCP port: every user and program of this machine that connects to it may do everything, \
-             until hotslot asks who they are; unix:/run/hotslot/api.sock is for a group only"
+            "[api] listen is a TCP port: every user and program of this machine can connect to it, and without [api] \
+             identity it has full access; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
         );
     }
     match &listener {
@@ -82,47 +82,47 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     service.stop();
-    // While the listener is still there: once it is gone, another service may have made its own of the same name.
+    // Remove the socket before the listener closes: after that another service may create a socket with the same name.
     drop(socket);
     stopping.send_replace(true);
     let done = async {
         if !server.is_finished() {
             let _ = (&mut server).await;
         }
-        // Those too whose clients have gone.
+        // This includes requests whose clients have disconnected.
         service.requests_done().await;
     };
     if tokio::time::timeout(GRACE, done).await.is_err() {
         tracing::warn!(
-            "requests are still under way; what they began is on record and goes on at the next start"
+            "some requests are not finished; they are on record, and the next start continues them"
         );
     }
     service.store.close().await;
     Ok(())
 }
 
-/// Raises the limit of open descriptors as far as it may be, and answers it.
+/// Raises the soft limit of open file descriptors to the hard limit, and returns the limit.
 fn descriptors() -> anyhow::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => Ok(hard),
         Err(error) => {
-            tracing::warn!("the limit of open descriptors stays at {soft}: {error}");
+            tracing::warn!("the limit of open file descriptors stays at {soft}: {error}");
             Ok(soft)
         }
     }
 }
 
-/// Lowers the limits of connections to what the descriptors are enough for, and that of followers to a half of that:
-/// the other half is for those who do not stay.
+/// Lowers the limit of connections to the number that the file descriptors allow, and the limit of event followers to
+/// at most half of the connections, so that the other half stays free for short requests.
 fn fit(api: &mut Api, descriptors: u64) {
     let enough = descriptors.saturating_sub(OWN_DESCRIPTORS).max(descriptors / 2);
     let connections = u64::from(api.connections.get()).min(enough);
     let lower = |limit: u64| u32::try_from(limit).ok().and_then(std::num::NonZeroU32::new);
     if let Some(connections) = lower(connections).filter(|connections| *connections < api.connections) {
         tracing::warn!(
-            "{descriptors} descriptors may be open, so at most {connections} connections and not the {} of [api] \
-             connections; raise LimitNOFILE (or `ulimit -Hn`)",
+            "the limit of {descriptors} open file descriptors allows {connections} connections instead of the {} of \
+             [api] connections; raise LimitNOFILE (or `ulimit -Hn`)",
             api.connections
         );
         api.connections = connections;
@@ -132,7 +132,8 @@ fn fit(api: &mut Api, descriptors: u64) {
     }
 }
 
-/// The socket that this service made; it goes with it, also when the start fails later.
+/// The unix socket that this service created. Dropping the value removes the file, also when a later step of the start
+/// fails.
 struct Socket {
     path: PathBuf,
     device: u64,
@@ -159,16 +160,16 @@ async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     match &api.listen {
         Listen::Tcp(address) => Ok((Listener::Tcp(TcpListener::bind(address).await?), None)),
         Listen::Unix(path) => {
-            make_directories(path.parent().unwrap_or(path)).with_context(|| {
+            create_directories(path.parent().unwrap_or(path)).with_context(|| {
                 format!(
-                    "the directory of {} is missing and cannot be made; run as root, have systemd make it \
-                     (RuntimeDirectory=hotslot), or set [api] listen to another place",
+                    "the directory of {} does not exist and cannot be created; run as root, let systemd create it \
+                     (RuntimeDirectory=hotslot), or set [api] listen to another path",
                     path.display()
                 )
             })?;
-            make_way(path).await?;
+            remove_stale_socket(path).await?;
             let group = group(api)?;
-            // By the umask it is the owner's alone until here.
+            // The umask limits the socket to its owner until `open_to_group` sets the group and mode.
             let listener = UnixListener::bind(path)?;
             let socket = Socket::of(path)?;
             open_to_group(path, api, group)?;
@@ -177,50 +178,53 @@ async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     }
 }
 
-/// Removes a socket that nobody answers on: a service that was killed left it. Anything else is not ours.
-async fn make_way(path: &Path) -> anyhow::Result<()> {
+/// Removes a socket that a killed service has left.
+///
+/// # Errors
+/// Another service answers on the socket, it cannot be connected to, or the file is not a socket.
+async fn remove_stale_socket(path: &Path) -> anyhow::Result<()> {
     let Ok(left) = fs::symlink_metadata(path) else { return Ok(()) };
     if !left.file_type().is_socket() {
-        bail!("a file that is no socket is there; remove it, or set [api] listen to another place");
+        bail!("a file that is no socket is there; remove it, or set [api] listen to another path");
     }
     match UnixStream::connect(path).await {
         Ok(_) => bail!(
-            "another service answers there; stop it (`fuser -v {}` says which process it is), or set [api] listen to \
-             another place",
+            "another service answers there; stop it (`fuser -v {}` shows its process), or set [api] listen to another \
+             path",
             path.display()
         ),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(fs::remove_file(path)?),
         Err(error) => bail!(
-            "a socket is there that cannot be connected to: {error}; remove it if no service has it, or set [api] \
-             listen to another place"
+            "the existing socket cannot be connected to: {error}; remove it if no service uses it, or set [api] listen \
+             to another path"
         ),
     }
 }
 
-/// Makes a directory, and those above it, so that others get to the socket in it.
-fn make_directories(path: &Path) -> io::Result<()> {
+/// Creates a directory and its parents with mode 0755, so that other users can reach the socket in it.
+fn create_directories(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     if let Some(above) = path.parent() {
-        make_directories(above)?;
+        create_directories(above)?;
     }
     match fs::create_dir(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
-        // Somebody was faster.
+        // Another process has created it in the meantime.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// The group of the socket; none when it is left as it is.
+/// Returns the group that the socket is to have, or `None` to leave it unchanged.
 fn group(api: &Api) -> anyhow::Result<Option<Gid>> {
     let Some(name) = &api.socket_group else {
         let group = Group::from_name(SOCKET_GROUP)?;
         if group.is_none() {
             tracing::warn!(
-                "there is no group `{SOCKET_GROUP}`, so only this user and root may connect; run: groupadd --system \
-                 {SOCKET_GROUP}, add users to it, and start the service again; or set [api] socket_group"
+                "there is no group `{SOCKET_GROUP}`, so only this user and root may connect; run `groupadd --system \
+                 {SOCKET_GROUP}`, add users to it, and restart the service; or set [api] socket_group"
             );
         }
         return Ok(group.map(|group| group.gid));
@@ -231,12 +235,13 @@ fn group(api: &Api) -> anyhow::Result<Option<Gid>> {
     match Group::from_name(name)? {
         Some(group) => Ok(Some(group.gid)),
         None => bail!(
-            "[api] socket_group: there is no group `{name}`; run: groupadd --system {name}, or name another"
+            "[api] socket_group: there is no group `{name}`; run `groupadd --system {name}`, or name another group"
         ),
     }
 }
 
-/// Says it when those who may connect to the socket cannot get to it, such as when it is beside the database.
+/// Warns when a directory above the socket is closed to users who may connect to it, such as the directory of the
+/// database.
 fn warn_of_closed_directory(path: &Path) {
     let Ok(socket) = fs::metadata(path) else { return };
     let open_to_all = socket.mode() & 0o006 != 0;
@@ -250,27 +255,29 @@ fn warn_of_closed_directory(path: &Path) {
     let closed = |directory: &&Path| fs::metadata(directory).is_ok_and(|found| !passes(&found));
     if let Some(directory) = path.ancestors().skip(1).find(closed) {
         tracing::warn!(
-            "those who may connect to the socket cannot get through {}; set [api] listen to a directory that is open \
-             to them and holds no database, such as unix:/run/hotslot/api.sock",
+            "users who may connect to the socket cannot get through {}; set [api] listen to a path in a \
+             directory that is open to them and does not contain the database, such as unix:/run/hotslot/api.sock",
             directory.display()
         );
     }
 }
 
-/// Gives the socket its group, and then its mode: it is never open to more than it is to be.
+/// Sets the group of the socket, and then its mode. In this order the socket is never open to more users than
+/// configured.
 fn open_to_group(path: &Path, api: &Api, group: Option<Gid>) -> anyhow::Result<()> {
     if let Some(group) = group
         && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.as_raw()))
     {
-        let why = format!("the socket cannot be given to the group {group}: {error}");
+        let why = format!("the group of the socket cannot be set to {group}: {error}");
         match &api.socket_group {
             Some(name) => bail!("{why}; run as root or as a member of {name}"),
-            None => tracing::warn!("{why}; it stays this user's"),
+            None => tracing::warn!("{why}; only this user and root may connect"),
         }
     }
     if api.socket_mode.is_open_to_all() {
         tracing::warn!(
-            "[api] socket_mode {:04o} lets every user of this machine connect, and whoever connects may do everything",
+            "[api] socket_mode {:04o} lets every user of this machine connect, and without [api] identity each has \
+             full access",
             api.socket_mode.0
         );
     }

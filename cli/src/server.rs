@@ -1,4 +1,4 @@
-//! `hotslot server`: the guests, and what is plugged into them.
+//! `hotslot server`: lists and shows the guests, with the devices that are attached to them.
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -9,15 +9,15 @@ use crate::{Cli, columns, host, lookup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
-    /// The guests of all hosts.
+    /// List the guests of all hosts.
     List {
-        /// Only those of this host.
+        /// Only the guests of this host.
         #[arg(long)]
         host: Option<String>,
     },
-    /// One guest, and the devices that are plugged into it.
+    /// Show one guest, and the devices that are attached to it.
     Show {
-        /// Its UUID or its name.
+        /// The UUID or the name of the guest.
         server: String,
     },
 }
@@ -42,11 +42,11 @@ async fn list(cli: &Cli, host: Option<&str>) -> anyhow::Result<Exit> {
     let columns =
         [column("ID", "/id"), column("NAME", "/name"), column("STATUS", "/status"), column("HOST", "/host")];
     output::list(cli.format, "servers", &servers, &columns)?;
-    let away = host::away(&hosts);
-    for host in &away {
-        output::complain(&format!("the servers of host {host} are left out: it is away"));
+    let unreachable = host::unreachable(&hosts);
+    for host in &unreachable {
+        output::complain(&format!("the list lacks the servers of host {host}, which is unreachable"));
     }
-    Ok(if away.is_empty() { Exit::Done } else { Exit::Away })
+    Ok(if unreachable.is_empty() { Exit::Done } else { Exit::Unreachable })
 }
 
 async fn show(cli: &Cli, server: &str) -> anyhow::Result<Exit> {

@@ -1,4 +1,4 @@
-//! `hotslot sim`: makes something happen on a simulated host that somebody serves.
+//! `hotslot sim`: sends a command to a simulated host that a running service serves.
 
 use std::path::PathBuf;
 
@@ -10,14 +10,14 @@ use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
-    /// The host's directory.
+    /// The directory of the simulated host.
     directory: PathBuf,
-    /// What is to happen.
+    /// The command, such as `reboot g1`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     line: Vec<String>,
 }
 
-/// What `--help` says of the lines.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot sim /tmp/node1 reboot g1
@@ -28,12 +28,12 @@ Examples:
 impl Sim {
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
         let shown = self.directory.display();
-        let away = |error| {
+        let unreachable = |error| {
             let message =
-                format!("nobody serves the simulated host {shown}: {error}; is `hotslot serve` running?");
-            Failure::new(Exit::Away, message)
+                format!("no service serves the simulated host {shown}: {error}; is `hotslot serve` running?");
+            Failure::new(Exit::Unreachable, message)
         };
-        let answer = control(&self.directory, &self.line.join(" ")).map_err(away)?;
+        let answer = control(&self.directory, &self.line.join(" ")).map_err(unreachable)?;
         match answer.strip_prefix("error: ") {
             Some(reason) => anyhow::bail!("{reason}"),
             None => output::print(&format!("{answer}\n"))?,

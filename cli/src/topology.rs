@@ -1,4 +1,4 @@
-//! `hotslot topology`: the PCI tree of a host, or of a guest as the guest sees it.
+//! `hotslot topology`: prints the PCI tree of a host, or of a guest with the addresses that the guest sees.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ use crate::output::{self, Format, at};
 use crate::tree::{Line, tree};
 use crate::{Cli, columns, device, lookup};
 
-/// What `--help` says of it.
+/// The examples in `--help`.
 pub(crate) const HELP: &str = "\
 Examples:
   hotslot topology node1
@@ -20,12 +20,12 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Topology {
-    /// A host's name, or a guest's name or UUID. A host goes before a guest of the same name.
+    /// The name of a host, or the name or UUID of a guest. A host has precedence over a guest of the same name.
     name: String,
-    /// The name is a host's.
+    /// NAME is the name of a host.
     #[arg(long, conflicts_with = "server")]
     host: bool,
-    /// The name is a guest's.
+    /// NAME is the name or UUID of a guest.
     #[arg(long)]
     server: bool,
 }
@@ -51,7 +51,7 @@ impl Topology {
         let servers = cli.client.items(&["servers"], "servers").await?;
         if servers.iter().any(|server| server["name"] == name) {
             output::complain(&format!(
-                "this is the host {name}; a server has the name too: `hotslot topology --server {name}`"
+                "this is the host {name}; a server has the same name, see `hotslot topology --server {name}`"
             ));
         }
         of_host(cli, host).await
@@ -70,7 +70,7 @@ async fn of_host(cli: &Cli, host: &Value) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Each function under its bridge, a VF under its PF.
+/// Formats the tree of a host: each function is below its bridge, and each VF below its PF.
 fn host_tree(name: &str, functions: &[Value], names: &HashMap<String, String>) -> String {
     let mut functions: Vec<_> =
         functions.iter().map(|function| (at(function, "/address"), function)).collect();
@@ -114,7 +114,7 @@ fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
     ])
 }
 
-/// What is known, two spaces apart.
+/// Joins the facts that are known with two spaces between them.
 fn facts(facts: &[String]) -> String {
     let known: Vec<_> = facts.iter().map(String::as_str).filter(|fact| *fact != "-").collect();
     known.join("  ")
@@ -129,7 +129,7 @@ async fn of_server(cli: &Cli, id: &str) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Each function under the controller that it is on, with the address that the guest sees.
+/// Formats the tree of a guest: each function is below its controller, with the address that the guest sees.
 fn server_tree(topology: &Value) -> String {
     let list = |pointer: &str| topology.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
     let free = free_slots(list("/free_ports/express").chain(list("/free_ports/conventional")));
@@ -156,9 +156,9 @@ fn server_tree(topology: &Value) -> String {
     tree(&title, &lines)
 }
 
-/// How many devices can be plugged into each controller, by its index.
+/// Returns the number of free slots of each controller, by the index of the controller.
 fn free_slots<'a>(free: impl Iterator<Item = &'a Value>) -> BTreeMap<u64, usize> {
-    // Without PCI Express the two lists are the same.
+    // Without PCI Express the two lists are the same, so duplicates are removed.
     let addresses: BTreeSet<_> = free.filter_map(address).collect();
     let mut slots = BTreeMap::new();
     for address in addresses {
@@ -167,7 +167,7 @@ fn free_slots<'a>(free: impl Iterator<Item = &'a Value>) -> BTreeMap<u64, usize>
     slots
 }
 
-/// What libvirt numbers a function by; its bus is a controller's index.
+/// The address of a function in the libvirt document. Its bus number is the index of its controller.
 fn address(function: &Value) -> Option<PciAddress> {
     function["address"].as_str()?.parse().ok()
 }
@@ -183,7 +183,7 @@ fn bus(index: u64) -> String {
 fn controller_line(controller: &Value, free: usize) -> String {
     let bus = controller["inner_bus"].as_u64().map_or_else(|| "-".into(), |bus| format!("bus {bus:02x}"));
     let room = match (free, controller["hotplug"].as_bool()) {
-        (0, Some(false)) => "hot-plugging is off".into(),
+        (0, Some(false)) => "hot-plug is off".into(),
         (0, _) => "-".into(),
         (1, _) => "free".into(),
         (slots, _) => format!("{slots} slots free"),
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vf_stands_under_its_pf_and_a_function_under_its_bridge() {
+    fn a_vf_is_below_its_pf_and_a_function_below_its_bridge() {
         let functions = [
             json!({ "address": "0000:04:10.0", "parent": "pci_0000_00_10_0", "parent_addr": "0000:04:00.0",
                 "vendor_id": "8086", "product_id": "10ca", "dev_type": "type-VF", "driver": "vfio-pci",
@@ -252,7 +252,7 @@ node1
     }
 
     #[test]
-    fn a_guests_ports_show_what_is_in_them_and_which_are_free() {
+    fn the_ports_of_a_guest_are_shown_with_their_devices_or_as_free() {
         let root = json!({ "index": 0, "model": "pcie-root", "alias": "pcie.0", "address": null,
             "inner_address": null, "inner_bus": 0, "hotplug": true });
         let port = |index: u8, model: &str, hotplug: bool| {
@@ -281,7 +281,7 @@ vm1  ACTIVE  on node1  pc-q35-10.0
     ├── 0000:00:01.1  pcie-root-port  pci.1  bus 02
     │   └── 0000:02:00.0 (verified)  host 0000:04:10.0  8086:10ca  attachment a1
     ├── 0000:00:01.2  pcie-root-port  pci.2  bus 03  free
-    ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plugging is off
+    ├── 0000:00:01.3  pcie-root-port  pci.3  bus 04  hot-plug is off
     ├── 0000:00:01.4  pcie-to-pci-bridge  pci.4  bus 05  2 slots free
     └── unknown (libvirt's 0000:00:1f.2)  emulated
 ";

@@ -1,18 +1,18 @@
-//! A tree as `tree` prints it.
+//! Formats a tree like the `tree` command.
 
 use std::collections::{HashMap, HashSet};
 
 /// A line of a tree.
 #[derive(Debug)]
 pub(crate) struct Line {
-    /// What other lines name it by.
+    /// The key by which other lines refer to this line.
     pub(crate) key: String,
-    /// The line that it stands under; a line that there is not, or none, is the tree's title.
+    /// The key of the parent line. A line without a parent, or with an unknown one, is below the title of the tree.
     pub(crate) parent: Option<String>,
     pub(crate) text: String,
 }
 
-/// A title, and the lines below it, those of one parent in the order given.
+/// Formats a title and the lines below it. Lines with the same parent keep their order.
 pub(crate) fn tree(title: &str, lines: &[Line]) -> String {
     let keys: HashSet<_> = lines.iter().map(|line| line.key.as_str()).collect();
     let mut below: HashMap<Option<&str>, Vec<&Line>> = HashMap::new();
@@ -25,7 +25,8 @@ pub(crate) fn tree(title: &str, lines: &[Line]) -> String {
     text
 }
 
-/// It ends whatever the lines say: those below a key are taken once.
+/// The recursion ends even if lines refer to each other in a circle, because the lines below a key are removed from the
+/// map.
 fn grow<'a>(
     text: &mut String,
     indent: &str,
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_stand_under_their_parents_in_the_order_given() {
+    fn lines_are_below_their_parents_in_the_given_order() {
         let lines = [
             line("a", None),
             line("a2", Some("a")),
@@ -71,7 +72,7 @@ host
     }
 
     #[test]
-    fn lines_under_themselves_do_not_go_on_for_ever() {
+    fn lines_that_refer_to_each_other_in_a_circle_end() {
         let lines = [line("a", None), line("a", Some("a")), line("b", Some("c")), line("c", Some("b"))];
         assert_eq!(tree("t", &lines), "t\n└── line a\n    └── line a\n");
     }

@@ -1,4 +1,4 @@
-//! What is shown while a guest is waited for: a spinner with the time gone by, where someone watches.
+//! A progress indicator with the elapsed time, shown while a command waits and stderr is a terminal.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -7,11 +7,13 @@ use crate::exit::{Exit, Failure};
 
 const FRAMES: [char; 4] = ['|', '/', '-', '\\'];
 const FRAME: Duration = Duration::from_millis(120);
-/// Back to the start of the line, and nothing on it.
+/// Returns to the start of the line and erases it.
 const ERASE: &str = "\r\x1b[K";
 
-/// Waits for `work`, saying `what` on stderr when that is a terminal. Ctrl-C ends the waiting; the service goes
-/// on.
+/// Waits for `work`, and shows `what` on stderr when that is a terminal.
+///
+/// # Errors
+/// [`Exit::Interrupted`] after Ctrl-C. The service continues with the request.
 pub(crate) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
     let watched = std::io::stderr().is_terminal();
     let begun = Instant::now();
@@ -23,7 +25,7 @@ pub(crate) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> Res
         tokio::select! {
             done = &mut work => break Ok(done),
             _ = &mut interrupt => {
-                let message = "interrupted; the service goes on with it: `hotslot attachment list`";
+                let message = "interrupted; the service continues with the request, see `hotslot attachment list`";
                 break Err(Failure::new(Exit::Interrupted, message));
             }
             _ = ticks.tick(), if watched => {
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_waited_for_is_handed_on() {
+    async fn the_result_of_the_work_is_returned() {
         assert_eq!(waiting("adding", async { 1 + 1 }).await.unwrap(), 2);
     }
 }

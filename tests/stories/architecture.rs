@@ -44,7 +44,10 @@ fn each_library_is_used_in_its_own_place() {
     only_in("sqlx::", &["api/store/"]);
     only_in("axum::", &["api/src/http/"]);
     only_in("hyper::", &["api/src/http/"]);
-    only_in("reqwest::", &["api/service/src/webhook.rs", "cli/src/client.rs"]);
+    only_in(
+        "reqwest::",
+        &["api/service/src/webhook.rs", "cli/src/address.rs", "cli/src/client.rs", "cli/src/event_stream.rs"],
+    );
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);
     only_in("anyhow", &["cli/src/"]);
 }

@@ -157,7 +157,7 @@ async fn each_failure_has_its_exit_code_and_message() {
     service.until("the host is away", async || hotslot(&url, "host list").out.contains("down")).await;
     let away = hotslot(&url, "server list").expect(5);
     assert!(away.err.contains("the servers of host node1"), "{away:?}");
-    assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("away: node1"));
+    assert!(hotslot(&url, "attach q35 vf").expect(5).err.contains("unreachable: node1"));
     service.kill();
     assert!(hotslot(&url, "host list").expect(5).err.contains("is `hotslot serve` running?"));
 }
@@ -214,7 +214,10 @@ async fn a_dry_run_says_what_an_attach_would_do() {
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
 
     let good = hotslot("attach q35 vf:2 --dry-run").expect(0);
-    assert!(good.out.starts_with("these would be attached:\nALIAS   VENDOR:PRODUCT   ADDRESS\n"), "{good:?}");
+    assert!(
+        good.out.starts_with("these devices would be attached:\nALIAS   VENDOR:PRODUCT   ADDRESS\n"),
+        "{good:?}"
+    );
     assert_eq!(good.line("8086:10ca"), ["vf", "8086:10ca", "0000:04:10.0"]);
     assert_eq!(good.line("free-port")[1..3], ["-", "pass"]);
     assert!(!good.out.contains("what to do:"), "{good:?}");
@@ -384,7 +387,7 @@ fn a_configuration_is_checked_without_a_service() {
     };
     let good = check("[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']", "").expect(0);
     assert!(
-        good.out.ends_with(": good: 1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host\n")
+        good.out.ends_with(": valid: 1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host\n")
     );
     let bad = "[detach]\nattempts = 0\n[pci]\nalias = ['{}', '[', '{\"name\": \"a1\"}']";
     let told = check(bad, "").expect(1);
@@ -430,7 +433,10 @@ async fn accelerator_create_is_atomic_and_names_are_unambiguous() {
     let url = service.url().to_owned();
     let hotslot = |arguments: &str| hotslot(&url, arguments);
     let refused = hotslot(r#"accelerator create gpu0 --spec {"num":-1}"#).expect(6);
-    assert!(refused.err.contains("num is `-1`") && refused.err.contains("gpu0 was not made"), "{refused:?}");
+    assert!(
+        refused.err.contains("num is `-1`") && refused.err.contains("gpu0 was not created"),
+        "{refused:?}"
+    );
     hotslot("accelerator show gpu0").expect(3);
 
     hotslot(r#"accelerator create vf0 --spec {"product_id":"10ca"}"#).expect(0);
@@ -468,7 +474,9 @@ async fn the_sim_command_controls_a_simulated_host() {
     assert_eq!(sim("pause q35").expect(0).out, "ok\n");
     assert_eq!(hotslot(service.url(), "server list").line("q35")[2], "PAUSED");
     assert!(sim("dance q35").expect(1).err.contains("dance"));
-    assert!(hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("nobody serves"));
+    assert!(
+        hotslot(service.url(), "sim /nonexistent reboot q35").expect(5).err.contains("no service serves")
+    );
 }
 
 #[tokio::test]
@@ -478,7 +486,7 @@ async fn explain_reports_an_unreachable_host() {
     service.sim("disconnect");
     service.until("the host is away", async || hotslot("host list").out.contains("down")).await;
     for (arguments, says) in [
-        ("explain 0000:04:10.0", "its host is away; this is the record"),
+        ("explain 0000:04:10.0", "its host is unreachable; only its record is shown"),
         ("device show 0000:04:10.0", "0000:04:10.0"),
         ("explain vf", ""),
         ("device list --all", ""),

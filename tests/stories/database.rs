@@ -390,7 +390,7 @@ async fn a_read_only_database_prevents_the_start() {
     let config = service.host_dir().with_file_name("hotslot.toml");
     let refused = Command::new(binary()).args(["serve", "--config"]).arg(config).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("may hotslot write it?"), "{said}");
+    assert!(!refused.status.success() && said.contains("may write there"), "{said}");
     service.reconfigure("hotslot.db?mode=ro\"", "hotslot.db\"");
     service.start_again().await;
     assert_eq!(service.attachments(Q35).await.len(), 1);

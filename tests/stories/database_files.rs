@@ -118,7 +118,7 @@ async fn the_mode_of_a_shared_directory_is_not_changed() {
     service.start_again_after("umask 0").await;
     let found = modes(&database);
     assert!(found.iter().all(|(name, mode)| *mode == if name == "." { 0o1777 } else { 0o600 }), "{found:?}");
-    assert!(service.log().contains("give it a directory of its own"), "{}", service.log());
+    assert!(service.log().contains("use a directory for hotslot alone"), "{}", service.log());
 }
 
 #[tokio::test]

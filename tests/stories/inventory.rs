@@ -114,7 +114,7 @@ async fn a_one_time_use_device_is_unavailable_until_cleaned() {
     let held = service.device(edu["address"].as_str().unwrap()).await;
     let refused =
         service.post(&format!("/v2.1/os-pci/{}/action", held["id"]), json!({ "cleaned": null })).await;
-    assert!(refused.expect(409).message().contains("is allocated: detach it"));
+    assert!(refused.expect(409).message().contains("is allocated; detach it"));
     service.delete(&path(&answer["pci_devices"][0])).await.expect(200);
     let used = service.device(edu["address"].as_str().unwrap()).await;
     assert!(used["used_at"].is_string(), "{used}");

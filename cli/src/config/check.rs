@@ -1,4 +1,4 @@
-//! `hotslot config check`: everything in a configuration file that would be refused.
+//! `hotslot config check`: reports every error in a configuration file.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::output::{self, Format};
 
-/// Something that would be refused.
+/// An error in the configuration.
 #[derive(Debug, PartialEq, Eq)]
 struct Problem {
-    /// The key with its place, or the file and the line.
+    /// The section and key, or the file and line.
     place: String,
     reason: String,
 }
@@ -33,7 +33,7 @@ impl From<ConfigError> for Problem {
     }
 }
 
-/// Prints every problem of the file, one a line, or what was read.
+/// Prints every problem of the file, one in each line, or a summary of a valid file.
 pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
     let (config, problems) = examine(file);
     match format {
@@ -42,7 +42,7 @@ pub(crate) fn run(file: &Path, format: Format) -> anyhow::Result<Exit> {
             output::json(&list.collect())?;
         }
         Format::Table if problems.is_empty() => {
-            output::print(&format!("{}: good: {}\n", file.display(), summary(&config)))?;
+            output::print(&format!("{}: valid: {}\n", file.display(), summary(&config)))?;
         }
         Format::Table => {
             let lines = problems.iter().map(|it| format!("{}: {}\n", it.place, it.reason));
@@ -59,7 +59,7 @@ fn examine(file: &Path) -> (Config, Vec<Problem>) {
     if let Err(error) = Templates::load(config.pci.templates.as_deref()) {
         problems.push(Problem { place: "[pci] templates".into(), reason: error.to_string() });
     }
-    // One a line, whatever an entry quotes.
+    // A reason may quote an entry with line breaks; each problem is printed in one line.
     for problem in &mut problems {
         problem.reason = problem.reason.replace('\n', " ");
     }
@@ -83,7 +83,7 @@ fn summary(config: &Config) -> String {
 mod tests {
     use super::*;
 
-    /// The summary of a text, and its problems.
+    /// Returns the summary of a configuration, and its problems.
     fn read(text: &str) -> (String, Vec<(String, String)>) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hotslot.toml");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_would_be_refused_is_told_with_its_place() {
+    fn every_error_is_reported_with_its_place() {
         let (_, found) = read(
             r#"
 [detach]
@@ -127,7 +127,7 @@ uri = "qemu:///system"
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_told_with_the_line() {
+    fn a_syntax_error_is_reported_with_its_line() {
         let (_, found) = read("[api]\nlisen = '127.0.0.1:1'");
         let [(place, reason)] = &found[..] else { panic!("{found:?}") };
         assert_eq!(place, "FILE:2");
@@ -136,7 +136,7 @@ uri = "qemu:///system"
     }
 
     #[test]
-    fn a_good_file_is_summed_up() {
+    fn a_valid_file_is_summarized() {
         let (summary, problems) = read("[pci]\ndevice_spec = ['{}']\nalias = []");
         assert_eq!(problems, []);
         assert_eq!(summary, "1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host");

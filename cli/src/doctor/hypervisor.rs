@@ -1,4 +1,5 @@
-//! What answers at a libvirt URI: whether it can be reached, what it is, and whether its guests have room.
+//! Checks of a libvirt URI: whether it is reachable, the versions of libvirt and QEMU, and the free ports of its
+//! guests.
 
 use std::time::Duration;
 
@@ -9,22 +10,22 @@ use hotslot_driver::topology::Topology;
 use super::{Finding, Level};
 use crate::host::dotted;
 
-/// How long a libvirt that does not answer is waited for.
+/// The time limit for connecting to libvirt.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Devices are detached by alias (`virDomainDetachDeviceAlias`), which came with this version.
+/// The libvirt version that introduced `virDomainDetachDeviceAlias`, with which devices are detached.
 const NEEDED: u64 = 4_004_000;
-/// The oldest version whose documents are in the tests.
+/// The oldest libvirt version whose documents are in the tests.
 const TESTED: u64 = 9_000_000;
-/// How many guests are named at most.
+/// The maximum number of guests that a finding names.
 const NAMED: usize = 10;
 
-/// Every check of the libvirt at `uri`.
+/// Runs every check of the libvirt at `uri`.
 pub(super) async fn look(uri: &str) -> Vec<Finding> {
     let libvirt = Libvirt::connect(uri, Options::default());
     let tried = tokio::time::timeout(PATIENCE, libvirt.tried()).await;
     let reached = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
     if let Err(reason) = reached {
-        let says = format!("{uri} cannot be reached: {reason}");
+        let says = format!("cannot connect to {uri}: {reason}");
         return vec![Finding::bad("libvirt", Level::Fail, says, remedy(uri, &reason))];
     }
     let mut findings = match libvirt.host().await {
@@ -41,17 +42,17 @@ pub(super) async fn look(uri: &str) -> Vec<Finding> {
 fn versions(uri: &str, host: &HostInfo) -> Vec<Finding> {
     let found = dotted(host.libvirt_version);
     let libvirt = if host.libvirt_version < NEEDED {
-        let says = format!("{found} at {uri} cannot detach by alias");
+        let says = format!("{found} at {uri} cannot detach devices by alias");
         Finding::bad("libvirt", Level::Fail, says, format!("upgrade to libvirt {} or newer", dotted(NEEDED)))
     } else if host.libvirt_version < TESTED {
-        let says = format!("{found} at {uri} is older than what hotslot is tested with");
-        Finding::bad("libvirt", Level::Warn, says, format!("libvirt {} or newer is better", dotted(TESTED)))
+        let says = format!("{found} at {uri} is older than the versions that hotslot is tested with");
+        Finding::bad("libvirt", Level::Warn, says, format!("upgrade to libvirt {} or newer", dotted(TESTED)))
     } else {
-        Finding::ok("libvirt", format!("{found} answers at {uri}"))
+        Finding::ok("libvirt", format!("{found} at {uri}"))
     };
     let kind = &host.hypervisor_type;
     let hypervisor = if kind != "QEMU" {
-        let says = format!("{uri} is {kind}, and hotslot plugs into QEMU's guests");
+        let says = format!("{uri} is {kind}; hotslot supports QEMU only");
         Finding::bad("qemu", Level::Fail, says, "give a URI such as qemu:///system")
     } else {
         Finding::ok("qemu", dotted(host.hypervisor_version))
@@ -80,18 +81,18 @@ async fn devices(hypervisor: &dyn Hypervisor) -> Finding {
     }
 }
 
-/// Whether each guest has a port that a device can be plugged into.
+/// Checks whether each guest has a free hot-plug port.
 async fn guests(hypervisor: &dyn Hypervisor) -> Finding {
     let check = "guests";
     let domains = match hypervisor.domains().await {
         Ok(domains) => domains,
         Err(error) => {
-            return Finding::bad(check, Level::Fail, error.to_string(), "`virsh list --all` says more");
+            return Finding::bad(check, Level::Fail, error.to_string(), "run `virsh list --all` for details");
         }
     };
     let mut full = Vec::new();
     for domain in &domains {
-        // A domain that is gone by now, or that cannot be read, is none that could be full.
+        // Skip a domain that is gone in the meantime or cannot be read.
         let Ok(view) = hypervisor.domain(domain.uuid).await else { continue };
         let document = view.live.or(view.persistent);
         if document.is_some_and(|document| Topology::of(&document).free_ports().count_for(true) == 0) {
@@ -104,30 +105,32 @@ async fn guests(hypervisor: &dyn Hypervisor) -> Finding {
     let more = if full.len() > NAMED { ", …" } else { "" };
     let named = full.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
     let says = format!("{} of {} have no free hot-plug port: {named}{more}", full.len(), domains.len());
-    let fix = "shut it off, `virsh edit` it, and add one <controller type='pci' model='pcie-root-port'/> for each \
-               device to come (i440fx: model='pci-bridge')";
+    let fix = "shut the guest off, run `virsh edit`, and add one <controller type='pci' model='pcie-root-port'/> for \
+               each further device (i440fx: model='pci-bridge')";
     Finding::bad(check, Level::Warn, says, fix)
 }
 
-/// What to do about a libvirt that cannot be reached, by its own words.
+/// Returns the fix for a libvirt that cannot be connected to. It is chosen by the words of the error message.
 fn remedy(uri: &str, reason: &str) -> String {
     let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
     if says(&["ssh: ", "Host key"]) {
-        "`ssh` to that machine must work without a question, as the user who serves".into()
+        "`ssh` to that machine must work without a prompt for the user who runs the service".into()
     } else if says(&["Permission denied", "authentication", "polkit", "access denied"]) {
-        "let this user in: `usermod -aG libvirt USER` and log in again, or run as root".into()
+        "give this user access: run `usermod -aG libvirt USER` and log in again, or run as root".into()
     } else if says(&["No such file or directory"]) {
-        "`systemctl enable --now libvirtd` (or virtqemud.socket and virtnodedevd.socket); when there is no such \
+        "run `systemctl enable --now libvirtd` (or virtqemud.socket and virtnodedevd.socket); if there is no such \
          unit, install libvirt-daemon-system and qemu-system-x86"
             .into()
     } else if says(&["Connection refused", "Connection reset", "no answer within"]) {
-        "nobody answers there: `systemctl restart libvirtd` (or virtqemud), and look at `journalctl -u libvirtd`".into()
+        "libvirt does not answer: run `systemctl restart libvirtd` (or virtqemud), and read `journalctl -u \
+         libvirtd`"
+            .into()
     } else if says(&["QEMU binary", "emulator"]) {
         "install qemu-system-x86, and restart libvirtd".into()
     } else if says(&["no connection driver", "unable to connect to server", "no polkit"]) {
-        format!("is {uri} right? libvirt's QEMU driver is in libvirt-daemon-driver-qemu")
+        format!("check that {uri} is right; libvirt's QEMU driver is in libvirt-daemon-driver-qemu")
     } else {
-        format!("`virsh -c '{uri}' version` tries the same; `journalctl -u libvirtd` says more")
+        format!("run `virsh -c '{uri}' version` to try the same, and read `journalctl -u libvirtd`")
     }
 }
 
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn old_versions_are_told_from_too_old_ones() {
+    fn an_untested_version_is_a_warning_and_a_too_old_one_a_failure() {
         let look = |version, kind| levels(&versions("qemu:///system", &host(version, kind)));
         assert_eq!(look(11_003_000, "QEMU"), [Level::Ok, Level::Ok]);
         assert_eq!(look(6_000_000, "QEMU"), [Level::Warn, Level::Ok]);
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn each_typical_reason_has_its_remedy() {
+    fn each_typical_error_has_a_fix() {
         for (reason, fix) in [
             (
                 "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied",
@@ -171,7 +174,7 @@ mod tests {
                 "systemctl enable --now libvirtd",
             ),
             ("Failed to connect socket to '/x': Connection refused", "systemctl restart libvirtd"),
-            ("no connection driver available for xen:///system", "is xen:///system right?"),
+            ("no connection driver available for xen:///system", "check that xen:///system is right"),
             ("Cannot recv data: ssh: Could not resolve hostname node9", "`ssh` to that machine"),
             ("something new", "virsh -c 'xen:///system' version"),
         ] {
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_is_not_there_is_one_finding_with_its_remedy() {
+    async fn a_missing_socket_is_one_failed_finding() {
         let findings = look("qemu+unix:///system?socket=/nonexistent/libvirt-sock").await;
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!(finding.level, Level::Fail);
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_libvirt_that_is_not_qemu_is_told() {
+    async fn a_hypervisor_other_than_qemu_is_a_failure() {
         let findings = look("test:///default").await;
         assert_eq!(levels(&findings)[..2], [Level::Ok, Level::Fail], "{findings:?}");
     }

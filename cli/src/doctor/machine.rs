@@ -1,4 +1,4 @@
-//! This machine, as the kernel describes it in `/proc` and `/sys`.
+//! Checks of this machine, as the kernel describes it in `/proc` and `/sys`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,7 +8,7 @@ use hotslot_service::config::Database;
 
 use super::{Finding, Level};
 
-/// Every check of the machine whose file system begins at `root`.
+/// Runs every check of the machine whose root file system is at `root`.
 pub(super) fn look(root: &Path) -> Vec<Finding> {
     let machine = Machine { root };
     let url = Database::default().url;
@@ -25,7 +25,7 @@ struct Machine<'a> {
     root: &'a Path,
 }
 
-/// Who made the CPU.
+/// The vendor of the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cpu {
     Intel,
@@ -43,12 +43,12 @@ impl Machine<'_> {
         self.path(path).exists()
     }
 
-    /// A file's text, trimmed; empty when it cannot be read.
+    /// Returns the trimmed text of a file, or an empty text when it cannot be read.
     fn read(&self, path: impl AsRef<Path>) -> String {
         fs::read_to_string(self.path(path)).unwrap_or_default().trim().to_owned()
     }
 
-    /// The names in a directory, in order; none when there is no such directory.
+    /// Returns the sorted names in a directory. A missing directory has none.
     fn names(&self, path: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();
         let mut names: Vec<_> =
@@ -76,20 +76,16 @@ impl Machine<'_> {
         let check = "kvm";
         let slow = "guests run in slow software emulation";
         match fs::OpenOptions::new().read(true).write(true).open(self.path("/dev/kvm")) {
-            // Some virtual machines have a /dev/kvm that runs no ordinary guest.
+            // Some virtual machines have a /dev/kvm that cannot run ordinary guests.
             Ok(_) if !self.has_kvm_module() => {
-                let says =
-                    format!("/dev/kvm is there, but neither kvm_intel nor kvm_amd; without them {slow}");
-                Finding::bad(
-                    check,
-                    Level::Warn,
-                    says,
-                    "look at `virt-host-validate qemu` and `lsmod | grep kvm`",
-                )
+                let says = format!(
+                    "/dev/kvm exists, but neither kvm_intel nor kvm_amd is loaded; without them {slow}"
+                );
+                Finding::bad(check, Level::Warn, says, "see `virt-host-validate qemu` and `lsmod | grep kvm`")
             }
-            Ok(_) => Finding::ok(check, "/dev/kvm can be used"),
+            Ok(_) => Finding::ok(check, "/dev/kvm is usable"),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                Finding::ok(check, "/dev/kvm is there (for QEMU's user, not for this one)")
+                Finding::ok(check, "/dev/kvm exists (accessible to QEMU's user, not to this user)")
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let flags = self.read("/proc/cpuinfo");
@@ -101,17 +97,23 @@ impl Machine<'_> {
                 };
                 if able {
                     let fix =
-                        format!("`modprobe {module}`; if it refuses, turn on {feature} in the firmware");
+                        format!("run `modprobe {module}`; if it fails, enable {feature} in the firmware");
                     Finding::bad(check, Level::Warn, format!("no /dev/kvm: {slow}"), fix)
                 } else {
                     let fix = format!(
-                        "turn on {feature} in the firmware; in a virtual machine, nested virtualisation"
+                        "enable {feature} in the firmware; for a virtual machine, enable nested virtualisation on its \
+                         host"
                     );
-                    Finding::bad(check, Level::Warn, format!("the CPU shows no {feature}: {slow}"), fix)
+                    Finding::bad(
+                        check,
+                        Level::Warn,
+                        format!("the CPU does not report {feature}: {slow}"),
+                        fix,
+                    )
                 }
             }
             Err(error) => {
-                let fix = "look at `dmesg | grep -i kvm`";
+                let fix = "see `dmesg | grep -i kvm`";
                 Finding::bad(check, Level::Warn, format!("/dev/kvm cannot be opened ({error}): {slow}"), fix)
             }
         }
@@ -134,28 +136,30 @@ impl Machine<'_> {
                 check,
                 Level::Fail,
                 says,
-                "take it away from the kernel's command line, and reboot",
+                "remove it from the kernel command line, and reboot",
             );
         }
-        // The firmware's tables say whether it has an IOMMU switched on, whatever the CPU is called.
+        // The ACPI tables tell whether the firmware has enabled an IOMMU, independent of the CPU vendor.
         let intel = self.has("/sys/firmware/acpi/tables/DMAR");
         let amd = self.has("/sys/firmware/acpi/tables/IVRS");
-        let kernel = "add `intel_iommu=on iommu=pt` to the kernel's command line";
+        let kernel = "add `intel_iommu=on iommu=pt` to the kernel command line";
         let (says, fix) = match self.cpu() {
             _ if intel => ("off, but the firmware offers VT-d", format!("{kernel}, and reboot")),
-            _ if amd => ("off, but the firmware offers AMD-Vi", "`dmesg | grep -i AMD-Vi` says why".to_owned()),
-            Cpu::Intel => ("off", format!("turn on VT-d in the firmware, {kernel}, and reboot")),
+            _ if amd => ("off, but the firmware offers AMD-Vi", "see `dmesg | grep -i AMD-Vi`".to_owned()),
+            Cpu::Intel => ("off", format!("enable VT-d in the firmware, {kernel}, and reboot")),
             Cpu::Amd => (
                 "off",
-                "turn on AMD-Vi (also called IOMMU) in the firmware, add `iommu=pt` to the kernel's command line, and reboot"
+                "enable AMD-Vi (also called IOMMU) in the firmware, add `iommu=pt` to the kernel command line, and \
+                 reboot"
                     .to_owned(),
             ),
-            Cpu::Other => ("off", "turn on the IOMMU (SMMU) in the firmware, and reboot".to_owned()),
+            Cpu::Other => ("off", "enable the IOMMU (SMMU) in the firmware, and reboot".to_owned()),
         };
-        Finding::bad(check, Level::Fail, format!("{says}: no device can be isolated"), fix)
+        Finding::bad(check, Level::Fail, format!("{says}: no device can be passed through"), fix)
     }
 
-    /// Interrupt remapping, where it can be seen: x86 with an IOMMU names remapped interrupt chips `IR-…`.
+    /// Checks interrupt remapping on x86 with an IOMMU, where the names of remapped interrupt chips begin with `IR-`.
+    /// Returns `None` on other machines.
     fn interrupt_remapping(&self) -> Option<Finding> {
         let check = "interrupts";
         let interrupts = self.read("/proc/interrupts");
@@ -165,12 +169,12 @@ impl Machine<'_> {
         if interrupts.contains(" IR-") {
             return Some(Finding::ok(check, "remapped"));
         }
-        let fix = "turn on interrupt remapping (x2APIC) in the firmware, and take `intremap=off` and `nointremap` \
-                   from the kernel's command line";
+        let fix = "enable interrupt remapping (x2APIC) in the firmware, and remove `intremap=off` and `nointremap` \
+                   from the kernel command line";
         let unsafe_allowed =
             self.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y";
         Some(if unsafe_allowed {
-            let says = "not remapped, and VFIO may do without: a guest can forge the host's interrupts";
+            let says = "not remapped, and VFIO is allowed to work without it: a guest can forge interrupts of the host";
             Finding::bad(check, Level::Warn, says, fix)
         } else {
             Finding::bad(check, Level::Fail, "not remapped: VFIO refuses every device", fix)
@@ -179,8 +183,7 @@ impl Machine<'_> {
 
     fn vfio(&self) -> Finding {
         let check = "vfio";
-        let load =
-            "`modprobe vfio-pci`, and `echo vfio-pci > /etc/modules-load.d/vfio-pci.conf` for the next boot";
+        let load = "run `modprobe vfio-pci`, and `echo vfio-pci > /etc/modules-load.d/vfio-pci.conf` for the next boot";
         let (driver, device) = (self.has("/sys/bus/pci/drivers/vfio-pci"), self.has("/dev/vfio/vfio"));
         if driver && device {
             return Finding::ok(check, "vfio-pci is loaded");
@@ -193,7 +196,7 @@ impl Machine<'_> {
             let (says, fix) = if driver {
                 (
                     "vfio-pci is loaded, but there is no /dev/vfio/vfio",
-                    "`udevadm trigger`, or `modprobe -r vfio-pci` and `modprobe vfio-pci`",
+                    "run `udevadm trigger`, or `modprobe -r vfio-pci` and `modprobe vfio-pci`",
                 )
             } else {
                 (
@@ -214,7 +217,7 @@ impl Machine<'_> {
         Finding::bad(check, Level::Fail, "vfio-pci is not loaded", load)
     }
 
-    /// Network cards and others that could be many devices.
+    /// Reports the PFs that have no VFs enabled. Returns `None` when there are none.
     fn sriov(&self) -> Option<Finding> {
         const DEVICES: &str = "/sys/bus/pci/devices";
         let number = |address: &str, file: &str| -> u32 {
@@ -227,24 +230,30 @@ impl Machine<'_> {
             .map(|address| format!("{address} (up to {})", number(&address, "sriov_totalvfs")))
             .collect();
         let first = idle.first()?.split(' ').next()?.to_owned();
-        let says = format!("no virtual functions are enabled on {}", idle.join(", "));
-        Some(Finding::bad("sr-iov", Level::Info, says, format!("`echo 2 > {DEVICES}/{first}/sriov_numvfs`")))
+        let says = format!("no VFs are enabled on {}", idle.join(", "));
+        Some(Finding::bad(
+            "sr-iov",
+            Level::Info,
+            says,
+            format!("to create two VFs, run `echo 2 > {DEVICES}/{first}/sriov_numvfs`"),
+        ))
     }
 
-    /// Whether the service could keep its records there, if this user ran it.
+    /// Checks whether this user can write to the directory of the default database.
     fn state_directory(&self, directory: &Path) -> Finding {
         let check = "state";
         let shown = directory.display();
-        // What is not there is made, in the nearest directory that is.
+        // The service creates a missing directory, so test its nearest existing parent.
         let there = directory.ancestors().map(|path| self.path(path)).find(|path| path.exists());
         match there.map_or_else(|| Err(ErrorKind::NotFound.into()), tempfile::tempfile_in) {
-            Ok(_) => Finding::ok(check, format!("{shown} can be written")),
+            Ok(_) => Finding::ok(check, format!("{shown} is writable")),
             Err(error) => {
-                let fix = "run the service as a user who may, or name another place in [database] url";
+                let fix =
+                    "run the service as a user who can write to it, or set [database] url to another path";
                 Finding::bad(
                     check,
                     Level::Warn,
-                    format!("{shown} cannot be written by this user: {error}"),
+                    format!("{shown} is not writable by this user: {error}"),
                     fix,
                 )
             }
@@ -256,7 +265,7 @@ impl Machine<'_> {
 mod tests {
     use super::*;
 
-    /// A file system with these files; a name that ends in `/` is a directory.
+    /// Creates a file system with these files. A name that ends in `/` is a directory.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -304,7 +313,7 @@ mod tests {
         expect(&[there, AMD], "kvm", Level::Warn, &["neither kvm_intel nor kvm_amd"]);
         expect(&[AMD], "kvm", Level::Warn, &["modprobe kvm_amd", "SVM"]);
         expect(&[INTEL], "kvm", Level::Warn, &["modprobe kvm_intel", "VT-x"]);
-        expect(&[PLAIN], "kvm", Level::Warn, &["shows no VT-x", "nested"]);
+        expect(&[PLAIN], "kvm", Level::Warn, &["does not report VT-x", "nested"]);
         expect(&[], "kvm", Level::Warn, &["software emulation"]);
     }
 
@@ -329,7 +338,7 @@ mod tests {
         expect(&[UNIT, remapped], "interrupts", Level::Ok, &[]);
         expect(&[UNIT, direct], "interrupts", Level::Fail, &["VFIO refuses", "intremap=off"]);
         expect(&[UNIT, direct, allowed], "interrupts", Level::Warn, &["forge"]);
-        assert_eq!(found(&[direct], "interrupts"), None, "without an IOMMU there is nothing to see");
+        assert_eq!(found(&[direct], "interrupts"), None, "without an IOMMU there is no finding");
         assert_eq!(found(&[UNIT, ("/proc/interrupts", "GICv3")], "interrupts"), None);
     }
 
@@ -343,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn physical_functions_without_virtual_ones() {
+    fn a_pf_without_vfs_is_reported() {
         let pf = "/sys/bus/pci/devices/0000:04:00.0";
         let total = (&*format!("{pf}/sriov_totalvfs"), "7\n");
         let numbered = |number| (format!("{pf}/sriov_numvfs"), number);
@@ -360,7 +369,7 @@ mod tests {
 
     #[test]
     fn the_state_directory() {
-        expect(&[("/var/", "")], "state", Level::Ok, &["/var/lib/hotslot can be written"]);
+        expect(&[("/var/", "")], "state", Level::Ok, &["/var/lib/hotslot is writable"]);
         expect(&[("/var/lib/hotslot", "a file")], "state", Level::Warn, &["[database] url"]);
     }
 }

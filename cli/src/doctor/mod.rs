@@ -1,8 +1,8 @@
-//! `hotslot doctor`: what a host lacks for passing devices through, each with the remedy.
+//! `hotslot doctor`: checks whether a host can pass devices through to guests, and prints a fix for each problem.
 //!
 //! ```text
-//! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; below a root that tests choose
-//! hypervisor    what answers at a libvirt URI, and its guests
+//! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; tests choose the root of the file system
+//! hypervisor    the hypervisor at a libvirt URI, and its guests
 //! ```
 
 mod hypervisor;
@@ -21,12 +21,12 @@ use crate::output::{self, Format};
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// The libvirt to look at.
+    /// The libvirt URI to check.
     #[arg(long, default_value = "qemu:///system")]
     uri: String,
 }
 
-/// What one check found.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     check: &'static str,
@@ -35,16 +35,16 @@ struct Finding {
     fix: Option<String>,
 }
 
-/// How much a finding matters.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Worth knowing.
+    /// Useful to know.
     Info,
-    /// Works, but not well, or not for all.
+    /// Passthrough works with restrictions.
     Warn,
-    /// No device can be passed through until it is mended.
+    /// No device can be passed through until this is fixed.
     Fail,
 }
 
@@ -74,14 +74,14 @@ impl Finding {
 }
 
 impl Doctor {
-    /// Fails when a check does.
+    /// Runs all checks and prints the findings. The exit code is [`Exit::Failed`] when a check fails.
     pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::look(Path::new("/"))
         } else {
             let says =
-                format!("{} is on another machine, whose IOMMU and VFIO cannot be seen from here", self.uri);
-            vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` there")]
+                format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
+            vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
         findings.extend(hypervisor::look(&self.uri).await);
         findings.push(look_at_service(service).await?);
@@ -95,7 +95,7 @@ impl Doctor {
     }
 }
 
-/// Whether a libvirt URI names no machine: `qemu:///system`, `qemu+unix:///system?socket=…`.
+/// Whether a libvirt URI has no host name, such as `qemu:///system` or `qemu+unix:///system?socket=…`.
 fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
@@ -104,7 +104,7 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
     let address = match address {
         Ok(address) => address,
         Err(error) => {
-            let fix = "mend the configuration, or name the service by --url";
+            let fix = "correct the configuration, or give the address of the service with --url";
             return Ok(Finding::bad("service", Level::Warn, format!("{error:#}"), fix));
         }
     };
@@ -113,7 +113,7 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
     let (level, says) = match Client::new(address)?.probe("readyz").await {
         Ok(ready) if by_tcp && ready["status"] == "ready" => {
             let says =
-                format!("ready at {said}, where every user and program of this machine may do everything");
+                format!("ready at {said}, which every user and program of this machine can connect to");
             let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
             return Ok(Finding::bad("service", Level::Warn, says, fix));
         }
@@ -124,7 +124,7 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
     Ok(Finding { check: "service", level, says, fix: None })
 }
 
-/// The findings for people, each remedy below what it mends.
+/// Formats the findings for people, each fix below its finding.
 fn report(findings: &[Finding]) -> String {
     let rows = findings.iter().flat_map(|finding| {
         let row = [finding.level.word(), finding.check, &finding.says].map(str::to_owned).to_vec();
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_remedy_stands_below_what_it_mends() {
+    fn a_fix_is_printed_below_its_finding() {
         let findings = [Finding::ok("kvm", "good"), Finding::bad("iommu", Level::Fail, "off", "turn it on")];
         assert_eq!(
             report(&findings),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_uris_without_a_machine_are_local() {
+    fn a_uri_without_a_host_name_is_local() {
         for local in ["qemu:///system", "qemu+unix:///system?socket=/run/x", "test:///default"] {
             assert!(is_local(local), "{local}");
         }

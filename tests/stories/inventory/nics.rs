@@ -64,7 +64,7 @@ async fn a_vf_with_a_vdpa_device_is_not_assignable() {
     let asked =
         json!({ "alias": { "name": "v", "vendor_id": "8086", "product_id": "10ca", "device_type": "vdpa" } });
     let refused = service.post("/v2.1/os-pci-config/alias", asked).await.expect(400);
-    assert!(refused.message().contains("only network ports do"), "{}", refused.message());
+    assert!(refused.message().contains("only network ports request vDPA devices"), "{}", refused.message());
     service.expect_clean().await;
 }
 
