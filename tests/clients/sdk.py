@@ -91,7 +91,7 @@ def main(url):
     refused(exceptions.BadRequestException, "is Bound", proxy.patch_accelerator_request, arqs[0], bound(G3))
     proxy.update_accelerator_request(arqs[0], UNBOUND)
     assert proxy.get_accelerator_request(arqs[0]).state == "Unbound"
-    refused(exceptions.ConflictException, "asks for", proxy.delete_device_profile, profile.uuid)
+    refused(exceptions.ConflictException, "is used by", proxy.delete_device_profile, profile.uuid)
     for arq in arqs:
         proxy.delete_accelerator_request(arq, ignore_missing=False)
         refused(exceptions.NotFoundException, arq, proxy.get_accelerator_request, arq)

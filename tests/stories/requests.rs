@@ -22,6 +22,7 @@ fn written_out(text: &str) -> String {
 async fn bad_requests_are_answered_in_novas_fault_form() {
     let service = Hotslot::on("small").await;
     let cases: Vec<Value> = serde_json::from_str(include_str!("../data/bad-requests.json")).unwrap();
+    let mut others = Vec::new();
     for case in cases {
         let text = |key: &str| case[key].as_str().map(written_out);
         let method: Method = text("method").unwrap().parse().unwrap();
@@ -42,8 +43,11 @@ async fn bad_requests_are_answered_in_novas_fault_form() {
         assert_eq!(u64::from(answer.status), status, "{case}: {}", answer.body);
         assert_eq!(answer.body[&fault]["code"], status, "{case}: {}", answer.body);
         let says = text("says").unwrap();
-        assert!(answer.message().contains(&says), "{case}: {}", answer.message());
+        if !answer.message().contains(&says) {
+            others.push(format!("{case}: {}", answer.message()));
+        }
     }
+    assert!(others.is_empty(), "these say something else:\n{}", others.join("\n"));
     service.expect_clean().await;
 }
 
