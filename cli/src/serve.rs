@@ -46,10 +46,10 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
             "no configuration file: the host is qemu:///system and no device is assignable; write a configuration \
              like hotslot.example.toml, and name it with --config"
         );
-    } else if service.inventory().is_empty() {
+    } else if service.catalog.inventory().is_empty() {
         tracing::warn!("[pci] device_spec is empty: no device is assignable");
     }
-    for host in &service.hosts {
+    for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
     if matches!(api.listen, Listen::Tcp(_)) {
@@ -81,7 +81,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    service.stop();
+    service.lifecycle.stop();
     // Remove the socket before the listener closes: after that another service may create a socket with the same name.
     drop(socket);
     stopping.send_replace(true);
@@ -90,14 +90,14 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
             let _ = (&mut server).await;
         }
         // This includes requests whose clients have disconnected.
-        service.requests_done().await;
+        service.lifecycle.requests_done().await;
     };
     if tokio::time::timeout(GRACE, done).await.is_err() {
         tracing::warn!(
             "some requests are not finished; they are on record, and the next start continues them"
         );
     }
-    service.store.close().await;
+    service.close().await;
     Ok(())
 }
 

@@ -5,22 +5,40 @@
 //! and left nothing is tried anew.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use hotslot_model::assignment::{Attachment, State, Trigger};
-use hotslot_model::device::Device;
 use hotslot_model::idempotency::{Answer, IdempotencyKey, StoredResponse};
 use hotslot_model::time::Millis;
-use hotslot_store::now;
+use hotslot_store::{Store, now};
 
-use crate::assignment::AttachRequest;
 use crate::config;
 use crate::error::Error;
-use crate::service::Service;
+use crate::locks::{KeyedGuard, KeyedMutex};
 
-impl Service {
+/// The answers that are kept by their keys.
+pub struct Idempotency {
+    store: Store,
+    /// How long answers are kept.
+    time: Duration,
+    turns: Arc<KeyedMutex>,
+}
+
+impl Idempotency {
+    pub(crate) fn new(store: Store, time: Duration, turns: Arc<KeyedMutex>) -> Self {
+        Self { store, time, turns }
+    }
+
+    /// Waits until no other request with this key is being answered.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn turn(&self, key: &IdempotencyKey) -> Result<KeyedGuard, Error> {
+        self.turns.of(format!("key {} {}", key.key, key.route)).await
+    }
+
     /// Answers of before then are forgotten.
     fn kept_since(&self) -> Millis {
-        now() - self.config.api.idempotency_time.0.as_millis() as Millis
+        now() - self.time.as_millis() as Millis
     }
 
     /// What is known of a key.
@@ -37,47 +55,5 @@ impl Service {
     /// The database's.
     pub async fn keep(&self, key: &IdempotencyKey, answer: &Answer) -> Result<(), Error> {
         Ok(self.store.keep(key, answer, self.kept_since(), config::IDEMPOTENCY_KEYS).await?)
-    }
-
-    /// What the first try of an attach has made, in the order asked; none when there was none, or nothing is left
-    /// of it.
-    ///
-    /// # Errors
-    /// [`Error::HostAway`] while that cannot be told, [`Error::Conflict`] while the first try is being taken back.
-    pub(crate) async fn first_try(
-        self: &Arc<Self>,
-        asked: &AttachRequest,
-    ) -> Result<Option<Vec<(Attachment, Arc<Device>)>>, Error> {
-        let Some(key) = &asked.key else { return Ok(None) };
-        let Some(request) = self.kept(key).await?.and_then(|kept| kept.request) else { return Ok(None) };
-        let of_request = async || self.store.attachments_of_request(request).await;
-        let mut rows = of_request().await?;
-        if let Some(host) = rows.first().and_then(|row| self.host(row.hypervisor)) {
-            // What a killed service left is as it was until it has been compared.
-            host.ready().await?;
-            rows = of_request().await?;
-            // And what a process left that has just died.
-            if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
-                self.reconcile(host, row.server, Trigger::Event).await?;
-                rows = of_request().await?;
-            }
-        }
-        if rows.iter().all(|row| row.attached_at.is_none() && row.state.is_final()) {
-            return Ok(None);
-        }
-        if let Some(row) = rows.iter().find(|row| row.attached_at.is_none()) {
-            return Err(Error::Conflict(format!(
-                "the first try with this Idempotency-Key was cut off, and attachment {} of it is {} still; \
-                 try again when it is gone",
-                row.id, row.state
-            )));
-        }
-        rows.sort_by_key(|row| asked.aliases.iter().position(|part| part.name == row.alias));
-        let mut made = Vec::new();
-        for row in rows {
-            let device = self.store.known_device(row.device).await?.ok_or(Error::NoAttachment(row.id))?;
-            made.push((row, device));
-        }
-        Ok(Some(made))
     }
 }

@@ -2,12 +2,14 @@
 //! hosts by the driver.
 //!
 //! ```text
-//! start, service  everything is opened; the service as one value
+//! start, service  everything is opened; the service as one value, made of its parts
 //! accelerator     accelerators: into servers, for the host itself, in parts
-//! attachment      attach, detach, reconciliation
+//! assignment      devices in servers and in the use of their hosts: attach, detach, reconciliation
 //! inventory       the device table follows the hosts; rules that come by the API; what may be offered
 //! cyborg          Cyborg's cards and accelerator requests
-//! host            the configured hypervisors
+//! hosts, host     the configured hypervisors, and on which of them a server is
+//! records         the records, to be read
+//! lifecycle       the end of the service
 //! locks           what is being worked on, within this process and between processes
 //! peers           the other processes over one database
 //! fence           work of a process that was taken off the record changes no host; calls that are out are told to all
@@ -29,10 +31,13 @@ pub mod feed;
 mod fence;
 pub mod flavor;
 pub mod host;
+pub mod hosts;
 pub mod idempotency;
 pub mod inventory;
+pub mod lifecycle;
 pub mod locks;
 mod peers;
+pub mod records;
 mod retention;
 pub mod service;
 pub mod start;

@@ -43,13 +43,13 @@ async fn hear(service: &Arc<Service>) -> Result<(), Error> {
         service.store.refresh().await?;
         let still_out = service.store.overdue_elsewhere();
         for call in out.iter().filter(|call| !still_out.iter().any(|other| other.is_same(call))) {
-            if let Some(host) = service.host(call.hypervisor) {
+            if let Some(host) = service.hosts.host(call.hypervisor) {
                 host.came_back(call.server, call.address);
             }
         }
         out = still_out;
         if news == Notification::Rules {
-            service.follow_rules().await?;
+            service.catalog.follow_rules().await?;
         }
         if news != Notification::Records {
             service.webhooks.iter().for_each(|webhook| webhook.try_again());

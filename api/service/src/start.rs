@@ -1,20 +1,26 @@
 //! Start: the database and the hosts are opened, and what follows them is begun.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
 use hotslot_model::rules::{Rule, Rules};
 use hotslot_store::Store;
 
-use crate::assignment::reconcile;
+use crate::accelerator::Accelerators;
+use crate::assignment::{Assignments, reconcile};
 use crate::config::{Config, ConfigError};
+use crate::cyborg::Cyborg;
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::fence::Fenced;
 use crate::host::Host;
-use crate::inventory::read_rules;
+use crate::hosts::Hosts;
+use crate::idempotency::Idempotency;
+use crate::inventory::{Catalog, read_rules};
+use crate::lifecycle::Lifecycle;
 use crate::locks::{InFlight, KeyedMutex};
+use crate::records::Records;
 use crate::service::Service;
 use crate::webhook::Webhook;
 use crate::{config, feed, flavor, host, peers, retention, webhook};
@@ -71,7 +77,6 @@ impl Service {
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
-        let rules = RwLock::new(Arc::new(rules));
         let mut hosts = Vec::new();
         for configured in config.hypervisors() {
             let mut hypervisor = open(&configured, &config.libvirt)?;
@@ -88,11 +93,6 @@ impl Service {
             store.told(&configured.name).await.map_err(|error| StartError::Records(error.into()))?;
             webhooks.push(Arc::new(Webhook::new(configured.clone())?));
         }
-        let in_flight = InFlight::new("attachment", store.locks());
-        let verifying = InFlight::new("address of attachment", store.locks());
-        let binding = InFlight::new("accelerator request", store.locks());
-        let turns = KeyedMutex::new(store.locks());
-        let (changing, homes, stopping, requests) = Default::default();
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
@@ -100,33 +100,60 @@ impl Service {
             );
         }
         let feed = Feed::new(config.api.followers.get());
+        let (config, hosts) = (Arc::new(config), Arc::new(Hosts::new(hosts)));
+        let turns = Arc::new(KeyedMutex::new(store.locks()));
+        let time = config.api.idempotency_time.0;
+        let idempotency = Arc::new(Idempotency::new(store.clone(), time, Arc::clone(&turns)));
+        let catalog = Arc::new(Catalog::new(Arc::clone(&config), store.clone(), Arc::clone(&hosts), rules));
+        let assignments = Arc::new(Assignments {
+            config: Arc::clone(&config),
+            store: store.clone(),
+            hosts: Arc::clone(&hosts),
+            catalog: Arc::clone(&catalog),
+            idempotency: Arc::clone(&idempotency),
+            templates,
+            in_flight: InFlight::new("attachment", store.locks()),
+            verifying: InFlight::new("address of attachment", store.locks()),
+            turns,
+        });
+        let accelerators = Arc::new(Accelerators {
+            config: Arc::clone(&config),
+            store: store.clone(),
+            hosts: Arc::clone(&hosts),
+            assignments: Arc::clone(&assignments),
+        });
+        let cyborg = Arc::new(Cyborg {
+            store: store.clone(),
+            hosts: Arc::clone(&hosts),
+            assignments: Arc::clone(&assignments),
+            accelerators: Arc::clone(&accelerators),
+            binding: InFlight::new("accelerator request", store.locks()),
+        });
         let service = Arc::new(Self {
+            records: Records::new(store.clone()),
             config,
             store,
             hosts,
-            rules,
-            changing,
-            templates,
-            in_flight,
-            verifying,
-            binding,
-            turns,
-            homes,
+            catalog,
+            assignments,
+            accelerators,
+            cyborg,
+            idempotency,
             webhooks,
             feed,
-            stopping,
-            requests,
+            lifecycle: Lifecycle::default(),
         });
         for webhook in &service.webhooks {
-            let context = webhook::Context { store: service.store.clone(), stopping: service.stopping() };
+            let context =
+                webhook::Context { store: service.store.clone(), stopping: service.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
         }
         let followed = Arc::clone(&service);
         service.go_on(async move { feed::read(&followed.feed, &followed.store).await });
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
-        for host in &service.hosts {
-            service.go_on(reconcile::follow(Arc::clone(&service), Arc::clone(host)));
-            service.go_on(reconcile::give_back(Arc::clone(&service), Arc::clone(host)));
+        for host in service.hosts.iter() {
+            service.go_on(reconcile::follow(Arc::clone(&service.assignments), Arc::clone(host)));
+            service.go_on(reconcile::give_back(Arc::clone(&service.assignments), Arc::clone(host)));
         }
         service.go_on(peers::follow(Arc::clone(&service)));
         Ok(service)
@@ -137,7 +164,7 @@ impl Service {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             tokio::select! {
-                () = service.ending() => {}
+                () = service.lifecycle.ending() => {}
                 () = work => {}
             }
         });

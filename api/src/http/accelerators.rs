@@ -76,7 +76,7 @@ async fn show(
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
     identity.needs_service_or(Role::Reader)?;
-    let view = service.accelerator(path.id()?).await?;
+    let view = service.accelerators.accelerator(path.id()?).await?;
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
     }
@@ -120,7 +120,7 @@ async fn changed(
     }
     identity.needs(Role::Member)?;
     let id = path.id()?;
-    if identity.sees(service.accelerator(id).await?.row.project.as_deref()) {
+    if identity.sees(service.accelerators.accelerator(id).await?.row.project.as_deref()) {
         return Ok(id);
     }
     Err(not_found(id).into())
@@ -152,14 +152,15 @@ async fn make(
     }
     let id = named.or(path);
     if let Some(id) = id
-        && service.store.is_device(id.0).await?
+        && service.records.is_device(id.0).await?
     {
         // An accelerator that stands for one device belongs to no project.
         identity.needs(Role::Admin)?;
     }
-    let made = service.create_accelerator(&body.name, id, identity.project.as_deref()).await;
+    let made = service.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
     if let Err(Error::Conflict(_)) = made
         && !service
+            .accelerators
             .accelerators()
             .await?
             .iter()
@@ -224,7 +225,7 @@ async fn replace(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
-    let view = service.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
+    let view = service.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
     Ok(one(service, identity, view, uri, headers).await)
 }
 
@@ -326,7 +327,7 @@ async fn update(
         };
     }
     let body: AttachBody = members(body, ATTACH)?;
-    let view = service.accelerator(id).await?;
+    let view = service.accelerators.accelerator(id).await?;
     let target = body.target(&view)?;
     match target {
         Target::Host { .. } => identity.needs(Role::Admin)?,
@@ -334,7 +335,7 @@ async fn update(
         // The caller may not know whether the server exists.
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
-    let view = service.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
+    let view = service.accelerators.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
     Ok(one(&service, &identity, view, &uri, &headers).await)
 }
 
@@ -357,7 +358,7 @@ async fn detach(
     let request = detach_request(Pairs(pairs))?;
     // A caller who may not attach the accelerator to a host or server may not detach it from there either.
     let admin = identity.is_admin();
-    let theirs = match service.accelerator(id).await?.server() {
+    let theirs = match service.accelerators.accelerator(id).await?.server() {
         Some(server) if !admin && is_theirs(&service, &identity, server).await? => Some(server),
         Some(_) | None => None,
     };
@@ -375,9 +376,9 @@ async fn detach(
             Ok(())
         }
     };
-    service.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
+    service.accelerators.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
     if purge.is_some() {
-        service.purge_accelerator(id).await?;
+        service.accelerators.purge_accelerator(id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }

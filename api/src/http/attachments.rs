@@ -193,7 +193,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         persistent: attachment.persistent,
         // An attach that was given up is also removed by force, but no caller requested that, so it is not shown.
         forced: attachment.forced && attachment.attached_at.is_some(),
-        host: service.host(attachment.hypervisor).map(|host| host.name.clone()),
+        host: service.hosts.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),
         attached_at: attachment.attached_at.map(time),
@@ -202,7 +202,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
 }
 
 async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.store.known_device(attachment.device).await?;
+    let device = service.records.known_device(attachment.device).await?;
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))
     })?;
@@ -232,9 +232,9 @@ pub(super) async fn create(
     let dry_run = body.attachment.dry_run || body.dry_run;
     let request = body.attachment.request(&service, path.id()?, key.map(|Extension(key)| key))?;
     if dry_run {
-        return Ok(Json(json!({ "dry_run": described(&service.dry_run(&request).await?) })));
+        return Ok(Json(json!({ "dry_run": described(&service.assignments.dry_run(&request).await?) })));
     }
-    let attached = service.attach(request).await?;
+    let attached = service.assignments.attach(request).await?;
     let devices: Vec<_> =
         attached.into_iter().map(|(attachment, device)| wire(&service, attachment, &device)).collect();
     Ok(Json(json!({ "pci_devices": devices })))
@@ -297,12 +297,12 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
     if wants_ended(pairs)? {
-        return listed(&service, service.store.ended_attachments(Some(server), ENDED).await?).await;
+        return listed(&service, service.records.ended_attachments(Some(server), ENDED).await?).await;
     }
-    let rows = service.store.attachments_of(server).await?;
+    let rows = service.records.attachments_of(server).await?;
     if rows.is_empty() {
         // Distinguish a server without attachments from a server that does not exist.
-        service.find(server).await?;
+        service.hosts.find(server).await?;
     }
     listed(&service, rows).await
 }
@@ -313,9 +313,9 @@ pub(super) async fn list_all(
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     if wants_ended(pairs)? {
-        return listed(&service, service.store.ended_attachments(None, ENDED).await?).await;
+        return listed(&service, service.records.ended_attachments(None, ENDED).await?).await;
     }
-    let rows = service.store.attachments().await?;
+    let rows = service.records.attachments().await?;
     listed(&service, rows).await
 }
 
@@ -332,7 +332,7 @@ pub(super) async fn show(
     Path(path): Path<AttachmentPath>,
 ) -> Result<Json<Value>, Fault> {
     let (server, id) = path.ids()?;
-    let attachment = service.attachment_of(server, id).await?;
+    let attachment = service.assignments.attachment_of(server, id).await?;
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
@@ -382,7 +382,7 @@ pub(super) async fn delete(
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let work = service.begin_detach(server, id, detach_request(pairs)?).await?;
+    let work = service.assignments.begin_detach(server, id, detach_request(pairs)?).await?;
     match version {
         Version::V2 => {
             if let Some(work) = work {

@@ -35,11 +35,11 @@ fn wire(host: &Host, finding: &Finding) -> Value {
 }
 
 async fn look(service: &Service, host: &Host) -> Result<Vec<Value>, Error> {
-    Ok(service.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
+    Ok(service.assignments.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
 }
 
 async fn mend(service: &Arc<Service>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
-    let outcomes = service.repair(host).await?;
+    let outcomes = service.assignments.repair(host).await?;
     let shown = outcomes.iter().map(|(finding, outcome)| {
         let mut wire = wire(host, finding);
         wire["repaired"] = json!(outcome.is_ok());
@@ -75,7 +75,7 @@ impl Everywhere {
 
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
-    for host in &service.hosts {
+    for host in service.hosts.iter() {
         all.add(host, look(&service, host).await)?;
     }
     Ok(all.answer())
@@ -83,7 +83,7 @@ pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Val
 
 pub(super) async fn repair(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
-    for host in &service.hosts {
+    for host in service.hosts.iter() {
         all.add(host, mend(&service, host).await)?;
     }
     Ok(all.answer())

@@ -96,7 +96,7 @@ impl Wanted {
             (Some(id), _, _) => id,
             // The link to the next page has both `since` and `last`; `since` counts.
             (None, Some(text), _) => since("since", text)?,
-            (None, None, Some(count)) => service.store.before_newest(&filter, count.into()).await?,
+            (None, None, Some(count)) => service.records.before_newest(&filter, count.into()).await?,
             (None, None, None) => EventId(0),
         };
         Ok(Self { since, filter, page, follow })
@@ -113,7 +113,7 @@ fn since(key: &str, text: &str) -> Result<EventId, Error> {
 
 /// Returns the id of the device with this id or UUID, including devices that are gone.
 async fn device(service: &Service, text: &str) -> Result<DeviceId, Error> {
-    service.store.marker(text).await?.ok_or_else(|| {
+    service.records.marker(text).await?.ok_or_else(|| {
         Error::Invalid(format!(
             "query key device: no PCI device has the id, uuid or address {text}; GET os-pci lists them"
         ))
@@ -129,14 +129,14 @@ pub(super) async fn list(
     let Wanted { since, filter, page, follow } = Wanted::read(&service, &headers, pairs).await?;
     if follow {
         let follower = Follower::new(Arc::clone(&service), since, filter)?;
-        service.store.event_bounds().await?.reach(since)?;
+        service.records.event_bounds().await?.reach(since)?;
         let stream = stream::unfold(follower, async |mut follower| {
             let message = follower.next().await?;
             Some((Ok::<_, Infallible>(message), follower))
         });
         return Ok(Sse::new(stream).into_response());
     }
-    let events = service.store.events(since, &filter, page.limit + 1).await?;
+    let events = service.records.events(since, &filter, page.limit + 1).await?;
     let (events, links) = page.cut(events, &uri, &headers, |event: &Event| event.id.to_string());
     let mut body = json!({ "events": events.iter().map(wire).collect::<Vec<_>>() });
     if let Some(links) = links {
@@ -172,7 +172,7 @@ impl Follower {
             );
             Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
         })?;
-        let (pages, stopping) = (service.feed.subscribe(), service.stopping());
+        let (pages, stopping) = (service.feed.subscribe(), service.lifecycle.stopping());
         let (ready, told) = Default::default();
         Ok(Self { service, filter, read: since, behind: true, ready, told, pages, stopping, _place: place })
     }
@@ -230,8 +230,8 @@ impl Follower {
     async fn catch_up(&mut self) -> Result<(), Error> {
         let feed = &self.service.feed;
         let _turn = feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
-        let committed = *self.service.store.event_ids().borrow();
-        let events = self.service.store.events(self.read, &self.filter, PAGE).await?;
+        let committed = *self.service.records.event_ids().borrow();
+        let events = self.service.records.events(self.read, &self.filter, PAGE).await?;
         self.behind = events.len() == PAGE;
         // When the page is not full, all events that were committed before the read have been read.
         let all = (!self.behind).then_some(committed);

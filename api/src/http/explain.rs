@@ -41,11 +41,11 @@ pub(super) async fn device(
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
-    service.discover(host, Some(BTreeSet::from([address]))).await?;
+    service.catalog.discover(host, Some(BTreeSet::from([address]))).await?;
     host.look_at_mdevs().await?;
-    let offer = service.offer(host).await?;
+    let offer = service.catalog.offer(host).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
-    let rows = service.store.devices_of(host.row.id);
+    let rows = service.records.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
     let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
     let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Blocks).remove(&row.id));
@@ -95,7 +95,7 @@ async fn mdevs(
     offer: &Availability,
     parent: PciAddress,
 ) -> Result<Value, Error> {
-    let rows = service.store.mdevs().await?;
+    let rows = service.records.mdevs().await?;
     let of_it = offer.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
     let described = of_it.map(|mdev| {
         let row = rows.iter().find(|row| row.id.0 == mdev.uuid);
@@ -112,7 +112,7 @@ async fn mdevs(
 
 /// Returns every entry of the whitelist, and the reason why it does not match the function.
 fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) -> Value {
-    let rules = service.rules();
+    let rules = service.catalog.rules();
     let (inventory, conflicts) = rules.inventory.on(functions);
     let mut reasons: BTreeMap<_, _> = inventory.mismatches(functions, function).into_iter().collect();
     let mut counted = false;
@@ -192,7 +192,7 @@ pub(super) async fn candidates(
 ) -> Result<Json<Value>, Fault> {
     let host: &Arc<Host> = path.host(&service)?;
     host.ready().await?;
-    let rules = service.inventory();
+    let rules = service.catalog.inventory();
     let alias = rules.alias(&asked.alias).ok_or_else(|| {
         let known: Vec<_> = rules.alias_names().collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -205,9 +205,9 @@ pub(super) async fn candidates(
     };
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
-    service.discover(host, None).await?;
-    let offer = service.offer(host).await?;
-    let devices = service.store.devices_of(host.row.id);
+    service.catalog.discover(host, None).await?;
+    let offer = service.catalog.offer(host).await?;
+    let devices = service.records.devices_of(host.row.id);
     // Whether a host driver blocks a device depends on the other requested devices, so `rules::explain` decides that.
     let mut withheld = offer.withheld(&devices, server, HostDrivers::DoNotBlock);
     if !asked.whole_group {

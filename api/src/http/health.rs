@@ -14,10 +14,10 @@ pub(super) async fn alive() -> Json<Value> {
 
 pub(super) async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, Json<Value>) {
     let word = |outcome: Result<(), String>| outcome.map_or_else(|reason| reason, |()| "ok".to_owned());
-    let database = word(service.store.ping().await.map_err(|error| format!("{error:?}")));
+    let database = word(service.records.ping().await.map_err(|error| format!("{error:?}")));
     let mut ok = database == "ok";
     let mut hypervisors = serde_json::Map::new();
-    for host in &service.hosts {
+    for host in service.hosts.iter() {
         let state = word(match host.hypervisor.connection() {
             Ok(()) if !host.is_synced() => Err("its devices are still being read".to_owned()),
             other => other,

@@ -84,7 +84,7 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
         }
         Value::from(pool)
     };
-    let devices = service.store.devices_of(host.row.id);
+    let devices = service.records.devices_of(host.row.id);
     rules::stats(&devices, rules::is_grouping_key).into_iter().map(wire).collect()
 }
 
@@ -287,7 +287,7 @@ pub(super) async fn functions(
 ) -> Result<Json<Value>, Fault> {
     let host = path.host(&service)?;
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    let rows = service.store.devices_of(host.row.id).into_iter();
+    let rows = service.records.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
     let foreign = host.foreign();
     let describe = |function: &HostDevice| {

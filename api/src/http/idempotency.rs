@@ -61,8 +61,8 @@ async fn answer(
     next: Next,
 ) -> Result<Response, Fault> {
     // A repetition that arrives while the first request is running waits for its response.
-    let _turn = service.turns.of(format!("key {} {}", key.key, key.route)).await?;
-    if let Some(kept) = service.kept(&key).await? {
+    let _turn = service.idempotency.turn(&key).await?;
+    if let Some(kept) = service.idempotency.kept(&key).await? {
         if kept.fingerprint != key.fingerprint {
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -95,7 +95,7 @@ async fn answer(
         body: String::from_utf8_lossy(&body).into_owned(),
         location: location.map(str::to_owned),
     };
-    if let Err(error) = service.keep(&key, &answer).await {
+    if let Err(error) = service.idempotency.keep(&key, &answer).await {
         // The request itself succeeded.
         tracing::error!(key = key.key, %error, "the response cannot be stored");
     }

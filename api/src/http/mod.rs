@@ -146,11 +146,11 @@ async fn with_request_id(State(service): State<Arc<Service>>, request: Request, 
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let only_reads = request.method().is_safe();
     let work = actor::scope(format!("request {id}"), next.run(request).instrument(span.clone()));
-    let work = actor::as_process(service.store.new_worker(), work);
+    let work = actor::as_process(service.records.new_worker(), work);
     let mut response = if only_reads {
         work.await
     } else {
-        let under_way = service.begin_request().await;
+        let under_way = service.lifecycle.begin_request().await;
         let done = tokio::spawn(async move {
             let _under_way = under_way;
             work.await

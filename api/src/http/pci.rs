@@ -111,7 +111,7 @@ fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Fu
         numa_node: facts.numa_node,
         parent_addr: facts.parent_addr,
         request_id: device.request,
-        host: service.host(device.hypervisor).map(|host| host.name.as_str()),
+        host: service.hosts.host(device.hypervisor).map(|host| host.name.as_str()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
         owner: owner(Some(device), foreign),
@@ -237,13 +237,13 @@ impl Found {
         let filter = Filter::read(service, pairs)?;
         let after = match &page.marker {
             None => None,
-            Some(marker) => Some(service.store.marker(marker).await?.ok_or_else(|| {
+            Some(marker) => Some(service.records.marker(marker).await?.ok_or_else(|| {
                 Error::Invalid(format!(
                     "invalid marker {marker}: no PCI device has this id or uuid; GET os-pci lists them"
                 ))
             })?),
         };
-        let devices = service.store.devices_after(after, page.limit + 1, |device| filter.passes(device));
+        let devices = service.records.devices_after(after, page.limit + 1, |device| filter.passes(device));
         let (devices, links) =
             page.cut(devices, uri, headers, |device: &Arc<Device>| device.id.0.to_string());
         Ok(Self { devices, links })
@@ -290,8 +290,8 @@ impl DevicePath {
     /// Returns the device with this id or UUID.
     fn device(&self, service: &Service) -> Result<Arc<Device>, Error> {
         let device = match id::<Uuid>(&self.device_id, "PCI device") {
-            Ok(uuid) => service.store.devices().into_iter().find(|device| device.uuid == uuid),
-            Err(_) => service.store.device(DeviceId(id(&self.device_id, "PCI device")?)),
+            Ok(uuid) => service.records.devices().into_iter().find(|device| device.uuid == uuid),
+            Err(_) => service.records.device(DeviceId(id(&self.device_id, "PCI device")?)),
         };
         device.ok_or_else(|| Error::NotFound(format!("PCI device {}", self.device_id)))
     }
@@ -326,7 +326,7 @@ pub(super) async fn act(
         let message = format!("bad body: `cleaned` must be null, not {cleaned}; send {CLEANED}");
         return Err(Error::Invalid(message).into());
     }
-    service.store.cleaned(device.id).await?;
+    service.catalog.cleaned(device.id).await?;
     let device = path.device(&service)?;
     Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
 }

@@ -78,16 +78,16 @@ fn wire(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Valu
 }
 
 fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error> {
-    let rules = service.rules();
+    let rules = service.catalog.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
     let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
-    Ok(Json(json!({ kind.as_str(): wire(&service.problems_of(&rules), rule, position) })))
+    Ok(Json(json!({ kind.as_str(): wire(&service.catalog.problems_of(&rules), rule, position) })))
 }
 
 /// Lists the keys of `extra_info` by which devices are grouped into pools, with their values and the number of devices
 /// per value.
 pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
-    let devices = service.store.devices();
+    let devices = service.records.devices();
     let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
     for (key, value) in devices.iter().flat_map(|device| device.facts.extra_info.iter()) {
         if is_grouping_key(key) {
@@ -108,11 +108,11 @@ pub(super) async fn list(
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let (kind, rules, page) = (kind(&path.kind)?, service.rules(), Page::alone(pairs)?);
+    let (kind, rules, page) = (kind(&path.kind)?, service.catalog.rules(), Page::alone(pairs)?);
     let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
     page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
     let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
-    let problems = service.problems_of(&rules);
+    let problems = service.catalog.problems_of(&rules);
     let entries: Vec<_> =
         entries.into_iter().map(|(rule, position)| wire(&problems, rule, position)).collect();
     let mut body = json!({ kind.as_str(): entries });
@@ -178,7 +178,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     let kind = kind(&path.kind)?;
     let text = entry(kind, &headers, body)?;
-    let id = service.change_rules(Change::Add { kind, text }, false).await?;
+    let id = service.catalog.change_rules(Change::Add { kind, text }, false).await?;
     Ok((StatusCode::CREATED, one(&service, kind, id)?))
 }
 
@@ -192,7 +192,7 @@ pub(super) async fn replace(
     let (kind, id) = path.parts()?;
     let force = force(pairs)?;
     let text = entry(kind, &headers, body)?;
-    let id = service.change_rules(Change::Replace { kind, id, text }, force).await?;
+    let id = service.catalog.change_rules(Change::Replace { kind, id, text }, force).await?;
     Ok(one(&service, kind, id)?)
 }
 
@@ -202,6 +202,6 @@ pub(super) async fn delete(
     pairs: Pairs,
 ) -> Result<StatusCode, Fault> {
     let (kind, id) = path.parts()?;
-    service.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
+    service.catalog.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -90,7 +90,7 @@ fn prefix(uri: &OriginalUri) -> String {
 /// Returns the allocated devices of each server, by their ids in `os-pci`.
 fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
     let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
-    for device in service.store.devices() {
+    for device in service.records.devices() {
         if let (Some(server), DeviceStatus::Allocated) = (device.server(), device.status) {
             owned.entry(server).or_default().push(json!({ "id": device.id }));
         }
@@ -219,7 +219,7 @@ pub(super) async fn show(
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = service.find(server).await?;
+    let (host, view) = service.hosts.find(server).await?;
     let devices = devices(&service).remove(&server);
     let info = view.info;
     let created = view.live.or(view.persistent).and_then(|document| document.created);

@@ -29,10 +29,10 @@ pub(super) async fn show(
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = service.find(server).await?;
+    let (host, view) = service.hosts.find(server).await?;
     let running = view.live.is_some();
     let document = view.live.or(view.persistent).ok_or(Error::NoServer(server))?;
-    let attachments = service.store.attachments_of(server).await?;
+    let attachments = service.records.attachments_of(server).await?;
     let verified = attachments.iter().filter(|row| row.hypervisor == host.row.id).filter_map(|row| {
         let hostdev = document.hostdev(UserAlias(row.id.0))?;
         let inner = row.inner.filter(|inner| running && inner.source == InnerSource::Verified)?;

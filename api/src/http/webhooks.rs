@@ -22,9 +22,9 @@ const LETTERS: u32 = 100;
 async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
     // Another process may deliver the events of this webhook.
-    let told = progress.told.max(Some(service.store.told(&config.name).await?));
-    let last = service.store.event_bounds().await?.last;
-    let (letters, count) = service.store.dead_letters(&config.name, LETTERS).await?;
+    let told = progress.told.max(Some(service.records.told(&config.name).await?));
+    let last = service.records.event_bounds().await?.last;
+    let (letters, count) = service.records.dead_letters(&config.name, LETTERS).await?;
     let letter = |letter: &DeadLetter| {
         json!({
             "event_id": letter.event,
@@ -72,7 +72,7 @@ pub(super) async fn redeliver(
         let name: String = path.name.chars().take(80).collect();
         Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
     })?;
-    service.store.redeliver(&webhook.config.name).await?;
+    service.redeliver(&webhook.config.name).await?;
     let body = json!({ "webhook": wire(&service, webhook).await? });
     webhook.try_again();
     Ok((StatusCode::ACCEPTED, Json(body)))

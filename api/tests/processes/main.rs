@@ -42,11 +42,11 @@ async fn processes_see_each_others_changes() {
 
     let text = r#"{"name": "new", "vendor_id": "8086", "product_id": "10d3"}"#.to_owned();
     let add = Change::Add { kind: RuleKind::Alias, text };
-    let id = one.run(|service| async move { service.change_rules(add, false).await }).await.unwrap();
-    until("the rule is in force", async || other.service.inventory().alias("new").is_some()).await;
+    let id = one.run(|service| async move { service.catalog.change_rules(add, false).await }).await.unwrap();
+    until("the rule is in force", async || other.service.catalog.inventory().alias("new").is_some()).await;
     let remove = Change::Remove { kind: RuleKind::Alias, id };
-    other.run(|service| async move { service.change_rules(remove, false).await }).await.unwrap();
-    until("the rule is not", async || one.service.inventory().alias("new").is_none()).await;
+    other.run(|service| async move { service.catalog.change_rules(remove, false).await }).await.unwrap();
+    until("the rule is not", async || one.service.catalog.inventory().alias("new").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +114,10 @@ async fn another_process_undoes_the_attach_of_a_dead_process() {
     let (one, other) = (scene.process().await, scene.process().await);
     scene.sim.control("latency attach 300").unwrap();
     let service = Arc::clone(&one.service);
-    one.runtime.as_ref().unwrap().spawn(async move { service.attach(request(server, "any", 3)).await });
+    one.runtime
+        .as_ref()
+        .unwrap()
+        .spawn(async move { service.assignments.attach(request(server, "any", 3)).await });
     until("the second is being plugged", async || scene.plugged().await == 1).await;
     // The other process knows the rows, and leaves them to the process that is working on them.
     let left = other.attachments().await;
@@ -136,10 +139,9 @@ async fn another_process_completes_the_detach_of_a_dead_process() {
     // The process dies before it requests the unplug, so the guest does nothing by itself.
     scene.sim.control("latency detach 600000").unwrap();
     let service = Arc::clone(&one.service);
-    one.runtime
-        .as_ref()
-        .unwrap()
-        .spawn(async move { service.begin_detach(server, row.id, DetachRequest::default()).await });
+    one.runtime.as_ref().unwrap().spawn(async move {
+        service.assignments.begin_detach(server, row.id, DetachRequest::default()).await
+    });
     until("the detach is on record", async || other.attachments().await[0].state == State::Detaching).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(other.attachments().await[0].state, State::Detaching, "the row is left to its process");
@@ -241,7 +243,7 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     }
     let ids = async |process: &Process| {
         let all = async |service: Arc<Service>| {
-            let all = service.store.events(EventId(0), &EventFilter::default(), 10_000).await.unwrap();
+            let all = service.records.events(EventId(0), &EventFilter::default(), 10_000).await.unwrap();
             all.iter().map(|event| event.id.0).collect::<Vec<_>>()
         };
         process.run(all).await

@@ -21,7 +21,7 @@ async fn an_attach_continues_after_a_short_loss_of_its_locks() {
     scene.sim.control("latency attach 1000").unwrap();
     let service = Arc::clone(&one.service);
     let attach = one.runtime.as_ref().unwrap();
-    let attach = attach.spawn(async move { service.attach(request(server, "any", 3)).await });
+    let attach = attach.spawn(async move { service.assignments.attach(request(server, "any", 3)).await });
     let mut database = PgConnection::connect(&scene.database).await.unwrap();
     until("the second is being plugged", async || scene.plugged().await == 1).await;
     // The connection with the locks breaks while the other process learns of the plugged device.
@@ -152,12 +152,12 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     let service = Arc::clone(&one.service);
     let attach = one.runtime.as_ref().unwrap();
     let attach = attach.spawn(async move {
-        let worker = service.store.worker();
-        service.as_process(worker, service.attach(request(server, "any", 3))).await
+        let worker = service.records.worker();
+        hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 3))).await
     });
     until("the second is being plugged", async || scene.plugged().await == 1).await;
     let mut database = PgConnection::connect(&scene.database).await.unwrap();
-    let worker = one.service.store.worker().unwrap();
+    let worker = one.service.records.worker().unwrap();
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
     let refused = attach.await.unwrap().unwrap_err();
     assert!(matches!(refused, Error::TakenOver), "{refused}");
@@ -167,7 +167,7 @@ async fn an_attach_stops_when_its_process_is_declared_dead() {
     for process in [&one, &other] {
         process.all_free().await;
     }
-    until("the process has a new id", async || one.service.store.worker().as_ref() != Some(&worker)).await;
+    until("the process has a new id", async || one.service.records.worker().as_ref() != Some(&worker)).await;
     let row = one.attach(server, 1).await.unwrap().remove(0);
     other.detach(server, row.id).await.unwrap();
 }

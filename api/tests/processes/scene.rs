@@ -70,7 +70,9 @@ impl Scene {
         let open = move |_: &_, _: &_| Ok(Arc::clone(&sim) as Arc<dyn Hypervisor>);
         let service = runtime.spawn(Service::start_on(config, open)).await.unwrap().unwrap();
         let process = Process { runtime: Some(runtime), service };
-        process.run(async |service: Arc<Service>| service.hosts[0].ready().await.unwrap()).await;
+        process
+            .run(async |service: Arc<Service>| service.hosts.iter().next().unwrap().ready().await.unwrap())
+            .await;
         process
     }
 
@@ -124,13 +126,13 @@ impl Process {
 
     pub(crate) async fn attach(&self, server: ServerId, count: usize) -> Result<Vec<Attachment>, Error> {
         let request = request(server, "any", count);
-        let attached = self.run(|service| async move { service.attach(request).await }).await?;
+        let attached = self.run(|service| async move { service.assignments.attach(request).await }).await?;
         Ok(attached.into_iter().map(|(attachment, _)| attachment).collect())
     }
 
     pub(crate) async fn detach(&self, server: ServerId, id: AttachmentId) -> Result<(), Error> {
         self.run(move |service| async move {
-            match service.begin_detach(server, id, DetachRequest::default()).await? {
+            match service.assignments.begin_detach(server, id, DetachRequest::default()).await? {
                 Some(work) => work.await.unwrap(),
                 None => Ok(()),
             }
@@ -150,11 +152,11 @@ impl Process {
     }
 
     pub(crate) async fn attachments(&self) -> Vec<Attachment> {
-        self.run(|service| async move { service.store.attachments().await.unwrap() }).await
+        self.run(|service| async move { service.records.attachments().await.unwrap() }).await
     }
 
     pub(crate) fn statuses(&self) -> Vec<DeviceStatus> {
-        self.service.store.devices().iter().map(|device| device.status).collect()
+        self.service.records.devices().iter().map(|device| device.status).collect()
     }
 
     /// Waits until no device is allocated, in the memory of the process too.

@@ -11,11 +11,11 @@ use hotslot_model::id::{AcceleratorId, AttachmentId, DeviceId, ServerId};
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
-use crate::accelerator::expect_generation;
+use super::accelerators::Accelerators;
+use super::records::expect_generation;
 use crate::assignment::{AttachRequest, DetachRequest, HostUseRequest, MdevRequest, Work};
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 use crate::task;
 
 /// Whether a host can be asked, and its records are as it is.
@@ -23,7 +23,7 @@ fn answers(host: &Host) -> bool {
     host.hypervisor.connection().is_ok() && host.is_synced()
 }
 
-impl Service {
+impl Accelerators {
     /// Attaches an accelerator, all its devices or none; with `generations`, only while its spec is of one of these.
     ///
     /// The work goes on when the caller goes away.
@@ -71,7 +71,7 @@ impl Service {
             }
             (Target::Host { name, driver }, None) => {
                 let host = match &name {
-                    Some(name) => Arc::clone(self.host_called(name).await?),
+                    Some(name) => Arc::clone(self.hosts.host_called(name).await?),
                     None => self.own_host(&view)?,
                 };
                 self.on_that_host(&view, &host)?;
@@ -82,15 +82,17 @@ impl Service {
                     driver,
                 };
                 let service = Arc::clone(self);
-                task::join(actor::spawn_as_current(async move { service.bind(&host, &request).await }))
-                    .await?;
+                task::join(actor::spawn_as_current(async move {
+                    service.assignments.bind(&host, &request).await
+                }))
+                .await?;
             }
         }
         self.accelerator(id).await
     }
 
     async fn into_server(self: &Arc<Self>, view: &View, server: ServerId) -> Result<(), Error> {
-        let (host, _) = self.find(server).await?;
+        let (host, _) = self.hosts.find(server).await?;
         self.on_that_host(view, &host)?;
         host.ready().await?;
         let spec = view.spec();
@@ -98,7 +100,7 @@ impl Service {
         let name = format!("accelerator {}", view.row.name);
         let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
         let alias = Alias::among(name.clone(), &candidates, numa_policy);
-        let attached = self.attach(AttachRequest {
+        let attached = self.assignments.attach(AttachRequest {
             server,
             aliases: vec![AliasRequest { name, count: spec.count() }],
             own: vec![alias],
@@ -122,7 +124,7 @@ impl Service {
         mdev_type: &str,
         server: ServerId,
     ) -> Result<(), Error> {
-        let (host, _) = self.find(server).await?;
+        let (host, _) = self.hosts.find(server).await?;
         self.on_that_host(view, &host)?;
         host.ready().await?;
         let (spec, candidates) = (view.spec(), self.candidates(view, &host)?);
@@ -133,18 +135,18 @@ impl Service {
             num: spec.count(),
             numa_policy: spec.numa_policy.unwrap_or(NumaPolicy::Preferred),
         };
-        self.attach_parts(server, parts).await
+        self.assignments.attach_parts(server, parts).await
     }
 
     /// Where the device of an accelerator is, or most that it could be are free; a host that answers goes first.
     fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
-            return self.host(pinned.hypervisor).cloned().ok_or_else(lost);
+            return self.hosts.host(pinned.hypervisor).cloned().ok_or_else(lost);
         }
         let mut refusal = None;
         let mut best: Option<((bool, usize), &Arc<Host>)> = None;
-        for host in &self.hosts {
+        for host in self.hosts.iter() {
             match self.candidates(view, host) {
                 Ok(found) => {
                     let rows = self.store.devices_of(host.row.id);
@@ -168,7 +170,7 @@ impl Service {
     fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
         match &view.pinned {
             Some(pinned) if pinned.hypervisor != host.row.id => {
-                let its = self.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
+                let its = self.hosts.host(pinned.hypervisor).map_or("another", |host| host.name.as_str());
                 Err(Error::Conflict(format!(
                     "accelerator {} is device {} of host {its}, and cannot go to host {}",
                     view.row.id, pinned.facts.address, host.name
@@ -291,7 +293,7 @@ impl Service {
         if let Some(owner) = device.owner {
             return Some((device.id, format!("its device {address}"), owner));
         }
-        let functions = self.host(device.hypervisor)?.functions();
+        let functions = self.hosts.host(device.hypervisor)?.functions();
         let group = functions.get(&address).and_then(|function| function.iommu_group.as_ref());
         self.store.devices_of(device.hypervisor).iter().find_map(|other| {
             let (owner, place) = (other.owner?, other.facts.address);
@@ -317,7 +319,7 @@ impl Service {
     ) -> Result<Option<Work>, Error> {
         match held {
             Assignment::Attachment(_) | Assignment::Mdev(_) => {
-                self.begin_detach_of(held.key(), request).await
+                self.assignments.begin_detach_of(held.key(), request).await
             }
             Assignment::Binding(row) => Ok(self.begin_release_bindings(vec![row.id])),
         }
@@ -327,6 +329,6 @@ impl Service {
     fn begin_release_bindings(self: &Arc<Self>, ids: Vec<AttachmentId>) -> Option<Work> {
         let service = Arc::clone(self);
         (!ids.is_empty())
-            .then(|| actor::spawn_as_current(async move { service.release_bindings(&ids).await }))
+            .then(|| actor::spawn_as_current(async move { service.assignments.release_bindings(&ids).await }))
     }
 }

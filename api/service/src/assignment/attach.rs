@@ -14,12 +14,12 @@ use hotslot_model::id::{AttachmentId, DeviceId, RequestId, ServerId};
 use hotslot_store::actor;
 use uuid::Uuid;
 
+use super::assignments::{Assignments, hostdev_spec};
 use super::engine::{self, Failed, Failure, Leftover, ReleaseOutcome, Step as _};
 use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::{Service, hostdev_spec};
 use crate::{locks, task};
 
 /// How often a request that lost a race for a device chooses again.
@@ -43,7 +43,7 @@ impl engine::Step for Step {
     }
 }
 
-impl Service {
+impl Assignments {
     /// Attaches what a request asks for, and answers its attachments in the order asked.
     ///
     /// The work goes on when the caller goes away.
@@ -66,7 +66,7 @@ impl Service {
             return Ok(made);
         }
         self.known_aliases(&request)?;
-        let (host, _) = self.find(request.server).await?;
+        let (host, _) = self.hosts.find(request.server).await?;
         let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.
@@ -262,7 +262,7 @@ impl Service {
         }
         let address = step.device.facts.address;
         let operation = || format!("attach {address}");
-        let offer = self.offer(host).await;
+        let offer = self.catalog.offer(host).await;
         let offer = offer
             .map_err(|error| hypervisor::Error::new(ErrorKind::Refused, operation(), error.to_string()))?;
         match offer.guard(address) {

@@ -14,11 +14,11 @@ use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use tokio::time::Instant;
 
+use super::assignments::Assignments;
 use super::policy::GuestDevice;
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// What came of one try to release a device.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ const TAKEN_BACK: &str =
 const FORCED: &str = "forced: it was taken out of the domain's definition and the guest was asked, which is all \
      that can be done to a running guest; the guest has it still, until it lets go or is powered off";
 
-impl Service {
+impl Assignments {
     /// Records one observation; returns the row as it is now.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Service {
     /// Has the host looked at where an assignment has ended: the device may have changed while it was in use, and its
     /// IOMMU group may have to get its host drivers back.
     fn has_ended(&self, row: &Assignment, address: Option<PciAddress>) {
-        let Some(host) = self.host(row.hypervisor()) else { return };
+        let Some(host) = self.hosts.host(row.hypervisor()) else { return };
         address.into_iter().for_each(|address| host.look_at(address));
         if let Some(server) = row.server() {
             host.settled(server);

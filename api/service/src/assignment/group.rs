@@ -17,9 +17,9 @@ use hotslot_model::id::AttachmentId;
 use hotslot_store::Held;
 use tokio::sync::MutexGuard;
 
+use super::assignments::Assignments;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// What became of the functions that were taken and that nobody has any more.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) struct Owed {
     settled: Vec<AttachmentId>,
 }
 
-impl Service {
+impl Assignments {
     /// Waits until nobody else takes or gives back functions of a host: no task of this process, and no other process.
     ///
     /// # Errors

@@ -18,12 +18,12 @@ use hotslot_model::device::Device;
 use hotslot_model::id::{AttachmentId, RequestId};
 use uuid::Uuid;
 
+use super::assignments::Assignments;
 use super::attach::RACES;
 use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// The reason for the release of a binding whose attach did not end.
 const CUT_OFF: &str = "the attach was cut off";
@@ -56,7 +56,7 @@ pub(crate) struct HostUseRequest {
     pub(crate) driver: HostDriver,
 }
 
-impl Service {
+impl Assignments {
     /// Binds functions for the use of their host, all or none.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl Service {
     pub(crate) async fn release_bindings(&self, ids: &[AttachmentId]) -> Result<(), Error> {
         let Some(first) = ids.first().copied() else { return Ok(()) };
         let Some(row) = self.store.assignment(key(first)).await? else { return Ok(()) };
-        let host = self.host(row.hypervisor()).cloned().ok_or_else(|| {
+        let host = self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
             Error::Conflict(format!("{} is on a host that is no longer configured", row.key()))
         })?;
         let _room = host.admit()?;

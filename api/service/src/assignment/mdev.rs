@@ -24,12 +24,12 @@ use hotslot_model::rules::NumaPolicy;
 use hotslot_store::actor;
 use uuid::Uuid;
 
+use super::assignments::Assignments;
 use super::attach::{self, RACES};
 use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 use crate::{locks, task};
 
 /// Mediated devices that are to be made for a server.
@@ -63,7 +63,7 @@ impl engine::Step for Step {
     }
 }
 
-impl Service {
+impl Assignments {
     /// Makes mediated devices and plugs them into a server, all or none.
     ///
     /// The work goes on when the caller goes away.
@@ -82,7 +82,7 @@ impl Service {
     }
 
     async fn attach_parts_now(self: &Arc<Self>, server: ServerId, parts: &MdevRequest) -> Result<(), Error> {
-        let (host, _) = self.find(server).await?;
+        let (host, _) = self.hosts.find(server).await?;
         let _room = host.admit()?;
         host.ready().await?;
         // On one server in turn: two requests must not count on the same free port.

@@ -11,12 +11,12 @@ use hotslot_model::assignment::{Assignment, Mdev, Observation, State};
 use hotslot_model::id::ServerId;
 use hotslot_store::actor;
 
+use super::assignments::Assignments;
 use super::engine::ReleaseOutcome;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
-impl Service {
+impl Assignments {
     /// Takes a mediated device that no domain has away from the host, and records that as `seen`.
     ///
     /// # Errors

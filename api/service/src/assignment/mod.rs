@@ -11,6 +11,7 @@
 //! mdev_repair mediated devices that are to go from the host, or are missing there
 //! verify      the guest's own view of the address → settle
 //! request     what is requested
+//! retry       an attach that is sent again with its Idempotency-Key
 //! ports       which devices the guest has no port for
 //! select      which functions, and whether they could be plugged: also on its own, as a dry run
 //! select_mdev, select_host   the same for mediated devices, and for the host's own use
@@ -19,6 +20,7 @@
 //! overdue     what calls that have not returned may still change
 //! ```
 
+mod assignments;
 pub(crate) mod attach;
 mod engine;
 mod group;
@@ -32,11 +34,13 @@ pub mod reconcile;
 mod release;
 mod repair;
 pub(crate) mod request;
+mod retry;
 mod select;
 mod select_host;
 mod select_mdev;
 mod verify;
 
+pub use assignments::Assignments;
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
 pub use ports::portless;

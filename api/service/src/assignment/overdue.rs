@@ -8,11 +8,11 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Action, Assignment, Finding, Kind, Source, State};
 use hotslot_model::id::{DeviceId, ServerId};
 
+use super::assignments::Assignments;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
-impl Service {
+impl Assignments {
     /// The oldest call that is out and may change what becomes of something: by its server, or by the function that it is,
     /// or that makes it.
     pub(crate) fn call_out(

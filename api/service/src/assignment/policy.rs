@@ -9,10 +9,10 @@ use hotslot_model::hot_unplug::{HOT_UNPLUG, HotUnplug};
 use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
 use tokio::time::Instant;
 
+use super::assignments::Assignments;
 use crate::config::DetachClass;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// What stands in a command for the address at which the guest sees the device.
 const ADDRESS: &str = "{address}";
@@ -49,7 +49,7 @@ impl GuestDevice {
     }
 }
 
-impl Service {
+impl Assignments {
     /// The device's own tag goes before its class, and that before what holds for all.
     fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
         let detach = &self.config.detach;

@@ -19,9 +19,9 @@ use hotslot_store::actor::{self, system};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::assignments::Assignments;
 use crate::error::Error;
 use crate::host::{Host, Recheck};
-use crate::service::Service;
 use crate::task;
 
 /// Events come in bursts; they are gathered this long before they are followed.
@@ -164,7 +164,7 @@ impl Pending {
 }
 
 /// Follows a host for as long as the service runs.
-pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
+pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut again) = host.asked_again.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
@@ -233,7 +233,7 @@ pub(crate) async fn follow(service: Arc<Service>, host: Arc<Host>) {
 
 /// Gives functions back to their host drivers, and settles what the host itself was to hold, whenever that is asked for:
 /// once for however often it was asked meanwhile. What could not be done is tried again.
-pub(crate) async fn give_back(service: Arc<Service>, host: Arc<Host>) {
+pub(crate) async fn give_back(service: Arc<Assignments>, host: Arc<Host>) {
     let (mut retry, mut is_left) = (RETRY.0, false);
     loop {
         let asked = host.asked_to_give_back();
@@ -277,16 +277,17 @@ fn failed(host: &Host, what: &str, error: &Error) {
     }
 }
 
-impl Service {
+impl Assignments {
     /// Compares what is asked for, and answers what could not be compared.
     async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
         let mut left = Pending::default();
         let failed = |what: &str, error: Error| failed(host, what, &error);
         // An event names an interface, not the function that it is on.
-        let all = todo.everything || todo.interfaces && self.inventory().names_interfaces();
+        let all = todo.everything || todo.interfaces && self.catalog.inventory().names_interfaces();
         let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) = actor::scope(system::DISCOVERY, self.discover(host, looked.clone())).await
+            && let Err(error) =
+                actor::scope(system::DISCOVERY, self.catalog.discover(host, looked.clone())).await
         {
             failed("reading the host's devices", error);
             left.everything = todo.everything;

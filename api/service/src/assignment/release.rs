@@ -12,11 +12,11 @@ use hotslot_store::actor;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::assignments::Assignments;
 use super::policy::GuestDevice;
 use super::request::{Ask, DetachRequest};
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 use crate::{locks, task};
 
 /// The work of a detach that has begun.
@@ -25,7 +25,7 @@ pub(crate) type Work = JoinHandle<Result<(), Error>>;
 /// Added to the outcome of a forced detach that joined another one and whose time was over before its turn.
 const NOT_FORCED: &str = "not forced, for the guest was being asked already; ask again with force";
 
-impl Service {
+impl Assignments {
     /// A server's attachment, whether it has ended or not.
     ///
     /// # Errors
@@ -88,10 +88,10 @@ impl Service {
                 State::Attached | State::Detaching => {}
             }
             expect_holder(&row, request.holder)?;
-            let host = self
-                .host(row.hypervisor())
-                .cloned()
-                .ok_or_else(|| Error::Conflict(format!("{key} is on a host that is no longer configured")))?;
+            let host =
+                self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
+                    Error::Conflict(format!("{key} is on a host that is no longer configured"))
+                })?;
             host.ready().await?;
             if row.state() == State::Attached
                 && !request.force
@@ -125,7 +125,7 @@ impl Service {
     async fn is_back(self: &Arc<Self>, row: &Assignment) -> Result<bool, Error> {
         // A device of a host that does not answer is taken out when its domain is read again.
         let Some(server) = row.server() else { return Ok(false) };
-        let Ok((host, _)) = self.find(server).await else { return Ok(false) };
+        let Ok((host, _)) = self.hosts.find(server).await else { return Ok(false) };
         self.reconcile(&host, server, Trigger::Event).await?;
         let now = self.store.assignment(row.key()).await?;
         Ok(now.is_some_and(|now| !now.state().is_final()))
@@ -142,7 +142,7 @@ impl Service {
     ) -> Result<Option<Work>, Error> {
         let (key, state) = (row.key(), row.state());
         let Some(server) = row.server() else { return Ok(None) };
-        let Ok((host, view)) = self.find(server).await else { return Ok(None) };
+        let Ok((host, view)) = self.hosts.find(server).await else { return Ok(None) };
         if Presence::of(&view, UserAlias(key.id.0)).is_absent() {
             return Ok(None);
         }
@@ -160,7 +160,7 @@ impl Service {
                     Some(until) => tokio::time::timeout_at(until, answer).await.unwrap_or(Ok(()))?,
                 }
             }
-            let (host, view) = service.find(server).await?;
+            let (host, view) = service.hosts.find(server).await?;
             if Presence::of(&view, UserAlias(key.id.0)).is_absent() {
                 return Ok(());
             }

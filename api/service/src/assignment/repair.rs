@@ -20,15 +20,15 @@ use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
+use super::assignments::{Assignments, hostdev_spec};
 use super::engine::ReleaseOutcome;
 use super::mdev::mdev_spec;
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::{Service, hostdev_spec};
 use crate::task;
 
-impl Service {
+impl Assignments {
     /// Reads a server, and compares it with its records. Answers what disagrees, and another host that has the server
     /// when this one has only records of it.
     ///
@@ -413,7 +413,7 @@ impl Service {
         let address = device.facts.address;
         let context = || format!("plugging {address} into server {}", row.server);
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
-        let facts = self.offer(host).await?.facts(found, &device);
+        let facts = self.catalog.offer(host).await?.facts(found, &device);
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &[facts], policy).await;
         let verdict = verdict.map_err(host.error(context()))?;

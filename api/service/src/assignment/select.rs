@@ -15,11 +15,11 @@ use hotslot_model::id::DeviceId;
 use hotslot_model::rules;
 use hotslot_model::rules::{CandidateSet, Inventory, NumaPolicy, Wanted};
 
+use super::assignments::Assignments;
 use super::request::{self, AttachRequest, NetworkRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
-use crate::service::Service;
 
 /// The devices of a request, each with the alias by which it was asked for.
 type Selection = Vec<(String, Arc<Device>)>;
@@ -93,7 +93,7 @@ pub(super) struct Snapshot {
     sockets: Option<BTreeMap<u32, u32>>,
 }
 
-impl Service {
+impl Assignments {
     /// Looks at the host and the guest of a request.
     pub(super) async fn sight(
         &self,
@@ -101,7 +101,7 @@ impl Service {
         view: &DomainView,
         request: &AttachRequest,
     ) -> Result<Snapshot, Error> {
-        let inventory = known(self.inventory(), request)?;
+        let inventory = known(self.catalog.inventory(), request)?;
         let by_socket = |part: &rules::AliasRequest| {
             let own = || request.alias(&inventory, &part.name).map(|alias| alias.numa_policy);
             request.numa_policy.or_else(own) == Some(NumaPolicy::Socket)
@@ -113,7 +113,7 @@ impl Service {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        Ok(Snapshot { inventory, offer: self.offer(host).await?, guest_nodes, sockets })
+        Ok(Snapshot { inventory, offer: self.catalog.offer(host).await?, guest_nodes, sockets })
     }
 
     /// Chooses free devices that could be plugged, as far as it can be seen; those that do not do are left out.
@@ -152,7 +152,7 @@ impl Service {
         let busy =
             if let Error::TooFewFree { shortage, .. } = short { shortage.busy() } else { &BTreeSet::new() };
         if !busy.is_empty() {
-            self.discover(host, Some(busy.clone())).await?;
+            self.catalog.discover(host, Some(busy.clone())).await?;
         }
         let holders: BTreeSet<_> = sight.offer.foreign.values().map(|foreign| foreign.server).collect();
         for server in holders {
@@ -275,7 +275,7 @@ impl Service {
     /// As [`Service::attach`](Service::attach), but for what the checks say.
     pub async fn dry_run(&self, request: &AttachRequest) -> Result<DryRun, Error> {
         self.known_aliases(request)?;
-        let (host, _) = self.find(request.server).await?;
+        let (host, _) = self.hosts.find(request.server).await?;
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let sight = self.sight(&host, &view, request).await?;
@@ -345,7 +345,7 @@ impl Service {
     /// # Errors
     /// [`Error::UnknownAlias`].
     pub(super) fn known_aliases(&self, request: &AttachRequest) -> Result<(), Error> {
-        known(self.inventory(), request).map(drop)
+        known(self.catalog.inventory(), request).map(drop)
     }
 
     fn choose(

@@ -11,13 +11,13 @@ use hotslot_model::id::{AttachmentId, DeviceId};
 use hotslot_model::rules;
 use uuid::Uuid;
 
+use super::assignments::Assignments;
 use super::host_use::{HostUseRequest, Step};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
-use crate::service::Service;
 
-impl Service {
+impl Assignments {
     /// Chooses devices that could be bound, as far as it can be seen.
     pub(super) async fn free_for_host(
         &self,
@@ -27,8 +27,8 @@ impl Service {
         let HostUseRequest { holder, candidates, num, driver } = request;
         let (num, driver) = (*num, *driver);
         // Nothing tells of drivers that come and go.
-        self.discover(host, Some(candidates.clone())).await?;
-        let offer = self.offer(host).await?;
+        self.catalog.discover(host, Some(candidates.clone())).await?;
+        let offer = self.catalog.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
         let withheld = offer.withheld(&rows, None, HostDrivers::DoNotBlock);
         let (mut steps, mut refusal) = (Vec::<Step>::new(), None);

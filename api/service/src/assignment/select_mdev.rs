@@ -10,11 +10,11 @@ use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::AttachmentId;
 use uuid::Uuid;
 
+use super::assignments::Assignments;
 use super::mdev::{MdevRequest, Step};
 use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
-use crate::service::Service;
 
 /// A device that can make some.
 struct Parent {
@@ -29,7 +29,7 @@ struct Parent {
     available: u32,
 }
 
-impl Service {
+impl Assignments {
     /// Chooses parents: near to the guest's memory, then those that are in parts already, then by address.
     pub(super) async fn choose_parents(
         &self,
@@ -38,7 +38,7 @@ impl Service {
         domain: &DomainView,
     ) -> Result<Vec<Step>, Error> {
         host.look_at_mdevs().await?;
-        let offer = self.offer(host).await?;
+        let offer = self.catalog.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
         let withheld = offer.withheld(&rows, None, HostDrivers::Keep);
         let made = self.store.mdevs().await?;

@@ -12,10 +12,10 @@ use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Inner
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_store::actor;
 
+use super::assignments::Assignments;
 use crate::config::Verify;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// When the guest is asked after an attach: it needs a second or three to notice a new device.
 static ASK_AFTER: [Duration; 7] = [
@@ -28,7 +28,7 @@ static ASK_AFTER: [Duration; 7] = [
     Duration::from_secs(32),
 ];
 
-impl Service {
+impl Assignments {
     /// Verifies the address of a device in its guest in the background.
     pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, row: &Assignment) {
         // Where nothing can be computed the guest is asked all the same.

@@ -16,9 +16,9 @@ use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
 use super::Card;
+use super::cyborg::Cyborg;
 use crate::assignment::{AttachRequest, DetachRequest, MdevRequest};
 use crate::error::Error;
-use crate::service::Service;
 use crate::{locks, task};
 
 /// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
@@ -109,7 +109,7 @@ fn may_be_bound(view: &ArqView) -> Result<(), Error> {
     }
 }
 
-impl Service {
+impl Cyborg {
     /// Makes the accelerator requests of a device profile: one for each device that it asks for.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl Service {
         let held = match by {
             None => None,
             Some(by) => {
-                let device = self.device_held(&by).await?;
+                let device = self.accelerators.device_held(&by).await?;
                 Some((by, device))
             }
         };
@@ -294,7 +294,7 @@ impl Service {
                 card.host.name
             )));
         }
-        let (host, _) = self.find(*server).await?;
+        let (host, _) = self.hosts.find(*server).await?;
         if !Arc::ptr_eq(&host, &card.host) {
             return Err(Error::Invalid(format!(
                 "server {server} is on host {}, and deployable {} is not",
@@ -332,7 +332,9 @@ impl Service {
         let (holder, numa_policy) = (Holder::AcceleratorRequest(id), NumaPolicy::Preferred);
         let attached = match handles {
             Handles::Part(makers) => {
-                self.attach_parts(server, MdevRequest { holder, name, makers, num: 1, numa_policy }).await
+                self.assignments
+                    .attach_parts(server, MdevRequest { holder, name, makers, num: 1, numa_policy })
+                    .await
             }
             Handles::Whole(candidates) => {
                 let request = AttachRequest {
@@ -346,7 +348,7 @@ impl Service {
                     key: None,
                     holder: Some(holder),
                 };
-                self.attach(request).await.map(drop)
+                self.assignments.attach(request).await.map(drop)
             }
         };
         let (state, reason) = match attached {
@@ -457,7 +459,7 @@ impl Service {
     async fn let_go(self: &Arc<Self>, id: ArqId, by: &Assignment) -> Result<(), Error> {
         let holder = Some(Holder::AcceleratorRequest(id));
         let request = DetachRequest { holder, ..DetachRequest::default() };
-        match self.begin_release(by, request).await? {
+        match self.accelerators.begin_release(by, request).await? {
             None => Ok(()),
             Some(work) => task::join(work).await,
         }

@@ -17,9 +17,9 @@ use hotslot_model::rules;
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
+use super::cyborg::Cyborg;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// A card of which something may be given away.
 #[derive(Clone)]
@@ -224,14 +224,14 @@ fn short(vendor: &str) -> String {
     word.map(|c| c.to_ascii_uppercase()).collect()
 }
 
-impl Service {
+impl Cyborg {
     /// Every card of which something may be given away, in order of host and address.
     ///
     /// # Errors
     /// The database's.
     pub async fn cards(&self) -> Result<Vec<Card>, Error> {
         let mut cards = Vec::new();
-        for host in &self.hosts {
+        for host in self.hosts.iter() {
             let (functions, disabled) = (host.functions(), self.store.disabled_cards(host.row.id).await?);
             let mut rows = BTreeMap::<PciAddress, Vec<Arc<Device>>>::new();
             for row in self.store.devices_of(host.row.id) {

@@ -7,6 +7,9 @@
 
 mod arq;
 mod card;
+#[allow(clippy::module_inception)]
+mod cyborg;
 
 pub use self::arq::{AccessScope, Bind};
 pub use self::card::{Attribution, Card};
+pub use self::cyborg::Cyborg;

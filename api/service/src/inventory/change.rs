@@ -2,7 +2,7 @@
 //! before it is answered.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use hotslot_model::device::{Functions, parent};
 use hotslot_model::rules::{Inventory, Rule, RuleKind, Rules, Source};
@@ -10,9 +10,9 @@ use hotslot_store::{Store, actor, now};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Error;
-use crate::service::Service;
 use crate::task;
 
 /// The most entries that the API may add to those of the configuration file: all are in memory, and every scan asks
@@ -47,17 +47,7 @@ pub enum Change {
     },
 }
 
-impl Service {
-    /// The rules in force.
-    pub fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Which devices may be given away, and by which names.
-    pub fn inventory(&self) -> Arc<Inventory> {
-        Arc::clone(&self.rules().inventory)
-    }
-
+impl Catalog {
     /// Changes the rules, and answers the entry's id. Unless it is `force`d, no device in use loses an entry that
     /// speaks of it; when it is, the device stays with its server.
     ///
@@ -135,7 +125,7 @@ impl Service {
             Change::Remove { .. } => self.store.remove_rule(&rule).await?,
         }
         tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?taken, "the rules were changed");
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
+        self.set_rules(after);
         // An alias says nothing of devices.
         if rule.kind != RuleKind::Alias {
             self.discover_everywhere().await;
@@ -187,7 +177,7 @@ impl Service {
         if in_order(&fresh) == in_order(&self.rules()) {
             return Ok(false);
         }
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        self.set_rules(fresh);
         Ok(true)
     }
 
@@ -199,7 +189,7 @@ impl Service {
             return Vec::new();
         }
         let mut taken = Vec::new();
-        for host in &self.hosts {
+        for host in self.hosts.iter() {
             let functions = host.functions();
             let (before, after) = (before.inventory.on(&functions).0, after.inventory.on(&functions).0);
             for device in self.store.devices_of(host.row.id) {

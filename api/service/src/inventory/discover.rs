@@ -15,11 +15,11 @@ use hotslot_model::rules::{Inventory, identity};
 use hotslot_model::texts::Interner;
 use hotslot_store::{ScanOutcome, ScanScope};
 
+use super::catalog::Catalog;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
-impl Service {
+impl Catalog {
     /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
     ///
     /// # Errors

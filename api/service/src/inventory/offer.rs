@@ -14,9 +14,9 @@ use hotslot_model::device::{DevType, Device, Functions, Owner, card_of, is_manag
 use hotslot_model::id::{DeviceId, ServerId};
 use hotslot_model::rules::{Foreign, VDPA};
 
+use super::catalog::Catalog;
 use crate::error::Error;
 use crate::host::Host;
-use crate::service::Service;
 
 /// What is known of a host besides its table of devices, at one moment.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub enum HostDrivers {
     Keep,
 }
 
-impl Service {
+impl Catalog {
     /// Looks at a host: its functions as they were last read, its guards as they are now.
     ///
     /// # Errors

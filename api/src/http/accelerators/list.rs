@@ -103,9 +103,9 @@ pub(super) async fn list(
     } else {
         (Page::alone(pairs)?, Order::default())
     };
-    let mut views = service.accelerators().await?;
+    let mut views = service.accelerators.accelerators().await?;
     views.retain(|view| identity.sees(view.row.project.as_deref()));
-    service.look_at(&mut views).await;
+    service.accelerators.look_at(&mut views).await;
     let mut items = Vec::new();
     for view in &views {
         let mut item = wire(&service, view, &uri, &headers);

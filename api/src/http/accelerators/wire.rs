@@ -23,7 +23,7 @@ pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &
     let (status, reason) = view.status();
     let first = view.held.first();
     let device = first.map(|held| &held.device).or(view.pinned.as_ref());
-    let host = device.and_then(|device| service.host(device.hypervisor));
+    let host = device.and_then(|device| service.hosts.host(device.hypervisor));
     let function = first
         .and_then(|held| held.found.clone())
         .or_else(|| device.and_then(|device| known_function(service, device)));
@@ -82,12 +82,12 @@ pub(super) fn is_v1(uri: &OriginalUri) -> bool {
 
 /// Returns a device as it was at the last read of its host.
 fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
-    service.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
+    service.hosts.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
 }
 
 fn described(service: &Service, held: &Held) -> Value {
     let device = &held.device;
-    let host = service.host(device.hypervisor);
+    let host = service.hosts.host(device.hypervisor);
     let function = held.found.clone().or_else(|| known_function(service, device));
     let mut shown = json!({
         "address": device.facts.address,
@@ -130,7 +130,7 @@ pub(super) async fn one(
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Response {
-    service.look_at(std::slice::from_mut(&mut view)).await;
+    service.accelerators.look_at(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
     let mut shown = wire(service, &view, uri, headers);
     hide(service, identity, &view, &mut shown).await;
@@ -147,7 +147,7 @@ pub(super) async fn is_theirs(
     if identity.is_admin() {
         return Ok(true);
     }
-    let view = match service.find(server).await {
+    let view = match service.hosts.find(server).await {
         Ok((_, view)) => view,
         Err(Error::NoServer(_)) => return Ok(false),
         Err(error) => return Err(error),

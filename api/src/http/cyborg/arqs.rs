@@ -98,7 +98,7 @@ fn listed(views: &[ArqView], identity: &Identity, headers: &HeaderMap) -> Json<V
 
 /// Returns an accelerator request; one that the caller may not see is not found.
 async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
-    let view = service.arq(id).await?;
+    let view = service.cyborg.arq(id).await?;
     identity.reach().sees(&view)?;
     Ok(view)
 }
@@ -122,7 +122,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     identity.needs_service_or(Role::Member)?;
     let body: CreateBody = read(&headers, body, CREATE)?;
-    let views = service.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
+    let views = service.cyborg.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
     Ok((StatusCode::CREATED, listed(&views, &identity, &headers)))
 }
 
@@ -153,7 +153,7 @@ pub(super) async fn list(
             }
         }
     }
-    let mut views = service.arqs().await?;
+    let mut views = service.cyborg.arqs().await?;
     let reach = identity.reach();
     views.retain(|view| reach.sees(view).is_ok());
     let settled =
@@ -273,10 +273,10 @@ async fn apply(
     }
     let reach = identity.reach();
     if !binds.is_empty() {
-        service.bind_arqs(binds, &reach).await?;
+        service.cyborg.bind_arqs(binds, &reach).await?;
     }
     for id in unbinds {
-        service.unbind_arq(id, &reach).await?;
+        service.cyborg.unbind_arq(id, &reach).await?;
     }
     Ok(StatusCode::ACCEPTED)
 }
@@ -316,10 +316,10 @@ async fn remove(service: &Arc<Service>, identity: &Identity, ids: &[ArqId]) -> R
     identity.needs_service_or(Role::Member)?;
     let reach = identity.reach();
     for id in ids {
-        reach.may_delete(&service.arq(*id).await?)?;
+        reach.may_delete(&service.cyborg.arq(*id).await?)?;
     }
     for id in ids {
-        service.delete_arq(*id, &reach).await?;
+        service.cyborg.delete_arq(*id, &reach).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -344,7 +344,7 @@ pub(super) async fn delete(
         }
         [(key, of)] if key == "instance" => {
             identity.needs_service()?;
-            service.delete_arqs_of(server(of)?, &identity.reach()).await?;
+            service.cyborg.delete_arqs_of(server(of)?, &identity.reach()).await?;
             Ok(StatusCode::NO_CONTENT)
         }
         _ => Err(Error::Invalid(

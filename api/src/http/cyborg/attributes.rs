@@ -59,8 +59,8 @@ pub(super) async fn list(
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let cards = service.cards().await?;
-    let mut said = service.attributions(&cards).await?;
+    let cards = service.cyborg.cards().await?;
+    let mut said = service.cyborg.attributions(&cards).await?;
     for (key, value) in pairs {
         match key.as_str() {
             "deployable_id" => {
@@ -80,7 +80,7 @@ pub(super) async fn list(
 
 async fn find(service: &Service, path: &AttributePath) -> Result<Attribution, Error> {
     let id: Option<AttributeId> = path.id.parse().ok();
-    let said = service.attributions(&service.cards().await?).await?;
+    let said = service.cyborg.attributions(&service.cyborg.cards().await?).await?;
     let shown = || path.id.chars().take(80).collect::<String>();
     let found = said.into_iter().find(|said| Some(said.attribute.id) == id);
     found.ok_or_else(|| Error::NotFound(format!("attribute {}", shown())))
@@ -123,7 +123,7 @@ pub(super) async fn create(
     }
     text::visible(&body.key).map_err(|reason| bad(format!("key: {reason}"), CREATE))?;
     text::visible(&body.value).map_err(|reason| bad(format!("value: {reason}"), CREATE))?;
-    let cards = service.cards().await?;
+    let cards = service.cyborg.cards().await?;
     let named = match &body.deployable_id {
         Value::String(id) => id.clone(),
         Value::Number(number) if number.is_u64() => number.to_string(),
@@ -139,7 +139,7 @@ pub(super) async fn create(
         let message = format!("{} is derived from the device; change its device_spec", body.key);
         return Err(Error::Conflict(message).into());
     }
-    let made = service.store.create_attribute(card.row.id, &body.key, &body.value).await?;
+    let made = service.cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
     Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
 }
 
@@ -154,6 +154,6 @@ pub(super) async fn delete(
         let message = format!("{} is derived from the device; change its device_spec", found.attribute.key);
         return Err(Error::Conflict(message).into());
     }
-    service.store.delete_attribute(found.attribute.id).await?;
+    service.cyborg.delete_attribute(found.attribute.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

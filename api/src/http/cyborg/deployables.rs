@@ -50,8 +50,8 @@ pub(super) async fn list(
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let cards = service.cards().await?;
-    let said = service.attributions(&cards).await?;
+    let cards = service.cyborg.cards().await?;
+    let said = service.cyborg.attributions(&cards).await?;
     let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &said, &headers)).collect();
     let mut limit = usize::MAX;
     for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
@@ -70,7 +70,7 @@ pub(super) async fn list(
 /// Returns the card of a deployable.
 async fn find(service: &Service, path: &DeployablePath) -> Result<Card, Error> {
     let id: Option<Uuid> = path.id.parse().ok();
-    let card = service.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
+    let card = service.cyborg.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
     let shown = || path.id.chars().take(80).collect::<String>();
     card.ok_or_else(|| Error::NotFound(format!("deployable {}", shown())))
 }
@@ -83,7 +83,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let card = find(&service, &path).await?;
-    let said = service.attributions(std::slice::from_ref(&card)).await?;
+    let said = service.cyborg.attributions(std::slice::from_ref(&card)).await?;
     Ok(Json(wire(&card, &said, &headers)))
 }
 

@@ -83,7 +83,7 @@ pub(super) async fn create(
     };
     let (name, description) = (body.name, body.description);
     let profile = DeviceProfile { id, name, description, groups, created_at: hotslot_store::now() };
-    service.store.create_device_profile(&profile).await?;
+    service.cyborg.create_device_profile(&profile).await?;
     Ok((StatusCode::CREATED, Json(wire(&profile, &headers))))
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn list(
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs_service_or(Role::Reader)?;
-    let mut profiles = service.store.device_profiles().await?;
+    let mut profiles = service.records.device_profiles().await?;
     for (key, value) in pairs {
         if key != "name" {
             return Err(Error::Invalid(format!("unknown query key {key}; known: name")).into());
@@ -126,15 +126,15 @@ pub(super) async fn show(
     if path.id.parse::<Uuid>().is_err() {
         version.needs(Microversion::PROFILE_BY_NAME, "a device profile by its name")?;
     }
-    let profiles = service.store.device_profiles().await?;
+    let profiles = service.records.device_profiles().await?;
     Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
 }
 
 async fn remove(service: &Service, names: &[&str]) -> Result<StatusCode, Fault> {
-    let profiles = service.store.device_profiles().await?;
+    let profiles = service.records.device_profiles().await?;
     let found = names.iter().map(|name| find(&profiles, name).map(|profile| profile.id));
     let ids = found.collect::<Result<BTreeSet<_>, _>>()?;
-    service.store.delete_device_profiles(&Vec::from_iter(ids)).await?;
+    service.cyborg.delete_device_profiles(&Vec::from_iter(ids)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

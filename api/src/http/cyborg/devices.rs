@@ -66,7 +66,8 @@ pub(super) async fn list(
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let mut cards: Vec<_> = service.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
+    let mut cards: Vec<_> =
+        service.cyborg.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
     let mut limit = None;
     for (key, value) in filters(pairs, &["type", "vendor", "hostname"], &["limit", "marker"])? {
         match key.as_str() {
@@ -103,7 +104,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let id = path.id()?;
-    let cards = service.cards().await?;
+    let cards = service.cyborg.cards().await?;
     let card = cards.iter().find(|card| card.device_id() == id);
     let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
     Ok(Json(wire(card, version, &headers)))
@@ -115,7 +116,7 @@ pub(super) async fn disable(
     Path(path): Path<DevicePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    service.disable_card(path.id()?, true).await?;
+    service.cyborg.disable_card(path.id()?, true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -125,6 +126,6 @@ pub(super) async fn enable(
     Path(path): Path<DevicePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    service.disable_card(path.id()?, false).await?;
+    service.cyborg.disable_card(path.id()?, false).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,0 +1,217 @@
+//! The records of accelerators, and what each of them holds.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use hotslot_driver::pci::PciAddress;
+use hotslot_model::accelerator::{AccSpec, Accelerator, View, discovered, told_apart};
+use hotslot_model::assignment::{Assignment, Holder};
+use hotslot_model::device::Device;
+use hotslot_model::id::{AcceleratorId, HypervisorId};
+use hotslot_store::error::{changed, not_found};
+use uuid::Uuid;
+
+use super::accelerators::Accelerators;
+use crate::error::Error;
+
+impl Accelerators {
+    /// Makes an accelerator, of a project. No device has to be free.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is one of its name or id, or one that was discovered shows that name.
+    pub async fn create_accelerator(
+        &self,
+        name: &str,
+        id: Option<AcceleratorId>,
+        project: Option<&str>,
+    ) -> Result<View, Error> {
+        let id = id.unwrap_or_else(|| AcceleratorId(Uuid::new_v4()));
+        if self.config.accelerators.discovered {
+            let devices = self.discoverable();
+            let shows = |device: &&Arc<Device>| {
+                let shown = self.discovered_name(device);
+                device.uuid != id.0 && (shown == name || told_apart(&shown, device) == name)
+            };
+            if let Some(device) = devices.iter().find(shows)
+                && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
+            {
+                return Err(Error::Conflict(format!(
+                    "the discovered accelerator {} is called `{name}`; take another name, or its uuid",
+                    device.uuid
+                )));
+            }
+        }
+        let row = self.store.create_accelerator(name, id, project).await?;
+        tracing::info!(accelerator.id = %id, "made accelerator `{name}`");
+        self.view(row).await
+    }
+
+    /// Every accelerator, as the records say; with `[accelerators] discovered`, the devices that may be given away too.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
+        let mut held = HashMap::<_, Vec<_>>::new();
+        for row in self.store.assignments().await? {
+            held.entry(row.holder()).or_default().push(row);
+        }
+        let mut views = Vec::new();
+        for row in self.store.accelerators().await? {
+            let held = held.remove(&Some(Holder::Accelerator(row.id))).unwrap_or_default();
+            views.push(self.seen(row, held).await?);
+        }
+        if self.config.accelerators.discovered {
+            let names: HashSet<_> = views.iter().map(|view| view.row.name.clone()).collect();
+            let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
+            for device in self.discoverable().iter().filter(|device| !on_record.contains(&device.uuid)) {
+                let name = self.discovered_name(device);
+                let taken = names.contains(&name);
+                views.push(discovered(device, name, taken));
+            }
+        }
+        Ok(views)
+    }
+
+    /// One accelerator, as the records say.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`]; the database's.
+    pub async fn accelerator(&self, id: AcceleratorId) -> Result<View, Error> {
+        if let Some(row) = self.store.accelerator(id).await? {
+            return self.view(row).await;
+        }
+        let device = self.discoverable().into_iter().find(|device| device.uuid == id.0);
+        let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
+        let name = self.discovered_name(&device);
+        let taken = self.store.has_accelerator_called(&name).await?;
+        Ok(discovered(&device, name, taken))
+    }
+
+    /// Puts a spec in the place of the one before; with `generations`, only of one of these.
+    ///
+    /// # Errors
+    /// [`Error::NoAccelerator`], [`Error::Conflict`]; the database's.
+    pub async fn put_acc_spec(
+        &self,
+        id: AcceleratorId,
+        spec: &AccSpec,
+        generations: Option<&[i64]>,
+    ) -> Result<View, Error> {
+        let was = self.on_record(id).await?;
+        expect_generation(&was, generations)?;
+        let row = self.store.put_acc_spec(id, spec, generations.map(|_| was.row.generation)).await?;
+        self.view(row).await
+    }
+
+    /// Removes the record of an accelerator that holds nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`]; the database's.
+    pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
+        if self.store.purge_accelerator(id).await? {
+            return Ok(());
+        }
+        Err(Error::NotFound(format!("accelerator {id} on record")))
+    }
+
+    /// An accelerator that has a row: a discovered one gets it now.
+    pub(super) async fn on_record(&self, id: AcceleratorId) -> Result<View, Error> {
+        let view = self.accelerator(id).await?;
+        if view.row.created_at == 0 {
+            return match self.store.create_accelerator(&view.row.name, id, None).await {
+                Ok(row) => self.view(row).await,
+                // Somebody else was quicker, or has an accelerator of that name.
+                Err(error) => match self.store.accelerator(id).await? {
+                    Some(row) => self.view(row).await,
+                    None => Err(error.into()),
+                },
+            };
+        }
+        Ok(view)
+    }
+
+    async fn view(&self, row: Accelerator) -> Result<View, Error> {
+        let holder = Holder::Accelerator(row.id);
+        let held = self.store.held_by(holder).await?;
+        self.seen(row, held).await
+    }
+
+    async fn seen(&self, row: Accelerator, assignments: Vec<Assignment>) -> Result<View, Error> {
+        let mut held = Vec::new();
+        for by in assignments {
+            let device = self.device_held(&by).await?;
+            held.push(hotslot_model::accelerator::Held { by, device, found: None });
+        }
+        let pinned = match row.pinned {
+            Some(id) => self.store.known_device(id).await?,
+            None => None,
+        };
+        let asked = match held.first() {
+            Some(first) => self.store.rows_of_request(first.by.request()).await?,
+            None => 0,
+        };
+        let reachable = pinned.as_ref().is_none_or(|device| self.hosts.host(device.hypervisor).is_some());
+        Ok(View { row, held, asked, pinned, reachable })
+    }
+
+    /// Asks the hosts what the devices that are held are now, for nothing tells of drivers that come and go. A host that
+    /// does not answer in time keeps nobody waiting for another.
+    pub async fn look_at(&self, views: &mut [View]) {
+        let mut places = BTreeMap::<HypervisorId, BTreeSet<PciAddress>>::new();
+        for held in views.iter().flat_map(|view| &view.held) {
+            places.entry(held.device.hypervisor).or_default().insert(held.device.facts.address);
+        }
+        let of_host = async |(id, addresses): (HypervisorId, BTreeSet<PciAddress>)| {
+            let mut found = Vec::new();
+            if let Some(host) = self.hosts.host(id) {
+                let read = async {
+                    for address in addresses {
+                        let device = host.hypervisor.device(address).await;
+                        found.extend(device.ok().map(|device| ((id, address), device)));
+                    }
+                    Ok(())
+                };
+                // What was read by then is so.
+                drop(host.soon(read).await);
+            }
+            found
+        };
+        let found = join_all(places.into_iter().map(of_host)).await;
+        let found: HashMap<_, _> = found.into_iter().flatten().collect();
+        for held in views.iter_mut().flat_map(|view| &mut view.held) {
+            held.found = found.get(&(held.device.hypervisor, held.device.facts.address)).cloned();
+        }
+    }
+
+    /// The devices that are accelerators by themselves: those of the hosts that are configured.
+    fn discoverable(&self) -> Vec<Arc<Device>> {
+        let mut devices = self.store.devices();
+        devices.retain(|device| self.hosts.host(device.hypervisor).is_some());
+        devices
+    }
+
+    pub(crate) async fn device_held(&self, by: &Assignment) -> Result<Arc<Device>, Error> {
+        let id = by.device();
+        let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
+        self.store.known_device(id).await?.ok_or_else(lost)
+    }
+
+    fn discovered_name(&self, device: &Device) -> String {
+        let host = self.hosts.host(device.hypervisor).map_or("", |host| host.name.as_str());
+        format!("{host}_{}", device.facts.address)
+    }
+}
+
+/// Checks that the spec of an accelerator is one of those that a request was made for; `None` accepts any.
+///
+/// # Errors
+/// [`Error::Conflict`] when it is none of them.
+pub(super) fn expect_generation(view: &View, generations: Option<&[i64]>) -> Result<(), Error> {
+    match generations {
+        Some(expected) if !expected.contains(&view.row.generation) => {
+            Err(changed(view.row.id, view.row.generation).into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}

@@ -1,0 +1,59 @@
+//! The part of the service that assigns devices to servers and to their hosts, and releases them.
+
+use std::sync::Arc;
+
+use hotslot_driver::domain::UserAlias;
+use hotslot_driver::hotplug::DetachLimits;
+use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
+use hotslot_model::assignment::Attachment;
+use hotslot_model::device::Device;
+use hotslot_store::Store;
+
+use crate::config::Config;
+use crate::hosts::Hosts;
+use crate::idempotency::Idempotency;
+use crate::inventory::Catalog;
+use crate::locks::{InFlight, KeyedMutex};
+
+/// Assigns devices to servers and to their hosts, and releases them.
+pub struct Assignments {
+    pub(crate) config: Arc<Config>,
+    pub(crate) store: Store,
+    pub(crate) hosts: Arc<Hosts>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) idempotency: Arc<Idempotency>,
+    /// The hostdev documents.
+    pub(crate) templates: Templates,
+    /// The assignments that somebody works on; reconciliation leaves them alone.
+    pub(crate) in_flight: Arc<InFlight>,
+    /// The assignments whose address is being verified.
+    pub(crate) verifying: Arc<InFlight>,
+    /// Serializes attaches to one server.
+    pub(crate) turns: Arc<KeyedMutex>,
+}
+
+impl Assignments {
+    /// How often and how long guests are asked to let a device go.
+    pub fn detach_limits(&self) -> DetachLimits {
+        DetachLimits {
+            attempts: self.config.detach.attempts,
+            timeout: self.config.detach.timeout.0,
+            total: None,
+        }
+    }
+}
+
+/// What the domain's document says of an attachment.
+pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevSpec {
+    HostdevSpec {
+        source: device.facts.address,
+        alias: UserAlias(attachment.id.0),
+        managed: attachment.managed,
+        rom_bar: None,
+        guest: None,
+        interface: attachment
+            .network
+            .as_ref()
+            .map(|network| InterfaceSpec { mac: network.mac, vlan: network.vlan }),
+    }
+}

@@ -1,0 +1,56 @@
+//! An attach that is sent again with the same `Idempotency-Key`.
+
+use std::sync::Arc;
+
+use hotslot_model::assignment::{Attachment, State, Trigger};
+use hotslot_model::device::Device;
+
+use super::assignments::Assignments;
+use super::request::AttachRequest;
+use crate::error::Error;
+
+impl Assignments {
+    /// What the first try of an attach has made, in the order asked; none when there was none, or nothing is left
+    /// of it.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`] while that cannot be told, [`Error::Conflict`] while the first try is being taken back.
+    pub(super) async fn first_try(
+        self: &Arc<Self>,
+        asked: &AttachRequest,
+    ) -> Result<Option<Vec<(Attachment, Arc<Device>)>>, Error> {
+        let Some(key) = &asked.key else { return Ok(None) };
+        let Some(request) = self.idempotency.kept(key).await?.and_then(|kept| kept.request) else {
+            return Ok(None);
+        };
+        let of_request = async || self.store.attachments_of_request(request).await;
+        let mut rows = of_request().await?;
+        if let Some(host) = rows.first().and_then(|row| self.hosts.host(row.hypervisor)) {
+            // What a killed service left is as it was until it has been compared.
+            host.ready().await?;
+            rows = of_request().await?;
+            // And what a process left that has just died.
+            if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
+                self.reconcile(host, row.server, Trigger::Event).await?;
+                rows = of_request().await?;
+            }
+        }
+        if rows.iter().all(|row| row.attached_at.is_none() && row.state.is_final()) {
+            return Ok(None);
+        }
+        if let Some(row) = rows.iter().find(|row| row.attached_at.is_none()) {
+            return Err(Error::Conflict(format!(
+                "the first try with this Idempotency-Key was cut off, and attachment {} of it is {} still; \
+                 try again when it is gone",
+                row.id, row.state
+            )));
+        }
+        rows.sort_by_key(|row| asked.aliases.iter().position(|part| part.name == row.alias));
+        let mut made = Vec::new();
+        for row in rows {
+            let device = self.store.known_device(row.device).await?.ok_or(Error::NoAttachment(row.id))?;
+            made.push((row, device));
+        }
+        Ok(Some(made))
+    }
+}

@@ -1,0 +1,97 @@
+//! The configured hosts, and on which of them a server is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hotslot_driver::hypervisor::DomainView;
+use hotslot_model::id::{HypervisorId, ServerId};
+
+use crate::error::Error;
+use crate::host::Host;
+
+/// The configured hosts, in the order of the configuration.
+pub struct Hosts {
+    all: Vec<Arc<Host>>,
+    /// The host on which each server was found last.
+    homes: Mutex<HashMap<ServerId, HypervisorId>>,
+}
+
+impl Hosts {
+    pub(crate) fn new(all: Vec<Arc<Host>>) -> Self {
+        Self { all, homes: Mutex::default() }
+    }
+
+    /// All hosts.
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Host>> {
+        self.all.iter()
+    }
+
+    /// The host of a row; `None` when it is no longer configured.
+    pub fn host(&self, id: HypervisorId) -> Option<&Arc<Host>> {
+        self.all.iter().find(|host| host.row.id == id)
+    }
+
+    /// The host that has a server, and the server.
+    ///
+    /// # Errors
+    /// [`Error::NoServer`]; [`Error::HostAway`] when a host that might have it cannot be asked.
+    pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
+        // A host that is slow holds up its own servers only.
+        let home = self.homes().get(&server).and_then(|id| self.host(*id));
+        let mut away = None;
+        if let Some(host) = home {
+            match host.server(server).await {
+                Ok(Some(view)) => return Ok((Arc::clone(host), view)),
+                Ok(None) => drop(self.homes().remove(&server)),
+                Err(error) => away = Some(error),
+            }
+        }
+        let others = self.all.iter().filter(|host| home.is_none_or(|home| !Arc::ptr_eq(home, host)));
+        let mut asked: FuturesUnordered<_> =
+            others.map(|host| async move { (host, host.server(server).await) }).collect();
+        while let Some((host, answer)) = asked.next().await {
+            match answer {
+                Ok(Some(view)) => {
+                    self.homes().insert(server, host.row.id);
+                    return Ok((Arc::clone(host), view));
+                }
+                Ok(None) => {}
+                Err(error) => away = Some(error),
+            }
+        }
+        Err(away.unwrap_or(Error::NoServer(server)))
+    }
+
+    fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host of a name or UUID, or that calls itself so.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], naming those that there are.
+    pub(crate) async fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
+        let called = |host: &&Arc<Host>| host.name == name || host.row.uuid.to_string() == name;
+        if let Some(host) = self.all.iter().find(called) {
+            return Ok(host);
+        }
+        let mut called = Vec::new();
+        for host in self.all.iter().filter(|host| host.hypervisor.connection().is_ok()) {
+            let info = host.soon(host.hypervisor.host()).await;
+            called.extend(info.is_ok_and(|info| info.hostname == name).then_some(host));
+        }
+        let names =
+            |hosts: &[&Arc<Host>]| hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(", ");
+        match called[..] {
+            [host] => Ok(host),
+            [] => Err(Error::Conflict(format!(
+                "the device is on no host {}; name one of {}, or none for where the device is",
+                name.chars().take(80).collect::<String>(),
+                names(&self.all.iter().collect::<Vec<_>>())
+            ))),
+            _ => Err(Error::Conflict(format!("{} call themselves {name}; name one of them", names(&called)))),
+        }
+    }
+}
