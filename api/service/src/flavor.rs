@@ -16,6 +16,11 @@ pub const NUMA_POLICY: &str = "hw:pci_numa_affinity_policy";
 /// The last part of a path that lists flavors, which can be no flavor's id.
 const DETAIL: &str = "detail";
 
+/// The flavor of an id or a name.
+pub fn called<'a>(flavors: &'a [Flavor], id: &str) -> Option<&'a Flavor> {
+    flavors.iter().find(|flavor| flavor.id() == id || flavor.name == id)
+}
+
 impl Flavor {
     /// What the API calls it: the configured id, else the name.
     pub fn id(&self) -> &str {

@@ -10,7 +10,7 @@ use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::Assignments;
-use crate::config::{Config, Flavor};
+use crate::config::Config;
 use crate::cyborg::Cyborg;
 use crate::error::Error;
 use crate::feed::Feed;
@@ -28,7 +28,7 @@ pub struct Service {
     /// The database; only the parts change it.
     pub(crate) store: Store,
     /// The records, to be read.
-    pub records: Records,
+    pub records: Arc<Records>,
     /// The hosts.
     pub hosts: Arc<Hosts>,
     /// Which devices are assignable, and by which names.
@@ -46,15 +46,10 @@ pub struct Service {
     /// The events for those who follow them.
     pub feed: Feed,
     /// The end of the service.
-    pub lifecycle: Lifecycle,
+    pub lifecycle: Arc<Lifecycle>,
 }
 
 impl Service {
-    /// The flavor of an id or a name.
-    pub fn flavor(&self, id: &str) -> Option<&Flavor> {
-        self.config.flavor.iter().find(|flavor| flavor.id() == id || flavor.name == id)
-    }
-
     /// Sends a webhook the events again that it did not accept. Returns how many there are.
     ///
     /// # Errors

@@ -18,7 +18,6 @@ use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
 use crate::inventory::{Catalog, read_rules};
-use crate::lifecycle::Lifecycle;
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
 use crate::service::Service;
@@ -130,7 +129,7 @@ impl Service {
             binding: InFlight::new("accelerator request", store.locks()),
         });
         let service = Arc::new(Self {
-            records: Records::new(store.clone()),
+            records: Arc::new(Records::new(store.clone())),
             config,
             store,
             hosts,
@@ -141,7 +140,7 @@ impl Service {
             idempotency,
             webhooks,
             feed,
-            lifecycle: Lifecycle::default(),
+            lifecycle: Arc::default(),
         });
         for webhook in &service.webhooks {
             let context =

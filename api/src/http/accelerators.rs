@@ -6,6 +6,7 @@ mod wire;
 
 use std::sync::Arc;
 
+use super::state::App;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -42,7 +43,7 @@ const ATTACH: &str =
 const NAME: usize = 255;
 
 /// Returns the routes, under `/accelerators` and `/accelerator`.
-pub(super) fn routes() -> Router<Arc<Service>> {
+pub(super) fn routes() -> Router<App> {
     let of = |noun: &str| {
         Router::new()
             .route(&format!("/{noun}"), get(list).post(create))
@@ -331,7 +332,7 @@ async fn update(
     let target = body.target(&view)?;
     match target {
         Target::Host { .. } => identity.needs(Role::Admin)?,
-        Target::Server(server) if is_theirs(&service, &identity, server).await? => {}
+        Target::Server(server) if is_theirs(&service.hosts, &identity, server).await? => {}
         // The caller may not know whether the server exists.
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
@@ -359,7 +360,7 @@ async fn detach(
     // A caller who may not attach the accelerator to a host or server may not detach it from there either.
     let admin = identity.is_admin();
     let theirs = match service.accelerators.accelerator(id).await?.server() {
-        Some(server) if !admin && is_theirs(&service, &identity, server).await? => Some(server),
+        Some(server) if !admin && is_theirs(&service.hosts, &identity, server).await? => Some(server),
         Some(_) | None => None,
     };
     let may = |view: &View| {

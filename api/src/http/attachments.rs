@@ -20,10 +20,12 @@ use hotslot_model::id::{AttachmentId, RequestId, ServerId};
 use hotslot_model::idempotency::IdempotencyKey;
 use hotslot_model::rules;
 use hotslot_model::rules::AliasRequests;
+use hotslot_service::assignment::Assignments;
 use hotslot_service::assignment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
 use hotslot_service::error::Error;
+use hotslot_service::flavor;
 use hotslot_service::service::Service;
-use hotslot_service::{flavor, task};
+use hotslot_service::task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -83,7 +85,7 @@ impl CreateAttachment {
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (alias, None),
             (None, Some(name)) => {
-                let flavor = service.flavor(&name).ok_or_else(|| {
+                let flavor = flavor::called(&service.config.flavor, &name).ok_or_else(|| {
                     bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
                 })?;
                 let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
@@ -376,13 +378,13 @@ fn duration(text: &str) -> Result<Duration, Error> {
 
 /// Detaches a device. v2 returns 200 when the device is gone; v2.1 and v3 return 202 at once, and the detach continues.
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
     Extension(version): Extension<Version>,
     Path(path): Path<AttachmentPath>,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let (server, id) = path.ids()?;
-    let work = service.assignments.begin_detach(server, id, detach_request(pairs)?).await?;
+    let work = assignments.begin_detach(server, id, detach_request(pairs)?).await?;
     match version {
         Version::V2 => {
             if let Some(work) = work {

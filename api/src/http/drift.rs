@@ -6,8 +6,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use hotslot_model::assignment::{Finding, Trigger};
+use hotslot_service::assignment::Assignments;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
+use hotslot_service::hosts::Hosts;
 use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
@@ -34,12 +36,12 @@ fn wire(host: &Host, finding: &Finding) -> Value {
     })
 }
 
-async fn look(service: &Service, host: &Host) -> Result<Vec<Value>, Error> {
-    Ok(service.assignments.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
+async fn look(assignments: &Assignments, host: &Host) -> Result<Vec<Value>, Error> {
+    Ok(assignments.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
 }
 
-async fn mend(service: &Arc<Service>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
-    let outcomes = service.assignments.repair(host).await?;
+async fn mend(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
+    let outcomes = assignments.repair(host).await?;
     let shown = outcomes.iter().map(|(finding, outcome)| {
         let mut wire = wire(host, finding);
         wire["repaired"] = json!(outcome.is_ok());
@@ -73,18 +75,24 @@ impl Everywhere {
     }
 }
 
-pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+pub(super) async fn list(
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
+) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
-    for host in service.hosts.iter() {
-        all.add(host, look(&service, host).await)?;
+    for host in hosts.iter() {
+        all.add(host, look(&assignments, host).await)?;
     }
     Ok(all.answer())
 }
 
-pub(super) async fn repair(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
+pub(super) async fn repair(
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
+) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
-    for host in service.hosts.iter() {
-        all.add(host, mend(&service, host).await)?;
+    for host in hosts.iter() {
+        all.add(host, mend(&assignments, host).await)?;
     }
     Ok(all.answer())
 }
@@ -93,12 +101,12 @@ pub(super) async fn of_host(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": look(&service, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": look(&service.assignments, path.host(&service)?).await? })))
 }
 
 pub(super) async fn repair_host(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": mend(&service, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": mend(&service.assignments, path.host(&service)?).await? })))
 }

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::body::{Page, Pairs};
 use super::error::Fault;
+use hotslot_service::records::Records;
 
 /// The maximum time between two messages to a follower.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -73,7 +74,7 @@ impl Wanted {
                 "attachment" => filter.attachment = Some(value(&key, &text)?),
                 "device" => match text.parse::<PciAddress>() {
                     Ok(address) => filter.address = Some(address),
-                    Err(_) => filter.device = Some(device(service, &text).await?),
+                    Err(_) => filter.device = Some(device(&service.records, &text).await?),
                 },
                 "kind" => {
                     EventKind::known(&text)
@@ -112,8 +113,8 @@ fn since(key: &str, text: &str) -> Result<EventId, Error> {
 }
 
 /// Returns the id of the device with this id or UUID, including devices that are gone.
-async fn device(service: &Service, text: &str) -> Result<DeviceId, Error> {
-    service.records.marker(text).await?.ok_or_else(|| {
+async fn device(records: &Records, text: &str) -> Result<DeviceId, Error> {
+    records.marker(text).await?.ok_or_else(|| {
         Error::Invalid(format!(
             "query key device: no PCI device has the id, uuid or address {text}; GET os-pci lists them"
         ))

@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use super::body::{Path, Query, id};
 use super::error::Fault;
 use super::hypervisors::{self, HypervisorPath};
+use hotslot_service::inventory::Catalog;
+use hotslot_service::records::Records;
 
 #[derive(Deserialize)]
 pub(super) struct FunctionPath {
@@ -74,9 +76,9 @@ pub(super) async fn device(
         ("unguarded", json!(service.config.pci.is_unguarded(&host.name, address))),
         ("reset_methods", json!(local::reset_methods(sysroot, address))),
         ("bars", json!(bars)),
-        ("whitelist", whitelist(&service, &offer.functions, function)),
+        ("whitelist", whitelist(&service.catalog, &offer.functions, function)),
         ("mdev_types", types.collect()),
-        ("mdevs", mdevs(&service, host, &offer, address).await?),
+        ("mdevs", mdevs(&service.records, host, &offer, address).await?),
         ("group_members", members(&offer, function, &rows)),
         ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
         ("offered", json!(free && withheld.is_none())),
@@ -90,12 +92,12 @@ pub(super) async fn device(
 /// Returns the mediated devices of a function. Those that hotslot created have their holder and status; those of others
 /// do not.
 async fn mdevs(
-    service: &Service,
+    records: &Records,
     host: &Host,
     offer: &Availability,
     parent: PciAddress,
 ) -> Result<Value, Error> {
-    let rows = service.records.mdevs().await?;
+    let rows = records.mdevs().await?;
     let of_it = offer.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
     let described = of_it.map(|mdev| {
         let row = rows.iter().find(|row| row.id.0 == mdev.uuid);
@@ -111,8 +113,8 @@ async fn mdevs(
 }
 
 /// Returns every entry of the whitelist, and the reason why it does not match the function.
-fn whitelist(service: &Service, functions: &Functions, function: &HostDevice) -> Value {
-    let rules = service.catalog.rules();
+fn whitelist(catalog: &Catalog, functions: &Functions, function: &HostDevice) -> Value {
+    let rules = catalog.rules();
     let (inventory, conflicts) = rules.inventory.on(functions);
     let mut reasons: BTreeMap<_, _> = inventory.mismatches(functions, function).into_iter().collect();
     let mut counted = false;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_service::config::Config;
 use hotslot_service::config::Flavor;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
+use hotslot_service::flavor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -43,14 +44,14 @@ fn full(uri: &OriginalUri, headers: &HeaderMap, flavor: &Flavor) -> Value {
 }
 
 fn listed(
-    service: &Service,
+    config: &Config,
     uri: &OriginalUri,
     headers: &HeaderMap,
     pairs: Pairs,
     wire: impl Fn(&OriginalUri, &HeaderMap, &Flavor) -> Value,
 ) -> Result<Json<Value>, Error> {
     let (page, _) = Page::read(pairs)?;
-    let mut flavors: Vec<_> = service.config.flavor.iter().collect();
+    let mut flavors: Vec<_> = config.flavor.iter().collect();
     page.skip(&mut flavors, |flavor, marker| flavor.id() == marker)?;
     let (flavors, links) = page.cut(flavors, uri, headers, |flavor| flavor.id().to_owned());
     let flavors: Vec<_> = flavors.into_iter().map(|flavor| wire(uri, headers, flavor)).collect();
@@ -62,21 +63,21 @@ fn listed(
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    Ok(listed(&service, &uri, &headers, pairs, brief)?)
+    Ok(listed(&config, &uri, &headers, pairs, brief)?)
 }
 
 pub(super) async fn detail(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    Ok(listed(&service, &uri, &headers, pairs, full)?)
+    Ok(listed(&config, &uri, &headers, pairs, full)?)
 }
 
 #[derive(Deserialize)]
@@ -90,36 +91,35 @@ pub(super) struct ExtraSpecPath {
     key: String,
 }
 
-fn find<'a>(service: &'a Service, id: &str) -> Result<&'a Flavor, Error> {
-    service
-        .flavor(id)
+fn find<'a>(config: &'a Config, id: &str) -> Result<&'a Flavor, Error> {
+    flavor::called(&config.flavor, id)
         .ok_or_else(|| Error::NotFound(format!("flavor {}", id.chars().take(255).collect::<String>())))
 }
 
 /// Shows the flavor with this id or name.
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     Path(path): Path<FlavorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    let flavor = find(&service, &path.flavor_id)?;
+    let flavor = find(&config, &path.flavor_id)?;
     Ok(Json(json!({ "flavor": full(&uri, &headers, flavor) })))
 }
 
 pub(super) async fn extra_specs(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     Path(path): Path<FlavorPath>,
 ) -> Result<Json<Value>, Fault> {
-    let flavor = find(&service, &path.flavor_id)?;
+    let flavor = find(&config, &path.flavor_id)?;
     Ok(Json(json!({ "extra_specs": flavor.extra_specs })))
 }
 
 pub(super) async fn extra_spec(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     Path(path): Path<ExtraSpecPath>,
 ) -> Result<Json<Value>, Fault> {
-    let flavor = find(&service, &path.flavor_id)?;
+    let flavor = find(&config, &path.flavor_id)?;
     let value = flavor.extra_specs.get(&path.key);
     let value = value
         .ok_or_else(|| Error::NotFound(format!("extra spec {} of flavor {}", path.key, path.flavor_id)))?;

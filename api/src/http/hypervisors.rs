@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{Page, Pairs, Path};
 use super::error::Fault;
+use hotslot_service::records::Records;
 
 fn brief(host: &Host) -> Value {
     let connection = host.hypervisor.connection();
@@ -69,7 +70,7 @@ fn is_up(server: &&DomainInfo) -> bool {
 
 /// Returns the number of free devices per kind. The tags are shown twice: as keys of their own, as in Nova, and as
 /// `extra_info`.
-fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
+fn pci_stats(records: &Records, host: &Host) -> Vec<Value> {
     let wire = |stat: Stat| {
         let mut pool: Map<String, Value> =
             stat.tags.iter().map(|(key, value)| (key.clone(), or_null(value))).collect();
@@ -84,7 +85,7 @@ fn pci_stats(service: &Service, host: &Host) -> Vec<Value> {
         }
         Value::from(pool)
     };
-    let devices = service.records.devices_of(host.row.id);
+    let devices = records.devices_of(host.row.id);
     rules::stats(&devices, rules::is_grouping_key).into_iter().map(wire).collect()
 }
 
@@ -98,7 +99,7 @@ fn or_null(value: &str) -> Value {
 async fn full(service: &Service, host: &Host) -> Value {
     let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
-    let stats = pci_stats(service, host);
+    let stats = pci_stats(&service.records, host);
     let mut wire = brief(host);
     for (key, value) in [
         ("compute_node_id", json!(host.row.id)),

@@ -12,13 +12,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_service::config::Config;
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::cyborg::AccessScope;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde_json::json;
 
 use super::error::Fault;
+use super::state::App;
 
 /// Keystone's default roles. Each role implies the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,21 +184,21 @@ impl Identity {
     }
 }
 
-impl FromRequestParts<Arc<Service>> for Identity {
+impl FromRequestParts<App> for Identity {
     type Rejection = Fault;
 
-    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Fault> {
-        Self::from_headers(&parts.headers, service.config.api.identity)
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Fault> {
+        Self::from_headers(&parts.headers, app.0.config.api.identity)
     }
 }
 
 /// Admits services and the administrator only. The routes behind it do not check projects.
 pub(super) async fn require_operator(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let identity = Identity::from_headers(request.headers(), service.config.api.identity);
+    let identity = Identity::from_headers(request.headers(), config.api.identity);
     match identity.and_then(|identity| identity.needs_service()) {
         Ok(()) => next.run(request).await,
         Err(fault) => fault.into_response(),

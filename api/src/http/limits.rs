@@ -12,7 +12,7 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use hotslot_service::service::Service;
+use hotslot_service::config::Config;
 
 use super::error::Fault;
 
@@ -34,7 +34,7 @@ const HEADER_BYTES: usize = 16 * 1024;
 
 /// Refuses a request that is too large, whose body arrives too slowly, or whose body is not JSON. The handlers get a
 /// complete body.
-pub(super) async fn enforce(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+pub(super) async fn enforce(State(config): State<Arc<Config>>, request: Request, next: Next) -> Response {
     if let Some(fault) = excess(&request) {
         return fault.into_response();
     }
@@ -44,7 +44,7 @@ pub(super) async fn enforce(State(service): State<Arc<Service>>, request: Reques
     if let Err(fault) = expect_json(request.headers()) {
         return fault.into_response();
     }
-    let limit = service.config.api.body_timeout.0;
+    let limit = config.api.body_timeout.0;
     let (parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &());
     match tokio::time::timeout(limit, body).await {

@@ -22,6 +22,7 @@ mod origin;
 mod pci;
 mod pci_config;
 mod servers;
+mod state;
 mod topology;
 mod versions;
 mod webhooks;
@@ -36,12 +37,16 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
 use hotslot_service::error::Error;
+use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+
 use hotslot_store::actor;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::error::Fault;
+use self::state::App;
 
 /// The API version of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +61,14 @@ enum Version {
 
 /// Returns all routes, with their middleware.
 pub fn router(service: Arc<Service>) -> Router {
+    let app = App(service);
     let operators = Router::new()
         .merge(unversioned())
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
         .nest("/v3", resources(Version::V3))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&service), identity::require_operator));
+        .route_layer(middleware::from_fn_with_state(app.clone(), identity::require_operator));
     Router::new()
         .route("/", get(versions::all))
         .route("/v2", get(versions::v2))
@@ -79,17 +85,17 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(cyborg::routes())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::no_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), idempotency::answer_once))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), limits::enforce))
+        .layer(middleware::from_fn_with_state(app.clone(), idempotency::answer_once))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), origin::refuse_other_origins))
+        .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
         .layer(middleware::from_fn(cyborg::microversion))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id))
-        .with_state(service)
+        .layer(middleware::from_fn_with_state(app.clone(), with_request_id))
+        .with_state(app)
 }
 
 /// Resources that Nova does not have. They are served with and without a version prefix.
-fn unversioned() -> Router<Arc<Service>> {
+fn unversioned() -> Router<App> {
     Router::new()
         .route("/drift", get(drift::list).post(drift::repair))
         .route("/events", get(events::list))
@@ -97,7 +103,7 @@ fn unversioned() -> Router<Arc<Service>> {
         .route("/webhooks/{name}/redeliver", post(webhooks::redeliver))
 }
 
-fn resources(version: Version) -> Router<Arc<Service>> {
+fn resources(version: Version) -> Router<App> {
     unversioned()
         .route("/servers", get(servers::list))
         .route("/servers/detail", get(servers::detail))
@@ -141,16 +147,21 @@ fn resources(version: Version) -> Router<Arc<Service>> {
 
 /// Gives every request an id and a tracing span, and adds the headers that Nova's clients read. A request that may
 /// change something runs in a task of its own, so that it completes even when its client disconnects.
-async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn with_request_id(
+    State(lifecycle): State<Arc<Lifecycle>>,
+    State(records): State<Arc<Records>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let only_reads = request.method().is_safe();
     let work = actor::scope(format!("request {id}"), next.run(request).instrument(span.clone()));
-    let work = actor::as_process(service.records.new_worker(), work);
+    let work = actor::as_process(records.new_worker(), work);
     let mut response = if only_reads {
         work.await
     } else {
-        let under_way = service.lifecycle.begin_request().await;
+        let under_way = lifecycle.begin_request().await;
         let done = tokio::spawn(async move {
             let _under_way = under_way;
             work.await

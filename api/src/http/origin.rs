@@ -9,8 +9,8 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use hotslot_service::config::Config;
 use hotslot_service::config::{Api, Listen};
-use hotslot_service::service::Service;
 
 use super::error::Fault;
 
@@ -18,11 +18,11 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses requests from pages of another origin and requests for another host, before the body is read.
 pub(super) async fn refuse_other_origins(
-    State(service): State<Arc<Service>>,
+    State(config): State<Arc<Config>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match check(&service.config.api, request.uri(), request.headers()) {
+    match check(&config.api, request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(fault) => fault.into_response(),
     }

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::hypervisors::owner;
+use hotslot_service::hosts::Hosts;
 
 /// A device in the brief list: Nova's six keys.
 #[derive(Serialize)]
@@ -83,8 +84,8 @@ struct Full<'a> {
 /// The devices that somebody other than hotslot put into domains, by host.
 type ForeignOf = BTreeMap<HypervisorId, BTreeMap<PciAddress, Foreign>>;
 
-fn foreign(service: &Service) -> ForeignOf {
-    service.hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
+fn foreign(hosts: &Hosts) -> ForeignOf {
+    hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
 }
 
 fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
@@ -276,7 +277,7 @@ pub(super) async fn detail(
     pairs: Pairs,
 ) -> Result<Response, Fault> {
     let found = Found::by(&service, &uri, &headers, pairs).await?;
-    let foreign = foreign(&service);
+    let foreign = foreign(&service.hosts);
     let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device, &foreign)).collect();
     Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
@@ -302,7 +303,7 @@ pub(super) async fn show(
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service.hosts)) })))
 }
 
 const CLEANED: &str = r#"{"cleaned": null}"#;
@@ -328,5 +329,5 @@ pub(super) async fn act(
     }
     service.catalog.cleaned(device.id).await?;
     let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service)) })))
+    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service.hosts)) })))
 }

@@ -11,7 +11,9 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, StatusCode};
 use hotslot_model::rules::{Rule, RuleKind, Source, is_grouping_key};
 use hotslot_service::error::Error;
+use hotslot_service::inventory::Catalog;
 use hotslot_service::inventory::Change;
+use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -77,17 +79,17 @@ fn wire(problems: &BTreeMap<Uuid, String>, rule: &Rule, position: usize) -> Valu
     })
 }
 
-fn one(service: &Service, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error> {
-    let rules = service.catalog.rules();
+fn one(catalog: &Catalog, kind: RuleKind, id: Uuid) -> Result<Json<Value>, Error> {
+    let rules = catalog.rules();
     let found = rules.of(kind).zip(1..).find(|(rule, _)| rule.id == id);
     let (rule, position) = found.ok_or_else(|| Error::NotFound(format!("{kind} entry {id}")))?;
-    Ok(Json(json!({ kind.as_str(): wire(&service.catalog.problems_of(&rules), rule, position) })))
+    Ok(Json(json!({ kind.as_str(): wire(&catalog.problems_of(&rules), rule, position) })))
 }
 
 /// Lists the keys of `extra_info` by which devices are grouped into pools, with their values and the number of devices
 /// per value.
-pub(super) async fn groups(State(service): State<Arc<Service>>) -> Json<Value> {
-    let devices = service.records.devices();
+pub(super) async fn groups(State(records): State<Arc<Records>>) -> Json<Value> {
+    let devices = records.devices();
     let mut keys = BTreeMap::<&str, BTreeMap<&str, usize>>::new();
     for (key, value) in devices.iter().flat_map(|device| device.facts.extra_info.iter()) {
         if is_grouping_key(key) {
@@ -123,11 +125,11 @@ pub(super) async fn list(
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,
 ) -> Result<Json<Value>, Fault> {
     let (kind, id) = path.parts()?;
-    Ok(one(&service, kind, id)?)
+    Ok(one(&catalog, kind, id)?)
 }
 
 /// Parses `{"<kind>": {…}}`, and returns the entry as JSON text.
@@ -171,19 +173,19 @@ fn force(Pairs(pairs): Pairs) -> Result<bool, Error> {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
+    State(catalog): State<Arc<Catalog>>,
     Path(path): Path<KindPath>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     let kind = kind(&path.kind)?;
     let text = entry(kind, &headers, body)?;
-    let id = service.catalog.change_rules(Change::Add { kind, text }, false).await?;
-    Ok((StatusCode::CREATED, one(&service, kind, id)?))
+    let id = catalog.change_rules(Change::Add { kind, text }, false).await?;
+    Ok((StatusCode::CREATED, one(&catalog, kind, id)?))
 }
 
 pub(super) async fn replace(
-    State(service): State<Arc<Service>>,
+    State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,
     pairs: Pairs,
     headers: HeaderMap,
@@ -192,16 +194,16 @@ pub(super) async fn replace(
     let (kind, id) = path.parts()?;
     let force = force(pairs)?;
     let text = entry(kind, &headers, body)?;
-    let id = service.catalog.change_rules(Change::Replace { kind, id, text }, force).await?;
-    Ok(one(&service, kind, id)?)
+    let id = catalog.change_rules(Change::Replace { kind, id, text }, force).await?;
+    Ok(one(&catalog, kind, id)?)
 }
 
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
+    State(catalog): State<Arc<Catalog>>,
     Path(path): Path<EntryPath>,
     pairs: Pairs,
 ) -> Result<StatusCode, Fault> {
     let (kind, id) = path.parts()?;
-    service.catalog.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
+    catalog.change_rules(Change::Remove { kind, id }, force(pairs)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

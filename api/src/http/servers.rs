@@ -12,6 +12,8 @@ use hotslot_model::device::DeviceStatus;
 use hotslot_model::id::ServerId;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -88,9 +90,9 @@ fn prefix(uri: &OriginalUri) -> String {
 }
 
 /// Returns the allocated devices of each server, by their ids in `os-pci`.
-fn devices(service: &Service) -> BTreeMap<ServerId, Vec<Value>> {
+fn devices(records: &Records) -> BTreeMap<ServerId, Vec<Value>> {
     let mut owned = BTreeMap::<ServerId, Vec<Value>>::new();
-    for device in service.records.devices() {
+    for device in records.devices() {
         if let (Some(server), DeviceStatus::Allocated) = (device.server(), device.status) {
             owned.entry(server).or_default().push(json!({ "id": device.id }));
         }
@@ -199,7 +201,7 @@ pub(super) async fn detail(
 ) -> Result<Json<Value>, Fault> {
     let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let mut owned = devices(&service);
+    let mut owned = devices(&service.records);
     let mut servers = Vec::new();
     let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
     for ((host, info), view) in found.iter().zip(join_all(views).await) {
@@ -213,14 +215,15 @@ pub(super) async fn detail(
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     uri: OriginalUri,
     headers: HeaderMap,
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = service.hosts.find(server).await?;
-    let devices = devices(&service).remove(&server);
+    let (host, view) = hosts.find(server).await?;
+    let devices = devices(&records).remove(&server);
     let info = view.info;
     let created = view.live.or(view.persistent).and_then(|document| document.created);
     let brief = brief(&base(&headers), &prefix(&uri), &host, &info);

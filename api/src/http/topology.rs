@@ -16,7 +16,8 @@ use hotslot_driver::topology::Topology;
 use hotslot_model::assignment::InnerSource;
 use hotslot_model::device::Functions;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::records::Records;
 use serde_json::{Value, json};
 
 use super::body::Path;
@@ -25,14 +26,15 @@ use super::servers::{self, ServerPath};
 
 /// Shows the topology of the running guest, or of its persistent definition while the guest is shut off.
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<ServerPath>,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
-    let (host, view) = service.hosts.find(server).await?;
+    let (host, view) = hosts.find(server).await?;
     let running = view.live.is_some();
     let document = view.live.or(view.persistent).ok_or(Error::NoServer(server))?;
-    let attachments = service.records.attachments_of(server).await?;
+    let attachments = records.attachments_of(server).await?;
     let verified = attachments.iter().filter(|row| row.hypervisor == host.row.id).filter_map(|row| {
         let hostdev = document.hostdev(UserAlias(row.id.0))?;
         let inner = row.inner.filter(|inner| running && inner.source == InnerSource::Verified)?;

@@ -14,17 +14,18 @@ use serde_json::{Value, json};
 
 use super::body::{Path, time};
 use super::error::Fault;
+use hotslot_service::records::Records;
 
 /// The maximum number of dead letters that are shown per webhook.
 const LETTERS: u32 = 100;
 
 /// Returns a webhook as JSON. Neither its secret nor the path of its URL is shown.
-async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
+async fn wire(records: &Records, webhook: &Webhook) -> Result<Value, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
     // Another process may deliver the events of this webhook.
-    let told = progress.told.max(Some(service.records.told(&config.name).await?));
-    let last = service.records.event_bounds().await?.last;
-    let (letters, count) = service.records.dead_letters(&config.name, LETTERS).await?;
+    let told = progress.told.max(Some(records.told(&config.name).await?));
+    let last = records.event_bounds().await?.last;
+    let (letters, count) = records.dead_letters(&config.name, LETTERS).await?;
     let letter = |letter: &DeadLetter| {
         json!({
             "event_id": letter.event,
@@ -52,7 +53,7 @@ async fn wire(service: &Service, webhook: &Webhook) -> Result<Value, Error> {
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
     let mut webhooks = Vec::new();
     for webhook in &service.webhooks {
-        webhooks.push(wire(&service, webhook).await?);
+        webhooks.push(wire(&service.records, webhook).await?);
     }
     Ok(Json(json!({ "webhooks": webhooks })))
 }
@@ -73,7 +74,7 @@ pub(super) async fn redeliver(
         Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
     })?;
     service.redeliver(&webhook.config.name).await?;
-    let body = json!({ "webhook": wire(&service, webhook).await? });
+    let body = json!({ "webhook": wire(&service.records, webhook).await? });
     webhook.try_again();
     Ok((StatusCode::ACCEPTED, Json(body)))
 }

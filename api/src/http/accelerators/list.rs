@@ -109,7 +109,7 @@ pub(super) async fn list(
     let mut items = Vec::new();
     for view in &views {
         let mut item = wire(&service, view, &uri, &headers);
-        hide(&service, &identity, view, &mut item).await;
+        hide(&service.hosts, &identity, view, &mut item).await;
         items.push(item);
     }
     order.sort(&mut items);

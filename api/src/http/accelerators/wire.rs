@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::http::body::{links, time};
 use crate::http::identity::Identity;
+use hotslot_service::hosts::Hosts;
 
 /// Returns an accelerator as JSON: the keys of Cyborg's first API, and those that hotslot adds.
 pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
@@ -26,7 +27,7 @@ pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &
     let host = device.and_then(|device| service.hosts.host(device.hypervisor));
     let function = first
         .and_then(|held| held.found.clone())
-        .or_else(|| device.and_then(|device| known_function(service, device)));
+        .or_else(|| device.and_then(|device| known_function(&service.hosts, device)));
     // Report the driver of a held device only from a fresh host read, never from the cache.
     let driver = match first {
         Some(held) => held.found.as_ref(),
@@ -81,14 +82,14 @@ pub(super) fn is_v1(uri: &OriginalUri) -> bool {
 }
 
 /// Returns a device as it was at the last read of its host.
-fn known_function(service: &Service, device: &Device) -> Option<HostDevice> {
-    service.hosts.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
+fn known_function(hosts: &Hosts, device: &Device) -> Option<HostDevice> {
+    hosts.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
 }
 
 fn described(service: &Service, held: &Held) -> Value {
     let device = &held.device;
     let host = service.hosts.host(device.hypervisor);
-    let function = held.found.clone().or_else(|| known_function(service, device));
+    let function = held.found.clone().or_else(|| known_function(&service.hosts, device));
     let mut shown = json!({
         "address": device.facts.address,
         "device_type": function.as_ref().map(|function| device_type(function).to_string()),
@@ -133,21 +134,17 @@ pub(super) async fn one(
     service.accelerators.look_at(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
     let mut shown = wire(service, &view, uri, headers);
-    hide(service, identity, &view, &mut shown).await;
+    hide(&service.hosts, identity, &view, &mut shown).await;
     ([(header::ETAG, tag)], Json(shown)).into_response()
 }
 
 /// Whether the caller may change a server. The administrator may change every server, and the members of a project
 /// those that Nova created for the project.
-pub(super) async fn is_theirs(
-    service: &Service,
-    identity: &Identity,
-    server: ServerId,
-) -> Result<bool, Error> {
+pub(super) async fn is_theirs(hosts: &Hosts, identity: &Identity, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
         return Ok(true);
     }
-    let view = match service.hosts.find(server).await {
+    let view = match hosts.find(server).await {
         Ok((_, view)) => view,
         Err(Error::NoServer(_)) => return Ok(false),
         Err(error) => return Err(error),
@@ -157,10 +154,10 @@ pub(super) async fn is_theirs(
 }
 
 /// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
-pub(super) async fn hide(service: &Service, identity: &Identity, view: &View, shown: &mut Value) {
+pub(super) async fn hide(hosts: &Hosts, identity: &Identity, view: &View, shown: &mut Value) {
     let Some(server) = view.server() else { return };
     // Services may see every server.
-    if identity.needs_service().is_ok() || is_theirs(service, identity, server).await.unwrap_or(false) {
+    if identity.needs_service().is_ok() || is_theirs(hosts, identity, server).await.unwrap_or(false) {
         return;
     }
     for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {

@@ -12,8 +12,8 @@ use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_service::cyborg::Bind;
+use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -97,8 +97,8 @@ fn listed(views: &[ArqView], identity: &Identity, headers: &HeaderMap) -> Json<V
 }
 
 /// Returns an accelerator request; one that the caller may not see is not found.
-async fn visible(service: &Service, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
-    let view = service.cyborg.arq(id).await?;
+async fn visible(cyborg: &Cyborg, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
+    let view = cyborg.arq(id).await?;
     identity.reach().sees(&view)?;
     Ok(view)
 }
@@ -115,14 +115,14 @@ struct CreateBody {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
     identity.needs_service_or(Role::Member)?;
     let body: CreateBody = read(&headers, body, CREATE)?;
-    let views = service.cyborg.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
+    let views = cyborg.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
     Ok((StatusCode::CREATED, listed(&views, &identity, &headers)))
 }
 
@@ -132,7 +132,7 @@ fn server(text: &str) -> Result<ServerId, Error> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
@@ -153,7 +153,7 @@ pub(super) async fn list(
             }
         }
     }
-    let mut views = service.cyborg.arqs().await?;
+    let mut views = cyborg.arqs().await?;
     let reach = identity.reach();
     views.retain(|view| reach.sees(view).is_ok());
     let settled =
@@ -171,13 +171,13 @@ pub(super) async fn list(
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<ArqPath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
     identity.needs_service_or(Role::Reader)?;
-    let view = visible(&service, &identity, id(&path.id)?).await?;
+    let view = visible(&cyborg, &identity, id(&path.id)?).await?;
     Ok(Json(wire(&view, &identity, &headers)))
 }
 
@@ -244,7 +244,7 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
 }
 
 async fn apply(
-    service: &Arc<Service>,
+    cyborg: &Arc<Cyborg>,
     identity: &Identity,
     version: Microversion,
     body: &Map<String, Value>,
@@ -269,14 +269,14 @@ async fn apply(
         return Err(bad(reason, BIND).into());
     }
     for id in named {
-        visible(service, identity, id).await?;
+        visible(cyborg, identity, id).await?;
     }
     let reach = identity.reach();
     if !binds.is_empty() {
-        service.cyborg.bind_arqs(binds, &reach).await?;
+        cyborg.bind_arqs(binds, &reach).await?;
     }
     for id in unbinds {
-        service.cyborg.unbind_arq(id, &reach).await?;
+        cyborg.unbind_arq(id, &reach).await?;
     }
     Ok(StatusCode::ACCEPTED)
 }
@@ -286,18 +286,18 @@ fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<M
 }
 
 pub(super) async fn update(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Extension(version): Extension<Microversion>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, Fault> {
-    apply(&service, &identity, version, &patches(&headers, body)?).await
+    apply(&cyborg, &identity, version, &patches(&headers, body)?).await
 }
 
 /// Changes one request, as the OpenStack SDK does: both the path and the body name it.
 pub(super) async fn update_one(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Extension(version): Extension<Microversion>,
     Path(path): Path<ArqPath>,
@@ -309,42 +309,42 @@ pub(super) async fn update_one(
         let shown: String = other.chars().take(80).collect();
         return Err(bad(format!("the path names {of}, and the body names {shown}"), BIND).into());
     }
-    apply(&service, &identity, version, &body).await
+    apply(&cyborg, &identity, version, &body).await
 }
 
-async fn remove(service: &Arc<Service>, identity: &Identity, ids: &[ArqId]) -> Result<StatusCode, Fault> {
+async fn remove(cyborg: &Arc<Cyborg>, identity: &Identity, ids: &[ArqId]) -> Result<StatusCode, Fault> {
     identity.needs_service_or(Role::Member)?;
     let reach = identity.reach();
     for id in ids {
-        reach.may_delete(&service.cyborg.arq(*id).await?)?;
+        reach.may_delete(&cyborg.arq(*id).await?)?;
     }
     for id in ids {
-        service.cyborg.delete_arq(*id, &reach).await?;
+        cyborg.delete_arq(*id, &reach).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn delete_one(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<ArqPath>,
 ) -> Result<StatusCode, Fault> {
-    remove(&service, &identity, &[id(&path.id)?]).await
+    remove(&cyborg, &identity, &[id(&path.id)?]).await
 }
 
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     match &pairs[..] {
         [(key, list)] if key == "arqs" && !list.is_empty() => {
             let ids: BTreeSet<_> = list.split(',').map(id).collect::<Result<_, _>>()?;
-            remove(&service, &identity, &ids.into_iter().collect::<Vec<_>>()).await
+            remove(&cyborg, &identity, &ids.into_iter().collect::<Vec<_>>()).await
         }
         [(key, of)] if key == "instance" => {
             identity.needs_service()?;
-            service.cyborg.delete_arqs_of(server(of)?, &identity.reach()).await?;
+            cyborg.delete_arqs_of(server(of)?, &identity.reach()).await?;
             Ok(StatusCode::NO_CONTENT)
         }
         _ => Err(Error::Invalid(

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use hotslot_driver::text;
 use hotslot_model::cyborg::Attribute;
 use hotslot_model::id::AttributeId;
+use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
@@ -53,14 +54,14 @@ fn deployable<'a>(cards: &'a [Card], named: &str) -> Option<&'a Card> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let cards = service.cyborg.cards().await?;
-    let mut said = service.cyborg.attributions(&cards).await?;
+    let cards = cyborg.cards().await?;
+    let mut said = cyborg.attributions(&cards).await?;
     for (key, value) in pairs {
         match key.as_str() {
             "deployable_id" => {
@@ -78,22 +79,22 @@ pub(super) async fn list(
     Ok(Json(json!({ "attributes": listed })))
 }
 
-async fn find(service: &Service, path: &AttributePath) -> Result<Attribution, Error> {
+async fn find(cyborg: &Cyborg, path: &AttributePath) -> Result<Attribution, Error> {
     let id: Option<AttributeId> = path.id.parse().ok();
-    let said = service.cyborg.attributions(&service.cyborg.cards().await?).await?;
+    let said = cyborg.attributions(&cyborg.cards().await?).await?;
     let shown = || path.id.chars().take(80).collect::<String>();
     let found = said.into_iter().find(|said| Some(said.attribute.id) == id);
     found.ok_or_else(|| Error::NotFound(format!("attribute {}", shown())))
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<AttributePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    Ok(Json(wire(&find(&service, &path).await?.attribute, &headers)))
+    Ok(Json(wire(&find(&cyborg, &path).await?.attribute, &headers)))
 }
 
 #[derive(Deserialize)]
@@ -144,16 +145,16 @@ pub(super) async fn create(
 }
 
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<AttributePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    let found = find(&service, &path).await?;
+    let found = find(&cyborg, &path).await?;
     if found.derived {
         let message = format!("{} is derived from the device; change its device_spec", found.attribute.key);
         return Err(Error::Conflict(message).into());
     }
-    service.cyborg.delete_attribute(found.attribute.id).await?;
+    cyborg.delete_attribute(found.attribute.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

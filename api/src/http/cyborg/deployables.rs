@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -44,14 +44,14 @@ fn wire(card: &Card, said: &[Attribution], headers: &HeaderMap) -> Value {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let cards = service.cyborg.cards().await?;
-    let said = service.cyborg.attributions(&cards).await?;
+    let cards = cyborg.cards().await?;
+    let said = cyborg.attributions(&cards).await?;
     let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &said, &headers)).collect();
     let mut limit = usize::MAX;
     for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
@@ -68,33 +68,33 @@ pub(super) async fn list(
 }
 
 /// Returns the card of a deployable.
-async fn find(service: &Service, path: &DeployablePath) -> Result<Card, Error> {
+async fn find(cyborg: &Cyborg, path: &DeployablePath) -> Result<Card, Error> {
     let id: Option<Uuid> = path.id.parse().ok();
-    let card = service.cyborg.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
+    let card = cyborg.cards().await?.into_iter().find(|card| Some(card.deployable_id()) == id);
     let shown = || path.id.chars().take(80).collect::<String>();
     card.ok_or_else(|| Error::NotFound(format!("deployable {}", shown())))
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<DeployablePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let card = find(&service, &path).await?;
-    let said = service.cyborg.attributions(std::slice::from_ref(&card)).await?;
+    let card = find(&cyborg, &path).await?;
+    let said = cyborg.attributions(std::slice::from_ref(&card)).await?;
     Ok(Json(wire(&card, &said, &headers)))
 }
 
 /// Returns 501: hotslot has no agent that loads bitstreams into FPGAs, as Cyborg has.
 pub(super) async fn program(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<DeployablePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    let card = find(&service, &path).await?;
+    let card = find(&cyborg, &path).await?;
     let message =
         format!("hotslot cannot program FPGAs; program {} on its host with the vendor's tools", card.name());
     Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))

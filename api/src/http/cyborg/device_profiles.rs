@@ -11,7 +11,9 @@ use axum::{Extension, Json};
 use hotslot_driver::text;
 use hotslot_model::cyborg::{DeviceProfile, Group};
 use hotslot_model::id::DeviceProfileId;
+use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
+use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -54,7 +56,7 @@ fn wire(profile: &DeviceProfile, headers: &HeaderMap) -> Value {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -83,18 +85,18 @@ pub(super) async fn create(
     };
     let (name, description) = (body.name, body.description);
     let profile = DeviceProfile { id, name, description, groups, created_at: hotslot_store::now() };
-    service.cyborg.create_device_profile(&profile).await?;
+    cyborg.create_device_profile(&profile).await?;
     Ok((StatusCode::CREATED, Json(wire(&profile, &headers))))
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(records): State<Arc<Records>>,
     identity: Identity,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs_service_or(Role::Reader)?;
-    let mut profiles = service.records.device_profiles().await?;
+    let mut profiles = records.device_profiles().await?;
     for (key, value) in pairs {
         if key != "name" {
             return Err(Error::Invalid(format!("unknown query key {key}; known: name")).into());
@@ -116,7 +118,7 @@ fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProf
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(records): State<Arc<Records>>,
     identity: Identity,
     Extension(version): Extension<Microversion>,
     Path(path): Path<ProfilePath>,
@@ -126,7 +128,7 @@ pub(super) async fn show(
     if path.id.parse::<Uuid>().is_err() {
         version.needs(Microversion::PROFILE_BY_NAME, "a device profile by its name")?;
     }
-    let profiles = service.records.device_profiles().await?;
+    let profiles = records.device_profiles().await?;
     Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
 }
 

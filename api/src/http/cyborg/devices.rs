@@ -7,8 +7,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use hotslot_driver::device_type::names;
 use hotslot_service::cyborg::Card;
+use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -59,15 +59,14 @@ fn wire(card: &Card, version: Microversion, headers: &HeaderMap) -> Value {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Extension(version): Extension<Microversion>,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
-    let mut cards: Vec<_> =
-        service.cyborg.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
+    let mut cards: Vec<_> = cyborg.cards().await?.iter().map(|card| wire(card, version, &headers)).collect();
     let mut limit = None;
     for (key, value) in filters(pairs, &["type", "vendor", "hostname"], &["limit", "marker"])? {
         match key.as_str() {
@@ -96,7 +95,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Extension(version): Extension<Microversion>,
     Path(path): Path<DevicePath>,
@@ -104,28 +103,28 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let id = path.id()?;
-    let cards = service.cyborg.cards().await?;
+    let cards = cyborg.cards().await?;
     let card = cards.iter().find(|card| card.device_id() == id);
     let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
     Ok(Json(wire(card, version, &headers)))
 }
 
 pub(super) async fn disable(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<DevicePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    service.cyborg.disable_card(path.id()?, true).await?;
+    cyborg.disable_card(path.id()?, true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn enable(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     identity: Identity,
     Path(path): Path<DevicePath>,
 ) -> Result<StatusCode, Fault> {
     identity.needs(Role::Admin)?;
-    service.cyborg.disable_card(path.id()?, false).await?;
+    cyborg.disable_card(path.id()?, false).await?;
     Ok(StatusCode::NO_CONTENT)
 }

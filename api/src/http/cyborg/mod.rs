@@ -7,9 +7,6 @@ mod deployables;
 mod device_profiles;
 mod devices;
 
-use std::fmt;
-use std::sync::Arc;
-
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -18,11 +15,12 @@ use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use hotslot_model::time::Millis;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde_json::{Value, json};
+use std::fmt;
 
 use super::body::{Pairs, base};
 use super::error::{self, Fault};
+use super::state::App;
 
 /// A microversion, as its minor number: `Microversion(3)` is 2.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +84,7 @@ impl fmt::Display for Microversion {
 }
 
 /// Returns the routes of Cyborg's API.
-pub(super) fn routes() -> Router<Arc<Service>> {
+pub(super) fn routes() -> Router<App> {
     // A nested route `/` would also match `/accelerator`, which belongs to `accelerators`.
     Router::new()
         .route("/accelerator/", get(versions))
@@ -105,7 +103,7 @@ fn is_ours(path: &str) -> bool {
     )
 }
 
-fn resources() -> Router<Arc<Service>> {
+fn resources() -> Router<App> {
     let profiles = get(device_profiles::list).post(device_profiles::create).delete(device_profiles::delete);
     let arqs = get(arqs::list).post(arqs::create).patch(arqs::update).delete(arqs::delete);
     Router::new()
