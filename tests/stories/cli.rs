@@ -135,7 +135,7 @@ async fn each_failure_has_its_exit_code_and_says_why() {
         (3, "pci list --host node9", "hypervisor node9 not found"),
         (3, "pci list --server nope", "no server is called `nope`"),
         (3, "pci show 9999", "PCI device 9999 not found"),
-        (3, "pci show 0000:ff:00.0", "no device 0000:ff:00.0"),
+        (3, "pci show 0000:ff:00.0", "no record of a device 0000:ff:00.0"),
         (3, "topology nope", "no host is called `nope`, and no server is called `nope`"),
         (3, "topology --host q35", "hypervisor q35 not found"),
         (3, "topology --server node1", "no server is called `node1`"),
