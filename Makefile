@@ -1,29 +1,30 @@
-# Two commands: `make demo` shows hotslot at work in the lab, `make test` passes all tests but the long ones.
-# The others are parts of these.
+# The two main commands: `make demo` shows hotslot in the lab, and `make test` runs all tests except the long ones. Most
+# of the other targets are parts of these.
 
 SHELL := /bin/bash
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export RUSTDOCFLAGS := -D warnings
 STEP := tools/step
-# The programs with the tests: built alone, most dependencies would be compiled once more, for tests use more of them.
+# Build the programs together with the tests. Tests enable more features of dependencies, so building the programs alone
+# would compile most dependencies twice.
 BUILD_TESTS := cargo build --quiet --workspace --bins --tests
 
 .PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
 
-help: ## what there is to make
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
-demo: install install-lab release lab ## plug a VF into a running guest through REST, and leave the service up
+demo: install install-lab release lab ## attach a VF to a running guest through REST, and leave the service running
 	@$(STEP) "demo" vagrant/demo
 
-demo-stop: ## stop what `make demo` left up
+demo-stop: ## stop the service and the lab that `make demo` left running
 	@vagrant/down
 
-# The long ones rarely fail: they have commands of their own.
-test: check install-lab release lab lab-test ## all tests but the long ones, the lab's among them
+# The long tests rarely fail, so they have targets of their own.
+test: check install-lab release lab lab-test ## all tests except the long ones, including the tests in the lab
 
-# Most tests wait most of the time: more of them than there are cores go on at once.
-check: install ## the quick part: format, lints, licences, docs, tests on the simulated host
+# Tests wait most of the time, so more of them run at once than there are cores.
+check: install ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@$(STEP) "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
@@ -32,12 +33,12 @@ check: install ## the quick part: format, lints, licences, docs, tests on the si
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --workspace
 
-long-tests: install fuzz ## what the quick tests do a part of, whole: every step of attach and detach goes wrong; and the fuzz targets (half an hour)
+long-tests: install fuzz ## make every step of attach and detach fail, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
 	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --test stories steps::
 	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --lib processes
 
-fuzz: install ## every fuzz target for some seconds, after a build of its own
+fuzz: install ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz
 
 lab-test: ## the tests in the lab, which must be up (make lab)
@@ -46,13 +47,13 @@ lab-test: ## the tests in the lab, which must be up (make lab)
 long-lab-test: install install-lab release lab ## the tests in the lab that take minutes each
 	@$(STEP) "long lab tests" tools/lab-test --long
 
-bench: install install-lab release lab ## measure attach, detach, the inventory, start and memory against floors of the same run
+bench: install install-lab release lab ## measure attach, detach, inventory, start and memory against lower bounds of the same run
 	@$(STEP) "benchmarks" cargo bench -p hotslot-tests --features lab
 
-install: ## what compiling and the quick tests need
+install: ## install the requirements of the build and the quick tests
 	@$(STEP) "install for build" tools/install build
 
-install-lab: ## what the lab needs
+install-lab: ## install the requirements of the lab
 	@$(STEP) "install for the lab" tools/install lab
 
 build:
@@ -61,8 +62,8 @@ build:
 release:
 	@$(STEP) "release build" cargo build --quiet --release -p hotslot
 
-lab: install-lab ## bring the lab up
+lab: install-lab ## start the lab
 	@$(STEP) "lab up" vagrant/up
 
-lab-down: ## take the lab down
+lab-down: ## stop the lab
 	@$(STEP) "lab down" vagrant/down

@@ -9,7 +9,7 @@ Exit codes:
     1  failed for another reason; a check of `doctor` failed; `config check` or `drift` found a problem
     2  invalid arguments, or an ambiguous name
     3  not found
-    4  refused: busy, wrong state, no free port, or the guest keeps the device; a dry run found that it would be
+    4  refused: busy, wrong state, no free port, the guest keeps the device; or a dry run found such a reason
     5  the service or a host is unreachable, or a list is incomplete because a host is unreachable
     6  bad request: an unknown alias, or too few free devices
   130  interrupted; the service continues with the request
