@@ -131,3 +131,34 @@ async fn every_route_answers_with_its_status_and_shape() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[tokio::test]
+async fn no_get_changes_a_record() {
+    let service = Hotslot::with(&host("small"), CONFIG).await;
+    service.attach(Q35, "vf:1").await.expect(200);
+    let mut reads = BTreeSet::new();
+    let rows: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(root("tests/data/routes.json")).unwrap()).unwrap();
+    let gets: BTreeSet<_> = rows
+        .iter()
+        .filter_map(|row| row["request"].as_str()?.strip_prefix("GET "))
+        .map(|path| path.replace("<q35>", Q35).replace("<i440fx>", I440FX))
+        .filter(|path| !path.contains('<'))
+        .collect();
+    assert!(gets.len() > 30, "{gets:?}");
+    // The host changes while it is read, so that there is something to record.
+    for change in ["remove", "add"] {
+        service.sim(&format!("device {change} pci_0000_05_00_0"));
+        for path in &gets {
+            let answer = service.get(path).await;
+            reads.insert(answer.headers["x-openstack-request-id"].to_str().unwrap().to_owned());
+        }
+    }
+    let events = service.get("/v2.1/events?limit=1000").await.expect(200).body;
+    let events = events["events"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["kind"] == "device.removed"), "{events:#?}");
+    for event in events {
+        let who = event["who"].as_str().unwrap();
+        assert!(!reads.iter().any(|id| who.contains(id)), "a GET wrote {event}");
+    }
+}

@@ -10,7 +10,7 @@ use hotslot_store::Store;
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
 use crate::config::{Config, ConfigError};
-use crate::cyborg::Cyborg;
+use crate::cyborg::{Cyborg, settle};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::fence::Fenced;
@@ -150,6 +150,7 @@ impl Service {
         let followed = Arc::clone(&service);
         service.go_on(async move { feed::read(&followed.feed, &followed.store).await });
         service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
+        service.go_on(settle::in_rounds(Arc::clone(&service.cyborg)));
         for host in service.hosts.iter() {
             service.go_on(reconcile::follow(Arc::clone(&service.assignments), Arc::clone(host)));
             service.go_on(reconcile::give_back(Arc::clone(&service.assignments), Arc::clone(host)));

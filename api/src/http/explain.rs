@@ -43,9 +43,9 @@ pub(super) async fn device(
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
-    service.catalog.discover(host, Some(BTreeSet::from([address]))).await?;
+    let functions = service.catalog.look(host, Some(BTreeSet::from([address]))).await?;
     host.look_at_mdevs().await?;
-    let offer = service.catalog.offer(host).await?;
+    let offer = service.catalog.offer_of(host, functions).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.records.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
@@ -207,8 +207,8 @@ pub(super) async fn candidates(
     };
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
-    service.catalog.discover(host, None).await?;
-    let offer = service.catalog.offer(host).await?;
+    let functions = service.catalog.look(host, None).await?;
+    let offer = service.catalog.offer_of(host, functions).await?;
     let devices = service.records.devices_of(host.row.id);
     // Whether a host driver blocks a device depends on the other requested devices, so `rules::explain` decides that.
     let mut withheld = offer.withheld(&devices, server, HostDrivers::DoNotBlock);

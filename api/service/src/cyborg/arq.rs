@@ -148,7 +148,7 @@ impl Cyborg {
         for row in rows {
             let by = held.remove(&Holder::AcceleratorRequest(row.id));
             let view = self.with_device(row, by).await?;
-            views.extend(self.settle_arq(view).await?);
+            views.extend(self.shown(view).await?);
         }
         Ok(views)
     }
@@ -159,7 +159,7 @@ impl Cyborg {
     /// [`Error::NotFound`]; the database's.
     pub async fn arq(&self, id: ArqId) -> Result<ArqView, Error> {
         let view = self.arq_now(id).await?.ok_or_else(|| no_arq(id))?;
-        self.settle_arq(view).await?.ok_or_else(|| no_arq(id))
+        self.shown(view).await?.ok_or_else(|| no_arq(id))
     }
 
     async fn arq_now(&self, id: ArqId) -> Result<Option<ArqView>, Error> {
@@ -180,42 +180,47 @@ impl Cyborg {
         Ok(ArqView { row, held })
     }
 
-    /// Settles a request whose row says what is no longer so: it was left in the middle, or its device is gone. None
-    /// when that ends it.
-    async fn settle_arq(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
-        let is_attached = |(by, _): &(Assignment, _)| by.state() == State::Attached;
-        let open = |view: &ArqView| match view.row.state {
-            ArqState::Initial | ArqState::Unbound => false,
-            ArqState::Bound | ArqState::UnbindFailed => view.held.is_none(),
-            ArqState::BindStarted | ArqState::Deleting => view.held.as_ref().is_none_or(is_attached),
-            ArqState::BindFailed => view.held.as_ref().is_some_and(is_attached),
-        };
-        if !open(&view) {
-            return Ok(Some(view));
-        }
+    /// The request as it is shown: one that was left in the middle, or whose device is gone, is shown as it will be
+    /// settled. `None` when it will be deleted.
+    async fn shown(&self, view: ArqView) -> Result<Option<ArqView>, Error> {
         let id = view.row.id;
-        let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(Some(view)) };
-        // Whoever worked on it may have finished since it was read.
-        let Some(view) = self.arq_now(id).await? else { return Ok(None) };
-        if !open(&view) {
+        let is_busy = async || Ok::<_, Error>(self.binding.of([id]).await?.contains(&id));
+        if !is_left(&view) || is_busy().await? {
             return Ok(Some(view));
         }
-        match (view.row.state, &view.held) {
-            (ArqState::Deleting, None) => {
-                self.store.delete_arq(id).await?;
-                return Ok(None);
-            }
-            (ArqState::Deleting, Some(_)) => {
-                self.store.put_arq_state(id, ArqState::UnbindFailed, Some(KEPT)).await?;
-            }
-            (ArqState::BindStarted, None) => {
-                self.store.put_arq_state(id, ArqState::BindFailed, Some(CUT_OFF)).await?;
-            }
-            (_, Some(_)) => self.store.put_arq_state(id, ArqState::Bound, None).await?,
-            // Its guest let go at last, or its server or device is gone.
-            (_, None) => self.store.unbind_arq(id).await?,
+        // Somebody may have finished the work on it, or begun, since it was read.
+        let Some(view) = self.arq_now(id).await? else { return Ok(None) };
+        if !is_left(&view) || is_busy().await? {
+            return Ok(Some(view));
         }
-        self.arq_now(id).await
+        Ok(settled(view))
+    }
+
+    /// Records for each request that was left in the middle what has become of it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn settle_arqs(&self) -> Result<(), Error> {
+        for row in self.store.arqs().await? {
+            let id = row.id;
+            let is_open = async || Ok::<_, Error>(self.arq_now(id).await?.filter(is_left));
+            if is_open().await?.is_none() {
+                continue;
+            }
+            let Some(_guard) = self.binding.try_enter(id).await? else { continue };
+            // Somebody may have finished the work on it since it was read.
+            let Some(view) = is_open().await? else { continue };
+            match settled(view) {
+                None => drop(self.store.delete_arq(id).await?),
+                Some(ArqView { row, .. }) if row.state == ArqState::Unbound => {
+                    self.store.unbind_arq(id).await?
+                }
+                Some(ArqView { row, .. }) => {
+                    self.store.put_arq_state(id, row.state, row.reason.as_deref()).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes a request for oneself, for what may be done to it, and answers it as it is then. Who has it is waited for as long as that may be:
@@ -464,6 +469,35 @@ impl Cyborg {
             Some(work) => task::join(work).await,
         }
     }
+}
+
+/// Whether a request is in a state that does not last while nobody works on it: it was left in the middle, or its device
+/// is gone.
+fn is_left(view: &ArqView) -> bool {
+    let is_attached = |(by, _): &(Assignment, _)| by.state() == State::Attached;
+    match view.row.state {
+        ArqState::Initial | ArqState::Unbound => false,
+        ArqState::Bound | ArqState::UnbindFailed => view.held.is_none(),
+        ArqState::BindStarted | ArqState::Deleting => view.held.as_ref().is_none_or(is_attached),
+        ArqState::BindFailed => view.held.as_ref().is_some_and(is_attached),
+    }
+}
+
+/// What becomes of a request that [`is_left`]; `None` when it is deleted.
+fn settled(mut view: ArqView) -> Option<ArqView> {
+    let (state, reason) = match (view.row.state, &view.held) {
+        (ArqState::Deleting, None) => return None,
+        (ArqState::Deleting, Some(_)) => (ArqState::UnbindFailed, Some(KEPT)),
+        (ArqState::BindStarted, None) => (ArqState::BindFailed, Some(CUT_OFF)),
+        (_, Some(_)) => (ArqState::Bound, None),
+        // Its guest let go at last, or its server or device is gone.
+        (_, None) => {
+            view.row.target = None;
+            (ArqState::Unbound, None)
+        }
+    };
+    (view.row.state, view.row.reason) = (state, reason.map(str::to_owned));
+    Some(view)
 }
 
 /// The functions of a card that make mediated devices which are what a group asks for, with the ids of their types; or

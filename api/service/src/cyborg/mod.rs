@@ -9,6 +9,7 @@ mod arq;
 mod card;
 #[allow(clippy::module_inception)]
 mod cyborg;
+pub(crate) mod settle;
 
 pub use self::arq::{AccessScope, Bind};
 pub use self::card::{Attribution, Card};

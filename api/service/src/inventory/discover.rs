@@ -20,6 +20,33 @@ use crate::error::Error;
 use crate::host::Host;
 
 impl Catalog {
+    /// Reads what a host has now, everything or at some addresses, and records nothing. If that is not what was read
+    /// last, the host is read again and recorded in the background.
+    ///
+    /// # Errors
+    /// [`Error::HostAway`] and what the hypervisor answers.
+    pub async fn look(
+        &self,
+        host: &Host,
+        addresses: Option<BTreeSet<PciAddress>>,
+    ) -> Result<Arc<Functions>, Error> {
+        let before = host.functions();
+        match addresses {
+            None => {
+                let now = everything(host, &before).await?;
+                if !Arc::ptr_eq(&before, &now) {
+                    host.look_everywhere();
+                }
+                Ok(now)
+            }
+            Some(addresses) => {
+                let now = Arc::new(at(host, &before, &addresses).await?);
+                changed(&before, &now).into_iter().for_each(|address| host.look_at(address));
+                Ok(now)
+            }
+        }
+    }
+
     /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
     ///
     /// # Errors

@@ -60,7 +60,14 @@ impl Catalog {
     /// # Errors
     /// [`Error::Internal`].
     pub async fn offer(&self, host: &Host) -> Result<Availability, Error> {
-        let functions = host.functions();
+        self.offer_of(host, host.functions()).await
+    }
+
+    /// [`offer`](Self::offer) for functions as they were just read.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub async fn offer_of(&self, host: &Host, functions: Arc<Functions>) -> Result<Availability, Error> {
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
         let groups = functions
             .iter()
