@@ -1,9 +1,9 @@
-//! Adoption: a device that a domain has under our alias, and of which there is no open record, gets one. And the other
-//! way round: a device that is promised to a server, and of which there is no attachment, is free again.
+//! Adoption: a device that a domain has under an alias of hotslot, and for which no record is open, gets a record. The
+//! opposite is here too: a device that is allocated to a server, and for which no assignment is open, becomes free.
 //!
-//! A domain that is saved or moved with its device is without it for a while, and its attachment has ended by the time
-//! it is seen again. Then a new row takes the id that the alias in the domain names, and the row that has ended goes on
-//! under another: an attachment's id is what its client and its domain know it by, so both find it.
+//! A domain that is saved or moved with its device is without the device for a while, so the assignment has ended by the
+//! time the device is seen again. Then a new row takes the id in the alias, and the ended row gets another id. Clients and
+//! the domain know the assignment by that id, so both find the new row.
 
 use hotslot_model::assignment::{
     Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerSource, Network,
@@ -21,11 +21,11 @@ use crate::mdevs::open_states;
 use crate::pool::Store;
 use crate::sql::query;
 
-/// What is said of an adopted attachment: what a document cannot tell.
+/// The reason of an adopted attachment. The documents do not tell by which alias it was requested.
 const REASON: &str = "adopted: the domain had it under our alias, and there was no record of it; by which alias it was \
                       asked for is not known";
 
-/// What is said of an attachment whose device its domain has again.
+/// The reason of an assignment whose domain has its device again.
 const AGAIN: &str = "attached again: its domain was without the device for a while (saved, moved, shut off), and has it \
                      under the same alias";
 
@@ -68,7 +68,7 @@ impl Before {
     }
 }
 
-/// Whether a holder takes any device that its spec asks for: an accelerator that is not one device by itself. An
+/// Whether a holder may have any device that matches its spec: an accelerator that does not stand for one device. An
 /// accelerator request is bound to a deployable of one host.
 async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<bool, Error> {
     let Holder::Accelerator(id) = holder else { return Ok(false) };
@@ -76,7 +76,7 @@ async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<
     Ok(row.bind(id.to_string()).fetch_optional(&mut draft.tx).await?.is_some())
 }
 
-/// Whether a holder is still there, and holds nothing but what came with the same request.
+/// Whether a holder still exists, and holds nothing but devices of the same request.
 async fn is_free_for(
     draft: &mut DeviceTransaction<'_>,
     holder: Holder,
@@ -86,7 +86,7 @@ async fn is_free_for(
         Holder::Accelerator(id) => {
             query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
         }
-        // One that was unbound meanwhile has no server.
+        // A request that was unbound meanwhile has no server.
         Holder::AcceleratorRequest(id) => {
             query("SELECT uuid FROM accelerator_requests WHERE uuid = $1 AND instance_uuid = $2")
                 .bind(id.to_string())
@@ -106,10 +106,10 @@ async fn is_free_for(
 }
 
 impl Store {
-    /// Forgets to whom a device was promised, when no open attachment, binding or mediated device says so.
+    /// Makes a device available when no open attachment, binding or mediated device holds it.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn forget(&self, id: DeviceId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         let open = query(
@@ -125,7 +125,7 @@ impl Store {
         }
         draft.edit(id, |row| {
             (row.owner, row.request) = (None, None);
-            // Nobody knows what was done with it.
+            // It is not known whether it was used.
             row.used_at = is_for_one_use(&row.facts).then(now);
         });
         draft.commit().await.map(drop)
@@ -137,7 +137,7 @@ impl Store {
     /// is adopted only in place of such a record, because nothing else tells its holder.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn adopt(&self, found: &Adoption) -> Result<bool, Error> {
         let mut draft = self.draft().await?;
         let devices = draft.devices_of(found.hypervisor);

@@ -1,6 +1,6 @@
-//! The table `attachments`: the promise that a device is, or will be, in a server.
+//! The table `attachments`: the functions that servers have or are to have.
 //!
-//! A device's status follows its attachment's state, in the same transaction.
+//! The status of a device changes in the same transaction as the state of its attachment.
 
 use std::sync::Arc;
 
@@ -69,8 +69,8 @@ impl Store {
     /// more. With a key, the request that was made with that key is recorded as well.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
-    /// holds something; the database's. Then nothing was claimed.
+    /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
+    /// when it holds a device, or the error of the database. Then nothing was claimed.
     pub async fn reserve(
         &self,
         reservation: Reservation<'_>,
@@ -85,7 +85,7 @@ impl Store {
         let mut rows = Vec::new();
         for (index, new) in wanted.iter().enumerate() {
             let id = new.device.id;
-            // What was chosen, and nothing else that may be there by now.
+            // The device must still be the one that was chosen.
             let same = draft.device(id).is_some_and(|now| {
                 now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
             });
@@ -113,7 +113,8 @@ impl Store {
                 network: new.network.clone(),
                 whole_group: new.whole_group,
                 forced: false,
-                // The first is plugged at once, unless a group is taken from its host drivers before.
+                // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host
+                // drivers first.
                 asked: index == 0 && !takes_groups,
                 unasked: false,
                 state: State::Attaching,
@@ -174,21 +175,21 @@ impl Store {
         }
     }
 
-    /// Says that libvirt is asked to plug an attachment's device from now on. Of the first of a request its
-    /// reservation says so.
+    /// Records that libvirt is about to be requested to plug the device of an attachment. The reservation records it for
+    /// the first attachment of a request.
     ///
     /// # Errors
-    /// The database's; then it must not be asked.
+    /// Returns the error of the database. Then libvirt must not be requested to plug it.
     pub async fn asked(&self, id: AttachmentId) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 
-    /// One attachment, ended ones too.
+    /// Returns an attachment, whether it has ended or not.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn attachment(&self, id: AttachmentId) -> Result<Option<Attachment>, Error> {
         query("SELECT * FROM attachments WHERE id = $1")
             .bind(id.to_string())
@@ -196,11 +197,11 @@ impl Store {
             .await
     }
 
-    /// The functions of a host that were taken from their host drivers for attachments which have ended, and were not
-    /// seen to be with them again: the ids of those, and the addresses.
+    /// Returns the functions of a host that were taken from their host drivers for attachments that have ended, and that
+    /// are not known to be bound to a host driver again: the ids of the attachments, and the addresses.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
         let rows = query(
             "SELECT attachments.id AS id, pci_devices.address AS address
@@ -217,10 +218,10 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Says that what was taken for these attachments was given back.
+    /// Records that the functions taken for these attachments are bound to host drivers again.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for id in ids {
@@ -230,26 +231,26 @@ impl Store {
                 .await?;
             let Some(row) = row.as_ref().map(attachment).transpose()? else { continue };
             let address = draft.device(row.device).map(|device| device.facts.address);
-            // libvirt does it by itself for a device that comes alone.
+            // libvirt rebinds the driver itself for a device that was attached alone.
             draft.emit(row.whole_group.then(|| event::given_back(&row, address)));
         }
         draft.commit().await.map(drop)
     }
 
-    /// Every attachment that has not ended, oldest first.
+    /// Returns the attachments that have not ended, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
         query("SELECT * FROM attachments WHERE ended_at IS NULL ORDER BY created_at, device_id")
             .all(&self.read, attachment)
             .await
     }
 
-    /// A server's attachments that have not ended, oldest first.
+    /// Returns the attachments of a server that have not ended, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn attachments_of(&self, server: ServerId) -> Result<Vec<Attachment>, Error> {
         query(
             "SELECT * FROM attachments WHERE server_uuid = $1 AND ended_at IS NULL
@@ -260,10 +261,10 @@ impl Store {
         .await
     }
 
-    /// The attachments that ended last, of one server or of all, the last one first.
+    /// Returns the attachments that ended last, of one server or of all, the last one first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn ended_attachments(
         &self,
         server: Option<ServerId>,
@@ -284,10 +285,10 @@ impl Store {
         ended.all(&self.read, attachment).await
     }
 
-    /// The attachments of a request, ended ones too, oldest first.
+    /// Returns the attachments of a request, whether they have ended or not, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn attachments_of_request(&self, request: RequestId) -> Result<Vec<Attachment>, Error> {
         query("SELECT * FROM attachments WHERE request_id = $1 ORDER BY created_at, device_id")
             .bind(request.to_string())

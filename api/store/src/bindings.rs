@@ -1,6 +1,6 @@
-//! The table `bindings`: the promise that a device is, or will be, the host's own, bound to a driver.
+//! The table `bindings`: the functions that hosts have or are to have for their own use, bound to a driver.
 //!
-//! As with attachments, a device's status follows the state of its binding, in the same transaction.
+//! The status of a device changes in the same transaction as the state of its binding.
 
 use std::sync::Arc;
 
@@ -36,12 +36,12 @@ pub(crate) fn binding(row: &Row) -> Result<Binding, Error> {
 
 impl Store {
     /// Claims every device for its host and writes its bindings as `attaching`, in one transaction: all or none.
-    /// False when one of the devices, or a PF or VF of it, is not free any more, or a server has a function of its
-    /// IOMMU group.
+    /// Returns false when one of the devices, or a PF or VF of it, is not free any more, or when a server has a function
+    /// of its IOMMU group.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
-    /// holds something; the database's. Then nothing was claimed.
+    /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
+    /// when it holds a device, or the error of the database. Then nothing was claimed.
     pub async fn reserve_bindings(
         &self,
         hypervisor: HypervisorId,
@@ -93,10 +93,10 @@ impl Store {
         }
     }
 
-    /// Every binding that has not ended, oldest first.
+    /// Returns the bindings that have not ended, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn bindings(&self) -> Result<Vec<Binding>, Error> {
         query("SELECT * FROM bindings WHERE ended_at IS NULL ORDER BY created_at, device_id")
             .all(&self.read, binding)

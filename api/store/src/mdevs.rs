@@ -1,6 +1,6 @@
-//! The table `mdevs`: the promise that a mediated device is, or will be, in a server.
+//! The table `mdevs`: the mediated devices that servers have or are to have.
 //!
-//! The row of its parent in `pci_devices` follows in the same transaction: its host holds it while it has any.
+//! The row of the parent in `pci_devices` changes in the same transaction: its host holds it while it has any.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
     })
 }
 
-/// The states of a device's mediated devices that have not ended.
+/// Returns the states of the mediated devices of a parent that have not ended.
 pub(crate) async fn open_states(
     draft: &mut DeviceTransaction<'_>,
     parent: DeviceId,
@@ -49,7 +49,8 @@ pub(crate) async fn open_states(
     rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
 }
 
-/// A parent is promised with its first mediated device, held from when one may be in a guest, and free after its last.
+/// Sets the status of a parent: claimed while all its mediated devices are attaching, allocated while one may be in a
+/// guest, and available after the last one has ended.
 pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<(), Error> {
     let states = open_states(draft, parent).await?;
     let Some((device, request)) =
@@ -69,13 +70,13 @@ pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: Device
 }
 
 impl Store {
-    /// Claims the parents for their host, where they are not held for mediated devices already, and writes the rows of
-    /// new ones, by id, parent and type, as `attaching`, in one transaction: all or none. False when a parent, or a PF or VF
-    /// of it, is not free any more.
+    /// Claims the parents for their host, unless they are held for mediated devices already, and writes the rows of new
+    /// mediated devices (id, parent and type) as `attaching`, in one transaction: all or none. Returns false when a parent,
+    /// or a PF or VF of it, is not free any more.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder was removed meanwhile, [`Error::Conflict`] when it
-    /// holds something; the database's. Then nothing was claimed.
+    /// Returns [`Error::NoAccelerator`] or [`Error::NotFound`] when the holder does not exist any more, [`Error::Conflict`]
+    /// when it holds a device, or the error of the database. Then nothing was claimed.
     pub async fn reserve_mdevs(
         &self,
         reservation: MdevReservation,
@@ -89,7 +90,7 @@ impl Store {
             if now_it_is.facts != parent.facts || now_it_is.used_at.is_some() || now_it_is.gone_at.is_some() {
                 return Ok(false);
             }
-            // Of those that were drafted before, too.
+            // Another new mediated device of this transaction may have claimed it already.
             if now_it_is.status == DeviceStatus::Available {
                 if draft.apply(parent.id, DeviceEvent::Claim).is_err() {
                     return Ok(false);
@@ -127,28 +128,28 @@ impl Store {
         }
     }
 
-    /// One mediated device, ended ones too.
+    /// Returns a mediated device, whether it has ended or not.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn mdev(&self, id: AttachmentId) -> Result<Option<Mdev>, Error> {
         let row = query("SELECT * FROM mdevs WHERE id = $1").bind(id.to_string());
         row.one(&self.read, mdev).await
     }
 
-    /// Every mediated device that has not ended, oldest first.
+    /// Returns the mediated devices that have not ended, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn mdevs(&self) -> Result<Vec<Mdev>, Error> {
         let rows = query("SELECT * FROM mdevs WHERE ended_at IS NULL ORDER BY created_at, id");
         rows.all(&self.read, mdev).await
     }
 
-    /// A server's mediated devices that have not ended, oldest first.
+    /// Returns the mediated devices of a server that have not ended, the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or an error for a row that cannot be read.
     pub async fn mdevs_of(&self, server: ServerId) -> Result<Vec<Mdev>, Error> {
         let rows =
             query("SELECT * FROM mdevs WHERE server_uuid = $1 AND ended_at IS NULL ORDER BY created_at, id");

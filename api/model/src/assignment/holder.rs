@@ -1,4 +1,4 @@
-//! On whose behalf an assignment is made.
+//! The holder of an assignment: an accelerator or an accelerator request.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::id::{AcceleratorId, ArqId};
 
-/// On whose behalf a device is held.
+/// What an assignment was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// An accelerator.
@@ -26,7 +26,7 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
-    /// The English noun and the id, for messages.
+    /// Returns the English noun and the id, for messages.
     pub fn name(self) -> String {
         match self {
             Self::Accelerator(id) => format!("accelerator {id}"),
@@ -34,7 +34,7 @@ impl Holder {
         }
     }
 
-    /// Where it is given back: the path of a DELETE.
+    /// Returns the path whose DELETE releases it.
     pub fn path(self) -> String {
         match self {
             Self::Accelerator(id) => format!("/accelerators/{id}"),

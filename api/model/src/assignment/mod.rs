@@ -1,4 +1,4 @@
-//! Assignments: a device, or a part of one, that a server or the host itself is to have or has.
+//! Assignments: a function, or a mediated device, that a server or the host itself has or is to have.
 
 mod any;
 pub mod drift;

@@ -1,4 +1,4 @@
-//! The rows of the tables `attachments`, `bindings` and `mdevs`, and what is to become one.
+//! The rows of the tables `attachments`, `bindings` and `mdevs`, and the data to reserve them.
 
 use std::sync::Arc;
 
@@ -16,22 +16,22 @@ use crate::time::Millis;
 /// The network settings of a VF that its guest gets as `<interface type='hostdev'>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// Its MAC address.
+    /// The MAC address.
     pub mac: MacAddress,
-    /// The VLAN that the NIC puts its frames into.
+    /// The VLAN tag that the NIC adds to its frames.
     pub vlan: Option<VlanTag>,
-    /// The network that it was asked for on.
+    /// The `physical_network` that was requested.
     pub physical_network: Option<String>,
-    /// Whether it was asked for as one that may be trusted.
+    /// Whether a trusted VF was requested.
     pub trusted: Option<bool>,
 }
 
 /// A row of `attachments`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// Its id; `ua-<id>` is the device's alias in the domain.
+    /// The id. The device has the alias `ua-<id>` in the domain.
     pub id: AttachmentId,
-    /// The request that it came with.
+    /// The request that made it.
     pub request: RequestId,
     /// The host.
     pub hypervisor: HypervisorId,
@@ -39,167 +39,167 @@ pub struct Attachment {
     pub server: ServerId,
     /// The device.
     pub device: DeviceId,
-    /// The alias by which it was asked for; empty when that is not known.
+    /// The alias of the request; empty when it is not known.
     pub alias: String,
-    /// Whether it goes into the persistent definition.
+    /// Whether it is in the domain's persistent definition as well.
     pub persistent: bool,
     /// Whether libvirt binds the drivers.
     pub managed: bool,
     /// The network settings of a VF of a NIC; `None` for a plain PCI function.
     pub network: Option<Network>,
-    /// Whether it was taken together with others of its IOMMU group.
+    /// Whether it was taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
-    /// Whether it is to go whatever its guest says: it does not come back into the definition.
+    /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
     pub forced: bool,
-    /// Whether libvirt was asked to plug it, or may have been.
+    /// Whether libvirt was requested to attach it, or may have been.
     pub asked: bool,
-    /// Whether it ended without having been asked to go.
+    /// Whether it ended although nobody had requested that.
     pub unasked: bool,
-    /// Where it is on its way.
+    /// The state.
     pub state: State,
-    /// The reason for that state, for people.
+    /// The reason for the state, for people.
     pub reason: Option<String>,
-    /// On whose behalf it was made; none: it was asked for by itself.
+    /// The accelerator or accelerator request that it was made for; `None` when it was requested by itself.
     pub holder: Option<Holder>,
-    /// Where the guest sees it.
+    /// The address in the guest.
     pub inner: Option<InnerAddress>,
-    /// When it was asked for.
+    /// The time of the request.
     pub created_at: Millis,
-    /// When the row last changed.
+    /// The time of the last change.
     pub updated_at: Option<Millis>,
-    /// When it was first attached.
+    /// The time at which it was first attached.
     pub attached_at: Option<Millis>,
-    /// When it ended.
+    /// The time at which it ended.
     pub ended_at: Option<Millis>,
 }
 
-/// An attachment that is to be reserved.
+/// An attachment to reserve.
 #[derive(Debug, Clone)]
 pub struct NewAttachment {
-    /// Its id.
+    /// The id.
     pub id: AttachmentId,
-    /// The device it wants, as it was chosen.
+    /// The device, as it was when it was chosen.
     pub device: Arc<Device>,
-    /// The alias by which it was asked for.
+    /// The alias of the request.
     pub alias: String,
     /// Whether libvirt binds the drivers.
     pub managed: bool,
-    /// What a network VF is to be in the guest; none gives a plain PCI function.
+    /// The network settings of a VF of a NIC; `None` attaches it as a plain PCI function.
     pub network: Option<Network>,
-    /// Whether it is taken together with others of its IOMMU group.
+    /// Whether it is taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
-    /// Whether it is taken from a host driver, which is to have it back.
+    /// Whether it is bound to a host driver now, to which it must be bound again afterwards.
     pub taken: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
 }
 
-/// Who is to have the attachments that are to be reserved.
+/// What the attachments of one reservation have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct Reservation<'a> {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server.
     pub server: ServerId,
-    /// The request that they come with.
+    /// The request that makes them.
     pub request: RequestId,
-    /// Whether they go into the persistent definition.
+    /// Whether they go into the domain's persistent definition as well.
     pub persistent: bool,
-    /// By what the next try of the request is known.
+    /// The `Idempotency-Key` by which a repeated request is recognised.
     pub key: Option<&'a IdempotencyKey>,
-    /// On whose behalf they are made.
+    /// The accelerator or accelerator request that gets them.
     pub holder: Option<Holder>,
 }
 
 /// A row of `bindings`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// Its id.
+    /// The id.
     pub id: AttachmentId,
-    /// The request that it came with.
+    /// The request that made it.
     pub request: RequestId,
     /// The host.
     pub hypervisor: HypervisorId,
     /// The device.
     pub device: DeviceId,
-    /// On whose behalf it is held.
+    /// The accelerator that it was made for.
     pub holder: Holder,
-    /// How the host is to have it.
+    /// The driver that it is bound to for the host's use.
     pub driver: HostDriver,
-    /// The driver that it had before, and is to have again; none: none.
+    /// The driver that it had before and gets back; `None` when it had none.
     pub previous: Option<String>,
     /// Whether it has to be released because its attach failed.
     pub forced: bool,
-    /// Where it is on its way.
+    /// The state.
     pub state: State,
-    /// The reason for that state, for people.
+    /// The reason for the state, for people.
     pub reason: Option<String>,
-    /// When it was asked for.
+    /// The time of the request.
     pub created_at: Millis,
-    /// When it was first attached.
+    /// The time at which it was first attached.
     pub attached_at: Option<Millis>,
 }
 
-/// A binding that is to be reserved.
+/// A binding to reserve.
 #[derive(Debug, Clone)]
 pub struct NewBinding {
-    /// Its id.
+    /// The id.
     pub id: AttachmentId,
-    /// The device it wants, as it was chosen.
+    /// The device, as it was when it was chosen.
     pub device: Arc<Device>,
-    /// The driver that it has.
+    /// The driver that it has now.
     pub previous: Option<String>,
-    /// The other members of its IOMMU group: none of them may be in a server.
+    /// The other members of its IOMMU group. None of them may be in a server.
     pub siblings: Vec<PciAddress>,
 }
 
 /// A row of `mdevs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mdev {
-    /// Its id: its UUID on the host, and `ua-<id>` is its alias in the domain.
+    /// The id. It is also the UUID of the mediated device on the host, and its alias in the domain is `ua-<id>`.
     pub id: AttachmentId,
-    /// The request that it came with.
+    /// The request that made it.
     pub request: RequestId,
     /// The host.
     pub hypervisor: HypervisorId,
-    /// The function whose driver makes it.
+    /// The parent: the function whose driver makes it.
     pub parent: DeviceId,
     /// The server.
     pub server: ServerId,
     /// The driver's id of its type.
     pub mdev_type: String,
-    /// On whose behalf it was made.
+    /// The accelerator or accelerator request that it was made for.
     pub holder: Holder,
-    /// Whether it goes into the persistent definition.
+    /// Whether it is in the domain's persistent definition as well.
     pub persistent: bool,
-    /// Whether it is to go whatever its guest says: it does not come back into the definition.
+    /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
     pub forced: bool,
-    /// Where it is on its way.
+    /// The state.
     pub state: State,
-    /// The reason for that state, for people.
+    /// The reason for the state, for people.
     pub reason: Option<String>,
-    /// Where the guest sees it.
+    /// The address in the guest.
     pub inner: Option<InnerAddress>,
     /// Whether it ended although nobody had requested that.
     pub unasked: bool,
-    /// When it was asked for.
+    /// The time of the request.
     pub created_at: Millis,
-    /// When it was first attached.
+    /// The time at which it was first attached.
     pub attached_at: Option<Millis>,
 }
 
-/// Who is to have the mediated devices that are to be reserved.
+/// What the mediated devices of one reservation have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct MdevReservation {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server.
     pub server: ServerId,
-    /// The request that they come with.
+    /// The request that makes them.
     pub request: RequestId,
-    /// On whose behalf they are made.
+    /// The accelerator or accelerator request that gets them.
     pub holder: Holder,
-    /// Whether they go into the persistent definition.
+    /// Whether they go into the domain's persistent definition as well.
     pub persistent: bool,
 }
 

@@ -1,17 +1,18 @@
-//! An attachment's states, and what each observation makes of it. Every pair is in `api/model/tests/data/attachment_state.json`.
+//! The states of an assignment, and how each observation changes them. Every pair of state and observation is in
+//! `api/model/tests/data/attachment_state.json`.
 //!
 //! ```text
 //!              Present               AskedToDetach             Removed, Absent, DomainStopped, DomainGone
 //!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
 //!    │  │                  │ ▲                        ▲  │
-//!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘  not of one that is forced; a given-up one is
+//!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘  (unless it is forced; GivenUp forces it)
 //!    │  └──────────────────┼──────────────────────────┘
 //!    │ AttachRefused,      │ Removed, Absent, DomainStopped, DomainGone
 //!    │ Removed, Absent, …  └────────▶ detached
 //!    ▼
 //!  failed
 //! ```
-//! [`Observation::StillThere`], [`Observation::HostAway`] and [`Observation::Verified`] change what is said of a state,
+//! [`Observation::StillThere`], [`Observation::HostAway`] and [`Observation::Verified`] change the reason or the address,
 //! not the state.
 //!
 //! Handlers, events and reconciliation all settle through [`State::on`]. `detached` and `failed` are final.
@@ -23,83 +24,83 @@ use crate::device::DeviceStatus;
 use crate::string_enum;
 
 string_enum! {
-    /// An attachment's state.
+    /// The state of an assignment.
     State {
-        /// The device is promised; libvirt may have been asked.
+        /// The device is reserved. libvirt may have been requested to attach it.
         Attaching = "attaching",
-        /// The device is in the domain.
+        /// The device is in the domain, or bound for the host.
         Attached = "attached",
-        /// It is to go; the guest may have been asked, the device may be there still.
+        /// The device is to be released. The guest may have received an unplug request, and may still have the device.
         Detaching = "detaching",
-        /// It is gone.
+        /// The device is gone from the domain, or bound to its former host driver.
         Detached = "detached",
-        /// It never came.
+        /// The device was never attached.
         Failed = "failed",
     }
 }
 
-/// What was seen or decided about an attachment.
+/// What was seen or decided about an assignment.
 ///
-/// It can be read from JSON, so that data files of tests can name each one.
+/// It can be read from JSON, so that the data files of tests can name each observation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Observation {
-    /// It was added, or is there: a document of the domain has it; with the address worked out from that document.
+    /// The device is there: a document of the domain has it, or it is bound for the host.
     Present {
-        /// Where the guest sees it, or will when it starts.
+        /// The address in the guest, computed from the document.
         inner: Option<PciAddress>,
-        /// Whether the domain runs without it, so that it comes with the next start only.
+        /// Whether the running domain does not have it, so that it comes with the next start.
         only_in_definition: bool,
-        /// Whether the guest is in the run in which a verified address was seen, as far as that is known.
+        /// Whether the guest is still in the run in which a verified address was seen, as far as that is known.
         #[serde(default = "yes")]
         same_run: bool,
     },
-    /// The guest, or QEMU, was seen to have it there.
+    /// The guest's agent, or QEMU's monitor, showed the device at this address.
     Verified {
-        /// Where.
+        /// The address in the guest.
         address: PciAddress,
-        /// In which run of the guest.
+        /// The run of the guest (libvirt's domain id).
         #[serde(default)]
         run: Option<u32>,
     },
-    /// The guest was started or rebooted: its firmware numbers the buses anew.
+    /// The guest was started or rebooted, so its firmware has numbered the buses again.
     Restarted,
-    /// Someone asked for it to go.
+    /// A detach was requested.
     AskedToDetach,
-    /// Its attach, or another of its request, failed: whatever of it is there must go.
+    /// Its attach, or another attach of the same request, failed. Whatever is there must be taken back.
     GivenUp {
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
-    /// The guest refused to let it go.
+    /// The guest refused to release it.
     DetachRefused {
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
-    /// It could not be told, or is not done yet.
+    /// The device has not gone yet, or could not be requested.
     StillThere {
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
-    /// libvirt refused to plug it, or nobody asked it to.
+    /// libvirt refused to attach it, or was not requested to.
     AttachRefused {
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
-    /// It was taken out, and no document of the domain has it.
+    /// It was released: no document of the domain has it, or it has its former host driver.
     Removed {
         /// The reason for that state, for people.
         reason: Option<String>,
     },
-    /// The domain runs, and no document of it has it.
+    /// The domain runs, and none of its documents has the device.
     Absent,
-    /// The domain is shut off, and its definition has none.
+    /// The domain is shut off, and its definition does not have the device.
     DomainStopped,
     /// There is no such domain on the host.
     DomainGone,
-    /// The host could not be asked, or its answer is not known.
+    /// The host is unreachable, or the outcome of a call is not known.
     HostAway {
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
 }
@@ -112,26 +113,26 @@ const TAKEN: &str = "removed from the domain outside of hotslot";
 const POWER: &str = "the server was shut off, and its definition has no such device";
 const NO_SERVER: &str = "the server is gone";
 
-/// What the record has of an attachment beside its state.
+/// The facts of a row, besides its state, that decide what an observation changes.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
-    /// Where the guest sees it.
+    /// The address in the guest.
     pub inner: Option<InnerAddress>,
-    /// What there is to say about its state.
+    /// The reason for the state, for people.
     pub reason: Option<&'a str>,
-    /// Whether it is to go whatever its guest says.
+    /// Whether the device has to go even if its guest refuses.
     pub forced: bool,
-    /// Whether libvirt was asked to plug it, or may have been.
+    /// Whether libvirt was requested to attach it, or may have been.
     pub asked: bool,
 }
 
 impl State {
-    /// Whether nothing more can happen to it.
+    /// Whether the state is final.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Detached | Self::Failed)
     }
 
-    /// The status of the device under an attachment of this state.
+    /// Returns the status of a device whose assignment has this state.
     pub fn device_status(self) -> DeviceStatus {
         match self {
             Self::Attaching => DeviceStatus::Claimed,
@@ -140,10 +141,10 @@ impl State {
         }
     }
 
-    /// What an observation makes of an attachment of which the record says this; none when it changes nothing.
+    /// Returns what an observation makes of a row in this state; `None` when nothing changes.
     pub fn on(self, record: Record<'_>, observation: &Observation) -> Option<Settled> {
         let Record { inner, reason, forced, asked } = record;
-        // An attach that was given up is never completed: its device goes whatever its guest says.
+        // An attach that was given up is never completed, even if the guest refuses to release the device.
         let forced_then =
             forced || self == Self::Attaching && matches!(observation, Observation::GivenUp { .. });
         let settled = |state, reason: Option<String>, inner| {
@@ -157,12 +158,12 @@ impl State {
                 settled(Self::Attached, note, merge(inner, *seen, *same_run))
             }
             (Self::Attached, Observation::Present { inner: seen, only_in_definition, same_run }) => {
-                // A refused detach is worth knowing until something else is asked.
+                // Keep the reason of a refused detach until the next request.
                 let said = reason.filter(|said| *said != ONLY_IN_DEFINITION);
                 let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { said };
                 settled(Self::Attached, note.map(str::to_owned), merge(inner, *seen, *same_run))
             }
-            // It is there still; why it is has been said.
+            // The device is still there, and its reason is recorded already.
             (Self::Detaching, Observation::Present { inner: seen, same_run, .. }) => {
                 settled(Self::Detaching, reason.map(str::to_owned), merge(inner, *seen, *same_run))
             }
@@ -171,19 +172,19 @@ impl State {
                 let inner = InnerAddress { address: *address, source: InnerSource::Verified, run: *run };
                 settled(self, reason.map(str::to_owned), Some(inner))
             }
-            // What the guest showed before is a guess now, until it shows it again.
+            // An address that was verified before the restart counts as computed until the guest shows it again.
             (Self::Attached | Self::Detaching, Observation::Restarted) => {
                 let guess = inner.map(|inner| InnerAddress::computed(inner.address));
                 settled(self, reason.map(str::to_owned), guess)
             }
             (Self::Attaching, Observation::Verified { .. } | Observation::Restarted) => None,
 
-            // Why it has to go has been said.
+            // The reason for which it must go is recorded already.
             (Self::Detaching, Observation::AskedToDetach) if forced => None,
             (Self::Attached | Self::Detaching, Observation::AskedToDetach) => {
                 settled(Self::Detaching, None, inner)
             }
-            // Nobody may ask that while the attach is out.
+            // A detach cannot be requested while the attach is running.
             (Self::Attaching, Observation::AskedToDetach) => None,
 
             (Self::Attaching, Observation::GivenUp { reason }) => {
@@ -201,7 +202,7 @@ impl State {
                 settled(self, Some(reason.clone()), inner)
             }
 
-            // Whose attach is over was not refused.
+            // The attach has ended, so it was not refused.
             (Self::Attaching, Observation::AttachRefused { reason }) => {
                 settled(Self::Failed, Some(reason.clone()), None)
             }
@@ -220,7 +221,7 @@ impl State {
             (Self::Attached, Observation::DomainStopped) => {
                 settled(Self::Detached, Some(POWER.to_owned()), None)
             }
-            // As it was asked for.
+            // This is what was requested.
             (Self::Detaching, Observation::Absent | Observation::DomainStopped) => {
                 settled(Self::Detached, None, None)
             }
@@ -235,7 +236,7 @@ impl State {
             (Self::Attaching | Self::Detaching, Observation::HostAway { reason }) => {
                 settled(self, Some(reason.clone()), inner)
             }
-            // Its guest goes on with it.
+            // The guest keeps the device while the host is unreachable.
             (Self::Attached, Observation::HostAway { .. }) => None,
         };
         next.filter(|next| {
@@ -244,51 +245,51 @@ impl State {
     }
 }
 
-/// What a computed address makes of the one that is known: it does not take the place of one that the guest has shown
-/// in this run.
+/// Returns the address to record when an address was computed. A computed address does not replace one that the guest has
+/// shown in the same run.
 fn merge(known: Option<InnerAddress>, seen: Option<PciAddress>, same_run: bool) -> Option<InnerAddress> {
     let shown = known.filter(|known| known.source == InnerSource::Verified && same_run);
     shown.or_else(|| seen.map(InnerAddress::computed))
 }
 
 string_enum! {
-    /// How an inner address was obtained.
+    /// How the address in the guest was obtained.
     InnerSource {
-        /// Worked out from the domain's topology by the numbering that firmware does.
+        /// Computed from the domain's topology, with the bus numbering of the guest's firmware.
         Computed = "computed",
-        /// The guest's agent or QEMU confirmed it.
+        /// Confirmed by the guest's agent or by QEMU's monitor.
         Verified = "verified",
     }
 }
 
-/// Where the guest sees a device, and how that is known.
+/// The address of a device in the guest, and how it was obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InnerAddress {
-    /// The address that the guest's `lspci` shows.
+    /// The address, as the guest's `lspci` shows it.
     pub address: PciAddress,
     /// How it was obtained.
     pub source: InnerSource,
-    /// The run of the guest in which it was verified, as far as that is known.
+    /// The run of the guest in which it was verified, if that is known.
     pub run: Option<u32>,
 }
 
 impl InnerAddress {
-    /// One that was worked out from the domain's topology.
+    /// Returns an address that was computed from the domain's topology.
     pub fn computed(address: PciAddress) -> Self {
         Self { address, source: InnerSource::Computed, run: None }
     }
 }
 
-/// What an observation makes of a row.
+/// The row after an observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     /// The new state.
     pub state: State,
-    /// What there is to say about it.
+    /// The reason for the state, for people.
     pub reason: Option<String>,
-    /// Where the guest sees it.
+    /// The address in the guest.
     pub inner: Option<InnerAddress>,
-    /// Whether it is to go whatever its guest says.
+    /// Whether the device has to go even if its guest refuses.
     pub forced: bool,
 }
 
@@ -307,10 +308,10 @@ mod tests {
     #[derive(Debug, Clone, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Row {
-        /// What the record has.
+        /// The row before the observation.
         is: Kept,
         seen: Observation,
-        /// What it has then; null where nothing changes.
+        /// The row after it; null when nothing changes.
         becomes: Option<Kept>,
     }
 
@@ -320,10 +321,10 @@ mod tests {
         state: String,
         reason: Option<String>,
         inner: Option<(PciAddress, String)>,
-        /// Whether it is to go whatever its guest says.
+        /// Whether the device has to go even if its guest refuses.
         #[serde(default)]
         forced: bool,
-        /// Whether libvirt was asked to plug it; of no meaning in what an observation makes of it.
+        /// Whether libvirt was requested to attach it. It is not part of the result.
         #[serde(default)]
         asked: bool,
     }
@@ -357,7 +358,7 @@ mod tests {
         serde_json::from_str(include_str!("../../tests/data/attachment_state.json")).unwrap()
     }
 
-    /// The name of an observation, as the table has it.
+    /// Returns the name of an observation in the table.
     fn name(seen: &Observation) -> String {
         let debug = format!("{seen:?}");
         let camel = debug.split([' ', '{']).next().unwrap();
@@ -371,7 +372,7 @@ mod tests {
         name
     }
 
-    /// The names of all observations that there are, which serde says when it is given another.
+    /// Returns the names of all observations. serde lists them in the error for an unknown one.
     fn names() -> BTreeSet<String> {
         let error = serde_json::from_str::<Observation>(r#""none of them""#).unwrap_err().to_string();
         error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
@@ -403,9 +404,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is seen in whatever order: what has ended stays ended, only what was asked to go is
-        /// detaching, only what never was attached fails, and the same observation twice changes nothing the
-        /// second time.
+        /// For any observations in any order: a final state stays, only a requested or failed assignment is `detaching`,
+        /// only one that never was attached fails, and an observation that is repeated changes nothing.
         #[test]
         fn any_sequence_keeps_the_rules(
             sequence in prop::collection::vec(prop::sample::select(table()), 0..40)

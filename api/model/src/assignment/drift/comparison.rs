@@ -15,21 +15,22 @@ use crate::assignment::{Adopted, Adoption, Assignment, Network, Observation, Sta
 use crate::device::Device;
 use crate::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
 
-/// What is known when a server is compared.
+/// The input of the comparison of one server.
 pub struct Comparison<'a> {
     /// The host.
     pub hypervisor: HypervisorId,
     /// The server that is compared.
     pub server: ServerId,
-    /// What it was promised on this host that has not ended, and that nobody works on.
+    /// Its open assignments on this host that nobody works on.
     pub rows: &'a [Assignment],
-    /// What the aliases in its documents name that nobody works on: a record, or none.
+    /// The records that the aliases in its documents name, except those that somebody works on; `None` for an alias
+    /// without a record.
     pub named: &'a BTreeMap<AttachmentId, Option<Assignment>>,
-    /// The server as the host has it; none when the host has no such server.
+    /// The server as the host has it; `None` when the host does not have it.
     pub view: Option<&'a DomainView>,
-    /// The devices on record.
+    /// Finds a device on record.
     pub device: &'a dyn Fn(DeviceId) -> Option<Arc<Device>>,
-    /// The host's devices on record, by their places.
+    /// Finds a device of the host on record by its address.
     pub device_at: &'a dyn Fn(PciAddress) -> Option<Arc<Device>>,
     /// Another host that has the server.
     pub elsewhere: Option<&'a str>,
@@ -57,7 +58,7 @@ impl Comparison<'_> {
         Finding { kind, server, attachment: None, address: None, said: Vec::new(), action }
     }
 
-    /// What the documents say of a device under an alias.
+    /// Returns what each document says about the device under an alias.
     fn documents(&self, id: AttachmentId) -> Vec<(Source, String)> {
         let Some(view) = self.view else {
             let where_else = self.elsewhere.map(|host| format!("; host {host} has it")).unwrap_or_default();
@@ -76,7 +77,7 @@ impl Comparison<'_> {
         both.into_iter().filter_map(|(witness, said)| Some((witness, said?))).collect()
     }
 
-    /// Every disagreement about what the server was promised.
+    /// Returns every disagreement about the server's assignments.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (row, observation) in observe(self.rows, self.view, self.elsewhere) {
@@ -103,7 +104,7 @@ impl Comparison<'_> {
         findings
     }
 
-    /// What is wrong with a device that a document has.
+    /// Returns what is wrong with a device that a document has, if anything.
     fn of_present(&self, row: &Assignment, view: &DomainView) -> Option<Finding> {
         let presence = Presence::of(view, UserAlias(row.id().0));
         if presence.is_absent() {
@@ -309,19 +310,19 @@ fn ended_record(name: &str, ended: Option<&Assignment>) -> String {
     }
 }
 
-/// The device under our alias, as the running guest has it, else as the definition has it.
+/// Finds the device under an alias of ours: in the live document, or else in the definition.
 fn hostdev(view: &DomainView, id: AttachmentId) -> Option<&Hostdev> {
     let mut documents = [&view.live, &view.persistent].into_iter().flatten();
     documents.find_map(|document| document.hostdev(UserAlias(id.0)))
 }
 
-/// The mediated device under our alias, as the running guest has it, else as the definition has it.
+/// Finds the mediated device under an alias of ours: in the live document, or else in the definition.
 fn mdev_of(view: &DomainView, id: AttachmentId) -> Option<&MdevHostdev> {
     let mut documents = [&view.live, &view.persistent].into_iter().flatten();
     documents.find_map(|document| document.mdev(UserAlias(id.0)))
 }
 
-/// The aliases of ours in a domain's documents, those of mediated devices among them.
+/// Returns the aliases of ours in a domain's documents, including those of mediated devices.
 pub fn aliases(view: &DomainView) -> BTreeSet<AttachmentId> {
     let documents = [&view.live, &view.persistent].into_iter().flatten();
     let names = documents.flat_map(|document| {
@@ -331,7 +332,7 @@ pub fn aliases(view: &DomainView) -> BTreeSet<AttachmentId> {
     names.filter_map(UserAlias::parse).map(|alias| AttachmentId(alias.0)).collect()
 }
 
-/// What a domain's documents say of what it was promised.
+/// Returns the observation for each assignment, from the domain's documents.
 fn observe<'a>(
     rows: &'a [Assignment],
     view: Option<&DomainView>,
@@ -340,7 +341,7 @@ fn observe<'a>(
     let presence = |row: &Assignment| view.map(|view| Presence::of(view, UserAlias(row.id().0)));
     let defined = view.is_some_and(|view| view.persistent.is_some());
     let whole = |row: &Assignment, is: Presence| is.config || is.live && !(row.persistent() && defined);
-    // All devices of a request or none: one that was cut off in the middle is taken back.
+    // A request gets all its devices or none, so the devices of a request that was cut off are taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
         .filter(|row| row.state() == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
@@ -366,7 +367,7 @@ fn observe<'a>(
         Some(presence) => Observation::Present {
             inner: presence.inner_address,
             only_in_definition: running && !presence.live,
-            // A run that is not known has gone on as long as nothing is heard of a start or reboot.
+            // If the run is not known, assume the same run until an event reports a start or reboot.
             same_run: view.filter(|view| view.live.is_some()).is_some_and(|view| {
                 let run = row.inner().and_then(|inner| inner.run);
                 run.is_none() || run == view.info.run

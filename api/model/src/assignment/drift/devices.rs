@@ -13,7 +13,7 @@ use crate::device::{Device, Functions};
 use crate::id::ServerId;
 use crate::rules::Foreign;
 
-/// The disagreements that are about the host's devices alone.
+/// Returns the disagreements between the records and the devices of the host.
 pub fn of_devices(
     rows: &[Attachment],
     devices: &[Arc<Device>],
@@ -78,7 +78,8 @@ pub fn of_devices(
     findings
 }
 
-/// What disagrees about a device that the host itself has, as the host shows it now; none of it when it is not there.
+/// Returns the disagreement about a function for the host's own use, if any. `found` is the function as the host has it
+/// now; `None` when it is not there.
 pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) -> Option<Finding> {
     let address = device.facts.address;
     let (kind, is) = match found {
@@ -105,7 +106,7 @@ pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) ->
     })
 }
 
-/// A binding that was left in transition, and that nobody works on.
+/// Returns the finding for a binding that was left in transition, and that nobody works on.
 pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
     let reason = row.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     Finding {
@@ -121,7 +122,7 @@ pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
     }
 }
 
-/// What disagrees about a mediated device that a server has, or starts with, and the host does not have.
+/// Returns the finding for a mediated device that a server has, or starts with, and that the host does not have.
 pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
     Finding {
         kind: Kind::DeviceGone,
@@ -140,8 +141,8 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
     }
 }
 
-/// A mediated device that the host has although its record has ended. `used_by` is the domain that has it under an
-/// alias which is not ours.
+/// Returns the finding for a mediated device that the host has although its record has ended. `used_by` is the domain
+/// that has it under an alias which is not one of ours.
 pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) -> Finding {
     let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
     let action = match used_by {

@@ -7,37 +7,37 @@ use crate::id::{AttachmentId, DeviceId, ServerId};
 use crate::string_enum;
 
 string_enum! {
-    /// What disagrees.
+    /// The kind of a disagreement.
     Kind {
-        /// No document of the domain has an attachment, or there is no such domain.
+        /// No document of the domain has the device of an assignment, or the domain does not exist.
         Absent = "absent",
-        /// An attachment is in transition, and nobody works on it.
+        /// An assignment is in transition, and nobody works on it.
         Unfinished = "unfinished",
-        /// The record says something else of an attachment than the documents.
+        /// The record of an assignment differs from the documents.
         Outdated = "outdated",
         /// The running guest lacks a device that its definition has.
         NotLive = "not-live",
-        /// The definition lacks a device that is to survive a power cycle.
+        /// The definition lacks a device that must survive a power cycle.
         NotDefined = "not-defined",
-        /// The definition has a device that was for this run only.
+        /// The definition has a device that was requested for this run only.
         Defined = "defined",
-        /// A domain has the device of an attachment that has ended, or a domain or the host a mediated device whose
-        /// record has ended.
+        /// A domain has the device of an assignment that has ended, or the host has a mediated device whose record has
+        /// ended.
         Stray = "stray",
-        /// A domain has a device under our alias, and there is no record of it, or one that has ended although nobody
-        /// asked for the device to go.
+        /// A domain has a device under an alias of ours, and there is no record of it, or its record ended although
+        /// nobody had requested that.
         Unrecorded = "unrecorded",
-        /// Two things that cannot both be so.
+        /// Two facts that contradict each other.
         Conflict = "conflict",
         /// A device on record is in a domain, and hotslot did not put it there.
         Foreign = "foreign",
-        /// The host lacks a device that a server has, or the host itself.
+        /// The host lacks a device that a server has, or that the host itself uses.
         DeviceGone = "device-gone",
-        /// A device is promised to a server, and no attachment says why.
+        /// A device is allocated to a server, and no attachment is open for it.
         Unattached = "unattached",
-        /// A device that nobody has any more is not with its host driver again.
+        /// A device that nobody holds any more is not bound to its host driver.
         NoHostDriver = "no-host-driver",
-        /// A device that the host itself has is not bound as its accelerator says.
+        /// A device for the host's own use is not bound to the driver that was requested.
         OtherDriver = "other-driver",
         /// A domain cannot be read.
         Unread = "unread",
@@ -45,9 +45,9 @@ string_enum! {
 }
 
 string_enum! {
-    /// Who says something.
+    /// The source of a statement in a finding.
     Source {
-        /// hotslot's records.
+        /// The records of hotslot.
         Record = "record",
         /// The running guest's document.
         Live = "live",
@@ -58,35 +58,35 @@ string_enum! {
     }
 }
 
-/// When something is done, the earliest first.
+/// The occasion on which an action is carried out, the earliest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trigger {
-    /// As soon as it is seen.
+    /// As soon as the disagreement is found.
     Event,
-    /// When a device came into a guest, or a guest's life went on.
+    /// When a device was added to a domain, or the domain was started, stopped, moved or rebooted.
     Arrival,
     /// With the next full comparison.
     Round,
-    /// When somebody asks for it.
+    /// When somebody requests a repair.
     Repair,
 }
 
-/// What would be done about a disagreement.
+/// The action that resolves a disagreement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// The record follows; a mediated device that no document has is removed from the host first.
+    /// The record is changed. A mediated device that no document has is removed from the host first.
     Settle(Box<Assignment>, Observation),
-    /// A mediated device whose record has ended is taken away from the host.
+    /// A mediated device whose record has ended is removed from the host.
     TakeAway(Box<Assignment>),
-    /// The attachment gets a record.
+    /// The device gets a record.
     Adopt(Box<Adoption>),
-    /// The guest is asked again to let the device go.
+    /// The guest receives another unplug request.
     AskAgain(Box<Assignment>),
     /// The device is taken out of the domain.
     TakeOut {
         /// The record, as if it were of the server that has the device.
         row: Box<Assignment>,
-        /// Whether that is safe at any time: what a failed attach left, and its caller was told so.
+        /// Whether this was requested before, so that it is carried out without a repair.
         left_over: bool,
     },
     /// The device is plugged into the running guest.
@@ -95,20 +95,20 @@ pub enum Action {
     Define(Box<Assignment>),
     /// The device is taken out of the definition.
     Undefine(Box<Assignment>),
-    /// The device goes back to its host driver.
+    /// The device is bound to its host driver again.
     GiveBack(AttachmentId),
-    /// The promise is forgotten.
+    /// The device becomes available.
     Free(DeviceId),
-    /// Nothing, for hotslot cannot know what is right: what a person can do.
+    /// hotslot does nothing, because it cannot know what is right. The text says what a person can do.
     Manual(String),
 }
 
 impl Action {
-    /// When it is done; none when it is a person's.
+    /// Returns the occasion on which the action is carried out; `None` for an action of a person.
     pub fn occasion(&self) -> Option<Trigger> {
         match self {
             Self::Settle(..) | Self::TakeAway(_) | Self::Adopt(_) | Self::GiveBack(_) => Some(Trigger::Event),
-            // Not at every event: a guest that refuses is heard of, too.
+            // Not at every event: the refusal of a guest is an event as well.
             Self::TakeOut { left_over: true, .. } => Some(Trigger::Arrival),
             Self::AskAgain(_) => Some(Trigger::Round),
             Self::Plug(_)
@@ -121,7 +121,7 @@ impl Action {
     }
 }
 
-/// For people.
+/// Describes the action for people.
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -147,7 +147,7 @@ impl std::fmt::Display for Action {
     }
 }
 
-/// Whether the device is in no document any more.
+/// Whether an observation says that no document has the device any more.
 pub fn is_gone(seen: &Observation) -> bool {
     match seen {
         Observation::Removed { .. }
@@ -166,25 +166,25 @@ pub fn is_gone(seen: &Observation) -> bool {
     }
 }
 
-/// One disagreement.
+/// A disagreement between two sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What disagrees.
+    /// The kind.
     pub kind: Kind,
-    /// The server that it is about, and its name where there is a domain.
+    /// The server that it concerns, with the name of its domain if the domain exists.
     pub server: Option<(ServerId, Option<String>)>,
-    /// The attachment that it is about.
+    /// The assignment that it concerns.
     pub attachment: Option<AttachmentId>,
-    /// Where the host has the device.
+    /// The address of the device on the host.
     pub address: Option<PciAddress>,
-    /// What is said by whom.
+    /// What each source says.
     pub said: Vec<(Source, String)>,
-    /// What would be done.
+    /// The action that resolves it.
     pub action: Action,
 }
 
 impl Finding {
-    /// Whether two findings are of the same thing, whatever is said of it now.
+    /// Whether two findings concern the same disagreement, even if the sources say something else now.
     pub fn is_of(&self, other: &Self) -> bool {
         let thing = |finding: &Self| {
             let server = finding.server.as_ref().map(|(id, _)| *id);
@@ -194,7 +194,7 @@ impl Finding {
     }
 }
 
-/// The state on record and its reason, for people.
+/// Returns the state on record and its reason, for people.
 pub(super) fn record(row: &Assignment) -> String {
     let what = match row {
         Assignment::Attachment(_) | Assignment::Binding(_) => None,
