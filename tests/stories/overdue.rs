@@ -267,6 +267,33 @@ async fn an_overdue_attach_stays_in_transition_at_other_processes() {
 }
 
 #[tokio::test]
+async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
+    const G1: &str = "20000000-0000-4000-8000-000000000001";
+    let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"vendor_id\": \"8086\"}']\n";
+    let vf = json!({ "product_id": "37c9" });
+    for (operation, spec, target) in [
+        ("detach", vf.clone(), json!({ "instance_uuid": G1 })),
+        ("destroy-mdev", json!({ "mdev_type": "nvidia-233" }), json!({ "instance_uuid": G1 })),
+        ("node-reattach", vf, json!({ "driver": "vfio-pci" })),
+    ] {
+        let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
+        let one = one.moved_to(&postgres::database().await).await;
+        let other = one.beside().await;
+        let path = made(&one, "one", spec).await;
+        one.put(&path, target).await.expect(200);
+        one.sim(&format!("fault {operation} hang at=before"));
+        one.delete(&path).await.expect(503);
+        let refused = other.delete(&path).await.expect(409);
+        assert!(refused.message().contains("did not come back"), "{operation}: {}", refused.message());
+        assert_eq!(status(&other, &path).await, "detaching", "{operation}");
+        one.sim("fault clear");
+        within(AT_ONCE, operation, async || status(&other, &path).await == "available").await;
+        within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
+        one.expect_clean().await;
+    }
+}
+
+#[tokio::test]
 async fn an_overdue_call_ends_with_its_process() {
     let (mut one, other) = two(&host("small"), oracle::PCI).await;
     let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
