@@ -278,7 +278,7 @@ async fn an_attach_whose_outcome_was_unknown_is_taken_back_when_the_host_answers
         let service = Hotslot::on("small").await;
         service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
         let lost = service.attach(Q35, aliases).await.expect(503);
-        assert!(lost.message().contains("taken back when the host answers"), "{}", lost.message());
+        assert!(lost.message().contains("released when the host answers"), "{}", lost.message());
         service.until("nothing is left of it", async || service.attachments(Q35).await.is_empty()).await;
         service.until("it is ready", async || service.get("/readyz").await.status == 200).await;
         service.expect_clean().await;

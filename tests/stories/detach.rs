@@ -186,7 +186,7 @@ async fn a_forced_detach_says_what_it_did_and_never_that_it_is_gone() {
         let forced = format!("{}?force=true", path(&vf));
         let answer = service.delete(&forced).await.expect(409);
         for said in
-            ["stays detaching", "out of the domain's definition", "the guest has it still", "powered off"]
+            ["stays detaching", "from the domain's definition", "the guest keeps the device", "powered off"]
         {
             assert!(answer.message().contains(said), "{guest}: {}", answer.message());
         }
@@ -238,7 +238,7 @@ async fn force_whose_time_is_over_before_its_turn_says_that_nothing_was_forced()
         service.delete(&forced).await
     });
     assert_eq!((asked.status, forced.status), (409, 409));
-    for said in ["is detaching", "not forced", "ask again with force"] {
+    for said in ["is detaching", "not forced", "detach again with force"] {
         assert!(forced.message().contains(said), "{}", forced.message());
     }
     assert_eq!(shown(&service, &vf).await["forced"], false);

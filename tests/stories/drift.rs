@@ -388,7 +388,7 @@ async fn a_host_driver_that_does_not_come_back_is_told_until_it_does() {
     let vf = service.post(&attachments(Q35), body).await.expect(200).body["pci_devices"][0].clone();
     service.sim("fault node-reattach fail times=1000 text=stuck");
     service.sim("shutdown q35");
-    let tried = async || service.log().contains("0000:04:10.0 is without its host driver");
+    let tried = async || service.log().contains("0000:04:10.0 has no host driver");
     service.until("it was tried", tried).await;
     let found = drift(&service).await;
     assert_eq!(found.len(), 1, "{found:#?}");
