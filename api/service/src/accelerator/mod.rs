@@ -1,8 +1,7 @@
-//! Accelerators: devices that are given away under names of their own, to a server or to the host itself.
+//! Accelerators: devices under names of their own, attached to a server or bound for the host itself.
 //!
-//! An accelerator is a name and a spec; which device it is, is decided when it is attached. What it holds is told by
-//! the attachments, bindings and mediated devices that were made on its behalf ([`Holder`]): it has no state of its own
-//! that a crash could leave behind.
+//! An accelerator is a name and a spec; its devices are chosen when it is attached. It has no recorded state that a
+//! crash could leave wrong: its status follows from the assignments that were made on its behalf ([`Holder`]).
 
 mod attach;
 
@@ -23,10 +22,11 @@ use crate::host::Host;
 use crate::service::Service;
 
 impl Service {
-    /// Makes an accelerator, of a project. No device has to be free.
+    /// Creates an accelerator, which belongs to `project`. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id, or one that was discovered shows that name.
+    /// [`Error::Conflict`] when its name or id is taken, or a discovered accelerator has that name; errors of the
+    /// database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -44,20 +44,20 @@ impl Service {
                 && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
             {
                 return Err(Error::Conflict(format!(
-                    "the discovered accelerator {} is called `{name}`; take another name, or its uuid",
+                    "the discovered accelerator {} is called `{name}`; choose another name, or use its uuid",
                     device.uuid
                 )));
             }
         }
         let row = self.store.create_accelerator(name, id, project).await?;
-        tracing::info!(accelerator.id = %id, "made accelerator `{name}`");
+        tracing::info!(accelerator.id = %id, "created accelerator `{name}`");
         self.view(row).await
     }
 
-    /// Every accelerator, as the records say; with `[accelerators] discovered`, the devices that may be given away too.
+    /// Returns all accelerators by their records; with `[accelerators] discovered`, also all assignable devices.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
         let mut held = HashMap::<_, Vec<_>>::new();
         for row in self.store.assignments().await? {
@@ -80,10 +80,10 @@ impl Service {
         Ok(views)
     }
 
-    /// One accelerator, as the records say.
+    /// Returns one accelerator by its records.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`]; the database's.
+    /// [`Error::NoAccelerator`]; errors of the database.
     pub async fn accelerator(&self, id: AcceleratorId) -> Result<View, Error> {
         if let Some(row) = self.store.accelerator(id).await? {
             return self.view(row).await;
@@ -95,10 +95,11 @@ impl Service {
         Ok(discovered(&device, name, taken))
     }
 
-    /// Puts a spec in the place of the one before; with `generations`, only of one of these.
+    /// Replaces the spec of an accelerator. With `generations`, the current spec must be of one of these generations.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`], [`Error::Conflict`]; the database's.
+    /// [`Error::NoAccelerator`]; [`Error::Conflict`] when the generation is another, or the accelerator is in use;
+    /// errors of the database.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,
@@ -111,10 +112,10 @@ impl Service {
         self.view(row).await
     }
 
-    /// Removes the record of an accelerator that holds nothing.
+    /// Removes the record of an accelerator that holds no devices.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Conflict`]; the database's.
+    /// [`Error::NotFound`] when it has no record; [`Error::Conflict`] when it holds devices; errors of the database.
     pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         if self.store.purge_accelerator(id).await? {
             return Ok(());
@@ -122,13 +123,13 @@ impl Service {
         Err(Error::NotFound(format!("accelerator {id} on record")))
     }
 
-    /// An accelerator that has a row: a discovered one gets it now.
+    /// Returns an accelerator that has a record. A discovered one gets its record now.
     async fn on_record(&self, id: AcceleratorId) -> Result<View, Error> {
         let view = self.accelerator(id).await?;
         if view.row.created_at == 0 {
             return match self.store.create_accelerator(&view.row.name, id, None).await {
                 Ok(row) => self.view(row).await,
-                // Somebody else was quicker, or has an accelerator of that name.
+                // Another request created it meanwhile, or its name is taken.
                 Err(error) => match self.store.accelerator(id).await? {
                     Some(row) => self.view(row).await,
                     None => Err(error.into()),
@@ -162,8 +163,8 @@ impl Service {
         Ok(View { row, held, asked, pinned, reachable })
     }
 
-    /// Asks the hosts what the devices that are held are now, for nothing tells of drivers that come and go. A host that
-    /// does not answer in time keeps nobody waiting for another.
+    /// Reads the held devices from their hosts, because no event reports that a driver was bound or unbound. The hosts
+    /// are read concurrently, and the devices of a host that does not answer in time stay unknown.
     pub async fn look_at(&self, views: &mut [View]) {
         let mut places = BTreeMap::<HypervisorId, BTreeSet<PciAddress>>::new();
         for held in views.iter().flat_map(|view| &view.held) {
@@ -179,7 +180,7 @@ impl Service {
                     }
                     Ok(())
                 };
-                // What was read by then is so.
+                // After a time-out, use what was read until then.
                 drop(host.soon(read).await);
             }
             found
@@ -191,7 +192,7 @@ impl Service {
         }
     }
 
-    /// The devices that are accelerators by themselves: those of the hosts that are configured.
+    /// Returns the devices that can be discovered accelerators: those on configured hosts.
     fn discoverable(&self) -> Vec<Arc<Device>> {
         let mut devices = self.store.devices();
         devices.retain(|device| self.host(device.hypervisor).is_some());
@@ -200,7 +201,7 @@ impl Service {
 
     pub(crate) async fn device_held(&self, by: &Assignment) -> Result<Arc<Device>, Error> {
         let id = by.device();
-        let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
+        let lost = || Error::Internal(format!("the record of device {}, which is in use, is lost", id.0));
         self.store.known_device(id).await?.ok_or_else(lost)
     }
 
@@ -209,10 +210,10 @@ impl Service {
         format!("{host}_{}", device.facts.address)
     }
 
-    /// The host of a name or UUID, or that calls itself so.
+    /// Finds a host by its configured name, its UUID, or the host name that it reports.
     ///
     /// # Errors
-    /// [`Error::Conflict`], naming those that there are.
+    /// [`Error::Conflict`] with the names of the hosts, when none or several match.
     async fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
         let called = |host: &&Arc<Host>| host.name == name || host.row.uuid.to_string() == name;
         if let Some(host) = self.hosts.iter().find(called) {
@@ -228,19 +229,22 @@ impl Service {
         match called[..] {
             [host] => Ok(host),
             [] => Err(Error::Conflict(format!(
-                "the device is on no host {}; name one of {}, or none for where the device is",
+                "no host is called {}; name one of {}, or omit the host to use the one that has the device",
                 name.chars().take(80).collect::<String>(),
                 names(&self.hosts.iter().collect::<Vec<_>>())
             ))),
-            _ => Err(Error::Conflict(format!("{} call themselves {name}; name one of them", names(&called)))),
+            _ => Err(Error::Conflict(format!(
+                "{} have the host name {name}; use one of these names instead",
+                names(&called)
+            ))),
         }
     }
 }
 
-/// Checks that the spec of an accelerator is one of those that a request was made for; `None` accepts any.
+/// Checks that the spec of an accelerator is of one of the expected generations; `None` accepts any.
 ///
 /// # Errors
-/// [`Error::Conflict`] when it is none of them.
+/// [`Error::Conflict`] when it is of another generation.
 pub(super) fn expect_generation(view: &View, generations: Option<&[i64]>) -> Result<(), Error> {
     match generations {
         Some(expected) if !expected.contains(&view.row.generation) => {
