@@ -98,8 +98,7 @@ impl Service {
     /// Replaces the spec of an accelerator. With `generations`, the current spec must be of one of these generations.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`]; [`Error::Conflict`] when the generation is another, or the accelerator is in use;
-    /// errors of the database.
+    /// [`Error::NoAccelerator`]; [`Error::Conflict`] when the generation is another; errors of the database.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,
