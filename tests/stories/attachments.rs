@@ -278,7 +278,7 @@ async fn an_attach_with_unknown_outcome_is_undone_when_the_host_is_back() {
         let service = Hotslot::on("small").await;
         service.sim(&format!("fault attach away at={at} nth={nth} ms=300"));
         let lost = service.attach(Q35, aliases).await.expect(503);
-        assert!(lost.message().contains("taken back when the host answers"), "{}", lost.message());
+        assert!(lost.message().contains("released when the host answers"), "{}", lost.message());
         service
             .until("nothing is left of the attach", async || service.attachments(Q35).await.is_empty())
             .await;

@@ -24,10 +24,10 @@ fn mistakes_of_a_named_configuration_are_reported() {
     let name = config.display().to_string();
     let (code, _, error) = run("host list");
     assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains(&name) && error.contains("names no absolute path"), "{error}");
+    assert!(error.contains(&name) && error.contains("has no absolute path"), "{error}");
     assert!(error.contains("hotslot config check"), "{error}");
     let (code, out, error) = run(&format!("config check {name}"));
-    assert!(code == Some(1) && out.contains("names no absolute path"), "{out}{error}");
+    assert!(code == Some(1) && out.contains("has no absolute path"), "{out}{error}");
     let (_, out, error) = run("doctor -o json");
     let findings: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}"));
     let service = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();

@@ -187,7 +187,7 @@ async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
         let forced = format!("{}?force=true", path(&vf));
         let answer = service.delete(&forced).await.expect(409);
         for said in
-            ["stays detaching", "out of the domain's definition", "the guest has it still", "powered off"]
+            ["stays detaching", "from the domain's definition", "the guest keeps the device", "powered off"]
         {
             assert!(answer.message().contains(said), "{guest}: {}", answer.message());
         }
@@ -239,7 +239,7 @@ async fn a_forced_detach_that_times_out_while_waiting_forces_nothing() {
         service.delete(&forced).await
     });
     assert_eq!((asked.status, forced.status), (409, 409));
-    for said in ["is detaching", "not forced", "ask again with force"] {
+    for said in ["is detaching", "not forced", "detach again with force"] {
         assert!(forced.message().contains(said), "{}", forced.message());
     }
     assert_eq!(shown(&service, &vf).await["forced"], false);

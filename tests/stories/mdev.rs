@@ -151,7 +151,7 @@ async fn two_guests_share_a_card_up_to_its_capacity() {
     let (one, other) = tokio::join!(attach(&service, &a, G1), attach(&service, &b, G2));
     assert_eq!((one.status, other.status), (200, 200), "{} {}", one.body, other.body);
     let refused = attach(&service, &c, G2).await.expect(409);
-    assert!(refused.message().contains("no more of it can be made"), "{}", refused.message());
+    assert!(refused.message().contains("no more of it can be created"), "{}", refused.message());
     service.delete(&a).await.expect(204);
     assert_eq!(service.device(GPU).await["status"], "allocated");
     attach(&service, &c, G2).await.expect(200);
@@ -168,7 +168,7 @@ async fn several_mediated_devices_are_attached_all_or_none() {
     let one = made(&service, "one", json!({ "mdev_type": FOUR })).await;
     attach(&service, &one, G2).await.expect(200);
     let refused = attach(&service, &three, G1).await.expect(409);
-    assert!(refused.message().contains("3 of nvidia-232, and 2 can be made"), "{}", refused.message());
+    assert!(refused.message().contains("3 of nvidia-232, and 2 can be created"), "{}", refused.message());
     service.delete(&one).await.expect(204);
     // The last device is refused by the host, and then by the guest.
     for fault in ["create-mdev fail nth=3", "attach fail nth=3", "attach fail nth=2 kind=timed-out at=after"]
@@ -331,7 +331,7 @@ async fn mediated_devices_are_packed_onto_one_card() {
     let whole = service.attach(G1, "gpu:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(whole["address"], "0000:42:00.0");
     let refused = attach(&service, &three, G2).await.expect(409);
-    assert!(refused.message().contains("3 of nvidia-233, and 0 can be made"), "{}", refused.message());
+    assert!(refused.message().contains("3 of nvidia-233, and 0 can be created"), "{}", refused.message());
     service.delete(&path_of(&whole)).await.expect(200);
     service.delete(&a).await.expect(204);
     service.delete(&b).await.expect(204);

@@ -28,8 +28,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// The hypervisor of a host that several processes work on.
 ///
-/// The other processes are told which calls of this one have not returned, before whoever gave one up goes on; and its own
-/// overdue calls are those of the others too: what such a call may still change is left alone by all of them.
+/// The other processes are told which calls of this one have not returned, before whoever gave one up goes on; and its
+/// own overdue calls are those of the others too: what such a call may still change is left alone by all of them.
 pub(crate) struct Fenced {
     /// The hypervisor itself.
     hypervisor: Arc<dyn Hypervisor>,

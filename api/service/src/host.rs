@@ -216,8 +216,8 @@ impl Host {
         held.iter().find(|(_, held)| held.mdevs.contains(&uuid)).map(|(server, _)| *server)
     }
 
-    /// The functions that domains have and hotslot did not give them, by themselves or by the vDPA devices that are made
-    /// of them, as they were last read. Of two domains with one function the running one counts.
+    /// The functions that domains have and hotslot did not give them, by themselves or by the vDPA devices that are
+    /// made of them, as they were last read. Of two domains with one function the running one counts.
     pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
         let mut all = BTreeMap::<PciAddress, Foreign>::new();
         let functions = self.functions();

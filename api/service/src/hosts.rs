@@ -68,10 +68,10 @@ impl Hosts {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host of a name or UUID, or that calls itself so.
+    /// Finds a host by its configured name, its UUID, or the host name that it reports.
     ///
     /// # Errors
-    /// [`Error::Conflict`], naming those that there are.
+    /// [`Error::Conflict`] with the names of the hosts, when none or several match.
     pub(crate) async fn host_called(&self, name: &str) -> Result<&Arc<Host>, Error> {
         let called = |host: &&Arc<Host>| host.name == name || host.row.uuid.to_string() == name;
         if let Some(host) = self.all.iter().find(called) {
@@ -87,11 +87,14 @@ impl Hosts {
         match called[..] {
             [host] => Ok(host),
             [] => Err(Error::Conflict(format!(
-                "the device is on no host {}; name one of {}, or none for where the device is",
+                "no host is called {}; name one of {}, or omit the host to use the one that has the device",
                 name.chars().take(80).collect::<String>(),
                 names(&self.all.iter().collect::<Vec<_>>())
             ))),
-            _ => Err(Error::Conflict(format!("{} call themselves {name}; name one of them", names(&called)))),
+            _ => Err(Error::Conflict(format!(
+                "{} have the host name {name}; use one of these names instead",
+                names(&called)
+            ))),
         }
     }
 }

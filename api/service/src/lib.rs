@@ -1,5 +1,5 @@
-//! The service: what is done for a request, and what is done without one. It keeps the records in the store and asks the
-//! hosts by the driver.
+//! The service: what is done for a request, and what is done without one. It keeps the records in the store and asks
+//! the hosts by the driver.
 //!
 //! ```text
 //! start, service  everything is opened; the service as one value, made of its parts

@@ -1,12 +1,12 @@
-//! Webhooks: events told by POST, each webhook in the order of the events and each event at least once.
+//! Webhooks: posts events to URLs. Each webhook gets the events in their order, each event at least once.
 //!
 //! ```text
-//! table events ──▶ POST ── 2xx ──▶ told            (webhooks.told)
-//!                   │ ▲ else: again, later and later
-//!                   └─┘── after the last attempt ──▶ dead_letters, and on with the next event
+//! table events ──▶ POST ── 2xx ──▶ delivered        (webhooks.told)
+//!                   │ ▲ else: again, after a growing pause
+//!                   └─┘── after the last attempt ──▶ dead_letters, then the next event
 //! ```
-//! How far a webhook was told is on record, so that a restart goes on there. A dead letter is tried again when
-//! someone asks for it. Of several processes one tells a webhook, and another one goes on when that ends.
+//! The last delivered event is recorded, so that a restart continues after it. A dead letter is posted again on
+//! request. Of several processes one serves a webhook; another one continues when that process ends.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,18 +26,18 @@ use uuid::Uuid;
 use crate::config::{self, ConfigError};
 use crate::events::wire;
 
-/// How long after an attempt that failed the next one is made: after the first, and at most.
+/// The pause after the first failed attempt, and the longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-/// How many events are read at a time.
+/// How many events are read from the table at a time.
 const PAGE: usize = 100;
 
-/// How long it may be that what was told is not on record: so much is told twice after a kill.
+/// How often the last delivered event is recorded. After a kill, the events of this time are posted again.
 const UNRECORDED: Duration = Duration::from_secs(1);
 
 /// A configured webhook.
 pub struct Webhook {
-    /// Its configuration.
+    /// The configuration.
     pub config: config::Webhook,
     url: Url,
     key: Hmac<Sha256>,
@@ -46,43 +46,43 @@ pub struct Webhook {
     again: Notify,
 }
 
-/// How a webhook is getting on.
+/// The progress of a webhook.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// Up to which event it was told.
+    /// The last event that was delivered or became a dead letter; `None` while another process serves the webhook.
     pub told: Option<EventId>,
-    /// When it was last told something, since the service started.
+    /// When an event was last delivered, since the service started.
     pub told_at: Option<Millis>,
-    /// How often the event that is its turn was tried.
+    /// How many attempts were made to deliver the current event.
     pub attempts: u32,
-    /// Why that failed the last time.
+    /// Why the last attempt failed.
     pub reason: Option<String>,
-    /// When it is tried again.
+    /// When the next attempt is made.
     pub next_at: Option<Millis>,
 }
 
-/// Why a webhook's work stops.
+/// Why the work on a webhook stops.
 enum Stop {
     /// The service ends.
     Ending,
-    /// Another process tells it.
+    /// Another process serves the webhook.
     Elsewhere,
-    /// The database fails.
+    /// The database failed.
     Records(hotslot_store::Error),
 }
 
-/// What of the service a webhook needs.
+/// The parts of the service that a webhook uses.
 pub(crate) struct Context {
-    /// Where the events are.
+    /// The records, with the events.
     pub(crate) store: Store,
-    /// Whether the service is about to end.
+    /// Becomes true when the service is about to end.
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
 impl Context {
     /// Waits until the service is about to end.
     async fn ending(&self) {
-        // The sender is the service's own.
+        // The sender belongs to the service and lives as long as it.
         let _ = self.stopping.clone().wait_for(|stop| *stop).await;
     }
 }
@@ -93,27 +93,29 @@ impl From<hotslot_store::Error> for Stop {
     }
 }
 
-/// The URL of a webhook.
+/// Parses and checks the URL of a webhook.
 ///
 /// # Errors
-/// What would be right.
+/// What is wrong and what would be right; the text does not repeat the URL.
 pub(crate) fn url(text: &str) -> Result<Url, String> {
     let write = "write http://HOST:PORT/PATH";
-    // The URL itself is not repeated: its path may be a secret.
-    let url = Url::parse(text).map_err(|error| format!("it is no URL ({error}); {write}"))?;
+    // Do not repeat the URL, because its path may be a secret.
+    let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {write}"))?;
     match url.scheme() {
-        "http" if !url.username().is_empty() || url.password().is_some() => {
-            Err(format!("a user or password in it is not sent; the signature tells who calls; {write}"))
-        }
+        "http" if !url.username().is_empty() || url.password().is_some() => Err(format!(
+            "a user or password is not supported; the signature authenticates the sender; {write}"
+        )),
         "http" => Ok(url),
-        "https" => Err(format!("https is not spoken yet; {write} of something near that speaks it")),
-        other => Err(format!("`{other}` is not spoken; {write}")),
+        "https" => Err(format!("https is not supported; {write} of a local proxy that uses https")),
+        other => Err(format!("`{other}` is not supported; {write}")),
     }
 }
 
 impl Webhook {
+    /// Prepares a configured webhook.
+    ///
     /// # Errors
-    /// [`ConfigError::Value`].
+    /// [`ConfigError::Value`] when its URL or secret cannot be used.
     pub(crate) fn new(config: config::Webhook) -> Result<Self, ConfigError> {
         let bad = |key: &str, reason: String| ConfigError::Value {
             key: format!("[[webhook]] {}: {key}", config.name),
@@ -122,7 +124,7 @@ impl Webhook {
         let url = url(&config.url.0).map_err(|reason| bad("url", reason))?;
         let key = Hmac::new_from_slice(config.secret.0.as_bytes());
         let key = key.map_err(|error| bad("secret", error.to_string()))?;
-        // It is told as it stands: by no proxy, and wherever it says that it is now, it is not.
+        // Post to the configured URL only: use no proxy and follow no redirect.
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(Policy::none())
@@ -133,12 +135,12 @@ impl Webhook {
         Ok(Self { config, url, key, client, progress: Mutex::default(), again: Notify::new() })
     }
 
-    /// Where it is, without what may be a secret in its path.
+    /// Returns scheme, host and port of the URL, without the path, which may be a secret.
     pub fn origin(&self) -> String {
         self.url.origin().ascii_serialization()
     }
 
-    /// How it is getting on.
+    /// Returns the progress of the webhook.
     pub fn progress(&self) -> Progress {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -147,7 +149,7 @@ impl Webhook {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Tries what could not be told once more, and what it is the turn of, now.
+    /// Ends the current pause: posts the current event and the requested dead letters now.
     pub fn try_again(&self) {
         self.again.notify_one();
     }
@@ -157,7 +159,7 @@ impl Webhook {
         kinds.is_empty() || kinds.iter().any(|kind| event.what.kind.is_of(kind))
     }
 
-    /// Tells a webhook what happens for as long as the service runs, unless another process does.
+    /// Serves the webhook for as long as the service runs, unless another process does.
     pub(crate) async fn follow(self: Arc<Self>, context: Context) {
         loop {
             match self.take_turn(&context).await {
@@ -172,7 +174,7 @@ impl Webhook {
         }
     }
 
-    /// Tells a webhook what happens for as long as no other process does.
+    /// Serves the webhook while this process holds its lock.
     async fn take_turn(&self, context: &Context) -> Result<(), Stop> {
         let name = &self.config.name;
         let Some(turn) = context.store.locks().try_lock(format!("webhook {name}")).await? else {
@@ -202,10 +204,10 @@ impl Webhook {
 
     fn log(&self, error: &hotslot_store::Error) {
         let name = &self.config.name;
-        tracing::error!(webhook = name, %error, "what webhook {name} is to be told cannot be read");
+        tracing::error!(webhook = name, %error, "the events for webhook {name} cannot be read");
     }
 
-    /// Tells all that there is to tell.
+    /// Posts all events that were not posted yet, and the requested dead letters before them.
     async fn catch_up(&self, context: &Context, turn: &Held, told: &mut EventId) -> Result<(), Stop> {
         let name = &self.config.name;
         self.redeliver(context, turn).await?;
@@ -235,7 +237,8 @@ impl Webhook {
         }
     }
 
-    /// Tells an event, as often as it takes or as is configured; then it is a dead letter.
+    /// Posts an event until it is delivered, or until the configured attempts have failed; then it returns a dead
+    /// letter.
     async fn tell(&self, context: &Context, turn: &Held, event: &Event) -> Result<Option<DeadLetter>, Stop> {
         let name = &self.config.name;
         let mut attempts = 1;
@@ -250,7 +253,7 @@ impl Webhook {
                 }
                 Err(reason) => reason,
             };
-            tracing::warn!(webhook = name, event = %event.id, attempts, reason, "webhook {name} was not told");
+            tracing::warn!(webhook = name, event = %event.id, attempts, reason, "an event could not be posted to webhook {name}");
             if attempts >= self.config.attempts {
                 break reason;
             }
@@ -266,7 +269,7 @@ impl Webhook {
                 () = context.ending() => return Err(Stop::Ending),
             }
         };
-        tracing::error!(webhook = name, event = %event.id, reason, "webhook {name} cannot be told; a dead letter");
+        tracing::error!(webhook = name, event = %event.id, reason, "an event for webhook {name} became a dead letter");
         self.note(|progress| {
             (progress.attempts, progress.next_at) = (0, None);
             progress.reason = Some(reason.clone());
@@ -275,12 +278,12 @@ impl Webhook {
         Ok(Some(DeadLetter { event, attempts, reason, died_at: now(), due: false }))
     }
 
-    /// Tries dead letters that someone asked for once more.
+    /// Posts the dead letters once more for which that was requested.
     async fn redeliver(&self, context: &Context, turn: &Held) -> Result<(), Stop> {
         let (name, any) = (&self.config.name, EventFilter::default());
         while let Some(letter) = context.store.due_letter(name).await? {
             let events = context.store.events(EventId(letter.event.0 - 1), &any, 1).await?;
-            // It may be pruned at any time, and its letter with it.
+            // The event may be pruned at any time, together with its dead letter.
             let Some(event) = events.first().filter(|event| event.id == letter.event) else { return Ok(()) };
             let posted = self.try_once(context, turn, event).await?;
             let outcome = posted.as_ref().copied().map_err(String::as_str);
@@ -289,7 +292,7 @@ impl Webhook {
         Ok(())
     }
 
-    /// One attempt, as long as it is for this process to make.
+    /// Makes one attempt to post an event, if this process still holds the lock of the webhook.
     async fn try_once(
         &self,
         context: &Context,
@@ -316,7 +319,7 @@ impl Webhook {
             .body(body);
         let limit = self.config.timeout.0.as_secs_f32();
         match request.send().await {
-            // What it says besides is not read.
+            // The body of the response is not read.
             Ok(response) if response.status().is_success() => Ok(()),
             Ok(response) => Err(answered(response.status())),
             Err(error) if error.is_timeout() => Err(format!("no answer within {limit} s")),
@@ -326,10 +329,10 @@ impl Webhook {
 }
 
 fn answered(status: StatusCode) -> String {
-    format!("it answered {status}, and not 2xx")
+    format!("it answered {status} instead of 2xx")
 }
 
-/// The innermost cause: what is around it names the URL.
+/// Returns the innermost cause of an error, because the outer ones repeat the URL.
 fn cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
@@ -338,14 +341,15 @@ fn cause(error: &reqwest::Error) -> String {
     if cause.is::<reqwest::Error>() { "the request failed".into() } else { cause.to_string() }
 }
 
-/// `t=<seconds since 1970>,v1=<hexadecimal HMAC-SHA256 of "<t>.<body>">`
+/// Returns the signature of a body: `t=<seconds since 1970>,v1=<hexadecimal HMAC-SHA256 of "<t>.<body>">`.
 fn signature(key: &Hmac<Sha256>, time: i64, body: &[u8]) -> String {
     let mac = key.clone().chain_update(format!("{time}.")).chain_update(body).finalize();
     let digits = mac.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     format!("t={time},v1={digits}")
 }
 
-/// How long to wait after so many attempts: twice as long each time, and not at the same moment as others.
+/// Returns the pause after so many attempts. It doubles each time, and is shortened by a random part of up to half of
+/// it.
 fn pause(attempts: u32) -> Duration {
     let longest = PAUSE.0.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1))).min(PAUSE.1);
     let half = longest / 2;
@@ -357,9 +361,9 @@ fn pause(attempts: u32) -> Duration {
 mod tests {
     use super::*;
 
-    /// The values are OpenSSL's: `printf 1700000000.BODY | openssl dgst -sha256 -hmac SECRET`.
+    /// The expected values were computed by OpenSSL: `printf 1700000000.BODY | openssl dgst -sha256 -hmac SECRET`.
     #[test]
-    fn a_signature_is_what_others_compute() {
+    fn signatures_agree_with_openssl() {
         for (secret, body, expected) in [
             (
                 "0123456789abcdef",
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_and_end_at_the_longest() {
+    fn pauses_double_up_to_the_longest() {
         for (attempts, longest) in [(1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (4_000_000_000, 300)] {
             for _ in 0..50 {
                 let pause = pause(attempts).as_secs_f64();
@@ -390,13 +394,13 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_http_and_what_is_wrong_does_not_repeat_them() {
+    fn only_http_urls_are_accepted_and_errors_do_not_repeat_them() {
         assert!(url("http://127.0.0.1:8080/hooks/a?b=c").is_ok());
         for (bad, why) in [
-            ("https://x/tok3n", "not spoken yet"),
-            ("ftp://x/tok3n", "`ftp` is not spoken"),
-            ("tok3n", "no URL"),
-            ("http://", "no URL"),
+            ("https://x/tok3n", "https is not supported"),
+            ("ftp://x/tok3n", "`ftp` is not supported"),
+            ("tok3n", "not a URL"),
+            ("http://", "not a URL"),
             ("http://user:tok3n@x/", "user or password"),
         ] {
             let said = url(bad).unwrap_err();

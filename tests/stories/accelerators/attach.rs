@@ -224,12 +224,12 @@ async fn a_pf_and_its_vfs_are_not_counted_together() {
     let three = made(&service, "three", json!({ "num": 3, "device_type": "NIC" })).await;
     let refused = service.put(&three, json!({})).await.expect(409);
     assert!(
-        refused.message().contains("3 devices, and 2 on host node1 could be bound"),
+        refused.message().contains("3 devices, and 2 on host node1 can be bound"),
         "{}",
         refused.message()
     );
     assert!(
-        refused.message().contains("0000:04:00.0 cannot go beside 0000:04:10.0"),
+        refused.message().contains("0000:04:00.0 cannot be bound together with 0000:04:10.0"),
         "{}",
         refused.message()
     );

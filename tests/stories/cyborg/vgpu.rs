@@ -55,7 +55,7 @@ async fn a_vgpu_is_created_for_a_request_and_removed_with_it() {
     let third = requests(&service, "by-id").await.remove(0);
     patch(&service, &third, target(&card, G2)).await.expect(202);
     let failed = becomes(&service, &third, "BindFailed").await;
-    assert!(failed["state_reason"].as_str().unwrap().contains("no more of it can be made"), "{failed}");
+    assert!(failed["state_reason"].as_str().unwrap().contains("no more of it can be created"), "{failed}");
     let other = requests(&service, "other").await.remove(0);
     let refused = patch(&service, &other, target(&card, G1)).await.expect(400);
     assert!(refused.fault_string().contains("CUSTOM_NVIDIA_1EB8_T4_4Q"), "{}", refused.fault_string());

@@ -136,7 +136,7 @@ async fn a_network_vf_gets_its_mac_and_vlan() {
     assert!(documents.contains("52:54:00:12:34:56") && documents.contains("<tag id='42'/>"), "{documents}");
 
     let refused = ask("vf:1", json!({ "mac_address": "52:54:00:12:34:56" })).await.expect(409);
-    assert!(refused.message().contains("take another"), "{}", refused.message());
+    assert!(refused.message().contains("choose another"), "{}", refused.message());
     ask("vf:1", json!({ "physical_network": "physnet1" })).await.expect(400);
     ask("pf:1", json!({ "vlan": 1 })).await.expect(400);
     // Without a MAC address, one is generated.

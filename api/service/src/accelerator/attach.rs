@@ -1,4 +1,4 @@
-//! Attach and detach: into a server on the road that every device goes, to a host by a binding.
+//! Attach and detach of accelerators: to a server as attachments or mediated devices, to a host as bindings.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,19 +18,21 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::task;
 
-/// Whether a host can be asked, and its records are as it is.
+/// Returns whether a host is reachable and its records agree with it.
 fn answers(host: &Host) -> bool {
     host.hypervisor.connection().is_ok() && host.is_synced()
 }
 
 impl Accelerators {
-    /// Attaches an accelerator, all its devices or none; with `generations`, only while its spec is of one of these.
+    /// Attaches an accelerator, all its devices or none. With `generations`, its spec must be of one of these
+    /// generations.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`], [`Error::NoServer`]; [`Error::Conflict`] when it is not available, or no device is; what
-    /// the host answers.
+    /// [`Error::NoAccelerator`]; [`Error::NoServer`]; [`Error::Conflict`] when the accelerator is not available, too
+    /// few devices are free, or its generation is another; [`Error::Invalid`] when it has an `mdev_type` and the target
+    /// is a host; errors of the hypervisor and of the database.
     pub async fn attach_accelerator(
         self: &Arc<Self>,
         id: AcceleratorId,
@@ -43,7 +45,7 @@ impl Accelerators {
         let refusal = match status {
             Status::Available => None,
             Status::Attaching => {
-                Some("is being attached already; GET it until it is attached, or available again".to_owned())
+                Some("is being attached already; GET it until it is attached or available".to_owned())
             }
             Status::Attached => Some("is attached already; detach it first".to_owned()),
             Status::Detaching => Some("is being detached; attach it when it is available again".to_owned()),
@@ -55,7 +57,7 @@ impl Accelerators {
         let num = view.spec().num;
         if num == 0 || num > MAX_NUM {
             return Err(Error::Conflict(format!(
-                "accelerator {id} is {num} devices by its spec; put one with a num of 1 to {MAX_NUM}"
+                "the spec of accelerator {id} has num {num}; PUT a spec with a num of 1 to {MAX_NUM}"
             )));
         }
         match (target, view.spec().mdev_type) {
@@ -65,8 +67,8 @@ impl Accelerators {
             }
             (Target::Host { .. }, Some(mdev_type)) => {
                 return Err(Error::Invalid(format!(
-                    "accelerator {id} is a mediated device by its spec (mdev_type {mdev_type}), and those are for \
-                     servers; name a server, {{\"instance_uuid\": \"<its id>\"}}, or put a spec without mdev_type"
+                    "accelerator {id} is a mediated device (mdev_type {mdev_type}), which only a server can have; \
+                     name a server, {{\"instance_uuid\": \"<its id>\"}}, or PUT a spec without mdev_type"
                 )));
             }
             (Target::Host { name, driver }, None) => {
@@ -138,7 +140,11 @@ impl Accelerators {
         self.assignments.attach_parts(server, parts).await
     }
 
-    /// Where the device of an accelerator is, or most that it could be are free; a host that answers goes first.
+    /// Returns the host of an accelerator: the one that has its pinned device, else the one with the most free
+    /// candidates, reachable hosts first.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is none.
     fn own_host(&self, view: &View) -> Result<Arc<Host>, Error> {
         if let Some(pinned) = &view.pinned {
             let lost = || Error::Conflict("its device is on a host that is no longer configured".into());
@@ -167,6 +173,10 @@ impl Accelerators {
         Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
     }
 
+    /// Checks that an accelerator can be attached on a host: its pinned device, or a candidate, is there.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], with the hosts where it could be attached.
     fn on_that_host(&self, view: &View, host: &Host) -> Result<(), Error> {
         match &view.pinned {
             Some(pinned) if pinned.hypervisor != host.row.id => {
@@ -184,18 +194,18 @@ impl Accelerators {
                 let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
                 let instead = match others[..] {
                     [] => String::new(),
-                    _ => format!("; hosts that have such: {}", others.join(", ")),
+                    _ => format!("; hosts with such devices: {}", others.join(", ")),
                 };
                 Err(Error::Conflict(reason + &instead))
             }
         }
     }
 
-    /// The devices of a host that an accelerator could be, free or not. A PF only when it is one by name, when
-    /// without PFs too few are free, or when parts of it may do.
+    /// Returns the devices of a host that match an accelerator, free or not. PFs are only included when too few other
+    /// devices are free, or when mediated devices are requested. A pinned device is the only candidate.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is none.
+    /// [`Error::Conflict`] when no device matches, with the reason of the one that came nearest.
     pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, Error> {
         let (spec, functions) = (view.spec(), host.functions());
         let rows = self.store.devices_of(host.row.id);
@@ -226,20 +236,20 @@ impl Accelerators {
         if found.is_empty() {
             let nearest = nearest.map(|(_, nearest)| format!(" ({nearest})")).unwrap_or_default();
             return Err(Error::Conflict(format!(
-                "no device of host {} is what accelerator {} asks for by its spec{nearest}; GET os-pci/detail lists \
-                 what there is",
+                "no device of host {} matches the spec of accelerator {}{nearest}; GET os-pci/detail lists the devices",
                 host.name, view.row.id
             )));
         }
         Ok(found)
     }
 
-    /// Detaches an accelerator: all its devices are back in the pool when it returns. With `generations`, only while
-    /// its spec is of one of these; `may` is asked of what it is as it is released.
+    /// Detaches an accelerator. All its devices are available when it returns `Ok`. With `generations`, its spec must
+    /// be of one of these generations. `may` decides whether the caller may detach it.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`]; what `may` answers; [`Error::Conflict`] while it is being attached, when a guest does
-    /// not let go, or, of one that holds nothing, when others hold the device that it is or what must move with that.
+    /// [`Error::NoAccelerator`]; the error of `may`; [`Error::Conflict`] while it is being attached, when a guest keeps
+    /// a device, or when it holds nothing but its pinned device, or one that must be assigned with it, has another
+    /// holder; errors of the hypervisor and of the database.
     pub async fn detach_accelerator(
         self: &Arc<Self>,
         id: AcceleratorId,
@@ -252,10 +262,12 @@ impl Accelerators {
         may(&view)?;
         expect_generation(&view, generations)?;
         if let (Status::Attaching, _) = view.status() {
-            return Err(Error::Conflict(format!("accelerator {id} is being attached; try again when it is")));
+            return Err(Error::Conflict(format!(
+                "accelerator {id} is being attached; try again when it is attached"
+            )));
         }
-        // Also what has ended because a server was away with it, and would be adopted again. Read anew after that, so that
-        // what was adopted meanwhile is released as well.
+        // This also releases assignments that ended because their server was away, which would be adopted again. Read
+        // the accelerator after that, so that those adopted meanwhile are released as well.
         self.store.release_accelerator(id).await?;
         let view = self.accelerator(id).await?;
         if view.held.is_empty() {
@@ -267,7 +279,7 @@ impl Accelerators {
                 holder.unwrap_or_default()
             )));
         }
-        // That one stays is no reason for the others to.
+        // Release the other devices even when one cannot be released.
         let (mut work, mut outcome) = (Vec::new(), Ok(()));
         let bindings = view.held.iter().filter_map(|held| match &held.by {
             Assignment::Binding(row) => Some(row.id),
@@ -286,8 +298,8 @@ impl Accelerators {
         outcome
     }
 
-    /// Which of a device, its PF or VFs, and the members of its IOMMU group somebody holds, what that is, and who; none
-    /// when nobody does.
+    /// Finds which is in use of a device, its PF or VFs, and the members of its IOMMU group. Returns its id, a
+    /// description and its owner; `None` when none is in use.
     fn held_with(&self, device: &Device) -> Option<(DeviceId, String, Owner)> {
         let address = device.facts.address;
         if let Some(owner) = device.owner {
@@ -310,7 +322,7 @@ impl Accelerators {
         })
     }
 
-    /// Records that an assignment is to be released for its holder, and returns the work of releasing it; `None` when it
+    /// Records that an assignment is to be released for its holder and returns the work of releasing it; `None` when it
     /// is released already.
     pub(crate) async fn begin_release(
         self: &Arc<Self>,
@@ -325,7 +337,7 @@ impl Accelerators {
         }
     }
 
-    /// The work of releasing bindings; `None` without any.
+    /// Returns the work of releasing bindings; `None` without any.
     fn begin_release_bindings(self: &Arc<Self>, ids: Vec<AttachmentId>) -> Option<Work> {
         let service = Arc::clone(self);
         (!ids.is_empty())

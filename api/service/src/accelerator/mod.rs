@@ -1,8 +1,7 @@
-//! Accelerators: devices that are given away under names of their own, to a server or to the host itself.
+//! Accelerators: devices under names of their own, attached to a server or bound for the host itself.
 //!
-//! An accelerator is a name and a spec; which device it is, is decided when it is attached. What it holds is told by
-//! the attachments, bindings and mediated devices that were made on its behalf ([`Holder`]): it has no state of its own
-//! that a crash could leave behind.
+//! An accelerator is a name and a spec; its devices are chosen when it is attached. It has no recorded state that a
+//! crash could leave wrong: its status follows from the assignments that were made on its behalf ([`Holder`]).
 
 mod accelerators;
 mod attach;

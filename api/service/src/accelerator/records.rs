@@ -16,10 +16,11 @@ use super::accelerators::Accelerators;
 use crate::error::Error;
 
 impl Accelerators {
-    /// Makes an accelerator, of a project. No device has to be free.
+    /// Creates an accelerator, which belongs to `project`. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id, or one that was discovered shows that name.
+    /// [`Error::Conflict`] when its name or id is taken, or a discovered accelerator has that name; errors of the
+    /// database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -37,20 +38,20 @@ impl Accelerators {
                 && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
             {
                 return Err(Error::Conflict(format!(
-                    "the discovered accelerator {} is called `{name}`; take another name, or its uuid",
+                    "the discovered accelerator {} is called `{name}`; choose another name, or use its uuid",
                     device.uuid
                 )));
             }
         }
         let row = self.store.create_accelerator(name, id, project).await?;
-        tracing::info!(accelerator.id = %id, "made accelerator `{name}`");
+        tracing::info!(accelerator.id = %id, "created accelerator `{name}`");
         self.view(row).await
     }
 
-    /// Every accelerator, as the records say; with `[accelerators] discovered`, the devices that may be given away too.
+    /// Returns all accelerators by their records; with `[accelerators] discovered`, also all assignable devices.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn accelerators(&self) -> Result<Vec<View>, Error> {
         let mut held = HashMap::<_, Vec<_>>::new();
         for row in self.store.assignments().await? {
@@ -73,10 +74,10 @@ impl Accelerators {
         Ok(views)
     }
 
-    /// One accelerator, as the records say.
+    /// Returns one accelerator by its records.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`]; the database's.
+    /// [`Error::NoAccelerator`]; errors of the database.
     pub async fn accelerator(&self, id: AcceleratorId) -> Result<View, Error> {
         if let Some(row) = self.store.accelerator(id).await? {
             return self.view(row).await;
@@ -88,10 +89,10 @@ impl Accelerators {
         Ok(discovered(&device, name, taken))
     }
 
-    /// Puts a spec in the place of the one before; with `generations`, only of one of these.
+    /// Replaces the spec of an accelerator. With `generations`, the current spec must be of one of these generations.
     ///
     /// # Errors
-    /// [`Error::NoAccelerator`], [`Error::Conflict`]; the database's.
+    /// [`Error::NoAccelerator`]; [`Error::Conflict`] when the generation is another; errors of the database.
     pub async fn put_acc_spec(
         &self,
         id: AcceleratorId,
@@ -104,10 +105,10 @@ impl Accelerators {
         self.view(row).await
     }
 
-    /// Removes the record of an accelerator that holds nothing.
+    /// Removes the record of an accelerator that holds no devices.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Conflict`]; the database's.
+    /// [`Error::NotFound`] when it has no record; [`Error::Conflict`] when it holds devices; errors of the database.
     pub async fn purge_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         if self.store.purge_accelerator(id).await? {
             return Ok(());
@@ -115,13 +116,13 @@ impl Accelerators {
         Err(Error::NotFound(format!("accelerator {id} on record")))
     }
 
-    /// An accelerator that has a row: a discovered one gets it now.
+    /// Returns an accelerator that has a record. A discovered one gets its record now.
     pub(super) async fn on_record(&self, id: AcceleratorId) -> Result<View, Error> {
         let view = self.accelerator(id).await?;
         if view.row.created_at == 0 {
             return match self.store.create_accelerator(&view.row.name, id, None).await {
                 Ok(row) => self.view(row).await,
-                // Somebody else was quicker, or has an accelerator of that name.
+                // Another request created it meanwhile, or its name is taken.
                 Err(error) => match self.store.accelerator(id).await? {
                     Some(row) => self.view(row).await,
                     None => Err(error.into()),
@@ -155,8 +156,8 @@ impl Accelerators {
         Ok(View { row, held, asked, pinned, reachable })
     }
 
-    /// Asks the hosts what the devices that are held are now, for nothing tells of drivers that come and go. A host that
-    /// does not answer in time keeps nobody waiting for another.
+    /// Reads the held devices from their hosts, because no event reports that a driver was bound or unbound. The hosts
+    /// are read concurrently, and the devices of a host that does not answer in time stay unknown.
     pub async fn look_at(&self, views: &mut [View]) {
         let mut places = BTreeMap::<HypervisorId, BTreeSet<PciAddress>>::new();
         for held in views.iter().flat_map(|view| &view.held) {
@@ -172,7 +173,7 @@ impl Accelerators {
                     }
                     Ok(())
                 };
-                // What was read by then is so.
+                // After a time-out, use what was read until then.
                 drop(host.soon(read).await);
             }
             found
@@ -184,7 +185,7 @@ impl Accelerators {
         }
     }
 
-    /// The devices that are accelerators by themselves: those of the hosts that are configured.
+    /// Returns the devices that can be discovered accelerators: those on configured hosts.
     fn discoverable(&self) -> Vec<Arc<Device>> {
         let mut devices = self.store.devices();
         devices.retain(|device| self.hosts.host(device.hypervisor).is_some());
@@ -193,7 +194,7 @@ impl Accelerators {
 
     pub(crate) async fn device_held(&self, by: &Assignment) -> Result<Arc<Device>, Error> {
         let id = by.device();
-        let lost = || Error::Internal(format!("device {}, which is held, is lost", id.0));
+        let lost = || Error::Internal(format!("the record of device {}, which is in use, is lost", id.0));
         self.store.known_device(id).await?.ok_or_else(lost)
     }
 
@@ -203,10 +204,10 @@ impl Accelerators {
     }
 }
 
-/// Checks that the spec of an accelerator is one of those that a request was made for; `None` accepts any.
+/// Checks that the spec of an accelerator is of one of the expected generations; `None` accepts any.
 ///
 /// # Errors
-/// [`Error::Conflict`] when it is none of them.
+/// [`Error::Conflict`] when it is of another generation.
 pub(super) fn expect_generation(view: &View, generations: Option<&[i64]>) -> Result<(), Error> {
     match generations {
         Some(expected) if !expected.contains(&view.row.generation) => {

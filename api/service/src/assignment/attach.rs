@@ -1,4 +1,4 @@
-//! Attach: all devices of a request, or none.
+//! Attach: attaches all devices of a request, or none.
 
 use std::sync::Arc;
 
@@ -22,14 +22,14 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::{locks, task};
 
-/// How often a request that lost a race for a device chooses again.
+/// How often a request chooses devices again after another request claimed one first.
 pub(crate) const RACES: usize = 16;
 
 /// One attachment that is to be plugged, with its device.
 struct Step {
     attachment: Attachment,
     device: Arc<Device>,
-    /// As the host has it.
+    /// The function as it was read from the host.
     found: HostDevice,
 }
 
@@ -44,12 +44,12 @@ impl engine::Step for Step {
 }
 
 impl Assignments {
-    /// Attaches what a request asks for, and answers its attachments in the order asked.
+    /// Attaches the devices of a request. Returns the attachments in the order in which they were requested.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// Nothing was attached, or the error says what is left and in which state.
+    /// The reason why nothing was attached. If attachments are left in transition, the error text lists them.
     pub async fn attach(
         self: &Arc<Self>,
         request: AttachRequest,
@@ -69,18 +69,18 @@ impl Assignments {
         let (host, _) = self.hosts.find(request.server).await?;
         let _room = host.admit()?;
         host.ready().await?;
-        // On one server in turn: two requests must not count on the same free port.
+        // Attaches to one server go one after another, so that two requests never count on the same free port.
         let _turn = self.turns.of(format!("server {}", request.server)).await?;
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
         self.mac_is_free(&request).await?;
-        // What goes into no definition is not said to be in one.
+        // A device that is added to no definition is not recorded as persistent.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let mut choice = Exclusions::default();
         loop {
             let (takes_groups, chosen) = self.takes_groups(&host, &view, &request, &mut choice).await?;
-            // The lock keeps a group from being returned to its host drivers between its reservation and its taking.
+            // The lock prevents that a group is rebound to its host drivers between its reservation and its unbinding.
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
             let taken = self.take_groups(&host, scope, &steps).await;
@@ -93,26 +93,34 @@ impl Assignments {
             host.look_again(request.server);
             match plugged {
                 Ok(answer) => return Ok(answer),
-                // Someone else has the device, which only libvirt knew: another one may do.
+                // Something else uses the device, which only libvirt knew. Try another device.
                 Err(Failure { device, in_use: true, error }) => choice.exclude(device, error),
                 Err(failure) => return Err(failure.error),
             }
         }
     }
 
+    /// Checks that no open attachment has the requested MAC address.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`]; errors of the database.
     pub(super) async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
         let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(()) };
         let open = self.store.attachments().await?;
         match open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac)) {
             Some(row) => Err(Error::Conflict(format!(
-                "mac_address {mac} is on attachment {} of server {} already; take another",
+                "mac_address {mac} is already used by attachment {} of server {}; choose another",
                 row.id, row.server
             ))),
             None => Ok(()),
         }
     }
 
-    /// Claims the devices that were chosen, or chooses devices that could be plugged and claims those: all or none.
+    /// Claims all devices in `chosen`, or none. Without `chosen`, or when another request claimed one first, it chooses
+    /// devices itself.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when other requests always came first; as [`select`](Self::select).
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
@@ -130,7 +138,7 @@ impl Assignments {
                 .iter()
                 .map(|one| new_attachment(request, one, goes_with_others(one, &chosen)))
                 .collect();
-            // In flight before it can be seen, so that reconciliation never takes it for a left-over.
+            // Enter before the row exists, so that reconciliation never mistakes it for a left-over.
             let in_flight = self.in_flight.enter(wanted.iter().map(|new| new.id)).await?;
             let reservation = Reservation {
                 hypervisor: host.row.id,
@@ -149,7 +157,8 @@ impl Assignments {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
-    /// Takes the functions of groups that go together from their host drivers, where a guest is to have them now.
+    /// Unbinds the devices that share an IOMMU group from their host drivers, unless they are only added to a
+    /// definition.
     async fn take_groups(self: &Arc<Self>, host: &Host, scope: Scope, steps: &[Step]) -> Result<(), Failure> {
         if scope == Scope::Config {
             return Ok(());
@@ -162,12 +171,12 @@ impl Assignments {
         let (before, after) = (Leftover::Nothing, Leftover::Nothing);
         let leftover = if out.is_some() { Leftover::Unknown } else { Leftover::Nothing };
         let failed = Failed { step: out.unwrap_or_default(), leftover, before, after, error };
-        Err(self.undo(host, steps, failed, Some("taking the IOMMU group from its host drivers")).await)
+        Err(self.undo(host, steps, failed, Some("unbinding the IOMMU group from its host drivers")).await)
     }
 
-    /// Whether a request takes functions from their host drivers together: it asks for whole groups, or its devices share
-    /// one. Devices that were chosen to find out are returned if they do not; otherwise they have to be chosen under the
-    /// lock of the groups.
+    /// Whether a request takes functions from their host drivers together: it asks for whole groups, or its devices
+    /// share one. Devices that were chosen to find out are returned if they do not; otherwise they have to be chosen
+    /// under the lock of the groups.
     async fn takes_groups(
         self: &Arc<Self>,
         host: &Host,
@@ -194,7 +203,7 @@ impl Assignments {
     ) -> Result<Vec<(Attachment, Arc<Device>)>, Failure> {
         let mut present: Vec<Presence> = Vec::new();
         for step in &steps {
-            // The host may have begun to need it since it was chosen.
+            // The host may need the device since it was chosen.
             if let Err(refusal) = self.still_offered(host, step).await {
                 let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
                 return Err(self.undo(host, &steps, failed, None).await);
@@ -255,8 +264,9 @@ impl Assignments {
         hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await.into()
     }
 
+    /// Checks that no guard holds a device that was chosen.
     async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
-        // What another machine lives on cannot be seen from here.
+        // Guards need the host's sysfs, so they cannot be evaluated for a remote host.
         if host.hypervisor.sysroot().is_none() {
             return Ok(());
         }
@@ -270,7 +280,7 @@ impl Assignments {
             Some(guard) => Err(hypervisor::Error::new(
                 ErrorKind::NotAssignable,
                 operation(),
-                format!("the host needs {address} since a moment ago: {guard}; take another device"),
+                format!("the host needs {address} now: {guard}; take another device"),
             )),
         }
     }
@@ -281,7 +291,8 @@ pub(super) fn plugged(presence: &Presence) -> Observation {
     Observation::Present { inner: presence.inner_address, only_in_definition: false, same_run: true }
 }
 
-/// Refuses a server with a call out that may change it: what it has, and what it will have, is not known before.
+/// Checks that no overdue call may still change a server. Until such a call returns, the devices of the server are
+/// unknown.
 ///
 /// # Errors
 /// [`Error::Conflict`] with the call.
@@ -289,7 +300,7 @@ pub(crate) fn expect_nothing_out(host: &Host, server: ServerId) -> Result<(), Er
     match host.stuck(server) {
         None => Ok(()),
         Some(call) => Err(Error::Conflict(format!(
-            "nothing was attached to server {server}: {call}; attach again when that has come back"
+            "nothing was attached to server {server}: {call}; attach again when that call has returned"
         ))),
     }
 }

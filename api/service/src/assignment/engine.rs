@@ -1,8 +1,8 @@
 //! The engine of all three kinds of assignment: how an observation reaches the records, how an assignment is released,
 //! and how a failed attach is undone.
 //!
-//! How a device of each kind is assigned and how it is released stands together in the file of the kind (`attach.rs`,
-//! `mdev.rs`, `host_use.rs`); what the records say of it is decided here.
+//! The file of each kind (`attach.rs`, `mdev.rs`, `host_use.rs`) assigns and releases its devices; this file decides
+//! what the records say about it.
 
 use std::cmp::Ordering;
 
@@ -20,7 +20,7 @@ use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
 
-/// What came of one try to release a device.
+/// The outcome of one attempt to release a device.
 #[derive(Debug)]
 pub(crate) enum ReleaseOutcome {
     /// The device is in no document of its domain, or back with the host.
@@ -28,7 +28,7 @@ pub(crate) enum ReleaseOutcome {
         /// Anything worth knowing about it, for people.
         reason: Option<String>,
     },
-    /// The guest refused; the device is where it was.
+    /// The guest refused; it keeps the device.
     Refused {
         /// Why, for people.
         reason: String,
@@ -38,11 +38,11 @@ pub(crate) enum ReleaseOutcome {
         /// Why, for people.
         reason: String,
     },
-    /// The hypervisor did not do it. The kind of the error tells whether it may still happen.
+    /// The hypervisor failed. The kind of the error says whether the device may still be released.
     Failed {
         /// The hypervisor's error.
         error: hypervisor::Error,
-        /// Whether the device is where it was, unless it may still happen.
+        /// Whether the device is assigned as before, unless it may still be released.
         as_before: bool,
     },
 }
@@ -111,25 +111,24 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The attach failed for another reason than its device.
+    /// The attach failed for a reason other than its device.
     pub(crate) fn of(device: DeviceId, error: impl Into<Error>) -> Self {
         Self { device, in_use: false, error: error.into() }
     }
 }
 
-/// Separates the reason of a failed attach from what came of taking its device back.
-const TAKEN_BACK: &str =
-    "; the attach is not completed, and its device goes when the guest lets go or is powered off: ";
+/// Separates the reason of a failed attach from the reason why its device is still there.
+const TAKEN_BACK: &str = "; the attach is not completed, and its device is detached when the guest releases it or is powered off: ";
 
-/// What a forced detach has done, and what remains.
-const FORCED: &str = "forced: it was taken out of the domain's definition and the guest was asked, which is all \
-     that can be done to a running guest; the guest has it still, until it lets go or is powered off";
+/// Added to the reason of a forced detach whose device is still there.
+const FORCED: &str = "forced: the device was removed from the domain's definition and the guest was asked, which is all \
+     that can be done to a running guest; the guest keeps the device until it releases it or is powered off";
 
 impl Assignments {
     /// Records one observation; returns the row as it is now.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn settle(
         &self,
         key: AssignmentKey,
@@ -142,7 +141,7 @@ impl Assignments {
     /// Returns the rows as they are now.
     ///
     /// # Errors
-    /// The database's; then nothing was recorded.
+    /// Errors of the database; then nothing was recorded.
     pub(crate) async fn settle_all(
         &self,
         seen: &[(AssignmentKey, Observation)],
@@ -166,8 +165,8 @@ impl Assignments {
         Ok(rows)
     }
 
-    /// Has the host looked at where an assignment has ended: the device may have changed while it was in use, and its
-    /// IOMMU group may have to get its host drivers back.
+    /// Has the host read again after an assignment has ended: the device may have changed while it was in use, and its
+    /// IOMMU group may have to be rebound to its host drivers.
     fn has_ended(&self, row: &Assignment, address: Option<PciAddress>) {
         let Some(host) = self.hosts.host(row.hypervisor()) else { return };
         address.into_iter().for_each(|address| host.look_at(address));
@@ -183,7 +182,7 @@ impl Assignments {
     /// and the outcome recorded.
     ///
     /// # Errors
-    /// [`Error::Conflict`] with the reason when the device stays; what the hypervisor answers; the database's.
+    /// [`Error::Conflict`] with the reason when the device stays; errors of the hypervisor and of the database.
     pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<(), Error> {
         let mut note = String::new();
         if let Some(device) = GuestDevice::of(row)
@@ -201,7 +200,7 @@ impl Assignments {
                 };
                 let now = self.settle(row.key(), seen).await?;
                 let state = now.map_or(row.state(), |now| now.state());
-                let advice = "mend that and ask again, or ask all the same with force";
+                let advice = "correct that and detach again, or detach with force";
                 return Err(Error::Conflict(format!("{} is {state}: {reason}; {advice}", row.key())));
             }
             note = format!("; {}", not.reason);
@@ -236,7 +235,7 @@ impl Assignments {
             let reason = said(row, call.to_string());
             self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
-                "{key} stays detaching: {reason}; it goes on when that comes back"
+                "{key} stays detaching: {reason}; the detach continues when that call returns"
             )));
         }
         let total = ask.until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -248,7 +247,7 @@ impl Assignments {
         };
         let stays = |reason: &str| {
             let text =
-                format!("{name} is not gone yet and stays detaching: {reason}; ask again, or wait for it");
+                format!("{name} is not gone yet and stays detaching: {reason}; detach again, or wait for it");
             Error::Conflict(text)
         };
         let (seen, error) = match outcome {
@@ -271,7 +270,8 @@ impl Assignments {
             }
             ReleaseOutcome::Refused { reason } => {
                 let reason = reason + note;
-                let text = format!("{name} stays attached: {reason}; ask again when the guest can let go");
+                let text =
+                    format!("{name} stays attached: {reason}; detach again when the guest can release it");
                 (Observation::DetachRefused { reason }, Error::Conflict(text))
             }
             ReleaseOutcome::Pending { reason } => {
@@ -290,16 +290,16 @@ impl Assignments {
                 (seen, host.error(format!("detaching {name} failed"))(error))
             }
         };
-        // An event may have told meanwhile that the device is gone.
+        // An event may have reported meanwhile that the device is gone.
         match self.settle(key, seen).await? {
             Some(now) if now.state() == State::Detached => Ok(()),
             Some(_) | None => Err(error),
         }
     }
 
-    /// Undoes an attach of which one step failed: records what is to become of each of its assignments, all in one
-    /// transaction, and then releases those that are assigned. The error says what is left. `what` names what failed
-    /// where that is not the attach of the step's own device.
+    /// Undoes an attach of which one step failed: records the outcome of each of its assignments, all in one
+    /// transaction, and then releases those that are assigned. The error says what is left. `what` names the operation
+    /// that failed, if it was not the attach of the step's own device.
     pub(crate) async fn undo(
         &self,
         host: &Host,
@@ -313,7 +313,7 @@ impl Assignments {
         };
         let (device, address) = (culprit.device().id, culprit.device().facts.address);
         tracing::warn!(pci.address = %address, %error, "attach failed");
-        let because = format!("taken back, for attaching {address} of the same request failed");
+        let because = format!("undone, because attaching {address} of the same request failed");
         let mut undone = Vec::new();
         for (nth, step) in steps.iter().enumerate() {
             let (leftover, reason) = match nth.cmp(&index) {
@@ -339,8 +339,8 @@ impl Assignments {
         Failure { device, in_use, error: host.error(format!("{what} failed, {rest}"))(error) }
     }
 
-    /// Does the work of [`undo`](Self::undo), given what each assignment left and why it is undone. Returns a sentence for
-    /// each that is left.
+    /// Does the work of [`undo`](Self::undo), given what each assignment left and why it is undone. Returns a sentence
+    /// for each that is left.
     async fn undo_all(
         &self,
         host: &Host,
@@ -356,18 +356,18 @@ impl Assignments {
             (*key, intent)
         });
         let settled = self.settle_all(&intents.collect::<Vec<_>>()).await;
-        // If nothing is on record, the next comparison of host and records releases what was left in transition.
+        // If nothing could be recorded, the next comparison of host and records releases what is left in transition.
         let rows = settled.inspect_err(|_| host.give_back())?;
         let mut left = Vec::new();
         for (key, leftover, _) in undone {
             let Some(row) = rows.iter().find(|row| row.key() == *key) else { continue };
             match leftover {
                 Leftover::Nothing | Leftover::Gone => continue,
-                Leftover::Unknown => left.push(format!("{key} is taken back when the host answers")),
+                Leftover::Unknown => left.push(format!("{key} is released when the host answers")),
                 Leftover::Assigned => {
                     let ask = Ask { until: None, first: false };
                     let Err(error) = self.release_unprepared(host, row, ask, "").await else { continue };
-                    tracing::error!(attachment.id = %key.id, %error, "{key} is not taken back yet");
+                    tracing::error!(attachment.id = %key.id, %error, "{key} is not released yet");
                     let now = self.store.assignment(*key).await?;
                     let reason = now.as_ref().and_then(|now| now.reason().map(str::to_owned));
                     left.push(format!("{key} stays detaching: {}", reason.unwrap_or(error.to_string())));
@@ -382,13 +382,14 @@ impl Assignments {
     }
 }
 
-/// The reason for which an attach was given up; `None` for an assignment that was attached.
+/// Returns the reason for which an attach was given up; `None` for an assignment that was attached.
 fn why_given_up(row: &Assignment) -> Option<&str> {
     let reason = row.reason().filter(|_| row.is_given_up())?;
     Some(reason.split(TAKEN_BACK).next().unwrap_or(reason))
 }
 
-/// The reason to record for an assignment that has not gone: the reason for which its attach was given up comes first.
+/// Returns the reason to record for an assignment that was not released. If its attach was given up, that reason comes
+/// first.
 fn said(row: &Assignment, reason: String) -> String {
     if !row.is_given_up() {
         return reason;

@@ -1,10 +1,12 @@
-//! Host drivers: what was taken from one gets it back when nobody has it any more.
+//! Host drivers: rebinds functions that were unbound for an attachment, once no server has any function of their IOMMU
+//! group.
 //!
-//! VFIO opens an IOMMU group only when no member of it is with a host driver, so all members of a group that is given
-//! whole leave their drivers before the first is plugged. libvirt takes and returns a managed device by itself, but
-//! for one that leaves its guest while another of its group is still in one: that one stays without a driver.
+//! VFIO opens an IOMMU group only when none of its members is bound to a host driver. So all members that are attached
+//! together are unbound before the first is plugged. libvirt unbinds and rebinds managed devices itself, with one
+//! exception: it leaves a device on VFIO that is detached while another device of its group is still in a guest.
 //!
-//! That they are taken is on record before they are; so a service that was killed gives them back all the same.
+//! The records say that a function is to be unbound before it is, so a service that was killed rebinds it after its
+//! restart.
 
 use std::collections::BTreeSet;
 
@@ -21,39 +23,40 @@ use super::assignments::Assignments;
 use crate::error::Error;
 use crate::host::Host;
 
-/// What became of the functions that were taken and that nobody has any more.
+/// Functions that were unbound from their host drivers for attachments that have ended.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
-    /// Those without a host driver.
+    /// The functions that have no host driver.
     pub(super) findings: Vec<Finding>,
-    /// The attachments whose functions are with a host driver again, or gone.
+    /// The attachments whose functions are bound to a host driver again, or gone from the host.
     settled: Vec<AttachmentId>,
 }
 
 impl Assignments {
-    /// Waits until nobody else takes or gives back functions of a host: no task of this process, and no other process.
+    /// Locks the IOMMU groups of a host, among the tasks of this process and between processes. Whoever unbinds or
+    /// rebinds host drivers holds this lock.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn lock_groups<'h>(&self, host: &'h Host) -> Result<(Held, MutexGuard<'h, ()>), Error> {
         let within = host.groups.lock().await;
         let between = self.store.locks().lock(groups_lock(host)).await?;
         Ok((between, within))
     }
 
-    /// Whether nobody takes or returns functions of a host now.
+    /// Returns whether nobody holds the lock of a host's IOMMU groups.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn groups_are_idle(&self, host: &Host) -> Result<bool, Error> {
         let name = groups_lock(host);
         Ok(host.groups.try_lock().is_ok() && self.store.locks().elsewhere(vec![name]).await?.is_empty())
     }
 
-    /// Looks which functions are owed their host drivers.
+    /// Finds the functions of a host that are to be rebound to their host drivers.
     ///
     /// # Errors
-    /// The database's, and what the hypervisor answers.
+    /// Errors of the database and of the hypervisor.
     pub(super) async fn owed(&self, host: &Host) -> Result<Owed, Error> {
         let rows = self.store.devices_of(host.row.id).into_iter().filter(|device| device.owner.is_some());
         let mut held: BTreeSet<_> = rows.map(|device| device.facts.address).collect();
@@ -65,7 +68,7 @@ impl Assignments {
                 continue;
             }
             if let Some(call) = host.stuck_at(address) {
-                // What it makes of the function is not known before it comes back; that is heard of.
+                // The overdue call may still change the function. Its return is an event.
                 owed.findings.push(under_a_call(id, address, &call));
                 continue;
             }
@@ -86,10 +89,11 @@ impl Assignments {
         Ok(owed)
     }
 
-    /// Gives functions back to their host drivers, where nobody has any of the group.
+    /// Rebinds functions to their host drivers, if no server has a function of their IOMMU group.
     ///
     /// # Errors
-    /// The database's, or what the hypervisor answered for a function that cannot be given back; the others are.
+    /// Errors of the database; the hypervisor's error for a function that cannot be rebound, after the others were
+    /// tried.
     pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
         let _groups = self.lock_groups(host).await?;
         self.store.refresh().await?;
@@ -99,14 +103,14 @@ impl Assignments {
             match hotplug::give_back(host.hypervisor.as_ref(), &[address]).await {
                 Ok(()) => owed.settled.push(id),
                 Err(error) if error.kind == ErrorKind::NoDevice => owed.settled.push(id),
-                // A domain took it meanwhile; its turn comes when that lets go.
+                // A domain has taken the function meanwhile; it is rebound when that domain releases it.
                 Err(error) if error.kind == ErrorKind::InUse => {
-                    tracing::debug!(host = %host.name, pci.address = %address, %error, "not given back yet");
+                    tracing::debug!(host = %host.name, pci.address = %address, %error, "not rebound yet");
                 }
                 Err(error) => {
                     let name = address.node_name();
                     outcome = Err(host.error(format!(
-                        "{address} is without its host driver; virsh nodedev-reattach {name} gives it back"
+                        "{address} has no host driver; run virsh nodedev-reattach {name} to rebind it"
                     ))(error));
                 }
             }
@@ -130,10 +134,10 @@ fn under_a_call(id: AttachmentId, address: PciAddress, call: &OverdueCall) -> Fi
         attachment: Some(id),
         address: Some(address),
         said: vec![
-            (Source::Record, "it was taken from a host driver, and the attachment has ended".into()),
+            (Source::Record, "it was unbound from its host driver, and the attachment has ended".into()),
             (Source::Host, call.to_string()),
         ],
-        action: Action::Manual("nothing while that call is out; when it comes back, it is given back".into()),
+        action: Action::Manual("nothing until that call returns; then the host driver is rebound".into()),
     }
 }
 
@@ -148,7 +152,7 @@ fn without_driver(id: AttachmentId, function: &HostDevice) -> Finding {
         attachment: Some(id),
         address: Some(function.address),
         said: vec![
-            (Source::Record, "it was taken from a host driver, and the attachment has ended".into()),
+            (Source::Record, "it was unbound from its host driver, and the attachment has ended".into()),
             (Source::Host, driver),
         ],
         action: Action::GiveBack(id),

@@ -1,9 +1,9 @@
-//! Bindings: devices for the host itself, at rest with their host drivers, or on vfio-pci for programs that drive them
-//! (DPDK, SPDK).
+//! Bindings: devices for the host's own use, bound to their host drivers, or to vfio-pci for programs with drivers of
+//! their own (DPDK, SPDK).
 //!
-//! That a device is to be bound, and what it was bound to, is on record before a driver is touched. All work on a
-//! host's bindings goes in turn with that on its IOMMU groups, so a row that is in transition when the turn comes is
-//! one that somebody left so: it is taken back, or released to the end.
+//! The binding and the previous driver of the device are recorded before a driver is changed. All work on bindings is
+//! done with the lock of the host's IOMMU groups held. So a row that is in transition when the lock is taken was left
+//! by an interrupted task, and is released.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
 
-/// The reason for the release of a binding whose attach did not end.
+/// The recorded reason for the release of a binding whose attach was interrupted.
 const CUT_OFF: &str = "the attach was cut off";
 
 /// A device that is to be bound.
@@ -44,23 +44,23 @@ impl engine::Step for Step {
     }
 }
 
-/// Functions that are to be bound for the use of their host.
+/// A request for functions to be bound for the host's own use.
 pub(crate) struct HostUseRequest {
-    /// The accelerator that is to have them.
+    /// The accelerator that they are for.
     pub(crate) holder: Holder,
-    /// The functions that will do.
+    /// The functions to choose from.
     pub(crate) candidates: BTreeSet<PciAddress>,
-    /// How many.
+    /// The number of functions.
     pub(crate) num: usize,
-    /// How the host is to have them.
+    /// The kind of driver to bind.
     pub(crate) driver: HostDriver,
 }
 
 impl Assignments {
-    /// Binds functions for the use of their host, all or none.
+    /// Binds functions for the host's own use, all or none.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when too few can be bound; what the host answers.
+    /// [`Error::Conflict`] when too few can be bound; [`Error::Full`]; errors of the hypervisor and of the database.
     pub(crate) async fn bind(&self, host: &Host, request: &HostUseRequest) -> Result<(), Error> {
         let _room = host.admit()?;
         host.ready().await?;
@@ -88,7 +88,8 @@ impl Assignments {
                     host = %host.name, pci.address = %address, driver = bound.driver, "bound {address} for the host"
                 ),
                 Err(error) => {
-                    // After a time-out, or a refusal that was not undone in time, it may be bound now or later.
+                    // After a time-out, or after a refusal that could not be undone in time, the device may be bound
+                    // now or later.
                     let is_open = error.kind.leaves_it_open() || host.stuck_at(address).is_some();
                     let leftover = if is_open { Leftover::Unknown } else { Leftover::Nothing };
                     let failed = Failed::at(index, leftover, error);
@@ -96,14 +97,14 @@ impl Assignments {
                 }
             }
         }
-        // All in one transaction: after a crash in between all of them are released, or none.
+        // Record all in one transaction: after a crash either all of them are released, or none.
         let bound = Observation::Present { inner: None, only_in_definition: false, same_run: true };
         let seen: Vec<_> = steps.iter().map(|step| (step.key(), bound.clone())).collect();
         self.settle_all(&seen).await.inspect_err(|_| host.give_back()).map(drop)
     }
 
-    /// Gives the device of a binding back to the host with the driver that it had. `first` says that no earlier try may
-    /// have begun to do so.
+    /// Rebinds the device of a binding to the driver that it had before. `first` says that no earlier try can have
+    /// changed the device already.
     pub(super) async fn unbind(
         &self,
         host: &Host,
@@ -122,7 +123,7 @@ impl Assignments {
         match released {
             Ok(released) => ReleaseOutcome::Gone { reason: told(&released, row.previous.as_deref()) },
             Err(error) if error.kind == ErrorKind::NoDevice => {
-                ReleaseOutcome::Gone { reason: Some("it is gone from the host".into()) }
+                ReleaseOutcome::Gone { reason: Some("the device is gone from the host".into()) }
             }
             Err(error) => ReleaseOutcome::Failed { error, as_before: first },
         }
@@ -132,10 +133,11 @@ impl Assignments {
         Policy { require_reset: self.config.attach.require_reset, whole_groups: false }
     }
 
-    /// Releases bindings on one host. One that stays does not keep the others from going.
+    /// Releases bindings on one host. When one cannot be released, the others are released nevertheless.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while something uses one; what the host answers. The first of them.
+    /// The first error of these: [`Error::Conflict`] while a device is in use; errors of the hypervisor and of the
+    /// database.
     pub(crate) async fn release_bindings(&self, ids: &[AttachmentId]) -> Result<(), Error> {
         let Some(first) = ids.first().copied() else { return Ok(()) };
         let Some(row) = self.store.assignment(key(first)).await? else { return Ok(()) };
@@ -145,8 +147,8 @@ impl Assignments {
         let _room = host.admit()?;
         host.ready().await?;
         let _turn = self.lock_groups(&host).await?;
-        // All are recorded before the first is released, so a crash in between leaves none behind. Another request may
-        // have released some before it was the turn of this one.
+        // Record all before the first is released, so that after a crash all are released. Another request may have
+        // released some while this one waited for the lock.
         let mut was = Vec::new();
         for id in ids {
             was.extend(self.store.assignment(key(*id)).await?.filter(|row| !row.state().is_final()));
@@ -159,13 +161,13 @@ impl Assignments {
             outcome = outcome.and(self.release(&host, row, ask).await);
         }
         if outcome.is_err() {
-            // Those that stay in transition are released later.
+            // The bindings that are left in transition are released later.
             host.give_back();
         }
         outcome
     }
 
-    /// Why a device cannot go back to its host driver: a server has a function of its IOMMU group.
+    /// Returns why a device cannot be rebound to its host driver: a server has a function of its IOMMU group.
     fn in_use(&self, host: &Host, row: &Binding, device: &Device) -> Option<String> {
         if row.driver == HostDriver::Native {
             return None;
@@ -179,18 +181,18 @@ impl Assignments {
         });
         other.map(|(address, server)| {
             format!(
-                "server {server} has {address} of its IOMMU group, which must not share it with a host driver; detach \
-                 that first"
+                "server {server} has {address} of the same IOMMU group, so no host driver may be bound in it; detach \
+                 {address} first"
             )
         })
     }
 
-    /// Releases the bindings of a host that were left in transition: nobody works on them, because all that work on
-    /// bindings hold the lock of the host's groups.
+    /// Releases the bindings of a host that were left in transition. No other task works on them, because all work on
+    /// bindings is done with the lock of the host's IOMMU groups held.
     ///
     /// # Errors
-    /// The database's, or the first error after which it is not known whether a device was released: that is to be tried
-    /// again. A refusal is logged, and tried again with the next comparison of everything.
+    /// Errors of the database, and the first error of the hypervisor after which it is unknown whether a device was
+    /// released; the caller tries again. A refusal is only logged; the next full comparison tries again.
     pub(crate) async fn settle_bindings(&self, host: &Host) -> Result<(), Error> {
         let here = |row: &Binding| row.hypervisor == host.row.id && row.state != State::Attached;
         if !self.store.bindings().await?.iter().any(here) {
@@ -199,7 +201,7 @@ impl Assignments {
         let _turn = self.lock_groups(host).await?;
         let mut open = self.store.bindings().await?;
         open.retain(here);
-        // All are recorded before the first is released.
+        // Record all before the first is released.
         let intents = open.iter().map(|row| {
             let reason = row.reason.clone().unwrap_or_else(|| CUT_OFF.to_owned());
             (key(row.id), Observation::GivenUp { reason })
@@ -207,13 +209,13 @@ impl Assignments {
         let rows = self.settle_all(&intents.collect::<Vec<_>>()).await?;
         let mut outcome = Ok(());
         for row in &rows {
-            // The return of an overdue call is an event of its own.
+            // The return of an overdue call is an event, which starts this again.
             if self.call_out(host, None, row.device()).is_some() {
                 continue;
             }
             let ask = Ask { until: None, first: false };
             let Err(error) = self.release(host, row, ask).await else { continue };
-            tracing::error!(host = %host.name, %error, "a binding is not settled");
+            tracing::error!(host = %host.name, %error, "a binding could not be released");
             let is_open = matches!(&error, Error::Hypervisor { source, .. } if source.kind.leaves_it_open());
             if is_open && self.call_out(host, None, row.device()).is_none() && outcome.is_ok() {
                 outcome = Err(error);
@@ -227,16 +229,20 @@ fn key(id: AttachmentId) -> AssignmentKey {
     AssignmentKey { kind: AssignmentKind::Binding, id }
 }
 
-/// What there is to say of a release that did not go as a whole.
+/// Describes what a release did not restore; `None` when it restored the previous driver and reset the device.
 fn told(released: &Released, previous: Option<&str>) -> Option<String> {
     let name =
         |driver: Option<&str>| driver.map_or("no driver".to_owned(), |driver| format!("driver {driver}"));
     let mut said = Vec::new();
     if !released.as_before {
-        said.push(format!("it had {} and has {} now", name(previous), name(released.driver.as_deref())));
+        said.push(format!(
+            "the device had {} and has {} now",
+            name(previous),
+            name(released.driver.as_deref())
+        ));
     }
     if let Reset::Unavailable { reason } = &released.reset {
-        said.push(format!("it was not reset: {reason}"));
+        said.push(format!("the device was not reset: {reason}"));
     }
     (!said.is_empty()).then(|| said.join("; "))
 }

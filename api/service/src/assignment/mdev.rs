@@ -1,12 +1,12 @@
-//! Mediated devices: parts of a device (vGPU) that its host driver makes, each for the server that is to have it.
+//! Mediated devices: parts of a device (vGPUs) that its host driver creates, each for one server.
 //!
 //! ```text
-//! attach   parents chosen → rows `attaching`, parents claimed → made → plugged → `attached`
-//! detach   `detaching` → unplugged → taken away from the host → `detached`, the parent free with its last
+//! attach   choose parents → rows `attaching`, parents claimed → create → plug → `attached`
+//! detach   `detaching` → unplug → remove from the host → `detached`; the last one of a parent frees the parent
 //! ```
-//! What is to be done is on record before it is done, and a row ends only when its mediated device is gone from the
-//! host. One works on a row at a time (`locks.rs`, by its id), so one that is in transition while nobody does is what
-//! somebody left so: it is gone on with. Those that others made are not ours to touch.
+//! A step is recorded before it is taken, and a row ends only when its mediated device is gone from the host. One task
+//! at a time works on a row (`locks.rs`, by its id). So a row that is in transition while no task works on it was left
+//! by an interrupted task, and its work is continued. Mediated devices that others created are never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,21 +32,21 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::{locks, task};
 
-/// Mediated devices that are to be made for a server.
+/// A request for mediated devices.
 pub(crate) struct MdevRequest {
-    /// Who is to have them.
+    /// The accelerator or accelerator request that they are for.
     pub holder: Holder,
-    /// What that is called where people read it.
+    /// The name of the holder, for messages.
     pub name: String,
-    /// The devices that may make them, and of which types each.
+    /// The possible parents, each with the types of mediated devices that may be created on it.
     pub makers: BTreeMap<PciAddress, BTreeSet<String>>,
-    /// How many.
+    /// The number of mediated devices.
     pub num: usize,
-    /// How near to the guest's memory.
+    /// How near the parents have to be to the guest's memory.
     pub numa_policy: NumaPolicy,
 }
 
-/// A mediated device that is to be made and plugged.
+/// A mediated device that is to be created and plugged.
 pub(super) struct Step {
     pub(super) id: AttachmentId,
     pub(super) parent: Arc<Device>,
@@ -64,13 +64,13 @@ impl engine::Step for Step {
 }
 
 impl Assignments {
-    /// Makes mediated devices and plugs them into a server, all or none.
+    /// Creates mediated devices and plugs them into a server, all or none.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// [`Error::NoServer`]; [`Error::Conflict`] when the server has no room for them, or too few can be made; what the
-    /// host answers.
+    /// [`Error::NoServer`]; [`Error::Conflict`] when the server has too few free ports, or too few devices can be
+    /// created; errors of the hypervisor and of the database.
     pub(crate) async fn attach_parts(
         self: &Arc<Self>,
         server: ServerId,
@@ -85,13 +85,14 @@ impl Assignments {
         let (host, _) = self.hosts.find(server).await?;
         let _room = host.admit()?;
         host.ready().await?;
-        // On one server in turn: two requests must not count on the same free port.
+        // Attaches to one server go one after another, so that two requests never count on the same free port.
         let _turn = self.turns.of(format!("server {server}")).await?;
         attach::expect_nothing_out(&host, server)?;
         let domain = host.server(server).await?.ok_or(Error::NoServer(server))?;
         let scope = request::scope(&domain, true)?;
         self.has_room(&host, &domain, parts.num).await?;
-        // Nobody of ours makes one of which another has counted on.
+        // Mediated devices of a host are created one after another, so that two requests never count on the same
+        // instance.
         let making = self.turns.of(format!("mediated devices of host {}", host.row.id.0)).await?;
         let (steps, in_flight) = self.reserve_mdevs(parts, &host, &domain, scope).await?;
         let outcome = self.make_and_plug(&host, server, scope, &steps, making).await;
@@ -106,7 +107,10 @@ impl Assignments {
         outcome.map(drop)
     }
 
-    /// Whether a server is in a state to be given devices, and has ports for them.
+    /// Checks that a server is in a state in which devices can be attached, and has `num` free ports.
+    ///
+    /// # Errors
+    /// The refusal of the preflight; [`Error::Conflict`] when too few ports are free; errors of the hypervisor.
     pub(crate) async fn has_room(&self, host: &Host, domain: &DomainView, num: usize) -> Result<(), Error> {
         let context = format!("nothing was attached to server {}", domain.info.uuid);
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), domain, &[], Policy::default()).await;
@@ -117,7 +121,7 @@ impl Assignments {
         if let Some(refusal) = verdict.refusal() {
             return Err(host.error(context)(refusal.error.clone()));
         }
-        // To a definition that has no port libvirt adds one.
+        // For a shut-off server libvirt adds missing ports to the definition.
         let Some(live) = &domain.live else { return Ok(()) };
         let mut ports = Topology::of(live).free_ports();
         let free = (0..num).take_while(|_| ports.take(true).is_some()).count();
@@ -125,12 +129,12 @@ impl Assignments {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{context}: it has {free} free hot-plug ports, and {num} are asked for; detach something, or add \
+            "{context}: it has {free} free hot-plug ports, and {num} are needed; detach something, or add \
              pcie-root-port controllers to its definition and restart it"
         )))
     }
 
-    /// Chooses parents and puts down what is to be made of them, all or none.
+    /// Chooses parents and records the mediated devices to create on them, all or none.
     async fn reserve_mdevs(
         self: &Arc<Self>,
         parts: &MdevRequest,
@@ -140,7 +144,7 @@ impl Assignments {
     ) -> Result<(Vec<Step>, locks::Guard), Error> {
         for _ in 0..RACES {
             let steps = self.choose_parents(parts, host, domain).await?;
-            // In flight before it can be seen, so that reconciliation never takes it for a left-over.
+            // Enter before the row exists, so that reconciliation never mistakes it for a left-over.
             let in_flight = self.in_flight.enter(steps.iter().map(|step| step.id)).await?;
             let reservation = MdevReservation {
                 hypervisor: host.row.id,
@@ -158,7 +162,7 @@ impl Assignments {
         Err(Error::Conflict("other requests took the devices first; try again".into()))
     }
 
-    /// Makes all, then plugs all; the turn of making ends in between.
+    /// Creates all mediated devices, drops the lock `making`, and then plugs them all.
     async fn make_and_plug(
         &self,
         host: &Host,
@@ -172,7 +176,7 @@ impl Assignments {
             let address = step.parent.facts.address;
             let made = hotplug::create_mdev(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
-                // Whatever the error says, it may have been made: the host tells.
+                // The device may exist in spite of the error, so read the host's mediated devices.
                 let leftover = match host.look_at_mdevs().await {
                     _ if error.kind.leaves_it_open() => Leftover::Unknown,
                     Err(_) => Leftover::Unknown,
@@ -192,7 +196,7 @@ impl Assignments {
                 Err(error) => {
                     let is_open = error.kind.leaves_it_open();
                     let leftover = if is_open { Leftover::Unknown } else { Leftover::Assigned };
-                    // Those after it are made.
+                    // The devices of the steps after it are created, but not plugged.
                     let after = Leftover::Assigned;
                     let failed = Failed { after, ..Failed::at(seen.len(), leftover, error) };
                     return Err(self.undo(host, steps, failed, None).await.error);
@@ -202,8 +206,8 @@ impl Assignments {
         self.settle_all(&seen).await
     }
 
-    /// Takes a mediated device out of its domain, and then away from the host. A device that stays in the guest stays in
-    /// the definition as well, unless its assignment is forced.
+    /// Unplugs a mediated device from its domain and then removes it from the host. A persistent device that stays in
+    /// the guest stays in the definition as well, unless its detach is forced.
     pub(super) async fn remove_mdev(
         &self,
         host: &Host,
@@ -222,7 +226,7 @@ impl Assignments {
         }
     }
 
-    /// Takes a mediated device that no domain has away from the host.
+    /// Removes a mediated device that no domain has from the host.
     pub(super) async fn destroy(&self, host: &Host, id: AttachmentId, parent: PciAddress) -> ReleaseOutcome {
         if let Some(call) = host.stuck_at(parent) {
             return ReleaseOutcome::Pending { reason: call.to_string() };
@@ -235,7 +239,7 @@ impl Assignments {
     }
 }
 
-/// The hostdev document of a mediated device.
+/// Returns the hostdev document of a mediated device.
 pub(crate) fn mdev_spec(id: AttachmentId) -> MdevSpec {
     MdevSpec { source: id.0, alias: UserAlias(id.0), guest: None }
 }

@@ -1,5 +1,5 @@
-//! Mediated devices that host and records disagree about: those that are to go from the host, and those that are missing
-//! there.
+//! Mediated devices about which host and records disagree: removes stray ones from the host, and creates missing ones
+//! again.
 
 use std::sync::Arc;
 
@@ -17,10 +17,11 @@ use crate::error::Error;
 use crate::host::Host;
 
 impl Assignments {
-    /// Takes a mediated device that no domain has away from the host, and records that as `seen`.
+    /// Removes a mediated device that no domain has from the host, and records `seen`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it is still there; it stays `detaching` then.
+    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database. The
+    /// row stays `detaching` when the device was not removed.
     pub(super) async fn take_away(
         &self,
         host: &Host,
@@ -39,19 +40,22 @@ impl Assignments {
             ReleaseOutcome::Failed { error, .. } => {
                 let stays = Observation::StillThere { reason: error.to_string() };
                 self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
-                Err(host.error(format!("taking {key} away failed"))(error))
+                Err(host.error(format!("removing {key} failed"))(error))
             }
         }
     }
 
-    /// Takes one away from the host whose record has ended, unless a domain has it: whoever gave it that may want it.
+    /// Removes a mediated device whose record has ended from the host, unless a domain has it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database.
     pub(super) async fn take_stray_away(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
-        // Its server may have moved: on this host another function made it than on record.
+        // If its server moved, its parent on this host differs from the one on record.
         let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id().0).and_then(|mdev| mdev.parent);
         let on_record = || self.store.device(row.device()).filter(|parent| parent.hypervisor == host.row.id);
         let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
         if let Some(call) = parent.and_then(|parent| host.stuck_at(parent)) {
-            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+            return Err(Error::Conflict(format!("{call}; the work continues when that call returns")));
         }
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         for info in domains {
@@ -68,7 +72,7 @@ impl Assignments {
         if taken.is_ok() {
             tracing::warn!(
                 host = %host.name, mdev.uuid = %row.id(),
-                "took mediated device {} away, whose record had ended", row.id()
+                "removed mediated device {}, whose record had ended", row.id()
             );
         } else {
             host.look_at_mdevs_again();
@@ -76,13 +80,14 @@ impl Assignments {
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.look_at_mdevs().await);
         parent.into_iter().for_each(|parent| host.look_at(parent));
-        taken.map_err(host.error(format!("taking mediated device {} away failed", row.id())))
+        taken.map_err(host.error(format!("removing mediated device {} failed", row.id())))
     }
 
-    /// Makes those again that a shut-off server is to start with: they are gone with their host's reboot.
+    /// Creates the mediated devices again that a shut-off server needs to start: a reboot of the host removes them. The
+    /// work runs in tasks of its own.
     ///
     /// # Errors
-    /// The database's, or what the host answers.
+    /// Errors of the database and of the hypervisor while the missing devices are determined.
     pub(crate) async fn make_mdevs_again(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -110,7 +115,8 @@ impl Assignments {
                 {
                     tracing::error!(
                         host = %host.name, mdev.uuid = %row.id, %error,
-                        "server {server} cannot start without it; detach its accelerator"
+                        "a mediated device could not be created again, and server {server} cannot start without it; \
+                         detach its accelerator"
                     );
                 }
                 drop(guard);
@@ -120,7 +126,10 @@ impl Assignments {
         Ok(())
     }
 
-    /// Makes one again, unless it is there.
+    /// Creates a mediated device again, unless it exists.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] while an overdue call may still change its parent; errors of the hypervisor.
     pub(crate) async fn make_again(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
         let is_there = |mdevs: &[mdev::Mdev]| mdevs.iter().any(|mdev| mdev.uuid == row.id.0);
         if is_there(&host.mdevs()) || is_there(&host.look_at_mdevs().await?) {
@@ -129,12 +138,12 @@ impl Assignments {
         let Some(parent) = self.store.device(row.parent) else { return Ok(()) };
         let address = parent.facts.address;
         if let Some(call) = host.stuck_at(address) {
-            return Err(Error::Conflict(format!("{call}; it goes on when that comes back")));
+            return Err(Error::Conflict(format!("{call}; the work continues when that call returns")));
         }
         let made = hotplug::create_mdev(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
         drop(host.look_at_mdevs().await);
-        made.map_err(host.error(format!("making mediated device {} again on {address} failed", row.id)))?;
-        tracing::warn!(host = %host.name, mdev.uuid = %row.id, "made again on {address}");
+        made.map_err(host.error(format!("creating mediated device {} again on {address} failed", row.id)))?;
+        tracing::warn!(host = %host.name, mdev.uuid = %row.id, "created again on {address}");
         Ok(())
     }
 }

@@ -1,23 +1,23 @@
-//! Assignments: a device in a server, or in the use of its host, from the request until it is gone.
+//! Assignments: devices in a server or in the host's own use, from the request until they are released.
 //!
 //! ```text
 //! attach      functions for a server: reserve → plug each → settle all; a failure undoes them all
-//! mdev        mediated devices for a server: reserve → make each → plug each → settle all
+//! mdev        mediated devices for a server: reserve → create each → plug each → settle all
 //! host_use    functions for the host itself: reserve → bind each → settle all
-//! release     a detach that is requested: settle `detaching` → release
+//! release     a requested detach: settle `detaching` → release
 //! engine      settle, release and undo, for all three kinds
-//! reconcile   compares records and host at start, on events, after a reconnect, every few minutes
-//! repair      does what `hotslot_model::assignment::drift` found to be done
-//! mdev_repair mediated devices that are to go from the host, or are missing there
-//! verify      the guest's own view of the address → settle
-//! request     what is requested
+//! reconcile   compares records and host at start, on events, after a reconnect, at the configured interval
+//! repair      acts on the disagreements that `hotslot_model::assignment::drift` finds
+//! mdev_repair removes stray mediated devices from the host, and creates missing ones again
+//! verify      reads the address from the guest's own view → settle
+//! request     the requests for attach and detach
 //! retry       an attach that is sent again with its Idempotency-Key
-//! ports       which devices the guest has no port for
-//! select      which functions, and whether they could be plugged: also on its own, as a dry run
-//! select_mdev, select_host   the same for mediated devices, and for the host's own use
-//! policy      what a running guest is asked for, and what is done in it before
-//! group       whole IOMMU groups: taken from their host drivers together, and returned to them
-//! overdue     what calls that have not returned may still change
+//! ports       devices for which the guest has no free port
+//! select      chooses functions and checks whether they could be plugged; on its own, the dry run
+//! select_mdev, select_host   the same for mediated devices and for the host's own use
+//! policy      which devices a running guest may be asked to release, and how it is prepared
+//! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
+//! overdue     the assignments that calls which have not returned may still change
 //! ```
 
 mod assignments;

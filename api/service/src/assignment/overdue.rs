@@ -1,5 +1,5 @@
-//! What calls that were given up at their limit, and have not come back, may still change: it stays in transition until
-//! then, and the drift shows it.
+//! Assignments that overdue calls may still change. A call is overdue when it was given up at its time limit and has
+//! not returned. Until it returns, the assignments stay in transition, and drift reports them.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::host::Host;
 
 impl Assignments {
-    /// The oldest call that is out and may change what becomes of something: by its server, or by the function that it is,
-    /// or that makes it.
+    /// Returns the oldest overdue call that may still change an assignment: a call for its server, or for its function
+    /// or parent.
     pub(crate) fn call_out(
         &self,
         host: &Host,
@@ -25,10 +25,10 @@ impl Assignments {
         of_server.or_else(|| host.stuck_at(self.store.device(device)?.facts.address))
     }
 
-    /// What is in transition on a host while a call is out that may change it.
+    /// Returns a finding for each assignment in transition that an overdue call may still change.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn under_calls(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         if host.hypervisor.overdue().is_empty() {
             return Ok(Vec::new());
@@ -43,10 +43,10 @@ impl Assignments {
         Ok(rows.iter().filter_map(under_call).collect())
     }
 
-    /// The servers of a host whose attachments and mediated devices are of some of its functions.
+    /// Returns the servers with attachments or mediated devices of some functions of a host.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn servers_with(
         &self,
         host: &Host,
@@ -65,7 +65,7 @@ impl Assignments {
 fn finding(call: &OverdueCall, row: &Assignment, address: Option<PciAddress>) -> Finding {
     let record = match row.server() {
         Some(_) => row.state().to_string(),
-        None => format!("{}: for the host", row.state()),
+        None => format!("{}: for the host itself", row.state()),
     };
     Finding {
         kind: Kind::Unfinished,
@@ -73,6 +73,6 @@ fn finding(call: &OverdueCall, row: &Assignment, address: Option<PciAddress>) ->
         attachment: row.server().map(|_| row.id()),
         address,
         said: vec![(Source::Record, record), (Source::Host, call.to_string())],
-        action: Action::Manual("nothing while that call is out; it is settled when it comes back".into()),
+        action: Action::Manual("nothing until that call returns; then the record is updated".into()),
     }
 }

@@ -1,4 +1,5 @@
-//! What a running guest has to let go of, and what is to be done in it before: the policies of classes and devices.
+//! Detach policies of devices and device classes: whether a running guest may be asked to release a device, and which
+//! command prepares the guest for it.
 
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
@@ -14,34 +15,34 @@ use crate::config::DetachClass;
 use crate::error::Error;
 use crate::host::Host;
 
-/// What stands in a command for the address at which the guest sees the device.
+/// The placeholder in a command for the PCI address that the device has in the guest.
 const ADDRESS: &str = "{address}";
 
-/// What is to be done about a device before its guest is asked.
+/// The detach policy of a device.
 struct Policy<'a> {
     hot_unplug: HotUnplug,
-    /// What says so.
+    /// Where `hot_unplug` is configured, for messages.
     place: String,
     class: Option<&'a DetachClass>,
 }
 
-/// What a guest has, and is to let go of.
+/// A device in a guest that is to be detached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuestDevice {
-    /// Its alias in the domain.
+    /// The id of the assignment, from which the alias in the domain is made.
     pub(crate) id: AttachmentId,
     /// The server.
     pub(crate) server: ServerId,
-    /// The device, or that of which it is a part.
+    /// The device; for a mediated device, its parent.
     pub(crate) device: DeviceId,
-    /// Where the guest sees it.
+    /// The PCI address in the guest, if it is known.
     pub(crate) inner: Option<InnerAddress>,
-    /// Whether it is to go whatever its guest says.
+    /// Whether the detach is forced.
     pub(crate) forced: bool,
 }
 
 impl GuestDevice {
-    /// The device of an assignment to a server; `None` for the host's own use.
+    /// Returns the device of an assignment to a server; `None` for a binding.
     pub(crate) fn of(row: &Assignment) -> Option<Self> {
         let server = row.server()?;
         let (id, device, inner, forced) = (row.id(), row.device(), row.inner(), row.forced());
@@ -50,7 +51,8 @@ impl GuestDevice {
 }
 
 impl Assignments {
-    /// The device's own tag goes before its class, and that before what holds for all.
+    /// Returns the policy of a device: its own `hot_unplug` tag, else that of its class, else the default of
+    /// `[detach]`.
     fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
         let detach = &self.config.detach;
         let functions = host.functions();
@@ -67,7 +69,10 @@ impl Assignments {
         Policy { hot_unplug, place, class }
     }
 
-    /// Refuses a detach that would ask a running guest for a device that it is not to be asked for.
+    /// Checks that the policy permits to detach a device from its guest while that is running.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the policy is `refuse` and the running guest has the device; errors of the hypervisor.
     pub(crate) async fn may_be_asked(&self, host: &Host, plugged: GuestDevice) -> Result<(), Error> {
         let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
@@ -75,14 +80,17 @@ impl Assignments {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{} is not taken from a running guest (hot_unplug = refuse in {}); shut server {} off and detach it then, \
-             or ask all the same with force",
+            "{} must not be detached from a running guest (hot_unplug = refuse in {}); shut server {} off and detach it \
+             then, or detach with force",
             device.facts.address, policy.place, plugged.server
         )))
     }
 
-    /// Has the guest prepare for the loss of a device, where a command is configured for that. What kept it from
-    /// it, and whether the guest may then not be asked.
+    /// Runs the configured command that prepares a running guest for the removal of a device. Does nothing when no
+    /// command is configured and the policy requires none.
+    ///
+    /// # Errors
+    /// [`NotQuiesced`] with the reason when the guest could not be prepared.
     pub(crate) async fn quiesce(
         &self,
         host: &Host,
@@ -93,7 +101,7 @@ impl Assignments {
         let policy = self.policy(host, &device);
         let command = policy.class.map_or(&[][..], |class| &class.quiesce);
         let demanded = policy.hot_unplug == HotUnplug::Quiesce && !plugged.forced;
-        // A host that cannot say so now will not when it is asked to detach either.
+        // If the host does not answer now, the detach call fails as well, so its error is ignored here.
         if command.is_empty() && !demanded || !is_live(host, plugged).await.unwrap_or(false) {
             return Ok(());
         }
@@ -101,14 +109,14 @@ impl Assignments {
             |reason: String| NotQuiesced { reason: format!("not quiesced: {reason}"), demanded };
         if command.is_empty() {
             let reason = format!(
-                "{} wants it, but no [[detach.class]] has a quiesce command for its class",
+                "{} requires it, but no [[detach.class]] has a quiesce command for its class",
                 policy.place
             );
             return Err(not_quiesced(reason));
         }
         let inner = plugged.inner.map(|inner| inner.address.to_string());
         if inner.is_none() && command.iter().any(|word| word.contains(ADDRESS)) {
-            return Err(not_quiesced("where the guest sees the device is not known".into()));
+            return Err(not_quiesced("the address of the device in the guest is not known".into()));
         }
         let inner = inner.unwrap_or_default();
         let command: Vec<_> = command.iter().map(|word| word.replace(ADDRESS, &inner)).collect();
@@ -120,15 +128,15 @@ impl Assignments {
     }
 }
 
-/// Why a guest has not prepared for the loss of a device.
+/// The guest could not be prepared for the removal of a device.
 pub(crate) struct NotQuiesced {
-    /// For people.
+    /// The reason, for people.
     pub(crate) reason: String,
-    /// Whether it is therefore not asked.
+    /// Whether the policy requires the preparation, so that the guest must not be asked to release the device.
     pub(crate) demanded: bool,
 }
 
-/// Whether the guest runs, and has the device.
+/// Returns whether the guest runs and has the device.
 async fn is_live(host: &Host, plugged: GuestDevice) -> Result<bool, Error> {
     let view = host.server(plugged.server).await?;
     Ok(view.is_some_and(|view| Presence::of(&view, UserAlias(plugged.id.0)).live))

@@ -1,4 +1,4 @@
-//! Devices that the guest has no free port for: PCI Express and conventional ones go into ports of their own.
+//! Devices for which a guest has no free hot-plug port. PCI Express and conventional PCI devices need different ports.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use hotslot_model::id::DeviceId;
 
 use crate::inventory::Availability;
 
-/// Which of a host's devices a running guest has no room for, and why: another alternative of the alias may go in.
+/// Returns the devices of a host for which a running guest has no free port, with the reason. A shut-off guest has none
+/// of these, because libvirt adds the missing ports to its definition.
 pub fn portless(
     view: &DomainView,
     offer: &Availability,

@@ -1,10 +1,11 @@
-//! Reconciliation: what libvirt has is the truth about guests; the records are brought in line with it.
+//! Reconciliation: compares the records with libvirt, which is the truth about guests, and corrects the records.
 //!
-//! The same code runs at start, after a reconnect, on every event that concerns a guest, and every few minutes.
+//! The same code runs at start, after a reconnect, on every event that concerns a guest, and at the configured
+//! interval.
 //!
-//! Two tasks do it for each host. One follows it, and only reads the host and writes records: it waits for no call that
-//! changes something, nor for a lock that is held over one, so that what happens on the host is seen at once. The
-//! other gives functions back to their drivers, and waits for both.
+//! Each host has two tasks. [`follow`] only reads the host and writes records. It never waits for a call that changes
+//! the host, nor for a lock that is held during such a call, so that it sees events at once. [`give_back`] rebinds
+//! functions to their host drivers; it may wait for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,31 +25,31 @@ use crate::error::Error;
 use crate::host::{Host, Recheck};
 use crate::task;
 
-/// Events come in bursts; they are gathered this long before they are followed.
+/// How long the events of a burst are gathered before they are processed.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// How long after a comparison that failed it is tried again: first, and at most.
+/// The first and the longest pause before a failed comparison is repeated. The pause doubles each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How many servers are compared at a time.
+/// How many servers are compared concurrently.
 const AT_ONCE: usize = 4;
 
-/// How long the comparison of one server may keep what has happened elsewhere waiting. It goes on by itself.
+/// How long the comparison of one server may delay further events. After that it continues in the background.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a full comparison waits for each server: longer than any call may take.
+/// How long a full comparison waits for each server: longer than the time limit of any call.
 const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Work that failed and is done again later: of a server, or with none that on the host's mediated devices.
+/// Work to repeat later. The key is a server to compare, or `None` for the host's mediated devices.
 #[derive(Default)]
 struct Later {
     due: BTreeMap<Option<ServerId>, Instant>,
-    /// When it was due the last time, and the pause before that.
+    /// The last time at which it was due, and the pause before that.
     last: BTreeMap<Option<ServerId>, (Instant, Duration)>,
 }
 
 impl Later {
-    /// Puts something off, unless it is put off already: by twice the last pause when it was done not long ago.
+    /// Schedules work unless it is scheduled already. If it was due recently, the pause is twice the last one.
     fn put_off(&mut self, what: Option<ServerId>) {
         let now = Instant::now();
         self.last.retain(|_, (due, _)| now.saturating_duration_since(*due) < RETRY.1);
@@ -59,12 +60,12 @@ impl Later {
         });
     }
 
-    /// When the next is due.
+    /// Returns the earliest time at which any work is due.
     fn next(&self) -> Option<Instant> {
         self.due.values().min().copied()
     }
 
-    /// Adds what is due.
+    /// Moves the work that is due to `todo`.
     fn add_to(&mut self, todo: &mut Pending) {
         let now = Instant::now();
         self.due.retain(|what, due| {
@@ -80,7 +81,7 @@ impl Later {
     }
 }
 
-/// What a burst of events asks for.
+/// The work that a burst of events calls for.
 #[derive(Default)]
 struct Pending {
     everything: bool,
@@ -93,7 +94,7 @@ struct Pending {
     restarted: BTreeSet<ServerId>,
     /// Servers whose agents have just connected, as after a boot.
     agents: BTreeSet<ServerId>,
-    /// Whether events may have been missed, of reboots too.
+    /// Whether events may have been missed, including reboots of guests.
     missed: bool,
 }
 
@@ -113,7 +114,7 @@ impl Pending {
         *known = occasion.max(*known);
     }
 
-    /// A call is back that may have changed a function, or what is made of it.
+    /// Notes the return of an overdue call that may have changed a function or its mediated devices.
     fn call_came_back(&mut self, host: &Host, address: PciAddress) {
         self.functions.insert(address);
         self.came_back.insert(address);
@@ -129,7 +130,7 @@ impl Pending {
             Err(RecvError::Closed) => {}
             Ok(Event::Disconnected { reason }) => {
                 host.set_synced(false);
-                tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is away", host.name);
+                tracing::warn!(host = %host.name, reason, "the hypervisor of host {} is unreachable", host.name);
             }
             Ok(Event::Lifecycle { domain, change }) => {
                 if matches!(change, Lifecycle::Started | Lifecycle::Rebooted) {
@@ -141,7 +142,8 @@ impl Pending {
             Ok(Event::DeviceRemoved { domain, .. } | Event::DeviceRemovalFailed { domain, .. }) => {
                 self.server(ServerId(domain), Trigger::Event)
             }
-            // What a guest was asked while it booted it may have lost, and a call that is back is open to the end.
+            // Read the server: an overdue call returned, so its outcome can be found out now. `Round` also repeats
+            // unplug requests, because a guest loses those that it got while it booted.
             Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Trigger::Round),
             Ok(Event::Agent { domain, connected: true }) => {
                 self.agents.insert(ServerId(domain));
@@ -149,12 +151,12 @@ impl Pending {
             }
             Ok(Event::NodeCallCameBack { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
-            // Disks on a function come and go with its driver; interfaces may have been named in a device_spec.
+            // The disks of a function come and go with its driver; a device_spec may name a network interface.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
                 Ok(address) => drop(self.functions.insert(address)),
                 Err(_) => {
                     self.interfaces |= name.starts_with("net_");
-                    // An event names a vDPA device, not the function whose type changes with it.
+                    // The event names the vDPA device, not the function whose dev_type changes with it.
                     self.everything |= name.starts_with("vdpa_");
                     self.mdevs |= name.starts_with("mdev_");
                 }
@@ -163,7 +165,7 @@ impl Pending {
     }
 }
 
-/// Follows a host for as long as the service runs.
+/// Compares a host with the records, on its events and at intervals, for as long as the service runs.
 pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
     let Some(mut again) = host.asked_again.lock().await.take() else { return };
@@ -177,7 +179,7 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
         if todo.everything {
             next_round = Instant::now() + interval;
         }
-        // A host that is away brings a full comparison with it when it is back.
+        // An unreachable host is compared in full when its connection is back, so only restarts are kept.
         todo = if away {
             Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
@@ -206,7 +208,7 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
                 Some(again) = again.recv() => match again {
                     Recheck::Everything => todo.everything = true,
                     Recheck::Server(server) => todo.server(server, Trigger::Event),
-                    // Whatever it was that failed is not at once over.
+                    // Wait before the repetition: the cause of the failure is unlikely to be over at once.
                     Recheck::Open(server) => {
                         later.put_off(Some(server));
                         continue;
@@ -223,7 +225,7 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
                     Recheck::CameBack(address) => todo.call_came_back(&host, address),
                 },
             }
-            // Events come in bursts: this one is followed when it has been gathered.
+            // Gather the rest of the burst before processing it.
             until = until.min(Instant::now() + GATHER);
         }
         later.add_to(&mut todo);
@@ -231,26 +233,27 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     }
 }
 
-/// Gives functions back to their host drivers, and settles what the host itself was to hold, whenever that is asked for:
-/// once for however often it was asked meanwhile. What could not be done is tried again.
+/// Rebinds functions to their host drivers and releases unfinished bindings whenever that is requested. Requests that
+/// arrive meanwhile are served together. Work that fails is repeated.
 pub(crate) async fn give_back(service: Arc<Assignments>, host: Arc<Host>) {
     let (mut retry, mut is_left) = (RETRY.0, false);
     loop {
         let asked = host.asked_to_give_back();
         if is_left {
-            // Until then, unless it is asked for before.
+            // Wait for the pause to end, or for an earlier request.
             let _ = timeout(retry, asked).await;
             retry = (retry * 2).min(RETRY.1);
         } else {
             asked.await;
             retry = RETRY.0;
         }
-        // Before a comparison it is not known what guests have; one that is complete asks for it.
+        // Before the first full comparison the devices of the guests are unknown. The end of that comparison requests
+        // this work again.
         if !host.is_synced() {
             is_left = false;
             continue;
         }
-        // It belongs to the process that this one is now: what it begins, another that takes over ends.
+        // Work under the current process id, so that a process which takes over finishes what this one began.
         let work = async {
             (
                 actor::scope(system::COMPARISON, service.give_back(&host)).await,
@@ -260,29 +263,29 @@ pub(crate) async fn give_back(service: Arc<Assignments>, host: Arc<Host>) {
         let (given, settled) = actor::as_process(service.store.new_worker(), work).await;
         is_left = given.is_err() || settled.is_err();
         if let Err(error) = given {
-            failed(&host, "giving functions back to their host drivers", &error);
+            failed(&host, "rebinding functions to their host drivers", &error);
         }
         if let Err(error) = settled {
-            failed(&host, "settling what the host itself was to hold", &error);
+            failed(&host, "releasing unfinished bindings", &error);
         }
     }
 }
 
-/// Tells of work on a host that is tried again.
+/// Logs a failure of work that will be repeated.
 fn failed(host: &Host, what: &str, error: &Error) {
     if matches!(error, Error::HostAway { .. }) {
-        tracing::debug!(host = %host.name, %error, "{what} was cut short");
+        tracing::debug!(host = %host.name, %error, "{what} stopped: the host is unreachable");
     } else {
-        tracing::error!(host = %host.name, %error, "{what} failed; it is tried again");
+        tracing::error!(host = %host.name, %error, "{what} failed; it will be tried again");
     }
 }
 
 impl Assignments {
-    /// Compares what is asked for, and answers what could not be compared.
+    /// Does the work of `todo` and returns the part of it that failed.
     async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
         let mut left = Pending::default();
         let failed = |what: &str, error: Error| failed(host, what, &error);
-        // An event names an interface, not the function that it is on.
+        // The event names a network interface, not its function, so all functions have to be read.
         let all = todo.everything || todo.interfaces && self.catalog.inventory().names_interfaces();
         let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
         if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
@@ -304,7 +307,7 @@ impl Assignments {
             match self.servers_with(host, &todo.came_back).await {
                 Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Trigger::Round)),
                 Err(error) => {
-                    failed("looking for what a call that came back has changed", error);
+                    failed("finding the servers that an overdue call may have changed", error);
                     left.came_back = std::mem::take(&mut todo.came_back);
                 }
             }
@@ -328,7 +331,7 @@ impl Assignments {
                 left.restarted.insert(server);
             }
         }
-        // One guest that cannot be read holds nobody else up.
+        // A guest that cannot be read does not delay the others.
         let patience = if todo.everything { A_DAY } else { PATIENCE };
         let compared = servers.into_iter().map(|(server, occasion)| {
             let again = todo.missed || todo.agents.contains(&server);
@@ -354,7 +357,7 @@ impl Assignments {
                     }
                 }
                 None => {
-                    tracing::debug!(host = %host.name, server.id = %server, "the comparison of server {server} takes long");
+                    tracing::debug!(host = %host.name, server.id = %server, "the comparison of server {server} continues in the background");
                 }
             }
         }
@@ -362,7 +365,7 @@ impl Assignments {
         if (todo.everything || todo.mdevs)
             && let Err(error) = actor::scope(why, self.take_strays_away(host)).await
         {
-            failed("looking for mediated devices whose records have ended", error);
+            failed("removing mediated devices whose records have ended", error);
             left.mdevs = true;
         }
         if todo.everything && !left.everything {
@@ -374,7 +377,7 @@ impl Assignments {
         left
     }
 
-    /// Does a comparison in a task of its own, and waits for it so long. None when it goes on.
+    /// Runs a comparison in a task of its own. Returns `None` when it takes longer than `patience`; it continues then.
     async fn compare_within(
         &self,
         work: impl Future<Output = Result<(), Error>> + Send + 'static,
@@ -384,7 +387,8 @@ impl Assignments {
         timeout(patience, task::join(task)).await.ok()
     }
 
-    /// The servers that a host has, and those that it has records of or that were seen to have devices.
+    /// Returns the servers to compare on a host: its domains, the servers with open assignments on it, and the servers
+    /// that were last seen with devices.
     pub(super) async fn servers_of(&self, host: &Host) -> Result<BTreeSet<ServerId>, Error> {
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         let mut servers: BTreeSet<_> = domains.into_iter().map(|info| ServerId(info.uuid)).collect();
@@ -395,8 +399,8 @@ impl Assignments {
         Ok(servers)
     }
 
-    /// Brings a server's attachments and mediated devices in line with its domain's documents, as far as the occasion
-    /// goes.
+    /// Compares a server's attachments and mediated devices with its domain's documents, and takes the actions that
+    /// `occasion` permits.
     pub(crate) async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -404,9 +408,9 @@ impl Assignments {
         occasion: Trigger,
     ) -> Result<(), Error> {
         let (findings, elsewhere) = self.compare(host, server).await?;
-        // The guests that are asked take their time.
+        // Do not wait for the tasks that ask guests: a guest may take long to answer.
         drop(self.put_right(host, findings, occasion).await?);
-        // It may have taken its devices along.
+        // A server that moved to another host may have its devices there.
         if let Some(other) = elsewhere {
             other.look_again(server);
         }

@@ -1,4 +1,4 @@
-//! Detach: a device is requested from its guest, and is gone only when no document of the domain has it.
+//! Detach: the guest is asked to release a device. The device is gone only when no document of the domain has it.
 
 use std::sync::Arc;
 
@@ -22,14 +22,16 @@ use crate::{locks, task};
 /// The work of a detach that has begun.
 pub(crate) type Work = JoinHandle<Result<(), Error>>;
 
-/// Added to the outcome of a forced detach that joined another one and whose time was over before its turn.
-const NOT_FORCED: &str = "not forced, for the guest was being asked already; ask again with force";
+/// Added to the error of a forced detach that joined another one and could not begin its own.
+const NOT_FORCED: &str =
+    "not forced, because another detach was waiting for the guest; detach again with force";
 
 impl Assignments {
-    /// A server's attachment, whether it has ended or not.
+    /// Returns a server's attachment, whether it has ended or not.
     ///
     /// # Errors
-    /// [`Error::NoAttachment`].
+    /// [`Error::NoAttachment`] when there is no such attachment, or it belongs to another server; errors of the
+    /// database.
     pub async fn attachment_of(&self, server: ServerId, id: AttachmentId) -> Result<Attachment, Error> {
         let found = self.store.attachment(id).await?.filter(|attachment| attachment.server == server);
         found.ok_or(Error::NoAttachment(id))
@@ -54,8 +56,8 @@ impl Assignments {
     /// gone already.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while it is still being attached, when it belongs to another holder, or when a policy forbids
-    /// it; [`Error::HostAway`].
+    /// [`Error::Conflict`] while it is still being attached, when it belongs to another holder, or when a policy
+    /// forbids it; [`Error::HostAway`].
     pub(crate) async fn begin_detach_of(
         self: &Arc<Self>,
         key: AssignmentKey,
@@ -75,11 +77,12 @@ impl Assignments {
                     self.store.asked_to_go(key).await?;
                     return self.begin_take_out(&row, request.holder, until).await;
                 }
-                // Requested before, or never plugged: the outcome is the same, unless its server has the device.
+                // The detach was requested before, or the device never plugged: nothing is left to do, unless its
+                // server has the device.
                 State::Detached | State::Failed => {
                     return self.begin_take_out(&row, request.holder, until).await;
                 }
-                // Nobody may request that while the attach is out; one that was cut off is settled by itself.
+                // Refuse while the attach runs; reconciliation settles one that was interrupted.
                 State::Attaching => {
                     return Err(Error::Conflict(format!(
                         "{key} is still attaching; try again when it is attached"
@@ -102,12 +105,12 @@ impl Assignments {
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {
                 Some(guard) => break (host, guard),
-                // Another request asks the guest already: the outcome is the same, unless this one forces it.
+                // Another request is detaching the device already. Share its outcome, unless this one is forced.
                 None if late || row.state() == State::Detaching => {
                     let work = async move { service.join_detach(&host, key, request.force, until).await };
                     return Ok(Some(actor::spawn_as_current(work)));
                 }
-                // The attach has not returned yet, or another detach is about to begin: read the row again then.
+                // The attach has not returned yet, or another detach is about to begin: wait, then read the row again.
                 None => self.idle_until(id, until).await?,
             }
         };
@@ -120,10 +123,10 @@ impl Assignments {
         })))
     }
 
-    /// Whether a server has come back with a device that ended although nobody had requested that: saved and restored,
-    /// or moved to another host. Then it is attached again.
+    /// Compares a server whose assignment ended without a request, as after a save or a move to another host. Returns
+    /// whether the server came back with the device, so that the assignment is open again.
     async fn is_back(self: &Arc<Self>, row: &Assignment) -> Result<bool, Error> {
-        // A device of a host that does not answer is taken out when its domain is read again.
+        // If no host that answers has the server, the device is detached when the domain is read again.
         let Some(server) = row.server() else { return Ok(false) };
         let Ok((host, _)) = self.hosts.find(server).await else { return Ok(false) };
         self.reconcile(&host, server, Trigger::Event).await?;
@@ -131,9 +134,9 @@ impl Assignments {
         Ok(now.is_some_and(|now| !now.state().is_final()))
     }
 
-    /// Has a device taken out of a server that has it although its assignment has ended: the server came back with it,
-    /// here or on another host, after its detach was requested. `None` when the server does not have it, or does not
-    /// answer: then it is taken out when the server is compared next.
+    /// Starts to detach a device from a server that has it although its assignment has ended: the server came back with
+    /// it, here or on another host, after its detach was requested. Returns `None` when the server does not have the
+    /// device, or cannot be read; then the next comparison of the server detaches it.
     async fn begin_take_out(
         self: &Arc<Self>,
         row: &Assignment,
@@ -156,7 +159,7 @@ impl Assignments {
                 let answer = task::join(task);
                 match until {
                     None => answer.await?,
-                    // The task goes on after the time-out; the server is read as it is then.
+                    // The task continues after the time-out; the server is read as it is then.
                     Some(until) => tokio::time::timeout_at(until, answer).await.unwrap_or(Ok(()))?,
                 }
             }
@@ -165,8 +168,8 @@ impl Assignments {
                 return Ok(());
             }
             Err(Error::Conflict(format!(
-                "{key} is {state}, and server {server} on host {} has its device still; ask again, or look at GET drift \
-                 for what keeps it there",
+                "{key} is {state}, but server {server} on host {} still has its device; detach again, or see GET drift \
+                 for the reason",
                 host.name
             )))
         })))
@@ -182,7 +185,7 @@ impl Assignments {
         Ok(first)
     }
 
-    /// Waits until nobody works on an assignment, or until the time is over.
+    /// Waits until no task works on an assignment, or until `until`.
     async fn idle_until(&self, id: AttachmentId, until: Option<Instant>) -> Result<(), Error> {
         let idle = self.in_flight.idle(id);
         match until {
@@ -191,7 +194,8 @@ impl Assignments {
         }
     }
 
-    /// Shares the outcome of a detach that another request began; one that is forced goes on where that one failed.
+    /// Waits for a detach that another request began and shares its outcome. When that one failed and this one is
+    /// forced, it begins a detach of its own.
     async fn join_detach(
         self: &Arc<Self>,
         host: &Host,
@@ -204,7 +208,7 @@ impl Assignments {
             outcome => return outcome,
         }
         let Some(guard) = self.in_flight.try_enter(key.id).await? else {
-            // The other request goes by what was on record when it began.
+            // Yet another detach has begun; it does not see that this one is forced.
             return match self.outcome_of_others(key, until).await {
                 Err(Error::Conflict(why)) => Err(Error::Conflict(format!("{why}; {NOT_FORCED}"))),
                 outcome => outcome,
@@ -217,13 +221,13 @@ impl Assignments {
 
     /// Waits for the detach that another request began, and returns its outcome.
     async fn outcome_of_others(&self, key: AssignmentKey, until: Option<Instant>) -> Result<(), Error> {
-        // After a time-out the state of that moment is the outcome.
+        // After a time-out the current state is the outcome.
         self.idle_until(key.id, until).await?;
         let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(key.id))?;
         if row.state().is_final() {
             return Ok(());
         }
-        let reason = row.reason().unwrap_or("the guest has not let go");
+        let reason = row.reason().unwrap_or("the guest has not released the device");
         Err(Error::Conflict(format!("{key} is {}: {reason}", row.state())))
     }
 
@@ -244,29 +248,32 @@ impl Assignments {
         let outcome = self.release(host, &row, ask).await;
         drop(guard);
         if let Some(server) = row.server() {
-            // Events that came while it was worked on were left to the worker.
+            // Comparisons skipped this assignment while it was worked on, so compare the server again.
             host.look_again(server);
-            // A refusal is the guest's answer; after any other error it is not known whether the guest was asked.
+            // A conflict is the guest's answer; after any other error it is unknown whether the guest was asked.
             if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
                 host.ask_again(server);
             }
         }
         if row.kind() == AssignmentKind::Mdev {
-            // The availability of mediated devices depends on those that there are.
+            // Read the host's mediated devices again, since availability depends on them.
             drop(host.look_at_mdevs().await);
         }
         outcome
     }
 }
 
-/// Refuses the detach of an assignment for another holder than the one that it was made for.
+/// Checks that a detach is requested for the holder of the assignment.
+///
+/// # Errors
+/// [`Error::Conflict`] with the request that detaches it.
 fn expect_holder(row: &Assignment, holder: Option<Holder>) -> Result<(), Error> {
     if row.holder() == holder {
         return Ok(());
     }
     let key = row.key();
     Err(Error::Conflict(match row.holder() {
-        Some(holder) => format!("{key} was made for {holder}: DELETE {} gives it back", holder.path()),
-        None => format!("{key} was made by itself; detach it under os-pci_attachments"),
+        Some(holder) => format!("{key} was made for {holder}; to release it, DELETE {}", holder.path()),
+        None => format!("{key} was not made for an accelerator; detach it under os-pci_attachments"),
     }))
 }

@@ -1,5 +1,5 @@
-//! Putting right: what is found to disagree ([`drift`](hotslot_model::assignment::drift)) is brought in line, at an event, with a round, or
-//! when somebody asks for a repair.
+//! Repair: acts on the disagreements that [`drift`](hotslot_model::assignment::drift) finds, on events, with a full
+//! comparison, or when a repair is requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,27 +29,27 @@ use crate::host::Host;
 use crate::task;
 
 impl Assignments {
-    /// Reads a server, and compares it with its records. Answers what disagrees, and another host that has the server
-    /// when this one has only records of it.
+    /// Reads a server and compares it with its records. Returns the disagreements and, when this host has only records
+    /// of the server, another host that has the server.
     ///
     /// # Errors
-    /// What the hypervisor answers, or the database.
+    /// Errors of the hypervisor and of the database.
     pub(super) async fn compare(
         &self,
         host: &Host,
         server: ServerId,
     ) -> Result<(Vec<Finding>, Option<&Arc<Host>>), Error> {
-        // What someone works on while the documents are read may be in them or not, whatever its record says then.
-        // Of an attach that ends in between they may say that it is not there.
+        // Skip assignments that are worked on before or after the documents are read, and those that end meanwhile:
+        // for these the record and the documents may be of different moments.
         self.store.refresh().await?;
         let began = self.store.event_bounds().await?.last;
         let mut rows = self.store.assignments_of(server).await?;
         let mut busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
-        // A process whose locks went with a connection has them again soon; its attach is not cut off.
+        // A process that lost its locks with a connection takes them again soon, so its attach continues.
         busy.extend(self.store.attaching_elsewhere(server).await?);
         rows.retain(|row| row.hypervisor() == host.row.id && !busy.contains(&row.id()));
-        // A call that is still out may change the domain after it was read, or make a mediated device. It is heard of
-        // when it comes back.
+        // An overdue call may change the domain after it was read, or create a mediated device. Its return is an event,
+        // which has the server compared again.
         rows.retain(|row| {
             let call = || self.call_out(host, row.server(), row.device());
             row.state() == State::Attached || call().is_none()
@@ -63,7 +63,7 @@ impl Assignments {
         for id in aliases {
             let row = self.named(id).await?;
             let ended = row.as_ref().is_some_and(|row| row.state().is_final());
-            // By what was told, and not by the clock, which may have been put back.
+            // Use event ids, not the clock, which may have been set back.
             let just_ended = ended && self.store.told_of_after(began, id).await?;
             if !just_ended && !busy.contains(&id) {
                 named.insert(id, row);
@@ -71,7 +71,7 @@ impl Assignments {
         }
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        // A mediated device that came back is attached again, unless its holder holds something else.
+        // A mediated device that came back with its domain is attached again, unless its holder got other devices.
         let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
         for row in named.values().flatten() {
             if let Assignment::Mdev(row) = row
@@ -101,7 +101,7 @@ impl Assignments {
         Ok((scene.findings(), elsewhere))
     }
 
-    /// The record that an alias of ours names, whether it has ended or not.
+    /// Returns the record whose id is in a hotslot alias, whether it has ended or not.
     async fn named(&self, id: AttachmentId) -> Result<Option<Assignment>, Error> {
         for kind in [AssignmentKind::Attachment, AssignmentKind::Mdev] {
             if let Some(row) = self.store.assignment(AssignmentKey { kind, id }).await? {
@@ -111,7 +111,7 @@ impl Assignments {
         Ok(None)
     }
 
-    /// Another host that has a server.
+    /// Returns another host that has a server, if it answers in time.
     async fn elsewhere(&self, host: &Host, server: ServerId) -> Option<&Arc<Host>> {
         let others = self.hosts.iter().filter(|other| other.row.id != host.row.id);
         for other in others.filter(|other| other.hypervisor.connection().is_ok()) {
@@ -122,10 +122,10 @@ impl Assignments {
         None
     }
 
-    /// Every disagreement on a host. A domain that cannot be read is one.
+    /// Returns all disagreements between a host and the records. A domain that cannot be read is one of them.
     ///
     /// # Errors
-    /// [`Error::HostAway`], what the hypervisor answers, or the database.
+    /// [`Error::HostAway`] when the host is unreachable; other errors of the hypervisor and of the database.
     pub async fn drift(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         host.ready().await?;
         let mut findings = Vec::new();
@@ -139,13 +139,13 @@ impl Assignments {
                     attachment: None,
                     address: None,
                     said: vec![(Source::Host, error.to_string())],
-                    action: Action::Manual("nothing is known of it until it can be read".into()),
+                    action: Action::Manual("nothing, until the server can be read".into()),
                 }),
             }
         }
         let mut devices = self.store.devices_of(host.row.id);
         let rows = self.store.attachments().await?;
-        // What was claimed or freed meanwhile is no disagreement.
+        // A device that was claimed or freed meanwhile is no disagreement.
         devices
             .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
@@ -155,7 +155,7 @@ impl Assignments {
         Ok(findings)
     }
 
-    /// What disagrees about what accelerators hold beside attachments.
+    /// Returns the disagreements about bindings and mediated devices.
     async fn of_accelerators(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         let mut findings = Vec::new();
         let mut bindings = self.store.bindings().await?;
@@ -163,7 +163,7 @@ impl Assignments {
         let is_left =
             |row: &Binding| row.state != State::Attached && self.call_out(host, None, row.device).is_none();
         if bindings.iter().any(is_left) && self.groups_are_idle(host).await? {
-            // Those that were worked on meanwhile have ended, or have been released once more.
+            // A binding whose record changed meanwhile was worked on; it is not left over.
             let now = self.store.bindings().await?;
             for row in bindings.iter().filter(|row| is_left(row) && now.contains(row)) {
                 let device = self.store.known_device(row.device).await?;
@@ -173,7 +173,7 @@ impl Assignments {
         for row in bindings.iter().filter(|row| row.state == State::Attached) {
             let Some(device) = self.store.known_device(row.device).await? else { continue };
             let address = device.facts.address;
-            // Nothing tells of drivers that come and go.
+            // Read the driver now, because no event reports that a driver was bound or unbound.
             let found = match host.hypervisor.device(address).await {
                 Err(error) if error.kind == ErrorKind::NoDevice => None,
                 found => Some(found.map_err(host.error(format!("read {address}")))?),
@@ -206,8 +206,9 @@ impl Assignments {
         Ok(findings)
     }
 
-    /// The mediated devices that a host has although their records have ended: a create that was refused or given up
-    /// may have made them all the same. Those that others made are in no record. Looks among those that were last read.
+    /// Returns the mediated devices that a host has although their records have ended: a create call that failed or was
+    /// given up may have created them. Devices that others created have no record. A device that the last read of the
+    /// host did not find is not considered.
     async fn stray_mdevs(&self, host: &Host) -> Result<Vec<Finding>, Error> {
         let mut ended = Vec::new();
         for found in host.mdevs().iter() {
@@ -217,7 +218,7 @@ impl Assignments {
         if ended.is_empty() {
             return Ok(Vec::new());
         }
-        // A record ends after its mediated device, so one that is still there is no work of a moment ago.
+        // A record ends only after its mediated device was removed, so a device that exists now is a stray one.
         let (there, mut findings) = (host.look_at_mdevs().await?, Vec::new());
         for row in ended {
             let Some(found) = there.iter().find(|found| found.uuid == row.id.0) else { continue };
@@ -225,7 +226,7 @@ impl Assignments {
             if let Some(server) = used_by
                 && host.server(server).await?.is_some_and(|view| aliases(&view).contains(&row.id))
             {
-                // It is found where that server is compared.
+                // The comparison of that server reports it.
                 continue;
             }
             findings.push(of_stray_mdev(&row, found, used_by));
@@ -233,20 +234,20 @@ impl Assignments {
         Ok(findings)
     }
 
-    /// Has the mediated devices taken away from a host whose records have ended and that no domain has.
+    /// Starts the removal of mediated devices whose records have ended and that no domain has.
     ///
     /// # Errors
-    /// What the hypervisor answers, or the database.
+    /// Errors of the hypervisor and of the database.
     pub(super) async fn take_strays_away(self: &Arc<Self>, host: &Arc<Host>) -> Result<(), Error> {
         let findings = self.stray_mdevs(host).await?;
         self.put_right(host, findings, Trigger::Event).await.map(drop)
     }
 
-    /// Does what is to be done about disagreements at this occasion. Records are in line when it returns; guests are
-    /// asked in tasks of their own, which are answered.
+    /// Takes the actions for disagreements that `occasion` permits. The records are corrected when it returns; calls to
+    /// the host run in tasks of their own, which are returned with their findings.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn put_right(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -273,7 +274,7 @@ impl Assignments {
                         tracing::warn!(
                             attachment.id = %adoption.id, server.id = %adoption.server,
                             pci.address = %adoption.address,
-                            "adopted {}, which server {} has under our alias without an open record",
+                            "adopted {}, which server {} has with a hotslot alias and without an open record",
                             adoption.address, adoption.server
                         );
                     }
@@ -294,13 +295,14 @@ impl Assignments {
             tasks.extend(task.map(|task| (finding, task)));
         }
         if owed && let Err(error) = self.give_back(host).await.and(self.settle_bindings(host).await) {
-            tracing::error!(host = %host.name, %error, "giving functions back failed; it is tried again");
+            tracing::error!(host = %host.name, %error, "rebinding host drivers failed; it will be tried again");
             host.give_back();
         }
         Ok(tasks)
     }
 
-    /// Asks the hypervisor for what brings an attachment in line; nothing when someone works on it.
+    /// Starts a task that changes the host or the guest as `action` says. Returns `None` while another task works on
+    /// the assignment.
     async fn mend(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -310,12 +312,12 @@ impl Assignments {
         let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
         let (service, host) = (Arc::clone(self), Arc::clone(host));
         Ok(Some(actor::spawn_as_current(async move {
-            // It may have changed since it was compared; from here on nobody else works on it.
+            // The row may have changed since it was compared; from here on no other task changes it.
             let (row, supposed) = match &action {
                 Action::AskAgain(row) => (row, State::Detaching),
                 Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
                 Action::Settle(row, _) => (row, row.state()),
-                // The record of these has ended.
+                // The records of these have ended.
                 Action::TakeOut { row, .. } | Action::TakeAway(row) => (row, row.state()),
                 Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
             };
@@ -328,7 +330,7 @@ impl Assignments {
                 Action::AskAgain(_) => {
                     let ask = Ask { until: None, first: false };
                     return service.detach_now(&host, key, ask, guard).await.inspect_err(|error| {
-                        tracing::info!(attachment.id = %id, server.id = %server, %error, "a detach goes on");
+                        tracing::info!(attachment.id = %id, server.id = %server, %error, "a repeated detach failed");
                     });
                 }
                 Action::TakeOut { row, .. } => service.take_out(&host, row).await,
@@ -339,7 +341,8 @@ impl Assignments {
                 Action::Undefine(row) => service.write_definition(&host, row, false).await,
                 Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => Ok(()),
             };
-            // A refusal is the guest's answer, and the return of a call is an event; anything else is tried again.
+            // A conflict is the guest's answer, or waits for an overdue call whose return is an event. Repeat the work
+            // after any other error.
             if matches!(action, Action::TakeOut { .. } | Action::Settle(..))
                 && !matches!(outcome, Ok(()) | Err(Error::Conflict(_)))
             {
@@ -348,19 +351,20 @@ impl Assignments {
             drop(guard);
             host.look_again(server);
             if let Err(error) = &outcome {
-                tracing::error!(attachment.id = %id, server.id = %server, %error, "what disagrees is as it was");
+                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement could not be repaired");
             }
             outcome
         })))
     }
 
-    /// Takes a device out of a domain that is not to have it.
+    /// Detaches a device from a domain that must not have it.
     async fn take_out(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
         let (key, owner, limits) = (row.key(), row.owner(), self.detach_limits());
-        tracing::warn!(attachment.id = %key.id, %owner, "taking out a device that {owner} is not to have");
+        tracing::warn!(attachment.id = %key.id, %owner, "detaching a device that {owner} must not have");
         let outcome = match row {
             Assignment::Attachment(row) => {
-                // Its host may not be the one on record, so the device may have another address.
+                // The server may be on another host than the one on record, where the device has another address. So do
+                // not add it to the definition again when the guest refuses.
                 let row = Attachment { persistent: false, ..row.clone() };
                 self.unplug(host, &row, &*self.device_of(&row)?, limits).await
             }
@@ -385,12 +389,15 @@ impl Assignments {
         }
     }
 
-    /// Plugs a device into a running guest whose definition has it.
+    /// Plugs a device into a running guest whose definition has it already.
+    ///
+    /// # Errors
+    /// [`Error::NoServer`]; the refusal of a check; errors of the hypervisor and of the database.
     async fn plug_again(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
         let Some(server) = row.server() else { return Ok(()) };
         let _turn = self.turns.of(format!("server {server}")).await?;
         let view = host.server(server).await?.ok_or(Error::NoServer(server))?;
-        // The definition has the device already, so only the running guest is checked.
+        // Only the running guest is checked, because the definition has the device already.
         let view = DomainView { persistent: None, ..view };
         match row {
             Assignment::Attachment(row) => self.may_be_plugged(host, &view, row).await?,
@@ -406,8 +413,10 @@ impl Assignments {
         plugged.await.map_err(host.error(format!("plugging {} into server {server}", spec.source())))
     }
 
+    /// Checks whether a function can be plugged into a guest.
+    ///
     /// # Errors
-    /// Why a function cannot be plugged into a guest.
+    /// The first check that failed; errors of the hypervisor.
     async fn may_be_plugged(&self, host: &Host, view: &DomainView, row: &Attachment) -> Result<(), Error> {
         let device = self.device_of(row)?;
         let address = device.facts.address;
@@ -423,7 +432,7 @@ impl Assignments {
         }
     }
 
-    /// Puts a device into a domain's definition, or takes it out of there.
+    /// Adds a device to a domain's definition, or removes it from there.
     async fn write_definition(&self, host: &Host, row: &Assignment, defined: bool) -> Result<(), Error> {
         let Some(server) = row.server() else { return Ok(()) };
         let hypervisor = host.hypervisor.as_ref();
@@ -434,10 +443,10 @@ impl Assignments {
             let alias = UserAlias(row.id().0).to_string();
             hypervisor.detach(server.0, &alias, DetachScope::Config).await
         };
-        written.map_err(host.error(format!("writing the definition of server {server}")))
+        written.map_err(host.error(format!("changing the definition of server {server}")))
     }
 
-    /// What a domain's document says of it.
+    /// Returns the hostdev document of an attachment or mediated device.
     fn spec_of(&self, row: &Assignment) -> Result<Box<dyn Pluggable + Send>, Error> {
         Ok(match row {
             Assignment::Attachment(row) => Box::new(hostdev_spec(row, &*self.device_of(row)?)),
@@ -453,9 +462,10 @@ impl Assignments {
         device.ok_or_else(|| Error::Internal(format!("the device of attachment {} is lost", row.id)))
     }
 
-    /// Does all that can be done about the disagreements on a host, and answers each with what is left of it.
+    /// Repairs all disagreements on a host as far as possible. Returns each with its outcome; the error text says why
+    /// it remains.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
     /// As [`drift`](Self::drift).
@@ -477,7 +487,7 @@ impl Assignments {
             let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));
             failed.extend(outcome.err().map(|error| (finding, error.to_string())));
         }
-        // The records follow what was done.
+        // Correct the records after these changes.
         let seen = self.drift(host).await?;
         drop(self.put_right(host, seen, Trigger::Event).await?);
         let left = self.drift(host).await?;
@@ -490,15 +500,16 @@ impl Assignments {
                 if let Action::Manual(advice) = &finding.action {
                     advice.clone()
                 } else {
-                    "it is still so: its record says why, or somebody is working on it".to_owned()
+                    "not repaired: see the reason in its record, or another request is working on it"
+                        .to_owned()
                 }
             };
             Err(why.unwrap_or_else(nothing))
         };
         let mut outcomes: Vec<_> = found.iter().map(|finding| (finding.clone(), outcome(finding))).collect();
-        // What came to light by the repair.
+        // Disagreements that appeared during the repair.
         for finding in left.iter().filter(|left| !found.iter().any(|before| before.is_of(left))) {
-            outcomes.push((finding.clone(), Err("it came to light by the repair; repair once more".into())));
+            outcomes.push((finding.clone(), Err("it appeared during the repair; repair once more".into())));
         }
         Ok(outcomes)
     }

@@ -1,4 +1,4 @@
-//! What is asked for: devices for a server, and that one is taken out again.
+//! The requests to attach devices to a server and to detach them.
 
 use std::time::Duration;
 
@@ -12,50 +12,54 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// What a VF of a NIC is to be in the guest, as it is asked for.
+/// The network settings that a request has for VFs of NICs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkRequest {
-    /// Its MAC address; none makes one up.
+    /// The MAC address; `None` for a generated one.
     pub mac: Option<MacAddress>,
-    /// The VLAN that the NIC puts its frames into.
+    /// The VLAN tag that the NIC adds to the frames of the VF.
     pub vlan: Option<VlanTag>,
-    /// The `physical_network` that its `device_spec` has to say.
+    /// The `physical_network` that the VF's `device_spec` must have.
     pub physical_network: Option<String>,
-    /// Whether its `device_spec` has to say that it may be trusted.
+    /// The `trusted` tag that the VF's `device_spec` must have.
     pub trusted: Option<bool>,
 }
 
-/// A request for devices.
+/// A request to attach devices.
 #[derive(Debug, Clone)]
 pub struct AttachRequest {
     /// The server.
     pub server: ServerId,
-    /// What it is to get.
+    /// The requested devices: names of aliases, each with a count.
     pub aliases: Vec<AliasRequest>,
-    /// Aliases that the request itself defines: they come before configured ones of the same name.
+    /// Aliases that the request itself defines. They take precedence over configured aliases of the same name.
     pub own: Vec<Alias>,
-    /// Whether the devices go into the persistent definition too.
+    /// Whether the devices are also added to the persistent definition.
     pub persistent: bool,
-    /// Whether each part asks for whole IOMMU groups.
+    /// Whether whole IOMMU groups are requested.
     pub whole_group: bool,
-    /// In place of the aliases' own policies.
+    /// The NUMA policy that replaces those of the aliases.
     pub numa_policy: Option<NumaPolicy>,
-    /// What a network VF is to be in the guest; none gives plain PCI functions.
+    /// The network settings of VFs of NICs; `None` attaches plain PCI functions.
     pub network: Option<NetworkRequest>,
-    /// By what its next try is known.
+    /// The idempotency key, by which a repetition of the request is recognized.
     pub key: Option<IdempotencyKey>,
-    /// On whose behalf it is made; none: on its own.
+    /// The accelerator or accelerator request that the devices are for; `None` for a plain attachment.
     pub holder: Option<Holder>,
 }
 
 impl AttachRequest {
-    /// The alias of a name.
+    /// Finds an alias by its name, first among the request's own.
     pub(super) fn alias<'a>(&'a self, inventory: &'a Inventory, name: &str) -> Option<&'a Alias> {
         self.own.iter().find(|alias| alias.name == name).or_else(|| inventory.alias(name))
     }
 }
 
-/// Where an attach to a server in this state takes effect.
+/// Determines which of a domain's documents an attach changes, from the state of the domain and `persistent`.
+///
+/// # Errors
+/// [`Error::Conflict`] for a shut-off server when the attach is not persistent; [`Error::NoServer`] when the domain has
+/// no document.
 pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error> {
     match (view.live.is_some(), view.persistent.is_some(), persistent) {
         (true, true, true) => Ok(Scope::LiveAndConfig),
@@ -63,29 +67,30 @@ pub(crate) fn scope(view: &DomainView, persistent: bool) -> Result<Scope, Error>
         (true, false, _) | (true, true, false) => Ok(Scope::Live),
         (false, true, true) => Ok(Scope::Config),
         (false, _, false) => Err(Error::Conflict(format!(
-            "server {} is shut off: a device can only go into its definition; leave \"persistent\" out or true",
+            "server {} is shut off, so devices can only be added to its definition; omit \"persistent\" or set it to \
+             true",
             view.info.uuid
         ))),
         (false, false, true) => Err(Error::NoServer(ServerId(view.info.uuid))),
     }
 }
 
-/// How an attachment is to be made to go.
+/// A request to detach a device.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DetachRequest {
-    /// How long its guest is asked, and its answer waited for; none: as configured.
+    /// How long to wait for the guest to release the device; `None` for the configured time.
     pub timeout: Option<Duration>,
-    /// Whether no policy counts, and the device stays out of the definition whatever the guest says.
+    /// Whether policies are ignored, and the device stays out of the definition even when the guest keeps it.
     pub force: bool,
-    /// On whose behalf it is asked for: an attachment goes where it came from.
+    /// The accelerator or accelerator request that requests the detach. It must be the holder of the assignment.
     pub holder: Option<Holder>,
 }
 
-/// An ask of a guest.
+/// One attempt to release an assignment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask {
-    /// Until when; none: as configured.
+    /// When to stop waiting for the guest; `None` for the configured time.
     pub(crate) until: Option<Instant>,
-    /// Whether it is the first for this detach: no earlier one can be under way in the guest.
+    /// Whether this is the first attempt, so that no earlier unplug request can be pending in the guest.
     pub(crate) first: bool,
 }

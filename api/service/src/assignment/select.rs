@@ -1,5 +1,5 @@
-//! Which devices a request gets, and whether they could be plugged: before anything is claimed or touched, and on
-//! its own as a dry run.
+//! Chooses devices for an attach request and checks whether they could be plugged. This happens before any device is
+//! claimed or any driver is unbound; a dry run consists of this alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,56 +21,57 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::{Availability, HostDrivers};
 
-/// The devices of a request, each with the alias by which it was asked for.
+/// The devices chosen for a request, each with the alias that requested it.
 type Selection = Vec<(String, Arc<Device>)>;
 
-/// A device of a request.
+/// A device that was chosen for a request.
 #[derive(Debug)]
 pub(super) struct Chosen {
-    /// The alias by which it was asked for.
+    /// The alias that requested it.
     pub(super) alias: String,
-    /// Its row.
+    /// The device's record.
     pub(super) device: Arc<Device>,
-    /// As the host has it.
+    /// The function as it was just read from the host.
     pub(super) found: HostDevice,
 }
 
-/// What a look at devices has shown.
+/// The outcome of choosing devices and checking them.
 #[derive(Default)]
 struct Look {
-    /// The devices, but for one that is not what the table says.
+    /// The devices. A device that differs from its record is left out.
     chosen: Vec<Chosen>,
     checks: Vec<Check>,
-    /// Why they cannot be given.
+    /// Why the devices cannot be attached; `None` when they can.
     refused: Option<Refused>,
 }
 
 enum Refused {
-    /// There are not enough that would do.
+    /// Too few suitable devices are free.
     TooFew(Error),
-    /// One of them will not do; another one may.
+    /// One device cannot be attached; another device may be.
     One(DeviceId, Error),
-    /// The guest has no use for them, whichever they are.
+    /// The refusal does not concern one device: the guest cannot get any devices of this request.
     Together(Error),
 }
 
-/// What an attach would do.
+/// The result of a dry run of an attach.
 #[derive(Debug)]
 pub struct DryRun {
-    /// The devices that it would take; none when there are too few.
+    /// The devices that the attach would take, each with its alias; empty when too few are free.
     pub devices: Vec<(String, Arc<Device>)>,
-    /// Every check, in the order in which they were made.
+    /// All checks in the order in which they were made.
     pub checks: Vec<Check>,
 }
 
 impl DryRun {
-    /// Whether nothing speaks against it.
+    /// Returns whether no check failed.
     pub fn would_attach(&self) -> bool {
         self.checks.iter().all(|check| check.result != CheckResult::Fail)
     }
 }
 
-/// Devices that were found not to do, and why the first of them does not.
+/// Devices that an attach does not choose again after they failed a check or were in use, and the first of these
+/// errors.
 #[derive(Default)]
 pub(super) struct Exclusions {
     excluded: HashMap<DeviceId, String>,
@@ -84,9 +85,9 @@ impl Exclusions {
     }
 }
 
-/// What is known of host and guest when devices are chosen.
+/// The state of host and guest from which devices are chosen.
 pub(super) struct Snapshot {
-    /// The rules of this moment: they may be changed while a request is served.
+    /// The rules as they are now; they may change while the request is served.
     inventory: Arc<Inventory>,
     offer: Availability,
     guest_nodes: BTreeSet<u32>,
@@ -94,7 +95,10 @@ pub(super) struct Snapshot {
 }
 
 impl Assignments {
-    /// Looks at the host and the guest of a request.
+    /// Reads the state of the host and the guest of a request.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAlias`]; the hypervisor's error when the NUMA topology cannot be read; errors of the database.
     pub(super) async fn sight(
         &self,
         host: &Host,
@@ -116,10 +120,11 @@ impl Assignments {
         Ok(Snapshot { inventory, offer: self.catalog.offer(host).await?, guest_nodes, sockets })
     }
 
-    /// Chooses free devices that could be plugged, as far as it can be seen; those that do not do are left out.
+    /// Chooses free devices that pass every check. Devices that fail a check are added to `choice` and not chosen
+    /// again.
     ///
     /// # Errors
-    /// Why there are none, and what the host answers.
+    /// The reason when there are too few such devices; errors of the hypervisor and of the database.
     pub(super) async fn select(
         &self,
         host: &Host,
@@ -136,9 +141,10 @@ impl Assignments {
         }
     }
 
-    /// Looks, and before it refuses for what others have given away or for the host drivers of an IOMMU group, looks
-    /// how that is now: nothing tells of definitions that others change, nor of drivers that come and go. Answers what
-    /// was known at last, too.
+    /// Chooses devices with [`look`](Self::look). When too few are free, it reads foreign domains and the host drivers
+    /// of busy IOMMU groups again and, if they changed, chooses once more: libvirt sends no event when another program
+    /// edits a definition or when a driver is bound or unbound. It also returns the state that the last choice was
+    /// based on.
     async fn look_twice(
         &self,
         host: &Host,
@@ -166,8 +172,7 @@ impl Assignments {
         Ok((self.look(host, view, request, &sight, choice).await?, sight))
     }
 
-    /// Chooses devices and looks whether they could be plugged, until some are found that could, or too few are
-    /// left.
+    /// Chooses devices and checks them, until all chosen devices pass or too few are left.
     async fn look(
         &self,
         host: &Host,
@@ -179,11 +184,13 @@ impl Assignments {
         let mut look = Look::default();
         loop {
             let devices = self.store.devices_of(host.row.id);
-            // What drives siblings is seen afresh, when the device is read.
+            // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not
+            // count.
             let drivers = HostDrivers::DoNotBlock;
             let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
-            // What the guest has no port for comes last: the preflight then says so.
+            // Choose a device for which the guest has no free port only when there is no other; the preflight then
+            // reports the missing port.
             let mut fitting = withheld.clone();
             fitting.extend(super::portless(view, &sight.offer, &devices));
             let busy = &sight.offer.busy;
@@ -192,7 +199,7 @@ impl Assignments {
             let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
-                    // Enough were free, and they did not do: that is the answer, unless more is to be said.
+                    // If there are too few only because devices failed their checks, return the first failed check.
                     let error = match (&short, choice.refusal.take()) {
                         (Error::TooFewFree { shortage, .. }, Some(refusal))
                             if shortage.withheld() <= choice.excluded.len() =>
@@ -213,7 +220,7 @@ impl Assignments {
         }
     }
 
-    /// Reads devices afresh, and looks whether they could be plugged.
+    /// Reads the selected devices from the host and checks whether they can be plugged.
     async fn judge(
         &self,
         host: &Host,
@@ -230,9 +237,9 @@ impl Assignments {
             let asked_for = request.alias(&sight.inventory, &alias);
             let asked_for = asked_for.is_some_and(|alias| alias.matches(&device.facts));
             let spec = if asked_for {
-                format!("a device_spec lists it, and alias `{alias}` asks for such a device")
+                format!("a device_spec lists it, and alias `{alias}` matches it")
             } else {
-                "a device_spec lists it, and it comes with its IOMMU group".to_owned()
+                "a device_spec lists it, and it is needed to complete its IOMMU group".to_owned()
             };
             look.checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
@@ -250,12 +257,12 @@ impl Assignments {
                 }
             }
         }
-        // What goes together is taken from its host drivers together.
+        // Devices of one IOMMU group that are attached together are unbound from their host drivers together.
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
         look.refused = verdict.refusal().map(|refusal| {
-            // The table is behind: nothing tells of drivers that come and go.
+            // The device table is outdated, because no event reports that a driver was bound or unbound.
             if let (ErrorKind::GroupNotViable, Some(address)) = (refusal.error.kind, refusal.device) {
                 host.look_at(address);
             }
@@ -269,10 +276,10 @@ impl Assignments {
         Ok(look)
     }
 
-    /// What an attach would do, with every check: nothing is claimed, and no driver is touched.
+    /// Reports which devices an attach would take, with all checks. It claims no device and unbinds no driver.
     ///
     /// # Errors
-    /// As [`Service::attach`](Service::attach), but for what the checks say.
+    /// As [`Service::attach`](Service::attach), except that a failed check is part of the result.
     pub async fn dry_run(&self, request: &AttachRequest) -> Result<DryRun, Error> {
         self.known_aliases(request)?;
         let (host, _) = self.hosts.find(request.server).await?;
@@ -301,13 +308,14 @@ impl Assignments {
             }
         });
         if look.checks.is_empty() {
-            // Those that are withheld are looked at all the same: the checks then say why, one by one.
+            // Too few devices are free: check unavailable ones too, so that the checks report the reason for each.
             let devices = self.store.devices_of(host.row.id);
             let all = (&HashMap::new(), &BTreeMap::new());
             if let Ok(selection) = self.choose(&host, request, &sight, &devices, all) {
                 look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
             }
-            // The preflight does not know who holds a member: to unbind one that is held does not help.
+            // The preflight does not know the holders of the group's members. Where one is held, say so, because
+            // unbinding it would not help.
             let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
             for check in &mut look.checks {
                 let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
@@ -319,7 +327,7 @@ impl Assignments {
                     (check.message, check.cure) = (reason, None);
                 }
             }
-            // What helps against busy members of an IOMMU group depends on the whole request.
+            // The advice about busy members of an IOMMU group depends on the whole request.
             if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = &look.refused
                 && !shortage.busy().is_empty()
             {
@@ -332,8 +340,7 @@ impl Assignments {
         if !sight.offer.knows_guards() {
             for check in look.checks.iter_mut().filter(|check| check.name == "guard") {
                 check.result = CheckResult::Unknown;
-                check.message =
-                    "what the host lives on cannot be seen from here: it is another machine".into();
+                check.message = "guards cannot be checked, because the host is another machine".into();
             }
         }
         let enough = !matches!(look.refused, Some(Refused::TooFew(_)));
@@ -342,6 +349,8 @@ impl Assignments {
         Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
     }
 
+    /// Checks that all aliases of a request exist.
+    ///
     /// # Errors
     /// [`Error::UnknownAlias`].
     pub(super) fn known_aliases(&self, request: &AttachRequest) -> Result<(), Error> {
@@ -399,7 +408,8 @@ impl Assignments {
 }
 
 impl NetworkRequest {
-    /// What goes on record: with a MAC address, a made-up one under Neutron's prefix where none was asked for.
+    /// Returns the network settings to record. Without a requested MAC address, a random one is generated with
+    /// Neutron's prefix.
     pub(super) fn settled(&self) -> Network {
         Network {
             mac: self.mac.unwrap_or_else(MacAddress::random),
@@ -410,7 +420,8 @@ impl NetworkRequest {
     }
 }
 
-/// Reads a device afresh. The inner error says in what it is not what the table says.
+/// Reads a device from the host. The inner error says why this device cannot be attached: it is gone, it changed, or it
+/// is not a VF of a NIC although the request has network settings.
 async fn read(
     host: &Host,
     request: &AttachRequest,
@@ -427,20 +438,20 @@ async fn read(
         Err(error) => return Err(host.error(context())(error)),
     };
     if !rules::is_still(&device.facts, &found) {
-        // The table is behind: it is another device now.
+        // The device table is outdated: another device has this address now.
         host.look_at(address);
         return Ok(Err(Error::Conflict(format!("{address} has changed on the host; try again"))));
     }
     let network = found.class.is_none_or(|class| class.is_network());
     if request.network.is_some() && !(network && matches!(found.role, Role::Virtual { .. })) {
         return Ok(Err(Error::Conflict(format!(
-            "{address} is no VF of a NIC; mac_address, vlan, physical_network and trusted are for those"
+            "{address} is not a VF of a NIC; mac_address, vlan, physical_network and trusted need one"
         ))));
     }
     Ok(Ok(found))
 }
 
-/// The rules, which know all aliases of a request.
+/// Returns the rules, if all aliases of a request exist in them or in the request.
 fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
     for wanted in &request.aliases {
         if request.alias(&inventory, &wanted.name).is_none() {
@@ -454,9 +465,9 @@ fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inven
 
 fn into(scope: Scope) -> &'static str {
     match scope {
-        Scope::Live => "it goes into the running guest, and not into its definition",
-        Scope::Config => "it goes into the definition, and into the guest when it starts",
-        Scope::LiveAndConfig => "it goes into the running guest and into its definition",
+        Scope::Live => "the device is added to the running guest, not to its definition",
+        Scope::Config => "the device is added to the definition; the guest gets it at its next start",
+        Scope::LiveAndConfig => "the device is added to the running guest and to its definition",
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which functions the host itself can have.
+//! Chooses the functions that are bound for the host's own use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,11 @@ use crate::host::Host;
 use crate::inventory::HostDrivers;
 
 impl Assignments {
-    /// Chooses devices that could be bound, as far as it can be seen.
+    /// Chooses devices that pass all checks for a binding.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when too few devices can be bound, or the first refusal when one device is requested; errors
+    /// of the hypervisor and of the database.
     pub(super) async fn free_for_host(
         &self,
         host: &Host,
@@ -26,7 +30,7 @@ impl Assignments {
     ) -> Result<Vec<Step>, Error> {
         let HostUseRequest { holder, candidates, num, driver } = request;
         let (num, driver) = (*num, *driver);
-        // Nothing tells of drivers that come and go.
+        // Read the drivers now, because no event reports that a driver was bound or unbound.
         self.catalog.discover(host, Some(candidates.clone())).await?;
         let offer = self.catalog.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
@@ -35,7 +39,7 @@ impl Assignments {
         let mut refuse = |error: Error| {
             refusal.get_or_insert(error);
         };
-        // A PF takes its VFs with it: it comes when they do not do.
+        // A PF cannot be bound together with its VFs, so PFs come last.
         let mut chosen_from: Vec<_> =
             rows.iter().filter(|row| candidates.contains(&row.facts.address)).collect();
         chosen_from.sort_by_key(|row| row.facts.dev_type == DevType::Pf);
@@ -51,7 +55,7 @@ impl Assignments {
             if let Some(step) = steps.iter().find(goes_with) {
                 let chosen = step.new.device.facts.address;
                 refuse(Error::Conflict(format!(
-                    "{address} cannot go beside {chosen}: one is the PF of the other"
+                    "{address} cannot be bound together with {chosen}: one is the PF of the other"
                 )));
                 continue;
             }
@@ -92,7 +96,7 @@ impl Assignments {
             return Err(match refusal {
                 Some(refusal) if num == 1 => refusal,
                 refusal => Error::Conflict(format!(
-                    "{} is {num} devices, and {} on host {} could be bound{}",
+                    "{} needs {num} devices, and {} on host {} can be bound{}",
                     holder.name(),
                     steps.len(),
                     host.name,

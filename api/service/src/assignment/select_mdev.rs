@@ -1,4 +1,4 @@
-//! Which functions make the mediated devices of a request.
+//! Chooses the parents of the mediated devices of a request.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,21 +16,25 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::inventory::HostDrivers;
 
-/// A device that can make some.
+/// A device on which some of the mediated devices can be created.
 struct Parent {
     device: Arc<Device>,
-    /// How near to the guest's memory it is: 0 is best.
+    /// The distance to the guest's memory; 0 is best.
     rank: u8,
-    /// Whether it is in parts already: one that is not stays whole while others will do.
+    /// Whether it has mediated devices already. Such parents come first, so that others stay free as whole devices.
     in_parts: bool,
-    /// What it is to make.
+    /// The type of mediated device to create on it.
     mdev_type: String,
-    /// How many more of that it can make.
+    /// How many more of this type it can have.
     available: u32,
 }
 
 impl Assignments {
-    /// Chooses parents: near to the guest's memory, then those that are in parts already, then by address.
+    /// Chooses parents, ordered by distance to the guest's memory; then those that have mediated devices already; then
+    /// by address.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when too few mediated devices can be created; errors of the hypervisor and of the database.
     pub(super) async fn choose_parents(
         &self,
         parts: &MdevRequest,
@@ -53,7 +57,7 @@ impl Assignments {
                 Err(error) if error.kind == ErrorKind::NoDevice => continue,
                 types => types.map_err(host.error(format!("read the types of {address}")))?,
             };
-            // Of several types the one that it makes already: many cards make one type at a time.
+            // Prefer the type that the parent has already, because many cards support one type at a time.
             let of_it = || made.iter().filter(|made| made.parent == row.id);
             let best = types.iter().filter(|of| wanted.contains(&of.id)).min_by_key(|of| {
                 let is_made = of_it().any(|made| made.mdev_type == of.id);
@@ -70,9 +74,9 @@ impl Assignments {
             } else if let Some(reason) = withheld.get(&row.id) {
                 Some(reason.clone())
             } else if of.device_api != VFIO_PCI {
-                Some(format!("guests get it by {}, and only {VFIO_PCI} can be plugged", of.device_api))
+                Some(format!("its device_api is {}, and only {VFIO_PCI} can be plugged", of.device_api))
             } else if of.available == 0 {
-                Some(format!("no more of it can be made on {address}"))
+                Some(format!("no more of it can be created on {address}"))
             } else {
                 rank.as_ref().err().map(|reason| format!("{address}: {reason}"))
             };
@@ -97,11 +101,11 @@ impl Assignments {
         }
         let why = short.unwrap_or_else(|| {
             let there_are = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-            format!("its devices have no such type; those that they have: {there_are}")
+            format!("its devices have no such type; they have: {there_are}")
         });
         let types: BTreeSet<_> = parts.makers.values().flatten().map(String::as_str).collect();
         Err(Error::Conflict(format!(
-            "{} is {} of {}, and {} can be made on host {}: {why}",
+            "{} needs {} of {}, and {} can be created on host {}: {why}",
             parts.name,
             parts.num,
             Vec::from_iter(types).join(" or "),

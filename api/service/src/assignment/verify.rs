@@ -1,4 +1,5 @@
-//! Verification: the guest's own view of where a device is turns a computed address into a verified one.
+//! Verification: reads the address of a device from the guest itself and records it as `verified` in place of the
+//! computed one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::config::Verify;
 use crate::error::Error;
 use crate::host::Host;
 
-/// When the guest is asked after an attach: it needs a second or three to notice a new device.
+/// The pauses before each query of the guest after an attach. A guest needs one to three seconds to notice a new
+/// device.
 static ASK_AFTER: [Duration; 7] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
@@ -31,16 +33,16 @@ static ASK_AFTER: [Duration; 7] = [
 impl Assignments {
     /// Verifies the address of a device in its guest in the background.
     pub(super) fn verify_soon(self: &Arc<Self>, host: &Arc<Host>, row: &Assignment) {
-        // Where nothing can be computed the guest is asked all the same.
+        // Query the guest also when no address could be computed.
         if row.inner().is_none_or(|inner| inner.source == InnerSource::Computed) {
             self.verify_after(host, row, &ASK_AFTER);
         }
     }
 
-    /// Verifies the verified addresses of a server once more, for its guest may have been rebooted unheard.
+    /// Verifies the verified addresses of a server once more, because the event of a reboot may have been missed.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn verify_again(
         self: &Arc<Self>,
         host: &Arc<Host>,
@@ -49,17 +51,17 @@ impl Assignments {
         for row in self.store.assignments_of(server).await? {
             let verified = row.inner().is_some_and(|inner| inner.source == InnerSource::Verified);
             if verified && row.hypervisor() == host.row.id {
-                // What a guest does not say is as it was.
+                // One query is enough: the address stays verified when the guest does not answer.
                 self.verify_after(host, &row, &ASK_AFTER[..1]);
             }
         }
         Ok(())
     }
 
-    /// Records that a guest was started or rebooted: the addresses that it has shown have to be verified again.
+    /// Records that a guest was started or rebooted, so that its verified addresses have to be verified again.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(super) async fn guest_restarted(&self, host: &Host, server: ServerId) -> Result<(), Error> {
         let rows = self.store.assignments_of(server).await?;
         let rows = rows.iter().filter(|row| row.hypervisor() == host.row.id);
@@ -82,22 +84,22 @@ impl Assignments {
                 match service.verify(&host, key).await {
                     Ok(true) => return,
                     Ok(false) => {}
-                    // No agent, or none that may read files: it may be there later, and until then the address
-                    // stays computed.
+                    // The agent is missing or must not read files. That may change later; until then the address stays
+                    // computed.
                     Err(error) => tracing::debug!(attachment.id = %key.id, %error, "not verified"),
                 }
             }
         }));
     }
 
-    /// Asks once. False when the guest does not show the device yet.
+    /// Queries the guest once. Returns false when the guest does not show the device yet.
     async fn verify(&self, host: &Host, key: AssignmentKey) -> Result<bool, Error> {
         let Some(row) = self.store.assignment(key).await?.filter(|row| row.state() == State::Attached) else {
             return Ok(true);
         };
         let Some(server) = row.server() else { return Ok(true) };
         let Some(device) = self.store.device(row.device()) else { return Ok(true) };
-        // The ids of a mediated device are its driver's choice.
+        // The PCI ids of a mediated device are chosen by its driver, so they are not compared.
         let ids = (key.kind == AssignmentKind::Attachment)
             .then_some((device.facts.vendor_id, device.facts.product_id));
         let seen = match self.ask(host, server, key.id, ids).await {
@@ -113,7 +115,8 @@ impl Assignments {
         }
     }
 
-    /// Where the guest shows a device, and in which run it does.
+    /// Returns the address at which the guest shows a device, and the run of the guest; `None` when it does not show
+    /// it.
     async fn ask(
         &self,
         host: &Host,
@@ -144,7 +147,7 @@ impl Assignments {
                 guest::ask_agent(hypervisor, server.0, route, place, ids).await?
             }
         };
-        // Where root buses claim the same numbers, what is found may be another device of the same kind.
+        // If root buses claim the same bus numbers, the address may belong to another device of the same kind.
         let seen = seen.filter(|seen| !topology.is_of_another(place, *seen));
         Ok(seen.map(|address| (address, run)))
     }

@@ -1,4 +1,4 @@
-//! `[api]`: where and how requests are taken.
+//! `[api]`: where the API listens, and its limits.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -19,26 +19,25 @@ pub struct Api {
     pub listen: Listen,
     /// The access mode of the unix socket.
     pub socket_mode: SocketMode,
-    /// The group of the unix socket, by name or number; none is [`SOCKET_GROUP`] where the system has it.
+    /// The group of the unix socket, by name or number. `None` means [`SOCKET_GROUP`] if the system has that group.
     pub socket_group: Option<String>,
-    /// The names, beside those of this machine, by which callers may address the service in `Host`.
+    /// Host names, in addition to those of this machine, that requests may have in their `Host` header.
     pub hosts: Vec<HostName>,
-    /// How many connections may be open at a time, at least 1.
+    /// The maximum number of open connections, at least 1.
     pub connections: NonZeroU32,
-    /// How many clients may follow the events at a time, at least 1.
+    /// The maximum number of clients that follow the events, at least 1.
     pub followers: NonZeroU32,
-    /// How long a request's header may take from its first byte on, in seconds.
+    /// The time limit for the header of a request from its first byte on, in seconds.
     pub header_timeout: Seconds,
-    /// How long a request's body may take, in seconds.
+    /// The time limit for the body of a request, in seconds.
     pub body_timeout: Seconds,
-    /// How long a connection is kept on which nothing is asked, or whose client takes nothing of its answer, in
-    /// seconds.
+    /// How long a connection is kept without a request, or while its client reads nothing of the response, in seconds.
     pub idle_timeout: Seconds,
-    /// How many attaches and detaches may be under way or waiting on one host, at least 1; more are refused.
+    /// The maximum number of attaches and detaches that run or wait on one host, at least 1. Further ones are refused.
     pub queue: NonZeroU32,
-    /// Who says who calls.
+    /// How the caller of a request is identified.
     pub identity: IdentityFrom,
-    /// How long a POST with an `Idempotency-Key` is known when it is sent again, in seconds.
+    /// How long the response to a POST with an `Idempotency-Key` is kept for repetitions, in seconds.
     pub idempotency_time: Seconds,
 }
 
@@ -48,13 +47,13 @@ impl Api {
     const FOLLOWERS: NonZeroU32 = NonZeroU32::new(1024).unwrap();
 }
 
-/// The socket that the service listens on, and the command line looks for, when nothing else is said.
+/// The default socket of the service and of the command line.
 pub const SOCKET: &str = "/run/hotslot/api.sock";
 
 /// The group that may use the socket when no other is configured.
 pub const SOCKET_GROUP: &str = "hotslot";
 
-/// How many `Idempotency-Key`s are known at most; of more, the oldest are forgotten.
+/// The maximum number of `Idempotency-Key`s that are kept. When there are more, the oldest are removed.
 pub const IDEMPOTENCY_KEYS: i64 = 100_000;
 
 impl Default for Api {
@@ -76,22 +75,22 @@ impl Default for Api {
     }
 }
 
-/// Who says who calls.
+/// How the caller of a request is identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityFrom {
-    /// Nobody: whoever reaches the socket is the administrator.
+    /// Not at all: every caller that can connect is the administrator.
     None,
-    /// A proxy in front, in the headers of keystonemiddleware.
+    /// By the headers of keystonemiddleware, which a proxy in front sets.
     Headers,
 }
 
-/// Where the API listens. Nothing but this machine can reach it until there is identity.
+/// Where the API listens. Only this machine can reach it, because hotslot does not authenticate callers itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// A loopback address and port.
     Tcp(SocketAddr),
-    /// A unix socket's path.
+    /// The absolute path of a unix socket.
     Unix(PathBuf),
 }
 
@@ -122,8 +121,8 @@ impl FromStr for Listen {
             Ok(Self::Tcp(address))
         } else {
             Err(format!(
-                "{address} can be reached from other machines, and hotslot asks nobody who they are yet; \
-                 listen on 127.0.0.1, [::1] or unix:/path, and put what authenticates in front"
+                "{address} can be reached from other machines, and hotslot does not authenticate callers; \
+                 listen on 127.0.0.1, [::1] or unix:/path, and put an authenticating proxy in front"
             ))
         }
     }
@@ -149,7 +148,7 @@ impl<'de> Deserialize<'de> for Listen {
 pub struct SocketMode(pub u32);
 
 impl SocketMode {
-    /// Whether users may connect who are neither the owner nor in the socket's group.
+    /// Returns whether users other than the owner and the members of the socket's group may connect.
     pub fn is_open_to_all(self) -> bool {
         self.0 & 0o002 != 0
     }
@@ -161,7 +160,7 @@ impl FromStr for SocketMode {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
         mode.map(Self)
-            .ok_or_else(|| format!("`{text}` is no access mode; write octal digits such as \"0660\""))
+            .ok_or_else(|| format!("`{text}` is not an access mode; write octal digits such as \"0660\""))
     }
 }
 
@@ -171,7 +170,7 @@ impl<'de> Deserialize<'de> for SocketMode {
     }
 }
 
-/// The name of a host, or its IP address, without a port; in small letters.
+/// The name of a host, or its IP address, without a port and in lower case. An IPv6 address is in brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(pub String);
 
@@ -186,7 +185,7 @@ impl FromStr for HostName {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
             Err(format!(
-                "`{text}` is no host name; write hotslot.example.org or [2001:db8::1], without a port"
+                "`{text}` is not a host name; write hotslot.example.org or [2001:db8::1], without a port"
             ))
         }
     }
@@ -199,7 +198,8 @@ impl<'de> Deserialize<'de> for HostName {
 }
 
 impl Api {
-    /// Whether a `Host` names this service: this machine's own names, or one that is configured. `name` has no port.
+    /// Returns whether the host name of a `Host` header is a name of this service: `localhost`, a loopback address, the
+    /// address of `listen`, or a configured name. `name` has no port.
     pub fn is_known_host(&self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&name);

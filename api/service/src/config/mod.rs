@@ -1,4 +1,4 @@
-//! `hotslot.toml`: one typed struct. Unknown keys are refused with the nearest known one.
+//! `hotslot.toml` as one typed struct. An unknown key is refused; the error names the known key nearest to it.
 //!
 //! Every key is documented in `hotslot.example.toml`.
 
@@ -29,27 +29,27 @@ pub struct Config {
     pub api: Api,
     /// The database.
     pub database: Database,
-    /// Which devices may be given away, and by which names.
+    /// Which devices are assignable, and the aliases by which they are requested.
     pub pci: Pci,
     /// How devices are plugged.
     pub attach: Attach,
-    /// How guests are asked to let devices go.
+    /// How devices are unplugged.
     pub detach: Detach,
-    /// How records and hypervisors are kept in agreement.
+    /// How often the records are compared with the hosts.
     pub reconcile: Reconcile,
-    /// How libvirt is talked to.
+    /// The time limits and keepalive of libvirt connections.
     pub libvirt: Libvirt,
-    /// How long it is kept what happened.
+    /// How long and how many events are kept.
     pub events: Events,
-    /// What has ended.
+    /// How long ended assignments are kept.
     pub records: Records,
-    /// Who is told what happens.
+    /// The webhooks to which events are posted.
     pub webhook: Vec<Webhook>,
-    /// Which accelerators there are by themselves.
+    /// Which devices are accelerators, and which callers may change accelerators.
     pub accelerators: Accelerators,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
-    /// The hosts; none means the local `qemu:///system`.
+    /// The hosts. An empty list means the local `qemu:///system`.
     pub hypervisor: Vec<Hypervisor>,
 }
 
@@ -62,7 +62,7 @@ pub struct Database {
 }
 
 impl Default for Database {
-    /// In systemd's state directory when it gives one, else in `/var/lib/hotslot`.
+    /// A SQLite file in systemd's `$STATE_DIRECTORY`, or in `/var/lib/hotslot` when that is not set.
     fn default() -> Self {
         let directories = std::env::var("STATE_DIRECTORY").unwrap_or_default();
         let directory = directories.split(':').next().filter(|first| !first.is_empty());
@@ -72,7 +72,7 @@ impl Default for Database {
 }
 
 impl fmt::Debug for Database {
-    /// A database URL may carry a password.
+    /// Prints only the scheme, because a database URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.url.split(':').next().unwrap_or_default();
         f.debug_struct("Database").field("url", &format_args!("\"{scheme}:…\"")).finish()
@@ -83,11 +83,11 @@ impl fmt::Debug for Database {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flavor {
-    /// Its name, 1 to 255 characters, of no other flavor.
+    /// The name, 1 to 255 characters, unique among the flavors.
     pub name: String,
-    /// What the API calls it; the name when absent.
+    /// The id in the API; `None` for the name.
     pub id: Option<String>,
-    /// Nova's extra specs; `pci_passthrough:alias` and `hw:pci_numa_affinity_policy` have a meaning here.
+    /// Nova's extra specs. Only `pci_passthrough:alias` and `hw:pci_numa_affinity_policy` are used.
     #[serde(default)]
     pub extra_specs: BTreeMap<String, String>,
 }
@@ -96,22 +96,22 @@ pub struct Flavor {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attach {
-    /// Who is asked to confirm the guest's address.
+    /// How the address of a device in the guest is verified.
     pub verify: Verify,
-    /// Whether a device that the host cannot reset is refused: what one guest left in it, the next would find.
+    /// Whether a device that the host cannot reset is refused. Such a device may show data of one guest to the next.
     pub require_reset: bool,
 }
 
-/// Who confirms where the guest sees a device.
+/// How the address of a device in the guest is verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
-    /// The guest's agent, where there is one.
+    /// By the guest's agent, if the guest has one.
     #[default]
     Agent,
-    /// QEMU's monitor. libvirt marks the domain as tainted (custom-monitor).
+    /// By QEMU's monitor. libvirt then marks the domain as tainted (custom-monitor).
     Monitor,
-    /// Nobody: addresses stay `computed`.
+    /// Not at all: addresses stay `computed`.
     Off,
 }
 
@@ -119,13 +119,13 @@ pub enum Verify {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detach {
-    /// How often a guest is asked, at least 1.
+    /// How often a guest is asked to release a device, at least 1.
     pub attempts: u32,
-    /// How long each attempt waits, and a quiesce command may take, in seconds.
+    /// How long each attempt waits, in seconds. It is also the time limit of a quiesce command.
     pub timeout: Seconds,
-    /// Whether running guests are asked for devices.
+    /// Whether running guests are asked to release devices.
     pub hot_unplug: HotUnplug,
-    /// What holds for devices of a class; the first entry of a class counts.
+    /// Settings for the devices of a class; the first entry of a class counts.
     pub class: Vec<DetachClass>,
 }
 
@@ -133,12 +133,12 @@ pub struct Detach {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DetachClass {
-    /// A class in the words of [`PciClass::description`](hotslot_driver::pci::PciClass::description).
+    /// A class as [`PciClass::description`](hotslot_driver::pci::PciClass::description) names it.
     pub class: String,
-    /// In place of what holds for all.
+    /// Replaces `hot_unplug` of `[detach]`.
     pub hot_unplug: Option<HotUnplug>,
-    /// A command that the guest's agent runs before the guest is asked: an absolute path and its arguments, in which
-    /// `{address}` is the device's address in the guest. Empty: none.
+    /// A command that the guest's agent runs before the guest is asked to release a device: an absolute path and
+    /// arguments, in which `{address}` stands for the device's address in the guest. Empty for no command.
     #[serde(default)]
     pub quiesce: Vec<String>,
 }
@@ -158,7 +158,7 @@ impl Default for Detach {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reconcile {
-    /// Seconds between two comparisons of everything; events are followed at once in any case.
+    /// The time between two full comparisons, at least 1 second. Events are processed at once in any case.
     pub interval: Seconds,
 }
 
@@ -172,13 +172,13 @@ impl Default for Reconcile {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Libvirt {
-    /// Seconds between two keepalive messages.
+    /// The time between two keepalive messages, at least 1 second.
     pub keepalive_interval: Seconds,
-    /// How many of them may stay unanswered.
+    /// How many keepalive messages may stay unanswered before the connection counts as lost.
     pub keepalive_count: u32,
-    /// Seconds that a call which only reads may take.
+    /// The time limit of a call that only reads.
     pub call_timeout: Seconds,
-    /// Seconds that an attach or detach call may take.
+    /// The time limit of a call that changes something, such as an attach or detach.
     pub attach_timeout: Seconds,
 }
 
@@ -197,9 +197,9 @@ impl Default for Libvirt {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
-    /// How long an event is kept, from a second on.
+    /// How long an event is kept, at least 1 second.
     pub keep: Age,
-    /// How many events are kept at most, whatever their age; from 1 on.
+    /// The maximum number of events that are kept, whatever their age; at least 1.
     pub most: u32,
 }
 
@@ -213,7 +213,7 @@ impl Default for Events {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
-    /// How long attachments, and what accelerators held, are kept after they have ended, from a second on.
+    /// How long attachments, bindings and mediated devices are kept after they have ended, at least 1 second.
     pub keep_ended: Age,
 }
 
@@ -227,20 +227,20 @@ impl Default for Records {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accelerators {
-    /// Whether every device that may be given away is an accelerator too, under the device's UUID.
+    /// Whether every assignable device is also an accelerator, with the UUID of the device.
     pub discovered: bool,
-    /// Who may make and change them, where callers have an identity.
+    /// Which callers may create and change accelerators, if callers have an identity.
     pub change: ChangedBy,
 }
 
-/// Who may make accelerators, and put their specs, attach and detach them.
+/// Which callers may create accelerators, change their specs, and attach and detach them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangedBy {
-    /// The administrator.
+    /// Only the administrator.
     #[default]
     Admin,
-    /// The members of the project that made one, too; the host's own use of it is the administrator's.
+    /// Also members of the project that owns an accelerator. Only the administrator may bind it for the host itself.
     Owner,
 }
 
@@ -248,19 +248,19 @@ pub enum ChangedBy {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
-    /// Its name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`.
+    /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
-    /// Where events are posted: `http://host:port/path`.
+    /// The URL to which events are posted: `http://host:port/path`.
     pub url: Secret,
-    /// What events are signed with, 16 bytes or more.
+    /// The key with which events are signed, at least 16 bytes.
     pub secret: Secret,
-    /// The kinds of events that it is told, or the nouns that they begin with; none is all.
+    /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.
     #[serde(default)]
     pub kinds: Vec<String>,
-    /// How often an event is tried before it is a dead letter, at least 1.
+    /// How many attempts are made to deliver an event before it becomes a dead letter, at least 1.
     #[serde(default = "Webhook::attempts")]
     pub attempts: u32,
-    /// How long each attempt may take, in seconds.
+    /// The time limit of each attempt, in seconds.
     #[serde(default = "Webhook::timeout")]
     pub timeout: Seconds,
 }
@@ -279,8 +279,8 @@ impl Webhook {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hypervisor {
-    /// The host's name in listings and records; it must stay the same.
+    /// The host's name in lists and records. It must not change, because the records refer to it.
     pub name: String,
-    /// Any libvirt URI, or `sim:///path/to/dir`.
+    /// Any libvirt URI, or `sim:///path/to/dir` for a simulated host.
     pub uri: String,
 }

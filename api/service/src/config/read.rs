@@ -1,4 +1,4 @@
-//! A file into a configuration: everything that is wrong with it, with its place and what would be right.
+//! Reads and checks the configuration file. Each error names the place and says what would be right.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,26 +22,26 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {path}")]
     Read {
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not valid TOML, or its keys or types are wrong.
     #[error("{path}: {}{reason}", .line.map(|line| format!("line {line}: ")).unwrap_or_default())]
     Syntax {
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// The line in it, from 1; none when the file as a whole lacks something.
+        /// The line number, from 1; `None` when the error concerns the file as a whole.
         line: Option<usize>,
-        /// What is wrong and what would be right, in one line. The line itself is not repeated, nor a text that was
-        /// found in the wrong place: it may be a password.
+        /// What is wrong and what would be right, in one line. It never repeats the line, nor a text in the wrong
+        /// place, which may be a password.
         reason: String,
     },
     /// A value cannot be used.
     #[error("{key}: {reason}")]
     Value {
-        /// The key, with its place: `[pci] device_spec[2]`.
+        /// The key with its place, such as `[pci] device_spec[2]`.
         key: String,
         /// What is wrong and what would be right.
         reason: String,
@@ -52,7 +52,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// [`ConfigError`] with the file, the place, and what would be right.
+    /// The first [`ConfigError`], which names the file and the place.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -66,10 +66,10 @@ impl Config {
         })
     }
 
-    /// Reads and checks a text.
+    /// Reads and checks the text of a configuration file.
     ///
     /// # Errors
-    /// [`ConfigError`] with the place, and what would be right.
+    /// The first [`ConfigError`], which names the place.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self =
             toml::from_str(text).map_err(|error| match renamed(&mut DeTable::parse_recoverable(text).0) {
@@ -79,8 +79,8 @@ impl Config {
         config.problems().into_iter().next().map_or(Ok(config), Err)
     }
 
-    /// What can be read of a file, and everything that is wrong with it: not only the first, as
-    /// [`load`](Self::load) says it. What is wrong with the entries of `[pci]` is the inventory's to say.
+    /// Reads a file as far as possible and returns all its errors, where [`load`](Self::load) returns only the first.
+    /// It does not check the entries of `[pci]`, which are checked as rules.
     pub fn examine(path: &Path) -> (Self, Vec<ConfigError>) {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
@@ -93,7 +93,7 @@ impl Config {
         let told = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
         let (table, broken) = DeTable::parse_recoverable(text);
         if !broken.is_empty() {
-            // What follows the first mistake on a line, and the values, are guesses from here on.
+            // After a syntax error the parser guesses, so report only the first error of each line, and use no values.
             let mut lines = HashSet::new();
             let first =
                 |error: &&toml::de::Error| lines.insert(error.span().map(|span| line(text, span.start)));
@@ -118,7 +118,7 @@ impl Config {
         Self::deserialize(toml::Deserializer::from(table))
     }
 
-    /// Every value that cannot be used, but for the entries of `[pci]`, which the inventory reads.
+    /// Returns all values that cannot be used, except entries of `[pci]`, which are checked as rules.
     fn problems(&self) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         let mut bad =
@@ -134,13 +134,13 @@ impl Config {
                 bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
             }
             if !webhooks.insert(&webhook.name) {
-                bad("name", "two webhooks are called so".into());
+                bad("name", "another webhook has this name".into());
             }
             if let Err(reason) = webhook::url(&webhook.url.0) {
                 bad("url", reason);
             }
             if webhook.secret.0.len() < 16 {
-                bad("secret", "less than 16 bytes can be guessed; `openssl rand -hex 32` makes one".into());
+                bad("secret", "it has fewer than 16 bytes; `openssl rand -hex 32` generates one".into());
             }
             for kind in &webhook.kinds {
                 if let Err(reason) = EventKind::known(kind) {
@@ -148,7 +148,7 @@ impl Config {
                 }
             }
             if webhook.attempts == 0 {
-                bad("attempts", "an event must be tried at least once".into());
+                bad("attempts", "an event must be posted at least once".into());
             }
         }
         if self.events.most == 0 {
@@ -158,7 +158,7 @@ impl Config {
         for entry in &self.detach.class {
             if !classes.contains(entry.class.as_str()) {
                 let known: Vec<_> = classes.iter().copied().collect();
-                let reason = format!("`{}` is no class; write one of {}", entry.class, known.join(", "));
+                let reason = format!("`{}` is not a class; write one of {}", entry.class, known.join(", "));
                 bad("[[detach.class]] class", reason);
             }
             match entry.quiesce.first() {
@@ -169,7 +169,7 @@ impl Config {
                 }
                 Some(path) if !path.starts_with('/') => {
                     let reason =
-                        format!("`{path}` is no absolute path in the guest; write [\"/sbin/ip\", …]");
+                        format!("`{path}` is not an absolute path in the guest; write [\"/sbin/ip\", …]");
                     bad("[[detach.class]] quiesce", reason);
                 }
                 None | Some(_) => {}
@@ -181,7 +181,7 @@ impl Config {
             ("[reconcile] interval", self.reconcile.interval),
         ] {
             if time.0 < second {
-                bad(key, "less than a second is too often; write 1 or more".into());
+                bad(key, "it is shorter than a second; write 1 or more".into());
             }
         }
         if let Err(reason) = check_url(&self.database.url) {
@@ -200,13 +200,12 @@ impl Config {
                 bad("name", format!("two hosts are called `{}`", hypervisor.name));
             }
             if !uris.insert(&hypervisor.uri) {
-                let reason =
-                    format!("two hosts are at `{}`; its devices would be given twice", hypervisor.uri);
+                let reason = format!("two hosts have the URI `{}`; configure each host once", hypervisor.uri);
                 bad("uri", reason);
             }
             if !hypervisor.uri.contains("://") {
                 let reason = format!(
-                    "`{}` is no URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
+                    "`{}` is not a URI; write a libvirt URI such as qemu:///system, or sim:///path/to/dir",
                     hypervisor.uri
                 );
                 bad("uri", reason);
@@ -222,7 +221,7 @@ impl Config {
         problems
     }
 
-    /// The configured hosts, or the local one when none is.
+    /// Returns the configured hosts, or the local one when none is configured.
     pub fn hypervisors(&self) -> Vec<Hypervisor> {
         if self.hypervisor.is_empty() {
             vec![Hypervisor { name: "localhost".into(), uri: "qemu:///system".into() }]
@@ -244,8 +243,8 @@ impl ConfigError {
     }
 }
 
-/// A message of serde's without the value that it quotes (`invalid type: string "…", expected …`), and without what a
-/// URL has before its host.
+/// Removes from a message of serde the value that it quotes (`invalid type: string "…", expected …`), and from URLs the
+/// user name and password.
 fn without_values(message: &str) -> String {
     let quoted = message.starts_with("invalid ").then(|| message.rsplit_once(", expected")).flatten();
     let message = match quoted.and_then(|(found, right)| Some((found.split_once(['"', '`'])?.0, right))) {
@@ -269,16 +268,16 @@ fn without_values(message: &str) -> String {
     shown + rest
 }
 
-/// The keys of `[pci]` that have several names, Nova's own first.
+/// The keys of `[pci]` that have several names. The first name is the current one in Nova.
 const NAMES: [&[&str]; 2] =
     [&["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"], &["alias", "pci_alias"]];
 
-/// A key that stands beside one that is only another name of it.
+/// A key that the file also has under another name.
 struct Renamed {
-    /// The byte at which it begins.
+    /// The byte offset of the key.
     start: usize,
     key: String,
-    /// The one that comes before it.
+    /// The name that comes first in the file.
     first: String,
 }
 
@@ -286,14 +285,14 @@ impl Renamed {
     fn error(&self, path: &str, text: &str) -> ConfigError {
         let line = line(text, self.start);
         let reason = format!(
-            "`{}` is another name of `{}`, which is given too; put all entries under one of them",
+            "`{}` is another name of `{}`, which is given too; write all entries under one of them",
             self.key, self.first
         );
         ConfigError::Syntax { path: path.into(), line: Some(line), reason }
     }
 }
 
-/// Takes out of `[pci]` the keys that are other names of ones that stand before them.
+/// Removes from `[pci]` the keys that are other names of keys before them, and returns the removed ones.
 fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
     let Some(DeValue::Table(pci)) = table.get_mut().get_mut("pci").map(Spanned::get_mut) else {
         return Vec::new();
@@ -313,12 +312,12 @@ fn renamed(table: &mut Spanned<DeTable<'_>>) -> Vec<Renamed> {
     renamed
 }
 
-/// The line, from 1, that a byte of a text is on.
+/// Returns the number, from 1, of the line at a byte offset.
 fn line(text: &str, byte: usize) -> usize {
     1 + text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
 }
 
-/// The keys of a table whose values can be read, each looked at alone, and what is wrong with the others.
+/// Separates a table into the keys whose values can be read, each on its own, and the errors of the others.
 fn readable(table: DeTable<'_>) -> (DeTable<'_>, Vec<toml::de::Error>) {
     let (mut good, mut errors) = (DeTable::new(), Vec::new());
     for (section, value) in table {
@@ -350,13 +349,13 @@ fn readable(table: DeTable<'_>) -> (DeTable<'_>, Vec<toml::de::Error>) {
     (good, errors)
 }
 
-/// A configuration of one key.
+/// Reads a configuration that has only one key.
 fn alone<'i>(key: &Spanned<DeString<'i>>, value: Spanned<DeValue<'i>>) -> Result<Config, toml::de::Error> {
     let table = DeTable::from_iter([(key.clone(), value)]);
     Config::of_table(Spanned::new(key.span(), table))
 }
 
-/// serde's "unknown field `a`, expected one of `b`, `c`" → which of them was probably meant.
+/// Returns the key that was probably meant, from serde's "unknown field `a`, expected one of `b`, `c`".
 fn nearest(message: &str) -> Option<String> {
     if !message.starts_with("unknown field") {
         return None;

@@ -5,7 +5,7 @@ fn error(text: &str) -> String {
 }
 
 #[test]
-fn no_error_repeats_what_may_be_a_password() {
+fn no_error_repeats_a_text_that_may_be_a_password() {
     for text in [
         "[database]\nurl = postgres://hotslot:s3cret@db/hotslot",
         "database = 'postgres://hotslot:s3cret@db/hotslot'",
@@ -63,7 +63,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
-fn novas_old_names_of_the_lists_are_known() {
+fn old_names_of_nova_for_the_lists_are_accepted() {
     for key in ["device_spec", "passthrough_whitelist", "pci_passthrough_whitelist"] {
         assert_eq!(Config::parse(&format!("[pci]\n{key} = ['{{}}']")).unwrap().pci.device_spec, ["{}"]);
     }
@@ -82,7 +82,7 @@ fn extra_info_is_a_map_of_strings() {
 }
 
 #[test]
-fn only_this_machine_can_be_served() {
+fn only_local_listen_addresses_are_accepted() {
     for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
         Config::parse(&format!("[api]\nlisten = '{good}'")).unwrap();
     }
@@ -114,7 +114,7 @@ fn the_socket_and_the_names_of_the_service_are_checked() {
 }
 
 #[test]
-fn values_out_of_range_say_what_would_be_right() {
+fn errors_of_values_out_of_range_say_what_would_be_right() {
     for bad in ["90", "d", "0d", "1.5h", "-1d", "9w", "99999999999999999d", "1é", ""] {
         assert!(error(&format!("[events]\nkeep = '{bad}'")).contains("write 90d"), "{bad}");
     }
@@ -140,7 +140,7 @@ fn values_out_of_range_say_what_would_be_right() {
     );
 }
 
-/// The line of each problem of a text, or its key.
+/// Returns the line of each problem in a text, or its key.
 fn places(text: &str) -> Vec<String> {
     let (_, problems) = Config::examine_text("x.toml", text);
     let place = |problem| match problem {
@@ -155,7 +155,7 @@ fn places(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_and_the_rest_is_read() {
+fn all_problems_are_reported_and_the_rest_is_read() {
     for (text, expected) in [
         ("", &[][..]),
         (
@@ -182,7 +182,7 @@ fn everything_that_is_wrong_is_told_and_the_rest_is_read() {
 
 proptest::proptest! {
     #[test]
-    fn whatever_is_loaded_has_no_problems_and_the_other_way_round(
+    fn a_text_is_loaded_exactly_when_it_has_no_problems(
         lines in proptest::collection::vec(
             proptest::sample::select(vec![
                 "[pci]", "[detach]", "[[hypervisor]]", "alias = []", "alias = 3", "attempts = 0",
@@ -212,9 +212,9 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
         (hook("kinds = ['attachments']"), "attachment.state"),
         (hook("attempts = 0"), "at least once"),
         (hook("").replace("'a'", "'a/b'"), "1 to 64"),
-        (hook("").replace("http:", "https:"), "not spoken yet"),
+        (hook("").replace("http:", "https:"), "not supported"),
         (hook("").replace("0123456789", "0"), "openssl rand"),
-        (format!("{}{}", hook(""), hook("")), "called so"),
+        (format!("{}{}", hook(""), hook("")), "another webhook has this name"),
     ] {
         let said = error(&text);
         assert!(said.contains(why) && !said.contains("t0ken"), "{said}");

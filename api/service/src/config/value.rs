@@ -1,4 +1,4 @@
-//! What several keys are values of.
+//! The types of values that several keys have.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-/// A text that is not printed.
+/// A text that is never printed.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -17,7 +17,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A length of time, written as seconds: 20, or 0.5.
+/// A duration in seconds, such as 20 or 0.5; above 0, at most one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seconds(pub Duration);
 
@@ -37,12 +37,14 @@ impl<'de> Deserialize<'de> for Seconds {
         if seconds > 0.0 && seconds <= DAY {
             Ok(Self(Duration::from_secs_f64(seconds)))
         } else {
-            Err(serde::de::Error::custom(format!("{seconds} is not above 0 and at most {DAY} seconds")))
+            Err(serde::de::Error::custom(format!(
+                "expected more than 0 and at most {DAY} seconds, not {seconds}"
+            )))
         }
     }
 }
 
-/// A length of time with its unit: `90d`, `12h`, `30m` or `45s`; at most 100 years.
+/// A duration with its unit, such as `90d`, `12h`, `30m` or `45s`; at least 1 second, at most 100 years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Age(pub Duration);
 
@@ -64,7 +66,7 @@ impl FromStr for Age {
         let seconds = seconds.filter(|seconds| (1..=MOST).contains(seconds));
         seconds
             .map(|seconds| Self(Duration::from_secs(seconds)))
-            .ok_or_else(|| format!("`{text}` is no length of time; write 90d, 12h, 30m or 45s"))
+            .ok_or_else(|| format!("`{text}` is not a duration; write 90d, 12h, 30m or 45s"))
     }
 }
 

@@ -1,8 +1,9 @@
-//! Accelerator requests: made by a device profile, bound to a server and a deployable, unbound, deleted.
+//! Accelerator requests: created from a device profile, bound to a server and a deployable, unbound, deleted.
 //!
-//! What is meant to become of a request is on record before its device is touched; what it is, is told by its
-//! attachment or mediated device ([`seen`](hotslot_model::cyborg::seen)). So what a crash left behind settles with that, and only a request without
-//! one has to be settled itself: by whoever reads it next, when nobody works on it ([`Service::arq`]).
+//! The intended state of a request is recorded before its device is touched; its actual state follows from its
+//! attachment or mediated device ([`seen`](hotslot_model::cyborg::seen)). So a request that a crash interrupted is
+//! settled with its assignment. A request without one is settled when it is read next and no task works on it
+//! ([`Service::arq`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,35 +22,39 @@ use crate::assignment::{AttachRequest, DetachRequest, MdevRequest};
 use crate::error::Error;
 use crate::{locks, task};
 
-/// What Cyborg's agents do to an FPGA before it is given away, and nobody does here.
+/// The properties for which Cyborg's agents program an FPGA before it is attached, which hotslot does not do.
 const PROGRAMMING: [&str; 2] = ["bitstream_id", "function_id"];
 
-/// What a service that was stopped leaves of a bind that had not begun to attach.
-const CUT_OFF: &str = "the service ended before a device was attached; unbind it, then bind it again";
+/// The reason of a bind that was interrupted before a device was attached.
+const CUT_OFF: &str =
+    "the service ended before a device was attached; unbind the request, then bind it again";
 
-/// What there is to say of a deletion that nobody works on while its guest has the device.
-const KEPT: &str = "it was to be deleted, and its guest has the device still; delete it again";
+/// The reason of an interrupted deletion whose guest still has the device.
+const KEPT: &str = "the request was to be deleted, but its guest still has the device; delete it again";
 
-/// What of a deployable a request may be given.
+/// The candidates for binding a request.
 enum Handles {
     /// One of these functions.
     Whole(BTreeSet<PciAddress>),
-    /// A mediated device that one of these functions makes, of one of its types here.
+    /// A mediated device of one of these parents, each with the possible types.
     Part(BTreeMap<PciAddress, BTreeSet<String>>),
 }
 
-/// What somebody may do with accelerator requests.
+/// The permissions of a caller on accelerator requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessScope {
-    /// The project whose requests they know of; none: every one's.
+    /// The project whose requests the caller may see; `None` for those of all projects.
     pub project: Option<String>,
-    /// Whether they may bind, unbind, and delete what holds a device: a service, or the administrator.
+    /// Whether the caller may bind and unbind, and delete a request that holds a device: a service or the
+    /// administrator.
     pub service: bool,
 }
 
 impl AccessScope {
+    /// Checks that the caller may see a request.
+    ///
     /// # Errors
-    /// [`Error::NotFound`] for what is another project's.
+    /// [`Error::NotFound`] when it belongs to another project.
     pub fn sees(&self, view: &ArqView) -> Result<(), Error> {
         if self.project.is_none() || self.project == view.row.project {
             return Ok(());
@@ -57,9 +62,11 @@ impl AccessScope {
         Err(no_arq(view.row.id))
     }
 
+    /// Checks that the caller may delete a request.
+    ///
     /// # Errors
-    /// [`Error::NotFound`] for what is another project's; [`Error::NeedsService`] for what holds a device, or is about
-    /// to.
+    /// [`Error::NotFound`] when it belongs to another project; [`Error::NeedsService`] when it holds a device or is
+    /// being bound.
     pub fn may_delete(&self, view: &ArqView) -> Result<(), Error> {
         self.sees(view)?;
         if self.service || (view.held.is_none() && view.state() != ArqState::BindStarted) {
@@ -69,25 +76,26 @@ impl AccessScope {
     }
 }
 
-/// What is to become of a request that is released.
+/// How a request is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Release {
-    /// It may be bound again.
+    /// The request is unbound and may be bound again.
     Unbind,
-    /// It is deleted.
+    /// The request is deleted.
     Delete,
-    /// It is deleted as far as it is this server's, if need be when it is bound.
+    /// The request is deleted if it is bound to this server. While it is being bound, this waits for the end of the
+    /// bind.
     DeleteOf(ServerId),
 }
 
-/// A request that is to be bound.
+/// A request to bind an accelerator request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// The request.
+    /// The accelerator request.
     pub id: ArqId,
-    /// Where it goes.
+    /// The host, deployable and server.
     pub target: ArqTarget,
-    /// Whose it is from now on; none leaves that as it is.
+    /// The project that owns the accelerator request from now on; `None` leaves it unchanged.
     pub project: Option<String>,
 }
 
@@ -103,17 +111,18 @@ fn may_be_bound(view: &ArqView) -> Result<(), Error> {
         | ArqState::BindFailed
         | ArqState::UnbindFailed
         | ArqState::Deleting) => Err(Error::Invalid(format!(
-            "accelerator request {} is {state}; one that is Initial or Unbound can be bound",
+            "accelerator request {} is {state}; it can be bound when it is Initial or Unbound",
             view.row.id
         ))),
     }
 }
 
 impl Cyborg {
-    /// Makes the accelerator requests of a device profile: one for each device that it asks for.
+    /// Creates the accelerator requests of a device profile, one for each requested device.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for a profile that asks for no device; the database's.
+    /// [`Error::NotFound`] when there is no such profile; [`Error::Invalid`] when it requests no device; errors of the
+    /// database.
     pub async fn create_arqs(&self, profile: &str, project: Option<&str>) -> Result<Vec<ArqView>, Error> {
         let missing = || Error::NotFound(format!("device profile {profile}"));
         let found = self.store.device_profile_called(profile).await?.ok_or_else(missing)?;
@@ -125,7 +134,7 @@ impl Cyborg {
         }
         if units.is_empty() {
             return Err(Error::Invalid(format!(
-                "device profile {profile} asks for no device; make one whose groups have resources:… of 1 or more"
+                "device profile {profile} requests no device; use one whose groups have resources:… of 1 or more"
             )));
         }
         let made = self.store.create_arqs(found.id, &units, project).await?;
@@ -136,10 +145,10 @@ impl Cyborg {
         Ok(views)
     }
 
-    /// Every accelerator request, in the order in which they were made.
+    /// Returns all accelerator requests in the order of their creation.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
         let rows = self.store.arqs().await?;
         let held = self.store.assignments().await?.into_iter();
@@ -153,10 +162,10 @@ impl Cyborg {
         Ok(views)
     }
 
-    /// One accelerator request.
+    /// Returns one accelerator request.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; the database's.
+    /// [`Error::NotFound`]; errors of the database.
     pub async fn arq(&self, id: ArqId) -> Result<ArqView, Error> {
         let view = self.arq_now(id).await?.ok_or_else(|| no_arq(id))?;
         self.shown(view).await?.ok_or_else(|| no_arq(id))
@@ -223,8 +232,11 @@ impl Cyborg {
         Ok(())
     }
 
-    /// Takes a request for oneself, for what may be done to it, and answers it as it is then. Who has it is waited for as long as that may be:
-    /// whoever has done what its state says leaves it a moment later.
+    /// Locks a request if `may` permits the intended work, and returns it as it is then. While another task has the
+    /// lock, this waits as long as `waits` permits.
+    ///
+    /// # Errors
+    /// The error of `may`; [`Error::Conflict`] when `waits` does not permit to wait; errors of the database.
     async fn work_on(
         &self,
         id: ArqId,
@@ -234,7 +246,7 @@ impl Cyborg {
         may(&self.arq(id).await?)?;
         loop {
             if let Some(guard) = self.binding.try_enter(id).await? {
-                // It may be another's by now, or what it was not.
+                // The project or the state of the request may have changed.
                 let view = self.arq(id).await?;
                 may(&view)?;
                 return Ok((guard, view));
@@ -243,23 +255,24 @@ impl Cyborg {
             may(&view)?;
             if !waits(&view) {
                 return Err(Error::Conflict(format!(
-                    "accelerator request {id} is being bound; try again when it is"
+                    "accelerator request {id} is being bound; try again when it is bound"
                 )));
             }
             self.binding.idle(id).await?;
         }
     }
 
-    /// Begins to bind accelerator requests, all or none; how that ends is told by their states.
+    /// Begins to bind accelerator requests, all or none. Their states report the outcome.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NoServer`], [`Error::NeedsService`]; [`Error::Invalid`] when one cannot be bound
-    /// so; [`Error::Conflict`] while someone works on one; the database's.
+    /// [`Error::NeedsService`]; [`Error::NotFound`]; [`Error::NoServer`]; [`Error::Invalid`] when the state of a
+    /// request, or its target, does not permit the bind; errors of the hypervisor and of the database. Then no bind has
+    /// begun.
     pub async fn bind_arqs(self: &Arc<Self>, mut binds: Vec<Bind>, reach: &AccessScope) -> Result<(), Error> {
         if !reach.service {
             return Err(Error::NeedsService);
         }
-        // Who waits for one that another has waits for none that comes before it.
+        // Lock in id order to avoid deadlock.
         binds.sort_by_key(|bind| bind.id);
         let mut work = Vec::new();
         for bind in &binds {
@@ -270,7 +283,7 @@ impl Cyborg {
         }
         let rows: Vec<_> = binds.into_iter().map(|bind| (bind.id, bind.target, bind.project)).collect();
         let service = Arc::clone(self);
-        // What is on record is done, whether its caller hears of it or not.
+        // A recorded bind is done even when the caller's future is dropped.
         let begun = actor::spawn_as_current(async move {
             service.store.begin_bind(&rows).await?;
             actor::spawn_as_current(async move {
@@ -283,14 +296,16 @@ impl Cyborg {
         task::join(begun).await
     }
 
-    /// What of a request's deployable is what it asks for, free or not.
+    /// Returns the devices of the target's deployable that match a request, free or not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there is none, or the target is wrong; [`Error::NotFound`] when the device profile is
+    /// gone; [`Error::NoServer`]; errors of the hypervisor and of the database.
     async fn bindable(&self, row: &Arq, target: &ArqTarget) -> Result<Handles, Error> {
         let ArqTarget { hostname, rp, server } = target;
         let cards = self.cards().await?;
         let card = cards.iter().find(|card| card.rp_uuid() == *rp).ok_or_else(|| {
-            Error::Invalid(format!(
-                "device_rp_uuid {rp} is the rp_uuid of no deployable; GET deployables lists them"
-            ))
+            Error::Invalid(format!("no deployable has the device_rp_uuid {rp}; GET deployables lists them"))
         })?;
         if card.host.name != *hostname {
             return Err(Error::Invalid(format!(
@@ -312,8 +327,8 @@ impl Cyborg {
         let group = group.ok_or_else(|| Error::NotFound(format!("device profile {}", row.profile)))?;
         if let Some(name) = group.properties().find(|name| PROGRAMMING.contains(name)) {
             return Err(Error::Invalid(format!(
-                "device profile {} wants its device programmed (accel:{name}), which hotslot does not do; load it \
-                 on the host, and ask by a trait",
+                "device profile {} requires its device to be programmed (accel:{name}), which hotslot does not do; \
+                 program it on the host, and request it by a trait",
                 row.profile
             )));
         }
@@ -324,7 +339,7 @@ impl Cyborg {
         };
         handles.map_err(|reason| {
             Error::Invalid(format!(
-                "deployable {} is not what device profile {} asks for: {reason}",
+                "deployable {} does not match device profile {}: {reason}",
                 card.name(),
                 row.profile
             ))
@@ -364,26 +379,26 @@ impl Cyborg {
             }
         };
         if let Err(error) = self.store.put_arq_state(id, state, reason.as_deref()).await {
-            // Its attachment, or that it has none, says it all the same.
-            tracing::error!(accelerator_request.id = %id, %error, "cannot record what became of a bind");
+            // The state of the request follows from its attachment, or from having none, as well.
+            tracing::error!(accelerator_request.id = %id, %error, "cannot record the outcome of a bind");
         }
         drop(guard);
     }
 
-    /// Unbinds an accelerator request: its device is back in the pool when it returns.
+    /// Unbinds an accelerator request. Its device is available when this returns `Ok`.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NeedsService`]; [`Error::Conflict`] while it is being bound, or when its guest does
-    /// not let go.
+    /// [`Error::NotFound`]; [`Error::NeedsService`]; [`Error::Conflict`] while it is being bound, or when its guest
+    /// keeps the device; errors of the hypervisor and of the database.
     pub async fn unbind_arq(self: &Arc<Self>, id: ArqId, reach: &AccessScope) -> Result<(), Error> {
         self.release_arq(id, Release::Unbind, reach).await
     }
 
-    /// Deletes an accelerator request; its device is taken back before.
+    /// Deletes an accelerator request after its device was detached.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
     /// As [`unbind_arq`](Self::unbind_arq).
@@ -391,11 +406,12 @@ impl Cyborg {
         self.release_arq(id, Release::Delete, reach).await
     }
 
-    /// Deletes the accelerator requests of a server, as far as they may be known, each whatever becomes of the others;
-    /// those that are being bound when they are.
+    /// Deletes the accelerator requests of a server that the caller may see. When one cannot be deleted, the others are
+    /// deleted nevertheless. Those that are being bound are deleted after that.
     ///
     /// # Errors
-    /// [`Error::NeedsService`]; [`Error::Conflict`] when a guest does not let go of one; the database's.
+    /// The first error of these: [`Error::NeedsService`]; [`Error::Conflict`] when a guest keeps a device; errors of
+    /// the hypervisor and of the database.
     pub async fn delete_arqs_of(
         self: &Arc<Self>,
         server: ServerId,
@@ -407,7 +423,7 @@ impl Cyborg {
         let mut outcome = Ok(());
         for view in self.arqs().await?.iter().filter(|view| view.is_of(server)) {
             match self.release_arq(view.row.id, Release::DeleteOf(server), reach).await {
-                // Somebody else has deleted it, or bound it elsewhere.
+                // Another request has deleted it, or bound it to another server.
                 Err(Error::NotFound(_)) => {}
                 done => outcome = outcome.and(done),
             }
@@ -427,7 +443,7 @@ impl Cyborg {
             Release::DeleteOf(server) if !view.is_of(server) => Err(no_arq(id)),
             Release::Delete | Release::DeleteOf(_) => reach.may_delete(view),
         };
-        // An unbind that another request began comes to the same.
+        // Wait for an unbind that another request began, because its outcome is the same.
         let waits =
             |view: &ArqView| matches!(release, Release::DeleteOf(_)) || view.state() != ArqState::BindStarted;
         let (guard, _) = self.work_on(id, may, waits).await?;
@@ -449,7 +465,7 @@ impl Cyborg {
             if let Err(error) = self.let_go(id, by).await {
                 let now = self.arq_now(id).await?.and_then(|now| now.held);
                 let waits = now.is_none_or(|(by, _)| by.state() == State::Detaching);
-                // A guest that was asked may still let go, and that ends what is being deleted.
+                // A guest that was asked may still release the device; then the deletion is completed.
                 if !(delete && waits) {
                     let reason = error.to_string();
                     self.store.put_arq_state(id, ArqState::UnbindFailed, Some(&reason)).await?;
@@ -500,8 +516,8 @@ fn settled(mut view: ArqView) -> Option<ArqView> {
     Some(view)
 }
 
-/// The functions of a card that make mediated devices which are what a group asks for, with the ids of their types; or
-/// in what the first one is not.
+/// Returns the parents on a card whose mediated devices match a group, each with the ids of the matching types. The
+/// inner error is the reason why the first type does not match, when none does.
 async fn parts(
     card: &Card,
     group: &Group,
@@ -523,7 +539,6 @@ async fn parts(
     if !found.is_empty() {
         return Ok(Ok(found));
     }
-    let none =
-        || "its driver makes no mediated devices; bind the one that does (vGPU manager) on its host".into();
+    let none = || "its driver has no types of mediated devices; bind the vGPU driver on its host".into();
     Ok(Err(refusal.unwrap_or_else(none)))
 }

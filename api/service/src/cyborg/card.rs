@@ -1,7 +1,7 @@
-//! Cards: a PF with its VFs, or a function that is neither. Cyborg's device and its one deployable.
+//! Cards: a PF with its VFs, or a function that is neither. A card is Cyborg's device with its one deployable.
 //!
-//! What is given away of a card are its VFs, where it has any that may be, else the function itself; and the mediated
-//! devices that these make.
+//! The handles of a card are its assignable VFs, or the function itself when it has none. Mediated devices on these can
+//! be assigned as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,60 +21,61 @@ use super::cyborg::Cyborg;
 use crate::error::Error;
 use crate::host::Host;
 
-/// A card of which something may be given away.
+/// A card with an assignable device.
 #[derive(Clone)]
 pub struct Card {
-    /// Where it is.
+    /// The host of the card.
     pub host: Arc<Host>,
-    /// The PF, or the only function.
+    /// The address of the PF, or of the only function.
     pub address: PciAddress,
-    /// That function as the host has it; none while that is not known.
+    /// That function as it was last read from the host; `None` before it was read.
     pub function: Option<HostDevice>,
-    /// Its deployable: the row of that function, or of its first VF where only VFs may be given away.
+    /// The deployable: the record of that function, or of the first VF when only VFs are assignable.
     pub row: Arc<Device>,
-    /// What may be given away of it.
+    /// The assignable devices: VFs, or the function itself.
     pub handles: Vec<Arc<Device>>,
-    /// Whether it is offered to nobody.
+    /// Whether the card was disabled, so that its devices are unavailable.
     pub disabled: bool,
 }
 
-/// Something that is said of a deployable.
+/// An attribute of a deployable and its origin.
 #[derive(Debug, Clone)]
 pub struct Attribution {
-    /// What was said.
+    /// The attribute.
     pub attribute: Attribute,
-    /// Whether it follows from what the device is, and was not said by hand.
+    /// Whether it is derived from the device; false when it was set by the API.
     pub derived: bool,
 }
 
 impl Card {
-    /// Cyborg's name of the deployable and its resource provider: `<host>_<address>`.
+    /// Returns Cyborg's name of the deployable and its resource provider: `<host>_<address>`.
     pub fn name(&self) -> String {
         format!("{}_{}", self.host.name, self.address)
     }
 
-    /// The id of the device.
+    /// Returns the id of the device.
     pub fn device_id(&self) -> Uuid {
         Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("card {}", self.name()).as_bytes())
     }
 
-    /// The id of the deployable.
+    /// Returns the id of the deployable.
     pub fn deployable_id(&self) -> Uuid {
         self.row.uuid
     }
 
-    /// The id that the resource provider of the deployable has in Placement, as Cyborg makes it (RFC 9562, version 3).
+    /// Returns the id that the deployable's resource provider has in Placement. Like Cyborg, this computes a version 3
+    /// UUID (RFC 9562) from the name.
     pub fn rp_uuid(&self) -> Uuid {
         let digest = Md5::new().chain_update(Uuid::NAMESPACE_DNS).chain_update(self.name()).finalize();
         uuid::Builder::from_md5_bytes(digest.into()).into_uuid()
     }
 
-    /// What it is used for.
+    /// Returns the type of the card; `Pci` before it was read from its host.
     pub fn device_type(&self) -> DeviceType {
         self.function.as_ref().map_or(DeviceType::Pci, device_type::device_type)
     }
 
-    /// Cyborg's word for that.
+    /// Returns Cyborg's name of the type.
     pub fn type_word(&self) -> String {
         match self.device_type() {
             DeviceType::Nvme => "SSD".to_owned(),
@@ -88,8 +89,8 @@ impl Card {
         }
     }
 
-    /// The resource classes that a handle goes by, the one that is shown first: what its `device_spec` says, else
-    /// what Cyborg's drivers give its type, and what Nova gives its ids.
+    /// Returns the resource classes of a handle, the one to show first: the one in its `device_spec`, else those that
+    /// Cyborg's drivers use for the type and the one that Nova derives from the PCI ids.
     pub fn classes(&self, handle: &Device) -> Vec<String> {
         let by_ids = rules::class_of(&handle.facts);
         if handle.facts.extra_info.contains_key("resource_class") {
@@ -107,7 +108,8 @@ impl Card {
         }
     }
 
-    /// The traits of a handle: what its `device_spec` says, and what Cyborg's drivers give to such a card.
+    /// Returns the traits of a handle: those in its `device_spec`, and those that Cyborg's drivers report for such a
+    /// card.
     pub fn traits(&self, handle: &Device) -> BTreeSet<String> {
         let mut traits = rules::declared_traits(&handle.facts);
         let kind = self.type_word();
@@ -121,10 +123,10 @@ impl Card {
         traits
     }
 
-    /// The handles that are what a unit of a group asks for.
+    /// Returns the handles that match a group and a resource class.
     ///
     /// # Errors
-    /// In what the first one is not.
+    /// The reason why the first handle does not match, when none does.
     pub fn matching(&self, group: &Group, class: &str) -> Result<BTreeSet<PciAddress>, String> {
         let (mut found, mut refusal) = (BTreeSet::new(), None);
         for handle in &self.handles {
@@ -147,26 +149,26 @@ impl Card {
         trait_mismatch(&self.traits(handle), group)
     }
 
-    /// The resource class of the mediated devices that it makes.
+    /// Returns the resource class of the card's mediated devices.
     fn mdev_class(&self) -> &'static str {
         if self.device_type() == DeviceType::Gpu { "VGPU" } else { "CUSTOM_MDEV" }
     }
 
-    /// Whether what goes by a resource class are mediated devices of it, and no whole function.
+    /// Returns whether a resource class stands for mediated devices of this card, and for no whole function.
     pub fn is_for_parts(&self, class: &str) -> bool {
         let is_whole = |handle: &Arc<Device>| self.classes(handle).iter().any(|has| has == class);
         self.mdev_class() == class && !self.handles.iter().any(is_whole)
     }
 
-    /// The functions whose drivers may make mediated devices.
+    /// Returns the functions that may be parents of mediated devices.
     pub fn makers(&self) -> impl Iterator<Item = &Arc<Device>> {
         let own = (self.row.facts.address == self.address && !self.handles.contains(&self.row))
             .then_some(&self.row);
         own.into_iter().chain(&self.handles)
     }
 
-    /// The traits of a mediated device: those of the function that makes it, and one of its type's id
-    /// (`CUSTOM_NVIDIA_232`), one of its type's name (`CUSTOM_NVIDIA_1EB8_T4_4Q`).
+    /// Returns the traits of a mediated device: those of its parent, one from the id of its type (`CUSTOM_NVIDIA_232`)
+    /// and one from the name of its type (`CUSTOM_NVIDIA_1EB8_T4_4Q`).
     pub fn mdev_traits(&self, maker: &Device, of: &MdevType) -> BTreeSet<String> {
         let mut traits = self.traits(maker);
         traits.insert(rules::custom(&of.id));
@@ -179,12 +181,13 @@ impl Card {
         traits
     }
 
-    /// Why a mediated device of a type is not what a group asks for; none when it is.
+    /// Returns why a mediated device of a type does not match a group; `None` when it matches.
     pub fn mdev_mismatch(&self, maker: &Device, of: &MdevType, group: &Group) -> Option<String> {
         trait_mismatch(&self.mdev_traits(maker, of), group)
     }
 
-    /// What follows from what it is, as Cyborg's drivers say it: `rc`, and `trait0`, `trait1` and so on.
+    /// Returns the attributes that are derived from the device, with the keys of Cyborg's drivers: `rc`, `trait0`,
+    /// `trait1` and so on.
     pub fn derived(&self) -> Vec<Attribution> {
         let first = self.handles.first().unwrap_or(&self.row);
         let class = self.classes(first).into_iter().next().unwrap_or_default();
@@ -216,7 +219,8 @@ fn trait_mismatch(traits: &BTreeSet<String>, group: &Group) -> Option<String> {
     })
 }
 
-/// The short name of a vendor, as a part of a trait: what stands in brackets, or the first word.
+/// Returns the short name of a vendor for a trait: the first word in the brackets, or of the whole name without
+/// brackets.
 fn short(vendor: &str) -> String {
     let inner = vendor.split_once('[').map_or(vendor, |(_, inner)| inner);
     let plain = |c: &char| c.is_ascii_alphanumeric();
@@ -225,10 +229,10 @@ fn short(vendor: &str) -> String {
 }
 
 impl Cyborg {
-    /// Every card of which something may be given away, in order of host and address.
+    /// Returns all cards with an assignable device, ordered by host and address.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn cards(&self) -> Result<Vec<Card>, Error> {
         let mut cards = Vec::new();
         for host in self.hosts.iter() {
@@ -257,10 +261,10 @@ impl Cyborg {
         Ok(cards)
     }
 
-    /// Disables a card, which stays where it is but is offered to nobody, or enables it again.
+    /// Disables a card, which makes its devices unavailable, or enables it again. Devices in use are not affected.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; the database's.
+    /// [`Error::NotFound`] when there is no such card; errors of the database.
     pub async fn disable_card(&self, id: Uuid, disabled: bool) -> Result<(), Error> {
         let card = self.cards().await?.into_iter().find(|card| card.device_id() == id);
         let card = card.ok_or_else(|| Error::NotFound(format!("device {id}")))?;
@@ -270,11 +274,10 @@ impl Cyborg {
         Ok(())
     }
 
-    /// Everything that is said of deployables that there are: what follows from what they are, then what was said by
-    /// hand.
+    /// Returns the attributes of deployables: for each, first the derived ones, then those that were set by the API.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn attributions(&self, cards: &[Card]) -> Result<Vec<Attribution>, Error> {
         let said = self.store.attributes().await?;
         let mut all = Vec::new();

@@ -1,7 +1,8 @@
-//! Cyborg's nouns: cards (its devices, each with one deployable), device profiles and accelerator requests.
+//! Cyborg's resources: cards (its devices, each with one deployable) and accelerator requests.
 //!
-//! A request is bound on the road that every attach goes, on behalf of [`Holder::AcceleratorRequest`]. Nobody is told
-//! of it: where Cyborg posts an event to Nova, whoever waits asks for `bind_state=resolved`, as Nova does too.
+//! Binding an accelerator request attaches a device for [`Holder::AcceleratorRequest`] like any other attach. Cyborg
+//! posts an event to Nova when a bind ends; hotslot does not, so a client polls with `bind_state=resolved`, as Nova
+//! does too.
 //!
 //! [`Holder::AcceleratorRequest`]: hotslot_model::assignment::Holder::AcceleratorRequest
 

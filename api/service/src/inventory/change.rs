@@ -1,5 +1,5 @@
-//! A change of the rules by the API: checked as the file is, on record, in force, and seen in the device table
-//! before it is answered.
+//! Changes of the rules by the API. A change is checked like the configuration file, recorded, put in force and applied
+//! to the device table before the request is answered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,48 +15,48 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::task;
 
-/// The most entries that the API may add to those of the configuration file: all are in memory, and every scan asks
-/// each of them of every device.
+/// The maximum number of entries that the API may add to those of the configuration file. All entries are in memory,
+/// and every scan matches each device against each entry.
 const ENTRIES: usize = 500;
 
-/// What is to become of the rules.
+/// A change of the rules.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A new entry, behind the others of its kind.
+    /// Adds an entry after the others of its kind.
     Add {
-        /// What it is.
+        /// The kind of the entry.
         kind: RuleKind,
-        /// A JSON object.
+        /// The entry as a JSON object.
         text: String,
     },
-    /// Another text for an entry, in its place.
+    /// Replaces the text of an entry, which keeps its position.
     Replace {
-        /// What it is.
+        /// The kind of the entry.
         kind: RuleKind,
-        /// Its id.
+        /// The id of the entry.
         id: Uuid,
-        /// A JSON object.
+        /// The entry as a JSON object.
         text: String,
     },
-    /// One entry less.
+    /// Removes an entry.
     Remove {
-        /// What it is.
+        /// The kind of the entry.
         kind: RuleKind,
-        /// Its id.
+        /// The id of the entry.
         id: Uuid,
     },
 }
 
 impl Catalog {
-    /// Changes the rules, and answers the entry's id. Unless it is `force`d, no device in use loses an entry that
-    /// speaks of it; when it is, the device stays with its server.
+    /// Changes the rules and returns the id of the entry. Without `force`, a change is refused when a device in use
+    /// would lose an entry that lists it. With `force`, such a device stays with its server.
     ///
-    /// The work goes on when the caller goes away.
+    /// The work continues when the caller's future is dropped.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the entry is wrong, [`Error::NotFound`], and [`Error::Conflict`] when it stands in the
-    /// configuration file, devices in use need it, or other entries would be wrong without it. Then nothing was
-    /// changed.
+    /// [`Error::Invalid`] when the entry is wrong; [`Error::NotFound`] when there is no such entry; [`Error::Conflict`]
+    /// when the entry is in the configuration file, devices in use need it, other entries would become wrong, or there
+    /// are too many entries; errors of the database. After an error nothing was changed.
     pub async fn change_rules(self: &Arc<Self>, change: Change, force: bool) -> Result<Uuid, Error> {
         let service = Arc::clone(self);
         task::join(actor::spawn_as_current(async move { service.change_rules_now(change, force).await }))
@@ -73,8 +73,8 @@ impl Catalog {
             Change::Add { kind, text } => {
                 if entries.iter().filter(|rule| !rule.is_of_file()).count() >= ENTRIES {
                     return Err(Error::Conflict(format!(
-                        "there are {ENTRIES} entries beside those of the configuration file, the most there may be; \
-                         remove one, or write it into the file"
+                        "there are {ENTRIES} entries in addition to those of the configuration file, which is the \
+                         maximum; remove one, or add the entry to the file"
                     )));
                 }
                 let source = Source::Api { created_at: now(), updated_at: None };
@@ -107,15 +107,15 @@ impl Catalog {
             broken.filter_map(|other| Some((other, problems.get(&other.id)?))).next()
         {
             return Err(Error::Conflict(format!(
-                "nothing was changed, for {} would be wrong then: {problem}; change that one first",
+                "nothing was changed, because {} would become wrong: {problem}; change that entry first",
                 other.name()
             )));
         }
         let taken = self.taken_from(&before, &after, &rule);
         if !taken.is_empty() && !force {
             return Err(Error::Conflict(format!(
-                "nothing was changed, for {} speaks of devices in use: {}; detach them first, or add ?force=true: \
-                 they then stay with their servers, and are offered no more when they are free",
+                "nothing was changed, because {} lists devices in use: {}; detach them first, or add ?force=true: \
+                 they then stay with their servers and are no longer assignable when they are free",
                 rule.name(),
                 taken.join(", ")
             )));
@@ -126,14 +126,15 @@ impl Catalog {
         }
         tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?taken, "the rules were changed");
         self.set_rules(after);
-        // An alias says nothing of devices.
+        // An alias does not change which devices are assignable.
         if rule.kind != RuleKind::Alias {
             self.discover_everywhere().await;
         }
         Ok(rule.id)
     }
 
-    /// Why entries are left out: everywhere, or on a host for what it has.
+    /// Returns the entries that are left out, each with the reason. An entry may be wrong everywhere, or only on a host
+    /// because of its devices.
     pub fn problems_of(&self, rules: &Rules) -> BTreeMap<Uuid, String> {
         let everywhere = rules.entries().iter().filter_map(|rule| Some((rule.id, rules.problem(rule.id)?)));
         let mut problems: BTreeMap<_, _> = everywhere.collect();
@@ -150,10 +151,10 @@ impl Catalog {
         problems
     }
 
-    /// Follows what other processes have changed of the rules.
+    /// Applies changes of the rules that other processes have made.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn follow_rules(self: &Arc<Self>) -> Result<(), Error> {
         let _turn = self.changing.lock().await;
         if self.read_rules_again().await? {
@@ -163,7 +164,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Reads the rules as they are on record; false when they were so already.
+    /// Reads the rules from the database. Returns whether they have changed.
     async fn read_rules_again(&self) -> Result<bool, Error> {
         if !self.store.is_shared() {
             return Ok(false);
@@ -181,7 +182,7 @@ impl Catalog {
         Ok(true)
     }
 
-    /// The devices in use of which an entry spoke, and speaks no more after a change.
+    /// Returns the devices in use that an entry listed before a change and does not list after it.
     fn taken_from(&self, before: &Rules, after: &Rules, rule: &Rule) -> Vec<String> {
         let in_force =
             before.entries().iter().any(|entry| entry.id == rule.id) && before.problem(rule.id).is_none();
@@ -198,7 +199,7 @@ impl Catalog {
                     let function = functions.get(&device.facts.address)?;
                     Some(rules.entries_of(function, parent(&functions, function)).contains(&rule.id))
                 };
-                // Of a device on a host that was not reached yet it cannot be told.
+                // On a host that was not reached yet this is unknown; count every device that the record has there.
                 let taken_away = match (speaks(&before), speaks(&after)) {
                     (Some(before), Some(after)) => before && !after,
                     (None, _) | (_, None) => device.gone_at.is_none(),
@@ -211,14 +212,14 @@ impl Catalog {
         taken
     }
 
-    /// Reads every host that can be reached anew. One that is away is read by these rules when it is back.
+    /// Reads the devices of every reachable host again. An unreachable host is read with the new rules when it is back.
     async fn discover_everywhere(self: &Arc<Self>) {
         let mut scans = JoinSet::new();
         for host in self.hosts.iter().filter(|host| host.hypervisor.connection().is_ok()) {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             scans.spawn(actor::scope(actor::current(), async move {
                 if let Err(error) = service.discover(&host, None).await {
-                    tracing::warn!(host = %host.name, %error, "the new rules are seen there with the next scan");
+                    tracing::warn!(host = %host.name, %error, "reading the devices failed; the new rules take effect with the next scan");
                 }
             }));
         }
@@ -226,25 +227,32 @@ impl Catalog {
     }
 }
 
-/// The rules of file and database. One of the database that the file no longer goes with is left out.
+/// Reads the rules of the configuration file and the database. An entry of the database that is no longer valid
+/// together with the file is left out.
+///
+/// # Errors
+/// Errors of the database, or a wrong entry in the file.
 pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, Error> {
     let mut entries = Rule::of_file(&config.pci);
     entries.extend(store.rules().await?);
     let rules = Rules::read(entries, &config.pci);
     for problem in rules.problems() {
-        tracing::error!("{problem}; it is left out: change or remove it under os-pci-config");
+        tracing::error!("{problem}; the entry is left out: change or remove it under os-pci-config");
     }
     Ok(rules)
 }
 
-/// Where an entry is that the API may change.
+/// Returns the index of an entry that the API may change.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when the entry is in the configuration file.
 fn changeable(entries: &[Rule], kind: RuleKind, id: Uuid) -> Result<usize, Error> {
     let index = entries.iter().position(|rule| rule.kind == kind && rule.id == id);
     let index = index.ok_or_else(|| Error::NotFound(format!("entry {id} of {kind}")))?;
     match &entries[index].source {
         Source::Api { .. } => Ok(index),
         Source::File { place } => Err(Error::Conflict(format!(
-            "entry {id} of {kind} stands in the configuration file, at {place}; change it there and restart hotslot"
+            "entry {id} of {kind} is in the configuration file, at {place}; change it there and restart hotslot"
         ))),
     }
 }

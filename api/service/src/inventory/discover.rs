@@ -1,7 +1,7 @@
-//! Discovery: the device table, kept in line with what a host has.
+//! Discovery: updates the device table from the devices that a host has.
 //!
-//! Everything is read at start, after a reconnect and every few minutes; in between, events name what is to be read
-//! again. What did not change since it was last read is not looked up in the table either.
+//! All devices are read at start, after a reconnect and at the configured interval; in between, events name the devices
+//! to read again. The table is only consulted for devices that changed since they were last read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -47,10 +47,10 @@ impl Catalog {
         }
     }
 
-    /// Reads what a host has, everything or at some addresses, and brings the table in line with it.
+    /// Reads the devices of a host, all or those at the addresses `looked`, and updates the table.
     ///
     /// # Errors
-    /// [`Error::HostAway`], what the hypervisor answers, or the database's; then the table is as it was.
+    /// [`Error::HostAway`]; other errors of the hypervisor and of the database. Then the table is unchanged.
     pub async fn discover(
         &self,
         host: &Host,
@@ -64,7 +64,8 @@ impl Catalog {
             Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
         };
         let (on_host, conflicts) = inventory.on(&now);
-        // What is not recorded, for an error or because a server holds it, is looked at in whole the next time.
+        // If the table is not updated completely, because of an error or of devices in use, the next scan compares all
+        // devices.
         let by = recorded_by.take();
         host.set_functions(Arc::clone(&now));
         let known = by.as_ref().map(|(_, conflicts)| conflicts);
@@ -72,17 +73,17 @@ impl Catalog {
             conflicts.iter().filter(|(id, _)| known.is_none_or(|known| !known.contains_key(id)))
         {
             let place = self.rules().name_of(*id);
-            tracing::error!(host = %host.name, "{place}: {error}; on this host it is left out until that is mended");
+            tracing::error!(host = %host.name, "{place}: {error}; correct the entry, which is left out on this host");
         }
         let by_these =
             by.is_some_and(|(rules, left_out)| Arc::ptr_eq(&rules, &inventory) && left_out == conflicts);
         let outcome = if !by_these {
-            // By other rules, or the first time: what did not change on the host is to be looked at too.
+            // The rules changed, or this is the first scan: compare the unchanged devices as well.
             let seen = shared(now.values().filter_map(|device| facts(&on_host, &now, device)));
             self.store.scan(host.row.id, ScanScope::Everywhere, seen).await?
         } else {
             let mut changed = changed(&before, &now);
-            // What was named is looked up in any case: it may be the table that is behind.
+            // Compare the requested addresses in any case, because the table may be outdated.
             changed.extend(named);
             let seen = shared(changed.iter().filter_map(|address| facts(&on_host, &now, now.get(address)?)));
             if changed.is_empty() {
@@ -95,7 +96,7 @@ impl Catalog {
         if outcome.gone_in_use > 0 {
             tracing::warn!(
                 host = %host.name, count = outcome.gone_in_use,
-                "devices in use are gone from host or device_spec; they stay with their servers"
+                "devices in use are gone from the host or from device_spec; they stay with their servers"
             );
         }
         let complete = outcome.gone_in_use + outcome.changed_in_use == 0;
@@ -113,19 +114,20 @@ fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> O
     Some(facts)
 }
 
-/// What is to be recorded of devices that are read together: what is said of them alike is there once.
+/// Collects the facts of devices, with one shared copy of equal `extra_info`.
 fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
     let mut sharing = Interner::default();
     facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
 }
 
-/// All that a host has; `before` itself when that is the same.
+/// Reads all functions of a host. Returns `before` itself when nothing changed.
 async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Functions>, Error> {
     let mut devices = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
     let mut same = devices.len() == before.len();
     for device in &mut devices {
         let known = before.get(&device.address);
-        // A NIC that a guest has is called on the host as it was before, and as it will be again.
+        // A NIC has no interface on the host while a guest has it. Keep the name that it had before and will have
+        // again.
         if let Some(known) = known
             && device.net.is_empty()
             && device.is_on_vfio()
@@ -141,12 +143,13 @@ async fn everything(host: &Host, before: &Arc<Functions>) -> Result<Arc<Function
     Ok(Arc::new(devices.into_iter().map(|device| (device.address, device)).collect()))
 }
 
-/// What was known, with some functions read again, and those that tell of the same change.
+/// Returns `before` with some functions read again, and also those related to them: the PF of a VF, and the members of
+/// the IOMMU group.
 async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Result<Functions, Error> {
     let mut now = before.clone();
     let mut wanted: BTreeSet<_> = named.clone();
     for address in named {
-        // A PF lists its VFs, and a group its members.
+        // A PF lists its VFs and a group its members, so those change with the function.
         wanted.extend(before.get(address).map(relatives).unwrap_or_default());
     }
     let mut read = BTreeSet::new();
@@ -154,10 +157,10 @@ async fn at(host: &Host, before: &Functions, named: &BTreeSet<PciAddress>) -> Re
         read.insert(address);
         match host.hypervisor.device(address).await {
             Ok(mut device) => {
-                // A function is read without its interfaces and disks.
+                // Reading a single function does not return its network interfaces and disks.
                 if let Some(known) = before.get(&address) {
                     (device.net, device.block) = (known.net.clone(), known.block.clone());
-                    // A vDPA device is made by the driver that is bound, and goes with it.
+                    // A vDPA device exists as long as the driver that created it is bound.
                     if device.driver == known.driver {
                         device.vdpa.clone_from(&known.vdpa);
                     }
@@ -182,7 +185,8 @@ fn relatives(device: &HostDevice) -> Vec<PciAddress> {
     relatives
 }
 
-/// The addresses at which something came, went or is different. A VF is seen through its PF.
+/// Returns the addresses of the functions that appeared, disappeared or changed. When the interfaces of a PF changed,
+/// its VFs count as changed, because rules match a VF by its PF's interface.
 fn changed(before: &Arc<Functions>, now: &Arc<Functions>) -> BTreeSet<PciAddress> {
     if Arc::ptr_eq(before, now) {
         return BTreeSet::new();

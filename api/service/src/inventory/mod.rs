@@ -1,5 +1,5 @@
-//! What of each host may be given away: the device table follows the host, the rules are changed, and what guards,
-//! IOMMU groups and other domains hold back is known.
+//! The assignable devices of each host: discovery keeps the device table current, the API changes the rules, and
+//! guards, IOMMU groups and foreign domains make devices unavailable.
 
 mod catalog;
 mod change;

@@ -1,4 +1,5 @@
-//! What of a host may be offered: what its guards hold, and what its IOMMU groups allow.
+//! The availability of a host's devices: guards, IOMMU groups, foreign domains, overdue calls and disabled cards make
+//! devices unavailable.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -18,47 +19,47 @@ use super::catalog::Catalog;
 use crate::error::Error;
 use crate::host::Host;
 
-/// What is known of a host besides its table of devices, at one moment.
+/// A snapshot of a host from which the availability of its devices is determined.
 #[derive(Debug)]
 pub struct Availability {
-    /// Every PCI function.
+    /// All PCI functions.
     pub functions: Arc<Functions>,
-    /// What the host lives on, the most telling guard of a function first.
+    /// The reasons why the host needs a function. The most telling guard of a function comes first.
     pub guards: BTreeMap<PciAddress, Vec<Guard>>,
     /// The functions whose guards the configuration overrides.
     unguarded: BTreeSet<PciAddress>,
-    /// The IOMMU group of each function that has one, but for bridges, which need not go with it.
+    /// The IOMMU group of each function that has one, except bridges, which need not be assigned with their group.
     pub groups: HashMap<PciAddress, u32>,
-    /// The host driver of each function that keeps the others of its IOMMU group from a guest.
+    /// The functions whose host drivers keep the other functions of their IOMMU group from a guest, with the driver.
     pub busy: BTreeMap<PciAddress, String>,
-    /// Where the host's own files are; none for a host that is not this one.
+    /// The root directory of the host's own files; `None` when they cannot be read, as on another machine.
     sysroot: Option<PathBuf>,
-    /// What others put into domains.
+    /// The functions in domains that hotslot did not put there.
     pub foreign: BTreeMap<PciAddress, Foreign>,
-    /// The mediated devices that there are, by whomever they were made.
+    /// All mediated devices, including those that hotslot did not create.
     pub mdevs: Arc<Vec<Mdev>>,
-    /// The cards that were disabled, by the addresses of their PFs or only functions.
+    /// The disabled cards, by the addresses of their PFs or only functions.
     disabled: BTreeSet<PciAddress>,
-    /// The functions that a call may still change which was given up and has not come back.
+    /// The functions that an overdue call may still change.
     overdue: BTreeMap<PciAddress, OverdueCall>,
 }
 
-/// What the host drivers of a device's siblings are to it.
+/// How host drivers count when the availability of a device is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostDrivers {
-    /// Those that were last seen keep its IOMMU group from a guest.
+    /// The host drivers in the last scan make the other functions of their IOMMU groups unavailable.
     Blocks,
-    /// The preflight sees for itself, as they are then; or the whole group is taken from them.
+    /// Host drivers do not count: the preflight reads them later, or the whole group is unbound.
     DoNotBlock,
-    /// Nothing is taken from them: parts of the device are asked for, which its driver makes.
+    /// No driver is unbound, because mediated devices are requested, which the device's host driver creates.
     Keep,
 }
 
 impl Catalog {
-    /// Looks at a host: its functions as they were last read, its guards as they are now.
+    /// Takes a snapshot of a host: its functions as of the last scan, its guards as they are now.
     ///
     /// # Errors
-    /// [`Error::Internal`].
+    /// [`Error::Internal`] when reading the guards panicked; errors of the database.
     pub async fn offer(&self, host: &Host) -> Result<Availability, Error> {
         self.offer_of(host, host.functions()).await
     }
@@ -85,7 +86,7 @@ impl Catalog {
             let devices = devices();
             tokio::task::spawn_blocking(move || local::guards(&devices, Some(&root)))
                 .await
-                .map_err(|error| Error::Internal(format!("reading the guards ended: {error}")))?
+                .map_err(|error| Error::Internal(format!("reading the guards failed: {error}")))?
         } else if host.hypervisor.is_remote() {
             let inventory = self.inventory();
             let named = functions.keys().copied().filter(|address| {
@@ -93,7 +94,7 @@ impl Catalog {
             });
             local::guards_of_remote(&devices(), &named.collect())
         } else {
-            // Of a simulated host without files only bridges are known, and those are never offered.
+            // A simulated host without files has no guards except for bridges, which are never assignable.
             BTreeMap::new()
         };
         let unguarded = guards.keys().copied().filter(|at| self.config.pci.is_unguarded(&host.name, *at));
@@ -117,7 +118,7 @@ impl Catalog {
 }
 
 impl Availability {
-    /// Why the host cannot do without a function; none when nothing holds it, or that is overridden.
+    /// Returns why the host needs a function; `None` when it has no guard, or the configuration overrides its guards.
     pub fn guard(&self, address: PciAddress) -> Option<String> {
         if self.unguarded.contains(&address) {
             return None;
@@ -126,18 +127,18 @@ impl Availability {
         Some(format!("{}: {}", guard.kind, guard.reason))
     }
 
-    /// Whether a function is guarded only because what its remote host uses cannot be seen.
+    /// Returns whether a function is guarded only because the guards of a remote host cannot be evaluated.
     fn may_be_needed(&self, address: PciAddress) -> bool {
         let guard = self.guards.get(&address).and_then(|guards| guards.first());
         guard.is_some_and(|guard| guard.kind == GuardKind::Unseen)
     }
 
-    /// Whether guards can be known at all.
+    /// Returns whether guards can be evaluated, which needs the host's files.
     pub fn knows_guards(&self) -> bool {
         self.sysroot.is_some()
     }
 
-    /// Which domain that is not ours has a function, its PF or a VF of it; none when none has.
+    /// Returns which foreign domain has a function, its PF or one of its VFs; `None` when none has.
     fn of_others(&self, address: PciAddress) -> Option<String> {
         if let Some(foreign) = self.foreign.get(&address) {
             return Some(foreign.reason(address));
@@ -149,10 +150,10 @@ impl Availability {
         };
         let (relative, foreign) =
             relatives.iter().find_map(|relative| Some((*relative, self.foreign.get(relative)?)))?;
-        Some(format!("{address} goes with {relative}: {}", foreign.reason(relative)))
+        Some(format!("{address} depends on {relative}: {}", foreign.reason(relative)))
     }
 
-    /// Why a function cannot be given as a whole: there are mediated devices of it, or of a VF of it.
+    /// Returns why a function cannot be assigned as a whole: it or one of its VFs has mediated devices.
     fn in_parts(&self, address: PciAddress) -> Option<String> {
         let vfs = match &self.functions.get(&address)?.role {
             Role::Physical { vfs, .. } => vfs.as_slice(),
@@ -163,13 +164,13 @@ impl Availability {
         let (first, more) = (parts.next()?, parts.count());
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         Some(format!(
-            "mediated device {}{more} is made of {address}, and would end with its driver; take it away first: detach the \
-             accelerator that has it, or, when others made it, virsh nodedev-destroy {}",
+            "{address} has mediated device {}{more}, which would end with its driver; remove it first: detach its \
+             accelerator, or, if hotslot did not create it, virsh nodedev-destroy {}",
             first.uuid, first.name
         ))
     }
 
-    /// Why a device that libvirt does not bind cannot be given as it is; none when it can.
+    /// Returns why an unmanaged device cannot be assigned: it is not bound to VFIO. Returns `None` when it can.
     pub fn unbound(&self, device: &Device) -> Option<String> {
         let address = device.facts.address;
         let function = self.functions.get(&address)?;
@@ -182,7 +183,8 @@ impl Availability {
         })
     }
 
-    /// Why a function's IOMMU group keeps it from this server; none when it does not.
+    /// Returns why a function cannot be assigned because of another member of its IOMMU group; `None` when it can.
+    /// `server` is the server that is to get the function, `None` for a binding.
     pub fn group_hindrance(
         &self,
         address: PciAddress,
@@ -210,7 +212,7 @@ impl Availability {
                 ));
             }
             let driver = sibling.driver.as_deref().filter(|_| sibling.blocks_its_group())?;
-            // Nobody is to unbind what the host needs, whoever is told so: also when that is overridden.
+            // Never advise to unbind a function that the host needs, even when its guard is overridden.
             if let Some(guard) = self.guards.get(member).and_then(|guards| guards.first()) {
                 return Some(format!(
                     "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host \
@@ -228,7 +230,7 @@ impl Availability {
                     || given
                     || self.functions.get(member).is_some_and(|function| function.bridge)
             };
-            let whole = if group.members.iter().all(listed) { "ask for the whole group, or " } else { "" };
+            let whole = if group.members.iter().all(listed) { "request the whole group, or " } else { "" };
             Some(format!(
                 "IOMMU group {number} of {address} is not viable: its member {member} is bound to the host driver \
                  {driver}; {whole}unbind it first (virsh nodedev-detach {})", sibling.name
@@ -236,7 +238,8 @@ impl Availability {
         })
     }
 
-    /// Which of a host's devices are not offered to a server, and why.
+    /// Returns the devices of a host that are unavailable, each with the reason. `server` is the server that is to get
+    /// a device, `None` for a binding or for mediated devices.
     pub fn withheld(
         &self,
         devices: &[Arc<Device>],
@@ -250,7 +253,7 @@ impl Availability {
             if device.gone_at.is_some() {
                 return Some(if self.functions.contains_key(&address) {
                     format!(
-                        "no device_spec lists {address} any more; it stays with its server until that lets it go"
+                        "no device_spec lists {address} any more; it stays with its server until it is detached"
                     )
                 } else {
                     format!("{address} is gone from the host")
@@ -262,7 +265,7 @@ impl Availability {
                 ));
             }
             if device.facts.dev_type == DevType::Vdpa {
-                // Who has its vDPA device has to let it go before anybody takes that away.
+                // A domain that uses its vDPA device has to release it before the vDPA device can be removed.
                 return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
             }
             if !self.functions.contains_key(&address) {
@@ -280,11 +283,11 @@ impl Availability {
                 return Some(reason);
             }
             if let Some(call) = self.overdue.get(&address) {
-                return Some(format!("{call}; {address} is offered again when that comes back"));
+                return Some(format!("{call}; {address} is unavailable until that call returns"));
             }
             if let Some(guard) = self.guard(address) {
                 let unseen = self.may_be_needed(address);
-                // What is only made of it, such as a vGPU, leaves it to its host driver.
+                // A mediated device, such as a vGPU, leaves the function bound to its host driver.
                 if !(unseen && drivers == HostDrivers::Keep) {
                     let needs = if unseen { "may need" } else { "needs" };
                     return Some(format!("the host {needs} {address}: {guard}"));
@@ -301,7 +304,7 @@ impl Availability {
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
     }
 
-    /// What a preflight is told of a device, as the host has it, and its row.
+    /// Collects the facts about a device that a preflight checks, from the host and from the device's record.
     pub fn facts(&self, device: HostDevice, row: &Device) -> hotplug::Facts {
         let (root, address) = (self.sysroot.as_deref(), device.address);
         let memory = |bar: &local::Bar| bar.kind == BarKind::Memory && bar.index < local::Bar::ROM;
