@@ -454,7 +454,10 @@ async fn what_cannot_be_explained_since_the_host_is_away_is_said_to_be_so() {
     ] {
         let said = hotslot(arguments).expect(5);
         assert!(said.out.contains(says) && said.out.is_empty() == says.is_empty(), "{arguments}: {said:?}");
-        assert!(said.err.contains("host node1 is away") && !said.err.contains("no devices"), "{said:?}");
+        assert!(
+            said.err.contains("host node1 is unreachable") && !said.err.contains("no devices"),
+            "{said:?}"
+        );
     }
 }
 

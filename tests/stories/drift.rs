@@ -482,5 +482,5 @@ async fn a_person_asks_what_disagrees_and_has_it_repaired() {
     service.sim("disconnect");
     let (code, _, why) = hotslot("drift");
     assert_eq!(code, 5);
-    assert!(why.contains("node1 is away"), "{why}");
+    assert!(why.contains("node1 is unreachable"), "{why}");
 }

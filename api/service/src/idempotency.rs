@@ -1,8 +1,8 @@
-//! `Idempotency-Key`: a POST that is sent again with the same key is done once, and answered alike.
+//! `Idempotency-Key`: a POST that is repeated with the same key is done once, and gets the same response.
 //!
-//! What succeeded is kept with its answer. An attach says in the transaction that reserves its devices which
-//! request it makes, so that a try after one that was cut off finds what that one has left. An attach that failed
-//! and left nothing is tried anew.
+//! The response of a successful request is kept. An attach records its request id in the transaction that reserves its
+//! devices, so that a repetition after an interrupted attempt finds the attachments of that attempt. An attach that
+//! failed and left nothing is done again.
 
 use std::sync::Arc;
 
@@ -18,32 +18,33 @@ use crate::error::Error;
 use crate::service::Service;
 
 impl Service {
-    /// Answers of before then are forgotten.
+    /// Returns the time before which kept responses no longer count.
     fn kept_since(&self) -> Millis {
         now() - self.config.api.idempotency_time.0.as_millis() as Millis
     }
 
-    /// What is known of a key.
+    /// Returns the kept response of a key.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn kept(&self, key: &IdempotencyKey) -> Result<Option<StoredResponse>, Error> {
         Ok(self.store.kept(key, self.kept_since()).await?)
     }
 
-    /// Keeps an answer.
+    /// Keeps the response of a key.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn keep(&self, key: &IdempotencyKey, answer: &Answer) -> Result<(), Error> {
         Ok(self.store.keep(key, answer, self.kept_since(), config::IDEMPOTENCY_KEYS).await?)
     }
 
-    /// What the first try of an attach has made, in the order asked; none when there was none, or nothing is left
-    /// of it.
+    /// Returns the attachments that an earlier attempt of an attach has made, in the order of the request. Returns
+    /// `None` when there was no earlier attempt, or nothing is left of it.
     ///
     /// # Errors
-    /// [`Error::HostAway`] while that cannot be told, [`Error::Conflict`] while the first try is being taken back.
+    /// [`Error::HostAway`] while the host is unreachable; [`Error::Conflict`] while the earlier attempt is being
+    /// undone; errors of the database.
     pub(crate) async fn first_try(
         self: &Arc<Self>,
         asked: &AttachRequest,
@@ -53,10 +54,10 @@ impl Service {
         let of_request = async || self.store.attachments_of_request(request).await;
         let mut rows = of_request().await?;
         if let Some(host) = rows.first().and_then(|row| self.host(row.hypervisor)) {
-            // What a killed service left is as it was until it has been compared.
+            // The records that a killed service left are outdated until the host has been compared.
             host.ready().await?;
             rows = of_request().await?;
-            // And what a process left that has just died.
+            // The same holds for the records of another process that has just ended.
             if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
                 self.reconcile(host, row.server, Trigger::Event).await?;
                 rows = of_request().await?;
@@ -67,7 +68,7 @@ impl Service {
         }
         if let Some(row) = rows.iter().find(|row| row.attached_at.is_none()) {
             return Err(Error::Conflict(format!(
-                "the first try with this Idempotency-Key was cut off, and attachment {} of it is {} still; \
+                "the first attempt with this Idempotency-Key was interrupted, and its attachment {} is still {}; \
                  try again when it is gone",
                 row.id, row.state
             )));

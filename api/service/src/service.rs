@@ -1,4 +1,4 @@
-//! The service as one value: what handlers are given.
+//! The service as one value, which the handlers of requests get.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
@@ -25,45 +25,47 @@ use crate::webhook::Webhook;
 
 /// The running service.
 pub struct Service {
-    /// Its configuration.
+    /// The configuration.
     pub config: Config,
-    /// Its records.
+    /// The records.
     pub store: Store,
-    /// Its hosts.
+    /// The configured hosts.
     pub hosts: Vec<Arc<Host>>,
-    /// Which devices may be given away, and by which names: [`Self::rules`].
+    /// The rules in force, see [`Self::rules`].
     pub(crate) rules: RwLock<Arc<Rules>>,
-    /// Changes of the rules go in turn.
+    /// Held during a change of the rules.
     pub(crate) changing: Mutex<()>,
-    /// The hostdev documents.
+    /// The templates of the hostdev documents.
     pub templates: Templates,
-    /// Attachments that someone is working on: reconciliation leaves them to it.
+    /// The attachments and mediated devices that a task works on; reconciliation skips them.
     pub(crate) in_flight: Arc<InFlight>,
-    /// Attachments whose address is being verified.
+    /// The assignments whose addresses are being verified.
     pub(crate) verifying: Arc<InFlight>,
-    /// Accelerator requests that someone works on.
+    /// The accelerator requests that a task works on.
     pub(crate) binding: Arc<InFlight<ArqId>>,
-    /// Attaches to one server go in turn, and requests of one idempotency key and path.
+    /// Locks by name: attaches to one server, and requests with the same idempotency key and path, go one after
+    /// another.
     pub turns: KeyedMutex,
-    /// On which host a server was found the last time.
+    /// The host on which each server was last found.
     pub(crate) homes: std::sync::Mutex<HashMap<ServerId, HypervisorId>>,
-    /// Who is told what happens.
+    /// The configured webhooks.
     pub webhooks: Vec<Arc<Webhook>>,
-    /// What those are given who follow the events.
+    /// The events for clients that follow them.
     pub feed: Feed,
     /// Whether the service is about to end.
     pub(crate) stopping: watch::Sender<bool>,
-    /// Held by each request that may change something until it is done.
+    /// Read-locked by each request that may change something, until it is done.
     pub(crate) requests: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Service {
-    /// The host that has a server, and the server.
+    /// Finds a server and the host that has it.
     ///
     /// # Errors
-    /// [`Error::NoServer`]; [`Error::HostAway`] when a host that might have it cannot be asked.
+    /// [`Error::NoServer`] when no host has it; the error of a host that might have it but cannot be read, such as
+    /// [`Error::HostAway`].
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
-        // A host that is slow holds up its own servers only.
+        // Ask the last known host first, so that a slow host only delays requests for its own servers.
         let home = self.homes().get(&server).and_then(|id| self.host(*id));
         let mut away = None;
         if let Some(host) = home {
@@ -93,48 +95,49 @@ impl Service {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells those who would follow what happens for ever that the service is about to end.
+    /// Announces that the service is about to end, so that background tasks and clients that follow events stop.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Does something as a process of this id: once others have taken that one for dead, it changes nothing any more.
+    /// Does work under a process id. Once another process has taken over the work of that id, it can change nothing
+    /// more.
     pub async fn as_process<F: Future>(&self, worker: Option<Arc<str>>, work: F) -> F::Output {
         actor::as_process(worker, work).await
     }
 
-    /// A request that may change something begins; it is done when this is dropped.
+    /// Registers a request that may change something. The request is done when the returned guard is dropped.
     pub async fn begin_request(&self) -> OwnedRwLockReadGuard<()> {
         Arc::clone(&self.requests).read_owned().await
     }
 
-    /// Waits until all requests that may change something are done, also those whose clients have gone.
+    /// Waits until all requests that may change something are done, including those whose clients have disconnected.
     pub async fn requests_done(&self) {
         drop(self.requests.write().await);
     }
 
-    /// Whether the service is about to end, as it changes.
+    /// Returns a receiver that becomes true when the service is about to end.
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }
 
     /// Waits until the service is about to end.
     pub async fn ending(&self) {
-        // The sender is the service's own.
+        // The sender belongs to the service, so it is not dropped before.
         let _ = self.stopping().wait_for(|stop| *stop).await;
     }
 
-    /// The host of a row.
+    /// Returns the configured host of a record.
     pub fn host(&self, id: HypervisorId) -> Option<&Arc<Host>> {
         self.hosts.iter().find(|host| host.row.id == id)
     }
 
-    /// The flavor of an id or a name.
+    /// Finds a flavor by its id or name.
     pub fn flavor(&self, id: &str) -> Option<&Flavor> {
         self.config.flavor.iter().find(|flavor| flavor.id() == id || flavor.name == id)
     }
 
-    /// How often and how long guests are asked to let a device go.
+    /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
         DetachLimits {
             attempts: self.config.detach.attempts,
@@ -144,7 +147,7 @@ impl Service {
     }
 }
 
-/// What the domain's document says of an attachment.
+/// Returns the hostdev document of an attachment.
 pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevSpec {
     HostdevSpec {
         source: device.facts.address,

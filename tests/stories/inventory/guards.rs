@@ -71,7 +71,11 @@ async fn what_the_host_lives_on_is_refused_though_a_device_spec_matches_everythi
 async fn a_guard_is_overridden_by_name_with_a_warning() {
     let config = EVERYTHING.replace("alias =", "unguarded = ['node1/0000:07:00.0']\nalias =");
     let service = Hotslot::bare(&host("small"), &config, live_on).await;
-    assert!(service.log().contains("0000:07:00.0 is offered even if the host needs it"), "{}", service.log());
+    assert!(
+        service.log().contains("0000:07:00.0 is assignable even if the host needs it"),
+        "{}",
+        service.log()
+    );
     service.attach(Q35, "nvme:1").await.expect(200);
 }
 
