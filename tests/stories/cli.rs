@@ -493,7 +493,10 @@ async fn explain_reports_an_unreachable_host() {
     ] {
         let said = hotslot(arguments).expect(5);
         assert!(said.out.contains(says) && said.out.is_empty() == says.is_empty(), "{arguments}: {said:?}");
-        assert!(said.err.contains("host node1 is away") && !said.err.contains("no devices"), "{said:?}");
+        assert!(
+            said.err.contains("host node1 is unreachable") && !said.err.contains("no devices"),
+            "{said:?}"
+        );
     }
 }
 

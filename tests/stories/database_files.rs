@@ -183,7 +183,7 @@ async fn a_database_is_locked_under_all_of_its_names() {
         format!("sqlite://{above}/sub/../hotslot.db"),
     ] {
         let error = refused_to_serve(dir.path(), &url);
-        assert!(error.contains("another process has its lock"), "{url}: {error}");
+        assert!(error.contains("another process has locked it"), "{url}: {error}");
     }
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".lock")), "{left:?}");

@@ -52,7 +52,7 @@ async fn a_full_queue_of_a_host_is_reported() {
     service.until("the queue is full", async || refused().await.status == 503).await;
     let refused = refused().await.expect(503);
     assert!(
-        refused.message().contains("node1 has 2 attaches and detaches under way"),
+        refused.message().contains("node1 has 2 attaches and detaches that run or wait"),
         "{}",
         refused.message()
     );

@@ -40,7 +40,7 @@ async fn stands_still(one: &Hotslot, other: &Hotslot, server: &str) {
     // Do not pause it while it holds the lock of the directory; the call itself takes longer.
     tokio::time::sleep(Duration::from_millis(400)).await;
     one.signal("STOP");
-    other.until("it is taken over", async || other.log().contains("what it left is taken over")).await;
+    other.until("it is taken over", async || other.log().contains("its work is taken over")).await;
     other
         .until("its work is settled", async || {
             other.attachments(server).await.iter().all(|row| row["status"] == "attached")
@@ -93,11 +93,7 @@ async fn a_process_paused_in_an_attach_does_not_overwrite_the_other() {
     let given = devices(&other.attach(I440FX, "vf:2").await.expect(200));
     one.signal("CONT");
     let answer = stopped.await.unwrap().expect(503);
-    assert!(
-        answer.message().contains("another one has gone on with what it was doing"),
-        "{}",
-        answer.message()
-    );
+    assert!(answer.message().contains("another process took over its work"), "{}", answer.message());
     one.until("it is ready", async || one.get("/readyz").await.status == 200).await;
     for service in [&one, &other] {
         service.until("both know it", async || service.attachments(Q35).await.is_empty()).await;

@@ -1,104 +1,106 @@
-//! What can go wrong with a request, in the service's own words.
+//! The errors of the service.
 //!
-//! Which HTTP status a variant gets is said in one place, `http/error.rs` of the routes.
+//! `http/error.rs` of the routes maps each variant to an HTTP status.
 
 use hotslot_driver::hypervisor;
 use hotslot_model::id::{AttachmentId, ServerId};
 use hotslot_model::rules::Shortage;
 
-/// Why a request was not done.
+/// A request failed or was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request itself is wrong: what, and what would be right.
+    /// The request itself is wrong. The text says what is wrong and what would be right.
     #[error("{0}")]
     Invalid(String),
-    /// No alias of that name.
+    /// No alias has the requested name.
     #[error("no PCI alias is called `{name}`; configured: {known}")]
     UnknownAlias {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
-        /// The names there are, for people.
+        /// The names of the configured aliases, for people.
         known: String,
     },
-    /// Fewer devices are free than were asked for.
+    /// Fewer devices are free than were requested.
     #[error("host {host}: {shortage}; {advice}")]
     TooFewFree {
-        /// Which part of the request, and what there is.
+        /// The part of the request that cannot be met, and the devices that there are.
         shortage: Box<Shortage>,
-        /// On which host.
+        /// The name of the host.
         host: String,
         /// What to do.
         advice: String,
     },
-    /// Not theirs to do.
+    /// The request requires a service token or the role admin.
     #[error(
         "this requires a service token: an X-Service-Token whose roles have service, as Nova sends it; or the role admin"
     )]
     NeedsService,
-    /// What the host itself has is not theirs.
+    /// The request requires the role admin, because the host itself has the device.
     #[error("this requires the role admin in a project: the host itself has the device")]
     NeedsAdmin,
-    /// A server of another project has it.
+    /// The accelerator is in a server of another project.
     #[error(
-        "this requires the role admin in a project: the accelerator is in a server that is not your project's, and \
-         members detach from their project's servers only"
+        "this requires the role admin in a project: the accelerator is in a server of another project, and members \
+         may detach only from servers of their own project"
     )]
     NotTheirs,
-    /// No such server on any host.
-    #[error("server {0} not found; GET servers lists those there are")]
+    /// No host has the server.
+    #[error("server {0} not found; GET servers lists all servers")]
     NoServer(ServerId),
-    /// No such attachment of that server.
-    #[error("PCI attachment {0} of that server not found; GET os-pci_attachments lists those there are")]
+    /// The server has no such attachment.
+    #[error("PCI attachment {0} of that server not found; GET os-pci_attachments lists all attachments")]
     NoAttachment(AttachmentId),
-    /// No such accelerator.
-    #[error("accelerator {0} not found; GET /accelerators lists those there are")]
+    /// There is no such accelerator.
+    #[error("accelerator {0} not found; GET /accelerators lists all accelerators")]
     NoAccelerator(String),
-    /// Something else that is named in the path is not there.
+    /// Something else that the request names does not exist.
     #[error("{0} not found")]
     NotFound(String),
-    /// What is asked for was there, and is no longer kept.
+    /// The requested data existed, but is no longer kept.
     #[error("{0}")]
     Gone(String),
-    /// The request does not go with the state that things are in.
+    /// The request conflicts with the current state.
     #[error("{0}")]
     Conflict(String),
-    /// A row was changed by someone else between reading and writing.
-    #[error("the record was changed by someone else meanwhile; try again")]
+    /// A row changed between reading and writing.
+    #[error("another request changed the record meanwhile; try again")]
     Stale,
-    /// Other processes have gone on with what this one was doing.
+    /// Another process has taken over the work of this one.
     #[error(
-        "this process was away from the database for so long, or stood still, that another one has gone on with what it \
-         was doing: look what became of it before you ask again"
+        "this process had no contact with the database for so long that another process took over its work; check the \
+         outcome before you send the request again"
     )]
     TakenOver,
-    /// A host's hypervisor cannot be reached.
-    #[error("the hypervisor of host {host} is away: {reason}; try again later")]
+    /// The hypervisor of a host is unreachable.
+    #[error("the hypervisor of host {host} is unreachable: {reason}; try again later")]
     HostAway {
-        /// The host's name.
+        /// The name of the host.
         host: String,
-        /// Why, as far as it is known.
+        /// The reason, as far as it is known.
         reason: String,
     },
-    /// A host has as much to do as may wait for it.
-    #[error("host {host} has {limit} attaches and detaches under way or waiting already; try again later")]
+    /// The queue of a host is full.
+    #[error(
+        "host {host} has {limit} attaches and detaches that run or wait, which is the limit; try again later"
+    )]
     Full {
-        /// The host's name.
+        /// The name of the host.
         host: String,
-        /// `[api] queue`.
+        /// The value of `[api] queue`.
         limit: u32,
     },
     /// A call to the hypervisor failed.
     #[error("{context}: {source}")]
     Hypervisor {
-        /// What was being done, with what became of it.
+        /// The operation that failed, and what is left of it.
         context: String,
-        /// The failure.
+        /// The error of the hypervisor.
         source: hypervisor::Error,
     },
     /// The records could not be read or changed.
     #[error(transparent)]
     Store(hotslot_store::Error),
-    /// Our own fault.
+    /// An error in hotslot itself.
     #[error("{0}")]
     Internal(String),
 }

@@ -1,9 +1,9 @@
-//! An event as JSON: for those who follow the events, and for webhooks.
+//! Events as JSON, for followers and webhooks.
 
 use hotslot_model::event::Event;
 use serde_json::{Value, json};
 
-/// An event as JSON. A key that does not concern it is null.
+/// Converts an event to JSON. A key that does not apply to it is null.
 pub fn wire(event: &Event) -> Value {
     let what = &event.what;
     json!({

@@ -1,7 +1,7 @@
-//! The events, for those who follow them: one task reads what was committed and hands it to all.
+//! The events for the clients that follow them: one task reads the committed events and sends them to all followers.
 //!
-//! Ids have no gaps, so that whoever was given the event before the next one knows that it missed nothing. Whoever did
-//! (it came new, or it was slower than the others) reads the table by itself until it has caught up.
+//! Event ids have no gaps, so a follower that has the event before the next one has missed nothing. A follower that is
+//! new, or was slower than the others, reads the table itself until it has caught up.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use crate::events::wire;
 /// How many events are read from the table at a time.
 pub const PAGE: usize = 100;
 
-/// How many pages wait for the slowest follower; who is slower reads the table.
+/// How many pages are kept for the slowest follower. A follower that is slower reads the table.
 const PAGES: usize = 256;
 
-/// How many followers read the table at a time: requests read it too, by the same few connections.
+/// How many followers may read the table at a time, because requests use the same few connections.
 const CATCHING_UP: usize = 2;
 
-/// An event, and its JSON text, which is made once for all followers.
+/// An event with its JSON text, which is made once for all followers.
 #[derive(Debug)]
 pub struct Told {
     /// The event.
     pub event: Event,
-    /// Its JSON text.
+    /// The JSON text of the event.
     pub text: String,
 }
 
@@ -35,21 +35,21 @@ impl From<Event> for Told {
     }
 }
 
-/// Events that follow on each other; none when they could not be read.
+/// Consecutive events; `None` when they could not be read.
 type Page = Option<Arc<[Told]>>;
 
-/// What followers are given.
+/// The events for followers.
 #[derive(Debug)]
 pub struct Feed {
     pages: broadcast::Sender<Page>,
-    /// How many more followers there may be.
+    /// One permit for each further follower.
     pub places: Arc<Semaphore>,
-    /// Whose turn it is to read the table.
+    /// One permit for each further follower that may read the table.
     pub catching_up: Semaphore,
 }
 
 impl Feed {
-    /// For so many followers at most.
+    /// Makes a feed for at most so many followers.
     pub(crate) fn new(followers: u32) -> Self {
         let places = usize::try_from(followers).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
@@ -59,13 +59,13 @@ impl Feed {
         }
     }
 
-    /// What is read from now on.
+    /// Returns a receiver of the events that are read from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Page> {
         self.pages.subscribe()
     }
 }
 
-/// Reads what is committed for as long as the service runs, while anybody follows.
+/// Reads committed events for as long as the service runs, while there are followers.
 pub(crate) async fn read(feed: &Feed, store: &Store) {
     let pages = &feed.pages;
     let mut committed = store.event_ids();
@@ -76,14 +76,14 @@ pub(crate) async fn read(feed: &Feed, store: &Store) {
             let events = match store.events(read, &EventFilter::default(), PAGE).await {
                 Ok(events) => events,
                 Err(error) => {
-                    tracing::warn!(%error, "the events cannot be read; those who follow them are sent away");
+                    tracing::warn!(%error, "the events cannot be read; their followers are disconnected");
                     let _ = pages.send(None);
                     break;
                 }
             };
             let Some(newest) = events.last().map(|event| event.id) else { break };
             read = newest;
-            // Nobody may be left.
+            // An error means that no follower is left.
             let _ = pages.send(Some(events.into_iter().map(Told::from).collect()));
         }
         read = read.max(last);

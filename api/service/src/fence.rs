@@ -1,5 +1,5 @@
-//! A hypervisor that is asked for changes only by a process that is on record: work that began before other processes
-//! took this one for dead stops before its next call, for they have gone on with it.
+//! A wrapper around a host's hypervisor, which permits changes only to work under a process id that is on record. Once
+//! other processes have taken over the work of an id, that work stops here before its next change of the host.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,37 +22,38 @@ use uuid::Uuid;
 
 use crate::error;
 
-/// How long a call waits for a database that does not answer before it is refused, and how often that is asked.
+/// How long a call waits for an unreachable database before it is refused, and the pause between two attempts.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// The hypervisor of a host that several processes work on.
+/// The hypervisor of a host on which several processes work.
 ///
-/// The other processes are told which calls of this one have not returned, before whoever gave one up goes on; and its
-/// own overdue calls are those of the others too: what such a call may still change is left alone by all of them.
+/// It also shares overdue calls between the processes, so that none of them touches what such a call may still change.
+/// A call that is given up is recorded for the other processes before its caller continues, and the overdue calls of
+/// the others count as this one's.
 pub(crate) struct Fenced {
-    /// The hypervisor itself.
+    /// The wrapped hypervisor.
     hypervisor: Arc<dyn Hypervisor>,
-    /// Where it is on record which processes there are.
+    /// The records, with the processes and the overdue calls.
     store: Store,
-    /// The host's row.
+    /// The id of the host's record.
     host: HypervisorId,
-    /// What the others were last told of calls that have not returned, and as which process.
+    /// The process id and the overdue calls that were last recorded for the other processes.
     told: Mutex<(Option<Arc<str>>, Vec<Overdue>)>,
 }
 
-/// What makes a call the same from one look to the next.
+/// The identity of an overdue call: its operation, domain and function.
 type Overdue = (String, Option<Uuid>, Option<PciAddress>);
 
 impl Fenced {
-    /// The hypervisor of a host, for as long as the service runs.
+    /// Wraps the hypervisor of a host, and starts a task that shares its overdue calls.
     pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>, store: Store, host: HypervisorId) -> Arc<Self> {
         let fenced = Arc::new(Self { hypervisor, store, host, told: Mutex::default() });
         tokio::spawn(tell(Arc::downgrade(&fenced)));
         fenced
     }
 
-    /// Tells the other processes which calls have not returned, when that is not what they were told.
+    /// Records the overdue calls for the other processes, if they changed.
     async fn tell(&self) -> Result<(), hotslot_store::Error> {
         let mut told = self.told.lock().await;
         let calls = self.hypervisor.overdue();
@@ -71,24 +72,27 @@ impl Fenced {
             since: hotslot_store::now() - call.elapsed.as_millis() as i64,
         };
         let rows: Vec<_> = calls.iter().map(row).collect();
-        // As the process that this one is now: it is told whoever gave the call up.
+        // Record it under the current process id, whichever task gave the call up.
         actor::as_process(None, self.store.tell_overdue(self.host, &rows)).await?;
         *told = now;
         Ok(())
     }
 
-    /// Passes on what a call that changes something answered. One that was given up is known to the other processes by
-    /// then, and so is what it may still change.
+    /// Returns the result of a call that changes something. If the call was given up, it is recorded for the other
+    /// processes first.
     async fn returned<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
         if answer.as_ref().is_err_and(|error| error.kind.leaves_it_open())
             && let Err(error) = self.tell().await
         {
-            tracing::error!(%error, "other processes do not know yet of a call that has not returned");
+            tracing::error!(%error, "an overdue call could not be recorded for the other processes yet");
         }
         answer
     }
 
-    /// Makes sure that the running task may change something.
+    /// Checks that the process id of the running task is still on record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] when it is not, or the database does not answer in time.
     async fn pass(&self, what: &str) -> Result<(), Error> {
         let Some(worker) = self.store.worker() else { return Ok(()) };
         let refused = |reason: String| Err(Error::new(ErrorKind::Refused, what, reason));
@@ -99,7 +103,7 @@ impl Fenced {
                 Ok(false) => return refused(error::Error::TakenOver.to_string()),
                 Err(error) if Instant::now() > until => {
                     return refused(format!(
-                        "it was not asked for, for the database does not say whether this process may: {error}"
+                        "not done, because the database did not confirm that this process may do it: {error}"
                     ));
                 }
                 Err(_) => tokio::time::sleep(AGAIN).await,
@@ -108,13 +112,13 @@ impl Fenced {
     }
 }
 
-/// Keeps what the other processes are told of a host's calls as it is.
+/// Keeps the record of a host's overdue calls current.
 async fn tell(fenced: Weak<Fenced>) {
     loop {
         tokio::time::sleep(AGAIN).await;
         let Some(fenced) = fenced.upgrade() else { return };
         if let Err(error) = fenced.tell().await {
-            tracing::debug!(%error, "what has not returned is told to other processes later");
+            tracing::debug!(%error, "overdue calls cannot be recorded for other processes yet");
         }
     }
 }
@@ -138,12 +142,12 @@ impl Hypervisor for Fenced {
     }
 
     async fn node_detach(&self, address: PciAddress) -> Result<(), Error> {
-        self.pass("take a function from its host driver").await?;
+        self.pass("unbind a function from its host driver").await?;
         self.returned(self.hypervisor.node_detach(address).await).await
     }
 
     async fn node_reattach(&self, address: PciAddress) -> Result<(), Error> {
-        self.pass("give a function back to its host driver").await?;
+        self.pass("rebind a function to its host driver").await?;
         self.returned(self.hypervisor.node_reattach(address).await).await
     }
 
@@ -161,12 +165,12 @@ impl Hypervisor for Fenced {
     }
 
     async fn create_mdev(&self, parent: PciAddress, mdev_type: &str, uuid: Uuid) -> Result<Mdev, Error> {
-        self.pass("make a mediated device").await?;
+        self.pass("create a mediated device").await?;
         self.returned(self.hypervisor.create_mdev(parent, mdev_type, uuid).await).await
     }
 
     async fn destroy_mdev(&self, mdev: Uuid) -> Result<(), Error> {
-        self.pass("take a mediated device away").await?;
+        self.pass("remove a mediated device").await?;
         self.returned(self.hypervisor.destroy_mdev(mdev).await).await
     }
 

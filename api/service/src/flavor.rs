@@ -1,4 +1,4 @@
-//! `[[flavor]]`: named sets of devices, as Nova's flavors say them in their extra specs.
+//! `[[flavor]]`: named sets of devices, with the extra specs of Nova's flavors.
 
 use std::collections::HashSet;
 
@@ -7,13 +7,13 @@ use hotslot_model::rules::{AliasRequests, Inventory, NumaPolicy};
 
 use crate::config::{ConfigError, Flavor};
 
-/// The extra spec that says which devices a flavor asks for.
+/// The extra spec with the devices that a flavor requests.
 pub const PCI_ALIAS: &str = "pci_passthrough:alias";
 
-/// The extra spec that says how near to the guest's memory they are to be.
+/// The extra spec with the NUMA policy for these devices.
 pub const NUMA_POLICY: &str = "hw:pci_numa_affinity_policy";
 
-/// The last part of a path that lists flavors, which can be no flavor's id.
+/// The last part of the path `flavors/detail`, which therefore cannot be the id of a flavor.
 const DETAIL: &str = "detail";
 
 /// The flavor of an id or a name.
@@ -22,13 +22,13 @@ pub fn called<'a>(flavors: &'a [Flavor], id: &str) -> Option<&'a Flavor> {
 }
 
 impl Flavor {
-    /// What the API calls it: the configured id, else the name.
+    /// Returns the id in the API: the configured id, else the name.
     pub fn id(&self) -> &str {
         self.id.as_deref().unwrap_or(&self.name)
     }
 }
 
-/// Everything that is wrong with the flavors, each with its place. They may name the aliases of `inventory`.
+/// Returns all errors in the flavors, each with its place. Flavors may name the aliases of `inventory`.
 pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
     let mut problems = Vec::new();
     let mut names = HashSet::new();
@@ -36,18 +36,21 @@ pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
         let mut bad = |key: &str, reason: String| {
             problems.push(ConfigError::Value { key: format!("[[flavor]][{index}]: {key}"), reason });
         };
-        // One is found by id or name, so that nothing may be the name of one and the id of another.
+        // A flavor is found by its id or name, so the name of one must not be the id of another.
         for (key, text) in [("name", Some(&flavor.name)), ("id", flavor.id.as_ref())] {
             let Some(text) = text else { continue };
             if key == "id" && *text == flavor.name {
                 continue;
             }
             if !(1..=255).contains(&text.chars().count()) || text.trim() != text {
-                bad(key, format!("`{text}` is no text of 1 to 255 characters without spaces around it"));
+                bad(
+                    key,
+                    format!("`{text}` is not valid: write 1 to 255 characters without spaces around them"),
+                );
             } else if let Err(reason) = text::visible(text) {
                 bad(key, reason);
             } else if text == DETAIL {
-                bad(key, format!("`{DETAIL}` is a path of the API; take another"));
+                bad(key, format!("`{DETAIL}` is a path of the API; choose another"));
             } else if !names.insert(text) {
                 bad(key, format!("two flavors are called `{text}`; names and ids must differ"));
             }
@@ -59,8 +62,7 @@ pub fn problems(flavors: &[Flavor], inventory: &Inventory) -> Vec<ConfigError> {
                     for part in requests.0.iter().filter(|part| inventory.alias(&part.name).is_none()) {
                         let known: Vec<_> = inventory.alias_names().collect();
                         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                        let reason =
-                            format!("[pci] alias has none of the name `{}`; known: {known}", part.name);
+                        let reason = format!("no [pci] alias is called `{}`; known: {known}", part.name);
                         bad(&format!("extra_specs: {PCI_ALIAS}"), reason);
                     }
                 }
@@ -82,7 +84,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn a_flavor_that_is_refused_says_why() {
+    fn wrong_flavors_are_refused_with_the_reason() {
         let cases: Vec<Value> = serde_json::from_str(include_str!("../tests/data/flavor.json")).unwrap();
         let alias = r#"{"name": "a1", "vendor_id": "8086", "product_id": "10ca"}"#;
         for case in cases {

@@ -1,4 +1,4 @@
-//! The configured hosts: each with its row, its hypervisor, and whether records and hypervisor agree yet.
+//! The configured hosts: for each its record, its hypervisor, and whether the records agree with the hypervisor yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,55 +21,55 @@ use uuid::Uuid;
 use crate::config;
 use crate::error::Error;
 
-/// How long a request waits for a host that was just reached to be compared with the records.
+/// How long a request waits until a host that was just connected has been compared with the records.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a list of all hosts waits for one of them.
+/// How long a request that reads several hosts waits for one of them.
 const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One configured host.
 pub struct Host {
-    /// Its row.
+    /// The host's record.
     pub row: HypervisorRow,
-    /// Its configured name.
+    /// The configured name.
     pub name: String,
-    /// Its configured URI.
+    /// The configured URI.
     pub uri: String,
-    /// The hypervisor on it.
+    /// The hypervisor of the host.
     pub hypervisor: Arc<dyn Hypervisor>,
-    /// Whether records and hypervisor have been brought together since the connection came up.
+    /// Whether everything has been compared with the records since the connection came up.
     synced: watch::Sender<bool>,
-    /// Room for attaches and detaches, and how much there is.
+    /// The permits for attaches and detaches, and their number.
     queue: (Arc<Semaphore>, u32),
-    /// Told when something may be given back to the host's drivers.
+    /// Notified when functions may be rebound to their host drivers, or bindings released.
     owed: Notify,
-    /// Who takes functions from their host drivers for a whole group, or gives them back.
+    /// The lock of the host's IOMMU groups: held while functions are unbound from host drivers or rebound to them.
     pub(crate) groups: Mutex<()>,
-    /// Every PCI function, as it was last read.
+    /// All PCI functions as they were last read.
     functions: RwLock<Arc<Functions>>,
-    /// Every mediated device, as they were last read.
+    /// All mediated devices as they were last read.
     mdevs: RwLock<Arc<Vec<Mdev>>>,
-    /// The host's functions in each domain that has any, as it was last read.
+    /// The devices of each domain that has any, as it was last read.
     held: RwLock<BTreeMap<ServerId, Held>>,
-    /// By which rules they were last recorded, and which of these were left out. Held while they are read and
-    /// recorded.
+    /// The rules of the last scan, with the entries that were left out; `None` when the next scan has to compare all
+    /// devices. Locked during a scan.
     pub(crate) recorded_by: Mutex<Option<(Arc<Inventory>, Conflicts)>>,
-    /// What is to be compared with its records once more.
+    /// Requests to compare something with its records again.
     again: mpsc::UnboundedSender<Recheck>,
-    /// The other end of `again`, until someone follows the host.
+    /// The receiver of `again`, until the task that follows the host takes it.
     pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Recheck>>>,
 }
 
-/// The functions that one domain has.
+/// The devices of one domain.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Held {
-    /// Those that the running guest has.
+    /// The functions in the running guest.
     live: BTreeSet<PciAddress>,
-    /// Those that others gave it.
+    /// The functions that hotslot did not put there.
     foreign: BTreeMap<PciAddress, Foreign>,
-    /// The character devices of the vDPA devices that it uses.
+    /// The vDPA devices, by the paths of their character devices.
     vdpas: BTreeMap<String, Foreign>,
-    /// The mediated devices that it has, running or by its definition.
+    /// The mediated devices in the running guest or in the definition.
     mdevs: BTreeSet<Uuid>,
 }
 
@@ -82,22 +82,22 @@ impl Held {
     }
 }
 
-/// Something that is to be compared with its records once more.
+/// A request to the task that follows a host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Recheck {
-    /// Everything.
+    /// Compare everything now.
     Everything,
-    /// A server.
+    /// Compare a server now.
     Server(ServerId),
-    /// A server with a device of which it is not known whether its guest was asked to let it go.
+    /// Compare a server after a pause, because it is unknown whether its guest was asked to release a device.
     Open(ServerId),
-    /// None: something of a server has ended, so what failed there before says nothing of what fails next.
+    /// Compare nothing, but reset the pause of a server, because one of its assignments has ended.
     Settled(ServerId),
-    /// A PCI function.
+    /// Read a PCI function now.
     Function(PciAddress),
-    /// The host's mediated devices.
+    /// Compare the host's mediated devices after a pause.
     Mdevs,
-    /// A PCI function that a call of another process was out for, which has returned.
+    /// Compare a PCI function and its mediated devices now, because an overdue call of another process returned.
     CameBack(PciAddress),
 }
 
@@ -128,34 +128,35 @@ impl Host {
         }
     }
 
-    /// Asks for everything to be compared with the records once more.
+    /// Requests a comparison of everything with the records.
     pub(crate) fn look_everywhere(&self) {
-        // Nobody listens only while the service ends.
+        // The receiver is only gone while the service ends.
         let _ = self.again.send(Recheck::Everything);
     }
 
-    /// Asks for a server to be compared with its records once more.
+    /// Requests a comparison of a server with its records.
     pub(crate) fn look_again(&self, server: ServerId) {
-        // Nobody listens only while the service ends.
+        // The receiver is only gone while the service ends.
         let _ = self.again.send(Recheck::Server(server));
     }
 
-    /// Asks for a server's guest to be asked once more, a while from now, to let go of what is to leave it.
+    /// Requests a comparison of a server after a pause, which asks its guest again to release devices.
     pub(crate) fn ask_again(&self, server: ServerId) {
         let _ = self.again.send(Recheck::Open(server));
     }
 
-    /// Tells that something of a server has ended: what fails there next is soon tried again.
+    /// Reports that an assignment of a server has ended, so that the next failure there is repeated after a short
+    /// pause.
     pub(crate) fn settled(&self, server: ServerId) {
         let _ = self.again.send(Recheck::Settled(server));
     }
 
-    /// Asks for a function to be compared with its record once more.
+    /// Requests that a function is read again and compared with its record.
     pub(crate) fn look_at(&self, address: PciAddress) {
         let _ = self.again.send(Recheck::Function(address));
     }
 
-    /// Tells that a call of another process has returned, or that nobody waits for it any more.
+    /// Reports that an overdue call of another process has returned, or is no longer recorded.
     pub(crate) fn came_back(&self, server: Option<ServerId>, address: Option<PciAddress>) {
         if let Some(server) = server {
             self.look_again(server);
@@ -166,23 +167,23 @@ impl Host {
         }
     }
 
-    /// Asks for what was taken for whole groups to be given back, where nobody has any of the group, and for what the
-    /// host itself was to hold to be settled.
+    /// Requests that functions are rebound to their host drivers, if no server has any function of their IOMMU group,
+    /// and that unfinished bindings are released.
     pub(crate) fn give_back(&self) {
         self.owed.notify_one();
     }
 
-    /// Waits until that is asked for. What was asked while nobody waited counts once.
+    /// Waits for a request of [`give_back`](Self::give_back). Requests that arrive before this is called count as one.
     pub(crate) async fn asked_to_give_back(&self) {
         self.owed.notified().await;
     }
 
-    /// Asks for the mediated devices of the host to be looked at once more, a while from now.
+    /// Requests a comparison of the host's mediated devices after a pause.
     pub fn look_at_mdevs_again(&self) {
         let _ = self.again.send(Recheck::Mdevs);
     }
 
-    /// Every PCI function, as it was last read: none before the host was first reached.
+    /// Returns all PCI functions as they were last read; empty before the host was first connected.
     pub fn functions(&self) -> Arc<Functions> {
         Arc::clone(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -191,15 +192,15 @@ impl Host {
         *self.functions.write().unwrap_or_else(PoisonError::into_inner) = functions;
     }
 
-    /// Every mediated device, as they were last read.
+    /// Returns all mediated devices as they were last read.
     pub fn mdevs(&self) -> Arc<Vec<Mdev>> {
         Arc::clone(&self.mdevs.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the mediated devices that the host has; a hypervisor that does not know of any has none.
+    /// Reads the mediated devices of the host. A hypervisor that does not support them has none.
     ///
     /// # Errors
-    /// What the hypervisor answers.
+    /// Errors of the hypervisor.
     pub async fn look_at_mdevs(&self) -> Result<Arc<Vec<Mdev>>, Error> {
         let mdevs = match self.hypervisor.mdevs().await {
             Err(error) if error.kind == ErrorKind::Unsupported => Vec::new(),
@@ -210,14 +211,14 @@ impl Host {
         Ok(mdevs)
     }
 
-    /// The domain that has a mediated device, by whomever it was given it.
+    /// Returns the domain that has a mediated device, whether hotslot attached it or not.
     pub fn has_mdev(&self, uuid: Uuid) -> Option<ServerId> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         held.iter().find(|(_, held)| held.mdevs.contains(&uuid)).map(|(server, _)| *server)
     }
 
-    /// The functions that domains have and hotslot did not give them, by themselves or by the vDPA devices that are
-    /// made of them, as they were last read. Of two domains with one function the running one counts.
+    /// Returns the functions in domains that hotslot did not put there, also those used as vDPA devices, as of the last
+    /// reads. If two domains have the same function, the one that runs with it counts.
     pub fn foreign(&self) -> BTreeMap<PciAddress, Foreign> {
         let mut all = BTreeMap::<PciAddress, Foreign>::new();
         let functions = self.functions();
@@ -235,18 +236,18 @@ impl Host {
         all
     }
 
-    /// The functions that running guests have, by whomever they were given them.
+    /// Returns the functions in running guests, whether hotslot attached them or not.
     pub(crate) fn in_guests(&self) -> BTreeSet<PciAddress> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         held.values().flat_map(|held| &held.live).copied().collect()
     }
 
-    /// The domains that have functions.
+    /// Returns the domains that had devices when they were last read.
     pub(crate) fn holders(&self) -> BTreeSet<ServerId> {
         self.held.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
-    /// Says what a domain has, now that it was read; none when it is gone.
+    /// Stores the devices of a domain that was just read; `None` when the domain is gone.
     pub(crate) fn set_held(&self, server: ServerId, view: Option<&DomainView>) {
         let found = view.map(Held::of).unwrap_or_default();
         let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
@@ -257,7 +258,7 @@ impl Host {
             all.insert(server, found);
         }
         drop(all);
-        // What waited for it may be given back now.
+        // A group that this domain kept busy may be rebound now.
         if has_less {
             self.give_back();
         }
@@ -270,65 +271,64 @@ impl Host {
         self.synced.send_replace(synced);
     }
 
-    /// Whether the records agree with the hypervisor, as far as events tell.
+    /// Returns whether the records agree with the hypervisor: everything was compared since the connection came up.
     pub fn is_synced(&self) -> bool {
         *self.synced.borrow()
     }
 
-    /// Waits until requests may be answered: the hypervisor is reached and the records agree with it.
+    /// Waits until the host can serve requests: its hypervisor is connected and the records agree with it.
     ///
     /// # Errors
-    /// [`Error::HostAway`].
+    /// [`Error::HostAway`] when it is unreachable, or is not compared in time.
     pub async fn ready(&self) -> Result<(), Error> {
         let away = |reason: String| Error::HostAway { host: self.name.clone(), reason };
         self.hypervisor.connection().map_err(away)?;
         let mut synced = self.synced.subscribe();
         match tokio::time::timeout(SYNC_PATIENCE, synced.wait_for(|synced| *synced)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(away("it was reached, but its devices are still being read".into())),
+            Ok(Err(_)) | Err(_) => Err(away("it is connected, but its devices are still being read".into())),
         }
     }
 
-    /// Room for one more attach or detach, until the permit is dropped.
+    /// Admits one more attach or detach, which ends when the permit is dropped.
     ///
     /// # Errors
-    /// [`Error::Full`].
+    /// [`Error::Full`] when `[api] queue` of them run or wait already.
     pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
         let (room, limit) = &self.queue;
         let full = |_| Error::Full { host: self.name.clone(), limit: *limit };
         Arc::clone(room).try_acquire_owned().map_err(full)
     }
 
-    /// A call for a list of several hosts, which does not wait long for one of them.
+    /// Makes a call with a short time limit, for requests that read several hosts.
     ///
     /// # Errors
-    /// The call's; [`ErrorKind::TimedOut`].
+    /// The error of the call; [`ErrorKind::TimedOut`].
     pub async fn soon<T>(
         &self,
         call: impl Future<Output = Result<T, hypervisor::Error>>,
     ) -> Result<T, hypervisor::Error> {
         let late = |_| {
             let message = format!("no answer within {LIST_PATIENCE:?}");
-            Err(hypervisor::Error::new(ErrorKind::TimedOut, "ask for a list", message))
+            Err(hypervisor::Error::new(ErrorKind::TimedOut, "read the host", message))
         };
         tokio::time::timeout(LIST_PATIENCE, call).await.unwrap_or_else(late)
     }
 
-    /// The oldest call that may change a server, was given up and has not come back.
+    /// Returns the oldest overdue call that may still change a server.
     pub(crate) fn stuck(&self, server: ServerId) -> Option<OverdueCall> {
         self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
     }
 
-    /// The oldest call that may change a PCI function, or the mediated devices that are made of it, was given up and
-    /// has not come back.
+    /// Returns the oldest overdue call that may still change a PCI function or its mediated devices.
     pub(crate) fn stuck_at(&self, address: PciAddress) -> Option<OverdueCall> {
         self.hypervisor.overdue().into_iter().find(|call| call.address == Some(address))
     }
 
-    /// A server of this host; none when it has no such server.
+    /// Reads a server of this host; `None` when the host has no such server.
     ///
     /// # Errors
-    /// [`Error::HostAway`] and what the hypervisor answers.
+    /// [`Error::HostAway`]; other errors of the hypervisor.
     pub async fn server(&self, server: ServerId) -> Result<Option<DomainView>, Error> {
         match self.hypervisor.domain(server.0).await {
             Ok(view) => Ok(Some(view)),
@@ -337,7 +337,7 @@ impl Host {
         }
     }
 
-    /// Puts a failure of this host's hypervisor into the service's words.
+    /// Returns a function that converts an error of this host's hypervisor into an [`Error`] with `context`.
     pub fn error(&self, context: impl Into<String>) -> impl FnOnce(hypervisor::Error) -> Error {
         let context = context.into();
         move |error| {
@@ -350,10 +350,10 @@ impl Host {
     }
 }
 
-/// Opens the hypervisor that a URI names. A libvirt host that is away now is connected to later.
+/// Opens the hypervisor of a configured URI. An unreachable libvirt host is connected to later.
 ///
 /// # Errors
-/// [`config::ConfigError::Value`] for a simulated host whose directory cannot be used.
+/// [`config::ConfigError::Value`] when the directory of a simulated host cannot be used.
 pub fn open(
     configured: &config::Hypervisor,
     options: &config::Libvirt,

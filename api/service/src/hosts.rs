@@ -33,12 +33,13 @@ impl Hosts {
         self.all.iter().find(|host| host.row.id == id)
     }
 
-    /// The host that has a server, and the server.
+    /// Finds a server and the host that has it.
     ///
     /// # Errors
-    /// [`Error::NoServer`]; [`Error::HostAway`] when a host that might have it cannot be asked.
+    /// [`Error::NoServer`] when no host has it; the error of a host that might have it but cannot be read, such as
+    /// [`Error::HostAway`].
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
-        // A host that is slow holds up its own servers only.
+        // Ask the last known host first, so that a slow host only delays requests for its own servers.
         let home = self.homes().get(&server).and_then(|id| self.host(*id));
         let mut away = None;
         if let Some(host) = home {

@@ -1,8 +1,8 @@
-//! `Idempotency-Key`: a POST that is sent again with the same key is done once, and answered alike.
+//! `Idempotency-Key`: a POST that is repeated with the same key is done once, and gets the same response.
 //!
-//! What succeeded is kept with its answer. An attach says in the transaction that reserves its devices which
-//! request it makes, so that a try after one that was cut off finds what that one has left. An attach that failed
-//! and left nothing is tried anew.
+//! The response of a successful request is kept. An attach records its request id in the transaction that reserves its
+//! devices, so that a repetition after an interrupted attempt finds the attachments of that attempt. An attach that
+//! failed and left nothing is done again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,23 +36,23 @@ impl Idempotency {
         self.turns.of(format!("key {} {}", key.key, key.route)).await
     }
 
-    /// Answers of before then are forgotten.
+    /// Returns the time before which kept responses no longer count.
     fn kept_since(&self) -> Millis {
         now() - self.time.as_millis() as Millis
     }
 
-    /// What is known of a key.
+    /// Returns the kept response of a key.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn kept(&self, key: &IdempotencyKey) -> Result<Option<StoredResponse>, Error> {
         Ok(self.store.kept(key, self.kept_since()).await?)
     }
 
-    /// Keeps an answer.
+    /// Keeps the response of a key.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn keep(&self, key: &IdempotencyKey, answer: &Answer) -> Result<(), Error> {
         Ok(self.store.keep(key, answer, self.kept_since(), config::IDEMPOTENCY_KEYS).await?)
     }

@@ -1,24 +1,24 @@
-//! The service: what is done for a request, and what is done without one. It keeps the records in the store and asks
-//! the hosts by the driver.
+//! The service: serves requests and works in the background. It keeps its records in the store and changes the hosts
+//! through the driver.
 //!
 //! ```text
-//! start, service  everything is opened; the service as one value, made of its parts
-//! accelerator     accelerators: into servers, for the host itself, in parts
-//! assignment      devices in servers and in the use of their hosts: attach, detach, reconciliation
-//! inventory       the device table follows the hosts; rules that come by the API; what may be offered
+//! start, service  opens the database and the hosts; the service as one value, made of its parts
+//! hosts, host     the configured hosts, and on which of them a server is
+//! inventory       Catalog: discovery of devices; the rules in force and their changes; availability
+//! assignment      Assignments: devices in servers and in the use of their hosts: attach, detach, reconciliation
+//! accelerator     Accelerators: attached to servers or bound for the host itself
 //! cyborg          Cyborg's cards and accelerator requests
-//! hosts, host     the configured hypervisors, and on which of them a server is
 //! records         the records, to be read
+//! locks           the work in progress, within this process and between processes
+//! peers           the other processes that use the same database
+//! fence           stops host changes of a process whose work was taken over; shares overdue calls between processes
+//! idempotency     requests that are repeated with an Idempotency-Key
+//! events, feed    an event as JSON; events for the clients that follow them
+//! webhook         posts events to URLs: signatures, repetitions, dead letters
+//! retention       removes old events and ended rows
 //! lifecycle       the end of the service
-//! locks           what is being worked on, within this process and between processes
-//! peers           the other processes over one database
-//! fence           work of a process that was taken off the record changes no host; calls that are out are told to all
-//! idempotency     requests that are sent again
-//! events, feed    an event as JSON; events for those who follow them
-//! webhook         events told by POST: signed, repeated, dead letters
-//! retention       how long events and ended rows are kept
 //! config, flavor  hotslot.toml
-//! task            tasks that go on when the one that waits for them goes away
+//! task            tasks that continue when the future that waits for them is dropped
 //! ```
 
 pub mod accelerator;

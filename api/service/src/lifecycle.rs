@@ -8,7 +8,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 #[derive(Debug, Default)]
 pub struct Lifecycle {
     stopping: watch::Sender<bool>,
-    /// Held by each request that may change something until it is done.
+    /// Read-locked by each request that may change something, until it is done.
     requests: Arc<RwLock<()>>,
 }
 
@@ -18,7 +18,7 @@ impl Lifecycle {
         self.stopping.send_replace(true);
     }
 
-    /// Whether the service is about to end, as it changes.
+    /// Returns a receiver that becomes true when the service is about to end.
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }

@@ -1,5 +1,5 @@
-//! Who works on which attachment, and whose turn it is, on a server or with a key: tasks of this process, and other
-//! processes.
+//! Locks on the things that tasks work on, within this process and between processes: ids in progress ([`InFlight`])
+//! and mutexes by name ([`KeyedMutex`]).
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -13,20 +13,20 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::error::Error;
 
-/// How often it is looked whether another process has finished.
+/// How often this process checks whether another process has finished.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A set of attachments, or of other things with ids, each in it for as long as its guard lives.
+/// The ids of attachments, or of other things, that tasks work on. An id is in the set as long as its guard lives.
 #[derive(Debug)]
 pub(crate) struct InFlight<Id: Copy + Eq + Hash = AttachmentId> {
     ids: Mutex<HashSet<Id>>,
     left: Notify,
-    /// What the work is called between processes.
+    /// The first part of the names of the locks between processes.
     work: &'static str,
     locks: Locks,
 }
 
-/// Takes its ids out of the set when it is dropped.
+/// Removes its ids from the set when it is dropped.
 #[must_use]
 pub(crate) struct Guard<Id: Copy + Eq + Hash = AttachmentId> {
     busy: Arc<InFlight<Id>>,
@@ -36,13 +36,13 @@ pub(crate) struct Guard<Id: Copy + Eq + Hash = AttachmentId> {
 
 impl<Id: Copy + Eq + Hash> InFlight<Id> {
     fn set(&self) -> MutexGuard<'_, HashSet<Id>> {
-        // A set of ids is whole at every instruction, so a panic elsewhere does not spoil it.
+        // A panic while the lock was held cannot leave a set of ids in an invalid state.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
-    /// Nobody works yet.
+    /// Makes an empty set.
     pub(crate) fn new(work: &'static str, locks: Locks) -> Arc<Self> {
         Arc::new(Self { ids: Mutex::default(), left: Notify::new(), work, locks })
     }
@@ -51,10 +51,10 @@ impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
         format!("{} {id}", self.work)
     }
 
-    /// Those of some attachments that someone works on.
+    /// Returns those of some ids that a task of this or another process works on.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn of(&self, ids: impl IntoIterator<Item = Id>) -> Result<HashSet<Id>, Error> {
         let ids: Vec<_> = ids.into_iter().collect();
         let mut busy: HashSet<_> = ids.iter().copied().filter(|id| self.set().contains(id)).collect();
@@ -63,10 +63,10 @@ impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
         Ok(busy)
     }
 
-    /// Waits until nobody works on it.
+    /// Waits until no task of any process works on an id.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn idle(&self, id: Id) -> Result<(), Error> {
         loop {
             let left = self.left.notified();
@@ -81,10 +81,10 @@ impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
         Ok(())
     }
 
-    /// Puts new attachments into the set.
+    /// Adds new ids, which nobody else knows yet, to the set.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn enter(
         self: &Arc<Self>,
         ids: impl IntoIterator<Item = Id>,
@@ -97,10 +97,10 @@ impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
         Ok(guard)
     }
 
-    /// Puts one attachment into the set, unless it is in it.
+    /// Adds one id to the set. Returns `None` when a task of this or another process works on it.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub(crate) async fn try_enter(self: &Arc<Self>, id: Id) -> Result<Option<Guard<Id>>, Error> {
         if !self.set().insert(id) {
             return Ok(None);
@@ -116,7 +116,7 @@ impl<Id: Copy + Eq + Hash + Display> InFlight<Id> {
 
 impl<Id: Copy + Eq + Hash> Drop for Guard<Id> {
     fn drop(&mut self) {
-        // First, so that whoever enters next in this process asks for the lock after it was given back.
+        // Release the locks between processes first, so that the next task of this process requests a free lock.
         self.held.clear();
         let mut set = self.busy.set();
         for id in &self.ids {
@@ -127,14 +127,14 @@ impl<Id: Copy + Eq + Hash> Drop for Guard<Id> {
     }
 }
 
-/// One lock for each thing that is worked on in turn.
+/// One mutex for each name, within this process and between processes.
 #[derive(Debug, Default)]
 pub struct KeyedMutex {
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     locks: Locks,
 }
 
-/// The turn on a thing, which ends when this is dropped: between processes first.
+/// A locked name. Dropping it releases the lock between processes first.
 #[must_use]
 pub struct KeyedGuard {
     _between: Held,
@@ -142,19 +142,19 @@ pub struct KeyedGuard {
 }
 
 impl KeyedMutex {
-    /// It is everyone's turn.
+    /// Makes a set of mutexes, all unlocked.
     pub(crate) fn new(locks: Locks) -> Self {
         Self { locks, ..Self::default() }
     }
 
-    /// Waits for the turn on a thing, which is named by its noun first.
+    /// Locks a name, such as `server <id>`, waiting until it is free.
     ///
     /// # Errors
-    /// The database's.
+    /// Errors of the database.
     pub async fn of(&self, thing: String) -> Result<KeyedGuard, Error> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those that nobody holds or waits for are of no more use.
+            // Remove the mutexes that no task holds or waits for.
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(thing.clone()).or_default())
         };

@@ -1,9 +1,9 @@
-//! The other processes over one PostgreSQL: what they commit is followed, and what one leaves that dies is taken
-//! over.
+//! The other processes that use the same PostgreSQL database: this process reads what they commit, and takes over the
+//! work of a process that has ended.
 //!
-//! Every process follows every host, and settles what it sees there through the same function; what is so already
-//! is not written. What needs one hand at a time is locked between processes: an attach to a server, the work on an
-//! attachment, the groups of a host, a change of the rules.
+//! Every process follows every host and records its observations through the same function, which writes nothing when
+//! the record agrees already. Locks between processes cover the work that only one may do at a time: an attach to a
+//! server, the work on an attachment, the IOMMU groups of a host, a change of the rules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,11 @@ use hotslot_store::{Notification, Process};
 use crate::error::Error;
 use crate::service::Service;
 
-/// How often it is looked whether another process has ended, and how often what failed is tried again.
+/// How often this process checks whether another one has ended, and the pause after a failure.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often in a row one of another machine must be missing: its connection may have broken, and come back.
+/// How many checks in a row must find a process of another machine missing before its work is taken over. Its
+/// connection may only have broken for a moment.
 const MISSING: u32 = 3;
 
 /// Follows the other processes for as long as the service runs.
@@ -26,7 +27,7 @@ pub(crate) async fn follow(service: Arc<Service>) {
         loop {
             match hear(&service).await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(%error, "other processes are not heard"),
+                Err(error) => tracing::warn!(%error, "cannot read what other processes commit"),
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -34,7 +35,7 @@ pub(crate) async fn follow(service: Arc<Service>) {
     tokio::join!(watching, hearing);
 }
 
-/// Keeps what is in memory as new as what other processes commit. Ends when there are no others.
+/// Updates the rows in memory when other processes commit. Returns at once when there can be no other processes.
 async fn hear(service: &Arc<Service>) -> Result<(), Error> {
     let Some(mut heard) = service.store.listen().await? else { return Ok(()) };
     let mut news = Notification::Rules;
@@ -58,7 +59,7 @@ async fn hear(service: &Arc<Service>) -> Result<(), Error> {
     }
 }
 
-/// Takes over what processes leave that end.
+/// Takes over the work of processes that have ended.
 async fn watch(service: Arc<Service>) {
     if !service.store.is_shared() {
         return;
@@ -67,13 +68,14 @@ async fn watch(service: Arc<Service>) {
     let mut this = service.store.new_worker();
     loop {
         let mut open = away || !missing.is_empty() || service.store.was_in_doubt();
-        // Whoever did not hear of something finds it here.
+        // This also reads changes whose notifications were lost.
         let ended = async {
             service.store.refresh().await?;
             service.store.ended().await
         };
-        let ended =
-            ended.await.inspect_err(|error| tracing::warn!(%error, "other processes cannot be watched"));
+        let ended = ended
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "cannot check whether other processes have ended"));
         away = ended.is_err();
         let before = |process: &Process| missing.iter().find(|(other, _)| other == process);
         let count = |process: Process| {
@@ -81,7 +83,7 @@ async fn watch(service: Arc<Service>) {
             (process, times)
         };
         missing = ended.unwrap_or_default().into_iter().map(count).collect();
-        // What this process was doing when it was taken for dead has ended, wherever it was.
+        // If others took over the work of this process, it has a new id now and has to compare all hosts.
         let now = service.store.new_worker();
         open |= std::mem::replace(&mut this, now.clone()) != now;
         let mut left = Vec::new();
@@ -92,14 +94,16 @@ async fn watch(service: Arc<Service>) {
                         open = true;
                         continue;
                     }
-                    Err(error) => tracing::warn!(%error, "an ended process cannot be taken over yet"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the work of an ended process cannot be taken over yet")
+                    }
                 }
             }
             left.push((process, times));
         }
         missing = left;
-        // What the database did not say meanwhile, and what was left to a process that did not answer, is compared,
-        // as at a start. Should this process end before it is done, another one does the same for it.
+        // Compare all hosts, as at a start, because commits may have been missed or work been taken over. If this
+        // process ends before that is done, another one does the same for it.
         if open && !away && missing.is_empty() {
             service.hosts.iter().for_each(|host| host.look_everywhere());
         }
@@ -111,7 +115,7 @@ async fn fail_over(service: &Service, process: &Process) -> Result<(), Error> {
     let Some(_one) = service.store.locks().try_lock(process.id.to_string()).await? else { return Ok(()) };
     tracing::warn!(
         host = %process.host, pid = process.pid,
-        "process {} on {} has ended: what it left is taken over", process.pid, process.host
+        "process {} on {} has ended; its work is taken over", process.pid, process.host
     );
     Ok(service.store.forget_process(process).await?)
 }

@@ -1,5 +1,5 @@
-//! Retention: events, and attachments, bindings and mediated devices that have ended, are each kept for as long as
-//! configured, and pruned in rounds.
+//! Retention: removes events, and attachments, bindings and mediated devices that have ended, after the configured
+//! time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::service::Service;
 /// How many rows are removed in one transaction.
 const BATCH: i64 = 1000;
 
-/// The shortest and the longest time between two rounds.
+/// The shortest and the longest pause between two rounds.
 const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// Prunes for as long as the service runs.
+/// Removes old rows at intervals for as long as the service runs.
 pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
     let keep = service.config.events.keep.0.min(service.config.records.keep_ended.0);
     let round = (keep / 10).clamp(ROUND.0, ROUND.1);
@@ -26,15 +26,15 @@ pub(crate) async fn prune_in_rounds(service: Arc<Service>) {
             Ok((events, ended)) => {
                 tracing::info!(events, ended, "pruned {events} events and {ended} rows that had ended");
             }
-            Err(error) => tracing::error!(%error, "what is old cannot be pruned; it is tried again"),
+            Err(error) => tracing::error!(%error, "old rows cannot be pruned; it will be tried again"),
         }
         tokio::time::sleep(round).await;
     }
 }
 
-/// Removes what is too old: how many events, and how many rows that have ended.
+/// Removes rows that are too old. Returns the number of events and of ended rows that were removed.
 async fn prune(service: &Service) -> Result<(u64, u64), Error> {
-    // One process at a time, for the others would wait for it.
+    // Only one process prunes at a time, because others would only wait for it.
     let Some(_one) = service.store.locks().try_lock("retention".into()).await? else { return Ok((0, 0)) };
     let (store, most) = (&service.store, service.config.events.most.into());
     let before = |keep: Age| now().saturating_sub(i64::try_from(keep.0.as_millis()).unwrap_or(i64::MAX));
@@ -51,7 +51,7 @@ async fn prune(service: &Service) -> Result<(u64, u64), Error> {
         if removed == 0 {
             return Ok((events, ended));
         }
-        // Whoever waits to write goes first.
+        // Let other writers go first.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

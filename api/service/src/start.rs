@@ -1,4 +1,4 @@
-//! Start: the database and the hosts are opened, and what follows them is begun.
+//! Start: opens the database and the hosts, and starts the background tasks.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::service::Service;
 use crate::webhook::Webhook;
 use crate::{config, feed, flavor, host, peers, retention, webhook};
 
-/// Why the service does not start.
+/// The service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration cannot be used.
@@ -39,32 +39,32 @@ pub enum StartError {
     /// The database cannot be opened.
     #[error("cannot open the database; {advice}")]
     Database {
-        /// Why.
+        /// The cause.
         source: hotslot_store::Error,
-        /// What to do.
+        /// What to do about it.
         advice: String,
     },
-    /// The database's files are another user's; it is said what to do.
+    /// The files of the database belong to another user. The text says what to do.
     #[error("cannot open the database: {0}")]
     Owner(String),
-    /// The database does not do what it should.
+    /// The records cannot be read or written.
     #[error("cannot read the records")]
     Records(#[source] Error),
 }
 
 impl Service {
-    /// Opens the database and the hosts, and starts following them.
+    /// Opens the database and the hosts, and starts the background tasks.
     ///
     /// # Errors
-    /// [`StartError`]. A libvirt host that is away is none.
+    /// [`StartError`]. An unreachable libvirt host is no error; it is connected to later.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         Self::start_on(config, host::open).await
     }
 
-    /// As [`start`](Self::start), on hypervisors that the caller opens: several services may share one.
+    /// As [`start`](Self::start), but `open` opens the hypervisors, so that several services may share one.
     ///
     /// # Errors
-    /// [`StartError`], and what `open` says.
+    /// [`StartError`]; errors of `open`.
     pub async fn start_on(
         config: Config,
         open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
@@ -88,14 +88,14 @@ impl Service {
         }
         let mut webhooks = Vec::new();
         for configured in &config.webhook {
-            // A new one is told what happens from now on.
+            // This records a new webhook, so that it gets the events from now on.
             store.told(&configured.name).await.map_err(|error| StartError::Records(error.into()))?;
             webhooks.push(Arc::new(Webhook::new(configured.clone())?));
         }
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
-                "[pci] unguarded: {} is offered even if the host needs it", entry.address
+                "[pci] unguarded: {} is assignable even if the host needs it", entry.address
             );
         }
         let feed = Feed::new(config.api.followers.get());
@@ -159,7 +159,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Does something for as long as the service runs: what is left of it is done after the next start.
+    /// Runs a background task until the service ends. Work that is unfinished then is done after the next start.
     fn go_on(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
         let service = Arc::clone(self);
         tokio::spawn(async move {
@@ -171,7 +171,7 @@ impl Service {
     }
 }
 
-/// Everything in the rules and flavors of a configuration that is refused, with its place.
+/// Returns all errors in the rules and flavors of a configuration, each with its place.
 pub fn problems(config: &Config) -> Vec<ConfigError> {
     let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
     let mut problems: Vec<_> = rules.problems().into_iter().map(ConfigError::from).collect();
@@ -179,7 +179,7 @@ pub fn problems(config: &Config) -> Vec<ConfigError> {
     problems
 }
 
-/// Why the database that a URL names is of no use.
+/// Converts an error at opening a database into a [`StartError`], with advice if there is some.
 fn unusable(url: &str, error: hotslot_store::Error) -> StartError {
     match error.advice_at_open(url) {
         Some(advice) => StartError::Database { advice, source: error },
@@ -196,20 +196,20 @@ async fn open_store(config: &Config) -> Result<Store, StartError> {
     let path = hotslot_store::sqlite_file(url).map_err(|error| StartError::Records(error.into()))?;
     let io = |error| failed(hotslot_store::Error::io(error));
     let path = hotslot_store::prepare(&path).map_err(|error| {
-        // What is of this kind says itself what to do.
+        // An error of this kind says what to do.
         if error.kind() == std::io::ErrorKind::Other {
             StartError::Owner(error.to_string())
         } else {
             io(error)
         }
     })?;
-    // Two services on one file would each take the other's work for what a dead one left.
+    // Two services on one file would each mistake the other's work for that of a process which has ended.
     let Some(lock) = hotslot_store::lock(&path).map_err(io)? else {
         let path = path.display();
-        let source = hotslot_store::Error::io(std::io::Error::other("another process has its lock"));
+        let source = hotslot_store::Error::io(std::io::Error::other("another process has locked it"));
         let advice = format!(
-            "stop the other hotslot (`fuser -v {path}.lock` says which process it is), or give this one its own \
-             [database] url instead of {path}"
+            "stop the other hotslot (`fuser -v {path}.lock` shows its process), or configure another [database] url \
+             for this one instead of {path}"
         );
         return Err(StartError::Database { source, advice });
     };
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_start_that_is_refused_tells_everything_that_is_wrong() {
+    async fn a_refused_start_reports_all_problems() {
         let config = r#"
             [database]
             url = "sqlite:///nowhere/hotslot.db"

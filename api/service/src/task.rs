@@ -1,13 +1,13 @@
-//! Tasks that go on when the one that waits for them goes away.
+//! Tasks that continue when the future that waits for them is dropped.
 
 use tokio::task::JoinHandle;
 
 use crate::error::Error;
 
-/// What a task answers that goes on when the one that waits for it goes away.
+/// Waits for a task. The task continues when the returned future is dropped.
 ///
 /// # Errors
-/// Its own; [`Error::Internal`] when it ended without an answer.
+/// The error of the task; [`Error::Internal`] when it panicked or was cancelled.
 pub async fn join<T>(task: JoinHandle<Result<T, Error>>) -> Result<T, Error> {
-    task.await.map_err(|error| Error::Internal(format!("the work ended without an answer: {error}")))?
+    task.await.map_err(|error| Error::Internal(format!("the work ended without a result: {error}")))?
 }

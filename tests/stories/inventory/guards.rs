@@ -72,7 +72,11 @@ async fn guarded_devices_are_refused_although_a_device_spec_matches() {
 async fn a_guard_is_overridden_by_name_with_a_warning() {
     let config = EVERYTHING.replace("alias =", "unguarded = ['node1/0000:07:00.0']\nalias =");
     let service = Hotslot::bare(&host("small"), &config, live_on).await;
-    assert!(service.log().contains("0000:07:00.0 is offered even if the host needs it"), "{}", service.log());
+    assert!(
+        service.log().contains("0000:07:00.0 is assignable even if the host needs it"),
+        "{}",
+        service.log()
+    );
     service.attach(Q35, "nvme:1").await.expect(200);
 }
 

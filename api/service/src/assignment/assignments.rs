@@ -22,7 +22,7 @@ pub struct Assignments {
     pub(crate) hosts: Arc<Hosts>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) idempotency: Arc<Idempotency>,
-    /// The hostdev documents.
+    /// The templates of the hostdev documents.
     pub(crate) templates: Templates,
     /// The assignments that somebody works on; reconciliation leaves them alone.
     pub(crate) in_flight: Arc<InFlight>,
@@ -33,7 +33,7 @@ pub struct Assignments {
 }
 
 impl Assignments {
-    /// How often and how long guests are asked to let a device go.
+    /// Returns the configured limits of unplugging a device.
     pub fn detach_limits(&self) -> DetachLimits {
         DetachLimits {
             attempts: self.config.detach.attempts,
@@ -43,7 +43,7 @@ impl Assignments {
     }
 }
 
-/// What the domain's document says of an attachment.
+/// Returns the hostdev document of an attachment.
 pub(crate) fn hostdev_spec(attachment: &Attachment, device: &Device) -> HostdevSpec {
     HostdevSpec {
         source: device.facts.address,

@@ -10,11 +10,12 @@ use super::request::AttachRequest;
 use crate::error::Error;
 
 impl Assignments {
-    /// What the first try of an attach has made, in the order asked; none when there was none, or nothing is left
-    /// of it.
+    /// Returns the attachments that an earlier attempt of an attach has made, in the order of the request. Returns
+    /// `None` when there was no earlier attempt, or nothing is left of it.
     ///
     /// # Errors
-    /// [`Error::HostAway`] while that cannot be told, [`Error::Conflict`] while the first try is being taken back.
+    /// [`Error::HostAway`] while the host is unreachable; [`Error::Conflict`] while the earlier attempt is being
+    /// undone; errors of the database.
     pub(super) async fn first_try(
         self: &Arc<Self>,
         asked: &AttachRequest,
@@ -26,10 +27,10 @@ impl Assignments {
         let of_request = async || self.store.attachments_of_request(request).await;
         let mut rows = of_request().await?;
         if let Some(host) = rows.first().and_then(|row| self.hosts.host(row.hypervisor)) {
-            // What a killed service left is as it was until it has been compared.
+            // The records that a killed service left are outdated until the host has been compared.
             host.ready().await?;
             rows = of_request().await?;
-            // And what a process left that has just died.
+            // The same holds for the records of another process that has just ended.
             if let Some(row) = rows.iter().find(|row| row.state == State::Attaching) {
                 self.reconcile(host, row.server, Trigger::Event).await?;
                 rows = of_request().await?;
@@ -40,7 +41,7 @@ impl Assignments {
         }
         if let Some(row) = rows.iter().find(|row| row.attached_at.is_none()) {
             return Err(Error::Conflict(format!(
-                "the first try with this Idempotency-Key was cut off, and attachment {} of it is {} still; \
+                "the first attempt with this Idempotency-Key was interrupted, and its attachment {} is still {}; \
                  try again when it is gone",
                 row.id, row.state
             )));
