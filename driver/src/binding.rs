@@ -114,7 +114,7 @@ pub async fn release(
             Err(error) => Reset::Unavailable { reason: error.message },
         }
     };
-    give_back(hypervisor, &device, before).await?;
+    rebind_host_driver(hypervisor, &device, before).await?;
     let driver = read_back(hypervisor, address).await?.driver;
     Ok(Released { as_before: driver.as_deref() == before, driver, reset })
 }
@@ -128,7 +128,7 @@ async fn read_back(hypervisor: &dyn Hypervisor, address: PciAddress) -> Result<H
     })
 }
 
-async fn give_back(
+async fn rebind_host_driver(
     hypervisor: &dyn Hypervisor,
     device: &HostDevice,
     before: Option<&str>,
@@ -157,7 +157,7 @@ async fn undo(
     }
     let undone = async {
         let device = hypervisor.device(address).await?;
-        give_back(hypervisor, &device, before).await?;
+        rebind_host_driver(hypervisor, &device, before).await?;
         hypervisor.device(address).await
     };
     match undone.await {

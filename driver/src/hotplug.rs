@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! plug     preflight → render → attach → read back            │ undo: detach what a failed attach left
-//! group    free_group → plug each member                      │ undo: give_back
+//! group    free_group → plug each member                      │ undo: rebind_host_drivers
 //! unplug   subscribe → detach from the definition → request the unplug → wait → read back; repeat until it is gone
 //! ```
 //! libvirt's live detach returns when the guest was *asked*. The device is *gone* when the live document no longer has
@@ -116,7 +116,7 @@ pub enum Unplugged {
 
 /// Unbinds the host drivers of all `members` of an IOMMU group that are to be plugged together. libvirt unbinds only
 /// the device of one attach call, so that without this the group is not viable at the first attach. libvirt leaves
-/// these functions on VFIO after the guest released them; [`give_back`] rebinds their host drivers.
+/// these functions on VFIO after the guest released them; [`rebind_host_drivers`] rebinds their host drivers.
 ///
 /// # Errors
 /// The error of the first call that failed. The functions that were unbound before it have been rebound, or the message
@@ -135,7 +135,7 @@ pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> 
         if error.kind.leaves_it_open() && !is_out {
             taken.push(member.address);
         }
-        if let Err(lost) = give_back(hypervisor, &taken).await {
+        if let Err(lost) = rebind_host_drivers(hypervisor, &taken).await {
             error.message = format!("{}; and rebinding the host drivers failed: {lost}", error.message);
         }
         return Err(error);
@@ -147,7 +147,7 @@ pub async fn free_group(hypervisor: &dyn Hypervisor, members: &[HostDevice]) -> 
 ///
 /// # Errors
 /// The error of the first call that failed.
-pub async fn give_back(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> Result<(), Error> {
+pub async fn rebind_host_drivers(hypervisor: &dyn Hypervisor, members: &[PciAddress]) -> Result<(), Error> {
     let mut given = Ok(());
     for member in members {
         given = given.and(hypervisor.node_reattach(*member).await);

@@ -147,7 +147,7 @@ async fn choosing(dir: &Path) -> f64 {
     devices.sort_by_key(|device| device.facts.address);
     let groups = functions.iter().filter_map(|(at, device)| Some((*at, device.iommu_group.as_ref()?.number)));
     let groups = groups.collect();
-    let scene = CandidateSet {
+    let candidate_set = CandidateSet {
         devices: &devices,
         withheld: &HashMap::new(),
         guest_nodes: &BTreeSet::new(),
@@ -163,9 +163,9 @@ async fn choosing(dir: &Path) -> f64 {
         vf: false,
         tags: &BTreeMap::new(),
     }];
-    let choice = choose(&wanted, &scene).expect("a VF");
+    let choice = choose(&wanted, &candidate_set).expect("a VF");
     assert_eq!(choice[0].len(), 1);
-    report("choose 1 VF, in process", &mut timed(ROUNDS, || choose(&wanted, &scene)))
+    report("choose 1 VF, in process", &mut timed(ROUNDS, || choose(&wanted, &candidate_set)))
 }
 
 fn row(

@@ -42,7 +42,7 @@ pub struct Host {
     /// The permits for attaches and detaches, and their number.
     queue: (Arc<Semaphore>, u32),
     /// Notified when functions may be rebound to their host drivers, or bindings released.
-    owed: Notify,
+    pending_rebind: Notify,
     /// The lock of the host's IOMMU groups: held while functions are unbound from host drivers or rebound to them.
     pub(crate) groups: Mutex<()>,
     /// All PCI functions as they were last read.
@@ -117,7 +117,7 @@ impl Host {
             hypervisor,
             synced,
             queue: (Arc::new(Semaphore::new(queue as usize)), queue),
-            owed: Notify::new(),
+            pending_rebind: Notify::new(),
             groups: Mutex::default(),
             functions: RwLock::default(),
             mdevs: RwLock::default(),
@@ -129,19 +129,19 @@ impl Host {
     }
 
     /// Requests a comparison of everything with the records.
-    pub(crate) fn look_everywhere(&self) {
+    pub(crate) fn queue_full_check(&self) {
         // The receiver is only gone while the service ends.
         let _ = self.again.send(Recheck::Everything);
     }
 
     /// Requests a comparison of a server with its records.
-    pub(crate) fn look_again(&self, server: ServerId) {
+    pub(crate) fn queue_server_check(&self, server: ServerId) {
         // The receiver is only gone while the service ends.
         let _ = self.again.send(Recheck::Server(server));
     }
 
     /// Requests a comparison of a server after a pause, which asks its guest again to release devices.
-    pub(crate) fn ask_again(&self, server: ServerId) {
+    pub(crate) fn queue_unplug_retry(&self, server: ServerId) {
         let _ = self.again.send(Recheck::Open(server));
     }
 
@@ -152,15 +152,15 @@ impl Host {
     }
 
     /// Requests that a function is read again and compared with its record.
-    pub(crate) fn look_at(&self, address: PciAddress) {
+    pub(crate) fn queue_device_scan(&self, address: PciAddress) {
         let _ = self.again.send(Recheck::Function(address));
     }
 
     /// Reports that an overdue call of another process has returned, or is no longer recorded.
-    pub(crate) fn came_back(&self, server: Option<ServerId>, address: Option<PciAddress>) {
+    pub(crate) fn call_returned(&self, server: Option<ServerId>, address: Option<PciAddress>) {
         if let Some(server) = server {
-            self.look_again(server);
-            self.ask_again(server);
+            self.queue_server_check(server);
+            self.queue_unplug_retry(server);
         }
         if let Some(address) = address {
             let _ = self.again.send(Recheck::CameBack(address));
@@ -169,17 +169,17 @@ impl Host {
 
     /// Requests that functions are rebound to their host drivers, if no server has any function of their IOMMU group,
     /// and that unfinished bindings are released.
-    pub(crate) fn give_back(&self) {
-        self.owed.notify_one();
+    pub(crate) fn queue_rebind(&self) {
+        self.pending_rebind.notify_one();
     }
 
     /// Waits for a request of [`give_back`](Self::give_back). Requests that arrive before this is called count as one.
-    pub(crate) async fn asked_to_give_back(&self) {
-        self.owed.notified().await;
+    pub(crate) async fn rebind_queued(&self) {
+        self.pending_rebind.notified().await;
     }
 
     /// Requests a comparison of the host's mediated devices after a pause.
-    pub fn look_at_mdevs_again(&self) {
+    pub fn queue_mdev_check(&self) {
         let _ = self.again.send(Recheck::Mdevs);
     }
 
@@ -201,7 +201,7 @@ impl Host {
     ///
     /// # Errors
     /// Errors of the hypervisor.
-    pub async fn look_at_mdevs(&self) -> Result<Arc<Vec<Mdev>>, Error> {
+    pub async fn read_mdevs(&self) -> Result<Arc<Vec<Mdev>>, Error> {
         let mdevs = match self.hypervisor.mdevs().await {
             Err(error) if error.kind == ErrorKind::Unsupported => Vec::new(),
             answer => answer.map_err(self.error("list the host's mediated devices"))?,
@@ -260,10 +260,10 @@ impl Host {
         drop(all);
         // A group that this domain kept busy may be rebound now.
         if has_less {
-            self.give_back();
+            self.queue_rebind();
         }
         if has_fewer_mdevs {
-            self.look_at_mdevs_again();
+            self.queue_mdev_check();
         }
     }
 
@@ -316,12 +316,12 @@ impl Host {
     }
 
     /// Returns the oldest overdue call that may still change a server.
-    pub(crate) fn stuck(&self, server: ServerId) -> Option<OverdueCall> {
+    pub(crate) fn overdue_call(&self, server: ServerId) -> Option<OverdueCall> {
         self.hypervisor.overdue().into_iter().find(|call| call.domain == Some(server.0))
     }
 
     /// Returns the oldest overdue call that may still change a PCI function or its mediated devices.
-    pub(crate) fn stuck_at(&self, address: PciAddress) -> Option<OverdueCall> {
+    pub(crate) fn overdue_call_at(&self, address: PciAddress) -> Option<OverdueCall> {
         self.hypervisor.overdue().into_iter().find(|call| call.address == Some(address))
     }
 

@@ -45,7 +45,7 @@ async fn hear(service: &Arc<Service>) -> Result<(), Error> {
         let still_out = service.store.overdue_elsewhere();
         for call in out.iter().filter(|call| !still_out.iter().any(|other| other.is_same(call))) {
             if let Some(host) = service.hosts.host(call.hypervisor) {
-                host.came_back(call.server, call.address);
+                host.call_returned(call.server, call.address);
             }
         }
         out = still_out;
@@ -105,7 +105,7 @@ async fn watch(service: Arc<Service>) {
         // Compare all hosts, as at a start, because commits may have been missed or work been taken over. If this
         // process ends before that is done, another one does the same for it.
         if open && !away && missing.is_empty() {
-            service.hosts.iter().for_each(|host| host.look_everywhere());
+            service.hosts.iter().for_each(|host| host.queue_full_check());
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -153,7 +153,8 @@ impl Service {
         service.go_on(settle::in_rounds(Arc::clone(&service.cyborg)));
         for host in service.hosts.iter() {
             service.go_on(reconcile::follow(Arc::clone(&service.assignments), Arc::clone(host)));
-            service.go_on(reconcile::give_back(Arc::clone(&service.assignments), Arc::clone(host)));
+            service
+                .go_on(reconcile::rebind_in_background(Arc::clone(&service.assignments), Arc::clone(host)));
         }
         service.go_on(peers::follow(Arc::clone(&service)));
         Ok(service)

@@ -19,7 +19,7 @@ use super::hypervisors::HypervisorPath;
 
 fn wire(host: &Host, finding: &Finding) -> Value {
     let said: BTreeMap<_, _> = finding.said.iter().map(|(witness, what)| (witness.as_str(), what)).collect();
-    let done = finding.action.occasion().map(|occasion| match occasion {
+    let done = finding.action.trigger().map(|trigger| match trigger {
         Trigger::Event | Trigger::Arrival | Trigger::Round => "by itself",
         Trigger::Repair => "by a repair",
     });
@@ -40,7 +40,7 @@ async fn look(assignments: &Assignments, host: &Host) -> Result<Vec<Value>, Erro
     Ok(assignments.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
 }
 
-async fn mend(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
+async fn repaired(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Vec<Value>, Error> {
     let outcomes = assignments.repair(host).await?;
     let shown = outcomes.iter().map(|(finding, outcome)| {
         let mut wire = wire(host, finding);
@@ -92,7 +92,7 @@ pub(super) async fn repair(
 ) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
     for host in hosts.iter() {
-        all.add(host, mend(&assignments, host).await)?;
+        all.add(host, repaired(&assignments, host).await)?;
     }
     Ok(all.answer())
 }
@@ -108,5 +108,5 @@ pub(super) async fn repair_host(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": mend(&service.assignments, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": repaired(&service.assignments, path.host(&service)?).await? })))
 }

@@ -44,7 +44,7 @@ pub(super) async fn device(
     host.ready().await?;
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
     let functions = service.catalog.look(host, Some(BTreeSet::from([address]))).await?;
-    host.look_at_mdevs().await?;
+    host.read_mdevs().await?;
     let offer = service.catalog.offer_of(host, functions).await?;
     let function = offer.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.records.devices_of(host.row.id);
@@ -225,7 +225,7 @@ pub(super) async fn candidates(
         guest_nodes
             .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
     }
-    let scene = CandidateSet {
+    let candidate_set = CandidateSet {
         devices: &devices,
         withheld: &withheld,
         guest_nodes: &guest_nodes,
@@ -241,7 +241,7 @@ pub(super) async fn candidates(
         vf: false,
         tags: &BTreeMap::new(),
     };
-    let lines = rules::explain(&wanted, &scene).into_iter().map(|(device, verdict)| {
+    let lines = rules::explain(&wanted, &candidate_set).into_iter().map(|(device, verdict)| {
         let facts = &device.facts;
         json!({
             "address": facts.address,

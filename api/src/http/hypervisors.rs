@@ -25,7 +25,7 @@ use hotslot_service::records::Records;
 fn brief(host: &Host) -> Value {
     let connection = host.hypervisor.connection();
     let overdue = host.hypervisor.overdue();
-    let stuck = overdue.first().map(|call| {
+    let overdue_call = overdue.first().map(|call| {
         format!(
             "{} call(s) have not returned; the oldest has taken {} s: {}",
             overdue.len(),
@@ -39,7 +39,7 @@ fn brief(host: &Host) -> Value {
         "id": host.row.uuid,
         "hypervisor_hostname": host.name,
         "state": if connection.is_ok() { "up" } else { "down" },
-        "state_reason": connection.err().or(stuck),
+        "state_reason": connection.err().or(overdue_call),
         "stuck_calls": stuck_calls.collect::<Vec<_>>(),
         "status": "enabled",
         "simulated": host.uri.starts_with("sim://"),

@@ -202,7 +202,10 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database, or an error for a row that cannot be read.
-    pub async fn taken(&self, host: HypervisorId) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
+    pub async fn unbound_from_host(
+        &self,
+        host: HypervisorId,
+    ) -> Result<Vec<(AttachmentId, PciAddress)>, Error> {
         let rows = query(
             "SELECT attachments.id AS id, pci_devices.address AS address
              FROM attachments JOIN pci_devices ON pci_devices.id = attachments.device_id
@@ -222,7 +225,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn given_back(&self, ids: &[AttachmentId]) -> Result<(), Error> {
+    pub async fn rebound(&self, ids: &[AttachmentId]) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for id in ids {
             let row = query("UPDATE attachments SET taken = 0 WHERE id = $1 AND taken = 1 RETURNING *")

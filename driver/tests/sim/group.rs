@@ -42,7 +42,7 @@ async fn both_functions_of_a_group_are_plugged_and_rebound_afterwards() {
         assert_eq!(unplugged, Unplugged::Gone);
         assert_eq!(host.sim.device(spec.source).await.unwrap().driver.as_deref(), Some("vfio-pci"));
     }
-    hotplug::give_back(sim, &specs.map(|spec| spec.source)).await.unwrap();
+    hotplug::rebind_host_drivers(sim, &specs.map(|spec| spec.source)).await.unwrap();
     for member in [PAIR0, PAIR1] {
         assert_eq!(host.driver(member).await.as_deref(), Some("e1000e"));
     }
@@ -86,7 +86,7 @@ async fn all_functions_are_rebound_even_if_one_fails() {
     let host = Host::small();
     hotplug::free_group(host.sim.as_ref(), &pair(&host).await).await.unwrap();
     host.control("fault node-reattach fail kind=in-use");
-    let given = hotplug::give_back(host.sim.as_ref(), &[address(PAIR0), address(PAIR1)]).await;
+    let given = hotplug::rebind_host_drivers(host.sim.as_ref(), &[address(PAIR0), address(PAIR1)]).await;
     let (kind, _) = refused(given);
     assert_eq!(kind, ErrorKind::InUse);
     assert_eq!(host.driver(PAIR0).await.as_deref(), Some("vfio-pci"));

@@ -55,9 +55,9 @@ pub type Explanation<'a> = Vec<(&'a Arc<Device>, Result<usize, String>)>;
 /// Returns the [`Shortage`] of the first part that cannot be met.
 pub fn choose<'a>(
     wanted: &[Wanted<'_>],
-    scene: &CandidateSet<'a>,
+    candidate_set: &CandidateSet<'a>,
 ) -> Result<Vec<Vec<&'a Arc<Device>>>, Box<Shortage>> {
-    let table = Table::new(scene);
+    let table = Table::new(candidate_set);
     serve(&table, wanted).map_err(|mut shortage| {
         // A caller can set whole_group only with a configured alias, and not with options that are for VFs only.
         let settable = wanted.iter().all(|wanted| wanted.alias.is_configured() && !wanted.vf);
@@ -69,8 +69,8 @@ pub fn choose<'a>(
 }
 
 /// Explains for each device of a host whether the request `wanted`, on its own, could get it, and why not.
-pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation<'a> {
-    let table = Table::new(scene);
+pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Explanation<'a> {
+    let table = Table::new(candidate_set);
     let mut told: Explanation<'a> = Vec::new();
     let part = table.parts(std::slice::from_ref(wanted)).into_iter().next();
     let candidates = part.map(|part| part.candidates).unwrap_or_default();
@@ -87,7 +87,7 @@ pub fn explain<'a>(wanted: &Wanted<'_>, scene: &CandidateSet<'a>) -> Explanation
                     // For a vDPA device, add the reason from `withheld`: it names the guest that uses the device,
                     // or says how to remove the vDPA device.
                     let of_vdpa = device.facts.dev_type == DevType::Vdpa && matches!(reason, Reason::Kind);
-                    let held = scene.withheld.get(&device.id).filter(|_| of_vdpa);
+                    let held = candidate_set.withheld.get(&device.id).filter(|_| of_vdpa);
                     (*device, Err(held.map_or(why.clone(), |held| format!("{why}; {held}"))))
                 }));
             }

@@ -158,7 +158,7 @@ impl Accelerators {
 
     /// Reads the held devices from their hosts, because no event reports that a driver was bound or unbound. The hosts
     /// are read concurrently, and the devices of a host that does not answer in time stay unknown.
-    pub async fn look_at(&self, views: &mut [View]) {
+    pub async fn read_functions(&self, views: &mut [View]) {
         let mut places = BTreeMap::<HypervisorId, BTreeSet<PciAddress>>::new();
         for held in views.iter().flat_map(|view| &view.held) {
             places.entry(held.device.hypervisor).or_default().insert(held.device.facts.address);

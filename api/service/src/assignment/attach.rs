@@ -90,7 +90,7 @@ impl Assignments {
                 Err(failure) => Err(failure),
             };
             drop(in_flight);
-            host.look_again(request.server);
+            host.queue_server_check(request.server);
             match plugged {
                 Ok(answer) => return Ok(answer),
                 // Something else uses the device, which only libvirt knew. Try another device.
@@ -167,7 +167,7 @@ impl Assignments {
         let members: Vec<_> = members.map(|step| step.found.clone()).collect();
         let Err(error) = hotplug::free_group(host.hypervisor.as_ref(), &members).await else { return Ok(()) };
         // libvirt was not requested to plug any of them. One with a call out stays in transition until it returns.
-        let out = steps.iter().position(|step| host.stuck_at(step.device.facts.address).is_some());
+        let out = steps.iter().position(|step| host.overdue_call_at(step.device.facts.address).is_some());
         let (before, after) = (Leftover::Nothing, Leftover::Nothing);
         let leftover = if out.is_some() { Leftover::Unknown } else { Leftover::Nothing };
         let failed = Failed { step: out.unwrap_or_default(), leftover, before, after, error };
@@ -297,7 +297,7 @@ pub(super) fn plugged(presence: &Presence) -> Observation {
 /// # Errors
 /// [`Error::Conflict`] with the call.
 pub(crate) fn expect_nothing_out(host: &Host, server: ServerId) -> Result<(), Error> {
-    match host.stuck(server) {
+    match host.overdue_call(server) {
         None => Ok(()),
         Some(call) => Err(Error::Conflict(format!(
             "nothing was attached to server {server}: {call}; attach again when that call has returned"

@@ -169,12 +169,12 @@ impl Assignments {
     /// IOMMU group may have to be rebound to its host drivers.
     fn has_ended(&self, row: &Assignment, address: Option<PciAddress>) {
         let Some(host) = self.hosts.host(row.hypervisor()) else { return };
-        address.into_iter().for_each(|address| host.look_at(address));
+        address.into_iter().for_each(|address| host.queue_device_scan(address));
         if let Some(server) = row.server() {
             host.settled(server);
         }
         if row.kind() == AssignmentKind::Attachment {
-            host.give_back();
+            host.queue_rebind();
         }
     }
 
@@ -357,7 +357,7 @@ impl Assignments {
         });
         let settled = self.settle_all(&intents.collect::<Vec<_>>()).await;
         // If nothing could be recorded, the next comparison of host and records releases what is left in transition.
-        let rows = settled.inspect_err(|_| host.give_back())?;
+        let rows = settled.inspect_err(|_| host.queue_rebind())?;
         let mut left = Vec::new();
         for (key, leftover, _) in undone {
             let Some(row) = rows.iter().find(|row| row.key() == *key) else { continue };
@@ -374,8 +374,8 @@ impl Assignments {
                 }
             }
             match row.server() {
-                Some(server) => host.ask_again(server),
-                None => host.give_back(),
+                Some(server) => host.queue_unplug_retry(server),
+                None => host.queue_rebind(),
             }
         }
         Ok(left)

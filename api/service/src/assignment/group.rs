@@ -25,7 +25,7 @@ use crate::host::Host;
 
 /// Functions that were unbound from their host drivers for attachments that have ended.
 #[derive(Debug, Default)]
-pub(super) struct Owed {
+pub(super) struct PendingRebind {
     /// The functions that have no host driver.
     pub(super) findings: Vec<Finding>,
     /// The attachments whose functions are bound to a host driver again, or gone from the host.
@@ -57,36 +57,36 @@ impl Assignments {
     ///
     /// # Errors
     /// Errors of the database and of the hypervisor.
-    pub(super) async fn owed(&self, host: &Host) -> Result<Owed, Error> {
+    pub(super) async fn pending_rebind(&self, host: &Host) -> Result<PendingRebind, Error> {
         let rows = self.store.devices_of(host.row.id).into_iter().filter(|device| device.owner.is_some());
         let mut held: BTreeSet<_> = rows.map(|device| device.facts.address).collect();
         held.extend(host.in_guests());
         let busy = |group: &IommuGroup| group.members.iter().any(|member| held.contains(member));
-        let mut owed = Owed::default();
-        for (id, address) in self.store.taken(host.row.id).await? {
+        let mut pending_rebind = PendingRebind::default();
+        for (id, address) in self.store.unbound_from_host(host.row.id).await? {
             if held.contains(&address) {
                 continue;
             }
-            if let Some(call) = host.stuck_at(address) {
+            if let Some(call) = host.overdue_call_at(address) {
                 // The overdue call may still change the function. Its return is an event.
-                owed.findings.push(under_a_call(id, address, &call));
+                pending_rebind.findings.push(under_a_call(id, address, &call));
                 continue;
             }
             let function = match host.hypervisor.device(address).await {
                 Ok(function) => function,
                 Err(error) if error.kind == ErrorKind::NoDevice => {
-                    owed.settled.push(id);
+                    pending_rebind.settled.push(id);
                     continue;
                 }
                 Err(error) => return Err(host.error(format!("read device {address}"))(error)),
             };
             if function.blocks_its_group() {
-                owed.settled.push(id);
+                pending_rebind.settled.push(id);
             } else if !function.iommu_group.as_ref().is_some_and(busy) {
-                owed.findings.push(without_driver(id, &function));
+                pending_rebind.findings.push(without_driver(id, &function));
             }
         }
-        Ok(owed)
+        Ok(pending_rebind)
     }
 
     /// Rebinds functions to their host drivers, if no server has a function of their IOMMU group.
@@ -94,15 +94,15 @@ impl Assignments {
     /// # Errors
     /// Errors of the database; the hypervisor's error for a function that cannot be rebound, after the others were
     /// tried.
-    pub(super) async fn give_back(&self, host: &Host) -> Result<(), Error> {
+    pub(super) async fn rebind_host_drivers(&self, host: &Host) -> Result<(), Error> {
         let _groups = self.lock_groups(host).await?;
         self.store.refresh().await?;
-        let (mut owed, mut outcome) = (self.owed(host).await?, Ok(()));
-        for finding in owed.findings {
-            let (Action::GiveBack(id), Some(address)) = (finding.action, finding.address) else { continue };
-            match hotplug::give_back(host.hypervisor.as_ref(), &[address]).await {
-                Ok(()) => owed.settled.push(id),
-                Err(error) if error.kind == ErrorKind::NoDevice => owed.settled.push(id),
+        let (mut pending_rebind, mut outcome) = (self.pending_rebind(host).await?, Ok(()));
+        for finding in pending_rebind.findings {
+            let (Action::Rebind(id), Some(address)) = (finding.action, finding.address) else { continue };
+            match hotplug::rebind_host_drivers(host.hypervisor.as_ref(), &[address]).await {
+                Ok(()) => pending_rebind.settled.push(id),
+                Err(error) if error.kind == ErrorKind::NoDevice => pending_rebind.settled.push(id),
                 // A domain has taken the function meanwhile; it is rebound when that domain releases it.
                 Err(error) if error.kind == ErrorKind::InUse => {
                     tracing::debug!(host = %host.name, pci.address = %address, %error, "not rebound yet");
@@ -114,10 +114,10 @@ impl Assignments {
                     ))(error));
                 }
             }
-            host.look_at(address);
+            host.queue_device_scan(address);
         }
-        if !owed.settled.is_empty() {
-            self.store.given_back(&owed.settled).await?;
+        if !pending_rebind.settled.is_empty() {
+            self.store.rebound(&pending_rebind.settled).await?;
         }
         outcome
     }
@@ -155,6 +155,6 @@ fn without_driver(id: AttachmentId, function: &HostDevice) -> Finding {
             (Source::Record, "it was unbound from its host driver, and the attachment has ended".into()),
             (Source::Host, driver),
         ],
-        action: Action::GiveBack(id),
+        action: Action::Rebind(id),
     }
 }

@@ -82,7 +82,7 @@ impl Assignments {
             let bound =
                 binding::bind(host.hypervisor.as_ref(), &step.facts, driver, self.binding_policy()).await;
             let address = step.facts.device.address;
-            host.look_at(address);
+            host.queue_device_scan(address);
             match bound {
                 Ok(bound) => tracing::info!(
                     host = %host.name, pci.address = %address, driver = bound.driver, "bound {address} for the host"
@@ -90,7 +90,7 @@ impl Assignments {
                 Err(error) => {
                     // After a time-out, or after a refusal that could not be undone in time, the device may be bound
                     // now or later.
-                    let is_open = error.kind.leaves_it_open() || host.stuck_at(address).is_some();
+                    let is_open = error.kind.leaves_it_open() || host.overdue_call_at(address).is_some();
                     let leftover = if is_open { Leftover::Unknown } else { Leftover::Nothing };
                     let failed = Failed::at(index, leftover, error);
                     return Err(self.undo(host, steps, failed, None).await.error);
@@ -100,7 +100,7 @@ impl Assignments {
         // Record all in one transaction: after a crash either all of them are released, or none.
         let bound = Observation::Present { inner: None, only_in_definition: false, same_run: true };
         let seen: Vec<_> = steps.iter().map(|step| (step.key(), bound.clone())).collect();
-        self.settle_all(&seen).await.inspect_err(|_| host.give_back()).map(drop)
+        self.settle_all(&seen).await.inspect_err(|_| host.queue_rebind()).map(drop)
     }
 
     /// Rebinds the device of a binding to the driver that it had before. `first` says that no earlier try can have
@@ -119,7 +119,7 @@ impl Assignments {
             }
             None => binding::release(host.hypervisor.as_ref(), address, row.previous.as_deref()).await,
         };
-        host.look_at(address);
+        host.queue_device_scan(address);
         match released {
             Ok(released) => ReleaseOutcome::Gone { reason: told(&released, row.previous.as_deref()) },
             Err(error) if error.kind == ErrorKind::NoDevice => {
@@ -162,7 +162,7 @@ impl Assignments {
         }
         if outcome.is_err() {
             // The bindings that are left in transition are released later.
-            host.give_back();
+            host.queue_rebind();
         }
         outcome
     }

@@ -97,13 +97,13 @@ impl Assignments {
         let (steps, in_flight) = self.reserve_mdevs(parts, &host, &domain, scope).await?;
         let outcome = self.make_and_plug(&host, server, scope, &steps, making).await;
         drop(in_flight);
-        host.look_again(server);
+        host.queue_server_check(server);
         match &outcome {
             Ok(rows) => rows.iter().for_each(|row| self.verify_soon(&host, row)),
-            Err(_) => host.ask_again(server),
+            Err(_) => host.queue_unplug_retry(server),
         }
         // Read the host's mediated devices again, since availability depends on them.
-        drop(host.look_at_mdevs().await);
+        drop(host.read_mdevs().await);
         outcome.map(drop)
     }
 
@@ -177,7 +177,7 @@ impl Assignments {
             let made = hotplug::create_mdev(hypervisor, address, &step.mdev_type, step.id.0).await;
             if let Err(error) = made {
                 // The device may exist in spite of the error, so read the host's mediated devices.
-                let leftover = match host.look_at_mdevs().await {
+                let leftover = match host.read_mdevs().await {
                     _ if error.kind.leaves_it_open() => Leftover::Unknown,
                     Err(_) => Leftover::Unknown,
                     Ok(there) if there.iter().any(|mdev| mdev.uuid == step.id.0) => Leftover::Assigned,
@@ -228,7 +228,7 @@ impl Assignments {
 
     /// Removes a mediated device that no domain has from the host.
     pub(super) async fn destroy(&self, host: &Host, id: AttachmentId, parent: PciAddress) -> ReleaseOutcome {
-        if let Some(call) = host.stuck_at(parent) {
+        if let Some(call) = host.overdue_call_at(parent) {
             return ReleaseOutcome::Pending { reason: call.to_string() };
         }
         match host.hypervisor.destroy_mdev(id.0).await {

@@ -54,7 +54,7 @@ impl Assignments {
         let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id().0).and_then(|mdev| mdev.parent);
         let on_record = || self.store.device(row.device()).filter(|parent| parent.hypervisor == host.row.id);
         let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
-        if let Some(call) = parent.and_then(|parent| host.stuck_at(parent)) {
+        if let Some(call) = parent.and_then(|parent| host.overdue_call_at(parent)) {
             return Err(Error::Conflict(format!("{call}; the work continues when that call returns")));
         }
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
@@ -75,11 +75,11 @@ impl Assignments {
                 "removed mediated device {}, whose record had ended", row.id()
             );
         } else {
-            host.look_at_mdevs_again();
+            host.queue_mdev_check();
         }
         // Read the host's mediated devices again, since availability depends on them.
-        drop(host.look_at_mdevs().await);
-        parent.into_iter().for_each(|parent| host.look_at(parent));
+        drop(host.read_mdevs().await);
+        parent.into_iter().for_each(|parent| host.queue_device_scan(parent));
         taken.map_err(host.error(format!("removing mediated device {} failed", row.id())))
     }
 
@@ -100,7 +100,7 @@ impl Assignments {
         if missing.is_empty() {
             return Ok(());
         }
-        host.look_at_mdevs().await?;
+        host.read_mdevs().await?;
         let view = host.server(server).await?.filter(|view| view.live.is_none());
         let is_to_start =
             |row: &Mdev| view.as_ref().is_some_and(|view| Presence::of(view, UserAlias(row.id.0)).config);
@@ -132,16 +132,16 @@ impl Assignments {
     /// [`Error::Conflict`] while an overdue call may still change its parent; errors of the hypervisor.
     pub(crate) async fn make_again(&self, host: &Host, row: &Mdev) -> Result<(), Error> {
         let is_there = |mdevs: &[mdev::Mdev]| mdevs.iter().any(|mdev| mdev.uuid == row.id.0);
-        if is_there(&host.mdevs()) || is_there(&host.look_at_mdevs().await?) {
+        if is_there(&host.mdevs()) || is_there(&host.read_mdevs().await?) {
             return Ok(());
         }
         let Some(parent) = self.store.device(row.parent) else { return Ok(()) };
         let address = parent.facts.address;
-        if let Some(call) = host.stuck_at(address) {
+        if let Some(call) = host.overdue_call_at(address) {
             return Err(Error::Conflict(format!("{call}; the work continues when that call returns")));
         }
         let made = hotplug::create_mdev(host.hypervisor.as_ref(), address, &row.mdev_type, row.id.0).await;
-        drop(host.look_at_mdevs().await);
+        drop(host.read_mdevs().await);
         made.map_err(host.error(format!("creating mediated device {} again on {address} failed", row.id)))?;
         tracing::warn!(host = %host.name, mdev.uuid = %row.id, "created again on {address}");
         Ok(())

@@ -21,8 +21,8 @@ impl Assignments {
         server: Option<ServerId>,
         device: DeviceId,
     ) -> Option<OverdueCall> {
-        let of_server = server.and_then(|server| host.stuck(server));
-        of_server.or_else(|| host.stuck_at(self.store.device(device)?.facts.address))
+        let of_server = server.and_then(|server| host.overdue_call(server));
+        of_server.or_else(|| host.overdue_call_at(self.store.device(device)?.facts.address))
     }
 
     /// Returns a finding for each assignment in transition that an overdue call may still change.

@@ -109,9 +109,9 @@ impl Pending {
             && self.restarted.is_empty()
     }
 
-    fn server(&mut self, server: ServerId, occasion: Trigger) {
-        let known = self.servers.entry(server).or_insert(occasion);
-        *known = occasion.max(*known);
+    fn server(&mut self, server: ServerId, trigger: Trigger) {
+        let known = self.servers.entry(server).or_insert(trigger);
+        *known = trigger.max(*known);
     }
 
     /// Notes the return of an overdue call that may have changed a function or its mediated devices.
@@ -119,7 +119,7 @@ impl Pending {
         self.functions.insert(address);
         self.came_back.insert(address);
         self.mdevs = true;
-        host.give_back();
+        host.queue_rebind();
     }
 
     fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
@@ -183,7 +183,7 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
         todo = if away {
             Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
-            let work = service.carry_out(&host, std::mem::take(&mut todo));
+            let work = service.run(&host, std::mem::take(&mut todo));
             actor::as_process(service.store.new_worker(), work).await
         };
         let wake = if todo.is_empty() {
@@ -235,10 +235,10 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
 
 /// Rebinds functions to their host drivers and releases unfinished bindings whenever that is requested. Requests that
 /// arrive meanwhile are served together. Work that fails is repeated.
-pub(crate) async fn give_back(service: Arc<Assignments>, host: Arc<Host>) {
+pub(crate) async fn rebind_in_background(service: Arc<Assignments>, host: Arc<Host>) {
     let (mut retry, mut is_left) = (RETRY.0, false);
     loop {
-        let asked = host.asked_to_give_back();
+        let asked = host.rebind_queued();
         if is_left {
             // Wait for the pause to end, or for an earlier request.
             let _ = timeout(retry, asked).await;
@@ -256,7 +256,7 @@ pub(crate) async fn give_back(service: Arc<Assignments>, host: Arc<Host>) {
         // Work under the current process id, so that a process which takes over finishes what this one began.
         let work = async {
             (
-                actor::scope(system::COMPARISON, service.give_back(&host)).await,
+                actor::scope(system::COMPARISON, service.rebind_host_drivers(&host)).await,
                 actor::scope(system::COMPARISON, service.settle_bindings(&host)).await,
             )
         };
@@ -282,7 +282,7 @@ fn failed(host: &Host, what: &str, error: &Error) {
 
 impl Assignments {
     /// Does the work of `todo` and returns the part of it that failed.
-    async fn carry_out(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
+    async fn run(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
         let mut left = Pending::default();
         let failed = |what: &str, error: Error| failed(host, what, &error);
         // The event names a network interface, not its function, so all functions have to be read.
@@ -298,7 +298,7 @@ impl Assignments {
             left.functions = looked.unwrap_or_default();
         }
         if (todo.everything || todo.mdevs)
-            && let Err(error) = host.look_at_mdevs().await
+            && let Err(error) = host.read_mdevs().await
         {
             failed("reading the host's mediated devices", error);
             left.mdevs = true;
@@ -333,25 +333,25 @@ impl Assignments {
         }
         // A guest that cannot be read does not delay the others.
         let patience = if todo.everything { A_DAY } else { PATIENCE };
-        let compared = servers.into_iter().map(|(server, occasion)| {
+        let compared = servers.into_iter().map(|(server, trigger)| {
             let again = todo.missed || todo.agents.contains(&server);
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             let work = actor::scope(why, async move {
-                service.reconcile(&host, server, occasion).await?;
+                service.reconcile(&host, server, trigger).await?;
                 if again {
                     service.verify_again(&host, server).await?;
                 }
                 Ok(())
             });
-            async move { (server, occasion, again, self.compare_within(work, patience).await) }
+            async move { (server, trigger, again, self.compare_within(work, patience).await) }
         });
         let mut compared = stream::iter(compared).buffer_unordered(AT_ONCE);
-        while let Some((server, occasion, again, outcome)) = compared.next().await {
+        while let Some((server, trigger, again, outcome)) = compared.next().await {
             match outcome {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     failed(&format!("comparing server {server}"), error);
-                    left.server(server, occasion);
+                    left.server(server, trigger);
                     if again {
                         left.agents.insert(server);
                     }
@@ -372,7 +372,7 @@ impl Assignments {
             host.set_synced(true);
         }
         if todo.everything {
-            host.give_back();
+            host.queue_rebind();
         }
         left
     }
@@ -400,19 +400,19 @@ impl Assignments {
     }
 
     /// Compares a server's attachments and mediated devices with its domain's documents, and takes the actions that
-    /// `occasion` permits.
+    /// `trigger` permits.
     pub(crate) async fn reconcile(
         self: &Arc<Self>,
         host: &Arc<Host>,
         server: ServerId,
-        occasion: Trigger,
+        trigger: Trigger,
     ) -> Result<(), Error> {
         let (findings, elsewhere) = self.compare(host, server).await?;
         // Do not wait for the tasks that ask guests: a guest may take long to answer.
-        drop(self.put_right(host, findings, occasion).await?);
+        drop(self.apply(host, findings, trigger).await?);
         // A server that moved to another host may have its devices there.
         if let Some(other) = elsewhere {
-            other.look_again(server);
+            other.queue_server_check(server);
         }
         self.make_mdevs_again(host, server).await?;
         let mut rows = self.store.assignments_of(server).await?;

@@ -152,7 +152,7 @@ impl Assignments {
         expect_holder(row, holder)?;
         let (mut findings, _) = self.compare(&host, server).await?;
         findings.retain(|finding| finding.attachment == Some(key.id));
-        let tasks = self.put_right(&host, findings, Trigger::Arrival).await?;
+        let tasks = self.apply(&host, findings, Trigger::Arrival).await?;
         let service = Arc::clone(self);
         Ok(Some(actor::spawn_as_current(async move {
             for (_, task) in tasks {
@@ -249,15 +249,15 @@ impl Assignments {
         drop(guard);
         if let Some(server) = row.server() {
             // Comparisons skipped this assignment while it was worked on, so compare the server again.
-            host.look_again(server);
+            host.queue_server_check(server);
             // A conflict is the guest's answer; after any other error it is unknown whether the guest was asked.
             if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
-                host.ask_again(server);
+                host.queue_unplug_retry(server);
             }
         }
         if row.kind() == AssignmentKind::Mdev {
             // Read the host's mediated devices again, since availability depends on them.
-            drop(host.look_at_mdevs().await);
+            drop(host.read_mdevs().await);
         }
         outcome
     }

@@ -64,7 +64,7 @@ impl Assignments {
             let row = self.named(id).await?;
             let ended = row.as_ref().is_some_and(|row| row.state().is_final());
             // Use event ids, not the clock, which may have been set back.
-            let just_ended = ended && self.store.told_of_after(began, id).await?;
+            let just_ended = ended && self.store.has_events_after(began, id).await?;
             if !just_ended && !busy.contains(&id) {
                 named.insert(id, row);
             }
@@ -82,7 +82,7 @@ impl Assignments {
                 parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
             }
         }
-        let scene = Comparison {
+        let candidate_set = Comparison {
             hypervisor: host.row.id,
             server,
             rows: &rows,
@@ -98,7 +98,7 @@ impl Assignments {
             mdevs: &host.mdevs(),
             is_in_parts: &|device| parents.contains(&device),
         };
-        Ok((scene.findings(), elsewhere))
+        Ok((candidate_set.findings(), elsewhere))
     }
 
     /// Returns the record whose id is in a hotslot alias, whether it has ended or not.
@@ -149,7 +149,7 @@ impl Assignments {
         devices
             .retain(|device| self.store.device(device.id).is_some_and(|now| now.request == device.request));
         findings.extend(of_devices(&rows, &devices, &host.functions(), &host.foreign()));
-        findings.extend(self.owed(host).await?.findings);
+        findings.extend(self.pending_rebind(host).await?.findings);
         findings.extend(self.of_accelerators(host).await?);
         findings.extend(self.under_calls(host).await?);
         Ok(findings)
@@ -185,7 +185,7 @@ impl Assignments {
             }
         }
         let mdevs = self.store.mdevs().await?;
-        host.look_at_mdevs().await?;
+        host.read_mdevs().await?;
         findings.extend(self.stray_mdevs(host).await?);
         let mut mdevs = mdevs
             .into_iter()
@@ -219,7 +219,7 @@ impl Assignments {
             return Ok(Vec::new());
         }
         // A record ends only after its mediated device was removed, so a device that exists now is a stray one.
-        let (there, mut findings) = (host.look_at_mdevs().await?, Vec::new());
+        let (there, mut findings) = (host.read_mdevs().await?, Vec::new());
         for row in ended {
             let Some(found) = there.iter().find(|found| found.uuid == row.id.0) else { continue };
             let used_by = host.has_mdev(found.uuid);
@@ -240,23 +240,24 @@ impl Assignments {
     /// Errors of the hypervisor and of the database.
     pub(super) async fn take_strays_away(self: &Arc<Self>, host: &Arc<Host>) -> Result<(), Error> {
         let findings = self.stray_mdevs(host).await?;
-        self.put_right(host, findings, Trigger::Event).await.map(drop)
+        self.apply(host, findings, Trigger::Event).await.map(drop)
     }
 
-    /// Takes the actions for disagreements that `occasion` permits. The records are corrected when it returns; calls to
+    /// Takes the actions for disagreements that `trigger` permits. The records are corrected when it returns; calls to
     /// the host run in tasks of their own, which are returned with their findings.
     ///
     /// # Errors
     /// Errors of the database.
-    pub(super) async fn put_right(
+    pub(super) async fn apply(
         self: &Arc<Self>,
         host: &Arc<Host>,
         findings: Vec<Finding>,
-        occasion: Trigger,
+        trigger: Trigger,
     ) -> Result<Vec<(Finding, JoinHandle<Result<(), Error>>)>, Error> {
-        let (mut seen, mut given_up, mut tasks, mut owed) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut seen, mut given_up, mut tasks, mut pending_rebind) =
+            (Vec::new(), Vec::new(), Vec::new(), false);
         for finding in findings {
-            if finding.action.occasion().is_none_or(|when| when > occasion) {
+            if finding.action.trigger().is_none_or(|when| when > trigger) {
                 continue;
             }
             match (&finding.action, finding.attachment) {
@@ -279,11 +280,11 @@ impl Assignments {
                         );
                     }
                 }
-                (Action::GiveBack(_), _) => owed = true,
+                (Action::Rebind(_), _) => pending_rebind = true,
                 (Action::Free(device), _) => self.store.forget(*device).await?,
                 (action, Some(id)) => {
                     let action = action.clone();
-                    tasks.extend(self.mend(host, id, action).await?.map(|task| (finding, task)));
+                    tasks.extend(self.apply_action(host, id, action).await?.map(|task| (finding, task)));
                 }
                 (_, None) => {}
             }
@@ -291,19 +292,21 @@ impl Assignments {
         self.settle_all(&seen).await?;
         for (key, finding) in given_up {
             let Some(row) = self.store.assignment(key).await? else { continue };
-            let task = self.mend(host, key.id, Action::AskAgain(Box::new(row))).await?;
+            let task = self.apply_action(host, key.id, Action::AskAgain(Box::new(row))).await?;
             tasks.extend(task.map(|task| (finding, task)));
         }
-        if owed && let Err(error) = self.give_back(host).await.and(self.settle_bindings(host).await) {
+        if pending_rebind
+            && let Err(error) = self.rebind_host_drivers(host).await.and(self.settle_bindings(host).await)
+        {
             tracing::error!(host = %host.name, %error, "rebinding host drivers failed; it will be tried again");
-            host.give_back();
+            host.queue_rebind();
         }
         Ok(tasks)
     }
 
     /// Starts a task that changes the host or the guest as `action` says. Returns `None` while another task works on
     /// the assignment.
-    async fn mend(
+    async fn apply_action(
         self: &Arc<Self>,
         host: &Arc<Host>,
         id: AttachmentId,
@@ -318,8 +321,8 @@ impl Assignments {
                 Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
                 Action::Settle(row, _) => (row, row.state()),
                 // The records of these have ended.
-                Action::TakeOut { row, .. } | Action::TakeAway(row) => (row, row.state()),
-                Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
+                Action::TakeOut { row, .. } | Action::Destroy(row) => (row, row.state()),
+                Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
             };
             let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
             let now = service.store.assignment(key).await?;
@@ -335,21 +338,21 @@ impl Assignments {
                 }
                 Action::TakeOut { row, .. } => service.take_out(&host, row).await,
                 Action::Settle(row, seen) => service.take_away(&host, row, seen.clone()).await,
-                Action::TakeAway(row) => service.take_stray_away(&host, row).await,
+                Action::Destroy(row) => service.take_stray_away(&host, row).await,
                 Action::Plug(row) => service.plug_again(&host, row).await,
                 Action::Define(row) => service.write_definition(&host, row, true).await,
                 Action::Undefine(row) => service.write_definition(&host, row, false).await,
-                Action::Adopt(_) | Action::GiveBack(_) | Action::Free(_) | Action::Manual(_) => Ok(()),
+                Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => Ok(()),
             };
             // A conflict is the guest's answer, or waits for an overdue call whose return is an event. Repeat the work
             // after any other error.
             if matches!(action, Action::TakeOut { .. } | Action::Settle(..))
                 && !matches!(outcome, Ok(()) | Err(Error::Conflict(_)))
             {
-                host.ask_again(server);
+                host.queue_unplug_retry(server);
             }
             drop(guard);
-            host.look_again(server);
+            host.queue_server_check(server);
             if let Err(error) = &outcome {
                 tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement could not be repaired");
             }
@@ -483,13 +486,13 @@ impl Assignments {
     ) -> Result<Vec<(Finding, Result<(), String>)>, Error> {
         let found = self.drift(host).await?;
         let mut failed = Vec::new();
-        for (finding, task) in self.put_right(host, found.clone(), Trigger::Repair).await? {
+        for (finding, task) in self.apply(host, found.clone(), Trigger::Repair).await? {
             let outcome = task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())));
             failed.extend(outcome.err().map(|error| (finding, error.to_string())));
         }
         // Correct the records after these changes.
         let seen = self.drift(host).await?;
-        drop(self.put_right(host, seen, Trigger::Event).await?);
+        drop(self.apply(host, seen, Trigger::Event).await?);
         let left = self.drift(host).await?;
         let outcome = |finding: &Finding| {
             if !left.iter().any(|left| left.is_of(finding)) {

@@ -37,7 +37,7 @@ pub(super) struct Chosen {
 
 /// The outcome of choosing devices and checking them.
 #[derive(Default)]
-struct Look {
+struct Evaluation {
     /// The devices. A device that differs from its record is left out.
     chosen: Vec<Chosen>,
     checks: Vec<Check>,
@@ -99,7 +99,7 @@ impl Assignments {
     ///
     /// # Errors
     /// [`Error::UnknownAlias`]; the hypervisor's error when the NUMA topology cannot be read; errors of the database.
-    pub(super) async fn sight(
+    pub(super) async fn snapshot(
         &self,
         host: &Host,
         view: &DomainView,
@@ -133,8 +133,8 @@ impl Assignments {
         choice: &mut Exclusions,
     ) -> Result<Vec<Chosen>, Error> {
         self.store.refresh().await?;
-        let sight = self.sight(host, view, request).await?;
-        let (look, _) = self.look_twice(host, view, request, sight, choice).await?;
+        let snapshot = self.snapshot(host, view, request).await?;
+        let (look, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
         match look.refused {
             None => Ok(look.chosen),
             Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
@@ -145,31 +145,31 @@ impl Assignments {
     /// of busy IOMMU groups again and, if they changed, chooses once more: libvirt sends no event when another program
     /// edits a definition or when a driver is bound or unbound. It also returns the state that the last choice was
     /// based on.
-    async fn look_twice(
+    async fn evaluate_twice(
         &self,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: Snapshot,
+        snapshot: Snapshot,
         choice: &mut Exclusions,
-    ) -> Result<(Look, Snapshot), Error> {
-        let look = self.look(host, view, request, &sight, choice).await?;
-        let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, sight)) };
+    ) -> Result<(Evaluation, Snapshot), Error> {
+        let look = self.look(host, view, request, &snapshot, choice).await?;
+        let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, snapshot)) };
         let busy =
             if let Error::TooFewFree { shortage, .. } = short { shortage.busy() } else { &BTreeSet::new() };
         if !busy.is_empty() {
             self.catalog.discover(host, Some(busy.clone())).await?;
         }
-        let holders: BTreeSet<_> = sight.offer.foreign.values().map(|foreign| foreign.server).collect();
+        let holders: BTreeSet<_> = snapshot.offer.foreign.values().map(|foreign| foreign.server).collect();
         for server in holders {
             host.set_held(server, host.server(server).await?.as_ref());
         }
-        let same_drivers = busy.is_empty() || *host.functions() == *sight.offer.functions;
-        if same_drivers && host.foreign() == sight.offer.foreign {
-            return Ok((look, sight));
+        let same_drivers = busy.is_empty() || *host.functions() == *snapshot.offer.functions;
+        if same_drivers && host.foreign() == snapshot.offer.foreign {
+            return Ok((look, snapshot));
         }
-        let sight = self.sight(host, view, request).await?;
-        Ok((self.look(host, view, request, &sight, choice).await?, sight))
+        let snapshot = self.snapshot(host, view, request).await?;
+        Ok((self.look(host, view, request, &snapshot, choice).await?, snapshot))
     }
 
     /// Chooses devices and checks them, until all chosen devices pass or too few are left.
@@ -178,24 +178,25 @@ impl Assignments {
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: &Snapshot,
+        snapshot: &Snapshot,
         choice: &mut Exclusions,
-    ) -> Result<Look, Error> {
-        let mut look = Look::default();
+    ) -> Result<Evaluation, Error> {
+        let mut look = Evaluation::default();
         loop {
             let devices = self.store.devices_of(host.row.id);
             // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not
             // count.
             let drivers = HostDrivers::DoNotBlock;
-            let mut withheld = sight.offer.withheld(&devices, Some(request.server), drivers);
+            let mut withheld = snapshot.offer.withheld(&devices, Some(request.server), drivers);
             withheld.extend(choice.excluded.clone());
             // Choose a device for which the guest has no free port only when there is no other; the preflight then
             // reports the missing port.
             let mut fitting = withheld.clone();
-            fitting.extend(super::portless(view, &sight.offer, &devices));
-            let busy = &sight.offer.busy;
-            let chosen = self.choose(host, request, sight, &devices, (&fitting, busy));
-            let chosen = chosen.or_else(|_| self.choose(host, request, sight, &devices, (&withheld, busy)));
+            fitting.extend(super::portless(view, &snapshot.offer, &devices));
+            let busy = &snapshot.offer.busy;
+            let chosen = self.choose(host, request, snapshot, &devices, (&fitting, busy));
+            let chosen =
+                chosen.or_else(|_| self.choose(host, request, snapshot, &devices, (&withheld, busy)));
             let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
@@ -212,29 +213,29 @@ impl Assignments {
                     return Ok(look);
                 }
             };
-            look = self.judge(host, view, request, sight, selection).await?;
+            look = self.preflight(host, view, request, snapshot, selection).await?;
             match look.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
-                refused => return Ok(Look { refused, ..look }),
+                refused => return Ok(Evaluation { refused, ..look }),
             }
         }
     }
 
     /// Reads the selected devices from the host and checks whether they can be plugged.
-    async fn judge(
+    async fn preflight(
         &self,
         host: &Host,
         view: &DomainView,
         request: &AttachRequest,
-        sight: &Snapshot,
+        snapshot: &Snapshot,
         selection: Selection,
-    ) -> Result<Look, Error> {
+    ) -> Result<Evaluation, Error> {
         let context = || format!("nothing was attached to server {}", request.server);
-        let mut look = Look::default();
+        let mut look = Evaluation::default();
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
-            let asked_for = request.alias(&sight.inventory, &alias);
+            let asked_for = request.alias(&snapshot.inventory, &alias);
             let asked_for = asked_for.is_some_and(|alias| alias.matches(&device.facts));
             let spec = if asked_for {
                 format!("a device_spec lists it, and alias `{alias}` matches it")
@@ -246,7 +247,7 @@ impl Assignments {
             look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
-                    facts.push(sight.offer.facts(found.clone(), &device));
+                    facts.push(snapshot.offer.facts(found.clone(), &device));
                     look.chosen.push(Chosen { alias, device, found });
                 }
                 Err(error) => {
@@ -264,7 +265,7 @@ impl Assignments {
         look.refused = verdict.refusal().map(|refusal| {
             // The device table is outdated, because no event reports that a driver was bound or unbound.
             if let (ErrorKind::GroupNotViable, Some(address)) = (refusal.error.kind, refusal.device) {
-                host.look_at(address);
+                host.queue_device_scan(address);
             }
             let error = host.error(context())(refusal.error.clone());
             match look.chosen.iter().find(|chosen| Some(chosen.device.facts.address) == refusal.device) {
@@ -285,7 +286,7 @@ impl Assignments {
         let (host, _) = self.hosts.find(request.server).await?;
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
-        let sight = self.sight(&host, &view, request).await?;
+        let snapshot = self.snapshot(&host, &view, request).await?;
         let mut checks = vec![match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
@@ -297,8 +298,8 @@ impl Assignments {
                 Err(error) => return Err(error),
             });
         }
-        let (mut look, sight) =
-            self.look_twice(&host, &view, request, sight, &mut Exclusions::default()).await?;
+        let (mut look, snapshot) =
+            self.evaluate_twice(&host, &view, request, snapshot, &mut Exclusions::default()).await?;
         checks.push(match &look.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
@@ -311,8 +312,8 @@ impl Assignments {
             // Too few devices are free: check unavailable ones too, so that the checks report the reason for each.
             let devices = self.store.devices_of(host.row.id);
             let all = (&HashMap::new(), &BTreeMap::new());
-            if let Ok(selection) = self.choose(&host, request, &sight, &devices, all) {
-                look.checks = self.judge(&host, &view, request, &sight, selection).await?.checks;
+            if let Ok(selection) = self.choose(&host, request, &snapshot, &devices, all) {
+                look.checks = self.preflight(&host, &view, request, &snapshot, selection).await?.checks;
             }
             // The preflight does not know the holders of the group's members. Where one is held, say so, because
             // unbinding it would not help.
@@ -321,7 +322,7 @@ impl Assignments {
                 let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
                 let hindrance = check.device.filter(|_| failed).and_then(|address| {
                     let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-                    sight.offer.group_hindrance(address, &rows, server, drivers)
+                    snapshot.offer.group_hindrance(address, &rows, server, drivers)
                 });
                 if let Some(reason) = hindrance {
                     (check.message, check.cure) = (reason, None);
@@ -337,7 +338,7 @@ impl Assignments {
                 }
             }
         }
-        if !sight.offer.knows_guards() {
+        if !snapshot.offer.knows_guards() {
             for check in look.checks.iter_mut().filter(|check| check.name == "guard") {
                 check.result = CheckResult::Unknown;
                 check.message = "guards cannot be checked, because the host is another machine".into();
@@ -361,7 +362,7 @@ impl Assignments {
         &self,
         host: &Host,
         request: &AttachRequest,
-        sight: &Snapshot,
+        snapshot: &Snapshot,
         devices: &[Arc<Device>],
         (withheld, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
     ) -> Result<Selection, Error> {
@@ -371,7 +372,7 @@ impl Assignments {
             tags.extend(network.trusted.map(|trusted| ("trusted".to_owned(), trusted.to_string())));
         }
         let wanted = request.aliases.iter().map(|part| {
-            let alias = request.alias(&sight.inventory, &part.name);
+            let alias = request.alias(&snapshot.inventory, &part.name);
             let alias = alias.ok_or_else(|| Error::Internal(format!("alias {} is lost", part.name)))?;
             Ok(Wanted {
                 alias,
@@ -383,16 +384,16 @@ impl Assignments {
             })
         });
         let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
-        let scene = CandidateSet {
+        let candidate_set = CandidateSet {
             devices,
             withheld,
-            guest_nodes: &sight.guest_nodes,
-            sockets: sight.sockets.as_ref(),
-            groups: &sight.offer.groups,
+            guest_nodes: &snapshot.guest_nodes,
+            sockets: snapshot.sockets.as_ref(),
+            groups: &snapshot.offer.groups,
             busy,
         };
-        let chosen = rules::choose(&wanted, &scene).map_err(|shortage| {
-            let advice = if sight.inventory.is_empty() {
+        let chosen = rules::choose(&wanted, &candidate_set).map_err(|shortage| {
+            let advice = if snapshot.inventory.is_empty() {
                 "[pci] device_spec is empty, so nothing is assignable".to_owned()
             } else {
                 shortage.advice()
@@ -432,14 +433,14 @@ async fn read(
     let found = match host.hypervisor.device(address).await {
         Ok(found) => found,
         Err(error) if error.kind == ErrorKind::NoDevice => {
-            host.look_at(address);
+            host.queue_device_scan(address);
             return Ok(Err(host.error(context())(error)));
         }
         Err(error) => return Err(host.error(context())(error)),
     };
     if !rules::is_still(&device.facts, &found) {
         // The device table is outdated: another device has this address now.
-        host.look_at(address);
+        host.queue_device_scan(address);
         return Ok(Err(Error::Conflict(format!("{address} has changed on the host; try again"))));
     }
     let network = found.class.is_none_or(|class| class.is_network());

@@ -66,7 +66,7 @@ impl Assignments {
             let found = match host.hypervisor.device(address).await {
                 Ok(found) if rules::is_still(&row.facts, &found) => found,
                 Ok(_) => {
-                    host.look_at(address);
+                    host.queue_device_scan(address);
                     refuse(Error::Conflict(format!("{address} has changed on the host; try again")));
                     continue;
                 }

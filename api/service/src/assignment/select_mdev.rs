@@ -41,7 +41,7 @@ impl Assignments {
         host: &Host,
         domain: &DomainView,
     ) -> Result<Vec<Step>, Error> {
-        host.look_at_mdevs().await?;
+        host.read_mdevs().await?;
         let offer = self.catalog.offer(host).await?;
         let rows = self.store.devices_of(host.row.id);
         let withheld = offer.withheld(&rows, None, HostDrivers::Keep);

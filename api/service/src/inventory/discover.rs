@@ -35,13 +35,13 @@ impl Catalog {
             None => {
                 let now = everything(host, &before).await?;
                 if !Arc::ptr_eq(&before, &now) {
-                    host.look_everywhere();
+                    host.queue_full_check();
                 }
                 Ok(now)
             }
             Some(addresses) => {
                 let now = Arc::new(at(host, &before, &addresses).await?);
-                changed(&before, &now).into_iter().for_each(|address| host.look_at(address));
+                changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
                 Ok(now)
             }
         }

@@ -105,7 +105,7 @@ pub(super) async fn list(
     };
     let mut views = service.accelerators.accelerators().await?;
     views.retain(|view| identity.sees(view.row.project.as_deref()));
-    service.accelerators.look_at(&mut views).await;
+    service.accelerators.read_functions(&mut views).await;
     let mut items = Vec::new();
     for view in &views {
         let mut item = wire(&service, view, &uri, &headers);

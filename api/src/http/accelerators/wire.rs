@@ -131,7 +131,7 @@ pub(super) async fn one(
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Response {
-    service.accelerators.look_at(std::slice::from_mut(&mut view)).await;
+    service.accelerators.read_functions(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
     let mut shown = wire(service, &view, uri, headers);
     hide(&service.hosts, identity, &view, &mut shown).await;

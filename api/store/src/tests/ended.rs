@@ -38,7 +38,7 @@ async fn ended_rows_are_deleted_unless_they_are_still_needed(records: Records) {
         "at most one at a time"
     );
     assert_eq!(forget(later).await, 1);
-    records.store.given_back(&[owed]).await.unwrap();
+    records.store.rebound(&[owed]).await.unwrap();
     assert_eq!(forget(later).await, 1);
     assert_eq!(records.store.ended_attachments(None, 9).await.unwrap(), []);
     // An idempotency key refers to the request.

@@ -161,7 +161,7 @@ impl Comparison<'_> {
                 Action::TakeOut {
                     row: Box::new(row.clone().in_server(self.hypervisor, self.server)),
                     // Its removal was requested, and is still wanted on whichever host the server is now.
-                    left_over: is_of_server && !row.unasked(),
+                    requested: is_of_server && !row.unasked(),
                 },
             ),
             (false, false) => {

@@ -118,7 +118,7 @@ pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
             Source::Record,
             format!("{}: for the host, on its {} driver{reason}", row.state, row.driver),
         )],
-        action: Action::GiveBack(row.id),
+        action: Action::Rebind(row.id),
     }
 }
 
@@ -146,7 +146,7 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
 pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) -> Finding {
     let place = found.parent.map_or_else(String::new, |parent| format!(" of {parent}"));
     let action = match used_by {
-        None => Action::TakeAway(Box::new(Assignment::Mdev(row.clone()))),
+        None => Action::Destroy(Box::new(Assignment::Mdev(row.clone()))),
         Some(server) => Action::Manual(format!(
             "nothing, for server {server} has it: take it out of the domain (virsh detach-device); then it is taken \
              away from the host"

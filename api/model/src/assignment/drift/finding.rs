@@ -77,7 +77,7 @@ pub enum Action {
     /// The record is changed. A mediated device that no document has is removed from the host first.
     Settle(Box<Assignment>, Observation),
     /// A mediated device whose record has ended is removed from the host.
-    TakeAway(Box<Assignment>),
+    Destroy(Box<Assignment>),
     /// The device gets a record.
     Adopt(Box<Adoption>),
     /// The guest receives another unplug request.
@@ -87,7 +87,7 @@ pub enum Action {
         /// The record, as if it were of the server that has the device.
         row: Box<Assignment>,
         /// Whether this was requested before, so that it is carried out without a repair.
-        left_over: bool,
+        requested: bool,
     },
     /// The device is plugged into the running guest.
     Plug(Box<Assignment>),
@@ -96,7 +96,7 @@ pub enum Action {
     /// The device is taken out of the definition.
     Undefine(Box<Assignment>),
     /// The device is bound to its host driver again.
-    GiveBack(AttachmentId),
+    Rebind(AttachmentId),
     /// The device becomes available.
     Free(DeviceId),
     /// hotslot does nothing, because it cannot know what is right. The text says what a person can do.
@@ -105,17 +105,17 @@ pub enum Action {
 
 impl Action {
     /// Returns the occasion on which the action is carried out; `None` for an action of a person.
-    pub fn occasion(&self) -> Option<Trigger> {
+    pub fn trigger(&self) -> Option<Trigger> {
         match self {
-            Self::Settle(..) | Self::TakeAway(_) | Self::Adopt(_) | Self::GiveBack(_) => Some(Trigger::Event),
+            Self::Settle(..) | Self::Destroy(_) | Self::Adopt(_) | Self::Rebind(_) => Some(Trigger::Event),
             // Not at every event: the refusal of a guest is an event as well.
-            Self::TakeOut { left_over: true, .. } => Some(Trigger::Arrival),
+            Self::TakeOut { requested: true, .. } => Some(Trigger::Arrival),
             Self::AskAgain(_) => Some(Trigger::Round),
             Self::Plug(_)
             | Self::Define(_)
             | Self::Undefine(_)
             | Self::Free(_)
-            | Self::TakeOut { left_over: false, .. } => Some(Trigger::Repair),
+            | Self::TakeOut { requested: false, .. } => Some(Trigger::Repair),
             Self::Manual(_) => None,
         }
     }
@@ -133,14 +133,14 @@ impl std::fmt::Display for Action {
             }
             Self::Settle(_, Observation::GivenUp { .. }) => "the attach is undone",
             Self::Settle(..) => "the record follows the documents",
-            Self::TakeAway(_) => "the mediated device is taken away from the host",
+            Self::Destroy(_) => "the mediated device is taken away from the host",
             Self::Adopt(_) => "the attachment is put on record",
             Self::AskAgain(_) => "the guest is asked again to let it go",
             Self::TakeOut { .. } => "it is taken out of the domain",
             Self::Plug(_) => "it is plugged into the running guest",
             Self::Define(_) => "it is put into the definition",
             Self::Undefine(_) => "it is taken out of the definition",
-            Self::GiveBack(_) => "it is given back to its host driver",
+            Self::Rebind(_) => "it is given back to its host driver",
             Self::Free(_) => "the device is recorded as free",
             Self::Manual(what) => what,
         })

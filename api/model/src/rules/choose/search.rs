@@ -58,7 +58,7 @@ impl<'a> Search<'_, 'a> {
         }
         self.cases -= 1;
         let [device] = self.units[unit][..] else { return Err(short) };
-        let group = self.table.scene.groups.get(&device.facts.address);
+        let group = self.table.candidate_set.groups.get(&device.facts.address);
         let busy = group.and_then(|group| self.table.busy.get(group)).into_iter().flatten();
         let places: Vec<usize> = busy.filter_map(|member| self.table.places.get(member)).copied().collect();
         let known = must.len();
@@ -69,11 +69,11 @@ impl<'a> Search<'_, 'a> {
             return taken;
         }
         let needy = |place: &usize| {
-            let member = &self.table.scene.devices[*place];
-            let of_group = self.table.scene.groups.get(&member.facts.address) == group;
+            let member = &self.table.candidate_set.devices[*place];
+            let of_group = self.table.candidate_set.groups.get(&member.facts.address) == group;
             of_group && !out[*place] && self.table.needs(member).next().is_some()
         };
-        let left_out: Vec<usize> = (0..self.table.scene.devices.len()).filter(needy).collect();
+        let left_out: Vec<usize> = (0..self.table.candidate_set.devices.len()).filter(needy).collect();
         left_out.iter().for_each(|place| out[*place] = true);
         let taken = self.solve(out, must);
         left_out.iter().for_each(|place| out[*place] = false);
@@ -86,12 +86,12 @@ impl<'a> Search<'_, 'a> {
             return None;
         }
         let lacks = |unit: &usize| {
-            let device = &self.table.scene.devices[*unit];
+            let device = &self.table.candidate_set.devices[*unit];
             let there =
                 |address| self.table.places.get(&address).is_some_and(|place| taker[*place].is_some());
             taker[*unit].is_some() && !self.table.needs(device).all(there)
         };
-        (0..self.table.scene.devices.len()).find(lacks)
+        (0..self.table.candidate_set.devices.len()).find(lacks)
     }
 
     /// Returns two units of a choice that exclude each other, if there are any. The first one (the group, or the PF)

@@ -24,7 +24,7 @@ pub(super) struct Part {
 
 /// A candidate set with indexes for the lookups that the choice needs often.
 pub(super) struct Table<'s, 'a> {
-    pub(super) scene: &'s CandidateSet<'a>,
+    pub(super) candidate_set: &'s CandidateSet<'a>,
     /// First each device as a unit, in the order of the candidate set; then the IOMMU groups.
     pub(super) units: Vec<Vec<&'a Arc<Device>>>,
     /// The addresses of the devices in use.
@@ -40,12 +40,12 @@ pub(super) struct Table<'s, 'a> {
 }
 
 impl<'s, 'a> Table<'s, 'a> {
-    pub(super) fn new(scene: &'s CandidateSet<'a>) -> Self {
+    pub(super) fn new(candidate_set: &'s CandidateSet<'a>) -> Self {
         let mut groups = BTreeMap::<u32, Vec<&'a Arc<Device>>>::new();
         let (mut held, mut held_vfs) = (HashSet::new(), HashMap::new());
-        for device in scene.devices {
+        for device in candidate_set.devices {
             let address = device.facts.address;
-            if let Some(group) = scene.groups.get(&address) {
+            if let Some(group) = candidate_set.groups.get(&address) {
                 groups.entry(*group).or_default().push(device);
             }
             if is_held(device) {
@@ -53,26 +53,26 @@ impl<'s, 'a> Table<'s, 'a> {
                 held_vfs.extend(device.facts.parent_addr.map(|pf| (pf, address)));
             }
         }
-        let singles = scene.devices.iter().map(|device| vec![device]);
-        let listed: HashSet<_> = scene.devices.iter().map(|device| device.facts.address).collect();
-        let strangers = scene.groups.iter().filter(|(address, _)| !listed.contains(address));
+        let singles = candidate_set.devices.iter().map(|device| vec![device]);
+        let listed: HashSet<_> = candidate_set.devices.iter().map(|device| device.facts.address).collect();
+        let strangers = candidate_set.groups.iter().filter(|(address, _)| !listed.contains(address));
         let strangers = strangers.map(|(address, group)| (*group, *address)).collect();
         let mut busy = HashMap::<u32, Vec<PciAddress>>::new();
-        for address in scene.busy.keys() {
-            if let Some(group) = scene.groups.get(address) {
+        for address in candidate_set.busy.keys() {
+            if let Some(group) = candidate_set.groups.get(address) {
                 busy.entry(*group).or_default().push(*address);
             }
         }
-        let devices = scene.devices.iter().enumerate();
+        let devices = candidate_set.devices.iter().enumerate();
         let places = devices.map(|(unit, device)| (device.facts.address, unit)).collect();
         let units = singles.chain(groups.into_values()).collect();
-        Self { scene, units, held, held_vfs, strangers, busy, places }
+        Self { candidate_set, units, held, held_vfs, strangers, busy, places }
     }
 
     /// Returns the other busy members of a device's IOMMU group. A request can have the device only with all of them.
     pub(super) fn needs(&self, device: &Device) -> impl Iterator<Item = PciAddress> + '_ {
         let address = device.facts.address;
-        let group = self.scene.groups.get(&address).and_then(|group| self.busy.get(group));
+        let group = self.candidate_set.groups.get(&address).and_then(|group| self.busy.get(group));
         group.into_iter().flatten().copied().filter(move |member| *member != address)
     }
 
@@ -93,9 +93,9 @@ impl<'s, 'a> Table<'s, 'a> {
     /// Returns the message that names the busy members of a device's IOMMU group.
     pub(super) fn not_viable(&self, device: &Device) -> String {
         let address = device.facts.address;
-        let group = self.scene.groups.get(&address).map(u32::to_string).unwrap_or_default();
+        let group = self.candidate_set.groups.get(&address).map(u32::to_string).unwrap_or_default();
         let members = self.needs(device).map(|member| {
-            let driver = self.scene.busy.get(&member).map_or("", String::as_str);
+            let driver = self.candidate_set.busy.get(&member).map_or("", String::as_str);
             format!("its member {member} is bound to the host driver {driver}")
         });
         let members = members.collect::<Vec<_>>().join(", ");
@@ -107,7 +107,7 @@ impl<'s, 'a> Table<'s, 'a> {
     pub(super) fn siblings(&self, wanted: &Wanted<'_>, device: &Device, alone: bool) -> Siblings {
         let needed: Vec<_> = self.needs(device).collect();
         let given = |member: &PciAddress| {
-            let member = self.places.get(member).and_then(|place| self.scene.devices.get(*place));
+            let member = self.places.get(member).and_then(|place| self.candidate_set.devices.get(*place));
             member.is_some_and(|member| self.single(wanted, member).is_ok())
         };
         let at_once = (alone && needed.iter().all(given)).then_some(needed.len() + 1);
@@ -118,9 +118,9 @@ impl<'s, 'a> Table<'s, 'a> {
 
     /// Whether the whole IOMMU group of a device is offered to this part.
     pub(super) fn is_offered_whole(&self, wanted: &Wanted<'_>, device: &Device) -> bool {
-        let group = self.scene.groups.get(&device.facts.address);
-        let of_it = |member: &&'a Arc<Device>| self.scene.groups.get(&member.facts.address) == group;
-        let members: Vec<_> = self.scene.devices.iter().filter(of_it).collect();
+        let group = self.candidate_set.groups.get(&device.facts.address);
+        let of_it = |member: &&'a Arc<Device>| self.candidate_set.groups.get(&member.facts.address) == group;
+        let members: Vec<_> = self.candidate_set.devices.iter().filter(of_it).collect();
         group.is_some() && self.group(wanted, &members).is_ok()
     }
 
@@ -129,13 +129,13 @@ impl<'s, 'a> Table<'s, 'a> {
         &self,
         wanted: &Wanted<'_>,
     ) -> impl Iterator<Item = (usize, Result<Order, Reason<'a>>)> {
-        let (singles, groups) = self.units.split_at(self.scene.devices.len());
+        let (singles, groups) = self.units.split_at(self.candidate_set.devices.len());
         let groups = if wanted.whole_group { groups } else { &[] };
         let offer = |device: &'a Arc<Device>| {
             if !wanted.whole_group {
                 return Some(self.single(wanted, device));
             }
-            let grouped = self.scene.groups.contains_key(&device.facts.address);
+            let grouped = self.candidate_set.groups.contains_key(&device.facts.address);
             (!grouped).then(|| Err(wants(wanted, device).err().unwrap_or(Reason::NoGroup)))
         };
         let singles = singles.iter().flatten().map(move |device| offer(device));
@@ -235,7 +235,7 @@ impl<'s, 'a> Table<'s, 'a> {
             (Err(one), Err(_)) => Err(one),
         });
         let best = best.unwrap_or(Err(Reason::Kind))?;
-        let number = members.first().and_then(|member| self.scene.groups.get(&member.facts.address));
+        let number = members.first().and_then(|member| self.candidate_set.groups.get(&member.facts.address));
         if let Some(member) = number.and_then(|number| self.strangers.get(number)) {
             return Err(Reason::Stranger(*member));
         }
@@ -269,7 +269,7 @@ impl<'s, 'a> Table<'s, 'a> {
         if let Some(vf) = self.held_vfs.get(&device.facts.address) {
             return Err(Reason::VfHeld(*vf));
         }
-        match self.scene.withheld.get(&device.id) {
+        match self.candidate_set.withheld.get(&device.id) {
             Some(reason) => Err(Reason::Withheld(reason)),
             None => Ok(()),
         }
@@ -278,7 +278,7 @@ impl<'s, 'a> Table<'s, 'a> {
     fn order(&self, wanted: &Wanted<'_>, device: &Device) -> Result<Order, Reason<'a>> {
         let facts = &device.facts;
         let policy = wanted.numa_policy.unwrap_or(wanted.alias.numa_policy);
-        let rank = policy.rank(facts.numa_node, self.scene.guest_nodes, self.scene.sockets);
+        let rank = policy.rank(facts.numa_node, self.candidate_set.guest_nodes, self.candidate_set.sockets);
         let tags = facts.extra_info.keys().filter(|key| is_grouping_key(key)).count();
         let needs_others = !wanted.whole_group && self.needs(device).next().is_some();
         let pf = facts.parent_addr.unwrap_or(facts.address);

@@ -75,7 +75,7 @@ impl Case {
         case
     }
 
-    fn scene(&self) -> CandidateSet<'_> {
+    fn candidate_set(&self) -> CandidateSet<'_> {
         CandidateSet {
             devices: &self.devices,
             withheld: &self.withheld,
@@ -128,7 +128,7 @@ fn tags_are_compared_ignoring_case() {
     for (name, found) in [("physnet1", true), ("physnet2", false)] {
         let tags = BTreeMap::from([("physical_network".to_owned(), name.to_owned())]);
         let wanted = Wanted { tags: &tags, ..wanted(&aliases, &json!("vf:1")) };
-        assert_eq!(choose(&[wanted], &case.scene()).is_ok(), found, "{name}");
+        assert_eq!(choose(&[wanted], &case.candidate_set()).is_ok(), found, "{name}");
     }
 }
 
@@ -142,7 +142,7 @@ fn each_case_of_the_data_file_has_the_expected_result() {
         let parts: Vec<_> =
             case["wanted"].as_array().unwrap().iter().map(|part| wanted(&aliases, part)).collect();
         if let Some(lines) = case["explained"].as_array() {
-            let told = explain(&parts[0], &host.scene());
+            let told = explain(&parts[0], &host.candidate_set());
             assert_eq!(told.len(), lines.len(), "{case}: {told:?}");
             for (line, (device, verdict)) in lines.iter().zip(told) {
                 assert_eq!(line[0], short(device), "{case}");
@@ -154,7 +154,7 @@ fn each_case_of_the_data_file_has_the_expected_result() {
             }
             continue;
         }
-        match (choose(&parts, &host.scene()), case["refused"].as_array()) {
+        match (choose(&parts, &host.candidate_set()), case["refused"].as_array()) {
             (Ok(chosen), None) => {
                 let short = |devices: Vec<&Arc<Device>>| {
                     devices.into_iter().map(|device| short(device)).collect::<Vec<_>>()
@@ -302,7 +302,7 @@ proptest! {
     ) {
         let aliases = aliases();
         let parts: Vec<_> = parts.iter().map(|part| wanted(&aliases, part)).collect();
-        match choose(&parts, &case.scene()) {
+        match choose(&parts, &case.candidate_set()) {
             Ok(chosen) => {
                 let mut given = vec![None; case.devices.len()];
                 for (part, devices) in chosen.iter().enumerate() {
@@ -325,13 +325,13 @@ proptest! {
         // No busy functions: otherwise a device that needs others may be passed over in favour of a complete group.
         let case = Case { busy: BTreeMap::new(), ..case };
         let part = Wanted { whole_group: false, ..wanted(&aliases, &part) };
-        let told = explain(&part, &case.scene());
+        let told = explain(&part, &case.candidate_set());
         let ids: BTreeSet<_> = told.iter().map(|(device, _)| device.id).collect();
         prop_assert_eq!((ids.len(), told.len()), (case.devices.len(), case.devices.len()));
         let places: Vec<_> = told.iter().filter_map(|(_, verdict)| verdict.clone().ok()).collect();
         prop_assert_eq!(&places, &(0..places.len()).collect::<Vec<_>>());
         let first: Vec<_> = told.iter().take(part.count).map(|(device, _)| *device).collect();
-        match choose(std::slice::from_ref(&part), &case.scene()) {
+        match choose(std::slice::from_ref(&part), &case.candidate_set()) {
             Ok(chosen) => prop_assert_eq!(&chosen[0], &first),
             Err(shortage) => prop_assert_eq!(shortage.free, places.len()),
         }
