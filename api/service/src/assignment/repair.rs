@@ -351,7 +351,7 @@ impl Service {
             drop(guard);
             host.look_again(server);
             if let Err(error) = &outcome {
-                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement could not be repaired");
+                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement was not repaired");
             }
             outcome
         })))
