@@ -1,4 +1,4 @@
-//! Locks on the things that tasks work on, within this process and between processes: ids in progress ([`InFlight`])
+//! Locks on the things that tasks work on, within this process and between processes: ids in progress (`InFlight`)
 //! and mutexes by name ([`KeyedMutex`]).
 
 use std::collections::{HashMap, HashSet};

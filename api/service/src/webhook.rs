@@ -253,7 +253,7 @@ impl Webhook {
                 }
                 Err(reason) => reason,
             };
-            tracing::warn!(webhook = name, event = %event.id, attempts, reason, "an event could not be posted to webhook {name}");
+            tracing::warn!(webhook = name, event = %event.id, attempts, reason, "an event was not posted to webhook {name}");
             if attempts >= self.config.attempts {
                 break reason;
             }

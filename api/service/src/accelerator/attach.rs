@@ -266,8 +266,8 @@ impl Accelerators {
                 "accelerator {id} is being attached; try again when it is attached"
             )));
         }
-        // This also releases assignments that ended because their server was away, which would be adopted again. Read
-        // the accelerator after that, so that those adopted meanwhile are released as well.
+        // Ended assignments are no longer wanted either: otherwise they would be adopted again when their server comes
+        // back. Read the accelerator after that, so that those adopted meanwhile are released as well.
         self.store.release_accelerator(id).await?;
         let view = self.accelerator(id).await?;
         if view.held.is_empty() {

@@ -118,7 +118,8 @@ impl Failure {
 }
 
 /// Separates the reason of a failed attach from the reason why its device is still there.
-const TAKEN_BACK: &str = "; the attach is not completed, and its device is detached when the guest releases it or is powered off: ";
+const TAKEN_BACK: &str = "; the attach is not completed, and its device is detached when the guest releases it or is \
+     powered off: ";
 
 /// Added to the reason of a forced detach whose device is still there.
 const FORCED: &str = "forced: the device was removed from the domain's definition and the guest was asked, which is all \

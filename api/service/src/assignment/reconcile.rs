@@ -3,8 +3,8 @@
 //! The same code runs at start, after a reconnect, on every event that concerns a guest, and at the configured
 //! interval.
 //!
-//! Each host has two tasks. [`follow`] only reads the host and writes records. It never waits for a call that changes
-//! the host, nor for a lock that is held during such a call, so that it sees events at once. [`give_back`] rebinds
+//! Each host has two tasks. `follow` only reads the host and writes records. It never waits for a call that changes
+//! the host, nor for a lock that is held during such a call, so that it sees events at once. `give_back` rebinds
 //! functions to their host drivers; it may wait for both.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -357,7 +357,10 @@ impl Assignments {
                     }
                 }
                 None => {
-                    tracing::debug!(host = %host.name, server.id = %server, "the comparison of server {server} continues in the background");
+                    tracing::debug!(
+                        host = %host.name, server.id = %server,
+                        "the comparison of server {server} continues in the background"
+                    );
                 }
             }
         }

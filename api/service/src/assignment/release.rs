@@ -41,7 +41,7 @@ impl Assignments {
     /// already.
     ///
     /// # Errors
-    /// [`Error::NoAttachment`]; as [`begin_detach_of`](Self::begin_detach_of).
+    /// [`Error::NoAttachment`]; as `begin_detach_of`.
     pub async fn begin_detach(
         self: &Arc<Self>,
         server: ServerId,

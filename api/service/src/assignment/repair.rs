@@ -354,7 +354,7 @@ impl Assignments {
             drop(guard);
             host.queue_server_check(server);
             if let Err(error) = &outcome {
-                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement could not be repaired");
+                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement was not repaired");
             }
             outcome
         })))

@@ -219,7 +219,10 @@ impl Catalog {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             scans.spawn(actor::scope(actor::current(), async move {
                 if let Err(error) = service.discover(&host, None).await {
-                    tracing::warn!(host = %host.name, %error, "reading the devices failed; the new rules take effect with the next scan");
+                    tracing::warn!(
+                        host = %host.name, %error,
+                        "reading the devices failed; the new rules take effect with the next scan"
+                    );
                 }
             }));
         }
