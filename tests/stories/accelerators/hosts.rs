@@ -77,7 +77,7 @@ async fn a_refusal_names_the_hosts_with_matching_devices() {
     let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
     for target in [json!({ "host": "host0" }), json!({ "host": "host2", "driver": "vfio-pci" })] {
         let refused = service.put(&path, target).await.expect(409);
-        assert!(refused.message().ends_with("; hosts that have such: host1"), "{}", refused.message());
+        assert!(refused.message().ends_with("; hosts with such devices: host1"), "{}", refused.message());
     }
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host1");
     service.delete(&path).await.expect(204);

@@ -103,7 +103,7 @@ pub fn unix_path(text: &str) -> Option<Result<PathBuf, String>> {
     Some(if path.is_absolute() {
         Ok(path.into())
     } else {
-        Err(format!("`{text}` names no absolute path; write a path such as unix:{SOCKET}"))
+        Err(format!("`{text}` has no absolute path; write a path such as unix:{SOCKET}"))
     })
 }
 
