@@ -76,7 +76,7 @@ pub(crate) enum AcceleratorCommand {
     Detach {
         /// The UUID or the name of the accelerator.
         accelerator: String,
-        /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default [detach] of the configuration
+        /// The time limit for unplug requests and waiting: 30s, 500ms, 2m. By default `[detach]` of the configuration
         /// applies.
         #[arg(long, value_name = "TIME")]
         timeout: Option<String>,

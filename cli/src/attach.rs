@@ -30,7 +30,7 @@ pub(crate) struct Attach {
     /// The devices: configured aliases, each with the number of devices (default 1).
     #[arg(required_unless_present = "flavor", conflicts_with = "flavor", value_name = "ALIAS[:N]")]
     aliases: Vec<AliasCount>,
-    /// A flavor whose extra specs name the aliases, instead of ALIAS[:N].
+    /// A flavor whose extra specs name the aliases, instead of `ALIAS[:N]`.
     #[arg(long, value_name = "NAME")]
     flavor: Option<String>,
     /// Attach to the running guest only. The device is gone after a power cycle.

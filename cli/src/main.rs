@@ -54,9 +54,9 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is [api] listen of the
+    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is `[api] listen` of the
     /// configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the socket
-    /// /run/hotslot/api.sock; when no service answers there, it is [api] listen of /etc/hotslot/hotslot.toml or
+    /// /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,

@@ -173,7 +173,7 @@ impl Host {
         self.pending_rebind.notify_one();
     }
 
-    /// Waits for a request of [`give_back`](Self::give_back). Requests that arrive before this is called count as one.
+    /// Waits for a request of [`queue_rebind`](Self::queue_rebind). Requests that arrive before this is called count as one.
     pub(crate) async fn rebind_queued(&self) {
         self.pending_rebind.notified().await;
     }

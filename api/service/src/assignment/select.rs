@@ -280,7 +280,7 @@ impl Assignments {
     /// Reports which devices an attach would take, with all checks. It claims no device and unbinds no driver.
     ///
     /// # Errors
-    /// As [`Service::attach`](Service::attach), except that a failed check is part of the result.
+    /// As [`Assignments::attach`], except that a failed check is part of the result.
     pub async fn dry_run(&self, request: &AttachRequest) -> Result<DryRun, Error> {
         self.known_aliases(request)?;
         let (host, _) = self.hosts.find(request.server).await?;

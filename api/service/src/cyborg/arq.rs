@@ -3,7 +3,7 @@
 //! The intended state of a request is recorded before its device is touched; its actual state follows from its
 //! attachment or mediated device ([`seen`](hotslot_model::cyborg::seen)). So a request that a crash interrupted is
 //! settled with its assignment. A request without one is settled when it is read next and no task works on it
-//! ([`Service::arq`]).
+//! ([`Cyborg::arq`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use super::reason::Category;
 /// The part of a request that cannot be met, and the reasons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
-    /// The text that names the part in messages, from [`Alias::asker`](crate::rules::Alias::asker).
+    /// The text that names the part in messages, from `Alias::asker`.
     pub asker: String,
     /// The number of devices or IOMMU groups that the part requests.
     pub wanted: usize,
