@@ -129,14 +129,14 @@ async fn check(router: &Router, request: Request<Body>) {
 
 /// Every host device of every guest has an alias of the service, and is a device that it knows.
 async fn look(service: &Service) {
-    for host in &service.hosts {
+    for host in service.hosts.iter() {
         for info in host.hypervisor.domains().await.expect("the domains") {
             let view = host.hypervisor.domain(info.uuid).await.expect("a document that can be read");
             for hostdev in view.live.iter().chain(&view.persistent).flat_map(|domain| &domain.hostdevs) {
                 let ours = hostdev.alias.as_deref().and_then(UserAlias::parse);
                 assert!(ours.is_some(), "{hostdev:?} is nobody's");
                 let known =
-                    service.store.devices().iter().any(|device| device.facts.address == hostdev.source);
+                    service.records.devices().iter().any(|device| device.facts.address == hostdev.source);
                 assert!(known, "{hostdev:?} is not offered");
             }
         }
