@@ -3,8 +3,11 @@
 -- Whether a mediated device ended although nobody had requested that. A domain that comes back with it keeps it.
 ALTER TABLE mdevs ADD COLUMN unasked BIGINT NOT NULL DEFAULT 0 CHECK (unasked IN (0, 1));
 UPDATE mdevs SET unasked = 1
-    WHERE state = 'detached' AND state_reason IN (
-        'removed from the domain outside of hotslot', 'the server was shut off, and its definition has no such device');
+    WHERE state = 'detached' AND (state_reason IN (
+            'removed from the domain outside of hotslot',
+            'the server was shut off, and its definition has no such device',
+            'the server is gone')
+        OR state_reason LIKE 'the server is on host % now');
 
 -- The run of the guest in which a verified address was seen: the id of the running domain.
 ALTER TABLE mdevs ADD COLUMN inner_run BIGINT;

@@ -112,6 +112,8 @@ impl Store {
         let mut draft = self.draft().await?;
         for (id, target, project) in binds {
             draft.holds_nothing(Holder::AcceleratorRequest(*id)).await?;
+            // From now on the request is for this server, and not for one that comes back with an earlier device.
+            draft.no_longer_wanted(Holder::AcceleratorRequest(*id)).await?;
             query(
                 "UPDATE accelerator_requests SET state = 'BindStarted', state_reason = NULL, hostname = $2,
                      device_rp_uuid = $3, instance_uuid = $4, project_id = COALESCE($5, project_id), updated_at = $6

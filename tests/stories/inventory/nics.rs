@@ -173,7 +173,12 @@ async fn devname_follows_the_network_interface() {
     service.until("its driver is back", back).await;
     for (line, count) in [("device driver pci_0000_05_00_0", 0), ("device driver pci_0000_05_00_0 e1000e", 1)]
     {
-        service.sim(line);
-        service.until(line, async || listed().await == count).await;
+        // hotslot may rebind the driver once more, so the change is repeated.
+        let changed = async || {
+            service.sim(line);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            listed().await == count
+        };
+        service.until(line, changed).await;
     }
 }

@@ -185,6 +185,8 @@ impl Assignments {
     /// # Errors
     /// [`Error::Conflict`] with the reason when the device stays; errors of the hypervisor and of the database.
     pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<(), Error> {
+        // The overdue calls of other processes are known from their last commits.
+        self.store.refresh().await?;
         let mut note = String::new();
         if let Some(device) = GuestDevice::of(row)
             && self.call_out(host, row.server(), row.device()).is_none()
@@ -322,6 +324,9 @@ impl Assignments {
                 Ordering::Equal => (leftover, error.to_string()),
                 Ordering::Greater => (after, because.clone()),
             };
+            // A call that is out may still change the device, whatever the error of this step says.
+            let is_out = host.overdue_call_at(step.device().facts.address).is_some();
+            let leftover = if leftover == Leftover::Nothing && is_out { Leftover::Unknown } else { leftover };
             let untouched = nth != index && leftover == Leftover::Nothing;
             let reason = if untouched { format!("not tried: {reason}") } else { reason };
             undone.push((step.key(), leftover, reason));
@@ -362,18 +367,19 @@ impl Assignments {
         let mut left = Vec::new();
         for (key, leftover, _) in undone {
             let Some(row) = rows.iter().find(|row| row.key() == *key) else { continue };
-            match leftover {
+            let sentence = match leftover {
                 Leftover::Nothing | Leftover::Gone => continue,
-                Leftover::Unknown => left.push(format!("{key} is released when the host answers")),
+                Leftover::Unknown => format!("{key} is released when the host answers"),
                 Leftover::Assigned => {
                     let ask = Ask { until: None, first: false };
                     let Err(error) = self.release_unprepared(host, row, ask, "").await else { continue };
                     tracing::error!(attachment.id = %key.id, %error, "{key} is not released yet");
-                    let now = self.store.assignment(*key).await?;
+                    let now = self.store.assignment(*key).await.ok().flatten();
                     let reason = now.as_ref().and_then(|now| now.reason().map(str::to_owned));
-                    left.push(format!("{key} stays detaching: {}", reason.unwrap_or(error.to_string())));
+                    format!("{key} stays detaching: {}", reason.unwrap_or(error.to_string()))
                 }
-            }
+            };
+            left.push(sentence);
             match row.server() {
                 Some(server) => host.queue_unplug_retry(server),
                 None => host.queue_rebind(),

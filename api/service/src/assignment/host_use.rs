@@ -153,7 +153,14 @@ impl Assignments {
         for id in ids {
             was.extend(self.store.assignment(key(*id)).await?.filter(|row| !row.state().is_final()));
         }
-        let intents: Vec<_> = was.iter().map(|row| (row.key(), Observation::AskedToDetach)).collect();
+        let intents = was.iter().map(|row| match row.state() {
+            // Its process ended during the attach.
+            State::Attaching => (row.key(), Observation::GivenUp { reason: CUT_OFF.to_owned() }),
+            State::Attached | State::Detaching | State::Detached | State::Failed => {
+                (row.key(), Observation::AskedToDetach)
+            }
+        });
+        let intents: Vec<_> = intents.collect();
         let rows = self.settle_all(&intents).await?;
         let mut outcome = Ok(());
         for (row, was) in rows.iter().zip(&was) {

@@ -16,12 +16,16 @@ use super::engine::ReleaseOutcome;
 use crate::error::Error;
 use crate::host::Host;
 
+/// Begins the reason of a mediated device that no domain has, and that could not be removed from the host yet.
+const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
+
 impl Assignments {
     /// Removes a mediated device that no domain has from the host, and records `seen`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database. The
-    /// row stays `detaching` when the device was not removed.
+    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database. When
+    /// the device was not removed, the row keeps its state and gets the reason: nobody has requested a detach, and a
+    /// server that comes back keeps the device.
     pub(super) async fn take_away(
         &self,
         host: &Host,
@@ -33,13 +37,13 @@ impl Assignments {
         match self.destroy(host, key.id, parent.facts.address).await {
             ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(drop),
             ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
-                let stays = Observation::StillThere { reason: reason.clone() };
-                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
-                Err(Error::Conflict(format!("{key} stays detaching: {reason}")))
+                let reason = format!("{NOT_IN_SERVER}{reason}");
+                self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
+                Err(Error::Conflict(format!("{key}: {reason}")))
             }
             ReleaseOutcome::Failed { error, .. } => {
-                let stays = Observation::StillThere { reason: error.to_string() };
-                self.settle_all(&[(key, Observation::AskedToDetach), (key, stays)]).await?;
+                let reason = format!("{NOT_IN_SERVER}{error}");
+                self.settle(key, Observation::StillThere { reason }).await?;
                 Err(host.error(format!("removing {key} failed"))(error))
             }
         }

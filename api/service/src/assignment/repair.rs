@@ -12,7 +12,7 @@ use hotslot_model::assignment::drift::{
     Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding,
 };
 use hotslot_model::assignment::{
-    Action, Assignment, AssignmentKey, AssignmentKind, Attachment, Binding, Finding, Kind, Observation,
+    Action, Assignment, AssignmentKey, AssignmentKind, Attachment, Binding, Finding, Kind, Mdev, Observation,
     Source, State, Trigger,
 };
 use hotslot_model::device::Device;
@@ -213,7 +213,9 @@ impl Assignments {
         let mut ended = Vec::new();
         for found in host.mdevs().iter() {
             let row = self.store.mdev(AttachmentId(found.uuid)).await?;
-            ended.extend(row.filter(|row| row.hypervisor == host.row.id && row.state.is_final()));
+            // One that ended although nobody had requested that was created again for its server, which comes back.
+            let is_stray = |row: &Mdev| row.hypervisor == host.row.id && row.state.is_final() && !row.unasked;
+            ended.extend(row.filter(is_stray));
         }
         if ended.is_empty() {
             return Ok(Vec::new());
@@ -352,7 +354,10 @@ impl Assignments {
                 host.queue_unplug_retry(server);
             }
             drop(guard);
-            host.queue_server_check(server);
+            // A record that could not be settled is tried again after a while, and not with the next event.
+            if outcome.is_ok() || !matches!(action, Action::Settle(..)) {
+                host.queue_server_check(server);
+            }
             if let Err(error) = &outcome {
                 tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement was not repaired");
             }

@@ -211,22 +211,28 @@ impl Cyborg {
     /// The database's.
     pub(crate) async fn settle_arqs(&self) -> Result<(), Error> {
         for row in self.store.arqs().await? {
-            let id = row.id;
-            let is_open = async || Ok::<_, Error>(self.arq_now(id).await?.filter(is_left));
-            if is_open().await?.is_none() {
-                continue;
+            // One request that cannot be settled does not keep the others from being settled.
+            if let Err(error) = self.settle_arq(row.id).await {
+                tracing::error!(%error, "accelerator request {} cannot be settled; it is tried again", row.id);
             }
-            let Some(_guard) = self.binding.try_enter(id).await? else { continue };
-            // Somebody may have finished the work on it since it was read.
-            let Some(view) = is_open().await? else { continue };
-            match settled(view) {
-                None => drop(self.store.delete_arq(id).await?),
-                Some(ArqView { row, .. }) if row.state == ArqState::Unbound => {
-                    self.store.unbind_arq(id).await?
-                }
-                Some(ArqView { row, .. }) => {
-                    self.store.put_arq_state(id, row.state, row.reason.as_deref()).await?;
-                }
+        }
+        Ok(())
+    }
+
+    async fn settle_arq(&self, id: ArqId) -> Result<(), Error> {
+        let read = async || Ok::<_, Error>(self.arq_now(id).await?.filter(is_left));
+        if read().await?.is_none() {
+            return Ok(());
+        }
+        let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(()) };
+        // Somebody may have finished the work on it since it was read.
+        let Some(view) = read().await? else { return Ok(()) };
+        match settled(view) {
+            None => self.store.delete_arq(id).await?,
+            // Its server may come back with the device (saved, moved); then the request has it again.
+            Some(ArqView { row, .. }) if row.state == ArqState::Unbound => {}
+            Some(ArqView { row, .. }) => {
+                self.store.put_arq_state(id, row.state, row.reason.as_deref()).await?;
             }
         }
         Ok(())
@@ -247,7 +253,9 @@ impl Cyborg {
         loop {
             if let Some(guard) = self.binding.try_enter(id).await? {
                 // The project or the state of the request may have changed.
-                let view = self.arq(id).await?;
+                let view = self.arq_now(id).await?.ok_or_else(|| no_arq(id))?;
+                // Nobody else works on it now, so an interrupted request counts as it will be settled.
+                let view = if is_left(&view) { settled(view).ok_or_else(|| no_arq(id))? } else { view };
                 may(&view)?;
                 return Ok((guard, view));
             }

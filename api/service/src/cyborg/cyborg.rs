@@ -36,6 +36,8 @@ impl Cyborg {
     /// # Errors
     /// [`Error::Conflict`] when an accelerator request was made by one; the database's.
     pub async fn delete_device_profiles(&self, ids: &[DeviceProfileId]) -> Result<(), Error> {
+        // A request that is shown as deleted must not keep its profile from being deleted.
+        self.settle_arqs().await?;
         Ok(self.store.delete_device_profiles(ids).await?)
     }
 

@@ -34,9 +34,7 @@ impl Catalog {
         match addresses {
             None => {
                 let now = everything(host, &before).await?;
-                if !Arc::ptr_eq(&before, &now) {
-                    host.queue_full_check();
-                }
+                changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
                 Ok(now)
             }
             Some(addresses) => {
