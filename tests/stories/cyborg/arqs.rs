@@ -213,3 +213,30 @@ async fn a_bind_interrupted_by_a_kill_is_settled_from_the_guest() {
     service.delete(&format!("{ARQS}?instance={G1}")).await.expect(204);
     service.expect_clean().await;
 }
+
+#[tokio::test]
+async fn a_request_has_its_device_again_when_its_server_comes_back() {
+    let mut service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
+    let arq = requests(&service, "qat").await.remove(0);
+    let card = provider(&service, QAT).await;
+    patch(&service, &arq, target(&card, G3)).await.expect(202);
+    becomes(&service, &arq, "Bound").await;
+    let plugged = service.plugged();
+    let saved = service.host_dir().join(format!("state/domains/{G3}.json"));
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(saved).unwrap()).unwrap();
+    let file = service.host_dir().join("kept.xml");
+    std::fs::write(&file, saved["persistent"].as_str().unwrap()).unwrap();
+
+    service.sim("undefine g3");
+    becomes(&service, &arq, "Unbound").await;
+    // At the start the service settles what was interrupted; that its server is away is no interruption.
+    service.kill();
+    service.start_again().await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    service.sim(&format!("define {}", file.display()));
+    becomes(&service, &arq, "Bound").await;
+    assert_eq!(service.plugged(), plugged);
+    patch(&service, &arq, nowhere()).await.expect(202);
+    service.expect_clean().await;
+}
