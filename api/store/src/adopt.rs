@@ -189,14 +189,7 @@ impl Store {
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        match draft.commit().await {
-            Ok(_) => Ok(true),
-            Err(Error::Stale) => {
-                self.read_devices().await?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        draft.commit_reservation().await
     }
 }
 

@@ -165,14 +165,7 @@ impl Store {
         if let Some(key) = key {
             remember(&mut draft, key, request).await?;
         }
-        match draft.commit().await {
-            Ok(_) => Ok(Some(rows)),
-            Err(Error::Stale) => {
-                self.read_devices().await?;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        Ok(draft.commit_reservation().await?.then_some(rows))
     }
 
     /// Records that libvirt is about to be requested to plug the device of an attachment. The reservation records it for

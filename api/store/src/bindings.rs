@@ -83,14 +83,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
         }
-        match draft.commit().await {
-            Ok(_) => Ok(true),
-            Err(Error::Stale) => {
-                self.read_devices().await?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        draft.commit_reservation().await
     }
 
     /// Returns the bindings that have not ended, the oldest first.

@@ -299,6 +299,23 @@ impl DeviceTransaction<'_> {
         relatives
     }
 
+    /// [`commit`](Self::commit) for a reservation. Returns false when a row has changed since it was read: then nothing was
+    /// changed, the rows in memory are read again, and the caller chooses again.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub(super) async fn commit_reservation(self) -> Result<bool, Error> {
+        let store = self.store;
+        match self.commit().await {
+            Ok(_) => Ok(true),
+            Err(Error::Stale) => {
+                store.read_devices().await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes the rows that differ and the events, and commits. Returns the number of rows written.
     ///
     /// # Errors

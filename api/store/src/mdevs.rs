@@ -118,14 +118,7 @@ impl Store {
             .await?;
             draft.emit([event::mdev(parent, server, *id, None, State::Attaching, None)]);
         }
-        match draft.commit().await {
-            Ok(_) => Ok(true),
-            Err(Error::Stale) => {
-                self.read_devices().await?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        draft.commit_reservation().await
     }
 
     /// Returns a mediated device, whether it has ended or not.

@@ -164,7 +164,7 @@ impl Assignment {
         of_any!(self, row => row.reason.as_deref())
     }
 
-    /// What the state machine needs to know of the row besides its state.
+    /// Returns the facts of the row, besides its state, that the state machine uses.
     pub fn record(&self) -> Record<'_> {
         let (reason, forced) = (self.reason(), self.forced());
         match self {
@@ -218,7 +218,7 @@ impl Assignment {
     }
 }
 
-/// What became of an assignment by an observation.
+/// An assignment before and after an observation.
 #[derive(Debug)]
 pub struct Change {
     /// The state before.

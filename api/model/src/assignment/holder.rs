@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::id::{AcceleratorId, ArqId};
 
-/// What an assignment was made for.
+/// The accelerator or accelerator request that an assignment was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// An accelerator.

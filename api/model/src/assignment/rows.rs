@@ -94,7 +94,7 @@ pub struct NewAttachment {
     pub siblings: Vec<PciAddress>,
 }
 
-/// What the attachments of one reservation have in common.
+/// The data that all attachments of one reservation share.
 #[derive(Debug, Clone, Copy)]
 pub struct Reservation<'a> {
     /// The host.
@@ -188,7 +188,7 @@ pub struct Mdev {
     pub attached_at: Option<Millis>,
 }
 
-/// What the mediated devices of one reservation have in common.
+/// The data that all mediated devices of one reservation share.
 #[derive(Debug, Clone, Copy)]
 pub struct MdevReservation {
     /// The host.

@@ -39,7 +39,7 @@ string_enum! {
     }
 }
 
-/// What was seen or decided about an assignment.
+/// An observation of an assignment, or a decision about it.
 ///
 /// It can be read from JSON, so that the data files of tests can name each observation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -166,11 +166,10 @@ impl Assignments {
         let members = steps.iter().filter(|step| step.attachment.whole_group);
         let members: Vec<_> = members.map(|step| step.found.clone()).collect();
         let Err(error) = hotplug::free_group(host.hypervisor.as_ref(), &members).await else { return Ok(()) };
-        // libvirt was not requested to plug any of them. One with a call out stays in transition until it returns.
+        // libvirt was not requested to plug any of them. Those with a call out stay in transition until it returns.
         let out = steps.iter().position(|step| host.overdue_call_at(step.device.facts.address).is_some());
-        let (before, after) = (Leftover::Nothing, Leftover::Nothing);
-        let leftover = if out.is_some() { Leftover::Unknown } else { Leftover::Nothing };
-        let failed = Failed { step: out.unwrap_or_default(), leftover, before, after, error };
+        let (step, leftover) = (out.unwrap_or_default(), Leftover::Nothing);
+        let failed = Failed { step, leftover, before: leftover, after: leftover, error };
         Err(self.undo(host, steps, failed, Some("unbinding the IOMMU group from its host drivers")).await)
     }
 
@@ -221,11 +220,7 @@ impl Assignments {
             match hotplug::try_plug(hypervisor, &self.templates, view.info.uuid, &spec, scope, limits).await {
                 Ok(presence) => present.push(presence),
                 Err(PlugFailure { error, untouched }) => {
-                    let leftover = match error.kind.leaves_it_open() {
-                        true => Leftover::Unknown,
-                        false if untouched => Leftover::Nothing,
-                        false => Leftover::Gone,
-                    };
+                    let leftover = if untouched { Leftover::Nothing } else { Leftover::Gone };
                     let failed = Failed::at(present.len(), leftover, error);
                     return Err(self.undo(host, &steps, failed, None).await);
                 }

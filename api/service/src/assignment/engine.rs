@@ -94,8 +94,10 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    /// A step failed; the steps before it have assigned their devices, and those after it were not tried.
-    pub(crate) fn at(step: usize, leftover: Leftover, error: hypervisor::Error) -> Self {
+    /// A step failed; the steps before it have assigned their devices, and those after it were not tried. `if_refused` is
+    /// what the step left if the error is a refusal; after a lost connection or a time-out that is not known.
+    pub(crate) fn at(step: usize, if_refused: Leftover, error: hypervisor::Error) -> Self {
+        let leftover = if error.kind.leaves_it_open() { Leftover::Unknown } else { if_refused };
         Self { step, leftover, before: Leftover::Assigned, after: Leftover::Nothing, error }
     }
 }

@@ -88,11 +88,7 @@ impl Assignments {
                     host = %host.name, pci.address = %address, driver = bound.driver, "bound {address} for the host"
                 ),
                 Err(error) => {
-                    // After a time-out, or after a refusal that could not be undone in time, the device may be bound
-                    // now or later.
-                    let is_open = error.kind.leaves_it_open() || host.overdue_call_at(address).is_some();
-                    let leftover = if is_open { Leftover::Unknown } else { Leftover::Nothing };
-                    let failed = Failed::at(index, leftover, error);
+                    let failed = Failed::at(index, Leftover::Nothing, error);
                     return Err(self.undo(host, steps, failed, None).await.error);
                 }
             }

@@ -178,7 +178,6 @@ impl Assignments {
             if let Err(error) = made {
                 // The device may exist in spite of the error, so read the host's mediated devices.
                 let leftover = match host.read_mdevs().await {
-                    _ if error.kind.leaves_it_open() => Leftover::Unknown,
                     Err(_) => Leftover::Unknown,
                     Ok(there) if there.iter().any(|mdev| mdev.uuid == step.id.0) => Leftover::Assigned,
                     Ok(_) => Leftover::Nothing,
@@ -194,11 +193,9 @@ impl Assignments {
             match hotplug::plug(hypervisor, &self.templates, server.0, &spec, scope, limits).await {
                 Ok(presence) => seen.push((step.key(), attach::plugged(&presence))),
                 Err(error) => {
-                    let is_open = error.kind.leaves_it_open();
-                    let leftover = if is_open { Leftover::Unknown } else { Leftover::Assigned };
-                    // The devices of the steps after it are created, but not plugged.
+                    // The devices of this step and of those after it are created, but not plugged.
                     let after = Leftover::Assigned;
-                    let failed = Failed { after, ..Failed::at(seen.len(), leftover, error) };
+                    let failed = Failed { after, ..Failed::at(seen.len(), Leftover::Assigned, error) };
                     return Err(self.undo(host, steps, failed, None).await.error);
                 }
             }
@@ -215,15 +212,19 @@ impl Assignments {
         parent: PciAddress,
         limits: DetachLimits,
     ) -> ReleaseOutcome {
-        let (hypervisor, spec, keep) =
-            (host.hypervisor.as_ref(), mdev_spec(row.id), row.persistent && !row.forced);
-        let unplugged = hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await;
-        match ReleaseOutcome::from(unplugged) {
+        match self.unplug_mdev(host, row, limits).await {
             ReleaseOutcome::Gone { .. } => self.destroy(host, row.id, parent).await,
             outcome @ (ReleaseOutcome::Refused { .. }
             | ReleaseOutcome::Pending { .. }
             | ReleaseOutcome::Failed { .. }) => outcome,
         }
+    }
+
+    /// Unplugs a mediated device from its domain, and leaves it on the host.
+    pub(super) async fn unplug_mdev(&self, host: &Host, row: &Mdev, limits: DetachLimits) -> ReleaseOutcome {
+        let (spec, keep) = (mdev_spec(row.id), row.persistent && !row.forced);
+        let hypervisor = host.hypervisor.as_ref();
+        hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, keep, limits).await.into()
     }
 
     /// Removes a mediated device that no domain has from the host.

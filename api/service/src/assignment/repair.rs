@@ -377,9 +377,8 @@ impl Assignments {
                 self.unplug(host, &row, &*self.device_of(&row)?, limits).await
             }
             Assignment::Mdev(row) => {
-                let spec = mdev_spec(row.id);
-                let hypervisor = host.hypervisor.as_ref();
-                hotplug::unplug(hypervisor, &self.templates, row.server.0, &spec, false, limits).await.into()
+                let row = Mdev { persistent: false, ..row.clone() };
+                self.unplug_mdev(host, &row, limits).await
             }
             Assignment::Binding(_) => return Ok(()),
         };

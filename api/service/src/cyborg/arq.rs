@@ -150,14 +150,22 @@ impl Cyborg {
     /// # Errors
     /// Errors of the database.
     pub async fn arqs(&self) -> Result<Vec<ArqView>, Error> {
+        let mut views = Vec::new();
+        for view in self.recorded().await? {
+            views.extend(self.shown(view).await?);
+        }
+        Ok(views)
+    }
+
+    /// Returns every accelerator request as it is on record.
+    async fn recorded(&self) -> Result<Vec<ArqView>, Error> {
         let rows = self.store.arqs().await?;
         let held = self.store.assignments().await?.into_iter();
         let mut held: HashMap<_, _> = held.filter_map(|row| Some((row.holder()?, row))).collect();
         let mut views = Vec::new();
         for row in rows {
             let by = held.remove(&Holder::AcceleratorRequest(row.id));
-            let view = self.with_device(row, by).await?;
-            views.extend(self.shown(view).await?);
+            views.push(self.with_device(row, by).await?);
         }
         Ok(views)
     }
@@ -210,23 +218,19 @@ impl Cyborg {
     /// # Errors
     /// The database's.
     pub(crate) async fn settle_arqs(&self) -> Result<(), Error> {
-        for row in self.store.arqs().await? {
+        for view in self.recorded().await?.iter().filter(|view| is_left(view)) {
             // One request that cannot be settled does not keep the others from being settled.
-            if let Err(error) = self.settle_arq(row.id).await {
-                tracing::error!(%error, "accelerator request {} cannot be settled; it is tried again", row.id);
+            if let Err(error) = self.settle_arq(view.row.id).await {
+                tracing::error!(%error, "accelerator request {} cannot be settled; it is tried again", view.row.id);
             }
         }
         Ok(())
     }
 
     async fn settle_arq(&self, id: ArqId) -> Result<(), Error> {
-        let read = async || Ok::<_, Error>(self.arq_now(id).await?.filter(is_left));
-        if read().await?.is_none() {
-            return Ok(());
-        }
         let Some(_guard) = self.binding.try_enter(id).await? else { return Ok(()) };
         // Somebody may have finished the work on it since it was read.
-        let Some(view) = read().await? else { return Ok(()) };
+        let Some(view) = self.arq_now(id).await?.filter(is_left) else { return Ok(()) };
         match settled(view) {
             None => self.store.delete_arq(id).await?,
             // Its server may come back with the device (saved, moved); then the request has it again.

@@ -31,18 +31,9 @@ impl Catalog {
         addresses: Option<BTreeSet<PciAddress>>,
     ) -> Result<Arc<Functions>, Error> {
         let before = host.functions();
-        match addresses {
-            None => {
-                let now = everything(host, &before).await?;
-                changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
-                Ok(now)
-            }
-            Some(addresses) => {
-                let now = Arc::new(at(host, &before, &addresses).await?);
-                changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
-                Ok(now)
-            }
-        }
+        let now = read(host, &before, addresses.as_ref()).await?;
+        changed(&before, &now).into_iter().for_each(|address| host.queue_device_scan(address));
+        Ok(now)
     }
 
     /// Reads the devices of a host, all or those at the addresses `looked`, and updates the table.
@@ -57,10 +48,8 @@ impl Catalog {
         let mut recorded_by = host.recorded_by.lock().await;
         let inventory = self.inventory();
         let before = host.functions();
-        let (now, named) = match looked {
-            None => (everything(host, &before).await?, BTreeSet::new()),
-            Some(addresses) => (Arc::new(at(host, &before, &addresses).await?), addresses),
-        };
+        let now = read(host, &before, looked.as_ref()).await?;
+        let named = looked.unwrap_or_default();
         let (on_host, conflicts) = inventory.on(&now);
         // If the table is not updated completely, because of an error or of devices in use, the next scan compares all
         // devices.
@@ -116,6 +105,18 @@ fn facts(inventory: &Inventory, functions: &Functions, device: &HostDevice) -> O
 fn shared(facts: impl Iterator<Item = DeviceFacts>) -> Vec<DeviceFacts> {
     let mut sharing = Interner::default();
     facts.map(|facts| DeviceFacts { extra_info: sharing.share(facts.extra_info), ..facts }).collect()
+}
+
+/// Reads the functions of a host, all or those at some addresses.
+async fn read(
+    host: &Host,
+    before: &Arc<Functions>,
+    addresses: Option<&BTreeSet<PciAddress>>,
+) -> Result<Arc<Functions>, Error> {
+    match addresses {
+        None => everything(host, before).await,
+        Some(addresses) => Ok(Arc::new(at(host, before, addresses).await?)),
+    }
 }
 
 /// Reads all functions of a host. Returns `before` itself when nothing changed.

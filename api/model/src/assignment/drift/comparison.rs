@@ -299,7 +299,7 @@ impl Comparison<'_> {
     }
 }
 
-/// What the records say of a device that has no open record; `name` is its noun and id.
+/// Describes the record of a device that has no open record, for people. `name` is its noun and id.
 fn ended_record(name: &str, ended: Option<&Assignment>) -> String {
     match ended {
         None => format!("no {name}"),

@@ -177,7 +177,7 @@ pub struct Finding {
     pub attachment: Option<AttachmentId>,
     /// The address of the device on the host.
     pub address: Option<PciAddress>,
-    /// What each source says.
+    /// The statements of the sources that disagree.
     pub said: Vec<(Source, String)>,
     /// The action that resolves it.
     pub action: Action,
