@@ -149,7 +149,7 @@ async fn choosing(dir: &Path) -> f64 {
     let groups = groups.collect();
     let candidate_set = CandidateSet {
         devices: &devices,
-        withheld: &HashMap::new(),
+        unavailable: &HashMap::new(),
         guest_nodes: &BTreeSet::new(),
         sockets: None,
         groups: &groups,

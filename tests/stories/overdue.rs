@@ -106,13 +106,13 @@ async fn a_function_with_an_overdue_call_is_not_offered() {
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("fault node-reset hang times=9");
     service.delete(&path).await.expect(503);
-    let withheld = async || {
+    let unavailable = async || {
         let path = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
         service.get(&path).await.expect(200).body["pci_device"]["withheld"].to_string()
     };
-    assert!(withheld().await.contains("did not come back"), "{}", withheld().await);
+    assert!(unavailable().await.contains("did not come back"), "{}", unavailable().await);
     service.sim("fault clear");
-    within(AT_ONCE, "it is offered again", async || withheld().await == "null").await;
+    within(AT_ONCE, "it is offered again", async || unavailable().await == "null").await;
     within(AT_ONCE, "the device is released", async || status(&service, &path).await == "available").await;
     service.expect_clean().await;
 }
@@ -211,8 +211,8 @@ async fn an_overdue_bind_is_not_touched_by_other_processes() {
     let refused = other.delete(&path).await.expect(409);
     assert!(refused.message().contains("did not come back"), "{}", refused.message());
     let explained = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
-    let withheld = other.get(&explained).await.expect(200).body["pci_device"]["withheld"].to_string();
-    assert!(withheld.contains("did not come back"), "{withheld}");
+    let unavailable = other.get(&explained).await.expect(200).body["pci_device"]["withheld"].to_string();
+    assert!(unavailable.contains("did not come back"), "{unavailable}");
     one.sim("fault clear");
     for service in [&one, &other] {
         within(AT_ONCE, "the device is free", async || service.device(VF).await["status"] == "available")

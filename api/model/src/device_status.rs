@@ -95,7 +95,7 @@ impl DeviceEvent {
         match (self, relative) {
             (Self::RelativeAllocated, _) | (_, DeviceStatus::Allocated) => Self::RelativeAllocated,
             (_, DeviceStatus::Claimed) => Self::RelativeClaimed,
-            (told, _) => told,
+            (event, _) => event,
         }
     }
 }
@@ -123,14 +123,14 @@ mod tests {
     #[test]
     fn an_allocated_relative_counts_before_a_claimed_one() {
         use DeviceStatus::{Allocated, Available, Claimed, Unclaimable};
-        for (relatives, told) in [
+        for (relatives, event) in [
             (vec![], DeviceEvent::RelativesFree),
             (vec![Available, Unclaimable], DeviceEvent::RelativesFree),
             (vec![Available, Claimed], DeviceEvent::RelativeClaimed),
             (vec![Allocated, Claimed], DeviceEvent::RelativeAllocated),
             (vec![Claimed, Allocated, Available], DeviceEvent::RelativeAllocated),
         ] {
-            assert_eq!(DeviceEvent::of_relatives(relatives.clone()), told, "{relatives:?}");
+            assert_eq!(DeviceEvent::of_relatives(relatives.clone()), event, "{relatives:?}");
         }
     }
 }

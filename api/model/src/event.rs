@@ -182,7 +182,7 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
     if row.status == DeviceStatus::Deleted {
         return vec![of(EventKind::DeviceRemoved, Some(was.status.as_str().into()), None)];
     }
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     if was.facts != row.facts {
         let (before, after) = (facts(&was.facts), facts(&row.facts));
         let differ = |one: &BTreeMap<&str, Value>, other: &BTreeMap<&str, Value>| {
@@ -190,23 +190,23 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
             differs.map(|(key, value)| ((*key).to_owned(), value.clone())).collect::<Map<_, _>>().into()
         };
         let (from, to) = (differ(&before, &after), differ(&after, &before));
-        told.push(of(EventKind::DeviceChanged, Some(from), Some(to)));
+        events.push(of(EventKind::DeviceChanged, Some(from), Some(to)));
     }
     if was.status != row.status {
         let (from, to) = (was.status.as_str().into(), row.status.as_str().into());
-        told.push(of(EventKind::DeviceStatus, Some(from), Some(to)));
+        events.push(of(EventKind::DeviceStatus, Some(from), Some(to)));
     }
     for (was, is, begins, ends) in [
         (was.gone_at, row.gone_at, EventKind::DeviceGone, EventKind::DeviceBack),
         (was.used_at, row.used_at, EventKind::DeviceUsed, EventKind::DeviceCleaned),
     ] {
         match (was, is) {
-            (None, Some(_)) => told.push(of(begins, None, None)),
-            (Some(_), None) => told.push(of(ends, None, None)),
+            (None, Some(_)) => events.push(of(begins, None, None)),
+            (Some(_), None) => events.push(of(ends, None, None)),
             (None, None) | (Some(_), Some(_)) => {}
         }
     }
-    told
+    events
 }
 
 /// Returns the facts of a device as a map: columns and `extra_info` together.
@@ -291,21 +291,21 @@ fn of_attachment(was: &Attachment, next: &Settled, device: Option<&Device>) -> V
         to,
         ..kind.what()
     };
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     if was.state != next.state {
         let (from, to) = (was.state.as_str().into(), next.state.as_str().into());
         let state = of(EventKind::AttachmentState, Some(from), Some(to));
-        told.push(What { reason: next.reason.clone(), ..state });
+        events.push(What { reason: next.reason.clone(), ..state });
     } else if was.reason != next.reason {
         let (from, to) = (was.reason.clone().map(Value::from), next.reason.clone().map(Value::from));
-        told.push(of(EventKind::AttachmentReason, from, to));
+        events.push(of(EventKind::AttachmentReason, from, to));
     }
     if was.inner != next.inner {
         let seen =
             |inner: InnerAddress| json!({ "address": inner.address.to_string(), "source": inner.source });
-        told.push(of(EventKind::AttachmentInnerAddress, was.inner.map(seen), next.inner.map(seen)));
+        events.push(of(EventKind::AttachmentInnerAddress, was.inner.map(seen), next.inner.map(seen)));
     }
-    told
+    events
 }
 
 /// Returns the event for a device of an attachment that is bound to its host driver again.

@@ -22,21 +22,21 @@ const CATCHING_UP: usize = 2;
 
 /// An event with its JSON text, which is made once for all followers.
 #[derive(Debug)]
-pub struct Told {
+pub struct PublishedEvent {
     /// The event.
     pub event: Event,
     /// The JSON text of the event.
     pub text: String,
 }
 
-impl From<Event> for Told {
+impl From<Event> for PublishedEvent {
     fn from(event: Event) -> Self {
         Self { text: wire(&event).to_string(), event }
     }
 }
 
 /// Consecutive events; `None` when they could not be read.
-type Page = Option<Arc<[Told]>>;
+type Page = Option<Arc<[PublishedEvent]>>;
 
 /// The events for followers.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ pub(crate) async fn read(feed: &Feed, store: &Store) {
             let Some(newest) = events.last().map(|event| event.id) else { break };
             read = newest;
             // An error means that no follower is left.
-            let _ = pages.send(Some(events.into_iter().map(Told::from).collect()));
+            let _ = pages.send(Some(events.into_iter().map(PublishedEvent::from).collect()));
         }
         read = read.max(last);
     }

@@ -39,7 +39,7 @@ pub(crate) struct Fenced {
     /// The id of the host's record.
     host: HypervisorId,
     /// The process id and the overdue calls that were last recorded for the other processes.
-    told: Mutex<(Option<Arc<str>>, Vec<Overdue>)>,
+    reported: Mutex<(Option<Arc<str>>, Vec<Overdue>)>,
 }
 
 /// The identity of an overdue call: its operation, domain and function.
@@ -48,20 +48,20 @@ type Overdue = (String, Option<Uuid>, Option<PciAddress>);
 impl Fenced {
     /// Wraps the hypervisor of a host, and starts a task that shares its overdue calls.
     pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>, store: Store, host: HypervisorId) -> Arc<Self> {
-        let fenced = Arc::new(Self { hypervisor, store, host, told: Mutex::default() });
+        let fenced = Arc::new(Self { hypervisor, store, host, reported: Mutex::default() });
         tokio::spawn(tell(Arc::downgrade(&fenced)));
         fenced
     }
 
     /// Records the overdue calls for the other processes, if they changed.
     async fn tell(&self) -> Result<(), hotslot_store::Error> {
-        let mut told = self.told.lock().await;
+        let mut reported = self.reported.lock().await;
         let calls = self.hypervisor.overdue();
         let now = (
             self.store.new_worker(),
             calls.iter().map(|call| (call.operation.clone(), call.domain, call.address)).collect(),
         );
-        if *told == now || told.1.is_empty() && calls.is_empty() {
+        if *reported == now || reported.1.is_empty() && calls.is_empty() {
             return Ok(());
         }
         let row = |call: &OverdueCall| OverdueElsewhere {
@@ -74,7 +74,7 @@ impl Fenced {
         let rows: Vec<_> = calls.iter().map(row).collect();
         // Record it under the current process id, whichever task gave the call up.
         actor::as_process(None, self.store.tell_overdue(self.host, &rows)).await?;
-        *told = now;
+        *reported = now;
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub struct Host {
     /// Requests to compare something with its records again.
     again: mpsc::UnboundedSender<Recheck>,
     /// The receiver of `again`, until the task that follows the host takes it.
-    pub(crate) asked_again: Mutex<Option<mpsc::UnboundedReceiver<Recheck>>>,
+    pub(crate) rechecks: Mutex<Option<mpsc::UnboundedReceiver<Recheck>>>,
 }
 
 /// The devices of one domain.
@@ -109,7 +109,7 @@ impl Host {
         queue: u32,
     ) -> Self {
         let synced = watch::Sender::new(false);
-        let (again, asked_again) = mpsc::unbounded_channel();
+        let (again, rechecks) = mpsc::unbounded_channel();
         Self {
             row,
             name: configured.name.clone(),
@@ -124,7 +124,7 @@ impl Host {
             held: RwLock::default(),
             recorded_by: Mutex::default(),
             again,
-            asked_again: Mutex::new(Some(asked_again)),
+            rechecks: Mutex::new(Some(rechecks)),
         }
     }
 

@@ -50,9 +50,9 @@ impl Hosts {
             }
         }
         let others = self.all.iter().filter(|host| home.is_none_or(|home| !Arc::ptr_eq(home, host)));
-        let mut asked: FuturesUnordered<_> =
+        let mut queries: FuturesUnordered<_> =
             others.map(|host| async move { (host, host.server(server).await) }).collect();
-        while let Some((host, answer)) = asked.next().await {
+        while let Some((host, answer)) = queries.next().await {
             match answer {
                 Ok(Some(view)) => {
                     self.homes().insert(server, host.row.id);

@@ -150,8 +150,8 @@ impl Records {
     ///
     /// # Errors
     /// The database's, or a row that cannot be read.
-    pub async fn told(&self, webhook: &str) -> Result<EventId, Error> {
-        self.0.told(webhook).await
+    pub async fn last_delivered(&self, webhook: &str) -> Result<EventId, Error> {
+        self.0.last_delivered(webhook).await
     }
 
     /// The newest events that a webhook did not accept, at most `limit`, and how many there are.

@@ -89,7 +89,10 @@ impl Service {
         let mut webhooks = Vec::new();
         for configured in &config.webhook {
             // This records a new webhook, so that it gets the events from now on.
-            store.told(&configured.name).await.map_err(|error| StartError::Records(error.into()))?;
+            store
+                .last_delivered(&configured.name)
+                .await
+                .map_err(|error| StartError::Records(error.into()))?;
             webhooks.push(Arc::new(Webhook::new(configured.clone())?));
         }
         for entry in &config.pci.unguarded {

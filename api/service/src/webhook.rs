@@ -50,9 +50,9 @@ pub struct Webhook {
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
     /// The last event that was delivered or became a dead letter; `None` while another process serves the webhook.
-    pub told: Option<EventId>,
+    pub delivered: Option<EventId>,
     /// When an event was last delivered, since the service started.
-    pub told_at: Option<Millis>,
+    pub delivered_at: Option<Millis>,
     /// How many attempts were made to deliver the current event.
     pub attempts: u32,
     /// Why the last attempt failed.
@@ -181,11 +181,11 @@ impl Webhook {
             return Err(Stop::Elsewhere);
         };
         let mut committed = context.store.event_ids();
-        let mut told = context.store.told(name).await?;
-        self.note(|progress| progress.told = Some(told));
+        let mut delivered = context.store.last_delivered(name).await?;
+        self.note(|progress| progress.delivered = Some(delivered));
         loop {
             committed.mark_unchanged();
-            let failed = match self.catch_up(context, &turn, &mut told).await {
+            let failed = match self.catch_up(context, &turn, &mut delivered).await {
                 Ok(()) => false,
                 Err(Stop::Records(error)) => {
                     self.log(&error);
@@ -208,14 +208,14 @@ impl Webhook {
     }
 
     /// Posts all events that were not posted yet, and the requested dead letters before them.
-    async fn catch_up(&self, context: &Context, turn: &Held, told: &mut EventId) -> Result<(), Stop> {
+    async fn catch_up(&self, context: &Context, turn: &Held, delivered: &mut EventId) -> Result<(), Stop> {
         let name = &self.config.name;
         self.redeliver(context, turn).await?;
         loop {
-            let page = match context.store.events(*told, &EventFilter::default(), PAGE).await {
+            let page = match context.store.events(*delivered, &EventFilter::default(), PAGE).await {
                 Err(hotslot_store::Error::Gone(reason)) => {
                     tracing::error!(webhook = name, reason, "webhook {name} misses events that were pruned");
-                    *told = context.store.event_bounds().await?.pruned;
+                    *delivered = context.store.event_bounds().await?.pruned;
                     continue;
                 }
                 page => page?,
@@ -223,11 +223,11 @@ impl Webhook {
             let mut recorded = Instant::now();
             for event in &page {
                 let dead = if self.wants(event) { self.tell(context, turn, event).await? } else { None };
-                *told = event.id;
-                self.note(|progress| progress.told = Some(event.id));
+                *delivered = event.id;
+                self.note(|progress| progress.delivered = Some(event.id));
                 let last = page.last().is_some_and(|last| last.id == event.id);
                 if last || dead.is_some() || recorded.elapsed() >= UNRECORDED {
-                    context.store.set_told(name, *told, dead.as_ref()).await?;
+                    context.store.set_delivered(name, *delivered, dead.as_ref()).await?;
                     recorded = Instant::now();
                 }
             }
@@ -246,8 +246,8 @@ impl Webhook {
             let reason = match self.try_once(context, turn, event).await? {
                 Ok(()) => {
                     self.note(|progress| {
-                        let told = progress.told;
-                        *progress = Progress { told, told_at: Some(now()), ..Progress::default() };
+                        let delivered = progress.delivered;
+                        *progress = Progress { delivered, delivered_at: Some(now()), ..Progress::default() };
                     });
                     return Ok(None);
                 }

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The minimum time between two warnings about connections in the log.
-const SAID: Duration = Duration::from_secs(10);
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many clients are sent a 503 at a time. Further connections are closed without a response.
 const REFUSALS: usize = 32;
@@ -171,7 +171,7 @@ struct Open {
     /// Notified when a connection has been closed.
     ended: Notify,
     refusals: Arc<Semaphore>,
-    said: Mutex<Option<Instant>>,
+    last_warning: Mutex<Option<Instant>>,
 }
 
 impl Open {
@@ -184,7 +184,7 @@ impl Open {
             begun: Notify::new(),
             ended: Notify::new(),
             refusals: Arc::new(Semaphore::new(REFUSALS)),
-            said: Mutex::default(),
+            last_warning: Mutex::default(),
         }
     }
 
@@ -218,11 +218,11 @@ impl Open {
         }
     }
 
-    /// Logs a warning, at most once per [`SAID`].
+    /// Logs a warning, at most once per [`WARN_INTERVAL`].
     fn say(&self, what: &dyn std::fmt::Display) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|said| said.elapsed() > SAID) {
-            *said = Some(Instant::now());
+        let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_warning.is_none_or(|last_warning| last_warning.elapsed() > WARN_INTERVAL) {
+            *last_warning = Some(Instant::now());
             tracing::warn!("{what}");
         }
     }

@@ -18,7 +18,8 @@ use super::error::Fault;
 use super::hypervisors::HypervisorPath;
 
 fn wire(host: &Host, finding: &Finding) -> Value {
-    let said: BTreeMap<_, _> = finding.said.iter().map(|(witness, what)| (witness.as_str(), what)).collect();
+    let observations: BTreeMap<_, _> =
+        finding.observations.iter().map(|(witness, what)| (witness.as_str(), what)).collect();
     let done = finding.action.trigger().map(|trigger| match trigger {
         Trigger::Event | Trigger::Arrival | Trigger::Round => "by itself",
         Trigger::Repair => "by a repair",
@@ -30,7 +31,7 @@ fn wire(host: &Host, finding: &Finding) -> Value {
         "server_name": finding.server.as_ref().and_then(|(_, name)| name.as_ref()),
         "attachment_id": finding.attachment,
         "address": finding.address,
-        "said": said,
+        "said": observations,
         "action": finding.action.to_string(),
         "done": done,
     })

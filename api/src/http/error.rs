@@ -41,7 +41,7 @@ impl From<hotslot_store::Error> for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match &error {
-            Error::TooFewFree { shortage, .. } if shortage.is_withheld() => StatusCode::CONFLICT,
+            Error::TooFewFree { shortage, .. } if shortage.is_unavailable() => StatusCode::CONFLICT,
             Error::Invalid(_) | Error::UnknownAlias { .. } | Error::TooFewFree { .. } => {
                 StatusCode::BAD_REQUEST
             }

@@ -17,7 +17,7 @@ use hotslot_model::event::{Event, EventFilter, EventKind};
 use hotslot_model::id::{DeviceId, EventId};
 use hotslot_service::error::Error;
 use hotslot_service::events::wire;
-use hotslot_service::feed::{PAGE, Told};
+use hotslot_service::feed::{PAGE, PublishedEvent};
 use hotslot_service::service::Service;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
@@ -157,8 +157,8 @@ struct Follower {
     behind: bool,
     ready: VecDeque<sse::Event>,
     /// When the last message was sent; `None` before the first message, which gives the starting position.
-    told: Option<Instant>,
-    pages: broadcast::Receiver<Option<Arc<[Told]>>>,
+    last_sent: Option<Instant>,
+    pages: broadcast::Receiver<Option<Arc<[PublishedEvent]>>>,
     stopping: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
 }
@@ -174,15 +174,25 @@ impl Follower {
             Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
         })?;
         let (pages, stopping) = (service.feed.subscribe(), service.lifecycle.stopping());
-        let (ready, told) = Default::default();
-        Ok(Self { service, filter, read: since, behind: true, ready, told, pages, stopping, _place: place })
+        let (ready, last_sent) = Default::default();
+        Ok(Self {
+            service,
+            filter,
+            read: since,
+            behind: true,
+            ready,
+            last_sent,
+            pages,
+            stopping,
+            _place: place,
+        })
     }
 
     /// Returns the next message, or `None` when the stream ends. The client can then reconnect with the last id that it
     /// received.
     async fn next(&mut self) -> Option<sse::Event> {
-        let message = if self.told.is_none() { self.position() } else { self.news().await? };
-        self.told = Some(Instant::now());
+        let message = if self.last_sent.is_none() { self.position() } else { self.news().await? };
+        self.last_sent = Some(Instant::now());
         Some(message)
     }
 
@@ -201,10 +211,10 @@ impl Follower {
                 }
                 continue;
             }
-            let silent = self.told.unwrap_or_else(Instant::now) + KEEP_ALIVE;
+            let silent = self.last_sent.unwrap_or_else(Instant::now) + KEEP_ALIVE;
             tokio::select! {
                 page = self.pages.recv() => match page {
-                    Ok(Some(page)) => self.hear(&page),
+                    Ok(Some(page)) => self.receive(&page),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.behind = true,
                     Ok(None) | Err(broadcast::error::RecvError::Closed) => return None,
                 },
@@ -216,13 +226,15 @@ impl Follower {
 
     /// Queues the events of a page that pass the filter. When events before the page are missing, they are read from
     /// the table first.
-    fn hear(&mut self, page: &[Told]) {
+    fn receive(&mut self, page: &[PublishedEvent]) {
         let (Some(first), Some(last)) = (page.first(), page.last()) else { return };
         if first.event.id.0 > self.read.0 + 1 {
             self.behind = true;
             return;
         }
-        let new = page.iter().filter(|told| told.event.id > self.read && self.filter.passes(&told.event));
+        let new = page
+            .iter()
+            .filter(|published| published.event.id > self.read && self.filter.passes(&published.event));
         self.ready.extend(new.map(message));
         self.read = self.read.max(last.event.id);
     }
@@ -249,7 +261,8 @@ impl Follower {
     }
 }
 
-fn message(told: &Told) -> sse::Event {
-    let event = sse::Event::default().id(told.event.id.to_string()).event(told.event.what.kind.as_str());
-    event.data(&told.text)
+fn message(published: &PublishedEvent) -> sse::Event {
+    let event =
+        sse::Event::default().id(published.event.id.to_string()).event(published.event.what.kind.as_str());
+    event.data(&published.text)
 }

@@ -45,12 +45,13 @@ pub(super) async fn device(
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
     let functions = service.catalog.look(host, Some(BTreeSet::from([address]))).await?;
     host.read_mdevs().await?;
-    let offer = service.catalog.offer_of(host, functions).await?;
-    let function = offer.functions.get(&address).ok_or_else(unknown)?;
+    let availability = service.catalog.availability_of(host, functions).await?;
+    let function = availability.functions.get(&address).ok_or_else(unknown)?;
     let rows = service.records.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
-    let mut wire = hypervisors::describe(host, function, row, offer.foreign.get(&address));
-    let withheld = row.and_then(|row| offer.withheld(&rows, None, HostDrivers::Blocks).remove(&row.id));
+    let mut wire = hypervisors::describe(host, function, row, availability.foreign.get(&address));
+    let unavailable =
+        row.and_then(|row| availability.unavailable(&rows, None, HostDrivers::Blocks).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
     let types = host.hypervisor.mdev_types(address).await;
     let types = types.map_err(host.error(format!("read the mediated device types of {address}")))?;
@@ -58,7 +59,7 @@ pub(super) async fn device(
         |of| json!({ "id": of.id, "name": of.name, "device_api": of.device_api, "available": of.available }),
     );
     let sysroot = host.hypervisor.sysroot();
-    let guards = offer.guards.get(&address).into_iter().flatten();
+    let guards = availability.guards.get(&address).into_iter().flatten();
     let guards: Vec<_> =
         guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason })).collect();
     let bars = local::bars(sysroot, address).map(|bars| {
@@ -72,17 +73,20 @@ pub(super) async fn device(
         bars.iter().map(bar).collect::<Vec<_>>()
     });
     for (key, value) in [
-        ("guards", if offer.knows_guards() || !guards.is_empty() { json!(guards) } else { Value::Null }),
+        (
+            "guards",
+            if availability.knows_guards() || !guards.is_empty() { json!(guards) } else { Value::Null },
+        ),
         ("unguarded", json!(service.config.pci.is_unguarded(&host.name, address))),
         ("reset_methods", json!(local::reset_methods(sysroot, address))),
         ("bars", json!(bars)),
-        ("whitelist", whitelist(&service.catalog, &offer.functions, function)),
+        ("whitelist", whitelist(&service.catalog, &availability.functions, function)),
         ("mdev_types", types.collect()),
-        ("mdevs", mdevs(&service.records, host, &offer, address).await?),
-        ("group_members", members(&offer, function, &rows)),
+        ("mdevs", mdevs(&service.records, host, &availability, address).await?),
+        ("group_members", members(&availability, function, &rows)),
         ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
-        ("offered", json!(free && withheld.is_none())),
-        ("withheld", json!(withheld)),
+        ("offered", json!(free && unavailable.is_none())),
+        ("withheld", json!(unavailable)),
     ] {
         wire[key] = value;
     }
@@ -94,11 +98,11 @@ pub(super) async fn device(
 async fn mdevs(
     records: &Records,
     host: &Host,
-    offer: &Availability,
+    availability: &Availability,
     parent: PciAddress,
 ) -> Result<Value, Error> {
     let rows = records.mdevs().await?;
-    let of_it = offer.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
+    let of_it = availability.mdevs.iter().filter(|mdev| mdev.parent == Some(parent));
     let described = of_it.map(|mdev| {
         let row = rows.iter().find(|row| row.id.0 == mdev.uuid);
         json!({
@@ -140,13 +144,13 @@ fn whitelist(catalog: &Catalog, functions: &Functions, function: &HostDevice) ->
     lines.collect()
 }
 
-fn members(offer: &Availability, function: &HostDevice, rows: &[Arc<Device>]) -> Value {
+fn members(availability: &Availability, function: &HostDevice, rows: &[Arc<Device>]) -> Value {
     let group = function.iommu_group.iter().flat_map(|group| &group.members);
     let member = |address: &PciAddress| {
         let row = rows.iter().find(|row| row.facts.address == *address);
         json!({
             "address": address,
-            "driver": offer.functions.get(address).and_then(|member| member.driver.as_ref()),
+            "driver": availability.functions.get(address).and_then(|member| member.driver.as_ref()),
             "status": row.map(|row| row.status),
             "instance_uuid": row.and_then(|row| row.server()),
         })
@@ -176,7 +180,7 @@ fn shown(pool: &Pool) -> Value {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
+pub(super) struct CandidateQuery {
     alias: String,
     #[serde(default)]
     whole_group: bool,
@@ -190,17 +194,17 @@ pub(super) struct Asked {
 pub(super) async fn candidates(
     State(service): State<Arc<Service>>,
     Path(path): Path<HypervisorPath>,
-    Query(asked): Query<Asked>,
+    Query(query): Query<CandidateQuery>,
 ) -> Result<Json<Value>, Fault> {
     let host: &Arc<Host> = path.host(&service)?;
     host.ready().await?;
     let rules = service.catalog.inventory();
-    let alias = rules.alias(&asked.alias).ok_or_else(|| {
+    let alias = rules.alias(&query.alias).ok_or_else(|| {
         let known: Vec<_> = rules.alias_names().collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        Error::UnknownAlias { name: asked.alias.clone(), known }
+        Error::UnknownAlias { name: query.alias.clone(), known }
     })?;
-    let server: Option<ServerId> = asked.server.as_deref().map(|text| id(text, "server")).transpose()?;
+    let server: Option<ServerId> = query.server.as_deref().map(|text| id(text, "server")).transpose()?;
     let view = match server {
         Some(server) => Some(host.server(server).await?.ok_or(Error::NoServer(server))?),
         None => None,
@@ -208,36 +212,36 @@ pub(super) async fn candidates(
     let sockets = host.hypervisor.node_sockets().await;
     let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
     let functions = service.catalog.look(host, None).await?;
-    let offer = service.catalog.offer_of(host, functions).await?;
+    let availability = service.catalog.availability_of(host, functions).await?;
     let devices = service.records.devices_of(host.row.id);
     // Whether a host driver blocks a device depends on the other requested devices, so `rules::explain` decides that.
-    let mut withheld = offer.withheld(&devices, server, HostDrivers::DoNotBlock);
-    if !asked.whole_group {
+    let mut unavailable = availability.unavailable(&devices, server, HostDrivers::DoNotBlock);
+    if !query.whole_group {
         for device in &devices {
-            if let Some(reason) = offer.unbound(device) {
-                withheld.entry(device.id).or_insert(reason);
+            if let Some(reason) = availability.unbound(device) {
+                unavailable.entry(device.id).or_insert(reason);
             }
         }
     }
     let mut guest_nodes = BTreeSet::new();
     if let Some(view) = view {
-        withheld.extend(assignment::portless(&view, &offer, &devices));
+        unavailable.extend(assignment::portless(&view, &availability, &devices));
         guest_nodes
             .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
     }
     let candidate_set = CandidateSet {
         devices: &devices,
-        withheld: &withheld,
+        unavailable: &unavailable,
         guest_nodes: &guest_nodes,
         sockets: sockets.as_ref(),
-        groups: &offer.groups,
-        busy: &offer.busy,
+        groups: &availability.groups,
+        busy: &availability.busy,
     };
     let wanted = Wanted {
         alias,
-        count: asked.count.map_or(1, |count| count.get().into()),
+        count: query.count.map_or(1, |count| count.get().into()),
         numa_policy: None,
-        whole_group: asked.whole_group,
+        whole_group: query.whole_group,
         vf: false,
         tags: &BTreeMap::new(),
     };
@@ -257,12 +261,13 @@ pub(super) async fn candidates(
     });
     let mut lines: Vec<_> = lines.collect();
     let recorded: BTreeSet<_> = devices.iter().map(|device| device.facts.address).collect();
-    let others = offer.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
+    let others = availability.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
     lines.extend(others.map(|function| {
-        let mut line = hypervisors::describe(host, function, None, offer.foreign.get(&function.address));
+        let mut line =
+            hypervisors::describe(host, function, None, availability.foreign.get(&function.address));
         line["place"] = Value::Null;
         line["why"] = json!("no device_spec lists it");
         line
     }));
-    Ok(Json(json!({ "alias": asked.alias, "pci_candidates": lines })))
+    Ok(Json(json!({ "alias": query.alias, "pci_candidates": lines })))
 }

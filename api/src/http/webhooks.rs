@@ -23,7 +23,7 @@ const LETTERS: u32 = 100;
 async fn wire(records: &Records, webhook: &Webhook) -> Result<Value, Error> {
     let (config, progress) = (&webhook.config, webhook.progress());
     // Another process may deliver the events of this webhook.
-    let told = progress.told.max(Some(records.told(&config.name).await?));
+    let delivered = progress.delivered.max(Some(records.last_delivered(&config.name).await?));
     let last = records.event_bounds().await?.last;
     let (letters, count) = records.dead_letters(&config.name, LETTERS).await?;
     let letter = |letter: &DeadLetter| {
@@ -39,9 +39,9 @@ async fn wire(records: &Records, webhook: &Webhook) -> Result<Value, Error> {
         "name": config.name,
         "url": webhook.origin(),
         "kinds": config.kinds,
-        "told": told,
-        "behind": told.map(|told| last.0 - told.0),
-        "told_at": progress.told_at.map(time),
+        "told": delivered,
+        "behind": delivered.map(|delivered| last.0 - delivered.0),
+        "told_at": progress.delivered_at.map(time),
         "attempts": progress.attempts,
         "reason": progress.reason,
         "next_attempt_at": progress.next_at.map(time),

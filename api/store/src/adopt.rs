@@ -149,7 +149,7 @@ impl Store {
             Adopted::Mdev { .. } => AssignmentKind::Mdev,
         };
         let before = match by_key(AssignmentKey { kind, id: found.id }, &mut draft.tx).await? {
-            Some(row) if row.state().is_final() && row.unasked() => {
+            Some(row) if row.state().is_final() && row.unrequested() => {
                 Some(Before::make_way(&mut draft, row, device.id).await?)
             }
             Some(_) => return Ok(false),

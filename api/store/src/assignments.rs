@@ -80,7 +80,7 @@ fn is_used(draft: &DeviceTransaction<'_>, row: &Assignment, observation: &Observ
     match row {
         Assignment::Attachment(row) => {
             row.attached_at.is_some()
-                || row.asked && !matches!(observation, Observation::AttachRefused { .. })
+                || row.plug_requested && !matches!(observation, Observation::AttachRefused { .. })
         }
         Assignment::Binding(_) | Assignment::Mdev(_) => {
             draft.device(row.device()).is_some_and(|device| device.status == DeviceStatus::Allocated)
@@ -105,9 +105,9 @@ impl Store {
             let was = row.state();
             if let Some(next) = was.on(row.record(), observation) {
                 // A requested detach passes through `detaching`.
-                let unasked = was == State::Attached && next.state == State::Detached;
+                let unrequested = was == State::Attached && next.state == State::Detached;
                 let now = now();
-                write(&mut draft, &row, &next, unasked, now).await?;
+                write(&mut draft, &row, &next, unrequested, now).await?;
                 draft.emit(event::of_assignment(&row, &next, device.as_deref()));
                 let used = is_used(&draft, &row, observation);
                 match &row {
@@ -116,7 +116,7 @@ impl Store {
                         draft.follow(key, row.device(), row.request(), next.state, used)?;
                     }
                 }
-                row.settle(next, unasked, now);
+                row.settle(next, unrequested, now);
             }
             changes.push(Change { was, row, address });
         }
@@ -221,7 +221,7 @@ async fn write(
     draft: &mut DeviceTransaction<'_>,
     row: &Assignment,
     next: &Settled,
-    unasked: bool,
+    unrequested: bool,
     now: Millis,
 ) -> Result<(), Error> {
     let sql = match row.kind() {
@@ -241,7 +241,7 @@ async fn write(
             .bind(next.inner.map(|inner| inner.address.to_string()))
             .bind(next.inner.map(|inner| inner.source.as_str()))
             .bind(next.inner.and_then(|inner| inner.run).map(i64::from))
-            .bind(i64::from(unasked)),
+            .bind(i64::from(unrequested)),
     };
     all.execute(&mut draft.tx).await?;
     Ok(())

@@ -50,8 +50,8 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
         network: network(&columns)?,
         whole_group: columns.get::<i64>("whole_group")? != 0,
         forced: columns.get::<i64>("forced")? != 0,
-        asked: columns.get::<i64>("asked")? != 0,
-        unasked: columns.get::<i64>("unasked")? != 0,
+        plug_requested: columns.get::<i64>("asked")? != 0,
+        unrequested: columns.get::<i64>("unasked")? != 0,
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         holder: columns.parse_opt("holder")?,
@@ -115,8 +115,8 @@ impl Store {
                 forced: false,
                 // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host
                 // drivers first.
-                asked: index == 0 && !takes_groups,
-                unasked: false,
+                plug_requested: index == 0 && !takes_groups,
+                unrequested: false,
                 state: State::Attaching,
                 reason: None,
                 holder,
@@ -151,7 +151,7 @@ impl Store {
             .bind(i64::from(new.taken))
             .bind(self.worker().as_deref())
             .bind(holder.map(|holder| holder.to_string()))
-            .bind(i64::from(row.asked))
+            .bind(i64::from(row.plug_requested))
             .execute(&mut draft.tx)
             .await
             .map_err(|error| match error.as_database_error() {
@@ -172,8 +172,8 @@ impl Store {
     /// the first attachment of a request.
     ///
     /// # Errors
-    /// Returns the error of the database. Then libvirt must not be requested to plug it.
-    pub async fn asked(&self, id: AttachmentId) -> Result<(), Error> {
+    /// Returns the error of the database. Then libvirt must not be told to plug it.
+    pub async fn mark_plug_requested(&self, id: AttachmentId) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;
         Ok(tx.commit().await?)

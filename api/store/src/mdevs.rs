@@ -34,7 +34,7 @@ pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
         state: columns.parse("state")?,
         reason: columns.get("state_reason")?,
         inner: address.zip(source).map(|(address, source)| InnerAddress { address, source, run }),
-        unasked: columns.get::<i64>("unasked")? != 0,
+        unrequested: columns.get::<i64>("unasked")? != 0,
         created_at: columns.get("created_at")?,
         attached_at: columns.get("attached_at")?,
     })

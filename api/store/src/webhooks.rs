@@ -43,9 +43,9 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn told(&self, webhook: &str) -> Result<EventId, Error> {
-        let told = || query("SELECT told FROM webhooks WHERE name = $1").bind(webhook);
-        let row = match told().fetch_optional(&self.read).await? {
+    pub async fn last_delivered(&self, webhook: &str) -> Result<EventId, Error> {
+        let delivered = || query("SELECT told FROM webhooks WHERE name = $1").bind(webhook);
+        let row = match delivered().fetch_optional(&self.read).await? {
             Some(row) => row,
             None => {
                 let mut draft = self.draft().await?;
@@ -57,7 +57,7 @@ impl Store {
                 .bind(now())
                 .execute(&mut draft.tx)
                 .await?;
-                let row = told().fetch_one(&mut draft.tx).await?;
+                let row = delivered().fetch_one(&mut draft.tx).await?;
                 draft.commit().await?;
                 row
             }
@@ -70,7 +70,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
-    pub async fn set_told(
+    pub async fn set_delivered(
         &self,
         webhook: &str,
         upto: EventId,

@@ -3,12 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on")]
 
+mod cluster;
 mod lossy;
 mod outages;
 #[expect(unreachable_pub, reason = "the black-box tests use it too")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
-mod scene;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -27,13 +27,13 @@ use hotslot_service::service::Service;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use scene::{Process, SECONDS, Scene, attach_once, client, request, until};
+use cluster::{Cluster, Process, SECONDS, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_see_each_others_changes() {
-    let scene = Scene::new().await;
-    let (one, other) = (scene.process().await, scene.process().await);
-    let server = scene.servers().await[0];
+    let cluster = Cluster::new().await;
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    let server = cluster.servers().await[0];
     let attached = one.attach(server, 1).await.unwrap().remove(0);
     assert_eq!(other.attachments().await.len(), 1);
     until("the allocation is known", async || other.statuses().contains(&DeviceStatus::Allocated)).await;
@@ -52,11 +52,11 @@ async fn processes_see_each_others_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn four_processes_on_one_host_assign_no_device_twice() {
     const TURNS: usize = 20;
-    let scene = Scene::new().await;
-    let servers = scene.servers().await;
+    let cluster = Cluster::new().await;
+    let servers = cluster.servers().await;
     let mut processes = Vec::new();
     for _ in 0..4 {
-        processes.push(Arc::new(scene.process().await));
+        processes.push(Arc::new(cluster.process().await));
     }
     let given: Arc<Mutex<HashSet<_>>> = Arc::default();
     let mut clients = Vec::new();
@@ -104,21 +104,21 @@ async fn four_processes_on_one_host_assign_no_device_twice() {
     for process in &processes {
         process.all_free().await;
     }
-    assert_eq!(scene.plugged().await, 0);
+    assert_eq!(cluster.plugged().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_undoes_the_attach_of_a_dead_process() {
-    let scene = Scene::new().await;
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
-    scene.sim.control("latency attach 300").unwrap();
+    let cluster = Cluster::new().await;
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    cluster.sim.control("latency attach 300").unwrap();
     let service = Arc::clone(&one.service);
     one.runtime
         .as_ref()
         .unwrap()
         .spawn(async move { service.assignments.attach(request(server, "any", 3)).await });
-    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    until("the second is being plugged", async || cluster.plugged().await == 1).await;
     // The other process knows the rows, and leaves them to the process that is working on them.
     let left = other.attachments().await;
     assert!(left.iter().all(|row| row.state == State::Attaching) && left.len() == 3, "{left:?}");
@@ -127,17 +127,17 @@ async fn another_process_undoes_the_attach_of_a_dead_process() {
     println!("3 attaching rows of a dead process were settled after {took:?}");
     assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
-    until("nothing is plugged", async || scene.plugged().await == 0).await;
+    until("nothing is plugged", async || cluster.plugged().await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_completes_the_detach_of_a_dead_process() {
-    let scene = Scene::new().await;
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
+    let cluster = Cluster::new().await;
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
     let row = one.attach(server, 1).await.unwrap().remove(0);
     // The process dies before it requests the unplug, so the guest does nothing by itself.
-    scene.sim.control("latency detach 600000").unwrap();
+    cluster.sim.control("latency detach 600000").unwrap();
     let service = Arc::clone(&one.service);
     one.runtime.as_ref().unwrap().spawn(async move {
         service.assignments.begin_detach(server, row.id, DetachRequest::default()).await
@@ -146,19 +146,19 @@ async fn another_process_completes_the_detach_of_a_dead_process() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(other.attachments().await[0].state, State::Detaching, "the row is left to its process");
     one.die();
-    scene.sim.control("latency detach 1").unwrap();
+    cluster.sim.control("latency detach 1").unwrap();
     let took = until("it is gone", async || other.attachments().await.is_empty()).await;
     println!("a detaching row of a dead process was settled after {took:?}");
     assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
-    assert_eq!(scene.plugged().await, 0);
+    assert_eq!(cluster.plugged().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn followers_of_one_process_receive_events_of_another() {
-    let scene = Scene::new().await;
-    let (one, other) = (scene.process().await, scene.process().await);
-    let server = scene.servers().await[0];
+    let cluster = Cluster::new().await;
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    let server = cluster.servers().await[0];
     let url = format!("{}/events?follow&last=0&kind=attachment.state", other.serve().await);
     let mut followed = client().get(url).send().await.unwrap();
     let row = one.attach(server, 1).await.unwrap().remove(0);
@@ -175,11 +175,11 @@ async fn followers_of_one_process_receive_events_of_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_idempotency_key_at_two_processes_is_executed_once() {
-    let scene = Scene::new().await;
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
+    let cluster = Cluster::new().await;
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
     let urls = [one.serve().await, other.serve().await];
-    scene.sim.control("latency attach 100").unwrap();
+    cluster.sim.control("latency attach 100").unwrap();
     let tries: Vec<_> = (0..6).map(|n| tokio::spawn(attach_once(urls[n % 2].clone(), server, "a"))).collect();
     let mut answers = Vec::new();
     for attempt in tries {
@@ -187,12 +187,12 @@ async fn one_idempotency_key_at_two_processes_is_executed_once() {
     }
     assert_eq!(answers[0].0, 200, "{}", answers[0].1);
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
-    assert_eq!((other.attachments().await.len(), scene.plugged().await), (2, 2));
+    assert_eq!((other.attachments().await.len(), cluster.plugged().await), (2, 2));
 
     // The process that executes the request dies, and another one executes it once.
-    scene.sim.control("latency attach 400").unwrap();
+    cluster.sim.control("latency attach 400").unwrap();
     let lost = tokio::spawn(attach_once(urls[0].clone(), server, "b"));
-    until("the first is plugged", async || scene.plugged().await == 3).await;
+    until("the first is plugged", async || cluster.plugged().await == 3).await;
     let again = tokio::spawn(attach_once(urls[1].clone(), server, "b"));
     one.die();
     assert!(lost.await.is_err());
@@ -208,7 +208,7 @@ async fn one_idempotency_key_at_two_processes_is_executed_once() {
     assert_eq!(answer.0, 200, "{}", answer.1);
     assert_eq!(attach_once(urls[1].clone(), server, "b").await, answer);
     until("both are there, once", async || {
-        (other.attachments().await.len(), scene.plugged().await) == (4, 4)
+        (other.attachments().await.len(), cluster.plugged().await) == (4, 4)
     })
     .await;
 }
@@ -230,10 +230,10 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let heard = Arc::<Mutex<Vec<i64>>>::default();
     let url = receiver(Arc::clone(&heard)).await;
     let webhook = format!("[[webhook]]\nname = \"w\"\nurl = \"{url}\"\nsecret = \"0123456789abcdef\"\n");
-    let scene = Scene::with(&webhook, postgres::database().await);
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
-    let tells = |process: &Process| process.service.webhooks[0].progress().told.is_some();
+    let cluster = Cluster::with(&webhook, postgres::database().await);
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    let tells = |process: &Process| process.service.webhooks[0].progress().delivered.is_some();
     until("one of them tells", async || tells(&one) || tells(&other)).await;
     for _ in 0..3 {
         for process in [&one, &other] {

@@ -9,21 +9,21 @@ use hotslot_service::error::Error;
 use hotslot_store::Store;
 use sqlx::{Connection as _, PgConnection};
 
+use crate::cluster::{Cluster, Process, SECONDS, attach_once, client, request, until};
 use crate::lossy::Lossy;
 use crate::postgres;
-use crate::scene::{Process, SECONDS, Scene, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attach_continues_after_a_short_loss_of_its_locks() {
-    let scene = Scene::new().await;
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
-    scene.sim.control("latency attach 1000").unwrap();
+    let cluster = Cluster::new().await;
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    cluster.sim.control("latency attach 1000").unwrap();
     let service = Arc::clone(&one.service);
     let attach = one.runtime.as_ref().unwrap();
     let attach = attach.spawn(async move { service.assignments.attach(request(server, "any", 3)).await });
-    let mut database = PgConnection::connect(&scene.database).await.unwrap();
-    until("the second is being plugged", async || scene.plugged().await == 1).await;
+    let mut database = PgConnection::connect(&cluster.database).await.unwrap();
+    until("the second is being plugged", async || cluster.plugged().await == 1).await;
     // The connection with the locks breaks while the other process learns of the plugged device.
     let broken = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND
@@ -37,25 +37,25 @@ async fn an_attach_continues_after_a_short_loss_of_its_locks() {
     let attached = attach.await.unwrap().unwrap();
     assert!(attached.iter().all(|(row, _)| row.state == State::Attached) && attached.len() == 3);
     assert_eq!(other.attachments().await.len(), 3);
-    scene.sim.control("latency attach 1").unwrap();
+    cluster.sim.control("latency attach 1").unwrap();
     for (row, _) in attached {
         other.detach(server, row.id).await.unwrap();
     }
     one.all_free().await;
-    assert_eq!(scene.plugged().await, 0);
+    assert_eq!(cluster.plugged().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_postgresql_executes_nothing_twice() {
     let mut database = postgres::Server::start();
-    let scene = Scene::with("", database.database().await);
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
+    let cluster = Cluster::with("", database.database().await);
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
     let (first, urls) =
         (one.attach(server, 1).await.unwrap().remove(0), [one.serve().await, other.serve().await]);
-    scene.sim.control("latency attach 500").unwrap();
+    cluster.sim.control("latency attach 500").unwrap();
     let attach = tokio::spawn(attach_once(urls[0].clone(), server, "a"));
-    until("the first is plugged", async || scene.plugged().await == 2).await;
+    until("the first is plugged", async || cluster.plugged().await == 2).await;
     database.tell("stop");
     let (status, body) = attach_once(urls[1].clone(), server, "b").await;
     assert_eq!(status, 503, "{body}");
@@ -75,7 +75,7 @@ async fn a_restart_of_postgresql_executes_nothing_twice() {
             process.statuses().iter().filter(|status| **status == DeviceStatus::Allocated).count()
         };
         rows.iter().all(|row| row.state == State::Attached)
-            && [allocated(&one), allocated(&other), scene.plugged().await] == [rows.len(); 3]
+            && [allocated(&one), allocated(&other), cluster.plugged().await] == [rows.len(); 3]
     };
     until("everything agrees", settled).await;
     println!("everything agreed {:?} after PostgreSQL was back", back.elapsed());
@@ -87,7 +87,7 @@ async fn a_restart_of_postgresql_executes_nothing_twice() {
     until("everything agrees", settled).await;
     let rows = one.attachments().await;
     assert_eq!(rows.len(), 3);
-    scene.sim.control("latency attach 1").unwrap();
+    cluster.sim.control("latency attach 1").unwrap();
     for (process, row) in [&one, &other].into_iter().cycle().zip(rows) {
         process.detach(server, row.id).await.unwrap();
     }
@@ -97,9 +97,9 @@ async fn a_restart_of_postgresql_executes_nothing_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_settled() {
     let lossy = Lossy::to(&postgres::database().await);
-    let scene = Scene::with("", lossy.url.clone());
-    let one = scene.process().await;
-    let server = scene.servers().await[0];
+    let cluster = Cluster::with("", lossy.url.clone());
+    let one = cluster.process().await;
+    let server = cluster.servers().await[0];
     for commits in 0..3 {
         *lossy.commits.lock().unwrap() = Some(commits);
         let attached = one.attach(server, 1).await;
@@ -111,7 +111,7 @@ async fn a_commit_whose_answer_is_lost_is_settled() {
             let count = |wanted| one.statuses().into_iter().filter(|status| *status == wanted).count();
             let [held, free] = [DeviceStatus::Allocated, DeviceStatus::Available].map(count);
             rows.iter().all(|row| row.state == State::Attached)
-                && [held, 5 - free, scene.plugged().await] == [rows.len(); 3]
+                && [held, 5 - free, cluster.plugged().await] == [rows.len(); 3]
         };
         let took = until("everything agrees", agrees).await;
         assert!(took < SECONDS, "{took:?}");
@@ -145,25 +145,25 @@ async fn a_process_regains_locks_of_its_own_lingering_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attach_stops_when_its_process_is_declared_dead() {
-    let scene = Scene::new().await;
-    let server = scene.servers().await[0];
-    let (one, other) = (scene.process().await, scene.process().await);
-    scene.sim.control("latency attach 700").unwrap();
+    let cluster = Cluster::new().await;
+    let server = cluster.servers().await[0];
+    let (one, other) = (cluster.process().await, cluster.process().await);
+    cluster.sim.control("latency attach 700").unwrap();
     let service = Arc::clone(&one.service);
     let attach = one.runtime.as_ref().unwrap();
     let attach = attach.spawn(async move {
         let worker = service.records.worker();
         hotslot_store::actor::as_process(worker, service.assignments.attach(request(server, "any", 3))).await
     });
-    until("the second is being plugged", async || scene.plugged().await == 1).await;
-    let mut database = PgConnection::connect(&scene.database).await.unwrap();
+    until("the second is being plugged", async || cluster.plugged().await == 1).await;
+    let mut database = PgConnection::connect(&cluster.database).await.unwrap();
     let worker = one.service.records.worker().unwrap();
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(&*worker).execute(&mut database).await.unwrap();
     let refused = attach.await.unwrap().unwrap_err();
     assert!(matches!(refused, Error::TakenOver), "{refused}");
     // The third device was not plugged, and the plugged ones are removed by whichever process notices first.
-    scene.sim.control("latency attach 1").unwrap();
-    until("nothing is plugged", async || scene.plugged().await == 0).await;
+    cluster.sim.control("latency attach 1").unwrap();
+    until("nothing is plugged", async || cluster.plugged().await == 0).await;
     for process in [&one, &other] {
         process.all_free().await;
     }

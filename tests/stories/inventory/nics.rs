@@ -44,8 +44,11 @@ async fn a_vf_with_a_vdpa_device_is_not_assignable() {
     );
 
     let shown = service.get("/v2/demo/os-hypervisors/1/pci_devices/0000:04:10.0").await.expect(200).body;
-    let withheld = shown["pci_device"]["withheld"].as_str().unwrap();
-    assert!(withheld.contains("in domain i440fx") && !withheld.contains("vdpa dev del"), "{withheld}");
+    let unavailable = shown["pci_device"]["withheld"].as_str().unwrap();
+    assert!(
+        unavailable.contains("in domain i440fx") && !unavailable.contains("vdpa dev del"),
+        "{unavailable}"
+    );
 
     // The other VF is attached, and this one is not.
     service.attach(Q35, "vf:2").await.expect(400);

@@ -214,8 +214,8 @@ impl AccSpec {
             let has = facts.numa_node.map_or_else(|| "not known".to_owned(), |node| node.to_string());
             return other(passed, "NUMA node", &has, &node);
         }
-        let asked = self.capability.iter().filter(|(key, _)| answered.contains(key.as_str()));
-        asked.zip(passed + 1..).find_map(|((key, wanted), passed)| {
+        let required = self.capability.iter().filter(|(key, _)| answered.contains(key.as_str()));
+        required.zip(passed + 1..).find_map(|((key, wanted), passed)| {
             let wanted = match wanted {
                 Value::String(text) => text.clone(),
                 Value::Bool(_) | Value::Number(_) => wanted.to_string(),

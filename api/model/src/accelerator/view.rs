@@ -83,7 +83,7 @@ pub struct View {
     /// The devices that it holds, oldest first. Empty while it is not attached.
     pub held: Vec<Held>,
     /// The number of devices of the attach request to which `held` belongs, including those that were lost since.
-    pub asked: usize,
+    pub requested: usize,
     /// The fixed device of the accelerator, even while the device is gone.
     pub pinned: Option<Arc<Device>>,
     /// Whether the host of the fixed device is configured.
@@ -111,8 +111,8 @@ impl View {
                 return (Status::Error, Some(reason));
             }
             let has = self.held.len();
-            if has < self.asked {
-                let reason = format!("holds {has} of {} devices; DELETE it again", self.asked);
+            if has < self.requested {
+                let reason = format!("holds {has} of {} devices; DELETE it again", self.requested);
                 return (Status::Error, Some(reason));
             }
             return (Status::Attached, reason.map(str::to_owned));
@@ -159,7 +159,7 @@ impl View {
 pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
     let row = Accelerator {
         id: AcceleratorId(device.uuid),
-        name: if taken { told_apart(&name, device) } else { name },
+        name: if taken { disambiguated(&name, device) } else { name },
         spec: None,
         generation: 0,
         pinned: Some(device.id),
@@ -167,11 +167,11 @@ pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
         created_at: 0,
         updated_at: None,
     };
-    View { row, held: Vec::new(), asked: 0, pinned: Some(Arc::clone(device)), reachable: true }
+    View { row, held: Vec::new(), requested: 0, pinned: Some(Arc::clone(device)), reachable: true }
 }
 
 /// Returns the name of a discovered accelerator when another accelerator has the preferred name.
-pub fn told_apart(name: &str, device: &Device) -> String {
+pub fn disambiguated(name: &str, device: &Device) -> String {
     format!("{name}_{}", device.uuid)
 }
 

@@ -146,11 +146,11 @@ impl Assignment {
     }
 
     /// Whether it ended although nobody had requested that: its domain was seen without the device, or was gone.
-    pub fn unasked(&self) -> bool {
+    pub fn unrequested(&self) -> bool {
         match self {
-            Self::Attachment(row) => row.unasked,
+            Self::Attachment(row) => row.unrequested,
             Self::Binding(_) => false,
-            Self::Mdev(row) => row.unasked,
+            Self::Mdev(row) => row.unrequested,
         }
     }
 
@@ -168,8 +168,12 @@ impl Assignment {
     pub fn record(&self) -> Record<'_> {
         let (reason, forced) = (self.reason(), self.forced());
         match self {
-            Self::Attachment(row) => Record { inner: row.inner, reason, forced, asked: row.asked },
-            Self::Binding(_) | Self::Mdev(_) => Record { inner: self.inner(), reason, forced, asked: true },
+            Self::Attachment(row) => {
+                Record { inner: row.inner, reason, forced, plug_requested: row.plug_requested }
+            }
+            Self::Binding(_) | Self::Mdev(_) => {
+                Record { inner: self.inner(), reason, forced, plug_requested: true }
+            }
         }
     }
 
@@ -188,8 +192,8 @@ impl Assignment {
         self.state() == State::Detaching && attached_at.is_none()
     }
 
-    /// Puts into the row what an observation made of it, at the time `now`. `unasked` is as in [`Assignment::unasked`].
-    pub fn settle(&mut self, next: Settled, unasked: bool, now: Millis) {
+    /// Puts into the row what an observation made of it, at the time `now`. `unrequested` is as in [`Assignment::unrequested`].
+    pub fn settle(&mut self, next: Settled, unrequested: bool, now: Millis) {
         let Settled { state, reason, inner, forced } = next;
         let is_attached = (state == State::Attached).then_some(now);
         of_any!(self, row => {
@@ -198,11 +202,11 @@ impl Assignment {
         });
         match self {
             Self::Attachment(row) => {
-                (row.inner, row.unasked) = (inner, unasked);
+                (row.inner, row.unrequested) = (inner, unrequested);
                 (row.updated_at, row.ended_at) = (Some(now), state.is_final().then_some(now));
             }
             Self::Binding(_) => {}
-            Self::Mdev(row) => (row.inner, row.unasked) = (inner, unasked),
+            Self::Mdev(row) => (row.inner, row.unrequested) = (inner, unrequested),
         }
     }
 

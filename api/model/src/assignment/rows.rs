@@ -52,9 +52,9 @@ pub struct Attachment {
     /// Whether it has to go even if its guest refuses. Then it does not come back into the definition.
     pub forced: bool,
     /// Whether libvirt was requested to attach it, or may have been.
-    pub asked: bool,
+    pub plug_requested: bool,
     /// Whether it ended although nobody had requested that.
-    pub unasked: bool,
+    pub unrequested: bool,
     /// The state.
     pub state: State,
     /// The reason for the state, for people.
@@ -181,7 +181,7 @@ pub struct Mdev {
     /// The address in the guest.
     pub inner: Option<InnerAddress>,
     /// Whether it ended although nobody had requested that.
-    pub unasked: bool,
+    pub unrequested: bool,
     /// The time of the request.
     pub created_at: Millis,
     /// The time at which it was first attached.

@@ -123,7 +123,7 @@ pub struct Record<'a> {
     /// Whether the device has to go even if its guest refuses.
     pub forced: bool,
     /// Whether libvirt was requested to attach it, or may have been.
-    pub asked: bool,
+    pub plug_requested: bool,
 }
 
 impl State {
@@ -143,7 +143,7 @@ impl State {
 
     /// Returns what an observation makes of a row in this state; `None` when nothing changes.
     pub fn on(self, record: Record<'_>, observation: &Observation) -> Option<Settled> {
-        let Record { inner, reason, forced, asked } = record;
+        let Record { inner, reason, forced, plug_requested } = record;
         // An attach that was given up is never completed, even if the guest refuses to release the device.
         let forced_then =
             forced || self == Self::Attaching && matches!(observation, Observation::GivenUp { .. });
@@ -214,7 +214,7 @@ impl State {
             }
 
             (Self::Attaching, Observation::Absent | Observation::DomainStopped) => {
-                let reason = if asked { LEFT_OPEN } else { CUT_OFF };
+                let reason = if plug_requested { LEFT_OPEN } else { CUT_OFF };
                 settled(Self::Failed, Some(reason.to_owned()), None)
             }
             (Self::Attached, Observation::Absent) => settled(Self::Detached, Some(TAKEN.to_owned()), None),
@@ -326,18 +326,18 @@ mod tests {
         forced: bool,
         /// Whether libvirt was requested to attach it. It is not part of the result.
         #[serde(default)]
-        asked: bool,
+        plug_requested: bool,
     }
 
     impl Kept {
-        fn of(settled: Settled, asked: bool) -> Self {
+        fn of(settled: Settled, plug_requested: bool) -> Self {
             let inner = settled.inner.map(|inner| (inner.address, inner.source.to_string()));
             Self {
                 state: settled.state.to_string(),
                 reason: settled.reason,
                 inner,
                 forced: settled.forced,
-                asked,
+                plug_requested,
             }
         }
 
@@ -348,9 +348,9 @@ mod tests {
                 source: source.parse().unwrap(),
                 run: None,
             });
-            let (reason, forced, asked) = (self.reason.as_deref(), self.forced, self.asked);
-            let record = Record { inner, reason, forced, asked };
-            state.on(record, seen).map(|settled| Self::of(settled, asked))
+            let (reason, forced, plug_requested) = (self.reason.as_deref(), self.forced, self.plug_requested);
+            let record = Record { inner, reason, forced, plug_requested };
+            state.on(record, seen).map(|settled| Self::of(settled, plug_requested))
         }
     }
 
@@ -415,16 +415,16 @@ mod tests {
                 reason: None,
                 inner: None,
                 forced: false,
-                asked: false,
+                plug_requested: false,
             };
-            let (mut asked, mut was_attached, mut given_up) = (false, false, false);
+            let (mut detach_requested, mut was_attached, mut given_up) = (false, false, false);
             for Row { seen, .. } in sequence {
                 if let Some(next) = now.on(&seen) {
                     let (before, after): (State, State) =
                         (now.state.parse().unwrap(), next.state.parse().unwrap());
                     prop_assert!(!before.is_final());
-                    asked |= matches!(seen, Observation::AskedToDetach | Observation::GivenUp { .. });
-                    prop_assert!(after != State::Detaching || asked);
+                    detach_requested |= matches!(seen, Observation::AskedToDetach | Observation::GivenUp { .. });
+                    prop_assert!(after != State::Detaching || detach_requested);
                     prop_assert!(after != State::Attaching || before == State::Attaching);
                     prop_assert!(after != State::Failed || !was_attached);
                     prop_assert!(!after.is_final() || next.inner.is_none());

@@ -168,10 +168,10 @@ mod tests {
             let read = Group::read_all(&case["groups"]);
             match case["refused"].as_str() {
                 Some(words) => {
-                    assert!(read.as_ref().is_err_and(|said| said.contains(words)), "{case}: {read:?}")
+                    assert!(read.as_ref().is_err_and(|error| error.contains(words)), "{case}: {read:?}")
                 }
                 None => {
-                    let groups = read.unwrap_or_else(|said| panic!("{case}: {said}"));
+                    let groups = read.unwrap_or_else(|error| panic!("{case}: {error}"));
                     let units: Vec<_> = groups
                         .iter()
                         .flat_map(Group::resources)

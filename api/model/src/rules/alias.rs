@@ -311,7 +311,7 @@ fn extra_info(
     entry: &Map<String, Value>,
     grammar: &AliasGrammar,
 ) -> Result<BTreeMap<String, Option<String>>, SpecError> {
-    let mut asked = BTreeMap::new();
+    let mut required = BTreeMap::new();
     for (key, value) in entry.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
         if key == REMOTE_MANAGED {
             return Err(SpecError::key(key, "only network ports can request such devices; remove the key"));
@@ -326,7 +326,7 @@ fn extra_info(
             return Err(SpecError::whole(reason));
         }
         let wanted = if value.is_null() { None } else { Some(tag(key, value)?) };
-        asked.insert(key.clone(), wanted);
+        required.insert(key.clone(), wanted);
     }
-    Ok(asked)
+    Ok(required)
 }

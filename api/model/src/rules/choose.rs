@@ -71,36 +71,36 @@ pub fn choose<'a>(
 /// Explains for each device of a host whether the request `wanted`, on its own, could get it, and why not.
 pub fn explain<'a>(wanted: &Wanted<'_>, candidate_set: &CandidateSet<'a>) -> Explanation<'a> {
     let table = Table::new(candidate_set);
-    let mut told: Explanation<'a> = Vec::new();
+    let mut explained: Explanation<'a> = Vec::new();
     let part = table.parts(std::slice::from_ref(wanted)).into_iter().next();
     let candidates = part.map(|part| part.candidates).unwrap_or_default();
     for (place, unit) in candidates.iter().enumerate() {
-        told.extend(table.units[*unit].iter().map(|device| (*device, Ok(place))));
+        explained.extend(table.units[*unit].iter().map(|device| (*device, Ok(place))));
     }
     let candidates: HashSet<usize> = candidates.into_iter().collect();
-    for (unit, verdict) in table.offers(wanted).filter(|(unit, _)| !candidates.contains(unit)) {
+    for (unit, verdict) in table.verdicts(wanted).filter(|(unit, _)| !candidates.contains(unit)) {
         let devices = table.units[unit].iter();
         match verdict {
             Err(reason) => {
-                told.extend(devices.map(|device| {
+                explained.extend(devices.map(|device| {
                     let why = reason.of(device, wanted);
-                    // For a vDPA device, add the reason from `withheld`: it names the guest that uses the device,
+                    // For a vDPA device, add the reason from `unavailable`: it names the guest that uses the device,
                     // or says how to remove the vDPA device.
                     let of_vdpa = device.facts.dev_type == DevType::Vdpa && matches!(reason, Reason::Kind);
-                    let held = candidate_set.withheld.get(&device.id).filter(|_| of_vdpa);
+                    let held = candidate_set.unavailable.get(&device.id).filter(|_| of_vdpa);
                     (*device, Err(held.map_or(why.clone(), |held| format!("{why}; {held}"))))
                 }));
             }
-            Ok(_) => told.extend(devices.map(|device| {
+            Ok(_) => explained.extend(devices.map(|device| {
                 let whole = Wanted { whole_group: true, ..wanted.clone() };
-                let works = wanted.alias.is_configured() && table.is_offered_whole(&whole, device);
+                let works = wanted.alias.is_configured() && table.is_usable_whole(&whole, device);
                 let remedies = table.siblings(wanted, device, true).remedies(works).join(", or ");
                 let why = table.not_viable(device);
                 (*device, Err(if remedies.is_empty() { why } else { format!("{why}; {remedies}") }))
             })),
         }
     }
-    told
+    explained
 }
 
 /// Chooses devices for all parts of a request from a prepared table.

@@ -58,8 +58,8 @@ pub fn is_same(was: &DeviceFacts, now: &DeviceFacts) -> bool {
         (Some(was), Some(now)) => was != now,
         (None, _) | (_, None) => false,
     };
-    let told_by_serial = serial(was).is_some() && serial(now).is_some();
-    kind_of(was) == kind_of(now) && !differ(serial) && (told_by_serial || !differ(slot))
+    let both_have_serials = serial(was).is_some() && serial(now).is_some();
+    kind_of(was) == kind_of(now) && !differ(serial) && (both_have_serials || !differ(slot))
 }
 
 /// The devices that have changed their addresses.

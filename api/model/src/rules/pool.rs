@@ -209,8 +209,8 @@ mod tests {
                 continue;
             }
             let facts = &device.facts;
-            let said = facts.extra_info.iter();
-            let mut flat: Flat = said.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            let pairs = facts.extra_info.iter();
+            let mut flat: Flat = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             flat.remove("card_serial_number");
             flat.insert("vendor_id".into(), facts.vendor_id.to_string());
             flat.insert("product_id".into(), facts.product_id.to_string());

@@ -30,11 +30,12 @@ impl FromStr for AliasRequests {
     type Err = RequestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let told = |text: &str| text.chars().take(300).collect::<String>();
-        let error = |reason: String| RequestError { text: told(text), reason };
+        let shortened = |text: &str| text.chars().take(300).collect::<String>();
+        let error = |reason: String| RequestError { text: shortened(text), reason };
         let part = |part: &str| {
-            let (name, count) =
-                part.split_once(':').ok_or_else(|| error(format!("`{}` has no count", told(part.trim()))))?;
+            let (name, count) = part
+                .split_once(':')
+                .ok_or_else(|| error(format!("`{}` has no count", shortened(part.trim()))))?;
             let name = name.trim();
             if name.is_empty() {
                 return Err(error("a name is missing".into()));
@@ -47,7 +48,7 @@ impl FromStr for AliasRequests {
                 .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
                 .filter(|count| (1..=256).contains(count))
-                .ok_or_else(|| error(format!("`{}` is not a count of 1 to 256", told(digits))))?;
+                .ok_or_else(|| error(format!("`{}` is not a count of 1 to 256", shortened(digits))))?;
             Ok(AliasRequest { name: name.to_owned(), count })
         };
         let parts = text.split(',').map(part).collect::<Result<Vec<_>, _>>()?;
@@ -84,8 +85,8 @@ mod tests {
     #[test]
     fn an_error_quotes_only_the_start_of_a_long_text() {
         for text in ["a:1".repeat(10_000), "a".repeat(10_000), format!("a:{}", "1".repeat(10_000))] {
-            let told = text.parse::<AliasRequests>().unwrap_err().to_string();
-            assert!(told.len() < 1000, "{told}");
+            let shortened = text.parse::<AliasRequests>().unwrap_err().to_string();
+            assert!(shortened.len() < 1000, "{shortened}");
         }
     }
 

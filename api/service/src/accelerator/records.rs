@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::accelerator::{AccSpec, Accelerator, View, discovered, told_apart};
+use hotslot_model::accelerator::{AccSpec, Accelerator, View, disambiguated, discovered};
 use hotslot_model::assignment::{Assignment, Holder};
 use hotslot_model::device::Device;
 use hotslot_model::id::{AcceleratorId, HypervisorId};
@@ -32,7 +32,7 @@ impl Accelerators {
             let devices = self.discoverable();
             let shows = |device: &&Arc<Device>| {
                 let shown = self.discovered_name(device);
-                device.uuid != id.0 && (shown == name || told_apart(&shown, device) == name)
+                device.uuid != id.0 && (shown == name || disambiguated(&shown, device) == name)
             };
             if let Some(device) = devices.iter().find(shows)
                 && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
@@ -148,12 +148,12 @@ impl Accelerators {
             Some(id) => self.store.known_device(id).await?,
             None => None,
         };
-        let asked = match held.first() {
+        let requested = match held.first() {
             Some(first) => self.store.rows_of_request(first.by.request()).await?,
             None => 0,
         };
         let reachable = pinned.as_ref().is_none_or(|device| self.hosts.host(device.hypervisor).is_some());
-        Ok(View { row, held, asked, pinned, reachable })
+        Ok(View { row, held, requested, pinned, reachable })
     }
 
     /// Reads the held devices from their hosts, because no event reports that a driver was bound or unbound. The hosts

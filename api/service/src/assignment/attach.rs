@@ -203,12 +203,12 @@ impl Assignments {
         let mut present: Vec<Presence> = Vec::new();
         for step in &steps {
             // The host may need the device since it was chosen.
-            if let Err(refusal) = self.still_offered(host, step).await {
+            if let Err(refusal) = self.check_still_available(host, step).await {
                 let failed = Failed::at(present.len(), Leftover::Nothing, refusal);
                 return Err(self.undo(host, &steps, failed, None).await);
             }
-            if !step.attachment.asked
-                && let Err(error) = self.store.asked(step.attachment.id).await
+            if !step.attachment.plug_requested
+                && let Err(error) = self.store.mark_plug_requested(step.attachment.id).await
             {
                 let address = step.device.facts.address;
                 let why = hypervisor::Error::new(ErrorKind::Refused, format!("attach {address}"), &error);
@@ -260,17 +260,17 @@ impl Assignments {
     }
 
     /// Checks that no guard holds a device that was chosen.
-    async fn still_offered(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
+    async fn check_still_available(&self, host: &Host, step: &Step) -> Result<(), hypervisor::Error> {
         // Guards need the host's sysfs, so they cannot be evaluated for a remote host.
         if host.hypervisor.sysroot().is_none() {
             return Ok(());
         }
         let address = step.device.facts.address;
         let operation = || format!("attach {address}");
-        let offer = self.catalog.offer(host).await;
-        let offer = offer
+        let availability = self.catalog.availability(host).await;
+        let availability = availability
             .map_err(|error| hypervisor::Error::new(ErrorKind::Refused, operation(), error.to_string()))?;
-        match offer.guard(address) {
+        match availability.guard(address) {
             None => Ok(()),
             Some(guard) => Err(hypervisor::Error::new(
                 ErrorKind::NotAssignable,

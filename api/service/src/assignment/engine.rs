@@ -196,7 +196,7 @@ impl Assignments {
         {
             tracing::warn!(attachment.id = %row.id(), server.id = %device.server, "{}", not.reason);
             if not.demanded {
-                let reason = said(row, format!("the guest was not asked: {}", not.reason));
+                let reason = with_attach_failure(row, format!("the guest was not asked: {}", not.reason));
                 // An earlier unplug request may still be pending in the guest, so only the first one proves anything.
                 let seen = if ask.first {
                     Observation::DetachRefused { reason: reason.clone() }
@@ -237,7 +237,7 @@ impl Assignments {
             Assignment::Mdev(_) => key.to_string(),
         };
         if let Some(call) = self.call_out(host, row.server(), row.device()) {
-            let reason = said(row, call.to_string());
+            let reason = with_attach_failure(row, call.to_string());
             self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
             return Err(Error::Conflict(format!(
                 "{key} stays detaching: {reason}; the detach continues when that call returns"
@@ -266,7 +266,7 @@ impl Assignments {
                 return Ok(());
             }
             ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.is_given_up() => {
-                let reason = said(row, reason + note);
+                let reason = with_attach_failure(row, reason + note);
                 (Observation::StillThere { reason: reason.clone() }, stays(&reason))
             }
             ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.forced() => {
@@ -284,7 +284,7 @@ impl Assignments {
                 (Observation::StillThere { reason: reason.clone() }, stays(&reason))
             }
             ReleaseOutcome::Failed { error, as_before } => {
-                let reason = said(row, error.to_string() + note);
+                let reason = with_attach_failure(row, error.to_string() + note);
                 let seen = if error.kind.leaves_it_open() {
                     Observation::HostAway { reason }
                 } else if as_before {
@@ -399,7 +399,7 @@ fn why_given_up(row: &Assignment) -> Option<&str> {
 
 /// Returns the reason to record for an assignment that was not released. If its attach was given up, that reason comes
 /// first.
-fn said(row: &Assignment, reason: String) -> String {
+fn with_attach_failure(row: &Assignment, reason: String) -> String {
     if !row.is_given_up() {
         return reason;
     }

@@ -133,7 +133,7 @@ fn under_a_call(id: AttachmentId, address: PciAddress, call: &OverdueCall) -> Fi
         server: None,
         attachment: Some(id),
         address: Some(address),
-        said: vec![
+        observations: vec![
             (Source::Record, "it was unbound from its host driver, and the attachment has ended".into()),
             (Source::Host, call.to_string()),
         ],
@@ -151,7 +151,7 @@ fn without_driver(id: AttachmentId, function: &HostDevice) -> Finding {
         server: None,
         attachment: Some(id),
         address: Some(function.address),
-        said: vec![
+        observations: vec![
             (Source::Record, "it was unbound from its host driver, and the attachment has ended".into()),
             (Source::Host, driver),
         ],

@@ -117,7 +117,7 @@ impl Assignments {
         };
         host.queue_device_scan(address);
         match released {
-            Ok(released) => ReleaseOutcome::Gone { reason: told(&released, row.previous.as_deref()) },
+            Ok(released) => ReleaseOutcome::Gone { reason: left_changed(&released, row.previous.as_deref()) },
             Err(error) if error.kind == ErrorKind::NoDevice => {
                 ReleaseOutcome::Gone { reason: Some("the device is gone from the host".into()) }
             }
@@ -233,19 +233,19 @@ fn key(id: AttachmentId) -> AssignmentKey {
 }
 
 /// Describes what a release did not restore; `None` when it restored the previous driver and reset the device.
-fn told(released: &Released, previous: Option<&str>) -> Option<String> {
+fn left_changed(released: &Released, previous: Option<&str>) -> Option<String> {
     let name =
         |driver: Option<&str>| driver.map_or("no driver".to_owned(), |driver| format!("driver {driver}"));
-    let mut said = Vec::new();
+    let mut changes = Vec::new();
     if !released.as_before {
-        said.push(format!(
+        changes.push(format!(
             "the device had {} and has {} now",
             name(previous),
             name(released.driver.as_deref())
         ));
     }
     if let Reset::Unavailable { reason } = &released.reset {
-        said.push(format!("the device was not reset: {reason}"));
+        changes.push(format!("the device was not reset: {reason}"));
     }
-    (!said.is_empty()).then(|| said.join("; "))
+    (!changes.is_empty()).then(|| changes.join("; "))
 }

@@ -72,7 +72,7 @@ fn finding(call: &OverdueCall, row: &Assignment, address: Option<PciAddress>) ->
         server: row.server().map(|server| (server, None)),
         attachment: row.server().map(|_| row.id()),
         address,
-        said: vec![(Source::Record, record), (Source::Host, call.to_string())],
+        observations: vec![(Source::Record, record), (Source::Host, call.to_string())],
         action: Action::Manual("nothing until that call returns; then the record is updated".into()),
     }
 }

@@ -73,7 +73,7 @@ impl Assignments {
     ///
     /// # Errors
     /// [`Error::Conflict`] when the policy is `refuse` and the running guest has the device; errors of the hypervisor.
-    pub(crate) async fn may_be_asked(&self, host: &Host, plugged: GuestDevice) -> Result<(), Error> {
+    pub(crate) async fn check_detach_policy(&self, host: &Host, plugged: GuestDevice) -> Result<(), Error> {
         let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
         let policy = self.policy(host, &device);
         if policy.hot_unplug != HotUnplug::Refuse || !is_live(host, plugged).await? {

@@ -14,13 +14,13 @@ use crate::inventory::Availability;
 /// of these, because libvirt adds the missing ports to its definition.
 pub fn portless(
     view: &DomainView,
-    offer: &Availability,
+    availability: &Availability,
     devices: &[Arc<Device>],
 ) -> HashMap<DeviceId, String> {
     let Some(live) = &view.live else { return HashMap::new() };
     let free = Topology::of(live).free_ports();
     let full = |device: &Arc<Device>| {
-        let function = offer.functions.get(&device.facts.address)?;
+        let function = availability.functions.get(&device.facts.address)?;
         let kind = if function.express { "PCI Express" } else { "conventional PCI" };
         let reason = || format!("the guest has no free hot-plug port for {kind} devices");
         (free.count_for(function.express) == 0).then(|| (device.id, reason()))

@@ -168,7 +168,7 @@ impl Pending {
 /// Compares a host with the records, on its events and at intervals, for as long as the service runs.
 pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
-    let Some(mut again) = host.asked_again.lock().await.take() else { return };
+    let Some(mut again) = host.rechecks.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
     let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
     let mut later = Later::default();

@@ -69,7 +69,7 @@ impl Assignments {
         let (host, guard) = loop {
             let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(id))?;
             match row.state() {
-                State::Detached if row.unasked() => {
+                State::Detached if row.unrequested() => {
                     expect_holder(&row, request.holder)?;
                     if self.is_back(&row).await? {
                         continue;
@@ -100,7 +100,7 @@ impl Assignments {
                 && !request.force
                 && let Some(device) = GuestDevice::of(&row)
             {
-                self.may_be_asked(&host, device).await?;
+                self.check_detach_policy(&host, device).await?;
             }
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {

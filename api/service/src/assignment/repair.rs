@@ -75,7 +75,7 @@ impl Assignments {
         let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
         for row in named.values().flatten() {
             if let Assignment::Mdev(row) = row
-                && row.unasked
+                && row.unrequested
             {
                 let held = self.store.held_by(row.holder).await?;
                 replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
@@ -138,7 +138,7 @@ impl Assignments {
                     server: Some((server, None)),
                     attachment: None,
                     address: None,
-                    said: vec![(Source::Host, error.to_string())],
+                    observations: vec![(Source::Host, error.to_string())],
                     action: Action::Manual("nothing, until the server can be read".into()),
                 }),
             }
@@ -214,7 +214,8 @@ impl Assignments {
         for found in host.mdevs().iter() {
             let row = self.store.mdev(AttachmentId(found.uuid)).await?;
             // One that ended although nobody had requested that was created again for its server, which comes back.
-            let is_stray = |row: &Mdev| row.hypervisor == host.row.id && row.state.is_final() && !row.unasked;
+            let is_stray =
+                |row: &Mdev| row.hypervisor == host.row.id && row.state.is_final() && !row.unrequested;
             ended.extend(row.filter(is_stray));
         }
         if ended.is_empty() {
@@ -294,7 +295,7 @@ impl Assignments {
         self.settle_all(&seen).await?;
         for (key, finding) in given_up {
             let Some(row) = self.store.assignment(key).await? else { continue };
-            let task = self.apply_action(host, key.id, Action::AskAgain(Box::new(row))).await?;
+            let task = self.apply_action(host, key.id, Action::RetryUnplug(Box::new(row))).await?;
             tasks.extend(task.map(|task| (finding, task)));
         }
         if pending_rebind
@@ -319,7 +320,7 @@ impl Assignments {
         Ok(Some(actor::spawn_as_current(async move {
             // The row may have changed since it was compared; from here on no other task changes it.
             let (row, supposed) = match &action {
-                Action::AskAgain(row) => (row, State::Detaching),
+                Action::RetryUnplug(row) => (row, State::Detaching),
                 Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
                 Action::Settle(row, _) => (row, row.state()),
                 // The records of these have ended.
@@ -332,7 +333,7 @@ impl Assignments {
                 return Ok(());
             }
             let outcome = match &action {
-                Action::AskAgain(_) => {
+                Action::RetryUnplug(_) => {
                     let ask = Ask { until: None, first: false };
                     return service.detach_now(&host, key, ask, guard).await.inspect_err(|error| {
                         tracing::info!(attachment.id = %id, server.id = %server, %error, "a repeated detach failed");
@@ -429,7 +430,7 @@ impl Assignments {
         let address = device.facts.address;
         let context = || format!("plugging {address} into server {}", row.server);
         let found = host.hypervisor.device(address).await.map_err(host.error(context()))?;
-        let facts = self.catalog.offer(host).await?.facts(found, &device);
+        let facts = self.catalog.availability(host).await?.facts(found, &device);
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: false };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &[facts], policy).await;
         let verdict = verdict.map_err(host.error(context()))?;

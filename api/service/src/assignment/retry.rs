@@ -18,13 +18,13 @@ impl Assignments {
     /// undone; errors of the database.
     pub(super) async fn first_try(
         self: &Arc<Self>,
-        asked: &AttachRequest,
+        request: &AttachRequest,
     ) -> Result<Option<Vec<(Attachment, Arc<Device>)>>, Error> {
-        let Some(key) = &asked.key else { return Ok(None) };
-        let Some(request) = self.idempotency.kept(key).await?.and_then(|kept| kept.request) else {
+        let Some(key) = &request.key else { return Ok(None) };
+        let Some(earlier) = self.idempotency.kept(key).await?.and_then(|kept| kept.request) else {
             return Ok(None);
         };
-        let of_request = async || self.store.attachments_of_request(request).await;
+        let of_request = async || self.store.attachments_of_request(earlier).await;
         let mut rows = of_request().await?;
         if let Some(host) = rows.first().and_then(|row| self.hosts.host(row.hypervisor)) {
             // The records that a killed service left are outdated until the host has been compared.
@@ -46,7 +46,7 @@ impl Assignments {
                 row.id, row.state
             )));
         }
-        rows.sort_by_key(|row| asked.aliases.iter().position(|part| part.name == row.alias));
+        rows.sort_by_key(|row| request.aliases.iter().position(|part| part.name == row.alias));
         let mut made = Vec::new();
         for row in rows {
             let device = self.store.known_device(row.device).await?.ok_or(Error::NoAttachment(row.id))?;

@@ -89,7 +89,7 @@ impl Exclusions {
 pub(super) struct Snapshot {
     /// The rules as they are now; they may change while the request is served.
     inventory: Arc<Inventory>,
-    offer: Availability,
+    availability: Availability,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
 }
@@ -117,7 +117,7 @@ impl Assignments {
         };
         let document = view.live.as_ref().or(view.persistent.as_ref());
         let guest_nodes = document.map(|document| document.numa_nodes.clone()).unwrap_or_default();
-        Ok(Snapshot { inventory, offer: self.catalog.offer(host).await?, guest_nodes, sockets })
+        Ok(Snapshot { inventory, availability: self.catalog.availability(host).await?, guest_nodes, sockets })
     }
 
     /// Chooses free devices that pass every check. Devices that fail a check are added to `choice` and not chosen
@@ -160,12 +160,13 @@ impl Assignments {
         if !busy.is_empty() {
             self.catalog.discover(host, Some(busy.clone())).await?;
         }
-        let holders: BTreeSet<_> = snapshot.offer.foreign.values().map(|foreign| foreign.server).collect();
+        let holders: BTreeSet<_> =
+            snapshot.availability.foreign.values().map(|foreign| foreign.server).collect();
         for server in holders {
             host.set_held(server, host.server(server).await?.as_ref());
         }
-        let same_drivers = busy.is_empty() || *host.functions() == *snapshot.offer.functions;
-        if same_drivers && host.foreign() == snapshot.offer.foreign {
+        let same_drivers = busy.is_empty() || *host.functions() == *snapshot.availability.functions;
+        if same_drivers && host.foreign() == snapshot.availability.foreign {
             return Ok((look, snapshot));
         }
         let snapshot = self.snapshot(host, view, request).await?;
@@ -187,23 +188,23 @@ impl Assignments {
             // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not
             // count.
             let drivers = HostDrivers::DoNotBlock;
-            let mut withheld = snapshot.offer.withheld(&devices, Some(request.server), drivers);
-            withheld.extend(choice.excluded.clone());
+            let mut unavailable = snapshot.availability.unavailable(&devices, Some(request.server), drivers);
+            unavailable.extend(choice.excluded.clone());
             // Choose a device for which the guest has no free port only when there is no other; the preflight then
             // reports the missing port.
-            let mut fitting = withheld.clone();
-            fitting.extend(super::portless(view, &snapshot.offer, &devices));
-            let busy = &snapshot.offer.busy;
+            let mut fitting = unavailable.clone();
+            fitting.extend(super::portless(view, &snapshot.availability, &devices));
+            let busy = &snapshot.availability.busy;
             let chosen = self.choose(host, request, snapshot, &devices, (&fitting, busy));
             let chosen =
-                chosen.or_else(|_| self.choose(host, request, snapshot, &devices, (&withheld, busy)));
+                chosen.or_else(|_| self.choose(host, request, snapshot, &devices, (&unavailable, busy)));
             let selection = match chosen {
                 Ok(selection) => selection,
                 Err(short) => {
                     // If there are too few only because devices failed their checks, return the first failed check.
                     let error = match (&short, choice.refusal.take()) {
                         (Error::TooFewFree { shortage, .. }, Some(refusal))
-                            if shortage.withheld() <= choice.excluded.len() =>
+                            if shortage.unavailable() <= choice.excluded.len() =>
                         {
                             refusal
                         }
@@ -235,9 +236,9 @@ impl Assignments {
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
-            let asked_for = request.alias(&snapshot.inventory, &alias);
-            let asked_for = asked_for.is_some_and(|alias| alias.matches(&device.facts));
-            let spec = if asked_for {
+            let requested = request.alias(&snapshot.inventory, &alias);
+            let requested = requested.is_some_and(|alias| alias.matches(&device.facts));
+            let spec = if requested {
                 format!("a device_spec lists it, and alias `{alias}` matches it")
             } else {
                 "a device_spec lists it, and it is needed to complete its IOMMU group".to_owned()
@@ -247,7 +248,7 @@ impl Assignments {
             look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
-                    facts.push(snapshot.offer.facts(found.clone(), &device));
+                    facts.push(snapshot.availability.facts(found.clone(), &device));
                     look.chosen.push(Chosen { alias, device, found });
                 }
                 Err(error) => {
@@ -322,7 +323,7 @@ impl Assignments {
                 let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
                 let hindrance = check.device.filter(|_| failed).and_then(|address| {
                     let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-                    snapshot.offer.group_hindrance(address, &rows, server, drivers)
+                    snapshot.availability.group_hindrance(address, &rows, server, drivers)
                 });
                 if let Some(reason) = hindrance {
                     (check.message, check.cure) = (reason, None);
@@ -338,7 +339,7 @@ impl Assignments {
                 }
             }
         }
-        if !snapshot.offer.knows_guards() {
+        if !snapshot.availability.knows_guards() {
             for check in look.checks.iter_mut().filter(|check| check.name == "guard") {
                 check.result = CheckResult::Unknown;
                 check.message = "guards cannot be checked, because the host is another machine".into();
@@ -364,7 +365,7 @@ impl Assignments {
         request: &AttachRequest,
         snapshot: &Snapshot,
         devices: &[Arc<Device>],
-        (withheld, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
+        (unavailable, busy): (&HashMap<DeviceId, String>, &BTreeMap<PciAddress, String>),
     ) -> Result<Selection, Error> {
         let mut tags = BTreeMap::new();
         if let Some(network) = &request.network {
@@ -386,10 +387,10 @@ impl Assignments {
         let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
         let candidate_set = CandidateSet {
             devices,
-            withheld,
+            unavailable,
             guest_nodes: &snapshot.guest_nodes,
             sockets: snapshot.sockets.as_ref(),
-            groups: &snapshot.offer.groups,
+            groups: &snapshot.availability.groups,
             busy,
         };
         let chosen = rules::choose(&wanted, &candidate_set).map_err(|shortage| {

@@ -32,9 +32,9 @@ impl Assignments {
         let (num, driver) = (*num, *driver);
         // Read the drivers now, because no event reports that a driver was bound or unbound.
         self.catalog.discover(host, Some(candidates.clone())).await?;
-        let offer = self.catalog.offer(host).await?;
+        let availability = self.catalog.availability(host).await?;
         let rows = self.store.devices_of(host.row.id);
-        let withheld = offer.withheld(&rows, None, HostDrivers::DoNotBlock);
+        let unavailable = availability.unavailable(&rows, None, HostDrivers::DoNotBlock);
         let (mut steps, mut refusal) = (Vec::<Step>::new(), None);
         let mut refuse = |error: Error| {
             refusal.get_or_insert(error);
@@ -59,7 +59,7 @@ impl Assignments {
                 )));
                 continue;
             }
-            if let Some(reason) = not_free(row, &rows, &withheld) {
+            if let Some(reason) = not_free(row, &rows, &unavailable) {
                 refuse(Error::Conflict(reason));
                 continue;
             }
@@ -83,7 +83,7 @@ impl Assignments {
                 previous: found.driver.clone(),
                 siblings: siblings.into_iter().filter(|member| *member != address).collect(),
             };
-            let facts = offer.facts(found, row);
+            let facts = availability.facts(found, row);
             let context = || format!("nothing was bound on host {}", host.name);
             let policy = self.binding_policy();
             let verdict = hotplug::preflight_on_host(host.hypervisor.as_ref(), &facts, driver, policy).await;
@@ -108,9 +108,9 @@ impl Assignments {
     }
 }
 
-fn not_free(row: &Device, rows: &[Arc<Device>], withheld: &HashMap<DeviceId, String>) -> Option<String> {
+fn not_free(row: &Device, rows: &[Arc<Device>], unavailable: &HashMap<DeviceId, String>) -> Option<String> {
     if row.status == DeviceStatus::Available {
-        return withheld.get(&row.id).cloned();
+        return unavailable.get(&row.id).cloned();
     }
     Some(taken(row, rows))
 }

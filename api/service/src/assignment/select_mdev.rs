@@ -42,9 +42,9 @@ impl Assignments {
         domain: &DomainView,
     ) -> Result<Vec<Step>, Error> {
         host.read_mdevs().await?;
-        let offer = self.catalog.offer(host).await?;
+        let availability = self.catalog.availability(host).await?;
         let rows = self.store.devices_of(host.row.id);
-        let withheld = offer.withheld(&rows, None, HostDrivers::Keep);
+        let unavailable = availability.unavailable(&rows, None, HostDrivers::Keep);
         let made = self.store.mdevs().await?;
         let guest = domain.live.as_ref().or(domain.persistent.as_ref());
         let guest_nodes = guest.map(|document| document.numa_nodes.clone()).unwrap_or_default();
@@ -71,7 +71,7 @@ impl Assignments {
             let rank = parts.numa_policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());
             let reason = if row.status != DeviceStatus::Available && !in_parts {
                 Some(taken(row, &rows))
-            } else if let Some(reason) = withheld.get(&row.id) {
+            } else if let Some(reason) = unavailable.get(&row.id) {
                 Some(reason.clone())
             } else if of.device_api != VFIO_PCI {
                 Some(format!("its device_api is {}, and only {VFIO_PCI} can be plugged", of.device_api))

@@ -90,14 +90,14 @@ impl Config {
     }
 
     pub(super) fn examine_text(name: &str, text: &str) -> (Self, Vec<ConfigError>) {
-        let told = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
+        let problem = |error: &toml::de::Error| ConfigError::syntax(name, text, error);
         let (table, broken) = DeTable::parse_recoverable(text);
         if !broken.is_empty() {
             // After a syntax error the parser guesses, so report only the first error of each line, and use no values.
             let mut lines = HashSet::new();
             let first =
                 |error: &&toml::de::Error| lines.insert(error.span().map(|span| line(text, span.start)));
-            return (Self::default(), broken.iter().filter(first).map(told).collect());
+            return (Self::default(), broken.iter().filter(first).map(problem).collect());
         }
         let span = table.span();
         let mut table = table;
@@ -108,7 +108,7 @@ impl Config {
             Self::default()
         });
         errors.sort_by_key(|error| error.span().map(|span| span.start));
-        let mut problems: Vec<_> = errors.iter().map(told).collect();
+        let mut problems: Vec<_> = errors.iter().map(problem).collect();
         problems.extend(renamed.iter().map(|key| key.error(name, text)));
         problems.extend(config.problems());
         (config, problems)
@@ -234,11 +234,11 @@ impl Config {
 impl ConfigError {
     fn syntax(path: &str, text: &str, error: &toml::de::Error) -> Self {
         let hint = nearest(error.message()).map(|known| format!("; did you mean `{known}`?"));
-        let said = without_values(error.message().trim_end()).replace('\n', ", ");
+        let message = without_values(error.message().trim_end()).replace('\n', ", ");
         Self::Syntax {
             path: path.to_owned(),
             line: error.span().map(|span| line(text, span.start)),
-            reason: said + &hint.unwrap_or_default(),
+            reason: message + &hint.unwrap_or_default(),
         }
     }
 }

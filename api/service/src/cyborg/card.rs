@@ -279,11 +279,11 @@ impl Cyborg {
     /// # Errors
     /// Errors of the database.
     pub async fn attributions(&self, cards: &[Card]) -> Result<Vec<Attribution>, Error> {
-        let said = self.store.attributes().await?;
+        let attributions = self.store.attributes().await?;
         let mut all = Vec::new();
         for card in cards {
             all.extend(card.derived());
-            let of_it = said.iter().filter(|attribute| attribute.deployable == card.row.id);
+            let of_it = attributions.iter().filter(|attribute| attribute.deployable == card.row.id);
             all.extend(of_it.map(|attribute| Attribution { attribute: attribute.clone(), derived: false }));
         }
         Ok(all)

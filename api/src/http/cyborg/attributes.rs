@@ -61,29 +61,30 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let cards = cyborg.cards().await?;
-    let mut said = cyborg.attributions(&cards).await?;
+    let mut attributions = cyborg.attributions(&cards).await?;
     for (key, value) in pairs {
         match key.as_str() {
             "deployable_id" => {
                 let of = deployable(&cards, &value).map(|card| card.row.id);
-                said.retain(|said| Some(said.attribute.deployable) == of);
+                attributions.retain(|attribution| Some(attribution.attribute.deployable) == of);
             }
-            "key" => said.retain(|said| said.attribute.key == value),
+            "key" => attributions.retain(|attribution| attribution.attribute.key == value),
             _ => {
                 let message = format!("unknown query key {key}; known: deployable_id, key");
                 return Err(Error::Invalid(message).into());
             }
         }
     }
-    let listed: Vec<_> = said.iter().map(|said| wire(&said.attribute, &headers)).collect();
+    let listed: Vec<_> =
+        attributions.iter().map(|attribution| wire(&attribution.attribute, &headers)).collect();
     Ok(Json(json!({ "attributes": listed })))
 }
 
 async fn find(cyborg: &Cyborg, path: &AttributePath) -> Result<Attribution, Error> {
     let id: Option<AttributeId> = path.id.parse().ok();
-    let said = cyborg.attributions(&cyborg.cards().await?).await?;
+    let attributions = cyborg.attributions(&cyborg.cards().await?).await?;
     let shown = || path.id.chars().take(80).collect::<String>();
-    let found = said.into_iter().find(|said| Some(said.attribute.id) == id);
+    let found = attributions.into_iter().find(|attribution| Some(attribution.attribute.id) == id);
     found.ok_or_else(|| Error::NotFound(format!("attribute {}", shown())))
 }
 
@@ -136,7 +137,7 @@ pub(super) async fn create(
         let shown: String = named.chars().take(80).collect();
         Error::NotFound(format!("deployable {shown}"))
     })?;
-    if card.derived().iter().any(|said| said.attribute.key == body.key) {
+    if card.derived().iter().any(|attribution| attribution.attribute.key == body.key) {
         let message = format!("{} is derived from the device; change its device_spec", body.key);
         return Err(Error::Conflict(message).into());
     }

@@ -22,10 +22,16 @@ pub(super) struct DeployablePath {
     id: String,
 }
 
-fn wire(card: &Card, said: &[Attribution], headers: &HeaderMap) -> Value {
-    let of_it = said.iter().map(|said| &said.attribute).filter(|said| said.deployable == card.row.id);
-    let attributes: Vec<_> =
-        of_it.map(|said| Value::Object(Map::from_iter([(said.key.clone(), json!(said.value))]))).collect();
+fn wire(card: &Card, attributions: &[Attribution], headers: &HeaderMap) -> Value {
+    let of_it = attributions
+        .iter()
+        .map(|attribution| &attribution.attribute)
+        .filter(|attribution| attribution.deployable == card.row.id);
+    let attributes: Vec<_> = of_it
+        .map(|attribution| {
+            Value::Object(Map::from_iter([(attribution.key.clone(), json!(attribution.value))]))
+        })
+        .collect();
     json!({
         "uuid": card.deployable_id(),
         "name": card.name(),
@@ -51,8 +57,8 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let cards = cyborg.cards().await?;
-    let said = cyborg.attributions(&cards).await?;
-    let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &said, &headers)).collect();
+    let attributions = cyborg.attributions(&cards).await?;
+    let mut listed: Vec<_> = cards.iter().map(|card| wire(card, &attributions, &headers)).collect();
     let mut limit = usize::MAX;
     for (key, value) in filters(pairs, &[], &["limit", "name", "device_id", "rp_uuid"])? {
         if key == "limit" {
@@ -83,8 +89,8 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, Fault> {
     identity.needs(Role::Manager)?;
     let card = find(&cyborg, &path).await?;
-    let said = cyborg.attributions(std::slice::from_ref(&card)).await?;
-    Ok(Json(wire(&card, &said, &headers)))
+    let attributions = cyborg.attributions(std::slice::from_ref(&card)).await?;
+    Ok(Json(wire(&card, &attributions, &headers)))
 }
 
 /// Returns 501: hotslot has no agent that loads bitstreams into FPGAs, as Cyborg has.

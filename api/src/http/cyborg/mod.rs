@@ -40,7 +40,7 @@ impl Microversion {
     ///
     /// # Errors
     /// 406 when the version is not supported.
-    fn asked(headers: &HeaderMap) -> Result<Self, Fault> {
+    fn requested(headers: &HeaderMap) -> Result<Self, Fault> {
         let lines = headers.get_all("openstack-api-version").iter();
         let lines = lines.map(|line| line.to_str().unwrap_or("?"));
         for part in lines.flat_map(|line| line.split(',').map(str::trim)) {
@@ -132,9 +132,9 @@ pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
     if !is_ours(request.uri().path()) {
         return next.run(request).await;
     }
-    let asked = Microversion::asked(request.headers());
-    let version = *asked.as_ref().unwrap_or(&Microversion::MIN);
-    let mut response = match asked {
+    let requested = Microversion::requested(request.headers());
+    let version = *requested.as_ref().unwrap_or(&Microversion::MIN);
+    let mut response = match requested {
         Ok(version) => {
             request.extensions_mut().insert(version);
             next.run(request).await
@@ -268,8 +268,8 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert("openstack-api-version", header.parse().unwrap());
-            assert_eq!(Microversion::asked(&headers).ok(), version.map(Microversion), "{header}");
+            assert_eq!(Microversion::requested(&headers).ok(), version.map(Microversion), "{header}");
         }
-        assert_eq!(Microversion::asked(&HeaderMap::new()).unwrap(), Microversion(0));
+        assert_eq!(Microversion::requested(&HeaderMap::new()).unwrap(), Microversion(0));
     }
 }

@@ -104,15 +104,15 @@ async fn a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id(re
     records.scan(devices()).await;
     let (one, other) = ("0000:05:00.0", "0000:04:10.0");
     // An attachment that was detached on request, or whose attach failed, is not adopted.
-    let asked = records.claim(&[one]).await.unwrap()[0];
-    records.attached(asked).await;
-    records.settle(asked, Observation::AskedToDetach).await;
-    records.settle(asked, Observation::Absent).await;
+    let detached = records.claim(&[one]).await.unwrap()[0];
+    records.attached(detached).await;
+    records.settle(detached, Observation::AskedToDetach).await;
+    records.settle(detached, Observation::Absent).await;
     let failed = records.claim(&[one]).await.unwrap()[0];
     records.settle(failed, Observation::Absent).await;
-    for id in [asked, failed] {
+    for id in [detached, failed] {
         let row = records.store.attachment(id).await.unwrap().unwrap();
-        assert!(row.state.is_final() && !row.unasked, "{row:?}");
+        assert!(row.state.is_final() && !row.unrequested, "{row:?}");
         assert!(!records.store.adopt(&as_found(&records, &row, one)).await.unwrap());
     }
     for ending in [Observation::Absent, Observation::DomainStopped, Observation::DomainGone] {
@@ -120,12 +120,12 @@ async fn a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id(re
         records.attached(id).await;
         records.settle(id, ending).await;
         let was = records.store.attachment(id).await.unwrap().unwrap();
-        assert!(was.unasked, "{was:?}");
+        assert!(was.unrequested, "{was:?}");
         // The domain may come back with another device, as on another host.
         assert!(records.store.adopt(&as_found(&records, &was, other)).await.unwrap());
         let is = records.store.attachment(id).await.unwrap().unwrap();
         assert_eq!((is.state, is.server, is.request), (State::Attached, was.server, was.request));
-        assert_eq!((is.alias.as_str(), is.persistent, is.unasked), ("a", false, false));
+        assert_eq!((is.alias.as_str(), is.persistent, is.unrequested), ("a", false, false));
         let device = records.at(other);
         assert_eq!((device.status, device.request), (DeviceStatus::Allocated, Some(was.request)));
         // The ended row still exists and is not counted twice.
@@ -202,7 +202,7 @@ async fn a_holder_gets_back_devices_that_come_back_until_it_is_released(records:
     records.store.release_accelerator(id).await.unwrap();
     for (id, place) in ids.into_iter().zip(places) {
         let row = records.store.attachment(id).await.unwrap().unwrap();
-        assert!(!row.unasked);
+        assert!(!row.unrequested);
         assert!(!records.store.adopt(&as_found(&records, &row, place)).await.unwrap());
     }
 }

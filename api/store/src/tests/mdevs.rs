@@ -51,8 +51,8 @@ async fn a_parent_device_is_held_until_its_last_mediated_device_is_gone(records:
     assert_eq!(records.last_event().await, events, "nothing changed");
     let gone = Observation::Removed { reason: None };
     for id in two {
-        let asked = store.settle(&[(mdev(id), Observation::AskedToDetach)]).await.unwrap();
-        assert_eq!(asked[0].row.state(), State::Detaching);
+        let detach_requested = store.settle(&[(mdev(id), Observation::AskedToDetach)]).await.unwrap();
+        assert_eq!(detach_requested[0].row.state(), State::Detaching);
         store.settle(&[(mdev(id), gone.clone())]).await.unwrap();
     }
     assert_eq!(is().0, Some(Owner::Host));
@@ -110,14 +110,14 @@ async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for
     reserve(id, first).await;
     assert!(!adopt(first).await, "it is on record");
     settle(id, present()).await;
-    assert!(settle(id, Observation::DomainStopped).await.unasked());
+    assert!(settle(id, Observation::DomainStopped).await.unrequested());
     assert_eq!(records.at(first).status, DeviceStatus::Available);
 
     // Its server came back on another card: a new row has the id, and the ended one goes on under another.
     assert!(adopt(second).await);
     let row = store.mdev(id).await.unwrap().unwrap();
     assert_eq!((row.state, row.holder, row.parent), (State::Attached, holder, records.at(second).id));
-    assert_eq!((row.unasked, records.at(second).status), (false, DeviceStatus::Allocated));
+    assert_eq!((row.unrequested, records.at(second).status), (false, DeviceStatus::Allocated));
     assert_eq!(records.at(second).owner, Some(Owner::Host));
     assert!(!adopt(second).await, "it is on record");
 
@@ -129,10 +129,10 @@ async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for
     assert!(!adopt(second).await);
     assert_eq!(records.at(second).status, DeviceStatus::Available);
     settle(other, Observation::AskedToDetach).await;
-    assert!(!settle(other, Observation::Removed { reason: None }).await.unasked());
+    assert!(!settle(other, Observation::Removed { reason: None }).await.unrequested());
 
     // Nor is one that its holder does not want any more.
     store.release_accelerator(accelerator).await.unwrap();
-    assert!(!store.mdev(id).await.unwrap().unwrap().unasked);
+    assert!(!store.mdev(id).await.unwrap().unwrap().unrequested);
     assert!(!adopt(second).await);
 }

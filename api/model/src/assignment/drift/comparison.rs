@@ -47,7 +47,7 @@ impl Comparison<'_> {
         Finding {
             attachment: Some(row.id()),
             address: (self.device)(row.device()).map(|device| device.facts.address),
-            said: vec![(Source::Record, record(row))],
+            observations: vec![(Source::Record, record(row))],
             ..self.of_server(kind, action)
         }
     }
@@ -55,7 +55,7 @@ impl Comparison<'_> {
     fn of_server(&self, kind: Kind, action: Action) -> Finding {
         let name = self.view.map(|view| view.info.name.clone());
         let server = Some((self.server, name));
-        Finding { kind, server, attachment: None, address: None, said: Vec::new(), action }
+        Finding { kind, server, attachment: None, address: None, observations: Vec::new(), action }
     }
 
     /// Returns what each document says about the device under an alias.
@@ -64,7 +64,7 @@ impl Comparison<'_> {
             let where_else = self.elsewhere.map(|host| format!("; host {host} has it")).unwrap_or_default();
             return vec![(Source::Host, format!("there is no such domain{where_else}"))];
         };
-        let said = |document: &Option<DomainXml>| {
+        let observed = |document: &Option<DomainXml>| {
             let document = document.as_ref()?;
             let alias = UserAlias(id.0);
             Some(match (document.hostdev(alias), document.mdev(alias)) {
@@ -73,8 +73,8 @@ impl Comparison<'_> {
                 (None, None) => "does not have it".to_owned(),
             })
         };
-        let both = [(Source::Live, said(&view.live)), (Source::Definition, said(&view.persistent))];
-        both.into_iter().filter_map(|(witness, said)| Some((witness, said?))).collect()
+        let both = [(Source::Live, observed(&view.live)), (Source::Definition, observed(&view.persistent))];
+        both.into_iter().filter_map(|(witness, observed)| Some((witness, observed?))).collect()
     }
 
     /// Returns every disagreement about the server's assignments.
@@ -98,7 +98,7 @@ impl Comparison<'_> {
         }));
         for finding in &mut findings {
             if let Some(id) = finding.attachment {
-                finding.said.extend(self.documents(id));
+                finding.observations.extend(self.documents(id));
             }
         }
         findings
@@ -112,7 +112,7 @@ impl Comparison<'_> {
         }
         let own = || Box::new(row.clone());
         match row.state() {
-            State::Detaching => return Some(self.finding(Kind::Unfinished, row, Action::AskAgain(own()))),
+            State::Detaching => return Some(self.finding(Kind::Unfinished, row, Action::RetryUnplug(own()))),
             State::Attached => {}
             State::Attaching | State::Detached | State::Failed => return None,
         }
@@ -152,7 +152,7 @@ impl Comparison<'_> {
         let mut finding = match (here, row.state().is_final()) {
             (true, false) => return None,
             // Nobody requested its end, so it came back together with its domain.
-            (_, true) if row.unasked() && !self.replaced.contains(&row.id()) => {
+            (_, true) if row.unrequested() && !self.replaced.contains(&row.id()) => {
                 return self.unrecorded(row.id(), Some(row));
             }
             (_, true) => self.finding(
@@ -161,7 +161,7 @@ impl Comparison<'_> {
                 Action::TakeOut {
                     row: Box::new(row.clone().in_server(self.hypervisor, self.server)),
                     // Its removal was requested, and is still wanted on whichever host the server is now.
-                    requested: is_of_server && !row.unasked(),
+                    requested: is_of_server && !row.unrequested(),
                 },
             ),
             (false, false) => {
@@ -175,7 +175,7 @@ impl Comparison<'_> {
                 self.finding(Kind::Conflict, row, Action::Manual(advice))
             }
         };
-        if !here && let Some((_, record)) = finding.said.first_mut() {
+        if !here && let Some((_, record)) = finding.observations.first_mut() {
             *record = format!("{record} (of {})", row.owner());
         }
         Some(finding)
@@ -222,7 +222,7 @@ impl Comparison<'_> {
             );
             Finding {
                 attachment: Some(id),
-                said: vec![(Source::Record, record.clone())],
+                observations: vec![(Source::Record, record.clone())],
                 ..self.of_server(Kind::Unrecorded, Action::Manual(advice))
             }
         };
@@ -293,7 +293,7 @@ impl Comparison<'_> {
         Finding {
             attachment: Some(id),
             address: Some(address),
-            said: vec![(Source::Record, record)],
+            observations: vec![(Source::Record, record)],
             ..self.of_server(kind, action)
         }
     }

@@ -32,7 +32,7 @@ pub fn of_devices(
                 server: Some((row.server, None)),
                 attachment: Some(row.id),
                 address: Some(address),
-                said: vec![
+                observations: vec![
                     (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
                     (Source::Host, "it is not there, or no device_spec lists it any more".into()),
                 ],
@@ -48,7 +48,7 @@ pub fn of_devices(
                 server: Some((server, None)),
                 attachment: None,
                 address: Some(address),
-                said: vec![(
+                observations: vec![(
                     Source::Record,
                     format!("{address} is {} to the server, and no attachment is open", device.status),
                 )],
@@ -63,7 +63,7 @@ pub fn of_devices(
                 server: Some((foreign.server, Some(foreign.domain.clone()))),
                 attachment: None,
                 address: Some(address),
-                said: vec![
+                observations: vec![
                     (Source::Record, format!("{address} is {}{owner}", device.status)),
                     (place, format!("domain {} has it ({})", foreign.domain, foreign.place())),
                 ],
@@ -96,7 +96,7 @@ pub fn of_binding(row: &Binding, device: &Device, found: Option<&HostDevice>) ->
         server: None,
         attachment: None,
         address: Some(address),
-        said: vec![
+        observations: vec![
             (Source::Record, format!("{}: for the host, on its {} driver", row.state, row.driver)),
             (Source::Host, is),
         ],
@@ -114,7 +114,7 @@ pub fn of_unfinished_binding(row: &Binding, device: &Device) -> Finding {
         server: None,
         attachment: None,
         address: Some(device.facts.address),
-        said: vec![(
+        observations: vec![(
             Source::Record,
             format!("{}: for the host, on its {} driver{reason}", row.state, row.driver),
         )],
@@ -129,7 +129,7 @@ pub fn of_mdev(row: &Mdev, parent: &Device) -> Finding {
         server: Some((row.server, None)),
         attachment: Some(row.id),
         address: Some(parent.facts.address),
-        said: vec![
+        observations: vec![
             (Source::Record, record(&Assignment::Mdev(row.clone()))),
             (Source::Host, "it is not there".into()),
         ],
@@ -157,7 +157,7 @@ pub fn of_stray_mdev(row: &Mdev, found: &mdev::Mdev, used_by: Option<ServerId>) 
         server: Some((row.server, None)),
         attachment: Some(row.id),
         address: found.parent,
-        said: vec![
+        observations: vec![
             (Source::Record, record(&Assignment::Mdev(row.clone()))),
             (Source::Host, format!("has it{place} as {}", found.name)),
         ],

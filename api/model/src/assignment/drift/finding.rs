@@ -81,7 +81,7 @@ pub enum Action {
     /// The device gets a record.
     Adopt(Box<Adoption>),
     /// The guest receives another unplug request.
-    AskAgain(Box<Assignment>),
+    RetryUnplug(Box<Assignment>),
     /// The device is taken out of the domain.
     TakeOut {
         /// The record, as if it were of the server that has the device.
@@ -110,7 +110,7 @@ impl Action {
             Self::Settle(..) | Self::Destroy(_) | Self::Adopt(_) | Self::Rebind(_) => Some(Trigger::Event),
             // Not at every event: the refusal of a guest is an event as well.
             Self::TakeOut { requested: true, .. } => Some(Trigger::Arrival),
-            Self::AskAgain(_) => Some(Trigger::Round),
+            Self::RetryUnplug(_) => Some(Trigger::Round),
             Self::Plug(_)
             | Self::Define(_)
             | Self::Undefine(_)
@@ -135,7 +135,7 @@ impl std::fmt::Display for Action {
             Self::Settle(..) => "the record follows the documents",
             Self::Destroy(_) => "the mediated device is taken away from the host",
             Self::Adopt(_) => "the attachment is put on record",
-            Self::AskAgain(_) => "the guest is asked again to let it go",
+            Self::RetryUnplug(_) => "the guest is asked again to let it go",
             Self::TakeOut { .. } => "it is taken out of the domain",
             Self::Plug(_) => "it is plugged into the running guest",
             Self::Define(_) => "it is put into the definition",
@@ -178,7 +178,7 @@ pub struct Finding {
     /// The address of the device on the host.
     pub address: Option<PciAddress>,
     /// The statements of the sources that disagree.
-    pub said: Vec<(Source, String)>,
+    pub observations: Vec<(Source, String)>,
     /// The action that resolves it.
     pub action: Action,
 }
@@ -200,9 +200,9 @@ pub(super) fn record(row: &Assignment) -> String {
         Assignment::Attachment(_) | Assignment::Binding(_) => None,
         Assignment::Mdev(row) => Some(format!("mediated device {} of type {}", row.id, row.mdev_type)),
     };
-    let said: Vec<_> = what.as_deref().into_iter().chain(row.reason()).collect();
-    match said.is_empty() {
+    let observed: Vec<_> = what.as_deref().into_iter().chain(row.reason()).collect();
+    match observed.is_empty() {
         true => row.state().to_string(),
-        false => format!("{}: {}", row.state(), said.join("; ")),
+        false => format!("{}: {}", row.state(), observed.join("; ")),
     }
 }

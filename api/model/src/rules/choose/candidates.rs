@@ -33,7 +33,7 @@ pub struct CandidateSet<'a> {
     /// All device rows of the host.
     pub devices: &'a [Arc<Device>],
     /// The devices that are unavailable, each with the reason. A reason is a clause such as "it is …".
-    pub withheld: &'a HashMap<DeviceId, String>,
+    pub unavailable: &'a HashMap<DeviceId, String>,
     /// The host NUMA nodes that the guest's NUMA cells are placed on. Empty when the guest has no NUMA cells.
     pub guest_nodes: &'a BTreeSet<u32>,
     /// The CPU socket of each NUMA node, when the host reports it.

@@ -23,8 +23,8 @@ pub(super) enum Reason<'a> {
     PfHeld(PciAddress),
     /// A VF of it is in use. The row does not say so yet.
     VfHeld(PciAddress),
-    /// It is in [`CandidateSet::withheld`](super::CandidateSet::withheld), for this reason.
-    Withheld(&'a str),
+    /// It is in [`CandidateSet::unavailable`](super::CandidateSet::unavailable), for this reason.
+    Unavailable(&'a str),
     /// The NUMA policy rules it out.
     Numa(String),
     /// The request is for whole IOMMU groups, and the group of this device is not known.
@@ -43,7 +43,7 @@ pub(super) enum Category {
     Besides,
     InUse,
     Relative,
-    Withheld,
+    Unavailable,
     Busy,
     Numa,
     Group,
@@ -56,7 +56,7 @@ impl Category {
             Self::Besides => "excluded by other conditions of the request",
             Self::InUse => "in use",
             Self::Relative => "blocked by a PF or VF in use",
-            Self::Withheld => "unavailable",
+            Self::Unavailable => "unavailable",
             Self::Busy => "blocked by a host driver in their IOMMU group",
             Self::Numa => "excluded by the NUMA policy",
             Self::Group => "excluded by their IOMMU group",
@@ -70,7 +70,7 @@ impl Category {
         match self {
             Self::Besides => Some("ask for values that a device_spec gives them"),
             Self::InUse | Self::Relative => Some("detach one"),
-            Self::Withheld => Some("remove the cause (see `hotslot explain DEVICE`)"),
+            Self::Unavailable => Some("remove the cause (see `hotslot explain DEVICE`)"),
             Self::Numa => Some("ask with another numa_policy"),
             Self::Group => other_way.then_some("ask without whole_group"),
             Self::Gone => Some("check whether the host still has them"),
@@ -88,7 +88,7 @@ impl Reason<'_> {
             Self::Besides(_) => Some(Category::Besides),
             Self::InUse => Some(Category::InUse),
             Self::Hidden | Self::PfHeld(_) | Self::VfHeld(_) => Some(Category::Relative),
-            Self::Withheld(_) => Some(Category::Withheld),
+            Self::Unavailable(_) => Some(Category::Unavailable),
             Self::Numa(_) => Some(Category::Numa),
             Self::Member(_, reason) => reason.category(),
             Self::NoGroup | Self::Stranger(_) | Self::Family(_) => Some(Category::Group),
@@ -108,7 +108,7 @@ impl Reason<'_> {
             Self::InUse | Self::Hidden | Self::Gone => format!("it is {}", device.status),
             Self::PfHeld(pf) => format!("its PF {pf} is in use"),
             Self::VfHeld(vf) => format!("its VF {vf} is in use"),
-            Self::Withheld(reason) => (*reason).to_owned(),
+            Self::Unavailable(reason) => (*reason).to_owned(),
             Self::Besides(reason) | Self::Numa(reason) => reason.clone(),
             Self::NoGroup => "its IOMMU group is not known".to_owned(),
             Self::Stranger(member) => {

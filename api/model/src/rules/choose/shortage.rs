@@ -71,16 +71,16 @@ impl std::error::Error for Shortage {}
 
 impl Shortage {
     /// The number of matching units that are unavailable.
-    pub fn withheld(&self) -> usize {
-        self.left_out.get(&Category::Withheld).map_or(0, |left_out| left_out.count)
+    pub fn unavailable(&self) -> usize {
+        self.left_out.get(&Category::Unavailable).map_or(0, |left_out| left_out.count)
     }
 
     /// Whether enough units would be free if none were unavailable or blocked by a host driver in its IOMMU group.
-    pub fn is_withheld(&self) -> bool {
+    pub fn is_unavailable(&self) -> bool {
         let busy = self.left_out.get(&Category::Busy).map_or(0, |left_out| left_out.count);
-        let withheld = self.withheld() + busy;
+        let unavailable = self.unavailable() + busy;
         let torn = self.together.is_some() && self.siblings.is_some();
-        (withheld > 0 || torn) && self.free + withheld >= self.wanted
+        (unavailable > 0 || torn) && self.free + unavailable >= self.wanted
     }
 
     /// The functions whose host drivers make other members of their IOMMU groups unavailable.

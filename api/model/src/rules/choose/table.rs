@@ -117,7 +117,7 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 
     /// Whether the whole IOMMU group of a device is offered to this part.
-    pub(super) fn is_offered_whole(&self, wanted: &Wanted<'_>, device: &Device) -> bool {
+    pub(super) fn is_usable_whole(&self, wanted: &Wanted<'_>, device: &Device) -> bool {
         let group = self.candidate_set.groups.get(&device.facts.address);
         let of_it = |member: &&'a Arc<Device>| self.candidate_set.groups.get(&member.facts.address) == group;
         let members: Vec<_> = self.candidate_set.devices.iter().filter(of_it).collect();
@@ -125,22 +125,22 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 
     /// Returns the units that a part considers, each with its sort key or the reason why it is not offered.
-    pub(super) fn offers(
+    pub(super) fn verdicts(
         &self,
         wanted: &Wanted<'_>,
     ) -> impl Iterator<Item = (usize, Result<Order, Reason<'a>>)> {
         let (singles, groups) = self.units.split_at(self.candidate_set.devices.len());
         let groups = if wanted.whole_group { groups } else { &[] };
-        let offer = |device: &'a Arc<Device>| {
+        let verdict = |device: &'a Arc<Device>| {
             if !wanted.whole_group {
                 return Some(self.single(wanted, device));
             }
             let grouped = self.candidate_set.groups.contains_key(&device.facts.address);
             (!grouped).then(|| Err(wants(wanted, device).err().unwrap_or(Reason::NoGroup)))
         };
-        let singles = singles.iter().flatten().map(move |device| offer(device));
+        let singles = singles.iter().flatten().map(move |device| verdict(device));
         let groups = groups.iter().map(|members| Some(self.group(wanted, members)));
-        singles.chain(groups).enumerate().filter_map(|(unit, offer)| Some((unit, offer?)))
+        singles.chain(groups).enumerate().filter_map(|(unit, verdict)| Some((unit, verdict?)))
     }
 
     /// Returns the parts of a request, without the candidates whose busy group members the request cannot take.
@@ -157,9 +157,9 @@ impl<'s, 'a> Table<'s, 'a> {
     }
 
     fn part(&self, wanted: &Wanted<'_>) -> Part {
-        let offers = self.offers(wanted);
+        let verdicts = self.verdicts(wanted);
         let mut candidates: Vec<(Order, usize)> =
-            offers.filter_map(|(unit, offer)| Some((offer.ok()?, unit))).collect();
+            verdicts.filter_map(|(unit, verdict)| Some((verdict.ok()?, unit))).collect();
         candidates.sort_unstable();
         Part { count: wanted.count, candidates: candidates.into_iter().map(|(_, unit)| unit).collect() }
     }
@@ -171,9 +171,9 @@ impl<'s, 'a> Table<'s, 'a> {
         let mut free = 0;
         let mut left_out = BTreeMap::new();
         let mut nearest: Option<(&Device, (bool, usize), Vec<String>)> = None;
-        for (unit, offer) in self.offers(wanted) {
+        for (unit, verdict) in self.verdicts(wanted) {
             let Some(device) = self.units[unit].first() else { continue };
-            let reason = match offer {
+            let reason = match verdict {
                 Ok(_) if candidates.contains(&unit) => {
                     free += 1;
                     continue;
@@ -223,11 +223,11 @@ impl<'s, 'a> Table<'s, 'a> {
 
     /// Returns the sort key of a whole group: the best key of those members that match the alias.
     fn group(&self, wanted: &Wanted<'_>, members: &[&'a Arc<Device>]) -> Result<Order, Reason<'a>> {
-        let asked_for = members.iter().map(|member| {
+        let requested = members.iter().map(|member| {
             wants(wanted, member)?;
             self.order(wanted, member)
         });
-        let best = asked_for.reduce(|one, other| match (one, other) {
+        let best = requested.reduce(|one, other| match (one, other) {
             (Ok(one), Ok(other)) => Ok(one.min(other)),
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
             // Prefer the reason of a member that matches the alias.
@@ -269,8 +269,8 @@ impl<'s, 'a> Table<'s, 'a> {
         if let Some(vf) = self.held_vfs.get(&device.facts.address) {
             return Err(Reason::VfHeld(*vf));
         }
-        match self.candidate_set.withheld.get(&device.id) {
-            Some(reason) => Err(Reason::Withheld(reason)),
+        match self.candidate_set.unavailable.get(&device.id) {
+            Some(reason) => Err(Reason::Unavailable(reason)),
             None => Ok(()),
         }
     }

@@ -49,7 +49,7 @@ pub(in crate::rules) fn device(id: i64, row: &Value) -> Device {
 #[derive(Debug, Clone, Default)]
 struct Case {
     devices: Vec<Arc<Device>>,
-    withheld: HashMap<DeviceId, String>,
+    unavailable: HashMap<DeviceId, String>,
     guest_nodes: BTreeSet<u32>,
     sockets: Option<BTreeMap<u32, u32>>,
     groups: HashMap<PciAddress, u32>,
@@ -68,7 +68,7 @@ impl Case {
                 continue;
             }
             let device = device(id, row);
-            case.withheld.extend(row["withheld"].as_str().map(|reason| (device.id, reason.to_owned())));
+            case.unavailable.extend(row["unavailable"].as_str().map(|reason| (device.id, reason.to_owned())));
             case.groups.extend(row["group"].as_u64().map(|group| (device.facts.address, group as u32)));
             case.devices.push(Arc::new(device));
         }
@@ -78,7 +78,7 @@ impl Case {
     fn candidate_set(&self) -> CandidateSet<'_> {
         CandidateSet {
             devices: &self.devices,
-            withheld: &self.withheld,
+            unavailable: &self.unavailable,
             guest_nodes: &self.guest_nodes,
             sockets: self.sockets.as_ref(),
             groups: &self.groups,
@@ -184,7 +184,7 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
             .zip(given)
             .find_map(|(device, part)| (device.facts.address == at).then_some((device, *part)))
     };
-    let asked_for = |wanted: &Wanted<'_>, device: &Device| {
+    let requested = |wanted: &Wanted<'_>, device: &Device| {
         let policy = wanted.numa_policy.unwrap_or_default();
         wanted.alias.matches(&device.facts)
             && policy.rank(device.facts.numa_node, &case.guest_nodes, case.sockets.as_ref()).is_ok()
@@ -194,7 +194,7 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
         let pf = device.facts.parent_addr.and_then(holder);
         let group = case.groups.get(&device.facts.address);
         device.status == DeviceStatus::Available
-            && !case.withheld.contains_key(&device.id)
+            && !case.unavailable.contains_key(&device.id)
             && pf.is_none_or(|(pf, taker)| taker.is_none() && pf.owner.is_none())
             && case
                 .devices
@@ -207,13 +207,13 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
                 };
                 group.is_some()
                     && members().all(|(_, taker)| *taker == Some(*part))
-                    && members().any(|(member, _)| asked_for(&parts[*part], member))
+                    && members().any(|(member, _)| requested(&parts[*part], member))
             } else {
                 let taken = |at: &PciAddress| {
                     *at == device.facts.address || holder(*at).is_some_and(|(_, taker)| taker.is_some())
                 };
                 let of_group = |at: &&PciAddress| group.is_some() && case.groups.get(*at) == group;
-                asked_for(&parts[*part], device) && case.busy.keys().filter(of_group).all(taken)
+                requested(&parts[*part], device) && case.busy.keys().filter(of_group).all(taken)
             }
     });
     each_is_free
@@ -247,11 +247,11 @@ fn row() -> impl Strategy<Value = Value> {
     let node =
         prop_oneof![3 => Just(json!(0)), 1 => Just(json!(1)), 1 => Just(json!(2)), 1 => Just(Value::Null)];
     let group = prop_oneof![1 => Just(Value::Null), 4 => (0..3).prop_map(|group| json!(group))];
-    let withheld = prop_oneof![18 => Just(Value::Null), 1 => Just(json!("it is guarded"))];
+    let unavailable = prop_oneof![18 => Just(Value::Null), 1 => Just(json!("it is guarded"))];
     let tags = prop_oneof![Just(json!({})), Just(json!({"switch": "tor-3"}))];
     let busy = prop_oneof![2 => Just(Value::Null), 1 => Just(json!("igb"))];
-    (status, node, group, withheld, tags, busy).prop_map(|(status, node, group, withheld, extra_info, busy)| {
-        json!({"status": status, "node": node, "group": group, "withheld": withheld, "extra_info": extra_info,
+    (status, node, group, unavailable, tags, busy).prop_map(|(status, node, group, unavailable, extra_info, busy)| {
+        json!({"status": status, "node": node, "group": group, "unavailable": unavailable, "extra_info": extra_info,
                "busy": busy})
     })
 }

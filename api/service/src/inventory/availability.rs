@@ -60,15 +60,19 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Internal`] when reading the guards panicked; errors of the database.
-    pub async fn offer(&self, host: &Host) -> Result<Availability, Error> {
-        self.offer_of(host, host.functions()).await
+    pub async fn availability(&self, host: &Host) -> Result<Availability, Error> {
+        self.availability_of(host, host.functions()).await
     }
 
-    /// [`offer`](Self::offer) for functions as they were just read.
+    /// [`availability`](Self::availability) for functions as they were just read.
     ///
     /// # Errors
-    /// As [`offer`](Self::offer).
-    pub async fn offer_of(&self, host: &Host, functions: Arc<Functions>) -> Result<Availability, Error> {
+    /// As [`availability`](Self::availability).
+    pub async fn availability_of(
+        &self,
+        host: &Host,
+        functions: Arc<Functions>,
+    ) -> Result<Availability, Error> {
         let sysroot = host.hypervisor.sysroot().map(PathBuf::from);
         let groups = functions
             .iter()
@@ -240,7 +244,7 @@ impl Availability {
 
     /// Returns the devices of a host that are unavailable, each with the reason. `server` is the server that is to get
     /// a device, `None` for a binding or for mediated devices.
-    pub fn withheld(
+    pub fn unavailable(
         &self,
         devices: &[Arc<Device>],
         server: Option<ServerId>,

@@ -42,14 +42,14 @@ uri = "sim:///shared"
 "#;
 
 /// The shared simulated host and the database.
-pub(crate) struct Scene {
+pub(crate) struct Cluster {
     pub(crate) sim: Arc<Sim>,
     config: String,
     pub(crate) database: String,
     _dir: tempfile::TempDir,
 }
 
-impl Scene {
+impl Cluster {
     pub(crate) async fn new() -> Self {
         Self::with("", postgres::database().await)
     }
