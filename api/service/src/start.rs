@@ -76,33 +76,29 @@ impl Service {
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
-        let mut hosts = Vec::new();
-        for configured in config.hypervisors() {
-            let mut hypervisor = open(&configured, &config.libvirt)?;
-            let row = store.hypervisor(&configured.name, &configured.uri).await;
-            let row = row.map_err(|error| unusable(&config.database.url, error))?;
-            if store.is_shared() {
-                hypervisor = Fenced::new(hypervisor, store.clone(), row.id);
-            }
-            hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
-        }
-        let mut webhooks = Vec::new();
-        for configured in &config.webhook {
-            // This records a new webhook, so that it gets the events from now on.
-            store
-                .last_delivered(&configured.name)
-                .await
-                .map_err(|error| StartError::Records(error.into()))?;
-            webhooks.push(Arc::new(Webhook::new(configured.clone())?));
-        }
+        let hosts = open_hosts(&config, &store, open).await?;
+        let webhooks = open_webhooks(&config, &store).await?;
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is assignable even if the host needs it", entry.address
             );
         }
+        let service = Arc::new(Self::of_parts(config, store, hosts, webhooks, rules, templates));
+        service.start_tasks();
+        Ok(service)
+    }
+
+    fn of_parts(
+        config: Config,
+        store: Store,
+        hosts: Hosts,
+        webhooks: Vec<Arc<Webhook>>,
+        rules: Rules,
+        templates: Templates,
+    ) -> Self {
         let feed = Feed::new(config.api.followers.get());
-        let (config, hosts) = (Arc::new(config), Arc::new(Hosts::new(hosts)));
+        let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
         let time = config.api.idempotency_time.0;
         let idempotency = Arc::new(Idempotency::new(store.clone(), time, Arc::clone(&turns)));
@@ -131,7 +127,7 @@ impl Service {
             accelerators: Arc::clone(&accelerators),
             binding: InFlight::new("accelerator request", store.locks()),
         });
-        let service = Arc::new(Self {
+        Self {
             records: Arc::new(Records::new(store.clone())),
             config,
             store,
@@ -144,23 +140,23 @@ impl Service {
             webhooks,
             feed,
             lifecycle: Arc::default(),
-        });
-        for webhook in &service.webhooks {
-            let context =
-                webhook::Context { store: service.store.clone(), stopping: service.lifecycle.stopping() };
+        }
+    }
+
+    fn start_tasks(self: &Arc<Self>) {
+        for webhook in &self.webhooks {
+            let context = webhook::Context { store: self.store.clone(), stopping: self.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
         }
-        let followed = Arc::clone(&service);
-        service.go_on(async move { feed::read(&followed.feed, &followed.store).await });
-        service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
-        service.go_on(settle::in_rounds(Arc::clone(&service.cyborg)));
-        for host in service.hosts.iter() {
-            service.go_on(reconcile::follow(Arc::clone(&service.assignments), Arc::clone(host)));
-            service
-                .go_on(reconcile::rebind_in_background(Arc::clone(&service.assignments), Arc::clone(host)));
+        let followed = Arc::clone(self);
+        self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
+        self.go_on(retention::prune_in_rounds(Arc::clone(self)));
+        self.go_on(settle::in_rounds(Arc::clone(&self.cyborg)));
+        for host in self.hosts.iter() {
+            self.go_on(reconcile::follow(Arc::clone(&self.assignments), Arc::clone(host)));
+            self.go_on(reconcile::rebind_in_background(Arc::clone(&self.assignments), Arc::clone(host)));
         }
-        service.go_on(peers::follow(Arc::clone(&service)));
-        Ok(service)
+        self.go_on(peers::follow(Arc::clone(self)));
     }
 
     /// Runs a background task until the service ends. Work that is unfinished then is done after the next start.
@@ -173,6 +169,36 @@ impl Service {
             }
         });
     }
+}
+
+/// Opens the configured hosts. A libvirt host that is unreachable is connected to later.
+async fn open_hosts(
+    config: &Config,
+    store: &Store,
+    open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+) -> Result<Hosts, StartError> {
+    let mut hosts = Vec::new();
+    for configured in config.hypervisors() {
+        let mut hypervisor = open(&configured, &config.libvirt)?;
+        let row = store.hypervisor(&configured.name, &configured.uri).await;
+        let row = row.map_err(|error| unusable(&config.database.url, error))?;
+        if store.is_shared() {
+            hypervisor = Fenced::new(hypervisor, store.clone(), row.id);
+        }
+        hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
+    }
+    Ok(Hosts::new(hosts))
+}
+
+async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {
+    let mut webhooks = Vec::new();
+    for configured in &config.webhook {
+        // This records a new webhook, so that it gets the events from now on.
+        let recorded = store.last_delivered(&configured.name).await;
+        recorded.map_err(|error| StartError::Records(error.into()))?;
+        webhooks.push(Arc::new(Webhook::new(configured.clone())?));
+    }
+    Ok(webhooks)
 }
 
 /// Returns all errors in the rules and flavors of a configuration, each with its place.

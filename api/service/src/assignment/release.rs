@@ -91,18 +91,7 @@ impl Assignments {
                 }
                 State::Attached | State::Detaching => {}
             }
-            expect_holder(&row, request.holder)?;
-            let host =
-                self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
-                    Error::Conflict(format!("{key} is on a host that is no longer configured"))
-                })?;
-            host.ready().await?;
-            if row.state() == State::Attached
-                && !request.force
-                && let Some(device) = GuestDevice::of(&row)
-            {
-                self.check_detach_policy(&host, device).await?;
-            }
+            let host = self.may_begin(&row, request).await?;
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {
                 Some(guard) => break (host, guard),
@@ -124,6 +113,25 @@ impl Assignments {
             let _room = room;
             service.detach_now(&host, key, ask, guard).await?.into_result()
         })))
+    }
+
+    /// Checks whether a detach of an open assignment may begin, and returns its host.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it belongs to another holder, or a policy forbids it; [`Error::HostAway`].
+    async fn may_begin(&self, row: &Assignment, request: DetachRequest) -> Result<Arc<Host>, Error> {
+        expect_holder(row, request.holder)?;
+        let host = self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
+            Error::Conflict(format!("{} is on a host that is no longer configured", row.key()))
+        })?;
+        host.ready().await?;
+        if row.state() == State::Attached
+            && !request.force
+            && let Some(device) = GuestDevice::of(row)
+        {
+            self.check_detach_policy(&host, device).await?;
+        }
+        Ok(host)
     }
 
     /// Compares a server whose assignment ended without a request, as after a save or a move to another host. Returns

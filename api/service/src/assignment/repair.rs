@@ -16,7 +16,7 @@ use hotslot_model::assignment::{
     Source, State, Trigger,
 };
 use hotslot_model::device::Device;
-use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_model::id::{AttachmentId, DeviceId, EventId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
@@ -59,31 +59,11 @@ impl Assignments {
         let busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
         rows.retain(|row| !busy.contains(&row.id()));
         host.set_held(server, view.as_ref());
-        let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
-        let busy = self.in_flight.of(aliases.iter().copied()).await?;
-        for id in aliases {
-            let row = self.named(id).await?;
-            let ended = row.as_ref().is_some_and(|row| row.state().is_final());
-            // Use event ids, not the clock, which may have been set back.
-            let just_ended = ended && self.store.has_events_after(began, id).await?;
-            if !just_ended && !busy.contains(&id) {
-                named.insert(id, row);
-            }
-        }
+        let named = self.named_in(view.as_ref(), began).await?;
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        // A mediated device that came back with its domain is attached again, unless its holder got other devices.
-        let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
-        for row in named.values().flatten() {
-            if let Assignment::Mdev(row) = row
-                && row.unrequested
-            {
-                let held = self.store.held_by(row.holder).await?;
-                replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
-                parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
-            }
-        }
-        let candidate_set = Comparison {
+        let (replaced, parents) = self.returned_mdevs(&named).await?;
+        let comparison = Comparison {
             hypervisor: host.row.id,
             server,
             rows: &rows,
@@ -99,7 +79,47 @@ impl Assignments {
             mdevs: &host.mdevs(),
             is_in_parts: &|device| parents.contains(&device),
         };
-        Ok((candidate_set.findings(), elsewhere))
+        Ok((comparison.findings(), elsewhere))
+    }
+
+    /// Returns the records that the aliases of a server's documents name; `None` for an alias without a record. Those
+    /// that are worked on, or have ended since the event `began`, are left out.
+    async fn named_in(
+        &self,
+        view: Option<&DomainView>,
+        began: EventId,
+    ) -> Result<BTreeMap<AttachmentId, Option<Assignment>>, Error> {
+        let aliases = view.map(aliases).unwrap_or_default();
+        let (mut named, busy) = (BTreeMap::new(), self.in_flight.of(aliases.iter().copied()).await?);
+        for id in aliases {
+            let row = self.named(id).await?;
+            let ended = row.as_ref().is_some_and(|row| row.state().is_final());
+            // Use event ids, not the clock, which may have been set back.
+            let just_ended = ended && self.store.has_events_after(began, id).await?;
+            if !just_ended && !busy.contains(&id) {
+                named.insert(id, row);
+            }
+        }
+        Ok(named)
+    }
+
+    /// Looks at mediated devices that came back with their domain: they are attached again, unless their holder got
+    /// other devices. Returns those whose holder did, and the devices that have mediated devices.
+    async fn returned_mdevs(
+        &self,
+        named: &BTreeMap<AttachmentId, Option<Assignment>>,
+    ) -> Result<(BTreeSet<AttachmentId>, BTreeSet<DeviceId>), Error> {
+        let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
+        for row in named.values().flatten() {
+            if let Assignment::Mdev(row) = row
+                && row.unrequested
+            {
+                let held = self.store.held_by(row.holder).await?;
+                replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
+                parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
+            }
+        }
+        Ok((replaced, parents))
     }
 
     /// Returns the record whose id is in a hotslot alias, whether it has ended or not.
