@@ -63,7 +63,7 @@ async fn stays_in_transition(service: &Hotslot, address: &str) {
     let of_it: Vec<_> = found.iter().filter(|finding| finding["address"] == address).collect();
     assert_eq!(of_it.len(), 1, "{found:#?}");
     assert_eq!((&of_it[0]["kind"], &of_it[0]["done"]), (&json!("unfinished"), &Value::Null), "{found:#?}");
-    assert!(of_it[0]["said"]["host"].as_str().unwrap().contains("did not come back"), "{found:#?}");
+    assert!(of_it[0]["said"]["host"].as_str().unwrap().contains("has not returned"), "{found:#?}");
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
         let refused = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(409);
         assert!(refused.message().contains("is being detached"), "{}", refused.message());
         let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
 
         service.sim("fault clear");
         within(AT_ONCE, "the device is free", async || {
@@ -110,7 +110,7 @@ async fn a_function_with_an_overdue_call_is_not_offered() {
         let path = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
         service.get(&path).await.expect(200).body["pci_device"]["withheld"].to_string()
     };
-    assert!(withheld().await.contains("did not come back"), "{}", withheld().await);
+    assert!(withheld().await.contains("has not returned"), "{}", withheld().await);
     service.sim("fault clear");
     within(AT_ONCE, "it is offered again", async || withheld().await == "null").await;
     within(AT_ONCE, "the device is released", async || status(&service, &path).await == "available").await;
@@ -132,7 +132,7 @@ async fn an_overdue_attach_of_a_group_is_settled_when_it_returns() {
         let row = rows.iter().find(|row| row["address"] == stuck).unwrap();
         assert_eq!(row["status"], "detaching", "{row}");
         let refused = service.delete(&path_of(row)).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
 
         service.sim("fault clear");
         within(AT_ONCE, "the attachment has ended", async || service.attachments(Q35).await.is_empty()).await;
@@ -209,10 +209,10 @@ async fn an_overdue_bind_is_not_touched_by_other_processes() {
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
     let refused = other.delete(&path).await.expect(409);
-    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    assert!(refused.message().contains("has not returned"), "{}", refused.message());
     let explained = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
     let withheld = other.get(&explained).await.expect(200).body["pci_device"]["withheld"].to_string();
-    assert!(withheld.contains("did not come back"), "{withheld}");
+    assert!(withheld.contains("has not returned"), "{withheld}");
     one.sim("fault clear");
     for service in [&one, &other] {
         within(AT_ONCE, "the device is free", async || service.device(VF).await["status"] == "available")
@@ -237,7 +237,7 @@ async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     one.put(&path, json!({ "instance_uuid": G1 })).await.expect(503);
     stays_in_transition(&other, GPU).await;
     let refused = other.delete(&path).await.expect(409);
-    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    assert!(refused.message().contains("has not returned"), "{}", refused.message());
     one.sim("fault clear");
     within(AT_ONCE, "the mediated device is removed", async || status(&other, &path).await == "available")
         .await;
@@ -257,7 +257,7 @@ async fn an_overdue_attach_stays_in_transition_at_other_processes() {
         let vf = other.attachments(Q35).await[0].clone();
         stays_in_transition(&other, VF).await;
         let refused = other.delete(&path_of(&vf)).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
         one.sim("fault clear");
         within(AT_ONCE, "the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
         within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
@@ -284,7 +284,7 @@ async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
         one.sim(&format!("fault {operation} hang at=before"));
         one.delete(&path).await.expect(503);
         let refused = other.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{operation}: {}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{operation}: {}", refused.message());
         assert_eq!(status(&other, &path).await, "detaching", "{operation}");
         one.sim("fault clear");
         within(AT_ONCE, operation, async || status(&other, &path).await == "available").await;

@@ -108,17 +108,17 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
             return Ok(Finding::bad("service", Level::Warn, format!("{error:#}"), fix));
         }
     };
-    let said = address.to_string();
+    let shown = address.to_string();
     let by_tcp = matches!(address, Address::Http(_));
     let (level, says) = match Client::new(address)?.probe("readyz").await {
         Ok(ready) if by_tcp && ready["status"] == "ready" => {
             let says =
-                format!("ready at {said}, which every user and program of this machine can connect to");
+                format!("ready at {shown}, which every user and program of this machine can connect to");
             let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
             return Ok(Finding::bad("service", Level::Warn, says, fix));
         }
-        Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {said}")),
-        Ok(ready) => (Level::Info, format!("not ready at {said}: {ready}")),
+        Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {shown}")),
+        Ok(ready) => (Level::Info, format!("not ready at {shown}: {ready}")),
         Err(failure) => (Level::Info, failure.to_string()),
     };
     Ok(Finding { check: "service", level, says, fix: None })

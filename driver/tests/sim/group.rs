@@ -101,12 +101,12 @@ async fn a_function_is_unbound_from_its_host_driver_and_rebound() {
     host.sim.node_detach(vf).await.unwrap();
     host.sim.node_detach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
-    assert_eq!(host.heard(), [child(NodeChange::Deleted)], "the netdev vanishes once");
+    assert_eq!(host.received(), [child(NodeChange::Deleted)], "the netdev vanishes once");
     let mut host = host.reopened();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the driver is kept after a restart");
     host.sim.node_reattach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
-    assert_eq!(host.heard(), [child(NodeChange::Created)]);
+    assert_eq!(host.received(), [child(NodeChange::Created)]);
 
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
     for (kind, text) in [refused(host.sim.node_detach(vf).await), refused(host.sim.node_reattach(vf).await)] {

@@ -104,7 +104,7 @@ impl Host {
     }
 
     /// Returns all events since the last call.
-    fn heard(&mut self) -> Vec<Event> {
+    fn received(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 

@@ -39,7 +39,7 @@ async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
             assert_eq!(refused.status, 409, "{fault} {query}: {}", refused.body);
         }
         let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{fault}: {}", refused.message());
         // Reconciliation in the meantime changes nothing.
         tokio::time::sleep(Duration::from_millis(1300)).await;
         assert_eq!(status(&service, &path).await, "detaching", "{fault}");
@@ -64,7 +64,7 @@ async fn an_overdue_removal_is_settled_when_it_returns() {
         service.sim(&format!("fault {fault}"));
         assert!(service.delete(&path).await.status >= 500, "{fault}");
         let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{fault}: {}", refused.message());
         tokio::time::sleep(Duration::from_millis(1300)).await;
         assert_eq!(status(&service, &path).await, "detaching", "{fault}");
         service.sim("fault clear");
