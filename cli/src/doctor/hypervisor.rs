@@ -20,7 +20,7 @@ const TESTED: u64 = 9_000_000;
 const NAMED: usize = 10;
 
 /// Runs every check of the libvirt at `uri`.
-pub(super) async fn look(uri: &str) -> Vec<Finding> {
+pub(super) async fn check(uri: &str) -> Vec<Finding> {
     let libvirt = Libvirt::connect(uri, Options::default());
     let tried = tokio::time::timeout(PATIENCE, libvirt.tried()).await;
     let reached = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));

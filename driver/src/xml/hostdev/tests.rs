@@ -153,6 +153,8 @@ fn an_override_that_does_not_render_is_refused_with_its_file_and_line() {
     );
     let missing = Templates::load(Some(Path::new("/nowhere/at/all"))).unwrap_err();
     assert!(missing.to_string().starts_with("/nowhere/at/all: No such file"));
+    // A reporter prints the text of an error and then those of its causes; this text contains its cause already.
+    assert!(std::error::Error::source(&missing).is_none());
 }
 
 /// Replaces a part of each embedded template, as `tests/data/template-overrides.json` lists them.
