@@ -23,15 +23,6 @@ async fn service(config: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{config}{}", oracle::PCI), |_| ()).await
 }
 
-/// Creates an accelerator with a spec, and returns its path.
-async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
-    let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
-    let path = created.location.unwrap();
-    let path = path[path.find("/accelerators/").unwrap()..].to_owned();
-    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
-    path
-}
-
 async fn status(service: &Hotslot, path: &str) -> String {
     service.get(path).await.expect(200).body["status"].as_str().unwrap().to_owned()
 }
@@ -70,7 +61,7 @@ async fn stays_in_transition(service: &Hotslot, address: &str) {
 async fn an_overdue_bind_is_settled_when_it_returns() {
     for at in ["before", "after"] {
         let service = service(SOON).await;
-        let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+        let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
         service.sim(&format!("fault node-detach hang at={at}"));
         let late = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
         assert!(late.message().contains("no answer within"), "{}", late.message());
@@ -102,7 +93,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
 async fn a_function_with_an_overdue_call_is_not_offered() {
     let service = service(SOON).await;
     // The overdue call is the service's own attempt to release the function.
-    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("fault node-reset hang times=9");
     service.delete(&path).await.expect(503);
@@ -146,7 +137,7 @@ async fn an_overdue_release_is_settled_when_it_returns() {
     for operation in ["node-reset", "node-reattach"] {
         for at in ["before", "after"] {
             let service = service(SOON).await;
-            let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+            let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
             service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
             service.sim(&format!("fault {operation} hang at={at}"));
             service.delete(&path).await.expect(503);
@@ -168,7 +159,7 @@ async fn an_overdue_create_or_destroy_of_an_mdev_is_settled_when_it_returns() {
     let pci = format!("{SOON}[pci]\ndevice_spec = ['{{\"vendor_id\": \"10de\"}}']\n");
     for (operation, at) in [("create-mdev", "before"), ("create-mdev", "after"), ("destroy-mdev", "before")] {
         let service = Hotslot::bare(&host("accelerators"), &pci, without_mdevs).await;
-        let path = made(&service, "part", json!({ "mdev_type": "nvidia-233" })).await;
+        let path = service.accelerator("part", json!({ "mdev_type": "nvidia-233" })).await;
         service.sim(&format!("fault {operation} hang at={at}"));
         let given = service.put(&path, json!({ "instance_uuid": G1 })).await;
         if operation == "create-mdev" {
@@ -204,7 +195,7 @@ async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
 #[tokio::test]
 async fn an_overdue_bind_is_not_touched_by_other_processes() {
     let (one, other) = two(&host("small"), oracle::PCI).await;
-    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    let path = one.accelerator("vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=after");
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
@@ -232,7 +223,7 @@ async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
     let one = one.moved_to(&postgres::database().await).await;
     let other = one.beside().await;
-    let path = made(&one, "part", json!({ "mdev_type": "nvidia-233" })).await;
+    let path = one.accelerator("part", json!({ "mdev_type": "nvidia-233" })).await;
     one.sim("fault create-mdev hang at=before");
     one.put(&path, json!({ "instance_uuid": G1 })).await.expect(503);
     stays_in_transition(&other, GPU).await;
@@ -279,7 +270,7 @@ async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
         let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
         let one = one.moved_to(&postgres::database().await).await;
         let other = one.beside().await;
-        let path = made(&one, "one", spec).await;
+        let path = one.accelerator("one", spec).await;
         one.put(&path, target).await.expect(200);
         one.sim(&format!("fault {operation} hang at=before"));
         one.delete(&path).await.expect(503);
@@ -296,7 +287,7 @@ async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
 #[tokio::test]
 async fn an_overdue_call_ends_with_its_process() {
     let (mut one, other) = two(&host("small"), oracle::PCI).await;
-    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    let path = one.accelerator("vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=before");
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
@@ -310,7 +301,7 @@ async fn an_overdue_call_ends_with_its_process() {
 #[tokio::test]
 async fn host_changes_are_noticed_during_a_hanging_bind() {
     let service = service("[reconcile]\ninterval = 3600\n").await;
-    let path = made(&service, "nic", json!({ "product_id": "10d3" })).await;
+    let path = service.accelerator("nic", json!({ "product_id": "10d3" })).await;
     let attached = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
     service.sim("fault node-detach hang");
     let bind = asked(&service, &path, json!({ "driver": "vfio-pci" }));

@@ -282,7 +282,7 @@ mod tests {
 
     fn found(files: &[(&str, &str)], check: &str) -> Option<(Level, String)> {
         let root = machine(files);
-        let finding = look(root.path()).into_iter().find(|finding| finding.check == check)?;
+        let finding = super::check(root.path()).into_iter().find(|finding| finding.check == check)?;
         Some((finding.level, format!("{} / {}", finding.says, finding.fix.unwrap_or_default())))
     }
 

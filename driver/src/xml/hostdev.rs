@@ -158,9 +158,7 @@ impl Templates {
         let mut templates = Self { environment, overrides };
         for (name, embedded) in EMBEDDED {
             let text = match templates.overrides.iter().find(|(overridden, _)| *overridden == name) {
-                Some((_, path)) => {
-                    std::fs::read_to_string(path).map_err(|error| read_error(path, error))?
-                }
+                Some((_, path)) => std::fs::read_to_string(path).map_err(|error| read_error(path, error))?,
                 None => embedded.to_owned(),
             };
             let added = templates.environment.add_template_owned(name, text);

@@ -1,23 +1,11 @@
 //! Assignment of a whole IOMMU group, whose members are first unbound from their host drivers.
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
 use hotslot_driver::hypervisor::NodeChange;
-use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+use hotslot_driver::xml::hostdev::Templates;
 
 use super::*;
-
-fn spec(device: &str, id: u128) -> HostdevSpec {
-    HostdevSpec {
-        source: address(device),
-        alias: UserAlias(Uuid::from_u128(id)),
-        managed: true,
-        rom_bar: None,
-        guest: None,
-        interface: None,
-    }
-}
 
 async fn pair(host: &Host) -> Vec<HostDevice> {
     vec![host.sim.device(address(PAIR0)).await.unwrap(), host.sim.device(address(PAIR1)).await.unwrap()]

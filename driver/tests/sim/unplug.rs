@@ -1,9 +1,8 @@
 //! Complete unplug operations: limits, guests that lose the request, and commands in the guest.
 
-use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
 use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
-use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+use hotslot_driver::xml::hostdev::Templates;
 use tokio::time::Instant;
 
 use super::*;
@@ -11,14 +10,7 @@ use super::*;
 const LIMITS: DetachLimits = DetachLimits { attempts: 2, timeout: Duration::from_secs(4), total: None };
 
 fn vf() -> HostdevSpec {
-    HostdevSpec {
-        source: address(VF0),
-        alias: UserAlias(Uuid::from_u128(1)),
-        managed: true,
-        rom_bar: None,
-        guest: None,
-        interface: None,
-    }
+    spec(VF0, 1)
 }
 
 /// Unplugs the VF; returns the outcome and the duration in seconds.

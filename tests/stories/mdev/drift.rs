@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use hotslot_tests::{Answer, Hotslot};
 use serde_json::{Value, json};
 
-use super::{FIRST, FOUR, G1, G3, GPU, attach, expect_untouched, made, service, status, uuids};
+use super::{FIRST, FOUR, G1, G3, GPU, attach, expect_untouched, service, status, uuids};
 
 pub(super) async fn drift(service: &Hotslot) -> Vec<Value> {
     service.get("/v2.1/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
@@ -62,7 +62,7 @@ const FAILED: &str = "UPDATE mdevs SET state = 'failed', state_reason = 'refused
 #[tokio::test]
 async fn a_mediated_device_made_by_a_failed_create_is_removed() {
     let service = service().await;
-    let two = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+    let two = service.accelerator("two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     let refused = "create-mdev fail at=after text=mdevctl was killed";
     let second = "create-mdev fail at=after nth=2 text=mdevctl was killed";
     // The read after the failed create may fail too; the first read chooses the card.
@@ -94,7 +94,7 @@ async fn a_mediated_device_made_by_a_failed_create_is_removed() {
 #[tokio::test]
 async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G3).await.expect(200).body;
     let uuid = attached["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     end_records(&mut service, DETACHED).await;
@@ -131,7 +131,7 @@ async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
 #[tokio::test]
 async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let uuid = |attached: Answer| attached.body["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     attach(&service, &path, G1).await.expect(200);
     // Its detach was requested, so it is taken out wherever it is seen.
@@ -151,7 +151,7 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     assert_eq!(drift(&service).await, [Value::Null; 0]);
 
     // While its accelerator has another one, it stays in the running guest until somebody requests the repair.
-    let other = made(&service, "other", json!({ "mdev_type": FOUR })).await;
+    let other = service.accelerator("other", json!({ "mdev_type": FOUR })).await;
     attach(&service, &other, G3).await.expect(200);
     service.kill();
     service
@@ -202,7 +202,7 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
 async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     const G4: &str = "20000000-0000-4000-8000-000000000004";
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G1).await.expect(200).body;
     let id = attached["devices"][0]["mdev_uuid"].as_str().unwrap();
     assert_eq!(drift(&service).await, [Value::Null; 0]);
