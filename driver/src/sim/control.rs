@@ -150,7 +150,7 @@ impl Host {
             ["device", "driver", name] => self.bind(address(name)?, None),
             ["device", "driver", name, driver] => self.bind(address(name)?, Some(driver.to_owned())),
             ["disconnect"] => {
-                self.disconnect("the control socket disconnected it", None);
+                self.disconnect("a command on the control socket broke the connection", None);
                 return Ok(());
             }
             ["reconnect"] => {
@@ -238,7 +238,7 @@ impl Host {
         let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
         if self.devices.get(address).is_some() {
-            return Err(format!("{address} is there already"));
+            return Err(format!("the host already has {address}"));
         }
         device.xml = Some(xml);
         self.appear(Some(device), address).map_err(|refused| refused.message)

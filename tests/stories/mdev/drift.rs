@@ -33,6 +33,17 @@ fn definition(service: &Hotslot, server: &str) -> String {
     saved["persistent"].as_str().unwrap().to_owned()
 }
 
+/// Removes the host device from the live document of a server, as the simulated host keeps it.
+fn remove_from_live(service: &Hotslot, server: &str) {
+    let file = saved_domain(service, server);
+    let mut saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let live = saved["live"].as_str().unwrap();
+    let (start, end) =
+        (live.find("<hostdev").unwrap(), live.find("</hostdev>").unwrap() + "</hostdev>".len());
+    saved["live"] = format!("{}{}", &live[..start], &live[end..]).into();
+    fs::write(&file, saved.to_string()).unwrap();
+}
+
 /// Defines a domain, as `virsh define` does.
 fn define(service: &Hotslot, xml: &str) {
     let file = service.host_dir().join("defined.xml");
@@ -134,11 +145,11 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let uuid = |attached: Answer| attached.body["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     attach(&service, &path, G1).await.expect(200);
-    // Its detach was requested, so it is taken out wherever it is seen.
+    // Its detach was requested, so it is removed from every domain that has it.
     end_records(&mut service, DETACHED).await;
     service.start_again().await;
-    service.until("it is taken out", async || service.plugged().is_empty()).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || service.plugged().is_empty()).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
 
     // Nobody requested the end of this one, so it is attached again, for the same accelerator.
@@ -178,21 +189,27 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     service.delete(&other).await.expect(204);
     expect_untouched(&service).await;
 
-    // What a failed attach left is taken back by itself.
+    // The device of a failed attach is removed without a request for a repair.
     attach(&service, &path, G1).await.expect(200);
     end_records(&mut service, FAILED).await;
     service.start_again().await;
-    service.until("it is taken back", async || service.plugged().is_empty()).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || service.plugged().is_empty()).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
+}
 
-    // A definition that was kept is put in the place of the one without it: the server could not start.
-    let id = uuid(attach(&service, &path, G3).await.expect(200));
+/// The server could not start with a definition that contains a removed mediated device.
+#[tokio::test]
+async fn a_removed_mediated_device_is_removed_from_a_definition_that_was_restored() {
+    let service = service().await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
+    let attached = attach(&service, &path, G3).await.expect(200).body;
+    let id = attached["devices"][0]["mdev_uuid"].as_str().unwrap();
     let kept = definition(&service, G3);
     service.delete(&path).await.expect(204);
     define(&service, &kept);
-    service.until("it is taken out", async || !definition(&service, G3).contains(&id)).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || !definition(&service, G3).contains(id)).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.sim("start g3");
     expect_untouched(&service).await;
@@ -243,15 +260,9 @@ async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     service.until("g4 is gone", async || drift(&service).await.is_empty()).await;
     assert_eq!(service.plugged(), [id, id]);
 
-    // The running guest has lost the device, and its definition has not.
+    // The running guest has lost the device, and its definition still has it.
     service.kill();
-    let file = saved_domain(&service, G1);
-    let mut saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    let live = saved["live"].as_str().unwrap();
-    let (start, end) =
-        (live.find("<hostdev").unwrap(), live.find("</hostdev>").unwrap() + "</hostdev>".len());
-    saved["live"] = format!("{}{}", &live[..start], &live[end..]).into();
-    fs::write(&file, saved.to_string()).unwrap();
+    remove_from_live(&service, G1);
     service.start_again().await;
     let found = drift(&service).await;
     let expected = json!({ "kind": "not-live", "attachment_id": id, "server_id": G1, "done": "by a repair" });
