@@ -168,12 +168,12 @@ impl Pending {
             }
             // Read the server: an overdue call returned, so its outcome can be found out now. `Round` also repeats
             // unplug requests, because a guest loses those that it got while it booted.
-            Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Trigger::Round),
+            Ok(Event::CallReturned { domain }) => self.server(ServerId(domain), Trigger::Round),
             Ok(Event::Agent { domain, connected: true }) => {
                 self.agents.insert(ServerId(domain));
                 self.server(ServerId(domain), Trigger::Round);
             }
-            Ok(Event::NodeCallCameBack { address }) => self.call_came_back(host, address),
+            Ok(Event::NodeCallReturned { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
             // The disks of a function come and go with its driver; a device_spec may name a network interface.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
