@@ -204,7 +204,7 @@ impl Store {
     pub async fn release_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Deletes an accelerator. Returns false when it does not exist.

@@ -128,7 +128,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
         }
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Records the state of an accelerator request.
@@ -166,7 +166,7 @@ impl Store {
         .bind(now())
         .execute(&mut draft.tx)
         .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Deletes an accelerator request.
@@ -181,6 +181,6 @@ impl Store {
             .bind(id.to_string())
             .execute(&mut draft.tx)
             .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }

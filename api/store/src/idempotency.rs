@@ -98,6 +98,6 @@ impl Store {
         .bind(most - 1)
         .execute(&mut draft.tx)
         .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }
