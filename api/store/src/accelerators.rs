@@ -18,7 +18,7 @@ fn accelerator(row: &Row) -> Result<Accelerator, Error> {
     let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
     let spec = spec.map(|text| {
         let value: Value = serde_json::from_str(&text).map_err(|error| bad(&error))?;
-        AccSpec::kept(&value).map_err(|error| bad(&error))
+        AccSpec::from_stored(&value).map_err(|error| bad(&error))
     });
     Ok(Accelerator {
         id: columns.parse("uuid")?,
@@ -126,9 +126,9 @@ impl Store {
                 _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
             };
             if let Some(row) = taken.bind(&value).fetch_optional(&mut tx).await? {
-                let other: String = row.try_get("uuid")?;
+                let id: String = row.try_get("uuid")?;
                 return Err(Error::Conflict(format!(
-                    "accelerator {other} already has the {key} `{value}`; choose another {key}"
+                    "accelerator {id} already has the {key} `{value}`; choose another {key}"
                 )));
             }
         }
@@ -215,9 +215,9 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::Accelerator(id)).await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
-        let gone = query("DELETE FROM accelerators WHERE uuid = $1");
-        let gone = gone.bind(id.to_string()).execute(&mut draft.tx).await?;
+        let deleted = query("DELETE FROM accelerators WHERE uuid = $1");
+        let deleted = deleted.bind(id.to_string()).execute(&mut draft.tx).await?;
         draft.commit().await?;
-        Ok(gone == 1)
+        Ok(deleted == 1)
     }
 }

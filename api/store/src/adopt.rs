@@ -24,7 +24,7 @@ use crate::{attachments, mdevs};
 
 /// The reason of an adopted attachment. The documents do not tell by which alias it was requested.
 const REASON: &str = "adopted: the domain had it under our alias, and there was no record of it; by which alias it was \
-                      asked for is not known";
+                      requested is not known";
 
 /// The reason of an assignment whose domain has its device again.
 const AGAIN: &str = "attached again: its domain was without the device for a while (saved, moved, shut off), and has it \
@@ -46,7 +46,7 @@ impl Before {
         row: Assignment,
         device: DeviceId,
     ) -> Result<Self, Error> {
-        let other = RequestId(uuid::Uuid::new_v4());
+        let new_request = RequestId(uuid::Uuid::new_v4());
         let holder = match row.holder() {
             Some(holder)
                 if (row.device() == device || takes_any(draft, holder).await?)
@@ -58,7 +58,7 @@ impl Before {
         };
         // A request counts each device that it was given once.
         let (ended, request) =
-            if holder == row.holder() { (other, row.request()) } else { (row.request(), other) };
+            if holder == row.holder() { (new_request, row.request()) } else { (row.request(), new_request) };
         query(in_table!(row.kind(), "UPDATE ", " SET id = $2, request_id = $3 WHERE id = $1"))
             .bind(row.id().to_string())
             .bind(AttachmentId(uuid::Uuid::new_v4()).to_string())
@@ -97,13 +97,13 @@ async fn is_free_for(
     if there.fetch_optional(&mut draft.tx).await?.is_none() {
         return Ok(false);
     }
-    let other = query(
+    let held = query(
         "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2
          UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2
          UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2",
     );
-    let other = other.bind(holder.to_string()).bind(row.request().to_string());
-    Ok(other.fetch_optional(&mut draft.tx).await?.is_none())
+    let held = held.bind(holder.to_string()).bind(row.request().to_string());
+    Ok(held.fetch_optional(&mut draft.tx).await?.is_none())
 }
 
 impl Store {

@@ -50,8 +50,8 @@ impl Store {
         project: Option<&str>,
     ) -> Result<Vec<ArqId>, Error> {
         let (_turn, mut tx) = self.begin().await?;
-        let gone = || Error::NotFound(format!("device profile {profile}"));
-        let profile = number(&mut tx, profile).await?.ok_or_else(gone)?;
+        let no_profile = || Error::NotFound(format!("device profile {profile}"));
+        let profile = number(&mut tx, profile).await?.ok_or_else(no_profile)?;
         let mut made = Vec::new();
         for (group, class) in units {
             let id = ArqId(Uuid::new_v4());

@@ -21,9 +21,9 @@ async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     // The advised command takes effect at once, although libvirt sends no event for it. The operator must rebind the
     // driver.
     service.sim("device driver 0000:06:00.1 vfio-pci");
-    let one = service.attach(Q35, "pair:1").await.expect(200).body["pci_devices"][0].clone();
-    assert_eq!(one["address"], "0000:06:00.0");
-    service.delete(&path(&one)).await.expect(200);
+    let attached = service.attach(Q35, "pair:1").await.expect(200).body["pci_devices"][0].clone();
+    assert_eq!(attached["address"], "0000:06:00.0");
+    service.delete(&path(&attached)).await.expect(200);
     service.sim("device driver 0000:06:00.1 e1000e");
 
     let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
@@ -32,6 +32,11 @@ async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     let of = |key: &str| devices.iter().map(|device| device[key].clone()).collect::<Vec<_>>();
     assert_eq!(of("address"), ["0000:06:00.0", "0000:06:00.1"]);
     assert_eq!(of("whole_group"), [true, true]);
+    expect_given_back_together(&service, devices).await;
+}
+
+/// Detaches the two functions of the card, and expects that they are bound to their host driver once both are detached.
+async fn expect_given_back_together(service: &Hotslot, devices: &[Value]) {
     service.delete(&path(&devices[0])).await.expect(200);
     // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_eq!(service.functions().await["0000:06:00.0"]["driver"], "vfio-pci");
@@ -114,18 +119,7 @@ async fn a_request_for_all_functions_of_a_group_needs_no_flag() {
     let refused = service.post(&attachments(Q35), body).await.expect(400);
     assert!(refused.message().contains("detach one"), "{}", refused.message());
     assert!(!refused.message().contains("without whole_group"), "{}", refused.message());
-
-    service.delete(&path(&devices[0])).await.expect(200);
-    // The other function is still in the guest, so this one must not be bound to a host driver.
-    assert_ne!(service.functions().await["0000:06:00.0"]["driver"], "e1000e");
-    service.delete(&path(&devices[1])).await.expect(200);
-    service
-        .until("both are with their host driver again", async || {
-            let functions = service.functions().await;
-            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
-        })
-        .await;
-    service.expect_clean().await;
+    expect_given_back_together(&service, devices).await;
 }
 
 #[tokio::test]

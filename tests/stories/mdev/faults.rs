@@ -19,6 +19,18 @@ async fn impatient() -> Hotslot {
 /// The time within which the effect of a late call must be settled.
 const SOON: Duration = Duration::from_secs(3);
 
+/// Expects that mediated devices stay in transition while the late call is out, and are available when it has returned.
+async fn expect_settled_when_it_returns(service: &Hotslot, path: &str, fault: &str) {
+    let refused = service.delete(path).await.expect(409);
+    assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
+    // Reconciliation in the meantime changes nothing.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    assert_eq!(status(service, path).await, "detaching", "{fault}");
+    service.sim("fault clear");
+    service.patient(SOON).until(fault, async || status(service, path).await == "available").await;
+    expect_untouched(service).await;
+}
+
 #[tokio::test]
 async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
     for (fault, server) in [
@@ -38,14 +50,7 @@ async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
             let refused = service.delete(&format!("{path}{query}")).await;
             assert_eq!(refused.status, 409, "{fault} {query}: {}", refused.body);
         }
-        let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
-        // Reconciliation in the meantime changes nothing.
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
-        service.sim("fault clear");
-        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
-        expect_untouched(&service).await;
+        expect_settled_when_it_returns(&service, &path, fault).await;
         assert_eq!(drift(&service).await, [Value::Null; 0]);
         service.sim(if server == G3 { "start g3" } else { "reboot g1" });
         service.delete(&path).await.expect(204);
@@ -63,13 +68,7 @@ async fn an_overdue_removal_is_settled_when_it_returns() {
         attach(&service, &path, G1).await.expect(200);
         service.sim(&format!("fault {fault}"));
         assert!(service.delete(&path).await.status >= 500, "{fault}");
-        let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
-        service.sim("fault clear");
-        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
-        expect_untouched(&service).await;
+        expect_settled_when_it_returns(&service, &path, fault).await;
     }
 }
 
@@ -118,10 +117,10 @@ async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
         let start = service.log_length();
         // The control call may fail when the fault kills the service first.
         let _ = control(&service.host_dir(), &format!("fault {}", fault.replace("{}", &nth.to_string())));
-        let asked = json!({ "instance_uuid": G1 }).to_string();
+        let target = json!({ "instance_uuid": G1 }).to_string();
         let (method, body) = match detach {
             true => (Method::DELETE, None),
-            false => (Method::PUT, Some(("application/json", asked))),
+            false => (Method::PUT, Some(("application/json", target))),
         };
         let _ = service.try_send(method, &path, body).await;
         if service.ended(Duration::from_millis(100)).await

@@ -342,8 +342,13 @@ const fn yes() -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::*;
     use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::device::{DevType, DeviceFacts};
+    use crate::id::{DeviceId, HypervisorId};
+    use crate::texts::Texts;
 
     /// A row of `attachment_state.json`.
     #[derive(Debug, Clone, Deserialize)]
@@ -442,6 +447,52 @@ mod tests {
         for state in State::ALL {
             assert_eq!(state.device_status().is_held(), !state.is_final(), "{state}");
         }
+    }
+
+    #[test]
+    fn a_device_follows_its_assignment_unless_another_request_has_it() {
+        let (request, another) = (RequestId(Uuid::from_u128(1)), RequestId(Uuid::from_u128(2)));
+        let event = |state: State, status: DeviceStatus| {
+            let device = Device { status, request: Some(request), ..device() };
+            [request, another].map(|request| state.device_event(&device, request))
+        };
+        let (allocate, free) = (Some(DeviceEvent::Allocate), Some(DeviceEvent::Free));
+        for (state, status, events) in [
+            (State::Attaching, DeviceStatus::Claimed, [None, None]),
+            (State::Attached, DeviceStatus::Claimed, [allocate, allocate]),
+            (State::Attached, DeviceStatus::Allocated, [None, None]),
+            (State::Detaching, DeviceStatus::Allocated, [None, None]),
+            (State::Detached, DeviceStatus::Allocated, [free, None]),
+            (State::Failed, DeviceStatus::Claimed, [free, None]),
+            (State::Failed, DeviceStatus::Available, [None, None]),
+        ] {
+            assert_eq!(event(state, status), events, "{state} {status}");
+        }
+    }
+
+    #[test]
+    fn a_parent_is_allocated_while_one_of_its_mediated_devices_may_be_in_a_guest() {
+        for (open, together) in [
+            (&[][..], State::Detached),
+            (&[State::Attaching, State::Attaching], State::Attaching),
+            (&[State::Attaching, State::Attached], State::Attached),
+            (&[State::Detaching], State::Attached),
+        ] {
+            assert_eq!(State::together(open), together, "{open:?}");
+        }
+    }
+
+    fn device() -> Device {
+        let facts = DeviceFacts {
+            address: "0000:05:00.0".parse().unwrap(),
+            vendor_id: "8086".parse().unwrap(),
+            product_id: "10c9".parse().unwrap(),
+            dev_type: DevType::Pci,
+            numa_node: None,
+            parent_addr: None,
+            extra_info: Texts::default(),
+        };
+        Device::new(DeviceId(1), Uuid::nil(), HypervisorId(1), facts, 0)
     }
 
     proptest! {

@@ -70,7 +70,7 @@ async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Re
         assert_eq!(records.statuses(), before);
     }
     records.settle(vf.id, Observation::AskedToDetach).await;
-    records.gone(vf.id).await;
+    records.removed(vf.id).await;
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
     assert!(
         !records.store.adopt(&vf).await.unwrap(),

@@ -106,8 +106,8 @@ async fn cards_are_disabled_and_attributes_are_stored(records: Records) {
         store.disable_card(host, card, disabled).await.unwrap();
         assert_eq!(store.disabled_cards(host).await.unwrap().contains(&card), disabled);
     }
-    let said = store.create_attribute(records.at("0000:04:00.0").id, "rack", "r1").await.unwrap();
-    assert_eq!(store.attributes().await.unwrap(), std::slice::from_ref(&said));
-    assert!(store.delete_attribute(said.id).await.unwrap());
-    assert!(!store.delete_attribute(said.id).await.unwrap());
+    let attribute = store.create_attribute(records.at("0000:04:00.0").id, "rack", "r1").await.unwrap();
+    assert_eq!(store.attributes().await.unwrap(), std::slice::from_ref(&attribute));
+    assert!(store.delete_attribute(attribute.id).await.unwrap());
+    assert!(!store.delete_attribute(attribute.id).await.unwrap());
 }

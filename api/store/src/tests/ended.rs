@@ -17,8 +17,8 @@ async fn ended_rows_are_deleted_unless_they_are_still_needed(records: Records) {
     }
     let taken = query("UPDATE attachments SET taken = 1 WHERE id = $1").bind(unbound.to_string());
     taken.execute(&records.store.write).await.unwrap();
-    records.gone(two[0]).await;
-    records.gone(unbound).await;
+    records.removed(two[0]).await;
+    records.removed(unbound).await;
     let prune = async |before: Millis| {
         let mut count = 0;
         for table in Ended::ALL {
@@ -31,7 +31,7 @@ async fn ended_rows_are_deleted_unless_they_are_still_needed(records: Records) {
     assert_eq!(prune(later).await, 0, "one request has an open row, the other device is not rebound yet");
     let request = records.store.attachment(two[1]).await.unwrap().unwrap().request;
     assert_eq!(records.store.rows_of_request(request).await.unwrap(), 2);
-    records.gone(two[1]).await;
+    records.removed(two[1]).await;
     assert_eq!(
         records.store.prune_ended(Ended::Attachments, later, 1).await.unwrap(),
         1,
@@ -49,6 +49,6 @@ async fn ended_rows_are_deleted_unless_they_are_still_needed(records: Records) {
     let reservation = Reservation { key: Some(&key), ..reservation(records.host, server, request) };
     assert!(records.store.reserve(reservation, &[wanted]).await.unwrap().is_some());
     records.attached(id).await;
-    records.gone(id).await;
+    records.removed(id).await;
     assert_eq!(prune(later).await, 0);
 }

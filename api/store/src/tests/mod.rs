@@ -187,7 +187,7 @@ impl Records {
     }
 
     /// Returns one line for each event after `since`: its kind and the values before and after.
-    async fn told(&self, since: EventId) -> Vec<String> {
+    async fn event_lines(&self, since: EventId) -> Vec<String> {
         let events = self.store.events(since, &EventFilter::default(), 10_000).await.unwrap();
         let text = |value: &Option<serde_json::Value>| {
             value.as_ref().and_then(|value| value.as_str()).unwrap_or("-").to_owned()
@@ -202,7 +202,7 @@ impl Records {
         self.store.event_bounds().await.unwrap().last
     }
 
-    async fn gone(&self, id: AttachmentId) {
+    async fn removed(&self, id: AttachmentId) {
         self.settle(id, Observation::Removed { reason: None }).await;
     }
 
