@@ -14,6 +14,7 @@ pub mod id;
 pub mod idempotency;
 pub mod overdue;
 pub mod rules;
+pub mod scan;
 mod string_enum;
 pub mod texts;
 pub mod time;
