@@ -7,7 +7,7 @@ use axum::extract::{MatchedPath, OriginalUri, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use hotslot_model::identity::{Caller, Target};
+use hotslot_model::identity::Target;
 use hotslot_service::service::Service;
 use hotslot_store::actor;
 
