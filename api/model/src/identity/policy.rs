@@ -54,6 +54,8 @@ const fn in_project(name: &'static str, default: &'static str, description: &'st
 const SERVER_READ: &str = "rule:service_or_admin or rule:project_reader";
 /// Changing the attachments of servers.
 const SERVER_CHANGE: &str = "rule:service_or_admin or rule:project_member";
+/// Reading flavors.
+const FLAVOR_READ: &str = "rule:service_or_admin or rule:system_reader_or_admin";
 /// Reading accelerators and accelerator requests.
 const OWN_READ: &str = "rule:admin_api or rule:project_reader or rule:project_service";
 /// Creating and deleting accelerator requests.
@@ -88,11 +90,11 @@ pub const RULES: &[Rule] = &[
     read("os_compute_api:os-hypervisors:search", "search hosts by name"),
     read("os_compute_api:os-hypervisors:uptime", "show how long a host has been up"),
     read("os_compute_api:os-aggregates:index", "list host aggregates"),
-    read("os_compute_api:os-flavor-extra-specs:index", "list the extra specs of a flavor"),
-    read("os_compute_api:os-flavor-extra-specs:show", "show an extra spec of a flavor"),
+    base("os_compute_api:os-flavor-extra-specs:index", FLAVOR_READ, "list the extra specs of a flavor"),
+    base("os_compute_api:os-flavor-extra-specs:show", FLAVOR_READ, "show an extra spec of a flavor"),
     // Of resources that Nova's API has without a rule, or does not have
-    base("hotslot:flavor:list", "rule:service_or_admin or rule:system_reader_or_admin", "list flavors"),
-    base("hotslot:flavor:show", "rule:service_or_admin or rule:system_reader_or_admin", "show a flavor"),
+    base("hotslot:flavor:list", FLAVOR_READ, "list flavors"),
+    base("hotslot:flavor:show", FLAVOR_READ, "show a flavor"),
     base("hotslot:server:topology", SERVER_READ, "show the PCI topology of a server"),
     base("hotslot:attachment:list", SERVER_READ, "list the attachments of a server"),
     base(

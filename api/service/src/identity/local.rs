@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hotslot_model::identity::{Caller, Role, User as Who, Via};
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 
-use super::Unidentified;
+use super::unidentified::Unidentified;
 use crate::config::Local;
 
 /// How long the name and the groups of a user are kept. The user database may be a slow directory service.

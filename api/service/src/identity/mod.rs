@@ -2,6 +2,7 @@
 
 mod local;
 pub mod tokens;
+mod unidentified;
 
 use std::path::Path;
 
@@ -11,24 +12,11 @@ use subtle::ConstantTimeEq as _;
 
 use self::local::Locals;
 use self::tokens::Tokens;
+pub use self::unidentified::Unidentified;
 use crate::config::{Config, ConfigError};
 
 /// The minimum length of a proxy's secret, in bytes.
 const SECRET: usize = 16;
-
-/// A caller cannot be identified, or may not connect.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unidentified {
-    /// The request does not show who calls.
-    #[error("{0}")]
-    Unknown(String),
-    /// The caller is known, but has no right at all.
-    #[error("{0}")]
-    Refused(String),
-    /// Callers cannot be identified at present.
-    #[error("{0}")]
-    Away(String),
-}
 
 /// The ways in which callers are identified.
 pub struct Callers {

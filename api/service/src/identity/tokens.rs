@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-use super::Unidentified;
+use super::unidentified::Unidentified;
 use crate::config::known_role;
 
 /// The beginning of every token, by which programs that search for leaked secrets find it.
@@ -304,7 +304,7 @@ impl TokenFile {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
-            let mut file = File::options().create_new(true).write(true).open(&beside)?;
+            let mut file = File::options().create_new(true).write(true).mode(0o600).open(&beside)?;
             file.set_permissions(Permissions::from_mode(0o600))?;
             if let Ok(old) = fs::metadata(&self.path)
                 && (old.uid(), old.gid()) != (file.metadata()?.uid(), file.metadata()?.gid())
