@@ -30,6 +30,7 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod token;
 mod topology;
 mod tree;
 mod wait;
@@ -64,6 +65,10 @@ struct Arguments {
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
     config: Option<PathBuf>,
+    /// A file with the token with which the commands identify themselves to the service. Without it they use the
+    /// variable HOTSLOT_TOKEN, where it is set. The unix socket needs no token.
+    #[arg(long, global = true)]
+    token_file: Option<PathBuf>,
     /// The output format: a table for people, or the JSON of the API for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -86,6 +91,9 @@ enum Command {
     /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
+    /// Make, list and revoke tokens with which clients identify themselves.
+    #[command(subcommand, after_help = token::HELP)]
+    Token(token::TokenCommand),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -157,6 +165,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
+    let own = || token::own(arguments.token_file.as_deref());
     let url = || arguments.url.map_or_else(|| Address::found(config), Ok);
     if matches!(arguments.command, Command::Serve | Command::Db(_)) {
         // Files that these commands create are readable by hotslot's user only.
@@ -174,10 +183,11 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
+        Command::Token(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
@@ -189,7 +199,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             config::check::run(&file, arguments.output)
         }
         Command::Service(command) => {
-            let cli = Cli { client: Client::new(url()?)?, format: arguments.output };
+            let cli = Cli { client: Client::with_token(url()?, own()?)?, format: arguments.output };
             until_done(command.run(&cli))
         }
     }

@@ -117,7 +117,7 @@ impl Hotslot {
 
     fn launch(binary: PathBuf, dir: tempfile::TempDir, config: &str) -> Self {
         let config = format!(
-            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
+            "{config}\n[api]\nlisten = \"127.0.0.1:0\"\ninsecure_tcp = true\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");

@@ -33,6 +33,7 @@ pub mod flavor;
 pub mod host;
 pub mod hosts;
 pub mod idempotency;
+pub mod identity;
 pub mod inventory;
 pub mod lifecycle;
 pub mod locks;

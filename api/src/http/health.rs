@@ -2,17 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
+use hotslot_model::identity::Caller;
 use hotslot_service::service::Service;
 use serde_json::{Value, json};
+
+/// The warning about `[api] insecure_tcp`.
+const OPEN: &str = "[api] insecure_tcp: every user and program of this machine can connect to the port and is the \
+                    administrator; listen on a unix socket instead";
 
 pub(super) async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-pub(super) async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, Json<Value>) {
+/// Without identity the answer tells only whether the service is ready.
+pub(super) async fn ready(
+    State(service): State<Arc<Service>>,
+    caller: Option<Extension<Caller>>,
+) -> (StatusCode, Json<Value>) {
     let word = |outcome: Result<(), String>| outcome.map_or_else(|reason| reason, |()| "ok".to_owned());
     let database = word(service.records.ping().await.map_err(|error| format!("{error:?}")));
     let mut ok = database == "ok";
@@ -27,5 +36,11 @@ pub(super) async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, J
     }
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if ok { "ready" } else { "not ready" };
-    (status, Json(json!({ "status": word, "database": database, "hypervisors": hypervisors })))
+    let mut answer = json!({ "status": word });
+    if caller.is_some_and(|Extension(caller)| caller.sees_host_details()) {
+        answer["database"] = database.into();
+        answer["hypervisors"] = hypervisors.into();
+        answer["warnings"] = service.config.is_open().then_some(OPEN).into_iter().collect();
+    }
+    (status, Json(answer))
 }

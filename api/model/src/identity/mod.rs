@@ -1,0 +1,17 @@
+//! Who calls, and what the caller may do.
+//!
+//! ```text
+//! role, refusal ← caller ← requirement ← policy      a file uses those before it
+//! ```
+
+mod caller;
+pub mod policy;
+mod refusal;
+mod requirement;
+mod role;
+
+pub use caller::{Caller, Peer, Scope, User, Via};
+pub use policy::Policy;
+pub use refusal::Refusal;
+pub use requirement::{Requirement, Target};
+pub use role::Role;
