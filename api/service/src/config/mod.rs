@@ -3,7 +3,9 @@
 //! Every key is documented in `hotslot.example.toml`.
 
 mod api;
+mod keystone;
 mod read;
+mod secret_file;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -17,7 +19,9 @@ pub use api::{
 };
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
+pub use keystone::{Credential, Keystone, keystone_url};
 pub use read::ConfigError;
+pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use value::{Age, Seconds, Secret};
 
