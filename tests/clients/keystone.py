@@ -6,6 +6,7 @@ standard input and prints `ok` after each:
     stop, start         kill the server, and start it again at the same port
     rekey               start it again with other keys, so that no token from before is valid
     lifetime SECONDS    start it again so that tokens which it issues from now on are valid for so long
+For `validations` it prints how many tokens it was asked to validate.
 
 The administrator is `admin` with the password `admin-secret` in the project `admin` of the domain `Default`.
 """
@@ -53,8 +54,10 @@ def serve(port):
         request_queue_size = 128
 
     class Quiet(WSGIRequestHandler):
-        def log_message(self, *_):
-            pass
+        def log_request(self, *_):
+            if self.command == "GET" and self.path.startswith("/v3/auth/tokens"):
+                with open(os.environ["KEYSTONE_VALIDATIONS"], "a") as file:
+                    file.write(".")
 
     from keystone.wsgi.api import application
 
@@ -70,6 +73,8 @@ class Keystone:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v3"
         self.server = None
+        self.validations = Path(folder, "validations")
+        self.validations.touch()
         self.configure(3600)
         self.manage("db_sync")
         self.make_keys()
@@ -96,7 +101,8 @@ class Keystone:
 
     def start(self):
         # Keystone reads the arguments of its process, so the port is in the environment.
-        env = {**self.env, "KEYSTONE_PORT": str(self.port), "PYTHONWARNINGS": "ignore"}
+        env = {**self.env, "KEYSTONE_PORT": str(self.port), "KEYSTONE_VALIDATIONS": str(self.validations),
+               "PYTHONWARNINGS": "ignore"}
         self.server = subprocess.Popen([sys.executable, __file__], env=env, stdin=subprocess.DEVNULL, stdout=sys.stderr)
         end = time.monotonic() + 60
         while True:
@@ -132,8 +138,11 @@ class Keystone:
             self.stop()
             self.configure(*rest)
             self.start()
+        elif word == "validations":
+            return self.validations.stat().st_size
         else:
             sys.exit(f"keystone: unknown command {word}")
+        return "ok"
 
 
 def main():
@@ -143,9 +152,9 @@ def main():
         try:
             print(keystone.url, flush=True)
             for line in sys.stdin:
-                keystone.command(*line.split())
-                print("ok", flush=True)
+                print(keystone.command(*line.split()), flush=True)
         finally:
+            keystone.command("thaw")
             keystone.stop()
 
 

@@ -1,3 +1,4 @@
 //! Who calls, and what the caller may do.
 
 pub mod access_rule;
+pub mod login;

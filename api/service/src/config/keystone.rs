@@ -98,7 +98,8 @@ impl Credential {
     }
 }
 
-/// Parses the URL of a Keystone, and adds `/v3` where it is missing.
+/// Parses the URL of a Keystone, and adds `/v3` where it is missing. The URL may be one over which anyone on the way can
+/// read; see [`expect_private`].
 ///
 /// # Errors
 /// It is not a URL that may be used; the text says what is wrong with it.
@@ -115,21 +116,37 @@ pub fn keystone_url(text: &str) -> Result<Url, String> {
     {
         return Err(format!("it has a user, password, query or fragment; {WRITE}"));
     }
-    let host = url.host_str().unwrap_or_default();
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    let is_local = host == "localhost" || literal.is_ok_and(|address| address.is_loopback());
-    if url.scheme() == "http" && !is_local {
-        return Err(format!(
-            "over http anyone on the way to {host} can read passwords and tokens; write https://, for which the `ca` \
-             of Keystone's certificate may be given"
-        ));
-    }
     let path = url.path().trim_end_matches('/').to_owned();
     url.set_path(&if path.ends_with("/v3") { path } else { path + "/v3" });
     Ok(url)
 }
 
+/// Requires `https`, or `http` within this machine.
+///
+/// # Errors
+/// The text says what to write.
+fn expect_private(url: &Url) -> Result<(), String> {
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    if url.scheme() == "https" || host == "localhost" || literal.is_ok_and(|address| address.is_loopback()) {
+        return Ok(());
+    }
+    Err(format!(
+        "over http anyone on the way to {host} can read passwords and tokens; write https://, and name the PEM file of \
+         the authority in `ca` if the system does not trust it"
+    ))
+}
+
 impl Keystone {
+    /// Returns the URL of the v3 API.
+    ///
+    /// # Errors
+    /// It is not a URL, or anyone on the way can read what is sent.
+    pub fn base(&self) -> Result<Url, String> {
+        let url = keystone_url(&self.url)?;
+        expect_private(&url).map(|()| url)
+    }
+
     /// Returns how hotslot authenticates to Keystone.
     ///
     /// # Errors
@@ -171,10 +188,9 @@ impl Keystone {
     /// Returns the keys that cannot be used, and why.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        for (key, url) in [("url", Some(&self.url)), ("public_url", self.public_url.as_ref())] {
-            if let Some(Err(reason)) = url.map(|url| keystone_url(url)) {
-                problems.push((key, reason));
-            }
+        problems.extend(self.base().err().map(|reason| ("url", reason)));
+        if let Some(Err(reason)) = self.public_url.as_deref().map(keystone_url) {
+            problems.push(("public_url", reason));
         }
         problems.extend(self.credential().err());
         if self.cache.0 > LONGEST_CACHE {
@@ -202,7 +218,8 @@ mod tests {
             ("http://[::1]:5000", "http://[::1]:5000/v3"),
             ("http://localhost", "http://localhost/v3"),
         ] {
-            assert_eq!(keystone_url(text).unwrap().as_str(), url);
+            let parsed = keystone_url(text).unwrap();
+            assert_eq!((parsed.as_str(), expect_private(&parsed)), (url, Ok(())));
         }
         for text in
             ["k.example.org", "http://k.example.org", "ftp://x", "https://u:s3cret@x/", "https://x/?a=s3cret"]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use hotslot_model::identity::login::{LoginScope, Method, Reference, login};
 use hotslot_model::time::Millis;
 use hotslot_store::now;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode, Url};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
@@ -183,21 +184,16 @@ impl Client {
 
 /// Returns the body of the request with which hotslot's own user authenticates.
 fn authentication(credential: &Credential, secret: &Secret) -> Value {
+    let named = |(name, domain): &(String, String)| Reference::named(name, domain);
     match credential {
-        Credential::Password { user: (user, user_domain), project: (project, project_domain), .. } => json!({
-            "auth": {
-                "identity": { "methods": ["password"], "password": { "user": {
-                    "name": user, "domain": { "name": user_domain }, "password": secret.0,
-                } } },
-                "scope": { "project": { "name": project, "domain": { "name": project_domain } } },
-            },
-        }),
-        Credential::ApplicationCredential { id, .. } => json!({
-            "auth": { "identity": {
-                "methods": ["application_credential"],
-                "application_credential": { "id": id, "secret": secret.0 },
-            } },
-        }),
+        Credential::Password { user, project, .. } => {
+            login(&Method::Password(&named(user), &secret.0), &LoginScope::Project(named(project)))
+        }
+        Credential::ApplicationCredential { id, .. } => {
+            let credential = Reference::Id(id.clone());
+            let method = Method::ApplicationCredential { credential, user: None, secret: &secret.0 };
+            login(&method, &LoginScope::Default)
+        }
     }
 }
 

@@ -111,7 +111,7 @@ impl Keystone {
     pub fn new(config: &config::Keystone) -> Result<Self, ConfigError> {
         let bad =
             |key: &str, reason| ConfigError::Value { key: format!("[identity.keystone] {key}"), reason };
-        let url = keystone_url(&config.url).map_err(|reason| bad("url", reason))?;
+        let url = config.base().map_err(|reason| bad("url", reason))?;
         let public_url = config.public_url.as_deref().unwrap_or(&config.url);
         let public_url = keystone_url(public_url).map_err(|reason| bad("public_url", reason))?;
         let credential = config.credential().map_err(|(key, reason)| bad(key, reason))?;
