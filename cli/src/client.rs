@@ -8,6 +8,7 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -35,8 +36,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Returns a client of the service at an address, without a token.
     pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
-        let builder = reqwest::Client::builder().no_proxy();
+        Self::with_token(address, None)
+    }
+
+    /// Returns a client of the service at an address, which sends this token.
+    pub(crate) fn with_token(address: Address, token: Option<HeaderValue>) -> anyhow::Result<Self> {
+        let headers =
+            token.into_iter().map(|token| (HeaderName::from_static("x-auth-token"), token)).collect();
+        let builder = reqwest::Client::builder().no_proxy().default_headers(headers);
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
             Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),

@@ -37,6 +37,8 @@ cache_on_issue = false
 caching = false
 [cache]
 enabled = false
+[identity]
+password_hash_rounds = 4
 [fernet_tokens]
 key_repository = {dir}/fernet
 [fernet_receipts]

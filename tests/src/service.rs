@@ -272,6 +272,12 @@ impl Hotslot {
         self.start_by(Command::new(&self.binary)).await;
     }
 
+    /// Starts the service again with the same data, and does not wait until it is ready.
+    pub fn start_again_unready(&mut self) {
+        let (child, url) = serve(Command::new(&self.binary), self.dir.path(), &self.log);
+        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+    }
+
     /// Starts the service again from a shell that runs a command first.
     pub async fn start_again_after(&mut self, shell: &str) {
         let mut command = Command::new("sh");
