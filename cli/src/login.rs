@@ -123,8 +123,9 @@ mod tests {
             ] },
         ]);
         let found = |interface: Option<&str>, region: Option<&str>| {
-            let (interface, region_name) = (interface.map(str::to_owned), region.map(str::to_owned));
-            endpoint(&Cloud { interface, region_name, ..Cloud::default() }, &catalog).map(String::from)
+            let mut cloud = Cloud::default();
+            (cloud.interface, cloud.region_name) = (interface.map(str::to_owned), region.map(str::to_owned));
+            endpoint(&cloud, &catalog).map(String::from)
         };
         assert_eq!(found(None, None).unwrap(), "https://one/");
         assert_eq!(found(None, Some("R2")).unwrap(), "https://two/");

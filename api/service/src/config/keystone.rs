@@ -221,9 +221,9 @@ mod tests {
             let parsed = keystone_url(text).unwrap();
             assert_eq!((parsed.as_str(), expect_private(&parsed)), (url, Ok(())));
         }
-        for text in
-            ["k.example.org", "http://k.example.org", "ftp://x", "https://u:s3cret@x/", "https://x/?a=s3cret"]
-        {
+        let insecure = keystone_url("http://k.example.org").unwrap();
+        assert!(expect_private(&insecure).unwrap_err().contains("https://"));
+        for text in ["k.example.org", "ftp://x", "https://u:s3cret@x/", "https://x/?a=s3cret"] {
             let error = keystone_url(text).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
         }
