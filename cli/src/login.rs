@@ -16,7 +16,7 @@ const SERVICE: &str = "hotslot";
 
 /// A token, and where the service is.
 pub(crate) struct Login {
-    pub(crate) token: HeaderValue,
+    pub(crate) token: String,
     /// The endpoint in the catalog, where it was looked for.
     pub(crate) endpoint: Option<Url>,
 }
@@ -27,9 +27,9 @@ impl Login {
         let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow::anyhow!("auth_url: {reason}"))?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
-            let token = secret(token)?;
+            let token = token.trim().to_owned();
             let catalog = if find {
-                let request = http.get(format!("{url}/auth/catalog")).header("x-auth-token", &token);
+                let request = http.get(format!("{url}/auth/catalog")).header("x-auth-token", secret(&token)?);
                 exchange(&url, request).await?.1["catalog"].take()
             } else {
                 Value::Null
@@ -50,13 +50,13 @@ impl Login {
 
 fn secret(token: &str) -> anyhow::Result<HeaderValue> {
     let mut token =
-        HeaderValue::from_str(token.trim()).ok().context("the token has characters that no token has")?;
+        HeaderValue::from_str(token).ok().context("the token has characters that no token has")?;
     token.set_sensitive(true);
     Ok(token)
 }
 
 /// Sends a request to Keystone. Returns the token in its response, and the body.
-async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<HeaderValue>, Value)> {
+async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<String>, Value)> {
     let unreachable = |error: reqwest::Error| {
         let mut cause: &dyn std::error::Error = &error;
         while let Some(deeper) = cause.source() {
@@ -66,10 +66,8 @@ async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<
     };
     let response = request.send().await.map_err(unreachable)?;
     let status = response.status();
-    let token = response.headers().get("x-subject-token").cloned().map(|mut token| {
-        token.set_sensitive(true);
-        token
-    });
+    let token =
+        response.headers().get("x-subject-token").and_then(|token| token.to_str().ok()).map(str::to_owned);
     let body: Value =
         serde_json::from_slice(&response.bytes().await.map_err(unreachable)?).unwrap_or_default();
     if status.is_success() {

@@ -32,6 +32,7 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod token;
 mod topology;
 mod tree;
 mod wait;
@@ -69,6 +70,10 @@ struct Arguments {
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
     config: Option<PathBuf>,
+    /// A file with the token with which the commands identify themselves to the service. Without it they use the
+    /// variable HOTSLOT_TOKEN, where it is set. The unix socket needs no token.
+    #[arg(long, global = true)]
+    token_file: Option<PathBuf>,
     /// The cloud in clouds.yaml to whose Keystone the command authenticates. Without it, the OS_* variables of the
     /// OpenStack clients are used if OS_AUTH_URL is set. Without --url, the address of the service is then the endpoint
     /// of the service type `hotslot` in Keystone's catalog.
@@ -96,6 +101,9 @@ enum Command {
     /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
+    /// Make, list and revoke tokens with which clients identify themselves.
+    #[command(subcommand, after_help = token::HELP)]
+    Token(token::TokenCommand),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -167,6 +175,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
+    let own = || token::own(arguments.token_file.as_deref());
     let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
     if matches!(arguments.command, Command::Serve | Command::Db(_)) {
         // Files that these commands create are readable by hotslot's user only.
@@ -184,10 +193,11 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
+        Command::Token(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
@@ -199,17 +209,23 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             config::check::run(&file, arguments.output)
         }
         Command::Service(command) => until_done(async {
-            let client = connect(arguments.url, arguments.os_cloud.as_deref(), config).await?;
+            let client = connect(arguments.url, own()?, arguments.os_cloud.as_deref(), config).await?;
             command.run(&Cli { client, format: arguments.output }).await
         }),
     }
 }
 
-/// Returns a client of the service. It has a token of Keystone's if a cloud is configured, and then the address of the
-/// service may come from Keystone's catalog.
-async fn connect(url: Option<Address>, cloud: Option<&str>, config: Option<&Path>) -> anyhow::Result<Client> {
-    let Some(cloud) = Cloud::found(cloud)? else {
-        return Client::new(url.map_or_else(|| Address::found(config), Ok)?);
+/// Returns a client of the service: with hotslot's own token where there is one, or with a token of Keystone's if a
+/// cloud is configured. Without `url`, the address of the service is then in Keystone's catalog.
+async fn connect(
+    url: Option<Address>,
+    own: Option<String>,
+    cloud: Option<&str>,
+    config: Option<&Path>,
+) -> anyhow::Result<Client> {
+    let cloud = if own.is_some() { None } else { Cloud::found(cloud)? };
+    let Some(cloud) = cloud else {
+        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, own);
     };
     let login = Login::to(&cloud, url.is_none()).await?;
     let address = url.or(login.endpoint.map(Address::Http)).context("Keystone's catalog has no address")?;

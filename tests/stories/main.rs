@@ -14,6 +14,7 @@ mod cyborg;
 mod database;
 mod database_files;
 mod detach;
+mod door;
 mod drift;
 mod events;
 mod gone;

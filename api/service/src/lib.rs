@@ -34,6 +34,7 @@ pub mod flavor;
 pub mod host;
 pub mod hosts;
 pub mod idempotency;
+pub mod identity;
 pub mod inventory;
 pub mod keystone;
 pub mod lifecycle;

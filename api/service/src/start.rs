@@ -17,6 +17,7 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
+use crate::identity::Callers;
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
@@ -73,6 +74,11 @@ impl Service {
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
         }
+        let policy = config.policy().map_err(|wrong| {
+            let place = |reason| ConfigError::Value { key: "policy".into(), reason };
+            StartError::Rules(wrong.into_iter().map(place).collect())
+        })?;
+        let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
@@ -132,6 +138,8 @@ impl Service {
             binding: InFlight::new("accelerator request", store.locks()),
         });
         let service = Arc::new(Self {
+            callers: Arc::new(callers),
+            policy: Arc::new(policy),
             records: Arc::new(Records::new(store.clone())),
             config,
             store,

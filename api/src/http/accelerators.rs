@@ -19,7 +19,7 @@ use hotslot_driver::text;
 use hotslot_model::accelerator::{AccSpec, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
-use hotslot_service::config::ChangedBy;
+use hotslot_model::identity::{Caller, Role};
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use hotslot_store::error::not_found;
@@ -32,7 +32,6 @@ use wire::{is_theirs, one};
 use super::attachments::detach_request;
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
-use super::identity::{Identity, Role};
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
 const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#;
@@ -71,12 +70,11 @@ impl AcceleratorPath {
 
 async fn show(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let view = service.accelerators.accelerator(path.id()?).await?;
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
@@ -112,16 +110,13 @@ fn uuid(text: &str, example: &str) -> Result<AcceleratorId, Error> {
 /// Returns the id of a path's accelerator, after checking that the caller may change it.
 async fn changed(
     service: &Service,
-    identity: &Identity,
+    identity: &Caller,
     path: &AcceleratorPath,
 ) -> Result<AcceleratorId, Fault> {
-    if service.config.accelerators.change == ChangedBy::Admin {
-        identity.needs(Role::Admin)?;
-        return Ok(path.id()?);
-    }
-    identity.needs(Role::Member)?;
     let id = path.id()?;
-    if identity.sees(service.accelerators.accelerator(id).await?.row.project.as_deref()) {
+    if identity.is_admin()
+        || identity.sees(service.accelerators.accelerator(id).await?.row.project.as_deref())
+    {
         return Ok(id);
     }
     Err(not_found(id).into())
@@ -129,16 +124,12 @@ async fn changed(
 
 async fn make(
     service: &Service,
-    identity: &Identity,
+    identity: &Caller,
     path: Option<&AcceleratorPath>,
     uri: &OriginalUri,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(match service.config.accelerators.change {
-        ChangedBy::Admin => Role::Admin,
-        ChangedBy::Owner => Role::Member,
-    })?;
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
@@ -180,7 +171,7 @@ async fn make(
 
 async fn create(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -190,7 +181,7 @@ async fn create(
 
 async fn create_as(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -219,7 +210,7 @@ fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
 
 async fn replace(
     service: &Service,
-    identity: &Identity,
+    identity: &Caller,
     id: AcceleratorId,
     spec: &Value,
     uri: &OriginalUri,
@@ -232,7 +223,7 @@ async fn replace(
 
 async fn put_spec(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -310,7 +301,7 @@ fn one_of<'a>(
 /// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
 async fn update(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -342,7 +333,7 @@ async fn update(
 
 async fn detach(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     headers: HeaderMap,
     Pairs(mut pairs): Pairs,

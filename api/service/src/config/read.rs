@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor};
+use super::{Config, Hypervisor, access};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -174,6 +174,9 @@ impl Config {
                 }
                 None | Some(_) => {}
             }
+        }
+        for (key, reason) in access::problems(self) {
+            bad(&key, reason);
         }
         let second = Duration::from_secs(1);
         for (key, time) in [

@@ -12,6 +12,7 @@ mod token;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hotslot_model::identity::{Caller, Scope, User, Via};
 use hotslot_store::now;
 use moka::Expiry;
 use moka::future::Cache;
@@ -62,8 +63,30 @@ pub enum Failure {
 pub struct Authenticated {
     /// The token of the user.
     pub user: Arc<Token>,
-    /// Whether a service sent the request, for itself or for the user.
-    pub service: bool,
+    /// Whether a service sent the request for the user, and showed a token of its own.
+    pub by_service: bool,
+}
+
+impl Authenticated {
+    /// Returns the caller of the request.
+    pub fn caller(&self) -> Caller {
+        let Token { user, roles, project, domain, system, .. } = &*self.user;
+        let scope = match (project, domain, system) {
+            (Some(_), _, _) => Scope::Project,
+            (None, _, Some(System { all: true })) => Scope::System,
+            (None, Some(_), _) => Scope::Domain,
+            (None, None, _) => Scope::Unscoped,
+        };
+        let name = if user.name.is_empty() { user.id.clone() } else { user.name.clone() };
+        Caller {
+            user: Some(User { id: user.id.clone(), name }),
+            roles: roles.clone(),
+            project: project.as_ref().map(|project| project.id.clone()),
+            scope,
+            service: self.by_service || self.user.has_role(SERVICE),
+            via: Via::Keystone,
+        }
+    }
 }
 
 /// What identifies a kept answer: the SHA-256 of the token, and whether it may have expired.
@@ -149,8 +172,7 @@ impl Keystone {
             by_service = token.has_role(SERVICE);
         }
         let user = self.validate(user, by_service).await?.ok_or(Failure::NotValid)?;
-        let service = by_service || user.has_role(SERVICE);
-        Ok(Authenticated { user, service })
+        Ok(Authenticated { user, by_service })
     }
 
     /// Returns a token, or `None` when it is not valid.

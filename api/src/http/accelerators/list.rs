@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use hotslot_service::service::Service;
 use serde_json::{Value, json};
@@ -12,7 +13,6 @@ use serde_json::{Value, json};
 use super::wire::{hide, is_v1, wire};
 use crate::http::body::{Page, Pairs};
 use crate::http::error::Fault;
-use crate::http::identity::{Identity, Role};
 
 /// The keys by which the list can be sorted.
 const SORT_KEYS: [&str; 18] = [
@@ -91,12 +91,11 @@ impl Order {
 
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
-    identity: Identity,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let (page, order) = if is_v1(&uri) {
         let (page, rest) = Page::read(pairs)?;
         (page, Order::read(rest)?)
