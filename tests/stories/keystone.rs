@@ -201,14 +201,11 @@ async fn a_token_needs_a_scope() {
     let nothing = keystone.token_of(&user.name, PASSWORD, Value::Null).await;
     let domain = keystone.token_of(&user.name, PASSWORD, json!({ "domain": { "id": "default" } })).await;
     let system = keystone.token_of(&user.name, PASSWORD, json!({ "system": { "all": true } })).await;
-    for (token, words) in [(&nothing, "to nothing"), (&domain, "to a domain")] {
+    for token in [&nothing, &domain] {
         for path in [OWN, ALL] {
             let answer = door.by(token, path).await.expect(403);
-            assert!(
-                answer.message().contains(words) && answer.message().contains("project"),
-                "{}",
-                answer.message()
-            );
+            let message = answer.message();
+            assert!(message.contains("use a token that is scoped to a project"), "{message}");
         }
     }
     door.by(&system, ALL).await.expect(200);
@@ -324,7 +321,7 @@ async fn a_wrong_password_of_hotslots_own_user_is_not_the_callers_mistake() {
     }
     let ready = door.get("/readyz", &[]).await.expect(503);
     let text = ready.body["identity"].as_str().unwrap();
-    assert!(text.contains("hotslot's own user") && !text.contains("wr0ng"), "{text}");
+    assert!(text.contains("the log of the service has the reason"), "{text}");
     let refusals = door.log().matches("does not accept the credential of hotslot's own user").count();
     assert_eq!(refusals, 1, "{}", door.log());
     // A corrected file is used at once.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use hotslot_model::identity::{Caller, Peer, Refusal, Scope, User, Via};
@@ -41,8 +41,8 @@ impl From<Refusal> for Fault {
 /// # Errors
 /// 401 when the request does not show who calls, or shows it ambiguously; 403 for a local user without any right; 503
 /// when callers cannot be identified at present.
-pub(super) async fn caller(service: &Service, request: &Request) -> Result<Caller, Fault> {
-    let (headers, peer) = (request.headers(), request.extensions().get::<Peer>().copied());
+pub(super) async fn caller(service: &Service, request: &Parts) -> Result<Caller, Fault> {
+    let (headers, peer) = (&request.headers, request.extensions.get::<Peer>().copied());
     match service.config.api.identity {
         IdentityFrom::Headers => {
             if service.callers.trust_headers(peer, text(headers, PROXY_SECRET)?.map(str::as_bytes)) {
@@ -54,12 +54,12 @@ pub(super) async fn caller(service: &Service, request: &Request) -> Result<Calle
         }
         IdentityFrom::None => match token(headers)?.filter(|_| service.callers.take_tokens()) {
             Some(token) => {
-                let path = request.uri().path();
+                let path = request.uri.path();
                 let shown = Shown {
                     token,
                     service_token: text(headers, "x-service-token")?,
                     service: if path.starts_with("/accelerator/") { "accelerator" } else { "compute" },
-                    method: request.method().as_str(),
+                    method: request.method.as_str(),
                     path,
                 };
                 Ok(service.callers.by_token(&shown).await?)

@@ -7,7 +7,7 @@ use axum::extract::{MatchedPath, OriginalUri, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use hotslot_model::identity::{Caller, Target};
+use hotslot_model::identity::Target;
 use hotslot_service::service::Service;
 use hotslot_store::actor;
 
@@ -160,7 +160,7 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
 
 /// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
-pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
         // There is no such path, and the fallback says so.
         return next.run(request).await;
@@ -177,7 +177,9 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Requ
     if access == Open {
         return next.run(request).await;
     }
-    let caller = caller(&service, &request).await;
+    let (parts, body) = request.into_parts();
+    let caller = caller(&service, &parts).await;
+    let mut request = Request::from_parts(parts, body);
     let (rule, target) = match access {
         Open | Details => {
             if let Ok(caller) = caller {

@@ -12,6 +12,7 @@ use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::id::{ArqId, ServerId};
 use hotslot_model::identity::Caller;
+use hotslot_service::cyborg::AccessScope;
 use hotslot_service::cyborg::Bind;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
