@@ -1,4 +1,4 @@
-//! A real Keystone for the tests: `tests/clients/keystone.py`, and what an administrator does with it.
+//! A real Keystone for the tests: `tests/clients/run_keystone.py`, and what an administrator does with it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl Keystone {
     /// Starts a Keystone with hotslot's own user: `hotslot` with [`PASSWORD`] and the role `service` in the project
     /// `service`.
     pub async fn start() -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/keystone.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/run_keystone.py");
         let mut child = Command::new(python())
             .arg(script)
             .stdin(Stdio::piped())
@@ -88,7 +88,7 @@ impl Keystone {
         line.trim().to_owned()
     }
 
-    /// Sends a command of `tests/clients/keystone.py`, and waits for its completion.
+    /// Sends a command of `tests/clients/run_keystone.py`, and waits for its completion.
     pub fn command(&mut self, command: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
         writeln!(input, "{command}").expect("a command for Keystone");

@@ -26,7 +26,7 @@ impl Cloud {
         let password = dir.path().join("password");
         std::fs::write(&password, PASSWORD).unwrap();
         let config = format!(
-            "{PCI}[identity.keystone]\nurl = \"{}\"\nusername = \"hotslot\"\npassword_file = \"{}\"\n",
+            "{PCI}[identity.keystone]\nurl = \"{}\"\nusername = \"hotslot\"\npassword_file = \"{}\"\ntimeout = 60\n",
             keystone.url(),
             password.display()
         );

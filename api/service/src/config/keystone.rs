@@ -59,7 +59,7 @@ fn default_project() -> String {
 }
 
 fn default_timeout() -> Seconds {
-    Seconds(Duration::from_secs(5))
+    Seconds(Duration::from_secs(10))
 }
 
 /// keystonemiddleware uses 300 seconds. A minute keeps the load on Keystone low too (one request a minute for each token
