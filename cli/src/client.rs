@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -55,10 +55,11 @@ impl Client {
             {
                 bail!("the token is not sent to {address}, because the connection is not encrypted");
             }
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .context("the token has characters that no token has")?;
+            let mut value =
+                HeaderValue::from_str(&token).context("the token has characters that no token has")?;
             value.set_sensitive(true);
-            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
+            builder = builder
+                .default_headers(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]));
         }
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),

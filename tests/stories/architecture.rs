@@ -46,7 +46,15 @@ fn each_library_is_used_in_its_own_place() {
     only_in("hyper::", &["api/src/http/"]);
     only_in(
         "reqwest::",
-        &["api/service/src/webhook.rs", "cli/src/address.rs", "cli/src/client.rs", "cli/src/event_stream.rs"],
+        &[
+            "api/service/src/config/keystone.rs",
+            "api/service/src/keystone/",
+            "api/service/src/webhook.rs",
+            "cli/src/address.rs",
+            "cli/src/client.rs",
+            "cli/src/event_stream.rs",
+            "cli/src/login.rs",
+        ],
     );
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);
     only_in("anyhow", &["cli/src/"]);

@@ -17,7 +17,7 @@ pub(super) async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-/// Without identity the answer tells only whether the service is ready.
+/// Without identity the answer tells only whether the service is ready, and whether it can identify callers.
 pub(super) async fn ready(
     State(service): State<Arc<Service>>,
     caller: Option<Extension<Caller>>,
@@ -34,10 +34,23 @@ pub(super) async fn ready(
         ok &= state == "ok";
         hypervisors.insert(host.name.clone(), state.into());
     }
+    let identity = match service.callers.keystone() {
+        Some(keystone) => Some(keystone.check().await),
+        None => None,
+    };
+    ok &= identity.as_ref().is_none_or(Result::is_ok);
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if ok { "ready" } else { "not ready" };
     let mut answer = json!({ "status": word });
-    if caller.is_some_and(|Extension(caller)| caller.sees_host_details()) {
+    let details = caller.is_some_and(|Extension(caller)| caller.sees_host_details());
+    if let Some(identity) = identity {
+        answer["identity"] = match identity {
+            Ok(()) => "ok".into(),
+            Err(reason) if details => format!("Keystone cannot be asked about tokens: {reason}").into(),
+            Err(_) => "Keystone cannot be asked about tokens; the log of the service has the reason".into(),
+        };
+    }
+    if details {
         answer["database"] = database.into();
         answer["hypervisors"] = hypervisors.into();
         answer["warnings"] = service.config.is_open().then_some(OPEN).into_iter().collect();

@@ -1,17 +1,16 @@
 //! Finds out who calls, from the connection and the headers of a request.
 //!
 //! With `[api] identity = "headers"`, a proxy in front of hotslot validates tokens and describes the caller in the
-//! headers of keystonemiddleware. Otherwise a token of hotslot's own decides, where the request has one, and then the
-//! connection.
+//! headers of keystonemiddleware. Otherwise a token decides, where the request has one, and then the connection.
 
 use std::collections::BTreeSet;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use hotslot_model::identity::{Caller, Peer, Refusal, Scope, User, Via};
 use hotslot_service::config::IdentityFrom;
-use hotslot_service::identity::Unidentified;
+use hotslot_service::identity::{Shown, Unidentified};
 use hotslot_service::service::Service;
 
 use super::error::Fault;
@@ -42,12 +41,8 @@ impl From<Refusal> for Fault {
 /// # Errors
 /// 401 when the request does not show who calls, or shows it ambiguously; 403 for a local user without any right; 503
 /// when callers cannot be identified at present.
-pub(super) async fn caller(
-    service: &Service,
-    headers: &HeaderMap,
-    extensions: &Extensions,
-) -> Result<Caller, Fault> {
-    let peer = extensions.get::<Peer>().copied();
+pub(super) async fn caller(service: &Service, request: &Parts) -> Result<Caller, Fault> {
+    let (headers, peer) = (&request.headers, request.extensions.get::<Peer>().copied());
     match service.config.api.identity {
         IdentityFrom::Headers => {
             if service.callers.trust_headers(peer, text(headers, PROXY_SECRET)?.map(str::as_bytes)) {
@@ -58,7 +53,17 @@ pub(super) async fn caller(
             Err(Fault::new(StatusCode::UNAUTHORIZED, message))
         }
         IdentityFrom::None => match token(headers)?.filter(|_| service.callers.take_tokens()) {
-            Some(token) => Ok(service.callers.by_token(token)?),
+            Some(token) => {
+                let path = request.uri.path();
+                let shown = Shown {
+                    token,
+                    service_token: text(headers, "x-service-token")?,
+                    service: if path.starts_with("/accelerator/") { "accelerator" } else { "compute" },
+                    method: request.method.as_str(),
+                    path,
+                };
+                Ok(service.callers.by_token(&shown).await?)
+            }
             None => Ok(service.callers.by_peer(peer).await?),
         },
     }

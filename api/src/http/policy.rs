@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::{MatchedPath, OriginalUri, Request, State};
-use axum::http::Method;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::Target;
@@ -19,13 +19,15 @@ use super::identity::caller;
 enum Access {
     /// Everybody, also without identity.
     Open,
+    /// Everybody, and callers who are identified get details.
+    Details,
     /// Who the rule admits. What the route is about belongs to no project.
     Rule(&'static str),
     /// Who the rule admits for some project. The handler checks the project of what it reads.
     InHandler(&'static str),
 }
 
-use Access::{InHandler, Open, Rule};
+use Access::{Details, InHandler, Open, Rule};
 
 /// Every route, as `METHOD PATH` without the prefixes of versions, and who may use it. `data/routes.json` of the tests
 /// lists the same routes.
@@ -42,7 +44,7 @@ const ROUTES: &[(&str, Access)] = &[
     ("GET /v3", Open),
     ("GET /v3/", Open),
     ("GET /healthz", Open),
-    ("GET /readyz", Open),
+    ("GET /readyz", Details),
     ("GET /accelerator/", Open),
     ("GET /accelerator/v2/", Open),
     ("GET /servers", Rule("os_compute_api:servers:index")),
@@ -158,7 +160,7 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
 
 /// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
-pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
         // There is no such path, and the fallback says so.
         return next.run(request).await;
@@ -169,8 +171,14 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Requ
     };
     // The router answers HEAD like GET.
     let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };
-    let caller = caller(&service, request.headers(), request.extensions()).await;
-    let Some(access) = methods.get(method.as_str()).copied() else {
+    let access = methods.get(method.as_str()).copied();
+    if access == Some(Open) {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let caller = caller(&service, &parts).await;
+    let mut request = Request::from_parts(parts, body);
+    let Some(access) = access else {
         // The router says for an administrator what is wrong with the request. Nobody else reaches it.
         if caller.is_ok_and(|caller| caller.is_admin()) {
             return next.run(request).await;
@@ -178,7 +186,7 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Requ
         return no_method(request.method().clone(), uri).await.into_response();
     };
     let (rule, target) = match access {
-        Open => {
+        Open | Details => {
             if let Ok(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
@@ -195,7 +203,7 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Requ
     });
     let caller = match admitted {
         Ok(caller) => caller,
-        Err(fault) => return fault.into_response(),
+        Err(fault) => return refusal(&service, fault),
     };
     let actor = match &caller.user {
         Some(_) => format!("{} of {caller}", actor::current()),
@@ -203,6 +211,22 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, mut request: Requ
     };
     request.extensions_mut().insert(caller);
     actor::scope(actor, next.run(request)).await
+}
+
+/// Returns the response to a caller who is not admitted. A 401 says where Keystone is.
+fn refusal(service: &Service, fault: Fault) -> Response {
+    let unknown = fault.status == StatusCode::UNAUTHORIZED;
+    let mut response = fault.into_response();
+    if let Some(keystone) = service.callers.keystone().filter(|_| unknown)
+        && let Ok(challenge) = HeaderValue::from_str(&format!("Keystone uri=\"{}\"", keystone.public_url()))
+    {
+        if service.config.identity.tokens.is_some() {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
+        } else {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+    }
+    response
 }
 
 #[cfg(test)]
@@ -226,7 +250,7 @@ mod tests {
         let used: BTreeSet<_> = ROUTES
             .iter()
             .filter_map(|(_, access)| match access {
-                Open => None,
+                Open | Details => None,
                 Rule(rule) | InHandler(rule) => Some(*rule),
             })
             .collect();

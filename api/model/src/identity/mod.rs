@@ -4,7 +4,9 @@
 //! role, refusal ← caller ← requirement ← policy      a file uses those before it
 //! ```
 
+pub mod access_rule;
 mod caller;
+pub mod login;
 pub mod policy;
 mod refusal;
 mod requirement;

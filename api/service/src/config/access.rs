@@ -2,7 +2,7 @@
 
 use hotslot_model::identity::{Policy, policy};
 
-use super::{Account, Api, ChangedBy, Config, Identity, IdentityFrom, Listen, known_role};
+use super::{Account, Api, ChangedBy, Config, Identity, IdentityFrom, Keystone, Listen, known_role};
 
 /// Returns what is wrong about who is identified how, by key.
 pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
@@ -30,10 +30,14 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     if identity.tokens.as_ref().is_some_and(|path| !path.is_absolute()) {
         bad("[identity] tokens", "write an absolute path, such as /etc/hotslot/tokens");
     }
-    if api.identity == IdentityFrom::Headers && (identity.tokens.is_some() || !identity.local.is_empty()) {
+    for (key, reason) in identity.keystone.iter().flat_map(Keystone::problems) {
+        bad(&format!("[identity.keystone] {key}"), &reason);
+    }
+    let others = identity.tokens.is_some() || identity.keystone.is_some() || !identity.local.is_empty();
+    if api.identity == IdentityFrom::Headers && others {
         bad(
             "[api] identity",
-            "a proxy identifies all callers (identity = \"headers\"), so tokens and local users of [identity] have no \
+            "a proxy identifies all callers (identity = \"headers\"), so what [identity] configures has no \
              effect; remove one or the other",
         );
     }
@@ -47,8 +51,8 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         bad(
             "[api] listen",
             "every user and program of this machine, and guests with user networking, can connect to a TCP port, and \
-             nothing identifies them; listen on unix:/run/hotslot/api.sock, or set [identity] tokens, or [api] identity \
-             = \"headers\" with proxy_secret_file; for tests, insecure_tcp = true makes every client the administrator",
+             nothing identifies them; listen on unix:/run/hotslot/api.sock, or set [identity] tokens or [identity.keystone], \
+             or [api] identity = \"headers\" with proxy_secret_file; for tests, insecure_tcp = true makes every client the administrator",
         );
     }
     found
@@ -58,6 +62,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
 fn identifies_tcp(api: &Api, identity: &Identity) -> bool {
     api.insecure_tcp
         || identity.tokens.is_some()
+        || identity.keystone.is_some()
         || (api.identity == IdentityFrom::Headers && api.proxy_secret_file.is_some())
 }
 

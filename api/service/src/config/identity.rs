@@ -6,12 +6,16 @@ use std::path::PathBuf;
 use hotslot_model::identity::Role;
 use serde::{Deserialize, Deserializer};
 
+use super::Keystone;
+
 /// `[identity]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
     /// The file of hotslot's own tokens; `None` when there are no such tokens.
     pub tokens: Option<PathBuf>,
+    /// The Keystone that validates tokens; `None` when its tokens are not accepted.
+    pub keystone: Option<Keystone>,
     /// The rights of local users at the unix socket. The first entry that matches counts.
     pub local: Vec<Local>,
 }

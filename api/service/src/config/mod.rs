@@ -5,7 +5,9 @@
 mod access;
 mod api;
 mod identity;
+mod keystone;
 mod read;
+mod secret_file;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -20,7 +22,9 @@ pub use api::{
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
+pub use keystone::{Credential, Keystone, keystone_url};
 pub use read::ConfigError;
+pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use value::{Age, Seconds, Secret};
 

@@ -14,14 +14,40 @@ use self::local::Locals;
 use self::tokens::Tokens;
 pub use self::unidentified::Unidentified;
 use crate::config::{Config, ConfigError};
+use crate::keystone::{Failure, Keystone};
 
 /// The minimum length of a proxy's secret, in bytes.
 const SECRET: usize = 16;
+
+/// What a request with a token shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// The token of the user.
+    pub token: &'a str,
+    /// The token of the service that sends the request for the user.
+    pub service_token: Option<&'a str>,
+    /// The type of the service in Keystone's catalog to which the request goes.
+    pub service: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The path, percent-encoded.
+    pub path: &'a str,
+}
+
+impl From<Failure> for Unidentified {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotValid | Failure::ServiceNotValid => Self::Unknown(failure.to_string()),
+            Failure::Unavailable => Self::Away(failure.to_string()),
+        }
+    }
+}
 
 /// The ways in which callers are identified.
 pub struct Callers {
     locals: Locals,
     tokens: Option<Tokens>,
+    keystone: Option<Keystone>,
     /// The SHA-256 of the proxy's secret.
     proxy: Option<[u8; 32]>,
     insecure: bool,
@@ -37,6 +63,7 @@ impl Callers {
         Ok(Self {
             locals: Locals::new(config.identity.local.clone()),
             tokens: config.identity.tokens.clone().map(Tokens::new),
+            keystone: config.identity.keystone.as_ref().map(Keystone::new).transpose()?,
             proxy,
             insecure: config.api.insecure_tcp,
         })
@@ -47,21 +74,43 @@ impl Callers {
         self.locals.admit_all()
     }
 
-    /// Whether requests may have tokens of hotslot's own.
+    /// Whether requests may have tokens.
     pub fn take_tokens(&self) -> bool {
-        self.tokens.is_some()
+        self.tokens.is_some() || self.keystone.is_some()
     }
 
-    /// Returns the caller with a token of hotslot's own.
+    /// The Keystone that validates tokens.
+    pub fn keystone(&self) -> Option<&Keystone> {
+        self.keystone.as_ref()
+    }
+
+    /// Returns the caller with a token of hotslot's own or of Keystone's.
     ///
     /// # Errors
-    /// [`Unidentified::Unknown`] when there is no such token or it has expired; [`Unidentified::Away`] when the file of
-    /// the tokens cannot be read.
-    pub fn by_token(&self, token: &str) -> Result<Caller, Unidentified> {
-        match &self.tokens {
-            Some(tokens) => tokens.caller(token),
-            None => Err(Unidentified::Unknown("this service has no tokens".to_owned())),
+    /// [`Unidentified::Unknown`] when the token is not valid; [`Unidentified::Refused`] when it may not be used for this
+    /// request; [`Unidentified::Away`] when the file of the tokens cannot be read, or Keystone does not answer.
+    pub async fn by_token(&self, shown: &Shown<'_>) -> Result<Caller, Unidentified> {
+        match (&self.tokens, &self.keystone) {
+            (Some(tokens), keystone) if keystone.is_none() || tokens::is_own(shown.token) => {
+                tokens.caller(shown.token)
+            }
+            (_, Some(keystone)) => Self::by_keystone(keystone, shown).await,
+            (_, None) => Err(Unidentified::Unknown("this service has no tokens".to_owned())),
         }
+    }
+
+    async fn by_keystone(keystone: &Keystone, shown: &Shown<'_>) -> Result<Caller, Unidentified> {
+        let tokens = keystone.authenticate(shown.token, shown.service_token).await?;
+        // As in keystonemiddleware: a service does more for a user than the user may request.
+        let admitted = tokens.by_service || tokens.user.admits(shown.service, shown.method, shown.path);
+        if !admitted {
+            return Err(Unidentified::Refused(format!(
+                "the access rules of the application credential do not allow {} {} of the service type {}; create one \
+                 with such a rule",
+                shown.method, shown.path, shown.service
+            )));
+        }
+        Ok(tokens.caller())
     }
 
     /// Returns the caller at the other end of a connection; `None` for a connection of which nothing is known.
@@ -74,10 +123,14 @@ impl Callers {
             Some(Peer::Unix { uid, gid, pid }) => self.locals.caller(uid, gid, pid).await,
             Some(Peer::Tcp(address)) if self.insecure => Ok(Caller::insecure(Some(address))),
             Some(Peer::Tcp(_)) | None => {
-                let how = if self.take_tokens() {
-                    "send a token (Authorization: Bearer …; `hotslot token create` makes one)"
-                } else {
-                    "use the unix socket"
+                let how = match (&self.keystone, &self.tokens) {
+                    (Some(_), _) => {
+                        "send a token of Keystone's (X-Auth-Token; `openstack token issue` prints one)"
+                    }
+                    (None, Some(_)) => {
+                        "send a token (Authorization: Bearer …; `hotslot token create` makes one)"
+                    }
+                    (None, None) => "use the unix socket",
                 };
                 Err(Unidentified::Unknown(format!("the request does not show who calls; {how}")))
             }

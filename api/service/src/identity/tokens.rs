@@ -25,6 +25,11 @@ use crate::config::known_role;
 /// The beginning of every token, by which programs that search for leaked secrets find it.
 const PREFIX: &str = "hst_";
 
+/// Whether a token has the form of hotslot's own tokens.
+pub(super) fn is_own(token: &str) -> bool {
+    token.starts_with(PREFIX)
+}
+
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
