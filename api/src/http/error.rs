@@ -52,7 +52,7 @@ impl From<Error> for Fault {
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::AlreadyExists(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Hypervisor { source, .. } => of_kind(source.kind),
+            Error::Hypervisor { error, .. } => of_kind(error.kind),
             Error::Store(source) if let Some(advice) = source.advice() => {
                 tracing::error!(error = ?source, "the database cannot be used: {source}");
                 let message = format!(

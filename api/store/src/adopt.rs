@@ -19,7 +19,7 @@ use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::mdevs::open_states;
 use crate::pool::Store;
-use crate::sql::query;
+use crate::sql::{Executor, query};
 use crate::{attachments, mdevs};
 
 /// The reason of an adopted attachment. The documents do not tell by which alias it was requested.
@@ -47,15 +47,8 @@ impl Before {
         device: DeviceId,
     ) -> Result<Self, Error> {
         let new_request = RequestId(uuid::Uuid::new_v4());
-        let holder = match row.holder() {
-            Some(holder)
-                if (row.device() == device || takes_any(draft, holder).await?)
-                    && is_free_for(draft, holder, &row).await? =>
-            {
-                Some(holder)
-            }
-            Some(_) | None => None,
-        };
+        let is_again = may_have_again((&mut draft.tx).into(), &row, device).await?;
+        let holder = row.holder().filter(|_| is_again);
         // A request counts each device that it was given once.
         let (ended, request) =
             if holder == row.holder() { (new_request, row.request()) } else { (row.request(), new_request) };
@@ -69,20 +62,23 @@ impl Before {
     }
 }
 
+/// Whether the holder of an assignment that has ended may hold `device` for it.
+async fn may_have_again(mut on: Executor<'_>, row: &Assignment, device: DeviceId) -> Result<bool, Error> {
+    let Some(holder) = row.holder() else { return Ok(false) };
+    Ok((row.device() == device || takes_any(on.again(), holder).await?)
+        && is_free_for(on, holder, row).await?)
+}
+
 /// Whether a holder may have any device that matches its spec: an accelerator that does not stand for one device. An
 /// accelerator request is bound to a deployable of one host.
-async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<bool, Error> {
+async fn takes_any(on: Executor<'_>, holder: Holder) -> Result<bool, Error> {
     let Holder::Accelerator(id) = holder else { return Ok(false) };
     let row = query("SELECT uuid FROM accelerators WHERE uuid = $1 AND device_id IS NULL");
-    Ok(row.bind(id.to_string()).fetch_optional(&mut draft.tx).await?.is_some())
+    Ok(row.bind(id.to_string()).fetch_optional(on).await?.is_some())
 }
 
 /// Whether a holder still exists, and holds nothing but devices of the same request.
-async fn is_free_for(
-    draft: &mut DeviceTransaction<'_>,
-    holder: Holder,
-    row: &Assignment,
-) -> Result<bool, Error> {
+async fn is_free_for(mut on: Executor<'_>, holder: Holder, row: &Assignment) -> Result<bool, Error> {
     let there = match holder {
         Holder::Accelerator(id) => {
             query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
@@ -94,7 +90,7 @@ async fn is_free_for(
                 .bind(row.server().map(|server| server.to_string()))
         }
     };
-    if there.fetch_optional(&mut draft.tx).await?.is_none() {
+    if there.fetch_optional(on.again()).await?.is_none() {
         return Ok(false);
     }
     let held = query(
@@ -103,7 +99,7 @@ async fn is_free_for(
          UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2",
     );
     let held = held.bind(holder.to_string()).bind(row.request().to_string());
-    Ok(held.fetch_optional(&mut draft.tx).await?.is_none())
+    Ok(held.fetch_optional(on).await?.is_none())
 }
 
 impl Store {
@@ -127,6 +123,15 @@ impl Store {
         // It is not known whether it was used.
         draft.edit(id, |row| row.release(true, now()));
         draft.commit().await
+    }
+
+    /// Whether [`adopt`](Self::adopt) would give `device` to the holder of a mediated device that has ended: the holder
+    /// still exists, may have this device, and holds nothing of another request.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn may_have_again(&self, row: &Mdev, device: DeviceId) -> Result<bool, Error> {
+        may_have_again((&self.read).into(), &Assignment::Mdev(row.clone()), device).await
     }
 
     /// Makes the record of an assignment, `attached`, and its device's status with it, in one transaction. Returns

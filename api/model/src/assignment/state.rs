@@ -107,9 +107,12 @@ pub enum Observation {
     },
 }
 
+/// Begins the reason of an attached mediated device that no domain has any more, and that could not be removed from the
+/// host yet. The reason is removed when a domain has the device again.
+pub const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
 const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
-const CUT_OFF: &str = "the attach was cut off before the device was plugged";
-const LEFT_OPEN: &str = "the attach was cut off, and the domain does not have the device; whether its guest had it \
+const CUT_OFF: &str = "the attach was interrupted before the device was plugged";
+const LEFT_OPEN: &str = "the attach was interrupted, and the domain does not have the device; whether its guest had it \
                          meanwhile is not known";
 const TAKEN: &str = "removed from the domain outside of hotslot";
 const POWER: &str = "the server was shut off, and its definition has no such device";
@@ -206,7 +209,9 @@ impl State {
             }
             (Self::Attached, Observation::Present { inner: seen, only_in_definition, same_run }) => {
                 // Keep the reason of a refused detach until the next request.
-                let earlier = reason.filter(|reason| *reason != ONLY_IN_DEFINITION);
+                let is_over =
+                    |reason: &str| reason == ONLY_IN_DEFINITION || reason.starts_with(NOT_IN_SERVER);
+                let earlier = reason.filter(|reason| !is_over(reason));
                 let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { earlier };
                 Some((Self::Attached, note, merge(inner, *seen, *same_run)))
             }

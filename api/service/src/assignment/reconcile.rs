@@ -199,12 +199,12 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
     loop {
-        let away = host.hypervisor.connection().is_err();
+        let unreachable = host.hypervisor.connection().is_err();
         if todo.everything {
             next_round = Instant::now() + interval;
         }
         // An unreachable host is compared in full when its connection is back, so only restarts are kept.
-        todo = if away {
+        todo = if unreachable {
             Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
             let work = service.run(&host, std::mem::take(&mut todo));

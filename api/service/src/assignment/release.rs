@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::assignments::Assignments;
 use super::engine::Release;
 use super::policy::GuestDevice;
-use super::request::{Ask, DetachRequest};
+use super::request::{Attempt, DetachRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::{locks, task};
@@ -108,10 +108,10 @@ impl Assignments {
         };
         let room = host.admit()?;
         let first = self.intend(key, request.force).await?;
-        let ask = Ask { until, first };
+        let attempt = Attempt { until, first };
         Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
-            service.detach_now(&host, key, ask, guard).await?.into_result()
+            service.detach_now(&host, key, attempt, guard).await?.into_result()
         })))
     }
 
@@ -227,7 +227,7 @@ impl Assignments {
         };
         let _room = host.admit()?;
         let first = self.intend(key, force).await?;
-        self.detach_now(host, key, Ask { until, first }, guard).await
+        self.detach_now(host, key, Attempt { until, first }, guard).await
     }
 
     /// Waits for the detach that another request began, and returns its outcome.
@@ -250,18 +250,18 @@ impl Assignments {
         self: &Arc<Self>,
         host: &Host,
         key: AssignmentKey,
-        ask: Ask,
+        attempt: Attempt,
         guard: locks::Guard,
     ) -> Result<Release, Error> {
         let Some(row) = self.store.assignment(key).await?.filter(|row| !row.state().is_final()) else {
             return Ok(Release::Ended);
         };
-        let outcome = self.release(host, &row, ask).await;
+        let outcome = self.release(host, &row, attempt).await;
         drop(guard);
         if let Some(server) = row.server() {
             // Comparisons skipped this assignment while it was worked on, so compare the server again.
             host.queue_server_check(server);
-            // After an error it is unknown whether the guest was asked.
+            // After an error it is unknown whether the guest was requested to release the device.
             if outcome.is_err() {
                 host.queue_unplug_retry(server);
             }

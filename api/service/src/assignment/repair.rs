@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Policy};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
+use hotslot_driver::pci::PciAddress;
 use hotslot_driver::xml::hostdev::Pluggable;
 use hotslot_model::assignment::drift::{
     Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding,
@@ -23,7 +24,7 @@ use tokio::task::JoinHandle;
 use super::assignments::{Assignments, hostdev_spec};
 use super::engine::{Release, ReleaseOutcome};
 use super::mdev::mdev_spec;
-use super::request::Ask;
+use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
 use crate::locks::Guard;
@@ -62,7 +63,7 @@ impl Assignments {
         let named = self.named_in(view.as_ref(), began).await?;
         let elsewhere =
             if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        let (replaced, parents) = self.returned_mdevs(&named).await?;
+        let (replaced, parents) = self.returned_mdevs(host, &named).await?;
         let comparison = Comparison {
             hypervisor: host.row.id,
             server,
@@ -70,10 +71,7 @@ impl Assignments {
             named: &named,
             view: view.as_ref(),
             device: &|id| self.store.device(id),
-            device_at: &|address| {
-                let devices = self.store.devices_of(host.row.id);
-                devices.into_iter().find(|device| device.facts.address == address)
-            },
+            device_at: &|address| self.device_at(host, address),
             elsewhere: elsewhere.map(|other| other.name.as_str()),
             replaced: &replaced,
             mdevs: &host.mdevs(),
@@ -103,10 +101,11 @@ impl Assignments {
         Ok(named)
     }
 
-    /// Looks at mediated devices that came back with their domain: they are attached again, unless their holder got
-    /// other devices. Returns those whose holder did, and the devices that have mediated devices.
+    /// Checks mediated devices that came back with their domain: they are attached again if their holders can have them
+    /// again. Returns those whose holders cannot, and the devices that have mediated devices.
     async fn returned_mdevs(
         &self,
+        host: &Host,
         named: &BTreeMap<AttachmentId, Option<Assignment>>,
     ) -> Result<(BTreeSet<AttachmentId>, BTreeSet<DeviceId>), Error> {
         let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
@@ -114,12 +113,22 @@ impl Assignments {
             if let Assignment::Mdev(row) = row
                 && row.unrequested
             {
-                let held = self.store.held_by(row.holder).await?;
-                replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
+                // On another host, or after a change by others, it may be of another parent than the one on record.
+                let found =
+                    host.mdevs().iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
+                let parent = found.and_then(|address| self.device_at(host, address));
+                let parent = parent.map_or(row.parent, |parent| parent.id);
+                let is_refused = !self.store.may_have_again(row, parent).await?;
+                replaced.extend(is_refused.then_some(row.id));
                 parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
             }
         }
         Ok((replaced, parents))
+    }
+
+    fn device_at(&self, host: &Host, address: PciAddress) -> Option<Arc<Device>> {
+        let devices = self.store.devices_of(host.row.id);
+        devices.into_iter().find(|device| device.facts.address == address)
     }
 
     /// Returns the record whose id is in a hotslot alias, whether it has ended or not.
@@ -357,8 +366,8 @@ impl Assignments {
         }
         let outcome = match &action {
             Action::RetryUnplug(_) => {
-                let ask = Ask { until: None, first: false };
-                let released = self.detach_now(host, key, ask, guard).await;
+                let attempt = Attempt { until: None, first: false };
+                let released = self.detach_now(host, key, attempt, guard).await;
                 return released.and_then(Release::into_result).inspect_err(|error| {
                     tracing::info!(attachment.id = %key.id, server.id = %server, %error, "a repeated detach failed");
                 });
@@ -409,9 +418,12 @@ impl Assignments {
                 self.take_stray_away(host, row).await
             }
             ReleaseOutcome::Gone { .. } => Ok(Release::Ended),
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => Ok(Release::Stays(
-                format!("the device of {key} is still in {owner} on host {}: {reason}", host.name),
-            )),
+            ReleaseOutcome::Refused { reason }
+            | ReleaseOutcome::Pending { reason }
+            | ReleaseOutcome::LeftOnHost { reason } => Ok(Release::Stays(format!(
+                "the device of {key} is still in {owner} on host {}: {reason}",
+                host.name
+            ))),
             ReleaseOutcome::Failed { error, .. } => {
                 Err(host.error(format!("taking the device of {key} out of {owner}"))(error))
             }

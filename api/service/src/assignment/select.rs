@@ -244,10 +244,10 @@ impl Assignments {
         let is_group = |check: &&mut Check| check.name == "group-viable" && check.result == CheckResult::Fail;
         for check in checks.iter_mut().filter(is_group) {
             let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-            let hindrance = check
-                .device
-                .and_then(|address| snapshot.availability.group_hindrance(address, &rows, server, drivers));
-            if let Some(reason) = hindrance {
+            let blocked = check.device.and_then(|address| {
+                snapshot.availability.why_group_is_blocked(address, &rows, server, drivers)
+            });
+            if let Some(reason) = blocked {
                 (check.message, check.cure) = (reason, None);
             }
         }
@@ -334,9 +334,9 @@ impl Assignments {
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
         }];
         if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
-            checks.push(match self.mac_taken(request).await? {
+            checks.push(match self.mac_in_use(request).await? {
                 None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
-                Some(taken) => check("mac-address", CheckResult::Fail, taken),
+                Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
             });
         }
         let (mut look, snapshot) =

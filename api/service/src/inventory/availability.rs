@@ -189,7 +189,7 @@ impl Availability {
 
     /// Returns why a function cannot be assigned because of another member of its IOMMU group; `None` when it can.
     /// `server` is the server that is to get the function, `None` for a binding.
-    pub fn group_hindrance(
+    pub fn why_group_is_blocked(
         &self,
         address: PciAddress,
         devices: &HashMap<PciAddress, &Device>,
@@ -264,7 +264,7 @@ impl Availability {
             if drivers == HostDrivers::Keep {
                 return reason;
             }
-            let group = || self.group_hindrance(address, &rows, server, drivers);
+            let group = || self.why_group_is_blocked(address, &rows, server, drivers);
             reason.or_else(|| self.in_parts(address)).or_else(group)
         };
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()

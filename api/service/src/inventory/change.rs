@@ -72,20 +72,20 @@ impl Catalog {
         let rule = changed(&change, &mut entries)?;
         let after = Rules::read(entries, &self.config.pci);
         self.check_change(&before, &after, &rule)?;
-        let taken = self.taken_from(&before, &after, &rule);
-        if !taken.is_empty() && !force {
+        let withdrawn = self.withdrawn_devices(&before, &after, &rule);
+        if !withdrawn.is_empty() && !force {
             return Err(Error::Conflict(format!(
                 "nothing was changed, because {} lists devices in use: {}; detach them first, or add ?force=true: \
                  they then stay with their servers and are no longer assignable when they are free",
                 rule.name(),
-                taken.join(", ")
+                withdrawn.join(", ")
             )));
         }
         match &change {
             Change::Add { .. } | Change::Replace { .. } => self.store.put_rule(&rule).await?,
             Change::Remove { .. } => self.store.remove_rule(&rule).await?,
         }
-        tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?taken, "the rules were changed");
+        tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?withdrawn, "the rules were changed");
         self.set_rules(after);
         // An alias does not change which devices are assignable.
         if rule.kind != RuleKind::Alias {
@@ -165,13 +165,13 @@ impl Catalog {
     }
 
     /// Returns the devices in use that an entry listed before a change and does not list after it.
-    fn taken_from(&self, before: &Rules, after: &Rules, rule: &Rule) -> Vec<String> {
+    fn withdrawn_devices(&self, before: &Rules, after: &Rules, rule: &Rule) -> Vec<String> {
         let in_force =
             before.entries().iter().any(|entry| entry.id == rule.id) && before.problem(rule.id).is_none();
         if rule.kind == RuleKind::Alias || !in_force {
             return Vec::new();
         }
-        let mut taken = Vec::new();
+        let mut withdrawn = Vec::new();
         for host in self.hosts.iter() {
             let functions = host.functions();
             let (before, after) = (before.inventory.on(&functions).0, after.inventory.on(&functions).0);
@@ -182,16 +182,16 @@ impl Catalog {
                     Some(rules.entries_of(function, parent(&functions, function)).contains(&rule.id))
                 };
                 // On a host that was not reached yet this is unknown; count every device that the record has there.
-                let taken_away = match (speaks(&before), speaks(&after)) {
+                let is_withdrawn = match (speaks(&before), speaks(&after)) {
                     (Some(before), Some(after)) => before && !after,
                     (None, _) | (_, None) => device.gone_at.is_none(),
                 };
-                if taken_away {
-                    taken.push(format!("{} of host {} ({owner})", device.facts.address, host.name));
+                if is_withdrawn {
+                    withdrawn.push(format!("{} of host {} ({owner})", device.facts.address, host.name));
                 }
             }
         }
-        taken
+        withdrawn
     }
 
     /// Reads the devices of every reachable host again. An unreachable host is read with the new rules when it is back.
