@@ -24,6 +24,7 @@ mod explain;
 mod heap;
 mod host;
 mod lookup;
+mod notify;
 mod output;
 mod pci;
 mod remedy;
