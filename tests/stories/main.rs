@@ -28,6 +28,7 @@ mod restart;
 mod retries;
 mod routes;
 mod rules;
+mod service_manager;
 mod soak;
 mod socket;
 mod steps;

@@ -3,10 +3,12 @@
 //! ```text
 //! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; tests choose the root of the file system
 //! hypervisor    the hypervisor at a libvirt URI, and its guests
+//! service       the service on this machine: its socket, its files, its user and its unit
 //! ```
 
 mod hypervisor;
 mod machine;
+mod service;
 
 use std::path::Path;
 
@@ -75,7 +77,12 @@ impl Finding {
 
 impl Doctor {
     /// Runs all checks and prints the findings. The exit code is [`Exit::Failed`] when a check fails.
-    pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(
+        self,
+        service: anyhow::Result<Address>,
+        config: Option<&Path>,
+        format: Format,
+    ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::look(Path::new("/"))
         } else {
@@ -83,7 +90,9 @@ impl Doctor {
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
-        findings.extend(hypervisor::look(&self.uri).await);
+        let by_tcp = matches!(service, Ok(Address::Http(_)));
+        findings.extend(hypervisor::look(&self.uri, by_tcp).await);
+        findings.extend(service::look(config, service.as_ref().ok()).await);
         findings.push(look_at_service(service).await?);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
