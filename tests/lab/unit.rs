@@ -9,10 +9,6 @@ use serde_json::Value;
 const NEEDED: &str = r#"
 [pci]
 device_spec = ['{"vendor_id": "1af4"}', '{"vendor_id": "1b36", "product_id": "0010"}']
-alias = [
-  '{"name": "virtio", "vendor_id": "1af4", "product_id": "*"}',
-  '{"name": "nvme", "vendor_id": "1b36", "product_id": "0010", "device_type": "type-PCI"}',
-]
 [[hypervisor]]
 name = "lab"
 uri = "qemu:///system"

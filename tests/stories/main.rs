@@ -13,6 +13,7 @@ mod cyborg;
 mod database;
 mod database_files;
 mod detach;
+mod doctor;
 mod drift;
 mod events;
 mod gone;

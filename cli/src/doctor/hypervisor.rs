@@ -135,14 +135,13 @@ fn networks(guests: &[DomainXml], by_tcp: bool) -> Option<Finding> {
     if count == 0 {
         return None;
     }
-    let on = format!("{count} guests are on user networking or passt ({names})");
+    let on = format!("user networking or passt is used by {names}");
     Some(if by_tcp {
-        let says =
-            format!("{on}, through which they can reach the API on the TCP port of this machine's loopback");
+        let says = format!("{on}: such a guest can reach the API on the TCP port of this machine's loopback");
         let fix = "set [api] listen = \"unix:/run/hotslot/api.sock\", and restart the service";
         Finding::bad(check, Level::Warn, says, fix)
     } else {
-        Finding::ok(check, format!("{on}; they cannot reach the API on a unix socket"))
+        Finding::ok(check, format!("{on}; such a guest cannot reach the API on a unix socket"))
     })
 }
 
