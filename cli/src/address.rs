@@ -43,7 +43,7 @@ impl fmt::Display for Address {
 }
 
 /// The places where a configuration file is looked for, in this order.
-const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
+pub(crate) const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
 
 impl Address {
     /// Returns the address of the service when `--url` does not give one. With a named configuration, it is the address

@@ -26,6 +26,7 @@ mod heap;
 mod host;
 mod login;
 mod lookup;
+mod notify;
 mod output;
 mod pci;
 mod remedy;
@@ -193,7 +194,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, config, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),

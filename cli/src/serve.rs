@@ -15,6 +15,8 @@ use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::notify;
+
 /// The time that running requests have to finish after a stop signal. Requests that are not finished by then are on
 /// record, and the next start continues them.
 const GRACE: Duration = Duration::from_secs(10);
@@ -85,12 +87,14 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut server = tokio::spawn(async move { http::serve(listener, router, &serving, asked).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    notify::ready(&service, &api.listen.to_string());
     tokio::select! {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    notify::stopping();
     service.lifecycle.stop();
     // Remove the socket before the listener closes: after that another service may create a socket with the same name.
     drop(socket);

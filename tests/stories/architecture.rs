@@ -231,3 +231,38 @@ fn no_control_flow_depends_on_a_conflict() {
         }
     }
 }
+
+/// A build that changes `Cargo.lock` would use versions that nobody has tested.
+#[test]
+fn every_command_of_cargo_uses_the_versions_in_the_lock_file() {
+    let mut files = vec![root().join("Makefile")];
+    for folder in ["tools", ".ci"] {
+        let entries = std::fs::read_dir(root().join(folder)).unwrap();
+        files.extend(entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()));
+    }
+    let mut commands = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            let words: Vec<_> = line.split([' ', '(', '\t']).collect();
+            let resolves = words.windows(2).any(|pair| {
+                pair[0] == "cargo"
+                    && matches!(
+                        pair[1],
+                        "auditable"
+                            | "bench"
+                            | "build"
+                            | "clippy"
+                            | "deny"
+                            | "doc"
+                            | "fetch"
+                            | "run"
+                            | "test"
+                    )
+            });
+            commands += usize::from(resolves);
+            assert!(!resolves || line.contains("--locked"), "{}: {line}", file.display());
+        }
+    }
+    assert!(commands > 8, "{commands}");
+}

@@ -3,10 +3,12 @@
 //! ```text
 //! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; tests choose the root of the file system
 //! hypervisor    the hypervisor at a libvirt URI, and its guests
+//! service       the service on this machine: its socket, its files, its user and its unit
 //! ```
 
 mod hypervisor;
 mod machine;
+mod service;
 
 use std::path::Path;
 
@@ -79,6 +81,7 @@ impl Doctor {
         self,
         service: anyhow::Result<Address>,
         token: Option<String>,
+        config: Option<&Path>,
         format: Format,
     ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
@@ -88,7 +91,9 @@ impl Doctor {
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
-        findings.extend(hypervisor::check(&self.uri).await);
+        let by_tcp = matches!(service, Ok(Address::Http(_)));
+        findings.extend(hypervisor::check(&self.uri, by_tcp).await);
+        findings.extend(service::check(config, service.as_ref().ok()).await);
         findings.push(check_service(service, token).await?);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
