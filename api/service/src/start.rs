@@ -21,7 +21,7 @@ use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
 use crate::service::Service;
-use crate::webhook::Webhook;
+use crate::webhook::{Webhook, Webhooks};
 use crate::{config, feed, flavor, host, peers, retention, webhook};
 
 /// The service cannot start.
@@ -101,7 +101,8 @@ impl Service {
                 "[pci] unguarded: {} is assignable even if the host needs it", entry.address
             );
         }
-        let feed = Feed::new(config.api.followers.get());
+        let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(Hosts::new(hosts)));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
         let time = config.api.idempotency_time.0;
@@ -145,7 +146,7 @@ impl Service {
             feed,
             lifecycle: Arc::default(),
         });
-        for webhook in &service.webhooks {
+        for webhook in service.webhooks.iter() {
             let context =
                 webhook::Context { store: service.store.clone(), stopping: service.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));

@@ -10,7 +10,6 @@ use hotslot_service::assignment::Assignments;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
-use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::body::Path;
@@ -99,15 +98,17 @@ pub(super) async fn repair(
 }
 
 pub(super) async fn of_host(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": look(&service.assignments, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": look(&assignments, path.host(&hosts)?).await? })))
 }
 
 pub(super) async fn repair_host(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": repaired(&service.assignments, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": repaired(&assignments, path.host(&hosts)?).await? })))
 }

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::records::Records;
 use serde_json::{Value, json};
 
 pub(super) async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
-pub(super) async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, Json<Value>) {
+pub(super) async fn ready(
+    State(records): State<Arc<Records>>,
+    State(hosts): State<Arc<Hosts>>,
+) -> (StatusCode, Json<Value>) {
     let word = |outcome: Result<(), String>| outcome.map_or_else(|reason| reason, |()| "ok".to_owned());
-    let database = word(service.records.ping().await.map_err(|error| format!("{error:?}")));
+    let database = word(records.ping().await.map_err(|error| format!("{error:?}")));
     let mut ok = database == "ok";
     let mut hypervisors = serde_json::Map::new();
-    for host in service.hosts.iter() {
+    for host in hosts.iter() {
         let state = word(match host.hypervisor.connection() {
             Ok(()) if !host.is_synced() => Err("its devices are still being read".to_owned()),
             other => other,

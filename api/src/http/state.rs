@@ -1,5 +1,5 @@
-//! The state of the router: the service. A handler takes the parts of it that it uses (`State<Arc<Catalog>>`), and the
-//! whole service only where an answer is put together from most of them.
+//! The state of the router: the service. A handler takes only the parts of it that it uses: one part
+//! (`State<Arc<Catalog>>`), or one of the sets below that several handlers share (`State<DeviceParts>`).
 
 use std::sync::Arc;
 
@@ -8,22 +8,18 @@ use hotslot_service::accelerator::Accelerators;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::config::Config;
 use hotslot_service::cyborg::Cyborg;
+use hotslot_service::feed::Feed;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::idempotency::Idempotency;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+use hotslot_service::webhook::Webhooks;
 
 /// The service, as the router has it.
 #[derive(Clone)]
 pub(super) struct App(pub(super) Arc<Service>);
-
-impl FromRef<App> for Arc<Service> {
-    fn from_ref(app: &App) -> Self {
-        Arc::clone(&app.0)
-    }
-}
 
 /// Lets handlers take a part of the service.
 macro_rules! parts {
@@ -45,5 +41,39 @@ parts! {
     accelerators: Accelerators,
     cyborg: Cyborg,
     idempotency: Idempotency,
+    webhooks: Webhooks,
+    feed: Feed,
     lifecycle: Lifecycle,
+}
+
+/// The parts that know the devices of the hosts.
+pub(super) struct DeviceParts {
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) records: Arc<Records>,
+}
+
+impl FromRef<App> for DeviceParts {
+    fn from_ref(app: &App) -> Self {
+        Self { hosts: Arc::from_ref(app), catalog: Arc::from_ref(app), records: Arc::from_ref(app) }
+    }
+}
+
+/// The parts that answer requests for accelerators.
+pub(super) struct AcceleratorParts {
+    pub(super) accelerators: Arc<Accelerators>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) records: Arc<Records>,
+    pub(super) config: Arc<Config>,
+}
+
+impl FromRef<App> for AcceleratorParts {
+    fn from_ref(app: &App) -> Self {
+        Self {
+            accelerators: Arc::from_ref(app),
+            hosts: Arc::from_ref(app),
+            records: Arc::from_ref(app),
+            config: Arc::from_ref(app),
+        }
+    }
 }

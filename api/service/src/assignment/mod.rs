@@ -13,6 +13,7 @@
 //! request     the requests for attach and detach
 //! retry       an attach that is sent again with its Idempotency-Key
 //! ports       devices for which the guest has no free port
+//! candidates  lists the devices that an alias would take, and why it would not take the others
 //! select      chooses functions and checks whether they could be plugged; on its own, the dry run
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
 //! policy      which devices a running guest may be asked to release, and how it is prepared
@@ -22,6 +23,7 @@
 
 mod assignments;
 pub(crate) mod attach;
+mod candidates;
 mod engine;
 mod group;
 mod host_use;
@@ -41,9 +43,9 @@ mod select_mdev;
 mod verify;
 
 pub use assignments::Assignments;
+pub use candidates::{Candidates, CandidatesRequest};
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
-pub use ports::portless;
 pub(crate) use release::Work;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};
 pub use select::DryRun;
