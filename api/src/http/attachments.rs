@@ -285,14 +285,14 @@ fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
     let mut ended = false;
     for (key, value) in pairs {
         ended = match key.as_str() {
-            "ended" => truth(&key, &value)?,
+            "ended" => boolean(&key, &value)?,
             _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended"))),
         };
     }
     Ok(ended)
 }
 
-fn truth(key: &str, word: &str) -> Result<bool, Error> {
+fn boolean(key: &str, word: &str) -> Result<bool, Error> {
     word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
@@ -349,7 +349,7 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
     for (key, value) in pairs {
         match key.as_str() {
             "timeout" => request.timeout = Some(duration(&value)?),
-            "force" => request.force = truth(&key, &value)?,
+            "force" => request.force = boolean(&key, &value)?,
             _ => return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force"))),
         }
     }

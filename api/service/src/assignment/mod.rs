@@ -16,7 +16,8 @@
 //! candidates  lists the devices that an alias would take, and why it would not take the others
 //! select      chooses functions and checks whether they could be plugged; on its own, the dry run
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
-//! policy      which devices a running guest may be asked to release, and how it is prepared
+//! policy      which devices a running guest may be requested to release
+//! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
@@ -32,6 +33,7 @@ mod mdev_repair;
 mod overdue;
 mod policy;
 mod ports;
+mod quiesce;
 pub mod reconcile;
 mod release;
 mod repair;
