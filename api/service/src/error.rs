@@ -62,6 +62,9 @@ pub enum Error {
     /// The request conflicts with the current state.
     #[error("{0}")]
     Conflict(String),
+    /// The name or id of what the request creates is in use.
+    #[error("{0}")]
+    AlreadyExists(String),
     /// A row changed between reading and writing.
     #[error("another request changed the record meanwhile; try again")]
     Stale,
@@ -117,6 +120,7 @@ impl From<hotslot_store::Error> for Error {
             Of::Gone(reason) => Self::Gone(reason),
             Of::Invalid(reason) => Self::Invalid(reason),
             Of::Conflict(reason) => Self::Conflict(reason),
+            Of::AlreadyExists(reason) => Self::AlreadyExists(reason),
             Of::Internal(reason) => Self::Internal(reason),
         }
     }

@@ -156,7 +156,7 @@ async fn make(
         identity.needs(Role::Admin)?;
     }
     let made = parts.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
-    if let Err(Error::Conflict(_)) = made
+    if let Err(Error::AlreadyExists(_)) = made
         && !parts
             .accelerators
             .accelerators()
@@ -167,7 +167,9 @@ async fn make(
     {
         // The caller may not know which accelerator has the name.
         let uuid = if id.is_some() { " or the uuid" } else { "" };
-        return Err(Error::Conflict(format!("the name `{}`{uuid} is taken; take another", body.name)).into());
+        return Err(
+            Error::AlreadyExists(format!("the name `{}`{uuid} is taken; take another", body.name)).into()
+        );
     }
     let view = made?;
     let prefix = if uri.path().starts_with("/v1") { "/v1" } else { "" };

@@ -50,7 +50,7 @@ impl From<Error> for Fault {
             }
             Error::Gone(_) => StatusCode::GONE,
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
-            Error::Conflict(_) | Error::Stale => StatusCode::CONFLICT,
+            Error::Conflict(_) | Error::AlreadyExists(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { source, .. } => of_kind(source.kind),
             Error::Store(source) if let Some(advice) = source.advice() => {

@@ -104,7 +104,7 @@ impl Store {
     /// Creates an accelerator. If a device has or had the UUID `id`, the accelerator is fixed to that device.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] when its name or id is in use, or the error of the database.
+    /// Returns [`Error::AlreadyExists`] when its name or id is in use, or the error of the database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -127,7 +127,7 @@ impl Store {
             };
             if let Some(row) = taken.bind(&value).fetch_optional(&mut tx).await? {
                 let other: String = row.try_get("uuid")?;
-                return Err(Error::Conflict(format!(
+                return Err(Error::AlreadyExists(format!(
                     "accelerator {other} already has the {key} `{value}`; choose another {key}"
                 )));
             }

@@ -53,7 +53,7 @@ impl Store {
     /// Creates a device profile.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] when its name or id is in use, or the error of the database.
+    /// Returns [`Error::AlreadyExists`] when its name or id is in use, or the error of the database.
     pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         for (key, value) in [("name", new.name.clone()), ("uuid", new.id.to_string())] {
@@ -62,7 +62,7 @@ impl Store {
                 _ => query("SELECT uuid FROM device_profiles WHERE uuid = $1"),
             };
             if taken.bind(&value).fetch_optional(&mut tx).await?.is_some() {
-                return Err(Error::Conflict(format!(
+                return Err(Error::AlreadyExists(format!(
                     "a device profile with the {key} `{value}` already exists; choose another {key}"
                 )));
             }

@@ -47,6 +47,9 @@ pub enum Error {
     /// The change conflicts with the records. The message says what conflicts and what to do.
     #[error("{0}")]
     Conflict(String),
+    /// The name or id of a new record is in use. The message says what has it.
+    #[error("{0}")]
+    AlreadyExists(String),
     /// An internal error of hotslot.
     #[error("{0}")]
     Internal(String),

@@ -79,7 +79,7 @@ impl Accelerators {
                 self.on_that_host(&view, &host)?;
                 let request = HostUseRequest {
                     holder: Holder::Accelerator(view.row.id),
-                    candidates: self.candidates(&view, &host)?,
+                    candidates: self.candidates(&view, &host).map_err(Error::Conflict)?,
                     num: view.spec().count(),
                     driver,
                 };
@@ -98,7 +98,7 @@ impl Accelerators {
         self.on_that_host(view, &host)?;
         host.ready().await?;
         let spec = view.spec();
-        let candidates = self.candidates(view, &host)?;
+        let candidates = self.candidates(view, &host).map_err(Error::Conflict)?;
         let name = format!("accelerator {}", view.row.name);
         let numa_policy = spec.numa_policy.unwrap_or(NumaPolicy::Preferred);
         let alias = Alias::among(name.clone(), &candidates, numa_policy);
@@ -129,7 +129,7 @@ impl Accelerators {
         let (host, _) = self.hosts.find(server).await?;
         self.on_that_host(view, &host)?;
         host.ready().await?;
-        let (spec, candidates) = (view.spec(), self.candidates(view, &host)?);
+        let (spec, candidates) = (view.spec(), self.candidates(view, &host).map_err(Error::Conflict)?);
         let parts = MdevRequest {
             holder: Holder::Accelerator(view.row.id),
             name: format!("accelerator {}", view.row.id),
@@ -164,13 +164,13 @@ impl Accelerators {
                         best = Some((this, host));
                     }
                 }
-                Err(error) => refusal = refusal.or(Some(error)),
+                Err(reason) => refusal = refusal.or(Some(reason)),
             }
         }
         if let Some((_, host)) = best {
             return Ok(Arc::clone(host));
         }
-        Err(refusal.unwrap_or_else(|| Error::Conflict("no host is configured".into())))
+        Err(Error::Conflict(refusal.unwrap_or_else(|| "no host is configured".into())))
     }
 
     /// Checks that an accelerator can be attached on a host: its pinned device, or a candidate, is there.
@@ -189,7 +189,7 @@ impl Accelerators {
             Some(_) => Ok(()),
             None if !answers(host) => Ok(()),
             None => {
-                let Err(Error::Conflict(reason)) = self.candidates(view, host) else { return Ok(()) };
+                let Err(reason) = self.candidates(view, host) else { return Ok(()) };
                 let others = self.hosts.iter().filter(|other| self.candidates(view, other).is_ok());
                 let others: Vec<_> = others.map(|other| other.name.as_str()).collect();
                 let instead = match others[..] {
@@ -205,8 +205,8 @@ impl Accelerators {
     /// devices are free, or when mediated devices are requested. A pinned device is the only candidate.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when no device matches, with the reason of the one that came nearest.
-    pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, Error> {
+    /// When no device matches: the reason of the one that came nearest.
+    pub(super) fn candidates(&self, view: &View, host: &Host) -> Result<BTreeSet<PciAddress>, String> {
         let (spec, functions) = (view.spec(), host.functions());
         let rows = self.store.devices_of(host.row.id);
         if let Some(pinned) = &view.pinned {
@@ -235,10 +235,10 @@ impl Accelerators {
         }
         if found.is_empty() {
             let nearest = nearest.map(|(_, nearest)| format!(" ({nearest})")).unwrap_or_default();
-            return Err(Error::Conflict(format!(
+            return Err(format!(
                 "no device of host {} matches the spec of accelerator {}{nearest}; GET os-pci/detail lists the devices",
                 host.name, view.row.id
-            )));
+            ));
         }
         Ok(found)
     }

@@ -19,7 +19,7 @@ impl Accelerators {
     /// Creates an accelerator, which belongs to `project`. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when its name or id is taken, or a discovered accelerator has that name; errors of the
+    /// [`Error::AlreadyExists`] when its name or id is taken, or a discovered accelerator has that name; errors of the
     /// database.
     pub async fn create_accelerator(
         &self,
@@ -37,7 +37,7 @@ impl Accelerators {
             if let Some(device) = devices.iter().find(shows)
                 && self.store.accelerator(AcceleratorId(device.uuid)).await?.is_none()
             {
-                return Err(Error::Conflict(format!(
+                return Err(Error::AlreadyExists(format!(
                     "the discovered accelerator {} is called `{name}`; choose another name, or use its uuid",
                     device.uuid
                 )));

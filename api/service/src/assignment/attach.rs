@@ -74,7 +74,9 @@ impl Assignments {
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
-        self.mac_is_free(&request).await?;
+        if let Some(taken) = self.mac_taken(&request).await? {
+            return Err(Error::Conflict(taken));
+        }
         // A device that is added to no definition is not recorded as persistent.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
         let mut choice = Exclusions::default();
@@ -100,20 +102,20 @@ impl Assignments {
         }
     }
 
-    /// Checks that no open attachment has the requested MAC address.
+    /// Returns which open attachment has the requested MAC address, as an error text; `None` when none has it.
     ///
     /// # Errors
-    /// [`Error::Conflict`]; errors of the database.
-    pub(super) async fn mac_is_free(&self, request: &AttachRequest) -> Result<(), Error> {
-        let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(()) };
+    /// Errors of the database.
+    pub(super) async fn mac_taken(&self, request: &AttachRequest) -> Result<Option<String>, Error> {
+        let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(None) };
         let open = self.store.attachments().await?;
-        match open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac)) {
-            Some(row) => Err(Error::Conflict(format!(
+        let has_it = open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac));
+        Ok(has_it.map(|row| {
+            format!(
                 "mac_address {mac} is already used by attachment {} of server {}; choose another",
                 row.id, row.server
-            ))),
-            None => Ok(()),
-        }
+            )
+        }))
     }
 
     /// Claims all devices in `chosen`, or none. Without `chosen`, or when another request claimed one first, it chooses

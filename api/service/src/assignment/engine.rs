@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use hotslot_driver::hotplug::{DetachLimits, Unplugged};
 use hotslot_driver::hypervisor::{self, ErrorKind};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Change, Observation, State};
+use hotslot_model::assignment::{Assignment, AssignmentKey, AssignmentKind, Change, Observation};
 use hotslot_model::device::Device;
 use hotslot_model::id::DeviceId;
 use tokio::time::Instant;
@@ -54,6 +54,29 @@ impl From<Result<Unplugged, hypervisor::Error>> for ReleaseOutcome {
             Ok(Unplugged::Refused { reason }) => Self::Refused { reason },
             Ok(Unplugged::Pending { reason }) => Self::Pending { reason },
             Err(error) => Self::Failed { error, as_before: true },
+        }
+    }
+}
+
+/// What became of an assignment that was to be released.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum Release {
+    /// It has ended: the device is gone from its guest, or back with the host.
+    Ended,
+    /// The device stays for now. The text says why, and what to do.
+    Stays(String),
+}
+
+impl Release {
+    /// The result for a caller who requested the release.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the device stays.
+    pub(crate) fn into_result(self) -> Result<(), Error> {
+        match self {
+            Self::Ended => Ok(()),
+            Self::Stays(text) => Err(Error::Conflict(text)),
         }
     }
 }
@@ -185,8 +208,8 @@ impl Assignments {
     /// and the outcome recorded.
     ///
     /// # Errors
-    /// [`Error::Conflict`] with the reason when the device stays; errors of the hypervisor and of the database.
-    pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<(), Error> {
+    /// Errors of the hypervisor and of the database; then it is not known whether the guest was asked.
+    pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<Release, Error> {
         // The overdue calls of other processes are known from their last commits.
         self.store.refresh().await?;
         let mut note = String::new();
@@ -206,7 +229,7 @@ impl Assignments {
                 let now = self.settle(row.key(), seen).await?;
                 let state = now.map_or(row.state(), |now| now.state());
                 let advice = "correct that and detach again, or detach with force";
-                return Err(Error::Conflict(format!("{} is {state}: {reason}; {advice}", row.key())));
+                return Ok(Release::Stays(format!("{} is {state}: {reason}; {advice}", row.key())));
             }
             note = format!("; {}", not.reason);
         }
@@ -224,81 +247,41 @@ impl Assignments {
         row: &Assignment,
         ask: Ask,
         note: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<Release, Error> {
         // The calls that other processes wait for are known from their last commits.
         self.store.refresh().await?;
         let key = row.key();
         let device = self.store.known_device(row.device()).await?;
         let device = device.ok_or_else(|| Error::Internal(format!("the device of {key} is lost")))?;
         let address = device.facts.address;
-        let name = match row {
-            Assignment::Attachment(_) => address.to_string(),
-            Assignment::Binding(_) => format!("{address} of host {}", host.name),
-            Assignment::Mdev(_) => key.to_string(),
-        };
         if let Some(call) = self.call_out(host, row.server(), row.device()) {
             let reason = with_attach_failure(row, call.to_string());
             self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
-            return Err(Error::Conflict(format!(
+            return Ok(Release::Stays(format!(
                 "{key} stays detaching: {reason}; the detach continues when that call returns"
             )));
         }
         let total = ask.until.map(|until| until.saturating_duration_since(Instant::now()));
         let limits = DetachLimits { total, ..self.detach_limits() };
-        let outcome = match row {
-            Assignment::Attachment(row) => self.unplug(host, row, &device, limits).await,
-            Assignment::Binding(row) => self.unbind(host, row, &device, ask.first).await,
-            Assignment::Mdev(row) => self.remove_mdev(host, row, address, limits).await,
+        let (name, outcome) = match row {
+            Assignment::Attachment(row) => {
+                (address.to_string(), self.unplug(host, row, &device, limits).await)
+            }
+            Assignment::Binding(row) => {
+                (format!("{address} of host {}", host.name), self.unbind(host, row, &device, ask.first).await)
+            }
+            Assignment::Mdev(row) => (key.to_string(), self.remove_mdev(host, row, address, limits).await),
         };
-        let stays = |reason: &str| {
-            let text =
-                format!("{name} is not gone yet and stays detaching: {reason}; detach again, or wait for it");
-            Error::Conflict(text)
-        };
-        let (seen, error) = match outcome {
-            ReleaseOutcome::Gone { reason } => {
-                let note = Some(note.trim_start_matches("; ").to_owned()).filter(|note| !note.is_empty());
-                let reason = reason.or(note).or_else(|| why_given_up(row).map(str::to_owned));
-                self.settle(key, Observation::Removed { reason }).await?;
+        let (seen, result) = settled_as(host, row, &name, outcome, note);
+        // An event may have reported meanwhile that the device is gone.
+        match self.settle(key, seen).await? {
+            Some(now) if now.state().is_final() => {
                 tracing::info!(
                     attachment.id = %key.id, pci.address = %address, "released {name} from {}", row.owner()
                 );
-                return Ok(());
+                Ok(Release::Ended)
             }
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.is_given_up() => {
-                let reason = with_attach_failure(row, reason + note);
-                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
-            }
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.forced() => {
-                let reason = format!("{reason}{note}; {FORCED}");
-                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
-            }
-            ReleaseOutcome::Refused { reason } => {
-                let reason = reason + note;
-                let text =
-                    format!("{name} stays attached: {reason}; detach again when the guest can release it");
-                (Observation::DetachRefused { reason }, Error::Conflict(text))
-            }
-            ReleaseOutcome::Pending { reason } => {
-                let reason = reason + note;
-                (Observation::StillThere { reason: reason.clone() }, stays(&reason))
-            }
-            ReleaseOutcome::Failed { error, as_before } => {
-                let reason = with_attach_failure(row, error.to_string() + note);
-                let seen = if error.kind.leaves_it_open() {
-                    Observation::HostAway { reason }
-                } else if as_before {
-                    Observation::DetachRefused { reason }
-                } else {
-                    Observation::StillThere { reason }
-                };
-                (seen, host.error(format!("detaching {name} failed"))(error))
-            }
-        };
-        // An event may have reported meanwhile that the device is gone.
-        match self.settle(key, seen).await? {
-            Some(now) if now.state() == State::Detached => Ok(()),
-            Some(_) | None => Err(error),
+            Some(_) | None => result,
         }
     }
 
@@ -374,7 +357,8 @@ impl Assignments {
                 Leftover::Unknown => format!("{key} is released when the host answers"),
                 Leftover::Assigned => {
                     let ask = Ask { until: None, first: false };
-                    let Err(error) = self.release_unprepared(host, row, ask, "").await else { continue };
+                    let released = self.release_unprepared(host, row, ask, "").await;
+                    let Err(error) = released.and_then(Release::into_result) else { continue };
                     tracing::error!(attachment.id = %key.id, %error, "{key} is not released yet");
                     let now = self.store.assignment(*key).await.ok().flatten();
                     let reason = now.as_ref().and_then(|now| now.reason().map(str::to_owned));
@@ -388,6 +372,52 @@ impl Assignments {
             }
         }
         Ok(left)
+    }
+}
+
+/// Returns what the records are to say about the outcome of a release, and the result of the release. `name` names the
+/// device for people, and `note` is added to the reason.
+fn settled_as(
+    host: &Host,
+    row: &Assignment,
+    name: &str,
+    outcome: ReleaseOutcome,
+    note: &str,
+) -> (Observation, Result<Release, Error>) {
+    let pending = |reason: String| {
+        let text =
+            format!("{name} is not gone yet and stays detaching: {reason}; detach again, or wait for it");
+        (Observation::StillThere { reason }, Ok(Release::Stays(text)))
+    };
+    match outcome {
+        ReleaseOutcome::Gone { reason } => {
+            let note = Some(note.trim_start_matches("; ").to_owned()).filter(|note| !note.is_empty());
+            let reason = reason.or(note).or_else(|| why_given_up(row).map(str::to_owned));
+            (Observation::Removed { reason }, Ok(Release::Ended))
+        }
+        ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.is_given_up() => {
+            pending(with_attach_failure(row, reason + note))
+        }
+        ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } if row.forced() => {
+            pending(format!("{reason}{note}; {FORCED}"))
+        }
+        ReleaseOutcome::Refused { reason } => {
+            let reason = reason + note;
+            let text = format!("{name} stays attached: {reason}; detach again when the guest can release it");
+            (Observation::DetachRefused { reason }, Ok(Release::Stays(text)))
+        }
+        ReleaseOutcome::Pending { reason } => pending(reason + note),
+        ReleaseOutcome::Failed { error, as_before } => {
+            let reason = with_attach_failure(row, error.to_string() + note);
+            let seen = if error.kind.leaves_it_open() {
+                Observation::HostAway { reason }
+            } else if as_before {
+                Observation::DetachRefused { reason }
+            } else {
+                Observation::StillThere { reason }
+            };
+            (seen, Err(host.error(format!("detaching {name} failed"))(error)))
+        }
     }
 }
 

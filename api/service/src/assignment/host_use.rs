@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::assignments::Assignments;
 use super::attach::RACES;
-use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
+use super::engine::{self, Failed, Leftover, Release, ReleaseOutcome, Step as _};
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
@@ -161,7 +161,8 @@ impl Assignments {
         let mut outcome = Ok(());
         for (row, was) in rows.iter().zip(&was) {
             let ask = Ask { until: None, first: was.state() == State::Attached };
-            outcome = outcome.and(self.release(&host, row, ask).await);
+            let released = self.release(&host, row, ask).await.and_then(Release::into_result);
+            outcome = outcome.and(released);
         }
         if outcome.is_err() {
             // The bindings that are left in transition are released later.
@@ -194,8 +195,8 @@ impl Assignments {
     /// bindings is done with the lock of the host's IOMMU groups held.
     ///
     /// # Errors
-    /// Errors of the database, and the first error of the hypervisor after which it is unknown whether a device was
-    /// released; the caller tries again. A refusal is only logged; the next full comparison tries again.
+    /// The first error after which the caller is to try again: of the database, or of the hypervisor when it is unknown
+    /// whether a device was released. A refusal is only logged; the next full comparison tries again.
     pub(crate) async fn settle_bindings(&self, host: &Host) -> Result<(), Error> {
         let here = |row: &Binding| row.hypervisor == host.row.id && row.state != State::Attached;
         if !self.store.bindings().await?.iter().any(here) {
@@ -217,10 +218,13 @@ impl Assignments {
                 continue;
             }
             let ask = Ask { until: None, first: false };
-            let Err(error) = self.release(host, row, ask).await else { continue };
+            let Err(error) = self.release(host, row, ask).await.and_then(Release::into_result) else {
+                continue;
+            };
             tracing::error!(host = %host.name, %error, "a binding could not be released");
             let is_open = matches!(&error, Error::Hypervisor { source, .. } if source.kind.leaves_it_open());
-            if is_open && self.call_out(host, None, row.device()).is_none() && outcome.is_ok() {
+            let to_repeat = is_open || matches!(error, Error::Store(_));
+            if to_repeat && self.call_out(host, None, row.device()).is_none() && outcome.is_ok() {
                 outcome = Err(error);
             }
         }

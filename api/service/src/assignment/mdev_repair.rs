@@ -12,7 +12,7 @@ use hotslot_model::id::ServerId;
 use hotslot_store::actor;
 
 use super::assignments::Assignments;
-use super::engine::ReleaseOutcome;
+use super::engine::{Release, ReleaseOutcome};
 use crate::error::Error;
 use crate::host::Host;
 
@@ -20,26 +20,26 @@ use crate::host::Host;
 const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
 
 impl Assignments {
-    /// Removes a mediated device that no domain has from the host, and records `seen`.
+    /// Removes a mediated device that no domain has from the host, and records `seen`. When the device was not removed,
+    /// the row keeps its state and gets the reason: nobody has requested a detach, and a server that comes back keeps
+    /// the device.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database. When
-    /// the device was not removed, the row keeps its state and gets the reason: nobody has requested a detach, and a
-    /// server that comes back keeps the device.
+    /// Errors of the hypervisor and of the database.
     pub(super) async fn take_away(
         &self,
         host: &Host,
         row: &Assignment,
         seen: Observation,
-    ) -> Result<(), Error> {
+    ) -> Result<Release, Error> {
         let (key, parent) = (row.key(), self.store.device(row.device()));
         let parent = parent.ok_or_else(|| Error::Internal(format!("the parent of {key} is lost")))?;
         match self.destroy(host, key.id, parent.facts.address).await {
-            ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(drop),
+            ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(|_| Release::Ended),
             ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
                 let reason = format!("{NOT_IN_SERVER}{reason}");
                 self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
-                Err(Error::Conflict(format!("{key}: {reason}")))
+                Ok(Release::Stays(format!("{key}: {reason}")))
             }
             ReleaseOutcome::Failed { error, .. } => {
                 let reason = format!("{NOT_IN_SERVER}{error}");
@@ -51,22 +51,24 @@ impl Assignments {
 
     /// Removes a mediated device whose record has ended from the host, unless a domain has it.
     ///
+    /// It stays while an overdue call may still change it.
+    ///
     /// # Errors
-    /// [`Error::Conflict`] while an overdue call may still change it; errors of the hypervisor and of the database.
-    pub(super) async fn take_stray_away(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
+    /// Errors of the hypervisor and of the database.
+    pub(super) async fn take_stray_away(&self, host: &Host, row: &Assignment) -> Result<Release, Error> {
         // If its server moved, its parent on this host differs from the one on record.
         let here = host.mdevs().iter().find(|mdev| mdev.uuid == row.id().0).and_then(|mdev| mdev.parent);
         let on_record = || self.store.device(row.device()).filter(|parent| parent.hypervisor == host.row.id);
         let parent = here.or_else(|| on_record().map(|parent| parent.facts.address));
         if let Some(call) = parent.and_then(|parent| host.overdue_call_at(parent)) {
-            return Err(Error::Conflict(format!("{call}; the work continues when that call returns")));
+            return Ok(Release::Stays(format!("{call}; the work continues when that call returns")));
         }
         let domains = host.hypervisor.domains().await.map_err(host.error("list the host's domains"))?;
         for info in domains {
             let view = host.server(ServerId(info.uuid)).await?;
             let documents = view.iter().flat_map(|view| [&view.live, &view.persistent]).flatten();
             if documents.flat_map(|document| &document.mdevs).any(|mdev| mdev.uuid == row.id().0) {
-                return Ok(());
+                return Ok(Release::Ended);
             }
         }
         let taken = match host.hypervisor.destroy_mdev(row.id().0).await {
@@ -84,7 +86,8 @@ impl Assignments {
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.read_mdevs().await);
         parent.into_iter().for_each(|parent| host.queue_device_scan(parent));
-        taken.map_err(host.error(format!("removing mediated device {} failed", row.id())))
+        taken.map_err(host.error(format!("removing mediated device {} failed", row.id())))?;
+        Ok(Release::Ended)
     }
 
     /// Creates the mediated devices again that a shut-off server needs to start: a reboot of the host removes them. The

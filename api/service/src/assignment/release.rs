@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::assignments::Assignments;
+use super::engine::Release;
 use super::policy::GuestDevice;
 use super::request::{Ask, DetachRequest};
 use crate::error::Error;
@@ -107,7 +108,9 @@ impl Assignments {
                 Some(guard) => break (host, guard),
                 // Another request is detaching the device already. Share its outcome, unless this one is forced.
                 None if late || row.state() == State::Detaching => {
-                    let work = async move { service.join_detach(&host, key, request.force, until).await };
+                    let work = async move {
+                        service.join_detach(&host, key, request.force, until).await?.into_result()
+                    };
                     return Ok(Some(actor::spawn_as_current(work)));
                 }
                 // The attach has not returned yet, or another detach is about to begin: wait, then read the row again.
@@ -119,7 +122,7 @@ impl Assignments {
         let ask = Ask { until, first };
         Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
-            service.detach_now(&host, key, ask, guard).await
+            service.detach_now(&host, key, ask, guard).await?.into_result()
         })))
     }
 
@@ -202,17 +205,17 @@ impl Assignments {
         key: AssignmentKey,
         force: bool,
         until: Option<Instant>,
-    ) -> Result<(), Error> {
-        match self.outcome_of_others(key, until).await {
-            Err(Error::Conflict(_)) if force => {}
-            outcome => return outcome,
+    ) -> Result<Release, Error> {
+        let shared = self.outcome_of_others(key, until).await?;
+        if !force || matches!(shared, Release::Ended) {
+            return Ok(shared);
         }
         let Some(guard) = self.in_flight.try_enter(key.id).await? else {
             // Yet another detach has begun; it does not see that this one is forced.
-            return match self.outcome_of_others(key, until).await {
-                Err(Error::Conflict(why)) => Err(Error::Conflict(format!("{why}; {NOT_FORCED}"))),
-                outcome => outcome,
-            };
+            return Ok(match self.outcome_of_others(key, until).await? {
+                Release::Stays(why) => Release::Stays(format!("{why}; {NOT_FORCED}")),
+                Release::Ended => Release::Ended,
+            });
         };
         let _room = host.admit()?;
         let first = self.intend(key, force).await?;
@@ -220,15 +223,15 @@ impl Assignments {
     }
 
     /// Waits for the detach that another request began, and returns its outcome.
-    async fn outcome_of_others(&self, key: AssignmentKey, until: Option<Instant>) -> Result<(), Error> {
+    async fn outcome_of_others(&self, key: AssignmentKey, until: Option<Instant>) -> Result<Release, Error> {
         // After a time-out the current state is the outcome.
         self.idle_until(key.id, until).await?;
         let row = self.store.assignment(key).await?.ok_or(Error::NoAttachment(key.id))?;
         if row.state().is_final() {
-            return Ok(());
+            return Ok(Release::Ended);
         }
         let reason = row.reason().unwrap_or("the guest has not released the device");
-        Err(Error::Conflict(format!("{key} is {}: {reason}", row.state())))
+        Ok(Release::Stays(format!("{key} is {}: {reason}", row.state())))
     }
 
     /// Releases an assignment that is recorded as `detaching`, and has its server compared afterwards.
@@ -241,17 +244,17 @@ impl Assignments {
         key: AssignmentKey,
         ask: Ask,
         guard: locks::Guard,
-    ) -> Result<(), Error> {
+    ) -> Result<Release, Error> {
         let Some(row) = self.store.assignment(key).await?.filter(|row| !row.state().is_final()) else {
-            return Ok(());
+            return Ok(Release::Ended);
         };
         let outcome = self.release(host, &row, ask).await;
         drop(guard);
         if let Some(server) = row.server() {
             // Comparisons skipped this assignment while it was worked on, so compare the server again.
             host.queue_server_check(server);
-            // A conflict is the guest's answer; after any other error it is unknown whether the guest was asked.
-            if !matches!(outcome, Ok(()) | Err(Error::Conflict(_))) {
+            // After an error it is unknown whether the guest was asked.
+            if outcome.is_err() {
                 host.queue_unplug_retry(server);
             }
         }

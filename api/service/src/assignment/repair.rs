@@ -21,11 +21,12 @@ use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
 use super::assignments::{Assignments, hostdev_spec};
-use super::engine::ReleaseOutcome;
+use super::engine::{Release, ReleaseOutcome};
 use super::mdev::mdev_spec;
 use super::request::Ask;
 use crate::error::Error;
 use crate::host::Host;
+use crate::locks::Guard;
 use crate::task;
 
 impl Assignments {
@@ -317,57 +318,57 @@ impl Assignments {
     ) -> Result<Option<JoinHandle<Result<(), Error>>>, Error> {
         let Some(guard) = self.in_flight.try_enter(id).await? else { return Ok(None) };
         let (service, host) = (Arc::clone(self), Arc::clone(host));
-        Ok(Some(actor::spawn_as_current(async move {
-            // The row may have changed since it was compared; from here on no other task changes it.
-            let (row, supposed) = match &action {
-                Action::RetryUnplug(row) => (row, State::Detaching),
-                Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
-                Action::Settle(row, _) => (row, row.state()),
-                // The records of these have ended.
-                Action::TakeOut { row, .. } | Action::Destroy(row) => (row, row.state()),
-                Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
-            };
-            let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
-            let now = service.store.assignment(key).await?;
-            if now.is_none_or(|now| now.state() != supposed) {
-                return Ok(());
+        Ok(Some(actor::spawn_as_current(async move { service.apply_now(&host, action, guard).await })))
+    }
+
+    /// Does what `action` says, unless its assignment has changed since it was compared.
+    async fn apply_now(self: &Arc<Self>, host: &Host, action: Action, guard: Guard) -> Result<(), Error> {
+        let (row, supposed) = match &action {
+            Action::RetryUnplug(row) => (row, State::Detaching),
+            Action::Plug(row) | Action::Define(row) | Action::Undefine(row) => (row, State::Attached),
+            // The records of the last two have ended.
+            Action::Settle(row, _) | Action::TakeOut { row, .. } | Action::Destroy(row) => (row, row.state()),
+            Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => return Ok(()),
+        };
+        let (key, Some(server)) = (row.key(), row.server()) else { return Ok(()) };
+        // From here on no other task changes the row.
+        if self.store.assignment(key).await?.is_none_or(|now| now.state() != supposed) {
+            return Ok(());
+        }
+        let outcome = match &action {
+            Action::RetryUnplug(_) => {
+                let ask = Ask { until: None, first: false };
+                let released = self.detach_now(host, key, ask, guard).await;
+                return released.and_then(Release::into_result).inspect_err(|error| {
+                    tracing::info!(attachment.id = %key.id, server.id = %server, %error, "a repeated detach failed");
+                });
             }
-            let outcome = match &action {
-                Action::RetryUnplug(_) => {
-                    let ask = Ask { until: None, first: false };
-                    return service.detach_now(&host, key, ask, guard).await.inspect_err(|error| {
-                        tracing::info!(attachment.id = %id, server.id = %server, %error, "a repeated detach failed");
-                    });
-                }
-                Action::TakeOut { row, .. } => service.take_out(&host, row).await,
-                Action::Settle(row, seen) => service.take_away(&host, row, seen.clone()).await,
-                Action::Destroy(row) => service.take_stray_away(&host, row).await,
-                Action::Plug(row) => service.plug_again(&host, row).await,
-                Action::Define(row) => service.write_definition(&host, row, true).await,
-                Action::Undefine(row) => service.write_definition(&host, row, false).await,
-                Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => Ok(()),
-            };
-            // A conflict is the guest's answer, or waits for an overdue call whose return is an event. Repeat the work
-            // after any other error.
-            if matches!(action, Action::TakeOut { .. } | Action::Settle(..))
-                && !matches!(outcome, Ok(()) | Err(Error::Conflict(_)))
-            {
-                host.queue_unplug_retry(server);
-            }
-            drop(guard);
-            // A record that could not be settled is tried again after a while, and not with the next event.
-            if outcome.is_ok() || !matches!(action, Action::Settle(..)) {
-                host.queue_server_check(server);
-            }
-            if let Err(error) = &outcome {
-                tracing::error!(attachment.id = %id, server.id = %server, %error, "a disagreement was not repaired");
-            }
-            outcome
-        })))
+            Action::TakeOut { row, .. } => self.take_out(host, row).await,
+            Action::Settle(row, seen) => self.take_away(host, row, seen.clone()).await,
+            Action::Destroy(row) => self.take_stray_away(host, row).await,
+            Action::Plug(row) => self.plug_again(host, row).await.map(|()| Release::Ended),
+            Action::Define(row) => self.write_definition(host, row, true).await.map(|()| Release::Ended),
+            Action::Undefine(row) => self.write_definition(host, row, false).await.map(|()| Release::Ended),
+            Action::Adopt(_) | Action::Rebind(_) | Action::Free(_) | Action::Manual(_) => Ok(Release::Ended),
+        };
+        // A device that stays was refused by the guest, or waits for an overdue call whose return is an event. Repeat
+        // the work after an error.
+        if matches!(action, Action::TakeOut { .. } | Action::Settle(..)) && outcome.is_err() {
+            host.queue_unplug_retry(server);
+        }
+        drop(guard);
+        let outcome = outcome.and_then(Release::into_result);
+        // A record that could not be settled is tried again after a while, and not with the next event.
+        if outcome.is_ok() || !matches!(action, Action::Settle(..)) {
+            host.queue_server_check(server);
+        }
+        outcome.inspect_err(|error| {
+            tracing::error!(attachment.id = %key.id, server.id = %server, %error, "a disagreement was not repaired");
+        })
     }
 
     /// Detaches a device from a domain that must not have it.
-    async fn take_out(&self, host: &Host, row: &Assignment) -> Result<(), Error> {
+    async fn take_out(&self, host: &Host, row: &Assignment) -> Result<Release, Error> {
         let (key, owner, limits) = (row.key(), row.owner(), self.detach_limits());
         tracing::warn!(attachment.id = %key.id, %owner, "detaching a device that {owner} must not have");
         let outcome = match row {
@@ -381,14 +382,14 @@ impl Assignments {
                 let row = Mdev { persistent: false, ..row.clone() };
                 self.unplug_mdev(host, &row, limits).await
             }
-            Assignment::Binding(_) => return Ok(()),
+            Assignment::Binding(_) => return Ok(Release::Ended),
         };
         match outcome {
             ReleaseOutcome::Gone { .. } if key.kind == AssignmentKind::Mdev => {
                 self.take_stray_away(host, row).await
             }
-            ReleaseOutcome::Gone { .. } => Ok(()),
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => Err(Error::Conflict(
+            ReleaseOutcome::Gone { .. } => Ok(Release::Ended),
+            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => Ok(Release::Stays(
                 format!("the device of {key} is still in {owner} on host {}: {reason}", host.name),
             )),
             ReleaseOutcome::Failed { error, .. } => {

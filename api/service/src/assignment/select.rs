@@ -293,10 +293,9 @@ impl Assignments {
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
         }];
         if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
-            checks.push(match self.mac_is_free(request).await {
-                Ok(()) => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
-                Err(Error::Conflict(taken)) => check("mac-address", CheckResult::Fail, taken),
-                Err(error) => return Err(error),
+            checks.push(match self.mac_taken(request).await? {
+                None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
+                Some(taken) => check("mac-address", CheckResult::Fail, taken),
             });
         }
         let (mut look, snapshot) =

@@ -26,7 +26,7 @@ impl Cyborg {
     /// Records a device profile.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when there is one of its name or id; the database's.
+    /// [`Error::AlreadyExists`] when there is one of its name or id; the database's.
     pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
         Ok(self.store.create_device_profile(new).await?)
     }
