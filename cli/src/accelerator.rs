@@ -7,11 +7,10 @@ use hotslot_driver::binding::HostDriver;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::client::query_string;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column, message};
 use crate::wait::waiting;
-use crate::{Cli, lookup};
+use crate::{Cli, detach, lookup};
 
 /// The examples in `--help`.
 pub(crate) const HELP: &str = r#"Examples:
@@ -117,67 +116,83 @@ impl AcceleratorCommand {
             }
             Self::Show { accelerator } => {
                 let id = find(cli, &accelerator).await?;
-                shown(cli, &cli.client.get(&[NOUN, &id]).await?)?;
+                show(cli, &cli.client.get(&[NOUN, &id]).await?)?;
             }
-            Self::Create { name, uuid, spec } => {
-                // The id is chosen here, so that the new accelerator can be shown and removed.
-                let id = uuid.unwrap_or_else(Uuid::new_v4).to_string();
-                cli.client.post(&[NOUN], &json!({ "name": name, "uuid": id })).await?;
-                if let Some(spec) = spec
-                    && let Err(refused) = put_spec(cli, &id, spec).await
-                {
-                    return Err(undo_create(cli, &id, &name, refused).await.into());
-                }
-                shown(cli, &cli.client.get(&[NOUN, &id]).await?)?;
-            }
+            Self::Create { name, uuid, spec } => create(cli, &name, uuid, spec).await?,
             Self::Spec { accelerator, spec } => {
                 let id = find(cli, &accelerator).await?;
-                shown(cli, &put_spec(cli, &id, spec).await?)?;
+                show(cli, &put_spec(cli, &id, spec).await?)?;
             }
             Self::Attach { accelerator, server, host, driver } => {
-                let id = find(cli, &accelerator).await?;
-                let (body, what) = match (&server, host) {
-                    (Some(name), _) => {
-                        let server = lookup::server(cli, name).await?;
-                        (json!({ "instance_uuid": server }), format!("attaching {accelerator} to {name}"))
-                    }
-                    (None, host) => {
-                        let mut body = json!({ "host": host });
-                        if let Some(driver) = driver {
-                            body["driver"] = driver.to_string().into();
-                        }
-                        (body, format!("attaching {accelerator} to its host"))
-                    }
-                };
-                shown(cli, &waiting(&what, cli.client.put(&[NOUN, &id], &body)).await??)?;
+                attach(cli, &accelerator, server.as_deref(), host.as_deref(), driver).await?;
             }
             Self::Detach { accelerator, timeout, force } => {
-                let id = find(cli, &accelerator).await?;
-                let timeout = timeout.map(|timeout| ("timeout", timeout));
-                let force = force.then(|| ("force", "true".to_owned()));
-                let query = query_string(&timeout.into_iter().chain(force).collect::<Vec<_>>())?;
-                let path = [NOUN, id.as_str()];
-                let work = cli.client.remove(&path, &query);
-                waiting(&format!("detaching {accelerator}"), work).await??;
-                done(cli, &id, "detached")?;
+                release(cli, &accelerator, timeout, force).await?;
             }
-            Self::Delete { accelerator } => {
-                let id = find(cli, &accelerator).await?;
-                let now = cli.client.get(&[NOUN, &id]).await?;
-                if now["devices"].as_array().is_some_and(|devices| !devices.is_empty()) {
-                    let status = at(&now, "/status");
-                    let message = format!(
-                        "{accelerator} is {status} and holds {}; run `hotslot accelerator detach {accelerator}` first",
-                        each(&now, "/address")
-                    );
-                    return Err(Failure::new(Exit::Refused, message).into());
-                }
-                cli.client.remove(&[NOUN, &id], "purge=true").await?;
-                done(cli, &id, "deleted")?;
-            }
+            Self::Delete { accelerator } => delete(cli, &accelerator).await?,
         }
         Ok(Exit::Done)
     }
+}
+
+async fn create(cli: &Cli, name: &str, uuid: Option<Uuid>, spec: Option<Spec>) -> anyhow::Result<()> {
+    // The id is chosen here, so that the new accelerator can be shown and removed.
+    let id = uuid.unwrap_or_else(Uuid::new_v4).to_string();
+    cli.client.post(&[NOUN], &json!({ "name": name, "uuid": id })).await?;
+    if let Some(spec) = spec
+        && let Err(refused) = put_spec(cli, &id, spec).await
+    {
+        return Err(undo_create(cli, &id, name, refused).await.into());
+    }
+    show(cli, &cli.client.get(&[NOUN, &id]).await?)
+}
+
+/// Attaches an accelerator to the guest `server`, or else to the host itself.
+async fn attach(
+    cli: &Cli,
+    accelerator: &str,
+    server: Option<&str>,
+    host: Option<&str>,
+    driver: Option<HostDriver>,
+) -> anyhow::Result<()> {
+    let id = find(cli, accelerator).await?;
+    let (body, what) = match server {
+        Some(name) => {
+            let server = lookup::server(cli, name).await?;
+            (json!({ "instance_uuid": server }), format!("attaching {accelerator} to {name}"))
+        }
+        None => {
+            let mut body = json!({ "host": host });
+            if let Some(driver) = driver {
+                body["driver"] = driver.to_string().into();
+            }
+            (body, format!("attaching {accelerator} to its host"))
+        }
+    };
+    show(cli, &waiting(&what, cli.client.put(&[NOUN, &id], &body)).await??)
+}
+
+async fn release(cli: &Cli, accelerator: &str, timeout: Option<String>, force: bool) -> anyhow::Result<()> {
+    let id = find(cli, accelerator).await?;
+    let path = [NOUN, id.as_str()];
+    let query = detach::query(timeout, force)?;
+    waiting(&format!("detaching {accelerator}"), cli.client.remove(&path, &query)).await??;
+    done(cli, &id, "detached")
+}
+
+async fn delete(cli: &Cli, accelerator: &str) -> anyhow::Result<()> {
+    let id = find(cli, accelerator).await?;
+    let now = cli.client.get(&[NOUN, &id]).await?;
+    if now["devices"].as_array().is_some_and(|devices| !devices.is_empty()) {
+        let status = at(&now, "/status");
+        let message = format!(
+            "{accelerator} is {status} and holds {}; run `hotslot accelerator detach {accelerator}` first",
+            each(&now, "/address")
+        );
+        return Err(Failure::new(Exit::Refused, message).into());
+    }
+    cli.client.remove(&[NOUN, &id], "purge=true").await?;
+    done(cli, &id, "deleted")
 }
 
 async fn put_spec(cli: &Cli, id: &str, Spec(spec): Spec) -> Result<Value, Failure> {
@@ -261,7 +276,7 @@ fn each(item: &Value, pointer: &str) -> String {
     }
 }
 
-fn shown(cli: &Cli, item: &Value) -> anyhow::Result<()> {
+fn show(cli: &Cli, item: &Value) -> anyhow::Result<()> {
     let lines = [
         column("UUID", "/uuid"),
         column("Name", "/name"),

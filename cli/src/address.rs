@@ -145,7 +145,7 @@ mod tests {
             Address::found(Some(&file))
         };
         assert_eq!(found("[api]\nlisten = 'unix:/a.sock'").unwrap().to_string(), "unix:/a.sock");
-        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'").unwrap_err());
+        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'\ninsecure_tcp = true").unwrap_err());
         assert!(error.contains("hotslot.toml") && error.contains("--url"), "{error}");
         let error = format!("{:#}", found("[api]\nlisen = 'x'").unwrap_err());
         assert!(error.contains("hotslot.toml: line 2") && error.contains("`listen`"), "{error}");

@@ -199,7 +199,7 @@ mod tests {
             "whole_group": false, "numa_policy": null, "mac_address": null, "vlan": null,
             "physical_network": null, "trusted": null,
         });
-        for (line, asked) in [
+        for (line, expected) in [
             ("vm1 a1 b1:2", json!({ "pci_passthrough:alias": "a1:1,b1:2" })),
             (
                 "vm1 --flavor gzm --live-only --dry-run",
@@ -216,7 +216,7 @@ mod tests {
             ),
         ] {
             let mut body = nothing.clone();
-            body.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
+            body.as_object_mut().unwrap().extend(expected.as_object().unwrap().clone());
             assert_eq!(read(line).unwrap().body(), json!({ "pciAttachment": body }), "{line}");
         }
         for bad in [

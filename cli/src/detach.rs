@@ -31,7 +31,7 @@ impl Detach {
     /// Detaches as many of the devices as possible. Returns the highest of their exit codes.
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         let (all, mut ended) = (attachment::all(cli).await?, None);
-        let mut asked: Vec<(String, Result<Value, Failure>)> = Vec::new();
+        let mut wanted: Vec<(String, Result<Value, Failure>)> = Vec::new();
         for prefix in &self.attachments {
             let mut found = attachment::find(&all, prefix).cloned();
             // A detach of an attachment that has ended succeeds, so that a client which missed the response can repeat
@@ -43,15 +43,15 @@ impl Detach {
                 found = attachment::find(ended.as_deref().unwrap_or_default(), prefix).cloned();
             }
             let id = found.as_ref().map_or_else(|_| prefix.clone(), |found| at(found, "/attachment_id"));
-            if asked.iter().all(|(other, _)| *other != id) {
-                asked.push((id, found));
+            if wanted.iter().all(|(other, _)| *other != id) {
+                wanted.push((id, found));
             }
         }
-        let what = match &asked[..] {
+        let what = match &wanted[..] {
             [(id, _)] => format!("detaching {id}"),
             several => format!("detaching {} devices", several.len()),
         };
-        let outcomes = waiting(&what, detach(cli, asked, &self.query()?, !self.no_wait)).await?;
+        let outcomes = waiting(&what, detach(cli, wanted, &self.query()?, !self.no_wait)).await?;
         let done = if self.no_wait { "detaching" } else { "detached" };
         if cli.format == Format::Json {
             output::json(&outcomes.iter().map(|outcome| outcome.json(done)).collect())?;
@@ -71,10 +71,15 @@ impl Detach {
     }
 
     fn query(&self) -> anyhow::Result<String> {
-        let timeout = self.timeout.clone().map(|timeout| ("timeout", timeout));
-        let force = self.force.then(|| ("force", "true".to_owned()));
-        query_string(&timeout.into_iter().chain(force).collect::<Vec<_>>())
+        query(self.timeout.clone(), self.force)
     }
+}
+
+/// Returns the query of a DELETE with the options of a detach that were given.
+pub(crate) fn query(timeout: Option<String>, force: bool) -> anyhow::Result<String> {
+    let timeout = timeout.map(|timeout| ("timeout", timeout));
+    let force = force.then(|| ("force", "true".to_owned()));
+    query_string(&timeout.into_iter().chain(force).collect::<Vec<_>>())
 }
 
 /// The result for one attachment: the address of the device, or the failure.
@@ -97,11 +102,11 @@ impl Outcome {
 /// the arguments.
 async fn detach(
     cli: &Cli,
-    asked: Vec<(String, Result<Value, Failure>)>,
+    wanted: Vec<(String, Result<Value, Failure>)>,
     query: &str,
     wait: bool,
 ) -> Vec<Outcome> {
-    let tasks: Vec<_> = asked
+    let tasks: Vec<_> = wanted
         .into_iter()
         .map(|(id, found)| {
             let (client, query) = (cli.client.clone(), query.to_owned());
@@ -109,10 +114,10 @@ async fn detach(
                 let result = match found {
                     Ok(attachment) => {
                         let path = ["servers", &at(&attachment, "/serverId"), "os-pci_attachments", &id];
-                        let told =
+                        let with_id =
                             |failure: Failure| Failure::new(failure.exit(), format!("{id}: {failure}"));
                         let gone = client.delete(&path, &query, wait).await;
-                        gone.map(|()| at(&attachment, "/address")).map_err(told)
+                        gone.map(|()| at(&attachment, "/address")).map_err(with_id)
                     }
                     Err(failure) => Err(failure),
                 };

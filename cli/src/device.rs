@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::device_name::DeviceName;
+use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Format, at, column};
 use crate::remedy::by_commands;
@@ -16,14 +16,7 @@ pub(crate) enum DeviceCommand {
     /// List the assignable devices, or every PCI function with --all.
     List(List),
     /// Show all properties of one PCI function.
-    Show {
-        /// The address (0000:3b:00.1 or 3b:00.1) or node device name (pci_0000_3b_00_1) of the device, or the os-pci id
-        /// or UUID of its record.
-        device: DeviceName,
-        /// The host of the device. It is required when several hosts have a device at this address.
-        #[arg(long)]
-        host: Option<String>,
-    },
+    Show(OneDevice),
 }
 
 #[derive(Debug, Args)]
@@ -43,7 +36,7 @@ impl DeviceCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::List(list) => list.run(cli).await,
-            Self::Show { device, host } => show(cli, &device, host.as_deref()).await,
+            Self::Show(OneDevice { device, host }) => show(cli, &device, host.as_deref()).await,
         }
     }
 }

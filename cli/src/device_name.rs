@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use clap::Args;
 use hotslot_driver::pci::PciAddress;
 use serde_json::Value;
 use uuid::Uuid;
@@ -42,6 +43,17 @@ impl std::fmt::Display for DeviceName {
             Self::Uuid(uuid) => uuid.fmt(f),
         }
     }
+}
+
+// The arguments that name one device. A doc comment here would replace the help text of the command.
+#[derive(Debug, Args)]
+pub(crate) struct OneDevice {
+    /// The device: its address (0000:3b:00.1 or 3b:00.1), its node device name (pci_0000_3b_00_1), or the os-pci id or
+    /// UUID of its record.
+    pub(crate) device: DeviceName,
+    /// The host of the device. It is required when several hosts have a device at this address.
+    #[arg(long)]
+    pub(crate) host: Option<String>,
 }
 
 /// The failure when several hosts have a device of this name.

@@ -63,7 +63,7 @@ impl Drift {
             Column("SERVER", Box::new(server)),
             column("ADDRESS", "/address"),
             column("ATTACHMENT", "/attachment_id"),
-            Column("STATES", Box::new(said)),
+            Column("STATES", Box::new(states)),
         ];
         if self.repair {
             columns.push(Column("REPAIRED", Box::new(repaired)));
@@ -83,9 +83,13 @@ fn server(finding: &Value) -> String {
     }
 }
 
-fn said(finding: &Value) -> String {
-    let said = finding["said"].as_object().into_iter().flatten();
-    said.map(|(who, what)| format!("{who}: {}", by_commands(&at(what, "")))).collect::<Vec<_>>().join("; ")
+/// What each source says about the finding: the record, the host, and the documents of the domain.
+fn states(finding: &Value) -> String {
+    let states = finding["said"].as_object().into_iter().flatten();
+    states
+        .map(|(source, text)| format!("{source}: {}", by_commands(&at(text, ""))))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn repaired(finding: &Value) -> String {
@@ -128,7 +132,7 @@ mod tests {
             "said": { "live": "has it", "record": "detached" }, "repaired": false, "left": "the guest is paused",
         });
         assert_eq!(server(&finding), "10000000-0000-4000-8000-000000000001");
-        assert_eq!(said(&finding), "live: has it; record: detached");
+        assert_eq!(states(&finding), "live: has it; record: detached");
         assert_eq!(repaired(&finding), "no: the guest is paused");
     }
 }

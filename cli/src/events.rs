@@ -10,7 +10,7 @@ use crate::client::query_string;
 use crate::event_stream::{EventStream, Message};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, at, json_text, print_on};
-use crate::pci::said;
+use crate::pci::key_values;
 use crate::remedy::by_commands;
 use crate::{Cli, lookup};
 
@@ -165,8 +165,8 @@ impl Lines {
 
 /// Formats one line. The first three columns have fixed widths, because the widths of later lines are not known yet.
 fn line(cells: &[String; 6]) -> String {
-    let [id, time, kind, what, change, who] = cells;
-    format!("{id:<7}   {time:<24}   {kind:<24}   {what}   {change}   {who}\n")
+    let [id, time, kind, what, change, initiator] = cells;
+    format!("{id:<7}   {time:<24}   {kind:<24}   {what}   {change}   {initiator}\n")
 }
 
 fn cells(event: &Value) -> [String; 6] {
@@ -174,7 +174,7 @@ fn cells(event: &Value) -> [String; 6] {
     let what: Vec<_> = names.iter().map(|name| at(event, name)).filter(|name| name != "-").collect();
     let value = |key: &str| {
         let value = &event[key];
-        if value.is_object() { said(value, &[]) } else { at(value, "") }
+        if value.is_object() { key_values(value, &[]) } else { at(value, "") }
     };
     let change = match (value("from"), value("to"), at(event, "/reason")) {
         (from, to, reason) if reason == "-" => format!("{from} -> {to}"),

@@ -167,14 +167,14 @@ fn whitelist(device: &Value) -> Vec<String> {
 }
 
 fn verdict(entry: &Value) -> String {
-    let said = match (entry["counts"] == true, entry["matches"] == true) {
+    let finding = match (entry["counts"] == true, entry["matches"] == true) {
         (true, _) => "decides: it is the first that matches",
         (false, true) => "also matches, but is after the one that decides",
         (false, false) => "does not match",
     };
     let why = entry["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
     let (position, place) = (at(entry, "/position"), at(entry, "/place"));
-    format!("entry {position} {said}{why} ({place}: {})", entry["entry"])
+    format!("entry {position} {finding}{why} ({place}: {})", entry["entry"])
 }
 
 fn state(device: &Value, names: &HashMap<String, String>) -> Vec<String> {
@@ -235,7 +235,7 @@ fn pool(device: &Value) -> String {
         at(pool, "/dev_type"),
         numa,
         at(pool, "/address"),
-        pci::said(&pool["tags"], &[]),
+        pci::key_values(&pool["tags"], &[]),
     ];
     let facts: Vec<_> = facts.into_iter().filter(|fact| fact != "-").collect();
     format!("{}: {} free", facts.join(", "), at(pool, "/count"))
@@ -312,7 +312,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             "address": "0000:00:1f.0", "host": "node1", "vendor_id": "8086", "product_id": "2918",
             "offered": false, "whitelist": [], "guards": null, "reset_methods": null, "iommu_group": null,
         });
-        let said = explanation(&plain, false, &HashMap::new());
+        let text = explanation(&plain, false, &HashMap::new());
         for line in [
             "Device:        0000:00:1f.0 on node1, 8086:2918\n",
             "Offered:       no: no whitelist entry matches it\n",
@@ -322,24 +322,24 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
             "Reset:         not known\n",
             "Pool:          none\n",
         ] {
-            assert!(said.contains(line), "{line}{said}");
+            assert!(text.contains(line), "{line}{text}");
         }
         let alone = json!({ "whitelist": [{ "position": 1, "counts": false, "matches": false }],
                             "iommu_group": { "number": 3 } });
-        let said = explanation(&alone, false, &HashMap::new());
+        let text = explanation(&alone, false, &HashMap::new());
         for line in ["Whitelist:     no entry matches\n", "IOMMU group:   3, with no other member\n"] {
-            assert!(said.contains(line), "{line}{said}");
+            assert!(text.contains(line), "{line}{text}");
         }
 
         let gone = json!({ "address": "0000:00:1f.0", "host": "node1", "status": "removed", "gone_at": "T" });
-        let said = explanation(&gone, false, &HashMap::new());
+        let text = explanation(&gone, false, &HashMap::new());
         assert!(
-            said.ends_with("State:    removed\n          its host does not have it, or no device_spec matches it, since T\n"),
-            "{said}"
+            text.ends_with("State:    removed\n          its host does not have it, or no device_spec matches it, since T\n"),
+            "{text}"
         );
         assert!(
-            said.contains("it is gone from its host; only its record is shown") && !said.contains("Offered"),
-            "{said}"
+            text.contains("it is gone from its host; only its record is shown") && !text.contains("Offered"),
+            "{text}"
         );
         assert!(
             explanation(&gone, true, &HashMap::new())
@@ -389,7 +389,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
                 json!({ "badRequest": { "message": "no PCI alias is called `gpu`" } }),
             ),
         ];
-        let ((all, guests, unknown, usage), asked) = answering(answers, async |client| {
+        let ((all, guests, unknown, usage), requests) = answering(answers, async |client| {
             let cli = Cli { client, format: Format::Table };
             let guests = Explain { server: Some(SERVER.into()), whole_group: true, ..explain("vf") };
             let usage = Explain { whole_group: true, ..explain("3b:00.1") };
@@ -402,7 +402,7 @@ Pool:          8086:10d3, type-PCI, NUMA node 0, rack=r1: 0 free
         })
         .await;
         assert_eq!((all.unwrap(), guests.unwrap()), (Exit::Unreachable, Exit::Done));
-        assert!(asked.iter().any(|line| line.contains(of_guest)), "{asked:?}");
+        assert!(requests.iter().any(|line| line.contains(of_guest)), "{requests:?}");
         let unknown = unknown.unwrap_err();
         assert_eq!(unknown.to_string(), "no PCI alias is called `gpu`");
         assert_eq!(Exit::of(&unknown), Exit::BadRequest);

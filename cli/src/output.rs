@@ -36,7 +36,7 @@ pub(crate) fn at(item: &Value, pointer: &str) -> String {
     fn shown(value: &Value) -> String {
         match value {
             Value::Null => String::new(),
-            Value::String(said) => text::escape(said).into_owned(),
+            Value::String(string) => text::escape(string).into_owned(),
             Value::Bool(true) => "yes".into(),
             Value::Bool(false) => "no".into(),
             Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),

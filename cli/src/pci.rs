@@ -9,7 +9,7 @@ use hotslot_model::device::{DevType, DeviceStatus};
 use serde_json::{Value, json};
 
 use crate::client::query_string;
-use crate::device_name::DeviceName;
+use crate::device_name::{DeviceName, OneDevice};
 use crate::exit::{Exit, Failure};
 use crate::lookup::records;
 use crate::output::{self, Column, Format, at, column};
@@ -29,22 +29,9 @@ pub(crate) enum PciCommand {
     /// List the device records that match all given filters.
     List(List),
     /// Show one device record.
-    Show {
-        /// The os-pci id or UUID of the record, or the address (0000:3b:00.1) or node device name (pci_0000_3b_00_1) of
-        /// the device.
-        device: DeviceName,
-        /// The host of the device. It is required when several hosts have a device at this address.
-        #[arg(long)]
-        host: Option<String>,
-    },
+    Show(OneDevice),
     /// Record that a `one_time_use` device was cleaned, so that it can be assigned again.
-    Cleaned {
-        /// The os-pci id or UUID of the record, or the address or node device name of the device.
-        device: DeviceName,
-        /// The host of the device. It is required when several hosts have a device at this address.
-        #[arg(long)]
-        host: Option<String>,
-    },
+    Cleaned(OneDevice),
     /// Show the number of free devices in each pool.
     Stats {
         /// Only the pools of this host.
@@ -92,11 +79,11 @@ impl PciCommand {
     pub(crate) async fn run(self, cli: &Cli) -> anyhow::Result<Exit> {
         match self {
             Self::List(list) => list.run(cli).await,
-            Self::Show { device, host } => {
+            Self::Show(OneDevice { device, host }) => {
                 output::show(cli.format, &find(cli, &device, host.as_deref()).await?, &lines())?;
                 Ok(Exit::Done)
             }
-            Self::Cleaned { device, host } => cleaned(cli, &device, host.as_deref()).await,
+            Self::Cleaned(OneDevice { device, host }) => cleaned(cli, &device, host.as_deref()).await,
             Self::Stats { host } => stats(cli, host.as_deref()).await,
         }
     }
@@ -149,7 +136,7 @@ impl List {
                 column("UUID", "/uuid"),
                 column("NUMA", "/numa_node"),
                 column("PF", "/parent_addr"),
-                Column("EXTRA_INFO", Box::new(|device| said(&device["extra_info"], &[]))),
+                Column("EXTRA_INFO", Box::new(|device| key_values(&device["extra_info"], &[]))),
             ]);
         }
         columns
@@ -203,7 +190,7 @@ fn lines() -> Vec<Column<'static>> {
         column("PF", "/parent_addr"),
         column("NUMA node", "/numa_node"),
         column("Label", "/label"),
-        Column("Extra info", Box::new(|device| said(&device["extra_info"], &[]))),
+        Column("Extra info", Box::new(|device| key_values(&device["extra_info"], &[]))),
         column("Status", "/status"),
         column("Server", "/instance_uuid"),
         column("Request", "/request_id"),
@@ -258,11 +245,11 @@ fn tags(pool: &Value) -> String {
     if let (Some(tags), Some(extra)) = (tags.as_object_mut(), pool["extra_info"].as_object()) {
         tags.extend(extra.clone());
     }
-    said(&tags, &columns)
+    key_values(&tags, &columns)
 }
 
 /// Formats the pairs of an object in the order of their keys, without the keys `except`: `rack=r1,trusted=true`.
-pub(crate) fn said(object: &Value, except: &[&str]) -> String {
+pub(crate) fn key_values(object: &Value, except: &[&str]) -> String {
     let pairs: BTreeMap<_, _> = object.as_object().into_iter().flatten().collect();
     let pairs = pairs.into_iter().filter(|(key, _)| !except.contains(&key.as_str()));
     let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", at(value, ""))).collect();
@@ -312,16 +299,16 @@ mod tests {
             ("os-pci/8/action", 200, json!({ "pci_device": record("node2", 8) })),
         ];
         let name = "3b:00.1".parse().unwrap();
-        let (outcome, asked) = answering(answers, async |client| {
+        let (outcome, requests) = answering(answers, async |client| {
             let cli = Cli { client, format: Format::Table };
             (cleaned(&cli, &name, Some("2")).await, cleaned(&cli, &name, None).await)
         })
         .await;
         assert_eq!(outcome.0.unwrap(), Exit::Done);
-        assert!(asked[2].starts_with("POST /v2.1/os-pci/8/action HTTP/1.1"), "{asked:?}");
-        assert!(asked[2].ends_with(r#"{"cleaned":null}"#), "{asked:?}");
+        assert!(requests[2].starts_with("POST /v2.1/os-pci/8/action HTTP/1.1"), "{requests:?}");
+        assert!(requests[2].ends_with(r#"{"cleaned":null}"#), "{requests:?}");
         assert_eq!(Exit::of(&outcome.1.unwrap_err()), Exit::Usage);
-        assert_eq!(asked.len(), 4, "an ambiguous name cleans nothing: {asked:?}");
+        assert_eq!(requests.len(), 4, "an ambiguous name cleans nothing: {requests:?}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn host_tree(name: &str, functions: &[Value], names: &HashMap<String, String>) -
 }
 
 fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
-    let said = |word: &str, pointer: &str| match at(function, pointer) {
+    let named = |word: &str, pointer: &str| match at(function, pointer) {
         nothing if nothing == "-" => nothing,
         value => format!("{word} {value}"),
     };
@@ -106,8 +106,8 @@ fn host_line(function: &Value, names: &HashMap<String, String>) -> String {
         columns::ids(function),
         device::name(function),
         sriov,
-        said("driver", "/driver"),
-        said("group", "/iommu_group/number"),
+        named("driver", "/driver"),
+        named("group", "/iommu_group/number"),
         at(function, "/net"),
         at(function, "/block"),
         owner,

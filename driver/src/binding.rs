@@ -69,11 +69,11 @@ pub async fn bind(
     }
     let (address, before) = (facts.device.address, facts.device.driver.clone());
     if !wanted.has(&facts.device) {
-        let asked = match wanted {
+        let changed = match wanted {
             HostDriver::Native => hypervisor.node_reattach(address).await,
             HostDriver::Vfio => hypervisor.node_detach(address).await,
         };
-        if let Err(error) = asked {
+        if let Err(error) = changed {
             return Err(undo(hypervisor, address, before.as_deref(), error).await);
         }
     }

@@ -26,8 +26,8 @@ impl Subject {
     pub(crate) fn came_back(self) -> Option<Event> {
         match self {
             Self::Nothing => None,
-            Self::Domain(domain) => Some(Event::CameBack { domain }),
-            Self::Function(address) => Some(Event::NodeCallCameBack { address }),
+            Self::Domain(domain) => Some(Event::CallReturned { domain }),
+            Self::Function(address) => Some(Event::NodeCallReturned { address }),
         }
     }
 

@@ -74,13 +74,13 @@ pub async fn run(
     let (path, arguments) = command.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
     let failed = |kind, message: &str| Error::new(kind, format!("run {path} in the guest"), message);
     let begin = json!({ "path": path, "arg": arguments, "capture-output": true });
-    let begun = ask(hypervisor, domain, "guest-exec", begin).await?;
+    let begun = call(hypervisor, domain, "guest-exec", begin).await?;
     let pid = begun
         .get("pid")
         .ok_or_else(|| failed(ErrorKind::Document, "the guest agent returned no process id"))?;
     tracing::debug!(domain = %domain, ?command, %pid, "runs in the guest");
     loop {
-        let now = ask(hypervisor, domain, "guest-exec-status", json!({ "pid": pid })).await?;
+        let now = call(hypervisor, domain, "guest-exec-status", json!({ "pid": pid })).await?;
         if now.get("exited").and_then(Value::as_bool) == Some(true) {
             if now.get("exitcode").and_then(Value::as_i64) == Some(0) {
                 return Ok(());
@@ -105,7 +105,7 @@ pub async fn run(
 }
 
 /// Sends a command to the guest agent and returns the `return` of its answer.
-async fn ask(
+async fn call(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
     execute: &str,
@@ -122,15 +122,15 @@ async fn ask(
 
 /// Reads a file of the guest; `None` when the guest has no such file.
 async fn read_file(hypervisor: &dyn Hypervisor, domain: Uuid, path: &str) -> Result<Option<String>, Error> {
-    let ask = async |execute, arguments| ask(hypervisor, domain, execute, arguments).await;
-    let handle = match ask("guest-file-open", json!({ "path": path, "mode": "r" })).await {
+    let call = async |execute, arguments| call(hypervisor, domain, execute, arguments).await;
+    let handle = match call("guest-file-open", json!({ "path": path, "mode": "r" })).await {
         Ok(handle) => handle,
         // The agent refuses to open a file that does not exist.
         Err(error) if error.kind == ErrorKind::Refused => return Ok(None),
         Err(error) => return Err(error),
     };
-    let read = ask("guest-file-read", json!({ "handle": handle, "count": 4096 })).await;
-    let closed = ask("guest-file-close", json!({ "handle": handle })).await;
+    let read = call("guest-file-read", json!({ "handle": handle, "count": 4096 })).await;
+    let closed = call("guest-file-close", json!({ "handle": handle })).await;
     let read = read?;
     closed?;
     let text = read.get("buf-b64").and_then(Value::as_str).unwrap_or_default();
@@ -237,7 +237,7 @@ mod tests {
             (switch, "ua-igb-vf1", Some("0000:06:00.0")),
             (pxb, "ua-igb-vf0", Some("0000:81:00.0")),
             (pxb, "ua-igb-vf1", Some("0000:82:00.0")),
-            (pxb, "ua-nobody", None),
+            (pxb, "ua-missing", None),
         ] {
             let found = find(answer, alias).unwrap().map(|address| address.to_string());
             assert_eq!(found.as_deref(), shown, "{alias}");

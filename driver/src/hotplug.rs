@@ -6,8 +6,8 @@
 //! group    free_group → plug each member                      │ undo: rebind_host_drivers
 //! unplug   subscribe → detach from the definition → request the unplug → wait → read back; repeat until it is gone
 //! ```
-//! libvirt's live detach returns when the guest was *asked*. The device is *gone* when the live document no longer has
-//! it.
+//! libvirt's live detach returns when the unplug has been *requested*. The device is *gone* when the live document no
+//! longer has it.
 
 mod mdev;
 mod preflight;
@@ -31,7 +31,7 @@ use crate::pci::PciAddress;
 use crate::topology::Topology;
 use crate::xml::hostdev::{Pluggable, Templates};
 
-/// How often a guest is asked to release a device, and how long each request waits for it.
+/// How often the unplug of a device is requested, and how long each request waits for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetachLimits {
     /// The number of unplug requests, at least 1. It does not limit them when `total` is set.
@@ -59,8 +59,8 @@ impl Default for DetachLimits {
     }
 }
 
-/// Which of a domain's documents contain an attachment's device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which of a domain's documents contain an attachment's device. The default is none of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Presence {
     /// Whether the live document has it.
     pub live: bool,
@@ -107,7 +107,7 @@ pub enum Unplugged {
         /// The reason, for people.
         reason: String,
     },
-    /// The guest was asked and has not answered. It may release the device at any time.
+    /// The unplug was requested, and the guest has not answered. It may release the device at any time.
     Pending {
         /// The likely reason, for people.
         reason: String,
@@ -249,8 +249,8 @@ pub async fn try_plug(
         Scope::LiveAndConfig => presence.live && presence.config,
     };
     // After a refused attach, a guest that still runs and whose document has no such device never had it.
-    let guest_lives = scope == Scope::Config || view.live.is_some();
-    let untouched = presence.is_absent() && (early || attached.is_err() && guest_lives);
+    let guest_runs = scope == Scope::Config || view.live.is_some();
+    let untouched = presence.is_absent() && (early || attached.is_err() && guest_runs);
     let error = match attached {
         Ok(()) if complete => return Ok(presence),
         Ok(()) => Error::new(
@@ -307,45 +307,31 @@ pub async fn unplug(
     }
 }
 
+/// Removes one device from the definition and from the running guest, as [`unplug`] does. A persistent device that the
+/// guest keeps is then only in the live document.
 async fn take_out(
     hypervisor: &dyn Hypervisor,
     domain: Uuid,
     alias: UserAlias,
     limits: DetachLimits,
 ) -> Result<Unplugged, Error> {
+    let device = Attached { hypervisor, domain, alias };
     // Subscribe before the first call, so that the removal event cannot be missed.
     let mut events = hypervisor.events();
-    let name = alias.to_string();
-    let Some((mut presence, mut state)) = read(hypervisor, domain, alias).await? else {
-        return Ok(Unplugged::Gone);
-    };
+    let (mut presence, mut state) = device.read().await?;
     if presence.config {
-        ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
-        let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
-        (presence, state) = now;
+        (presence, state) = device.remove_from_definition().await?;
     }
     let until = limits.total.map(|total| Instant::now() + total);
-    let pace = limits.pace();
     let mut attempt = 0;
     while presence.live {
         attempt += 1;
         let begun = Instant::now();
-        let asked = hypervisor.detach(domain, &name, DetachScope::Live).await;
-        tracing::debug!(domain = %domain, alias = %name, attempt, ?asked, "requested the unplug");
-        let (mut refused, time) = match asked {
-            Ok(()) => (false, limits.timeout),
-            Err(error) if error.kind == ErrorKind::UnplugRefused => (true, Duration::ZERO),
-            // The guest was not asked: an earlier removal is under way, or QEMU is not ready for one. Try again later.
-            Err(error) if error.kind == ErrorKind::UnplugPending => (false, pace),
-            // The next read of the document shows whether the device is still there.
-            asked => ignore_missing(asked).map(|()| (false, pace))?,
-        };
-        let next = begun + time;
-        let next = until.map_or(next, |until| next.min(until));
+        let (mut refused, time) = device.request_unplug(attempt, limits).await?;
+        let next = until.map_or(begun + time, |until| until.min(begun + time));
         loop {
-            refused = refused || wait(&mut events, domain, &name, next).await;
-            let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
-            (presence, state) = now;
+            refused = refused || wait(&mut events, domain, &alias.to_string(), next).await;
+            (presence, state) = device.read().await?;
             if refused && presence.live {
                 return Ok(Unplugged::Refused { reason: "the guest refused to release the device".into() });
             }
@@ -354,25 +340,71 @@ async fn take_out(
                 break;
             }
         }
-        let more = match until {
-            Some(until) => Instant::now() < until,
-            None => attempt < limits.attempts,
-        };
-        if !more {
+        if until.map_or(attempt >= limits.attempts, |until| Instant::now() >= until) {
             break;
         }
     }
     if !presence.live && presence.config {
         // libvirt changes the definition after the guest, so that a concurrent attach may have added the device to the
         // definition in the meantime.
-        ignore_missing(hypervisor.detach(domain, &name, DetachScope::Config).await)?;
-        let Some(now) = read(hypervisor, domain, alias).await? else { return Ok(Unplugged::Gone) };
-        (presence, state) = now;
+        (presence, state) = device.remove_from_definition().await?;
     }
     if presence.is_absent() {
         return Ok(Unplugged::Gone);
     }
-    let reason = match state {
+    Ok(Unplugged::Pending { reason: why_pending(state).into() })
+}
+
+/// A device that is to be unplugged.
+struct Attached<'a> {
+    hypervisor: &'a dyn Hypervisor,
+    domain: Uuid,
+    alias: UserAlias,
+}
+
+impl Attached<'_> {
+    /// Reads in which documents the device is, and the state of the domain. A domain that does not exist has no
+    /// device.
+    async fn read(&self) -> Result<(Presence, DomainState), Error> {
+        match self.hypervisor.domain(self.domain).await {
+            Ok(view) => Ok((Presence::of(&view, self.alias), view.info.state)),
+            Err(error) if error.kind == ErrorKind::NoDomain => {
+                Ok((Presence::default(), DomainState::ShutOff))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn detach(&self, scope: DetachScope) -> Result<(), Error> {
+        self.hypervisor.detach(self.domain, &self.alias.to_string(), scope).await
+    }
+
+    /// Removes the device from the definition and reads the domain again.
+    async fn remove_from_definition(&self) -> Result<(Presence, DomainState), Error> {
+        ignore_missing(self.detach(DetachScope::Config).await)?;
+        self.read().await
+    }
+
+    /// Requests the unplug. Returns whether the guest has refused it already, and how long this attempt waits for the
+    /// guest.
+    async fn request_unplug(&self, attempt: u32, limits: DetachLimits) -> Result<(bool, Duration), Error> {
+        let answer = self.detach(DetachScope::Live).await;
+        tracing::debug!(domain = %self.domain, alias = %self.alias, attempt, ?answer, "requested the unplug");
+        match answer {
+            Ok(()) => Ok((false, limits.timeout)),
+            Err(error) if error.kind == ErrorKind::UnplugRefused => Ok((true, Duration::ZERO)),
+            // The guest did not get the request: an earlier removal is under way, or QEMU is not ready for one. Try
+            // again later.
+            Err(error) if error.kind == ErrorKind::UnplugPending => Ok((false, limits.pace())),
+            // The next read of the document shows whether the device is still there.
+            Err(error) => ignore_missing(Err(error)).map(|()| (false, limits.pace())),
+        }
+    }
+}
+
+/// Returns the likely reason why a guest in this state has not released a device.
+fn why_pending(state: DomainState) -> &'static str {
+    match state {
         DomainState::Paused => "the guest is paused and cannot answer; resume it, and it releases the device",
         DomainState::Suspended => {
             "the guest is suspended and cannot answer; wake it up, and it releases the device"
@@ -383,11 +415,10 @@ async fn take_out(
         | DomainState::ShutOff
         | DomainState::Crashed
         | DomainState::Unknown => {
-            "the guest was asked and has not released the device (it may still be booting, or have no hot-plug \
-             driver); it may do so later, and a reboot of the guest completes the detach"
+            "the unplug was requested, and the guest has not released the device (it may still be booting, or have no \
+             hot-plug driver); it may do so later, and a reboot of the guest completes the detach"
         }
-    };
-    Ok(Unplugged::Pending { reason: reason.into() })
+    }
 }
 
 /// Adds a device that the running guest keeps to the definition again, so that the guest also has it after a power
@@ -424,18 +455,6 @@ pub async fn complete(
 fn render(templates: &Templates, spec: &dyn Pluggable) -> Result<String, Error> {
     let operation = || format!("render the hostdev document of {}", spec.source());
     spec.render(templates).map_err(|error| Error::new(ErrorKind::Document, operation(), error))
-}
-
-async fn read(
-    hypervisor: &dyn Hypervisor,
-    domain: Uuid,
-    alias: UserAlias,
-) -> Result<Option<(Presence, DomainState)>, Error> {
-    match hypervisor.domain(domain).await {
-        Ok(view) => Ok(Some((Presence::of(&view, alias), view.info.state))),
-        Err(error) if error.kind == ErrorKind::NoDomain => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Turns the errors that say that the device or the running domain is already gone into success. The caller reads the

@@ -1,8 +1,8 @@
 //! The interface to a hypervisor: the calls that hotslot makes, and the events that it receives.
 //!
 //! The calls have the semantics of libvirt: when [`Hypervisor::attach`] returns, the domain has the device; when
-//! [`Hypervisor::detach`] from a live domain returns, the guest has only been asked. [`crate::hotplug`] builds complete
-//! operations from these calls.
+//! [`Hypervisor::detach`] from a live domain returns, the unplug has only been requested. [`crate::hotplug`] builds
+//! complete operations from these calls.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,7 +74,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn attach(&self, domain: Uuid, xml: &str, scope: Scope) -> Result<(), Error>;
 
     /// Detaches the device with this alias. When it returns, the persistent document does not have the device any more;
-    /// a live domain's guest has only been asked, and releases the device with [`Event::DeviceRemoved`].
+    /// for a live domain the unplug has only been requested, and [`Event::DeviceRemoved`] follows when the guest has
+    /// released the device.
     /// [`ErrorKind::DeviceMissing`] when the document has no such alias.
     async fn detach(&self, domain: Uuid, alias: &str, scope: DetachScope) -> Result<(), Error>;
 
@@ -242,13 +243,13 @@ pub enum Event {
     },
     /// A call that was given up at its time limit has returned. Read the domain again, because the call may have
     /// changed it.
-    CameBack {
+    CallReturned {
         /// The domain.
         domain: Uuid,
     },
     /// A call on a PCI function that was given up at its time limit has returned. Read the function and its mediated
     /// devices again, because the call may have changed them.
-    NodeCallCameBack {
+    NodeCallReturned {
         /// The function.
         address: PciAddress,
     },
@@ -321,8 +322,10 @@ impl Error {
 /// The kind of a hypervisor's error.
 ///
 /// After an error of a kind for which [`leaves_it_open`](Self::leaves_it_open) is true, the outcome is unknown. All
-/// other kinds mean that the hypervisor refused the call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// other kinds mean that the hypervisor refused the call. The scripted faults of [`crate::sim`] name the kinds in
+/// kebab-case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The hypervisor is unreachable, or the connection broke during the call.
     Away,

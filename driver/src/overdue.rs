@@ -25,6 +25,6 @@ pub struct OverdueCall {
 impl fmt::Display for OverdueCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed.as_secs();
-        write!(f, "a call to the hypervisor did not come back for {seconds} s: {}", self.operation)
+        write!(f, "a call to the hypervisor has not returned for {seconds} s: {}", self.operation)
     }
 }

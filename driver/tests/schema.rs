@@ -67,19 +67,19 @@ fn every_document() -> Vec<String> {
 fn every_rendered_document_is_valid_in_libvirts_schema() {
     let documents = every_document();
     assert_eq!(documents.len(), 50);
-    let (valid, said) = validate(&documents.join("\n"));
-    assert!(valid, "{said}");
+    let (valid, output) = validate(&documents.join("\n"));
+    assert!(valid, "{output}");
 
-    let (valid, said) = validate(&documents[0].replace("hostdev mode='subsystem'", "hostdev mode='sub'"));
-    assert!(!valid, "the schema must refuse a wrong document: {said}");
+    let (valid, output) = validate(&documents[0].replace("hostdev mode='subsystem'", "hostdev mode='sub'"));
+    assert!(!valid, "the schema must refuse a wrong document: {output}");
 }
 
 #[test]
 fn the_document_that_creates_a_mediated_device_is_valid_in_libvirts_schema() {
     let parent = PciAddress::new(0, 0x41, 0, 0).unwrap();
     let document = mdev::new(parent, "nvidia-232", Uuid::max()).unwrap();
-    let (valid, said) = validate_as("nodedev", &document);
-    assert!(valid, "{said}");
-    let (valid, said) = validate_as("nodedev", &document.replace("<type ", "<typ "));
-    assert!(!valid, "the schema must refuse a wrong document: {said}");
+    let (valid, output) = validate_as("nodedev", &document);
+    assert!(valid, "{output}");
+    let (valid, output) = validate_as("nodedev", &document.replace("<type ", "<typ "));
+    assert!(!valid, "the schema must refuse a wrong document: {output}");
 }

@@ -19,7 +19,7 @@ fn at(address: &str) -> PciAddress {
 
 /// Returns the documents in `tests/data/libvirt-11.3/domain` and `tests/data/topology`, with the files of the same name
 /// that end with `suffix`.
-fn with_beside(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
+fn with_companions(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let files = |folder: &str| -> Vec<PathBuf> {
         std::fs::read_dir(data.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect()
@@ -29,12 +29,12 @@ fn with_beside(suffix: &str) -> Vec<(String, DomainXml, Vec<String>)> {
     let mut found = Vec::new();
     for document in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "xml")) {
         let stem = format!("{}.", document.file_stem().unwrap().to_str().unwrap());
-        let beside =
+        let companions =
             files.iter().filter(|path| name(path).starts_with(&stem) && name(path).ends_with(suffix));
-        let beside: Vec<String> = beside.map(|path| std::fs::read_to_string(path).unwrap()).collect();
-        if !beside.is_empty() {
+        let companions: Vec<String> = companions.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        if !companions.is_empty() {
             let guest = domain::parse(&std::fs::read_to_string(document).unwrap()).unwrap();
-            found.push((name(document), guest, beside));
+            found.push((name(document), guest, companions));
         }
     }
     found
@@ -77,7 +77,7 @@ impl InfoPci {
 #[test]
 fn every_computed_address_matches_qemu() {
     let mut proven = 0;
-    for (name, guest, views) in with_beside("info-pci.txt") {
+    for (name, guest, views) in with_companions("info-pci.txt") {
         let topology = Topology::of(&guest);
         let devices = guest.controllers.iter().map(|controller| (&controller.alias, controller.address));
         let devices = devices.chain(guest.hostdevs.iter().map(|hostdev| (&hostdev.alias, hostdev.guest)));
@@ -107,7 +107,7 @@ fn every_computed_address_matches_qemu() {
 
 #[test]
 fn every_computed_address_matches_the_guest() {
-    let views = with_beside("lspci.txt");
+    let views = with_companions("lspci.txt");
     assert!(views.len() >= 5);
     for (name, guest, views) in views {
         let topology = Topology::of(&guest);
@@ -122,7 +122,7 @@ fn every_computed_address_matches_the_guest() {
 
 #[test]
 fn every_expectation_file_matches() {
-    let expectations = with_beside("expected");
+    let expectations = with_companions("expected");
     assert!(expectations.len() >= 11);
     for (name, guest, files) in expectations {
         let topology = Topology::of(&guest);

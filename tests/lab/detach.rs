@@ -82,7 +82,11 @@ quiesce = ["/bin/sh", "-c", "test -e /tmp/ready || { touch /tmp/ready; exit 1; }
     bound(&lab, &vf).await;
     let answer = lab.detach(&vf).await.expect(409);
     println!("{}", answer.message());
-    assert!(answer.message().contains("is attached: the guest was not asked"), "{}", answer.message());
+    assert!(
+        answer.message().contains("is attached: the guest was not requested to release"),
+        "{}",
+        answer.message()
+    );
     assert_eq!(lab.driver(&vf["address"]), "vfio-pci");
     lab.detach(&vf).await.expect(200);
     assert_eq!(lab.sh("guest exec q35 cat /tmp/quiesced"), vf["inner_address"]);

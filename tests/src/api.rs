@@ -195,6 +195,15 @@ impl Api {
             .await
     }
 
+    /// Creates an accelerator with a spec, and returns its path.
+    pub async fn accelerator(&self, name: &str, spec: Value) -> String {
+        let created = self.post("/accelerators", json!({ "name": name })).await.expect(201);
+        let location = created.location.expect("a location");
+        let path = &location[location.find("/accelerators/").expect("the path of an accelerator")..];
+        self.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
+        path.to_owned()
+    }
+
     /// Returns the attachments of a server.
     pub async fn attachments(&self, server: &str) -> Vec<Value> {
         let answer = self.get(&attachments(server)).await.expect(200);

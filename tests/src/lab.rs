@@ -130,7 +130,8 @@ impl Lab {
     pub async fn with(config: &str) -> Self {
         let lab = Self::idle();
         // The port must not be in use, so that it can be forwarded to this machine.
-        let config = format!("{config}\n[api]\nlisten = \"127.0.0.1:9774\"\n").replace('\'', r"'\''");
+        let config = format!("{config}\n[api]\nlisten = \"127.0.0.1:9774\"\ninsecure_tcp = true\n")
+            .replace('\'', r"'\''");
         lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
         lab.put(&release(), "/usr/local/bin/hotslot");
         lab.forward(PORT, 9774);

@@ -80,94 +80,47 @@ impl Oracle {
     /// Returns every disagreement as text: a row in transition, a device with two owners or none, a document that has a
     /// device without a row or lacks one with a row, a function without its driver.
     pub async fn disagreements(&self, service: &Hotslot) -> Vec<String> {
-        let mut asked = Vec::new();
+        let mut answers = Vec::new();
         for path in ["/v2/t/os-pci_attachments", "/v2/t/os-pci/detail", "/v2/t/os-hypervisors/1/pci_devices"]
         {
             match service.try_get(path).await {
-                Some(answer) if answer.status == 200 => asked.push(answer),
+                Some(answer) if answer.status == 200 => answers.push(answer),
                 Some(answer) => return vec![format!("{path}: {} {}", answer.status, answer.message())],
                 None => return vec![format!("{path}: no answer")],
             }
         }
-        let [attachments, devices, functions] = &asked[..] else { return vec!["not asked".into()] };
+        let [attachments, devices, functions] = &answers[..] else { return vec!["no answers".into()] };
         let attachments = list(attachments, "pciAttachment");
         let guests = guests(service);
         let mut found = Vec::new();
-        let mut owners = BTreeMap::new();
-        let mut with_guests = BTreeSet::new();
-        for row in &attachments {
-            let (id, address, server) =
-                (text(row, "attachment_id"), text(row, "address"), text(row, "serverId"));
-            if row["status"] != "attached" {
-                found.push(format!("{address} is {}: {}", row["status"], row["status_reason"]));
-                continue;
-            }
-            if let Some(other) = owners.insert(address, server) {
-                found.push(format!("{address} is with {other} and {server}"));
-            }
-            let Some(guest) = guests.iter().find(|guest| guest.server == server) else {
-                found.push(format!("{address} is attached to {server}, which is untouched"));
-                continue;
-            };
-            let live = Guest::has(guest.live.as_ref(), id);
-            if live {
-                with_guests.insert(address);
-            }
-            let waits = text(row, "status_reason").starts_with("only in the domain's definition");
-            if guest.live.is_some() && !live && !waits {
-                found.push(format!("{address} is attached to {server}, which runs without it"));
-            }
-            if row["persistent"] == true
-                && guest.persistent.is_some()
-                && !Guest::has(guest.persistent.as_ref(), id)
-            {
-                found.push(format!("{address} is attached to {server}, whose definition is without it"));
-            }
-        }
-        for guest in &guests {
-            for (which, document) in [("live", &guest.live), ("persistent", &guest.persistent)] {
-                let document = document.as_deref().unwrap_or_default();
-                for id in document.split("ua-").skip(1).filter_map(|rest| rest.get(..36)) {
-                    if !attachments
-                        .iter()
-                        .any(|row| row["attachment_id"] == id && row["serverId"] == *guest.server)
-                    {
-                        found.push(format!(
-                            "the {which} document of {} has {id}, which no row has",
-                            guest.server
-                        ));
-                    }
-                }
-            }
-        }
-        for device in list(devices, "pci_devices") {
-            let (address, status) = (text(device, "address"), text(device, "status"));
-            let owner = owners.get(address).copied();
-            if device["instance_uuid"].as_str() != owner || (status == "allocated") != owner.is_some() {
-                found.push(format!(
-                    "{address} is {status} for {}, and {owner:?} has it",
-                    device["instance_uuid"]
-                ));
-            }
-            if status == "claimed" || (status != "available" && attachments.is_empty()) {
-                found.push(format!("{address} is {status}"));
-            }
-        }
-        let functions = list(functions, "pci_devices");
-        let grouped = functions.iter().filter(|function| with_guests.contains(text(function, "address")));
+        let assigned = compare_attachments(&attachments, &guests, &mut found);
+        compare_documents(&attachments, &guests, &mut found);
+        compare_devices(&list(devices, "pci_devices"), &assigned, attachments.is_empty(), &mut found);
+        self.compare_drivers(service, &list(functions, "pci_devices"), &assigned, &mut found);
+        found
+    }
+
+    /// Compares the drivers of all functions with the initial ones, and with vfio-pci for functions that a guest has.
+    fn compare_drivers(
+        &self,
+        service: &Hotslot,
+        functions: &[&Value],
+        assigned: &Assigned<'_>,
+        found: &mut Vec<String>,
+    ) {
+        let in_guest = |address: &str| assigned.in_guests.contains(address);
+        let grouped = functions.iter().filter(|function| in_guest(text(function, "address")));
         // Functions of a group with a host driver block the guest that has the others.
         let grouped: BTreeSet<&str> = grouped
             .flat_map(|function| function["iommu_group"]["members"].as_array().into_iter().flatten())
             .filter_map(Value::as_str)
             .collect();
         let vfio = Value::from("vfio-pci");
-        for function in &functions {
+        for function in functions {
             let address = text(function, "address");
-            let expected = if with_guests.contains(address) { &vfio } else { self.driver(address) };
-            if function["driver"] != *expected
-                && (with_guests.contains(address) || !grouped.contains(address))
-            {
-                found.push(format!("{address} is with {}, not {expected}", function["driver"]));
+            let expected = if in_guest(address) { &vfio } else { self.driver(address) };
+            if function["driver"] != *expected && (in_guest(address) || !grouped.contains(address)) {
+                found.push(format!("{address} has the driver {}, not {expected}", function["driver"]));
             }
         }
         // The host's own view of the drivers, for functions that no guest has.
@@ -175,14 +128,93 @@ impl Oracle {
             let address = name.trim_start_matches("pci_").replacen('_', ":", 2).replacen('_', ".", 1);
             let native = self.driver(&address);
             if saved["present"] == true && saved["driver"] != *native && !grouped.contains(&*address) {
-                found.push(format!("on the host {address} rests on {}, not {native}", saved["driver"]));
+                found.push(format!("on the host {address} has the driver {}, not {native}", saved["driver"]));
             }
         }
-        found
     }
 
     fn driver(&self, address: &str) -> &Value {
         self.drivers.get(address).unwrap_or(&Value::Null)
+    }
+}
+
+/// The devices of the attachments.
+#[derive(Default)]
+struct Assigned<'a> {
+    /// The server of each attached device, by address.
+    owners: BTreeMap<&'a str, &'a str>,
+    /// The devices that are in the live document of their server.
+    in_guests: BTreeSet<&'a str>,
+}
+
+/// Compares the attachments with the documents of their servers.
+fn compare_attachments<'a>(
+    attachments: &[&'a Value],
+    guests: &[Guest],
+    found: &mut Vec<String>,
+) -> Assigned<'a> {
+    let mut assigned = Assigned::default();
+    for row in attachments {
+        let (id, address, server) = (text(row, "attachment_id"), text(row, "address"), text(row, "serverId"));
+        if row["status"] != "attached" {
+            found.push(format!("{address} is {}: {}", row["status"], row["status_reason"]));
+            continue;
+        }
+        if let Some(other) = assigned.owners.insert(address, server) {
+            found.push(format!("{address} is attached to {other} and to {server}"));
+        }
+        let Some(guest) = guests.iter().find(|guest| guest.server == server) else {
+            found.push(format!("{address} is attached to {server}, which is unchanged"));
+            continue;
+        };
+        let live = Guest::has(guest.live.as_ref(), id);
+        if live {
+            assigned.in_guests.insert(address);
+        }
+        let waits = text(row, "status_reason").starts_with("only in the domain's definition");
+        if guest.live.is_some() && !live && !waits {
+            found.push(format!("{address} is attached to {server}, which runs without it"));
+        }
+        if row["persistent"] == true
+            && guest.persistent.is_some()
+            && !Guest::has(guest.persistent.as_ref(), id)
+        {
+            found.push(format!("{address} is attached to {server}, whose definition does not have it"));
+        }
+    }
+    assigned
+}
+
+/// Checks that each device with an alias of hotslot in a document has an attachment.
+fn compare_documents(attachments: &[&Value], guests: &[Guest], found: &mut Vec<String>) {
+    for guest in guests {
+        for (which, document) in [("live", &guest.live), ("persistent", &guest.persistent)] {
+            let document = document.as_deref().unwrap_or_default();
+            for id in document.split("ua-").skip(1).filter_map(|rest| rest.get(..36)) {
+                let has_row = attachments
+                    .iter()
+                    .any(|row| row["attachment_id"] == id && row["serverId"] == *guest.server);
+                if !has_row {
+                    found
+                        .push(format!("the {which} document of {} has {id}, which no row has", guest.server));
+                }
+            }
+        }
+    }
+}
+
+/// Compares the status of each device with the attachments.
+fn compare_devices(devices: &[&Value], assigned: &Assigned<'_>, all_free: bool, found: &mut Vec<String>) {
+    for device in devices {
+        let (address, status) = (text(device, "address"), text(device, "status"));
+        let owner = assigned.owners.get(address).copied();
+        if device["instance_uuid"].as_str() != owner || (status == "allocated") != owner.is_some() {
+            found
+                .push(format!("{address} is {status} for {}, and {owner:?} has it", device["instance_uuid"]));
+        }
+        if status == "claimed" || (status != "available" && all_free) {
+            found.push(format!("{address} is {status}"));
+        }
     }
 }
 

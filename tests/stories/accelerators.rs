@@ -14,16 +14,6 @@ async fn service(more: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{PCI}{more}"), |_| ()).await
 }
 
-/// Creates an accelerator with a spec, and returns its path.
-async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
-    service.post("/accelerators", json!({ "name": name })).await.expect(201);
-    let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
-    let uuid = all.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap()["uuid"].clone();
-    let path = format!("/accelerators/{}", uuid.as_str().unwrap());
-    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
-    path
-}
-
 async fn shown(service: &Hotslot, path: &str) -> Value {
     service.get(path).await.expect(200).body
 }
@@ -86,7 +76,7 @@ async fn the_examples_of_cyborgs_first_api_work() {
 #[tokio::test]
 async fn if_match_protects_against_lost_updates() {
     let service = service("").await;
-    let path = made(&service, "a", json!({ "num": 1 })).await;
+    let path = service.accelerator("a", json!({ "num": 1 })).await;
     let read = service.get(&path).await.expect(200).etag.unwrap();
     let spec = |num: u32| json!({ "acc_specs": { "num": num } });
     let put = async |num: u32, tag: &str| service.put_if(&format!("{path}/acc_spec"), tag, spec(num)).await;
@@ -121,7 +111,7 @@ async fn if_match_protects_against_lost_updates() {
 #[tokio::test]
 async fn a_spec_is_returned_as_it_was_put() {
     let service = service("").await;
-    let path = made(&service, "a", json!({})).await;
+    let path = service.accelerator("a", json!({})).await;
     for spec in [
         json!({ "remote": i64::MIN, "num": 256, "device_type": "aichip", "acc_capability": {} }),
         json!({ "remote": 2, "num": 0, "device_type": "unknown", "acc_capability": { "a": [-1, 0.1, u64::MAX, null] } }),
@@ -138,7 +128,7 @@ async fn a_spec_is_returned_as_it_was_put() {
 async fn v1_lists_have_cyborgs_keys_and_can_be_sorted() {
     let service = service("").await;
     for (name, remote) in [("b", 10), ("a", 9), ("c", -1)] {
-        made(&service, name, json!({ "remote": remote })).await;
+        service.accelerator(name, json!({ "remote": remote })).await;
     }
     let names = async |query: &str| {
         let body = service.get(&format!("/v1/accelerators{query}")).await.expect(200).body;
@@ -237,7 +227,7 @@ async fn the_name_of_a_discovered_accelerator_is_taken() {
 async fn status_and_device_keys_follow_the_device() {
     let service = service("").await;
     let spec = json!({ "product_id": "10ca", "device_type": "nic" });
-    let path = made(&service, "vf", spec).await;
+    let path = service.accelerator("vf", spec).await;
     // The host can be named by its own host name.
     let attached = service.put(&path, json!({ "host": "small" })).await.expect(200).body;
     assert_eq!((&attached["host"], &attached["devices"][0]["device_type"]), (&json!("node1"), &json!("NIC")));
@@ -268,7 +258,7 @@ async fn status_and_device_keys_follow_the_device() {
 #[tokio::test]
 async fn an_unknown_device_type_is_refused() {
     let service = service("").await;
-    let path = made(&service, "a", json!({ "num": 1 })).await;
+    let path = service.accelerator("a", json!({ "num": 1 })).await;
     for (uri, spec) in [
         (format!("{path}/acc_spec"), json!({ "device_type": "GPPU" })),
         (path.clone(), json!({ "device_type": "type-VF" })),

@@ -46,7 +46,15 @@ fn each_library_is_used_in_its_own_place() {
     only_in("hyper::", &["api/src/http/"]);
     only_in(
         "reqwest::",
-        &["api/service/src/webhook.rs", "cli/src/address.rs", "cli/src/client.rs", "cli/src/event_stream.rs"],
+        &[
+            "api/service/src/config/keystone.rs",
+            "api/service/src/keystone/",
+            "api/service/src/webhook.rs",
+            "cli/src/address.rs",
+            "cli/src/client.rs",
+            "cli/src/event_stream.rs",
+            "cli/src/login.rs",
+        ],
     );
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);
     only_in("anyhow", &["cli/src/"]);
@@ -199,4 +207,36 @@ fn no_files_import_each_other_in_a_circle() {
         circles.extend(arrows.iter().map(|(file, named)| format!("{file} -> {named:?}")));
     }
     assert!(circles.is_empty(), "{}", circles.join("\n"));
+}
+
+/// Returns what follows the closing parenthesis that belongs to an opening one before `text`.
+fn after_parentheses(text: &str) -> &str {
+    let mut depth = 1;
+    let end = text.find(|letter| {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        depth == 0
+    });
+    text[end.unwrap_or_default()..].trim_start_matches([')', ' ', '\n', '}'])
+}
+
+/// A conflict is for the client. Where the service itself goes on differently, it has a typed reason.
+#[test]
+fn no_control_flow_depends_on_a_conflict() {
+    const CONFLICT: &str = "Error::Conflict(";
+    let maps = ["api/service/src/error.rs", "api/src/http/error.rs"];
+    for (file, text) in [sources("api/service/src"), sources("api/src")].concat() {
+        if maps.contains(&file.as_str()) {
+            continue;
+        }
+        for (at, _) in text.match_indices(CONFLICT) {
+            let rest = &text[at + CONFLICT.len()..];
+            let (wild, after) = (rest.starts_with(['_', '.']), after_parentheses(rest));
+            let is_pattern = wild || ["=>", "= ", "| ", "if "].iter().any(|next| after.starts_with(next));
+            assert!(
+                !is_pattern,
+                "{file} matches on a conflict: {CONFLICT}{}",
+                rest.lines().next().unwrap_or_default()
+            );
+        }
+    }
 }

@@ -288,14 +288,7 @@ async fn attach_takes_a_flavor_and_the_mac_and_vlan_of_a_vf() {
 
 #[tokio::test]
 async fn a_one_time_use_device_is_attached_again_after_cleaning() {
-    let service = Hotslot::bare(
-        &host("small"),
-        "[pci]\nreport_in_placement = true\n\
-         device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}']\n\
-         alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n",
-        |_| (),
-    )
-    .await;
+    let service = crate::inventory::one_time_use().await;
     let hotslot = |arguments: &str| hotslot(service.url(), arguments);
     let attached = hotslot("attach i440fx edu -o json").expect(0);
     let address = attached.json()[0]["address"].as_str().expect("an address").to_owned();

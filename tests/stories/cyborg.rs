@@ -215,11 +215,7 @@ async fn a_disabled_device_is_offered_to_nobody() {
     assert_eq!(shown_now["status"], "maintaining");
     let refused = service.attach(G1, "qat:1").await.expect(409);
     assert!(refused.message().contains("is disabled"), "{}", refused.message());
-    service.post("/accelerators", json!({ "name": "a" })).await.expect(201);
-    let accelerator = service.get("/accelerators").await.body["accelerator"][0]["uuid"].clone();
-    let accelerator = format!("/accelerators/{}", accelerator.as_str().unwrap());
-    let spec = json!({ "acc_specs": { "product_id": "37c9" } });
-    service.put(&format!("{accelerator}/acc_spec"), spec).await.expect(200);
+    let accelerator = service.accelerator("a", json!({ "product_id": "37c9" })).await;
     for body in [json!({ "instance_uuid": G1 }), json!({ "driver": "vfio-pci" })] {
         let refused = service.put(&accelerator, body).await.expect(409);
         assert!(refused.message().contains("is disabled"), "{}", refused.message());

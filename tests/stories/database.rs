@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,14 +114,20 @@ fn beside(database: &Path) -> Vec<String> {
     names
 }
 
-#[tokio::test]
-async fn a_restore_leaves_no_stale_database_files() {
+/// Backs up the database of a service, attaches a device and kills the service. Returns also the database and the backup.
+async fn killed_after_a_backup() -> (Hotslot, PathBuf, PathBuf) {
     let mut service = Hotslot::on("small").await;
     let database = service.database();
     let file = database.with_file_name("backup");
     assert!(db(&database, "backup", &file).status.success());
     service.attach(Q35, "vf:1").await.expect(200);
     service.kill();
+    (service, database, file)
+}
+
+#[tokio::test]
+async fn a_restore_leaves_no_stale_database_files() {
+    let (mut service, database, file) = killed_after_a_backup().await;
     let before = beside(&database);
     assert!(before.contains(&"hotslot.db-wal".to_owned()), "{before:?}");
 
@@ -151,12 +157,7 @@ async fn a_restore_leaves_no_stale_database_files() {
 
 #[tokio::test]
 async fn a_killed_restore_leaves_the_old_database_or_the_new_one() {
-    let mut service = Hotslot::on("small").await;
-    let database = service.database();
-    let file = database.with_file_name("backup");
-    assert!(db(&database, "backup", &file).status.success());
-    service.attach(Q35, "vf:1").await.expect(200);
-    service.kill();
+    let (mut service, database, file) = killed_after_a_backup().await;
     let config = database.with_file_name("hotslot.toml");
     let safe = tempfile::tempdir().unwrap();
     for name in ["hotslot.db", "hotslot.db-wal"] {

@@ -308,7 +308,9 @@ async fn a_failed_required_quiesce_prevents_the_unplug_request() {
         service.sim("agent q35 connected");
         let vf = attach(&service).await;
         let refused = service.delete(&path(&vf)).await.expect(409);
-        for said in [said, "is attached: the guest was not asked: not quiesced", "force"] {
+        for said in
+            [said, "is attached: the guest was not requested to release the device: not quiesced", "force"]
+        {
             assert!(refused.message().contains(said), "{}", refused.message());
         }
         let now = shown(&service, &vf).await;

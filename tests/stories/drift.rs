@@ -414,11 +414,7 @@ async fn drift_covers_bindings_and_mediated_devices() {
     let spec = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"product_id\": \"37c9\"}']\n";
     let service = Hotslot::bare(&host("accelerators"), spec, without_mdevs).await;
     let made = async |name: &str, spec: Value, target: Value| {
-        service.post("/accelerators", json!({ "name": name })).await.expect(201);
-        let all = service.get("/accelerators").await.body["accelerator"].clone();
-        let found = all.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
-        let path = format!("/accelerators/{}", found["uuid"].as_str().unwrap());
-        service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
+        let path = service.accelerator(name, spec).await;
         service.put(&path, target).await.expect(200);
         path
     };

@@ -133,11 +133,7 @@ async fn a_detach_completes_when_its_client_disconnects() {
 async fn a_multi_device_detach_is_atomic_when_its_client_disconnects() {
     let pci = "[pci]\ndevice_spec = ['{\"vendor_id\": \"8086\"}']\n[attach]\nverify = \"off\"\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
-    service.post("/accelerators", json!({ "name": "two" })).await.expect(201);
-    let all = service.get("/accelerators").await.expect(200).body["accelerator"].clone();
-    let accelerator = format!("/accelerators/{}", all[0]["uuid"].as_str().unwrap());
-    let spec = json!({ "acc_specs": { "num": 2, "product_id": "10ca" } });
-    service.put(&format!("{accelerator}/acc_spec"), spec).await.expect(200);
+    let accelerator = service.accelerator("two", json!({ "num": 2, "product_id": "10ca" })).await;
     let mut halves = 0;
     for after in moments() {
         service.put(&accelerator, json!({ "instance_uuid": I440FX })).await.expect(200);

@@ -98,16 +98,21 @@ async fn os_pci_is_filtered_and_paged() {
     assert_eq!(ids(&format!("marker={uuid}&limit=1")).await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_one_time_use_device_is_unavailable_until_cleaned() {
-    let service = Hotslot::bare(
+/// Starts a service with a device that must be cleaned after each use.
+pub(crate) async fn one_time_use() -> Hotslot {
+    Hotslot::bare(
         &host("small"),
         "[pci]\nreport_in_placement = true\n\
          device_spec = ['{\"vendor_id\": \"1234\", \"one_time_use\": \"true\"}']\n\
          alias = ['{\"name\": \"edu\", \"vendor_id\": \"1234\", \"product_id\": \"11e8\"}']\n",
         |_| (),
     )
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_one_time_use_device_is_unavailable_until_cleaned() {
+    let service = one_time_use().await;
     let all = service.get("/v2.1/os-pci?status=available").await.expect(200).body["pci_devices"].clone();
     let edu = &all[0];
     let answer = service.attach(I440FX, "edu:1").await.expect(200).body;

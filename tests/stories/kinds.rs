@@ -58,14 +58,6 @@ async fn service() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
-async fn made(service: &Hotslot, spec: &Value) -> String {
-    let created = service.post("/accelerators", json!({ "name": "one" })).await.expect(201);
-    let path = created.location.unwrap();
-    let path = path[path.find("/accelerators/").unwrap()..].to_owned();
-    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
-    path
-}
-
 async fn get(service: &Hotslot, path: &str) -> Value {
     service.get(path).await.expect(200).body
 }
@@ -90,7 +82,7 @@ fn refused(answer: Answer, name: &str) -> String {
 async fn a_failed_attach_whose_device_cannot_be_taken_back_is_never_attached() {
     for kind in kinds() {
         let service = service().await;
-        let path = made(&service, &kind.spec).await;
+        let path = service.accelerator("one", kind.spec.clone()).await;
         service.sim(kind.second_fails);
         service.sim(kind.keep.0);
         let message = refused(service.put(&path, kind.target.clone()).await, kind.name);
@@ -110,7 +102,7 @@ async fn a_failed_attach_whose_device_cannot_be_taken_back_is_never_attached() {
 async fn a_failed_attach_leaves_nothing_and_says_so() {
     for kind in kinds() {
         let service = service().await;
-        let path = made(&service, &kind.spec).await;
+        let path = service.accelerator("one", kind.spec.clone()).await;
         service.sim(kind.second_fails);
         let message = refused(service.put(&path, kind.target.clone()).await, kind.name);
         assert!(
@@ -130,7 +122,7 @@ async fn a_failed_attach_leaves_nothing_and_says_so() {
 async fn a_service_that_was_killed_between_two_devices_takes_the_first_back() {
     for kind in kinds() {
         let mut service = service().await;
-        let path = made(&service, &kind.spec).await;
+        let path = service.accelerator("one", kind.spec.clone()).await;
         service.sim(&kind.second_fails.replace("fail", "kill"));
         let body = Some(("application/json", kind.target.to_string()));
         let _ = service.try_send(Method::PUT, &path, body).await;
@@ -147,7 +139,7 @@ async fn a_service_that_was_killed_between_two_devices_takes_the_first_back() {
 async fn a_detach_that_fails_is_tried_again_by_whoever_requests_it() {
     for kind in kinds() {
         let service = service().await;
-        let path = made(&service, &kind.spec).await;
+        let path = service.accelerator("one", kind.spec.clone()).await;
         service.put(&path, kind.target.clone()).await.expect(200);
         service.sim(kind.keep.0);
         let (one, other) = tokio::join!(service.delete(&path), service.delete(&path));
@@ -178,7 +170,7 @@ fn with_agent(host: &Path) {
 #[tokio::test]
 async fn the_guest_verifies_the_address_of_a_mediated_device_too() {
     let service = Hotslot::bare(&host("accelerators"), PCI, with_agent).await;
-    let path = made(&service, &json!({ "mdev_type": "nvidia-233" })).await;
+    let path = service.accelerator("one", json!({ "mdev_type": "nvidia-233" })).await;
     let attached = service.put(&path, json!({ "instance_uuid": G1 })).await.expect(200).body;
     assert_eq!(attached["devices"][0]["inner_address_source"], "computed");
     let source = async || get(&service, &path).await["devices"][0]["inner_address_source"].clone();

@@ -83,7 +83,7 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     assert_eq!(row["status"], "detaching");
     let path = format!("{}/{}", attachments(Q35), row["attachment_id"].as_str().unwrap());
     let refused = service.delete(&path).await.expect(409);
-    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    assert!(refused.message().contains("has not returned"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
 
     // libvirt completes the call late. The device is then removed, because the client was told that the attach failed.

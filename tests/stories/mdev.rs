@@ -28,15 +28,6 @@ async fn untouched() -> Hotslot {
     Hotslot::bare(&host("accelerators"), PCI, without_mdevs).await
 }
 
-/// Creates an accelerator with a spec, and returns its path.
-async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
-    let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
-    let path = created.location.unwrap();
-    let path = path[path.find("/accelerators/").unwrap()..].to_owned();
-    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
-    path
-}
-
 async fn attach(service: &Hotslot, path: &str, server: &str) -> Answer {
     service.put(path, json!({ "instance_uuid": server })).await
 }
@@ -90,7 +81,7 @@ async fn types_and_foreign_mediated_devices_are_shown() {
     assert!(card["withheld"].as_str().unwrap().contains(FIRST), "{card}");
     let refused = service.attach(G1, "gpu:1").await.expect(409);
     assert!(refused.message().contains(FIRST), "{}", refused.message());
-    let whole = made(&service, "whole", json!({ "device_type": "GPU" })).await;
+    let whole = service.accelerator("whole", json!({ "device_type": "GPU" })).await;
     for target in [json!({ "instance_uuid": G1 }), json!({ "driver": "vfio-pci" }), json!({})] {
         let refused = service.put(&whole, target).await.expect(409);
         assert!(refused.message().contains(FIRST), "{}", refused.message());
@@ -104,7 +95,7 @@ async fn types_and_foreign_mediated_devices_are_shown() {
 #[tokio::test]
 async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
     let service = service().await;
-    let path = made(&service, "quarter", json!({ "mdev_type": FOUR, "device_type": "GPU" })).await;
+    let path = service.accelerator("quarter", json!({ "mdev_type": FOUR, "device_type": "GPU" })).await;
     let attached = attach(&service, &path, G1).await.expect(200).body;
     assert_eq!((&attached["status"], &attached["instance_uuid"]), (&json!("attached"), &json!(G1)));
     assert_eq!((&attached["address"], &attached["driver"]), (&json!(GPU), &json!("nvidia")));
@@ -146,8 +137,8 @@ async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
 async fn two_guests_share_a_card_up_to_its_capacity() {
     let service = service().await;
     let spec = json!({ "mdev_type": EIGHT });
-    let (a, b) = (made(&service, "a", spec.clone()).await, made(&service, "b", spec.clone()).await);
-    let c = made(&service, "c", spec).await;
+    let (a, b) = (service.accelerator("a", spec.clone()).await, service.accelerator("b", spec.clone()).await);
+    let c = service.accelerator("c", spec).await;
     let (one, other) = tokio::join!(attach(&service, &a, G1), attach(&service, &b, G2));
     assert_eq!((one.status, other.status), (200, 200), "{} {}", one.body, other.body);
     let refused = attach(&service, &c, G2).await.expect(409);
@@ -164,8 +155,8 @@ async fn two_guests_share_a_card_up_to_its_capacity() {
 #[tokio::test]
 async fn several_mediated_devices_are_attached_all_or_none() {
     let service = service().await;
-    let three = made(&service, "three", json!({ "mdev_type": FOUR, "num": 3 })).await;
-    let one = made(&service, "one", json!({ "mdev_type": FOUR })).await;
+    let three = service.accelerator("three", json!({ "mdev_type": FOUR, "num": 3 })).await;
+    let one = service.accelerator("one", json!({ "mdev_type": FOUR })).await;
     attach(&service, &one, G2).await.expect(200);
     let refused = attach(&service, &three, G1).await.expect(409);
     assert!(refused.message().contains("3 of nvidia-232, and 2 can be created"), "{}", refused.message());
@@ -184,7 +175,7 @@ async fn several_mediated_devices_are_attached_all_or_none() {
     assert_eq!(attached["devices"].as_array().unwrap().len(), 3);
     assert_eq!(left(&service).await, (0, 2));
     // More devices than the guest has free ports.
-    let two = made(&service, "two", json!({ "mdev_type": EIGHT, "num": 2 })).await;
+    let two = service.accelerator("two", json!({ "mdev_type": EIGHT, "num": 2 })).await;
     let refused = attach(&service, &two, G1).await.expect(409);
     assert!(refused.message().contains("1 free hot-plug ports"), "{}", refused.message());
     service.delete(&three).await.expect(204);
@@ -194,8 +185,8 @@ async fn several_mediated_devices_are_attached_all_or_none() {
 #[tokio::test]
 async fn a_card_is_assigned_whole_or_in_mediated_devices() {
     let service = untouched().await;
-    let whole = made(&service, "whole", json!({ "device_type": "GPU" })).await;
-    let part = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
+    let whole = service.accelerator("whole", json!({ "device_type": "GPU" })).await;
+    let part = service.accelerator("part", json!({ "mdev_type": EIGHT })).await;
     for target in [json!({ "instance_uuid": G1 }), json!({ "driver": "vfio-pci" }), json!({})] {
         service.put(&whole, target.clone()).await.expect(200);
         let refused = attach(&service, &part, G2).await.expect(409);
@@ -222,7 +213,7 @@ async fn a_card_is_assigned_whole_or_in_mediated_devices() {
 #[tokio::test]
 async fn an_impossible_request_is_refused_with_advice() {
     let service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": "nvidia-1" })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": "nvidia-1" })).await;
     let refused = attach(&service, &path, G1).await.expect(409);
     assert!(refused.message().contains("nvidia-233 of 0000:41:00.0"), "{}", refused.message());
     for target in [json!({ "host": "node1" }), json!({}), json!({ "driver": "vfio-pci" })] {
@@ -243,7 +234,7 @@ async fn an_impossible_request_is_refused_with_advice() {
 #[tokio::test]
 async fn a_mediated_device_stays_while_the_guest_keeps_it() {
     let service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     attach(&service, &path, G1).await.expect(200);
     service.sim("guest g1 unplug=refuse");
     let refused = service.delete(&path).await.expect(409);
@@ -266,8 +257,8 @@ async fn a_mediated_device_stays_while_the_guest_keeps_it() {
 #[tokio::test]
 async fn mediated_devices_follow_the_life_of_their_server() {
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": EIGHT })).await;
-    let other = made(&service, "other", json!({ "mdev_type": EIGHT })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": EIGHT })).await;
+    let other = service.accelerator("other", json!({ "mdev_type": EIGHT })).await;
     let uuid = attach(&service, &path, G1).await.expect(200).body["devices"][0]["mdev_uuid"].clone();
     service.sim("shutdown g1");
     service
@@ -320,8 +311,8 @@ async fn mediated_devices_are_packed_onto_one_card() {
     })
     .await;
     let one = json!({ "mdev_type": EIGHT });
-    let (a, b) = (made(&service, "a", one.clone()).await, made(&service, "b", one).await);
-    let three = made(&service, "three", json!({ "mdev_type": EIGHT, "num": 3 })).await;
+    let (a, b) = (service.accelerator("a", one.clone()).await, service.accelerator("b", one).await);
+    let three = service.accelerator("three", json!({ "mdev_type": EIGHT, "num": 3 })).await;
     let parents = |body: Value| {
         let devices = body["devices"].as_array().unwrap().clone();
         devices.iter().map(|device| device["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -357,7 +348,7 @@ async fn foreign_mediated_devices_are_shown_and_not_changed() {
         std::fs::write(file, domain.replace("<memballoon", &hostdev)).unwrap();
     })
     .await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     for _ in 0..2 {
         let first =
             json!({ "uuid": FIRST, "type": FOUR, "instance_uuid": G1, "holder": null, "status": null });
@@ -375,7 +366,7 @@ async fn hot_unplug_refuse_applies_to_mediated_devices() {
     let pci = PCI.replace(r#"{"vendor_id": "10de"}'"#, r#"{"vendor_id": "10de", "hot_unplug": "refuse"}'"#);
     assert_ne!(pci, PCI);
     let service = Hotslot::bare(&host("accelerators"), &pci, |_| ()).await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     attach(&service, &path, G1).await.expect(200);
     let refused = service.delete(&path).await.expect(409);
     assert!(refused.message().contains("hot_unplug = refuse"), "{}", refused.message());

@@ -23,15 +23,6 @@ async fn service(config: &str) -> Hotslot {
     Hotslot::bare(&host("small"), &format!("{config}{}", oracle::PCI), |_| ()).await
 }
 
-/// Creates an accelerator with a spec, and returns its path.
-async fn made(service: &Hotslot, name: &str, spec: Value) -> String {
-    let created = service.post("/accelerators", json!({ "name": name })).await.expect(201);
-    let path = created.location.unwrap();
-    let path = path[path.find("/accelerators/").unwrap()..].to_owned();
-    service.put(&format!("{path}/acc_spec"), json!({ "acc_specs": spec })).await.expect(200);
-    path
-}
-
 async fn status(service: &Hotslot, path: &str) -> String {
     service.get(path).await.expect(200).body["status"].as_str().unwrap().to_owned()
 }
@@ -63,14 +54,14 @@ async fn stays_in_transition(service: &Hotslot, address: &str) {
     let of_it: Vec<_> = found.iter().filter(|finding| finding["address"] == address).collect();
     assert_eq!(of_it.len(), 1, "{found:#?}");
     assert_eq!((&of_it[0]["kind"], &of_it[0]["done"]), (&json!("unfinished"), &Value::Null), "{found:#?}");
-    assert!(of_it[0]["said"]["host"].as_str().unwrap().contains("did not come back"), "{found:#?}");
+    assert!(of_it[0]["said"]["host"].as_str().unwrap().contains("has not returned"), "{found:#?}");
 }
 
 #[tokio::test]
 async fn an_overdue_bind_is_settled_when_it_returns() {
     for at in ["before", "after"] {
         let service = service(SOON).await;
-        let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+        let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
         service.sim(&format!("fault node-detach hang at={at}"));
         let late = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
         assert!(late.message().contains("no answer within"), "{}", late.message());
@@ -80,7 +71,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
         let refused = service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(409);
         assert!(refused.message().contains("is being detached"), "{}", refused.message());
         let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
 
         service.sim("fault clear");
         within(AT_ONCE, "the device is free", async || {
@@ -102,7 +93,7 @@ async fn an_overdue_bind_is_settled_when_it_returns() {
 async fn a_function_with_an_overdue_call_is_not_offered() {
     let service = service(SOON).await;
     // The overdue call is the service's own attempt to release the function.
-    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
     service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("fault node-reset hang times=9");
     service.delete(&path).await.expect(503);
@@ -110,7 +101,7 @@ async fn a_function_with_an_overdue_call_is_not_offered() {
         let path = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
         service.get(&path).await.expect(200).body["pci_device"]["withheld"].to_string()
     };
-    assert!(unavailable().await.contains("did not come back"), "{}", unavailable().await);
+    assert!(unavailable().await.contains("has not returned"), "{}", unavailable().await);
     service.sim("fault clear");
     within(AT_ONCE, "it is offered again", async || unavailable().await == "null").await;
     within(AT_ONCE, "the device is released", async || status(&service, &path).await == "available").await;
@@ -132,7 +123,7 @@ async fn an_overdue_attach_of_a_group_is_settled_when_it_returns() {
         let row = rows.iter().find(|row| row["address"] == stuck).unwrap();
         assert_eq!(row["status"], "detaching", "{row}");
         let refused = service.delete(&path_of(row)).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
 
         service.sim("fault clear");
         within(AT_ONCE, "the attachment has ended", async || service.attachments(Q35).await.is_empty()).await;
@@ -146,7 +137,7 @@ async fn an_overdue_release_is_settled_when_it_returns() {
     for operation in ["node-reset", "node-reattach"] {
         for at in ["before", "after"] {
             let service = service(SOON).await;
-            let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+            let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
             service.put(&path, json!({ "driver": "vfio-pci" })).await.expect(200);
             service.sim(&format!("fault {operation} hang at={at}"));
             service.delete(&path).await.expect(503);
@@ -168,7 +159,7 @@ async fn an_overdue_create_or_destroy_of_an_mdev_is_settled_when_it_returns() {
     let pci = format!("{SOON}[pci]\ndevice_spec = ['{{\"vendor_id\": \"10de\"}}']\n");
     for (operation, at) in [("create-mdev", "before"), ("create-mdev", "after"), ("destroy-mdev", "before")] {
         let service = Hotslot::bare(&host("accelerators"), &pci, without_mdevs).await;
-        let path = made(&service, "part", json!({ "mdev_type": "nvidia-233" })).await;
+        let path = service.accelerator("part", json!({ "mdev_type": "nvidia-233" })).await;
         service.sim(&format!("fault {operation} hang at={at}"));
         let given = service.put(&path, json!({ "instance_uuid": G1 })).await;
         if operation == "create-mdev" {
@@ -204,15 +195,15 @@ async fn two(hosts: &std::path::Path, config: &str) -> (Hotslot, Hotslot) {
 #[tokio::test]
 async fn an_overdue_bind_is_not_touched_by_other_processes() {
     let (one, other) = two(&host("small"), oracle::PCI).await;
-    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    let path = one.accelerator("vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=after");
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
     let refused = other.delete(&path).await.expect(409);
-    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    assert!(refused.message().contains("has not returned"), "{}", refused.message());
     let explained = format!("/v2/t/os-hypervisors/1/pci_devices/{VF}");
     let unavailable = other.get(&explained).await.expect(200).body["pci_device"]["withheld"].to_string();
-    assert!(unavailable.contains("did not come back"), "{unavailable}");
+    assert!(unavailable.contains("has not returned"), "{unavailable}");
     one.sim("fault clear");
     for service in [&one, &other] {
         within(AT_ONCE, "the device is free", async || service.device(VF).await["status"] == "available")
@@ -232,12 +223,12 @@ async fn an_overdue_create_of_an_mdev_is_not_touched_by_other_processes() {
     let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
     let one = one.moved_to(&postgres::database().await).await;
     let other = one.beside().await;
-    let path = made(&one, "part", json!({ "mdev_type": "nvidia-233" })).await;
+    let path = one.accelerator("part", json!({ "mdev_type": "nvidia-233" })).await;
     one.sim("fault create-mdev hang at=before");
     one.put(&path, json!({ "instance_uuid": G1 })).await.expect(503);
     stays_in_transition(&other, GPU).await;
     let refused = other.delete(&path).await.expect(409);
-    assert!(refused.message().contains("did not come back"), "{}", refused.message());
+    assert!(refused.message().contains("has not returned"), "{}", refused.message());
     one.sim("fault clear");
     within(AT_ONCE, "the mediated device is removed", async || status(&other, &path).await == "available")
         .await;
@@ -257,7 +248,7 @@ async fn an_overdue_attach_stays_in_transition_at_other_processes() {
         let vf = other.attachments(Q35).await[0].clone();
         stays_in_transition(&other, VF).await;
         let refused = other.delete(&path_of(&vf)).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{}", refused.message());
         one.sim("fault clear");
         within(AT_ONCE, "the attach is undone", async || other.attachments(Q35).await.is_empty()).await;
         within(AT_ONCE, "nothing disagrees", async || drift(&other).await.is_empty()).await;
@@ -279,12 +270,12 @@ async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
         let one = Hotslot::bare(&host("accelerators"), &format!("{SOON}{pci}"), without_mdevs).await;
         let one = one.moved_to(&postgres::database().await).await;
         let other = one.beside().await;
-        let path = made(&one, "one", spec).await;
+        let path = one.accelerator("one", spec).await;
         one.put(&path, target).await.expect(200);
         one.sim(&format!("fault {operation} hang at=before"));
         one.delete(&path).await.expect(503);
         let refused = other.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{operation}: {}", refused.message());
+        assert!(refused.message().contains("has not returned"), "{operation}: {}", refused.message());
         assert_eq!(status(&other, &path).await, "detaching", "{operation}");
         one.sim("fault clear");
         within(AT_ONCE, operation, async || status(&other, &path).await == "available").await;
@@ -296,7 +287,7 @@ async fn an_overdue_release_of_any_kind_is_not_touched_by_other_processes() {
 #[tokio::test]
 async fn an_overdue_call_ends_with_its_process() {
     let (mut one, other) = two(&host("small"), oracle::PCI).await;
-    let path = made(&one, "vf", json!({ "product_id": "10ca" })).await;
+    let path = one.accelerator("vf", json!({ "product_id": "10ca" })).await;
     one.sim("fault node-detach hang at=before");
     one.put(&path, json!({ "driver": "vfio-pci" })).await.expect(503);
     stays_in_transition(&other, VF).await;
@@ -310,7 +301,7 @@ async fn an_overdue_call_ends_with_its_process() {
 #[tokio::test]
 async fn host_changes_are_noticed_during_a_hanging_bind() {
     let service = service("[reconcile]\ninterval = 3600\n").await;
-    let path = made(&service, "nic", json!({ "product_id": "10d3" })).await;
+    let path = service.accelerator("nic", json!({ "product_id": "10d3" })).await;
     let attached = service.attach(Q35, "vf:2").await.expect(200).body["pci_devices"].clone();
     service.sim("fault node-detach hang");
     let bind = asked(&service, &path, json!({ "driver": "vfio-pci" }));

@@ -336,13 +336,8 @@ impl<'a> Walk<'a> {
 
     /// Creates an accelerator of several devices, and returns its path.
     async fn accelerator(&self) -> String {
-        let service = &self.service;
-        let created = service.post("/accelerators", json!({ "name": "several" })).await.expect(201);
-        let path = created.location.unwrap();
-        let path = path[path.find("/accelerators/").unwrap()..].to_owned();
-        let spec = json!({ "acc_specs": { "vendor_id": "8086", "num": self.scenario.devices } });
-        service.put(&format!("{path}/acc_spec"), spec).await.expect(200);
-        path
+        let spec = json!({ "vendor_id": "8086", "num": self.scenario.devices });
+        self.service.accelerator("several", spec).await
     }
 
     /// Runs a bind for the host, or its release, in which the nth step is hit. Returns false when it has fewer steps.

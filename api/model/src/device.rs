@@ -123,6 +123,19 @@ impl Device {
         }
     }
 
+    /// Whether this row is still the device that was chosen: it has the same facts, and it is neither gone nor waits to
+    /// be cleaned.
+    pub fn is_as_chosen(&self, chosen: &Self) -> bool {
+        self.facts == chosen.facts && self.used_at.is_none() && self.gone_at.is_none()
+    }
+
+    /// Takes the device from its owner. `used` says whether it may have been used; then a device for one use waits to be
+    /// cleaned.
+    pub fn release(&mut self, used: bool, now: Millis) {
+        (self.owner, self.request) = (None, None);
+        self.used_at = (used && is_for_one_use(&self.facts)).then_some(now);
+    }
+
     /// Makes the row of a device that is seen for the first time.
     pub fn new(
         id: DeviceId,

@@ -8,7 +8,7 @@
 //! A PF and its VFs are never both in use. VFs of one PF do not exclude each other. Sources:
 //! `nova/objects/pci_device.py`, and `PciDevTracker`.
 
-use crate::device::DeviceStatus;
+use crate::device::{Device, DeviceStatus};
 use crate::string_enum;
 
 string_enum! {
@@ -35,12 +35,12 @@ string_enum! {
 
 /// The error for an event that the status of a device does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device that is {status} does not allow the event `{deed}`")]
+#[error("a device that is {status} does not allow the event `{event}`")]
 pub struct InvalidTransition {
     /// The status of the device.
     pub status: DeviceStatus,
     /// The event.
-    pub deed: DeviceEvent,
+    pub event: DeviceEvent,
 }
 
 impl DeviceStatus {
@@ -49,8 +49,8 @@ impl DeviceStatus {
     /// # Errors
     /// Returns [`InvalidTransition`] when the status does not allow the event. The caller must then abandon the whole
     /// change.
-    pub fn on(self, deed: DeviceEvent) -> Result<Self, InvalidTransition> {
-        match (self, deed) {
+    pub fn on(self, event: DeviceEvent) -> Result<Self, InvalidTransition> {
+        match (self, event) {
             (Self::Available, DeviceEvent::Claim) => Ok(Self::Claimed),
             (Self::Available | Self::Claimed, DeviceEvent::Allocate) => Ok(Self::Allocated),
             (Self::Claimed | Self::Allocated, DeviceEvent::Free) => Ok(Self::Available),
@@ -73,13 +73,23 @@ impl DeviceStatus {
                 Ok(self)
             }
 
-            (status, deed) => Err(InvalidTransition { status, deed }),
+            (status, event) => Err(InvalidTransition { status, event }),
         }
     }
 
     /// Whether the device is claimed or allocated.
     pub fn is_held(self) -> bool {
         matches!(self, Self::Claimed | Self::Allocated)
+    }
+}
+
+impl Device {
+    /// Marks the row as deleted, unless the device is claimed or allocated.
+    pub fn delete(&mut self) {
+        let removed = self.status.on(DeviceEvent::Remove);
+        if let Ok(deleted) = removed.and_then(|removed| removed.on(DeviceEvent::Delete)) {
+            self.status = deleted;
+        }
     }
 }
 
@@ -111,11 +121,11 @@ mod tests {
         type Table = BTreeMap<String, BTreeMap<String, Option<String>>>;
         let table: Table = serde_json::from_str(include_str!("../tests/data/device_status.json")).unwrap();
         assert_eq!(table.len(), DeviceStatus::ALL.len());
-        for (status, deeds) in table {
-            assert_eq!(deeds.len(), DeviceEvent::ALL.len(), "{status}");
-            for (deed, becomes) in deeds {
-                let got = status.parse::<DeviceStatus>().unwrap().on(deed.parse().unwrap());
-                assert_eq!(got.ok().map(DeviceStatus::as_str), becomes.as_deref(), "{status} {deed}");
+        for (status, events) in table {
+            assert_eq!(events.len(), DeviceEvent::ALL.len(), "{status}");
+            for (event, becomes) in events {
+                let got = status.parse::<DeviceStatus>().unwrap().on(event.parse().unwrap());
+                assert_eq!(got.ok().map(DeviceStatus::as_str), becomes.as_deref(), "{status} {event}");
             }
         }
     }

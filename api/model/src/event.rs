@@ -211,8 +211,8 @@ pub fn of_device(was: Option<&Device>, row: &Device) -> Vec<What> {
 
 /// Returns the facts of a device as a map: columns and `extra_info` together.
 fn facts(facts: &DeviceFacts) -> BTreeMap<&str, Value> {
-    let said = facts.extra_info.iter().map(|(key, value)| (key, Value::from(value)));
-    let mut all: BTreeMap<_, _> = said.collect();
+    let extra_info = facts.extra_info.iter().map(|(key, value)| (key, Value::from(value)));
+    let mut all: BTreeMap<_, _> = extra_info.collect();
     all.extend([
         ("address", facts.address.to_string().into()),
         ("vendor_id", facts.vendor_id.to_string().into()),

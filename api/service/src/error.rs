@@ -93,12 +93,12 @@ pub enum Error {
         limit: u32,
     },
     /// A call to the hypervisor failed.
-    #[error("{context}: {source}")]
+    #[error("{context}: {error}")]
     Hypervisor {
         /// The operation that failed, and what is left of it.
         context: String,
-        /// The error of the hypervisor.
-        source: hypervisor::Error,
+        /// The error of the hypervisor. It is part of the text, and therefore no source of this error.
+        error: hypervisor::Error,
     },
     /// The records could not be read or changed.
     #[error(transparent)]

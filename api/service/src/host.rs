@@ -89,7 +89,7 @@ pub(crate) enum Recheck {
     Everything,
     /// Compare a server now.
     Server(ServerId),
-    /// Compare a server after a pause, because it is unknown whether its guest was asked to release a device.
+    /// Compare a server after a pause, because it is unknown whether its guest was requested to release a device.
     Open(ServerId),
     /// Compare nothing, but reset the pause of a server, because one of its assignments has ended.
     Settled(ServerId),
@@ -281,12 +281,14 @@ impl Host {
     /// # Errors
     /// [`Error::HostAway`] when it is unreachable, or is not compared in time.
     pub async fn ready(&self) -> Result<(), Error> {
-        let away = |reason: String| Error::HostAway { host: self.name.clone(), reason };
-        self.hypervisor.connection().map_err(away)?;
+        let unreachable = |reason: String| Error::HostAway { host: self.name.clone(), reason };
+        self.hypervisor.connection().map_err(unreachable)?;
         let mut synced = self.synced.subscribe();
         match tokio::time::timeout(SYNC_PATIENCE, synced.wait_for(|synced| *synced)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(away("it is connected, but its devices are still being read".into())),
+            Ok(Err(_)) | Err(_) => {
+                Err(unreachable("it is connected, but its devices are still being read".into()))
+            }
         }
     }
 
@@ -344,7 +346,7 @@ impl Host {
             if error.kind == ErrorKind::Away {
                 Error::HostAway { host: self.name.clone(), reason: format!("{context}: {}", error.message) }
             } else {
-                Error::Hypervisor { context, source: error }
+                Error::Hypervisor { context, error }
             }
         }
     }

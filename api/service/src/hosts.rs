@@ -39,14 +39,14 @@ impl Hosts {
     /// [`Error::NoServer`] when no host has it; the error of a host that might have it but cannot be read, such as
     /// [`Error::HostAway`].
     pub async fn find(&self, server: ServerId) -> Result<(Arc<Host>, DomainView), Error> {
-        // Ask the last known host first, so that a slow host only delays requests for its own servers.
+        // Attempt the last known host first, so that a slow host only delays requests for its own servers.
         let home = self.homes().get(&server).and_then(|id| self.host(*id));
-        let mut away = None;
+        let mut unreachable = None;
         if let Some(host) = home {
             match host.server(server).await {
                 Ok(Some(view)) => return Ok((Arc::clone(host), view)),
                 Ok(None) => drop(self.homes().remove(&server)),
-                Err(error) => away = Some(error),
+                Err(error) => unreachable = Some(error),
             }
         }
         let others = self.all.iter().filter(|host| home.is_none_or(|home| !Arc::ptr_eq(home, host)));
@@ -59,10 +59,10 @@ impl Hosts {
                     return Ok((Arc::clone(host), view));
                 }
                 Ok(None) => {}
-                Err(error) => away = Some(error),
+                Err(error) => unreachable = Some(error),
             }
         }
-        Err(away.unwrap_or(Error::NoServer(server)))
+        Err(unreachable.unwrap_or(Error::NoServer(server)))
     }
 
     fn homes(&self) -> MutexGuard<'_, HashMap<ServerId, HypervisorId>> {

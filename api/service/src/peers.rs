@@ -64,10 +64,10 @@ async fn watch(service: Arc<Service>) {
     if !service.store.is_shared() {
         return;
     }
-    let (mut missing, mut away): (Vec<(Process, u32)>, bool) = Default::default();
+    let (mut missing, mut unread): (Vec<(Process, u32)>, bool) = Default::default();
     let mut this = service.store.new_worker();
     loop {
-        let mut open = away || !missing.is_empty() || service.store.was_in_doubt();
+        let mut open = unread || !missing.is_empty() || service.store.was_in_doubt();
         // This also reads changes whose notifications were lost.
         let ended = async {
             service.store.refresh().await?;
@@ -76,7 +76,7 @@ async fn watch(service: Arc<Service>) {
         let ended = ended
             .await
             .inspect_err(|error| tracing::warn!(%error, "cannot check whether other processes have ended"));
-        away = ended.is_err();
+        unread = ended.is_err();
         let before = |process: &Process| missing.iter().find(|(other, _)| other == process);
         let count = |process: Process| {
             let times = before(&process).map_or(0, |(_, times)| *times) + 1;
@@ -104,7 +104,7 @@ async fn watch(service: Arc<Service>) {
         missing = left;
         // Compare all hosts, as at a start, because commits may have been missed or work been taken over. If this
         // process ends before that is done, another one does the same for it.
-        if open && !away && missing.is_empty() {
+        if open && !unread && missing.is_empty() {
             service.hosts.iter().for_each(|host| host.queue_full_check());
         }
         tokio::time::sleep(LOOK).await;

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use hotslot_model::identity::Policy;
 use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
@@ -15,6 +16,7 @@ use crate::cyborg::Cyborg;
 use crate::feed::Feed;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
+use crate::identity::Callers;
 use crate::inventory::Catalog;
 use crate::lifecycle::Lifecycle;
 use crate::records::Records;
@@ -24,6 +26,10 @@ use crate::webhook::Webhooks;
 pub struct Service {
     /// The configuration.
     pub config: Arc<Config>,
+    /// Who calls.
+    pub callers: Arc<Callers>,
+    /// Who may do what.
+    pub policy: Arc<Policy>,
     /// The database; only the parts change it.
     pub(crate) store: Store,
     /// The records, to be read.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
+use hotslot_model::identity::Policy;
 use hotslot_model::rules::{Rule, Rules};
 use hotslot_store::Store;
 
@@ -17,6 +18,7 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
+use crate::identity::Callers;
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
@@ -52,6 +54,18 @@ pub enum StartError {
     Records(#[source] Error),
 }
 
+/// What is read and opened at the start.
+struct Opened {
+    config: Config,
+    policy: Policy,
+    callers: Callers,
+    templates: Templates,
+    store: Store,
+    rules: Rules,
+    hosts: Hosts,
+    webhooks: Vec<Arc<Webhook>>,
+}
+
 impl Service {
     /// Opens the database and the hosts, and starts the background tasks.
     ///
@@ -73,37 +87,33 @@ impl Service {
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
         }
+        let policy = config.policy().map_err(|wrong| {
+            let place = |reason| ConfigError::Value { key: "policy".into(), reason };
+            StartError::Rules(wrong.into_iter().map(place).collect())
+        })?;
+        let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
-        let mut hosts = Vec::new();
-        for configured in config.hypervisors() {
-            let mut hypervisor = open(&configured, &config.libvirt)?;
-            let row = store.hypervisor(&configured.name, &configured.uri).await;
-            let row = row.map_err(|error| unusable(&config.database.url, error))?;
-            if store.is_shared() {
-                hypervisor = Fenced::new(hypervisor, store.clone(), row.id);
-            }
-            hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
-        }
-        let mut webhooks = Vec::new();
-        for configured in &config.webhook {
-            // This records a new webhook, so that it gets the events from now on.
-            store
-                .last_delivered(&configured.name)
-                .await
-                .map_err(|error| StartError::Records(error.into()))?;
-            webhooks.push(Arc::new(Webhook::new(configured.clone())?));
-        }
+        let hosts = open_hosts(&config, &store, open).await?;
+        let webhooks = open_webhooks(&config, &store).await?;
         for entry in &config.pci.unguarded {
             tracing::warn!(
                 pci.address = %entry.address, host = entry.host.as_deref().unwrap_or("every host"),
                 "[pci] unguarded: {} is assignable even if the host needs it", entry.address
             );
         }
+        let opened = Opened { config, policy, callers, templates, store, rules, hosts, webhooks };
+        let service = Arc::new(Self::of_parts(opened));
+        service.start_tasks();
+        Ok(service)
+    }
+
+    fn of_parts(opened: Opened) -> Self {
+        let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
         let feed = Arc::new(Feed::new(config.api.followers.get()));
         let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
-        let (config, hosts) = (Arc::new(config), Arc::new(Hosts::new(hosts)));
+        let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
         let time = config.api.idempotency_time.0;
         let idempotency = Arc::new(Idempotency::new(store.clone(), time, Arc::clone(&turns)));
@@ -132,7 +142,9 @@ impl Service {
             accelerators: Arc::clone(&accelerators),
             binding: InFlight::new("accelerator request", store.locks()),
         });
-        let service = Arc::new(Self {
+        Self {
+            callers: Arc::new(callers),
+            policy: Arc::new(policy),
             records: Arc::new(Records::new(store.clone())),
             config,
             store,
@@ -145,23 +157,23 @@ impl Service {
             webhooks,
             feed,
             lifecycle: Arc::default(),
-        });
-        for webhook in service.webhooks.iter() {
-            let context =
-                webhook::Context { store: service.store.clone(), stopping: service.lifecycle.stopping() };
+        }
+    }
+
+    fn start_tasks(self: &Arc<Self>) {
+        for webhook in self.webhooks.iter() {
+            let context = webhook::Context { store: self.store.clone(), stopping: self.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
         }
-        let followed = Arc::clone(&service);
-        service.go_on(async move { feed::read(&followed.feed, &followed.store).await });
-        service.go_on(retention::prune_in_rounds(Arc::clone(&service)));
-        service.go_on(settle::in_rounds(Arc::clone(&service.cyborg)));
-        for host in service.hosts.iter() {
-            service.go_on(reconcile::follow(Arc::clone(&service.assignments), Arc::clone(host)));
-            service
-                .go_on(reconcile::rebind_in_background(Arc::clone(&service.assignments), Arc::clone(host)));
+        let followed = Arc::clone(self);
+        self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
+        self.go_on(retention::prune_in_rounds(Arc::clone(self)));
+        self.go_on(settle::in_rounds(Arc::clone(&self.cyborg)));
+        for host in self.hosts.iter() {
+            self.go_on(reconcile::follow(Arc::clone(&self.assignments), Arc::clone(host)));
+            self.go_on(reconcile::rebind_in_background(Arc::clone(&self.assignments), Arc::clone(host)));
         }
-        service.go_on(peers::follow(Arc::clone(&service)));
-        Ok(service)
+        self.go_on(peers::follow(Arc::clone(self)));
     }
 
     /// Runs a background task until the service ends. Work that is unfinished then is done after the next start.
@@ -174,6 +186,36 @@ impl Service {
             }
         });
     }
+}
+
+/// Opens the configured hosts. A libvirt host that is unreachable is connected to later.
+async fn open_hosts(
+    config: &Config,
+    store: &Store,
+    open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
+) -> Result<Hosts, StartError> {
+    let mut hosts = Vec::new();
+    for configured in config.hypervisors() {
+        let mut hypervisor = open(&configured, &config.libvirt)?;
+        let row = store.hypervisor(&configured.name, &configured.uri).await;
+        let row = row.map_err(|error| unusable(&config.database.url, error))?;
+        if store.is_shared() {
+            hypervisor = Fenced::new(hypervisor, store.clone(), row.id);
+        }
+        hosts.push(Arc::new(Host::new(row, &configured, hypervisor, config.api.queue.get())));
+    }
+    Ok(Hosts::new(hosts))
+}
+
+async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook>>, StartError> {
+    let mut webhooks = Vec::new();
+    for configured in &config.webhook {
+        // This records a new webhook, so that it gets the events from now on.
+        let recorded = store.last_delivered(&configured.name).await;
+        recorded.map_err(|error| StartError::Records(error.into()))?;
+        webhooks.push(Arc::new(Webhook::new(configured.clone())?));
+    }
+    Ok(webhooks)
 }
 
 /// Returns all errors in the rules and flavors of a configuration, each with its place.

@@ -16,7 +16,7 @@ use hotslot_driver::text;
 use hotslot_model::accelerator::{AccSpec, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
-use hotslot_service::config::ChangedBy;
+use hotslot_model::identity::{Caller, Role};
 use hotslot_service::error::Error;
 use hotslot_store::error::not_found;
 use list::list;
@@ -28,7 +28,6 @@ use wire::{is_theirs, one};
 use super::attachments::detach_request;
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
-use super::identity::{Identity, Role};
 use super::state::{AcceleratorParts, App};
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
@@ -68,12 +67,11 @@ impl AcceleratorPath {
 
 async fn show(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let view = parts.accelerators.accelerator(path.id()?).await?;
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
@@ -109,16 +107,12 @@ fn uuid(text: &str, example: &str) -> Result<AcceleratorId, Error> {
 /// Returns the id of a path's accelerator, after checking that the caller may change it.
 async fn changed(
     parts: &AcceleratorParts,
-    identity: &Identity,
+    identity: &Caller,
     path: &AcceleratorPath,
 ) -> Result<AcceleratorId, Fault> {
-    if parts.config.accelerators.change == ChangedBy::Admin {
-        identity.needs(Role::Admin)?;
-        return Ok(path.id()?);
-    }
-    identity.needs(Role::Member)?;
     let id = path.id()?;
-    if identity.sees(parts.accelerators.accelerator(id).await?.row.project.as_deref()) {
+    if identity.is_admin() || identity.sees(parts.accelerators.accelerator(id).await?.row.project.as_deref())
+    {
         return Ok(id);
     }
     Err(not_found(id).into())
@@ -126,16 +120,12 @@ async fn changed(
 
 async fn make(
     parts: &AcceleratorParts,
-    identity: &Identity,
+    identity: &Caller,
     path: Option<&AcceleratorPath>,
     uri: &OriginalUri,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(match parts.config.accelerators.change {
-        ChangedBy::Admin => Role::Admin,
-        ChangedBy::Owner => Role::Member,
-    })?;
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
@@ -179,7 +169,7 @@ async fn make(
 
 async fn create(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -189,7 +179,7 @@ async fn create(
 
 async fn create_as(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -218,7 +208,7 @@ fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
 
 async fn replace(
     parts: &AcceleratorParts,
-    identity: &Identity,
+    identity: &Caller,
     id: AcceleratorId,
     spec: &Value,
     uri: &OriginalUri,
@@ -231,7 +221,7 @@ async fn replace(
 
 async fn put_spec(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -309,7 +299,7 @@ fn one_of<'a>(
 /// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
 async fn update(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
@@ -341,7 +331,7 @@ async fn update(
 
 async fn detach(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     headers: HeaderMap,
     Pairs(mut pairs): Pairs,

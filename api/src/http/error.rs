@@ -52,7 +52,7 @@ impl From<Error> for Fault {
             Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
             Error::Conflict(_) | Error::AlreadyExists(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Hypervisor { source, .. } => of_kind(source.kind),
+            Error::Hypervisor { error, .. } => of_kind(error.kind),
             Error::Store(source) if let Some(advice) = source.advice() => {
                 tracing::error!(error = ?source, "the database cannot be used: {source}");
                 let message = format!(
@@ -121,6 +121,9 @@ impl IntoResponse for Fault {
         let mut response = (self.status, Json(body)).into_response();
         if self.again {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // `cyborg::microversion` takes the fault from here to write it in Cyborg's form.
         response.extensions_mut().insert(self);

@@ -9,19 +9,17 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::idempotency::{Answer, IdempotencyKey};
-use hotslot_service::config::Config;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use hotslot_service::idempotency::Idempotency;
 
 use super::error::Fault;
-use super::identity::Identity;
 use super::limits::unreadable;
 
 const HEADER: &str = "idempotency-key";
 
 pub(super) async fn answer_once(
     State(idempotency): State<Arc<Idempotency>>,
-    State(config): State<Arc<Config>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -29,12 +27,8 @@ pub(super) async fn answer_once(
         return next.run(request).await;
     }
     // A stored response is returned only to the same caller with the same rights.
-    let identity = Identity::from_headers(request.headers(), config.api.identity);
-    let named = match identity {
-        Ok(identity) => named(request, &identity.caller()).await,
-        Err(fault) => Err(fault),
-    };
-    let (key, request) = match named {
+    let caller = request.extensions().get::<Caller>().map(Caller::key).unwrap_or_default();
+    let (key, request) = match named(request, &caller).await {
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRef;
+use hotslot_model::identity::Policy;
 use hotslot_service::accelerator::Accelerators;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::config::Config;
@@ -11,6 +12,7 @@ use hotslot_service::cyborg::Cyborg;
 use hotslot_service::feed::Feed;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::idempotency::Idempotency;
+use hotslot_service::identity::Callers;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
@@ -34,6 +36,8 @@ macro_rules! parts {
 
 parts! {
     config: Config,
+    callers: Callers,
+    policy: Policy,
     records: Records,
     hosts: Hosts,
     catalog: Catalog,
@@ -64,16 +68,23 @@ pub(super) struct AcceleratorParts {
     pub(super) accelerators: Arc<Accelerators>,
     pub(super) hosts: Arc<Hosts>,
     pub(super) records: Arc<Records>,
-    pub(super) config: Arc<Config>,
 }
 
 impl FromRef<App> for AcceleratorParts {
     fn from_ref(app: &App) -> Self {
-        Self {
-            accelerators: Arc::from_ref(app),
-            hosts: Arc::from_ref(app),
-            records: Arc::from_ref(app),
-            config: Arc::from_ref(app),
-        }
+        Self { accelerators: Arc::from_ref(app), hosts: Arc::from_ref(app), records: Arc::from_ref(app) }
+    }
+}
+
+/// The parts that decide who calls, and what a caller may do.
+pub(super) struct IdentityParts {
+    pub(super) callers: Arc<Callers>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) config: Arc<Config>,
+}
+
+impl FromRef<App> for IdentityParts {
+    fn from_ref(app: &App) -> Self {
+        Self { callers: Arc::from_ref(app), policy: Arc::from_ref(app), config: Arc::from_ref(app) }
     }
 }

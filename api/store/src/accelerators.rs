@@ -18,7 +18,7 @@ fn accelerator(row: &Row) -> Result<Accelerator, Error> {
     let bad = |error: &dyn std::fmt::Display| bad_column("accelerators", &columns.id, "acc_specs")(error);
     let spec = spec.map(|text| {
         let value: Value = serde_json::from_str(&text).map_err(|error| bad(&error))?;
-        AccSpec::kept(&value).map_err(|error| bad(&error))
+        AccSpec::from_stored(&value).map_err(|error| bad(&error))
     });
     Ok(Accelerator {
         id: columns.parse("uuid")?,
@@ -204,7 +204,7 @@ impl Store {
     pub async fn release_accelerator(&self, id: AcceleratorId) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Deletes an accelerator. Returns false when it does not exist.
@@ -215,9 +215,9 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::Accelerator(id)).await?;
         draft.no_longer_wanted(Holder::Accelerator(id)).await?;
-        let gone = query("DELETE FROM accelerators WHERE uuid = $1");
-        let gone = gone.bind(id.to_string()).execute(&mut draft.tx).await?;
+        let deleted = query("DELETE FROM accelerators WHERE uuid = $1");
+        let deleted = deleted.bind(id.to_string()).execute(&mut draft.tx).await?;
         draft.commit().await?;
-        Ok(gone == 1)
+        Ok(deleted == 1)
     }
 }

@@ -6,10 +6,10 @@
 //! the domain know the assignment by that id, so both find the new row.
 
 use hotslot_model::assignment::{
-    Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerSource, Network,
-    State,
+    Adopted, Adoption, Assignment, AssignmentKey, AssignmentKind, Attachment, Holder, InnerAddress, Mdev,
+    Network, State,
 };
-use hotslot_model::device::{Device, Owner, is_for_one_use};
+use hotslot_model::device::{Device, Owner};
 use hotslot_model::id::{AttachmentId, DeviceId, RequestId};
 use hotslot_model::{DeviceEvent, event};
 
@@ -19,11 +19,12 @@ use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::mdevs::open_states;
 use crate::pool::Store;
-use crate::sql::query;
+use crate::sql::{Executor, query};
+use crate::{attachments, mdevs};
 
 /// The reason of an adopted attachment. The documents do not tell by which alias it was requested.
 const REASON: &str = "adopted: the domain had it under our alias, and there was no record of it; by which alias it was \
-                      asked for is not known";
+                      requested is not known";
 
 /// The reason of an assignment whose domain has its device again.
 const AGAIN: &str = "attached again: its domain was without the device for a while (saved, moved, shut off), and has it \
@@ -45,19 +46,12 @@ impl Before {
         row: Assignment,
         device: DeviceId,
     ) -> Result<Self, Error> {
-        let other = RequestId(uuid::Uuid::new_v4());
-        let holder = match row.holder() {
-            Some(holder)
-                if (row.device() == device || takes_any(draft, holder).await?)
-                    && is_free_for(draft, holder, &row).await? =>
-            {
-                Some(holder)
-            }
-            Some(_) | None => None,
-        };
+        let new_request = RequestId(uuid::Uuid::new_v4());
+        let is_again = may_have_again((&mut draft.tx).into(), &row, device).await?;
+        let holder = row.holder().filter(|_| is_again);
         // A request counts each device that it was given once.
         let (ended, request) =
-            if holder == row.holder() { (other, row.request()) } else { (row.request(), other) };
+            if holder == row.holder() { (new_request, row.request()) } else { (row.request(), new_request) };
         query(in_table!(row.kind(), "UPDATE ", " SET id = $2, request_id = $3 WHERE id = $1"))
             .bind(row.id().to_string())
             .bind(AttachmentId(uuid::Uuid::new_v4()).to_string())
@@ -68,20 +62,23 @@ impl Before {
     }
 }
 
+/// Whether the holder of an assignment that has ended may hold `device` for it.
+async fn may_have_again(mut on: Executor<'_>, row: &Assignment, device: DeviceId) -> Result<bool, Error> {
+    let Some(holder) = row.holder() else { return Ok(false) };
+    Ok((row.device() == device || takes_any(on.again(), holder).await?)
+        && is_free_for(on, holder, row).await?)
+}
+
 /// Whether a holder may have any device that matches its spec: an accelerator that does not stand for one device. An
 /// accelerator request is bound to a deployable of one host.
-async fn takes_any(draft: &mut DeviceTransaction<'_>, holder: Holder) -> Result<bool, Error> {
+async fn takes_any(on: Executor<'_>, holder: Holder) -> Result<bool, Error> {
     let Holder::Accelerator(id) = holder else { return Ok(false) };
     let row = query("SELECT uuid FROM accelerators WHERE uuid = $1 AND device_id IS NULL");
-    Ok(row.bind(id.to_string()).fetch_optional(&mut draft.tx).await?.is_some())
+    Ok(row.bind(id.to_string()).fetch_optional(on).await?.is_some())
 }
 
 /// Whether a holder still exists, and holds nothing but devices of the same request.
-async fn is_free_for(
-    draft: &mut DeviceTransaction<'_>,
-    holder: Holder,
-    row: &Assignment,
-) -> Result<bool, Error> {
+async fn is_free_for(mut on: Executor<'_>, holder: Holder, row: &Assignment) -> Result<bool, Error> {
     let there = match holder {
         Holder::Accelerator(id) => {
             query("SELECT uuid FROM accelerators WHERE uuid = $1").bind(id.to_string())
@@ -93,16 +90,16 @@ async fn is_free_for(
                 .bind(row.server().map(|server| server.to_string()))
         }
     };
-    if there.fetch_optional(&mut draft.tx).await?.is_none() {
+    if there.fetch_optional(on.again()).await?.is_none() {
         return Ok(false);
     }
-    let other = query(
+    let held = query(
         "SELECT id FROM attachments WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2
          UNION ALL SELECT id FROM bindings WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2
          UNION ALL SELECT id FROM mdevs WHERE holder = $1 AND ended_at IS NULL AND request_id <> $2",
     );
-    let other = other.bind(holder.to_string()).bind(row.request().to_string());
-    Ok(other.fetch_optional(&mut draft.tx).await?.is_none())
+    let held = held.bind(holder.to_string()).bind(row.request().to_string());
+    Ok(held.fetch_optional(on).await?.is_none())
 }
 
 impl Store {
@@ -123,12 +120,18 @@ impl Store {
         if open.is_some() || draft.apply(id, DeviceEvent::Free).is_err() {
             return Ok(());
         }
-        draft.edit(id, |row| {
-            (row.owner, row.request) = (None, None);
-            // It is not known whether it was used.
-            row.used_at = is_for_one_use(&row.facts).then(now);
-        });
-        draft.commit().await.map(drop)
+        // It is not known whether it was used.
+        draft.edit(id, |row| row.release(true, now()));
+        draft.commit().await
+    }
+
+    /// Whether [`adopt`](Self::adopt) would give `device` to the holder of a mediated device that has ended: the holder
+    /// still exists, may have this device, and holds nothing of another request.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn may_have_again(&self, row: &Mdev, device: DeviceId) -> Result<bool, Error> {
+        may_have_again((&self.read).into(), &Assignment::Mdev(row.clone()), device).await
     }
 
     /// Makes the record of an assignment, `attached`, and its device's status with it, in one transaction. Returns
@@ -212,39 +215,40 @@ impl New<'_> {
         before: Option<&Attachment>,
     ) -> sqlx::Result<()> {
         let Self { found, device, .. } = self;
-        // No document tells these of its network.
-        let requested = before.and_then(|before| before.network.as_ref()).filter(|_| network.is_some());
-        let whole_group = before.is_some_and(|before| before.whole_group);
-        let told = event::made(device, found.server, found.id, State::Attached);
-        draft.emit([event::What { reason: Some(self.reason.into()), ..told }]);
-        query(
-            "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
-                 managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
-                 holder, physical_network, trusted, whole_group, taken, asked)
-             VALUES ($1, $2, $3, $4, $5, $14, $6, $15, 'attached', $7, $8, $9, $10, $10, $11, $12, $13, $16, $17, $18,
-                 $18, 1)",
-        )
-        .bind(found.id.to_string())
-        .bind(self.request.to_string())
-        .bind(found.hypervisor.0)
-        .bind(found.server.to_string())
-        .bind(device.id.0)
-        .bind(i64::from(found.persistent))
-        .bind(self.reason)
-        .bind(found.inner.map(|address| address.to_string()))
-        .bind(found.inner.map(|_| InnerSource::Computed.as_str()))
-        .bind(now())
-        .bind(network.map(|network| network.mac.to_string()))
-        .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
-        .bind(self.holder.map(|holder| holder.to_string()))
-        .bind(before.map_or("", |before| before.alias.as_str()))
-        .bind(i64::from(managed))
-        .bind(requested.and_then(|network| network.physical_network.clone()))
-        .bind(requested.and_then(|network| network.trusted).map(i64::from))
-        .bind(i64::from(whole_group))
-        .execute(&mut draft.tx)
-        .await?;
-        Ok(())
+        let now = now();
+        // No document tells the physical network, or whether the VF is trusted.
+        let requested = before.and_then(|before| before.network.as_ref());
+        let network = network.map(|network| Network {
+            physical_network: requested.and_then(|requested| requested.physical_network.clone()),
+            trusted: requested.and_then(|requested| requested.trusted),
+            ..network.clone()
+        });
+        let row = Attachment {
+            id: found.id,
+            request: self.request,
+            hypervisor: found.hypervisor,
+            server: found.server,
+            device: device.id,
+            alias: before.map(|before| before.alias.clone()).unwrap_or_default(),
+            persistent: found.persistent,
+            managed,
+            network,
+            whole_group: before.is_some_and(|before| before.whole_group),
+            forced: false,
+            plug_requested: true,
+            unrequested: false,
+            state: State::Attached,
+            reason: Some(self.reason.to_owned()),
+            holder: self.holder,
+            inner: found.inner.map(InnerAddress::computed),
+            created_at: now,
+            updated_at: None,
+            attached_at: Some(now),
+            ended_at: None,
+        };
+        let made = event::made(device, found.server, found.id, row.state);
+        draft.emit([event::What { reason: row.reason.clone(), ..made }]);
+        attachments::insert(&mut draft.tx, &row, row.whole_group, None).await
     }
 
     /// Writes the row of a mediated device.
@@ -255,27 +259,25 @@ impl New<'_> {
         holder: Holder,
     ) -> sqlx::Result<()> {
         let Self { found, device, .. } = self;
-        let told = event::mdev(device, found.server, found.id, None, State::Attached, Some(self.reason));
-        draft.emit([told]);
-        query(
-            "INSERT INTO mdevs (id, request_id, hypervisor_id, server_uuid, device_id, mdev_type, holder, persistent,
-                 state, state_reason, inner_address, inner_source, created_at, attached_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attached', $9, $10, $11, $12, $12)",
-        )
-        .bind(found.id.to_string())
-        .bind(self.request.to_string())
-        .bind(found.hypervisor.0)
-        .bind(found.server.to_string())
-        .bind(device.id.0)
-        .bind(mdev_type)
-        .bind(holder.to_string())
-        .bind(i64::from(found.persistent))
-        .bind(self.reason)
-        .bind(found.inner.map(|address| address.to_string()))
-        .bind(found.inner.map(|_| InnerSource::Computed.as_str()))
-        .bind(now())
-        .execute(&mut draft.tx)
-        .await?;
-        Ok(())
+        let now = now();
+        let row = Mdev {
+            id: found.id,
+            request: self.request,
+            hypervisor: found.hypervisor,
+            parent: device.id,
+            server: found.server,
+            mdev_type: mdev_type.to_owned(),
+            holder,
+            persistent: found.persistent,
+            forced: false,
+            state: State::Attached,
+            reason: Some(self.reason.to_owned()),
+            inner: found.inner.map(InnerAddress::computed),
+            unrequested: false,
+            created_at: now,
+            attached_at: Some(now),
+        };
+        draft.emit([event::mdev(device, found.server, found.id, None, row.state, Some(self.reason))]);
+        mdevs::insert(&mut draft.tx, &row, None).await
     }
 }

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn only_codes_of_temporary_or_administrative_problems_have_advice() {
-        for (code, told) in [
+        for (code, expected) in [
             ("57P01", "repeat the request"),
             ("57P03", "repeat the request"),
             ("08006", "repeat the request"),
@@ -138,7 +138,7 @@ mod tests {
             ("25006", "primary"),
             ("28P01", "roles"),
         ] {
-            assert!(of_postgres(code).is_some_and(|advice| advice.contains(told)), "{code}");
+            assert!(of_postgres(code).is_some_and(|advice| advice.contains(expected)), "{code}");
         }
         for ours in ["42601", "42P01", "23505", "22P02", "XX000"] {
             assert_eq!(of_postgres(ours), None, "{ours}");

@@ -50,8 +50,8 @@ impl Store {
         project: Option<&str>,
     ) -> Result<Vec<ArqId>, Error> {
         let (_turn, mut tx) = self.begin().await?;
-        let gone = || Error::NotFound(format!("device profile {profile}"));
-        let profile = number(&mut tx, profile).await?.ok_or_else(gone)?;
+        let no_profile = || Error::NotFound(format!("device profile {profile}"));
+        let profile = number(&mut tx, profile).await?.ok_or_else(no_profile)?;
         let mut made = Vec::new();
         for (group, class) in units {
             let id = ArqId(Uuid::new_v4());
@@ -128,7 +128,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
         }
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Records the state of an accelerator request.
@@ -166,7 +166,7 @@ impl Store {
         .bind(now())
         .execute(&mut draft.tx)
         .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Deletes an accelerator request.
@@ -181,6 +181,6 @@ impl Store {
             .bind(id.to_string())
             .execute(&mut draft.tx)
             .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }

@@ -94,7 +94,7 @@ impl Store {
     /// rows that do not exist are left out.
     ///
     /// # Errors
-    /// The database's; then nothing was changed.
+    /// Returns the error of the database. Then nothing was changed.
     pub async fn settle(&self, seen: &[(AssignmentKey, Observation)]) -> Result<Vec<Change>, Error> {
         let mut draft = self.draft().await?;
         let mut changes = Vec::new();
@@ -127,7 +127,7 @@ impl Store {
     /// Records that the device of an assignment has to go even if its guest refuses.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn force(&self, key: AssignmentKey) -> Result<(), Error> {
         let sql = in_table!(key.kind, "UPDATE ", " SET forced = 1 WHERE id = $1 AND state = 'detaching'");
         let (_turn, mut tx) = self.begin().await?;
@@ -139,7 +139,7 @@ impl Store {
     /// domain come back with the device. A binding is in no domain.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the error of the database.
     pub async fn asked_to_go(&self, key: AssignmentKey) -> Result<(), Error> {
         let sql = match key.kind {
             AssignmentKind::Attachment => {
@@ -153,18 +153,18 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// One assignment, whether it has ended or not.
+    /// Returns one assignment, whether it has ended or not.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn assignment(&self, key: AssignmentKey) -> Result<Option<Assignment>, Error> {
         by_key(key, &self.read).await
     }
 
-    /// Every assignment that has not ended, by kind and then the oldest first.
+    /// Returns the assignments that have not ended, by kind and then the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn assignments(&self) -> Result<Vec<Assignment>, Error> {
         let attachments = self.attachments().await?.into_iter().map(Assignment::Attachment);
         let bindings = self.bindings().await?.into_iter().map(Assignment::Binding);
@@ -172,20 +172,20 @@ impl Store {
         Ok(attachments.chain(bindings).chain(mdevs).collect())
     }
 
-    /// The assignments of a server that have not ended, by kind and then the oldest first.
+    /// Returns the assignments of a server that have not ended, by kind and then the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn assignments_of(&self, server: ServerId) -> Result<Vec<Assignment>, Error> {
         let attachments = self.attachments_of(server).await?.into_iter().map(Assignment::Attachment);
         let mdevs = self.mdevs_of(server).await?.into_iter().map(Assignment::Mdev);
         Ok(attachments.chain(mdevs).collect())
     }
 
-    /// The assignments of a holder that have not ended, by kind and then the oldest first.
+    /// Returns the assignments of a holder that have not ended, by kind and then the oldest first.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn held_by(&self, holder: Holder) -> Result<Vec<Assignment>, Error> {
         let mut held = Vec::new();
         for kind in [AssignmentKind::Attachment, AssignmentKind::Binding, AssignmentKind::Mdev] {
@@ -199,10 +199,10 @@ impl Store {
         Ok(held)
     }
 
-    /// The assignments of a server that another process is attaching now, unless that process is known to have ended.
+    /// Returns the assignments of a server that another process is attaching now, unless that process is known to have ended.
     ///
     /// # Errors
-    /// The database's, or a row that cannot be read.
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn attaching_elsewhere(&self, server: ServerId) -> Result<Vec<AttachmentId>, Error> {
         let Some(worker) = self.worker() else { return Ok(Vec::new()) };
         let rows = query(

@@ -2,23 +2,19 @@
 //!
 //! The status of a device changes in the same transaction as the state of its attachment.
 
-use std::sync::Arc;
-
 use hotslot_driver::net::VlanTag;
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::assignment::{
-    Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation, State,
-};
-use hotslot_model::device::{Device, Owner};
+use hotslot_model::assignment::{Attachment, InnerAddress, InnerSource, Network, NewAttachment, Reservation};
+use hotslot_model::device::Owner;
+use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, RequestId, ServerId};
-use hotslot_model::{DeviceEvent, event};
 
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::Error;
 use crate::idempotency::remember;
 use crate::pool::Store;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Transaction, query};
 
 fn network(columns: &RowReader<'_>) -> Result<Option<Network>, Error> {
     let Some(mac) = columns.parse_opt("mac_address")? else { return Ok(None) };
@@ -63,6 +59,59 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
     })
 }
 
+/// Writes a new row. `taken` says whether the function is taken from a host driver, to which it must be bound again
+/// afterwards. `worker` is the process that attaches it.
+pub(super) async fn insert(
+    tx: &mut Transaction,
+    row: &Attachment,
+    taken: bool,
+    worker: Option<&str>,
+) -> sqlx::Result<()> {
+    let network = row.network.as_ref();
+    query(
+        "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name, persistent,
+             managed, state, state_reason, inner_address, inner_source, created_at, attached_at, mac_address, vlan,
+             physical_network, trusted, whole_group, taken, worker, holder, asked)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+             $23)",
+    )
+    .bind(row.id.to_string())
+    .bind(row.request.to_string())
+    .bind(row.hypervisor.0)
+    .bind(row.server.to_string())
+    .bind(row.device.0)
+    .bind(&row.alias)
+    .bind(i64::from(row.persistent))
+    .bind(i64::from(row.managed))
+    .bind(row.state.as_str())
+    .bind(&row.reason)
+    .bind(row.inner.map(|inner| inner.address.to_string()))
+    .bind(row.inner.map(|inner| inner.source.as_str()))
+    .bind(row.created_at)
+    .bind(row.attached_at)
+    .bind(network.map(|network| network.mac.to_string()))
+    .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
+    .bind(network.and_then(|network| network.physical_network.clone()))
+    .bind(network.and_then(|network| network.trusted).map(i64::from))
+    .bind(i64::from(row.whole_group))
+    .bind(i64::from(taken))
+    .bind(worker)
+    .bind(row.holder.map(|holder| holder.to_string()))
+    .bind(i64::from(row.plug_requested))
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+fn mac_address_is_taken(error: sqlx::Error) -> Error {
+    match error.as_database_error() {
+        Some(known) if known.is_unique_violation() => {
+            Error::Conflict("the mac_address was given to another attachment meanwhile; take another".into())
+        }
+        _ => error.into(),
+    }
+}
+
 impl Store {
     /// Claims every device for a server and writes its attachments as `attaching`, in one transaction: all or none.
     /// Returns the rows in the order of `wanted`; `None` when one of the devices, or a PF or VF of it, is not free any
@@ -76,90 +125,23 @@ impl Store {
         reservation: Reservation<'_>,
         wanted: &[NewAttachment],
     ) -> Result<Option<Vec<Attachment>>, Error> {
-        let Reservation { hypervisor, server, request, persistent, key, holder } = reservation;
+        let Reservation { server, request, key, holder, .. } = reservation;
         let mut draft = self.draft().await?;
         if let Some(holder) = holder {
             draft.may_be_given(holder).await?;
         }
         let takes_groups = wanted.iter().any(|new| new.whole_group);
+        let worker = self.worker();
         let mut rows = Vec::new();
         for (index, new) in wanted.iter().enumerate() {
-            let id = new.device.id;
-            // The device must still be the one that was chosen.
-            let same = draft.device(id).is_some_and(|now| {
-                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
-            });
-            if !same || draft.apply(id, DeviceEvent::Claim).is_err() {
+            if !draft.claim(&new.device, Owner::Server(server), request, &new.siblings) {
                 return Ok(None);
             }
-            let elsewhere = |row: &Arc<Device>| {
-                new.siblings.contains(&row.facts.address)
-                    && row.owner.is_some_and(|owner| owner != Owner::Server(server))
-            };
-            if !new.siblings.is_empty() && draft.devices_of(hypervisor).iter().any(elsewhere) {
-                return Ok(None);
-            }
-            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Server(server)), Some(request)));
-            draft.emit([event::made(&new.device, server, new.id, State::Attaching)]);
-            let row = Attachment {
-                id: new.id,
-                request,
-                hypervisor,
-                server,
-                device: id,
-                alias: new.alias.clone(),
-                persistent,
-                managed: new.managed,
-                network: new.network.clone(),
-                whole_group: new.whole_group,
-                forced: false,
-                // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host
-                // drivers first.
-                plug_requested: index == 0 && !takes_groups,
-                unrequested: false,
-                state: State::Attaching,
-                reason: None,
-                holder,
-                inner: None,
-                created_at: now(),
-                updated_at: None,
-                attached_at: None,
-                ended_at: None,
-            };
-            let network = row.network.as_ref();
-            query(
-                "INSERT INTO attachments (id, request_id, hypervisor_id, server_uuid, device_id, alias_name,
-                     persistent, managed, state, created_at, mac_address, vlan, physical_network, trusted,
-                     whole_group, taken, worker, holder, asked)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                     $18)",
-            )
-            .bind(new.id.to_string())
-            .bind(request.to_string())
-            .bind(hypervisor.0)
-            .bind(server.to_string())
-            .bind(id.0)
-            .bind(&new.alias)
-            .bind(i64::from(persistent))
-            .bind(i64::from(new.managed))
-            .bind(row.created_at)
-            .bind(network.map(|network| network.mac.to_string()))
-            .bind(network.and_then(|network| network.vlan).map(|vlan| i64::from(vlan.get())))
-            .bind(network.and_then(|network| network.physical_network.clone()))
-            .bind(network.and_then(|network| network.trusted).map(i64::from))
-            .bind(i64::from(new.whole_group))
-            .bind(i64::from(new.taken))
-            .bind(self.worker().as_deref())
-            .bind(holder.map(|holder| holder.to_string()))
-            .bind(i64::from(row.plug_requested))
-            .execute(&mut draft.tx)
-            .await
-            .map_err(|error| match error.as_database_error() {
-                Some(known) if known.is_unique_violation() => Error::Conflict(
-                    "the mac_address was given to another attachment meanwhile; take another".into(),
-                ),
-                _ => error.into(),
-            })?;
+            // The first device is plugged right after this transaction, unless an IOMMU group is taken from its host
+            // drivers first.
+            let row = new.reserved(reservation, index == 0 && !takes_groups, now());
+            draft.emit([event::made(&new.device, server, new.id, row.state)]);
+            insert(&mut draft.tx, &row, new.taken, worker.as_deref()).await.map_err(mac_address_is_taken)?;
             rows.push(row);
         }
         if let Some(key) = key {
@@ -230,7 +212,7 @@ impl Store {
             // libvirt rebinds the driver itself for a device that was attached alone.
             draft.emit(row.whole_group.then(|| event::given_back(&row, address)));
         }
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Returns the attachments that have not ended, the oldest first.

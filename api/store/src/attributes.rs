@@ -63,9 +63,9 @@ impl Store {
     /// Returns the error of the database.
     pub async fn delete_attribute(&self, id: AttributeId) -> Result<bool, Error> {
         let (_turn, mut tx) = self.begin().await?;
-        let gone = query("DELETE FROM attributes WHERE uuid = $1").bind(id.to_string());
-        let gone = gone.execute(&mut tx).await?;
+        let deleted = query("DELETE FROM attributes WHERE uuid = $1").bind(id.to_string());
+        let deleted = deleted.execute(&mut tx).await?;
         tx.commit().await?;
-        Ok(gone == 1)
+        Ok(deleted == 1)
     }
 }

@@ -2,13 +2,11 @@
 //!
 //! The status of a device changes in the same transaction as the state of its binding.
 
-use std::sync::Arc;
-
 use hotslot_driver::binding::HostDriver;
 use hotslot_model::assignment::{Binding, Holder, NewBinding, State};
-use hotslot_model::device::{Device, Owner};
+use hotslot_model::device::Owner;
+use hotslot_model::event;
 use hotslot_model::id::{DeviceId, HypervisorId, RequestId};
-use hotslot_model::{DeviceEvent, event};
 
 use crate::clock::now;
 use crate::columns::RowReader;
@@ -53,19 +51,9 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.may_be_given(holder).await?;
         for new in wanted {
-            let id = new.device.id;
-            let same = draft.device(id).is_some_and(|now| {
-                now.facts == new.device.facts && now.used_at.is_none() && now.gone_at.is_none()
-            });
-            let in_a_server =
-                |row: &Arc<Device>| new.siblings.contains(&row.facts.address) && row.server().is_some();
-            if !same
-                || draft.apply(id, DeviceEvent::Claim).is_err()
-                || draft.devices_of(hypervisor).iter().any(in_a_server)
-            {
+            if !draft.claim(&new.device, Owner::Host, request, &new.siblings) {
                 return Ok(false);
             }
-            draft.edit(id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
             draft.emit([event::binding(&new.device, None, State::Attaching, None)]);
             query(
                 "INSERT INTO bindings (id, request_id, hypervisor_id, device_id, holder, driver, previous_driver,
@@ -75,7 +63,7 @@ impl Store {
             .bind(new.id.to_string())
             .bind(request.to_string())
             .bind(hypervisor.0)
-            .bind(id.0)
+            .bind(new.device.id.0)
             .bind(holder.to_string())
             .bind(driver.to_string())
             .bind(&new.previous)

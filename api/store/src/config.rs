@@ -60,7 +60,7 @@ impl Store {
         .await?;
         draft.tx.tell(Notification::Rules).await?;
         draft.emit(event::of_rule(rule, was.as_deref(), Some(&rule.text)));
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Removes a rule.
@@ -75,6 +75,6 @@ impl Store {
             .await?;
         draft.tx.tell(Notification::Rules).await?;
         draft.emit(event::of_rule(rule, Some(&rule.text), None));
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }

@@ -91,8 +91,8 @@ impl Store {
         for id in ids {
             let missing = || Error::NotFound(format!("device profile {id}"));
             let number = number(&mut tx, *id).await?.ok_or_else(missing)?;
-            let asked = query("SELECT uuid FROM accelerator_requests WHERE profile_id = $1 ORDER BY id");
-            if let Some(row) = asked.bind(number).fetch_optional(&mut tx).await? {
+            let requests = query("SELECT uuid FROM accelerator_requests WHERE profile_id = $1 ORDER BY id");
+            if let Some(row) = requests.bind(number).fetch_optional(&mut tx).await? {
                 let request: String = row.try_get("uuid")?;
                 return Err(Error::Conflict(format!(
                     "device profile {id} is used by accelerator request {request}; delete the request first"

@@ -1,48 +1,22 @@
 //! The table `pci_devices`: the assignable devices, with their status and owner.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceFacts, is_for_one_use};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
-use hotslot_model::rules::identity;
+use hotslot_model::scan::{Comparison, Notice, ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
+use uuid::Uuid;
 
 use crate::cache::DeviceCache;
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
+use crate::draft::log_both_in_use;
 use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Executor, Row, query};
-
-/// The changes of one scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ScanOutcome {
-    /// The number of devices that were seen for the first time.
-    pub added: usize,
-    /// The number of devices whose facts changed.
-    pub changed: usize,
-    /// The number of devices that are gone.
-    pub removed: usize,
-    /// The number of devices that are gone while they are in use or wait to be cleaned. Their rows are kept.
-    pub gone_in_use: usize,
-    /// The number of devices whose facts changed while they are in use. The new facts are recorded when they are free.
-    pub changed_in_use: usize,
-    /// The number of rows that were written.
-    pub written: usize,
-}
-
-/// The addresses that a scan covered.
-#[derive(Debug, Clone, Copy)]
-pub enum ScanScope<'a> {
-    /// All addresses of the host.
-    Everywhere,
-    /// Only these addresses.
-    At(&'a BTreeSet<PciAddress>),
-}
 
 const TABLE: &str = "pci_devices";
 
@@ -173,11 +147,13 @@ impl Store {
                 )));
             }
         }
-        draft.edit(id, |row| row.used_at = None);
-        if draft.device(id).is_some_and(|device| device.gone_at.is_some()) {
-            draft.remove(id);
-        }
-        draft.commit().await.map(drop)
+        draft.edit(id, |row| {
+            row.used_at = None;
+            if row.gone_at.is_some() {
+                row.delete();
+            }
+        });
+        draft.commit().await
     }
 
     /// Reads all rows that are not deleted into memory, as at start.
@@ -232,114 +208,62 @@ impl Store {
         Ok(())
     }
 
-    /// Updates the table from the devices `seen` on a host at the addresses `looked`. Writes only rows that differ.
+    /// Updates the table from the devices `seen` on a host at the addresses of `scope`, in order of address. Writes only
+    /// rows that differ ([`Comparison`]).
     ///
     /// # Errors
     /// Returns the error of the database. Then nothing was changed.
     pub async fn scan(
         &self,
         host: HypervisorId,
-        looked: ScanScope<'_>,
-        mut seen: Vec<DeviceFacts>,
+        scope: ScanScope<'_>,
+        seen: Vec<DeviceFacts>,
     ) -> Result<ScanOutcome, Error> {
-        let mut outcome = ScanOutcome::default();
         let mut draft = self.draft().await?;
-        let mut devices = draft.devices_of(host);
-        if let ScanScope::At(addresses) = looked {
-            devices.retain(|device| addresses.contains(&device.facts.address));
+        let comparison = Comparison::new(draft.devices_of(host), scope, seen);
+        // An accelerator may be fixed to the earlier row of a device that is back. Then that row is used again.
+        let (former, first) = if comparison.has_new_devices() {
+            (draft.pinned_before(host).await?, draft.next_id().await?)
+        } else {
+            (BTreeMap::new(), 0)
+        };
+        let mut next = first;
+        let new_id = || {
+            let id = DeviceId(next);
+            next += 1;
+            (id, Uuid::new_v4())
+        };
+        let plan = comparison.plan(host, former, new_id, now());
+        plan.notices.iter().for_each(log);
+        draft.take(plan.rows, plan.revived);
+        draft.commit().await?;
+        Ok(plan.outcome)
+    }
+}
+
+fn log(notice: &Notice) {
+    match notice {
+        Notice::Moved { from, to } => {
+            tracing::warn!(pci.address = %to, %from, "the device that was at {from} is at {to} now");
         }
-        let moves = identity::follow(
-            &devices.iter().map(|device| &device.facts).collect::<Vec<_>>(),
-            &seen.iter().collect::<Vec<_>>(),
-        );
-        for (from, to) in &moves.moved {
-            tracing::warn!(pci.address = %to, from = %from, "the device that was at {from} is at {to} now");
-        }
-        for address in &moves.unclear {
-            tracing::warn!(
-                pci.address = %address,
-                "the device that was at {address} is gone, and new devices of the same kind appeared; it cannot be \
-                 determined whether it is one of them"
-            );
-        }
-        // The known device for each address. A device that moved to an address has priority over one that was there.
-        let mut known = BTreeMap::new();
-        let (mut displaced, mut displaced_by) = (Vec::new(), Vec::new());
-        for device in devices {
-            let address = device.facts.address;
-            let place = moves.moved.get(&address).copied().unwrap_or(address);
-            let moved = place != address;
-            match known.entry(place) {
-                Entry::Vacant(vacant) => drop(vacant.insert((moved, device))),
-                Entry::Occupied(mut there) if moved => displaced.push(there.insert((moved, device)).1),
-                Entry::Occupied(_) => displaced.push(device),
-            }
-        }
-        // A device in use keeps its address, even when it is gone. The device that is there now is not recorded yet.
-        for device in displaced.iter().filter(|device| device.status.is_held()) {
-            if let Some((true, waits)) = known.remove(&device.facts.address) {
-                let address = device.facts.address;
-                tracing::error!(
-                    pci.address = %address, owner = ?device.owner,
-                    "another device is now at the address {address} of a device in use; detach that device first"
-                );
-                seen.retain(|facts| facts.address != address);
-                displaced_by.push(waits);
-            }
-        }
-        let mut pinned_before = None;
-        for facts in seen {
-            match known.remove(&facts.address).map(|(_, device)| device) {
-                Some(device) if device.facts == facts => {
-                    if device.gone_at.is_some() {
-                        draft.edit(device.id, |row| row.gone_at = None);
-                    }
-                }
-                // The device has moved while in use. Record its new address and facts.
-                Some(device) if device.status.is_held() && device.facts.address != facts.address => {
-                    tracing::error!(
-                        pci.address = %facts.address, owner = ?device.owner,
-                        "the device is in the definition of its server under its old address {}: detach and \
-                         attach it again before the server starts", device.facts.address
-                    );
-                    draft.edit(device.id, |row| (row.facts, row.gone_at) = (facts, None));
-                    outcome.changed += 1;
-                }
-                Some(device) if device.status.is_held() => {
-                    draft.edit(device.id, |row| row.gone_at = None);
-                    outcome.changed_in_use += 1;
-                }
-                Some(device) => {
-                    draft.edit(device.id, |row| (row.facts, row.gone_at) = (facts, None));
-                    outcome.changed += 1;
-                }
-                None => {
-                    let before = match &mut pinned_before {
-                        Some(before) => before,
-                        none => none.insert(draft.pinned_before(host).await?),
-                    };
-                    // An accelerator may be fixed to the earlier row of this device. Then use that row again.
-                    match before.remove(&facts.address).filter(|was| identity::is_same(&was.facts, &facts)) {
-                        Some(was) => draft.bring_back(was, facts),
-                        None => drop(draft.add(host, facts).await?),
-                    }
-                    outcome.added += 1;
-                }
-            }
-        }
-        let gone = known.into_values().map(|(_, device)| device).chain(displaced).chain(displaced_by);
-        for device in gone {
-            // A device that waits to be cleaned keeps its row. Otherwise it would come back as a new, available device.
-            if device.status.is_held() || device.used_at.is_some() {
-                draft.edit(device.id, |row| row.gone_at = row.gone_at.or(Some(now())));
-                outcome.gone_in_use += 1;
-            } else {
-                draft.remove(device.id);
-                outcome.removed += 1;
-            }
-        }
-        draft.tell_everyone(host);
-        outcome.written = draft.commit().await?;
-        Ok(outcome)
+        Notice::Unclear { address } => tracing::warn!(
+            pci.address = %address,
+            "the device that was at {address} is gone, and new devices of the same kind appeared; it cannot be \
+             determined whether it is one of them"
+        ),
+        Notice::Occupied { address, owner: owner @ Some(_) } => tracing::error!(
+            pci.address = %address, ?owner,
+            "another device is now at the address {address} of a device in use; detach that device first"
+        ),
+        Notice::Occupied { address, owner: None } => tracing::error!(
+            pci.address = %address,
+            "another device is now at the address {address} of a device that waits to be cleaned; clean that device first"
+        ),
+        Notice::MovedInUse { from, to, owner } => tracing::error!(
+            pci.address = %to, ?owner,
+            "the device is in the definition of its server under its old address {from}: detach and attach it again \
+             before the server starts"
+        ),
+        Notice::BothInUse { address, conflict } => log_both_in_use(*address, *conflict),
     }
 }

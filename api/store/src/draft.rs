@@ -2,10 +2,11 @@
 //! are written.
 //!
 //! Every change of a device goes through this file. So unchanged rows are never written, and one place enforces that a
-//! PF and its VFs are not both in use.
+//! PF and its VFs are not both in use. What a change makes of a row is decided in `hotslot_model`: the transaction finds
+//! the rows for its functions, keeps what they return, and writes it.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,13 +14,12 @@ use std::time::Duration;
 
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Holder, State};
-use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner, is_for_one_use};
+use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
 use hotslot_model::id::{DeviceId, EventId, HypervisorId, RequestId};
 use hotslot_model::time::Millis;
 use hotslot_model::{DeviceEvent, InvalidTransition, event};
 use tokio::sync::OwnedMutexGuard;
-use uuid::Uuid;
 
 use crate::clock::now;
 use crate::devices::devices;
@@ -39,10 +39,9 @@ pub(super) struct DeviceTransaction<'s> {
     /// The rows that may differ from the table.
     rows: BTreeMap<DeviceId, Arc<Device>>,
     /// The rows marked as deleted that become devices again, as they are in the table.
-    back: BTreeMap<DeviceId, Arc<Device>>,
+    revived: BTreeMap<DeviceId, Arc<Device>>,
     /// The events to write, in addition to those for the changes of the rows.
     events: Vec<What>,
-    next_id: Option<i64>,
     turn: OwnedMutexGuard<()>,
 }
 
@@ -51,8 +50,8 @@ impl Store {
     pub(super) async fn draft(&self) -> Result<DeviceTransaction<'_>, Error> {
         let (turn, mut tx) = self.begin().await?;
         self.catch_up(Executor::Transaction(&mut tx)).await?;
-        let (rows, back) = (BTreeMap::new(), BTreeMap::new());
-        Ok(DeviceTransaction { store: self, tx, rows, back, events: Vec::new(), next_id: None, turn })
+        let (rows, revived) = (BTreeMap::new(), BTreeMap::new());
+        Ok(DeviceTransaction { store: self, tx, rows, revived, events: Vec::new(), turn })
     }
 }
 
@@ -149,44 +148,19 @@ impl DeviceTransaction<'_> {
         used: bool,
     ) -> Result<(), Error> {
         let Some(device) = self.device(device) else { return Ok(()) };
-        let event = match state.device_status() {
-            wanted if wanted == device.status => return Ok(()),
-            // An assignment that has ended must not free a device that another request has reserved.
-            DeviceStatus::Available if device.request != Some(request) => return Ok(()),
-            DeviceStatus::Available => DeviceEvent::Free,
-            DeviceStatus::Allocated => DeviceEvent::Allocate,
-            // No observation leads to `attaching`: the reservation makes the row and claims the device.
-            DeviceStatus::Claimed
-            | DeviceStatus::Removed
-            | DeviceStatus::Deleted
-            | DeviceStatus::Unclaimable
-            | DeviceStatus::Unavailable => return Ok(()),
-        };
+        let Some(event) = state.device_event(&device, request) else { return Ok(()) };
         self.apply(device.id, event).map_err(|error| {
             Error::Internal(format!("{what} is {state}, but {}: {error}", device.facts.address))
         })?;
         if event == DeviceEvent::Free {
-            let once = used && is_for_one_use(&device.facts);
             self.edit(device.id, |row| {
-                (row.owner, row.request) = (None, None);
-                row.used_at = once.then(now);
+                row.release(used, now());
+                if row.gone_at.is_some() && row.used_at.is_none() {
+                    row.delete();
+                }
             });
-            if device.gone_at.is_some() && !once {
-                self.remove(device.id);
-            }
         }
         Ok(())
-    }
-
-    /// Marks the row of a device as deleted, unless the device is claimed or allocated.
-    pub(super) fn remove(&mut self, id: DeviceId) {
-        self.edit(id, |row| {
-            if let Ok(status) =
-                row.status.on(DeviceEvent::Remove).and_then(|removed| removed.on(DeviceEvent::Delete))
-            {
-                row.status = status;
-            }
-        });
     }
 
     /// Returns the rows marked as deleted to which accelerators are fixed, by address. When several rows have the same
@@ -203,26 +177,17 @@ impl DeviceTransaction<'_> {
         Ok(devices(&rows)?.into_iter().map(|row| (row.facts.address, row)).collect())
     }
 
-    /// Makes the row of a device that is back available again.
-    pub(super) fn bring_back(&mut self, was: Arc<Device>, facts: DeviceFacts) {
-        let row = Device { status: DeviceStatus::Available, facts, gone_at: None, ..(*was).clone() };
-        self.rows.insert(was.id, Arc::new(row));
-        self.back.insert(was.id, was);
+    /// Returns the id for the next new row.
+    pub(super) async fn next_id(&mut self) -> Result<i64, Error> {
+        let next = query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM pci_devices");
+        Ok(next.fetch_one(&mut self.tx).await?.try_get("id")?)
     }
 
-    /// Adds a row for a new device.
-    pub(super) async fn add(&mut self, host: HypervisorId, facts: DeviceFacts) -> Result<DeviceId, Error> {
-        let id = match self.next_id {
-            Some(id) => id,
-            None => {
-                let next = query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM pci_devices");
-                next.fetch_one(&mut self.tx).await?.try_get("id")?
-            }
-        };
-        self.next_id = Some(id + 1);
-        let id = DeviceId(id);
-        self.rows.insert(id, Arc::new(Device::new(id, Uuid::new_v4(), host, facts, now())));
-        Ok(id)
+    /// Takes over rows as they are to be, also new ones. `revived` are the rows marked as deleted that become devices
+    /// again, as they are in the table.
+    pub(super) fn take(&mut self, rows: BTreeMap<DeviceId, Arc<Device>>, revived: Vec<Arc<Device>>) {
+        self.rows.extend(rows);
+        self.revived.extend(revived.into_iter().map(|row| (row.id, row)));
     }
 
     /// Applies an event to a device, and updates the status of its PF or VFs.
@@ -230,53 +195,47 @@ impl DeviceTransaction<'_> {
     /// # Errors
     /// Returns [`InvalidTransition`] when the status does not allow the event. The caller must then drop the
     /// transaction.
-    pub(super) fn apply(&mut self, id: DeviceId, deed: DeviceEvent) -> Result<(), InvalidTransition> {
+    pub(super) fn apply(&mut self, id: DeviceId, event: DeviceEvent) -> Result<(), InvalidTransition> {
         let Some(device) = self.device(id) else {
-            return Err(InvalidTransition { status: DeviceStatus::Deleted, deed });
+            return Err(InvalidTransition { status: DeviceStatus::Deleted, event });
         };
-        let status = device.status.on(deed)?;
+        let status = device.status.on(event)?;
         self.edit(id, |row| row.status = status);
         for relative in self.relatives(&device) {
-            let told = DeviceEvent::of_relatives(self.relatives(&relative).iter().map(|other| other.status));
-            match self.tell(&relative, told) {
-                Err(conflict) if deed == DeviceEvent::Claim => return Err(conflict),
+            let statuses = self.relatives(&relative).into_iter().map(|device| device.status);
+            match relative.status.on(DeviceEvent::of_relatives(statuses)) {
+                Ok(status) if status == relative.status => {}
+                Ok(status) => self.edit(relative.id, |row| row.status = status),
+                Err(conflict) if event == DeviceEvent::Claim => return Err(conflict),
                 // The other events report facts that already hold, so only log the conflict.
-                Err(conflict) => log(&relative, conflict),
-                Ok(()) => {}
+                Err(conflict) => log_both_in_use(relative.facts.address, conflict),
             }
         }
         Ok(())
     }
 
-    fn tell(&mut self, device: &Device, told: DeviceEvent) -> Result<(), InvalidTransition> {
-        let status = device.status.on(told)?;
-        if status != device.status {
-            self.edit(device.id, |row| row.status = status);
+    /// Claims a device for an owner and a request. Returns false when the device is not the one that was `chosen` any
+    /// more, when it or its PF or a VF of it is not free, or when another owner has one of the `siblings`, the other
+    /// members of its IOMMU group. The caller must then drop the transaction.
+    pub(super) fn claim(
+        &mut self,
+        chosen: &Device,
+        owner: Owner,
+        request: RequestId,
+        siblings: &[PciAddress],
+    ) -> bool {
+        let is_as_chosen = self.device(chosen.id).is_some_and(|device| device.is_as_chosen(chosen));
+        let has_another_owner = |device: &Arc<Device>| {
+            siblings.contains(&device.facts.address) && device.owner.is_some_and(|has| has != owner)
+        };
+        if !is_as_chosen
+            || self.apply(chosen.id, DeviceEvent::Claim).is_err()
+            || !siblings.is_empty() && self.devices_of(chosen.hypervisor).iter().any(has_another_owner)
+        {
+            return false;
         }
-        Ok(())
-    }
-
-    /// Updates the status of every free device of a host from the status of its PF or VFs.
-    pub(super) fn tell_everyone(&mut self, host: HypervisorId) {
-        let devices = self.devices_of(host);
-        let mut of_vfs = HashMap::<PciAddress, DeviceEvent>::new();
-        let mut of_pfs = HashMap::<PciAddress, DeviceStatus>::new();
-        for device in &devices {
-            of_pfs.insert(device.facts.address, device.status);
-            if let Some(parent) = device.facts.parent_addr {
-                let told = of_vfs.entry(parent).or_insert(DeviceEvent::RelativesFree);
-                *told = told.and(device.status);
-            }
-        }
-        for device in &devices {
-            let told = match device.facts.parent_addr {
-                Some(parent) => DeviceEvent::of_relatives(of_pfs.get(&parent).copied()),
-                None => of_vfs.get(&device.facts.address).copied().unwrap_or(DeviceEvent::RelativesFree),
-            };
-            if let Err(conflict) = self.tell(device, told) {
-                log(device, conflict);
-            }
-        }
+        self.edit(chosen.id, |row| (row.owner, row.request) = (Some(owner), Some(request)));
+        true
     }
 
     /// Returns the PF of a VF, or the VFs of a PF, as changed by this transaction. A PF that is not assignable has no
@@ -307,7 +266,7 @@ impl DeviceTransaction<'_> {
     pub(super) async fn commit_reservation(self) -> Result<bool, Error> {
         let store = self.store;
         match self.commit().await {
-            Ok(_) => Ok(true),
+            Ok(()) => Ok(true),
             Err(Error::Stale) => {
                 store.read_devices().await?;
                 Ok(false)
@@ -316,12 +275,12 @@ impl DeviceTransaction<'_> {
         }
     }
 
-    /// Writes the rows that differ and the events, and commits. Returns the number of rows written.
+    /// Writes the rows that differ and the events, and commits.
     ///
     /// # Errors
     /// Returns the error of the database, or [`Error::Stale`] when a row has changed since it was read. Then nothing
     /// was changed. When the commit itself fails, its outcome is unknown ([`Store::was_in_doubt`]).
-    pub(super) async fn commit(mut self) -> Result<usize, Error> {
+    pub(super) async fn commit(mut self) -> Result<(), Error> {
         let mut written = Vec::new();
         let (time, seq) = (now(), self.store.rows().seq + 1);
         let rows = std::mem::take(&mut self.rows);
@@ -344,7 +303,7 @@ impl DeviceTransaction<'_> {
             if was.is_some() || row.status != DeviceStatus::Deleted {
                 self.events.extend(event::of_device(was.as_deref(), &row));
             }
-            match was.or_else(|| self.back.get(&id).cloned()) {
+            match was.or_else(|| self.revived.get(&id).cloned()) {
                 None if row.status == DeviceStatus::Deleted => continue,
                 None => insert(&mut self.tx, &row, seq).await?,
                 Some(was) => {
@@ -380,27 +339,25 @@ impl Store {
         written: Vec<Arc<Device>>,
         seq: i64,
         last: Option<EventId>,
-    ) -> Result<usize, Error> {
+    ) -> Result<(), Error> {
         if let Err(error) = tx.commit().await {
             // The commit may have taken effect. If the database does not answer in time, the next change reads it.
             self.in_doubt.store(true, Ordering::Relaxed);
             drop(tokio::time::timeout(IN_DOUBT, self.catch_up(Executor::Pool(&self.read))).await);
             return Err(error.into());
         }
-        let count = written.len();
-        if count > 0 {
+        if !written.is_empty() {
             self.rows_mut().put(written, seq);
         }
         // Notify only now, so that followers of events find the devices in the new state.
         if let Some(last) = last {
             self.heard_of(last);
         }
-        Ok(count)
+        Ok(())
     }
 }
 
-fn log(device: &Device, conflict: InvalidTransition) {
-    let address = device.facts.address;
+pub(super) fn log_both_in_use(address: PciAddress, conflict: InvalidTransition) {
     tracing::error!(pci.address = %address, %conflict, "a PF and a VF of it are both in use; detach one of them");
 }
 
@@ -444,9 +401,9 @@ async fn update(
     seq: i64,
 ) -> Result<(), Error> {
     let facts = &row.facts;
-    let gone = row.status == DeviceStatus::Deleted;
+    let is_deleted = row.status == DeviceStatus::Deleted;
     // The row is the lock of the device. When another process has changed it, the caller must choose again.
-    let done = query(
+    let written = query(
         "UPDATE pci_devices SET address = $3, vendor_id = $4, product_id = $5, dev_type = $6, dev_id = $7,
              label = $8, status = $9, extra_info = $10, numa_node = $11, parent_addr = $12, instance_uuid = $13,
              request_id = $14, gone_at = $15, updated_at = $16, deleted_at = $17, deleted = $18,
@@ -469,12 +426,12 @@ async fn update(
     .bind(row.request.map(|request| request.to_string()))
     .bind(row.gone_at)
     .bind(time)
-    .bind(gone.then_some(time))
-    .bind(if gone { row.id.0 } else { 0 })
+    .bind(is_deleted.then_some(time))
+    .bind(if is_deleted { row.id.0 } else { 0 })
     .bind(row.used_at)
     .bind(seq)
     .bind(if was.status == DeviceStatus::Deleted { was.id.0 } else { 0 })
     .execute(&mut *tx)
     .await?;
-    if done == 1 { Ok(()) } else { Err(Error::Stale) }
+    if written == 1 { Ok(()) } else { Err(Error::Stale) }
 }

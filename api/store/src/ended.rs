@@ -22,15 +22,15 @@ string_enum! {
 /// The statement that deletes old rows of one table. The rows of a request are counted to know how many devices it got.
 /// So all of them are kept while one of them has not ended, and while an `Idempotency-Key` refers to the request. A row
 /// whose device still has to be rebound to its host driver is kept until that is done.
-macro_rules! forget {
-    ($table:literal, $owed:literal) => {
+macro_rules! prune {
+    ($table:literal, $condition:literal) => {
         concat!(
             "DELETE FROM ",
             $table,
             " WHERE id IN (SELECT id FROM ",
             $table,
             " AS old WHERE ended_at < $1",
-            $owed,
+            $condition,
             " AND NOT EXISTS (SELECT 1 FROM attachments WHERE request_id = old.request_id AND ended_at IS NULL)
               AND NOT EXISTS (SELECT 1 FROM bindings WHERE request_id = old.request_id AND ended_at IS NULL)
               AND NOT EXISTS (SELECT 1 FROM mdevs WHERE request_id = old.request_id AND ended_at IS NULL)
@@ -47,12 +47,12 @@ impl Store {
     /// Returns the error of the database. Then nothing was changed.
     pub async fn prune_ended(&self, table: Ended, before: Millis, batch: i64) -> Result<u64, Error> {
         let (_turn, mut tx) = self.begin().await?;
-        let forget = match table {
-            Ended::Attachments => query(forget!("attachments", " AND taken = 0")),
-            Ended::Bindings => query(forget!("bindings", "")),
-            Ended::Mdevs => query(forget!("mdevs", "")),
+        let prune = match table {
+            Ended::Attachments => query(prune!("attachments", " AND taken = 0")),
+            Ended::Bindings => query(prune!("bindings", "")),
+            Ended::Mdevs => query(prune!("mdevs", "")),
         };
-        let count = forget.bind(before).bind(batch).execute(&mut tx).await?;
+        let count = prune.bind(before).bind(batch).execute(&mut tx).await?;
         tx.commit().await?;
         Ok(count)
     }

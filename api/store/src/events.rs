@@ -197,9 +197,9 @@ impl Store {
     /// # Errors
     /// Returns the error of the database.
     pub async fn has_events_after(&self, after: EventId, id: AttachmentId) -> Result<bool, Error> {
-        let told = query("SELECT id FROM events WHERE id > $1 AND attachment_id = $2 LIMIT 1");
-        let told = told.bind(after.0).bind(id.to_string()).fetch_optional(&self.read).await?;
-        Ok(told.is_some())
+        let found = query("SELECT id FROM events WHERE id > $1 AND attachment_id = $2 LIMIT 1");
+        let found = found.bind(after.0).bind(id.to_string()).fetch_optional(&self.read).await?;
+        Ok(found.is_some())
     }
 
     /// Returns a receiver of the id of the last committed event.

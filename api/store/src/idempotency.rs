@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pool::Store;
 use crate::sql::{Row, query};
 
-fn kept(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
+fn stored_response(key: &IdempotencyKey, row: &Row) -> Result<StoredResponse, Error> {
     let columns = RowReader { table: "idempotency_keys", id: key.key.clone(), row };
     let (status, body): (Option<i64>, Option<String>) = (columns.get("status")?, columns.get("body")?);
     let location = columns.get("location")?;
@@ -59,7 +59,7 @@ impl Store {
         .bind(since)
         .fetch_optional(&self.read)
         .await?;
-        row.as_ref().map(|row| kept(key, row)).transpose()
+        row.as_ref().map(|row| stored_response(key, row)).transpose()
     }
 
     /// Records an answer. Deletes the answers that are older than `since`, and all but the latest `most`.
@@ -98,6 +98,6 @@ impl Store {
         .bind(most - 1)
         .execute(&mut draft.tx)
         .await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }

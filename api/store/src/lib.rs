@@ -39,7 +39,6 @@ mod webhooks;
 
 pub use backup::{backup, lock, restore};
 pub use clock::now;
-pub use devices::{ScanOutcome, ScanScope};
 pub use ended::Ended;
 pub use error::Error;
 pub use events::EventBounds;

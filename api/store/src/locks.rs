@@ -27,13 +27,13 @@ use crate::process::{PROCESS, Process};
 use crate::sql::within;
 
 /// The interval at which a lock that another process holds is tried again.
-const AGAIN: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The interval of the queries that keep the connection alive when there are no requests.
-const BEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The time limit for an answer of PostgreSQL about locks. Later requests wait for it too.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
 /// The prefix of the SQLSTATE codes with which PostgreSQL ends a connection.
 const SHUTDOWN: &str = "57P";
@@ -53,7 +53,7 @@ pub struct Locks(Option<Shared>);
 
 #[derive(Debug, Clone)]
 struct Shared {
-    keeper: mpsc::UnboundedSender<Ask>,
+    keeper: mpsc::UnboundedSender<Request>,
     /// The current row of this process.
     process: watch::Receiver<Arc<Process>>,
 }
@@ -65,20 +65,20 @@ pub struct Held {
     name: String,
     /// The process id under which the lock was taken. When this process gets another id, it no longer has the lock.
     worker: Arc<str>,
-    keeper: Option<mpsc::UnboundedSender<Ask>>,
+    keeper: Option<mpsc::UnboundedSender<Request>>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(keeper) = &self.keeper {
             // Sending fails only when the service ends.
-            let _ = keeper.send(Ask::Free(std::mem::take(&mut self.name), Arc::clone(&self.worker)));
+            let _ = keeper.send(Request::Free(std::mem::take(&mut self.name), Arc::clone(&self.worker)));
         }
     }
 }
 
 #[derive(Debug)]
-enum Ask {
+enum Request {
     Try(Held, oneshot::Sender<sqlx::Result<Option<Held>>>),
     Free(String, Arc<str>),
     Has(String, Arc<str>, oneshot::Sender<sqlx::Result<bool>>),
@@ -94,18 +94,18 @@ impl Locks {
     /// # Errors
     /// Returns the error of the database.
     pub(super) async fn of(options: PgConnectOptions) -> Result<Self, Error> {
-        let (keeper, asked) = mpsc::unbounded_channel();
+        let (keeper, requests) = mpsc::unbounded_channel();
         let options = options.application_name("hotslot locks").options(KEEPALIVE);
-        let (told, process) = watch::channel(Arc::new(Process::this()));
-        let keeps = Keeper {
+        let (sender, process) = watch::channel(Arc::new(Process::this()));
+        let keeper_task = Keeper {
             options,
             connection: None,
             sessions: Vec::new(),
-            process: told,
+            process: sender,
             registered: false,
             held: HashSet::new(),
         };
-        tokio::spawn(keeps.serve(asked));
+        tokio::spawn(keeper_task.serve(requests));
         let locks = Self(Some(Shared { keeper, process }));
         locks.settled().await?;
         Ok(locks)
@@ -123,7 +123,7 @@ impl Locks {
     pub async fn is(&self, worker: Arc<str>) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
-            Some(shared) => ask(shared, |answer| Ask::Is(worker, answer)).await,
+            Some(shared) => ask(shared, |answer| Request::Is(worker, answer)).await,
         }
     }
 
@@ -135,7 +135,7 @@ impl Locks {
         let Some(shared) = &self.0 else { return Ok(Some(Held { name, worker: "".into(), keeper: None })) };
         let worker = Arc::clone(&shared.process.borrow().id);
         let held = Held { name, worker, keeper: Some(shared.keeper.clone()) };
-        ask(shared, |answer| Ask::Try(held, answer)).await
+        ask(shared, |answer| Request::Try(held, answer)).await
     }
 
     /// Takes a lock, and waits while another process has it.
@@ -147,7 +147,7 @@ impl Locks {
             if let Some(held) = self.try_lock(name.clone()).await? {
                 return Ok(held);
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
@@ -159,7 +159,7 @@ impl Locks {
         match &self.0 {
             None => Ok(true),
             Some(shared) => {
-                ask(shared, |answer| Ask::Has(held.name.clone(), Arc::clone(&held.worker), answer)).await
+                ask(shared, |answer| Request::Has(held.name.clone(), Arc::clone(&held.worker), answer)).await
             }
         }
     }
@@ -171,7 +171,7 @@ impl Locks {
     pub async fn settled(&self) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
-            Some(shared) => ask(shared, Ask::Settled).await,
+            Some(shared) => ask(shared, Request::Settled).await,
         }
     }
 
@@ -182,7 +182,7 @@ impl Locks {
     pub(super) async fn idle(&self) -> Result<bool, Error> {
         match &self.0 {
             None => Ok(true),
-            Some(shared) => ask(shared, Ask::Idle).await,
+            Some(shared) => ask(shared, Request::Idle).await,
         }
     }
 
@@ -192,7 +192,9 @@ impl Locks {
     /// Returns the error of the database.
     pub async fn elsewhere(&self, names: Vec<String>) -> Result<HashSet<String>, Error> {
         match &self.0 {
-            Some(shared) if !names.is_empty() => ask(shared, |answer| Ask::Elsewhere(names, answer)).await,
+            Some(shared) if !names.is_empty() => {
+                ask(shared, |answer| Request::Elsewhere(names, answer)).await
+            }
             _ => Ok(HashSet::new()),
         }
     }
@@ -200,10 +202,10 @@ impl Locks {
 
 async fn ask<T>(
     shared: &Shared,
-    ask: impl FnOnce(oneshot::Sender<sqlx::Result<T>>) -> Ask,
+    request: impl FnOnce(oneshot::Sender<sqlx::Result<T>>) -> Request,
 ) -> Result<T, Error> {
     let (answer, answered) = oneshot::channel();
-    shared.keeper.send(ask(answer)).map_err(|_| sqlx::Error::WorkerCrashed)?;
+    shared.keeper.send(request(answer)).map_err(|_| sqlx::Error::WorkerCrashed)?;
     Ok(answered.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
@@ -229,12 +231,12 @@ struct Session {
 
 /// Runs a query, and repeats it on a new connection when the current one is broken.
 macro_rules! ask {
-    ($keeper:ident, $connection:ident => $question:expr) => {
+    ($keeper:ident, $connection:ident => $statement:expr) => {
         loop {
             let fresh = $keeper.connection.is_none();
-            let answer = within(PATIENCE, async {
+            let answer = within(ANSWER_LIMIT, async {
                 let $connection = $keeper.connection().await?;
-                $question.await
+                $statement.await
             });
             let answer = answer.await;
             if $keeper.answers(&answer) || fresh {
@@ -245,9 +247,9 @@ macro_rules! ask {
 }
 
 impl Keeper {
-    async fn serve(mut self, mut asked: mpsc::UnboundedReceiver<Ask>) {
+    async fn serve(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
         loop {
-            let ask = match tokio::time::timeout(BEAT, asked.recv()).await {
+            let request = match tokio::time::timeout(HEARTBEAT, requests.recv()).await {
                 Ok(Some(ask)) => ask,
                 Ok(None) => return,
                 Err(_) => {
@@ -258,8 +260,8 @@ impl Keeper {
                 }
             };
             // The caller may have been cancelled. Then its lock is dropped, and so released.
-            match ask {
-                Ask::Try(mut held, answer) => {
+            match request {
+                Request::Try(mut held, answer) => {
                     let taken = self.take(&held.name).await;
                     held.worker = self.id();
                     if !matches!(taken, Ok(true)) {
@@ -268,28 +270,28 @@ impl Keeper {
                     let answered = taken.map(|taken| taken.then_some(held));
                     let _ = answer.send(answered);
                 }
-                Ask::Free(name, worker) => {
+                Request::Free(name, worker) => {
                     // A lock that was taken under another id may now belong to another task of this process.
                     if worker == self.id() {
                         self.free(&name).await;
                     }
                 }
-                Ask::Has(name, worker, answer) => {
+                Request::Has(name, worker, answer) => {
                     let on_record = self.is_on_record().await;
                     let has = worker == self.id() && self.held.contains(&name);
                     let _ = answer.send(on_record.map(|()| has));
                 }
-                Ask::Is(worker, answer) => {
+                Request::Is(worker, answer) => {
                     let on_record = self.is_on_record().await;
                     let _ = answer.send(on_record.map(|()| worker == self.id()));
                 }
-                Ask::Settled(answer) => {
+                Request::Settled(answer) => {
                     let _ = answer.send(ask!(self, connection => settled(connection)));
                 }
-                Ask::Idle(answer) => {
+                Request::Idle(answer) => {
                     let _ = answer.send(Ok(self.held.is_empty()));
                 }
-                Ask::Elsewhere(names, answer) => {
+                Request::Elsewhere(names, answer) => {
                     let found = ask!(self, connection => elsewhere(connection, &names));
                     let _ = answer.send(found);
                 }
@@ -378,7 +380,7 @@ impl Keeper {
                 if !has_all {
                     break 'names;
                 }
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
         // From here on no process removes this one, because it holds the lock that shows that it is alive.

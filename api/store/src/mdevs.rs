@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use hotslot_model::assignment::{InnerAddress, Mdev, MdevReservation, State};
 use hotslot_model::device::{Device, DeviceStatus, Owner};
+use hotslot_model::event;
 use hotslot_model::id::{AttachmentId, DeviceId, HypervisorId, ServerId};
-use hotslot_model::{DeviceEvent, event};
 
 use crate::clock::now;
 use crate::columns::RowReader;
 use crate::draft::DeviceTransaction;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Transaction, query};
 
 pub(crate) fn mdev(row: &Row) -> Result<Mdev, Error> {
     let columns = RowReader { table: "mdevs", id: row.try_get("id")?, row };
@@ -49,24 +49,41 @@ pub(crate) async fn open_states(
     rows.fetch_all(&mut draft.tx).await?.iter().map(|row| Ok(mdev(row)?.state)).collect()
 }
 
-/// Sets the status of a parent: claimed while all its mediated devices are attaching, allocated while one may be in a
-/// guest, and available after the last one has ended.
+/// Sets the status of a parent to what the states of its mediated devices together demand ([`State::together`]).
 pub(crate) async fn follow_all(draft: &mut DeviceTransaction<'_>, parent: DeviceId) -> Result<(), Error> {
     let states = open_states(draft, parent).await?;
-    let Some((device, request)) =
-        draft.device(parent).and_then(|row| Some((row.facts.address, row.request?)))
-    else {
-        return Ok(());
-    };
-    let together = if states.is_empty() {
-        State::Detached
-    } else if states.iter().all(|state| *state == State::Attaching) {
-        State::Attaching
-    } else {
-        State::Attached
-    };
-    let used = draft.device(parent).is_some_and(|device| device.status == DeviceStatus::Allocated);
-    draft.follow(&format!("the last of the mediated devices of {device}"), parent, request, together, used)
+    let Some(device) = draft.device(parent) else { return Ok(()) };
+    let Some(request) = device.request else { return Ok(()) };
+    let what = format!("the last of the mediated devices of {}", device.facts.address);
+    let used = device.status == DeviceStatus::Allocated;
+    draft.follow(&what, parent, request, State::together(&states), used)
+}
+
+/// Writes a new row. `worker` is the process that attaches it.
+pub(super) async fn insert(tx: &mut Transaction, row: &Mdev, worker: Option<&str>) -> sqlx::Result<()> {
+    query(
+        "INSERT INTO mdevs (id, request_id, hypervisor_id, device_id, server_uuid, mdev_type, holder, persistent,
+             state, state_reason, inner_address, inner_source, created_at, attached_at, worker)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+    )
+    .bind(row.id.to_string())
+    .bind(row.request.to_string())
+    .bind(row.hypervisor.0)
+    .bind(row.parent.0)
+    .bind(row.server.to_string())
+    .bind(&row.mdev_type)
+    .bind(row.holder.to_string())
+    .bind(i64::from(row.persistent))
+    .bind(row.state.as_str())
+    .bind(&row.reason)
+    .bind(row.inner.map(|inner| inner.address.to_string()))
+    .bind(row.inner.map(|inner| inner.source.as_str()))
+    .bind(row.created_at)
+    .bind(row.attached_at)
+    .bind(worker)
+    .execute(tx)
+    .await
+    .map(drop)
 }
 
 impl Store {
@@ -85,38 +102,36 @@ impl Store {
         let MdevReservation { hypervisor, server, request, holder, persistent } = reservation;
         let mut draft = self.draft().await?;
         draft.may_be_given(holder).await?;
+        let worker = self.worker();
         for (id, parent, mdev_type) in wanted {
-            let Some(now_it_is) = draft.device(parent.id) else { return Ok(false) };
-            if now_it_is.facts != parent.facts || now_it_is.used_at.is_some() || now_it_is.gone_at.is_some() {
+            let Some(device) = draft.device(parent.id).filter(|row| row.is_as_chosen(parent)) else {
                 return Ok(false);
-            }
+            };
             // Another new mediated device of this transaction may have claimed it already.
-            if now_it_is.status == DeviceStatus::Available {
-                if draft.apply(parent.id, DeviceEvent::Claim).is_err() {
-                    return Ok(false);
-                }
-                draft.edit(parent.id, |row| (row.owner, row.request) = (Some(Owner::Host), Some(request)));
-            } else if open_states(&mut draft, parent.id).await?.is_empty() {
+            let is_held = device.status != DeviceStatus::Available
+                && !open_states(&mut draft, parent.id).await?.is_empty();
+            if !is_held && !draft.claim(parent, Owner::Host, request, &[]) {
                 return Ok(false);
             }
-            query(
-                "INSERT INTO mdevs (id, request_id, hypervisor_id, device_id, server_uuid, mdev_type, holder,
-                     persistent, state, created_at, worker)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'attaching', $9, $10)",
-            )
-            .bind(id.to_string())
-            .bind(request.to_string())
-            .bind(hypervisor.0)
-            .bind(parent.id.0)
-            .bind(server.to_string())
-            .bind(*mdev_type)
-            .bind(holder.to_string())
-            .bind(i64::from(persistent))
-            .bind(now())
-            .bind(self.worker().as_deref())
-            .execute(&mut draft.tx)
-            .await?;
-            draft.emit([event::mdev(parent, server, *id, None, State::Attaching, None)]);
+            let row = Mdev {
+                id: *id,
+                request,
+                hypervisor,
+                parent: parent.id,
+                server,
+                mdev_type: (*mdev_type).to_owned(),
+                holder,
+                persistent,
+                forced: false,
+                state: State::Attaching,
+                reason: None,
+                inner: None,
+                unrequested: false,
+                created_at: now(),
+                attached_at: None,
+            };
+            insert(&mut draft.tx, &row, worker.as_deref()).await?;
+            draft.emit([event::mdev(parent, server, *id, None, row.state, None)]);
         }
         draft.commit_reservation().await
     }

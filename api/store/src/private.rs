@@ -173,7 +173,7 @@ fn correct_file(path: &Path, found: &Metadata) {
     }
     let corrected = open(path, OpenOptions::new().read(true))
         .and_then(|file| file.set_permissions(Permissions::from_mode(FILE)));
-    told(path, found, FILE, corrected);
+    log_correction(path, found, FILE, corrected);
 }
 
 fn correct_directory(path: &Path, found: &Metadata, database: &OsStr) {
@@ -189,10 +189,10 @@ fn correct_directory(path: &Path, found: &Metadata, database: &OsStr) {
         );
         return;
     }
-    told(path, found, DIRECTORY, fs::set_permissions(path, Permissions::from_mode(DIRECTORY)));
+    log_correction(path, found, DIRECTORY, fs::set_permissions(path, Permissions::from_mode(DIRECTORY)));
 }
 
-fn told(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
+fn log_correction(path: &Path, found: &Metadata, mode: u32, corrected: io::Result<()>) {
     let (path, was) = (path.display(), found.mode() & 0o7777);
     match corrected {
         Ok(()) => tracing::warn!(

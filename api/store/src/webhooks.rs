@@ -98,7 +98,7 @@ impl Store {
             .execute(&mut draft.tx)
             .await?;
         }
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 
     /// Returns the dead letters of a webhook in the order of the events, at most `limit`, and their total number.
@@ -168,6 +168,6 @@ impl Store {
             Err(reason) => statement.bind(reason),
         };
         statement.execute(&mut draft.tx).await?;
-        draft.commit().await.map(drop)
+        draft.commit().await
     }
 }

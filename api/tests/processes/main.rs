@@ -75,7 +75,7 @@ async fn four_processes_on_one_host_assign_no_device_twice() {
                         continue;
                     }
                     // The guest was read before the detach of another client was complete.
-                    Err(Error::Hypervisor { source, .. }) if source.kind == ErrorKind::AlreadyDefined => {
+                    Err(Error::Hypervisor { error, .. }) if error.kind == ErrorKind::AlreadyDefined => {
                         continue;
                     }
                     Err(error) => panic!("{error}"),

@@ -20,7 +20,7 @@ const TESTED: u64 = 9_000_000;
 const NAMED: usize = 10;
 
 /// Runs every check of the libvirt at `uri`.
-pub(super) async fn look(uri: &str) -> Vec<Finding> {
+pub(super) async fn check(uri: &str) -> Vec<Finding> {
     let libvirt = Libvirt::connect(uri, Options::default());
     let tried = tokio::time::timeout(PATIENCE, libvirt.tried()).await;
     let reached = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
@@ -154,11 +154,11 @@ mod tests {
 
     #[test]
     fn an_untested_version_is_a_warning_and_a_too_old_one_a_failure() {
-        let look = |version, kind| levels(&versions("qemu:///system", &host(version, kind)));
-        assert_eq!(look(11_003_000, "QEMU"), [Level::Ok, Level::Ok]);
-        assert_eq!(look(6_000_000, "QEMU"), [Level::Warn, Level::Ok]);
-        assert_eq!(look(4_000_000, "QEMU"), [Level::Fail, Level::Ok]);
-        assert_eq!(look(11_003_000, "LXC"), [Level::Ok, Level::Fail]);
+        let levels_of = |version, kind| levels(&versions("qemu:///system", &host(version, kind)));
+        assert_eq!(levels_of(11_003_000, "QEMU"), [Level::Ok, Level::Ok]);
+        assert_eq!(levels_of(6_000_000, "QEMU"), [Level::Warn, Level::Ok]);
+        assert_eq!(levels_of(4_000_000, "QEMU"), [Level::Fail, Level::Ok]);
+        assert_eq!(levels_of(11_003_000, "LXC"), [Level::Ok, Level::Fail]);
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_one_failed_finding() {
-        let findings = look("qemu+unix:///system?socket=/nonexistent/libvirt-sock").await;
+        let findings = check("qemu+unix:///system?socket=/nonexistent/libvirt-sock").await;
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!(finding.level, Level::Fail);
         assert!(finding.says.contains("No such file or directory"), "{}", finding.says);
@@ -193,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hypervisor_other_than_qemu_is_a_failure() {
-        let findings = look("test:///default").await;
+        let findings = check("test:///default").await;
         assert_eq!(levels(&findings)[..2], [Level::Ok, Level::Fail], "{findings:?}");
     }
 }

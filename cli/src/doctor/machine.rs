@@ -9,7 +9,7 @@ use hotslot_service::config::Database;
 use super::{Finding, Level};
 
 /// Runs every check of the machine whose root file system is at `root`.
-pub(super) fn look(root: &Path) -> Vec<Finding> {
+pub(super) fn check(root: &Path) -> Vec<Finding> {
     let machine = Machine { root };
     let url = Database::default().url;
     let state = Path::new(url.trim_start_matches("sqlite://")).parent().unwrap_or(Path::new("/")).to_owned();
@@ -282,7 +282,7 @@ mod tests {
 
     fn found(files: &[(&str, &str)], check: &str) -> Option<(Level, String)> {
         let root = machine(files);
-        let finding = look(root.path()).into_iter().find(|finding| finding.check == check)?;
+        let finding = super::check(root.path()).into_iter().find(|finding| finding.check == check)?;
         Some((finding.level, format!("{} / {}", finding.says, finding.fix.unwrap_or_default())))
     }
 

@@ -75,16 +75,21 @@ impl Finding {
 
 impl Doctor {
     /// Runs all checks and prints the findings. The exit code is [`Exit::Failed`] when a check fails.
-    pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(
+        self,
+        service: anyhow::Result<Address>,
+        token: Option<String>,
+        format: Format,
+    ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
-            machine::look(Path::new("/"))
+            machine::check(Path::new("/"))
         } else {
             let says =
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
-        findings.extend(hypervisor::look(&self.uri).await);
-        findings.push(look_at_service(service).await?);
+        findings.extend(hypervisor::check(&self.uri).await);
+        findings.push(check_service(service, token).await?);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
         } else {
@@ -100,7 +105,7 @@ fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
 
-async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Finding> {
+async fn check_service(address: anyhow::Result<Address>, token: Option<String>) -> anyhow::Result<Finding> {
     let address = match address {
         Ok(address) => address,
         Err(error) => {
@@ -108,17 +113,16 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
             return Ok(Finding::bad("service", Level::Warn, format!("{error:#}"), fix));
         }
     };
-    let said = address.to_string();
-    let by_tcp = matches!(address, Address::Http(_));
-    let (level, says) = match Client::new(address)?.probe("readyz").await {
-        Ok(ready) if by_tcp && ready["status"] == "ready" => {
-            let says =
-                format!("ready at {said}, which every user and program of this machine can connect to");
+    let shown = address.to_string();
+    let open = |ready: &Value| ready["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
+    let (level, says) = match Client::with_token(address, token)?.probe("readyz").await {
+        Ok(ready) if open(&ready) => {
+            let says = format!("answers at {shown}: {}", ready["warnings"][0].as_str().unwrap_or_default());
             let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
             return Ok(Finding::bad("service", Level::Warn, says, fix));
         }
-        Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {said}")),
-        Ok(ready) => (Level::Info, format!("not ready at {said}: {ready}")),
+        Ok(ready) if ready["status"] == "ready" => (Level::Ok, format!("ready at {shown}")),
+        Ok(ready) => (Level::Info, format!("not ready at {shown}: {ready}")),
         Err(failure) => (Level::Info, failure.to_string()),
     };
     Ok(Finding { check: "service", level, says, fix: None })

@@ -75,9 +75,8 @@ pub async fn preflight(
     Ok(verdict)
 }
 
-/// Checks whether a device can be used on the host itself, bound to the driver `wanted`. Only the `require_reset` of
-/// the
-/// policy is used.
+/// Checks whether a device can be used on the host itself, bound to the driver `wanted`. Only the `require_reset`
+/// of the policy is used.
 ///
 /// # Errors
 /// The error of the hypervisor when it cannot be read. A check that fails is no error but part of the verdict.
@@ -220,9 +219,8 @@ fn iommu(device: &HostDevice) -> Finding {
     }
 }
 
-/// Checks whether QEMU can open the device's IOMMU group: no other member, except those in `with_it`, is bound to a
-/// host
-/// driver.
+/// Checks whether QEMU can open the device's IOMMU group: no other member, except those in `with_it`, is bound to
+/// a host driver.
 async fn group_viable(
     hypervisor: &dyn Hypervisor,
     device: &HostDevice,

@@ -35,8 +35,8 @@ pub(super) struct EventSink {
     pub(super) closed: mpsc::Sender<String>,
 }
 
-/// An open connection with its event subscriptions. Dropping it ends the subscriptions and the connection on a thread
-/// of its own, because deregistering calls the daemon and may take as long as any call.
+/// An open connection with its event subscriptions. Dropping it ends the subscriptions and the connection on its
+/// own thread, because deregistering calls the daemon and may take as long as any call.
 #[derive(Debug)]
 pub(super) struct Subscription {
     connect: Connect,

@@ -137,28 +137,18 @@ impl Libvirt {
         self.calls.run(Verb::Change, self.options.change_limit, operation, subject, work).await
     }
 
-    async fn change<T: Send + 'static>(
+    /// Runs a change, or a call that may take as long, on a domain. `subject` is what the call may change: while a call
+    /// with the subject [`Subject::Nothing`] is overdue, the domain's documents can be relied on.
+    async fn on_domain<T: Send + 'static>(
         &self,
         limit: Duration,
         operation: String,
         domain: Uuid,
+        subject: Subject,
         work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
-        self.calls.run(Verb::Change, limit, operation, Subject::Domain(domain), work).await
-    }
-
-    /// Sends a command to the guest agent or to QEMU's monitor. It may take as long as a change, but does not change
-    /// the domain: while such a call is overdue, the domain's documents can be relied on.
-    async fn ask<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        operation: String,
-        domain: Uuid,
-        work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let work = move |connect: &Connect| Ok(work(&connect.lookup_domain_by_uuid(domain)?)?);
-        self.calls.run(Verb::Change, limit, operation, Subject::Nothing, work).await
+        self.calls.run(Verb::Change, limit, operation, subject, work).await
     }
 }
 
@@ -319,7 +309,7 @@ impl Hypervisor for Libvirt {
             Scope::LiveAndConfig => sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_DOMAIN_AFFECT_CONFIG,
         };
         let operation = format!("attach to domain {domain}");
-        self.change(self.options.change_limit, operation, domain, move |domain| {
+        self.on_domain(self.options.change_limit, operation, domain, Subject::Domain(domain), move |domain| {
             domain.attach_device_flags(&xml, flags)
         })
         .await
@@ -332,7 +322,7 @@ impl Hypervisor for Libvirt {
             DetachScope::Live => sys::VIR_DOMAIN_AFFECT_LIVE,
             DetachScope::Config => sys::VIR_DOMAIN_AFFECT_CONFIG,
         };
-        self.change(self.options.change_limit, operation, domain, move |domain| {
+        self.on_domain(self.options.change_limit, operation, domain, Subject::Domain(domain), move |domain| {
             ffi::detach_device_alias(domain, &alias, flags)
         })
         .await
@@ -343,8 +333,9 @@ impl Hypervisor for Libvirt {
         let command = command.to_owned();
         // libvirt's time limit is in whole seconds, and 0 means that it does not wait at all.
         let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
-        let answer = self
-            .ask(timeout, operation, domain, move |domain| domain.qemu_agent_command(&command, seconds, 0));
+        let answer = self.on_domain(timeout, operation, domain, Subject::Nothing, move |domain| {
+            domain.qemu_agent_command(&command, seconds, 0)
+        });
         answer.await.map_err(|mut error| {
             // With any time limit libvirt first waits 5 s for the agent to synchronize.
             if error.kind == ErrorKind::TimedOut {
@@ -357,7 +348,7 @@ impl Hypervisor for Libvirt {
     async fn monitor(&self, domain: Uuid, command: &str) -> Result<String, Error> {
         let operation = format!("send a command to the QEMU monitor of domain {domain}");
         let command = command.to_owned();
-        self.ask(self.options.read_limit, operation, domain, move |domain| {
+        self.on_domain(self.options.read_limit, operation, domain, Subject::Nothing, move |domain| {
             domain.qemu_monitor_command(&command, 0)
         })
         .await

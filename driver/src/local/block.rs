@@ -131,7 +131,7 @@ impl Storage<'_> {
             add("a mounted btrfs", &name);
         }
         for name in self.root.list("proc/fs/jbd2") {
-            // `sdb1` is a journal on a device of its own. `sda1-8` (inode 8 of sda1) is not the name of a device.
+            // `sdb1` is a journal that has its own device. `sda1-8` (inode 8 of sda1) is not the name of a device.
             add("an ext4 journal", &name);
         }
         uses
@@ -279,7 +279,7 @@ impl Storage<'_> {
             below.add(&path, way);
         }
         below.add(block, way);
-        if ends_here && functions(block).next().is_none() && !rests_on_no_disk(block) {
+        if ends_here && functions(block).next().is_none() && !has_no_pci_disk(block) {
             below.mark_unknown(format!("{way}, and sysfs does not show the device below it"));
         }
     }
@@ -319,7 +319,7 @@ impl Below {
 
 /// Whether a block device without a PCI function in its path certainly has no PCI disk of this host below it: it is in
 /// memory, on the network, or on a controller that is not on PCI.
-fn rests_on_no_disk(block: &Path) -> bool {
+fn has_no_pci_disk(block: &Path) -> bool {
     let Ok(device) = block.strip_prefix("sys/devices") else { return false };
     let virtual_disk = ["zram", "ram", "nbd", "nullb"].iter().any(|kind| name(block).starts_with(kind));
     !device.starts_with("virtual") || device.starts_with("virtual/nvme-fabrics") || virtual_disk

@@ -144,7 +144,7 @@ impl Host {
         if let Some(holder) = device.holder {
             return Err(refusal::in_use(address, self.name_of(holder)));
         }
-        if !managed && !device.rests_on_vfio() {
+        if !managed && !device.is_on_vfio_when_free() {
             return Err(refusal::unmanaged(address));
         }
         // libvirt's behaviour for a PF whose VFs are in guests was not measured. The simulation reports the VF as in
@@ -164,14 +164,14 @@ impl Host {
     pub(super) fn node_detach(&mut self, address: PciAddress) -> Result<(), Refusal> {
         self.check_free_of_guests(address)?;
         self.lose_vfs(address);
-        self.rest_on(address, |_| Some(VFIO.to_owned()));
+        self.set_free_driver_of(address, |_| Some(VFIO.to_owned()));
         Ok(())
     }
 
     /// Rebinds the host driver of a function. If its guest has just stopped, the host driver is back at once.
     pub(super) fn node_reattach(&mut self, address: PciAddress) -> Result<(), Refusal> {
         self.check_free_of_guests(address)?;
-        self.rest_on(address, |device| device.native().cloned());
+        self.set_free_driver_of(address, |device| device.native().cloned());
         Ok(())
     }
 
@@ -198,10 +198,10 @@ impl Host {
         }
     }
 
-    fn rest_on(&mut self, address: PciAddress, driver: impl FnOnce(&Device) -> Option<String>) {
+    fn set_free_driver_of(&mut self, address: PciAddress, driver: impl FnOnce(&Device) -> Option<String>) {
         if let Some(device) = self.devices.get_mut(address) {
             device.releasing = false;
-            device.rest_on(driver(device));
+            device.set_free_driver(driver(device));
         }
         self.save_device(address);
         self.refresh(address);
@@ -232,7 +232,7 @@ impl Host {
 
     /// Removes the VFs of a PF whose host driver is being unbound.
     fn lose_vfs(&mut self, address: PciAddress) {
-        let device = self.devices.get(address).filter(|device| device.rests_on_host_driver());
+        let device = self.devices.get(address).filter(|device| device.is_on_host_driver_when_free());
         for vf in device.map(|device| self.devices.virtual_functions(&device.info)).unwrap_or_default() {
             self.vanish(vf);
         }

@@ -170,7 +170,7 @@ pub(super) struct Fault {
     domain: Option<String>,
     /// The duration of `hang` and `away` in milliseconds. A hang without it lasts until `fault clear`.
     ms: Option<u64>,
-    #[serde(default = "refused", with = "KindName")]
+    #[serde(default = "refused")]
     pub(super) kind: ErrorKind,
     pub(super) text: Option<String>,
     /// The number of matching calls so far.
@@ -247,29 +247,4 @@ fn one() -> u32 {
 
 fn refused() -> ErrorKind {
     ErrorKind::Refused
-}
-
-/// The names of the error kinds in the file.
-#[derive(Deserialize)]
-#[serde(remote = "ErrorKind", rename_all = "kebab-case")]
-enum KindName {
-    Away,
-    TimedOut,
-    NoDomain,
-    NoDevice,
-    DeviceMissing,
-    InUse,
-    GroupNotViable,
-    NoFreePort,
-    BadGuestAddress,
-    NotAssignable,
-    NotRunning,
-    AlreadyDefined,
-    NoPassthrough,
-    UnplugPending,
-    UnplugRefused,
-    AgentAway,
-    Unsupported,
-    Document,
-    Refused,
 }

@@ -48,7 +48,7 @@ const SOCKET: &str = "control";
 /// # Errors
 /// An I/O error when no process has `dir` open, or when it does not answer.
 pub fn control(dir: &Path, line: &str) -> io::Result<String> {
-    ask(UnixStream::connect(dir.join(SOCKET))?, line)
+    send(UnixStream::connect(dir.join(SOCKET))?, line)
 }
 
 /// As [`control`], for the process with this id, which must not be the one that opened the host first. Each process has
@@ -57,10 +57,10 @@ pub fn control(dir: &Path, line: &str) -> io::Result<String> {
 /// # Errors
 /// An I/O error when that process does not have `dir` open, or when it does not answer.
 pub fn control_of(pid: u32, dir: &Path, line: &str) -> io::Result<String> {
-    ask(UnixStream::connect(dir.join(format!("{SOCKET}.{pid}")))?, line)
+    send(UnixStream::connect(dir.join(format!("{SOCKET}.{pid}")))?, line)
 }
 
-fn ask(mut stream: UnixStream, line: &str) -> io::Result<String> {
+fn send(mut stream: UnixStream, line: &str) -> io::Result<String> {
     stream.write_all(format!("{}\n", line.trim_end()).as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
@@ -128,10 +128,7 @@ impl Host {
             ["restore", name] => self.restore(of_guest(self, name)?),
             ["migrate", name] => self.migrate_away(of_guest(self, name)?, now),
             ["rename", name, to] => self.rename(of_guest(self, name)?, to),
-            ["define", file] => {
-                let xml = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-                self.define(&xml)
-            }
+            ["define", file] => self.define(&read_document(file)?),
             ["undefine", name] => self.undefine(of_guest(self, name)?),
             ["agent", name, "connected"] => self.set_agent(of_guest(self, name)?, true),
             ["agent", name, "gone"] => self.set_agent(of_guest(self, name)?, false),
@@ -153,7 +150,7 @@ impl Host {
             ["device", "driver", name] => self.bind(address(name)?, None),
             ["device", "driver", name, driver] => self.bind(address(name)?, Some(driver.to_owned())),
             ["disconnect"] => {
-                self.disconnect("the control socket disconnected it", None);
+                self.disconnect("a command on the control socket broke the connection", None);
                 return Ok(());
             }
             ["reconnect"] => {
@@ -161,27 +158,11 @@ impl Host {
                 return Ok(());
             }
             ["fault", "clear"] => {
-                self.faults.clear();
-                self.unhang.send_modify(|generation| *generation += 1);
+                self.clear_faults();
                 return Ok(());
             }
-            ["fault", operation, action, ..] => {
-                let fault = format!("operation={operation} action={action}");
-                let keys = words[3..].iter().copied();
-                let table = table(fault.split(' ').chain(keys))?;
-                self.faults.push(Fault::deserialize(table).map_err(|error| error.message().to_owned())?);
-                return Ok(());
-            }
-            ["latency", operation, ms] => {
-                let operation = toml::Value::String(operation.to_owned());
-                let operation =
-                    Operation::deserialize(operation).map_err(|error| error.message().to_owned())?;
-                let ms = ms
-                    .parse()
-                    .map_err(|_| format!("invalid latency `{ms}`: expected a number of milliseconds"))?;
-                self.config.latency.insert(operation, ms);
-                return Ok(());
-            }
+            ["fault", operation, action, ..] => return self.add_fault(operation, action, &words[3..]),
+            ["latency", operation, ms] => return self.set_latency(operation, ms),
             _ => {
                 return Err(format!(
                     "unknown command `{line}`; the documentation of sim::control lists the commands"
@@ -189,6 +170,28 @@ impl Host {
             }
         };
         done.map_err(|refused: Refusal| refused.message)
+    }
+
+    /// Ends all faults, also the calls that hang.
+    fn clear_faults(&mut self) {
+        self.faults.clear();
+        self.unhang.send_modify(|generation| *generation += 1);
+    }
+
+    fn add_fault(&mut self, operation: &str, action: &str, keys: &[&str]) -> Result<(), String> {
+        let fault = format!("operation={operation} action={action}");
+        let table = table(fault.split(' ').chain(keys.iter().copied()))?;
+        self.faults.push(Fault::deserialize(table).map_err(|error| error.message().to_owned())?);
+        Ok(())
+    }
+
+    fn set_latency(&mut self, operation: &str, ms: &str) -> Result<(), String> {
+        let name = toml::Value::String(operation.to_owned());
+        let operation = Operation::deserialize(name).map_err(|error| error.message().to_owned())?;
+        let ms =
+            ms.parse().map_err(|_| format!("invalid latency `{ms}`: expected a number of milliseconds"))?;
+        self.config.latency.insert(operation, ms);
+        Ok(())
     }
 
     /// Returns the latency of a call and the fault that applies to it.
@@ -230,12 +233,12 @@ impl Host {
             return self.appear(None, address).map_err(|refused| refused.message);
         }
         let path = Path::new(name);
-        let xml = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
+        let xml = read_document(name)?;
         let read = read_device(path, &xml, &self.config).map_err(|error| error.to_string())?;
         let mut device = read.ok_or_else(|| format!("{name}: the document describes no PCI function"))?;
         let address = device.info.address;
         if self.devices.get(address).is_some() {
-            return Err(format!("{address} is there already"));
+            return Err(format!("the host already has {address}"));
         }
         device.xml = Some(xml);
         self.appear(Some(device), address).map_err(|refused| refused.message)
@@ -243,11 +246,15 @@ impl Host {
 
     fn bind(&mut self, address: PciAddress, driver: Option<String>) -> Result<(), Refusal> {
         let device = self.devices.get_mut(address).ok_or_else(|| super::refusal::no_node_device(address))?;
-        device.rest_on(driver);
+        device.set_free_driver(driver);
         self.save_device(address);
         self.refresh(address);
         Ok(())
     }
+}
+
+fn read_document(file: &str) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))
 }
 
 fn scope_named(word: &str) -> Result<Scope, String> {

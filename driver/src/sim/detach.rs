@@ -1,11 +1,11 @@
-//! Detach: a live detach only asks the guest, which releases the device later.
+//! Detach: a live detach only requests the unplug, and the guest releases the device later.
 //!
 //! ```text
-//! asked ──unplug_ms──▶ gone: DeviceRemoved, the host driver is rebound
-//!   │  ├─ refuses ───▶ still there: DeviceRemovalFailed
-//!   │  ├─ paused ────▶ the guest answers after it is resumed
-//!   │  └─ ignores ───▶ pending until the guest reboots
-//!   └─ booting ──────▶ the request is lost
+//! requested ──unplug_ms──▶ gone: DeviceRemoved, the host driver is rebound
+//!   │  ├─ refuses ───────▶ still there: DeviceRemovalFailed
+//!   │  ├─ paused ────────▶ the guest answers after it is resumed
+//!   │  └─ ignores ───────▶ pending until the guest reboots
+//!   └─ booting ──────────▶ the request is lost
 //! ```
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::plug::Source;
 use super::refusal::{self, Refusal};
 
 impl Host {
-    /// Removes a device from the definition, or asks the guest to release it.
+    /// Removes a device from the definition, or requests its unplug.
     pub(super) fn detach(
         &mut self,
         uuid: Uuid,
@@ -44,7 +44,7 @@ impl Host {
                 if domain.pending.contains_key(alias) {
                     return Err(refusal::unplug_pending(alias));
                 }
-                self.ask(uuid, alias.to_owned(), now);
+                self.request_unplug(uuid, alias.to_owned(), now);
             }
         }
         Ok(())
@@ -76,8 +76,8 @@ impl Host {
         }
     }
 
-    /// Asks the guest to release a device.
-    pub(super) fn ask(&mut self, uuid: Uuid, alias: String, now: Instant) {
+    /// Requests the unplug of a device. A booting guest loses the request.
+    pub(super) fn request_unplug(&mut self, uuid: Uuid, alias: String, now: Instant) {
         let lose_event = self.lose_event;
         let Some(domain) = self.domains.get_mut(&uuid) else { return };
         if domain.booting.is_none() && !domain.pending.contains_key(&alias) {
@@ -140,8 +140,8 @@ impl Host {
             // function then stays without a driver, also after the other member is detached.
             let group_in_use = self.devices.siblings(&device.info).any(|sibling| sibling.holder.is_some());
             let Some(device) = self.devices.get_mut(*address) else { continue };
-            if group_in_use && device.rests_on_host_driver() {
-                device.rest_on(None);
+            if group_in_use && device.is_on_host_driver_when_free() {
+                device.set_free_driver(None);
                 self.save_device(*address);
             } else if let Some(later) = later {
                 device.releasing = true;

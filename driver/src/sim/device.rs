@@ -1,7 +1,7 @@
 //! The devices of a simulated host: the domain that has each, and the driver that is bound to it.
 //!
 //! ```text
-//! resting (host driver, vfio-pci or none) ──attach──▶ held by a domain (vfio-pci)
+//! free (host driver, vfio-pci or none) ──attach──▶ held by a domain (vfio-pci)
 //!        ▲                                                     │ detached, or the guest stopped
 //!        └─────────── release_ms ──────────── releasing ◀──────┘
 //! ```
@@ -25,7 +25,7 @@ pub(super) struct Device {
     /// The description of the device, as it is listed now.
     pub(super) info: HostDevice,
     /// The driver that is bound while no guest has the device.
-    resting: Option<String>,
+    free_driver: Option<String>,
     /// The host driver, under which the device has its children.
     native: Option<String>,
     children: Vec<Child>,
@@ -63,11 +63,11 @@ impl From<Mdev> for HeldMdev {
 #[derive(Debug)]
 struct Child {
     name: String,
-    shows: Shows,
+    kind: ChildKind,
 }
 
 #[derive(Debug)]
-enum Shows {
+enum ChildKind {
     Net(Interface),
     Vdpa(String),
     Block(String),
@@ -78,11 +78,11 @@ impl Device {
     pub(super) fn new(mut info: HostDevice, host_driver: Option<&String>) -> Self {
         let written = info.driver.clone();
         let native = host_driver.or(written.as_ref().filter(|driver| *driver != VFIO)).cloned();
-        let resting = host_driver.cloned().or(written);
-        info.driver.clone_from(&resting);
+        let free_driver = host_driver.cloned().or(written);
+        info.driver.clone_from(&free_driver);
         Self {
             info,
-            resting,
+            free_driver,
             native,
             children: Vec::new(),
             holder: None,
@@ -97,27 +97,27 @@ impl Device {
 
     /// Adds a network interface, a vDPA or a block device as a child.
     pub(super) fn add_child(&mut self, name: String, node: NodeDevice) {
-        let shows = match node {
-            NodeDevice::Net { interface, .. } => Shows::Net(interface),
-            NodeDevice::Vdpa { path, .. } => Shows::Vdpa(path),
+        let kind = match node {
+            NodeDevice::Net { interface, .. } => ChildKind::Net(interface),
+            NodeDevice::Vdpa { path, .. } => ChildKind::Vdpa(path),
             NodeDevice::Block { path, serial, .. } => {
                 self.info.learn_serial(serial);
                 let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
-                Shows::Block(name.unwrap_or(path))
+                ChildKind::Block(name.unwrap_or(path))
             }
             NodeDevice::Pci(_) | NodeDevice::Mdev(_) | NodeDevice::Other => return,
         };
-        self.children.push(Child { name, shows });
+        self.children.push(Child { name, kind });
     }
 
     /// The driver that is bound while no guest has the device.
-    pub(super) fn resting(&self) -> Option<&String> {
-        self.resting.as_ref()
+    pub(super) fn free_driver(&self) -> Option<&String> {
+        self.free_driver.as_ref()
     }
 
     /// Sets the driver that is bound while no guest has the device.
-    pub(super) fn rest_on(&mut self, driver: Option<String>) {
-        self.resting = driver;
+    pub(super) fn set_free_driver(&mut self, driver: Option<String>) {
+        self.free_driver = driver;
     }
 
     /// The host driver to which libvirt returns the device, and under which the device has its children.
@@ -126,13 +126,13 @@ impl Device {
     }
 
     /// Whether the device is bound to VFIO while no guest has it, so that it can be attached with `managed='no'`.
-    pub(super) fn rests_on_vfio(&self) -> bool {
-        self.resting.as_deref() == Some(VFIO)
+    pub(super) fn is_on_vfio_when_free(&self) -> bool {
+        self.free_driver.as_deref() == Some(VFIO)
     }
 
     /// Whether the device is bound to a host driver while no guest has it, so that libvirt returns it to that driver.
-    pub(super) fn rests_on_host_driver(&self) -> bool {
-        self.resting.is_some() && !self.rests_on_vfio()
+    pub(super) fn is_on_host_driver_when_free(&self) -> bool {
+        self.free_driver.is_some() && !self.is_on_vfio_when_free()
     }
 
     /// Whether its children exist now.
@@ -156,16 +156,16 @@ impl Device {
         let info = &self.info;
         let before = !info.net.is_empty() || !info.vdpa.is_empty() || !info.block.is_empty();
         let with_guest = self.holder.is_some() || self.releasing;
-        self.info.driver = if with_guest { Some(VFIO.to_owned()) } else { self.resting.clone() };
+        self.info.driver = if with_guest { Some(VFIO.to_owned()) } else { self.free_driver.clone() };
         let now = self.has_children();
         self.info.net.clear();
         self.info.vdpa.clear();
         self.info.block.clear();
         for child in self.children.iter().filter(|_| now) {
-            match &child.shows {
-                Shows::Net(interface) => self.info.net.push(interface.clone()),
-                Shows::Vdpa(path) => self.info.vdpa.push(path.clone()),
-                Shows::Block(name) => self.info.block.push(name.clone()),
+            match &child.kind {
+                ChildKind::Net(interface) => self.info.net.push(interface.clone()),
+                ChildKind::Vdpa(path) => self.info.vdpa.push(path.clone()),
+                ChildKind::Block(name) => self.info.block.push(name.clone()),
             }
         }
         match (before, now && !self.children.is_empty()) {

@@ -12,7 +12,7 @@ use crate::pci::{PciAddress, PciParseError};
 /// The size of a generated host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// The number of PFs, each on a bus of its own.
+    /// The number of PFs, each on its own bus.
     pub pfs: u32,
     /// The number of VFs per PF, at most 240.
     pub vfs: u32,

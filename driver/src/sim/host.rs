@@ -259,8 +259,8 @@ impl Host {
         }
     }
 
-    /// Removes a device from the host. If a guest has the device, the kernel asks the guest to release it, and the
-    /// device vanishes after that.
+    /// Removes a device from the host. If a guest has the device, its unplug is requested first, and the device
+    /// vanishes after the guest has released it.
     pub(super) fn remove_device(&mut self, address: PciAddress, now: Instant) -> Result<(), Refusal> {
         let device = self.devices.get_mut(address).ok_or_else(|| refusal::no_node_device(address))?;
         if let Some(holder) = device.holder {
@@ -269,7 +269,7 @@ impl Host {
             let held =
                 live.and_then(|live| live.parsed().hostdevs.iter().find(|held| held.source == address));
             if let Some(alias) = held.and_then(|held| held.alias.clone()) {
-                self.ask(holder, alias, now);
+                self.request_unplug(holder, alias, now);
             }
             return Ok(());
         }
@@ -336,7 +336,7 @@ impl Host {
         let Some(device) = self.devices.known(address) else { return };
         let saved = SavedDevice {
             present: device.present,
-            driver: device.resting().cloned(),
+            driver: device.free_driver().cloned(),
             xml: device.xml.clone(),
             mdevs: Some(device.mdevs.values().map(|mdev| mdev.info.clone().into()).collect()),
         };

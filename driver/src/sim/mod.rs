@@ -320,11 +320,11 @@ impl Hypervisor for Sim {
     async fn agent(&self, domain: Uuid, command: &str, timeout: Duration) -> Result<String, Error> {
         let command = command.to_owned();
         let what = "send a command to the guest agent of";
-        let asked = self.call(Operation::Agent, Subject::Domain(domain), what, move |host, _, _| {
+        let answer = self.call(Operation::Agent, Subject::Domain(domain), what, move |host, _, _| {
             host.ask_agent(domain, &command)
         });
         let late = |_| Err(refusal::agent_away().of(format!("{what} domain {}", self.inner.name_of(domain))));
-        tokio::time::timeout(timeout, asked).await.unwrap_or_else(late)
+        tokio::time::timeout(timeout, answer).await.unwrap_or_else(late)
     }
 
     async fn monitor(&self, domain: Uuid, _command: &str) -> Result<String, Error> {
@@ -474,7 +474,7 @@ impl Inner {
     }
 }
 
-/// Checks whether other processes change something, until the simulated host is closed. It uses a thread of its own,
+/// Checks whether other processes change something, until the simulated host is closed. It uses its own thread,
 /// because tests may pause the clock of the tasks.
 fn watch_others(inner: &Arc<Inner>) {
     let inner = Arc::downgrade(inner);

@@ -16,6 +16,7 @@ use super::open_error::{Locked, OpenError};
 use super::store::{self, Kind, SavedDevice, SavedDomain, Store};
 use crate::device::{HostDevice, Shared};
 use crate::hypervisor::{DomainState, Event, Lifecycle, NodeChange};
+use crate::mdev::Mdev;
 use crate::pci::PciAddress;
 use crate::xml::mdev;
 use crate::xml::nodedev::{self, NodeDevice};
@@ -221,7 +222,38 @@ fn read_config(path: &Path) -> Result<HostConfig, OpenError> {
 
 fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
     let mut devices = Devices::default();
-    let (mut children, mut mdevs) = (Vec::new(), Vec::new());
+    let Children { of_functions, mdevs } = read_node_devices(dir, config, &mut devices)?;
+    for mdev in mdevs {
+        if let Some(device) = mdev.parent.and_then(|parent| devices.known(parent)) {
+            // The document has the number of instances that are still available, without this device.
+            let of_its_type = device.mdev_types.iter_mut().filter(|of| of.id == mdev.mdev_type);
+            of_its_type.for_each(|of| of.available += 1);
+            device.mdevs.insert(mdev.uuid, mdev.into());
+        }
+    }
+    let changed = read_saved_devices(dir, config, &mut devices)?;
+    for (function, name, node) in of_functions {
+        if let Some(device) = devices.known(function) {
+            device.add_child(name, node);
+        }
+    }
+    for address in changed {
+        devices.update_relatives(address);
+    }
+    Ok(devices)
+}
+
+/// The node devices on PCI functions, which are added when all functions are known.
+#[derive(Default)]
+struct Children {
+    /// Network interfaces, vDPA and block devices: each with its function and its name.
+    of_functions: Vec<(PciAddress, String, NodeDevice)>,
+    mdevs: Vec<Mdev>,
+}
+
+/// Reads the documents in `devices/`. Adds the PCI functions to `devices`, and returns the other node devices.
+fn read_node_devices(dir: &Path, config: &HostConfig, devices: &mut Devices) -> Result<Children, OpenError> {
+    let mut children = Children::default();
     let mut shared = Shared::default();
     for (path, xml) in store::read_folder(&dir.join("devices"), "xml")? {
         let node = nodedev::parse(&xml).map_err(|error| OpenError::Document { path: path.clone(), error })?;
@@ -237,25 +269,26 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
             NodeDevice::Net { function: Some(function), .. }
             | NodeDevice::Vdpa { function: Some(function), .. }
             | NodeDevice::Block { function: Some(function), .. } => {
-                children.push((function, node_name(&path, &xml), node));
+                children.of_functions.push((function, node_name(&path, &xml), node));
             }
-            NodeDevice::Mdev(mdev) => mdevs.push(mdev),
+            NodeDevice::Mdev(mdev) => children.mdevs.push(mdev),
             NodeDevice::Net { .. }
             | NodeDevice::Vdpa { .. }
             | NodeDevice::Block { .. }
             | NodeDevice::Other => {}
         }
     }
-    for mdev in mdevs {
-        if let Some(device) = mdev.parent.and_then(|parent| devices.known(parent)) {
-            // The document has the number of instances that are still available, without this device.
-            let of_it = device.mdev_types.iter_mut().filter(|of| of.id == mdev.mdev_type);
-            of_it.for_each(|of| of.available += 1);
-            device.mdevs.insert(mdev.uuid, mdev.into());
-        }
-    }
+    Ok(children)
+}
+
+/// Applies the changes in `state/devices/`. Returns the addresses of the functions that they are about.
+fn read_saved_devices(
+    dir: &Path,
+    config: &HostConfig,
+    devices: &mut Devices,
+) -> Result<Vec<PciAddress>, OpenError> {
     let saved: BTreeMap<String, SavedDevice> = Store::read(dir, Kind::Device)?;
-    let mut gone = Vec::new();
+    let mut changed = Vec::new();
     for (name, saved) in saved {
         let path = dir.join("state/devices").join(&name).with_extension("json");
         let address = PciAddress::from_node_name(&name).map_err(|error| OpenError::text(&path, error))?;
@@ -265,27 +298,19 @@ fn read_devices(dir: &Path, config: &HostConfig) -> Result<Devices, OpenError> {
                 .ok_or_else(|| OpenError::text(&path, "xml: the document describes no PCI function"))?;
             device.xml = Some(xml);
             devices.insert(device);
-            gone.push(address);
+            changed.push(address);
         }
         if let Some(device) = devices.known(address) {
-            device.rest_on(saved.driver);
+            device.set_free_driver(saved.driver);
             device.present = saved.present;
             if let Some(mdevs) = saved.mdevs {
                 let mdevs = mdevs.into_iter().map(|mdev| (mdev.uuid, mdev.of(address).into()));
                 device.mdevs = mdevs.collect();
             }
-            gone.push(address);
+            changed.push(address);
         }
     }
-    for (function, name, node) in children {
-        if let Some(device) = devices.known(function) {
-            device.add_child(name, node);
-        }
-    }
-    for address in gone {
-        devices.update_relatives(address);
-    }
-    Ok(devices)
+    Ok(changed)
 }
 
 /// Reads a node device's name from its document.

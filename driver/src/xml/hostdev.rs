@@ -87,12 +87,12 @@ const MDEV: &str = "mdev.xml";
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The override directory or a file in it cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Read {
         /// The file or directory.
         path: String,
         /// The reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file in the override directory does not have the name of a template.
     #[error("{path}: unknown template; expected {HOSTDEV}, {INTERFACE} or {MDEV}")]
@@ -158,9 +158,7 @@ impl Templates {
         let mut templates = Self { environment, overrides };
         for (name, embedded) in EMBEDDED {
             let text = match templates.overrides.iter().find(|(overridden, _)| *overridden == name) {
-                Some((_, path)) => {
-                    std::fs::read_to_string(path).map_err(|source| read_error(path, source))?
-                }
+                Some((_, path)) => std::fs::read_to_string(path).map_err(|error| read_error(path, error))?,
                 None => embedded.to_owned(),
             };
             let added = templates.environment.add_template_owned(name, text);
@@ -211,14 +209,14 @@ impl Templates {
     }
 }
 
-fn read_error(path: &Path, source: io::Error) -> TemplateError {
-    TemplateError::Read { path: path.display().to_string(), source }
+fn read_error(path: &Path, error: io::Error) -> TemplateError {
+    TemplateError::Read { path: path.display().to_string(), error }
 }
 
 fn override_files(directory: &Path) -> Result<Vec<(&'static str, PathBuf)>, TemplateError> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(|source| read_error(directory, source))? {
-        let path = entry.map_err(|source| read_error(directory, source))?.path();
+    for entry in std::fs::read_dir(directory).map_err(|error| read_error(directory, error))? {
+        let path = entry.map_err(|error| read_error(directory, error))?.path();
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         if file_name.starts_with('.') {
             continue;

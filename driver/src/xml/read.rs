@@ -138,7 +138,7 @@ pub(super) fn bytes(node: &Element<'_>) -> Result<u64, Fault> {
     let number: u64 = value(node)?;
     let unit = node.attribute("unit").unwrap_or("KiB");
     let scale = scale(&unit.to_ascii_lowercase()).ok_or_else(|| {
-        let units = "expected b, or one of K M G T P E, alone or with iB (1024) or B (1000)";
+        let units = "expected b, or one of K M G T P E, optionally with iB (1024) or B (1000)";
         Fault::at(node, format_args!("unit='{unit}': {units}"))
     })?;
     number.checked_mul(scale).ok_or_else(|| {

@@ -37,8 +37,8 @@ impl Daemon {
         _ = std::fs::remove_file(self.socket());
         let mut command = if is_root() {
             let mut command = Command::new("setpriv");
-            let nobody = NOBODY.to_string();
-            command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups", "/usr/sbin/libvirtd"]);
+            let user = NOBODY.to_string();
+            command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "/usr/sbin/libvirtd"]);
             command
         } else {
             Command::new("/usr/sbin/libvirtd")

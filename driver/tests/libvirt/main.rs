@@ -61,18 +61,18 @@ async fn connected(uri: String, options: Options) -> Arc<Libvirt> {
 
 /// Waits for an event.
 async fn expect(events: &mut Receiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let found = timeout(PATIENCE, async {
         loop {
             let event = events.recv().await.unwrap();
             if wanted(&event) {
                 return event;
             }
-            heard.push(event);
+            received.push(event);
         }
     });
     match found.await {
         Ok(event) => event,
-        Err(_) => panic!("no such event within {PATIENCE:?}; other events: {heard:?}"),
+        Err(_) => panic!("no such event within {PATIENCE:?}; other events: {received:?}"),
     }
 }

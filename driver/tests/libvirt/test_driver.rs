@@ -123,16 +123,16 @@ async fn refusals(libvirt: &Libvirt) {
     assert_eq!(kind(libvirt.node_detach(nic).await), ErrorKind::Unsupported);
     assert_eq!(kind(libvirt.node_reattach(nic).await), ErrorKind::Unsupported);
     assert_eq!(kind(libvirt.node_reset(nic).await), ErrorKind::Unsupported);
-    let nobody = Uuid::from_u128(1);
-    assert_eq!(kind(libvirt.destroy_mdev(nobody).await), ErrorKind::NoDevice);
+    let missing = Uuid::from_u128(1);
+    assert_eq!(kind(libvirt.destroy_mdev(missing).await), ErrorKind::NoDevice);
     // The test driver can only create SCSI hosts, but it can destroy any node device.
     let gpu = "0000:41:00.0".parse().unwrap();
-    assert_eq!(kind(libvirt.create_mdev(gpu, "nvidia-233", nobody).await), ErrorKind::Refused);
+    assert_eq!(kind(libvirt.create_mdev(gpu, "nvidia-233", missing).await), ErrorKind::Refused);
     libvirt.destroy_mdev(MDEV).await.unwrap();
     let nowhere: PciAddress = "0000:7f:1f.7".parse().unwrap();
     assert_eq!(kind(libvirt.node_detach(nowhere).await), ErrorKind::NoDevice);
-    assert_eq!(kind(libvirt.domain(nobody).await), ErrorKind::NoDomain);
-    assert_eq!(kind(libvirt.attach(nobody, &hostdev(nowhere), Scope::Live).await), ErrorKind::NoDomain);
+    assert_eq!(kind(libvirt.domain(missing).await), ErrorKind::NoDomain);
+    assert_eq!(kind(libvirt.attach(missing, &hostdev(nowhere), Scope::Live).await), ErrorKind::NoDomain);
     assert_eq!(kind(libvirt.device(nowhere).await), ErrorKind::NoDevice);
     assert_eq!(kind(libvirt.detach(G1, "ua-x", DetachScope::Live).await), ErrorKind::DeviceMissing);
     assert_eq!(kind(libvirt.attach(G1, "<hostdev type='pci'/>", Scope::Live).await), ErrorKind::Document);

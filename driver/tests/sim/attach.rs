@@ -19,7 +19,7 @@ async fn a_device_is_added_to_both_documents_with_separate_addresses() {
     assert_eq!(live.guest, Some(address("0000:03:00.0")), "the first free port is used");
     assert_eq!(definition.guest, Some(address("0000:02:00.0")));
     let added: Vec<Event> =
-        host.heard().into_iter().filter(|event| matches!(event, Event::DeviceAdded { .. })).collect();
+        host.received().into_iter().filter(|event| matches!(event, Event::DeviceAdded { .. })).collect();
     let event = |alias: &str| Event::DeviceAdded { domain: Q35, alias: alias.into() };
     assert_eq!(added, [event("ua-live"), event("ua-both")]);
 }
@@ -177,7 +177,7 @@ async fn a_device_that_cannot_be_assigned_is_refused() {
     let name = || "net_eth7_26_59_b5_c9_13_51".to_owned();
     let bounced =
         [NodeChange::Deleted, NodeChange::Created].map(|change| Event::NodeDevice { name: name(), change });
-    assert_eq!(host.heard(), bounced);
+    assert_eq!(host.received(), bounced);
     assert_eq!(
         refused(host.attach(I440FX, BRIDGED_EDU, "ua-x", Scope::Live).await).0,
         ErrorKind::GroupNotViable
@@ -229,8 +229,8 @@ async fn aliases_are_the_users_or_libvirts() {
 #[tokio::test]
 async fn the_state_of_the_domain_and_its_definition_is_checked() {
     let host = Host::with("[guest.full]\ntransient = true");
-    let nobody = guest(99);
-    assert_eq!(refused(host.attach(nobody, VF0, "ua-1", Scope::Live).await).0, ErrorKind::NoDomain);
+    let missing = guest(99);
+    assert_eq!(refused(host.attach(missing, VF0, "ua-1", Scope::Live).await).0, ErrorKind::NoDomain);
     for scope in [Scope::Live, Scope::LiveAndConfig] {
         assert_eq!(refused(host.attach(SWITCH, VF0, "ua-1", scope).await).0, ErrorKind::NotRunning);
     }
@@ -266,10 +266,10 @@ async fn attaching_a_pf_removes_its_vfs() {
     host.attach(Q35, PF, "ua-pf", Scope::Live).await.unwrap();
     assert_eq!(refused(host.sim.device(address(VF0)).await).0, ErrorKind::NoDevice);
     let gone = |name: &str| Event::NodeDevice { name: name.into(), change: NodeChange::Deleted };
-    let heard = host.heard();
+    let received = host.received();
     assert!(
-        heard.contains(&gone("pci_0000_04_10_0")) && heard.contains(&gone("pci_0000_04_10_2")),
-        "{heard:?}"
+        received.contains(&gone("pci_0000_04_10_0")) && received.contains(&gone("pci_0000_04_10_2")),
+        "{received:?}"
     );
     host.control("destroy q35");
     let pf = host.sim.device(address(PF)).await.unwrap();

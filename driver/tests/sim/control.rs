@@ -5,7 +5,7 @@ use hotslot_driver::sim::control;
 
 use super::*;
 
-async fn say(host: &Host, line: &str) -> std::io::Result<String> {
+async fn send(host: &Host, line: &str) -> std::io::Result<String> {
     let (dir, line) = (host.dir.path().to_owned(), line.to_owned());
     tokio::task::spawn_blocking(move || control(&dir, &line)).await.unwrap()
 }
@@ -13,14 +13,14 @@ async fn say(host: &Host, line: &str) -> std::io::Result<String> {
 #[tokio::test]
 async fn each_line_is_answered_with_ok_or_an_error() {
     let mut host = Host::small();
-    assert_eq!(say(&host, "pause q35").await.unwrap(), "ok");
+    assert_eq!(send(&host, "pause q35").await.unwrap(), "ok");
     assert_eq!(host.next().await, Event::Lifecycle { domain: Q35, change: Lifecycle::Suspended });
     assert_eq!(host.sim.domain(Q35).await.unwrap().info.state, DomainState::Paused);
-    assert_eq!(say(&host, &format!("resume {Q35}")).await.unwrap(), "ok", "a UUID is accepted too");
+    assert_eq!(send(&host, &format!("resume {Q35}")).await.unwrap(), "ok", "a UUID is accepted too");
     let wrong = [
         ("", "unknown command"),
         ("dance q35", "unknown command `dance q35`"),
-        ("pause nobody", "there is no domain nobody"),
+        ("pause missing", "there is no domain missing"),
         ("pause switch", "domain is not running"),
         ("guest q35 unplug=sometimes", "sometimes"),
         ("guest q35 unplug", "expected KEY=VALUE"),
@@ -32,7 +32,7 @@ async fn each_line_is_answered_with_ok_or_an_error() {
         ("device add /nowhere.xml", "/nowhere.xml"),
     ];
     for (line, words) in wrong {
-        let answer = say(&host, line).await.unwrap();
+        let answer = send(&host, line).await.unwrap();
         assert!(answer.starts_with("error: ") && answer.contains(words), "{line}: {answer}");
     }
 }
@@ -46,7 +46,7 @@ async fn a_host_that_is_not_open_does_not_answer() {
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("control")).unwrap());
     assert!(control(dir.path(), "pause q35").is_err());
     host = Host::open(dir);
-    assert_eq!(say(&host, "pause q35").await.unwrap(), "ok");
+    assert_eq!(send(&host, "pause q35").await.unwrap(), "ok");
 }
 
 /// Every command in the documentation succeeds.
@@ -60,7 +60,7 @@ async fn every_command_works() {
         reconnect|latency attach 0|fault attach fail kind=in-use nth=2 times=3 domain=q35 text=it is in use|\
         fault detach away at=after|fault domain hang ms=5|fault clear";
     for line in lines.split('|') {
-        assert_eq!(say(&host, line).await.unwrap(), "ok", "{line}");
+        assert_eq!(send(&host, line).await.unwrap(), "ok", "{line}");
     }
 }
 
@@ -69,13 +69,13 @@ async fn devices_are_plugged_and_unplugged_through_the_control_socket() {
     let mut host = Host::small();
     host.control(&format!("plug q35 {VF0} both"));
     let added = Event::DeviceAdded { domain: Q35, alias: "hostdev0".into() };
-    assert!(host.heard().contains(&added));
+    assert!(host.received().contains(&added));
     assert_eq!(host.definition(Q35).await.unwrap().hostdevs[0].alias, None);
     host.control(&format!("unplug q35 {VF0} config"));
     assert_eq!(host.definition(Q35).await.unwrap().hostdevs, []);
     assert_eq!(host.live(Q35).await.unwrap().hostdevs[0].source, address(VF0));
     host.control(&format!("unplug q35 {VF0} live"));
-    assert!(host.heard().contains(&removed(Q35, "hostdev0")));
+    assert!(host.received().contains(&removed(Q35, "hostdev0")));
     let error = host.sim.control(&format!("unplug q35 {VF0} config")).unwrap_err();
     assert!(error.contains("host pci device 0000:04:10.0 not found"), "{error}");
     host.control(&format!("plug switch {VF0} config ua-mine"));

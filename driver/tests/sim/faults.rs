@@ -83,9 +83,9 @@ async fn the_connection_may_break_before_and_after_the_change() {
         sleep(Duration::from_secs(2)).await;
         assert!(host.sim.connection().is_ok());
         assert_eq!(host.live(Q35).await.unwrap().hostdevs.len(), left, "{at}");
-        let heard = host.heard();
-        assert!(heard.iter().any(|event| matches!(event, Event::Disconnected { .. })), "{heard:?}");
-        assert!(heard.contains(&Event::Connected), "{heard:?}");
+        let received = host.received();
+        assert!(received.iter().any(|event| matches!(event, Event::Disconnected { .. })), "{received:?}");
+        assert!(received.contains(&Event::Connected), "{received:?}");
     }
 }
 
@@ -94,13 +94,13 @@ async fn removals_during_an_outage_are_reported_when_libvirtd_is_back() {
     let mut host = Host::with("[guest.q35]\nunplug_ms = 1000");
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
     host.sim.detach(Q35, "ua-0", DetachScope::Live).await.unwrap();
-    host.heard();
+    host.received();
     host.control("disconnect");
     sleep(Duration::from_secs(10)).await;
     host.control("reconnect");
-    let heard = host.heard();
-    assert!(matches!(heard[0], Event::Disconnected { .. }));
-    assert_eq!(heard[1..], [Event::Connected, removed(Q35, "ua-0")]);
+    let received = host.received();
+    assert!(matches!(received[0], Event::Disconnected { .. }));
+    assert_eq!(received[1..], [Event::Connected, removed(Q35, "ua-0")]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,12 +145,12 @@ async fn an_overdue_call_names_its_function_and_sends_an_event_when_it_returns()
             overdue.iter().map(|call| (call.address, call.domain)).collect::<Vec<_>>(),
             [(Some(vf), None)]
         );
-        host.heard();
+        host.received();
         host.control("fault clear");
         sleep(Duration::from_millis(1)).await;
         assert_eq!(host.sim.overdue(), [], "{operation}");
-        let heard = host.heard();
-        assert!(heard.contains(&Event::NodeCallCameBack { address: vf }), "{operation}: {heard:?}");
+        let received = host.received();
+        assert!(received.contains(&Event::NodeCallReturned { address: vf }), "{operation}: {received:?}");
     }
 }
 
@@ -160,12 +160,12 @@ async fn an_event_may_be_lost() {
     host.control("fault attach lose-event");
     host.control("fault detach lose-event");
     host.attach(I440FX, EDU, "ua-0", Scope::Live).await.unwrap();
-    assert_eq!(host.heard(), []);
+    assert_eq!(host.received(), []);
     host.sim.detach(I440FX, "ua-0", DetachScope::Live).await.unwrap();
-    assert_eq!(host.heard(), []);
+    assert_eq!(host.received(), []);
     assert_eq!(host.live(I440FX).await.unwrap().hostdevs, []);
     host.attach(I440FX, EDU, "ua-0", Scope::Live).await.unwrap();
-    assert_eq!(host.heard().len(), 1);
+    assert_eq!(host.received().len(), 1);
 }
 
 #[tokio::test]

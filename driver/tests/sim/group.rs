@@ -1,23 +1,11 @@
 //! Assignment of a whole IOMMU group, whose members are first unbound from their host drivers.
 
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
 use hotslot_driver::hypervisor::NodeChange;
-use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+use hotslot_driver::xml::hostdev::Templates;
 
 use super::*;
-
-fn spec(device: &str, id: u128) -> HostdevSpec {
-    HostdevSpec {
-        source: address(device),
-        alias: UserAlias(Uuid::from_u128(id)),
-        managed: true,
-        rom_bar: None,
-        guest: None,
-        interface: None,
-    }
-}
 
 async fn pair(host: &Host) -> Vec<HostDevice> {
     vec![host.sim.device(address(PAIR0)).await.unwrap(), host.sim.device(address(PAIR1)).await.unwrap()]
@@ -101,12 +89,12 @@ async fn a_function_is_unbound_from_its_host_driver_and_rebound() {
     host.sim.node_detach(vf).await.unwrap();
     host.sim.node_detach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"));
-    assert_eq!(host.heard(), [child(NodeChange::Deleted)], "the netdev vanishes once");
+    assert_eq!(host.received(), [child(NodeChange::Deleted)], "the netdev vanishes once");
     let mut host = host.reopened();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the driver is kept after a restart");
     host.sim.node_reattach(vf).await.unwrap();
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
-    assert_eq!(host.heard(), [child(NodeChange::Created)]);
+    assert_eq!(host.received(), [child(NodeChange::Created)]);
 
     host.attach(Q35, VF0, "ua-0", Scope::Live).await.unwrap();
     for (kind, text) in [refused(host.sim.node_detach(vf).await), refused(host.sim.node_reattach(vf).await)] {

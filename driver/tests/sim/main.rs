@@ -23,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hotslot_driver::domain::{DomainXml, Hostdev};
+use hotslot_driver::domain::{DomainXml, Hostdev, UserAlias};
 use hotslot_driver::hypervisor::{Error, ErrorKind, Event, Hypervisor, Scope};
 use hotslot_driver::pci::PciAddress;
 use hotslot_driver::sim::Sim;
+use hotslot_driver::xml::hostdev::HostdevSpec;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -104,7 +105,7 @@ impl Host {
     }
 
     /// Returns all events since the last call.
-    fn heard(&mut self) -> Vec<Event> {
+    fn received(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 
@@ -168,6 +169,18 @@ fn at(guest: &str) -> String {
     let at = address(guest);
     let (bus, slot, function) = (at.bus(), at.slot(), at.function());
     format!("<address type='pci' domain='0' bus='{bus}' slot='{slot}' function='{function}'/>")
+}
+
+/// Returns the spec of a managed function without optional settings.
+fn spec(device: &str, id: u128) -> HostdevSpec {
+    HostdevSpec {
+        source: address(device),
+        alias: UserAlias(Uuid::from_u128(id)),
+        managed: true,
+        rom_bar: None,
+        guest: None,
+        interface: None,
+    }
 }
 
 fn find<'a>(document: &'a DomainXml, alias: &str) -> Option<&'a Hostdev> {

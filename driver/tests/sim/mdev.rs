@@ -64,8 +64,11 @@ async fn an_overdue_create_or_destroy_names_the_parent_function() {
         assert_eq!(host.sim.overdue()[0].address, Some(address(GPU)), "{operation}");
         host.control("fault clear");
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        let heard = host.heard();
-        assert!(heard.contains(&Event::NodeCallCameBack { address: address(GPU) }), "{operation}: {heard:?}");
+        let received = host.received();
+        assert!(
+            received.contains(&Event::NodeCallReturned { address: address(GPU) }),
+            "{operation}: {received:?}"
+        );
     }
 }
 
@@ -79,7 +82,7 @@ async fn a_mediated_device_is_created_plugged_unplugged_and_destroyed() {
     assert_eq!((made.uuid, made.mdev_type.as_str(), made.parent), (uuid, "nvidia-233", Some(address(GPU))));
     assert_eq!(host.left().await, left(3, 1));
     let name = made.name.clone();
-    assert_eq!(host.heard(), [Event::NodeDevice { name: name.clone(), change: NodeChange::Created }]);
+    assert_eq!(host.received(), [Event::NodeDevice { name: name.clone(), change: NodeChange::Created }]);
 
     let spec = spec(uuid, 1);
     let presence =
@@ -88,7 +91,7 @@ async fn a_mediated_device_is_created_plugged_unplugged_and_destroyed() {
     assert_eq!(presence.inner_address, Some(address("0000:01:00.0")), "a PCI Express port, as in libvirt");
     let live = host.live(g(1)).await.unwrap();
     assert_eq!(live.mdev(spec.alias).map(|held| held.uuid), Some(uuid));
-    assert!(matches!(host.heard()[..], [Event::DeviceAdded { domain, .. }] if domain == g(1)));
+    assert!(matches!(host.received()[..], [Event::DeviceAdded { domain, .. }] if domain == g(1)));
 
     let (kind, text) = refused(sim.destroy_mdev(uuid).await);
     assert!(kind == ErrorKind::InUse && text.contains(": device in use"), "{text}");
@@ -187,10 +190,10 @@ async fn a_parent_and_its_mediated_devices_are_never_assigned_together() {
     assert_eq!(refused(sim.node_detach(address(GPU)).await).0, ErrorKind::InUse);
 
     host.control("destroy g1");
-    host.heard();
+    host.received();
     sim.node_detach(address(GPU)).await.unwrap();
     assert!(
-        matches!(&host.heard()[..], [Event::NodeDevice { name, change: NodeChange::Deleted }] if name.starts_with("mdev_"))
+        matches!(&host.received()[..], [Event::NodeDevice { name, change: NodeChange::Deleted }] if name.starts_with("mdev_"))
     );
     assert_eq!(
         (host.uuids().await, host.left().await),

@@ -1,9 +1,8 @@
 //! A network VF as an interface: its MAC address and VLAN after the attach and after a power cycle of the guest.
 
-use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, DetachLimits, Presence, Unplugged};
 use hotslot_driver::net::VlanTag;
-use hotslot_driver::xml::hostdev::{HostdevSpec, InterfaceSpec, Templates};
+use hotslot_driver::xml::hostdev::{InterfaceSpec, Templates};
 
 use super::*;
 
@@ -11,14 +10,7 @@ const LIMITS: DetachLimits = DetachLimits { attempts: 2, timeout: Duration::from
 
 fn vf(device: &str, id: u128, mac: &str, vlan: Option<u32>) -> HostdevSpec {
     let vlan = vlan.map(|vlan| VlanTag::new(vlan).unwrap());
-    HostdevSpec {
-        source: address(device),
-        alias: UserAlias(Uuid::from_u128(id)),
-        managed: true,
-        rom_bar: None,
-        guest: None,
-        interface: Some(InterfaceSpec { mac: mac.parse().unwrap(), vlan }),
-    }
+    HostdevSpec { interface: Some(InterfaceSpec { mac: mac.parse().unwrap(), vlan }), ..spec(device, id) }
 }
 
 /// Returns a guest's document (`live` or `persistent`) from the state directory.

@@ -15,9 +15,9 @@ async fn a_stop_removes_live_devices_without_events_for_them() {
     let mut host = Host::with("release_ms = 2000");
     host.attach(Q35, VF0, "ua-live", Scope::Live).await.unwrap();
     host.attach(Q35, NVME, "ua-both", Scope::LiveAndConfig).await.unwrap();
-    host.heard();
+    host.received();
     host.control("shutdown q35");
-    assert_eq!(host.heard(), [lifecycle(Q35, Lifecycle::Shutdown), lifecycle(Q35, Lifecycle::Stopped)]);
+    assert_eq!(host.received(), [lifecycle(Q35, Lifecycle::Shutdown), lifecycle(Q35, Lifecycle::Stopped)]);
     assert_eq!(host.sim.domain(Q35).await.unwrap().info.state, DomainState::ShutOff);
     assert_eq!(host.live(Q35).await, None);
     assert_eq!(host.driver(VF0).await.as_deref(), Some("vfio-pci"), "the host driver is not rebound yet");
@@ -26,7 +26,7 @@ async fn a_stop_removes_live_devices_without_events_for_them() {
     assert_eq!(host.driver(NVME).await.as_deref(), Some("nvme"));
     let back = |name: &str| Event::NodeDevice { name: name.into(), change: NodeChange::Created };
     assert_eq!(
-        host.heard(),
+        host.received(),
         [back("net_eth7_26_59_b5_c9_13_51"), back("block_nvme0n1_QEMU_NVMe_Ctrl_LAB0_1")]
     );
 
@@ -35,9 +35,9 @@ async fn a_stop_removes_live_devices_without_events_for_them() {
     assert_eq!(live.hostdevs.len(), 1, "the device that was only in the live document is gone");
     assert_eq!(find(&live, "ua-both").unwrap().source, address(NVME));
     assert_eq!(host.driver(NVME).await.as_deref(), Some("vfio-pci"));
-    let heard = host.heard();
+    let received = host.received();
     let started = [lifecycle(Q35, Lifecycle::Started), lifecycle(Q35, Lifecycle::Resumed)];
-    assert!(heard.windows(2).any(|heard| heard == started), "{heard:?}");
+    assert!(received.windows(2).any(|received| received == started), "{received:?}");
 }
 
 #[tokio::test]
@@ -46,9 +46,9 @@ async fn destroying_a_guest_cancels_pending_unplug_requests() {
     host.attach(Q35, VF0, "ua-1", Scope::LiveAndConfig).await.unwrap();
     host.control("guest q35 unplug=ignore");
     host.sim.detach(Q35, "ua-1", DetachScope::Live).await.unwrap();
-    host.heard();
+    host.received();
     host.control("destroy q35");
-    assert!(!host.heard().contains(&removed(Q35, "ua-1")));
+    assert!(!host.received().contains(&removed(Q35, "ua-1")));
     host.control("start q35");
     host.sim.detach(Q35, "ua-1", DetachScope::Live).await.unwrap();
 }
@@ -112,11 +112,11 @@ async fn the_guest_agent_connects_after_the_boot() {
     assert!(!host.live(Q35).await.unwrap().agent_connected);
     let ping = || host.sim.agent(Q35, r#"{"execute":"guest-ping"}"#, Duration::from_secs(1));
     assert_eq!(refused(ping().await).0, ErrorKind::AgentAway);
-    host.heard();
+    host.received();
     sleep(Duration::from_secs(6)).await;
-    assert_eq!(host.heard(), [Event::Agent { domain: Q35, connected: true }]);
+    assert_eq!(host.received(), [Event::Agent { domain: Q35, connected: true }]);
     host.control("agent q35 gone");
-    assert_eq!(host.heard(), [Event::Agent { domain: Q35, connected: false }]);
+    assert_eq!(host.received(), [Event::Agent { domain: Q35, connected: false }]);
 }
 
 #[tokio::test]
@@ -140,10 +140,10 @@ async fn a_domain_is_saved_and_restored() {
         assert!(error.contains("0000:04:10.0: VFIO migration is not supported in kernel"), "{error}");
     }
     host.control("guest q35 migratable=true");
-    host.heard();
+    host.received();
     host.control("managedsave q35");
-    let heard = host.heard();
-    assert!(heard.contains(&lifecycle(Q35, Lifecycle::Stopped)), "{heard:?}");
+    let received = host.received();
+    assert!(received.contains(&lifecycle(Q35, Lifecycle::Stopped)), "{received:?}");
     assert_eq!(host.driver(VF0).await.as_deref(), Some("igbvf"));
     assert!(host.sim.control("rename q35 web1").unwrap_err().contains("managed saved state"));
     // Changes of the definition do not affect the saved run.
@@ -166,10 +166,10 @@ async fn a_domain_is_renamed_migrated_and_defined() {
     let mut host = Host::small();
     assert!(host.sim.control("rename q35 web1").unwrap_err().contains("cannot rename active domain"));
     assert!(host.sim.control("rename switch q35").unwrap_err().contains("domain 'q35' already exists"));
-    host.heard();
+    host.received();
     host.control("rename switch a&b");
     let both = [lifecycle(SWITCH, Lifecycle::Undefined), lifecycle(SWITCH, Lifecycle::Defined)];
-    assert_eq!(host.heard(), both);
+    assert_eq!(host.received(), both);
     assert_eq!(host.definition(SWITCH).await.unwrap().name, "a&b");
     host.control("rename a&b web1");
     host.control("migrate q35");

@@ -79,6 +79,25 @@ async fn verdict(host: &Host, guest: Uuid, facts: &[Facts], policy: Policy) -> V
     hotplug::preflight(host.sim.as_ref(), &view, facts, policy).await.unwrap()
 }
 
+/// The checks of a request for these devices, in order.
+fn all_checks(wanted: &[Facts]) -> Vec<(&'static str, Option<PciAddress>)> {
+    let each = [
+        "guard",
+        "not-attached-already",
+        "assignable",
+        "driver",
+        "iommu",
+        "group-viable",
+        "not-in-use",
+        "vfs",
+        "reset",
+        "bar-window",
+    ];
+    let of_devices = wanted.iter().flat_map(|facts| each.map(|name| (name, Some(facts.device.address))));
+    let all = std::iter::once(("server-state", None)).chain(of_devices);
+    all.chain([("free-port", None), ("memlock", None)]).collect()
+}
+
 /// Runs the cases in `driver/tests/data/preflight.json`.
 #[tokio::test]
 async fn every_case_of_the_table() {
@@ -107,22 +126,7 @@ async fn every_case_of_the_table() {
         let verdict = verdict(&host, named(&host, &case.guest).await, &wanted, policy).await;
 
         let made: Vec<_> = verdict.checks.iter().map(|check| (check.name, check.device)).collect();
-        let each = [
-            "guard",
-            "not-attached-already",
-            "assignable",
-            "driver",
-            "iommu",
-            "group-viable",
-            "not-in-use",
-            "vfs",
-            "reset",
-            "bar-window",
-        ];
-        let of_devices = wanted.iter().flat_map(|facts| each.map(|name| (name, Some(facts.device.address))));
-        let all = std::iter::once(("server-state", None)).chain(of_devices);
-        let all: Vec<_> = all.chain([("free-port", None), ("memlock", None)]).collect();
-        assert_eq!(made, all, "{why}");
+        assert_eq!(made, all_checks(&wanted), "{why}");
 
         for (name, device, result, words) in case.finds {
             let device = device.map(|device| address(&device));

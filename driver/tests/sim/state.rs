@@ -43,13 +43,13 @@ async fn state_outlives_the_process() {
 async fn several_processes_share_a_host() {
     let mut one = Host::small();
     let other = Sim::open(one.dir.path()).unwrap();
-    let mut heard = other.events();
+    let mut received = other.events();
     one.attach(Q35, VF0, "ua-0", Scope::LiveAndConfig).await.unwrap();
     let view = other.domain(Q35).await.unwrap();
     assert_eq!(view.live.as_ref().unwrap().hostdevs.len(), 1);
     assert_eq!(view, one.sim.domain(Q35).await.unwrap());
     assert_eq!(other.device(address(VF0)).await.unwrap(), one.sim.device(address(VF0)).await.unwrap());
-    let mut events = vec![heard.recv().await.unwrap(), heard.recv().await.unwrap()];
+    let mut events = vec![received.recv().await.unwrap(), received.recv().await.unwrap()];
     events.retain(|event| matches!(event, Event::DeviceAdded { .. }));
     assert_eq!(events.len(), 1, "there is one event for the added device");
     assert_eq!(refused(other.attach(I440FX, &hostdev(VF0, "ua-1"), Scope::Live).await).0, ErrorKind::InUse);

@@ -1,9 +1,8 @@
 //! Complete unplug operations: limits, guests that lose the request, and commands in the guest.
 
-use hotslot_driver::domain::UserAlias;
 use hotslot_driver::guest;
 use hotslot_driver::hotplug::{self, DetachLimits, Unplugged};
-use hotslot_driver::xml::hostdev::{HostdevSpec, Templates};
+use hotslot_driver::xml::hostdev::Templates;
 use tokio::time::Instant;
 
 use super::*;
@@ -11,14 +10,7 @@ use super::*;
 const LIMITS: DetachLimits = DetachLimits { attempts: 2, timeout: Duration::from_secs(4), total: None };
 
 fn vf() -> HostdevSpec {
-    HostdevSpec {
-        source: address(VF0),
-        alias: UserAlias(Uuid::from_u128(1)),
-        managed: true,
-        rom_bar: None,
-        guest: None,
-        interface: None,
-    }
+    spec(VF0, 1)
 }
 
 /// Unplugs the VF; returns the outcome and the duration in seconds.
@@ -37,7 +29,7 @@ async fn with_vf(config: &str) -> Host {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_lost_the_request_while_it_booted_is_asked_again() {
+async fn the_request_that_a_booting_guest_lost_is_repeated() {
     let host = with_vf("[guest.q35]\nboot_ms = 10_000").await;
     host.control("reboot q35");
     let (unplugged, took) = unplug(&host, LIMITS).await;
@@ -94,7 +86,7 @@ async fn a_device_that_is_gone_from_the_definition_is_not_detached_again() {
     let host = Host::small();
     let (sim, templates) = (host.sim.as_ref(), Templates::load(None).unwrap());
     hotplug::plug(sim, &templates, SWITCH, &vf(), Scope::Config, LIMITS).await.unwrap();
-    host.control("fault detach fail nth=2 text=asked-twice");
+    host.control("fault detach fail nth=2 text=second-request");
     let unplugged = hotplug::unplug(sim, &templates, SWITCH, &vf(), true, LIMITS).await;
     assert_eq!(unplugged, Ok(Unplugged::Gone));
 }

@@ -7,14 +7,14 @@ use hotslot_tests::{Answer, Hotslot, I440FX, Q35, host, path as path_of, without
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{UUID, driver, made, pinned, service, shown};
+use super::{UUID, driver, pinned, service, shown};
 
 #[tokio::test]
 async fn an_accelerator_is_attached_by_its_spec_and_detached() {
     let service = service("").await;
-    let path =
-        made(&service, "vf", json!({ "vendor_id": "8086", "product_id": "10ca", "device_type": "nic" }))
-            .await;
+    let path = service
+        .accelerator("vf", json!({ "vendor_id": "8086", "product_id": "10ca", "device_type": "nic" }))
+        .await;
     let attached = service.put(&path, json!({ "instance_uuid": Q35 })).await.expect(200).body;
     assert_eq!((&attached["status"], &attached["instance_uuid"]), (&json!("attached"), &json!(Q35)));
     assert_eq!((&attached["address"], &attached["host"]), (&json!("0000:04:10.0"), &json!("node1")));
@@ -44,7 +44,7 @@ async fn an_accelerator_is_attached_by_its_spec_and_detached() {
 #[tokio::test]
 async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
     let service = service("").await;
-    let vf = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    let vf = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
     let bound = service.put(&vf, json!({ "hostname": "node1", "driver": "vfio-pci" })).await.expect(200).body;
     let address = bound["address"].as_str().unwrap().to_owned();
     assert_eq!(
@@ -77,7 +77,7 @@ async fn an_accelerator_is_bound_for_the_host_to_vfio_or_its_native_driver() {
 #[tokio::test]
 async fn several_devices_are_attached_all_or_none() {
     let service = service("").await;
-    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    let two = service.accelerator("two", json!({ "num": 2, "product_id": "10ca" })).await;
     for target in [json!({ "instance_uuid": Q35 }), json!({ "driver": "vfio-pci" })] {
         let attached = service.put(&two, target.clone()).await.expect(200).body;
         assert_eq!(attached["devices"].as_array().unwrap().len(), 2);
@@ -87,7 +87,7 @@ async fn several_devices_are_attached_all_or_none() {
         assert_eq!(shown(&service, &two).await["status"], "available");
         service.delete(&path_of(&other)).await.expect(200);
     }
-    let none = made(&service, "none", json!({ "num": 0 })).await;
+    let none = service.accelerator("none", json!({ "num": 0 })).await;
     service.put(&none, json!({})).await.expect(409);
     service.expect_clean().await;
 }
@@ -144,7 +144,7 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
     assert!(refused.message().contains("is held by its host"), "{}", refused.message());
     service.delete(&half).await.expect(204);
     // Another accelerator holds the device.
-    let any = made(&service, "any", json!({ "product_id": "10c9" })).await;
+    let any = service.accelerator("any", json!({ "product_id": "10c9" })).await;
     service.put(&any, json!({})).await.expect(200);
     let reason = shown(&service, &pf).await["status_reason"].clone();
     assert_eq!(reason, "its device 0000:04:00.0 is held by its host; detach it there");
@@ -158,7 +158,7 @@ async fn devices_held_by_others_are_reported_and_not_detached() {
 #[tokio::test]
 async fn a_half_detached_accelerator_is_in_error_until_detached_again() {
     let service = service("").await;
-    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    let two = service.accelerator("two", json!({ "num": 2, "product_id": "10ca" })).await;
     for (target, fault) in [
         (json!({ "instance_uuid": Q35 }), "fault detach fail nth=4 kind=unplug-refused text=no"),
         (json!({ "driver": "vfio-pci" }), "fault node-reattach fail nth=2 text=stuck"),
@@ -186,7 +186,7 @@ async fn a_device_that_must_not_be_unplugged_does_not_hold_the_others() {
     let pci = "[pci]\ndevice_spec = ['{\"address\": \"0000:04:10.0\", \"hot_unplug\": \"refuse\"}', \
                '{\"address\": \"0000:04:10.2\"}']\n";
     let service = Hotslot::bare(&host("small"), pci, |_| ()).await;
-    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    let two = service.accelerator("two", json!({ "num": 2, "product_id": "10ca" })).await;
     service.put(&two, json!({ "instance_uuid": Q35 })).await.expect(200);
     let refused = service.delete(&two).await.expect(409);
     assert!(refused.message().contains("hot_unplug"), "{}", refused.message());
@@ -200,7 +200,7 @@ async fn a_device_that_must_not_be_unplugged_does_not_hold_the_others() {
 #[tokio::test]
 async fn a_release_interrupted_by_a_kill_is_completed() {
     let mut service = service("").await;
-    let two = made(&service, "two", json!({ "num": 2, "product_id": "10ca" })).await;
+    let two = service.accelerator("two", json!({ "num": 2, "product_id": "10ca" })).await;
     service.put(&two, json!({ "driver": "vfio-pci" })).await.expect(200);
     service.sim("latency node-reattach 60000");
     let waited = tokio::time::timeout(Duration::from_secs(1), service.send(Method::DELETE, &two, None)).await;
@@ -221,7 +221,7 @@ async fn a_pf_and_its_vfs_are_not_counted_together() {
         |_| (),
     )
     .await;
-    let three = made(&service, "three", json!({ "num": 3, "device_type": "NIC" })).await;
+    let three = service.accelerator("three", json!({ "num": 3, "device_type": "NIC" })).await;
     let refused = service.put(&three, json!({})).await.expect(409);
     assert!(
         refused.message().contains("3 devices, and 2 on host node1 can be bound"),
@@ -242,7 +242,7 @@ async fn a_pf_and_its_vfs_are_not_counted_together() {
 async fn concurrent_requests_through_all_apis_assign_a_device_once() {
     let service = service("").await;
     let one = json!({ "product_id": "10d3", "num": 1 });
-    let (first, second) = (made(&service, "a", one.clone()).await, made(&service, "b", one).await);
+    let (first, second) = (service.accelerator("a", one.clone()).await, service.accelerator("b", one).await);
     let alias = json!({ "alias": { "name": "e1000e", "vendor_id": "8086", "product_id": "10d3" } });
     service.post("/v2.1/os-pci-config/alias", alias).await.expect(201);
     let free = service.get("/v2.1/os-pci/detail?product_id=10d3&status=available").await.expect(200).body;
@@ -288,7 +288,7 @@ async fn concurrent_requests_through_all_apis_assign_a_device_once() {
 #[tokio::test]
 async fn a_bind_interrupted_by_a_kill_is_undone() {
     let mut service = service("").await;
-    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
     service.sim("latency node-detach 60000");
     let asked = service.send(
         Method::PUT,
@@ -329,8 +329,8 @@ async fn an_accelerator_purged_while_its_attach_waits_gets_nothing() {
         } else {
             service("").await
         };
-        let first = made(&service, "first", spec_of_both.clone()).await;
-        let purged = made(&service, "purged", spec_of_both).await;
+        let first = service.accelerator("first", spec_of_both.clone()).await;
+        let purged = service.accelerator("purged", spec_of_both).await;
         let asked = |path: &str| {
             let (api, path, target) = ((*service).clone(), path.to_owned(), target.clone());
             tokio::spawn(async move { api.put(&path, target).await })

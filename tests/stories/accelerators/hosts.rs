@@ -7,13 +7,13 @@ use hotslot_driver::sim::generate::Size;
 use hotslot_tests::Hotslot;
 use serde_json::{Value, json};
 
-use super::{PCI, made, shown};
+use super::{PCI, shown};
 
 #[tokio::test]
 async fn without_a_host_name_a_reachable_host_is_chosen() {
     let size = |number| Size { pfs: 1, vfs: if number == 0 { 4 } else { 2 }, guests: 1, ports: 1 };
     let service = Hotslot::many(2, PCI, |number, dir| size(number).write(dir).unwrap()).await;
-    let path = made(&service, "any", json!({})).await;
+    let path = service.accelerator("any", json!({})).await;
     // host0 has the most free devices.
     assert_eq!(service.put(&path, json!({})).await.expect(200).body["host"], "host0");
     service.delete(&path).await.expect(204);
@@ -36,8 +36,8 @@ async fn an_unresponsive_or_removed_host_affects_only_its_own_accelerators() {
     let size = Size { pfs: 1, vfs: 4, guests: 1, ports: 1 };
     let config = format!("{PCI}[accelerators]\ndiscovered = true\n");
     let mut service = Hotslot::many(2, &config, |_, dir| size.write(dir).unwrap()).await;
-    let three = made(&service, "three", json!({ "product_id": "10ca", "num": 3 })).await;
-    let one = made(&service, "one", json!({ "product_id": "10ca" })).await;
+    let three = service.accelerator("three", json!({ "product_id": "10ca", "num": 3 })).await;
+    let one = service.accelerator("one", json!({ "product_id": "10ca" })).await;
     service.put(&three, json!({ "host": "host1" })).await.expect(200);
     service.put(&one, json!({ "host": "host0" })).await.expect(200);
     let host1 = service.database().with_file_name("host1");
@@ -74,7 +74,7 @@ async fn an_unresponsive_or_removed_host_affects_only_its_own_accelerators() {
 async fn a_refusal_names_the_hosts_with_matching_devices() {
     let size = |number| Size { pfs: 1, vfs: if number == 1 { 2 } else { 0 }, guests: 1, ports: 1 };
     let service = Hotslot::many(3, PCI, |number, dir| size(number).write(dir).unwrap()).await;
-    let path = made(&service, "vf", json!({ "product_id": "10ca" })).await;
+    let path = service.accelerator("vf", json!({ "product_id": "10ca" })).await;
     for target in [json!({ "host": "host0" }), json!({ "host": "host2", "driver": "vfio-pci" })] {
         let refused = service.put(&path, target).await.expect(409);
         assert!(refused.message().ends_with("; hosts with such devices: host1"), "{}", refused.message());

@@ -19,7 +19,6 @@ async fn mdevs(service: &Hotslot) -> Vec<String> {
 #[tokio::test]
 async fn a_vgpu_is_created_for_a_request_and_removed_with_it() {
     let mut service = service().await;
-    profile(&service, "any", json!([{ "resources:VGPU": "2", "trait:CUSTOM_GOLD": "required" }])).await;
     for (name, wanted) in [("by-id", "CUSTOM_NVIDIA_233"), ("by-name", "CUSTOM_NVIDIA_1EB8_T4_8Q")] {
         let wanted = format!("trait:{wanted}");
         profile(&service, name, json!([{ "resources:VGPU": "1", (wanted): "required" }])).await;
@@ -75,8 +74,14 @@ async fn a_vgpu_is_created_for_a_request_and_removed_with_it() {
     assert_eq!(mdevs(&service).await.len(), 1);
     service.delete(&format!("{ARQS}/{second}")).await.expect(204);
     assert_eq!(mdevs(&service).await, Vec::<String>::new());
+    service.expect_clean().await;
+}
 
-    // A request for any type: two vGPUs of one card have one type, and both are deleted by server.
+#[tokio::test]
+async fn two_vgpus_of_any_type_have_one_type_and_are_deleted_by_server() {
+    let service = service().await;
+    profile(&service, "any", json!([{ "resources:VGPU": "2", "trait:CUSTOM_GOLD": "required" }])).await;
+    let card = provider(&service, GPU).await;
     let any = requests(&service, "any").await;
     let both = json!({ (&any[0]): target(&card, G1), (&any[1]): target(&card, G1) }).to_string();
     service.send(Method::PATCH, ARQS, Some(("application/json", both))).await.expect(202);

@@ -5,28 +5,37 @@ use serde_json::{Value, json};
 
 use super::explain::{dry_run, result};
 
+/// Configuration that offers only the card with two functions in one IOMMU group, both bound to a host driver.
+const CARD: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
+                    alias = ['{\"name\": \"a1\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";
+const CARD_FUNCTIONS: [&str; 2] = ["0000:06:00.0", "0000:06:00.1"];
+
+/// Waits until these functions are bound to their host driver again.
+async fn rebound(service: &Hotslot, functions: &[&str]) {
+    service
+        .until("all are bound to their host driver again", async || {
+            let all = service.functions().await;
+            functions.iter().all(|address| all[*address]["driver"] == "e1000e")
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
-    let service = Hotslot::bare(
-        &host("small"),
-        "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
-         alias = ['{\"name\": \"pair\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n",
-        |_| (),
-    )
-    .await;
-    let refused = service.attach(Q35, "pair:1").await.expect(409);
+    let service = Hotslot::bare(&host("small"), CARD, |_| ()).await;
+    let refused = service.attach(Q35, "a1:1").await.expect(409);
     assert!(refused.message().contains("IOMMU group 18"), "{}", refused.message());
     assert_eq!(service.functions().await["0000:06:00.1"]["driver"], "e1000e", "nothing was changed");
     assert!(refused.message().contains("virsh nodedev-detach pci_0000_06_00_1"), "{}", refused.message());
     // The advised command takes effect at once, although libvirt sends no event for it. The operator must rebind the
     // driver.
     service.sim("device driver 0000:06:00.1 vfio-pci");
-    let one = service.attach(Q35, "pair:1").await.expect(200).body["pci_devices"][0].clone();
+    let one = service.attach(Q35, "a1:1").await.expect(200).body["pci_devices"][0].clone();
     assert_eq!(one["address"], "0000:06:00.0");
     service.delete(&path(&one)).await.expect(200);
     service.sim("device driver 0000:06:00.1 e1000e");
 
-    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "a1:1", "whole_group": true } });
     let answer = service.post(&attachments(Q35), body).await.expect(200).body;
     let devices = answer["pci_devices"].as_array().unwrap();
     let of = |key: &str| devices.iter().map(|device| device[key].clone()).collect::<Vec<_>>();
@@ -36,18 +45,9 @@ async fn a_busy_group_is_refused_unless_whole_group_is_requested() {
     // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_eq!(service.functions().await["0000:06:00.0"]["driver"], "vfio-pci");
     service.delete(&path(&devices[1])).await.expect(200);
-    service
-        .until("both are with their host driver again", async || {
-            let functions = service.functions().await;
-            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
-        })
-        .await;
+    rebound(&service, &CARD_FUNCTIONS).await;
     service.expect_clean().await;
 }
-
-/// Configuration that offers only the card with two functions in one IOMMU group, both bound to a host driver.
-const CARD: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:06:00.*\"}']\n\
-                    alias = ['{\"name\": \"a1\", \"vendor_id\": \"8086\", \"product_id\": \"10d3\"}']\n";
 
 async fn candidates(service: &Hotslot, query: &str) -> Vec<Value> {
     let path = format!("/v2/demo/os-hypervisors/1/pci_candidates?{query}");
@@ -119,12 +119,7 @@ async fn a_request_for_all_functions_of_a_group_needs_no_flag() {
     // The other function is still in the guest, so this one must not be bound to a host driver.
     assert_ne!(service.functions().await["0000:06:00.0"]["driver"], "e1000e");
     service.delete(&path(&devices[1])).await.expect(200);
-    service
-        .until("both are with their host driver again", async || {
-            let functions = service.functions().await;
-            ["0000:06:00.0", "0000:06:00.1"].iter().all(|address| functions[*address]["driver"] == "e1000e")
-        })
-        .await;
+    rebound(&service, &CARD_FUNCTIONS).await;
     service.expect_clean().await;
 }
 
@@ -144,12 +139,7 @@ async fn a_whole_group_is_taken_when_needed_for_the_count() {
         for device in devices {
             service.delete(&path(device)).await.expect(200);
         }
-        service
-            .until("all are with their host driver again", async || {
-                let functions = service.functions().await;
-                wanted.iter().all(|address| functions[*address]["driver"] == "e1000e")
-            })
-            .await;
+        rebound(&service, &wanted).await;
     }
     service.expect_clean().await;
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use hotslot_tests::{Answer, Hotslot};
 use serde_json::{Value, json};
 
-use super::{FIRST, FOUR, G1, G3, GPU, attach, expect_untouched, made, service, status, uuids};
+use super::{FIRST, FOUR, G1, G3, GPU, attach, expect_untouched, service, status, uuids};
 
 pub(super) async fn drift(service: &Hotslot) -> Vec<Value> {
     service.get("/v2.1/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
@@ -31,6 +31,17 @@ fn definition(service: &Hotslot, server: &str) -> String {
     let saved = fs::read_to_string(saved_domain(service, server)).unwrap();
     let saved: Value = serde_json::from_str(&saved).unwrap();
     saved["persistent"].as_str().unwrap().to_owned()
+}
+
+/// Removes the host device from the live document of a server, as the simulated host keeps it.
+fn remove_from_live(service: &Hotslot, server: &str) {
+    let file = saved_domain(service, server);
+    let mut saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let live = saved["live"].as_str().unwrap();
+    let (start, end) =
+        (live.find("<hostdev").unwrap(), live.find("</hostdev>").unwrap() + "</hostdev>".len());
+    saved["live"] = format!("{}{}", &live[..start], &live[end..]).into();
+    fs::write(&file, saved.to_string()).unwrap();
 }
 
 /// Defines a domain, as `virsh define` does.
@@ -62,7 +73,7 @@ const FAILED: &str = "UPDATE mdevs SET state = 'failed', state_reason = 'refused
 #[tokio::test]
 async fn a_mediated_device_made_by_a_failed_create_is_removed() {
     let service = service().await;
-    let two = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+    let two = service.accelerator("two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     let refused = "create-mdev fail at=after text=mdevctl was killed";
     let second = "create-mdev fail at=after nth=2 text=mdevctl was killed";
     // The read after the failed create may fail too; the first read chooses the card.
@@ -94,7 +105,7 @@ async fn a_mediated_device_made_by_a_failed_create_is_removed() {
 #[tokio::test]
 async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G3).await.expect(200).body;
     let uuid = attached["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     end_records(&mut service, DETACHED).await;
@@ -131,14 +142,14 @@ async fn a_mediated_device_of_an_ended_record_is_removed_unless_in_use() {
 #[tokio::test]
 async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let uuid = |attached: Answer| attached.body["devices"][0]["mdev_uuid"].as_str().unwrap().to_owned();
     attach(&service, &path, G1).await.expect(200);
-    // Its detach was requested, so it is taken out wherever it is seen.
+    // Its detach was requested, so it is removed from every domain that has it.
     end_records(&mut service, DETACHED).await;
     service.start_again().await;
-    service.until("it is taken out", async || service.plugged().is_empty()).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || service.plugged().is_empty()).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
 
     // Nobody requested the end of this one, so it is attached again, for the same accelerator.
@@ -151,7 +162,7 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     assert_eq!(drift(&service).await, [Value::Null; 0]);
 
     // While its accelerator has another one, it stays in the running guest until somebody requests the repair.
-    let other = made(&service, "other", json!({ "mdev_type": FOUR })).await;
+    let other = service.accelerator("other", json!({ "mdev_type": FOUR })).await;
     attach(&service, &other, G3).await.expect(200);
     service.kill();
     service
@@ -178,21 +189,27 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     service.delete(&other).await.expect(204);
     expect_untouched(&service).await;
 
-    // What a failed attach left is taken back by itself.
+    // The device of a failed attach is removed without a request for a repair.
     attach(&service, &path, G1).await.expect(200);
     end_records(&mut service, FAILED).await;
     service.start_again().await;
-    service.until("it is taken back", async || service.plugged().is_empty()).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || service.plugged().is_empty()).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     expect_untouched(&service).await;
+}
 
-    // A definition that was kept is put in the place of the one without it: the server could not start.
-    let id = uuid(attach(&service, &path, G3).await.expect(200));
+/// The server could not start with a definition that contains a removed mediated device.
+#[tokio::test]
+async fn a_removed_mediated_device_is_removed_from_a_definition_that_was_restored() {
+    let service = service().await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
+    let attached = attach(&service, &path, G3).await.expect(200).body;
+    let id = attached["devices"][0]["mdev_uuid"].as_str().unwrap();
     let kept = definition(&service, G3);
     service.delete(&path).await.expect(204);
     define(&service, &kept);
-    service.until("it is taken out", async || !definition(&service, G3).contains(&id)).await;
-    service.until("it is taken away", async || uuids(&service).await == [FIRST]).await;
+    service.until("it is removed from the domain", async || !definition(&service, G3).contains(id)).await;
+    service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
     assert_eq!(drift(&service).await, [Value::Null; 0]);
     service.sim("start g3");
     expect_untouched(&service).await;
@@ -202,7 +219,7 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
 async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     const G4: &str = "20000000-0000-4000-8000-000000000004";
     let mut service = service().await;
-    let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
     let attached = attach(&service, &path, G1).await.expect(200).body;
     let id = attached["devices"][0]["mdev_uuid"].as_str().unwrap();
     assert_eq!(drift(&service).await, [Value::Null; 0]);
@@ -243,15 +260,9 @@ async fn drift_of_mediated_devices_is_like_that_of_attachments() {
     service.until("g4 is gone", async || drift(&service).await.is_empty()).await;
     assert_eq!(service.plugged(), [id, id]);
 
-    // The running guest has lost the device, and its definition has not.
+    // The running guest has lost the device, and its definition still has it.
     service.kill();
-    let file = saved_domain(&service, G1);
-    let mut saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    let live = saved["live"].as_str().unwrap();
-    let (start, end) =
-        (live.find("<hostdev").unwrap(), live.find("</hostdev>").unwrap() + "</hostdev>".len());
-    saved["live"] = format!("{}{}", &live[..start], &live[end..]).into();
-    fs::write(&file, saved.to_string()).unwrap();
+    remove_from_live(&service, G1);
     service.start_again().await;
     let found = drift(&service).await;
     let expected = json!({ "kind": "not-live", "attachment_id": id, "server_id": G1, "done": "by a repair" });

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::drift::drift;
-use super::{FOUR, G1, G2, G3, PCI, attach, expect_untouched, made, service, status};
+use super::{FOUR, G1, G2, G3, PCI, attach, expect_untouched, service, status};
 
 /// A service with a time limit of half a second for calls that change something.
 async fn impatient() -> Hotslot {
@@ -18,6 +18,19 @@ async fn impatient() -> Hotslot {
 
 /// The time within which the effect of a late call must be settled.
 const SOON: Duration = Duration::from_secs(3);
+
+/// Fails the test unless the accelerator stays in transition while its call is overdue, and becomes available when the
+/// call returns.
+async fn settles_after_the_call_returns(service: &Hotslot, path: &str, fault: &str) {
+    let refused = service.delete(path).await.expect(409);
+    assert!(refused.message().contains("has not returned"), "{fault}: {}", refused.message());
+    // Reconciliation in the meantime changes nothing.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    assert_eq!(status(service, path).await, "detaching", "{fault}");
+    service.sim("fault clear");
+    service.patient(SOON).until(fault, async || status(service, path).await == "available").await;
+    expect_untouched(service).await;
+}
 
 #[tokio::test]
 async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
@@ -30,7 +43,7 @@ async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
         ("attach hang nth=2", G3),
     ] {
         let service = impatient().await;
-        let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+        let path = service.accelerator("two", json!({ "mdev_type": FOUR, "num": 2 })).await;
         service.sim(&format!("fault {fault}"));
         let late = attach(&service, &path, server).await;
         assert!(late.status >= 500, "{fault}: {}", late.body);
@@ -38,14 +51,7 @@ async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
             let refused = service.delete(&format!("{path}{query}")).await;
             assert_eq!(refused.status, 409, "{fault} {query}: {}", refused.body);
         }
-        let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
-        // Reconciliation in the meantime changes nothing.
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
-        service.sim("fault clear");
-        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
-        expect_untouched(&service).await;
+        settles_after_the_call_returns(&service, &path, fault).await;
         assert_eq!(drift(&service).await, [Value::Null; 0]);
         service.sim(if server == G3 { "start g3" } else { "reboot g1" });
         service.delete(&path).await.expect(204);
@@ -59,17 +65,11 @@ async fn an_overdue_create_or_plug_keeps_the_device_in_transition() {
 async fn an_overdue_removal_is_settled_when_it_returns() {
     for fault in ["destroy-mdev hang", "destroy-mdev hang at=after", "detach hang"] {
         let service = impatient().await;
-        let path = made(&service, "part", json!({ "mdev_type": FOUR })).await;
+        let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
         attach(&service, &path, G1).await.expect(200);
         service.sim(&format!("fault {fault}"));
         assert!(service.delete(&path).await.status >= 500, "{fault}");
-        let refused = service.delete(&path).await.expect(409);
-        assert!(refused.message().contains("did not come back"), "{fault}: {}", refused.message());
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        assert_eq!(status(&service, &path).await, "detaching", "{fault}");
-        service.sim("fault clear");
-        service.patient(SOON).until(fault, async || status(&service, &path).await == "available").await;
-        expect_untouched(&service).await;
+        settles_after_the_call_returns(&service, &path, fault).await;
     }
 }
 
@@ -109,7 +109,7 @@ async fn a_kill_at_any_step_on_postgresql_leaves_all_or_nothing() {
 /// Injects a fault into the first call of an attach or detach of two devices, then into the second, and so on. Returns
 /// the number of calls.
 async fn walk(mut service: Hotslot, fault: &str, detach: bool) -> u32 {
-    let path = made(&service, "two", json!({ "mdev_type": FOUR, "num": 2 })).await;
+    let path = service.accelerator("two", json!({ "mdev_type": FOUR, "num": 2 })).await;
     for nth in 1.. {
         let place = format!("{} {fault} {nth}", if detach { "detach" } else { "attach" });
         if detach {

@@ -77,7 +77,7 @@ impl AccSpec {
                 "acc_specs: {number} is too large to be stored exactly; write it as a string"
             ));
         }
-        let spec = Self::kept(value)?;
+        let spec = Self::from_stored(value)?;
         for (key, word) in [("device_type", &spec.device_type), ("acc_type", &spec.acc_type)] {
             text::visible(word).map_err(|reason| format!("acc_specs: {key}: {reason}"))?;
         }
@@ -87,7 +87,7 @@ impl AccSpec {
                 spec.num
             ));
         }
-        // Earlier versions accepted an empty type as any type, and such records are still valid (see `kept`).
+        // Earlier versions accepted an empty type as any type, and such records are still valid (see `from_stored`).
         if !spec.device_type.eq_ignore_ascii_case(UNKNOWN) {
             let known = spec.device_type.parse::<DeviceType>();
             known.map_err(|unknown| {
@@ -101,7 +101,7 @@ impl AccSpec {
     ///
     /// # Errors
     /// Returns a message as [`read`](Self::read) does.
-    pub fn kept(value: &Value) -> Result<Self, String> {
+    pub fn from_stored(value: &Value) -> Result<Self, String> {
         let put = value.as_object().ok_or("acc_specs is not an object")?;
         let mut spec = Self { put: put.clone(), ..Self::default() };
         let wrong = |key: &str, value: &Value, right: &str| {

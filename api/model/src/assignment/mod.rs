@@ -13,4 +13,4 @@ pub use rows::{
     Adopted, Adoption, Attachment, Binding, Mdev, MdevReservation, Network, NewAttachment, NewBinding,
     Reservation,
 };
-pub use state::{InnerAddress, InnerSource, Observation, Record, Settled, State};
+pub use state::{InnerAddress, InnerSource, NOT_IN_SERVER, Observation, Record, Settled, State};

@@ -94,6 +94,36 @@ pub struct NewAttachment {
     pub siblings: Vec<PciAddress>,
 }
 
+impl NewAttachment {
+    /// Makes the row of the reserved attachment. `plug_requested` says whether libvirt is requested to plug the device
+    /// right after the reservation.
+    pub fn reserved(&self, by: Reservation<'_>, plug_requested: bool, now: Millis) -> Attachment {
+        Attachment {
+            id: self.id,
+            request: by.request,
+            hypervisor: by.hypervisor,
+            server: by.server,
+            device: self.device.id,
+            alias: self.alias.clone(),
+            persistent: by.persistent,
+            managed: self.managed,
+            network: self.network.clone(),
+            whole_group: self.whole_group,
+            forced: false,
+            plug_requested,
+            unrequested: false,
+            state: State::Attaching,
+            reason: None,
+            holder: by.holder,
+            inner: None,
+            created_at: now,
+            updated_at: None,
+            attached_at: None,
+            ended_at: None,
+        }
+    }
+}
+
 /// The data that all attachments of one reservation share.
 #[derive(Debug, Clone, Copy)]
 pub struct Reservation<'a> {

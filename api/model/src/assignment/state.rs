@@ -20,7 +20,9 @@
 use hotslot_driver::pci::PciAddress;
 use serde::Deserialize;
 
-use crate::device::DeviceStatus;
+use crate::device::{Device, DeviceStatus};
+use crate::device_status::DeviceEvent;
+use crate::id::RequestId;
 use crate::string_enum;
 
 string_enum! {
@@ -105,9 +107,12 @@ pub enum Observation {
     },
 }
 
+/// Begins the reason of an attached mediated device that no domain has any more, and that could not be removed from the
+/// host yet. The reason is removed when a domain has the device again.
+pub const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
 const ONLY_IN_DEFINITION: &str = "only in the domain's definition: it comes with the next start";
-const CUT_OFF: &str = "the attach was cut off before the device was plugged";
-const LEFT_OPEN: &str = "the attach was cut off, and the domain does not have the device; whether its guest had it \
+const CUT_OFF: &str = "the attach was interrupted before the device was plugged";
+const LEFT_OPEN: &str = "the attach was interrupted, and the domain does not have the device; whether its guest had it \
                          meanwhile is not known";
 const TAKEN: &str = "removed from the domain outside of hotslot";
 const POWER: &str = "the server was shut off, and its definition has no such device";
@@ -141,107 +146,148 @@ impl State {
         }
     }
 
+    /// Returns the event for a device whose assignment, made by `request`, has come to this state; `None` when the device
+    /// keeps its status.
+    pub fn device_event(self, device: &Device, request: RequestId) -> Option<DeviceEvent> {
+        match self.device_status() {
+            wanted if wanted == device.status => None,
+            // An assignment that has ended must not free a device that another request has reserved.
+            DeviceStatus::Available => (device.request == Some(request)).then_some(DeviceEvent::Free),
+            DeviceStatus::Allocated => Some(DeviceEvent::Allocate),
+            // No observation leads to `attaching`: the reservation makes the row and claims the device.
+            DeviceStatus::Claimed
+            | DeviceStatus::Removed
+            | DeviceStatus::Deleted
+            | DeviceStatus::Unclaimable
+            | DeviceStatus::Unavailable => None,
+        }
+    }
+
+    /// Returns the state of all mediated devices of one parent together. `open` are the states of those that have not
+    /// ended. The parent is claimed while all of them are attaching, allocated while one may be in a guest, and free after
+    /// the last one has ended.
+    pub fn together(open: &[Self]) -> Self {
+        if open.is_empty() {
+            Self::Detached
+        } else if open.iter().all(|state| *state == Self::Attaching) {
+            Self::Attaching
+        } else {
+            Self::Attached
+        }
+    }
+
     /// Returns what an observation makes of a row in this state; `None` when nothing changes.
     pub fn on(self, record: Record<'_>, observation: &Observation) -> Option<Settled> {
-        let Record { inner, reason, forced, plug_requested } = record;
+        let Record { inner, reason, forced, .. } = record;
+        let (state, next_reason, next_inner) = self.next(record, observation)?;
         // An attach that was given up is never completed, even if the guest refuses to release the device.
-        let forced_then =
-            forced || self == Self::Attaching && matches!(observation, Observation::GivenUp { .. });
-        let settled = |state, reason: Option<String>, inner| {
-            Some(Settled { state, reason, inner, forced: forced_then })
-        };
-        let next = match (self, observation) {
+        let given_up = self == Self::Attaching && matches!(observation, Observation::GivenUp { .. });
+        let next_forced = forced || given_up;
+        let differs = (state, next_reason, next_inner, next_forced) != (self, reason, inner, forced);
+        differs.then(|| Settled {
+            state,
+            reason: next_reason.map(str::to_owned),
+            inner: next_inner,
+            forced: next_forced,
+        })
+    }
+
+    /// The transition table: the state, its reason and the address in the guest after an observation. `None` when the
+    /// observation does not apply to this state.
+    fn next<'a>(
+        self,
+        record: Record<'a>,
+        observation: &'a Observation,
+    ) -> Option<(Self, Option<&'a str>, Option<InnerAddress>)> {
+        let Record { inner, reason, forced, plug_requested } = record;
+        match (self, observation) {
             (Self::Detached | Self::Failed, _) => None,
 
             (Self::Attaching, Observation::Present { inner: seen, only_in_definition, same_run }) => {
-                let note = only_in_definition.then(|| ONLY_IN_DEFINITION.to_owned());
-                settled(Self::Attached, note, merge(inner, *seen, *same_run))
+                let note = only_in_definition.then_some(ONLY_IN_DEFINITION);
+                Some((Self::Attached, note, merge(inner, *seen, *same_run)))
             }
             (Self::Attached, Observation::Present { inner: seen, only_in_definition, same_run }) => {
                 // Keep the reason of a refused detach until the next request.
-                let said = reason.filter(|said| *said != ONLY_IN_DEFINITION);
-                let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { said };
-                settled(Self::Attached, note.map(str::to_owned), merge(inner, *seen, *same_run))
+                let is_over =
+                    |reason: &str| reason == ONLY_IN_DEFINITION || reason.starts_with(NOT_IN_SERVER);
+                let earlier = reason.filter(|reason| !is_over(reason));
+                let note = if *only_in_definition { Some(ONLY_IN_DEFINITION) } else { earlier };
+                Some((Self::Attached, note, merge(inner, *seen, *same_run)))
             }
             // The device is still there, and its reason is recorded already.
             (Self::Detaching, Observation::Present { inner: seen, same_run, .. }) => {
-                settled(Self::Detaching, reason.map(str::to_owned), merge(inner, *seen, *same_run))
+                Some((Self::Detaching, reason, merge(inner, *seen, *same_run)))
             }
 
             (Self::Attached | Self::Detaching, Observation::Verified { address, run }) => {
                 let inner = InnerAddress { address: *address, source: InnerSource::Verified, run: *run };
-                settled(self, reason.map(str::to_owned), Some(inner))
+                Some((self, reason, Some(inner)))
             }
             // An address that was verified before the restart counts as computed until the guest shows it again.
             (Self::Attached | Self::Detaching, Observation::Restarted) => {
-                let guess = inner.map(|inner| InnerAddress::computed(inner.address));
-                settled(self, reason.map(str::to_owned), guess)
+                Some((self, reason, inner.map(|inner| InnerAddress::computed(inner.address))))
             }
             (Self::Attaching, Observation::Verified { .. } | Observation::Restarted) => None,
 
             // The reason for which it must go is recorded already.
             (Self::Detaching, Observation::AskedToDetach) if forced => None,
             (Self::Attached | Self::Detaching, Observation::AskedToDetach) => {
-                settled(Self::Detaching, None, inner)
+                Some((Self::Detaching, None, inner))
             }
             // A detach cannot be requested while the attach is running.
             (Self::Attaching, Observation::AskedToDetach) => None,
 
             (Self::Attaching, Observation::GivenUp { reason }) => {
-                settled(Self::Detaching, Some(reason.clone()), inner)
+                Some((Self::Detaching, Some(reason), inner))
             }
             (Self::Attached | Self::Detaching, Observation::GivenUp { .. }) => None,
 
             (Self::Detaching, Observation::DetachRefused { reason }) => {
                 let state = if forced { Self::Detaching } else { Self::Attached };
-                settled(state, Some(reason.clone()), inner)
+                Some((state, Some(reason), inner))
             }
             (Self::Attaching | Self::Attached, Observation::DetachRefused { .. }) => None,
 
             (Self::Attaching | Self::Attached | Self::Detaching, Observation::StillThere { reason }) => {
-                settled(self, Some(reason.clone()), inner)
+                Some((self, Some(reason), inner))
             }
 
             // The attach has ended, so it was not refused.
             (Self::Attaching, Observation::AttachRefused { reason }) => {
-                settled(Self::Failed, Some(reason.clone()), None)
+                Some((Self::Failed, Some(reason), None))
             }
             (Self::Attached | Self::Detaching, Observation::AttachRefused { .. }) => None,
 
-            (Self::Attaching, Observation::Removed { reason }) => settled(Self::Failed, reason.clone(), None),
+            (Self::Attaching, Observation::Removed { reason }) => {
+                Some((Self::Failed, reason.as_deref(), None))
+            }
             (Self::Attached | Self::Detaching, Observation::Removed { reason }) => {
-                settled(Self::Detached, reason.clone(), None)
+                Some((Self::Detached, reason.as_deref(), None))
             }
 
             (Self::Attaching, Observation::Absent | Observation::DomainStopped) => {
                 let reason = if plug_requested { LEFT_OPEN } else { CUT_OFF };
-                settled(Self::Failed, Some(reason.to_owned()), None)
+                Some((Self::Failed, Some(reason), None))
             }
-            (Self::Attached, Observation::Absent) => settled(Self::Detached, Some(TAKEN.to_owned()), None),
-            (Self::Attached, Observation::DomainStopped) => {
-                settled(Self::Detached, Some(POWER.to_owned()), None)
-            }
+            (Self::Attached, Observation::Absent) => Some((Self::Detached, Some(TAKEN), None)),
+            (Self::Attached, Observation::DomainStopped) => Some((Self::Detached, Some(POWER), None)),
             // This is what was requested.
             (Self::Detaching, Observation::Absent | Observation::DomainStopped) => {
-                settled(Self::Detached, None, None)
+                Some((Self::Detached, None, None))
             }
 
-            (Self::Attaching, Observation::DomainGone) => {
-                settled(Self::Failed, Some(NO_SERVER.to_owned()), None)
-            }
+            (Self::Attaching, Observation::DomainGone) => Some((Self::Failed, Some(NO_SERVER), None)),
             (Self::Attached | Self::Detaching, Observation::DomainGone) => {
-                settled(Self::Detached, Some(NO_SERVER.to_owned()), None)
+                Some((Self::Detached, Some(NO_SERVER), None))
             }
 
             (Self::Attaching | Self::Detaching, Observation::HostAway { reason }) => {
-                settled(self, Some(reason.clone()), inner)
+                Some((self, Some(reason), inner))
             }
             // The guest keeps the device while the host is unreachable.
             (Self::Attached, Observation::HostAway { .. }) => None,
-        };
-        next.filter(|next| {
-            (next.state, next.reason.as_deref(), next.inner, next.forced) != (self, reason, inner, forced)
-        })
+        }
     }
 }
 
@@ -301,8 +347,13 @@ const fn yes() -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::*;
     use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::device::{DevType, DeviceFacts};
+    use crate::id::{DeviceId, HypervisorId};
+    use crate::texts::Texts;
 
     /// A row of `attachment_state.json`.
     #[derive(Debug, Clone, Deserialize)]
@@ -401,6 +452,52 @@ mod tests {
         for state in State::ALL {
             assert_eq!(state.device_status().is_held(), !state.is_final(), "{state}");
         }
+    }
+
+    #[test]
+    fn a_device_follows_its_assignment_unless_another_request_has_it() {
+        let (request, another) = (RequestId(Uuid::from_u128(1)), RequestId(Uuid::from_u128(2)));
+        let event = |state: State, status: DeviceStatus| {
+            let device = Device { status, request: Some(request), ..device() };
+            [request, another].map(|request| state.device_event(&device, request))
+        };
+        let (allocate, free) = (Some(DeviceEvent::Allocate), Some(DeviceEvent::Free));
+        for (state, status, events) in [
+            (State::Attaching, DeviceStatus::Claimed, [None, None]),
+            (State::Attached, DeviceStatus::Claimed, [allocate, allocate]),
+            (State::Attached, DeviceStatus::Allocated, [None, None]),
+            (State::Detaching, DeviceStatus::Allocated, [None, None]),
+            (State::Detached, DeviceStatus::Allocated, [free, None]),
+            (State::Failed, DeviceStatus::Claimed, [free, None]),
+            (State::Failed, DeviceStatus::Available, [None, None]),
+        ] {
+            assert_eq!(event(state, status), events, "{state} {status}");
+        }
+    }
+
+    #[test]
+    fn a_parent_is_allocated_while_one_of_its_mediated_devices_may_be_in_a_guest() {
+        for (open, together) in [
+            (&[][..], State::Detached),
+            (&[State::Attaching, State::Attaching], State::Attaching),
+            (&[State::Attaching, State::Attached], State::Attached),
+            (&[State::Detaching], State::Attached),
+        ] {
+            assert_eq!(State::together(open), together, "{open:?}");
+        }
+    }
+
+    fn device() -> Device {
+        let facts = DeviceFacts {
+            address: "0000:05:00.0".parse().unwrap(),
+            vendor_id: "8086".parse().unwrap(),
+            product_id: "10c9".parse().unwrap(),
+            dev_type: DevType::Pci,
+            numa_node: None,
+            parent_addr: None,
+            extra_info: Texts::default(),
+        };
+        Device::new(DeviceId(1), Uuid::nil(), HypervisorId(1), facts, 0)
     }
 
     proptest! {

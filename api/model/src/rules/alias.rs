@@ -1,4 +1,4 @@
-//! `alias`: the name under which requests ask for a kind of device (Nova's `[pci] alias`).
+//! `alias`: the name by which requests name a kind of device (Nova's `[pci] alias`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -84,21 +84,7 @@ impl Alias {
             let reason = format!("`{name}` is not a name of 1 to {NAME} characters without `:` and `,`");
             return Err(SpecError::key("name", reason));
         }
-        let device_type = match text(entry, "device_type")? {
-            None => None,
-            Some(word) => match word.parse() {
-                Ok(kind @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Some(kind),
-                Ok(DevType::Vdpa) => {
-                    let reason = "`vdpa` is not allowed in an alias, as in Nova: only network ports request vDPA \
-                                  devices; write type-VF for VFs that carry no vDPA device";
-                    return Err(SpecError::key("device_type", reason));
-                }
-                Err(_) => {
-                    let reason = format!("`{word}` is none of type-PCI, type-PF, type-VF");
-                    return Err(SpecError::key("device_type", reason));
-                }
-            },
-        };
+        let device_type = device_type(entry)?;
         let numa_policy = text(entry, "numa_policy")?
             .map_or(Ok(NumaPolicy::Legacy), str::parse)
             .map_err(|reason: String| SpecError::key("numa_policy", reason))?;
@@ -157,7 +143,7 @@ impl Alias {
 
     /// Returns the name for messages. An alias that is made from addresses has the name of its requester, such as an
     /// accelerator.
-    pub(super) fn asker(&self) -> String {
+    pub(super) fn requester(&self) -> String {
         if self.is_configured() { format!("alias `{}`", self.name) } else { self.name.clone() }
     }
 
@@ -295,6 +281,21 @@ fn is_not(key: &str, has: impl Display, wanted: impl Display) -> String {
     format!("its {key} is {has}, not {wanted}")
 }
 
+fn device_type(entry: &Map<String, Value>) -> Result<Option<DevType>, SpecError> {
+    let Some(word) = text(entry, "device_type")? else { return Ok(None) };
+    match word.parse() {
+        Ok(device_type @ (DevType::Pci | DevType::Pf | DevType::Vf)) => Ok(Some(device_type)),
+        Ok(DevType::Vdpa) => Err(SpecError::key(
+            "device_type",
+            "`vdpa` is not allowed in an alias, as in Nova: only network ports request vDPA devices; write type-VF \
+             for VFs that carry no vDPA device",
+        )),
+        Err(_) => {
+            Err(SpecError::key("device_type", format!("`{word}` is none of type-PCI, type-PF, type-VF")))
+        }
+    }
+}
+
 /// Reads an id of exactly four hexadecimal digits.
 fn id(entry: &Map<String, Value>, key: &str) -> Result<Option<PciId>, SpecError> {
     let Some(id) = text(entry, key)? else { return Ok(None) };
@@ -318,8 +319,8 @@ fn extra_info(
         }
         if !grammar.extra_info.contains(key) {
             let defined = grammar.extra_info.iter().map(String::as_str);
-            let askable = defined.filter(|key| !KNOWN.contains(key) && *key != REMOTE_MANAGED);
-            let known = KNOWN.iter().copied().chain(askable).collect::<Vec<_>>().join(", ");
+            let requestable = defined.filter(|key| !KNOWN.contains(key) && *key != REMOTE_MANAGED);
+            let known = KNOWN.iter().copied().chain(requestable).collect::<Vec<_>>().join(", ");
             let reason = format!(
                 "unknown key `{key}`, which no tag of device_spec and no [[pci.extra_info]] defines; known: {known}"
             );

@@ -157,9 +157,9 @@ mod tests {
             ..device(9, &row("08:00.0", "nic", None, &json!({})))
         }));
         let pools = pools(&host, is_grouping_key);
-        let told: Vec<_> =
+        let found: Vec<_> =
             pools.iter().map(|pool| (pool.address.bus(), pool.count, pool.tags.len())).collect();
-        assert_eq!(told, [(6, 0, 0), (7, 1, 1), (5, 1, 1), (4, 1, 2)]);
+        assert_eq!(found, [(6, 0, 0), (7, 1, 1), (5, 1, 1), (4, 1, 2)]);
         assert_eq!(pools[1].tags, BTreeMap::from([("remote_managed".into(), "false".into())]));
     }
 

@@ -183,7 +183,7 @@ impl DeviceSpec {
     /// for VFs; it is wrong when it names a PF by address, by interface or by ids.
     pub(super) fn conflict(&self, device: &HostDevice, functions: &Functions) -> Option<SpecError> {
         let Role::Physical { vfs, .. } = &device.role else { return None };
-        let one = match &self.place {
+        let names_one_device = match &self.place {
             Place::Address(address) => address.exact.is_some(),
             Place::Interface(_) => true,
         };
@@ -191,9 +191,9 @@ impl DeviceSpec {
             return None;
         }
         let pf = device.address;
-        let reason = if self.other_ids(device).is_none() && (one || self.product_id.is_some()) {
+        let reason = if self.other_ids(device).is_none() && (names_one_device || self.product_id.is_some()) {
             format!("it is only for VFs, but the entry names the PF {pf}; add the product_id of the VFs")
-        } else if one
+        } else if names_one_device
             && !vfs.is_empty()
             && vfs.iter().filter_map(|vf| functions.get(vf)).all(|vf| self.other_ids(vf).is_some())
         {

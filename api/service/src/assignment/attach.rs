@@ -74,8 +74,8 @@ impl Assignments {
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
         let scope = scope(&view, request.persistent)?;
-        if let Some(taken) = self.mac_taken(&request).await? {
-            return Err(Error::Conflict(taken));
+        if let Some(in_use) = self.mac_in_use(&request).await? {
+            return Err(Error::Conflict(in_use));
         }
         // A device that is added to no definition is not recorded as persistent.
         let request = AttachRequest { persistent: scope != Scope::Live, ..request };
@@ -85,9 +85,9 @@ impl Assignments {
             // The lock prevents that a group is rebound to its host drivers between its reservation and its unbinding.
             let groups = if takes_groups { Some(self.lock_groups(&host).await?) } else { None };
             let (steps, in_flight) = self.reserve(&host, &view, &request, &mut choice, chosen).await?;
-            let taken = self.take_groups(&host, scope, &steps).await;
+            let unbound = self.take_groups(&host, scope, &steps).await;
             drop(groups);
-            let plugged = match taken {
+            let plugged = match unbound {
                 Ok(()) => self.plug_all(&host, &view, scope, steps).await,
                 Err(failure) => Err(failure),
             };
@@ -106,7 +106,7 @@ impl Assignments {
     ///
     /// # Errors
     /// Errors of the database.
-    pub(super) async fn mac_taken(&self, request: &AttachRequest) -> Result<Option<String>, Error> {
+    pub(super) async fn mac_in_use(&self, request: &AttachRequest) -> Result<Option<String>, Error> {
         let Some(mac) = request.network.as_ref().and_then(|network| network.mac) else { return Ok(None) };
         let open = self.store.attachments().await?;
         let has_it = open.iter().find(|row| row.network.as_ref().is_some_and(|network| network.mac == mac));

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::assignments::Assignments;
 use super::policy::GuestDevice;
-use super::request::Ask;
+use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
 
@@ -36,6 +36,12 @@ pub(crate) enum ReleaseOutcome {
     /// The device is still there and may go at any time.
     Pending {
         /// Why, for people.
+        reason: String,
+    },
+    /// The guest no longer has the mediated device, and the host still has it, because a call that has not returned may
+    /// still change it.
+    LeftOnHost {
+        /// The call, for people.
         reason: String,
     },
     /// The hypervisor failed. The kind of the error says whether the device may still be released.
@@ -143,12 +149,16 @@ impl Failure {
 }
 
 /// Separates the reason of a failed attach from the reason why its device is still there.
-const TAKEN_BACK: &str = "; the attach is not completed, and its device is detached when the guest releases it or is \
-     powered off: ";
+const TAKEN_BACK: &str = "; the attach is not completed, and its device is not released yet: ";
+
+/// Begins the reason why a mediated device that its guest has released is still on the host.
+const LEFT_ON_HOST: &str =
+    "the guest no longer has it, and it is removed from the host when a call returns: ";
 
 /// Added to the reason of a forced detach whose device is still there.
-const FORCED: &str = "forced: the device was removed from the domain's definition and the guest was asked, which is all \
-     that can be done to a running guest; the guest keeps the device until it releases it or is powered off";
+const FORCED: &str = "forced: the device was removed from the domain's definition and the guest was requested to \
+     release it, which is all that can be done to a running guest; the guest keeps the device until it releases it or is \
+     powered off";
 
 impl Assignments {
     /// Records one observation; returns the row as it is now.
@@ -208,20 +218,29 @@ impl Assignments {
     /// and the outcome recorded.
     ///
     /// # Errors
-    /// Errors of the hypervisor and of the database; then it is not known whether the guest was asked.
-    pub(crate) async fn release(&self, host: &Host, row: &Assignment, ask: Ask) -> Result<Release, Error> {
+    /// Errors of the hypervisor and of the database; then it is not known whether the guest was requested to
+    /// release the device.
+    pub(crate) async fn release(
+        &self,
+        host: &Host,
+        row: &Assignment,
+        attempt: Attempt,
+    ) -> Result<Release, Error> {
         // The overdue calls of other processes are known from their last commits.
         self.store.refresh().await?;
         let mut note = String::new();
         if let Some(device) = GuestDevice::of(row)
             && self.call_out(host, row.server(), row.device()).is_none()
-            && let Err(not) = self.quiesce(host, device, ask.until).await
+            && let Err(not) = self.quiesce(host, device, attempt.until).await
         {
             tracing::warn!(attachment.id = %row.id(), server.id = %device.server, "{}", not.reason);
             if not.demanded {
-                let reason = with_attach_failure(row, format!("the guest was not asked: {}", not.reason));
+                let reason = with_attach_failure(
+                    row,
+                    format!("the guest was not requested to release the device: {}", not.reason),
+                );
                 // An earlier unplug request may still be pending in the guest, so only the first one proves anything.
-                let seen = if ask.first {
+                let seen = if attempt.first {
                     Observation::DetachRefused { reason: reason.clone() }
                 } else {
                     Observation::StillThere { reason: reason.clone() }
@@ -233,7 +252,7 @@ impl Assignments {
             }
             note = format!("; {}", not.reason);
         }
-        self.release_unprepared(host, row, ask, &note).await
+        self.release_unprepared(host, row, attempt, &note).await
     }
 
     /// Releases an assignment that is recorded as `detaching`, without preparing its guest. `note` is added to the
@@ -245,7 +264,7 @@ impl Assignments {
         &self,
         host: &Host,
         row: &Assignment,
-        ask: Ask,
+        attempt: Attempt,
         note: &str,
     ) -> Result<Release, Error> {
         // The calls that other processes wait for are known from their last commits.
@@ -261,15 +280,16 @@ impl Assignments {
                 "{key} stays detaching: {reason}; the detach continues when that call returns"
             )));
         }
-        let total = ask.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let total = attempt.until.map(|until| until.saturating_duration_since(Instant::now()));
         let limits = DetachLimits { total, ..self.detach_limits() };
         let (name, outcome) = match row {
             Assignment::Attachment(row) => {
                 (address.to_string(), self.unplug(host, row, &device, limits).await)
             }
-            Assignment::Binding(row) => {
-                (format!("{address} of host {}", host.name), self.unbind(host, row, &device, ask.first).await)
-            }
+            Assignment::Binding(row) => (
+                format!("{address} of host {}", host.name),
+                self.unbind(host, row, &device, attempt.first).await,
+            ),
             Assignment::Mdev(row) => (key.to_string(), self.remove_mdev(host, row, address, limits).await),
         };
         let (seen, result) = settled_as(host, row, &name, outcome, note);
@@ -356,8 +376,8 @@ impl Assignments {
                 Leftover::Nothing | Leftover::Gone => continue,
                 Leftover::Unknown => format!("{key} is released when the host answers"),
                 Leftover::Assigned => {
-                    let ask = Ask { until: None, first: false };
-                    let released = self.release_unprepared(host, row, ask, "").await;
+                    let attempt = Attempt { until: None, first: false };
+                    let released = self.release_unprepared(host, row, attempt, "").await;
                     let Err(error) = released.and_then(Release::into_result) else { continue };
                     tracing::error!(attachment.id = %key.id, %error, "{key} is not released yet");
                     let now = self.store.assignment(*key).await.ok().flatten();
@@ -407,6 +427,11 @@ fn settled_as(
             (Observation::DetachRefused { reason }, Ok(Release::Stays(text)))
         }
         ReleaseOutcome::Pending { reason } => pending(reason + note),
+        ReleaseOutcome::LeftOnHost { reason } => {
+            let reason = with_attach_failure(row, format!("{LEFT_ON_HOST}{reason}{note}"));
+            let text = format!("{name} stays detaching: {reason}");
+            (Observation::StillThere { reason }, Ok(Release::Stays(text)))
+        }
         ReleaseOutcome::Failed { error, as_before } => {
             let reason = with_attach_failure(row, error.to_string() + note);
             let seen = if error.kind.leaves_it_open() {

@@ -21,12 +21,12 @@ use uuid::Uuid;
 use super::assignments::Assignments;
 use super::attach::RACES;
 use super::engine::{self, Failed, Leftover, Release, ReleaseOutcome, Step as _};
-use super::request::Ask;
+use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
 
 /// The recorded reason for the release of a binding whose attach was interrupted.
-const CUT_OFF: &str = "the attach was cut off";
+const CUT_OFF: &str = "the attach was interrupted";
 
 /// A device that is to be bound.
 pub(super) struct Step {
@@ -160,8 +160,8 @@ impl Assignments {
         let rows = self.settle_all(&intents).await?;
         let mut outcome = Ok(());
         for (row, was) in rows.iter().zip(&was) {
-            let ask = Ask { until: None, first: was.state() == State::Attached };
-            let released = self.release(&host, row, ask).await.and_then(Release::into_result);
+            let attempt = Attempt { until: None, first: was.state() == State::Attached };
+            let released = self.release(&host, row, attempt).await.and_then(Release::into_result);
             outcome = outcome.and(released);
         }
         if outcome.is_err() {
@@ -217,12 +217,12 @@ impl Assignments {
             if self.call_out(host, None, row.device()).is_some() {
                 continue;
             }
-            let ask = Ask { until: None, first: false };
-            let Err(error) = self.release(host, row, ask).await.and_then(Release::into_result) else {
+            let attempt = Attempt { until: None, first: false };
+            let Err(error) = self.release(host, row, attempt).await.and_then(Release::into_result) else {
                 continue;
             };
             tracing::error!(host = %host.name, %error, "a binding could not be released");
-            let is_open = matches!(&error, Error::Hypervisor { source, .. } if source.kind.leaves_it_open());
+            let is_open = matches!(&error, Error::Hypervisor { error, .. } if error.kind.leaves_it_open());
             let to_repeat = is_open || matches!(error, Error::Store(_));
             if to_repeat && self.call_out(host, None, row.device()).is_none() && outcome.is_ok() {
                 outcome = Err(error);

@@ -216,6 +216,7 @@ impl Assignments {
             ReleaseOutcome::Gone { .. } => self.destroy(host, row.id, parent).await,
             outcome @ (ReleaseOutcome::Refused { .. }
             | ReleaseOutcome::Pending { .. }
+            | ReleaseOutcome::LeftOnHost { .. }
             | ReleaseOutcome::Failed { .. }) => outcome,
         }
     }
@@ -230,7 +231,7 @@ impl Assignments {
     /// Removes a mediated device that no domain has from the host.
     pub(super) async fn destroy(&self, host: &Host, id: AttachmentId, parent: PciAddress) -> ReleaseOutcome {
         if let Some(call) = host.overdue_call_at(parent) {
-            return ReleaseOutcome::Pending { reason: call.to_string() };
+            return ReleaseOutcome::LeftOnHost { reason: call.to_string() };
         }
         match host.hypervisor.destroy_mdev(id.0).await {
             Ok(()) => ReleaseOutcome::Gone { reason: None },

@@ -7,7 +7,7 @@ use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Presence};
 use hotslot_driver::hypervisor::ErrorKind;
 use hotslot_driver::mdev;
-use hotslot_model::assignment::{Assignment, Mdev, Observation, State};
+use hotslot_model::assignment::{Assignment, Mdev, NOT_IN_SERVER, Observation, State};
 use hotslot_model::id::ServerId;
 use hotslot_store::actor;
 
@@ -15,9 +15,6 @@ use super::assignments::Assignments;
 use super::engine::{Release, ReleaseOutcome};
 use crate::error::Error;
 use crate::host::Host;
-
-/// Begins the reason of a mediated device that no domain has, and that could not be removed from the host yet.
-const NOT_IN_SERVER: &str = "no server has it any more, and it is not removed from the host yet: ";
 
 impl Assignments {
     /// Removes a mediated device that no domain has from the host, and records `seen`. When the device was not removed,
@@ -36,7 +33,9 @@ impl Assignments {
         let parent = parent.ok_or_else(|| Error::Internal(format!("the parent of {key} is lost")))?;
         match self.destroy(host, key.id, parent.facts.address).await {
             ReleaseOutcome::Gone { .. } => self.settle(key, seen).await.map(|_| Release::Ended),
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => {
+            ReleaseOutcome::Refused { reason }
+            | ReleaseOutcome::Pending { reason }
+            | ReleaseOutcome::LeftOnHost { reason } => {
                 let reason = format!("{NOT_IN_SERVER}{reason}");
                 self.settle(key, Observation::StillThere { reason: reason.clone() }).await?;
                 Ok(Release::Stays(format!("{key}: {reason}")))
@@ -71,11 +70,11 @@ impl Assignments {
                 return Ok(Release::Ended);
             }
         }
-        let taken = match host.hypervisor.destroy_mdev(row.id().0).await {
+        let removed = match host.hypervisor.destroy_mdev(row.id().0).await {
             Err(error) if error.kind == ErrorKind::NoDevice => Ok(()),
-            taken => taken,
+            removed => removed,
         };
-        if taken.is_ok() {
+        if removed.is_ok() {
             tracing::warn!(
                 host = %host.name, mdev.uuid = %row.id(),
                 "removed mediated device {}, whose record had ended", row.id()
@@ -86,7 +85,7 @@ impl Assignments {
         // Read the host's mediated devices again, since availability depends on them.
         drop(host.read_mdevs().await);
         parent.into_iter().for_each(|parent| host.queue_device_scan(parent));
-        taken.map_err(host.error(format!("removing mediated device {} failed", row.id())))?;
+        removed.map_err(host.error(format!("removing mediated device {} failed", row.id())))?;
         Ok(Release::Ended)
     }
 

@@ -122,8 +122,32 @@ impl Pending {
         host.queue_rebind();
     }
 
-    fn note(&mut self, host: &Host, heard: Result<Event, RecvError>) {
-        match heard {
+    /// Notes a requested check. Returns whether it is to be done now, and not later.
+    fn recheck(&mut self, host: &Host, later: &mut Later, recheck: Recheck) -> bool {
+        match recheck {
+            Recheck::Everything => self.everything = true,
+            Recheck::Server(server) => self.server(server, Trigger::Event),
+            Recheck::Function(address) => drop(self.functions.insert(address)),
+            Recheck::CameBack(address) => self.call_came_back(host, address),
+            // Wait before the repetition: the cause of the failure is unlikely to be over at once.
+            Recheck::Open(server) => {
+                later.put_off(Some(server));
+                return false;
+            }
+            Recheck::Mdevs => {
+                later.put_off(None);
+                return false;
+            }
+            Recheck::Settled(server) => {
+                later.last.remove(&Some(server));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn note(&mut self, host: &Host, event: Result<Event, RecvError>) {
+        match event {
             Ok(Event::Connected) | Err(RecvError::Lagged(_)) => {
                 (self.everything, self.missed) = (true, true);
             }
@@ -144,12 +168,12 @@ impl Pending {
             }
             // Read the server: an overdue call returned, so its outcome can be found out now. `Round` also repeats
             // unplug requests, because a guest loses those that it got while it booted.
-            Ok(Event::CameBack { domain }) => self.server(ServerId(domain), Trigger::Round),
+            Ok(Event::CallReturned { domain }) => self.server(ServerId(domain), Trigger::Round),
             Ok(Event::Agent { domain, connected: true }) => {
                 self.agents.insert(ServerId(domain));
                 self.server(ServerId(domain), Trigger::Round);
             }
-            Ok(Event::NodeCallCameBack { address }) => self.call_came_back(host, address),
+            Ok(Event::NodeCallReturned { address }) => self.call_came_back(host, address),
             Ok(Event::Agent { connected: false, .. }) => {}
             // The disks of a function come and go with its driver; a device_spec may name a network interface.
             Ok(Event::NodeDevice { name, .. }) => match PciAddress::from_node_name(&name) {
@@ -168,19 +192,19 @@ impl Pending {
 /// Compares a host with the records, on its events and at intervals, for as long as the service runs.
 pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
     let mut events = host.hypervisor.events();
-    let Some(mut again) = host.rechecks.lock().await.take() else { return };
+    let Some(mut rechecks) = host.rechecks.lock().await.take() else { return };
     let interval = service.config.reconcile.interval.0;
     let mut todo = Pending { everything: true, missed: true, ..Pending::default() };
     let mut later = Later::default();
     let mut retry = RETRY.0;
     let mut next_round = Instant::now() + interval;
     loop {
-        let away = host.hypervisor.connection().is_err();
+        let unreachable = host.hypervisor.connection().is_err();
         if todo.everything {
             next_round = Instant::now() + interval;
         }
         // An unreachable host is compared in full when its connection is back, so only restarts are kept.
-        todo = if away {
+        todo = if unreachable {
             Pending { restarted: todo.restarted, ..Pending::default() }
         } else {
             let work = service.run(&host, std::mem::take(&mut todo));
@@ -197,36 +221,21 @@ pub(crate) async fn follow(service: Arc<Assignments>, host: Arc<Host>) {
         let mut until = wake;
         loop {
             until = later.next().map_or(until, |due| until.min(due));
-            tokio::select! {
+            let noted = tokio::select! {
                 () = sleep_until(until) => break,
-                heard = events.recv() => {
-                    if matches!(heard, Err(RecvError::Closed)) {
-                        return;
+                Some(recheck) = rechecks.recv() => todo.recheck(&host, &mut later, recheck),
+                event = events.recv() => match event {
+                    Err(RecvError::Closed) => return,
+                    event => {
+                        todo.note(&host, event);
+                        true
                     }
-                    todo.note(&host, heard);
-                }
-                Some(again) = again.recv() => match again {
-                    Recheck::Everything => todo.everything = true,
-                    Recheck::Server(server) => todo.server(server, Trigger::Event),
-                    // Wait before the repetition: the cause of the failure is unlikely to be over at once.
-                    Recheck::Open(server) => {
-                        later.put_off(Some(server));
-                        continue;
-                    }
-                    Recheck::Mdevs => {
-                        later.put_off(None);
-                        continue;
-                    }
-                    Recheck::Settled(server) => {
-                        later.last.remove(&Some(server));
-                        continue;
-                    }
-                    Recheck::Function(address) => drop(todo.functions.insert(address)),
-                    Recheck::CameBack(address) => todo.call_came_back(&host, address),
                 },
+            };
+            if noted {
+                // Gather the rest of the burst before processing it.
+                until = until.min(Instant::now() + GATHER);
             }
-            // Gather the rest of the burst before processing it.
-            until = until.min(Instant::now() + GATHER);
         }
         later.add_to(&mut todo);
         todo.everything |= Instant::now() >= next_round;
@@ -284,75 +293,104 @@ impl Assignments {
     /// Does the work of `todo` and returns the part of it that failed.
     async fn run(self: &Arc<Self>, host: &Arc<Host>, mut todo: Pending) -> Pending {
         let mut left = Pending::default();
-        let failed = |what: &str, error: Error| failed(host, what, &error);
-        // The event names a network interface, not its function, so all functions have to be read.
-        let all = todo.everything || todo.interfaces && self.catalog.inventory().names_interfaces();
-        let looked = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
-        if looked.as_ref().is_none_or(|addresses| !addresses.is_empty())
-            && let Err(error) =
-                actor::scope(system::DISCOVERY, self.catalog.discover(host, looked.clone())).await
-        {
-            failed("reading the host's devices", error);
-            left.everything = todo.everything;
-            left.interfaces = todo.interfaces;
-            left.functions = looked.unwrap_or_default();
-        }
-        if (todo.everything || todo.mdevs)
-            && let Err(error) = host.read_mdevs().await
-        {
-            failed("reading the host's mediated devices", error);
-            left.mdevs = true;
-        }
-        if !todo.everything && !todo.came_back.is_empty() {
-            match self.servers_with(host, &todo.came_back).await {
-                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Trigger::Round)),
-                Err(error) => {
-                    failed("finding the servers that an overdue call may have changed", error);
-                    left.came_back = std::mem::take(&mut todo.came_back);
-                }
-            }
-        }
-        let servers = if todo.everything {
+        self.read_host(host, &mut todo, &mut left).await;
+        if todo.everything {
             match self.servers_of(host).await {
-                Ok(servers) => servers.into_iter().map(|server| (server, Trigger::Round)).collect(),
+                Ok(servers) => {
+                    todo.servers = servers.into_iter().map(|server| (server, Trigger::Round)).collect();
+                }
                 Err(error) => {
-                    failed("listing the host's servers", error);
+                    failed(host, "listing the host's servers", &error);
                     let (restarted, missed) = (todo.restarted, todo.missed);
                     return Pending { everything: true, restarted, missed, ..left };
                 }
             }
-        } else {
-            todo.servers
-        };
+        } else if !todo.came_back.is_empty() {
+            match self.servers_with(host, &todo.came_back).await {
+                Ok(servers) => servers.into_iter().for_each(|server| todo.server(server, Trigger::Round)),
+                Err(error) => {
+                    failed(host, "finding the servers that an overdue call may have changed", &error);
+                    left.came_back = std::mem::take(&mut todo.came_back);
+                }
+            }
+        }
         let why = if todo.everything { system::COMPARISON } else { system::EVENT };
-        for server in todo.restarted {
+        for server in std::mem::take(&mut todo.restarted) {
             if let Err(error) = actor::scope(why, self.guest_restarted(host, server)).await {
-                failed(&format!("recording the restart of server {server}"), error);
+                failed(host, &format!("recording the restart of server {server}"), &error);
                 left.restarted.insert(server);
             }
         }
+        self.compare_servers(host, &mut todo, &mut left, why).await;
+        if (todo.everything || todo.mdevs)
+            && let Err(error) = actor::scope(why, self.take_strays_away(host)).await
+        {
+            failed(host, "removing mediated devices whose records have ended", &error);
+            left.mdevs = true;
+        }
+        if todo.everything && !left.everything {
+            host.set_synced(true);
+        }
+        if todo.everything {
+            host.queue_rebind();
+        }
+        left
+    }
+
+    /// Reads the functions and mediated devices of a host that `todo` names.
+    async fn read_host(&self, host: &Host, todo: &mut Pending, left: &mut Pending) {
+        // The event names a network interface, not its function, so all functions have to be read.
+        let all = todo.everything || todo.interfaces && self.catalog.inventory().names_interfaces();
+        let functions = if all { None } else { Some(std::mem::take(&mut todo.functions)) };
+        if functions.as_ref().is_none_or(|addresses| !addresses.is_empty())
+            && let Err(error) =
+                actor::scope(system::DISCOVERY, self.catalog.discover(host, functions.clone())).await
+        {
+            failed(host, "reading the host's devices", &error);
+            left.everything = todo.everything;
+            left.interfaces = todo.interfaces;
+            left.functions = functions.unwrap_or_default();
+        }
+        if (todo.everything || todo.mdevs)
+            && let Err(error) = host.read_mdevs().await
+        {
+            failed(host, "reading the host's mediated devices", &error);
+            left.mdevs = true;
+        }
+    }
+
+    /// Compares the servers of `todo` with their records, several at a time.
+    async fn compare_servers(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        todo: &mut Pending,
+        left: &mut Pending,
+        why: &'static str,
+    ) {
         // A guest that cannot be read does not delay the others.
         let patience = if todo.everything { A_DAY } else { PATIENCE };
-        let compared = servers.into_iter().map(|(server, trigger)| {
-            let again = todo.missed || todo.agents.contains(&server);
+        let servers = std::mem::take(&mut todo.servers).into_iter();
+        let verify = |server: &ServerId| todo.missed || todo.agents.contains(server);
+        let servers: Vec<_> = servers.map(|(server, trigger)| (server, trigger, verify(&server))).collect();
+        let compared = servers.into_iter().map(|(server, trigger, verify)| {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
             let work = actor::scope(why, async move {
                 service.reconcile(&host, server, trigger).await?;
-                if again {
+                if verify {
                     service.verify_again(&host, server).await?;
                 }
                 Ok(())
             });
-            async move { (server, trigger, again, self.compare_within(work, patience).await) }
+            async move { (server, trigger, verify, self.compare_within(work, patience).await) }
         });
         let mut compared = stream::iter(compared).buffer_unordered(AT_ONCE);
-        while let Some((server, trigger, again, outcome)) = compared.next().await {
+        while let Some((server, trigger, verify, outcome)) = compared.next().await {
             match outcome {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
-                    failed(&format!("comparing server {server}"), error);
+                    failed(host, &format!("comparing server {server}"), &error);
                     left.server(server, trigger);
-                    if again {
+                    if verify {
                         left.agents.insert(server);
                     }
                 }
@@ -364,20 +402,6 @@ impl Assignments {
                 }
             }
         }
-        drop(compared);
-        if (todo.everything || todo.mdevs)
-            && let Err(error) = actor::scope(why, self.take_strays_away(host)).await
-        {
-            failed("removing mediated devices whose records have ended", error);
-            left.mdevs = true;
-        }
-        if todo.everything && !left.everything {
-            host.set_synced(true);
-        }
-        if todo.everything {
-            host.queue_rebind();
-        }
-        left
     }
 
     /// Runs a comparison in a task of its own. Returns `None` when it takes longer than `patience`; it continues then.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::assignments::Assignments;
 use super::engine::Release;
 use super::policy::GuestDevice;
-use super::request::{Ask, DetachRequest};
+use super::request::{Attempt, DetachRequest};
 use crate::error::Error;
 use crate::host::Host;
 use crate::{locks, task};
@@ -91,18 +91,7 @@ impl Assignments {
                 }
                 State::Attached | State::Detaching => {}
             }
-            expect_holder(&row, request.holder)?;
-            let host =
-                self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
-                    Error::Conflict(format!("{key} is on a host that is no longer configured"))
-                })?;
-            host.ready().await?;
-            if row.state() == State::Attached
-                && !request.force
-                && let Some(device) = GuestDevice::of(&row)
-            {
-                self.check_detach_policy(&host, device).await?;
-            }
+            let host = self.may_begin(&row, request).await?;
             let late = until.is_some_and(|until| until <= Instant::now());
             match self.in_flight.try_enter(id).await? {
                 Some(guard) => break (host, guard),
@@ -119,11 +108,30 @@ impl Assignments {
         };
         let room = host.admit()?;
         let first = self.intend(key, request.force).await?;
-        let ask = Ask { until, first };
+        let attempt = Attempt { until, first };
         Ok(Some(actor::spawn_as_current(async move {
             let _room = room;
-            service.detach_now(&host, key, ask, guard).await?.into_result()
+            service.detach_now(&host, key, attempt, guard).await?.into_result()
         })))
+    }
+
+    /// Checks whether a detach of an open assignment may begin, and returns its host.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it belongs to another holder, or a policy forbids it; [`Error::HostAway`].
+    async fn may_begin(&self, row: &Assignment, request: DetachRequest) -> Result<Arc<Host>, Error> {
+        expect_holder(row, request.holder)?;
+        let host = self.hosts.host(row.hypervisor()).cloned().ok_or_else(|| {
+            Error::Conflict(format!("{} is on a host that is no longer configured", row.key()))
+        })?;
+        host.ready().await?;
+        if row.state() == State::Attached
+            && !request.force
+            && let Some(device) = GuestDevice::of(row)
+        {
+            self.check_detach_policy(&host, device).await?;
+        }
+        Ok(host)
     }
 
     /// Compares a server whose assignment ended without a request, as after a save or a move to another host. Returns
@@ -219,7 +227,7 @@ impl Assignments {
         };
         let _room = host.admit()?;
         let first = self.intend(key, force).await?;
-        self.detach_now(host, key, Ask { until, first }, guard).await
+        self.detach_now(host, key, Attempt { until, first }, guard).await
     }
 
     /// Waits for the detach that another request began, and returns its outcome.
@@ -242,18 +250,18 @@ impl Assignments {
         self: &Arc<Self>,
         host: &Host,
         key: AssignmentKey,
-        ask: Ask,
+        attempt: Attempt,
         guard: locks::Guard,
     ) -> Result<Release, Error> {
         let Some(row) = self.store.assignment(key).await?.filter(|row| !row.state().is_final()) else {
             return Ok(Release::Ended);
         };
-        let outcome = self.release(host, &row, ask).await;
+        let outcome = self.release(host, &row, attempt).await;
         drop(guard);
         if let Some(server) = row.server() {
             // Comparisons skipped this assignment while it was worked on, so compare the server again.
             host.queue_server_check(server);
-            // After an error it is unknown whether the guest was asked.
+            // After an error it is unknown whether the guest was requested to release the device.
             if outcome.is_err() {
                 host.queue_unplug_retry(server);
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hotslot_driver::domain::UserAlias;
 use hotslot_driver::hotplug::{self, Policy};
 use hotslot_driver::hypervisor::{DetachScope, DomainView, ErrorKind, Scope};
+use hotslot_driver::pci::PciAddress;
 use hotslot_driver::xml::hostdev::Pluggable;
 use hotslot_model::assignment::drift::{
     Comparison, aliases, is_gone, of_binding, of_devices, of_mdev, of_stray_mdev, of_unfinished_binding,
@@ -16,14 +17,14 @@ use hotslot_model::assignment::{
     Source, State, Trigger,
 };
 use hotslot_model::device::Device;
-use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_model::id::{AttachmentId, DeviceId, EventId, ServerId};
 use hotslot_store::actor;
 use tokio::task::JoinHandle;
 
 use super::assignments::{Assignments, hostdev_spec};
 use super::engine::{Release, ReleaseOutcome};
 use super::mdev::mdev_spec;
-use super::request::Ask;
+use super::request::Attempt;
 use crate::error::Error;
 use crate::host::Host;
 use crate::locks::Guard;
@@ -59,8 +60,35 @@ impl Assignments {
         let busy = self.in_flight.of(rows.iter().map(Assignment::id)).await?;
         rows.retain(|row| !busy.contains(&row.id()));
         host.set_held(server, view.as_ref());
-        let (aliases, mut named) = (view.as_ref().map(aliases).unwrap_or_default(), BTreeMap::new());
-        let busy = self.in_flight.of(aliases.iter().copied()).await?;
+        let named = self.named_in(view.as_ref(), began).await?;
+        let elsewhere =
+            if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
+        let (replaced, parents) = self.returned_mdevs(host, &named).await?;
+        let comparison = Comparison {
+            hypervisor: host.row.id,
+            server,
+            rows: &rows,
+            named: &named,
+            view: view.as_ref(),
+            device: &|id| self.store.device(id),
+            device_at: &|address| self.device_at(host, address),
+            elsewhere: elsewhere.map(|other| other.name.as_str()),
+            replaced: &replaced,
+            mdevs: &host.mdevs(),
+            is_in_parts: &|device| parents.contains(&device),
+        };
+        Ok((comparison.findings(), elsewhere))
+    }
+
+    /// Returns the records that the aliases of a server's documents name; `None` for an alias without a record. Those
+    /// that are worked on, or have ended since the event `began`, are left out.
+    async fn named_in(
+        &self,
+        view: Option<&DomainView>,
+        began: EventId,
+    ) -> Result<BTreeMap<AttachmentId, Option<Assignment>>, Error> {
+        let aliases = view.map(aliases).unwrap_or_default();
+        let (mut named, busy) = (BTreeMap::new(), self.in_flight.of(aliases.iter().copied()).await?);
         for id in aliases {
             let row = self.named(id).await?;
             let ended = row.as_ref().is_some_and(|row| row.state().is_final());
@@ -70,36 +98,37 @@ impl Assignments {
                 named.insert(id, row);
             }
         }
-        let elsewhere =
-            if view.is_none() && !rows.is_empty() { self.elsewhere(host, server).await } else { None };
-        // A mediated device that came back with its domain is attached again, unless its holder got other devices.
+        Ok(named)
+    }
+
+    /// Checks mediated devices that came back with their domain: they are attached again if their holders can have them
+    /// again. Returns those whose holders cannot, and the devices that have mediated devices.
+    async fn returned_mdevs(
+        &self,
+        host: &Host,
+        named: &BTreeMap<AttachmentId, Option<Assignment>>,
+    ) -> Result<(BTreeSet<AttachmentId>, BTreeSet<DeviceId>), Error> {
         let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
         for row in named.values().flatten() {
             if let Assignment::Mdev(row) = row
                 && row.unrequested
             {
-                let held = self.store.held_by(row.holder).await?;
-                replaced.extend(held.iter().any(|held| held.request() != row.request).then_some(row.id));
+                // On another host, or after a change by others, it may be of another parent than the one on record.
+                let found =
+                    host.mdevs().iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
+                let parent = found.and_then(|address| self.device_at(host, address));
+                let parent = parent.map_or(row.parent, |parent| parent.id);
+                let is_refused = !self.store.may_have_again(row, parent).await?;
+                replaced.extend(is_refused.then_some(row.id));
                 parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
             }
         }
-        let candidate_set = Comparison {
-            hypervisor: host.row.id,
-            server,
-            rows: &rows,
-            named: &named,
-            view: view.as_ref(),
-            device: &|id| self.store.device(id),
-            device_at: &|address| {
-                let devices = self.store.devices_of(host.row.id);
-                devices.into_iter().find(|device| device.facts.address == address)
-            },
-            elsewhere: elsewhere.map(|other| other.name.as_str()),
-            replaced: &replaced,
-            mdevs: &host.mdevs(),
-            is_in_parts: &|device| parents.contains(&device),
-        };
-        Ok((candidate_set.findings(), elsewhere))
+        Ok((replaced, parents))
+    }
+
+    fn device_at(&self, host: &Host, address: PciAddress) -> Option<Arc<Device>> {
+        let devices = self.store.devices_of(host.row.id);
+        devices.into_iter().find(|device| device.facts.address == address)
     }
 
     /// Returns the record whose id is in a hotslot alias, whether it has ended or not.
@@ -337,8 +366,8 @@ impl Assignments {
         }
         let outcome = match &action {
             Action::RetryUnplug(_) => {
-                let ask = Ask { until: None, first: false };
-                let released = self.detach_now(host, key, ask, guard).await;
+                let attempt = Attempt { until: None, first: false };
+                let released = self.detach_now(host, key, attempt, guard).await;
                 return released.and_then(Release::into_result).inspect_err(|error| {
                     tracing::info!(attachment.id = %key.id, server.id = %server, %error, "a repeated detach failed");
                 });
@@ -389,9 +418,12 @@ impl Assignments {
                 self.take_stray_away(host, row).await
             }
             ReleaseOutcome::Gone { .. } => Ok(Release::Ended),
-            ReleaseOutcome::Refused { reason } | ReleaseOutcome::Pending { reason } => Ok(Release::Stays(
-                format!("the device of {key} is still in {owner} on host {}: {reason}", host.name),
-            )),
+            ReleaseOutcome::Refused { reason }
+            | ReleaseOutcome::Pending { reason }
+            | ReleaseOutcome::LeftOnHost { reason } => Ok(Release::Stays(format!(
+                "the device of {key} is still in {owner} on host {}: {reason}",
+                host.name
+            ))),
             ReleaseOutcome::Failed { error, .. } => {
                 Err(host.error(format!("taking the device of {key} out of {owner}"))(error))
             }

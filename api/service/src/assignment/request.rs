@@ -88,7 +88,7 @@ pub struct DetachRequest {
 
 /// One attempt to release an assignment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ask {
+pub(crate) struct Attempt {
     /// When to stop waiting for the guest; `None` for the configured time.
     pub(crate) until: Option<Instant>,
     /// Whether this is the first attempt, so that no earlier unplug request can be pending in the guest.

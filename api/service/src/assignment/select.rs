@@ -222,6 +222,47 @@ impl Assignments {
         }
     }
 
+    /// Returns the checks of the devices that a request would get if all matching devices were available. `refused` is
+    /// why it gets none.
+    async fn checks_of_unavailable(
+        &self,
+        host: &Host,
+        view: &DomainView,
+        request: &AttachRequest,
+        snapshot: &Snapshot,
+        refused: Option<&Refused>,
+    ) -> Result<Vec<Check>, Error> {
+        let devices = self.store.devices_of(host.row.id);
+        let all = (&HashMap::new(), &BTreeMap::new());
+        let Ok(selection) = self.choose(host, request, snapshot, &devices, all) else {
+            return Ok(Vec::new());
+        };
+        let mut checks = self.preflight(host, view, request, snapshot, selection).await?.checks;
+        // The preflight does not know the holders of the group's members. Where one is held, say so, because unbinding
+        // it would not help.
+        let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
+        let is_group = |check: &&mut Check| check.name == "group-viable" && check.result == CheckResult::Fail;
+        for check in checks.iter_mut().filter(is_group) {
+            let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
+            let blocked = check.device.and_then(|address| {
+                snapshot.availability.why_group_is_blocked(address, &rows, server, drivers)
+            });
+            if let Some(reason) = blocked {
+                (check.message, check.cure) = (reason, None);
+            }
+        }
+        // The advice about busy members of an IOMMU group depends on the whole request.
+        if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = refused
+            && !shortage.busy().is_empty()
+        {
+            let viable = checks.iter_mut().filter(|check| check.name == "group-viable");
+            for check in viable.filter(|check| check.cure.is_some()) {
+                check.cure = Some(advice.clone());
+            }
+        }
+        Ok(checks)
+    }
+
     /// Reads the selected devices from the host and checks whether they can be plugged.
     async fn preflight(
         &self,
@@ -293,9 +334,9 @@ impl Assignments {
             Err(error) => check("scope", CheckResult::Fail, error.to_string()),
         }];
         if let Some(mac) = request.network.as_ref().and_then(|network| network.mac) {
-            checks.push(match self.mac_taken(request).await? {
+            checks.push(match self.mac_in_use(request).await? {
                 None => check("mac-address", CheckResult::Pass, format!("no attachment has {mac}")),
-                Some(taken) => check("mac-address", CheckResult::Fail, taken),
+                Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
             });
         }
         let (mut look, snapshot) =
@@ -310,33 +351,8 @@ impl Assignments {
         });
         if look.checks.is_empty() {
             // Too few devices are free: check unavailable ones too, so that the checks report the reason for each.
-            let devices = self.store.devices_of(host.row.id);
-            let all = (&HashMap::new(), &BTreeMap::new());
-            if let Ok(selection) = self.choose(&host, request, &snapshot, &devices, all) {
-                look.checks = self.preflight(&host, &view, request, &snapshot, selection).await?.checks;
-            }
-            // The preflight does not know the holders of the group's members. Where one is held, say so, because
-            // unbinding it would not help.
-            let rows = devices.iter().map(|device| (device.facts.address, &**device)).collect();
-            for check in &mut look.checks {
-                let failed = check.name == "group-viable" && check.result == CheckResult::Fail;
-                let hindrance = check.device.filter(|_| failed).and_then(|address| {
-                    let (server, drivers) = (Some(request.server), HostDrivers::DoNotBlock);
-                    snapshot.availability.group_hindrance(address, &rows, server, drivers)
-                });
-                if let Some(reason) = hindrance {
-                    (check.message, check.cure) = (reason, None);
-                }
-            }
-            // The advice about busy members of an IOMMU group depends on the whole request.
-            if let Some(Refused::TooFew(Error::TooFewFree { shortage, advice, .. })) = &look.refused
-                && !shortage.busy().is_empty()
-            {
-                let viable = look.checks.iter_mut().filter(|check| check.name == "group-viable");
-                for check in viable.filter(|check| check.cure.is_some()) {
-                    check.cure = Some(advice.clone());
-                }
-            }
+            look.checks =
+                self.checks_of_unavailable(&host, &view, request, &snapshot, look.refused.as_ref()).await?;
         }
         if !snapshot.availability.knows_guards() {
             for check in look.checks.iter_mut().filter(|check| check.name == "guard") {

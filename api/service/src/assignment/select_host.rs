@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use hotslot_driver::binding::HostDriver;
 use hotslot_driver::hotplug;
 use hotslot_model::accelerator::taken;
 use hotslot_model::assignment::NewBinding;
@@ -15,7 +16,7 @@ use super::assignments::Assignments;
 use super::host_use::{HostUseRequest, Step};
 use crate::error::Error;
 use crate::host::Host;
-use crate::inventory::HostDrivers;
+use crate::inventory::{Availability, HostDrivers};
 
 impl Assignments {
     /// Chooses devices that pass all checks for a binding.
@@ -36,9 +37,6 @@ impl Assignments {
         let rows = self.store.devices_of(host.row.id);
         let unavailable = availability.unavailable(&rows, None, HostDrivers::DoNotBlock);
         let (mut steps, mut refusal) = (Vec::<Step>::new(), None);
-        let mut refuse = |error: Error| {
-            refusal.get_or_insert(error);
-        };
         // A PF cannot be bound together with its VFs, so PFs come last.
         let mut chosen_from: Vec<_> =
             rows.iter().filter(|row| candidates.contains(&row.facts.address)).collect();
@@ -47,65 +45,80 @@ impl Assignments {
             if steps.len() == num {
                 break;
             }
-            let address = row.facts.address;
-            let goes_with = |step: &&Step| {
-                let chosen = &step.new.device.facts;
-                chosen.parent_addr == Some(address) || row.facts.parent_addr == Some(chosen.address)
+            let conflict = related(row, &steps).or_else(|| not_free(row, &rows, &unavailable));
+            let step = match conflict {
+                Some(reason) => Err(Error::Conflict(reason)),
+                None => self.bindable(host, row, &availability, driver).await?,
             };
-            if let Some(step) = steps.iter().find(goes_with) {
-                let chosen = step.new.device.facts.address;
-                refuse(Error::Conflict(format!(
-                    "{address} cannot be bound together with {chosen}: one is the PF of the other"
-                )));
-                continue;
-            }
-            if let Some(reason) = not_free(row, &rows, &unavailable) {
-                refuse(Error::Conflict(reason));
-                continue;
-            }
-            let found = match host.hypervisor.device(address).await {
-                Ok(found) if rules::is_still(&row.facts, &found) => found,
-                Ok(_) => {
-                    host.queue_device_scan(address);
-                    refuse(Error::Conflict(format!("{address} has changed on the host; try again")));
-                    continue;
-                }
-                Err(error) => {
-                    refuse(host.error(format!("nothing was bound on host {}", host.name))(error));
-                    continue;
-                }
-            };
-            let group = found.iommu_group.as_ref();
-            let siblings = group.map(|group| group.members.clone()).unwrap_or_default();
-            let new = NewBinding {
-                id: AttachmentId(Uuid::new_v4()),
-                device: Arc::clone(row),
-                previous: found.driver.clone(),
-                siblings: siblings.into_iter().filter(|member| *member != address).collect(),
-            };
-            let facts = availability.facts(found, row);
-            let context = || format!("nothing was bound on host {}", host.name);
-            let policy = self.binding_policy();
-            let verdict = hotplug::preflight_on_host(host.hypervisor.as_ref(), &facts, driver, policy).await;
-            match verdict.map_err(host.error(context()))?.refusal() {
-                Some(refused) => refuse(host.error(context())(refused.error.clone())),
-                None => steps.push(Step { new, facts }),
+            match step {
+                Ok(step) => steps.push(step),
+                Err(error) => drop(refusal.get_or_insert(error)),
             }
         }
-        if steps.len() < num {
-            return Err(match refusal {
-                Some(refusal) if num == 1 => refusal,
-                refusal => Error::Conflict(format!(
-                    "{} needs {num} devices, and {} on host {} can be bound{}",
-                    holder.name(),
-                    steps.len(),
-                    host.name,
-                    refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default()
-                )),
-            });
+        if steps.len() == num {
+            return Ok(steps);
         }
-        Ok(steps)
+        Err(match refusal {
+            Some(refusal) if num == 1 => refusal,
+            refusal => Error::Conflict(format!(
+                "{} needs {num} devices, and {} on host {} can be bound{}",
+                holder.name(),
+                steps.len(),
+                host.name,
+                refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default()
+            )),
+        })
     }
+
+    /// Reads a device from the host and checks whether it can be bound. Returns the refusal of a check as the inner
+    /// error.
+    ///
+    /// # Errors
+    /// Errors of the hypervisor.
+    async fn bindable(
+        &self,
+        host: &Host,
+        row: &Arc<Device>,
+        availability: &Availability,
+        driver: HostDriver,
+    ) -> Result<Result<Step, Error>, Error> {
+        let address = row.facts.address;
+        let context = || format!("nothing was bound on host {}", host.name);
+        let found = match host.hypervisor.device(address).await {
+            Ok(found) if rules::is_still(&row.facts, &found) => found,
+            Ok(_) => {
+                host.queue_device_scan(address);
+                return Ok(Err(Error::Conflict(format!("{address} has changed on the host; try again"))));
+            }
+            Err(error) => return Ok(Err(host.error(context())(error))),
+        };
+        let group = found.iommu_group.as_ref();
+        let siblings = group.map(|group| group.members.clone()).unwrap_or_default();
+        let new = NewBinding {
+            id: AttachmentId(Uuid::new_v4()),
+            device: Arc::clone(row),
+            previous: found.driver.clone(),
+            siblings: siblings.into_iter().filter(|member| *member != address).collect(),
+        };
+        let facts = availability.facts(found, row);
+        let policy = self.binding_policy();
+        let verdict = hotplug::preflight_on_host(host.hypervisor.as_ref(), &facts, driver, policy).await;
+        let verdict = verdict.map_err(host.error(context()))?;
+        Ok(match verdict.refusal() {
+            Some(refused) => Err(host.error(context())(refused.error.clone())),
+            None => Ok(Step { new, facts }),
+        })
+    }
+}
+
+/// Returns why a device cannot be bound together with those chosen already: one is the PF of the other.
+fn related(row: &Device, steps: &[Step]) -> Option<String> {
+    let address = row.facts.address;
+    let mut chosen = steps.iter().map(|step| &step.new.device.facts);
+    let relative = chosen.find(|chosen| {
+        chosen.parent_addr == Some(address) || row.facts.parent_addr == Some(chosen.address)
+    })?;
+    Some(format!("{address} cannot be bound together with {}: one is the PF of the other", relative.address))
 }
 
 fn not_free(row: &Device, rows: &[Arc<Device>], unavailable: &HashMap<DeviceId, String>) -> Option<String> {

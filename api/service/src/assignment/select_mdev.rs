@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
-use hotslot_driver::mdev::VFIO_PCI;
+use hotslot_driver::mdev::{MdevType, VFIO_PCI};
+use hotslot_driver::pci::PciAddress;
 use hotslot_model::accelerator::taken;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::AttachmentId;
@@ -68,24 +69,18 @@ impl Assignments {
                 continue;
             };
             let in_parts = of_it().next().is_some();
+            let is_held = row.status != DeviceStatus::Available && !in_parts;
+            let held = is_held.then(|| taken(row, &rows));
+            let reason =
+                held.or_else(|| unavailable.get(&row.id).cloned()).or_else(|| why_not_of_type(address, of));
             let rank = parts.numa_policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());
-            let reason = if row.status != DeviceStatus::Available && !in_parts {
-                Some(taken(row, &rows))
-            } else if let Some(reason) = unavailable.get(&row.id) {
-                Some(reason.clone())
-            } else if of.device_api != VFIO_PCI {
-                Some(format!("its device_api is {}, and only {VFIO_PCI} can be plugged", of.device_api))
-            } else if of.available == 0 {
-                Some(format!("no more of it can be created on {address}"))
-            } else {
-                rank.as_ref().err().map(|reason| format!("{address}: {reason}"))
-            };
             match (reason, rank) {
                 (None, Ok(rank)) => {
                     let (device, mdev_type) = (Arc::clone(row), of.id.clone());
                     parents.push(Parent { device, rank, in_parts, mdev_type, available: of.available });
                 }
-                (reason, _) => short = short.or(reason),
+                (Some(reason), _) => short = short.or(Some(reason)),
+                (None, Err(reason)) => short = short.or(Some(format!("{address}: {reason}"))),
             }
         }
         parents.sort_by_key(|parent| (parent.rank, !parent.in_parts, parent.device.facts.address));
@@ -99,18 +94,40 @@ impl Assignments {
         if steps.len() == parts.num {
             return Ok(steps);
         }
-        let why = short.unwrap_or_else(|| {
-            let there_are = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-            format!("its devices have no such type; they have: {there_are}")
-        });
-        let types: BTreeSet<_> = parts.makers.values().flatten().map(String::as_str).collect();
-        Err(Error::Conflict(format!(
-            "{} needs {} of {}, and {} can be created on host {}: {why}",
-            parts.name,
-            parts.num,
-            Vec::from_iter(types).join(" or "),
-            steps.len(),
-            host.name
-        )))
+        Err(too_few(parts, host, steps.len(), short, &others))
     }
+}
+
+/// Returns why no mediated device of a type can be created on a parent.
+fn why_not_of_type(address: PciAddress, of: &MdevType) -> Option<String> {
+    if of.device_api != VFIO_PCI {
+        Some(format!("its device_api is {}, and only {VFIO_PCI} can be plugged", of.device_api))
+    } else if of.available == 0 {
+        Some(format!("no more of it can be created on {address}"))
+    } else {
+        None
+    }
+}
+
+/// Returns the error of a request for which only `steps` mediated devices can be created. `short` is the first reason,
+/// and `others` are the types that its devices have instead.
+fn too_few(
+    parts: &MdevRequest,
+    host: &Host,
+    steps: usize,
+    short: Option<String>,
+    others: &[String],
+) -> Error {
+    let why = short.unwrap_or_else(|| {
+        let there_are = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+        format!("its devices have no such type; they have: {there_are}")
+    });
+    let types: BTreeSet<_> = parts.makers.values().flatten().map(String::as_str).collect();
+    Error::Conflict(format!(
+        "{} needs {} of {}, and {steps} can be created on host {}: {why}",
+        parts.name,
+        parts.num,
+        Vec::from_iter(types).join(" or "),
+        host.name
+    ))
 }

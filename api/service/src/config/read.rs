@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor};
+use super::{Config, Hypervisor, access};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -120,20 +120,50 @@ impl Config {
 
     /// Returns all values that cannot be used, except entries of `[pci]`, which are checked as rules.
     fn problems(&self) -> Vec<ConfigError> {
-        let mut problems = Vec::new();
-        let mut bad =
-            |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
+        let mut problems = Problems::default();
         if self.detach.attempts == 0 {
-            bad("[detach] attempts", "a guest must be asked at least once".into());
+            problems.add("[detach] attempts", "a guest must be asked at least once".into());
         }
-        let mut webhooks = HashSet::new();
+        self.check_webhooks(&mut problems);
+        if self.events.most == 0 {
+            problems.add("[events] most", "at least one event must be kept".into());
+        }
+        self.check_detach_classes(&mut problems);
+        for (key, reason) in access::problems(self) {
+            problems.add(&key, reason);
+        }
+        for (key, time) in [
+            ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
+            ("[reconcile] interval", self.reconcile.interval),
+        ] {
+            if time.0 < Duration::from_secs(1) {
+                problems.add(key, "it is shorter than a second; write 1 or more".into());
+            }
+        }
+        if let Err(reason) = check_url(&self.database.url) {
+            problems.add("[database] url", reason);
+        }
+        self.check_hypervisors(&mut problems);
+        let hosts: Vec<_> = self.hypervisors().into_iter().map(|hypervisor| hypervisor.name).collect();
+        for (index, entry) in self.pci.unguarded.iter().enumerate() {
+            if let Some(host) = entry.host.as_ref().filter(|host| !hosts.contains(host)) {
+                let reason = format!("no host is called `{host}`; write one of {}", hosts.join(", "));
+                problems.add(&format!("[pci] unguarded[{index}]"), reason);
+            }
+        }
+        problems.0
+    }
+
+    fn check_webhooks(&self, problems: &mut Problems) {
+        let mut names = HashSet::new();
         for webhook in &self.webhook {
-            let mut bad = |key: &str, reason| bad(&format!("[[webhook]] {}: {key}", webhook.name), reason);
+            let mut bad =
+                |key: &str, reason| problems.add(&format!("[[webhook]] {}: {key}", webhook.name), reason);
             let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
             if !(1..=64).contains(&webhook.name.len()) || !webhook.name.chars().all(plain) {
                 bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
             }
-            if !webhooks.insert(&webhook.name) {
+            if !names.insert(&webhook.name) {
                 bad("name", "another webhook has this name".into());
             }
             if let Err(reason) = webhook::url(&webhook.url.0) {
@@ -151,45 +181,36 @@ impl Config {
                 bad("attempts", "an event must be posted at least once".into());
             }
         }
-        if self.events.most == 0 {
-            bad("[events] most", "at least one event must be kept".into());
-        }
+    }
+
+    fn check_detach_classes(&self, problems: &mut Problems) {
         let classes = PciClass::descriptions();
         for entry in &self.detach.class {
             if !classes.contains(entry.class.as_str()) {
                 let known: Vec<_> = classes.iter().copied().collect();
                 let reason = format!("`{}` is not a class; write one of {}", entry.class, known.join(", "));
-                bad("[[detach.class]] class", reason);
+                problems.add("[[detach.class]] class", reason);
             }
             match entry.quiesce.first() {
                 None if entry.hot_unplug == Some(HotUnplug::Quiesce) => {
                     let reason =
                         format!("hot_unplug = \"quiesce\" of class `{}` needs a command", entry.class);
-                    bad("[[detach.class]] quiesce", reason);
+                    problems.add("[[detach.class]] quiesce", reason);
                 }
                 Some(path) if !path.starts_with('/') => {
                     let reason =
                         format!("`{path}` is not an absolute path in the guest; write [\"/sbin/ip\", …]");
-                    bad("[[detach.class]] quiesce", reason);
+                    problems.add("[[detach.class]] quiesce", reason);
                 }
                 None | Some(_) => {}
             }
         }
-        let second = Duration::from_secs(1);
-        for (key, time) in [
-            ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
-            ("[reconcile] interval", self.reconcile.interval),
-        ] {
-            if time.0 < second {
-                bad(key, "it is shorter than a second; write 1 or more".into());
-            }
-        }
-        if let Err(reason) = check_url(&self.database.url) {
-            bad("[database] url", reason);
-        }
+    }
+
+    fn check_hypervisors(&self, problems: &mut Problems) {
         let (mut names, mut uris) = (HashSet::new(), HashSet::new());
         for (index, hypervisor) in self.hypervisor.iter().enumerate() {
-            let mut bad = |key: &str, reason| bad(&format!("[[hypervisor]][{index}] {key}"), reason);
+            let mut bad = |key: &str, reason| problems.add(&format!("[[hypervisor]][{index}] {key}"), reason);
             if hypervisor.name.trim().is_empty() {
                 bad("name", "a host needs a name".into());
             }
@@ -211,14 +232,6 @@ impl Config {
                 bad("uri", reason);
             }
         }
-        let hosts: Vec<_> = self.hypervisors().into_iter().map(|hypervisor| hypervisor.name).collect();
-        for (index, entry) in self.pci.unguarded.iter().enumerate() {
-            if let Some(host) = entry.host.as_ref().filter(|host| !hosts.contains(host)) {
-                let reason = format!("no host is called `{host}`; write one of {}", hosts.join(", "));
-                bad(&format!("[pci] unguarded[{index}]"), reason);
-            }
-        }
-        problems
     }
 
     /// Returns the configured hosts, or the local one when none is configured.
@@ -228,6 +241,16 @@ impl Config {
         } else {
             self.hypervisor.clone()
         }
+    }
+}
+
+/// The values of a configuration that cannot be used.
+#[derive(Default)]
+struct Problems(Vec<ConfigError>);
+
+impl Problems {
+    fn add(&mut self, key: &str, reason: String) {
+        self.0.push(ConfigError::Value { key: key.into(), reason });
     }
 }
 

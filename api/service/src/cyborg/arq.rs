@@ -13,6 +13,7 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, Holder, State};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
 use hotslot_model::id::{ArqId, ServerId};
+use hotslot_model::identity::Caller;
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
@@ -51,6 +52,12 @@ pub struct AccessScope {
 }
 
 impl AccessScope {
+    /// Returns the permissions of a caller. A caller who is not an administrator and has no project may see nothing.
+    pub fn of(caller: &Caller) -> Self {
+        let own = caller.project.clone().unwrap_or_default();
+        Self { project: (!caller.is_admin()).then_some(own), service: caller.is_service_or_admin() }
+    }
+
     /// Checks that the caller may see a request.
     ///
     /// # Errors
@@ -474,7 +481,7 @@ impl Cyborg {
             if delete {
                 self.store.put_arq_state(id, ArqState::Deleting, None).await?;
             }
-            if let Err(error) = self.let_go(id, by).await {
+            if let Err(error) = self.release_device(id, by).await {
                 let now = self.arq_now(id).await?.and_then(|now| now.held);
                 let waits = now.is_none_or(|(by, _)| by.state() == State::Detaching);
                 // A guest that was asked may still release the device; then the deletion is completed.
@@ -489,7 +496,7 @@ impl Cyborg {
         Ok(done?)
     }
 
-    async fn let_go(self: &Arc<Self>, id: ArqId, by: &Assignment) -> Result<(), Error> {
+    async fn release_device(self: &Arc<Self>, id: ArqId, by: &Assignment) -> Result<(), Error> {
         let holder = Some(Holder::AcceleratorRequest(id));
         let request = DetachRequest { holder, ..DetachRequest::default() };
         match self.accelerators.begin_release(by, request).await? {
@@ -518,7 +525,7 @@ fn settled(mut view: ArqView) -> Option<ArqView> {
         (ArqState::Deleting, Some(_)) => (ArqState::UnbindFailed, Some(KEPT)),
         (ArqState::BindStarted, None) => (ArqState::BindFailed, Some(CUT_OFF)),
         (_, Some(_)) => (ArqState::Bound, None),
-        // Its guest let go at last, or its server or device is gone.
+        // Its guest has released the device at last, or its server or device is gone.
         (_, None) => {
             view.row.target = None;
             (ArqState::Unbound, None)

@@ -189,7 +189,7 @@ impl Availability {
 
     /// Returns why a function cannot be assigned because of another member of its IOMMU group; `None` when it can.
     /// `server` is the server that is to get the function, `None` for a binding.
-    pub fn group_hindrance(
+    pub fn why_group_is_blocked(
         &self,
         address: PciAddress,
         devices: &HashMap<PciAddress, &Device>,
@@ -254,58 +254,67 @@ impl Availability {
             devices.iter().map(|device| (device.facts.address, &**device)).collect();
         let reason = |device: &Device| {
             let address = device.facts.address;
-            if device.gone_at.is_some() {
-                return Some(if self.functions.contains_key(&address) {
-                    format!(
-                        "no device_spec lists {address} any more; it stays with its server until it is detached"
-                    )
-                } else {
-                    format!("{address} is gone from the host")
-                });
-            }
-            if device.used_at.is_some() {
-                return Some(format!(
-                    "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
-                ));
-            }
-            if device.facts.dev_type == DevType::Vdpa {
-                // A domain that uses its vDPA device has to release it before the vDPA device can be removed.
-                return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
-            }
-            if !self.functions.contains_key(&address) {
-                return Some(format!("{address} was not found on the host when it was last read"));
-            }
-            let card = card_of(&device.facts);
-            if self.disabled.contains(&card) {
-                return Some(format!(
-                    "the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"
-                ));
-            }
-            if drivers == HostDrivers::Blocks
-                && let Some(reason) = self.unbound(device)
-            {
-                return Some(reason);
-            }
-            if let Some(call) = self.overdue.get(&address) {
-                return Some(format!("{call}; {address} is unavailable until that call returns"));
-            }
-            if let Some(guard) = self.guard(address) {
-                let unseen = self.may_be_needed(address);
-                // A mediated device, such as a vGPU, leaves the function bound to its host driver.
-                if !(unseen && drivers == HostDrivers::Keep) {
-                    let needs = if unseen { "may need" } else { "needs" };
-                    return Some(format!("the host {needs} {address}: {guard}"));
-                }
-            }
-            if let Some(reason) = self.of_others(address) {
-                return Some(reason);
-            }
+            let bound = || if drivers == HostDrivers::Blocks { self.unbound(device) } else { None };
+            let reason = self
+                .unavailable_itself(device)
+                .or_else(bound)
+                .or_else(|| self.under_call(address))
+                .or_else(|| self.guarded(address, drivers))
+                .or_else(|| self.of_others(address));
             if drivers == HostDrivers::Keep {
-                return None;
+                return reason;
             }
-            self.in_parts(address).or_else(|| self.group_hindrance(address, &rows, server, drivers))
+            let group = || self.why_group_is_blocked(address, &rows, server, drivers);
+            reason.or_else(|| self.in_parts(address)).or_else(group)
         };
         devices.iter().filter_map(|device| Some((device.id, reason(device)?))).collect()
+    }
+
+    /// Returns why a device is unavailable to everybody, as far as the device itself is the reason.
+    fn unavailable_itself(&self, device: &Device) -> Option<String> {
+        let (address, card) = (device.facts.address, card_of(&device.facts));
+        if device.gone_at.is_some() {
+            return Some(if self.functions.contains_key(&address) {
+                format!(
+                    "no device_spec lists {address} any more; it stays with its server until it is detached"
+                )
+            } else {
+                format!("{address} is gone from the host")
+            });
+        }
+        if device.used_at.is_some() {
+            return Some(format!(
+                "{address} is for one use (one_time_use) and was used; clean it, then `hotslot pci cleaned`"
+            ));
+        }
+        if device.facts.dev_type == DevType::Vdpa {
+            // A domain that uses its vDPA device has to release it before the vDPA device can be removed.
+            return self.of_others(address).or_else(|| Some(VDPA.to_owned()));
+        }
+        if !self.functions.contains_key(&address) {
+            return Some(format!("{address} was not found on the host when it was last read"));
+        }
+        self.disabled
+            .contains(&card)
+            .then(|| format!("the card {card} is disabled; POST accelerator/v2/devices/<its uuid>/enable"))
+    }
+
+    /// Returns the overdue call that makes a device unavailable.
+    fn under_call(&self, address: PciAddress) -> Option<String> {
+        let call = self.overdue.get(&address)?;
+        Some(format!("{call}; {address} is unavailable until that call returns"))
+    }
+
+    /// Returns why a guard makes a device unavailable.
+    fn guarded(&self, address: PciAddress, drivers: HostDrivers) -> Option<String> {
+        let guard = self.guard(address)?;
+        let unseen = self.may_be_needed(address);
+        // A mediated device, such as a vGPU, leaves the function bound to its host driver.
+        if unseen && drivers == HostDrivers::Keep {
+            return None;
+        }
+        let needs = if unseen { "may need" } else { "needs" };
+        Some(format!("the host {needs} {address}: {guard}"))
     }
 
     /// Collects the facts about a device that a preflight checks, from the host and from the device's record.

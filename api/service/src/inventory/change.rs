@@ -69,68 +69,50 @@ impl Catalog {
         self.read_rules_again().await?;
         let before = self.rules();
         let mut entries = before.entries().to_vec();
-        let rule = match &change {
-            Change::Add { kind, text } => {
-                if entries.iter().filter(|rule| !rule.is_of_file()).count() >= ENTRIES {
-                    return Err(Error::Conflict(format!(
-                        "there are {ENTRIES} entries in addition to those of the configuration file, which is the \
-                         maximum; remove one, or add the entry to the file"
-                    )));
-                }
-                let source = Source::Api { created_at: now(), updated_at: None };
-                let rule = Rule { id: Uuid::new_v4(), kind: *kind, text: text.clone(), source };
-                entries.push(rule.clone());
-                rule
-            }
-            Change::Replace { kind, id, text } => {
-                let index = changeable(&entries, *kind, *id)?;
-                let rule = &mut entries[index];
-                rule.text.clone_from(text);
-                if let Source::Api { updated_at, .. } = &mut rule.source {
-                    *updated_at = Some(now());
-                }
-                rule.clone()
-            }
-            Change::Remove { kind, id } => {
-                let index = changeable(&entries, *kind, *id)?;
-                entries.remove(index)
-            }
-        };
+        let rule = changed(&change, &mut entries)?;
         let after = Rules::read(entries, &self.config.pci);
-        let (problems_before, problems) = (self.problems_of(&before), self.problems_of(&after));
-        if let Some(problem) = problems.get(&rule.id) {
-            return Err(Error::Invalid(format!("bad {} entry: {problem}", rule.kind)));
-        }
-        let broken = |other: &&Rule| !problems_before.contains_key(&other.id);
-        let broken = after.entries().iter().filter(broken);
-        if let Some((other, problem)) =
-            broken.filter_map(|other| Some((other, problems.get(&other.id)?))).next()
-        {
-            return Err(Error::Conflict(format!(
-                "nothing was changed, because {} would become wrong: {problem}; change that entry first",
-                other.name()
-            )));
-        }
-        let taken = self.taken_from(&before, &after, &rule);
-        if !taken.is_empty() && !force {
+        self.check_change(&before, &after, &rule)?;
+        let withdrawn = self.withdrawn_devices(&before, &after, &rule);
+        if !withdrawn.is_empty() && !force {
             return Err(Error::Conflict(format!(
                 "nothing was changed, because {} lists devices in use: {}; detach them first, or add ?force=true: \
                  they then stay with their servers and are no longer assignable when they are free",
                 rule.name(),
-                taken.join(", ")
+                withdrawn.join(", ")
             )));
         }
         match &change {
             Change::Add { .. } | Change::Replace { .. } => self.store.put_rule(&rule).await?,
             Change::Remove { .. } => self.store.remove_rule(&rule).await?,
         }
-        tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?taken, "the rules were changed");
+        tracing::info!(id = %rule.id, kind = %rule.kind, ?change, ?withdrawn, "the rules were changed");
         self.set_rules(after);
         // An alias does not change which devices are assignable.
         if rule.kind != RuleKind::Alias {
             self.discover_everywhere().await;
         }
         Ok(rule.id)
+    }
+
+    /// Checks that neither the changed entry nor one that depends on it is wrong after a change.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what is wrong with the entry; [`Error::Conflict`] with another entry that would become
+    /// wrong.
+    fn check_change(&self, before: &Rules, after: &Rules, rule: &Rule) -> Result<(), Error> {
+        let (problems_before, problems) = (self.problems_of(before), self.problems_of(after));
+        if let Some(problem) = problems.get(&rule.id) {
+            return Err(Error::Invalid(format!("bad {} entry: {problem}", rule.kind)));
+        }
+        let was_right = |other: &&Rule| !problems_before.contains_key(&other.id);
+        let mut broken = after.entries().iter().filter(was_right);
+        match broken.find_map(|other| Some((other, problems.get(&other.id)?))) {
+            None => Ok(()),
+            Some((other, problem)) => Err(Error::Conflict(format!(
+                "nothing was changed, because {} would become wrong: {problem}; change that entry first",
+                other.name()
+            ))),
+        }
     }
 
     /// Returns the entries that are left out, each with the reason. An entry may be wrong everywhere, or only on a host
@@ -183,13 +165,13 @@ impl Catalog {
     }
 
     /// Returns the devices in use that an entry listed before a change and does not list after it.
-    fn taken_from(&self, before: &Rules, after: &Rules, rule: &Rule) -> Vec<String> {
+    fn withdrawn_devices(&self, before: &Rules, after: &Rules, rule: &Rule) -> Vec<String> {
         let in_force =
             before.entries().iter().any(|entry| entry.id == rule.id) && before.problem(rule.id).is_none();
         if rule.kind == RuleKind::Alias || !in_force {
             return Vec::new();
         }
-        let mut taken = Vec::new();
+        let mut withdrawn = Vec::new();
         for host in self.hosts.iter() {
             let functions = host.functions();
             let (before, after) = (before.inventory.on(&functions).0, after.inventory.on(&functions).0);
@@ -200,16 +182,16 @@ impl Catalog {
                     Some(rules.entries_of(function, parent(&functions, function)).contains(&rule.id))
                 };
                 // On a host that was not reached yet this is unknown; count every device that the record has there.
-                let taken_away = match (speaks(&before), speaks(&after)) {
+                let is_withdrawn = match (speaks(&before), speaks(&after)) {
                     (Some(before), Some(after)) => before && !after,
                     (None, _) | (_, None) => device.gone_at.is_none(),
                 };
-                if taken_away {
-                    taken.push(format!("{} of host {} ({owner})", device.facts.address, host.name));
+                if is_withdrawn {
+                    withdrawn.push(format!("{} of host {} ({owner})", device.facts.address, host.name));
                 }
             }
         }
-        taken
+        withdrawn
     }
 
     /// Reads the devices of every reachable host again. An unreachable host is read with the new rules when it is back.
@@ -243,6 +225,41 @@ pub(crate) async fn read_rules(config: &Config, store: &Store) -> Result<Rules, 
         tracing::error!("{problem}; the entry is left out: change or remove it under os-pci-config");
     }
     Ok(rules)
+}
+
+/// Applies a change to the entries of the rules, and returns the entry as it is after the change, or was before it was
+/// removed.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when there are too many entries, or the entry is in the configuration file.
+fn changed(change: &Change, entries: &mut Vec<Rule>) -> Result<Rule, Error> {
+    Ok(match change {
+        Change::Add { kind, text } => {
+            if entries.iter().filter(|rule| !rule.is_of_file()).count() >= ENTRIES {
+                return Err(Error::Conflict(format!(
+                    "there are {ENTRIES} entries in addition to those of the configuration file, which is the \
+                     maximum; remove one, or add the entry to the file"
+                )));
+            }
+            let source = Source::Api { created_at: now(), updated_at: None };
+            let rule = Rule { id: Uuid::new_v4(), kind: *kind, text: text.clone(), source };
+            entries.push(rule.clone());
+            rule
+        }
+        Change::Replace { kind, id, text } => {
+            let index = changeable(entries, *kind, *id)?;
+            let rule = &mut entries[index];
+            rule.text.clone_from(text);
+            if let Source::Api { updated_at, .. } = &mut rule.source {
+                *updated_at = Some(now());
+            }
+            rule.clone()
+        }
+        Change::Remove { kind, id } => {
+            let index = changeable(entries, *kind, *id)?;
+            entries.remove(index)
+        }
+    })
 }
 
 /// Returns the index of an entry that the API may change.

@@ -12,8 +12,8 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{DeviceFacts, Functions, parent};
 use hotslot_model::rules;
 use hotslot_model::rules::{Inventory, identity};
+use hotslot_model::scan::{ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
-use hotslot_store::{ScanOutcome, ScanScope};
 
 use super::catalog::Catalog;
 use crate::error::Error;

@@ -3,13 +3,13 @@
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use serde_json::{Value, json};
 
 use super::wire::{hide, is_v1, wire};
 use crate::http::body::{Page, Pairs};
 use crate::http::error::Fault;
-use crate::http::identity::{Identity, Role};
 use crate::http::state::AcceleratorParts;
 
 /// The keys by which the list can be sorted.
@@ -89,12 +89,11 @@ impl Order {
 
 pub(super) async fn list(
     State(parts): State<AcceleratorParts>,
-    identity: Identity,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let (page, order) = if is_v1(&uri) {
         let (page, rest) = Page::read(pairs)?;
         (page, Order::read(rest)?)

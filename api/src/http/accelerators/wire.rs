@@ -10,12 +10,12 @@ use hotslot_model::accelerator::{Held, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::device::Device;
 use hotslot_model::id::ServerId;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
 use hotslot_service::hosts::Hosts;
 use serde_json::{Value, json};
 
 use crate::http::body::{links, time};
-use crate::http::identity::Identity;
 use crate::http::state::AcceleratorParts;
 
 /// Returns an accelerator as JSON: the keys of Cyborg's first API, and those that hotslot adds.
@@ -126,7 +126,7 @@ fn described(parts: &AcceleratorParts, held: &Held) -> Value {
 /// Returns the response for one accelerator, with the `ETag` of its spec.
 pub(super) async fn one(
     parts: &AcceleratorParts,
-    identity: &Identity,
+    identity: &Caller,
     mut view: View,
     uri: &OriginalUri,
     headers: &HeaderMap,
@@ -140,7 +140,7 @@ pub(super) async fn one(
 
 /// Whether the caller may change a server. The administrator may change every server, and the members of a project
 /// those that Nova created for the project.
-pub(super) async fn is_theirs(hosts: &Hosts, identity: &Identity, server: ServerId) -> Result<bool, Error> {
+pub(super) async fn is_theirs(hosts: &Hosts, identity: &Caller, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
         return Ok(true);
     }
@@ -154,10 +154,10 @@ pub(super) async fn is_theirs(hosts: &Hosts, identity: &Identity, server: Server
 }
 
 /// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
-pub(super) async fn hide(hosts: &Hosts, identity: &Identity, view: &View, shown: &mut Value) {
+pub(super) async fn hide(hosts: &Hosts, identity: &Caller, view: &View, shown: &mut Value) {
     let Some(server) = view.server() else { return };
     // Services may see every server.
-    if identity.needs_service().is_ok() || is_theirs(hosts, identity, server).await.unwrap_or(false) {
+    if identity.is_service_or_admin() || is_theirs(hosts, identity, server).await.unwrap_or(false) {
         return;
     }
     for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {

@@ -62,8 +62,8 @@ async fn accelerator_names_are_unique_and_an_accelerator_holds_one_request(recor
     let free = records.at("0000:04:10.0");
     assert_eq!((free.owner, free.status), (None, DeviceStatus::Available));
     assert_eq!(store.assignment(key).await.unwrap().unwrap().reason(), Some("why"));
-    let told = records.events().await;
-    let of_binding = told.iter().filter(|event| event.what.kind == EventKind::BindingState);
+    let events = records.events().await;
+    let of_binding = events.iter().filter(|event| event.what.kind == EventKind::BindingState);
     let states: Vec<_> = of_binding.map(|event| event.what.to.clone().unwrap()).collect();
     assert_eq!(states, ["attaching", "attached", "detached"]);
     assert!(store.purge_accelerator(made.id).await.unwrap());
@@ -78,12 +78,12 @@ async fn a_device_that_comes_back_keeps_its_row_when_an_accelerator_is_fixed_to_
     let store = &records.store;
     let (pinned, other) = (records.at("0000:04:10.0"), records.at("0000:04:10.1"));
     store.create_accelerator("one", AcceleratorId(pinned.uuid), None).await.unwrap();
-    let gone = || async {
+    let remove_vfs = || async {
         let mut without = devices();
         without.retain(|facts| facts.parent_addr.is_none());
         assert_eq!(records.scan(without).await.removed, 3);
     };
-    gone().await;
+    remove_vfs().await;
     // An accelerator can be created for a device that is gone.
     let late = store.create_accelerator("late", AcceleratorId(other.uuid), None).await.unwrap();
     assert_eq!(late.pinned, Some(other.id));
@@ -91,7 +91,7 @@ async fn a_device_that_comes_back_keeps_its_row_when_an_accelerator_is_fixed_to_
     for _ in 0..2 {
         let since = records.last_event().await;
         assert_eq!(records.scan(devices()).await.added, 3);
-        assert_eq!(records.told(since).await, ["device.added - -"; 3]);
+        assert_eq!(records.event_lines(since).await, ["device.added - -"; 3]);
         for was in [&pinned, &other] {
             let now = records.at(&was.facts.address.to_string());
             assert_eq!((now.id, now.uuid, now.status), (was.id, was.uuid, DeviceStatus::Available));
@@ -103,8 +103,8 @@ async fn a_device_that_comes_back_keeps_its_row_when_an_accelerator_is_fixed_to_
         assert_eq!(store.devices(), before);
         let claimed = records.claim(&["0000:04:10.0"]).await.unwrap()[0];
         assert_eq!(records.at("0000:04:00.0").status, DeviceStatus::Unclaimable);
-        records.gone(claimed).await;
-        gone().await;
+        records.removed(claimed).await;
+        remove_vfs().await;
     }
     // A device with other ids at the address is a different device.
     let mut changed = devices();

@@ -18,16 +18,7 @@ async fn a_device_that_was_replaced_since_it_was_chosen_is_not_claimed(records: 
     let mut other = devices();
     other[1].product_id = "1533".parse().unwrap();
     records.scan(other).await;
-    let wanted = NewAttachment {
-        id: AttachmentId(Uuid::new_v4()),
-        device: chosen,
-        alias: "a".into(),
-        managed: true,
-        network: None,
-        whole_group: false,
-        taken: false,
-        siblings: Vec::new(),
-    };
+    let wanted = new_attachment(chosen);
     let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
     let reservation = reservation(records.host, server, request);
     assert!(records.store.reserve(reservation, &[wanted]).await.unwrap().is_none());
@@ -79,7 +70,7 @@ async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Re
         assert_eq!(records.statuses(), before);
     }
     records.settle(vf.id, Observation::AskedToDetach).await;
-    records.gone(vf.id).await;
+    records.removed(vf.id).await;
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
     assert!(
         !records.store.adopt(&vf).await.unwrap(),
@@ -158,17 +149,7 @@ async fn a_holder_gets_back_devices_that_come_back_until_it_is_released(records:
     records.store.create_accelerator("a", id, None).await.unwrap();
     let holder = Holder::Accelerator(id);
     let places = ["0000:05:00.0", "0000:04:10.0"];
-    let new = |address: &str| NewAttachment {
-        id: AttachmentId(Uuid::new_v4()),
-        device: records.at(address),
-        alias: "a".into(),
-        managed: true,
-        network: None,
-        whole_group: false,
-        taken: false,
-        siblings: Vec::new(),
-    };
-    let wanted = places.map(new);
+    let wanted = places.map(|address| new_attachment(records.at(address)));
     let ids = [wanted[0].id, wanted[1].id];
     let request = RequestId(Uuid::new_v4());
     let reservation = Reservation { holder: Some(holder), ..reservation(records.host, server, request) };

@@ -1,6 +1,6 @@
 //! The tables of the Cyborg API.
 
-use hotslot_model::assignment::{Holder, NewAttachment, Reservation};
+use hotslot_model::assignment::Holder;
 use hotslot_model::cyborg::{ArqState, ArqTarget, DeviceProfile, Group};
 use hotslot_model::id::{ArqId, DeviceProfileId};
 
@@ -73,17 +73,7 @@ async fn a_request_that_holds_a_device_cannot_be_bound_unbound_or_deleted(record
     let request = RequestId(Uuid::new_v4());
     let reservation =
         Reservation { holder: Some(holder), ..reservation(records.host, target.server, request) };
-    let new = NewAttachment {
-        id: AttachmentId(Uuid::new_v4()),
-        device: records.at("0000:04:10.0"),
-        alias: "a".into(),
-        managed: true,
-        network: None,
-        whole_group: false,
-        taken: false,
-        siblings: Vec::new(),
-    };
-    let wanted = [new];
+    let wanted = [new_attachment(records.at("0000:04:10.0"))];
     assert!(store.reserve(reservation, &wanted).await.unwrap().is_some());
     assert_eq!(store.held_by(holder).await.unwrap()[0].id(), wanted[0].id);
     // On an error nothing is changed.
@@ -103,9 +93,7 @@ async fn a_request_that_holds_a_device_cannot_be_bound_unbound_or_deleted(record
     store.delete_arq(made[0]).await.unwrap();
     assert_eq!(store.arq(made[0]).await.unwrap(), None);
     // A deleted request gets no device.
-    let [new] = wanted;
-    let again =
-        [NewAttachment { id: AttachmentId(Uuid::new_v4()), device: records.at("0000:04:10.0"), ..new }];
+    let again = [new_attachment(records.at("0000:04:10.0"))];
     assert!(matches!(store.reserve(reservation, &again).await, Err(Error::NotFound(_))));
     assert_eq!(records.at("0000:04:10.0").owner, None);
 }
@@ -118,8 +106,8 @@ async fn cards_are_disabled_and_attributes_are_stored(records: Records) {
         store.disable_card(host, card, disabled).await.unwrap();
         assert_eq!(store.disabled_cards(host).await.unwrap().contains(&card), disabled);
     }
-    let said = store.create_attribute(records.at("0000:04:00.0").id, "rack", "r1").await.unwrap();
-    assert_eq!(store.attributes().await.unwrap(), std::slice::from_ref(&said));
-    assert!(store.delete_attribute(said.id).await.unwrap());
-    assert!(!store.delete_attribute(said.id).await.unwrap());
+    let attribute = store.create_attribute(records.at("0000:04:00.0").id, "rack", "r1").await.unwrap();
+    assert_eq!(store.attributes().await.unwrap(), std::slice::from_ref(&attribute));
+    assert!(store.delete_attribute(attribute.id).await.unwrap());
+    assert!(!store.delete_attribute(attribute.id).await.unwrap());
 }

@@ -9,6 +9,7 @@ on_both! {
     a_device_that_disappears_or_changes_while_in_use_keeps_its_owner
     a_device_that_moves_keeps_its_row_and_owner
     a_device_that_moves_to_the_address_of_a_removed_one_is_recognised
+    a_row_that_stays_keeps_its_address_from_devices_that_move_there
     memory_equals_what_a_restart_reads
     memory_equals_the_database_after_a_change_is_cancelled_at_any_point
 }
@@ -33,7 +34,7 @@ async fn only_changed_rows_are_written(records: Records) {
     let second = records.claim(&["0000:04:10.1"]).await.unwrap()[0];
     assert_eq!(records.written().await, 1, "the PF of the first VF is unavailable as it was");
     for id in [second, vf] {
-        records.gone(id).await;
+        records.removed(id).await;
     }
     records.written().await;
 
@@ -53,16 +54,16 @@ async fn a_pf_and_its_vfs_exclude_each_other_until_they_are_free(records: Record
     records.attached(vf).await;
     assert_eq!(records.statuses(), ["unavailable", "available", "allocated", "available", "available"]);
     let other = records.claim(&["0000:04:10.2"]).await.unwrap()[0];
-    records.gone(vf).await;
+    records.removed(vf).await;
     assert_eq!(records.statuses(), ["unclaimable", "available", "available", "claimed", "available"]);
-    records.gone(other).await;
+    records.removed(other).await;
     assert_eq!(records.statuses(), ["available"; 5]);
 
     let pf = records.claim(&["0000:04:00.0"]).await.unwrap()[0];
     assert_eq!(records.claim(&["0000:04:10.0"]).await, None);
     records.attached(pf).await;
     assert_eq!(records.statuses(), ["allocated", "unavailable", "unavailable", "unavailable", "available"]);
-    records.gone(pf).await;
+    records.removed(pf).await;
     assert_eq!(records.statuses(), ["available"; 5]);
 }
 
@@ -99,25 +100,27 @@ async fn a_device_that_disappears_or_changes_while_in_use_keeps_its_owner(record
     other[1].product_id = "1533".parse().unwrap();
     assert_eq!(records.scan(other.clone()).await.changed_in_use, 1);
     assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "10c9");
-    records.gone(id).await;
+    records.removed(id).await;
     records.scan(other).await;
     assert_eq!(records.at("0000:05:00.0").facts.product_id.to_string(), "1533");
 }
 
+/// Returns the facts of a device with a serial number.
+fn card(address: &str, serial: &str) -> DeviceFacts {
+    let mut facts = facts(address, DevType::Pci, None);
+    facts.extra_info = facts.extra_info.with("card_serial_number", serial);
+    facts
+}
+
 async fn a_device_that_moves_keeps_its_row_and_owner(records: Records) {
-    let with = |address: &str, serial: &str| {
-        let mut facts = facts(address, DevType::Pci, None);
-        facts.extra_info = facts.extra_info.with("card_serial_number", serial);
-        facts
-    };
-    records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
-    let (one, two) = (records.at("0000:05:00.0"), records.at("0000:06:00.0"));
+    records.scan(vec![card("0000:05:00.0", "S1"), card("0000:06:00.0", "S2")]).await;
+    let (first, second) = (records.at("0000:05:00.0"), records.at("0000:06:00.0"));
     let id = records.claim(&["0000:05:00.0"]).await.unwrap()[0];
     records.attached(id).await;
     // The devices exchange addresses; the owner stays with its device.
-    records.scan(vec![with("0000:05:00.0", "S2"), with("0000:06:00.0", "S1")]).await;
+    records.scan(vec![card("0000:05:00.0", "S2"), card("0000:06:00.0", "S1")]).await;
     let (there, here) = (records.at("0000:06:00.0"), records.at("0000:05:00.0"));
-    assert_eq!((there.id, here.id), (one.id, two.id));
+    assert_eq!((there.id, here.id), (first.id, second.id));
     assert!(there.owner.is_some() && here.owner.is_none());
     let before = records.store.devices();
     records.store.read_devices().await.unwrap();
@@ -125,32 +128,65 @@ async fn a_device_that_moves_keeps_its_row_and_owner(records: Records) {
 }
 
 async fn a_device_that_moves_to_the_address_of_a_removed_one_is_recognised(records: Records) {
-    let with = |address: &str, serial: &str| {
-        let mut facts = facts(address, DevType::Pci, None);
-        facts.extra_info = facts.extra_info.with("card_serial_number", serial);
-        facts
-    };
     for order in [["0000:05:00.0", "0000:06:00.0"], ["0000:06:00.0", "0000:05:00.0"]] {
         let [first, second] = order;
-        records.scan(vec![with(first, "S1"), with(second, "S2")]).await;
-        let one = records.at(first).id;
+        records.scan(vec![card(first, "S1"), card(second, "S2")]).await;
+        let id = records.at(first).id;
         // The second device is removed, and the first one moves to its address.
-        let outcome = records.scan(vec![with(second, "S1")]).await;
+        let outcome = records.scan(vec![card(second, "S1")]).await;
         assert_eq!((outcome.changed, outcome.removed), (1, 1), "{order:?}");
-        assert_eq!(records.at(second).id, one);
+        assert_eq!(records.at(second).id, id);
         assert_eq!(records.store.devices().len(), 1);
         records.scan(Vec::new()).await;
     }
     // A device in use keeps its address until it is free.
-    records.scan(vec![with("0000:05:00.0", "S1"), with("0000:06:00.0", "S2")]).await;
+    records.scan(vec![card("0000:05:00.0", "S1"), card("0000:06:00.0", "S2")]).await;
     let id = records.claim(&["0000:06:00.0"]).await.unwrap()[0];
-    records.scan(vec![with("0000:06:00.0", "S1")]).await;
+    records.scan(vec![card("0000:06:00.0", "S1")]).await;
     let device = records.at("0000:06:00.0");
     assert!(device.owner.is_some() && device.gone_at.is_some());
     assert_eq!(records.store.devices().len(), 1);
-    records.gone(id).await;
-    records.scan(vec![with("0000:06:00.0", "S1")]).await;
+    records.removed(id).await;
+    records.scan(vec![card("0000:06:00.0", "S1")]).await;
     assert_eq!(records.at("0000:06:00.0").facts.extra_info.get("card_serial_number"), Some("S1"));
+}
+
+async fn a_row_that_stays_keeps_its_address_from_devices_that_move_there(records: Records) {
+    let (first, second) = ("0000:05:00.0", "0000:06:00.0");
+    records.scan(vec![card(first, "S1"), card(second, "S2")]).await;
+    let ids = records.claim(&[first, second]).await.unwrap();
+    // The second device moves to the address of the first one, and a new one appears at its own address.
+    let seen = || vec![card(first, "S2"), card(second, "S3")];
+    assert_eq!(records.scan(seen()).await.gone_in_use, 2);
+    let has_serials = |serials: [&str; 2]| {
+        for (address, serial) in [first, second].into_iter().zip(serials) {
+            assert_eq!(
+                records.at(address).facts.extra_info.get("card_serial_number"),
+                Some(serial),
+                "{address}"
+            );
+        }
+    };
+    has_serials(["S1", "S2"]);
+    for id in ids {
+        records.removed(id).await;
+    }
+    records.scan(seen()).await;
+    has_serials(["S2", "S3"]);
+
+    // The same for a device that waits to be cleaned.
+    records.scan(Vec::new()).await;
+    let once = |address: &str, serial: &str| {
+        let mut facts = card(address, serial);
+        facts.extra_info = facts.extra_info.with("one_time_use", "true");
+        facts
+    };
+    records.scan(vec![once(first, "S1"), once(second, "S2")]).await;
+    let id = records.claim(&[first]).await.unwrap()[0];
+    records.attached(id).await;
+    records.removed(id).await;
+    assert_eq!(records.scan(vec![once(first, "S2")]).await.gone_in_use, 1);
+    assert_eq!(records.at(first).facts.extra_info.get("card_serial_number"), Some("S1"));
 }
 
 async fn memory_equals_what_a_restart_reads(records: Records) {

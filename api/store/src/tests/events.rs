@@ -18,10 +18,14 @@ async fn each_change_writes_one_event_with_its_actor(records: Records) {
     let five = records.last_event().await;
     assert_eq!(five, EventId(5), "an unchanged scan");
     let vf = crate::actor::scope("request req-1", records.claim(&["0000:04:10.0"])).await.unwrap()[0];
-    let told = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
-    assert!(told.iter().all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1")));
-    assert_eq!(told[0].what.attachment, Some(vf));
-    assert_eq!(told[0].what.server, records.at("0000:04:10.0").server());
+    let claimed_events = records.store.events(five, &EventFilter::default(), 9).await.unwrap();
+    assert!(
+        claimed_events
+            .iter()
+            .all(|event| event.who == "request req-1" && event.host.as_deref() == Some("node1"))
+    );
+    assert_eq!(claimed_events[0].what.attachment, Some(vf));
+    assert_eq!(claimed_events[0].what.server, records.at("0000:04:10.0").server());
     let claimed = records.last_event().await;
     assert_eq!(records.claim(&["0000:04:10.1", "0000:04:10.0"]).await, None);
     assert_eq!(records.last_event().await, claimed, "a claim that failed");
@@ -33,7 +37,7 @@ async fn each_change_writes_one_event_with_its_actor(records: Records) {
     }
     let place: PciAddress = "0000:06:00.0".parse().unwrap();
     records.settle(vf, Observation::Verified { address: place, run: Some(7) }).await;
-    records.gone(vf).await;
+    records.removed(vf).await;
     let expected = [
         "attachment.state - attaching",
         "device.status available unclaimable",
@@ -48,14 +52,14 @@ async fn each_change_writes_one_event_with_its_actor(records: Records) {
         "device.status unavailable available",
         "device.status allocated available",
     ];
-    assert_eq!(records.told(five).await, expected);
+    assert_eq!(records.event_lines(five).await, expected);
 
     let mut changed = devices();
     changed[1].numa_node = Some(1);
     changed.pop();
     let before = records.last_event().await;
     records.scan(changed).await;
-    assert_eq!(records.told(before).await, ["device.removed available -", "device.changed - -"]);
+    assert_eq!(records.event_lines(before).await, ["device.removed available -", "device.changed - -"]);
     let events = records.store.events(before, &EventFilter::default(), 9).await.unwrap();
     let (from, to) = (events[1].what.from.as_ref(), events[1].what.to.as_ref());
     assert_eq!((from, to), (Some(&serde_json::json!({})), Some(&serde_json::json!({ "numa_node": 1 }))));
@@ -94,7 +98,7 @@ async fn events_are_pruned_by_age_and_number_and_ids_are_never_reused(records: R
     assert_eq!(records.events().await[0].id, EventId(3), "0 means from the oldest event");
     let refused = records.store.events(EventId(1), &any, 9).await.unwrap_err();
     assert!(
-        matches!(&refused, Error::Gone(said) if said.contains("oldest available event is 3")),
+        matches!(&refused, Error::Gone(reason) if reason.contains("oldest available event is 3")),
         "{refused}"
     );
     assert_eq!(
@@ -103,7 +107,7 @@ async fn events_are_pruned_by_age_and_number_and_ids_are_never_reused(records: R
         "no event after 2 was pruned"
     );
     let refused = records.store.events(EventId(6), &any, 9).await.unwrap_err();
-    assert!(matches!(&refused, Error::Invalid(said) if said.contains("last event is 5")), "{refused}");
+    assert!(matches!(&refused, Error::Invalid(reason) if reason.contains("last event is 5")), "{refused}");
     let later = now() + 60_000;
     assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 2, "at most two at a time");
     assert_eq!(records.store.prune_events(later, 100, 2).await.unwrap(), 1);
@@ -122,7 +126,10 @@ async fn changes_of_rules_write_events(records: Records) {
     rule.text = r#"{"name":"b"}"#.into();
     records.store.put_rule(&rule).await.unwrap();
     records.store.remove_rule(&rule).await.unwrap();
-    assert_eq!(records.told(EventId(0)).await, ["rule.added - -", "rule.changed - -", "rule.removed - -"]);
+    assert_eq!(
+        records.event_lines(EventId(0)).await,
+        ["rule.added - -", "rule.changed - -", "rule.removed - -"]
+    );
     let changed = &records.events().await[1].what;
     assert_eq!(changed.to, Some(serde_json::json!({ "kind": "alias", "entry": { "name": "b" } })));
     assert_eq!(changed.rule, Some(id));

@@ -12,6 +12,7 @@ use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::{Event, EventFilter};
 use hotslot_model::id::{AttachmentId, EventId, HypervisorId, RequestId, ServerId};
 use hotslot_model::idempotency::{Answer, IdempotencyKey};
+use hotslot_model::scan::{ScanOutcome, ScanScope};
 use hotslot_model::texts::Texts;
 use uuid::Uuid;
 
@@ -59,6 +60,20 @@ struct Records {
 
 fn reservation(hypervisor: HypervisorId, server: ServerId, request: RequestId) -> Reservation<'static> {
     Reservation { hypervisor, server, request, persistent: true, key: None, holder: None }
+}
+
+/// Returns a new attachment of a device.
+fn new_attachment(device: Arc<Device>) -> NewAttachment {
+    NewAttachment {
+        id: AttachmentId(Uuid::new_v4()),
+        device,
+        alias: "a".into(),
+        managed: true,
+        network: None,
+        whole_group: false,
+        taken: false,
+        siblings: Vec::new(),
+    }
 }
 
 impl Records {
@@ -140,19 +155,7 @@ impl Records {
 
     /// Claims devices. Returns `None` when one of them is not free.
     async fn claim(&self, addresses: &[&str]) -> Option<Vec<AttachmentId>> {
-        let wanted: Vec<_> = addresses
-            .iter()
-            .map(|address| NewAttachment {
-                id: AttachmentId(Uuid::new_v4()),
-                device: self.at(address),
-                alias: "a".into(),
-                managed: true,
-                network: None,
-                whole_group: false,
-                taken: false,
-                siblings: Vec::new(),
-            })
-            .collect();
+        let wanted: Vec<_> = addresses.iter().map(|address| new_attachment(self.at(address))).collect();
         let (server, request) = (ServerId(Uuid::new_v4()), RequestId(Uuid::new_v4()));
         let reservation = reservation(self.host, server, request);
         let done = self.store.reserve(reservation, &wanted).await.unwrap();
@@ -184,7 +187,7 @@ impl Records {
     }
 
     /// Returns one line for each event after `since`: its kind and the values before and after.
-    async fn told(&self, since: EventId) -> Vec<String> {
+    async fn event_lines(&self, since: EventId) -> Vec<String> {
         let events = self.store.events(since, &EventFilter::default(), 10_000).await.unwrap();
         let text = |value: &Option<serde_json::Value>| {
             value.as_ref().and_then(|value| value.as_str()).unwrap_or("-").to_owned()
@@ -199,7 +202,7 @@ impl Records {
         self.store.event_bounds().await.unwrap().last
     }
 
-    async fn gone(&self, id: AttachmentId) {
+    async fn removed(&self, id: AttachmentId) {
         self.settle(id, Observation::Removed { reason: None }).await;
     }
 

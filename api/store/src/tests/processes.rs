@@ -18,16 +18,16 @@ fn claims() -> usize {
 /// Opens one database twice, as two processes do.
 pub(super) async fn two() -> (Records, Records) {
     let url = postgres::database().await;
-    let one = Records::of(Store::open(&url, None).await.unwrap(), None).await;
-    let other = Records::of(Store::open(&url, None).await.unwrap(), None).await;
-    assert_eq!(one.host, other.host);
-    (one, other)
+    let first = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    let second = Records::of(Store::open(&url, None).await.unwrap(), None).await;
+    assert_eq!(first.host, second.host);
+    (first, second)
 }
 
 /// Waits until a condition is true, at most 10 seconds.
-async fn until(what: &str, so: impl AsyncFn() -> bool) {
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let start = Instant::now();
-    while !so().await {
+    while !condition().await {
         assert!(start.elapsed() < Duration::from_secs(10), "timed out: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -51,27 +51,27 @@ async fn processes_that_start_together_create_one_schema_and_one_row_for_each_ho
 
 #[tokio::test]
 async fn a_commit_notifies_other_processes_which_then_read_the_changes() {
-    let (one, other) = two().await;
-    let mut heard = other.store.listen().await.unwrap().unwrap();
-    one.scan(devices()).await;
+    let (first, second) = two().await;
+    let mut heard = second.store.listen().await.unwrap().unwrap();
+    first.scan(devices()).await;
     assert_eq!(heard.next().await.unwrap(), Notification::Records);
-    other.store.refresh().await.unwrap();
-    assert_eq!(other.store.devices(), one.store.devices());
+    second.store.refresh().await.unwrap();
+    assert_eq!(second.store.devices(), first.store.devices());
     // The same without a notification: claiming a device that was taken meanwhile fails and reads the changes.
-    let vf = one.claim(&["0000:04:10.0"]).await.unwrap()[0];
-    assert_eq!(other.claim(&["0000:04:10.0"]).await, None);
-    assert_eq!(other.store.devices(), one.store.devices());
-    other.gone(vf).await;
-    one.scan(Vec::new()).await;
-    assert_eq!(one.store.devices(), Vec::new());
-    other.store.refresh().await.unwrap();
-    assert_eq!(other.store.devices(), Vec::new(), "deleted rows are seen");
+    let vf = first.claim(&["0000:04:10.0"]).await.unwrap()[0];
+    assert_eq!(second.claim(&["0000:04:10.0"]).await, None);
+    assert_eq!(second.store.devices(), first.store.devices());
+    second.removed(vf).await;
+    first.scan(Vec::new()).await;
+    assert_eq!(first.store.devices(), Vec::new());
+    second.store.refresh().await.unwrap();
+    assert_eq!(second.store.devices(), Vec::new(), "deleted rows are seen");
 }
 
 #[tokio::test]
 async fn a_lock_is_exclusive_until_its_process_releases_it_or_ends() {
-    let (one, other) = two().await;
-    let (locks, others) = (one.store.locks(), other.store.locks());
+    let (first, second) = two().await;
+    let (locks, others) = (first.store.locks(), second.store.locks());
     let held = locks.try_lock("a".into()).await.unwrap().unwrap();
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     let names = || vec!["a".to_owned(), "b".to_owned()];
@@ -87,29 +87,29 @@ async fn a_lock_is_exclusive_until_its_process_releases_it_or_ends() {
         assert!(ended.load(Ordering::Relaxed), "the lock was given out before the other process was removed");
     };
     let end = async {
-        let process = Process::clone(&other.store.locks.process().unwrap());
-        drop((held, others, other));
+        let process = Process::clone(&second.store.locks.process().unwrap());
+        drop((held, others, second));
         until("the ended process is found", async || {
-            one.store.ended().await.unwrap() == std::slice::from_ref(&process)
+            first.store.ended().await.unwrap() == std::slice::from_ref(&process)
         })
         .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         ended.store(true, Ordering::Relaxed);
-        one.store.forget_process(&process).await.unwrap();
+        first.store.forget_process(&process).await.unwrap();
     };
     tokio::join!(wait, end);
 }
 
 #[tokio::test]
 async fn a_lock_whose_connection_broke_cannot_be_taken_before_the_process_reconnects() {
-    let (one, other) = two().await;
-    let (locks, others) = (one.store.locks(), other.store.locks());
+    let (first, second) = two().await;
+    let (locks, others) = (first.store.locks(), second.store.locks());
     let held = locks.lock("a".into()).await.unwrap();
     // Other tests use locks of the same name in other databases of the server.
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('a', 0)";
-    assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
+    assert_eq!(query(kill).fetch_all(&second.store.read).await.unwrap().len(), 1);
     until("the lock is gone", async || others.elsewhere(vec!["a".into()]).await.unwrap().is_empty()).await;
     for name in ["a", "b"] {
         assert!(others.try_lock(name.into()).await.unwrap().is_none());
@@ -119,9 +119,9 @@ async fn a_lock_whose_connection_broke_cannot_be_taken_before_the_process_reconn
     assert!(others.try_lock("a".into()).await.unwrap().is_none());
     drop(others.try_lock("b".into()).await.unwrap().unwrap());
     // A process that was removed from the record knows that it lost its lock.
-    let process = one.store.locks.process().unwrap();
-    assert_eq!(query(kill).fetch_all(&other.store.read).await.unwrap().len(), 1);
-    other.store.forget_process(&process).await.unwrap();
+    let process = first.store.locks.process().unwrap();
+    assert_eq!(query(kill).fetch_all(&second.store.read).await.unwrap().len(), 1);
+    second.store.forget_process(&process).await.unwrap();
     let taken = others.lock("a".into()).await.unwrap();
     assert!(!locks.has(&held).await.unwrap());
     drop((taken, held));
@@ -131,30 +131,30 @@ async fn a_lock_whose_connection_broke_cannot_be_taken_before_the_process_reconn
 #[tokio::test]
 async fn events_of_several_writers_have_no_gaps_and_are_read_in_order() {
     const CHANGES: i64 = 100;
-    let (one, other) = two().await;
+    let (first, second) = two().await;
     let changed = |number: i64| {
         let mut seen = devices();
         seen[1].numa_node = Some(number as u32);
         seen
     };
-    one.scan(devices()).await;
-    let start = one.last_event().await;
+    first.scan(devices()).await;
+    let start = first.last_event().await;
     let write = async |records: &Records, from: i64| {
         for number in 0..CHANGES {
             records.scan(changed(from + number)).await;
         }
     };
-    let writers = async { tokio::join!(write(&one, 1000), write(&other, 2000), write(&one, 3000)) };
+    let writers = async { tokio::join!(write(&first, 1000), write(&second, 2000), write(&first, 3000)) };
     let done = AtomicBool::new(false);
     let read = async {
         let mut last = start;
         loop {
             let all = done.load(Ordering::Relaxed);
-            for event in other.store.events(last, &EventFilter::default(), 7).await.unwrap() {
+            for event in second.store.events(last, &EventFilter::default(), 7).await.unwrap() {
                 assert_eq!(event.id.0, last.0 + 1, "no event is missing and none appears later");
                 last = event.id;
             }
-            if all && last == other.last_event().await {
+            if all && last == second.last_event().await {
                 return last;
             }
             tokio::task::yield_now().await;
@@ -169,12 +169,12 @@ async fn events_of_several_writers_have_no_gaps_and_are_read_in_order() {
 
 #[tokio::test]
 async fn a_process_takes_its_locks_again_after_reconnecting() {
-    let (one, other) = two().await;
-    let (locks, others) = (one.store.locks(), other.store.locks());
+    let (first, second) = two().await;
+    let (locks, others) = (first.store.locks(), second.store.locks());
     let held = locks.lock("a".into()).await.unwrap();
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE application_name = 'hotslot locks' AND datname = current_database()";
-    query(kill).execute(&other.store.write).await.unwrap();
+    query(kill).execute(&second.store.write).await.unwrap();
     // Each process runs a query, because a failed query is how it notices a broken connection.
     until("the locks are taken again", async || {
         let again = locks.elsewhere(vec!["x".into()]).await.is_ok();
@@ -187,78 +187,78 @@ async fn a_process_takes_its_locks_again_after_reconnecting() {
         others.try_lock("a".into()).await.is_ok_and(|held| held.is_some())
     })
     .await;
-    assert_eq!(one.store.ended().await.unwrap(), [], "both are alive");
+    assert_eq!(first.store.ended().await.unwrap(), [], "both are alive");
 }
 
 #[tokio::test]
 async fn an_ended_process_is_found_and_a_removed_live_one_gets_a_new_id() {
-    let (one, other) = two().await;
-    assert_eq!(one.store.ended().await.unwrap(), []);
-    let before = other.store.locks.process().unwrap();
-    one.store.forget_process(&before).await.unwrap();
-    other.store.ended().await.unwrap();
-    let this = Process::clone(&other.store.locks.process().unwrap());
+    let (first, second) = two().await;
+    assert_eq!(first.store.ended().await.unwrap(), []);
+    let before = second.store.locks.process().unwrap();
+    first.store.forget_process(&before).await.unwrap();
+    second.store.ended().await.unwrap();
+    let this = Process::clone(&second.store.locks.process().unwrap());
     assert_ne!(this, *before, "it has a new id");
-    drop((before, other));
+    drop((before, second));
     until("the ended process is found", async || {
-        one.store.ended().await.unwrap() == std::slice::from_ref(&this)
+        first.store.ended().await.unwrap() == std::slice::from_ref(&this)
     })
     .await;
-    one.store.forget_process(&this).await.unwrap();
-    assert_eq!(one.store.ended().await.unwrap(), []);
+    first.store.forget_process(&this).await.unwrap();
+    assert_eq!(first.store.ended().await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn work_that_began_before_its_process_was_removed_changes_nothing() {
-    let (one, other) = two().await;
-    one.scan(devices()).await;
-    let (worker, this) = (one.store.new_worker(), one.store.locks.process().unwrap());
-    let held = one.store.locks().lock("a".into()).await.unwrap();
-    other.store.forget_process(&this).await.unwrap();
-    let empty = async || one.store.scan(one.host, ScanScope::Everywhere, Vec::new()).await;
+    let (first, second) = two().await;
+    first.scan(devices()).await;
+    let (worker, this) = (first.store.new_worker(), first.store.locks.process().unwrap());
+    let held = first.store.locks().lock("a".into()).await.unwrap();
+    second.store.forget_process(&this).await.unwrap();
+    let empty = async || first.store.scan(first.host, ScanScope::Everywhere, Vec::new()).await;
     let began_before = async || crate::actor::as_process(worker.clone(), empty()).await;
     assert!(matches!(began_before().await, Err(Error::TakenOver)));
     // The process is on record again under a new id. Only work under the new id may change anything.
-    assert!(!one.store.locks().is(Arc::clone(&this.id)).await.unwrap());
-    assert!(!one.store.locks().has(&held).await.unwrap());
+    assert!(!first.store.locks().is(Arc::clone(&this.id)).await.unwrap());
+    assert!(!first.store.locks().has(&held).await.unwrap());
     assert!(matches!(began_before().await, Err(Error::TakenOver)));
-    assert_eq!(one.store.devices().len(), 5);
-    let again = one.store.locks().lock("a".into()).await.unwrap();
+    assert_eq!(first.store.devices().len(), 5);
+    let again = first.store.locks().lock("a".into()).await.unwrap();
     drop(held);
     assert!(
-        one.store.locks().has(&again).await.unwrap(),
+        first.store.locks().has(&again).await.unwrap(),
         "dropping the lost lock does not release the new one"
     );
     empty().await.unwrap();
-    assert_eq!(one.store.devices().len(), 0);
+    assert_eq!(first.store.devices().len(), 0);
 }
 
 #[tokio::test]
 async fn processes_keep_their_lock_connections_alive() {
-    let (one, other) = two().await;
+    let (first, second) = two().await;
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(one.store.ended().await.unwrap(), [], "both processes are alive");
+    assert_eq!(first.store.ended().await.unwrap(), [], "both processes are alive");
     let silent = "SELECT COUNT(*) AS count FROM pg_stat_activity WHERE application_name = 'hotslot locks'
                   AND datname = current_database() AND state_change > now() - INTERVAL '3 seconds'";
-    let count: i64 = query(silent).fetch_one(&other.store.read).await.unwrap().try_get("count").unwrap();
+    let count: i64 = query(silent).fetch_one(&second.store.read).await.unwrap().try_get("count").unwrap();
     assert_eq!(count, 2);
 }
 
 #[tokio::test]
 async fn a_process_that_hangs_in_a_transaction_loses_the_write_lock() {
-    let (one, other) = two().await;
-    one.scan(devices()).await;
-    other.store.refresh().await.unwrap();
-    let mut draft = one.store.draft().await.unwrap();
-    let id = one.at("0000:05:00.0").id;
+    let (first, second) = two().await;
+    first.scan(devices()).await;
+    second.store.refresh().await.unwrap();
+    let mut draft = first.store.draft().await.unwrap();
+    let id = first.at("0000:05:00.0").id;
     draft.edit(id, |row| row.used_at = Some(1));
     let start = Instant::now();
-    other.claim(&["0000:05:00.0"]).await.unwrap();
+    second.claim(&["0000:05:00.0"]).await.unwrap();
     let waited = start.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
     assert!(draft.commit().await.is_err());
-    one.store.refresh().await.unwrap();
-    assert_eq!(one.store.devices(), other.store.devices());
+    first.store.refresh().await.unwrap();
+    assert_eq!(first.store.devices(), second.store.devices());
 }
 
 /// Returns the next pseudo-random number of a series.
@@ -295,7 +295,7 @@ async fn racer() {
         }
         let leave = query("DELETE FROM owners WHERE device = $1").bind(row.device.0);
         assert_eq!(leave.execute(&records.store.write).await.unwrap(), 1);
-        records.gone(ids[0]).await;
+        records.removed(ids[0]).await;
     }
     println!("\nraced {given} {lost}");
 }

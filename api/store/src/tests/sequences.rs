@@ -88,7 +88,7 @@ async fn keeps_the_invariants<const N: usize>(processes: [Records; N], steps: Ve
             Step::Free(index) => {
                 if index < open.len() {
                     let id = open.remove(index);
-                    records.gone(id).await;
+                    records.removed(id).await;
                     ended.push(id);
                 }
             }
@@ -187,8 +187,8 @@ async fn replay(records: &Records, open: &[AttachmentId]) {
         }
     }
     let rows = records.store.devices();
-    let so = rows.iter().map(|row| (row.id, serde_json::Value::from(row.status.as_str()))).collect();
-    assert_eq!(devices, so);
+    let statuses = rows.iter().map(|row| (row.id, serde_json::Value::from(row.status.as_str()))).collect();
+    assert_eq!(devices, statuses);
     attachments.retain(|_, state| state != "detached" && state != "failed");
     assert_eq!(attachments.keys().collect::<std::collections::BTreeSet<_>>(), open.iter().collect());
 }

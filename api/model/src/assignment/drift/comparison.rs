@@ -34,7 +34,8 @@ pub struct Comparison<'a> {
     pub device_at: &'a dyn Fn(PciAddress) -> Option<Arc<Device>>,
     /// Another host that has the server.
     pub elsewhere: Option<&'a str>,
-    /// The mediated devices that ended although nobody had requested that, and whose holders hold something else now.
+    /// The mediated devices that ended although nobody had requested that, and that their holders cannot have again: the
+    /// holder is deleted, holds something else now, or stands for another device than their parent.
     pub replaced: &'a BTreeSet<AttachmentId>,
     /// The host's mediated devices, as they were last read.
     pub mdevs: &'a [mdev::Mdev],
@@ -341,7 +342,7 @@ fn observe<'a>(
     let presence = |row: &Assignment| view.map(|view| Presence::of(view, UserAlias(row.id().0)));
     let defined = view.is_some_and(|view| view.persistent.is_some());
     let whole = |row: &Assignment, is: Presence| is.config || is.live && !(row.persistent() && defined);
-    // A request gets all its devices or none, so the devices of a request that was cut off are taken back.
+    // A request gets all its devices or none, so the devices of a request that was interrupted are taken back.
     let cut_off: BTreeSet<RequestId> = rows
         .iter()
         .filter(|row| row.state() == State::Attaching && !presence(row).is_some_and(|is| whole(row, is)))
@@ -361,7 +362,8 @@ fn observe<'a>(
             }
         }
         Some(_) if row.state() == State::Attaching && cut_off.contains(&row.request()) => {
-            let reason = "taken back, for an attach of the same request was cut off".to_owned();
+            let reason =
+                "undone, because the attach of another device of the same request was interrupted".to_owned();
             Observation::GivenUp { reason }
         }
         Some(presence) => Observation::Present {

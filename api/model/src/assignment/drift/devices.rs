@@ -20,62 +20,71 @@ pub fn of_devices(
     functions: &Functions,
     foreign: &BTreeMap<PciAddress, Foreign>,
 ) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for device in devices {
+    let of_device = |device: &Arc<Device>| {
         let address = device.facts.address;
         let row = rows.iter().find(|row| row.device == device.id);
-        if let Some(row) = row
-            && (device.gone_at.is_some() || !functions.contains_key(&address))
-        {
-            findings.push(Finding {
-                kind: Kind::DeviceGone,
-                server: Some((row.server, None)),
-                attachment: Some(row.id),
-                address: Some(address),
-                observations: vec![
-                    (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
-                    (Source::Host, "it is not there, or no device_spec lists it any more".into()),
-                ],
-                action: Action::Manual(format!(
-                    "nothing, for it may come back: detach attachment {}",
-                    row.id
-                )),
-            });
-        }
-        if let (None, Some(server)) = (row, device.server()) {
-            findings.push(Finding {
-                kind: Kind::Unattached,
-                server: Some((server, None)),
-                attachment: None,
-                address: Some(address),
-                observations: vec![(
-                    Source::Record,
-                    format!("{address} is {} to the server, and no attachment is open", device.status),
-                )],
-                action: Action::Free(device.id),
-            });
-        }
-        if let Some(foreign) = foreign.get(&address) {
-            let owner = device.owner.map(|owner| format!(" to {owner}")).unwrap_or_default();
-            let place = if foreign.live { Source::Live } else { Source::Definition };
-            findings.push(Finding {
-                kind: Kind::Foreign,
-                server: Some((foreign.server, Some(foreign.domain.clone()))),
-                attachment: None,
-                address: Some(address),
-                observations: vec![
-                    (Source::Record, format!("{address} is {}{owner}", device.status)),
-                    (place, format!("domain {} has it ({})", foreign.domain, foreign.place())),
-                ],
-                action: Action::Manual(
-                    "nothing, and it is offered to nobody: take it out of the domain (virsh detach-device), or leave \
-                     it out of device_spec"
-                        .into(),
-                ),
-            });
-        }
+        let missing = device.gone_at.is_some() || !functions.contains_key(&address);
+        let gone = row.filter(|_| missing).map(|row| of_gone(row, device));
+        let unattached =
+            device.server().filter(|_| row.is_none()).map(|server| of_unattached(device, server));
+        let foreign = foreign.get(&address).map(|foreign| of_foreign(device, foreign));
+        [gone, unattached, foreign]
+    };
+    devices.iter().flat_map(of_device).flatten().collect()
+}
+
+/// Returns the finding for a device that a server has, and that the host does not have any more.
+fn of_gone(row: &Attachment, device: &Device) -> Finding {
+    let address = device.facts.address;
+    Finding {
+        kind: Kind::DeviceGone,
+        server: Some((row.server, None)),
+        attachment: Some(row.id),
+        address: Some(address),
+        observations: vec![
+            (Source::Record, format!("{}: {address} is {}", row.state, device.status)),
+            (Source::Host, "it is not there, or no device_spec lists it any more".into()),
+        ],
+        action: Action::Manual(format!("nothing, for it may come back: detach attachment {}", row.id)),
     }
-    findings
+}
+
+/// Returns the finding for a device that is promised to a server without an open attachment.
+fn of_unattached(device: &Device, server: ServerId) -> Finding {
+    let address = device.facts.address;
+    Finding {
+        kind: Kind::Unattached,
+        server: Some((server, None)),
+        attachment: None,
+        address: Some(address),
+        observations: vec![(
+            Source::Record,
+            format!("{address} is {} to the server, and no attachment is open", device.status),
+        )],
+        action: Action::Free(device.id),
+    }
+}
+
+/// Returns the finding for a device that a domain has under an alias which is not one of ours.
+fn of_foreign(device: &Device, foreign: &Foreign) -> Finding {
+    let address = device.facts.address;
+    let owner = device.owner.map(|owner| format!(" to {owner}")).unwrap_or_default();
+    let place = if foreign.live { Source::Live } else { Source::Definition };
+    Finding {
+        kind: Kind::Foreign,
+        server: Some((foreign.server, Some(foreign.domain.clone()))),
+        attachment: None,
+        address: Some(address),
+        observations: vec![
+            (Source::Record, format!("{address} is {}{owner}", device.status)),
+            (place, format!("domain {} has it ({})", foreign.domain, foreign.place())),
+        ],
+        action: Action::Manual(
+            "nothing, and it is offered to nobody: take it out of the domain (virsh detach-device), or leave it out of \
+             device_spec"
+                .into(),
+        ),
+    }
 }
 
 /// Returns the disagreement about a function for the host's own use, if any. `found` is the function as the host has it

@@ -10,8 +10,8 @@ use super::reason::Category;
 /// The part of a request that cannot be met, and the reasons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
-    /// The text that names the part in messages, from `Alias::asker`.
-    pub asker: String,
+    /// The text that names the part in messages, from `Alias::requester`.
+    pub requester: String,
     /// The number of devices or IOMMU groups that the part requests.
     pub wanted: usize,
     /// The number of devices or IOMMU groups that the part could take if it were the only part.
@@ -115,9 +115,9 @@ impl Shortage {
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { asker, wanted, free, whole_group, left_out, nearest, together, .. } = self;
+        let Self { requester, wanted, free, whole_group, left_out, nearest, together, .. } = self;
         let what = if *whole_group { "IOMMU group(s)" } else { "device(s)" };
-        write!(f, "{asker} asks for {wanted} {what}, {free} free")?;
+        write!(f, "{requester} asks for {wanted} {what}, {free} free")?;
         if let Some(together) = together {
             write!(f, ", but no choice was found that serves all parts of the request together: {together}")?;
         }

@@ -202,7 +202,7 @@ impl<'s, 'a> Table<'s, 'a> {
         let nearest =
             nearest.map(|(device, _, keys)| format!("{}: {}", device.facts.address, keys.join("; ")));
         Shortage {
-            asker: alias.asker(),
+            requester: alias.requester(),
             wanted: count,
             free,
             whole_group,

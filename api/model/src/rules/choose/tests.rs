@@ -142,9 +142,9 @@ fn each_case_of_the_data_file_has_the_expected_result() {
         let parts: Vec<_> =
             case["wanted"].as_array().unwrap().iter().map(|part| wanted(&aliases, part)).collect();
         if let Some(lines) = case["explained"].as_array() {
-            let told = explain(&parts[0], &host.candidate_set());
-            assert_eq!(told.len(), lines.len(), "{case}: {told:?}");
-            for (line, (device, verdict)) in lines.iter().zip(told) {
+            let explained = explain(&parts[0], &host.candidate_set());
+            assert_eq!(explained.len(), lines.len(), "{case}: {explained:?}");
+            for (line, (device, verdict)) in lines.iter().zip(explained) {
                 assert_eq!(line[0], short(device), "{case}");
                 match (verdict, line[1].as_str()) {
                     (Ok(place), None) => assert_eq!(line[1], place, "{case}"),
@@ -325,12 +325,12 @@ proptest! {
         // No busy functions: otherwise a device that needs others may be passed over in favour of a complete group.
         let case = Case { busy: BTreeMap::new(), ..case };
         let part = Wanted { whole_group: false, ..wanted(&aliases, &part) };
-        let told = explain(&part, &case.candidate_set());
-        let ids: BTreeSet<_> = told.iter().map(|(device, _)| device.id).collect();
-        prop_assert_eq!((ids.len(), told.len()), (case.devices.len(), case.devices.len()));
-        let places: Vec<_> = told.iter().filter_map(|(_, verdict)| verdict.clone().ok()).collect();
+        let explained = explain(&part, &case.candidate_set());
+        let ids: BTreeSet<_> = explained.iter().map(|(device, _)| device.id).collect();
+        prop_assert_eq!((ids.len(), explained.len()), (case.devices.len(), case.devices.len()));
+        let places: Vec<_> = explained.iter().filter_map(|(_, verdict)| verdict.clone().ok()).collect();
         prop_assert_eq!(&places, &(0..places.len()).collect::<Vec<_>>());
-        let first: Vec<_> = told.iter().take(part.count).map(|(device, _)| *device).collect();
+        let first: Vec<_> = explained.iter().take(part.count).map(|(device, _)| *device).collect();
         match choose(std::slice::from_ref(&part), &case.candidate_set()) {
             Ok(chosen) => prop_assert_eq!(&chosen[0], &first),
             Err(shortage) => prop_assert_eq!(shortage.free, places.len()),
