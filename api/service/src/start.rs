@@ -23,7 +23,7 @@ use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
 use crate::service::Service;
-use crate::webhook::Webhook;
+use crate::webhook::{Webhook, Webhooks};
 use crate::{config, feed, flavor, host, peers, retention, webhook};
 
 /// The service cannot start.
@@ -111,7 +111,8 @@ impl Service {
 
     fn of_parts(opened: Opened) -> Self {
         let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
-        let feed = Feed::new(config.api.followers.get());
+        let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
         let time = config.api.idempotency_time.0;
@@ -160,7 +161,7 @@ impl Service {
     }
 
     fn start_tasks(self: &Arc<Self>) {
-        for webhook in &self.webhooks {
+        for webhook in self.webhooks.iter() {
             let context = webhook::Context { store: self.store.clone(), stopping: self.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
         }

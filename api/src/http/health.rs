@@ -6,7 +6,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use hotslot_model::identity::Caller;
-use hotslot_service::service::Service;
+use hotslot_service::config::Config;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::identity::Callers;
+use hotslot_service::records::Records;
 use serde_json::{Value, json};
 
 /// The warning about `[api] insecure_tcp`.
@@ -19,14 +22,17 @@ pub(super) async fn alive() -> Json<Value> {
 
 /// Without identity the answer tells only whether the service is ready, and whether it can identify callers.
 pub(super) async fn ready(
-    State(service): State<Arc<Service>>,
+    State(records): State<Arc<Records>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(callers): State<Arc<Callers>>,
+    State(config): State<Arc<Config>>,
     caller: Option<Extension<Caller>>,
 ) -> (StatusCode, Json<Value>) {
     let word = |outcome: Result<(), String>| outcome.map_or_else(|reason| reason, |()| "ok".to_owned());
-    let database = word(service.records.ping().await.map_err(|error| format!("{error:?}")));
+    let database = word(records.ping().await.map_err(|error| format!("{error:?}")));
     let mut ok = database == "ok";
     let mut hypervisors = serde_json::Map::new();
-    for host in service.hosts.iter() {
+    for host in hosts.iter() {
         let state = word(match host.hypervisor.connection() {
             Ok(()) if !host.is_synced() => Err("its devices are still being read".to_owned()),
             other => other,
@@ -34,7 +40,7 @@ pub(super) async fn ready(
         ok &= state == "ok";
         hypervisors.insert(host.name.clone(), state.into());
     }
-    let identity = match service.callers.keystone() {
+    let identity = match callers.keystone() {
         Some(keystone) => Some(keystone.check().await),
         None => None,
     };
@@ -53,7 +59,7 @@ pub(super) async fn ready(
     if details {
         answer["database"] = database.into();
         answer["hypervisors"] = hypervisors.into();
-        answer["warnings"] = service.config.is_open().then_some(OPEN).into_iter().collect();
+        answer["warnings"] = config.is_open().then_some(OPEN).into_iter().collect();
     }
     (status, Json(answer))
 }

@@ -11,10 +11,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use hotslot_model::identity::{Caller, Peer, Refusal, Scope, User, Via};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::identity::{Shown, Unidentified};
-use hotslot_service::service::Service;
 
 use super::error::Fault;
-use super::state::App;
+use super::state::{App, IdentityParts};
 
 /// The header with the secret of the proxy.
 const PROXY_SECRET: &str = "x-hotslot-proxy-secret";
@@ -41,18 +40,18 @@ impl From<Refusal> for Fault {
 /// # Errors
 /// 401 when the request does not show who calls, or shows it ambiguously; 403 for a local user without any right; 503
 /// when callers cannot be identified at present.
-pub(super) async fn caller(service: &Service, request: &Parts) -> Result<Caller, Fault> {
+pub(super) async fn caller(identity: &IdentityParts, request: &Parts) -> Result<Caller, Fault> {
     let (headers, peer) = (&request.headers, request.extensions.get::<Peer>().copied());
-    match service.config.api.identity {
+    match identity.config.api.identity {
         IdentityFrom::Headers => {
-            if service.callers.trust_headers(peer, text(headers, PROXY_SECRET)?.map(str::as_bytes)) {
+            if identity.callers.trust_headers(peer, text(headers, PROXY_SECRET)?.map(str::as_bytes)) {
                 return by_headers(headers);
             }
             let message = "the request does not come from the proxy that identifies callers; send it to the proxy, \
                            which sends X-Hotslot-Proxy-Secret";
             Err(Fault::new(StatusCode::UNAUTHORIZED, message))
         }
-        IdentityFrom::None => match token(headers)?.filter(|_| service.callers.take_tokens()) {
+        IdentityFrom::None => match token(headers)?.filter(|_| identity.callers.take_tokens()) {
             Some(token) => {
                 let path = request.uri.path();
                 let shown = Shown {
@@ -62,9 +61,9 @@ pub(super) async fn caller(service: &Service, request: &Parts) -> Result<Caller,
                     method: request.method.as_str(),
                     path,
                 };
-                Ok(service.callers.by_token(&shown).await?)
+                Ok(identity.callers.by_token(&shown).await?)
             }
-            None => Ok(service.callers.by_peer(peer).await?),
+            None => Ok(identity.callers.by_peer(peer).await?),
         },
     }
 }

@@ -1,18 +1,18 @@
 //! Which rule each route has, and its enforcement before a handler runs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use axum::extract::{MatchedPath, OriginalUri, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::Target;
-use hotslot_service::service::Service;
 use hotslot_store::actor;
 
 use super::error::{Fault, no_method, not_found};
 use super::identity::caller;
+use super::state::IdentityParts;
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
 
 /// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
-pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
         // There is no such path, and the fallback says so.
         return next.run(request).await;
@@ -176,7 +176,7 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request,
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
-    let caller = caller(&service, &parts).await;
+    let caller = caller(&identity, &parts).await;
     let mut request = Request::from_parts(parts, body);
     let Some(access) = access else {
         // The router says for an administrator what is wrong with the request. Nobody else reaches it.
@@ -196,14 +196,14 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request,
         InHandler(rule) => (rule, Target::Unknown),
     };
     let admitted = caller.and_then(|caller| {
-        service.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
+        identity.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
             tracing::info!(caller = caller.describe(), rule, "refused {caller}: {rule}");
         })?;
         Ok(caller)
     });
     let caller = match admitted {
         Ok(caller) => caller,
-        Err(fault) => return refusal(&service, fault),
+        Err(fault) => return refusal(&identity, fault),
     };
     let actor = match &caller.user {
         Some(_) => format!("{} of {caller}", actor::current()),
@@ -214,13 +214,13 @@ pub(super) async fn admit(State(service): State<Arc<Service>>, request: Request,
 }
 
 /// Returns the response to a caller who is not admitted. A 401 says where Keystone is.
-fn refusal(service: &Service, fault: Fault) -> Response {
+fn refusal(identity: &IdentityParts, fault: Fault) -> Response {
     let unknown = fault.status == StatusCode::UNAUTHORIZED;
     let mut response = fault.into_response();
-    if let Some(keystone) = service.callers.keystone().filter(|_| unknown)
+    if let Some(keystone) = identity.callers.keystone().filter(|_| unknown)
         && let Ok(challenge) = HeaderValue::from_str(&format!("Keystone uri=\"{}\"", keystone.public_url()))
     {
-        if service.config.identity.tokens.is_some() {
+        if identity.config.identity.tokens.is_some() {
             response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
         } else {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);

@@ -13,7 +13,6 @@ use hotslot_model::id::AttributeId;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -102,7 +101,7 @@ struct Body {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
@@ -118,7 +117,7 @@ pub(super) async fn create(
     }
     text::visible(&body.key).map_err(|reason| bad(format!("key: {reason}"), CREATE))?;
     text::visible(&body.value).map_err(|reason| bad(format!("value: {reason}"), CREATE))?;
-    let cards = service.cyborg.cards().await?;
+    let cards = cyborg.cards().await?;
     let named = match &body.deployable_id {
         Value::String(id) => id.clone(),
         Value::Number(number) if number.is_u64() => number.to_string(),
@@ -134,7 +133,7 @@ pub(super) async fn create(
         let message = format!("{} is derived from the device; change its device_spec", body.key);
         return Err(Error::Conflict(message).into());
     }
-    let made = service.cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
+    let made = cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
     Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
 }
 

@@ -14,7 +14,6 @@ use hotslot_model::id::DeviceProfileId;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
 use hotslot_service::records::Records;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -125,23 +124,25 @@ pub(super) async fn show(
     Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
 }
 
-async fn remove(service: &Service, names: &[&str]) -> Result<StatusCode, Fault> {
-    let profiles = service.records.device_profiles().await?;
+async fn remove(cyborg: &Cyborg, records: &Records, names: &[&str]) -> Result<StatusCode, Fault> {
+    let profiles = records.device_profiles().await?;
     let found = names.iter().map(|name| find(&profiles, name).map(|profile| profile.id));
     let ids = found.collect::<Result<BTreeSet<_>, _>>()?;
-    service.cyborg.delete_device_profiles(&Vec::from_iter(ids)).await?;
+    cyborg.delete_device_profiles(&Vec::from_iter(ids)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn delete_one(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<ProfilePath>,
 ) -> Result<StatusCode, Fault> {
-    remove(&service, &[&path.id]).await
+    remove(&cyborg, &records, &[&path.id]).await
 }
 
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
+    State(cyborg): State<Arc<Cyborg>>,
+    State(records): State<Arc<Records>>,
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     let names: Vec<_> = match &pairs[..] {
@@ -149,7 +150,7 @@ pub(super) async fn delete(
         _ => Vec::new(),
     };
     match &names[..] {
-        [_, ..] if names.iter().all(|name| !name.is_empty()) => remove(&service, &names).await,
+        [_, ..] if names.iter().all(|name| !name.is_empty()) => remove(&cyborg, &records, &names).await,
         _ => Err(Error::Invalid(
             "no device profile is named; DELETE device_profiles/<uuid or name>, or ?value=<name>,<name>"
                 .into(),
