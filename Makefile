@@ -7,7 +7,7 @@ export RUSTDOCFLAGS := -D warnings
 STEP := tools/step
 # Build the programs together with the tests. Tests enable more features of dependencies, so building the programs alone
 # would compile most dependencies twice.
-BUILD_TESTS := cargo build --quiet --workspace --bins --tests
+BUILD_TESTS := cargo build --quiet --locked --workspace --bins --tests
 
 .PHONY: help demo demo-stop test check long-tests fuzz lab-test long-lab-test bench install install-lab build release lab lab-down clean
 
@@ -27,16 +27,18 @@ test: check install-lab release lab lab-test ## all tests except the long ones, 
 check: install ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
-	@$(STEP) "lints" cargo clippy --quiet --workspace --all-targets -- -D warnings
-	@$(STEP) "licences and bans" cargo deny --log-level error check licenses bans sources
-	@$(STEP) "docs" cargo doc --quiet --workspace --no-deps --document-private-items
+	@$(STEP) "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources
+	@$(STEP) "advisories" tools/advisories
+	@$(STEP) "the sandbox of the service" tools/sandbox
+	@$(STEP) "docs" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 	@$(STEP) "build" $(BUILD_TESTS)
-	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --workspace
+	@$(STEP) "quick tests" env RUST_TEST_THREADS=6 cargo test --quiet --locked --workspace
 
 long-tests: install fuzz ## make every step of attach and detach fail, and run the fuzz targets (an hour)
 	@$(STEP) "build" $(BUILD_TESTS)
-	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --test stories steps::
-	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --workspace --lib processes
+	@$(STEP) "every step" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --test stories steps::
+	@$(STEP) "many processes" env HOTSLOT_LONG_WALK=1 cargo test --quiet --locked --workspace --lib processes
 
 fuzz: install ## build the fuzz targets, and run each for some seconds
 	@$(STEP) "fuzz" tools/fuzz
@@ -48,7 +50,7 @@ long-lab-test: install install-lab release lab ## the tests in the lab that take
 	@$(STEP) "long lab tests" tools/lab-test --long
 
 bench: install install-lab release lab ## measure attach, detach, inventory, start and memory against lower bounds of the same run
-	@$(STEP) "benchmarks" cargo bench -p hotslot-tests --features lab
+	@$(STEP) "benchmarks" tools/release bench -p hotslot-tests --features lab
 
 install: ## install the requirements of the build and the quick tests
 	@$(STEP) "install for build" tools/install build
@@ -57,10 +59,10 @@ install-lab: ## install the requirements of the lab
 	@$(STEP) "install for the lab" tools/install lab
 
 build:
-	@$(STEP) "build" cargo build --quiet --workspace
+	@$(STEP) "build" cargo build --quiet --locked --workspace
 
-release:
-	@$(STEP) "release build" cargo build --quiet --release -p hotslot
+release: ## build target/release/hotslot, and beside it the list of its libraries (needs the requirements of `make install`)
+	@$(STEP) "release build" tools/release
 
 lab: install-lab ## start the lab
 	@$(STEP) "lab up" vagrant/up

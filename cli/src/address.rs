@@ -43,7 +43,7 @@ impl fmt::Display for Address {
 }
 
 /// The places where a configuration file is looked for, in this order.
-const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
+pub(crate) const CONFIGURATIONS: [&str; 2] = ["/etc/hotslot/hotslot.toml", "/etc/hotslot.toml"];
 
 impl Address {
     /// Returns the address of the service when `--url` does not give one. With a named configuration, it is the address
@@ -145,7 +145,7 @@ mod tests {
             Address::found(Some(&file))
         };
         assert_eq!(found("[api]\nlisten = 'unix:/a.sock'").unwrap().to_string(), "unix:/a.sock");
-        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'").unwrap_err());
+        let error = format!("{:#}", found("[api]\nlisten = '127.0.0.1:0'\ninsecure_tcp = true").unwrap_err());
         assert!(error.contains("hotslot.toml") && error.contains("--url"), "{error}");
         let error = format!("{:#}", found("[api]\nlisen = 'x'").unwrap_err());
         assert!(error.contains("hotslot.toml: line 2") && error.contains("`listen`"), "{error}");

@@ -6,8 +6,11 @@
 
 use std::error::Error as _;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -35,8 +38,29 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    #[cfg(test)]
     pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
-        let builder = reqwest::Client::builder().no_proxy();
+        Self::with_token(address, None)
+    }
+
+    /// Returns a client that sends a token with each request.
+    ///
+    /// # Errors
+    /// The token cannot be in a header, or everybody in the network could read it.
+    pub(crate) fn with_token(address: Address, token: Option<String>) -> anyhow::Result<Self> {
+        let mut builder = reqwest::Client::builder().no_proxy();
+        if let Some(token) = token {
+            if let Address::Http(url) = &address
+                && !is_loopback(url)
+            {
+                bail!("the token is not sent to {address}, because the connection is not encrypted");
+            }
+            let mut value =
+                HeaderValue::from_str(&token).context("the token has characters that no token has")?;
+            value.set_sensitive(true);
+            builder = builder
+                .default_headers(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]));
+        }
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
             Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),
@@ -211,6 +235,12 @@ impl Client {
     pub(crate) fn strange(&self, what: &str) -> Failure {
         Failure::new(Exit::Failed, format!("the service at {} is not hotslot: {what}", self.address))
     }
+}
+
+/// Whether a URL has an address of this machine only.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Sends a request, and receives the complete response.

@@ -12,6 +12,8 @@ Exit codes:
     4  refused: busy, wrong state, no free port, the guest keeps the device; or a dry run found such a reason
     5  the service or a host is unreachable, or a list is incomplete because a host is unreachable
     6  bad request: an unknown alias, or too few free devices
+    7  not identified: no token, or one that is not valid (HOTSLOT_TOKEN, --token-file)
+    8  not permitted: the user or the token has no right to this
   130  interrupted; the service continues with the request
 When a command works on several attachments, its exit code is the highest of theirs.";
 
@@ -26,6 +28,8 @@ pub(crate) enum Exit {
     Refused = 4,
     Unreachable = 5,
     BadRequest = 6,
+    NotIdentified = 7,
+    NotPermitted = 8,
     Interrupted = 130,
 }
 
@@ -34,6 +38,8 @@ impl Exit {
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
             400 => Self::BadRequest,
+            401 => Self::NotIdentified,
+            403 => Self::NotPermitted,
             404 | 410 => Self::NotFound,
             409 => Self::Refused,
             503 => Self::Unreachable,

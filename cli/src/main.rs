@@ -9,6 +9,7 @@ mod attach;
 mod attachment;
 mod capture;
 mod client;
+mod cloud;
 mod columns;
 mod config;
 mod db;
@@ -23,21 +24,25 @@ mod exit;
 mod explain;
 mod heap;
 mod host;
+mod login;
 mod lookup;
+mod notify;
 mod output;
 mod pci;
 mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod token;
 mod topology;
 mod tree;
 mod wait;
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use hotslot_driver::text;
 use tracing_subscriber::EnvFilter;
@@ -47,7 +52,9 @@ use tracing_subscriber::fmt::format::{self, Writer};
 
 use crate::address::Address;
 use crate::client::Client;
+use crate::cloud::Cloud;
 use crate::exit::Exit;
+use crate::login::Login;
 use crate::output::Format;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
@@ -64,6 +71,15 @@ struct Arguments {
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
     config: Option<PathBuf>,
+    /// A file with the token with which the commands identify themselves to the service. Without it they use the
+    /// variable HOTSLOT_TOKEN, where it is set. The unix socket needs no token.
+    #[arg(long, global = true)]
+    token_file: Option<PathBuf>,
+    /// The cloud in clouds.yaml to whose Keystone the command authenticates. Without it, the OS_* variables of the
+    /// OpenStack clients are used if OS_AUTH_URL is set. Without --url, the address of the service is then the endpoint
+    /// of the service type `hotslot` in Keystone's catalog.
+    #[arg(long, global = true, env = "OS_CLOUD", value_name = "NAME")]
+    os_cloud: Option<String>,
     /// The output format: a table for people, or the JSON of the API for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -86,6 +102,9 @@ enum Command {
     /// Back up or restore the SQLite database.
     #[command(subcommand, after_help = db::HELP)]
     Db(db::DbCommand),
+    /// Make, list and revoke tokens with which clients identify themselves.
+    #[command(subcommand, after_help = token::HELP)]
+    Token(token::TokenCommand),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -157,7 +176,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = arguments.config.as_deref();
-    let url = || arguments.url.map_or_else(|| Address::found(config), Ok);
+    let own = || token::own(arguments.token_file.as_deref());
+    let url = || arguments.url.clone().map_or_else(|| Address::found(config), Ok);
     if matches!(arguments.command, Command::Serve | Command::Db(_)) {
         // Files that these commands create are readable by hotslot's user only.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
@@ -174,10 +194,11 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, config, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
+        Command::Token(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
@@ -188,11 +209,28 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Service(ServiceCommand::Config(config::ConfigCommand::Check { file })) => {
             config::check::run(&file, arguments.output)
         }
-        Command::Service(command) => {
-            let cli = Cli { client: Client::new(url()?)?, format: arguments.output };
-            until_done(command.run(&cli))
-        }
+        Command::Service(command) => until_done(async {
+            let client = connect(arguments.url, own()?, arguments.os_cloud.as_deref(), config).await?;
+            command.run(&Cli { client, format: arguments.output }).await
+        }),
     }
+}
+
+/// Returns a client of the service: with hotslot's own token where there is one, or with a token of Keystone's if a
+/// cloud is configured. Without `url`, the address of the service is then in Keystone's catalog.
+async fn connect(
+    url: Option<Address>,
+    own: Option<String>,
+    cloud: Option<&str>,
+    config: Option<&Path>,
+) -> anyhow::Result<Client> {
+    let cloud = if own.is_some() { None } else { Cloud::found(cloud)? };
+    let Some(cloud) = cloud else {
+        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, own);
+    };
+    let login = Login::to(&cloud, url.is_none()).await?;
+    let address = url.or(login.endpoint.map(Address::Http)).context("Keystone's catalog has no address")?;
+    Client::with_token(address, Some(login.token))
 }
 
 /// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a
@@ -251,6 +289,7 @@ mod tests {
     fn valid_command_lines_are_accepted_and_invalid_ones_refused() {
         for line in [
             "hotslot host list",
+            "hotslot --os-cloud lab host list",
             "hotslot -o json device list --all",
             "hotslot device list --host node1 -l",
             "hotslot device show pci_0000_3b_00_1 --host node1",

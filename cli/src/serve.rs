@@ -15,6 +15,8 @@ use nix::unistd::{Gid, Group, getegid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::notify;
+
 /// The time that running requests have to finish after a stop signal. Requests that are not finished by then are on
 /// record, and the next start continues them.
 const GRACE: Duration = Duration::from_secs(10);
@@ -52,10 +54,20 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
-    if matches!(api.listen, Listen::Tcp(_)) {
+    if service.config.is_open() {
         tracing::warn!(
-            "[api] listen is a TCP port: every user and program of this machine can connect to it, and without [api] \
-             identity it has full access; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
+            "[api] insecure_tcp: listen is a TCP port, every user and program of this machine can connect to it, and each \
+             is the administrator; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
+        );
+    }
+    if api.socket_mode.is_open_to_all()
+        && matches!(api.listen, Listen::Unix(_))
+        && service.callers.admit_all_locals()
+    {
+        tracing::warn!(
+            "[api] socket_mode {:04o} lets every user of this machine connect, and without [[identity.local]] each is \
+             the administrator",
+            api.socket_mode.0
         );
     }
     match &listener {
@@ -75,12 +87,14 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let mut server = tokio::spawn(async move { http::serve(listener, router, &serving, asked).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    notify::ready(&service, &api.listen.to_string());
     tokio::select! {
         ended = &mut server => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    notify::stopping();
     service.lifecycle.stop();
     // Remove the socket before the listener closes: after that another service may create a socket with the same name.
     drop(socket);
@@ -273,13 +287,6 @@ fn open_to_group(path: &Path, api: &Api, group: Option<Gid>) -> anyhow::Result<(
             Some(name) => bail!("{why}; run as root or as a member of {name}"),
             None => tracing::warn!("{why}; only this user and root may connect"),
         }
-    }
-    if api.socket_mode.is_open_to_all() {
-        tracing::warn!(
-            "[api] socket_mode {:04o} lets every user of this machine connect, and without [api] identity each has \
-             full access",
-            api.socket_mode.0
-        );
     }
     fs::set_permissions(path, Permissions::from_mode(api.socket_mode.0))?;
     Ok(())

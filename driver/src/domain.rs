@@ -37,6 +37,9 @@ pub struct DomainXml {
     pub occupied: Vec<PciAddress>,
     /// Whether the guest agent's channel is connected. Only a live document contains this.
     pub agent_connected: bool,
+    /// Whether the guest is on QEMU's user networking or on passt (`<interface type='user'>`, `<backend type='passt'>`, or
+    /// `-netdev user` in QEMU's own arguments). Such a guest can reach the TCP ports of the host's loopback.
+    pub user_network: bool,
     /// Whether the kernel command line makes Linux renumber the PCI buses (`pci=assign-busses` in `<os><cmdline>`;
     /// Linux, `Documentation/admin-guide/kernel-parameters.txt`), so that the firmware's bus numbers are not those of
     /// the guest.

@@ -241,6 +241,7 @@ fn any_guest() -> impl Strategy<Value = DomainXml> {
                 vdpas: Vec::new(),
                 occupied,
                 agent_connected: false,
+                user_network: false,
                 renumbers_buses: false,
                 numa_nodes: BTreeSet::new(),
                 memory: 0,

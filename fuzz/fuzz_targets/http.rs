@@ -14,6 +14,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode, header};
 use hotslot_driver::domain::UserAlias;
+use hotslot_model::identity::Peer;
 use hotslot_service::config::Config;
 use hotslot_service::service::Service;
 use libfuzzer_sys::fuzz_target;
@@ -96,6 +97,7 @@ fn request(text: &str) -> Option<Request<Body>> {
     if !body.is_empty() && !typed {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
+    request = request.extension(Peer::Unix { uid: 0, gid: 0, pid: None });
     request.body(Body::from(body.to_owned())).ok()
 }
 

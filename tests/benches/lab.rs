@@ -57,7 +57,7 @@ fn settle(in_guest: bool) {
 }
 
 async fn measure() {
-    let api = Api::at("http://127.0.0.1:9774".into());
+    let api = Api::at("unix:/run/hotslot/api.sock".into());
     let vf = Command::new("lab-devices").arg("igb-vf0").output().expect("lab-devices").stdout;
     let vf: PciAddress = String::from_utf8_lossy(&vf).trim().parse().expect("an address");
     let xml = format!(

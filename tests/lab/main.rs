@@ -11,3 +11,4 @@ mod outages;
 mod power;
 mod remote;
 mod topologies;
+mod unit;

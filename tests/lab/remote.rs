@@ -85,7 +85,7 @@ async fn an_unreachable_host_does_not_affect_the_two_others() {
     let by_ssh = ssh_uri(ssh.port(), keys);
     let mut lab = Lab::idle();
     lab.put(keys, "/run/");
-    lab.forward(TLS, 16514);
+    lab.forward(TLS, "16514");
     lab.sh(LISTEN);
     let mut service = Hotslot::of(&release(), &config(&by_tls, &near), PATIENCE);
     lab.api = service.clone();

@@ -1,5 +1,5 @@
-//! The lab of `vagrant/`, with a service of the test's own in its VM, which is reached over a forwarded port of
-//! loopback.
+//! The lab of `vagrant/`, with a service in its VM that each test configures and starts. It runs under the unit of
+//! `packaging/`, as user `hotslot`, and is reached over a port of this machine's loopback that is forwarded to its socket.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -129,11 +129,13 @@ impl Lab {
     /// Like [`fresh`](Self::fresh), with another configuration.
     pub async fn with(config: &str) -> Self {
         let lab = Self::idle();
-        // The port must not be in use, so that it can be forwarded to this machine.
-        let config = format!("{config}\n[api]\nlisten = \"127.0.0.1:9774\"\n").replace('\'', r"'\''");
-        lab.sh(&format!("rm -rf /var/lib/hotslot; printf '%s' '{config}' >/etc/hotslot.toml"));
-        lab.put(&release(), "/usr/local/bin/hotslot");
-        lab.forward(PORT, 9774);
+        let config = config.replace('\'', r"'\''");
+        lab.sh(&format!(
+            "cd /etc/hotslot; rm -rf /var/lib/hotslot; printf '%s' '{config}' >hotslot.toml; \
+             chmod 600 hotslot.toml; chown hotslot: hotslot.toml"
+        ));
+        lab.put(&release(), "/usr/bin/hotslot");
+        lab.forward(PORT, "/run/hotslot/api.sock");
         lab.serve().await;
         lab
     }
@@ -151,10 +153,10 @@ impl Lab {
         run(put);
     }
 
-    /// Forwards a port of the VM's loopback to this machine.
-    pub fn forward(&self, here: u16, there: u16) {
+    /// Forwards a port of this machine's loopback to a port of the VM's loopback, or to a unix socket in the VM.
+    pub fn forward(&self, here: u16, there: &str) {
         let mut forward = script("forward");
-        forward.args([here.to_string(), there.to_string()]);
+        forward.args([&here.to_string(), there]);
         run(forward);
     }
 
@@ -165,18 +167,16 @@ impl Lab {
 
     /// Starts the service in the VM.
     pub async fn serve(&self) {
-        self.sh(
-            "setsid nohup hotslot serve --config /etc/hotslot.toml >>/var/log/hotslot.log 2>&1 </dev/null &",
-        );
+        self.sh("systemctl start hotslot || { journalctl -u hotslot --no-pager | tail -30 >&2; exit 1; }");
         self.until("the service answers", async || {
             self.try_get("/readyz").await.is_some_and(|answer| answer.status == 200)
         })
         .await;
     }
 
-    /// Kills the service as `kill -9` does, and stops the one that `make demo` started.
+    /// Kills the service as `kill -9` does. systemd would start it again after some seconds, and is told not to.
     pub fn stop(&self) {
-        self.sh("systemctl stop hotslot 2>/dev/null; while pkill -9 -x hotslot; do sleep 0.1; done");
+        self.sh("systemctl kill -s KILL hotslot; systemctl stop hotslot; systemctl reset-failed hotslot");
     }
 
     /// Attaches one device by alias.

@@ -46,12 +46,29 @@ fn each_library_is_used_in_its_own_place() {
     only_in("hyper::", &["api/src/http/"]);
     only_in(
         "reqwest::",
-        &["api/service/src/webhook.rs", "cli/src/address.rs", "cli/src/client.rs", "cli/src/event_stream.rs"],
+        &[
+            "api/service/src/config/keystone.rs",
+            "api/service/src/keystone/",
+            "api/service/src/webhook.rs",
+            "cli/src/address.rs",
+            "cli/src/client.rs",
+            "cli/src/event_stream.rs",
+            "cli/src/login.rs",
+        ],
     );
     only_in("unsafe ", &["driver/src/libvirt/ffi.rs", "cli/src/heap.rs"]);
     only_in("anyhow", &["cli/src/"]);
     // All records of assignments change through the engine.
     only_in("store.settle(", &["api/service/src/assignment/engine.rs", "api/store/src/tests/"]);
+}
+
+/// A handler takes the parts of the service that it uses. Only the router and its state have the whole service.
+#[test]
+fn no_handler_takes_the_whole_service() {
+    let places = ["api/src/http/mod.rs", "api/src/http/state.rs", "api/service/src/", "cli/src/serve.rs"];
+    only_in("service::Service", &places);
+    only_in("Arc<Service>", &places);
+    only_in("State<App>", &[]);
 }
 
 /// The crates, lowest first: each may use only those before it.
@@ -222,4 +239,39 @@ fn no_control_flow_depends_on_a_conflict() {
             );
         }
     }
+}
+
+/// A build that changes `Cargo.lock` would use versions that nobody has tested.
+#[test]
+fn every_command_of_cargo_uses_the_versions_in_the_lock_file() {
+    let mut files = vec![root().join("Makefile")];
+    for folder in ["tools", ".ci"] {
+        let entries = std::fs::read_dir(root().join(folder)).unwrap();
+        files.extend(entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()));
+    }
+    let mut commands = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            let words: Vec<_> = line.split([' ', '(', '\t']).collect();
+            let resolves = words.windows(2).any(|pair| {
+                pair[0] == "cargo"
+                    && matches!(
+                        pair[1],
+                        "auditable"
+                            | "bench"
+                            | "build"
+                            | "clippy"
+                            | "deny"
+                            | "doc"
+                            | "fetch"
+                            | "run"
+                            | "test"
+                    )
+            });
+            commands += usize::from(resolves);
+            assert!(!resolves || line.contains("--locked"), "{}: {line}", file.display());
+        }
+    }
+    assert!(commands > 8, "{commands}");
 }

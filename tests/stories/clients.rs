@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hotslot_tests::keystone::python;
 use hotslot_tests::{Hotslot, host, without_mdevs};
 
 const PCI: &str = "[pci]\ndevice_spec = ['{\"address\": \"*:*:*.*\"}']\n";
@@ -13,10 +14,7 @@ fn root() -> PathBuf {
 
 /// Runs one of the scripts in `tests/clients` with the Python environment of the clients.
 async fn run(service: &Hotslot, script: &str, more: &[&str]) {
-    let python = Command::new(root().join("tools/clients")).output().expect("run tools/clients");
-    assert!(python.status.success(), "tools/clients: {}", String::from_utf8_lossy(&python.stderr));
-    let python = String::from_utf8(python.stdout).expect("a path");
-    let mut command = Command::new(python.trim());
+    let mut command = Command::new(python());
     command.arg(root().join("tests/clients").join(script)).arg(service.url()).args(more);
     // The script runs in a thread of its own, so that it does not block the runtime of the test.
     let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("a thread");

@@ -132,7 +132,7 @@ async fn a_database_of_another_user_is_refused_and_not_changed() {
         chown(&made, Some(65534), None).unwrap();
         chmod(&made, 0o666);
         let text = format!(
-            "[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
+            "[api]\nlisten = \"127.0.0.1:0\"\ninsecure_tcp = true\n[database]\nurl = \"sqlite://{}/hotslot.db\"\n",
             dir.path().display()
         );
         fs::write(&config, text).unwrap();

@@ -20,7 +20,7 @@ pub(crate) async fn at_socket(umask: &str, config: &str) -> (Hotslot, PathBuf, t
     chmod(dir.path(), 0o755);
     let socket = dir.path().join("run/hotslot/api.sock");
     let listen = format!("listen = \"unix:{}\"\n{config}", socket.display());
-    service.reconfigure("listen = \"127.0.0.1:0\"\n", &listen);
+    service.reconfigure("listen = \"127.0.0.1:0\"\ninsecure_tcp = true\n", &listen);
     service.start_again_after(&format!("umask {umask}")).await;
     (service, socket, dir)
 }

@@ -28,7 +28,11 @@ pub(crate) fn chmod(path: &Path, mode: u32) {
 /// Returns the error output of `hotslot serve` with this database URL; fails the test when the service starts.
 pub(crate) fn refused_to_serve(dir: &Path, url: &str) -> String {
     let config = dir.join("refused.toml");
-    fs::write(&config, format!("[api]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{url}\"\n")).unwrap();
+    fs::write(
+        &config,
+        format!("[api]\nlisten = \"127.0.0.1:0\"\ninsecure_tcp = true\n[database]\nurl = \"{url}\"\n"),
+    )
+    .unwrap();
     let mut command = Command::new("timeout");
     let said = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
     assert!(said.status.code() == Some(1), "{url}: {said:?}");

@@ -12,6 +12,7 @@ pub mod event;
 pub mod hot_unplug;
 pub mod id;
 pub mod idempotency;
+pub mod identity;
 pub mod overdue;
 pub mod rules;
 pub mod scan;

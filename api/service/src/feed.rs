@@ -42,6 +42,8 @@ type Page = Option<Arc<[PublishedEvent]>>;
 #[derive(Debug)]
 pub struct Feed {
     pages: broadcast::Sender<Page>,
+    /// The maximum number of followers.
+    pub limit: u32,
     /// One permit for each further follower.
     pub places: Arc<Semaphore>,
     /// One permit for each further follower that may read the table.
@@ -54,6 +56,7 @@ impl Feed {
         let places = usize::try_from(followers).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             pages: broadcast::Sender::new(PAGES),
+            limit: followers,
             places: Arc::new(Semaphore::new(places)),
             catching_up: Semaphore::new(CATCHING_UP),
         }

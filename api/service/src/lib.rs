@@ -16,6 +16,7 @@
 //! events, feed    an event as JSON; events for the clients that follow them
 //! webhook         posts events to URLs: signatures, repetitions, dead letters
 //! retention       removes old events and ended rows
+//! keystone        Keystone: whether a token is valid, and whose it is
 //! lifecycle       the end of the service
 //! config, flavor  hotslot.toml
 //! task            tasks that continue when the future that waits for them is dropped
@@ -33,7 +34,9 @@ pub mod flavor;
 pub mod host;
 pub mod hosts;
 pub mod idempotency;
+pub mod identity;
 pub mod inventory;
+pub mod keystone;
 pub mod lifecycle;
 pub mod locks;
 mod peers;

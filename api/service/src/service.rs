@@ -6,25 +6,30 @@
 
 use std::sync::Arc;
 
+use hotslot_model::identity::Policy;
 use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::Assignments;
 use crate::config::Config;
 use crate::cyborg::Cyborg;
-use crate::error::Error;
 use crate::feed::Feed;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
+use crate::identity::Callers;
 use crate::inventory::Catalog;
 use crate::lifecycle::Lifecycle;
 use crate::records::Records;
-use crate::webhook::Webhook;
+use crate::webhook::Webhooks;
 
 /// The running service.
 pub struct Service {
     /// The configuration.
     pub config: Arc<Config>,
+    /// Who calls.
+    pub callers: Arc<Callers>,
+    /// Who may do what.
+    pub policy: Arc<Policy>,
     /// The database; only the parts change it.
     pub(crate) store: Store,
     /// The records, to be read.
@@ -41,23 +46,15 @@ pub struct Service {
     pub cyborg: Arc<Cyborg>,
     /// Answers that are kept for requests that are sent again.
     pub idempotency: Arc<Idempotency>,
-    /// Who is sent events.
-    pub webhooks: Vec<Arc<Webhook>>,
-    /// The events for those who follow them.
-    pub feed: Feed,
+    /// The configured webhooks, to which events are posted.
+    pub webhooks: Arc<Webhooks>,
+    /// The events for the clients that follow them.
+    pub feed: Arc<Feed>,
     /// The end of the service.
     pub lifecycle: Arc<Lifecycle>,
 }
 
 impl Service {
-    /// Sends a webhook the events again that it did not accept. Returns how many there are.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn redeliver(&self, webhook: &str) -> Result<u64, Error> {
-        Ok(self.store.redeliver(webhook).await?)
-    }
-
     /// Closes the database.
     pub async fn close(&self) {
         self.store.close().await;

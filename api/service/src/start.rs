@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::xml::hostdev::Templates;
+use hotslot_model::identity::Policy;
 use hotslot_model::rules::{Rule, Rules};
 use hotslot_store::Store;
 
@@ -17,11 +18,12 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
+use crate::identity::Callers;
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
 use crate::service::Service;
-use crate::webhook::Webhook;
+use crate::webhook::{Webhook, Webhooks};
 use crate::{config, feed, flavor, host, peers, retention, webhook};
 
 /// The service cannot start.
@@ -52,6 +54,18 @@ pub enum StartError {
     Records(#[source] Error),
 }
 
+/// What is read and opened at the start.
+struct Opened {
+    config: Config,
+    policy: Policy,
+    callers: Callers,
+    templates: Templates,
+    store: Store,
+    rules: Rules,
+    hosts: Hosts,
+    webhooks: Vec<Arc<Webhook>>,
+}
+
 impl Service {
     /// Opens the database and the hosts, and starts the background tasks.
     ///
@@ -73,6 +87,11 @@ impl Service {
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
         }
+        let policy = config.policy().map_err(|wrong| {
+            let place = |reason| ConfigError::Value { key: "policy".into(), reason };
+            StartError::Rules(wrong.into_iter().map(place).collect())
+        })?;
+        let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
         let rules = read_rules(&config, &store).await.map_err(StartError::Records)?;
@@ -84,20 +103,16 @@ impl Service {
                 "[pci] unguarded: {} is assignable even if the host needs it", entry.address
             );
         }
-        let service = Arc::new(Self::of_parts(config, store, hosts, webhooks, rules, templates));
+        let opened = Opened { config, policy, callers, templates, store, rules, hosts, webhooks };
+        let service = Arc::new(Self::of_parts(opened));
         service.start_tasks();
         Ok(service)
     }
 
-    fn of_parts(
-        config: Config,
-        store: Store,
-        hosts: Hosts,
-        webhooks: Vec<Arc<Webhook>>,
-        rules: Rules,
-        templates: Templates,
-    ) -> Self {
-        let feed = Feed::new(config.api.followers.get());
+    fn of_parts(opened: Opened) -> Self {
+        let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
+        let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
         let time = config.api.idempotency_time.0;
@@ -128,6 +143,8 @@ impl Service {
             binding: InFlight::new("accelerator request", store.locks()),
         });
         Self {
+            callers: Arc::new(callers),
+            policy: Arc::new(policy),
             records: Arc::new(Records::new(store.clone())),
             config,
             store,
@@ -144,7 +161,7 @@ impl Service {
     }
 
     fn start_tasks(self: &Arc<Self>) {
-        for webhook in &self.webhooks {
+        for webhook in self.webhooks.iter() {
             let context = webhook::Context { store: self.store.clone(), stopping: self.lifecycle.stopping() };
             tokio::spawn(Arc::clone(webhook).follow(context));
         }

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::config::{self, ConfigError};
+use crate::error::Error;
 use crate::events::wire;
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
@@ -44,6 +45,32 @@ pub struct Webhook {
     client: reqwest::Client,
     progress: Mutex<Progress>,
     again: Notify,
+}
+
+/// The configured webhooks.
+pub struct Webhooks {
+    webhooks: Vec<Arc<Webhook>>,
+    store: Store,
+}
+
+impl Webhooks {
+    pub(crate) fn new(webhooks: Vec<Arc<Webhook>>, store: Store) -> Self {
+        Self { webhooks, store }
+    }
+
+    /// Returns all webhooks in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Webhook>> {
+        self.webhooks.iter()
+    }
+
+    /// Queues all dead letters of a webhook for delivery again, and returns their number. They are posted when the
+    /// webhook next [tries](Webhook::try_again).
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn redeliver(&self, webhook: &Webhook) -> Result<u64, Error> {
+        Ok(self.store.redeliver(&webhook.config.name).await?)
+    }
 }
 
 /// The progress of a webhook.

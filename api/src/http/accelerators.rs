@@ -4,9 +4,6 @@
 mod list;
 mod wire;
 
-use std::sync::Arc;
-
-use super::state::App;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -19,9 +16,8 @@ use hotslot_driver::text;
 use hotslot_model::accelerator::{AccSpec, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
-use hotslot_service::config::ChangedBy;
+use hotslot_model::identity::{Caller, Role};
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use hotslot_store::error::not_found;
 use list::list;
 use serde::Deserialize;
@@ -32,7 +28,7 @@ use wire::{is_theirs, one};
 use super::attachments::detach_request;
 use super::body::{Pairs, Path, base, id, read};
 use super::error::Fault;
-use super::identity::{Identity, Role};
+use super::state::{AcceleratorParts, App};
 
 const CREATE: &str = r#"{"name": "IPSec Card"}"#;
 const SPEC: &str = r#"{"acc_specs": {"remote": 0, "num": 1, "device_type": "CRYPTO", "acc_capability": {}}}"#;
@@ -70,18 +66,17 @@ impl AcceleratorPath {
 }
 
 async fn show(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
-    identity.needs_service_or(Role::Reader)?;
-    let view = service.accelerators.accelerator(path.id()?).await?;
+    let view = parts.accelerators.accelerator(path.id()?).await?;
     if !identity.sees(view.row.project.as_deref()) {
         return Err(not_found(view.row.id).into());
     }
-    Ok(one(&service, &identity, view, &uri, &headers).await)
+    Ok(one(&parts, &identity, view, &uri, &headers).await)
 }
 
 #[derive(Deserialize)]
@@ -111,34 +106,26 @@ fn uuid(text: &str, example: &str) -> Result<AcceleratorId, Error> {
 
 /// Returns the id of a path's accelerator, after checking that the caller may change it.
 async fn changed(
-    service: &Service,
-    identity: &Identity,
+    parts: &AcceleratorParts,
+    identity: &Caller,
     path: &AcceleratorPath,
 ) -> Result<AcceleratorId, Fault> {
-    if service.config.accelerators.change == ChangedBy::Admin {
-        identity.needs(Role::Admin)?;
-        return Ok(path.id()?);
-    }
-    identity.needs(Role::Member)?;
     let id = path.id()?;
-    if identity.sees(service.accelerators.accelerator(id).await?.row.project.as_deref()) {
+    if identity.is_admin() || identity.sees(parts.accelerators.accelerator(id).await?.row.project.as_deref())
+    {
         return Ok(id);
     }
     Err(not_found(id).into())
 }
 
 async fn make(
-    service: &Service,
-    identity: &Identity,
+    parts: &AcceleratorParts,
+    identity: &Caller,
     path: Option<&AcceleratorPath>,
     uri: &OriginalUri,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    identity.needs(match service.config.accelerators.change {
-        ChangedBy::Admin => Role::Admin,
-        ChangedBy::Owner => Role::Member,
-    })?;
     let path = path.map(|path| uuid(&path.accelerator_id, CREATE)).transpose()?;
     let body: CreateBody = members(read(headers, body, CREATE)?, CREATE)?;
     if body.name.trim().is_empty() || body.name.chars().count() > NAME {
@@ -153,14 +140,14 @@ async fn make(
     }
     let id = named.or(path);
     if let Some(id) = id
-        && service.records.is_device(id.0).await?
+        && parts.records.is_device(id.0).await?
     {
         // An accelerator that stands for one device belongs to no project.
         identity.needs(Role::Admin)?;
     }
-    let made = service.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
+    let made = parts.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
     if let Err(Error::AlreadyExists(_)) = made
-        && !service
+        && !parts
             .accelerators
             .accelerators()
             .await?
@@ -181,24 +168,24 @@ async fn make(
 }
 
 async fn create(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    make(&service, &identity, None, &uri, &headers, body).await
+    make(&parts, &identity, None, &uri, &headers, body).await
 }
 
 async fn create_as(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    make(&service, &identity, Some(&path), &uri, &headers, body).await
+    make(&parts, &identity, Some(&path), &uri, &headers, body).await
 }
 
 /// Returns the generations of the spec that `If-Match` names; `None` when any generation matches. Tags that hotslot did
@@ -220,30 +207,30 @@ fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
 }
 
 async fn replace(
-    service: &Service,
-    identity: &Identity,
+    parts: &AcceleratorParts,
+    identity: &Caller,
     id: AcceleratorId,
     spec: &Value,
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
-    let view = service.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
-    Ok(one(service, identity, view, uri, headers).await)
+    let view = parts.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
+    Ok(one(parts, identity, view, uri, headers).await)
 }
 
 async fn put_spec(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    let id = changed(&service, &identity, &path).await?;
+    let id = changed(&parts, &identity, &path).await?;
     let body: Map<String, Value> = read(&headers, body, SPEC)?;
     match (body.get("acc_specs"), body.keys().find(|key| *key != "acc_specs")) {
-        (Some(spec), None) => replace(&service, &identity, id, spec, &uri, &headers).await,
+        (Some(spec), None) => replace(&parts, &identity, id, spec, &uri, &headers).await,
         (_, Some(key)) => Err(bad(format!("unknown field `{key}`"), SPEC).into()),
         (None, None) => Err(bad("missing field `acc_specs`", SPEC).into()),
     }
@@ -311,18 +298,18 @@ fn one_of<'a>(
 
 /// Replaces the spec when the body has `acc_specs`; otherwise attaches the accelerator.
 async fn update(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Fault> {
-    let id = changed(&service, &identity, &path).await?;
+    let id = changed(&parts, &identity, &path).await?;
     let mut body: Map<String, Value> = read(&headers, body, ATTACH)?;
     if let Some(spec) = body.remove("acc_specs") {
         return match body.keys().next() {
-            None => replace(&service, &identity, id, &spec, &uri, &headers).await,
+            None => replace(&parts, &identity, id, &spec, &uri, &headers).await,
             Some(key) => {
                 let reason = format!("`{key}` cannot be combined with acc_specs; send acc_specs alone");
                 Err(bad(reason, SPEC).into())
@@ -330,26 +317,26 @@ async fn update(
         };
     }
     let body: AttachBody = members(body, ATTACH)?;
-    let view = service.accelerators.accelerator(id).await?;
+    let view = parts.accelerators.accelerator(id).await?;
     let target = body.target(&view)?;
     match target {
         Target::Host { .. } => identity.needs(Role::Admin)?,
-        Target::Server(server) if is_theirs(&service.hosts, &identity, server).await? => {}
+        Target::Server(server) if is_theirs(&parts.hosts, &identity, server).await? => {}
         // The caller may not know whether the server exists.
         Target::Server(server) => return Err(Error::NoServer(server).into()),
     }
-    let view = service.accelerators.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
-    Ok(one(&service, &identity, view, &uri, &headers).await)
+    let view = parts.accelerators.attach_accelerator(id, target, expected(&headers).as_deref()).await?;
+    Ok(one(&parts, &identity, view, &uri, &headers).await)
 }
 
 async fn detach(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     Path(path): Path<AcceleratorPath>,
     headers: HeaderMap,
     Pairs(mut pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
-    let id = changed(&service, &identity, &path).await?;
+    let id = changed(&parts, &identity, &path).await?;
     let purge = pairs.iter().position(|(key, _)| key == "purge").map(|at| pairs.remove(at).1);
     match purge.as_deref() {
         None => {}
@@ -361,8 +348,8 @@ async fn detach(
     let request = detach_request(Pairs(pairs))?;
     // A caller who may not attach the accelerator to a host or server may not detach it from there either.
     let admin = identity.is_admin();
-    let theirs = match service.accelerators.accelerator(id).await?.server() {
-        Some(server) if !admin && is_theirs(&service.hosts, &identity, server).await? => Some(server),
+    let theirs = match parts.accelerators.accelerator(id).await?.server() {
+        Some(server) if !admin && is_theirs(&parts.hosts, &identity, server).await? => Some(server),
         Some(_) | None => None,
     };
     let may = |view: &View| {
@@ -379,9 +366,9 @@ async fn detach(
             Ok(())
         }
     };
-    service.accelerators.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
+    parts.accelerators.detach_accelerator(id, request, expected(&headers).as_deref(), may).await?;
     if purge.is_some() {
-        service.accelerators.purge_accelerator(id).await?;
+        parts.accelerators.purge_accelerator(id).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }

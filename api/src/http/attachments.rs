@@ -22,9 +22,10 @@ use hotslot_model::rules;
 use hotslot_model::rules::AliasRequests;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::assignment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
+use hotslot_service::config::{Config, Flavor};
 use hotslot_service::error::Error;
 use hotslot_service::flavor;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
 use hotslot_service::task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ use super::Version;
 use super::body::{Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::servers::ServerPath;
+use super::state::DeviceParts;
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
@@ -77,7 +79,7 @@ struct CreateAttachment {
 impl CreateAttachment {
     fn request(
         self,
-        service: &Service,
+        flavors: &[Flavor],
         server: ServerId,
         key: Option<IdempotencyKey>,
     ) -> Result<AttachRequest, Error> {
@@ -85,7 +87,7 @@ impl CreateAttachment {
         let (alias, own_policy) = match (self.alias, self.flavor) {
             (Some(alias), None) => (alias, None),
             (None, Some(name)) => {
-                let flavor = flavor::called(&service.config.flavor, &name).ok_or_else(|| {
+                let flavor = flavor::called(flavors, &name).ok_or_else(|| {
                     bad("flavor", &format!("there is no flavor `{name}`; GET flavors lists them"))
                 })?;
                 let alias = flavor.extra_specs.get(flavor::PCI_ALIAS).ok_or_else(|| {
@@ -171,7 +173,7 @@ struct Wire {
     ended_at: Option<String>,
 }
 
-fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
+fn wire(hosts: &Hosts, attachment: Attachment, device: &Device) -> Wire {
     let network = attachment.network;
     Wire {
         request_id: attachment.request,
@@ -195,7 +197,7 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
         persistent: attachment.persistent,
         // An attach that was given up is also removed by force, but no caller requested that, so it is not shown.
         forced: attachment.forced && attachment.attached_at.is_some(),
-        host: service.hosts.host(attachment.hypervisor).map(|host| host.name.clone()),
+        host: hosts.host(attachment.hypervisor).map(|host| host.name.clone()),
         created_at: time(attachment.created_at),
         updated_at: attachment.updated_at.map(time),
         attached_at: attachment.attached_at.map(time),
@@ -203,12 +205,12 @@ fn wire(service: &Service, attachment: Attachment, device: &Device) -> Wire {
     }
 }
 
-async fn with_device(service: &Service, attachment: Attachment) -> Result<Wire, Error> {
-    let device = service.records.known_device(attachment.device).await?;
+async fn with_device(parts: &DeviceParts, attachment: Attachment) -> Result<Wire, Error> {
+    let device = parts.records.known_device(attachment.device).await?;
     let device = device.ok_or_else(|| {
         Error::Internal(format!("the device of attachment {} has no record", attachment.id))
     })?;
-    Ok(wire(service, attachment, &device))
+    Ok(wire(&parts.hosts, attachment, &device))
 }
 
 #[derive(Deserialize)]
@@ -224,7 +226,9 @@ impl AttachmentPath {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(config): State<Arc<Config>>,
     Path(path): Path<ServerPath>,
     key: Option<Extension<IdempotencyKey>>,
     headers: HeaderMap,
@@ -232,13 +236,13 @@ pub(super) async fn create(
 ) -> Result<Json<Value>, Fault> {
     let body: CreateBody = read(&headers, body, EXAMPLE)?;
     let dry_run = body.attachment.dry_run || body.dry_run;
-    let request = body.attachment.request(&service, path.id()?, key.map(|Extension(key)| key))?;
+    let request = body.attachment.request(&config.flavor, path.id()?, key.map(|Extension(key)| key))?;
     if dry_run {
-        return Ok(Json(json!({ "dry_run": described(&service.assignments.dry_run(&request).await?) })));
+        return Ok(Json(json!({ "dry_run": described(&assignments.dry_run(&request).await?) })));
     }
-    let attached = service.assignments.attach(request).await?;
+    let attached = assignments.attach(request).await?;
     let devices: Vec<_> =
-        attached.into_iter().map(|(attachment, device)| wire(&service, attachment, &device)).collect();
+        attached.into_iter().map(|(attachment, device)| wire(&hosts, attachment, &device)).collect();
     Ok(Json(json!({ "pci_devices": devices })))
 }
 
@@ -281,64 +285,62 @@ fn wants_ended(Pairs(pairs): Pairs) -> Result<bool, Error> {
     let mut ended = false;
     for (key, value) in pairs {
         ended = match key.as_str() {
-            "ended" => truth(&key, &value)?,
+            "ended" => boolean(&key, &value)?,
             _ => return Err(Error::Invalid(format!("unknown query key {key}; known: ended"))),
         };
     }
     Ok(ended)
 }
 
-fn truth(key: &str, word: &str) -> Result<bool, Error> {
+fn boolean(key: &str, word: &str) -> Result<bool, Error> {
     word.parse().map_err(|_| Error::Invalid(format!("invalid {key} {word}: expected true or false")))
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
     Path(path): Path<ServerPath>,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
     let server = path.id()?;
     if wants_ended(pairs)? {
-        return listed(&service, service.records.ended_attachments(Some(server), ENDED).await?).await;
+        return listed(&parts, parts.records.ended_attachments(Some(server), ENDED).await?).await;
     }
-    let rows = service.records.attachments_of(server).await?;
+    let rows = parts.records.attachments_of(server).await?;
     if rows.is_empty() {
         // Distinguish a server without attachments from a server that does not exist.
-        service.hosts.find(server).await?;
+        parts.hosts.find(server).await?;
     }
-    listed(&service, rows).await
+    listed(&parts, rows).await
 }
 
 /// Lists the attachments of all servers. An extension of hotslot.
-pub(super) async fn list_all(
-    State(service): State<Arc<Service>>,
-    pairs: Pairs,
-) -> Result<Json<Value>, Fault> {
+pub(super) async fn list_all(State(parts): State<DeviceParts>, pairs: Pairs) -> Result<Json<Value>, Fault> {
     if wants_ended(pairs)? {
-        return listed(&service, service.records.ended_attachments(None, ENDED).await?).await;
+        return listed(&parts, parts.records.ended_attachments(None, ENDED).await?).await;
     }
-    let rows = service.records.attachments().await?;
-    listed(&service, rows).await
+    let rows = parts.records.attachments().await?;
+    listed(&parts, rows).await
 }
 
-async fn listed(service: &Service, rows: Vec<Attachment>) -> Result<Json<Value>, Fault> {
+async fn listed(parts: &DeviceParts, rows: Vec<Attachment>) -> Result<Json<Value>, Fault> {
     let mut attachments = Vec::new();
     for row in rows {
-        attachments.push(with_device(service, row).await?);
+        attachments.push(with_device(parts, row).await?);
     }
     Ok(Json(json!({ "pciAttachment": attachments })))
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(parts): State<DeviceParts>,
     Path(path): Path<AttachmentPath>,
 ) -> Result<Json<Value>, Fault> {
     let (server, id) = path.ids()?;
-    let attachment = service.assignments.attachment_of(server, id).await?;
+    let attachment = assignments.attachment_of(server, id).await?;
     if attachment.state.is_final() {
         return Err(Error::NoAttachment(id).into());
     }
-    Ok(Json(json!({ "pciAttachment": with_device(&service, attachment).await? })))
+    Ok(Json(json!({ "pciAttachment": with_device(&parts, attachment).await? })))
 }
 
 /// Parses `?timeout=30s&force=true`.
@@ -347,7 +349,7 @@ pub(super) fn detach_request(Pairs(pairs): Pairs) -> Result<DetachRequest, Error
     for (key, value) in pairs {
         match key.as_str() {
             "timeout" => request.timeout = Some(duration(&value)?),
-            "force" => request.force = truth(&key, &value)?,
+            "force" => request.force = boolean(&key, &value)?,
             _ => return Err(Error::Invalid(format!("unknown query key {key}; known: timeout, force"))),
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use hotslot_model::identity::Peer;
 use hotslot_service::config::Api;
 use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
@@ -71,8 +72,13 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
         };
         let (router, stopped) = (router.clone(), stopping.subscribe());
         match accepted {
-            (Stream::Tcp(stream), place) => drop(tokio::spawn(place.serve(stream, router, stopped))),
-            (Stream::Unix(stream), place) => drop(tokio::spawn(place.serve(stream, router, stopped))),
+            (Stream::Tcp(stream, peer), place) => {
+                drop(tokio::spawn(place.serve(stream, Some(peer), router, stopped)));
+            }
+            (Stream::Unix(stream), place) => {
+                let peer = by_kernel(&stream);
+                drop(tokio::spawn(place.serve(stream, peer, router, stopped)));
+            }
         }
     }
     drop(listener);
@@ -82,18 +88,27 @@ pub async fn serve(listener: Listener, router: Router, api: &Api, stop: impl Fut
 }
 
 enum Stream {
-    Tcp(tokio::net::TcpStream),
+    Tcp(tokio::net::TcpStream, Peer),
     Unix(tokio::net::UnixStream),
+}
+
+/// Returns the process that connected to a unix socket.
+fn by_kernel(stream: &tokio::net::UnixStream) -> Option<Peer> {
+    let found = stream
+        .peer_cred()
+        .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell who connected"));
+    let found = found.ok()?;
+    Some(Peer::Unix { uid: found.uid(), gid: found.gid(), pid: found.pid() })
 }
 
 impl Listener {
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, address) = listener.accept().await?;
                 // Small messages, such as single events, must not be delayed by Nagle's algorithm.
                 stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Stream::Tcp(stream, Peer::Tcp(address)))
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
@@ -294,7 +309,7 @@ impl Open {
         let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         tokio::spawn(async move {
             let _ = match stream {
-                Stream::Tcp(stream) => timeout(REFUSAL, tell(stream)).await,
+                Stream::Tcp(stream, _) => timeout(REFUSAL, tell(stream)).await,
                 Stream::Unix(stream) => timeout(REFUSAL, tell(stream)).await,
             };
             drop(turn);
@@ -340,13 +355,22 @@ impl Drop for Place {
 }
 
 impl Place {
-    async fn serve<S>(self, stream: S, router: Router, mut stopping: watch::Receiver<bool>)
-    where
+    /// Serves a connection. Its requests have the [`Peer`], where it is known, among their extensions.
+    async fn serve<S>(
+        self,
+        stream: S,
+        peer: Option<Peer>,
+        router: Router,
+        mut stopping: watch::Receiver<bool>,
+    ) where
         S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
     {
         let connection = &self.connection;
         let routes = TowerToHyperService::new(router);
-        let answer = service_fn(|request| {
+        let answer = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
             let working = Working::on(Arc::clone(connection));
             let answer = routes.call(request);
             async move {

@@ -10,7 +10,6 @@ use hotslot_service::assignment::Assignments;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
-use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::body::Path;
@@ -37,7 +36,7 @@ fn wire(host: &Host, finding: &Finding) -> Value {
     })
 }
 
-async fn look(assignments: &Assignments, host: &Host) -> Result<Vec<Value>, Error> {
+async fn findings(assignments: &Assignments, host: &Host) -> Result<Vec<Value>, Error> {
     Ok(assignments.drift(host).await?.iter().map(|finding| wire(host, finding)).collect())
 }
 
@@ -56,7 +55,7 @@ async fn repaired(assignments: &Arc<Assignments>, host: &Arc<Host>) -> Result<Ve
 #[derive(Default)]
 struct Everywhere {
     drift: Vec<Value>,
-    away: Vec<Value>,
+    unreachable: Vec<Value>,
 }
 
 impl Everywhere {
@@ -64,7 +63,7 @@ impl Everywhere {
         match found {
             Ok(found) => self.drift.extend(found),
             Err(error @ (Error::HostAway { .. } | Error::Hypervisor { .. })) => {
-                self.away.push(json!({ "host": host.name, "reason": error.to_string() }));
+                self.unreachable.push(json!({ "host": host.name, "reason": error.to_string() }));
             }
             Err(error) => return Err(error),
         }
@@ -72,7 +71,7 @@ impl Everywhere {
     }
 
     fn answer(self) -> Json<Value> {
-        Json(json!({ "drift": self.drift, "hosts_away": self.away }))
+        Json(json!({ "drift": self.drift, "hosts_away": self.unreachable }))
     }
 }
 
@@ -82,7 +81,7 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Fault> {
     let mut all = Everywhere::default();
     for host in hosts.iter() {
-        all.add(host, look(&assignments, host).await)?;
+        all.add(host, findings(&assignments, host).await)?;
     }
     Ok(all.answer())
 }
@@ -99,15 +98,17 @@ pub(super) async fn repair(
 }
 
 pub(super) async fn of_host(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": look(&service.assignments, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": findings(&assignments, path.host(&hosts)?).await? })))
 }
 
 pub(super) async fn repair_host(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({ "drift": repaired(&service.assignments, path.host(&service)?).await? })))
+    Ok(Json(json!({ "drift": repaired(&assignments, path.host(&hosts)?).await? })))
 }

@@ -122,6 +122,9 @@ impl IntoResponse for Fault {
         if self.again {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         // `cyborg::microversion` takes the fault from here to write it in Cyborg's form.
         response.extensions_mut().insert(self);
         response

@@ -17,15 +17,15 @@ use hotslot_model::event::{Event, EventFilter, EventKind};
 use hotslot_model::id::{DeviceId, EventId};
 use hotslot_service::error::Error;
 use hotslot_service::events::wire;
-use hotslot_service::feed::{PAGE, PublishedEvent};
-use hotslot_service::service::Service;
+use hotslot_service::feed::{Feed, PAGE, PublishedEvent};
+use hotslot_service::lifecycle::Lifecycle;
+use hotslot_service::records::Records;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
 
 use super::body::{Page, Pairs};
 use super::error::Fault;
-use hotslot_service::records::Records;
 
 /// The maximum time between two messages to a follower.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -39,7 +39,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    async fn read(service: &Service, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
+    async fn read(records: &Records, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| {
                 Error::Invalid(format!("query key {key}: invalid id {text}: {error}; write the whole UUID"))
@@ -51,30 +51,14 @@ impl Wanted {
         let (mut filter, mut last) = (EventFilter::default(), None);
         for (key, text) in pairs {
             match key.as_str() {
-                "last" => {
-                    last = Some(text.parse::<u16>().map_err(|_| {
-                        Error::Invalid(format!(
-                            "invalid last {text}: expected a number from 0 to {}",
-                            u16::MAX
-                        ))
-                    })?);
-                }
-                "follow" => {
-                    follow = match text.as_str() {
-                        "" | "true" => true,
-                        "false" => false,
-                        other => {
-                            let message = format!("invalid follow {other}: expected true or false");
-                            return Err(Error::Invalid(message));
-                        }
-                    };
-                }
+                "last" => last = Some(count(&text)?),
+                "follow" => follow = follows(&text)?,
                 "host" => filter.host = Some(text),
                 "server" => filter.server = Some(value(&key, &text)?),
                 "attachment" => filter.attachment = Some(value(&key, &text)?),
                 "device" => match text.parse::<PciAddress>() {
                     Ok(address) => filter.address = Some(address),
-                    Err(_) => filter.device = Some(device(&service.records, &text).await?),
+                    Err(_) => filter.device = Some(device(records, &text).await?),
                 },
                 "kind" => {
                     EventKind::known(&text)
@@ -91,16 +75,29 @@ impl Wanted {
         }
         // A follower that reconnects repeats its query, and sends the last id that it read in `Last-Event-ID`.
         let resumed = headers.get("last-event-id").filter(|_| follow);
-        let resumed =
-            resumed.map(|id| since("Last-Event-ID", id.to_str().unwrap_or_default())).transpose()?;
         let since = match (resumed, &page.marker, last) {
-            (Some(id), _, _) => id,
+            (Some(id), _, _) => since("Last-Event-ID", id.to_str().unwrap_or_default())?,
             // The link to the next page has both `since` and `last`; `since` counts.
             (None, Some(text), _) => since("since", text)?,
-            (None, None, Some(count)) => service.records.before_newest(&filter, count.into()).await?,
+            (None, None, Some(count)) => records.before_newest(&filter, count.into()).await?,
             (None, None, None) => EventId(0),
         };
         Ok(Self { since, filter, page, follow })
+    }
+}
+
+/// Parses `?last=10`, which requests the newest events.
+fn count(text: &str) -> Result<u16, Error> {
+    text.parse()
+        .map_err(|_| Error::Invalid(format!("invalid last {text}: expected a number from 0 to {}", u16::MAX)))
+}
+
+/// Parses `?follow` and `?follow=true`, which request a stream.
+fn follows(text: &str) -> Result<bool, Error> {
+    match text {
+        "" | "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(Error::Invalid(format!("invalid follow {other}: expected true or false"))),
     }
 }
 
@@ -122,22 +119,24 @@ async fn device(records: &Records, text: &str) -> Result<DeviceId, Error> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(records): State<Arc<Records>>,
+    State(feed): State<Arc<Feed>>,
+    State(lifecycle): State<Arc<Lifecycle>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
-    let Wanted { since, filter, page, follow } = Wanted::read(&service, &headers, pairs).await?;
+    let Wanted { since, filter, page, follow } = Wanted::read(&records, &headers, pairs).await?;
     if follow {
-        let follower = Follower::new(Arc::clone(&service), since, filter)?;
-        service.records.event_bounds().await?.reach(since)?;
+        let follower = Follower::new(Arc::clone(&records), feed, lifecycle.stopping(), since, filter)?;
+        records.event_bounds().await?.reach(since)?;
         let stream = stream::unfold(follower, async |mut follower| {
             let message = follower.next().await?;
             Some((Ok::<_, Infallible>(message), follower))
         });
         return Ok(Sse::new(stream).into_response());
     }
-    let events = service.records.events(since, &filter, page.limit + 1).await?;
+    let events = records.events(since, &filter, page.limit + 1).await?;
     let (events, links) = page.cut(events, &uri, &headers, |event: &Event| event.id.to_string());
     let mut body = json!({ "events": events.iter().map(wire).collect::<Vec<_>>() });
     if let Some(links) = links {
@@ -149,7 +148,8 @@ pub(super) async fn list(
 /// A client that follows the events. It receives committed events from the [`feed`](hotslot_service::feed), and reads
 /// those that it missed from the table.
 struct Follower {
-    service: Arc<Service>,
+    records: Arc<Records>,
+    feed: Arc<Feed>,
     filter: EventFilter,
     /// The id up to which events have been read.
     read: EventId,
@@ -164,25 +164,30 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(service: Arc<Service>, since: EventId, filter: EventFilter) -> Result<Self, Fault> {
-        let place = Arc::clone(&service.feed.places).try_acquire_owned().map_err(|_| {
-            let most = service.config.api.followers;
+    fn new(
+        records: Arc<Records>,
+        feed: Arc<Feed>,
+        stopping: watch::Receiver<bool>,
+        since: EventId,
+        filter: EventFilter,
+    ) -> Result<Self, Fault> {
+        let place = Arc::clone(&feed.places).try_acquire_owned().map_err(|_| {
+            let most = feed.limit;
             let message = format!(
                 "{most} clients already follow the events (limit: [api] followers); try again later, or read pages: \
                  GET events?since=ID"
             );
             Fault::new(StatusCode::SERVICE_UNAVAILABLE, message)
         })?;
-        let (pages, stopping) = (service.feed.subscribe(), service.lifecycle.stopping());
-        let (ready, last_sent) = Default::default();
         Ok(Self {
-            service,
+            pages: feed.subscribe(),
+            records,
+            feed,
             filter,
             read: since,
             behind: true,
-            ready,
-            last_sent,
-            pages,
+            ready: VecDeque::new(),
+            last_sent: None,
             stopping,
             _place: place,
         })
@@ -241,10 +246,10 @@ impl Follower {
 
     /// Reads the next page of missed events from the table.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        let feed = &self.service.feed;
-        let _turn = feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
-        let committed = *self.service.records.event_ids().borrow();
-        let events = self.service.records.events(self.read, &self.filter, PAGE).await?;
+        let _turn =
+            self.feed.catching_up.acquire().await.map_err(|closed| Error::Internal(closed.to_string()))?;
+        let committed = *self.records.event_ids().borrow();
+        let events = self.records.events(self.read, &self.filter, PAGE).await?;
         self.behind = events.len() == PAGE;
         // When the page is not full, all events that were committed before the read have been read.
         let all = (!self.behind).then_some(committed);

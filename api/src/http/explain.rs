@@ -7,25 +7,24 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use hotslot_driver::device::HostDevice;
-use hotslot_driver::local;
+use hotslot_driver::local::{self, Bar, BarKind, Guard};
 use hotslot_driver::pci::PciAddress;
 use hotslot_model::device::{Device, DeviceStatus, Functions};
-use hotslot_model::id::ServerId;
-use hotslot_model::rules;
-use hotslot_model::rules::{CandidateSet, Pool, RuleKind, Wanted};
-use hotslot_service::assignment;
+use hotslot_model::rules::{self, Pool, RuleKind};
+use hotslot_service::assignment::{Assignments, CandidatesRequest};
+use hotslot_service::config::Config;
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
-use hotslot_service::inventory::{Availability, HostDrivers};
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::inventory::{Availability, Catalog, HostDrivers};
+use hotslot_service::records::Records;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Path, Query, id};
 use super::error::Fault;
 use super::hypervisors::{self, HypervisorPath};
-use hotslot_service::inventory::Catalog;
-use hotslot_service::records::Records;
+use super::state::DeviceParts;
 
 #[derive(Deserialize)]
 pub(super) struct FunctionPath {
@@ -35,54 +34,34 @@ pub(super) struct FunctionPath {
 
 /// Shows one PCI function, with everything that decides whether it is assignable.
 pub(super) async fn device(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
+    State(config): State<Arc<Config>>,
     Path(path): Path<FunctionPath>,
 ) -> Result<Json<Value>, Fault> {
-    let host = hypervisors::host(&service, &path.hypervisor_id)?;
+    let host = hypervisors::host(&parts.hosts, &path.hypervisor_id)?;
     let unknown = || Error::NotFound(format!("PCI function {} on host {}", path.address, host.name));
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
-    let functions = service.catalog.look(host, Some(BTreeSet::from([address]))).await?;
+    let functions = parts.catalog.look(host, Some(BTreeSet::from([address]))).await?;
     host.read_mdevs().await?;
-    let availability = service.catalog.availability_of(host, functions).await?;
+    let availability = parts.catalog.availability_of(host, functions).await?;
     let function = availability.functions.get(&address).ok_or_else(unknown)?;
-    let rows = service.records.devices_of(host.row.id);
+    let rows = parts.records.devices_of(host.row.id);
     let row = rows.iter().find(|row| row.facts.address == address);
     let mut wire = hypervisors::describe(host, function, row, availability.foreign.get(&address));
     let unavailable =
         row.and_then(|row| availability.unavailable(&rows, None, HostDrivers::Blocks).remove(&row.id));
     let free = row.is_some_and(|row| row.status == DeviceStatus::Available);
-    let types = host.hypervisor.mdev_types(address).await;
-    let types = types.map_err(host.error(format!("read the mediated device types of {address}")))?;
-    let types = types.iter().map(
-        |of| json!({ "id": of.id, "name": of.name, "device_api": of.device_api, "available": of.available }),
-    );
     let sysroot = host.hypervisor.sysroot();
-    let guards = availability.guards.get(&address).into_iter().flatten();
-    let guards: Vec<_> =
-        guards.map(|guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason })).collect();
-    let bars = local::bars(sysroot, address).map(|bars| {
-        let bar = |bar: &local::Bar| {
-            let kind = match bar.kind {
-                local::BarKind::Memory => "memory",
-                local::BarKind::Io => "io",
-            };
-            json!({ "index": bar.index, "size": bar.size, "kind": kind, "prefetchable": bar.prefetchable })
-        };
-        bars.iter().map(bar).collect::<Vec<_>>()
-    });
     for (key, value) in [
-        (
-            "guards",
-            if availability.knows_guards() || !guards.is_empty() { json!(guards) } else { Value::Null },
-        ),
-        ("unguarded", json!(service.config.pci.is_unguarded(&host.name, address))),
+        ("guards", guards(&availability, address)),
+        ("unguarded", json!(config.pci.is_unguarded(&host.name, address))),
         ("reset_methods", json!(local::reset_methods(sysroot, address))),
-        ("bars", json!(bars)),
-        ("whitelist", whitelist(&service.catalog, &availability.functions, function)),
-        ("mdev_types", types.collect()),
-        ("mdevs", mdevs(&service.records, host, &availability, address).await?),
+        ("bars", bars(sysroot, address)),
+        ("whitelist", whitelist(&parts.catalog, &availability.functions, function)),
+        ("mdev_types", mdev_types(host, address).await?),
+        ("mdevs", mdevs(&parts.records, host, &availability, address).await?),
         ("group_members", members(&availability, function, &rows)),
         ("pool", row.and_then(|row| pool(row, &rows)).map_or(Value::Null, |pool| shown(&pool))),
         ("offered", json!(free && unavailable.is_none())),
@@ -91,6 +70,38 @@ pub(super) async fn device(
         wire[key] = value;
     }
     Ok(Json(json!({ "pci_device": wire })))
+}
+
+/// Returns the reasons why the host needs a function; null when they cannot be read.
+fn guards(availability: &Availability, address: PciAddress) -> Value {
+    let guards = availability.guards.get(&address).map(Vec::as_slice).unwrap_or_default();
+    if guards.is_empty() && !availability.knows_guards() {
+        return Value::Null;
+    }
+    let shown = |guard: &Guard| json!({ "kind": guard.kind.as_str(), "reason": guard.reason });
+    guards.iter().map(shown).collect()
+}
+
+/// Returns the BARs of a function; null when they cannot be read.
+fn bars(sysroot: Option<&std::path::Path>, address: PciAddress) -> Value {
+    let shown = |bar: &Bar| {
+        let kind = match bar.kind {
+            BarKind::Memory => "memory",
+            BarKind::Io => "io",
+        };
+        json!({ "index": bar.index, "size": bar.size, "kind": kind, "prefetchable": bar.prefetchable })
+    };
+    local::bars(sysroot, address).map_or(Value::Null, |bars| bars.iter().map(shown).collect())
+}
+
+/// Returns the types of mediated devices that a function can have.
+async fn mdev_types(host: &Host, address: PciAddress) -> Result<Value, Error> {
+    let types = host.hypervisor.mdev_types(address).await;
+    let types = types.map_err(host.error(format!("read the mediated device types of {address}")))?;
+    let shown = types.iter().map(
+        |of| json!({ "id": of.id, "name": of.name, "device_api": of.device_api, "available": of.available }),
+    );
+    Ok(shown.collect())
 }
 
 /// Returns the mediated devices of a function. Those that hotslot created have their holder and status; those of others
@@ -192,60 +203,21 @@ pub(super) struct CandidateQuery {
 /// Lists the devices of a host in the order in which an alias would take them, and the reason why it would not take
 /// each of the others.
 pub(super) async fn candidates(
-    State(service): State<Arc<Service>>,
+    State(assignments): State<Arc<Assignments>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
     Query(query): Query<CandidateQuery>,
 ) -> Result<Json<Value>, Fault> {
-    let host: &Arc<Host> = path.host(&service)?;
+    let host = path.host(&hosts)?;
     host.ready().await?;
-    let rules = service.catalog.inventory();
-    let alias = rules.alias(&query.alias).ok_or_else(|| {
-        let known: Vec<_> = rules.alias_names().collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        Error::UnknownAlias { name: query.alias.clone(), known }
-    })?;
-    let server: Option<ServerId> = query.server.as_deref().map(|text| id(text, "server")).transpose()?;
-    let view = match server {
-        Some(server) => Some(host.server(server).await?.ok_or(Error::NoServer(server))?),
-        None => None,
-    };
-    let sockets = host.hypervisor.node_sockets().await;
-    let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
-    let functions = service.catalog.look(host, None).await?;
-    let availability = service.catalog.availability_of(host, functions).await?;
-    let devices = service.records.devices_of(host.row.id);
-    // Whether a host driver blocks a device depends on the other requested devices, so `rules::explain` decides that.
-    let mut unavailable = availability.unavailable(&devices, server, HostDrivers::DoNotBlock);
-    if !query.whole_group {
-        for device in &devices {
-            if let Some(reason) = availability.unbound(device) {
-                unavailable.entry(device.id).or_insert(reason);
-            }
-        }
-    }
-    let mut guest_nodes = BTreeSet::new();
-    if let Some(view) = view {
-        unavailable.extend(assignment::portless(&view, &availability, &devices));
-        guest_nodes
-            .extend(view.live.or(view.persistent).map(|document| document.numa_nodes).unwrap_or_default());
-    }
-    let candidate_set = CandidateSet {
-        devices: &devices,
-        unavailable: &unavailable,
-        guest_nodes: &guest_nodes,
-        sockets: sockets.as_ref(),
-        groups: &availability.groups,
-        busy: &availability.busy,
-    };
-    let wanted = Wanted {
-        alias,
+    let request = CandidatesRequest {
+        alias: &query.alias,
         count: query.count.map_or(1, |count| count.get().into()),
-        numa_policy: None,
         whole_group: query.whole_group,
-        vf: false,
-        tags: &BTreeMap::new(),
+        server: query.server.as_deref().map(|text| id(text, "server")).transpose()?,
     };
-    let lines = rules::explain(&wanted, &candidate_set).into_iter().map(|(device, verdict)| {
+    let candidates = assignments.candidates(host, &request).await?;
+    let listed = candidates.devices.iter().map(|(device, verdict)| {
         let facts = &device.facts;
         json!({
             "address": facts.address,
@@ -259,15 +231,11 @@ pub(super) async fn candidates(
             "why": verdict.as_ref().err(),
         })
     });
-    let mut lines: Vec<_> = lines.collect();
-    let recorded: BTreeSet<_> = devices.iter().map(|device| device.facts.address).collect();
-    let others = availability.functions.values().filter(|it| !it.bridge && !recorded.contains(&it.address));
-    lines.extend(others.map(|function| {
-        let mut line =
-            hypervisors::describe(host, function, None, availability.foreign.get(&function.address));
+    let unlisted = candidates.unlisted.iter().map(|(function, foreign)| {
+        let mut line = hypervisors::describe(host, function, None, foreign.as_ref());
         line["place"] = Value::Null;
         line["why"] = json!("no device_spec lists it");
         line
-    }));
-    Ok(Json(json!({ "alias": query.alias, "pci_candidates": lines })))
+    });
+    Ok(Json(json!({ "alias": query.alias, "pci_candidates": listed.chain(unlisted).collect::<Vec<_>>() })))
 }

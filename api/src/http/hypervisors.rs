@@ -14,13 +14,13 @@ use hotslot_model::rules;
 use hotslot_model::rules::{Foreign, Stat};
 use hotslot_service::error::Error;
 use hotslot_service::host::Host;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::records::Records;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::{Page, Pairs, Path};
 use super::error::Fault;
-use hotslot_service::records::Records;
 
 fn brief(host: &Host) -> Value {
     let connection = host.hypervisor.connection();
@@ -96,10 +96,10 @@ fn or_null(value: &str) -> Value {
 
 /// Returns a host with Nova's keys of microversion 2.88 and of those before. Values that hotslot does not know are 0 or
 /// null.
-async fn full(service: &Service, host: &Host) -> Value {
+async fn full(records: &Records, host: &Host) -> Value {
     let info = host.soon(host.hypervisor.host()).await.ok();
     let servers = servers(host).await;
-    let stats = pci_stats(&service.records, host);
+    let stats = pci_stats(records, host);
     let mut wire = brief(host);
     for (key, value) in [
         ("compute_node_id", json!(host.row.id)),
@@ -145,10 +145,10 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn by(service: &'a Service, uri: &OriginalUri, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
+    fn by(all: &'a Hosts, uri: &OriginalUri, headers: &HeaderMap, pairs: Pairs) -> Result<Self, Error> {
         let paged = pairs.0.iter().any(|(key, _)| key == "limit" || key == "marker");
         let (page, pairs) = Page::read(pairs)?;
-        let mut hosts: Vec<_> = service.hosts.iter().collect();
+        let mut hosts: Vec<_> = all.iter().collect();
         let mut with_servers = false;
         for (key, value) in pairs {
             match key.as_str() {
@@ -157,7 +157,7 @@ impl<'a> Found<'a> {
                         "hypervisor_hostname_pattern cannot be combined with limit or marker; omit them";
                     return Err(Error::Invalid(reason.into()));
                 }
-                "hypervisor_hostname_pattern" => hosts = like(service, &value)?,
+                "hypervisor_hostname_pattern" => hosts = like(all, &value)?,
                 "with_servers" => {
                     with_servers = value.to_ascii_lowercase().parse().map_err(|_| {
                         Error::Invalid(format!("invalid with_servers {value}: expected true or false"))
@@ -191,8 +191,8 @@ impl<'a> Found<'a> {
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such host.
-fn like<'a>(service: &'a Service, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error> {
-    let hosts: Vec<_> = service.hosts.iter().filter(|host| host.name.contains(pattern)).collect();
+fn like<'a>(hosts: &'a Hosts, pattern: &str) -> Result<Vec<&'a Arc<Host>>, Error> {
+    let hosts: Vec<_> = hosts.iter().filter(|host| host.name.contains(pattern)).collect();
     if hosts.is_empty() {
         return Err(Error::NotFound(format!("a hypervisor whose hostname contains `{pattern}`")));
     }
@@ -200,12 +200,12 @@ fn like<'a>(service: &'a Service, pattern: &str) -> Result<Vec<&'a Arc<Host>>, E
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let found = Found::by(&service, &uri, &headers, pairs)?;
+    let found = Found::by(&hosts, &uri, &headers, pairs)?;
     let hypervisors = join_all(found.hosts.iter().map(async |host| {
         let mut wire = brief(host);
         if found.with_servers {
@@ -218,31 +218,32 @@ pub(super) async fn list(
 }
 
 pub(super) async fn detail(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let found = Found::by(&service, &uri, &headers, pairs)?;
-    let hypervisors = join_all(found.hosts.iter().map(|host| full(&service, host))).await;
+    let found = Found::by(&hosts, &uri, &headers, pairs)?;
+    let hypervisors = join_all(found.hosts.iter().map(|host| full(&records, host))).await;
     Ok(found.answer(hypervisors))
 }
 
 /// Lists the hosts whose name contains a string, for clients before microversion 2.53.
 pub(super) async fn search(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    let hosts = like(&service, &path.hypervisor_id)?;
-    Ok(Json(json!({ "hypervisors": hosts.into_iter().map(|host| brief(host)).collect::<Vec<_>>() })))
+    let named = like(&hosts, &path.hypervisor_id)?;
+    Ok(Json(json!({ "hypervisors": named.into_iter().map(|host| brief(host)).collect::<Vec<_>>() })))
 }
 
 /// Returns 501, as Nova does when the hypervisor does not report its uptime. Clients accept that.
 pub(super) async fn uptime(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    let host = path.host(&service)?;
+    let host = path.host(&hosts)?;
     let message = format!("libvirt does not report the uptime of host {}", host.name);
     Err(Fault::new(StatusCode::NOT_IMPLEMENTED, message))
 }
@@ -263,32 +264,34 @@ pub(super) struct HypervisorPath {
 }
 
 impl HypervisorPath {
-    pub(super) fn host<'a>(&self, service: &'a Service) -> Result<&'a Arc<Host>, Error> {
-        host(service, &self.hypervisor_id)
+    pub(super) fn host<'a>(&self, hosts: &'a Hosts) -> Result<&'a Arc<Host>, Error> {
+        host(hosts, &self.hypervisor_id)
     }
 }
 
-pub(super) fn host<'a>(service: &'a Service, id: &str) -> Result<&'a Arc<Host>, Error> {
-    let host = service.hosts.iter().find(|host| is(host, id));
+pub(super) fn host<'a>(hosts: &'a Hosts, id: &str) -> Result<&'a Arc<Host>, Error> {
+    let host = hosts.iter().find(|host| is(host, id));
     host.ok_or_else(|| Error::NotFound(format!("hypervisor {id}")))
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    let host = path.host(&service)?;
-    Ok(Json(json!({ "hypervisor": full(&service, host).await })))
+    let host = path.host(&hosts)?;
+    Ok(Json(json!({ "hypervisor": full(&records, host).await })))
 }
 
 /// Lists every PCI function of the host, assignable or not. An extension of hotslot.
 pub(super) async fn functions(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<HypervisorPath>,
 ) -> Result<Json<Value>, Fault> {
-    let host = path.host(&service)?;
+    let host = path.host(&hosts)?;
     let functions = host.hypervisor.devices().await.map_err(host.error("list the host's devices"))?;
-    let rows = service.records.devices_of(host.row.id).into_iter();
+    let rows = records.devices_of(host.row.id).into_iter();
     let rows: BTreeMap<_, _> = rows.map(|row| (row.facts.address, row)).collect();
     let foreign = host.foreign();
     let describe = |function: &HostDevice| {

@@ -9,17 +9,17 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hotslot_model::idempotency::{Answer, IdempotencyKey};
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
+use hotslot_service::idempotency::Idempotency;
 
 use super::error::Fault;
-use super::identity::Identity;
 use super::limits::unreadable;
 
 const HEADER: &str = "idempotency-key";
 
 pub(super) async fn answer_once(
-    State(service): State<Arc<Service>>,
+    State(idempotency): State<Arc<Idempotency>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -27,16 +27,12 @@ pub(super) async fn answer_once(
         return next.run(request).await;
     }
     // A stored response is returned only to the same caller with the same rights.
-    let identity = Identity::from_headers(request.headers(), service.config.api.identity);
-    let named = match identity {
-        Ok(identity) => named(request, &identity.caller()).await,
-        Err(fault) => Err(fault),
-    };
-    let (key, request) = match named {
+    let caller = request.extensions().get::<Caller>().map(Caller::key).unwrap_or_default();
+    let (key, request) = match named(request, &caller).await {
         Ok(named) => named,
         Err(fault) => return fault.into_response(),
     };
-    answer(service, key, request, next).await.unwrap_or_else(Fault::into_response)
+    answer(&idempotency, key, request, next).await.unwrap_or_else(Fault::into_response)
 }
 
 /// Reads the key and the body of a request, and returns the key and the request with its body.
@@ -55,14 +51,14 @@ async fn named(request: Request, caller: &str) -> Result<(IdempotencyKey, Reques
 }
 
 async fn answer(
-    service: Arc<Service>,
+    idempotency: &Idempotency,
     key: IdempotencyKey,
     request: Request,
     next: Next,
 ) -> Result<Response, Fault> {
     // A repetition that arrives while the first request is running waits for its response.
-    let _turn = service.idempotency.turn(&key).await?;
-    if let Some(kept) = service.idempotency.kept(&key).await? {
+    let _turn = idempotency.turn(&key).await?;
+    if let Some(kept) = idempotency.kept(&key).await? {
         if kept.fingerprint != key.fingerprint {
             return Err(Fault::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -95,7 +91,7 @@ async fn answer(
         body: String::from_utf8_lossy(&body).into_owned(),
         location: location.map(str::to_owned),
     };
-    if let Err(error) = service.idempotency.keep(&key, &answer).await {
+    if let Err(error) = idempotency.keep(&key, &answer).await {
         // The request itself succeeded.
         tracing::error!(key = key.key, %error, "the response cannot be stored");
     }

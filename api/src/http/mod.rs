@@ -1,7 +1,7 @@
 //! The routes: one file per resource. Only [`error`] maps errors to status codes.
 //!
-//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. These routes do not
-//! check projects (`identity.rs` admits only services and administrators), so any tenant id in the path is accepted.
+//! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. What a caller may see
+//! and change follows from the caller alone (`policy.rs`), so any tenant id in the path is accepted.
 
 mod accelerators;
 mod attachments;
@@ -21,6 +21,7 @@ mod limits;
 mod origin;
 mod pci;
 mod pci_config;
+mod policy;
 mod servers;
 mod state;
 mod topology;
@@ -67,8 +68,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .nest("/v2/{tenant_id}", resources(Version::V2))
         .nest("/v2.1/{project_id}", resources(Version::V21))
         .nest("/v2.1", resources(Version::V21))
-        .nest("/v3", resources(Version::V3))
-        .route_layer(middleware::from_fn_with_state(app.clone(), identity::require_operator));
+        .nest("/v3", resources(Version::V3));
     Router::new()
         .route("/", get(versions::all))
         .route("/v2", get(versions::v2))
@@ -88,6 +88,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::answer_once))
         .layer(middleware::from_fn_with_state(app.clone(), limits::enforce))
         .layer(DefaultBodyLimit::max(limits::BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), policy::admit))
         .layer(middleware::from_fn_with_state(app.clone(), origin::refuse_other_origins))
         .layer(middleware::from_fn(cyborg::microversion))
         .layer(middleware::from_fn_with_state(app.clone(), with_request_id))

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_known_hosts_and_the_same_origin_pass() {
-        const TCP: &str = "[api]\nlisten = '127.0.0.1:9774'";
+        const TCP: &str = "[api]\nlisten = '127.0.0.1:9774'\ninsecure_tcp = true";
         const UNIX: &str = "";
         const NAMED: &str = "[api]\nhosts = ['hotslot.example']";
         for (config, headers, expected) in [

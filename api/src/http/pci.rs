@@ -17,7 +17,8 @@ use hotslot_model::id::{DeviceId, HypervisorId, RequestId, ServerId};
 use hotslot_model::rules::Foreign;
 use hotslot_model::texts::Texts;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
+use hotslot_service::records::Records;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -25,7 +26,7 @@ use uuid::Uuid;
 use super::body::{Page, Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::hypervisors::owner;
-use hotslot_service::hosts::Hosts;
+use super::state::DeviceParts;
 
 /// A device in the brief list: Nova's six keys.
 #[derive(Serialize)]
@@ -88,7 +89,7 @@ fn foreign(hosts: &Hosts) -> ForeignOf {
     hosts.iter().map(|host| (host.row.id, host.foreign())).collect()
 }
 
-fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
+fn full<'a>(hosts: &'a Hosts, device: &'a Device, foreign: &ForeignOf) -> Full<'a> {
     let facts = &device.facts;
     let foreign = foreign.get(&device.hypervisor).and_then(|of_host| of_host.get(&facts.address));
     Full {
@@ -112,7 +113,7 @@ fn full<'a>(service: &'a Service, device: &'a Device, foreign: &ForeignOf) -> Fu
         numa_node: facts.numa_node,
         parent_addr: facts.parent_addr,
         request_id: device.request,
-        host: service.hosts.host(device.hypervisor).map(|host| host.name.as_str()),
+        host: hosts.host(device.hypervisor).map(|host| host.name.as_str()),
         gone_at: device.gone_at.map(time),
         used_at: device.used_at.map(time),
         owner: owner(Some(device), foreign),
@@ -142,7 +143,7 @@ struct Filter {
 }
 
 impl Filter {
-    fn read(service: &Service, pairs: Vec<(String, String)>) -> Result<Self, Error> {
+    fn read(hosts: &Hosts, pairs: Vec<(String, String)>) -> Result<Self, Error> {
         fn value<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, Error> {
             text.parse().map_err(|error| Error::Invalid(format!("query key {key}: {error}")))
         }
@@ -162,7 +163,7 @@ impl Filter {
         for (key, text) in pairs {
             let excluded = match key.as_str() {
                 "host" | "hypervisor_hostname" => {
-                    let host = service.hosts.iter().find(|host| host.name == text);
+                    let host = hosts.iter().find(|host| host.name == text);
                     host.is_none_or(|host| narrow(&mut filter.hypervisor, host.row.id))
                 }
                 "compute_node_id" => {
@@ -229,22 +230,22 @@ struct Found {
 
 impl Found {
     async fn by(
-        service: &Service,
+        parts: &DeviceParts,
         uri: &OriginalUri,
         headers: &HeaderMap,
         pairs: Pairs,
     ) -> Result<Self, Fault> {
         let (page, pairs) = Page::read(pairs)?;
-        let filter = Filter::read(service, pairs)?;
+        let filter = Filter::read(&parts.hosts, pairs)?;
         let after = match &page.marker {
             None => None,
-            Some(marker) => Some(service.records.marker(marker).await?.ok_or_else(|| {
+            Some(marker) => Some(parts.records.marker(marker).await?.ok_or_else(|| {
                 Error::Invalid(format!(
                     "invalid marker {marker}: no PCI device has this id or uuid; GET os-pci lists them"
                 ))
             })?),
         };
-        let devices = service.records.devices_after(after, page.limit + 1, |device| filter.passes(device));
+        let devices = parts.records.devices_after(after, page.limit + 1, |device| filter.passes(device));
         let (devices, links) =
             page.cut(devices, uri, headers, |device: &Arc<Device>| device.id.0.to_string());
         Ok(Self { devices, links })
@@ -260,25 +261,26 @@ pub(super) struct List<T> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
-    let found = Found::by(&service, &uri, &headers, pairs).await?;
+    let found = Found::by(&parts, &uri, &headers, pairs).await?;
     let pci_devices: Vec<Brief> = found.devices.iter().map(|device| Brief::from(&**device)).collect();
     Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
 
 pub(super) async fn detail(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
-    let found = Found::by(&service, &uri, &headers, pairs).await?;
-    let foreign = foreign(&service.hosts);
-    let pci_devices: Vec<_> = found.devices.iter().map(|device| full(&service, device, &foreign)).collect();
+    let found = Found::by(&parts, &uri, &headers, pairs).await?;
+    let foreign = foreign(&parts.hosts);
+    let pci_devices: Vec<_> =
+        found.devices.iter().map(|device| full(&parts.hosts, device, &foreign)).collect();
     Ok(Json(List { pci_devices, pci_devices_links: found.links }).into_response())
 }
 
@@ -289,21 +291,21 @@ pub(super) struct DevicePath {
 
 impl DevicePath {
     /// Returns the device with this id or UUID.
-    fn device(&self, service: &Service) -> Result<Arc<Device>, Error> {
+    fn device(&self, records: &Records) -> Result<Arc<Device>, Error> {
         let device = match id::<Uuid>(&self.device_id, "PCI device") {
-            Ok(uuid) => service.records.devices().into_iter().find(|device| device.uuid == uuid),
-            Err(_) => service.records.device(DeviceId(id(&self.device_id, "PCI device")?)),
+            Ok(uuid) => records.devices().into_iter().find(|device| device.uuid == uuid),
+            Err(_) => records.device(DeviceId(id(&self.device_id, "PCI device")?)),
         };
         device.ok_or_else(|| Error::NotFound(format!("PCI device {}", self.device_id)))
     }
 }
 
 pub(super) async fn show(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
     Path(path): Path<DevicePath>,
 ) -> Result<Json<Value>, Fault> {
-    let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service.hosts)) })))
+    let device = path.device(&parts.records)?;
+    Ok(Json(json!({ "pci_device": full(&parts.hosts, &device, &foreign(&parts.hosts)) })))
 }
 
 const CLEANED: &str = r#"{"cleaned": null}"#;
@@ -316,18 +318,18 @@ pub(super) struct Action {
 
 /// Records that a device with `one_time_use` has been cleaned. An extension of hotslot.
 pub(super) async fn act(
-    State(service): State<Arc<Service>>,
+    State(parts): State<DeviceParts>,
     Path(path): Path<DevicePath>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Fault> {
-    let device = path.device(&service)?;
+    let device = path.device(&parts.records)?;
     let Action { cleaned } = read(&headers, body, CLEANED)?;
     if !cleaned.is_null() {
         let message = format!("bad body: `cleaned` must be null, not {cleaned}; send {CLEANED}");
         return Err(Error::Invalid(message).into());
     }
-    service.catalog.cleaned(device.id).await?;
-    let device = path.device(&service)?;
-    Ok(Json(json!({ "pci_device": full(&service, &device, &foreign(&service.hosts)) })))
+    parts.catalog.cleaned(device.id).await?;
+    let device = path.device(&parts.records)?;
+    Ok(Json(json!({ "pci_device": full(&parts.hosts, &device, &foreign(&parts.hosts)) })))
 }

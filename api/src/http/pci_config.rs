@@ -14,7 +14,6 @@ use hotslot_service::error::Error;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::inventory::Change;
 use hotslot_service::records::Records;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -104,17 +103,17 @@ pub(super) async fn groups(State(records): State<Arc<Records>>) -> Json<Value> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(catalog): State<Arc<Catalog>>,
     Path(path): Path<KindPath>,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    let (kind, rules, page) = (kind(&path.kind)?, service.catalog.rules(), Page::alone(pairs)?);
+    let (kind, rules, page) = (kind(&path.kind)?, catalog.rules(), Page::alone(pairs)?);
     let mut entries: Vec<_> = rules.of(kind).zip(1..).collect();
     page.skip(&mut entries, |(rule, _), marker| rule.id.to_string().eq_ignore_ascii_case(marker))?;
     let (entries, links) = page.cut(entries, &uri, &headers, |(rule, _)| rule.id.to_string());
-    let problems = service.catalog.problems_of(&rules);
+    let problems = catalog.problems_of(&rules);
     let entries: Vec<_> =
         entries.into_iter().map(|(rule, position)| wire(&problems, rule, position)).collect();
     let mut body = json!({ kind.as_str(): entries });

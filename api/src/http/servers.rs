@@ -14,7 +14,6 @@ use hotslot_service::error::Error;
 use hotslot_service::host::Host;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::records::Records;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -137,10 +136,10 @@ fn full(
 }
 
 /// Returns the servers of all reachable hosts, ordered by host and name.
-async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
-    let asked = service.hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
+async fn everywhere(hosts: &Hosts, filter: &Filter) -> Vec<(Arc<Host>, DomainInfo)> {
+    let lists = hosts.iter().map(|host| host.soon(host.hypervisor.domains()));
     let mut found = Vec::new();
-    for (host, domains) in service.hosts.iter().zip(join_all(asked).await) {
+    for (host, domains) in hosts.iter().zip(join_all(lists).await) {
         match domains {
             Ok(mut domains) => {
                 domains.sort_by(|a, b| a.name.cmp(&b.name));
@@ -159,14 +158,14 @@ async fn everywhere(service: &Service, filter: &Filter) -> Vec<(Arc<Host>, Domai
 /// Returns the servers of one page, and the link to the next page. Unknown query keys are ignored, because Nova's
 /// clients send keys that have no meaning here.
 async fn page(
-    service: &Service,
+    hosts: &Hosts,
     filter: &Filter,
     pairs: Vec<(String, String)>,
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Result<(Vec<(Arc<Host>, DomainInfo)>, Option<Value>), Error> {
     let (page, _) = Page::read(Pairs(pairs))?;
-    let mut found = everywhere(service, filter).await;
+    let mut found = everywhere(hosts, filter).await;
     page.skip(&mut found, |(_, info), marker| info.uuid.to_string().eq_ignore_ascii_case(marker))?;
     Ok(page.cut(found, uri, headers, |(_, info)| info.uuid.to_string()))
 }
@@ -180,28 +179,29 @@ fn answer(servers: Vec<Value>, links: Option<Value>) -> Json<Value> {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
-    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
+    let (found, links) = page(&hosts, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
     let servers = found.iter().map(|(host, info)| brief(&base, &prefix, host, info));
     Ok(answer(servers.collect(), links))
 }
 
 pub(super) async fn detail(
-    State(service): State<Arc<Service>>,
+    State(hosts): State<Arc<Hosts>>,
+    State(records): State<Arc<Records>>,
     uri: OriginalUri,
     headers: HeaderMap,
     Query(filter): Query<Filter>,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Value>, Fault> {
-    let (found, links) = page(&service, &filter, pairs, &uri, &headers).await?;
+    let (found, links) = page(&hosts, &filter, pairs, &uri, &headers).await?;
     let (base, prefix) = (base(&headers), prefix(&uri));
-    let mut owned = devices(&service.records);
+    let mut owned = devices(&records);
     let mut servers = Vec::new();
     let views = found.iter().map(|(host, info)| host.soon(host.hypervisor.domain(info.uuid)));
     for ((host, info), view) in found.iter().zip(join_all(views).await) {

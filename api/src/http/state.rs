@@ -1,29 +1,27 @@
-//! The state of the router: the service. A handler takes the parts of it that it uses (`State<Arc<Catalog>>`), and the
-//! whole service only where an answer is put together from most of them.
+//! The state of the router: the service. A handler takes only the parts of it that it uses: one part
+//! (`State<Arc<Catalog>>`), or one of the sets below that several handlers share (`State<DeviceParts>`).
 
 use std::sync::Arc;
 
 use axum::extract::FromRef;
+use hotslot_model::identity::Policy;
 use hotslot_service::accelerator::Accelerators;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::config::Config;
 use hotslot_service::cyborg::Cyborg;
+use hotslot_service::feed::Feed;
 use hotslot_service::hosts::Hosts;
 use hotslot_service::idempotency::Idempotency;
+use hotslot_service::identity::Callers;
 use hotslot_service::inventory::Catalog;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+use hotslot_service::webhook::Webhooks;
 
 /// The service, as the router has it.
 #[derive(Clone)]
 pub(super) struct App(pub(super) Arc<Service>);
-
-impl FromRef<App> for Arc<Service> {
-    fn from_ref(app: &App) -> Self {
-        Arc::clone(&app.0)
-    }
-}
 
 /// Lets handlers take a part of the service.
 macro_rules! parts {
@@ -38,6 +36,8 @@ macro_rules! parts {
 
 parts! {
     config: Config,
+    callers: Callers,
+    policy: Policy,
     records: Records,
     hosts: Hosts,
     catalog: Catalog,
@@ -45,5 +45,46 @@ parts! {
     accelerators: Accelerators,
     cyborg: Cyborg,
     idempotency: Idempotency,
+    webhooks: Webhooks,
+    feed: Feed,
     lifecycle: Lifecycle,
+}
+
+/// The parts that know the devices of the hosts.
+pub(super) struct DeviceParts {
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) records: Arc<Records>,
+}
+
+impl FromRef<App> for DeviceParts {
+    fn from_ref(app: &App) -> Self {
+        Self { hosts: Arc::from_ref(app), catalog: Arc::from_ref(app), records: Arc::from_ref(app) }
+    }
+}
+
+/// The parts that answer requests for accelerators.
+pub(super) struct AcceleratorParts {
+    pub(super) accelerators: Arc<Accelerators>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) records: Arc<Records>,
+}
+
+impl FromRef<App> for AcceleratorParts {
+    fn from_ref(app: &App) -> Self {
+        Self { accelerators: Arc::from_ref(app), hosts: Arc::from_ref(app), records: Arc::from_ref(app) }
+    }
+}
+
+/// The parts that decide who calls, and what a caller may do.
+pub(super) struct IdentityParts {
+    pub(super) callers: Arc<Callers>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) config: Arc<Config>,
+}
+
+impl FromRef<App> for IdentityParts {
+    fn from_ref(app: &App) -> Self {
+        Self { callers: Arc::from_ref(app), policy: Arc::from_ref(app), config: Arc::from_ref(app) }
+    }
 }

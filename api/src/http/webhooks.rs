@@ -6,15 +6,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
-use hotslot_service::webhook::Webhook;
+use hotslot_service::records::Records;
+use hotslot_service::webhook::{Webhook, Webhooks};
 use hotslot_store::DeadLetter;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{Path, time};
 use super::error::Fault;
-use hotslot_service::records::Records;
 
 /// The maximum number of dead letters that are shown per webhook.
 const LETTERS: u32 = 100;
@@ -50,12 +49,15 @@ async fn wire(records: &Records, webhook: &Webhook) -> Result<Value, Error> {
     }))
 }
 
-pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<Json<Value>, Fault> {
-    let mut webhooks = Vec::new();
-    for webhook in &service.webhooks {
-        webhooks.push(wire(&service.records, webhook).await?);
+pub(super) async fn list(
+    State(webhooks): State<Arc<Webhooks>>,
+    State(records): State<Arc<Records>>,
+) -> Result<Json<Value>, Fault> {
+    let mut shown = Vec::new();
+    for webhook in webhooks.iter() {
+        shown.push(wire(&records, webhook).await?);
     }
-    Ok(Json(json!({ "webhooks": webhooks })))
+    Ok(Json(json!({ "webhooks": shown })))
 }
 
 #[derive(Deserialize)]
@@ -65,16 +67,17 @@ pub(super) struct WebhookPath {
 
 /// Queues the dead letters for delivery again, and retries a pending delivery at once.
 pub(super) async fn redeliver(
-    State(service): State<Arc<Service>>,
+    State(webhooks): State<Arc<Webhooks>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<WebhookPath>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
-    let webhook = service.webhooks.iter().find(|webhook| webhook.config.name == path.name);
+    let webhook = webhooks.iter().find(|webhook| webhook.config.name == path.name);
     let webhook = webhook.ok_or_else(|| {
         let name: String = path.name.chars().take(80).collect();
         Error::NotFound(format!("webhook {name} (GET webhooks lists all)"))
     })?;
-    service.redeliver(&webhook.config.name).await?;
-    let body = json!({ "webhook": wire(&service.records, webhook).await? });
+    webhooks.redeliver(webhook).await?;
+    let body = json!({ "webhook": wire(&records, webhook).await? });
     webhook.try_again();
     Ok((StatusCode::ACCEPTED, Json(body)))
 }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use hotslot_model::device::{Device, DeviceFacts, is_for_one_use};
 use hotslot_model::id::{DeviceId, EventId, HypervisorId};
-use hotslot_model::scan::{Comparison, Notice, ScanOutcome, ScanScope};
+use hotslot_model::scan::{Comparison, ScanOutcome, ScanScope};
 use hotslot_model::texts::Interner;
 use uuid::Uuid;
 
 use crate::cache::DeviceCache;
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
-use crate::draft::log_both_in_use;
 use crate::error::Error;
+use crate::notices;
 use crate::pool::Store;
 use crate::sql::{Executor, Row, query};
 
@@ -234,36 +234,9 @@ impl Store {
             (id, Uuid::new_v4())
         };
         let plan = comparison.plan(host, former, new_id, now());
-        plan.notices.iter().for_each(log);
+        plan.notices.iter().for_each(notices::log);
         draft.take(plan.rows, plan.revived);
         draft.commit().await?;
         Ok(plan.outcome)
-    }
-}
-
-fn log(notice: &Notice) {
-    match notice {
-        Notice::Moved { from, to } => {
-            tracing::warn!(pci.address = %to, %from, "the device that was at {from} is at {to} now");
-        }
-        Notice::Unclear { address } => tracing::warn!(
-            pci.address = %address,
-            "the device that was at {address} is gone, and new devices of the same kind appeared; it cannot be \
-             determined whether it is one of them"
-        ),
-        Notice::Occupied { address, owner: owner @ Some(_) } => tracing::error!(
-            pci.address = %address, ?owner,
-            "another device is now at the address {address} of a device in use; detach that device first"
-        ),
-        Notice::Occupied { address, owner: None } => tracing::error!(
-            pci.address = %address,
-            "another device is now at the address {address} of a device that waits to be cleaned; clean that device first"
-        ),
-        Notice::MovedInUse { from, to, owner } => tracing::error!(
-            pci.address = %to, ?owner,
-            "the device is in the definition of its server under its old address {from}: detach and attach it again \
-             before the server starts"
-        ),
-        Notice::BothInUse { address, conflict } => log_both_in_use(*address, *conflict),
     }
 }

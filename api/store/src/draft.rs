@@ -17,6 +17,7 @@ use hotslot_model::assignment::{Holder, State};
 use hotslot_model::device::{DevType, Device, DeviceFacts, DeviceStatus, Owner};
 use hotslot_model::event::What;
 use hotslot_model::id::{DeviceId, EventId, HypervisorId, RequestId};
+use hotslot_model::scan::Notice;
 use hotslot_model::time::Millis;
 use hotslot_model::{DeviceEvent, InvalidTransition, event};
 use tokio::sync::OwnedMutexGuard;
@@ -25,6 +26,7 @@ use crate::clock::now;
 use crate::devices::devices;
 use crate::error::Error;
 use crate::events;
+use crate::notices;
 use crate::pool::Store;
 use crate::processes::Notification;
 use crate::sql::{Executor, Transaction, query};
@@ -208,7 +210,9 @@ impl DeviceTransaction<'_> {
                 Ok(status) => self.edit(relative.id, |row| row.status = status),
                 Err(conflict) if event == DeviceEvent::Claim => return Err(conflict),
                 // The other events report facts that already hold, so only log the conflict.
-                Err(conflict) => log_both_in_use(relative.facts.address, conflict),
+                Err(conflict) => {
+                    notices::log(&Notice::BothInUse { address: relative.facts.address, conflict });
+                }
             }
         }
         Ok(())
@@ -355,10 +359,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-pub(super) fn log_both_in_use(address: PciAddress, conflict: InvalidTransition) {
-    tracing::error!(pci.address = %address, %conflict, "a PF and a VF of it are both in use; detach one of them");
 }
 
 fn extra_info(facts: &DeviceFacts) -> Result<String, Error> {

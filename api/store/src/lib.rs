@@ -26,6 +26,7 @@ mod hypervisors;
 mod idempotency;
 mod locks;
 mod mdevs;
+mod notices;
 mod overdue;
 mod pool;
 mod private;

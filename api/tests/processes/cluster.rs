@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use hotslot_api::http;
 use hotslot_driver::hypervisor::Hypervisor;
 use hotslot_driver::sim::Sim;
 use hotslot_model::assignment::Attachment;
 use hotslot_model::device::DeviceStatus;
 use hotslot_model::id::{AttachmentId, ServerId};
+use hotslot_model::identity::Peer;
 use hotslot_model::rules::AliasRequest;
 use hotslot_service::assignment::{AttachRequest, DetachRequest};
 use hotslot_service::config::Config;
@@ -143,9 +145,10 @@ impl Process {
     /// Serves the API, and returns its URL.
     pub(crate) async fn serve(&self) -> String {
         self.run(|service| async move {
+            let owner = Peer::Unix { uid: nix::unistd::geteuid().as_raw(), gid: 0, pid: None };
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}/v2/t", listener.local_addr().unwrap());
-            tokio::spawn(axum::serve(listener, http::router(service)).into_future());
+            tokio::spawn(axum::serve(listener, http::router(service).layer(Extension(owner))).into_future());
             url
         })
         .await

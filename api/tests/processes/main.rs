@@ -233,7 +233,8 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let cluster = Cluster::with(&webhook, postgres::database().await);
     let server = cluster.servers().await[0];
     let (one, other) = (cluster.process().await, cluster.process().await);
-    let tells = |process: &Process| process.service.webhooks[0].progress().delivered.is_some();
+    let tells =
+        |process: &Process| process.service.webhooks.iter().next().unwrap().progress().delivered.is_some();
     until("one of them tells", async || tells(&one) || tells(&other)).await;
     for _ in 0..3 {
         for process in [&one, &other] {

@@ -1,10 +1,13 @@
 //! Checks of a libvirt URI: whether it is reachable, the versions of libvirt and QEMU, and the free ports of its
 //! guests.
 
+use std::path::Path;
 use std::time::Duration;
 
+use hotslot_driver::domain::DomainXml;
 use hotslot_driver::hypervisor::{HostInfo, Hypervisor};
 use hotslot_driver::libvirt::{Libvirt, Options};
+use hotslot_driver::sim::Sim;
 use hotslot_driver::topology::Topology;
 
 use super::{Finding, Level};
@@ -19,8 +22,22 @@ const TESTED: u64 = 9_000_000;
 /// The maximum number of guests that a finding names.
 const NAMED: usize = 10;
 
-/// Runs every check of the libvirt at `uri`.
-pub(super) async fn check(uri: &str) -> Vec<Finding> {
+/// Runs every check of the libvirt at `uri`, or of a simulated host. `by_tcp` tells that the API listens on a TCP port of
+/// this machine.
+pub(super) async fn check(uri: &str, by_tcp: bool) -> Vec<Finding> {
+    if let Some(path) = uri.strip_prefix("sim://") {
+        return match Sim::open(Path::new(path)) {
+            Ok(sim) => check_with(uri, &*sim, by_tcp).await,
+            Err(error) => {
+                vec![Finding::bad(
+                    "libvirt",
+                    Level::Fail,
+                    error.to_string(),
+                    "give a URI such as qemu:///system",
+                )]
+            }
+        };
+    }
     let libvirt = Libvirt::connect(uri, Options::default());
     let tried = tokio::time::timeout(PATIENCE, libvirt.tried()).await;
     let reached = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
@@ -28,14 +45,24 @@ pub(super) async fn check(uri: &str) -> Vec<Finding> {
         let says = format!("cannot connect to {uri}: {reason}");
         return vec![Finding::bad("libvirt", Level::Fail, says, remedy(uri, &reason))];
     }
-    let mut findings = match libvirt.host().await {
+    check_with(uri, &*libvirt, by_tcp).await
+}
+
+async fn check_with(uri: &str, hypervisor: &dyn Hypervisor, by_tcp: bool) -> Vec<Finding> {
+    let mut findings = match hypervisor.host().await {
         Ok(host) => versions(uri, &host),
         Err(error) => {
             vec![Finding::bad("libvirt", Level::Fail, error.to_string(), remedy(uri, &error.message))]
         }
     };
-    findings.push(devices(&*libvirt).await);
-    findings.push(guests(&*libvirt).await);
+    findings.push(devices(hypervisor).await);
+    match guests(hypervisor).await {
+        Ok(guests) => {
+            findings.push(ports(&guests));
+            findings.extend(networks(&guests, by_tcp));
+        }
+        Err(failed) => findings.push(failed),
+    }
     findings
 }
 
@@ -81,30 +108,52 @@ async fn devices(hypervisor: &dyn Hypervisor) -> Finding {
     }
 }
 
-/// Checks whether each guest has a free hot-plug port.
-async fn guests(hypervisor: &dyn Hypervisor) -> Finding {
-    let check = "guests";
-    let domains = match hypervisor.domains().await {
-        Ok(domains) => domains,
-        Err(error) => {
-            return Finding::bad(check, Level::Fail, error.to_string(), "run `virsh list --all` for details");
-        }
-    };
-    let mut full = Vec::new();
+/// Returns the guests' documents: the live one of a running guest, otherwise the definition. A domain that is gone in the
+/// meantime or cannot be read is left out.
+async fn guests(hypervisor: &dyn Hypervisor) -> Result<Vec<DomainXml>, Finding> {
+    let domains = hypervisor.domains().await.map_err(|error| {
+        Finding::bad("guests", Level::Fail, error.to_string(), "run `virsh list --all` for details")
+    })?;
+    let mut documents = Vec::new();
     for domain in &domains {
-        // Skip a domain that is gone in the meantime or cannot be read.
         let Ok(view) = hypervisor.domain(domain.uuid).await else { continue };
-        let document = view.live.or(view.persistent);
-        if document.is_some_and(|document| Topology::of(&document).free_ports().count_for(true) == 0) {
-            full.push(domain.name.as_str());
-        }
+        documents.extend(view.live.or(view.persistent));
     }
-    if full.is_empty() {
-        return Finding::ok(check, format!("{}, each with a free hot-plug port", domains.len()));
+    Ok(documents)
+}
+
+fn named<'a>(guests: impl IntoIterator<Item = &'a DomainXml>) -> (usize, String) {
+    let names: Vec<_> = guests.into_iter().map(|guest| guest.name.as_str()).collect();
+    let more = if names.len() > NAMED { ", …" } else { "" };
+    (names.len(), format!("{}{more}", names[..names.len().min(NAMED)].join(", ")))
+}
+
+/// Checks whether guests can reach the API through the host's loopback: user networking and passt lead there.
+fn networks(guests: &[DomainXml], by_tcp: bool) -> Option<Finding> {
+    let check = "guest networks";
+    let (count, names) = named(guests.iter().filter(|guest| guest.user_network));
+    if count == 0 {
+        return None;
     }
-    let more = if full.len() > NAMED { ", …" } else { "" };
-    let named = full.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-    let says = format!("{} of {} have no free hot-plug port: {named}{more}", full.len(), domains.len());
+    let on = format!("user networking or passt is used by {names}");
+    Some(if by_tcp {
+        let says = format!("{on}: such a guest can reach the API on the TCP port of this machine's loopback");
+        let fix = "set [api] listen = \"unix:/run/hotslot/api.sock\", and restart the service";
+        Finding::bad(check, Level::Warn, says, fix)
+    } else {
+        Finding::ok(check, format!("{on}; such a guest cannot reach the API on a unix socket"))
+    })
+}
+
+/// Checks whether each guest has a free hot-plug port.
+fn ports(guests: &[DomainXml]) -> Finding {
+    let check = "guests";
+    let (full, names) =
+        named(guests.iter().filter(|guest| Topology::of(guest).free_ports().count_for(true) == 0));
+    if full == 0 {
+        return Finding::ok(check, format!("{}, each with a free hot-plug port", guests.len()));
+    }
+    let says = format!("{full} of {} have no free hot-plug port: {names}", guests.len());
     let fix = "shut the guest off, run `virsh edit`, and add one <controller type='pci' model='pcie-root-port'/> for \
                each further device (i440fx: model='pci-bridge')";
     Finding::bad(check, Level::Warn, says, fix)
@@ -185,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_one_failed_finding() {
-        let findings = check("qemu+unix:///system?socket=/nonexistent/libvirt-sock").await;
+        let findings = check("qemu+unix:///system?socket=/nonexistent/libvirt-sock", false).await;
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!(finding.level, Level::Fail);
         assert!(finding.says.contains("No such file or directory"), "{}", finding.says);
@@ -193,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hypervisor_other_than_qemu_is_a_failure() {
-        let findings = check("test:///default").await;
+        let findings = check("test:///default", false).await;
         assert_eq!(levels(&findings)[..2], [Level::Ok, Level::Fail], "{findings:?}");
     }
 }

@@ -3,10 +3,12 @@
 //! ```text
 //! machine       this machine: CPU, IOMMU, VFIO, SR-IOV, state directory; tests choose the root of the file system
 //! hypervisor    the hypervisor at a libvirt URI, and its guests
+//! service       the service on this machine: its socket, its files, its user and its unit
 //! ```
 
 mod hypervisor;
 mod machine;
+mod service;
 
 use std::path::Path;
 
@@ -75,7 +77,13 @@ impl Finding {
 
 impl Doctor {
     /// Runs all checks and prints the findings. The exit code is [`Exit::Failed`] when a check fails.
-    pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(
+        self,
+        service: anyhow::Result<Address>,
+        token: Option<String>,
+        config: Option<&Path>,
+        format: Format,
+    ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::check(Path::new("/"))
         } else {
@@ -83,8 +91,10 @@ impl Doctor {
                 format!("{} is on another machine; its IOMMU and VFIO cannot be checked from here", self.uri);
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
-        findings.extend(hypervisor::check(&self.uri).await);
-        findings.push(check_service(service).await?);
+        let by_tcp = matches!(service, Ok(Address::Http(_)));
+        findings.extend(hypervisor::check(&self.uri, by_tcp).await);
+        findings.extend(service::check(config, service.as_ref().ok()).await);
+        findings.push(check_service(service, token).await?);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
         } else {
@@ -100,7 +110,7 @@ fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
 
-async fn check_service(address: anyhow::Result<Address>) -> anyhow::Result<Finding> {
+async fn check_service(address: anyhow::Result<Address>, token: Option<String>) -> anyhow::Result<Finding> {
     let address = match address {
         Ok(address) => address,
         Err(error) => {
@@ -109,11 +119,10 @@ async fn check_service(address: anyhow::Result<Address>) -> anyhow::Result<Findi
         }
     };
     let shown = address.to_string();
-    let by_tcp = matches!(address, Address::Http(_));
-    let (level, says) = match Client::new(address)?.probe("readyz").await {
-        Ok(ready) if by_tcp && ready["status"] == "ready" => {
-            let says =
-                format!("ready at {shown}, which every user and program of this machine can connect to");
+    let open = |ready: &Value| ready["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
+    let (level, says) = match Client::with_token(address, token)?.probe("readyz").await {
+        Ok(ready) if open(&ready) => {
+            let says = format!("answers at {shown}: {}", ready["warnings"][0].as_str().unwrap_or_default());
             let fix = format!("set [api] listen = \"unix:{SOCKET}\"");
             return Ok(Finding::bad("service", Level::Warn, says, fix));
         }

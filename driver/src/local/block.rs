@@ -51,21 +51,19 @@ struct Storage<'a> {
 pub(super) fn find(root: &Root) -> Findings {
     let mut findings = Findings::default();
     let mut storage = Storage { root, mounts: Vec::new() };
-    match root.read_first(["proc/1/mountinfo", "proc/self/mountinfo"]) {
-        Err(error) => findings.mark_unknown(format!("the host's mounts cannot be read: {error}")),
-        Ok(text) => {
-            for line in text.lines() {
-                match Mount::read(line) {
-                    Some(mount) => storage.mounts.push(mount),
-                    None => {
-                        findings.mark_unknown(format!("cannot parse a line of mountinfo: {}", clip(line)))
-                    }
-                }
-            }
-            if !storage.mounts.iter().any(|mount| mount.point == Path::new("/")) {
-                findings.mark_unknown("mountinfo has no root file system".to_owned());
-            }
+    let text = root.of_init("mountinfo").unwrap_or_else(|hidden| {
+        findings.mark_unknown(format!("the host's mounts cannot be read: {hidden}"));
+        // The service's own mounts may not be all, but they give better reasons.
+        root.read("proc/self/mountinfo").unwrap_or_default()
+    });
+    for line in text.lines() {
+        match Mount::read(line) {
+            Some(mount) => storage.mounts.push(mount),
+            None => findings.mark_unknown(format!("cannot parse a line of mountinfo: {}", clip(line))),
         }
+    }
+    if !storage.mounts.iter().any(|mount| mount.point == Path::new("/")) {
+        findings.mark_unknown("mountinfo has no root file system".to_owned());
     }
     let mut uses: Vec<Use> = storage.mounts.iter().map(|mount| storage.mounted(mount)).collect();
     match root.read("proc/swaps") {
@@ -98,6 +96,9 @@ pub(super) fn find(root: &Root) -> Findings {
         }
     }
     storage.held(&mut findings);
+    if let Some(refused) = root.take_refused() {
+        findings.mark_unknown(refused);
+    }
     findings
 }
 
@@ -122,7 +123,12 @@ impl Storage<'_> {
                 uses.push(Use { kind: GuardKind::Mounted, what: what.to_owned(), on: Ok(vec![block]) });
             }
         };
-        for fstype in self.root.list("sys/fs") {
+        // Other file systems are mounted on some of these names, such as bpf, which only root may list.
+        let is_other = |name: &String| {
+            let point = Path::new("/sys/fs").join(name);
+            self.mounts.iter().any(|mount| mount.point == point)
+        };
+        for fstype in self.root.list("sys/fs").into_iter().filter(|name| !is_other(name)) {
             for name in self.root.list(format!("sys/fs/{fstype}")) {
                 add(&format!("a mounted {fstype}"), &name);
             }

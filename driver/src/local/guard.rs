@@ -53,9 +53,13 @@ pub fn guards(devices: &[HostDevice], sysroot: Option<&Path>) -> BTreeMap<PciAdd
             }
         }
         found.extend(devices.iter().filter(|device| is_or_may_be(device, DISPLAY)).filter_map(|device| {
-            let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address))?;
-            let reason = "the boot console is on it (boot_vga)".to_owned();
-            (flag == "1").then_some(Guard { device: device.address, kind: GuardKind::Console, reason })
+            let flag = root.word(format!("sys/bus/pci/devices/{}/boot_vga", device.address));
+            let (kind, reason) = match (flag.as_deref(), root.take_refused()) {
+                (Some("1"), _) => (GuardKind::Console, "the boot console is on it (boot_vga)".to_owned()),
+                (_, Some(refused)) => (GuardKind::Unknown, refused),
+                (_, None) => return None,
+            };
+            Some(Guard { device: device.address, kind, reason })
         }));
     }
     by_device(devices, found)

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -33,7 +32,15 @@ fn read_once(root: &Root) -> Findings {
     let mut findings = Findings::default();
     let mut carried = Carried::new();
     for (file, read) in [("if_inet6", inet6 as Reader), ("route", route), ("ipv6_route", route6)] {
-        match root.read_first([&format!("proc/1/net/{file}"), &format!("proc/net/{file}")]) {
+        let text = root.of_init(&format!("net/{file}")).or_else(|hidden| {
+            // A kernel without IPv6 has no such files.
+            if file == "route" || !hidden.absent {
+                findings.mark_unknown(format!("the host's {file} cannot be read: {hidden}"));
+            }
+            // The service's own network may be another one, but it gives better reasons.
+            root.read(format!("proc/net/{file}"))
+        });
+        match text {
             Ok(text) => {
                 for line in text.lines().filter(|line| !line.trim().is_empty()) {
                     match read(&line.split_whitespace().collect::<Vec<_>>()) {
@@ -48,9 +55,7 @@ fn read_once(root: &Root) -> Findings {
                     }
                 }
             }
-            // A kernel without IPv6 has no such files.
-            Err(error) if file != "route" && error.kind() == ErrorKind::NotFound => {}
-            Err(error) => findings.mark_unknown(format!("the host's {file} cannot be read: {error}")),
+            Err(_) => {}
         }
     }
     let interfaces = root.list(NET);
@@ -71,6 +76,9 @@ fn read_once(root: &Root) -> Findings {
         for device in nics {
             findings.guard(Guard { device, kind, reason: reason.clone() });
         }
+    }
+    if let Some(refused) = root.take_refused() {
+        findings.mark_unknown(refused);
     }
     findings
 }

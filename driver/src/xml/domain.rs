@@ -64,6 +64,7 @@ fn domain(root: &Element<'_>, name: &str) -> Result<DomainXml, Fault> {
                 target.attribute("name") == Some(AGENT) && target.attribute("state") == Some("connected")
             },
         ),
+        user_network: user_network(root, devices),
         renumbers_buses: required(root, "os").is_ok_and(|os| {
             child(os, "cmdline").and_then(read::text).is_some_and(|line| renumbers_buses(&line))
         }),
@@ -183,6 +184,18 @@ fn vlan(vlan: &Element<'_>) -> Option<VlanTag> {
     let tag = tags.next().filter(|_| vlan.attribute("trunk") != Some("yes"))?;
     let tag = tag.attribute("id")?.parse().ok().and_then(|id| VlanTag::new(id).ok());
     tag.filter(|_| tags.next().is_none())
+}
+
+fn user_network(root: &Element<'_>, devices: &Element<'_>) -> bool {
+    let passt = |interface| {
+        child(interface, "backend").and_then(|backend| backend.attribute("type")) == Some("passt")
+    };
+    let arguments = child(root, "commandline").into_iter().flat_map(|line| children(line, "arg"));
+    children(devices, "interface")
+        .any(|interface| interface.attribute("type") == Some("user") || passt(interface))
+        || arguments
+            .filter_map(|argument| argument.attribute("value"))
+            .any(|value| matches!(value.split_once(',').map_or(value, |(kind, _)| kind), "user" | "passt"))
 }
 
 fn hostdevs(devices: &Element<'_>) -> Result<Vec<Hostdev>, Fault> {

@@ -14,15 +14,18 @@
 //! request     the requests for attach and detach
 //! retry       an attach that is sent again with its Idempotency-Key
 //! ports       devices for which the guest has no free port
+//! candidates  lists the devices that an alias would take, and why it would not take the others
 //! select      chooses functions and checks whether they could be plugged; on its own, the dry run
 //! select_mdev, select_host   the same for mediated devices and for the host's own use
-//! policy      which devices a running guest may be asked to release, and how it is prepared
+//! policy      which devices a running guest may be requested to release
+//! quiesce     prepares a running guest for the removal of a device
 //! group       unbinds whole IOMMU groups from their host drivers, and rebinds them
 //! overdue     the assignments that calls which have not returned may still change
 //! ```
 
 mod assignments;
 pub(crate) mod attach;
+mod candidates;
 mod drift;
 mod engine;
 mod group;
@@ -32,6 +35,7 @@ mod mdev_repair;
 mod overdue;
 mod policy;
 mod ports;
+mod quiesce;
 pub mod reconcile;
 mod release;
 mod repair;
@@ -43,9 +47,9 @@ mod select_mdev;
 mod verify;
 
 pub use assignments::Assignments;
+pub use candidates::{Candidates, CandidatesRequest};
 pub(crate) use host_use::HostUseRequest;
 pub(crate) use mdev::MdevRequest;
-pub use ports::portless;
 pub(crate) use release::Work;
 pub use request::{AttachRequest, DetachRequest, NetworkRequest};
 pub use select::DryRun;

@@ -1,29 +1,23 @@
-//! Detach policies of devices and device classes: whether a running guest may be asked to release a device, and which
-//! command prepares the guest for it.
+//! Detach policies of devices and device classes: whether a running guest may be requested to release a device.
 
 use hotslot_driver::domain::UserAlias;
-use hotslot_driver::guest;
 use hotslot_driver::hotplug::Presence;
 use hotslot_model::assignment::{Assignment, InnerAddress};
 use hotslot_model::device::Device;
 use hotslot_model::hot_unplug::{HOT_UNPLUG, HotUnplug};
 use hotslot_model::id::{AttachmentId, DeviceId, ServerId};
-use tokio::time::Instant;
 
 use super::assignments::Assignments;
 use crate::config::DetachClass;
 use crate::error::Error;
 use crate::host::Host;
 
-/// The placeholder in a command for the PCI address that the device has in the guest.
-const ADDRESS: &str = "{address}";
-
 /// The detach policy of a device.
-struct Policy<'a> {
-    hot_unplug: HotUnplug,
+pub(super) struct Policy<'a> {
+    pub(super) hot_unplug: HotUnplug,
     /// Where `hot_unplug` is configured, for messages.
-    place: String,
-    class: Option<&'a DetachClass>,
+    pub(super) place: String,
+    pub(super) class: Option<&'a DetachClass>,
 }
 
 /// A device in a guest that is to be detached.
@@ -53,7 +47,7 @@ impl GuestDevice {
 impl Assignments {
     /// Returns the policy of a device: its own `hot_unplug` tag, else that of its class, else the default of
     /// `[detach]`.
-    fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
+    pub(super) fn policy(&self, host: &Host, device: &Device) -> Policy<'_> {
         let detach = &self.config.detach;
         let functions = host.functions();
         let class = functions.get(&device.facts.address).and_then(|function| function.class);
@@ -85,59 +79,10 @@ impl Assignments {
             device.facts.address, policy.place, plugged.server
         )))
     }
-
-    /// Runs the configured command that prepares a running guest for the removal of a device. Does nothing when no
-    /// command is configured and the policy requires none.
-    ///
-    /// # Errors
-    /// [`NotQuiesced`] with the reason when the guest could not be prepared.
-    pub(crate) async fn quiesce(
-        &self,
-        host: &Host,
-        plugged: GuestDevice,
-        until: Option<Instant>,
-    ) -> Result<(), NotQuiesced> {
-        let Some(device) = self.store.device(plugged.device) else { return Ok(()) };
-        let policy = self.policy(host, &device);
-        let command = policy.class.map_or(&[][..], |class| &class.quiesce);
-        let demanded = policy.hot_unplug == HotUnplug::Quiesce && !plugged.forced;
-        // If the host does not answer now, the detach call fails as well, so its error is ignored here.
-        if command.is_empty() && !demanded || !is_live(host, plugged).await.unwrap_or(false) {
-            return Ok(());
-        }
-        let not_quiesced =
-            |reason: String| NotQuiesced { reason: format!("not quiesced: {reason}"), demanded };
-        if command.is_empty() {
-            let reason = format!(
-                "{} requires it, but no [[detach.class]] has a quiesce command for its class",
-                policy.place
-            );
-            return Err(not_quiesced(reason));
-        }
-        let inner = plugged.inner.map(|inner| inner.address.to_string());
-        if inner.is_none() && command.iter().any(|word| word.contains(ADDRESS)) {
-            return Err(not_quiesced("the address of the device in the guest is not known".into()));
-        }
-        let inner = inner.unwrap_or_default();
-        let command: Vec<_> = command.iter().map(|word| word.replace(ADDRESS, &inner)).collect();
-        let timeout = self.config.detach.timeout.0;
-        let limit =
-            until.map_or(timeout, |until| timeout.min(until.saturating_duration_since(Instant::now())));
-        let run = guest::run(host.hypervisor.as_ref(), plugged.server.0, &command, limit).await;
-        run.map_err(|error| not_quiesced(error.to_string()))
-    }
-}
-
-/// The guest could not be prepared for the removal of a device.
-pub(crate) struct NotQuiesced {
-    /// The reason, for people.
-    pub(crate) reason: String,
-    /// Whether the policy requires the preparation, so that the guest must not be asked to release the device.
-    pub(crate) demanded: bool,
 }
 
 /// Returns whether the guest runs and has the device.
-async fn is_live(host: &Host, plugged: GuestDevice) -> Result<bool, Error> {
+pub(super) async fn is_live(host: &Host, plugged: GuestDevice) -> Result<bool, Error> {
     let view = host.server(plugged.server).await?;
     Ok(view.is_some_and(|view| Presence::of(&view, UserAlias(plugged.id.0)).live))
 }

@@ -12,7 +12,7 @@ use crate::inventory::Availability;
 
 /// Returns the devices of a host for which a running guest has no free port, with the reason. A shut-off guest has none
 /// of these, because libvirt adds the missing ports to its definition.
-pub fn portless(
+pub(super) fn portless(
     view: &DomainView,
     availability: &Availability,
     devices: &[Arc<Device>],

@@ -193,7 +193,7 @@ impl Assignments {
             // Choose a device for which the guest has no free port only when there is no other; the preflight then
             // reports the missing port.
             let mut fitting = unavailable.clone();
-            fitting.extend(super::portless(view, &snapshot.availability, &devices));
+            fitting.extend(super::ports::portless(view, &snapshot.availability, &devices));
             let busy = &snapshot.availability.busy;
             let chosen = self.choose(host, request, snapshot, &devices, (&fitting, busy));
             let chosen =
@@ -472,12 +472,17 @@ async fn read(
 fn known(inventory: Arc<Inventory>, request: &AttachRequest) -> Result<Arc<Inventory>, Error> {
     for wanted in &request.aliases {
         if request.alias(&inventory, &wanted.name).is_none() {
-            let known: Vec<_> = inventory.alias_names().collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(Error::UnknownAlias { name: wanted.name.clone(), known });
+            return Err(unknown_alias(&inventory, &wanted.name));
         }
     }
     Ok(inventory)
+}
+
+/// Returns the error for a name that no alias has.
+pub(super) fn unknown_alias(inventory: &Inventory, name: &str) -> Error {
+    let known: Vec<_> = inventory.alias_names().collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Error::UnknownAlias { name: name.to_owned(), known }
 }
 
 fn into(scope: Scope) -> &'static str {

@@ -35,8 +35,12 @@ pub struct Api {
     pub idle_timeout: Seconds,
     /// The maximum number of attaches and detaches that run or wait on one host, at least 1. Further ones are refused.
     pub queue: NonZeroU32,
-    /// How the caller of a request is identified.
+    /// Whether a proxy identifies callers.
     pub identity: IdentityFrom,
+    /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket.
+    pub proxy_secret_file: Option<PathBuf>,
+    /// Whether every client of a loopback port is the administrator; for tests only.
+    pub insecure_tcp: bool,
     /// How long the response to a POST with an `Idempotency-Key` is kept for repetitions, in seconds.
     pub idempotency_time: Seconds,
 }
@@ -70,22 +74,24 @@ impl Default for Api {
             idle_timeout: Seconds(Duration::from_secs(60)),
             queue: Self::QUEUE,
             identity: IdentityFrom::None,
+            proxy_secret_file: None,
+            insecure_tcp: false,
             idempotency_time: Seconds(Duration::from_secs(86_400)),
         }
     }
 }
 
-/// How the caller of a request is identified.
+/// Whether a proxy identifies callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityFrom {
-    /// Not at all: every caller that can connect is the administrator.
+    /// No. Callers at the unix socket are identified by the kernel, and others by what `[identity]` configures.
     None,
     /// By the headers of keystonemiddleware, which a proxy in front sets.
     Headers,
 }
 
-/// Where the API listens. Only this machine can reach it, because hotslot does not authenticate callers itself.
+/// Where the API listens. Only this machine can reach it, because hotslot has no TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// A loopback address and port.
@@ -121,8 +127,8 @@ impl FromStr for Listen {
             Ok(Self::Tcp(address))
         } else {
             Err(format!(
-                "{address} can be reached from other machines, and hotslot does not authenticate callers; \
-                 listen on 127.0.0.1, [::1] or unix:/path, and put an authenticating proxy in front"
+                "{address} can be reached from other machines, and hotslot has no TLS; listen on 127.0.0.1, [::1] \
+                 or unix:/path, and put a proxy with TLS in front"
             ))
         }
     }

@@ -2,8 +2,12 @@
 //!
 //! Every key is documented in `hotslot.example.toml`.
 
+mod access;
 mod api;
+mod identity;
+mod keystone;
 mod read;
+mod secret_file;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -17,7 +21,10 @@ pub use api::{
 };
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
+pub use identity::{Account, Identity, Local, known_role};
+pub use keystone::{Credential, Keystone, keystone_url};
 pub use read::ConfigError;
+pub use secret_file::SecretFile;
 use serde::Deserialize;
 pub use value::{Age, Seconds, Secret};
 
@@ -27,6 +34,8 @@ pub use value::{Age, Seconds, Secret};
 pub struct Config {
     /// The REST API.
     pub api: Api,
+    /// Who may use the API.
+    pub identity: Identity,
     /// The database.
     pub database: Database,
     /// Which devices are assignable, and the aliases by which they are requested.

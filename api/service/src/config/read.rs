@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor};
+use super::{Config, Hypervisor, access};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -129,6 +129,9 @@ impl Config {
             problems.add("[events] most", "at least one event must be kept".into());
         }
         self.check_detach_classes(&mut problems);
+        for (key, reason) in access::problems(self) {
+            problems.add(&key, reason);
+        }
         for (key, time) in [
             ("[libvirt] keepalive_interval", self.libvirt.keepalive_interval),
             ("[reconcile] interval", self.reconcile.interval),

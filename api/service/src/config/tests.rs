@@ -84,7 +84,7 @@ fn extra_info_is_a_map_of_strings() {
 #[test]
 fn only_local_listen_addresses_are_accepted() {
     for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
-        Config::parse(&format!("[api]\nlisten = '{good}'")).unwrap();
+        Config::parse(&format!("[api]\ninsecure_tcp = true\nlisten = '{good}'")).unwrap();
     }
     assert!(error("[api]\nlisten = '0.0.0.0:9774'").contains("other machines"));
     assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
@@ -98,9 +98,11 @@ fn the_socket_and_the_names_of_the_service_are_checked() {
     assert!(error("[api]\nhosts = ['http://a.example']").contains("without a port"));
     assert!(error("[api]\nhosts = ['a.example:80']").contains("without a port"));
     assert!(error("[api]\nconnections = 0").contains("nonzero"));
-    let api = Config::parse("[api]\nhosts = ['Hotslot.example', '[2001:db8::1]']\nlisten = '127.0.0.5:1'")
-        .unwrap()
-        .api;
+    let api = Config::parse(
+        "[api]\nhosts = ['Hotslot.example', '[2001:db8::1]']\nlisten = '127.0.0.5:1'\ninsecure_tcp = true",
+    )
+    .unwrap()
+    .api;
     for known in
         ["localhost", "LOCALHOST.", "127.0.0.1", "[::1]", "127.0.0.5", "hotslot.EXAMPLE.", "[2001:db8::1]"]
     {
@@ -235,4 +237,50 @@ fn the_example_file_is_the_default_configuration() {
     let uncommented: String =
         example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
     Config::parse(&uncommented).unwrap();
+}
+
+#[test]
+fn a_port_needs_callers_who_are_identified() {
+    const TCP: &str = "[api]\nlisten = '127.0.0.1:0'\n";
+    let headers = "identity = 'headers'\n";
+    for (more, says) in [
+        ("", "nothing identifies them"),
+        (headers, "nothing identifies them"),
+        ("proxy_secret_file = '/s'\n", "with identity = \"headers\" only"),
+        ("[identity]\ntokens = 'tokens'\n", "absolute path"),
+        (
+            "identity = 'headers'\nproxy_secret_file = '/s'\n[identity]\ntokens = '/t'\n",
+            "remove one or the other",
+        ),
+        ("[[identity.local]]\nuser = 'a'\nrole = 'admin'\n", "nothing identifies them"),
+    ] {
+        let said = error(&format!("{TCP}{more}"));
+        assert!(said.contains(says), "{more}: {said}");
+    }
+    for more in [
+        "insecure_tcp = true\n",
+        "identity = 'headers'\nproxy_secret_file = '/s'\n",
+        "[identity]\ntokens = '/t'\n",
+    ] {
+        Config::parse(&format!("{TCP}{more}")).unwrap();
+    }
+    Config::parse("[api]\nidentity = 'headers'").unwrap();
+}
+
+#[test]
+fn local_users_have_a_name_and_a_known_role() {
+    for (entry, says) in [
+        ("role = 'admin'", "either user or group"),
+        ("user = 'a'\ngroup = 'b'\nrole = 'admin'", "either user or group"),
+        ("user = ''\nrole = 'admin'", "empty"),
+        ("user = 'a'\nrole = 'root'", "reader, member, manager, admin or service"),
+        ("user = 'a'\nrole = 'reader'\nproject = ''", "omit it"),
+        ("user = -1\nrole = 'reader'", "a name or a number"),
+    ] {
+        let said = error(&format!("[[identity.local]]\n{entry}"));
+        assert!(said.contains(says), "{entry}: {said}");
+    }
+    let text = "[[identity.local]]\nuser = 1000\nrole = 'reader'\n[[identity.local]]\ngroup = '27'\nrole = 'service'";
+    let local = Config::parse(text).unwrap().identity.local;
+    assert_eq!((&local[0].user, &local[1].group), (&Some(Account::Id(1000)), &Some(Account::Id(27))));
 }

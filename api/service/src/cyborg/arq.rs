@@ -13,6 +13,7 @@ use hotslot_driver::pci::PciAddress;
 use hotslot_model::assignment::{Assignment, Holder, State};
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget, ArqView, Group, MAX_UNITS};
 use hotslot_model::id::{ArqId, ServerId};
+use hotslot_model::identity::Caller;
 use hotslot_model::rules::{Alias, AliasRequest, NumaPolicy};
 use hotslot_store::actor;
 
@@ -51,6 +52,12 @@ pub struct AccessScope {
 }
 
 impl AccessScope {
+    /// Returns the permissions of a caller. A caller who is not an administrator and has no project may see nothing.
+    pub fn of(caller: &Caller) -> Self {
+        let own = caller.project.clone().unwrap_or_default();
+        Self { project: (!caller.is_admin()).then_some(own), service: caller.is_service_or_admin() }
+    }
+
     /// Checks that the caller may see a request.
     ///
     /// # Errors

@@ -1,18 +1,16 @@
 //! The list of accelerators and its order.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde_json::{Value, json};
 
 use super::wire::{hide, is_v1, wire};
 use crate::http::body::{Page, Pairs};
 use crate::http::error::Fault;
-use crate::http::identity::{Identity, Role};
+use crate::http::state::AcceleratorParts;
 
 /// The keys by which the list can be sorted.
 const SORT_KEYS: [&str; 18] = [
@@ -90,26 +88,25 @@ impl Order {
 }
 
 pub(super) async fn list(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(parts): State<AcceleratorParts>,
+    identity: Caller,
     uri: OriginalUri,
     headers: HeaderMap,
     pairs: Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let (page, order) = if is_v1(&uri) {
         let (page, rest) = Page::read(pairs)?;
         (page, Order::read(rest)?)
     } else {
         (Page::alone(pairs)?, Order::default())
     };
-    let mut views = service.accelerators.accelerators().await?;
+    let mut views = parts.accelerators.accelerators().await?;
     views.retain(|view| identity.sees(view.row.project.as_deref()));
-    service.accelerators.read_functions(&mut views).await;
+    parts.accelerators.read_functions(&mut views).await;
     let mut items = Vec::new();
     for view in &views {
-        let mut item = wire(&service, view, &uri, &headers);
-        hide(&service.hosts, &identity, view, &mut item).await;
+        let mut item = wire(&parts, view, &uri, &headers);
+        hide(&parts.hosts, &identity, view, &mut item).await;
         items.push(item);
     }
     order.sort(&mut items);

@@ -10,24 +10,24 @@ use hotslot_model::accelerator::{Held, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::device::Device;
 use hotslot_model::id::ServerId;
+use hotslot_model::identity::Caller;
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
+use hotslot_service::hosts::Hosts;
 use serde_json::{Value, json};
 
 use crate::http::body::{links, time};
-use crate::http::identity::Identity;
-use hotslot_service::hosts::Hosts;
+use crate::http::state::AcceleratorParts;
 
 /// Returns an accelerator as JSON: the keys of Cyborg's first API, and those that hotslot adds.
-pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
+pub(super) fn wire(parts: &AcceleratorParts, view: &View, uri: &OriginalUri, headers: &HeaderMap) -> Value {
     let (row, spec) = (&view.row, view.spec());
     let (status, reason) = view.status();
     let first = view.held.first();
     let device = first.map(|held| &held.device).or(view.pinned.as_ref());
-    let host = device.and_then(|device| service.hosts.host(device.hypervisor));
+    let host = device.and_then(|device| parts.hosts.host(device.hypervisor));
     let function = first
         .and_then(|held| held.found.clone())
-        .or_else(|| device.and_then(|device| known_function(&service.hosts, device)));
+        .or_else(|| device.and_then(|device| known_function(&parts.hosts, device)));
     // Report the driver of a held device only from a fresh host read, never from the cache.
     let driver = match first {
         Some(held) => held.found.as_ref(),
@@ -39,7 +39,7 @@ pub(super) fn wire(service: &Service, view: &View, uri: &OriginalUri, headers: &
     let kind = of_device.map_or_else(|| spec.device_type.clone(), |device| device_type(device).to_string());
     let mut acc_specs = spec.shown();
     acc_specs["device_type"] = json!(kind);
-    let devices: Vec<_> = view.held.iter().map(|held| described(service, held)).collect();
+    let devices: Vec<_> = view.held.iter().map(|held| described(parts, held)).collect();
     let (vendor_id, product_id) = match device {
         Some(device) => (Some(device.facts.vendor_id), Some(device.facts.product_id)),
         None => (spec.vendor_id, spec.product_id),
@@ -86,10 +86,10 @@ fn known_function(hosts: &Hosts, device: &Device) -> Option<HostDevice> {
     hosts.host(device.hypervisor)?.functions().get(&device.facts.address).cloned()
 }
 
-fn described(service: &Service, held: &Held) -> Value {
+fn described(parts: &AcceleratorParts, held: &Held) -> Value {
     let device = &held.device;
-    let host = service.hosts.host(device.hypervisor);
-    let function = held.found.clone().or_else(|| known_function(&service.hosts, device));
+    let host = parts.hosts.host(device.hypervisor);
+    let function = held.found.clone().or_else(|| known_function(&parts.hosts, device));
     let mut shown = json!({
         "address": device.facts.address,
         "device_type": function.as_ref().map(|function| device_type(function).to_string()),
@@ -125,22 +125,22 @@ fn described(service: &Service, held: &Held) -> Value {
 
 /// Returns the response for one accelerator, with the `ETag` of its spec.
 pub(super) async fn one(
-    service: &Service,
-    identity: &Identity,
+    parts: &AcceleratorParts,
+    identity: &Caller,
     mut view: View,
     uri: &OriginalUri,
     headers: &HeaderMap,
 ) -> Response {
-    service.accelerators.read_functions(std::slice::from_mut(&mut view)).await;
+    parts.accelerators.read_functions(std::slice::from_mut(&mut view)).await;
     let tag = format!("\"{}\"", view.row.generation);
-    let mut shown = wire(service, &view, uri, headers);
-    hide(&service.hosts, identity, &view, &mut shown).await;
+    let mut shown = wire(parts, &view, uri, headers);
+    hide(&parts.hosts, identity, &view, &mut shown).await;
     ([(header::ETAG, tag)], Json(shown)).into_response()
 }
 
 /// Whether the caller may change a server. The administrator may change every server, and the members of a project
 /// those that Nova created for the project.
-pub(super) async fn is_theirs(hosts: &Hosts, identity: &Identity, server: ServerId) -> Result<bool, Error> {
+pub(super) async fn is_theirs(hosts: &Hosts, identity: &Caller, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
         return Ok(true);
     }
@@ -154,10 +154,10 @@ pub(super) async fn is_theirs(hosts: &Hosts, identity: &Identity, server: Server
 }
 
 /// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
-pub(super) async fn hide(hosts: &Hosts, identity: &Identity, view: &View, shown: &mut Value) {
+pub(super) async fn hide(hosts: &Hosts, identity: &Caller, view: &View, shown: &mut Value) {
     let Some(server) = view.server() else { return };
     // Services may see every server.
-    if identity.needs_service().is_ok() || is_theirs(hosts, identity, server).await.unwrap_or(false) {
+    if identity.is_service_or_admin() || is_theirs(hosts, identity, server).await.unwrap_or(false) {
         return;
     }
     for key in ["instance_uuid", "host", "address", "inner_address", "driver", "status_reason"] {

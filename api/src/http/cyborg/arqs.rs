@@ -11,15 +11,15 @@ use axum::{Extension, Json};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::cyborg::{ArqState, ArqTarget, ArqView};
 use hotslot_model::id::{ArqId, ServerId};
-use hotslot_service::cyborg::Bind;
+use hotslot_model::identity::Caller;
 use hotslot_service::cyborg::Cyborg;
+use hotslot_service::cyborg::{AccessScope, Bind};
 use hotslot_service::error::Error;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::body::{Pairs, Path, object, read, value};
 use super::super::error::Fault;
-use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
 
 const CREATE: &str = r#"{"device_profile_name": "<a device profile's name>"}"#;
@@ -37,7 +37,7 @@ fn id(text: &str) -> Result<ArqId, Error> {
     })
 }
 
-fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
+fn wire(view: &ArqView, identity: &Caller, headers: &HeaderMap) -> Value {
     let (row, target) = (&view.row, view.row.target.as_ref());
     let handle = view.handle();
     let info = handle.map_or_else(Map::new, |(by, device)| {
@@ -84,22 +84,22 @@ fn wire(view: &ArqView, identity: &Identity, headers: &HeaderMap) -> Value {
     });
     // Cyborg has no such key. The reason names devices, so only services and the administrator see it.
     if let (ArqState::BindFailed | ArqState::UnbindFailed, Some(reason)) = (state, &row.reason)
-        && identity.reach().service
+        && identity.is_service_or_admin()
     {
         shown["state_reason"] = json!(reason);
     }
     shown
 }
 
-fn listed(views: &[ArqView], identity: &Identity, headers: &HeaderMap) -> Json<Value> {
+fn listed(views: &[ArqView], identity: &Caller, headers: &HeaderMap) -> Json<Value> {
     let arqs: Vec<_> = views.iter().map(|view| wire(view, identity, headers)).collect();
     Json(json!({ "arqs": arqs }))
 }
 
 /// Returns an accelerator request; one that the caller may not see is not found.
-async fn visible(cyborg: &Cyborg, identity: &Identity, id: ArqId) -> Result<ArqView, Error> {
+async fn visible(cyborg: &Cyborg, identity: &Caller, id: ArqId) -> Result<ArqView, Error> {
     let view = cyborg.arq(id).await?;
-    identity.reach().sees(&view)?;
+    AccessScope::of(identity).sees(&view)?;
     Ok(view)
 }
 
@@ -116,11 +116,10 @@ struct CreateBody {
 
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
-    identity.needs_service_or(Role::Member)?;
     let body: CreateBody = read(&headers, body, CREATE)?;
     let views = cyborg.create_arqs(&body.device_profile_name, identity.project.as_deref()).await?;
     Ok((StatusCode::CREATED, listed(&views, &identity, &headers)))
@@ -133,11 +132,10 @@ fn server(text: &str) -> Result<ServerId, Error> {
 
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let (mut of, mut resolved) = (None, false);
     for (key, value) in &pairs {
         match (key.as_str(), value.as_str()) {
@@ -154,7 +152,7 @@ pub(super) async fn list(
         }
     }
     let mut views = cyborg.arqs().await?;
-    let reach = identity.reach();
+    let reach = AccessScope::of(&identity);
     views.retain(|view| reach.sees(view).is_ok());
     let settled =
         |view: &ArqView| matches!(view.state(), ArqState::Bound | ArqState::BindFailed | ArqState::Deleting);
@@ -172,11 +170,10 @@ pub(super) async fn list(
 
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<ArqPath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let view = visible(&cyborg, &identity, id(&path.id)?).await?;
     Ok(Json(wire(&view, &identity, &headers)))
 }
@@ -245,11 +242,10 @@ fn target(patch: &Value, version: Microversion) -> Result<Option<(ArqTarget, Opt
 
 async fn apply(
     cyborg: &Arc<Cyborg>,
-    identity: &Identity,
+    identity: &Caller,
     version: Microversion,
     body: &Map<String, Value>,
 ) -> Result<StatusCode, Fault> {
-    identity.needs_service()?;
     if body.is_empty() {
         return Err(bad("no accelerator request is named", BIND).into());
     }
@@ -271,7 +267,7 @@ async fn apply(
     for id in named {
         visible(cyborg, identity, id).await?;
     }
-    let reach = identity.reach();
+    let reach = AccessScope::of(identity);
     if !binds.is_empty() {
         cyborg.bind_arqs(binds, &reach).await?;
     }
@@ -287,7 +283,7 @@ fn patches(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<M
 
 pub(super) async fn update(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     Extension(version): Extension<Microversion>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -298,7 +294,7 @@ pub(super) async fn update(
 /// Changes one request, as the OpenStack SDK does: both the path and the body name it.
 pub(super) async fn update_one(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     Extension(version): Extension<Microversion>,
     Path(path): Path<ArqPath>,
     headers: HeaderMap,
@@ -312,9 +308,8 @@ pub(super) async fn update_one(
     apply(&cyborg, &identity, version, &body).await
 }
 
-async fn remove(cyborg: &Arc<Cyborg>, identity: &Identity, ids: &[ArqId]) -> Result<StatusCode, Fault> {
-    identity.needs_service_or(Role::Member)?;
-    let reach = identity.reach();
+async fn remove(cyborg: &Arc<Cyborg>, identity: &Caller, ids: &[ArqId]) -> Result<StatusCode, Fault> {
+    let reach = AccessScope::of(identity);
     for id in ids {
         reach.may_delete(&cyborg.arq(*id).await?)?;
     }
@@ -326,7 +321,7 @@ async fn remove(cyborg: &Arc<Cyborg>, identity: &Identity, ids: &[ArqId]) -> Res
 
 pub(super) async fn delete_one(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     Path(path): Path<ArqPath>,
 ) -> Result<StatusCode, Fault> {
     remove(&cyborg, &identity, &[id(&path.id)?]).await
@@ -334,7 +329,7 @@ pub(super) async fn delete_one(
 
 pub(super) async fn delete(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
+    identity: Caller,
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
     match &pairs[..] {
@@ -343,8 +338,11 @@ pub(super) async fn delete(
             remove(&cyborg, &identity, &ids.into_iter().collect::<Vec<_>>()).await
         }
         [(key, of)] if key == "instance" => {
-            identity.needs_service()?;
-            cyborg.delete_arqs_of(server(of)?, &identity.reach()).await?;
+            let reach = AccessScope::of(&identity);
+            if !reach.service {
+                return Err(Error::NeedsService.into());
+            }
+            cyborg.delete_arqs_of(server(of)?, &reach).await?;
             Ok(StatusCode::NO_CONTENT)
         }
         _ => Err(Error::Invalid(

@@ -13,13 +13,11 @@ use hotslot_model::id::AttributeId;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::cyborg::{Attribution, Card};
 use hotslot_service::error::Error;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::body::{Pairs, Path, object, read};
 use super::super::error::Fault;
-use super::super::identity::{Identity, Role};
 use super::{bad, links, time};
 
 const CREATE: &str =
@@ -55,11 +53,9 @@ fn deployable<'a>(cards: &'a [Card], named: &str) -> Option<&'a Card> {
 
 pub(super) async fn list(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs(Role::Manager)?;
     let cards = cyborg.cards().await?;
     let mut attributions = cyborg.attributions(&cards).await?;
     for (key, value) in pairs {
@@ -90,11 +86,9 @@ async fn find(cyborg: &Cyborg, path: &AttributePath) -> Result<Attribution, Erro
 
 pub(super) async fn show(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
     Path(path): Path<AttributePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs(Role::Manager)?;
     Ok(Json(wire(&find(&cyborg, &path).await?.attribute, &headers)))
 }
 
@@ -107,12 +101,10 @@ struct Body {
 }
 
 pub(super) async fn create(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(cyborg): State<Arc<Cyborg>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
-    identity.needs(Role::Admin)?;
     let mut body: Map<String, Value> = read(&headers, body, CREATE)?;
     // The OpenStack SDK wraps the body in an `attribute`.
     if let Some(attribute) = body.remove("attribute") {
@@ -125,7 +117,7 @@ pub(super) async fn create(
     }
     text::visible(&body.key).map_err(|reason| bad(format!("key: {reason}"), CREATE))?;
     text::visible(&body.value).map_err(|reason| bad(format!("value: {reason}"), CREATE))?;
-    let cards = service.cyborg.cards().await?;
+    let cards = cyborg.cards().await?;
     let named = match &body.deployable_id {
         Value::String(id) => id.clone(),
         Value::Number(number) if number.is_u64() => number.to_string(),
@@ -141,16 +133,14 @@ pub(super) async fn create(
         let message = format!("{} is derived from the device; change its device_spec", body.key);
         return Err(Error::Conflict(message).into());
     }
-    let made = service.cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
+    let made = cyborg.create_attribute(card.row.id, &body.key, &body.value).await?;
     Ok((StatusCode::CREATED, Json(wire(&made, &headers))))
 }
 
 pub(super) async fn delete(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
     Path(path): Path<AttributePath>,
 ) -> Result<StatusCode, Fault> {
-    identity.needs(Role::Admin)?;
     let found = find(&cyborg, &path).await?;
     if found.derived {
         let message = format!("{} is derived from the device; change its device_spec", found.attribute.key);

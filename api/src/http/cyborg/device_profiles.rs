@@ -14,14 +14,12 @@ use hotslot_model::id::DeviceProfileId;
 use hotslot_service::cyborg::Cyborg;
 use hotslot_service::error::Error;
 use hotslot_service::records::Records;
-use hotslot_service::service::Service;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::body::{Pairs, Path, value};
 use super::super::error::Fault;
-use super::super::identity::{Identity, Role};
 use super::{Microversion, bad, links, time};
 
 const CREATE: &str = r#"[{"name": "fpga-1", "groups": [{"resources:FPGA": "1"}]}]"#;
@@ -57,11 +55,9 @@ fn wire(profile: &DeviceProfile, headers: &HeaderMap) -> Value {
 
 pub(super) async fn create(
     State(cyborg): State<Arc<Cyborg>>,
-    identity: Identity,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Value>), Fault> {
-    identity.needs(Role::Admin)?;
     let body = value(&headers, body, CREATE)?;
     let one = body.as_array().filter(|list| list.len() == 1).and_then(|list| list.first());
     let one = one.filter(|one| one.is_object());
@@ -91,11 +87,9 @@ pub(super) async fn create(
 
 pub(super) async fn list(
     State(records): State<Arc<Records>>,
-    identity: Identity,
     headers: HeaderMap,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     let mut profiles = records.device_profiles().await?;
     for (key, value) in pairs {
         if key != "name" {
@@ -119,12 +113,10 @@ fn find<'a>(profiles: &'a [DeviceProfile], named: &str) -> Result<&'a DeviceProf
 
 pub(super) async fn show(
     State(records): State<Arc<Records>>,
-    identity: Identity,
     Extension(version): Extension<Microversion>,
     Path(path): Path<ProfilePath>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    identity.needs_service_or(Role::Reader)?;
     if path.id.parse::<Uuid>().is_err() {
         version.needs(Microversion::PROFILE_BY_NAME, "a device profile by its name")?;
     }
@@ -132,35 +124,33 @@ pub(super) async fn show(
     Ok(Json(json!({ "device_profile": wire(find(&profiles, &path.id)?, &headers) })))
 }
 
-async fn remove(service: &Service, names: &[&str]) -> Result<StatusCode, Fault> {
-    let profiles = service.records.device_profiles().await?;
+async fn remove(cyborg: &Cyborg, records: &Records, names: &[&str]) -> Result<StatusCode, Fault> {
+    let profiles = records.device_profiles().await?;
     let found = names.iter().map(|name| find(&profiles, name).map(|profile| profile.id));
     let ids = found.collect::<Result<BTreeSet<_>, _>>()?;
-    service.cyborg.delete_device_profiles(&Vec::from_iter(ids)).await?;
+    cyborg.delete_device_profiles(&Vec::from_iter(ids)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn delete_one(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(cyborg): State<Arc<Cyborg>>,
+    State(records): State<Arc<Records>>,
     Path(path): Path<ProfilePath>,
 ) -> Result<StatusCode, Fault> {
-    identity.needs(Role::Admin)?;
-    remove(&service, &[&path.id]).await
+    remove(&cyborg, &records, &[&path.id]).await
 }
 
 pub(super) async fn delete(
-    State(service): State<Arc<Service>>,
-    identity: Identity,
+    State(cyborg): State<Arc<Cyborg>>,
+    State(records): State<Arc<Records>>,
     Pairs(pairs): Pairs,
 ) -> Result<StatusCode, Fault> {
-    identity.needs(Role::Admin)?;
     let names: Vec<_> = match &pairs[..] {
         [(key, value)] if key == "value" => value.split(',').map(str::trim).collect(),
         _ => Vec::new(),
     };
     match &names[..] {
-        [_, ..] if names.iter().all(|name| !name.is_empty()) => remove(&service, &names).await,
+        [_, ..] if names.iter().all(|name| !name.is_empty()) => remove(&cyborg, &records, &names).await,
         _ => Err(Error::Invalid(
             "no device profile is named; DELETE device_profiles/<uuid or name>, or ?value=<name>,<name>"
                 .into(),

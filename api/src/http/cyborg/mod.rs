@@ -142,9 +142,10 @@ pub(super) async fn microversion(mut request: Request, next: Next) -> Response {
         Err(fault) => fault.into_response(),
     };
     if let Some(fault) = response.extensions_mut().remove::<Fault>() {
-        let retry_after = response.headers_mut().remove(header::RETRY_AFTER);
+        let kept = [header::RETRY_AFTER, header::WWW_AUTHENTICATE];
+        let kept = kept.map(|name| response.headers_mut().remove(&name).map(|value| (name, value)));
         response = (fault.status, Json(error_message(&fault))).into_response();
-        response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
+        response.headers_mut().extend(kept.into_iter().flatten());
     }
     // Like Cyborg, name the service in the current and the maximum version, but not in the minimum version.
     for (name, version) in [

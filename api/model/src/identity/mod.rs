@@ -1,0 +1,19 @@
+//! Who calls, and what the caller may do.
+//!
+//! ```text
+//! role, refusal ← caller ← requirement ← policy      a file uses those before it
+//! ```
+
+pub mod access_rule;
+mod caller;
+pub mod login;
+pub mod policy;
+mod refusal;
+mod requirement;
+mod role;
+
+pub use caller::{Caller, Peer, Scope, User, Via};
+pub use policy::Policy;
+pub use refusal::Refusal;
+pub use requirement::{Requirement, Target};
+pub use role::Role;

@@ -1,0 +1,281 @@
+//! Which rule each route has, and its enforcement before a handler runs.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use axum::extract::{MatchedPath, OriginalUri, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use hotslot_model::identity::Target;
+use hotslot_store::actor;
+
+use super::error::{Fault, no_method, not_found};
+use super::identity::caller;
+use super::state::IdentityParts;
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Everybody, also without identity.
+    Open,
+    /// Everybody, and callers who are identified get details.
+    Details,
+    /// Who the rule admits. What the route is about belongs to no project.
+    Rule(&'static str),
+    /// Who the rule admits for some project. The handler checks the project of what it reads.
+    InHandler(&'static str),
+}
+
+use Access::{Details, InHandler, Open, Rule};
+
+/// Every route, as `METHOD PATH` without the prefixes of versions, and who may use it. `data/routes.json` of the tests
+/// lists the same routes.
+///
+/// The projects of servers are not read yet: a server counts as belonging to no project, so that only services and
+/// administrators reach the servers and their attachments.
+#[rustfmt::skip]
+const ROUTES: &[(&str, Access)] = &[
+    ("GET /", Open),
+    ("GET /v2", Open),
+    ("GET /v2/", Open),
+    ("GET /v2.1", Open),
+    ("GET /v2.1/", Open),
+    ("GET /v3", Open),
+    ("GET /v3/", Open),
+    ("GET /healthz", Open),
+    ("GET /readyz", Details),
+    ("GET /accelerator/", Open),
+    ("GET /accelerator/v2/", Open),
+    ("GET /servers", Rule("os_compute_api:servers:index")),
+    ("GET /servers/detail", Rule("os_compute_api:servers:detail")),
+    ("GET /servers/{server_id}", Rule("os_compute_api:servers:show")),
+    ("GET /servers/{server_id}/pci_topology", Rule("hotslot:server:topology")),
+    ("GET /servers/{server_id}/os-pci_attachments", Rule("hotslot:attachment:list")),
+    ("POST /servers/{server_id}/os-pci_attachments", Rule("hotslot:attachment:create")),
+    ("GET /servers/{server_id}/os-pci_attachments/{attachment_id}", Rule("hotslot:attachment:show")),
+    ("DELETE /servers/{server_id}/os-pci_attachments/{attachment_id}", Rule("hotslot:attachment:delete")),
+    ("GET /os-pci_attachments", Rule("hotslot:attachment:list_all")),
+    ("GET /os-pci", Rule("os_compute_api:os-pci:index")),
+    ("GET /os-pci/detail", Rule("os_compute_api:os-pci:detail")),
+    ("GET /os-pci/{device_id}", Rule("os_compute_api:os-pci:show")),
+    ("POST /os-pci/{device_id}/action", Rule("hotslot:device:clean")),
+    ("GET /os-hypervisors", Rule("os_compute_api:os-hypervisors:list")),
+    ("GET /os-hypervisors/detail", Rule("os_compute_api:os-hypervisors:list-detail")),
+    ("GET /os-hypervisors/{hypervisor_id}", Rule("os_compute_api:os-hypervisors:show")),
+    ("GET /os-hypervisors/{hypervisor_id}/search", Rule("os_compute_api:os-hypervisors:search")),
+    ("GET /os-hypervisors/{hypervisor_id}/uptime", Rule("os_compute_api:os-hypervisors:uptime")),
+    ("GET /os-hypervisors/{hypervisor_id}/pci_devices", Rule("hotslot:host:devices")),
+    ("GET /os-hypervisors/{hypervisor_id}/pci_devices/{address}", Rule("hotslot:host:devices")),
+    ("GET /os-hypervisors/{hypervisor_id}/pci_candidates", Rule("hotslot:host:candidates")),
+    ("GET /os-hypervisors/{hypervisor_id}/drift", Rule("hotslot:drift:list")),
+    ("POST /os-hypervisors/{hypervisor_id}/drift", Rule("hotslot:drift:repair")),
+    ("GET /os-aggregates", Rule("os_compute_api:os-aggregates:index")),
+    ("GET /os-pci-config", Rule("hotslot:rule:list")),
+    ("GET /os-pci-config/group", Rule("hotslot:rule:list")),
+    ("GET /os-pci-config/{kind}", Rule("hotslot:rule:list")),
+    ("POST /os-pci-config/{kind}", Rule("hotslot:rule:create")),
+    ("GET /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:show")),
+    ("PUT /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:update")),
+    ("DELETE /os-pci-config/{kind}/{entry_id}", Rule("hotslot:rule:delete")),
+    ("GET /flavors", Rule("hotslot:flavor:list")),
+    ("GET /flavors/detail", Rule("hotslot:flavor:list")),
+    ("GET /flavors/{flavor_id}", Rule("hotslot:flavor:show")),
+    ("GET /flavors/{flavor_id}/os-extra_specs", Rule("os_compute_api:os-flavor-extra-specs:index")),
+    ("GET /flavors/{flavor_id}/os-extra_specs/{key}", Rule("os_compute_api:os-flavor-extra-specs:show")),
+    ("GET /drift", Rule("hotslot:drift:list")),
+    ("POST /drift", Rule("hotslot:drift:repair")),
+    ("GET /events", Rule("hotslot:event:list")),
+    ("GET /webhooks", Rule("hotslot:webhook:list")),
+    ("POST /webhooks/{name}/redeliver", Rule("hotslot:webhook:redeliver")),
+    ("GET /accelerators", InHandler("hotslot:accelerator:list")),
+    ("POST /accelerators", InHandler("hotslot:accelerator:create")),
+    ("GET /accelerators/{accelerator_id}", InHandler("hotslot:accelerator:show")),
+    ("POST /accelerators/{accelerator_id}", InHandler("hotslot:accelerator:create")),
+    ("PUT /accelerators/{accelerator_id}", InHandler("hotslot:accelerator:update")),
+    ("DELETE /accelerators/{accelerator_id}", InHandler("hotslot:accelerator:delete")),
+    ("PUT /accelerators/{accelerator_id}/acc_spec", InHandler("hotslot:accelerator:update")),
+    ("PUT /accelerators/{accelerator_id}/acc_specs", InHandler("hotslot:accelerator:update")),
+    ("GET /accelerator", InHandler("hotslot:accelerator:list")),
+    ("POST /accelerator", InHandler("hotslot:accelerator:create")),
+    ("GET /accelerator/{accelerator_id}", InHandler("hotslot:accelerator:show")),
+    ("POST /accelerator/{accelerator_id}", InHandler("hotslot:accelerator:create")),
+    ("PUT /accelerator/{accelerator_id}", InHandler("hotslot:accelerator:update")),
+    ("DELETE /accelerator/{accelerator_id}", InHandler("hotslot:accelerator:delete")),
+    ("PUT /accelerator/{accelerator_id}/acc_spec", InHandler("hotslot:accelerator:update")),
+    ("PUT /accelerator/{accelerator_id}/acc_specs", InHandler("hotslot:accelerator:update")),
+    ("GET /device_profiles", Rule("cyborg:device_profile:get_all")),
+    ("POST /device_profiles", Rule("cyborg:device_profile:create")),
+    ("DELETE /device_profiles", Rule("cyborg:device_profile:delete")),
+    ("GET /device_profiles/", Rule("cyborg:device_profile:get_all")),
+    ("POST /device_profiles/", Rule("cyborg:device_profile:create")),
+    ("DELETE /device_profiles/", Rule("cyborg:device_profile:delete")),
+    ("GET /device_profiles/{id}", Rule("cyborg:device_profile:get_one")),
+    ("DELETE /device_profiles/{id}", Rule("cyborg:device_profile:delete")),
+    ("GET /accelerator_requests", InHandler("cyborg:arq:get_all")),
+    ("POST /accelerator_requests", InHandler("cyborg:arq:create")),
+    ("PATCH /accelerator_requests", InHandler("cyborg:arq:update")),
+    ("DELETE /accelerator_requests", InHandler("cyborg:arq:delete")),
+    ("GET /accelerator_requests/", InHandler("cyborg:arq:get_all")),
+    ("POST /accelerator_requests/", InHandler("cyborg:arq:create")),
+    ("PATCH /accelerator_requests/", InHandler("cyborg:arq:update")),
+    ("DELETE /accelerator_requests/", InHandler("cyborg:arq:delete")),
+    ("GET /accelerator_requests/{id}", InHandler("cyborg:arq:get_one")),
+    ("PATCH /accelerator_requests/{id}", InHandler("cyborg:arq:update")),
+    ("DELETE /accelerator_requests/{id}", InHandler("cyborg:arq:delete")),
+    ("GET /devices", Rule("cyborg:device:get_all")),
+    ("GET /devices/{id}", Rule("cyborg:device:get_one")),
+    ("POST /devices/{id}/disable", Rule("cyborg:device:disable")),
+    ("POST /devices/{id}/enable", Rule("cyborg:device:enable")),
+    ("GET /deployables", Rule("cyborg:deployable:get_all")),
+    ("GET /deployables/{id}", Rule("cyborg:deployable:get_one")),
+    ("PATCH /deployables/{id}/program", Rule("cyborg:deployable:program")),
+    ("PATCH /deployables/{id}/program/{same}", Rule("cyborg:deployable:program")),
+    ("GET /attributes", Rule("cyborg:attribute:get_all")),
+    ("POST /attributes", Rule("cyborg:attribute:create")),
+    ("GET /attributes/{id}", Rule("cyborg:attribute:get_one")),
+    ("DELETE /attributes/{id}", Rule("cyborg:attribute:delete")),
+];
+
+/// The prefixes under which the same routes are served.
+const PREFIXES: [&str; 8] =
+    ["", "/v2/{tenant_id}", "/v2.1/{project_id}", "/v2.1", "/v3", "/v1", "/accelerator/v2", "/accelerator"];
+
+/// The routes by path and method.
+static TABLE: LazyLock<HashMap<&'static str, HashMap<&'static str, Access>>> = LazyLock::new(|| {
+    let mut table: HashMap<_, HashMap<_, _>> = HashMap::new();
+    for (route, access) in ROUTES {
+        if let Some((method, path)) = route.split_once(' ') {
+            table.entry(path).or_default().insert(method, *access);
+        }
+    }
+    table
+});
+
+/// Returns the methods of a route, by the path that the router has for it.
+fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
+    let path = if path == "/accelerator/v2" { "/accelerator/v2/" } else { path };
+    PREFIXES.iter().find_map(|prefix| TABLE.get(path.strip_prefix(prefix)?))
+}
+
+/// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
+/// is refused.
+pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
+    let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
+        // There is no such path, and the fallback says so.
+        return next.run(request).await;
+    };
+    let uri = OriginalUri(request.uri().clone());
+    let Some(methods) = methods(matched.as_str()) else {
+        return not_found(uri).await.into_response();
+    };
+    // The router answers HEAD like GET.
+    let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };
+    let access = methods.get(method.as_str()).copied();
+    if access == Some(Open) {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let caller = caller(&identity, &parts).await;
+    let mut request = Request::from_parts(parts, body);
+    let Some(access) = access else {
+        // The router says for an administrator what is wrong with the request. Nobody else reaches it.
+        if caller.is_ok_and(|caller| caller.is_admin()) {
+            return next.run(request).await;
+        }
+        return no_method(request.method().clone(), uri).await.into_response();
+    };
+    let (rule, target) = match access {
+        Open | Details => {
+            if let Ok(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            return next.run(request).await;
+        }
+        Rule(rule) => (rule, Target::Of(None)),
+        InHandler(rule) => (rule, Target::Unknown),
+    };
+    let admitted = caller.and_then(|caller| {
+        identity.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
+            tracing::info!(caller = caller.describe(), rule, "refused {caller}: {rule}");
+        })?;
+        Ok(caller)
+    });
+    let caller = match admitted {
+        Ok(caller) => caller,
+        Err(fault) => return refusal(&identity, fault),
+    };
+    let actor = match &caller.user {
+        Some(_) => format!("{} of {caller}", actor::current()),
+        None => actor::current().to_string(),
+    };
+    request.extensions_mut().insert(caller);
+    actor::scope(actor, next.run(request)).await
+}
+
+/// Returns the response to a caller who is not admitted. A 401 says where Keystone is.
+fn refusal(identity: &IdentityParts, fault: Fault) -> Response {
+    let unknown = fault.status == StatusCode::UNAUTHORIZED;
+    let mut response = fault.into_response();
+    if let Some(keystone) = identity.callers.keystone().filter(|_| unknown)
+        && let Ok(challenge) = HeaderValue::from_str(&format!("Keystone uri=\"{}\"", keystone.public_url()))
+    {
+        if identity.config.identity.tokens.is_some() {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
+        } else {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use hotslot_model::identity::policy::RULES;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_route_has_a_rule_and_every_rule_a_route() {
+        let routes: BTreeSet<_> = ROUTES.iter().map(|(route, _)| (*route).to_owned()).collect();
+        assert_eq!(routes.len(), ROUTES.len(), "no route is listed twice");
+        let listed: Vec<Value> =
+            serde_json::from_str(include_str!("../../../tests/data/routes.json")).unwrap();
+        let listed: BTreeSet<_> =
+            listed.iter().map(|row| row["route"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(routes, listed);
+        let used: BTreeSet<_> = ROUTES
+            .iter()
+            .filter_map(|(_, access)| match access {
+                Open | Details => None,
+                Rule(rule) | InHandler(rule) => Some(*rule),
+            })
+            .collect();
+        let named: BTreeSet<_> =
+            RULES.iter().map(|rule| rule.name).filter(|name| name.contains(':')).collect();
+        assert_eq!(used, named);
+    }
+
+    #[test]
+    fn paths_are_found_under_every_prefix_and_no_other() {
+        for (path, method) in [
+            ("/", "GET"),
+            ("/v2.1/{project_id}/servers", "GET"),
+            ("/v2/{tenant_id}/servers/{server_id}", "GET"),
+            ("/v3/events", "GET"),
+            ("/v1/accelerator/{accelerator_id}", "PUT"),
+            ("/accelerator/{accelerator_id}", "PUT"),
+            ("/accelerator/v2", "GET"),
+            ("/accelerator/v2/devices/{id}", "GET"),
+            ("/accelerator/attributes", "POST"),
+        ] {
+            assert!(methods(path).is_some_and(|methods| methods.contains_key(method)), "{path}");
+        }
+        for path in ["", "/v4/servers", "/v2.1/nothing", "/v2.1/servers/", "servers"] {
+            assert!(methods(path).is_none(), "{path}");
+        }
+    }
+}

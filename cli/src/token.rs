@@ -1,0 +1,121 @@
+//! `hotslot token`: makes, lists and revokes the service's own tokens. It changes the file; a running service reads the
+//! file again by itself.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use hotslot_service::config::{Age, Config};
+use hotslot_service::identity::tokens::{Token, TokenFile};
+use serde_json::json;
+
+use crate::exit::Exit;
+use crate::output::{self, Format};
+
+pub(crate) const HELP: &str = "\
+Examples:
+  hotslot token create ci --role member --project 7c1f --expires 90d
+  hotslot token list
+  hotslot token revoke ci
+The file is [identity] tokens of the configuration, or /etc/hotslot/tokens. The service must be able to read it: for a
+service with a user of its own, create it first with `install -m 0600 -o hotslot -g hotslot /dev/null FILE`.";
+
+/// The file, when no configuration names another one.
+const FILE: &str = "/etc/hotslot/tokens";
+
+/// The variable from which the command line takes a token.
+const VARIABLE: &str = "HOTSLOT_TOKEN";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token, and print it. It is printed only now.
+    Create(Create),
+    /// List the tokens.
+    List,
+    /// Revoke a token. A running service refuses it after at most a second.
+    Revoke {
+        /// The name of the token.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The name of the token: 1 to 64 letters, digits, `-`, `_` or `.`.
+    name: String,
+    /// The role: reader, member, manager, admin or service. May be given several times.
+    #[arg(long = "role", required = true)]
+    roles: Vec<String>,
+    /// The id of the project in which the token has its role. Without one, the role applies to the whole system.
+    #[arg(long)]
+    project: Option<String>,
+    /// After what time the token expires, such as 90d or 12h. Without it, the token is valid until it is revoked.
+    #[arg(long)]
+    expires: Option<Age>,
+}
+
+impl TokenCommand {
+    pub(crate) fn run(self, config: Option<&Path>, format: Format) -> anyhow::Result<Exit> {
+        let configured = config.map(Config::load).transpose()?.and_then(|config| config.identity.tokens);
+        let mut file = TokenFile::open(&configured.unwrap_or_else(|| PathBuf::from(FILE)))?;
+        match self {
+            Self::Create(create) => {
+                let roles: BTreeSet<_> = create.roles.iter().map(|role| role.to_ascii_lowercase()).collect();
+                let expires = create.expires.map(|age| age.0);
+                let text = file.create(&create.name, roles, create.project, expires)?;
+                output::print(&format!("{text}\n"))?;
+            }
+            Self::List if format == Format::Json => {
+                let all: Vec<_> = file.tokens.iter().map(shown).collect();
+                output::json(&json!({ "tokens": all }))?;
+            }
+            Self::List => {
+                let head = ["NAME", "ROLES", "PROJECT", "EXPIRES", "CREATED"].map(str::to_owned).to_vec();
+                let rows = file.tokens.iter().map(|token| {
+                    let expires = match token.expires {
+                        Some(_) if token.has_expired() => "expired".to_owned(),
+                        Some(expires) => expires.to_string(),
+                        None => "never".to_owned(),
+                    };
+                    let roles = token.roles.iter().cloned().collect::<Vec<_>>().join(",");
+                    let project = token.project.clone().unwrap_or_else(|| "-".to_owned());
+                    vec![token.name.clone(), roles, project, expires, token.created.to_string()]
+                });
+                let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
+                output::print(&output::aligned(&rows))?;
+            }
+            Self::Revoke { name } => file.revoke(&name)?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn shown(token: &Token) -> serde_json::Value {
+    json!({
+        "name": token.name,
+        "roles": token.roles,
+        "project": token.project,
+        "expires": token.expires.map(|time| time.to_string()),
+        "created": token.created.to_string(),
+    })
+}
+
+/// Returns the token with which the command line identifies itself: that of `--token-file`, or of `HOTSLOT_TOKEN`.
+///
+/// # Errors
+/// The file cannot be read, or has no token.
+pub(crate) fn own(file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let text = match file {
+        Some(file) => Some(
+            std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read the token from {}", file.display()))?,
+        ),
+        None => std::env::var(VARIABLE).ok(),
+    };
+    let text = text.map(|text| text.trim().to_owned());
+    if let (Some(file), Some("")) = (file, text.as_deref()) {
+        bail!("{} has no token; `hotslot token create` makes one", file.display());
+    }
+    Ok(text.filter(|text| !text.is_empty()))
+}
