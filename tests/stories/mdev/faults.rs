@@ -81,7 +81,7 @@ async fn a_forced_detach_says_which_call_it_waits_for() {
     let other = service.accelerator("other", json!({ "mdev_type": FOUR })).await;
     attach(&service, &one, G1).await.expect(200);
     service.sim("guest g1 unplug=slow 2000");
-    let forced = format!("{one}?force=true");
+    let forced = format!("{one}?force=true&timeout=20");
     let (waits, late) = tokio::join!(service.delete(&forced), async {
         service.until("it is detaching", async || status(&service, &one).await == "detaching").await;
         service.sim("fault create-mdev hang at=before");
