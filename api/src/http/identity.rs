@@ -138,7 +138,7 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
 impl FromRequestParts<App> for Caller {
     type Rejection = Fault;
 
-    /// Returns the caller that [`admit`](super::policy::admit) has put into the request.
+    /// Returns the caller that `policy.rs` has put into the request.
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Fault> {
         parts
             .extensions

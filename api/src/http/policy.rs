@@ -158,7 +158,7 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
     PREFIXES.iter().find_map(|prefix| TABLE.get(path.strip_prefix(prefix)?))
 }
 
-/// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
+/// Finds out who calls, puts the caller into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
 pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {
