@@ -99,7 +99,7 @@ impl Credential {
 }
 
 /// Parses the URL of a Keystone, and adds `/v3` where it is missing. The URL may be one over which anyone on the way can
-/// read; see [`expect_private`].
+/// read; see `expect_private`.
 ///
 /// # Errors
 /// It is not a URL that may be used; the text says what is wrong with it.
