@@ -6,10 +6,10 @@
 
 use std::error::Error as _;
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hotslot_service::config::is_of_this_machine;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
@@ -51,15 +51,12 @@ impl Client {
         let mut builder = reqwest::Client::builder().no_proxy();
         if let Some(token) = token {
             if let Address::Http(url) = &address
-                && !is_loopback(url)
+                && !is_of_this_machine(url)
             {
                 bail!("the token is not sent to {address}, because the connection is not encrypted");
             }
-            let mut value =
-                HeaderValue::from_str(&token).context("the token has characters that no token has")?;
-            value.set_sensitive(true);
-            builder = builder
-                .default_headers(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]));
+            let token = (HeaderName::from_static("x-auth-token"), secret_header(&token)?);
+            builder = builder.default_headers(HeaderMap::from_iter([token]));
         }
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
@@ -237,10 +234,15 @@ impl Client {
     }
 }
 
-/// Whether a URL has an address of this machine only.
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Returns a token as the value of a header, which no log shows.
+///
+/// # Errors
+/// The token has characters that a header cannot have.
+pub(crate) fn secret_header(token: &str) -> anyhow::Result<HeaderValue> {
+    let value = HeaderValue::from_str(token).ok();
+    let mut value = value.context("the token has characters that no token has")?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Sends a request, and receives the complete response.

@@ -3,10 +3,10 @@
 use anyhow::{Context as _, bail};
 use hotslot_model::identity::login::login;
 use hotslot_service::config::keystone_url;
-use reqwest::header::HeaderValue;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
+use crate::client::secret_header;
 use crate::cloud::Cloud;
 use crate::exit::{Exit, Failure};
 
@@ -29,7 +29,8 @@ impl Login {
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();
             let catalog = if find {
-                let request = http.get(format!("{url}/auth/catalog")).header("x-auth-token", secret(&token)?);
+                let request =
+                    http.get(format!("{url}/auth/catalog")).header("x-auth-token", secret_header(&token)?);
                 exchange(&url, request).await?.1["catalog"].take()
             } else {
                 Value::Null
@@ -46,13 +47,6 @@ impl Login {
         let endpoint = find.then(|| endpoint(cloud, &catalog)).transpose()?;
         Ok(Self { token, endpoint })
     }
-}
-
-fn secret(token: &str) -> anyhow::Result<HeaderValue> {
-    let mut token =
-        HeaderValue::from_str(token).ok().context("the token has characters that no token has")?;
-    token.set_sensitive(true);
-    Ok(token)
 }
 
 /// Sends a request to Keystone. Returns the token in its response, and the body.

@@ -21,9 +21,9 @@ enum Access {
     Open,
     /// Everybody, and callers who are identified get details.
     Details,
-    /// Who the rule admits. What the route is about belongs to no project.
+    /// Every caller whom the rule admits. The resources of the route belong to no project.
     Rule(&'static str),
-    /// Who the rule admits for some project. The handler checks the project of what it reads.
+    /// Every caller whom the rule admits for some project. The handler checks the project of what it reads.
     InHandler(&'static str),
 }
 

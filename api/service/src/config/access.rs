@@ -51,8 +51,9 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         bad(
             "[api] listen",
             "every user and program of this machine, and guests with user networking, can connect to a TCP port, and \
-             nothing identifies them; listen on unix:/run/hotslot/api.sock, or set [identity] tokens or [identity.keystone], \
-             or [api] identity = \"headers\" with proxy_secret_file; for tests, insecure_tcp = true makes every client the administrator",
+             nothing identifies them; listen on unix:/run/hotslot/api.sock, or set [identity] tokens or \
+             [identity.keystone], or [api] identity = \"headers\" with proxy_secret_file; for tests, insecure_tcp = \
+             true makes every client the administrator",
         );
     }
     found

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::secret_file::SecretFile;
 use super::value::Seconds;
 
 /// `[api]`
@@ -38,7 +39,7 @@ pub struct Api {
     /// Whether a proxy identifies callers.
     pub identity: IdentityFrom,
     /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket.
-    pub proxy_secret_file: Option<PathBuf>,
+    pub proxy_secret_file: Option<SecretFile>,
     /// Whether every client of a loopback port is the administrator; for tests only.
     pub insecure_tcp: bool,
     /// How long the response to a POST with an `Idempotency-Key` is kept for repetitions, in seconds.

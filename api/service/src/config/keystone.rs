@@ -121,16 +121,21 @@ pub fn keystone_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Whether a URL has a loopback address, so that nothing that is sent to it leaves this machine.
+pub fn is_of_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// Requires `https`, or `http` within this machine.
 ///
 /// # Errors
 /// The text says what to write.
 fn expect_private(url: &Url) -> Result<(), String> {
-    let host = url.host_str().unwrap_or_default();
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    if url.scheme() == "https" || host == "localhost" || literal.is_ok_and(|address| address.is_loopback()) {
+    if url.scheme() == "https" || is_of_this_machine(url) {
         return Ok(());
     }
+    let host = url.host_str().unwrap_or_default();
     Err(format!(
         "over http anyone on the way to {host} can read passwords and tokens; write https://, and name the PEM file of \
          the authority in `ca` if the system does not trust it"
