@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use hotslot_service::config::is_of_this_machine;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -48,7 +49,8 @@ impl Client {
     /// # Errors
     /// The token cannot be in a header, or everybody in the network could read it.
     pub(crate) fn with_token(address: Address, token: Option<String>) -> anyhow::Result<Self> {
-        let mut builder = reqwest::Client::builder().no_proxy();
+        // Follow no redirect: reqwest would send the token to the other address too.
+        let mut builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
         if let Some(token) = token {
             if let Address::Http(url) = &address
                 && !is_of_this_machine(url)
@@ -346,6 +348,35 @@ mod tests {
     /// Gets a resource from a service that responds with these bytes; also returns the request.
     async fn answered(answer: &'static str) -> (Result<Value, Failure>, String) {
         super::answered(answer, async |client| client.get(&["servers", "a/b ?"]).await).await
+    }
+
+    #[tokio::test]
+    async fn a_token_is_not_sent_to_where_a_response_redirects() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        other.set_nonblocking(true).unwrap();
+        let target = format!("http://{}/", other.local_addr().unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let service = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 307 -\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let client = Client::with_token(address, Some("s3cret".to_owned())).unwrap();
+        let got = tokio::time::timeout(Duration::from_millis(500), client.get(&["servers"])).await;
+        assert!(service.await.unwrap().contains("x-auth-token: s3cret"));
+        assert_eq!(
+            other.accept().err().map(|error| error.kind()),
+            Some(io::ErrorKind::WouldBlock),
+            "{got:?}"
+        );
+        assert!(got.unwrap().is_err(), "a redirect is no answer");
     }
 
     #[tokio::test]

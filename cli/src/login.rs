@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use hotslot_model::identity::login::login;
 use hotslot_service::config::keystone_url;
+use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
@@ -25,7 +26,8 @@ impl Login {
     /// Authenticates the user of a cloud. With `find` the service is looked for in the catalog.
     pub(crate) async fn to(cloud: &Cloud, find: bool) -> anyhow::Result<Self> {
         let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow::anyhow!("auth_url: {reason}"))?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        // Send passwords and tokens to the configured URL only.
+        let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();
             let catalog = if find {
