@@ -139,18 +139,16 @@ pub(super) async fn one(
 }
 
 /// Whether the caller may change a server. The administrator may change every server, and the members of a project
-/// those that Nova created for the project.
+/// those that belong to the project.
 pub(super) async fn is_theirs(hosts: &Hosts, identity: &Caller, server: ServerId) -> Result<bool, Error> {
     if identity.is_admin() {
         return Ok(true);
     }
-    let view = match hosts.find(server).await {
-        Ok((_, view)) => view,
-        Err(Error::NoServer(_)) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let project = view.persistent.or(view.live).and_then(|document| document.project);
-    Ok(project.is_some_and(|project| identity.sees(Some(&project))))
+    match hosts.find_where(server, |view| identity.sees(view.ownership().project())).await {
+        Ok(_) => Ok(true),
+        Err(Error::NoServer(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes the location of an accelerator from its JSON when it is in a server that the caller may not see.
