@@ -123,7 +123,7 @@ impl Client {
     /// Deletes a resource. With `wait` the service responds when the resource is gone (v2), otherwise when it has
     /// accepted the request (v3).
     pub(crate) async fn delete(&self, path: &[&str], query: &str, wait: bool) -> Result<(), Failure> {
-        // The path of v2 contains a tenant id, which the service does not use.
+        // The path of v2 contains a project, and `-` stands for none.
         let version = if wait { "v2/-" } else { "v3" };
         let query = Some(query).filter(|query| !query.is_empty());
         self.send(Method::DELETE, version, path, query, None).await.map(drop)

@@ -29,6 +29,7 @@ mod lookup;
 mod notify;
 mod output;
 mod pci;
+mod policy;
 mod remedy;
 mod serve;
 mod server;
@@ -105,6 +106,9 @@ enum Command {
     /// Make, list and revoke tokens with which clients identify themselves.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
+    /// Show the rules of who may do what.
+    #[command(subcommand, after_help = policy::HELP)]
+    Policy(policy::PolicyCommand),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(hotslot completions bash)")]
     Completions { shell: clap_complete::Shell },
@@ -199,6 +203,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
         Command::Token(command) => command.run(config, arguments.output),
+        Command::Policy(command) => command.run(config, arguments.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hotslot", &mut script);
@@ -294,6 +299,9 @@ mod tests {
             "hotslot device list --host node1 -l",
             "hotslot device show pci_0000_3b_00_1 --host node1",
             "hotslot server show vm1 --url unix:/run/hotslot/api.sock",
+            "hotslot server set vm1 --project 7c1f",
+            "hotslot policy list -o json",
+            "hotslot server set vm1 --no-project",
             "hotslot attach vm1 a1 b1:2 --live-only",
             "hotslot attach vm1 --flavor gzm --dry-run -o json",
             "hotslot attach vm1 a1 b1:2 --dry-run --whole-group --numa-policy preferred",
@@ -338,6 +346,8 @@ mod tests {
             Arguments::try_parse_from(line.split(' ')).unwrap();
         }
         for line in [
+            "hotslot server set vm1",
+            "hotslot server set vm1 --project 7c1f --no-project",
             "hotslot attach vm1",
             "hotslot detach",
             "hotslot device show eth0",

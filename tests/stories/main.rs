@@ -25,6 +25,7 @@ mod kinds;
 mod load;
 mod mdev;
 mod overdue;
+mod ownership;
 mod power;
 mod processes;
 mod requests;

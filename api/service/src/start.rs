@@ -87,10 +87,7 @@ impl Service {
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
         }
-        let policy = config.policy().map_err(|wrong| {
-            let place = |reason| ConfigError::Value { key: "policy".into(), reason };
-            StartError::Rules(wrong.into_iter().map(place).collect())
-        })?;
+        let policy = config.policy().map_err(StartError::Rules)?;
         let callers = Callers::new(&config)?;
         let templates = Templates::load(config.pci.templates.as_deref())?;
         let store = open_store(&config).await?;
@@ -218,11 +215,12 @@ async fn open_webhooks(config: &Config, store: &Store) -> Result<Vec<Arc<Webhook
     Ok(webhooks)
 }
 
-/// Returns all errors in the rules and flavors of a configuration, each with its place.
+/// Returns all errors in the rules, flavors and policy of a configuration, each with its place.
 pub fn problems(config: &Config) -> Vec<ConfigError> {
     let rules = Rules::read(Rule::of_file(&config.pci), &config.pci);
     let mut problems: Vec<_> = rules.problems().into_iter().map(ConfigError::from).collect();
     problems.extend(flavor::problems(&config.flavor, &rules.inventory));
+    problems.extend(config.policy().err().into_iter().flatten());
     problems
 }
 

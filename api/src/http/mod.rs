@@ -1,7 +1,8 @@
 //! The routes: one file per resource. Only [`error`] maps errors to status codes.
 //!
 //! `/v2/{tenant_id}/…`, `/v2.1/…`, `/v2.1/{project_id}/…` and `/v3/…` serve the same resources. What a caller may see
-//! and change follows from the caller alone (`policy.rs`), so any tenant id in the path is accepted.
+//! and change follows from the caller alone (`policy.rs`). A path that names another project than the caller's is refused,
+//! as by Nova.
 
 mod accelerators;
 mod attachments;
@@ -21,6 +22,8 @@ mod limits;
 mod origin;
 mod pci;
 mod pci_config;
+mod pci_owner;
+mod permit;
 mod policy;
 mod servers;
 mod state;
@@ -41,6 +44,7 @@ use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+pub use policy::routes_of;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;
@@ -110,6 +114,7 @@ fn resources(version: Version) -> Router<App> {
         .route("/servers/detail", get(servers::detail))
         .route("/servers/{server_id}", get(servers::show))
         .route("/servers/{server_id}/pci_topology", get(topology::show))
+        .route("/servers/{server_id}/pci_owner", get(pci_owner::show).put(pci_owner::update))
         .route("/servers/{server_id}/os-pci_attachments", post(attachments::create).get(attachments::list))
         .route(
             "/servers/{server_id}/os-pci_attachments/{attachment_id}",

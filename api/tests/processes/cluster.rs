@@ -192,6 +192,7 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
         numa_policy: None,
         network: None,
         key: None,
+        owner: None,
         holder: None,
     }
 }

@@ -165,9 +165,10 @@ impl Caller {
         self.is_admin() || (self.project.is_some() && self.project.as_deref() == project)
     }
 
-    /// Whether the caller may see addresses and names of hosts, and names of other projects.
+    /// Whether the caller may see addresses and names of hosts, and names of other projects. Services such as Nova need
+    /// them to place devices.
     pub fn sees_host_details(&self) -> bool {
-        self.is_admin() || (self.scope == Scope::System && self.has_role(Role::Reader.as_str()))
+        self.is_service_or_admin() || (self.scope == Scope::System && self.has_role(Role::Reader.as_str()))
     }
 
     /// Returns a text that is the same for two requests exactly when they have the same user with the same rights. It is

@@ -73,6 +73,7 @@ impl Assignments {
         let _turn = self.turns.of(format!("server {}", request.server)).await?;
         expect_nothing_out(&host, request.server)?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
+        request.expect_owner(&view)?;
         let scope = scope(&view, request.persistent)?;
         if let Some(in_use) = self.mac_in_use(&request).await? {
             return Err(Error::Conflict(in_use));
@@ -122,7 +123,7 @@ impl Assignments {
     /// devices itself.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when other requests always came first; as [`select`](Self::select).
+    /// [`Error::Busy`] when other requests always came first; as [`select`](Self::select).
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
@@ -156,7 +157,7 @@ impl Assignments {
                 return Ok((rows.into_iter().zip(chosen).map(step).collect(), in_flight));
             }
         }
-        Err(Error::Conflict("other requests took the devices first; try again".into()))
+        Err(Error::Busy("other requests took the devices first; try again".into()))
     }
 
     /// Unbinds the devices that share an IOMMU group from their host drivers, unless they are only added to a

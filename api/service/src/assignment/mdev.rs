@@ -159,7 +159,7 @@ impl Assignments {
                 return Ok((steps, in_flight));
             }
         }
-        Err(Error::Conflict("other requests took the devices first; try again".into()))
+        Err(Error::Busy("other requests took the devices first; try again".into()))
     }
 
     /// Creates all mediated devices, drops the lock `making`, and then plugs them all.

@@ -331,6 +331,7 @@ impl Assignments {
         let (host, _) = self.hosts.find(request.server).await?;
         host.ready().await?;
         let view = host.server(request.server).await?.ok_or(Error::NoServer(request.server))?;
+        request.expect_owner(&view)?;
         let snapshot = self.snapshot(&host, &view, request).await?;
         let mut checks = vec![match request::scope(&view, request.persistent) {
             Ok(scope) => check("scope", CheckResult::Pass, into(scope).to_owned()),

@@ -2,7 +2,10 @@
 
 use hotslot_model::identity::{Policy, policy};
 
-use super::{Account, Api, ChangedBy, Config, Identity, IdentityFrom, Keystone, Listen, known_role};
+use super::policy_file::PolicyFile;
+use super::{
+    Account, Api, ChangedBy, Config, ConfigError, Identity, IdentityFrom, Keystone, Listen, known_role,
+};
 
 /// Returns what is wrong about who is identified how, by key.
 pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
@@ -29,6 +32,9 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     let mut bad = |key: &str, reason: &str| found.push((key.to_owned(), reason.to_owned()));
     if identity.tokens.as_ref().is_some_and(|path| !path.is_absolute()) {
         bad("[identity] tokens", "write an absolute path, such as /etc/hotslot/tokens");
+    }
+    if identity.policy.as_ref().is_some_and(|path| !path.is_absolute()) {
+        bad("[identity] policy", "write an absolute path, such as /etc/hotslot/policy.yaml");
     }
     for (key, reason) in identity.keystone.iter().flat_map(Keystone::problems) {
         bad(&format!("[identity.keystone] {key}"), &reason);
@@ -75,15 +81,30 @@ impl Config {
             && self.api.identity == IdentityFrom::None
     }
 
-    /// Returns the rules of who may do what.
+    /// Returns the rules of who may do what: the defaults, `[accelerators] change`, and the policy file.
     ///
     /// # Errors
-    /// What is wrong with a rule, for each that is.
-    pub fn policy(&self) -> Result<Policy, Vec<String>> {
-        let by_owner = match self.accelerators.change {
-            ChangedBy::Admin => &[][..],
-            ChangedBy::Owner => &policy::CHANGE_BY_OWNER[..],
-        };
-        Policy::new(by_owner.iter().copied())
+    /// What is wrong with the policy file: that it cannot be read, or each rule that is wrong, with its line.
+    pub fn policy(&self) -> Result<Policy, Vec<ConfigError>> {
+        let file = self.policy_file().map_err(|error| vec![error])?;
+        let own = file.rules.iter().map(|rule| (rule.name.as_str(), rule.requirement.as_str()));
+        let policy = Policy::new(self.change_of_accelerators().iter().copied().chain(own));
+        policy.map_err(|wrong| wrong.iter().map(|problem| file.error(problem)).collect())
+    }
+
+    /// Reads the policy file; without one there are no rules in it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn policy_file(&self) -> Result<PolicyFile, ConfigError> {
+        self.identity.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), PolicyFile::read)
+    }
+
+    /// The rules that `[accelerators] change` replaces.
+    pub fn change_of_accelerators(&self) -> &'static [(&'static str, &'static str)] {
+        match self.accelerators.change {
+            ChangedBy::Admin => &[],
+            ChangedBy::Owner => &policy::CHANGE_BY_OWNER,
+        }
     }
 }

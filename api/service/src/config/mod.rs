@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod identity;
 mod keystone;
+mod policy_file;
 mod read;
 mod secret_file;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, is_of_this_machine, keystone_url};
+pub use policy_file::PolicyFile;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
