@@ -392,6 +392,15 @@ async fn the_owner_is_in_the_metadata_and_novas_is_not_overridden() {
     set_owner(&service, SWITCH, None).await.expect(200);
     get(&service, "reader of a&'<\">", &server(SWITCH)).await.expect(404);
 
+    // A refusal leaves the owner as it was, and after a lost answer a GET tells.
+    service.sim("fault set-owner fail");
+    let refused = set_owner(&service, SWITCH, Some("c")).await.expect(502);
+    assert!(refused.message().contains("setting the owner"), "{}", refused.message());
+    get(&service, "reader of c", &server(SWITCH)).await.expect(404);
+    service.sim("fault set-owner fail kind=timed-out at=after");
+    set_owner(&service, SWITCH, Some("c")).await.expect(503);
+    get(&service, "reader of c", &server(SWITCH)).await.expect(200);
+
     // Nova's metadata decides, and two owners are none.
     let file = service.host_dir().join("domains/switch.xml");
     let definition = std::fs::read_to_string(&file).unwrap();
