@@ -56,7 +56,7 @@ async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
     };
     let mut names = BTreeMap::new();
     for (server, project, alias) in
-        [(Q35, Some("p"), "vf"), (I440FX, Some("q"), "e1000"), (SWITCH, None, "vf")]
+        [(Q35, Some("p"), "vf:1"), (I440FX, Some("q"), "e1000:1"), (SWITCH, None, "vf:1")]
     {
         let path = format!("/v2.1/servers/{server}");
         let owner = json!({ "pci_owner": { "project_id": project } });

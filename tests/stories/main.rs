@@ -26,6 +26,7 @@ mod load;
 mod mdev;
 mod overdue;
 mod ownership;
+mod policy;
 mod power;
 mod processes;
 mod requests;

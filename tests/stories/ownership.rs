@@ -38,6 +38,7 @@ fn attachments(id: &str) -> String {
 }
 
 fn wants(alias: &str) -> Value {
+    let alias = if alias.contains(':') { alias.to_owned() } else { format!("{alias}:1") };
     json!({ "pciAttachment": { "pci_passthrough:alias": alias } })
 }
 
@@ -265,7 +266,7 @@ async fn errors_do_not_name_hosts_devices_or_other_projects() {
     // All devices of a kind are taken by another project.
     attach("member of b", I440FX, wants("e1000")).await.expect(200);
     let mac =
-        json!({ "pciAttachment": { "pci_passthrough:alias": "nic", "mac_address": "52:54:00:12:34:56" } });
+        json!({ "pciAttachment": { "pci_passthrough:alias": "nic:1", "mac_address": "52:54:00:12:34:56" } });
     attach("admin", SWITCH, mac.clone()).await.expect(200);
     service.sim("fault attach fail text=Requested_operation_is_not_valid:_PCI_device_0000:04:10.0_is_in_use_by_driver_QEMU,_domain_secret-guest");
     let mut refused = vec![attach("member of a", Q35, wants("vf")).await];
