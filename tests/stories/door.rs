@@ -72,7 +72,7 @@ async fn owned_servers(service: &Hotslot) -> BTreeMap<String, String> {
 }
 
 /// Returns the requests of `data/routes.json`. One that names a server is there for a server of each project, and of none.
-/// What deletes something comes last.
+/// What detaches something comes last.
 fn requests() -> Vec<String> {
     let mut requests = BTreeSet::new();
     for row in rows(&data("routes.json")) {
@@ -87,8 +87,9 @@ fn requests() -> Vec<String> {
             requests.insert(request.replace("<q35>", &format!("<server of {project}>")));
         }
     }
-    let (last, first): (Vec<_>, Vec<_>) =
-        requests.into_iter().partition(|request| request.starts_with("DELETE"));
+    let (last, first): (Vec<_>, Vec<_>) = requests
+        .into_iter()
+        .partition(|request| request.starts_with("DELETE") && request.contains("<server"));
     first.into_iter().chain(last).collect()
 }
 
