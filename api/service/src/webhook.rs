@@ -18,6 +18,7 @@ use hotslot_model::time::Millis;
 use hotslot_store::{DeadLetter, Held, Store, now};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
+use rustls::RootCertStore;
 use sha2::Sha256;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::config::{self, ConfigError};
 use crate::events::wire;
+use crate::tls;
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -98,15 +100,14 @@ impl From<hotslot_store::Error> for Stop {
 /// # Errors
 /// What is wrong and what would be right; the text does not repeat the URL.
 pub(crate) fn url(text: &str) -> Result<Url, String> {
-    let write = "write http://HOST:PORT/PATH";
+    let write = "write https://HOST:PORT/PATH";
     // Do not repeat the URL, because its path may be a secret.
     let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {write}"))?;
     match url.scheme() {
-        "http" if !url.username().is_empty() || url.password().is_some() => Err(format!(
+        "http" | "https" if !url.username().is_empty() || url.password().is_some() => Err(format!(
             "a user or password is not supported; the signature authenticates the sender; {write}"
         )),
-        "http" => Ok(url),
-        "https" => Err(format!("https is not supported; {write} of a local proxy that uses https")),
+        "http" | "https" => Ok(url),
         other => Err(format!("`{other}` is not supported; {write}")),
     }
 }
@@ -124,9 +125,16 @@ impl Webhook {
         let url = url(&config.url.0).map_err(|reason| bad("url", reason))?;
         let key = Hmac::new_from_slice(config.secret.0.as_bytes());
         let key = key.map_err(|error| bad("secret", error.to_string()))?;
+        let authorities = match &config.ca {
+            Some(file) => tls::authorities(file).map_err(|reason| bad("ca", reason))?,
+            None if url.scheme() == "https" => tls::system_authorities(),
+            None => RootCertStore::empty(),
+        };
+        let tls = tls::client(authorities, None).map_err(|reason| bad("ca", reason))?;
         // Post to the configured URL only: use no proxy and follow no redirect.
         let client = reqwest::Client::builder()
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .redirect(Policy::none())
             .timeout(config.timeout.0)
             .user_agent(concat!("hotslot/", env!("CARGO_PKG_VERSION")))
@@ -334,6 +342,17 @@ fn answered(status: StatusCode) -> String {
 
 /// Returns the innermost cause of an error, because the outer ones repeat the URL.
 fn cause(error: &reqwest::Error) -> String {
+    if let Some(failure) = tls::Failure::of(error) {
+        let advice = match failure {
+            tls::Failure::UnknownAuthority => "; name the PEM file of its authority in `ca`",
+            tls::Failure::OtherName { .. } => "; use a name of the certificate in `url`",
+            tls::Failure::NoTls => "; write http:// in `url`",
+            tls::Failure::NoClientCertificate
+            | tls::Failure::RefusedClientCertificate
+            | tls::Failure::Other(_) => "",
+        };
+        return format!("TLS failed: {failure}{advice}");
+    }
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
@@ -396,12 +415,13 @@ mod tests {
     #[test]
     fn only_http_urls_are_accepted_and_errors_do_not_repeat_them() {
         assert!(url("http://127.0.0.1:8080/hooks/a?b=c").is_ok());
+        assert!(url("https://hooks.example/a").is_ok());
         for (bad, why) in [
-            ("https://x/tok3n", "https is not supported"),
             ("ftp://x/tok3n", "`ftp` is not supported"),
             ("tok3n", "not a URL"),
             ("http://", "not a URL"),
             ("http://user:tok3n@x/", "user or password"),
+            ("https://user:tok3n@x/", "user or password"),
         ] {
             let said = url(bad).unwrap_err();
             assert!(said.contains(why) && !said.contains("tok3n"), "{said}");

@@ -6,6 +6,7 @@
 mod accelerators;
 mod attachments;
 mod body;
+mod connection;
 mod connections;
 mod cyborg;
 mod drift;
@@ -21,8 +22,10 @@ mod limits;
 mod origin;
 mod pci;
 mod pci_config;
+mod peer;
 mod servers;
 mod state;
+mod tls;
 mod topology;
 mod versions;
 mod webhooks;
@@ -40,6 +43,8 @@ use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+pub use peer::{ClientCertificate, Peer};
+pub use tls::Tls;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;

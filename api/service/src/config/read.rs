@@ -123,6 +123,9 @@ impl Config {
         let mut problems = Vec::new();
         let mut bad =
             |key: &str, reason: String| problems.push(ConfigError::Value { key: key.into(), reason });
+        for (key, reason) in self.api.problems() {
+            bad(key, reason);
+        }
         if self.detach.attempts == 0 {
             bad("[detach] attempts", "a guest must be asked at least once".into());
         }
@@ -138,6 +141,9 @@ impl Config {
             }
             if let Err(reason) = webhook::url(&webhook.url.0) {
                 bad("url", reason);
+            }
+            if webhook.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+                bad("ca", "it is not an absolute path".into());
             }
             if webhook.secret.0.len() < 16 {
                 bad("secret", "it has fewer than 16 bytes; `openssl rand -hex 32` generates one".into());

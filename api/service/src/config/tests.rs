@@ -47,7 +47,7 @@ fn no_error_repeats_a_value_that_was_written_without_quotes() {
 #[test]
 fn an_empty_file_is_the_default() {
     let config = Config::parse("").unwrap();
-    assert_eq!(config.api.listen.to_string(), "unix:/run/hotslot/api.sock");
+    assert_eq!(config.api.url(), "unix:/run/hotslot/api.sock");
     assert_eq!(config.hypervisors()[0].uri, "qemu:///system");
     assert!(config.pci.device_spec.is_empty());
     assert_eq!((config.detach.attempts, config.detach.timeout.0.as_secs()), (8, 20));
@@ -86,7 +86,17 @@ fn only_local_listen_addresses_are_accepted() {
     for good in ["127.0.0.1:9774", "[::1]:9774", "unix:/run/hotslot/api.sock"] {
         Config::parse(&format!("[api]\nlisten = '{good}'")).unwrap();
     }
-    assert!(error("[api]\nlisten = '0.0.0.0:9774'").contains("other machines"));
+    let said = error("[api]\nlisten = '0.0.0.0:9774'");
+    assert!(said.contains("other machines") && said.contains("[api.tls]"), "{said}");
+    let tls = |listen: &str, more: &str| {
+        format!("[api]\nlisten = '{listen}'\n[api.tls]\ncertificate = '/a.pem'\nkey = '/b.pem'\n{more}")
+    };
+    let api = Config::parse(&tls("0.0.0.0:9774", "client_ca = '/c.pem'")).unwrap().api;
+    assert_eq!(api.url(), "https://0.0.0.0:9774");
+    assert!(error(&tls("unix:/a.sock", "")).contains("does not use TLS"));
+    assert!(error(&tls("127.0.0.1:1", "client_certificates = 'optional'")).contains("client_ca"));
+    assert!(error(&tls("127.0.0.1:1", "client_ca = 'c.pem'")).contains("`c.pem` is not an absolute path"));
+    assert!(error("[api.tls]\ncertificate = '/a.pem'").contains("missing field `key`"));
     assert!(error("[api]\nlisten = 'unix:api.sock'").contains("absolute"));
     assert!(error("[api]\nlisten = 'localhost'").contains("127.0.0.1:9774"));
 }
@@ -212,7 +222,8 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
         (hook("kinds = ['attachments']"), "attachment.state"),
         (hook("attempts = 0"), "at least once"),
         (hook("").replace("'a'", "'a/b'"), "1 to 64"),
-        (hook("").replace("http:", "https:"), "not supported"),
+        (hook("").replace("http:", "ftp:"), "not supported"),
+        (hook("ca = 'ca.pem'"), "absolute path"),
         (hook("").replace("0123456789", "0"), "openssl rand"),
         (format!("{}{}", hook(""), hook("")), "another webhook has this name"),
     ] {
