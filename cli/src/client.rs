@@ -1,13 +1,13 @@
 //! An HTTP client of the service: it takes the segments of a path and returns JSON, or a failure with its exit code.
 //!
-//! The client connects to this machine only, over loopback or a unix socket, without TLS and without a proxy. It waits
-//! for a response without a time limit, because a guest may take minutes to release a device. Every POST carries an
+//! The client connects over a unix socket, or over TCP with or without TLS, and never through a proxy. It waits for a response without a time limit, because a guest may take minutes to release a device. Every POST carries an
 //! `Idempotency-Key`, so the client can safely send it again when the connection breaks.
 
 use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use hotslot_service::tls;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::address::Address;
 use crate::exit::{Exit, Failure};
 use crate::remedy::by_commands;
+use crate::tls::Tls;
 
 /// How many times a POST is sent again when the connection breaks before the response arrives.
 const RETRIES: u32 = 5;
@@ -35,8 +36,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
-        let builder = reqwest::Client::builder().no_proxy();
+    pub(crate) fn new(address: Address, tls: &Tls) -> anyhow::Result<Self> {
+        let builder = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls.client(&address)?);
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
             Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),
@@ -197,6 +198,11 @@ impl Client {
         let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         let address = &self.address;
+        if let Some(failure) = tls::Failure::of(error) {
+            let advice = Tls::advice(&failure);
+            let message = format!("no TLS connection to the hotslot service at {address}: {failure}{advice}");
+            return Failure::new(Exit::Unreachable, message);
+        }
         let message = if error.is_connect() {
             format!("cannot reach the hotslot service at {address}: {cause}; {}", address.advice(kind))
         } else {
@@ -247,7 +253,7 @@ pub(crate) async fn answered<T>(answer: &'static str, ask: impl AsyncFnOnce(Clie
         stream.write_all(answer.as_bytes()).await.unwrap();
         String::from_utf8_lossy(&request[..length]).into_owned()
     });
-    let outcome = ask(Client::new(Address::Unix(path)).unwrap()).await;
+    let outcome = ask(Client::new(Address::Unix(path), &Tls::default()).unwrap()).await;
     (outcome, service.await.unwrap())
 }
 
@@ -285,7 +291,7 @@ pub(crate) async fn answering<T>(
             log.lock().unwrap().push(request);
         }
     });
-    let outcome = ask(Client::new(Address::Unix(path)).unwrap()).await;
+    let outcome = ask(Client::new(Address::Unix(path), &Tls::default()).unwrap()).await;
     service.abort();
     let asked = asked.lock().unwrap().clone();
     (outcome, asked)
@@ -357,7 +363,7 @@ mod tests {
             }
             keys
         });
-        let client = Client::new(Address::Unix(path)).unwrap();
+        let client = Client::new(Address::Unix(path), &Tls::default()).unwrap();
         assert_eq!(client.post(&["x"], &Value::Null).await.unwrap()["a"], 1);
         let keys = service.await.unwrap();
         assert!(keys[0].len() == 36 && keys[0] == keys[1], "{keys:?}");
@@ -367,7 +373,7 @@ mod tests {
     async fn a_missing_service_is_reported_with_its_address_and_the_cause() {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Unix(dir.path().join("api.sock"));
-        let failure = Client::new(address).unwrap().get(&["servers"]).await.unwrap_err();
+        let failure = Client::new(address, &Tls::default()).unwrap().get(&["servers"]).await.unwrap_err();
         let said = failure.to_string();
         assert!(said.contains("cannot reach the hotslot service at unix:/"), "{said}");
         assert!(said.contains("No such file"), "{said}");

@@ -30,6 +30,7 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod tls;
 mod topology;
 mod tree;
 mod wait;
@@ -49,17 +50,20 @@ use crate::address::Address;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::Format;
+use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is `[api] listen` of the
+    /// The address of the service: unix:/path/to/socket, http://HOST:PORT or https://HOST:PORT. By default it is `[api] listen` of the
     /// configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the socket
     /// /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
+    #[command(flatten)]
+    tls: Tls,
     /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
@@ -174,7 +178,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), arguments.output)),
+        Command::Doctor(doctor) => until_done(doctor.run(url(), &arguments.tls, arguments.output)),
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
@@ -189,7 +193,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             config::check::run(&file, arguments.output)
         }
         Command::Service(command) => {
-            let cli = Cli { client: Client::new(url()?)?, format: arguments.output };
+            let cli = Cli { client: Client::new(url()?, &arguments.tls)?, format: arguments.output };
             until_done(command.run(&cli))
         }
     }

@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use hotslot_api::http::{self, Listener};
+use anyhow::{Context as _, anyhow, bail};
+use hotslot_api::http::{self, Listener, Tls};
 use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP};
 use hotslot_service::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -39,7 +39,7 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
 async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     let api = config.api.clone();
     // The socket comes first, so that a second service fails here and does not touch the records of the first.
-    let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.listen))?;
+    let (listener, socket) = bind(&api).await.with_context(|| format!("cannot listen on {}", api.url()))?;
     let service = Service::start(config).await?;
     if !configured {
         tracing::warn!(
@@ -58,10 +58,11 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
              identity it has full access; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
         );
     }
-    match &listener {
-        Listener::Tcp(listener) => tracing::info!("listening on {}", Listen::Tcp(listener.local_addr()?)),
-        Listener::Unix(_) => tracing::info!("listening on {}", api.listen),
+    let mut bound = api.clone();
+    if let Listener::Tcp(listener) | Listener::Tls(listener, _) = &listener {
+        bound.listen = Listen::Tcp(listener.local_addr()?);
     }
+    tracing::info!("listening on {}", bound.url());
     if let Listen::Unix(path) = &api.listen {
         warn_of_closed_directory(path);
     }
@@ -158,7 +159,16 @@ impl Drop for Socket {
 
 async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     match &api.listen {
-        Listen::Tcp(address) => Ok((Listener::Tcp(TcpListener::bind(address).await?), None)),
+        Listen::Tcp(address) => {
+            let tls = api.tls.as_ref().map(Tls::load).transpose();
+            let tls = tls.map_err(|reason| anyhow!("[api.tls]: {reason}"))?;
+            let listener = TcpListener::bind(address).await?;
+            let listener = match tls {
+                Some(tls) => Listener::Tls(listener, tls),
+                None => Listener::Tcp(listener),
+            };
+            Ok((listener, None))
+        }
         Listen::Unix(path) => {
             create_directories(path.parent().unwrap_or(path)).with_context(|| {
                 format!(

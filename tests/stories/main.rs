@@ -31,6 +31,7 @@ mod rules;
 mod soak;
 mod socket;
 mod steps;
+mod tls;
 mod users;
 mod web_pages;
 mod webhooks;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError};
+pub use rustls::{ClientConfig, RootCertStore};
 
 /// A chain of certificates, the own one first, and the key of the own one.
 pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

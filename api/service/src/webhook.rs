@@ -18,7 +18,6 @@ use hotslot_model::time::Millis;
 use hotslot_store::{DeadLetter, Held, Store, now};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
-use rustls::RootCertStore;
 use sha2::Sha256;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -128,7 +127,7 @@ impl Webhook {
         let authorities = match &config.ca {
             Some(file) => tls::authorities(file).map_err(|reason| bad("ca", reason))?,
             None if url.scheme() == "https" => tls::system_authorities(),
-            None => RootCertStore::empty(),
+            None => tls::RootCertStore::empty(),
         };
         let tls = tls::client(authorities, None).map_err(|reason| bad("ca", reason))?;
         // Post to the configured URL only: use no proxy and follow no redirect.

@@ -18,6 +18,7 @@ use crate::address::Address;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::{self, Format};
+use crate::tls::Tls;
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -75,7 +76,12 @@ impl Finding {
 
 impl Doctor {
     /// Runs all checks and prints the findings. The exit code is [`Exit::Failed`] when a check fails.
-    pub(crate) async fn run(self, service: anyhow::Result<Address>, format: Format) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(
+        self,
+        service: anyhow::Result<Address>,
+        tls: &Tls,
+        format: Format,
+    ) -> anyhow::Result<Exit> {
         let mut findings = if is_local(&self.uri) {
             machine::look(Path::new("/"))
         } else {
@@ -84,7 +90,7 @@ impl Doctor {
             vec![Finding::bad("machine", Level::Info, says, "run `hotslot doctor` on that machine")]
         };
         findings.extend(hypervisor::look(&self.uri).await);
-        findings.push(look_at_service(service).await?);
+        findings.push(look_at_service(service, tls).await?);
         if format == Format::Json {
             output::json(&findings.iter().map(Finding::json).collect())?;
         } else {
@@ -100,7 +106,7 @@ fn is_local(uri: &str) -> bool {
     uri.split_once("://").is_none_or(|(_, rest)| rest.starts_with('/'))
 }
 
-async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Finding> {
+async fn look_at_service(address: anyhow::Result<Address>, tls: &Tls) -> anyhow::Result<Finding> {
     let address = match address {
         Ok(address) => address,
         Err(error) => {
@@ -109,8 +115,8 @@ async fn look_at_service(address: anyhow::Result<Address>) -> anyhow::Result<Fin
         }
     };
     let said = address.to_string();
-    let by_tcp = matches!(address, Address::Http(_));
-    let (level, says) = match Client::new(address)?.probe("readyz").await {
+    let by_tcp = matches!(address, Address::Http(_)) && !address.uses_tls();
+    let (level, says) = match Client::new(address, tls)?.probe("readyz").await {
         Ok(ready) if by_tcp && ready["status"] == "ready" => {
             let says =
                 format!("ready at {said}, which every user and program of this machine can connect to");
