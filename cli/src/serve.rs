@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use hotslot_api::http::{self, Listener, Tls};
-use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP};
+use hotslot_api::http::{self, Listener};
+use hotslot_service::config::{Api, Config, Listen, SOCKET_GROUP, Tls};
 use hotslot_service::service::Service;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, getegid};
@@ -52,12 +52,7 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     for host in service.hosts.iter() {
         tracing::info!(host = %host.name, uri = %host.uri, "host {} at {}", host.name, host.uri);
     }
-    if matches!(api.listen, Listen::Tcp(_)) {
-        tracing::warn!(
-            "[api] listen is a TCP port: every user and program of this machine can connect to it, and without [api] \
-             identity it has full access; listen on unix:/run/hotslot/api.sock to admit the members of one group only"
-        );
-    }
+    warn_of_open_port(&api);
     let mut bound = api.clone();
     if let Listener::Tcp(listener) | Listener::Tls(listener, _) = &listener {
         bound.listen = Listen::Tcp(listener.local_addr()?);
@@ -100,6 +95,26 @@ async fn serve(config: Config, configured: bool) -> anyhow::Result<()> {
     }
     service.close().await;
     Ok(())
+}
+
+/// Warns of a TCP port that does not demand client certificates.
+fn warn_of_open_port(api: &Api) {
+    let Listen::Tcp(address) = &api.listen else { return };
+    if api.tls.as_ref().is_some_and(Tls::demands_client_certificates) {
+        return;
+    }
+    let who = if address.ip().is_loopback() {
+        "every user and program of this machine"
+    } else {
+        "everyone on the network who can reach this machine"
+    };
+    let advice = match &api.tls {
+        None => "listen on unix:/run/hotslot/api.sock to admit the members of one group only",
+        Some(_) => "set client_ca in [api.tls] to admit the owners of client certificates only",
+    };
+    tracing::warn!(
+        "[api] listen is a TCP port: {who} can connect to it, and without [api] identity has full access; {advice}"
+    );
 }
 
 /// Raises the soft limit of open file descriptors to the hard limit, and returns the limit.
@@ -160,7 +175,7 @@ impl Drop for Socket {
 async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
     match &api.listen {
         Listen::Tcp(address) => {
-            let tls = api.tls.as_ref().map(Tls::load).transpose();
+            let tls = api.tls.as_ref().map(http::Tls::load).transpose();
             let tls = tls.map_err(|reason| anyhow!("[api.tls]: {reason}"))?;
             let listener = TcpListener::bind(address).await?;
             let listener = match tls {

@@ -135,7 +135,9 @@ impl Failure {
 impl From<&rustls::Error> for Failure {
     fn from(error: &rustls::Error) -> Self {
         use rustls::Error as Tls;
-        if let Tls::InvalidCertificate(CertificateError::UnknownIssuer) = error {
+        // The signature is bad when an authority has the name of a trusted one, but another key.
+        use CertificateError::{BadSignature, UnknownIssuer};
+        if matches!(error, Tls::InvalidCertificate(UnknownIssuer | BadSignature)) {
             return Self::UnknownAuthority;
         }
         if let Tls::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented }) =

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware;
-use hotslot_service::config::{self, ClientCertificates};
+use hotslot_service::config;
 use hotslot_service::tls;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -110,9 +110,9 @@ fn server(config: &config::Tls) -> Result<Arc<ServerConfig>, String> {
         Some(file) => {
             let authorities = Arc::new(tls::authorities(file)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(authorities, tls::provider());
-            let verifier = match config.client_certificates.unwrap_or(ClientCertificates::Required) {
-                ClientCertificates::Required => verifier,
-                ClientCertificates::Optional => verifier.allow_unauthenticated(),
+            let verifier = match config.demands_client_certificates() {
+                true => verifier,
+                false => verifier.allow_unauthenticated(),
             };
             builder.with_client_cert_verifier(
                 verifier.build().map_err(|error| format!("{}: {error}", file.display()))?,

@@ -4,6 +4,7 @@
 //! and syncs every commit to disk. PostgreSQL: one pool, and any number of processes.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,10 +58,9 @@ pub struct Store {
 
 /// Adds to a failure of TLS what to check.
 fn not_connected(error: sqlx::Error) -> Error {
-    let of_tls = match &error {
-        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
-        error => matches!(error, sqlx::Error::Tls(_)),
-    };
+    // rustls reports a certificate that it refuses as invalid data.
+    let refused = |error: &sqlx::Error| matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData);
+    let of_tls = matches!(error, sqlx::Error::Tls(_)) || refused(&error);
     if !of_tls {
         return error.into();
     }

@@ -101,6 +101,13 @@ pub struct Tls {
     pub client_certificates: Option<ClientCertificates>,
 }
 
+impl Tls {
+    /// Whether a client without a certificate is refused.
+    pub fn demands_client_certificates(&self) -> bool {
+        self.client_ca.is_some() && self.client_certificates != Some(ClientCertificates::Optional)
+    }
+}
+
 /// Whether clients must have a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
