@@ -1,8 +1,9 @@
 //! An HTTP client of the service: it takes the segments of a path and returns JSON, or a failure with its exit code.
 //!
-//! The client connects to this machine only, over loopback or a unix socket, without TLS and without a proxy. It waits
-//! for a response without a time limit, because a guest may take minutes to release a device. Every POST carries an
-//! `Idempotency-Key`, so the client can safely send it again when the connection breaks.
+//! The client connects over a unix socket, or over TCP with or without TLS, and never through a proxy. It follows no
+//! redirect, which could lead a token to another machine. It waits for a response without a time limit, because a guest
+//! may take minutes to release a device. Every POST carries an `Idempotency-Key`, so the client can safely send it again
+//! when the connection breaks.
 
 use std::error::Error as _;
 use std::io;
@@ -10,7 +11,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hotslot_service::tls;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use uuid::Uuid;
@@ -18,6 +21,7 @@ use uuid::Uuid;
 use crate::address::Address;
 use crate::exit::{Exit, Failure};
 use crate::remedy::by_commands;
+use crate::tls::Tls;
 
 /// How many times a POST is sent again when the connection breaks before the response arrives.
 const RETRIES: u32 = 5;
@@ -40,20 +44,27 @@ pub(crate) struct Client {
 impl Client {
     #[cfg(test)]
     pub(crate) fn new(address: Address) -> anyhow::Result<Self> {
-        Self::with_token(address, None)
+        Self::with_token(address, &Tls::default(), None)
     }
 
     /// Returns a client that sends a token with each request.
     ///
     /// # Errors
-    /// The token cannot be in a header, or everybody in the network could read it.
-    pub(crate) fn with_token(address: Address, token: Option<String>) -> anyhow::Result<Self> {
-        let mut builder = reqwest::Client::builder().no_proxy();
+    /// The token cannot be in a header, or everybody in the network could read it; or a file of `tls` cannot be used.
+    pub(crate) fn with_token(address: Address, tls: &Tls, token: Option<String>) -> anyhow::Result<Self> {
+        let (builder, base) = match &address {
+            Address::Http(url) => (reqwest::Client::builder(), url.clone()),
+            Address::Unix(path) => {
+                (reqwest::Client::builder().unix_socket(path.as_path()), Url::parse("http://localhost")?)
+            }
+        };
+        let mut builder = builder.no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls.client(&base)?);
         if let Some(token) = token {
-            if let Address::Http(url) = &address
-                && !is_loopback(url)
-            {
-                bail!("the token is not sent to {address}, because the connection is not encrypted");
+            if base.scheme() != "https" && !is_loopback(&base) {
+                bail!(
+                    "the token is not sent to {address}, because the connection is not encrypted; write https:// in --url \
+                     or HOTSLOT_URL"
+                );
             }
             let mut value =
                 HeaderValue::from_str(&token).context("the token has characters that no token has")?;
@@ -61,10 +72,6 @@ impl Client {
             builder = builder
                 .default_headers(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]));
         }
-        let (builder, base) = match &address {
-            Address::Http(url) => (builder, url.clone()),
-            Address::Unix(path) => (builder.unix_socket(path.as_path()), Url::parse("http://localhost")?),
-        };
         Ok(Self { http: builder.build()?, address, base })
     }
 
@@ -221,6 +228,11 @@ impl Client {
         let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
         let address = &self.address;
+        if let Some(failure) = tls::Failure::of(error) {
+            let advice = Tls::advice(&failure);
+            let message = format!("no TLS connection to the hotslot service at {address}: {failure}{advice}");
+            return Failure::new(Exit::Unreachable, message);
+        }
         let message = if error.is_connect() {
             format!("cannot reach the hotslot service at {address}: {cause}; {}", address.advice(kind))
         } else {
@@ -238,7 +250,7 @@ impl Client {
 }
 
 /// Whether a URL has an address of this machine only.
-fn is_loopback(url: &Url) -> bool {
+pub(crate) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

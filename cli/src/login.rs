@@ -1,9 +1,11 @@
 //! Gets a token from Keystone, and the address of the service from its catalog.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use hotslot_model::identity::login::login;
 use hotslot_service::config::keystone_url;
+use hotslot_service::tls;
 use reqwest::header::HeaderValue;
+use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
@@ -24,8 +26,11 @@ pub(crate) struct Login {
 impl Login {
     /// Authenticates the user of a cloud. With `find` the service is looked for in the catalog.
     pub(crate) async fn to(cloud: &Cloud, find: bool) -> anyhow::Result<Self> {
-        let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow::anyhow!("auth_url: {reason}"))?;
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow!("auth_url: {reason}"))?;
+        let tls = tls::authorities_for(&url, cloud.cacert.as_deref())
+            .and_then(|authorities| tls::client(authorities, None))
+            .map_err(|reason| anyhow!("cacert (OS_CACERT): {reason}"))?;
+        let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls).build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();
             let catalog = if find {
@@ -58,6 +63,18 @@ fn secret(token: &str) -> anyhow::Result<HeaderValue> {
 /// Sends a request to Keystone. Returns the token in its response, and the body.
 async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<String>, Value)> {
     let unreachable = |error: reqwest::Error| {
+        if let Some(failure) = tls::Failure::of(&error) {
+            let advice = match failure {
+                tls::Failure::UnknownAuthority => "; name the PEM file of the authority in cacert (OS_CACERT)",
+                tls::Failure::OtherName { .. } => "; use a name of the certificate in auth_url (OS_AUTH_URL)",
+                tls::Failure::NoTls => "; correct auth_url (OS_AUTH_URL)",
+                tls::Failure::NoClientCertificate
+                | tls::Failure::RefusedClientCertificate
+                | tls::Failure::Other(_) => "",
+            };
+            let message = format!("no TLS connection to Keystone at {url}: {failure}{advice}");
+            return Failure::new(Exit::Unreachable, message);
+        }
         let mut cause: &dyn std::error::Error = &error;
         while let Some(deeper) = cause.source() {
             cause = deeper;

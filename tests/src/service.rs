@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 use crate::{Api, binary, host};
@@ -38,6 +39,7 @@ pub struct Hotslot {
     binary: PathBuf,
     child: Child,
     api: Api,
+    tls: Option<ClientConfig>,
     log: Arc<Mutex<String>>,
     started_in: Duration,
     ready_in: Duration,
@@ -127,7 +129,7 @@ impl Hotslot {
         let start = Instant::now();
         let (child, url) = serve(Command::new(&binary), dir.path(), &log);
         let started_in = start.elapsed();
-        Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in }
+        Self { dir, binary, child, api: Api::at(url), tls: None, log, started_in, ready_in: started_in }
     }
 
     /// Restarts the service on another, empty database.
@@ -148,7 +150,7 @@ impl Hotslot {
         let (child, url) = serve(Command::new(&binary), dir.path(), &log);
         let started_in = start.elapsed();
         let mut service =
-            Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in };
+            Self { dir, binary, child, api: Api::at(url), tls: None, log, started_in, ready_in: started_in };
         service.ready().await;
         service.ready_in = start.elapsed();
         service
@@ -269,6 +271,11 @@ impl Hotslot {
         }
     }
 
+    /// Connects with these settings of TLS from the next start on.
+    pub fn connect_with(&mut self, tls: ClientConfig) {
+        self.tls = Some(tls);
+    }
+
     /// Starts the service again with the same data, and waits until it is ready.
     pub async fn start_again(&mut self) {
         self.start_by(Command::new(&self.binary)).await;
@@ -276,8 +283,7 @@ impl Hotslot {
 
     /// Starts the service again with the same data, and does not wait until it is ready.
     pub fn start_again_unready(&mut self) {
-        let (child, url) = serve(Command::new(&self.binary), self.dir.path(), &self.log);
-        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+        self.launch_again(Command::new(&self.binary));
     }
 
     /// Starts the service again from a shell that runs a command first.
@@ -288,9 +294,14 @@ impl Hotslot {
     }
 
     async fn start_by(&mut self, command: Command) {
-        let (child, url) = serve(command, self.dir.path(), &self.log);
-        (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
+        self.launch_again(command);
         self.ready().await;
+    }
+
+    fn launch_again(&mut self, command: Command) {
+        let (child, url) = serve(command, self.dir.path(), &self.log);
+        let api = Api::with_tls(url, self.tls.clone());
+        (self.child, self.api) = (child, api.patient(self.api.patience));
     }
 
     /// Returns the user aliases in the documents of the simulated host, live and persistent.

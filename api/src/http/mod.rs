@@ -6,6 +6,8 @@
 mod accelerators;
 mod attachments;
 mod body;
+mod certificate;
+mod connection;
 mod connections;
 mod cyborg;
 mod drift;
@@ -24,6 +26,7 @@ mod pci_config;
 mod policy;
 mod servers;
 mod state;
+mod tls;
 mod topology;
 mod versions;
 mod webhooks;
@@ -41,6 +44,7 @@ use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
+pub use tls::Tls;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;

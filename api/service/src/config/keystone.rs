@@ -193,6 +193,9 @@ impl Keystone {
             problems.push(("public_url", reason));
         }
         problems.extend(self.credential().err());
+        if self.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+            problems.push(("ca", "it is not an absolute path".into()));
+        }
         if self.cache.0 > LONGEST_CACHE {
             let most = LONGEST_CACHE.as_secs();
             problems.push((
@@ -253,5 +256,6 @@ mod tests {
         assert_eq!(problems(secret), ["application_credential_id"]);
         assert_eq!(problems(&format!("{user}{password}{id}")), ["username"]);
         assert_eq!(problems(&format!("{user}{password}cache = 3601")), ["cache"]);
+        assert_eq!(problems(&format!("{user}{password}ca = 'ca.pem'")), ["ca"]);
     }
 }

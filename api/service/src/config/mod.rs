@@ -14,10 +14,12 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use api::{
-    Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode, unix_path,
+    Api, ClientCertificates, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP,
+    SocketMode, Tls, unix_path,
 };
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
@@ -259,8 +261,10 @@ pub enum ChangedBy {
 pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
-    /// The URL to which events are posted: `http://host:port/path`.
+    /// The URL to which events are posted: `https://host:port/path`, or `http://host:port/path` without encryption.
     pub url: Secret,
+    /// The PEM file of the authorities of the receiver's certificate. `None` for those that the system trusts.
+    pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
     pub secret: Secret,
     /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.
