@@ -511,8 +511,8 @@ async fn a_proxy_shows_itself_by_its_client_certificate() {
     let of = |role: &str| {
         [("x-user-id", "u1"), ("x-project-id", "p1"), ("x-roles", role)].map(|(name, value)| (name.to_owned(), value.to_owned()))
     };
-    service.send_with(Method::GET, path, of("admin").to_vec(), None).await.expect(200);
-    service.send_with(Method::GET, path, of("member").to_vec(), None).await.expect(403);
+    service.send_with(Method::GET, path, of("admin"), None).await.expect(200);
+    service.send_with(Method::GET, path, of("member"), None).await.expect(403);
     service.get(path).await.expect(401);
     let without = Api::with_tls(service.url().to_owned(), Some(authority.client()));
     assert!(without.try_get("/healthz").await.is_none());
