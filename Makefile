@@ -61,7 +61,7 @@ install-lab: ## install the requirements of the lab
 build:
 	@$(STEP) "build" cargo build --quiet --locked --workspace
 
-release: ## build target/release/hotslot, and beside it the list of its libraries (needs the requirements of `make install`)
+release: ## build target/release/hotslot (needs the requirements of `make install`)
 	@$(STEP) "release build" tools/release
 
 lab: install-lab ## start the lab

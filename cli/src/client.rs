@@ -7,10 +7,10 @@
 
 use std::error::Error as _;
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hotslot_service::config::is_of_this_machine;
 use hotslot_service::tls;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
@@ -58,19 +58,18 @@ impl Client {
                 (reqwest::Client::builder().unix_socket(path.as_path()), Url::parse("http://localhost")?)
             }
         };
-        let mut builder = builder.no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls.client(&base)?);
+        // Follow no redirect: reqwest would send the token to the other address too.
+        let mut builder =
+            builder.no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls.client(&base)?);
         if let Some(token) = token {
-            if base.scheme() != "https" && !is_loopback(&base) {
+            if base.scheme() != "https" && !is_of_this_machine(&base) {
                 bail!(
-                    "the token is not sent to {address}, because the connection is not encrypted; write https:// in --url \
-                     or HOTSLOT_URL"
+                    "the token is not sent to {address}, because the connection is not encrypted; write https:// in \
+                     --url or HOTSLOT_URL"
                 );
             }
-            let mut value =
-                HeaderValue::from_str(&token).context("the token has characters that no token has")?;
-            value.set_sensitive(true);
-            builder = builder
-                .default_headers(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]));
+            let token = (HeaderName::from_static("x-auth-token"), secret_header(&token)?);
+            builder = builder.default_headers(HeaderMap::from_iter([token]));
         }
         Ok(Self { http: builder.build()?, address, base })
     }
@@ -249,10 +248,15 @@ impl Client {
     }
 }
 
-/// Whether a URL has an address of this machine only.
-pub(crate) fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Returns a token as the value of a header, which no log shows.
+///
+/// # Errors
+/// The token has characters that a header cannot have.
+pub(crate) fn secret_header(token: &str) -> anyhow::Result<HeaderValue> {
+    let value = HeaderValue::from_str(token).ok();
+    let mut value = value.context("the token has characters that no token has")?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Sends a request, and receives the complete response.
@@ -356,6 +360,35 @@ mod tests {
     /// Gets a resource from a service that responds with these bytes; also returns the request.
     async fn answered(answer: &'static str) -> (Result<Value, Failure>, String) {
         super::answered(answer, async |client| client.get(&["servers", "a/b ?"]).await).await
+    }
+
+    #[tokio::test]
+    async fn a_token_is_not_sent_to_where_a_response_redirects() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        other.set_nonblocking(true).unwrap();
+        let target = format!("http://{}/", other.local_addr().unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let service = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 307 -\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let client = Client::with_token(address, &Tls::default(), Some("s3cret".to_owned())).unwrap();
+        let got = tokio::time::timeout(Duration::from_millis(500), client.get(&["servers"])).await;
+        assert!(service.await.unwrap().contains("x-auth-token: s3cret"));
+        assert_eq!(
+            other.accept().err().map(|error| error.kind()),
+            Some(io::ErrorKind::WouldBlock),
+            "{got:?}"
+        );
+        assert!(got.unwrap().is_err(), "a redirect is no answer");
     }
 
     #[tokio::test]

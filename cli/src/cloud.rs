@@ -206,7 +206,7 @@ impl Cloud {
         }
     }
 
-    /// What the token is to be valid for.
+    /// Returns the scope that a token is requested for.
     ///
     /// # Errors
     /// The domain of a project is missing, or there are several scopes.

@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, anyhow, bail};
 use hotslot_model::identity::login::login;
-use hotslot_service::config::keystone_url;
+use hotslot_service::config::{expect_private, keystone_url};
 use hotslot_service::tls;
-use reqwest::header::HeaderValue;
 use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
+use crate::client::secret_header;
 use crate::cloud::Cloud;
 use crate::exit::{Exit, Failure};
 
@@ -26,15 +26,21 @@ pub(crate) struct Login {
 impl Login {
     /// Authenticates the user of a cloud. With `find` the service is looked for in the catalog.
     pub(crate) async fn to(cloud: &Cloud, find: bool) -> anyhow::Result<Self> {
-        let url = keystone_url(cloud.auth_url()?).map_err(|reason| anyhow!("auth_url: {reason}"))?;
+        let url = keystone_url(cloud.auth_url()?).map_err(bad_url)?;
         let tls = tls::authorities_for(&url, cloud.cacert.as_deref())
             .and_then(|authorities| tls::client(authorities, None))
             .map_err(|reason| anyhow!("cacert (OS_CACERT): {reason}"))?;
-        let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls).build()?;
+        // Send passwords and tokens to the configured URL only.
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .tls_backend_preconfigured(tls)
+            .build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();
             let catalog = if find {
-                let request = http.get(format!("{url}/auth/catalog")).header("x-auth-token", secret(&token)?);
+                let request =
+                    http.get(format!("{url}/auth/catalog")).header("x-auth-token", secret_header(&token)?);
                 exchange(&url, request).await?.1["catalog"].take()
             } else {
                 Value::Null
@@ -53,19 +59,22 @@ impl Login {
     }
 }
 
-fn secret(token: &str) -> anyhow::Result<HeaderValue> {
-    let mut token =
-        HeaderValue::from_str(token).ok().context("the token has characters that no token has")?;
-    token.set_sensitive(true);
-    Ok(token)
+fn bad_url(reason: String) -> anyhow::Error {
+    anyhow!("auth_url (OS_AUTH_URL): {reason}")
 }
 
 /// Sends a request to Keystone. Returns the token in its response, and the body.
+///
+/// # Errors
+/// Anyone on the way could read the password or token, or Keystone cannot be reached, or refuses.
 async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<String>, Value)> {
+    expect_private(url, "cacert (OS_CACERT)").map_err(bad_url)?;
     let unreachable = |error: reqwest::Error| {
         if let Some(failure) = tls::Failure::of(&error) {
             let advice = match failure {
-                tls::Failure::UnknownAuthority => "; name the PEM file of the authority in cacert (OS_CACERT)",
+                tls::Failure::UnknownAuthority => {
+                    "; name the PEM file of the authority in cacert (OS_CACERT)"
+                }
                 tls::Failure::OtherName { .. } => "; use a name of the certificate in auth_url (OS_AUTH_URL)",
                 tls::Failure::NoTls => "; correct auth_url (OS_AUTH_URL)",
                 tls::Failure::NoClientCertificate

@@ -29,7 +29,8 @@ CONFIG = """
 [DEFAULT]
 log_file = {dir}/keystone.log
 [database]
-connection = sqlite:///{dir}/keystone.db
+connection = sqlite:///{dir}/keystone.db?timeout=60
+sqlite_synchronous = false
 [token]
 expiration = {lifetime}
 # The tests look at what Keystone says at once.
@@ -63,7 +64,14 @@ def serve(port):
 
     from keystone.wsgi.api import application
 
-    make_server("127.0.0.1", port, application, Server, Quiet).serve_forever()
+    # SQLite refuses a transaction that began to read before another one wrote ("database is locked").
+    turn = threading.Lock()
+
+    def one_at_a_time(environ, start_response):
+        with turn:
+            return list(application(environ, start_response))
+
+    make_server("127.0.0.1", port, one_at_a_time, Server, Quiet).serve_forever()
 
 
 class Keystone:

@@ -176,7 +176,9 @@ impl Lab {
 
     /// Kills the service as `kill -9` does. systemd would start it again after some seconds, and is told not to.
     pub fn stop(&self) {
-        self.sh("systemctl kill -s KILL hotslot; systemctl stop hotslot; systemctl reset-failed hotslot");
+        self.sh(
+            "systemctl kill -s KILL hotslot; systemctl stop hotslot; systemctl reset-failed hotslot || true",
+        );
     }
 
     /// Attaches one device by alias.

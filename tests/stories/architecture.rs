@@ -68,7 +68,7 @@ fn each_library_is_used_in_its_own_place() {
 /// A handler takes the parts of the service that it uses. Only the router and its state have the whole service.
 #[test]
 fn no_handler_takes_the_whole_service() {
-    let places = ["api/src/http/mod.rs", "api/src/http/state.rs", "api/service/src/", "cli/src/serve.rs"];
+    let places = ["api/src/http/mod.rs", "api/src/http/state.rs", "api/service/src/", "cli/src/"];
     only_in("service::Service", &places);
     only_in("Arc<Service>", &places);
     only_in("State<App>", &[]);

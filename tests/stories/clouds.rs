@@ -33,9 +33,16 @@ impl Cloud {
         let service = Hotslot::bare(&host("accelerators"), &config, without_mdevs).await;
         let admin = keystone.admin().await;
         keystone.ask(Method::POST, "/regions", &admin, Some(json!({ "region": { "id": region } }))).await;
-        for (kind, path) in [("compute", "/v2.1"), ("accelerator", "/accelerator/v2"), ("hotslot", "")] {
+        let at = |path: &str| format!("{}{path}", service.url());
+        // The stock client looks for Keystone in the catalog too.
+        let endpoints = [
+            ("compute", at("/v2.1")),
+            ("accelerator", at("/accelerator/v2")),
+            ("hotslot", at("")),
+            ("identity", keystone.url().to_owned()),
+        ];
+        for (kind, url) in endpoints {
             let id = keystone.create(&admin, "service", json!({ "type": kind, "name": kind })).await;
-            let url = format!("{}{path}", service.url());
             let endpoint =
                 json!({ "service_id": id, "interface": "public", "region_id": region, "url": url });
             keystone.create(&admin, "endpoint", endpoint).await;

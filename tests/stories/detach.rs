@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use hotslot_tests::{Hotslot, Q35, SWITCH, host, path};
+use hotslot_tests::{Hotslot, Q35, SWITCH, host, path, postgres};
 use serde_json::{Value, json};
 
 const PENDING: &str = "detaching";
@@ -298,6 +298,24 @@ async fn a_guest_is_quiesced_before_the_unplug_request() {
     let command = format!(r#"["/sbin/quiesce", {}]"#, vf["inner_address"]);
     assert!(service.log().contains(&command), "{command}");
     service.expect_clean().await;
+}
+
+/// While a call of another process for the server has not returned, the guest is not quiesced.
+#[tokio::test]
+async fn a_guest_is_not_quiesced_under_an_overdue_call_of_another_process() {
+    let config = format!("[libvirt]\nattach_timeout = 0.5\n[reconcile]\ninterval = 3600\n{QUIESCE}");
+    let one = with(&config, &agent(0)).await.moved_to(&postgres::database().await).await;
+    let other = one.beside().await;
+    one.sim("agent q35 connected");
+    let vf = attach(&one).await;
+    one.sim("fault attach hang");
+    one.attach(Q35, "vf:1").await.expect(503);
+    let waits = other.delete(&path(&vf)).await.expect(409);
+    assert!(waits.message().contains("has not returned"), "{}", waits.message());
+    assert!(!other.log().contains("/sbin/quiesce"), "the guest was quiesced");
+    one.sim("fault clear");
+    one.until("both are detached", async || other.attachments(Q35).await.is_empty()).await;
+    one.expect_clean().await;
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ async fn a_token_that_keystone_does_not_know_is_refused() {
     keystone.command("rekey");
     let new = keystone.admin().await;
     door.by(&new, ALL).await.expect(200);
-    let foreign = format!("{token}");
+    let foreign = token.clone();
     let other = Door::to(&keystone, "").await;
     other.by(&foreign, ALL).await.expect(401);
     door.log_has_none_of(&[&token, &forged, &new, PASSWORD]);
@@ -278,7 +278,7 @@ async fn nobody_is_let_in_while_keystone_does_not_answer() {
     let mut keystone = Keystone::start().await;
     let door = Door::to(&keystone, "timeout = 8\ncache = 3").await;
     let (known, unknown) = (keystone.admin().await, keystone.admin().await);
-    door.by(&known, ALL).await.expect(200);
+    door.until_status(&known, 200).await;
     keystone.command("freeze");
     let answer = door.by(&unknown, ALL).await.expect(503);
     assert!(answer.retry_after.is_some());
@@ -293,7 +293,7 @@ async fn nobody_is_let_in_while_keystone_does_not_answer() {
     door.get("/healthz", &[]).await.expect(200);
     keystone.command("thaw");
     door.until_status(&known, 200).await;
-    door.ready().await;
+    door.patient(Duration::from_secs(60)).ready().await;
 
     keystone.command("stop");
     let answer = door.by("another", ALL).await.expect(503);

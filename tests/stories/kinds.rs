@@ -4,9 +4,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hotslot_tests::{Answer, Hotslot, host, without_mdevs};
 use reqwest::Method;
 use serde_json::{Value, json};
+
+use crate::steps::wal;
 
 const PCI: &str = "[pci]\ndevice_spec = ['{\"vendor_id\": \"10de\"}', '{\"vendor_id\": \"8086\"}']\n\
                    [reconcile]\ninterval = 3600\n";
@@ -116,6 +119,35 @@ async fn a_failed_attach_leaves_nothing_and_says_so() {
         service.delete(&path).await.expect(204);
         service.expect_clean().await;
     }
+}
+
+/// One write of the attach or of its undo fails.
+#[tokio::test]
+async fn a_failed_attach_leaves_nothing_whichever_write_fails() {
+    let walks = kinds().map(async |kind| {
+        let mut service = service().await;
+        service.kill();
+        service.start_again_after("trap '' XFSZ").await;
+        let path = service.accelerator("one", kind.spec.clone()).await;
+        let mut failed = 0;
+        for page in (0..).step_by(5) {
+            let mark = service.log_length();
+            service.sim(kind.second_fails);
+            let pages = wal::committed(&service.database()) + page;
+            // In the middle of the page.
+            service.limit_files(Some(wal::HEADER + pages * wal::FRAME + wal::FRAME / 2));
+            refused(service.put(&path, kind.target.clone()).await, kind.name);
+            service.limit_files(None);
+            service.sim("fault clear");
+            settles(&service, &path, &kind).await;
+            if !service.log_from(mark).contains("disk I/O error") {
+                break;
+            }
+            failed += 1;
+        }
+        assert!(failed >= 2, "{}: {failed} writes failed", kind.name);
+    });
+    join_all(walks).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 mod drift;
 mod faults;
 
+use std::path::Path;
+
 use hotslot_tests::{Answer, Hotslot, host, path as path_of, without_mdevs};
 use serde_json::{Value, json};
 
@@ -299,17 +301,19 @@ async fn mediated_devices_follow_the_life_of_their_server() {
     service.expect_clean().await;
 }
 
+/// Adds a second card, 0000:42:00.0, to a host, and removes all mediated devices.
+fn with_another_card(dir: &Path) {
+    let card = std::fs::read_to_string(dir.join("devices/pci_0000_41_00_0.xml")).unwrap();
+    let other = card.replace("0000_41_00_0", "0000_42_00_0").replace("0000:41:00.0", "0000:42:00.0");
+    let other = other.replace("<bus>65</bus>", "<bus>66</bus>").replace("bus='0x41'", "bus='0x42'");
+    let other = other.replace("iommuGroup number='40'", "iommuGroup number='42'");
+    std::fs::write(dir.join("devices/pci_0000_42_00_0.xml"), other).unwrap();
+    without_mdevs(dir);
+}
+
 #[tokio::test]
 async fn mediated_devices_are_packed_onto_one_card() {
-    let service = Hotslot::bare(&host("accelerators"), PCI, |dir| {
-        let card = std::fs::read_to_string(dir.join("devices/pci_0000_41_00_0.xml")).unwrap();
-        let other = card.replace("0000_41_00_0", "0000_42_00_0").replace("0000:41:00.0", "0000:42:00.0");
-        let other = other.replace("<bus>65</bus>", "<bus>66</bus>").replace("bus='0x41'", "bus='0x42'");
-        let other = other.replace("iommuGroup number='40'", "iommuGroup number='42'");
-        std::fs::write(dir.join("devices/pci_0000_42_00_0.xml"), other).unwrap();
-        without_mdevs(dir);
-    })
-    .await;
+    let service = Hotslot::bare(&host("accelerators"), PCI, with_another_card).await;
     let one = json!({ "mdev_type": EIGHT });
     let (a, b) = (service.accelerator("a", one.clone()).await, service.accelerator("b", one).await);
     let three = service.accelerator("three", json!({ "mdev_type": EIGHT, "num": 3 })).await;

@@ -132,6 +132,26 @@ async fn an_overdue_attach_of_a_group_is_settled_when_it_returns() {
     }
 }
 
+/// Unbinding the second function of a group is overdue, and so is rebinding the first one after that.
+#[tokio::test]
+async fn each_function_with_an_overdue_call_stays_in_transition() {
+    let service = service(SOON).await;
+    let oracle = oracle::Oracle::of(&service).await;
+    service.sim("fault node-detach hang nth=2");
+    service.sim("fault node-reattach hang");
+    let body = json!({ "pciAttachment": { "pci_passthrough:alias": "pair:1", "whole_group": true } });
+    service.post(&attachments(Q35), body.clone()).await.expect(503);
+    for address in PAIR {
+        stays_in_transition(&service, address).await;
+    }
+    let rows = service.attachments(Q35).await;
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["status"] == "detaching"), "{rows:#?}");
+    service.sim("fault clear");
+    within(AT_ONCE, "the attachments have ended", async || service.attachments(Q35).await.is_empty()).await;
+    oracle.settled(&service, AT_ONCE).await.unwrap();
+    service.post(&attachments(Q35), body).await.expect(200);
+}
+
 #[tokio::test]
 async fn an_overdue_release_is_settled_when_it_returns() {
     for operation in ["node-reset", "node-reattach"] {

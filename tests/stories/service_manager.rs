@@ -67,7 +67,7 @@ async fn the_service_manager_is_told_of_the_start_of_life_and_of_the_stop() {
     service.kill();
     service.start_again_after(&manager.environment).await;
     let first = manager.next(Duration::from_secs(10)).unwrap();
-    assert!(first.starts_with("READY=1\nSTATUS=answers at 127.0.0.1:"), "{first}");
+    assert!(first.starts_with("READY=1\nSTATUS=answers at http://127.0.0.1:"), "{first}");
     manager.until(SIGN_OF_LIFE);
     let status = manager.until("STATUS=").pop().unwrap();
     assert!(status.contains("1 of 1 hosts are connected"), "{status}");

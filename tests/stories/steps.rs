@@ -477,7 +477,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The write-ahead log of an SQLite database, read as far as its format gives the position of the next page.
-mod wal {
+pub(crate) mod wal {
     use std::path::Path;
 
     pub const HEADER: u64 = 32;

@@ -319,7 +319,11 @@ async fn client_certificates_are_verified() {
     service.reconfigure("client_ca", "client_certificates = \"optional\"\nclient_ca");
     service.start_again().await;
     let url = service.url().to_owned();
-    assert!(service.log().contains("every user and program of this machine can connect"), "{}", service.log());
+    assert!(
+        service.log().contains("every user and program of this machine can connect"),
+        "{}",
+        service.log()
+    );
     for files in [None, Some(&good)] {
         let (code, said) = list(&url, files);
         assert_eq!(code, Some(0), "{said}");
@@ -347,7 +351,10 @@ fn a_service_without_usable_tls_does_not_start() {
     }
     let files = "[api.tls]\ncertificate = \"/c.pem\"\nkey = \"/c.key\"";
     let said = refused(&format!("listen = \"0.0.0.0:0\"\n{files}"));
-    assert!(said.contains("every machine on the network can connect") && !said.contains("insecure_tcp"), "{said}");
+    assert!(
+        said.contains("every machine on the network can connect") && !said.contains("insecure_tcp"),
+        "{said}"
+    );
     let said = refused(&format!("listen = \"0.0.0.0:0\"\ninsecure_tcp = true\n{files}"));
     assert!(said.contains("every client would be the administrator"), "{said}");
     let authority = Authority::new();
@@ -509,7 +516,8 @@ async fn a_proxy_shows_itself_by_its_client_certificate() {
     let service = over_tls(&authority, "identity = \"headers\"\n", &ca, client).await;
     let path = "/v2.1/os-pci";
     let of = |role: &str| {
-        [("x-user-id", "u1"), ("x-project-id", "p1"), ("x-roles", role)].map(|(name, value)| (name.to_owned(), value.to_owned()))
+        [("x-user-id", "u1"), ("x-project-id", "p1"), ("x-roles", role)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
     };
     service.send_with(Method::GET, path, of("admin"), None).await.expect(200);
     service.send_with(Method::GET, path, of("member"), None).await.expect(403);
@@ -522,9 +530,13 @@ async fn a_proxy_shows_itself_by_its_client_certificate() {
 async fn a_token_is_sent_over_tls_and_on_this_machine_only() {
     for url in ["http://192.0.2.1:9774", "http://node1.example:9774"] {
         let mut command = Command::new(binary());
-        let said = command.args(["host", "list", "--url", url]).env("HOTSLOT_TOKEN", "hst_t0ken").output().unwrap();
+        let said =
+            command.args(["host", "list", "--url", url]).env("HOTSLOT_TOKEN", "hst_t0ken").output().unwrap();
         let text = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(text.contains("the token is not sent to http://") && text.contains("write https://"), "{text}");
+        assert!(
+            text.contains("the token is not sent to http://") && text.contains("write https://"),
+            "{text}"
+        );
         assert!(!said.status.success(), "{said:?}");
     }
     let authority = Authority::new();
@@ -533,7 +545,10 @@ async fn a_token_is_sent_over_tls_and_on_this_machine_only() {
     let service = over_tls(&authority, "", &more, authority.client()).await;
     let config = service.database().with_file_name("hotslot.toml");
     let mut command = Command::new(binary());
-    let made = command.args(["token", "create", "ops", "--role", "admin", "--config", text(&config)]).output().unwrap();
+    let made = command
+        .args(["token", "create", "ops", "--role", "admin", "--config", text(&config)])
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{made:?}");
     let token = String::from_utf8(made.stdout).unwrap().trim().to_owned();
     let ca = authority.file();

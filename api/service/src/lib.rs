@@ -32,6 +32,7 @@ pub mod events;
 pub mod feed;
 mod fence;
 pub mod flavor;
+mod hex;
 pub mod host;
 pub mod hosts;
 pub mod idempotency;

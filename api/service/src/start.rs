@@ -54,7 +54,7 @@ pub enum StartError {
     Records(#[source] Error),
 }
 
-/// What is read and opened at the start.
+/// The configuration, and everything that is read and opened at the start.
 struct Opened {
     config: Config,
     policy: Policy,

@@ -8,10 +8,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use reqwest::Url;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use reqwest::Url;
 use rustls::{AlertDescription, CertificateError};
 pub use rustls::{ClientConfig, RootCertStore};
 

@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::config::{self, ConfigError};
 use crate::error::Error;
 use crate::events::wire;
+use crate::hex::hex;
 use crate::tls;
 
 /// The pause after the first failed attempt, and the longest pause between two attempts.
@@ -378,7 +379,7 @@ fn cause(error: &reqwest::Error) -> String {
 /// Returns the signature of a body: `t=<seconds since 1970>,v1=<hexadecimal HMAC-SHA256 of "<t>.<body>">`.
 fn signature(key: &Hmac<Sha256>, time: i64, body: &[u8]) -> String {
     let mac = key.clone().chain_update(format!("{time}.")).chain_update(body).finalize();
-    let digits = mac.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let digits = hex(mac.into_bytes());
     format!("t={time},v1={digits}")
 }
 

@@ -408,13 +408,8 @@ impl Place {
 
     /// Serves a connection. Its requests have the [`Peer`] and the [`ClientCertificate`], where they are known, among
     /// their extensions.
-    async fn serve<S>(
-        self,
-        stream: S,
-        client: Client,
-        router: Router,
-        mut stopping: watch::Receiver<bool>,
-    ) where
+    async fn serve<S>(self, stream: S, client: Client, router: Router, mut stopping: watch::Receiver<bool>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let connection = &self.connection;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use hotslot_model::identity::{Caller, Peer, Refusal, Scope, User, Via};
+use hotslot_model::identity::{Caller, Peer, Refusal, SERVICE, Scope, User, Via};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::identity::{Shown, Unidentified};
 
@@ -119,7 +119,7 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
         Ok::<BTreeSet<String>, Fault>(names.collect())
     };
     let (own, of_service) = (roles("x-roles")?, roles("x-service-roles")?);
-    let confirmed_service = of_service.contains("service") && confirmed("x-service-identity-status")?;
+    let confirmed_service = of_service.contains(SERVICE) && confirmed("x-service-identity-status")?;
     let (project, domain) = (text(headers, "x-project-id")?, text(headers, "x-domain-id")?);
     let scope = match (project, text(headers, "openstack-system-scope")?) {
         (_, Some("all")) => Scope::System,
@@ -131,7 +131,7 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
     let name = text(headers, "x-user-name")?.unwrap_or(id).to_owned();
     Ok(Caller {
         user: Some(User { id: id.to_owned(), name }),
-        service: own.contains("service") || confirmed_service,
+        service: own.contains(SERVICE) || confirmed_service,
         roles: own,
         project: project.filter(|_| scope == Scope::Project).map(str::to_owned),
         scope,
@@ -142,7 +142,7 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
 impl FromRequestParts<App> for Caller {
     type Rejection = Fault;
 
-    /// Returns the caller that [`admit`](super::policy::admit) has put into the request.
+    /// Returns the caller that `policy.rs` has put into the request.
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Fault> {
         parts
             .extensions

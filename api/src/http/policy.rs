@@ -21,9 +21,9 @@ enum Access {
     Open,
     /// Everybody, and callers who are identified get details.
     Details,
-    /// Who the rule admits. What the route is about belongs to no project.
+    /// Every caller whom the rule admits. The resources of the route belong to no project.
     Rule(&'static str),
-    /// Who the rule admits for some project. The handler checks the project of what it reads.
+    /// Every caller whom the rule admits for some project. The handler checks the project of what it reads.
     InHandler(&'static str),
 }
 
@@ -158,7 +158,7 @@ fn methods(path: &str) -> Option<&'static HashMap<&'static str, Access>> {
     PREFIXES.iter().find_map(|prefix| TABLE.get(path.strip_prefix(prefix)?))
 }
 
-/// Finds out who calls, puts the [`Caller`] into the request, and checks the rule of the route. What no rule speaks of
+/// Finds out who calls, puts the caller into the request, and checks the rule of the route. What no rule speaks of
 /// is refused.
 pub(super) async fn admit(State(identity): State<IdentityParts>, request: Request, next: Next) -> Response {
     let Some(matched) = request.extensions().get::<MatchedPath>().cloned() else {

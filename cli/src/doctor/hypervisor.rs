@@ -12,8 +12,8 @@ use hotslot_driver::topology::Topology;
 
 use super::{Finding, Level};
 use crate::address::Address;
-use crate::client::is_loopback;
 use crate::host::dotted;
+use hotslot_service::config::is_of_this_machine;
 
 /// The time limit for connecting to libvirt.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -139,13 +139,14 @@ fn networks(guests: &[DomainXml], api: Option<&Address>) -> Option<Finding> {
     }
     let on = format!("user networking or passt is used by {names}");
     match api {
-        Some(api @ Address::Http(url)) if is_loopback(url) => {
+        Some(api @ Address::Http(url)) if is_of_this_machine(url) => {
             let says = format!("{on}: such a guest can connect to {api}, the API on this machine's loopback");
             let fix = "set [api] listen = \"unix:/run/hotslot/api.sock\", and restart the service";
             Some(Finding::bad(check, Level::Warn, says, fix))
         }
         Some(api @ Address::Http(_)) => {
-            let says = format!("{on}; such a guest can connect to {api} if the other machines of the network can");
+            let says =
+                format!("{on}; such a guest can connect to {api} if the other machines of the network can");
             Some(Finding::ok(check, says))
         }
         Some(Address::Unix(_)) => {

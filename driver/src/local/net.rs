@@ -40,22 +40,18 @@ fn read_once(root: &Root) -> Findings {
             // The service's own network may be another one, but it gives better reasons.
             root.read(format!("proc/net/{file}"))
         });
-        match text {
-            Ok(text) => {
-                for line in text.lines().filter(|line| !line.trim().is_empty()) {
-                    match read(&line.split_whitespace().collect::<Vec<_>>()) {
-                        Some(Some((interface, kind, what))) => {
-                            let held = carried.entry(interface).or_insert_with(|| (kind, what.clone()));
-                            if kind < held.0 {
-                                *held = (kind, what);
-                            }
-                        }
-                        Some(None) => {}
-                        None => findings.mark_unknown(format!("a line of {file} cannot be read")),
+        let Ok(text) = text else { continue };
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            match read(&line.split_whitespace().collect::<Vec<_>>()) {
+                Some(Some((interface, kind, what))) => {
+                    let held = carried.entry(interface).or_insert_with(|| (kind, what.clone()));
+                    if kind < held.0 {
+                        *held = (kind, what);
                     }
                 }
+                Some(None) => {}
+                None => findings.mark_unknown(format!("a line of {file} cannot be read")),
             }
-            Err(_) => {}
         }
     }
     let interfaces = root.list(NET);

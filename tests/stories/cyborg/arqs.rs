@@ -1,11 +1,14 @@
 //! Accelerator requests (ARQs) over HTTP: binding to running and stopped servers, unbinding and deletion.
 
+use std::path::PathBuf;
+
 use hotslot_tests::Hotslot;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    ARQS, G1, G2, G3, GPU, QAT, becomes, nowhere, patch, profile, provider, requests, service, shown, target,
+    ARQS, G1, G2, G3, GPU, QAT, V2, becomes, nowhere, patch, profile, provider, requests, service, shown,
+    target,
 };
 
 #[tokio::test]
@@ -214,6 +217,54 @@ async fn a_bind_interrupted_by_a_kill_is_settled_from_the_guest() {
     service.expect_clean().await;
 }
 
+/// A service was killed after it had released the device of a request that was to be deleted.
+#[tokio::test]
+async fn a_request_that_is_shown_as_deleted_does_not_keep_its_profile() {
+    let service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
+    let arq = requests(&service, "qat").await.remove(0);
+    let of_profile = format!("{V2}/device_profiles?value=qat");
+    service.delete(&of_profile).await.expect(409);
+    service.in_the_database("UPDATE accelerator_requests SET state = 'Deleting'").await;
+    service.get(&format!("{ARQS}/{arq}")).await.expect(404);
+    service.delete(&of_profile).await.expect(204);
+}
+
+/// Writes the definition of a server to a file, from which it can be defined again.
+fn keep_definition(service: &Hotslot, server: &str) -> PathBuf {
+    let saved = service.host_dir().join(format!("state/domains/{server}.json"));
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(saved).unwrap()).unwrap();
+    let file = service.host_dir().join("kept.xml");
+    std::fs::write(&file, saved["persistent"].as_str().unwrap()).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn a_request_that_was_bound_elsewhere_does_not_get_its_former_device() {
+    let service = service().await;
+    profile(&service, "qat", json!([{ "resources:CUSTOM_QAT": "1" }])).await;
+    let arq = requests(&service, "qat").await.remove(0);
+    let card = provider(&service, QAT).await;
+    patch(&service, &arq, target(&card, G3)).await.expect(202);
+    becomes(&service, &arq, "Bound").await;
+    let file = keep_definition(&service, G3);
+    service.sim("undefine g3");
+    becomes(&service, &arq, "Unbound").await;
+    patch(&service, &arq, target(&card, G1)).await.expect(202);
+    let bound = becomes(&service, &arq, "Bound").await;
+    let plugged = service.plugged();
+    service.sim(&format!("define {}", file.display()));
+    service.until("g3 is without the device", async || service.plugged() == plugged).await;
+    let now = becomes(&service, &arq, "Bound").await;
+    assert_eq!(
+        (&now["attach_handle_uuid"], &now["instance_uuid"]),
+        (&bound["attach_handle_uuid"], &json!(G1))
+    );
+    assert_eq!(service.attachments(G3).await, Vec::<Value>::new());
+    patch(&service, &arq, nowhere()).await.expect(202);
+    service.expect_clean().await;
+}
+
 #[tokio::test]
 async fn a_request_has_its_device_again_when_its_server_comes_back() {
     let mut service = service().await;
@@ -223,11 +274,7 @@ async fn a_request_has_its_device_again_when_its_server_comes_back() {
     patch(&service, &arq, target(&card, G3)).await.expect(202);
     becomes(&service, &arq, "Bound").await;
     let plugged = service.plugged();
-    let saved = service.host_dir().join(format!("state/domains/{G3}.json"));
-    let saved: Value = serde_json::from_str(&std::fs::read_to_string(saved).unwrap()).unwrap();
-    let file = service.host_dir().join("kept.xml");
-    std::fs::write(&file, saved["persistent"].as_str().unwrap()).unwrap();
-
+    let file = keep_definition(&service, G3);
     service.sim("undefine g3");
     becomes(&service, &arq, "Unbound").await;
     // At the start the service settles what was interrupted; that its server is away is no interruption.

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hotslot_tests::{Answer, Hotslot};
+use hotslot_tests::{Answer, Hotslot, host};
 use serde_json::{Value, json};
 
-use super::{FIRST, FOUR, G1, G3, GPU, attach, expect_untouched, service, status, uuids};
+use super::{
+    FIRST, FOUR, G1, G3, GPU, PCI, attach, expect_untouched, service, status, uuids, with_another_card,
+};
 
 pub(super) async fn drift(service: &Hotslot) -> Vec<Value> {
     service.get("/v2.1/drift").await.expect(200).body["drift"].as_array().unwrap().clone()
@@ -195,6 +197,67 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
     service.start_again().await;
     service.until("it is removed from the domain", async || service.plugged().is_empty()).await;
     service.until("it is removed from the host", async || uuids(&service).await == [FIRST]).await;
+    expect_untouched(&service).await;
+}
+
+/// An accelerator that stands for one card cannot have a mediated device of another card.
+#[tokio::test]
+async fn a_returned_mediated_device_of_another_card_is_not_offered_for_adoption() {
+    let mut service = Hotslot::bare(&host("accelerators"), PCI, with_another_card).await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
+    let attached = attach(&service, &path, G1).await.expect(200).body;
+    assert_eq!(attached["devices"][0]["address"], GPU);
+    let id = attached["devices"][0]["mdev_uuid"].as_str().unwrap();
+    end_records(&mut service, UNASKED).await;
+    // The accelerator and the record are of the other card.
+    service
+        .in_the_database(
+            "UPDATE accelerators SET device_id = (SELECT id FROM pci_devices WHERE address = '0000:42:00.0')",
+        )
+        .await;
+    service
+        .in_the_database(
+            "UPDATE mdevs SET device_id = (SELECT id FROM pci_devices WHERE address = '0000:42:00.0')",
+        )
+        .await;
+    service.start_again().await;
+    let expected = json!({ "kind": "stray", "attachment_id": id, "server_id": G1,
+        "action": "it is taken out of the domain", "done": "by a repair" });
+    // A second comparison finds the same.
+    for _ in 0..2 {
+        let found = drift(&service).await;
+        assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
+    }
+    assert_eq!(service.plugged().len(), 2, "nothing is removed from a running guest without a request");
+    let repaired = repair(&service).await;
+    assert!(repaired.len() == 1 && repaired[0]["repaired"] == true, "{repaired:#?}");
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+    assert_eq!((status(&service, &path).await.as_str(), uuids(&service).await.len()), ("available", 0));
+    service.expect_clean().await;
+}
+
+/// The host cannot remove the mediated device of a server that is gone, and then the server comes back.
+#[tokio::test]
+async fn a_mediated_device_that_could_not_be_removed_is_kept_for_its_server() {
+    let service = service().await;
+    let path = service.accelerator("part", json!({ "mdev_type": FOUR })).await;
+    let id = attach(&service, &path, G3).await.expect(200).body["devices"][0]["mdev_uuid"].clone();
+    let kept = definition(&service, G3);
+    service.sim("fault destroy-mdev fail times=99 text=the card is busy");
+    service.sim("undefine g3");
+    let reason = async || service.get(&path).await.expect(200).body["status_reason"].clone();
+    let says = async |text: &str| reason().await.as_str().is_some_and(|reason| reason.contains(text));
+    service.until("the reason is recorded", async || says("no server has it any more").await).await;
+    assert!(says("the card is busy").await, "{}", reason().await);
+    assert_eq!(status(&service, &path).await, "attached", "nobody has requested a detach");
+    define(&service, &kept);
+    service.until("the reason is removed", async || reason().await.is_null()).await;
+    service.sim("fault clear");
+    assert_eq!(service.get(&path).await.expect(200).body["devices"][0]["mdev_uuid"], id);
+    assert_eq!(drift(&service).await, [Value::Null; 0]);
+    service.sim("start g3");
+    assert_eq!(service.plugged(), [id.as_str().unwrap(); 2]);
+    service.delete(&path).await.expect(204);
     expect_untouched(&service).await;
 }
 

@@ -73,6 +73,34 @@ async fn an_overdue_removal_is_settled_when_it_returns() {
     }
 }
 
+/// The guest releases a mediated device while another call for its card has not returned.
+#[tokio::test]
+async fn a_forced_detach_says_which_call_it_waits_for() {
+    let service = impatient().await;
+    let one = service.accelerator("one", json!({ "mdev_type": FOUR })).await;
+    let other = service.accelerator("other", json!({ "mdev_type": FOUR })).await;
+    attach(&service, &one, G1).await.expect(200);
+    service.sim("guest g1 unplug=slow 2000");
+    let forced = format!("{one}?force=true&timeout=20");
+    let (waits, late) = tokio::join!(service.delete(&forced), async {
+        service.until("it is detaching", async || status(&service, &one).await == "detaching").await;
+        service.sim("fault create-mdev hang at=before");
+        attach(&service, &other, G2).await
+    });
+    late.expect(503);
+    let message = waits.expect(409).message().to_owned();
+    for part in ["stays detaching", "the guest no longer has it", "has not returned"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains("the guest keeps"), "{message}");
+    assert_eq!(service.plugged().len(), 0, "no document has it");
+    service.sim("fault clear");
+    for path in [&one, &other] {
+        service.until("it is available", async || status(&service, path).await == "available").await;
+    }
+    expect_untouched(&service).await;
+}
+
 /// Every call to the host fails, is lost, or is the last one before the service is killed. In the end, all devices are
 /// attached or none, and nothing is left behind.
 #[tokio::test]

@@ -192,7 +192,8 @@ impl Assignment {
         self.state() == State::Detaching && attached_at.is_none()
     }
 
-    /// Puts into the row what an observation made of it, at the time `now`. `unrequested` is as in [`Assignment::unrequested`].
+    /// Changes the row to `next`, the outcome of an observation, at the time `now`. `unrequested` is as in
+    /// [`Assignment::unrequested`].
     pub fn settle(&mut self, next: Settled, unrequested: bool, now: Millis) {
         let Settled { state, reason, inner, forced } = next;
         let is_attached = (state == State::Attached).then_some(now);

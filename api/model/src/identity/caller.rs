@@ -32,7 +32,7 @@ pub struct User {
     pub name: String,
 }
 
-/// What a caller's roles apply to.
+/// The scope of a caller's roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// One project.
@@ -86,7 +86,7 @@ pub struct Caller {
     pub roles: BTreeSet<String>,
     /// The id of the project, where the scope is a project.
     pub project: Option<String>,
-    /// What the roles apply to.
+    /// The scope of the roles.
     pub scope: Scope,
     /// Whether the caller is a service such as Nova, on its own behalf or on the user's: the user has the role
     /// `service`, or the request has a confirmed service token with that role.

@@ -41,7 +41,7 @@ impl Reference {
     }
 }
 
-/// What shows who the user is.
+/// A way to authenticate.
 pub enum Method<'a> {
     /// The user's password.
     Password(&'a Reference, &'a str),
@@ -58,7 +58,7 @@ pub enum Method<'a> {
     Token(&'a str),
 }
 
-/// What the token is to be valid for.
+/// The scope that a token is requested for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoginScope {
     /// A project.
@@ -67,7 +67,7 @@ pub enum LoginScope {
     Domain(Reference),
     /// The whole system.
     System,
-    /// What Keystone chooses: the scope of the application credential, or the default project of the user.
+    /// The scope that Keystone chooses: that of the application credential, or the default project of the user.
     Default,
 }
 

@@ -1,4 +1,4 @@
-//! Who calls, and what the caller may do.
+//! The caller of a request, and the rules of what a caller may do.
 //!
 //! ```text
 //! role, refusal ← caller ← requirement ← policy      a file uses those before it
@@ -16,4 +16,4 @@ pub use caller::{Caller, Peer, Scope, User, Via};
 pub use policy::Policy;
 pub use refusal::Refusal;
 pub use requirement::{Requirement, Target};
-pub use role::Role;
+pub use role::{Role, SERVICE};

@@ -28,7 +28,7 @@ pub struct Rule {
     pub default: &'static str,
     /// The accepted scopes.
     pub scopes: Scopes,
-    /// What the rule is about.
+    /// The action that the rule permits, in words.
     pub description: &'static str,
 }
 
@@ -36,12 +36,12 @@ const fn base(name: &'static str, default: &'static str, description: &'static s
     Rule { name, default, scopes: Scopes::Any, description }
 }
 
-/// What only an operator does.
+/// Makes a rule for an action of operators.
 const fn change(name: &'static str, description: &'static str) -> Rule {
     base(name, "rule:admin_api", description)
 }
 
-/// What an operator or the reader of the system reads.
+/// Makes a rule for something that operators, and readers of the system, may read.
 const fn read(name: &'static str, description: &'static str) -> Rule {
     base(name, "rule:system_reader_or_admin", description)
 }

@@ -126,13 +126,11 @@ impl Requirement {
 
     /// Describes the requirement for the message of a refusal, with the rules that it names written out.
     pub fn in_words(&self, rules: &BTreeMap<String, Self>) -> String {
-        let of = |one: &Self| match one {
-            Self::And(all) | Self::Or(all) if all.len() > 1 => format!("({})", one.in_words(rules)),
-            Self::Rule(_) => {
-                let words = one.in_words(rules);
-                if words.contains(' ') && !words.starts_with("the ") { format!("({words})") } else { words }
-            }
-            _ => one.in_words(rules),
+        let of = |one: &Self| {
+            let words = one.in_words(rules);
+            // The rule that is named is written out, so it may be an `and` or `or` too.
+            let whole = if let Self::Rule(name) = one { rules.get(name).unwrap_or(one) } else { one };
+            if matches!(whole, Self::And(_) | Self::Or(_)) { format!("({words})") } else { words }
         };
         let joined = |all: &[Self], word: &str| all.iter().map(of).collect::<Vec<_>>().join(word);
         match self {

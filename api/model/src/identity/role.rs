@@ -17,7 +17,7 @@ pub enum Role {
 }
 
 /// The role of a service such as Nova.
-pub(super) const SERVICE: &str = "service";
+pub const SERVICE: &str = "service";
 
 impl Role {
     /// All roles, lowest first.

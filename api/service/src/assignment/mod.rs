@@ -7,7 +7,8 @@
 //! release     a requested detach: settle `detaching` → release
 //! engine      settle, release and undo, for all three kinds
 //! reconcile   compares records and host at start, on events, after a reconnect, at the configured interval
-//! repair      acts on the disagreements that `hotslot_model::assignment::drift` finds
+//! drift       compares the host and its servers with the records, and finds the disagreements
+//! repair      acts on the disagreements
 //! mdev_repair removes stray mediated devices from the host, and creates missing ones again
 //! verify      reads the address from the guest's own view → settle
 //! request     the requests for attach and detach
@@ -25,6 +26,7 @@
 mod assignments;
 pub(crate) mod attach;
 mod candidates;
+mod drift;
 mod engine;
 mod group;
 mod host_use;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::secret_file::SecretFile;
 use super::value::Seconds;
 
 /// `[api]`
@@ -40,7 +41,7 @@ pub struct Api {
     pub identity: IdentityFrom,
     /// A file with the secret that the proxy sends in `X-Hotslot-Proxy-Secret`; `None` for a proxy at the unix socket, or
     /// with a client certificate that `tls` demands.
-    pub proxy_secret_file: Option<PathBuf>,
+    pub proxy_secret_file: Option<SecretFile>,
     /// Whether every client of a loopback port that shows no token is the administrator; for tests only.
     pub insecure_tcp: bool,
     /// How long the response to a POST with an `Idempotency-Key` is kept for repetitions, in seconds.
@@ -175,7 +176,7 @@ impl FromStr for Listen {
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             format!("`{text}` is neither an address with port (127.0.0.1:9774) nor a socket (unix:/path)")
-        text.parse().map(Self::Tcp).map_err(|_| {
+        })
     }
 }
 

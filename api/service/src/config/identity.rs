@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hotslot_model::identity::Role;
+use hotslot_model::identity::{Role, SERVICE};
 use serde::{Deserialize, Deserializer};
 
 use super::Keystone;
@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for Account {
 
 /// The roles that an entry or a token may give.
 pub fn known_role(role: &str) -> Result<(), String> {
-    if role == "service" || Role::of_name(role).is_some() {
+    if role == SERVICE || Role::of_name(role).is_some() {
         return Ok(());
     }
     let shown: String = role.chars().take(40).collect();

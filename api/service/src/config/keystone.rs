@@ -121,19 +121,25 @@ pub fn keystone_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Requires `https`, or `http` within this machine.
+/// Whether a URL has a loopback address, so that nothing that is sent to it leaves this machine.
+pub fn is_of_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Requires `https`, or `http` within this machine, of the URL of a Keystone. `ca` is the key that names the PEM file of
+/// its authority, for the advice.
 ///
 /// # Errors
 /// The text says what to write.
-fn expect_private(url: &Url) -> Result<(), String> {
-    let host = url.host_str().unwrap_or_default();
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    if url.scheme() == "https" || host == "localhost" || literal.is_ok_and(|address| address.is_loopback()) {
+pub fn expect_private(url: &Url, ca: &str) -> Result<(), String> {
+    if url.scheme() == "https" || is_of_this_machine(url) {
         return Ok(());
     }
+    let host = url.host_str().unwrap_or_default();
     Err(format!(
         "over http anyone on the way to {host} can read passwords and tokens; write https://, and name the PEM file of \
-         the authority in `ca` if the system does not trust it"
+         the authority in {ca} if the system does not trust it"
     ))
 }
 
@@ -144,7 +150,7 @@ impl Keystone {
     /// It is not a URL, or anyone on the way can read what is sent.
     pub fn base(&self) -> Result<Url, String> {
         let url = keystone_url(&self.url)?;
-        expect_private(&url).map(|()| url)
+        expect_private(&url, "`ca`").map(|()| url)
     }
 
     /// Returns how hotslot authenticates to Keystone.
@@ -222,10 +228,10 @@ mod tests {
             ("http://localhost", "http://localhost/v3"),
         ] {
             let parsed = keystone_url(text).unwrap();
-            assert_eq!((parsed.as_str(), expect_private(&parsed)), (url, Ok(())));
+            assert_eq!((parsed.as_str(), expect_private(&parsed, "`ca`")), (url, Ok(())));
         }
         let insecure = keystone_url("http://k.example.org").unwrap();
-        assert!(expect_private(&insecure).unwrap_err().contains("https://"));
+        assert!(expect_private(&insecure, "`ca`").unwrap_err().contains("https://"));
         for text in ["k.example.org", "ftp://x", "https://u:s3cret@x/", "https://x/?a=s3cret"] {
             let error = keystone_url(text).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");

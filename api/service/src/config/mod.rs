@@ -24,11 +24,11 @@ pub use api::{
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
-pub use keystone::{Credential, Keystone, keystone_url};
+pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
-pub use value::{Age, Seconds, Secret};
+pub use value::{Age, Seconds, Secret, is_plain_name};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Hypervisor, access};
+use super::{Config, Hypervisor, access, is_plain_name};
 use crate::webhook;
 
 /// A configuration that cannot be used.
@@ -162,8 +162,7 @@ impl Config {
         for webhook in &self.webhook {
             let mut bad =
                 |key: &str, reason| problems.add(&format!("[[webhook]] {}: {key}", webhook.name), reason);
-            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-            if !(1..=64).contains(&webhook.name.len()) || !webhook.name.chars().all(plain) {
+            if !is_plain_name(&webhook.name) {
                 bad("name", "write 1 to 64 letters, digits, `-`, `_` or `.`".into());
             }
             if !names.insert(&webhook.name) {

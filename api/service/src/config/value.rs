@@ -75,3 +75,9 @@ impl<'de> Deserialize<'de> for Age {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+/// Whether a text may be the name of a webhook or of a token: 1 to 64 letters, digits, `-`, `_` or `.`.
+pub fn is_plain_name(text: &str) -> bool {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    (1..=64).contains(&text.len()) && text.chars().all(plain)
+}

@@ -17,7 +17,7 @@ const KEPT: Duration = Duration::from_secs(5);
 /// The maximum number of users that are kept.
 const MOST: usize = 1024;
 
-/// What the user database has about a user.
+/// The entry of a user in the user database.
 #[derive(Debug, Clone, Default)]
 struct Account {
     /// The name; `None` for a user that the database does not have.

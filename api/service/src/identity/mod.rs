@@ -1,10 +1,8 @@
-//! Finds out who calls: by the unix socket, by hotslot's own tokens, or by the secret of a proxy.
+//! Finds out who calls: by the unix socket, by hotslot's own tokens, by tokens of Keystone, or by the secret of a proxy.
 
 mod local;
 pub mod tokens;
 mod unidentified;
-
-use std::path::Path;
 
 use hotslot_model::identity::{Caller, Peer};
 use sha2::{Digest as _, Sha256};
@@ -13,13 +11,13 @@ use subtle::ConstantTimeEq as _;
 use self::local::Locals;
 use self::tokens::Tokens;
 pub use self::unidentified::Unidentified;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Secret, SecretFile};
 use crate::keystone::{Failure, Keystone};
 
 /// The minimum length of a proxy's secret, in bytes.
 const SECRET: usize = 16;
 
-/// What a request with a token shows.
+/// The tokens of a request, and the route that it goes to.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a> {
     /// The token of the user.
@@ -59,7 +57,7 @@ impl Callers {
     /// # Errors
     /// The proxy's secret cannot be read or is too short.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
-        let proxy = config.api.proxy_secret_file.as_deref().map(secret).transpose()?;
+        let proxy = config.api.proxy_secret_file.as_ref().map(secret).transpose()?;
         Ok(Self {
             locals: Locals::new(config.identity.local.clone()),
             tokens: config.identity.tokens.clone().map(Tokens::new),
@@ -152,13 +150,12 @@ impl Callers {
 }
 
 /// Reads the proxy's secret, and returns its SHA-256.
-fn secret(path: &Path) -> Result<[u8; 32], ConfigError> {
+fn secret(file: &SecretFile) -> Result<[u8; 32], ConfigError> {
     let bad = |reason: String| ConfigError::Value { key: "[api] proxy_secret_file".into(), reason };
-    let text = std::fs::read_to_string(path).map_err(|error| bad(format!("{}: {error}", path.display())))?;
-    let text = text.trim_end_matches(['\r', '\n']);
+    let Secret(text) = file.read().map_err(bad)?;
     if text.len() < SECRET {
         let advice = "`openssl rand -hex 32` generates one";
-        return Err(bad(format!("{} has fewer than {SECRET} bytes; {advice}", path.display())));
+        return Err(bad(format!("{file} has fewer than {SECRET} bytes; {advice}")));
     }
     Ok(Sha256::digest(text.as_bytes()).into())
 }

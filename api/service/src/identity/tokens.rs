@@ -20,7 +20,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::unidentified::Unidentified;
-use crate::config::known_role;
+use crate::config::{is_plain_name, known_role};
+use crate::hex::hex;
 
 /// The beginning of every token, by which programs that search for leaked secrets find it.
 const PREFIX: &str = "hst_";
@@ -63,8 +64,7 @@ impl Token {
     }
 
     fn check(&self) -> Result<(), String> {
-        let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-        if !(1..=64).contains(&self.name.len()) || !self.name.chars().all(plain) {
+        if !is_plain_name(&self.name) {
             return Err("the name of a token must be 1 to 64 letters, digits, `-`, `_` or `.`".to_owned());
         }
         let of_token = |reason: String| format!("token {}: {reason}", self.name);
@@ -105,11 +105,7 @@ pub enum TokensError {
     Wrong(String),
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What identifies a version of a file.
+/// The facts by which one version of a file is told from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -200,7 +196,7 @@ impl Tokens {
         }
         let now = read.insert(before.ok_or_else(unusable)?);
         let tokens = now.tokens.as_ref().map_err(|_| unusable())?;
-        let hash = hex(&Sha256::digest(token.as_bytes()));
+        let hash = hex(Sha256::digest(token.as_bytes()));
         // All hashes are compared, so that the time does not tell which one is like this.
         let mut found = None;
         for known in tokens {
@@ -267,12 +263,12 @@ impl TokenFile {
         let mut bits = [0; 32];
         let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bits));
         random.map_err(|source| TokensError::Io { path: "/dev/urandom".into(), source })?;
-        let text = format!("{PREFIX}{}", hex(&bits));
+        let text = format!("{PREFIX}{}", hex(bits));
         let created = Timestamp::now();
         let expires = expires.map(|after| created.checked_add(after)).transpose();
         let expires =
             expires.map_err(|_| TokensError::Wrong("the token would expire too late".to_owned()))?;
-        let hash = hex(&Sha256::digest(text.as_bytes()));
+        let hash = hex(Sha256::digest(text.as_bytes()));
         let token = Token { name: name.to_owned(), hash, roles, project, expires, created };
         token.check().map_err(TokensError::Wrong)?;
         self.tokens.push(token);

@@ -12,7 +12,7 @@ mod token;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hotslot_model::identity::{Caller, Scope, User, Via};
+use hotslot_model::identity::{Caller, SERVICE, Scope, User, Via};
 use hotslot_store::now;
 use moka::Expiry;
 use moka::future::Cache;
@@ -38,9 +38,6 @@ const NOT_VALID: Duration = Duration::from_secs(10);
 
 /// How long the last answer of Keystone shows that it works.
 const RECENT: Duration = Duration::from_secs(10);
-
-/// The role of services such as Nova, which authenticate a user's request with a token of their own.
-const SERVICE: &str = "service";
 
 /// Why a request is not authenticated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +86,7 @@ impl Authenticated {
     }
 }
 
-/// What identifies a kept answer: the SHA-256 of the token, and whether it may have expired.
+/// The key of a kept answer: the SHA-256 of the token, and whether it may have expired.
 type Key = ([u8; 32], bool);
 
 /// Keystone's answer about a token.
@@ -228,7 +225,7 @@ impl Keystone {
     /// Checks that Keystone answers and accepts hotslot's own user, unless it has answered in the last seconds.
     ///
     /// # Errors
-    /// What is wrong, and what to do about it; without a secret.
+    /// The text says what is wrong and what to do about it; it has no secret.
     pub async fn check(&self) -> Result<(), String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((at, outcome)) = state

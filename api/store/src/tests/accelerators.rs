@@ -21,7 +21,7 @@ async fn accelerator_names_are_unique_and_an_accelerator_holds_one_request(recor
     assert_eq!(made.pinned, Some(vf.id));
     for (name, id) in [("one", Uuid::new_v4()), ("other", vf.uuid)] {
         let refused = store.create_accelerator(name, AcceleratorId(id), None).await.unwrap_err();
-        assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+        assert!(matches!(refused, Error::AlreadyExists(_)), "{refused}");
     }
     let spec = AccSpec::read(&serde_json::json!({ "num": 2, "mine": { "a": [1] } })).unwrap();
     let put = store.put_acc_spec(made.id, &spec, Some(0)).await.unwrap();

@@ -30,10 +30,10 @@ async fn a_device_profile_that_requests_use_cannot_be_deleted(records: Records) 
     store.create_device_profile(&one).await.unwrap();
     store.create_device_profile(&other).await.unwrap();
     for taken in [DeviceProfile { id: DeviceProfileId(Uuid::new_v4()), ..one.clone() }, profile("one")] {
-        assert!(matches!(store.create_device_profile(&taken).await, Err(Error::Conflict(_))));
+        assert!(matches!(store.create_device_profile(&taken).await, Err(Error::AlreadyExists(_))));
     }
     let same_id = DeviceProfile { name: "third".into(), ..one.clone() };
-    assert!(matches!(store.create_device_profile(&same_id).await, Err(Error::Conflict(_))));
+    assert!(matches!(store.create_device_profile(&same_id).await, Err(Error::AlreadyExists(_))));
     assert_eq!(store.device_profiles().await.unwrap(), [one.clone(), other.clone()]);
     assert_eq!(store.device_profile_called("one").await.unwrap().unwrap(), one);
 
