@@ -295,13 +295,13 @@ impl<'a> Walk<'a> {
             Some(_) if matches!(self.fault.what, What::Page(_)) => {
                 self.settled("not recorded", &[none, all]).await?
             }
-            // A client that was told of a failure must not get the device later.
-            Some(_) => self.settled("told that it failed", &[none]).await?,
-            None => self.settled("never told", &[none, all]).await?,
+            // A client that received a failure must not get the device later.
+            Some(_) => self.settled("answered with a failure", &[none]).await?,
+            None => self.settled("without an answer", &[none, all]).await?,
         };
         if there == none {
-            ok("asked again", self.attach().await)?;
-            self.settled("asked again", &[all]).await?;
+            ok("repeated", self.attach().await)?;
+            self.settled("repeated", &[all]).await?;
         }
         for row in self.service.attachments(self.server()).await {
             ok("taken back", self.detach(&row).await)?;
@@ -324,13 +324,13 @@ impl<'a> Walk<'a> {
         let struck = self.recover().await;
         let left = self.settled("afterwards", &Vec::from_iter(0..=all)).await?;
         if left + gone > all {
-            return Err(format!("{gone} were said to be gone, and {left} of {all} are there"));
+            return Err(format!("{gone} were reported as gone, and {left} of {all} are there"));
         }
         // Whatever happened to the first request, the second one has the same outcome.
         for device in devices {
-            ok("asked again", self.detach(device).await)?;
+            ok("repeated", self.detach(device).await)?;
         }
-        self.settled("asked again", &[none]).await?;
+        self.settled("repeated", &[none]).await?;
         Ok(struck)
     }
 
@@ -363,7 +363,7 @@ impl<'a> Walk<'a> {
         }
         let is_bound = self.bound_or_free(path).await?;
         if let (DeviceEvent::Detach, Some(answer), true) = (deed, &answer, is_bound) {
-            return Err(format!("told {}, and it is bound", answer.status));
+            return Err(format!("answered {}, and it is bound", answer.status));
         }
         if is_bound {
             let released = self.service.delete(path).await;

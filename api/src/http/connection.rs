@@ -36,7 +36,7 @@ struct Now {
 pub(super) struct Connection {
     now: Mutex<Now>,
     /// Wakes the connection's task to check whether the connection must be closed.
-    pub(super) look: Notify,
+    pub(super) check: Notify,
     /// Whether the connection is to be closed to make room for another one.
     pub(super) unwanted: AtomicBool,
     /// The time limit for receiving the header of a request.
@@ -49,7 +49,7 @@ impl Connection {
     /// Returns an idle connection with these time limits.
     pub(super) fn new(header: Duration, idle: Duration) -> Self {
         let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
-        Self { now, look: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
+        Self { now, check: Notify::new(), unwanted: AtomicBool::new(false), header, idle }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {

@@ -259,7 +259,7 @@ impl Open {
         let left = FRESH.saturating_sub(idle.first()?.0.elapsed());
         for (_, one) in idle.iter().take(count).filter(|(since, _)| since.elapsed() >= FRESH) {
             one.unwanted.store(true, Ordering::Relaxed);
-            one.look.notify_one();
+            one.check.notify_one();
         }
         Some(left.max(AGAIN))
     }
@@ -292,7 +292,7 @@ impl Open {
             }
             sleep(LOOK).await;
             for connection in self.connections().1.values().filter(|one| one.is_overdue()) {
-                connection.look.notify_one();
+                connection.check.notify_one();
             }
         }
     }
@@ -398,7 +398,7 @@ impl Place {
                     return done;
                 }
                 _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("the service stops")),
-                () = connection.look.notified() => {}
+                () = connection.check.notified() => {}
             }
             if connection.is_overdue() || connection.unwanted.load(Ordering::Relaxed) {
                 return Err(ErrorKind::TimedOut.into());
@@ -448,7 +448,7 @@ impl Place {
                     http.as_mut().graceful_shutdown();
                 }
                 // The check below runs in this task, where no request can begin at the same time.
-                () = connection.look.notified() => {}
+                () = connection.check.notified() => {}
             }
             let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
             if connection.is_overdue() || ((stopped || unwanted) && connection.idle_since().is_some()) {

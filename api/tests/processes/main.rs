@@ -256,8 +256,8 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     until("all events are delivered", async || complete(&one).await).await;
     // Events of the other process are delivered too, each once and in order.
     let all = ids(&one).await;
-    let told = heard.lock().unwrap().clone();
-    assert_eq!(told, all[all.len() - told.len()..]);
+    let delivered = heard.lock().unwrap().clone();
+    assert_eq!(delivered, all[all.len() - delivered.len()..]);
     assert!(tells(&one) != tells(&other), "one of them");
 
     let (dies, lives) = if tells(&one) { (one, other) } else { (other, one) };
@@ -265,8 +265,8 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let died = Instant::now();
     lives.attach(server, 1).await.unwrap();
     until("another goes on", async || complete(&lives).await).await;
-    println!("told {:?} after the process died that told", died.elapsed());
-    let first = told[0];
-    let told: HashSet<_> = heard.lock().unwrap().iter().copied().collect();
-    assert!(ids(&lives).await.into_iter().filter(|id| *id >= first).all(|id| told.contains(&id)));
+    println!("delivered {:?} after the death of the process that delivered before", died.elapsed());
+    let first = delivered[0];
+    let delivered: HashSet<_> = heard.lock().unwrap().iter().copied().collect();
+    assert!(ids(&lives).await.into_iter().filter(|id| *id >= first).all(|id| delivered.contains(&id)));
 }
