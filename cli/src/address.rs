@@ -81,12 +81,17 @@ impl Address {
         })
     }
 
-    /// The address of a service with this configuration, or `None` when the system chooses the port.
+    /// The address of a service with this configuration, or `None` when the system chooses the port. A service that
+    /// listens on all addresses is reached by the first of its configured names, which its certificate should have.
     fn of(api: &Api) -> Option<Self> {
-        match &api.listen {
-            Listen::Tcp(address) if address.port() == 0 => None,
-            Listen::Tcp(_) | Listen::Unix(_) => api.url().parse().ok(),
-        }
+        let url = match (&api.listen, api.hosts.first()) {
+            (Listen::Tcp(address), _) if address.port() == 0 => return None,
+            (Listen::Tcp(address), Some(host)) if address.ip().is_unspecified() => {
+                format!("https://{}:{}", host.0, address.port())
+            }
+            (Listen::Tcp(_) | Listen::Unix(_), _) => api.url(),
+        };
+        url.parse().ok()
     }
 
     /// Advice for a user who cannot connect to this address; `cause` is the kind of the I/O error.
@@ -170,5 +175,8 @@ mod tests {
             let found = Address::of(&api).map(|address| address.to_string());
             assert_eq!(found.as_deref(), address, "{listen}");
         }
+        let hosts = vec!["node1.example".parse().unwrap()];
+        let api = Api { listen: "0.0.0.0:9774".parse().unwrap(), hosts, ..Api::default() };
+        assert_eq!(Address::of(&api).unwrap().to_string(), "https://node1.example:9774");
     }
 }

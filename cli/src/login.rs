@@ -76,6 +76,9 @@ async fn exchange(url: &Url, request: RequestBuilder) -> anyhow::Result<(Option<
                     "; name the PEM file of the authority in cacert (OS_CACERT)"
                 }
                 tls::Failure::OtherName { .. } => "; use a name of the certificate in auth_url (OS_AUTH_URL)",
+                tls::Failure::Expired | tls::Failure::NotYetValid => {
+                    "; have it renewed, or correct this machine's clock"
+                }
                 tls::Failure::NoTls => "; correct auth_url (OS_AUTH_URL)",
                 tls::Failure::NoClientCertificate
                 | tls::Failure::RefusedClientCertificate

@@ -188,7 +188,12 @@ async fn bind(api: &Api) -> anyhow::Result<(Listener, Option<Socket>)> {
             let tls = tls.map_err(|reason| anyhow!("[api.tls]: {reason}"))?;
             let listener = TcpListener::bind(address).await?;
             let listener = match tls {
-                Some(tls) => Listener::Tls(listener, tls),
+                Some((tls, warnings)) => {
+                    for warning in warnings {
+                        tracing::warn!("[api.tls] {warning}");
+                    }
+                    Listener::Tls(listener, tls)
+                }
                 None => Listener::Tcp(listener),
             };
             Ok((listener, None))

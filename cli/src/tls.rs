@@ -33,12 +33,13 @@ impl Tls {
     /// # Errors
     /// A file cannot be used.
     pub(crate) fn client(&self, url: &Url) -> anyhow::Result<ClientConfig> {
-        let told = |option: &'static str| move |reason: String| anyhow!("{option}: {reason}");
-        let authorities = tls::authorities_for(url, self.ca_file.as_deref()).map_err(told("--ca-file"))?;
+        let of_option = |option: &'static str| move |reason: String| anyhow!("{option}: {reason}");
+        let authorities =
+            tls::authorities_for(url, self.ca_file.as_deref()).map_err(of_option("--ca-file"))?;
         let identity = self.cert.as_ref().zip(self.key.as_ref()).filter(|_| url.scheme() == "https");
         let identity = identity.map(|(certificate, key)| tls::identity(certificate, key)).transpose();
-        tls::client(authorities, identity.map_err(told("--cert and --key"))?)
-            .map_err(told("--cert and --key"))
+        tls::client(authorities, identity.map_err(of_option("--cert and --key"))?)
+            .map_err(of_option("--cert and --key"))
     }
 
     /// What a user can do about a failure of TLS, to follow the text of the failure.
@@ -54,6 +55,9 @@ impl Tls {
             Failure::RefusedClientCertificate => {
                 "; give one with --cert and --key that an authority in client_ca of [api.tls] has signed for clients, \
                  and that is valid now"
+            }
+            Failure::Expired | Failure::NotYetValid => {
+                "; have the certificate of the service renewed, or correct the clock of this machine"
             }
             Failure::NoTls => "; write http:// in --url or HOTSLOT_URL if it is the right port",
             Failure::Other(_) => "",

@@ -1,5 +1,6 @@
-//! TLS: of the API, of the command line, of webhooks, and of the connection to PostgreSQL. The certificates are made by
-//! the tests.
+//! TLS of the API and of the command line. The certificates are made by the tests.
+
+mod outgoing;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,17 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hotslot_service::tls;
-use hotslot_tests::{Api, Hotslot, Q35, binary, host, postgres};
+use hotslot_tests::{Api, Hotslot, Q35, binary};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer, KeyPair,
+    date_time_ymd,
 };
 use reqwest::Method;
 use rustls::ClientConfig;
-use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio_rustls::TlsAcceptor;
-
-use crate::users::refused_to_serve;
 
 /// An authority that signs certificates, with a directory for its files.
 struct Authority {
@@ -46,10 +43,22 @@ impl Authority {
 
     /// Signs a certificate for these names, and returns the files of the certificate and of its key.
     fn sign(&self, name: &str, names: &[&str], usage: Usage) -> (PathBuf, PathBuf) {
+        self.sign_for_years(name, names, usage, (1975, 4096))
+    }
+
+    /// Signs a certificate that is valid from the beginning of one year to that of another.
+    fn sign_for_years(
+        &self,
+        name: &str,
+        names: &[&str],
+        usage: Usage,
+        (from, to): (i32, i32),
+    ) -> (PathBuf, PathBuf) {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![usage];
+        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(to, 1, 1));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let files = ["pem", "key"].map(|ending| self.dir.path().join(format!("{name}.{ending}")));
@@ -105,9 +114,9 @@ fn ask(stream: &mut (impl Read + Write)) -> String {
 
 /// Runs a command, and returns its exit code and what it printed.
 fn hotslot(url: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let said = Command::new(binary()).args(["--url", url]).args(arguments).output().unwrap();
-    let text = [said.stdout, said.stderr].concat();
-    (said.status.code(), String::from_utf8_lossy(&text).into_owned())
+    let output = Command::new(binary()).args(["--url", url]).args(arguments).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
 fn text(path: &Path) -> &str {
@@ -122,33 +131,33 @@ async fn the_api_and_the_command_line_use_tls() {
     let versions = service.get("/").await.body.to_string();
     assert!(versions.contains("\"https://127.0.0.1:") && !versions.contains("http://"), "{versions}");
     let (url, ca) = (service.url(), authority.file());
-    let (code, said) = hotslot(url, &["attachment", "list", "--ca-file", text(&ca)]);
-    assert!(code == Some(0) && said.contains("attached"), "{said}");
-    let said = Command::new(binary())
+    let (code, output) = hotslot(url, &["attachment", "list", "--ca-file", text(&ca)]);
+    assert!(code == Some(0) && output.contains("attached"), "{output}");
+    let output = Command::new(binary())
         .args(["host", "list"])
         .env("HOTSLOT_URL", url.replace("127.0.0.1", "localhost"))
         .env("HOTSLOT_CA_FILE", &ca)
         .output()
         .unwrap();
-    assert!(said.status.success(), "{said:?}");
+    assert!(output.status.success(), "{output:?}");
 
     let other = Authority::new();
     for trusted in [&[][..], &["--ca-file", text(&other.file())]] {
-        let (code, said) = hotslot(url, &[&["host", "list"], trusted].concat());
-        assert!(code == Some(5) && said.contains("no trusted authority has signed"), "{said}");
-        assert!(said.contains("--ca-file"), "{said}");
+        let (code, output) = hotslot(url, &[&["host", "list"], trusted].concat());
+        assert!(code == Some(5) && output.contains("no trusted authority has signed"), "{output}");
+        assert!(output.contains("--ca-file"), "{output}");
     }
     let named = url.replace("127.0.0.1", "127.0.0.2");
     assert_eq!(hotslot(&named, &["host", "list"]).0, Some(5));
-    let (code, said) = hotslot(url, &["host", "list", "--ca-file", "/proc/none.pem"]);
-    assert!(code != Some(0) && said.contains("--ca-file: cannot read /proc/none.pem"), "{said}");
+    let (code, output) = hotslot(url, &["host", "list", "--ca-file", "/proc/none.pem"]);
+    assert!(code != Some(0) && output.contains("--ca-file: cannot read /proc/none.pem"), "{output}");
 
     // Without TLS, a client is told to use it, and the other way round.
-    let (code, said) = hotslot(&url.replace("https:", "http:"), &["host", "list"]);
-    assert!(code != Some(0) && said.contains("this port uses TLS; write https://"), "{said}");
+    let (code, output) = hotslot(&url.replace("https:", "http:"), &["host", "list"]);
+    assert!(code != Some(0) && output.contains("this port uses TLS; write https://"), "{output}");
     let plain = Hotslot::on("small").await;
-    let (code, said) = hotslot(&plain.url().replace("http:", "https:"), &["host", "list"]);
-    assert!(code == Some(5) && said.contains("does not use TLS; write http://"), "{said}");
+    let (code, output) = hotslot(&plain.url().replace("http:", "https:"), &["host", "list"]);
+    assert!(code == Some(5) && output.contains("does not use TLS; write http://"), "{output}");
 }
 
 #[tokio::test]
@@ -161,9 +170,9 @@ async fn a_certificate_for_another_name_is_refused() {
     let ca = authority.file();
     let list = || hotslot(service.url(), &["host", "list", "--ca-file", text(&ca)]);
     service.until("the new certificate is in use", async || list().0 == Some(5)).await;
-    let (_, said) = list();
-    assert!(said.contains("is for node1.example, and not for 127.0.0.1"), "{said}");
-    assert!(said.contains("use a name of the certificate"), "{said}");
+    let (_, output) = list();
+    assert!(output.contains("is for node1.example, and not for 127.0.0.1"), "{output}");
+    assert!(output.contains("use a name of the certificate"), "{output}");
 }
 
 /// The ClientHello of a client that offers TLS 1.1 at most (RFC 4346, 7.4.1.2).
@@ -210,7 +219,12 @@ async fn an_incomplete_handshake_is_ended_and_makes_room() {
     let silent = connect(&service);
     let mut partial = connect(&service);
     partial.write_all(&hello_of_tls_1_1()[..20]).unwrap();
-    for mut stream in [silent, partial] {
+    // A byte now and then does not help.
+    let mut slow = connect(&service);
+    while start.elapsed() < Duration::from_secs(10) && slow.write_all(&hello_of_tls_1_1()[..1]).is_ok() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for mut stream in [silent, partial, slow] {
         assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
@@ -259,6 +273,7 @@ async fn changed_files_are_used_without_a_restart() {
     }
     assert_eq!(service.log().matches("cannot be used").count(), 2, "one line: {}", service.log());
     assert!(service.log().contains("do not fit together"), "{}", service.log());
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
     place(&key, "key");
     service.until("the new pair is in use", is_renewed).await;
     assert!(fresh().try_get("/healthz").await.is_none());
@@ -267,7 +282,6 @@ async fn changed_files_are_used_without_a_restart() {
 
     let key = authority.dir.path().join("server.key");
     fs::write(&key, "-----BEGIN PRIVATE KEY-----\ns3cret\n").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
     let fresh = || Api::with_tls(service.url().to_owned(), Some(next.client()));
     service
         .until("it has noticed", async || {
@@ -276,7 +290,7 @@ async fn changed_files_are_used_without_a_restart() {
         })
         .await;
     let log = service.log();
-    assert!(log.contains("every user of this machine can use") && !log.contains("s3cret"), "{log}");
+    assert!(log.contains("every user of this machine can read") && !log.contains("s3cret"), "{log}");
 }
 
 #[tokio::test]
@@ -303,16 +317,20 @@ async fn client_certificates_are_verified() {
         hotslot(url, &arguments)
     };
     let good = (certificate, key);
-    let (code, said) = list(&url, Some(&good));
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = list(&url, None);
-    assert!(code == Some(5) && said.contains("demands a client certificate; give one with --cert"), "{said}");
-    for bad in [&foreign, &of_server] {
-        let (code, said) = list(&url, Some(bad));
-        assert!(code == Some(5) && said.contains("does not accept the client certificate"), "{said}");
+    let (code, output) = list(&url, Some(&good));
+    assert_eq!(code, Some(0), "{output}");
+    let (code, output) = list(&url, None);
+    assert!(
+        code == Some(5) && output.contains("demands a client certificate; give one with --cert"),
+        "{output}"
+    );
+    let expired = authority.sign_for_years("old", &["compute1.example"], Usage::ClientAuth, (2001, 2002));
+    for bad in [&foreign, &of_server, &expired] {
+        let (code, output) = list(&url, Some(bad));
+        assert!(code == Some(5) && output.contains("does not accept the client certificate"), "{output}");
     }
-    let (code, said) = list(&url, Some(&(good.0.clone(), foreign.1.clone())));
-    assert!(code != Some(0) && said.contains("--cert and --key: "), "{said}");
+    let (code, output) = list(&url, Some(&(good.0.clone(), foreign.1.clone())));
+    assert!(code != Some(0) && output.contains("--cert and --key: "), "{output}");
     assert_eq!(hotslot(&url, &["host", "list", "--cert", text(&good.0)]).0, Some(2));
 
     service.kill();
@@ -325,11 +343,11 @@ async fn client_certificates_are_verified() {
         service.log()
     );
     for files in [None, Some(&good)] {
-        let (code, said) = list(&url, files);
-        assert_eq!(code, Some(0), "{said}");
+        let (code, output) = list(&url, files);
+        assert_eq!(code, Some(0), "{output}");
     }
-    let (code, said) = list(&url, Some(&foreign));
-    assert!(code == Some(5) && said.contains("does not accept the client certificate"), "{said}");
+    let (code, output) = list(&url, Some(&foreign));
+    assert!(code == Some(5) && output.contains("does not accept the client certificate"), "{output}");
 }
 
 /// Returns the error of a service that does not start with this `[api]`.
@@ -338,25 +356,28 @@ fn refused(api: &str) -> String {
     let config = dir.path().join("hotslot.toml");
     let database = format!("[database]\nurl = \"sqlite://{}/hotslot.db\"\n", dir.path().display());
     fs::write(&config, format!("[api]\n{api}\n{database}")).unwrap();
-    let said = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
-    assert!(!said.status.success(), "{said:?}");
-    String::from_utf8_lossy(&said.stderr).into_owned()
+    let output = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
 fn a_service_without_usable_tls_does_not_start() {
     for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9774"] {
-        let said = refused(&format!("listen = \"{listen}\""));
-        assert!(said.contains("can be reached from other machines") && said.contains("[api.tls]"), "{said}");
+        let output = refused(&format!("listen = \"{listen}\""));
+        assert!(
+            output.contains("can be reached from other machines") && output.contains("[api.tls]"),
+            "{output}"
+        );
     }
     let files = "[api.tls]\ncertificate = \"/c.pem\"\nkey = \"/c.key\"";
-    let said = refused(&format!("listen = \"0.0.0.0:0\"\n{files}"));
+    let output = refused(&format!("listen = \"0.0.0.0:0\"\n{files}"));
     assert!(
-        said.contains("every machine on the network can connect") && !said.contains("insecure_tcp"),
-        "{said}"
+        output.contains("every machine on the network can connect") && !output.contains("insecure_tcp"),
+        "{output}"
     );
-    let said = refused(&format!("listen = \"0.0.0.0:0\"\ninsecure_tcp = true\n{files}"));
-    assert!(said.contains("every client would be the administrator"), "{said}");
+    let output = refused(&format!("listen = \"0.0.0.0:0\"\ninsecure_tcp = true\n{files}"));
+    assert!(output.contains("every client would be the administrator"), "{output}");
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let (_, other) = authority.sign("other", &["localhost"], Usage::ServerAuth);
@@ -368,142 +389,14 @@ fn a_service_without_usable_tls_does_not_start() {
         ))
     };
     let none = Path::new("/proc/none.pem");
-    let said = tls(none, &key, "");
-    assert!(said.contains("[api.tls]: cannot read /proc/none.pem: No such file"), "{said}");
-    let said = tls(&certificate, &certificate, "");
-    assert!(said.contains("server.pem has no private key"), "{said}");
-    let said = tls(&certificate, &other, "");
-    assert!(said.contains("do not fit together"), "{said}");
-    let said = tls(&certificate, &key, &format!("client_ca = \"{}\"", key.display()));
-    assert!(said.contains("server.key has no certificate"), "{said}");
-}
-
-/// Serves HTTP over TLS with this certificate, and returns its port. `answer` makes the response to a request from its
-/// head.
-async fn receiver((certificate, key): &(PathBuf, PathBuf), answer: fn(&str) -> String) -> u16 {
-    let (chain, key) = tls::identity(certificate, key).unwrap();
-    let server = rustls::ServerConfig::builder_with_provider(tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(server));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-            tokio::spawn(async move {
-                if let Some((head, _)) = crate::webhooks::request(&mut stream).await {
-                    let _ = stream.write_all(answer(&head).as_bytes()).await;
-                    let _ = stream.shutdown().await;
-                }
-            });
-        }
-    });
-    port
-}
-
-#[tokio::test]
-async fn webhooks_use_https() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let answer = |_: &str| "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".to_owned();
-    let port = receiver(&authority.server(), answer).await;
-    let hook = |name: &str, host: &str, more: &str| {
-        format!(
-            "[[webhook]]\nname = \"{name}\"\nurl = \"https://{host}:{port}/t0ken\"\nsecret = \"0123456789abcdef\"\n{more}\n"
-        )
-    };
-    let ca = |authority: &Authority| format!("ca = \"{}\"", authority.file().display());
-    let config = [
-        hook("trusted", "localhost", &ca(&authority)),
-        hook("untrusted", "localhost", &ca(&other)),
-        hook("named", "localhost.localdomain", &ca(&authority)),
-        hook("system", "localhost", ""),
-    ];
-    let mut service = Hotslot::with(&host("small"), &config.concat()).await;
-    service.attach(Q35, "vf:1").await.expect(200);
-    let shown = async |service: &Hotslot, name: &str| {
-        let all = service.get("/v2.1/webhooks").await.expect(200).body["webhooks"].clone();
-        all.as_array().unwrap().iter().find(|hook| hook["name"] == name).unwrap().clone()
-    };
-    service.until("it is delivered", async || shown(&service, "trusted").await["behind"] == 0).await;
-    for name in ["untrusted", "system"] {
-        service.until("it was tried", async || shown(&service, name).await["reason"].is_string()).await;
-        let reason = shown(&service, name).await["reason"].to_string();
-        assert!(reason.contains("no trusted authority has signed its certificate"), "{name}: {reason}");
-        assert!(reason.contains("`ca`"), "{reason}");
-    }
-    // The authorities of the system are trusted by default.
-    service.kill();
-    service.start_again_after(&format!("export SSL_CERT_FILE={}", authority.file().display())).await;
-    service.until("it is delivered", async || shown(&service, "system").await["behind"] == 0).await;
-    assert!(!service.log().contains("t0ken"), "{}", service.log());
-}
-
-/// Answers as a Keystone does whose only user is an administrator.
-fn keystone(head: &str) -> String {
-    let token = json!({ "token": {
-        "user": { "id": "u1", "name": "alice" }, "roles": [{ "name": "admin" }],
-        "project": { "id": "p1", "name": "demo" }, "expires_at": "2099-01-01T00:00:00.000000Z",
-    }});
-    let status = if head.starts_with("POST /v3/auth/tokens") { "201 Created" } else { "200 OK" };
-    let body = token.to_string();
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nx-subject-token: t0ken\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-}
-
-#[tokio::test]
-async fn keystone_is_asked_over_https_by_the_service_and_by_the_command_line() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let port = receiver(&authority.server(), keystone).await;
-    let password = authority.dir.path().join("password");
-    fs::write(&password, "s3cret\n").unwrap();
-    let ca = |authority: &Authority| format!("ca = \"{}\"\n", authority.file().display());
-    let identity = format!(
-        "[identity.keystone]\nurl = \"https://localhost:{port}\"\nusername = \"hotslot\"\npassword_file = \"{}\"\n",
-        password.display()
-    );
-    let more = format!("{identity}{}", ca(&authority));
-    let mut service = over_tls(&authority, "", &more, authority.client()).await;
-    let list = |service: &Hotslot, cacert: &Authority| {
-        let said = Command::new(binary())
-            .args(["host", "list", "--url", service.url()])
-            .env("OS_AUTH_URL", format!("https://localhost:{port}"))
-            .envs([("OS_USERNAME", "alice"), ("OS_USER_DOMAIN_NAME", "Default"), ("OS_PASSWORD", "s3cret")])
-            .env("OS_CACERT", cacert.file())
-            .output()
-            .unwrap();
-        let text = [said.stdout, said.stderr].concat();
-        (said.status.code(), String::from_utf8_lossy(&text).into_owned())
-    };
-    // The authorities of the cloud are those of the service too.
-    let (code, said) = list(&service, &authority);
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = list(&service, &other);
-    assert!(code == Some(5) && said.contains("no TLS connection to Keystone"), "{said}");
-    assert!(said.contains("cacert (OS_CACERT)"), "{said}");
-
-    // The authorities of the system are trusted by default.
-    service.kill();
-    service.reconfigure(&ca(&authority), "");
-    service.start_again_after(&format!("export SSL_CERT_FILE={}", authority.file().display())).await;
-    assert_eq!(service.get("/readyz").await.expect(200).body["identity"], "ok");
-    service.kill();
-    service.reconfigure(&identity, &format!("{identity}{}", ca(&other)));
-    service.start_again_unready();
-    let why = "no trusted authority has signed its certificate; name the PEM file of its authority in `ca`";
-    service
-        .until("it says what is wrong", async || {
-            service.get("/readyz").await.expect(503);
-            service.log().contains(why)
-        })
-        .await;
-    assert!(!service.log().contains("t0ken"), "{}", service.log());
+    let output = tls(none, &key, "");
+    assert!(output.contains("[api.tls]: cannot read /proc/none.pem: No such file"), "{output}");
+    let output = tls(&certificate, &certificate, "");
+    assert!(output.contains("server.pem has no private key"), "{output}");
+    let output = tls(&certificate, &other, "");
+    assert!(output.contains("do not fit together"), "{output}");
+    let output = tls(&certificate, &key, &format!("client_ca = \"{}\"", key.display()));
+    assert!(output.contains("server.key has no certificate"), "{output}");
 }
 
 #[tokio::test]
@@ -527,71 +420,46 @@ async fn a_proxy_shows_itself_by_its_client_certificate() {
 }
 
 #[tokio::test]
-async fn a_token_is_sent_over_tls_and_on_this_machine_only() {
-    for url in ["http://192.0.2.1:9774", "http://node1.example:9774"] {
-        let mut command = Command::new(binary());
-        let said =
-            command.args(["host", "list", "--url", url]).env("HOTSLOT_TOKEN", "hst_t0ken").output().unwrap();
-        let text = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(
-            text.contains("the token is not sent to http://") && text.contains("write https://"),
-            "{text}"
-        );
-        assert!(!said.status.success(), "{said:?}");
-    }
+async fn an_expired_certificate_is_named_by_all_who_see_it() {
     let authority = Authority::new();
-    let tokens = authority.dir.path().join("tokens");
-    let more = format!("[identity]\ntokens = \"{}\"\n", tokens.display());
-    let service = over_tls(&authority, "", &more, authority.client()).await;
+    let mut service = over_tls(&authority, "", "", authority.client()).await;
     let config = service.database().with_file_name("hotslot.toml");
-    let mut command = Command::new(binary());
-    let made = command
-        .args(["token", "create", "ops", "--role", "admin", "--config", text(&config)])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
-    let token = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-    let ca = authority.file();
-    let list = |arguments: &[&str], token: Option<&str>| {
-        let mut command = Command::new(binary());
-        command.args(["--url", service.url(), "--ca-file", text(&ca)]).args(arguments);
-        let said = command.envs(token.map(|token| ("HOTSLOT_TOKEN", token))).output().unwrap();
-        (said.status.code(), String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned())
-    };
-    assert_eq!(list(&["host", "list"], Some(&token)).0, Some(0));
-    assert_eq!(list(&["host", "list"], None).0, Some(7));
-    let (_, said) = list(&["doctor"], Some(&token));
-    assert!(said.contains(&format!("ready at {}", service.url())), "{said}");
+    let doctor = |url: &str| hotslot(url, &["doctor", "--config", text(&config)]).1;
+    assert!(doctor(service.url()).contains("is valid now and fits its key"), "{}", doctor(service.url()));
+    service.kill();
+    authority.sign_for_years("server", &["localhost", "127.0.0.1"], Usage::ServerAuth, (2001, 2002));
+    service.start_again_unready();
+    let (url, ca) = (service.url().to_owned(), authority.file());
+    assert!(service.log().contains("server.pem, because it expired at Jan  1"), "{}", service.log());
+    let (code, output) = hotslot(&url, &["host", "list", "--ca-file", text(&ca)]);
+    assert!(
+        code == Some(5) && output.contains("its certificate has expired; have the certificate"),
+        "{output}"
+    );
+    assert!(doctor(&url).contains("because it expired at Jan  1"), "{}", doctor(&url));
+    authority.sign_for_years("server", &["localhost", "127.0.0.1"], Usage::ServerAuth, (3001, 3002));
+    let list = || hotslot(&url, &["host", "list", "--ca-file", text(&ca)]).1;
+    service
+        .until("the next certificate is in use", async || {
+            list().contains("is not valid yet; have the certificate")
+        })
+        .await;
+    assert!(service.log().contains("because it is not valid before Jan  1"), "{}", service.log());
 }
 
 #[tokio::test]
-async fn postgresql_of_another_machine_is_refused_without_a_verified_certificate() {
-    let dir = tempfile::tempdir().unwrap();
-    for url in [
-        "postgres://hotslot:s3cret@192.0.2.1/hotslot",
-        "postgres://hotslot:s3cret@db.example/hotslot?sslmode=require",
-        "postgres://hotslot:s3cret@localhost/hotslot?host=db.example&sslmode=verify-ca",
-    ] {
-        let said = refused_to_serve(dir.path(), url);
-        assert!(said.contains("add ?sslmode=verify-full") && !said.contains("s3cret"), "{url}: {said}");
-    }
-
-    let (authority, other) = (Authority::new(), Authority::new());
-    let (certificate, key) = authority.sign("postgres", &["localhost"], Usage::ServerAuth);
-    let server = postgres::Server::with_tls(&certificate, &key);
-    let socket = server.database().await;
-    let tcp = socket.split_once('?').unwrap().0;
-    let verified = |tcp: &str, ca: &Path| format!("{tcp}?sslmode=verify-full&sslrootcert={}", ca.display());
-    let service = Hotslot::on("small").await.moved_to(&verified(tcp, &authority.file())).await;
-    service.attach(Q35, "vf:1").await.expect(200);
-
-    for (url, why) in [
-        (verified(tcp, &other.file()), "invalid peer certificate"),
-        (verified(&tcp.replace("localhost", "127.0.0.1"), &authority.file()), "not valid for name"),
-        // A server that has no TLS.
-        (format!("{}&sslmode=verify-full", postgres::database().await), "does not support TLS"),
-    ] {
-        let said = refused_to_serve(dir.path(), &url);
-        assert!(said.contains(why) && said.contains("sslrootcert in the URL must name"), "{url}: {said}");
-    }
+async fn the_key_can_be_a_credential_of_systemd() {
+    let authority = Authority::new();
+    let mut service = over_tls(&authority, "", "", authority.client()).await;
+    service.kill();
+    let key = format!("key = \"{}\"", authority.dir.path().join("server.key").display());
+    service.reconfigure(&key, "key = \"server.key\"");
+    service
+        .start_again_after(&format!("export CREDENTIALS_DIRECTORY={}", authority.dir.path().display()))
+        .await;
+    service.get("/healthz").await.expect(200);
+    let output = refused(
+        "listen = \"127.0.0.1:0\"\ninsecure_tcp = true\n[api.tls]\ncertificate = \"/c.pem\"\nkey = \"server.key\"",
+    );
+    assert!(output.contains("LoadCredential=server.key:/path"), "{output}");
 }

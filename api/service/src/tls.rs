@@ -29,8 +29,8 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Says which file cannot be used, and why.
 pub fn identity(certificate: &Path, key: &Path) -> Result<Identity, String> {
     let chain = certificates(certificate)?;
-    let told = |error| unreadable(key, error, "private key that is not encrypted");
-    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(told)?))
+    let reason = |error| unreadable(key, error, "private key that is not encrypted");
+    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(reason)?))
 }
 
 /// Reads the certificates of a PEM file.
@@ -38,10 +38,10 @@ pub fn identity(certificate: &Path, key: &Path) -> Result<Identity, String> {
 /// # Errors
 /// Says why the file cannot be used.
 pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let told = |error| unreadable(file, error, "certificate");
+    let reason = |error| unreadable(file, error, "certificate");
     let found = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match found.map_err(told)? {
-        none if none.is_empty() => Err(told(pem::Error::NoItemsFound)),
+    match found.map_err(reason)? {
+        none if none.is_empty() => Err(reason(pem::Error::NoItemsFound)),
         found => Ok(found),
     }
 }
@@ -96,11 +96,11 @@ pub fn authorities_for(url: &Url, file: Option<&Path>) -> Result<RootCertStore, 
 /// # Errors
 /// The key does not belong to the certificate, or cannot be used.
 pub fn client(authorities: RootCertStore, identity: Option<Identity>) -> Result<ClientConfig, String> {
-    let told = |error: rustls::Error| error.to_string();
+    let reason = |error: rustls::Error| error.to_string();
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(told)?.with_root_certificates(authorities);
+    let builder = builder.map_err(reason)?.with_root_certificates(authorities);
     let mut client = match identity {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(told)?,
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(reason)?,
         None => builder.with_no_client_auth(),
     };
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -119,6 +119,10 @@ pub enum Failure {
         /// The names of the certificate.
         names: Vec<String>,
     },
+    /// The certificate has expired.
+    Expired,
+    /// The certificate is not valid yet.
+    NotYetValid,
     /// The server demands a client certificate.
     NoClientCertificate,
     /// The server does not accept the client certificate.
@@ -150,6 +154,7 @@ impl Failure {
             Self::UnknownAuthority => "; name the PEM file of its authority in `ca`",
             Self::OtherName { .. } => "; use a name of the certificate in `url`",
             Self::NoTls => "; correct the port in `url`, or write http:// where that is permitted",
+            Self::Expired | Self::NotYetValid => "; have it renewed, or correct the clock of this machine",
             Self::NoClientCertificate | Self::RefusedClientCertificate | Self::Other(_) => "",
         };
         format!("TLS failed: {self}{advice}")
@@ -160,13 +165,17 @@ impl From<&rustls::Error> for Failure {
     fn from(error: &rustls::Error) -> Self {
         use rustls::Error as Tls;
         // The signature is bad when an authority has the name of a trusted one, but another key.
-        use CertificateError::{BadSignature, UnknownIssuer};
-        if matches!(error, Tls::InvalidCertificate(UnknownIssuer | BadSignature)) {
+        use CertificateError as Bad;
+        if matches!(error, Tls::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) {
             return Self::UnknownAuthority;
         }
-        if let Tls::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented }) =
-            error
-        {
+        if matches!(error, Tls::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) {
+            return Self::Expired;
+        }
+        if matches!(error, Tls::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) {
+            return Self::NotYetValid;
+        }
+        if let Tls::InvalidCertificate(Bad::NotValidForNameContext { expected, presented }) = error {
             // rustls writes `DnsName("a.example")` and `IpAddress(192.0.2.1)`.
             let plain = |name: &String| {
                 name.split(['(', ')', '"']).rfind(|part| !part.is_empty()).unwrap_or_default().into()
@@ -206,6 +215,8 @@ impl fmt::Display for Failure {
             Self::OtherName { expected, names } => {
                 write!(f, "its certificate is for {}, and not for {expected}", names.join(", "))
             }
+            Self::Expired => f.write_str("its certificate has expired"),
+            Self::NotYetValid => f.write_str("its certificate is not valid yet"),
             Self::NoClientCertificate => f.write_str("it demands a client certificate"),
             Self::RefusedClientCertificate => f.write_str("it does not accept the client certificate"),
             Self::NoTls => f.write_str("it does not use TLS"),
@@ -230,13 +241,16 @@ mod tests {
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\nczNjcmV0\n-----END ENCRYPTED PRIVATE KEY-----",
         ] {
             std::fs::write(&file, text).unwrap();
-            let told = unreadable(&file, PrivateKeyDer::from_pem_file(&file).unwrap_err(), "key");
-            assert!(told.contains("key.pem has no key") && !told.contains("s3cret"), "{told}");
-            let told = certificates(&file).unwrap_err();
-            assert!(told.contains("key.pem has no certificate") && !told.contains("s3cret"), "{told}");
+            let message = unreadable(&file, PrivateKeyDer::from_pem_file(&file).unwrap_err(), "key");
+            assert!(message.contains("key.pem has no key") && !message.contains("s3cret"), "{message}");
+            let message = certificates(&file).unwrap_err();
+            assert!(
+                message.contains("key.pem has no certificate") && !message.contains("s3cret"),
+                "{message}"
+            );
         }
-        let told = certificates(&dir.path().join("none.pem")).unwrap_err();
-        assert!(told.contains("cannot read") && told.contains("none.pem: No such file"), "{told}");
+        let message = certificates(&dir.path().join("none.pem")).unwrap_err();
+        assert!(message.contains("cannot read") && message.contains("none.pem: No such file"), "{message}");
     }
 
     #[test]

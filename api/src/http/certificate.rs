@@ -1,10 +1,10 @@
-//! The client certificate of a TLS connection.
+//! What is in a certificate: the names of a client, and when a certificate is valid.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
 /// The names in a client certificate (RFC 5280, 4.1.2.6 and 4.2.1.6). A request of a client with a certificate has an
 /// `Arc` of it among its extensions. The handshake has checked that an authority of `client_ca` signed it, that it is
@@ -28,6 +28,16 @@ impl ClientCertificate {
         let names = names.map(|names| names.value.general_names.iter().filter_map(name).collect());
         Some(Self { common_name, names: names.unwrap_or_default() })
     }
+}
+
+/// Says since or until when a certificate in DER is not valid; `None` when it is valid now.
+pub(super) fn out_of_date(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let (validity, now) = (certificate.validity(), ASN1Time::now());
+    if now < validity.not_before {
+        return Some(format!("is not valid before {}", validity.not_before));
+    }
+    (now > validity.not_after).then(|| format!("expired at {}", validity.not_after))
 }
 
 fn name(name: &GeneralName<'_>) -> Option<String> {

@@ -1,8 +1,8 @@
 //! TLS of the API: which certificate the service shows, and which client certificates it accepts.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, ServerConnection, Web
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
 use super::body::SCHEME;
-use super::certificate::ClientCertificate;
+use super::certificate::{ClientCertificate, out_of_date};
 
 /// How often the files are checked for changes, when clients connect.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,14 +50,16 @@ struct Stamp {
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads the files. Returns also what is wrong with files that are in use nevertheless: everybody can read the key,
+    /// or clients refuse the certificate because of its date.
     ///
     /// # Errors
     /// Says which file cannot be used, and why.
-    pub fn load(config: &config::Tls) -> Result<Self, String> {
+    pub fn load(config: &config::Tls) -> Result<(Self, Vec<String>), String> {
         let files = stamps(config);
-        let loaded = Loaded { server: server(config)?, files, looked: Instant::now() };
-        Ok(Self { config: config.clone(), loaded: Mutex::new(loaded) })
+        let (server, warnings) = server(config)?;
+        let loaded = Loaded { server, files, looked: Instant::now() };
+        Ok((Self { config: config.clone(), loaded: Mutex::new(loaded) }, warnings))
     }
 
     /// Returns what a new connection uses. When the files have changed since the last look, it reads them again; files
@@ -70,8 +72,11 @@ impl Tls {
             if files != loaded.files {
                 loaded.files = files;
                 match server(&self.config) {
-                    Ok(server) => {
+                    Ok((server, warnings)) => {
                         tracing::info!("the files of [api.tls] have changed and are in use");
+                        for warning in warnings {
+                            tracing::warn!("[api.tls] {warning}");
+                        }
                         loaded.server = server;
                     }
                     Err(reason) => tracing::error!(
@@ -86,23 +91,30 @@ impl Tls {
 }
 
 fn stamps(config: &config::Tls) -> Vec<Option<Stamp>> {
-    let files = [Some(&config.certificate), Some(&config.key), config.client_ca.as_ref()];
-    let stamp = |file: &PathBuf| {
+    let key = config.key.path().ok();
+    let files = [Some(&config.certificate), key.as_ref(), config.client_ca.as_ref()];
+    let stamp = |file: &Path| {
         let found = fs::metadata(file).ok()?;
         let modified = (found.mtime(), found.mtime_nsec());
         let changed = (found.ctime(), found.ctime_nsec());
         Some(Stamp { inode: found.ino(), size: found.size(), modified, changed })
     };
-    files.into_iter().flatten().map(stamp).collect()
+    files.into_iter().flatten().map(|file| stamp(file)).collect()
 }
 
-/// Reads the files, and returns the settings of a TLS server.
-fn server(config: &config::Tls) -> Result<Arc<ServerConfig>, String> {
-    if fs::metadata(&config.key).is_ok_and(|found| found.permissions().mode() & 0o007 != 0) {
-        let key = config.key.display();
-        tracing::warn!("[api.tls] key: every user of this machine can use {key}; run `chmod o= {key}`");
+/// Reads the files, and returns the settings of a TLS server, and what is wrong with the files nevertheless.
+fn server(config: &config::Tls) -> Result<(Arc<ServerConfig>, Vec<String>), String> {
+    let (certificate, key_file) = (config.certificate.display(), config.key.path()?);
+    let (chain, key) = tls::identity(&config.certificate, &key_file)?;
+    let key_file = key_file.display();
+    let mut warnings = Vec::new();
+    if config.key.is_open_to_all() {
+        warnings
+            .push(format!("key: every user of this machine can read {key_file}; run `chmod o= {key_file}`"));
     }
-    let (chain, key) = tls::identity(&config.certificate, &config.key)?;
+    if let Some(reason) = chain.first().and_then(|first| out_of_date(first)) {
+        warnings.push(format!("certificate: clients refuse {certificate}, because it {reason}; renew it"));
+    }
     let builder = ServerConfig::builder_with_provider(tls::provider());
     let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).map_err(|error| error.to_string())?;
     let builder = match &config.client_ca {
@@ -119,16 +131,14 @@ fn server(config: &config::Tls) -> Result<Arc<ServerConfig>, String> {
             )
         }
     };
-    let unfit = |error| {
-        let (certificate, key) = (config.certificate.display(), config.key.display());
-        format!("{certificate} and {key} do not fit together or cannot be used: {error}")
-    };
+    let unfit =
+        |error| format!("{certificate} and {key_file} do not fit together or cannot be used: {error}");
     let mut server = builder.with_single_cert(chain, key).map_err(unfit)?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Each connection checks the client certificate anew. A resumed session would not, and needs memory besides.
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    Ok(Arc::new(server))
+    Ok((Arc::new(server), warnings))
 }
 
 /// Returns the verified client certificate of a connection after its handshake.

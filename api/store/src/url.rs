@@ -113,8 +113,11 @@ mod tests {
             "postgres://hotslot:s3cret@localhost.evil.example/hotslot",
             "postgres://hotslot:s3cret@127.0.0.1.evil.example/hotslot",
         ] {
-            let said = check_url(remote).unwrap_err();
-            assert!(said.contains("sslmode=verify-full") && !said.contains("s3cret"), "{remote}: {said}");
+            let message = check_url(remote).unwrap_err();
+            assert!(
+                message.contains("sslmode=verify-full") && !message.contains("s3cret"),
+                "{remote}: {message}"
+            );
         }
     }
 }

@@ -102,7 +102,7 @@ pub struct Tls {
     /// The PEM file of the certificate, followed by those of the authorities between it and a root.
     pub certificate: PathBuf,
     /// The PEM file of the private key of the certificate.
-    pub key: PathBuf,
+    pub key: SecretFile,
     /// The PEM file of the authorities whose client certificates are accepted. `None` to ask for no certificate.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must have a certificate of `client_ca`; by default they must.
@@ -123,7 +123,6 @@ impl Tls {
         }
         let files = [
             ("[api.tls] certificate", Some(&self.certificate)),
-            ("[api.tls] key", Some(&self.key)),
             ("[api.tls] client_ca", self.client_ca.as_ref()),
         ];
         for (key, file) in files {

@@ -92,8 +92,8 @@ fn an_address_of_the_network_needs_tls() {
         )
     };
     for identified in ["", "[identity]\ntokens = '/t'\n"] {
-        let said = error(&format!("{identified}[api]\nlisten = '0.0.0.0:9774'"));
-        assert!(said.contains("other machines") && said.contains("[api.tls]"), "{said}");
+        let message = error(&format!("{identified}[api]\nlisten = '0.0.0.0:9774'"));
+        assert!(message.contains("other machines") && message.contains("[api.tls]"), "{message}");
     }
     let insecure = tls("[::]:9774", "").replace("[api]\n", "[api]\ninsecure_tcp = true\n");
     assert!(error(&insecure).contains("insecure_tcp: the port can be reached from other machines"));
