@@ -28,6 +28,9 @@ const RETRIES: u32 = 5;
 /// The delay before each of these retries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// The time limit for opening a connection, with the TLS handshake.
+pub(crate) const CONNECT: Duration = Duration::from_secs(30);
+
 /// The API version in the path of a resource: accelerators are Cyborg's `v1`, all others are Nova's `v2.1`.
 fn version(path: &[&str]) -> &'static str {
     if path.first() == Some(&"accelerators") { "v1" } else { "v2.1" }
@@ -59,8 +62,11 @@ impl Client {
             }
         };
         // Follow no redirect: reqwest would send the token to the other address too.
-        let mut builder =
-            builder.no_proxy().redirect(Policy::none()).tls_backend_preconfigured(tls.client(&base)?);
+        let mut builder = builder
+            .no_proxy()
+            .redirect(Policy::none())
+            .tls_backend_preconfigured(tls.client(&base)?)
+            .connect_timeout(CONNECT);
         if let Some(token) = token {
             if base.scheme() != "https" && !is_of_this_machine(&base) {
                 bail!(

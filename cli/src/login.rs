@@ -1,5 +1,7 @@
 //! Gets a token from Keystone, and the address of the service from its catalog.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, anyhow, bail};
 use hotslot_model::identity::login::login;
 use hotslot_service::config::{expect_private, keystone_url};
@@ -8,13 +10,16 @@ use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
-use crate::client::secret_header;
+use crate::client::{CONNECT, secret_header};
 use crate::cloud::Cloud;
 use crate::exit::{Exit, Failure};
 
 /// The type of the service in Keystone's catalog. The endpoints of the type `accelerator` and `compute` may be those of
 /// Cyborg and Nova.
 const SERVICE: &str = "hotslot";
+
+/// The time limit for a request to Keystone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A token, and where the service is.
 pub(crate) struct Login {
@@ -35,6 +40,8 @@ impl Login {
             .no_proxy()
             .redirect(Policy::none())
             .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT)
+            .timeout(PATIENCE)
             .build()?;
         let (token, catalog) = if let Some(token) = cloud.token() {
             let token = token.trim().to_owned();

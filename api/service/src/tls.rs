@@ -12,6 +12,7 @@ use reqwest::Url;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
 use rustls::{AlertDescription, CertificateError};
 pub use rustls::{ClientConfig, RootCertStore};
 
@@ -29,6 +30,9 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Says which file cannot be used, and why.
 pub fn identity(certificate: &Path, key: &Path) -> Result<Identity, String> {
     let chain = certificates(certificate)?;
+    if !chain.first().is_some_and(|own| ParsedCertificate::try_from(own).is_ok()) {
+        return Err(unreadable(certificate, pem::Error::NoItemsFound, "certificate that can be read"));
+    }
     let reason = |error| unreadable(key, error, "private key that is not encrypted");
     Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(reason)?))
 }
@@ -63,7 +67,9 @@ fn unreadable(file: &Path, error: pem::Error, expected: &str) -> String {
 pub fn authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(file)? {
-        store.add(certificate).map_err(|error| format!("{} cannot be used: {error}", file.display()))?;
+        store
+            .add(certificate)
+            .map_err(|error| format!("{} has a certificate that cannot be used: {error}", file.display()))?;
     }
     Ok(store)
 }

@@ -95,7 +95,8 @@ fn keystone(head: &str) -> String {
     )
 }
 
-#[tokio::test]
+// Keystone is served by a task of this test while the command line runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keystone_is_asked_over_https_by_the_service_and_by_the_command_line() {
     let (authority, other) = (Authority::new(), Authority::new());
     let port = receiver(&authority.server(), keystone).await;
