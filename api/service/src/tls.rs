@@ -30,7 +30,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Says which file cannot be used, and why.
 pub fn identity(certificate: &Path, key: &Path) -> Result<Identity, String> {
     let chain = certificates(certificate)?;
-    if !chain.first().is_some_and(|own| ParsedCertificate::try_from(own).is_ok()) {
+    if chain.first().is_none_or(|own| ParsedCertificate::try_from(own).is_err()) {
         return Err(unreadable(certificate, pem::Error::NoItemsFound, "certificate that can be read"));
     }
     let reason = |error| unreadable(key, error, "private key that is not encrypted");
