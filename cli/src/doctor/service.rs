@@ -240,9 +240,9 @@ mod tests {
     fn a_configuration_with_a_secret_is_found() {
         for (text, secret) in [
             ("", false),
-            ("[database]\nurl = 'postgres://hotslot:s3cret@db/hotslot'", true),
-            ("[database]\nurl = 'postgres://hotslot@db/hotslot?password=s3cret'", true),
-            ("[database]\nurl = 'postgres://hotslot@db/a:b'", false),
+            ("[database]\nurl = 'postgres://hotslot:s3cret@localhost/hotslot'", true),
+            ("[database]\nurl = 'postgres://hotslot@localhost/hotslot?password=s3cret'", true),
+            ("[database]\nurl = 'postgres://hotslot@localhost/a:b'", false),
             ("[[webhook]]\nname = 'w'\nurl = 'http://127.0.0.1/'\nsecret = '0123456789abcdef'", true),
             ("secret = not valid", true),
         ] {
