@@ -34,6 +34,7 @@ mod remedy;
 mod serve;
 mod server;
 mod sim;
+mod tls;
 mod token;
 mod topology;
 mod tree;
@@ -57,17 +58,20 @@ use crate::cloud::Cloud;
 use crate::exit::Exit;
 use crate::login::Login;
 use crate::output::Format;
+use crate::tls::Tls;
 
 /// Hot-plugs PCI devices into running libvirt guests, and reports the address at which the guest sees each device.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = exit::HELP)]
 struct Arguments {
-    /// The address of the service: unix:/path/to/socket or http://HOST:PORT. By default it is `[api] listen` of the
-    /// configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the socket
-    /// /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
+    /// The address of the service: unix:/path/to/socket, http://HOST:PORT or https://HOST:PORT. By default it is `[api]
+    /// listen` of the configuration that --config or $HOTSLOT_CONFIG names. Without a named configuration it is the
+    /// socket /run/hotslot/api.sock; when no service answers there, it is `[api] listen` of /etc/hotslot/hotslot.toml or
     /// /etc/hotslot.toml.
     #[arg(long, global = true, env = "HOTSLOT_URL")]
     url: Option<Address>,
+    #[command(flatten)]
+    tls: Tls,
     /// The configuration file. Without one, `serve` and `db` use the defaults: the host is qemu:///system, and no
     /// device is assignable. The commands that talk to the service read its address from this file.
     #[arg(long, global = true, env = "HOTSLOT_CONFIG")]
@@ -198,7 +202,10 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 .init();
             serve::run(config).map(|()| Exit::Done)
         }
-        Command::Doctor(doctor) => until_done(doctor.run(url(), own()?, config, arguments.output)),
+        Command::Doctor(doctor) => {
+            let own = own()?;
+            until_done(doctor.run(url(), &arguments.tls, own, config, arguments.output))
+        }
         Command::Capture(capture) => until_done(capture.run()),
         Command::Db(command) => until_done(command.run(config)),
         Command::Sim(sim) => sim.run(),
@@ -215,7 +222,8 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             config::check::run(&file, arguments.output)
         }
         Command::Service(command) => until_done(async {
-            let client = connect(arguments.url, own()?, arguments.os_cloud.as_deref(), config).await?;
+            let (url, cloud) = (arguments.url, arguments.os_cloud.as_deref());
+            let client = connect(url, arguments.tls, own()?, cloud, config).await?;
             command.run(&Cli { client, format: arguments.output }).await
         }),
     }
@@ -225,17 +233,18 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 /// cloud is configured. Without `url`, the address of the service is then in Keystone's catalog.
 async fn connect(
     url: Option<Address>,
+    tls: Tls,
     own: Option<String>,
     cloud: Option<&str>,
     config: Option<&Path>,
 ) -> anyhow::Result<Client> {
     let cloud = if own.is_some() { None } else { Cloud::found(cloud)? };
     let Some(cloud) = cloud else {
-        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, own);
+        return Client::with_token(url.map_or_else(|| Address::found(config), Ok)?, &tls, own);
     };
     let login = Login::to(&cloud, url.is_none()).await?;
     let address = url.or(login.endpoint.map(Address::Http)).context("Keystone's catalog has no address")?;
-    Client::with_token(address, Some(login.token))
+    Client::with_token(address, &tls.trusting(cloud.cacert), Some(login.token))
 }
 
 /// Formats the fields of a log line. Text from a guest, a host or a caller is escaped, so that it can neither begin a

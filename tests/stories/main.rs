@@ -38,6 +38,7 @@ mod service_manager;
 mod soak;
 mod socket;
 mod steps;
+mod tls;
 mod users;
 mod web_pages;
 mod webhooks;

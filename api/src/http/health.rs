@@ -13,8 +13,8 @@ use hotslot_service::records::Records;
 use serde_json::{Value, json};
 
 /// The warning about `[api] insecure_tcp`.
-const OPEN: &str = "[api] insecure_tcp: every user and program of this machine can connect to the port and is the \
-                    administrator; listen on a unix socket instead";
+const OPEN: &str = "[api] insecure_tcp: every client that can connect to the TCP port is the administrator; listen on a \
+                    unix socket instead";
 
 pub(super) async fn alive() -> Json<Value> {
     Json(json!({ "status": "ok" }))

@@ -7,6 +7,8 @@
 mod accelerators;
 mod attachments;
 mod body;
+mod certificate;
+mod connection;
 mod connections;
 mod cyborg;
 mod drift;
@@ -27,6 +29,7 @@ mod permit;
 mod policy;
 mod servers;
 mod state;
+mod tls;
 mod topology;
 mod versions;
 mod webhooks;
@@ -45,6 +48,7 @@ use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
 use hotslot_service::service::Service;
 pub use policy::routes_of;
+pub use tls::Tls;
 
 use hotslot_store::actor;
 use tracing::Instrument as _;

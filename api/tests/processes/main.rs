@@ -6,7 +6,7 @@
 mod cluster;
 mod lossy;
 mod outages;
-#[expect(unreachable_pub, reason = "the black-box tests use it too")]
+#[expect(unreachable_pub, dead_code, reason = "the black-box tests use it too, and all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
 

@@ -53,24 +53,40 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             "it has an effect with identity = \"headers\" only; remove it, or set identity",
         );
     }
-    if matches!(api.listen, Listen::Tcp(_)) && !identifies_tcp(api, identity) {
-        bad(
-            "[api] listen",
-            "every user and program of this machine, and guests with user networking, can connect to a TCP port, and \
-             nothing identifies them; listen on unix:/run/hotslot/api.sock, or set [identity] tokens or \
-             [identity.keystone], or [api] identity = \"headers\" with proxy_secret_file; for tests, insecure_tcp = \
-             true makes every client the administrator",
-        );
+    if let Listen::Tcp(address) = api.listen {
+        found.extend(tcp_problem(api, identity, address.ip().is_loopback()));
     }
     found
 }
 
-/// Whether clients of a TCP port are identified, or are deliberately not.
-fn identifies_tcp(api: &Api, identity: &Identity) -> bool {
-    api.insecure_tcp
-        || identity.tokens.is_some()
-        || identity.keystone.is_some()
-        || (api.identity == IdentityFrom::Headers && api.proxy_secret_file.is_some())
+/// Returns what is wrong about how clients of a TCP port are identified.
+fn tcp_problem(api: &Api, identity: &Identity, loopback: bool) -> Option<(String, String)> {
+    if api.insecure_tcp {
+        let reason = "the port can be reached from other machines, and every client would be the administrator; remove \
+                      insecure_tcp, or listen on 127.0.0.1 or [::1]";
+        return (!loopback).then(|| ("[api] insecure_tcp".into(), reason.into()));
+    }
+    if identity.tokens.is_some() || identity.keystone.is_some() || identifies_proxy(api) {
+        return None;
+    }
+    let (who, tests) = if loopback {
+        let tests = "; for tests, insecure_tcp = true makes every client the administrator";
+        ("every user and program of this machine, and guests with user networking,", tests)
+    } else {
+        ("every machine on the network", "")
+    };
+    let reason = format!(
+        "{who} can connect to a TCP port, and nothing identifies them; listen on unix:/run/hotslot/api.sock, or set \
+         [identity] tokens or [identity.keystone], or [api] identity = \"headers\" with proxy_secret_file or with client_ca \
+         in [api.tls]{tests}"
+    );
+    Some(("[api] listen".into(), reason))
+}
+
+/// Whether requests over TCP with headers that identify the caller are known to come from the proxy.
+fn identifies_proxy(api: &Api) -> bool {
+    api.identity == IdentityFrom::Headers
+        && (api.proxy_secret_file.is_some() || api.demands_client_certificates())
 }
 
 impl Config {

@@ -15,15 +15,17 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use api::{
-    Api, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP, SocketMode, unix_path,
+    Api, ClientCertificates, HostName, IDEMPOTENCY_KEYS, IdentityFrom, Listen, SOCKET, SOCKET_GROUP,
+    SocketMode, Tls, unix_path,
 };
 use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
-pub use keystone::{Credential, Keystone, is_of_this_machine, keystone_url};
+pub use keystone::{Credential, Keystone, expect_private, is_of_this_machine, keystone_url};
 pub use policy_file::PolicyFile;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
@@ -261,8 +263,10 @@ pub enum ChangedBy {
 pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
-    /// The URL to which events are posted: `http://host:port/path`.
+    /// The URL to which events are posted: `https://host:port/path`, or `http://host:port/path` without encryption.
     pub url: Secret,
+    /// The PEM file of the authorities of the receiver's certificate. `None` for those that the system trusts.
+    pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
     pub secret: Secret,
     /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.

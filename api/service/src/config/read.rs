@@ -121,6 +121,9 @@ impl Config {
     /// Returns all values that cannot be used, except entries of `[pci]`, which are checked as rules.
     fn problems(&self) -> Vec<ConfigError> {
         let mut problems = Problems::default();
+        for (key, reason) in self.api.tls_problems() {
+            problems.add(key, reason);
+        }
         if self.detach.attempts == 0 {
             problems.add("[detach] attempts", "a guest must be asked at least once".into());
         }
@@ -167,6 +170,9 @@ impl Config {
             }
             if let Err(reason) = webhook::url(&webhook.url.0) {
                 bad("url", reason);
+            }
+            if webhook.ca.as_ref().is_some_and(|file| !file.is_absolute()) {
+                bad("ca", "it is not an absolute path".into());
             }
             if webhook.secret.0.len() < 16 {
                 bad("secret", "it has fewer than 16 bytes; `openssl rand -hex 32` generates one".into());
