@@ -14,6 +14,7 @@
 //! fence           stops host changes of a process whose work was taken over; shares overdue calls between processes
 //! idempotency     requests that are repeated with an Idempotency-Key
 //! events, feed    an event as JSON; events for the clients that follow them
+//! audit           refused requests
 //! webhook         posts events to URLs: signatures, repetitions, dead letters
 //! retention       removes old events and ended rows
 //! keystone        Keystone: whether a token is valid, and whose it is
@@ -24,6 +25,7 @@
 
 pub mod accelerator;
 pub mod assignment;
+pub mod audit;
 pub mod config;
 pub mod cyborg;
 pub mod error;

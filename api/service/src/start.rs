@@ -10,6 +10,7 @@ use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
+use crate::audit::Audit;
 use crate::config::{Config, ConfigError};
 use crate::cyborg::{Cyborg, settle};
 use crate::error::Error;
@@ -18,7 +19,7 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
-use crate::identity::Callers;
+use crate::identity::{Callers, watch};
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
@@ -112,6 +113,7 @@ impl Service {
     fn of_parts(opened: Opened) -> Self {
         let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
         let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let audit = Arc::new(Audit::new(store.clone()));
         let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
@@ -156,6 +158,7 @@ impl Service {
             idempotency,
             webhooks,
             feed,
+            audit,
             lifecycle: Arc::default(),
         }
     }
@@ -167,6 +170,12 @@ impl Service {
         }
         let followed = Arc::clone(self);
         self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
+        let recorded = Arc::clone(self);
+        self.go_on(async move { recorded.audit.record_in_rounds().await });
+        if let Some(tokens) = self.config.identity.tokens.clone() {
+            let store = self.store.clone();
+            self.go_on(async move { watch::record_changes(&tokens, &store).await });
+        }
         self.go_on(retention::prune_in_rounds(Arc::clone(self)));
         self.go_on(settle::in_rounds(Arc::clone(&self.cyborg)));
         for host in self.hosts.iter() {

@@ -1,7 +1,7 @@
 //! Which rule each route has, and its enforcement before a handler runs.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::{MatchedPath, OriginalUri, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::Target;
 use hotslot_store::actor;
 
+use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
 use super::identity::caller;
 use super::state::IdentityParts;
@@ -195,22 +196,20 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
         Rule(rule) => (rule, Target::Of(None)),
         InHandler(rule) => (rule, Target::Unknown),
     };
-    let admitted = caller.and_then(|caller| {
-        identity.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
-            tracing::info!(caller = caller.describe(), rule, "refused {caller}: {rule}");
-        })?;
-        Ok(caller)
-    });
-    let caller = match admitted {
+    let caller = match caller {
         Ok(caller) => caller,
         Err(fault) => return refusal(&identity, fault),
     };
-    let actor = match &caller.user {
-        Some(_) => format!("{} of {caller}", actor::current()),
-        None => actor::current().to_string(),
+    let actor = Arc::new(actor::current().by(&caller));
+    let mut response = match identity.policy.require(&caller, rule, target) {
+        Ok(()) => {
+            request.extensions_mut().insert(caller);
+            actor::scope_as(Arc::clone(&actor), next.run(request)).await
+        }
+        Err(refused) => refusal(&identity, refused.into()),
     };
-    request.extensions_mut().insert(caller);
-    actor::scope(actor, next.run(request)).await
+    response.extensions_mut().insert(Identified { actor, rule });
+    response
 }
 
 /// Returns the response to a caller who is not admitted. A 401 says where Keystone is.
