@@ -84,6 +84,7 @@ impl Service {
         config: Config,
         open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
     ) -> Result<Arc<Self>, StartError> {
+        let config = config.with_secrets()?;
         let problems = problems(&config);
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));

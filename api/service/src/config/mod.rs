@@ -8,6 +8,7 @@ mod identity;
 mod keystone;
 mod read;
 mod secret_file;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -68,6 +69,8 @@ pub struct Config {
 pub struct Database {
     /// `sqlite:///path` or `postgres://user:password@host/database`.
     pub url: String,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
 }
 
 impl Default for Database {
@@ -76,7 +79,7 @@ impl Default for Database {
         let directories = std::env::var("STATE_DIRECTORY").unwrap_or_default();
         let directory = directories.split(':').next().filter(|first| !first.is_empty());
         let directory = directory.unwrap_or("/var/lib/hotslot");
-        Self { url: format!("sqlite://{directory}/hotslot.db") }
+        Self { url: format!("sqlite://{directory}/hotslot.db"), url_file: None }
     }
 }
 
@@ -84,7 +87,8 @@ impl fmt::Debug for Database {
     /// Prints only the scheme, because a database URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.url.split(':').next().unwrap_or_default();
-        f.debug_struct("Database").field("url", &format_args!("\"{scheme}:…\"")).finish()
+        let url = format_args!("\"{scheme}:…\"");
+        f.debug_struct("Database").field("url", &url).field("url_file", &self.url_file).finish()
     }
 }
 
@@ -260,9 +264,15 @@ pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
     /// The URL to which events are posted: `http://host:port/path`.
+    #[serde(default)]
     pub url: Secret,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
     /// The key with which events are signed, at least 16 bytes.
+    #[serde(default)]
     pub secret: Secret,
+    /// A file that has the key, instead of `secret`.
+    pub secret_file: Option<SecretFile>,
     /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.
     #[serde(default)]
     pub kinds: Vec<String>,
