@@ -27,6 +27,7 @@ test: check install-lab release lab lab-test ## all tests except the long ones, 
 check: install ## the quick tests: format, lints, licences, docs, tests on the simulated host
 	@$(STEP) "format" cargo fmt --all --check
 	@$(STEP) "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@$(STEP) "lock file of the fuzz targets" cargo fetch --quiet --locked --manifest-path fuzz/Cargo.toml
 	@$(STEP) "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@$(STEP) "licences and bans" cargo deny --log-level error --locked check licenses bans sources
 	@$(STEP) "advisories" tools/advisories

@@ -431,9 +431,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Unix(dir.path().join("api.sock"));
         let failure = Client::new(address).unwrap().get(&["servers"]).await.unwrap_err();
-        let said = failure.to_string();
-        assert!(said.contains("cannot reach the hotslot service at unix:/"), "{said}");
-        assert!(said.contains("No such file"), "{said}");
+        let message = failure.to_string();
+        assert!(message.contains("cannot reach the hotslot service at unix:/"), "{message}");
+        assert!(message.contains("No such file"), "{message}");
         assert_eq!(Exit::of(&failure.into()), Exit::Unreachable);
     }
 }

@@ -237,12 +237,12 @@ async fn connect(
 /// new line nor send control sequences to a terminal.
 fn log_fields() -> impl for<'w> FormatFields<'w> {
     let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-        let said = format!("{value:?}");
-        let said = text::escape(&said);
+        let field_text = format!("{value:?}");
+        let field_text = text::escape(&field_text);
         if field.name() == "message" {
-            write!(writer, "{said}")
+            write!(writer, "{field_text}")
         } else {
-            write!(writer, "{}={said}", field.name())
+            write!(writer, "{}={field_text}", field.name())
         }
     };
     format::debug_fn(field).delimited(" ")

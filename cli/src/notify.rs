@@ -76,6 +76,6 @@ fn hosts(service: &Service) -> String {
 
 fn say(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager cannot be told of the service's state");
+        tracing::warn!(%error, "the service manager cannot be informed of the service's state");
     }
 }

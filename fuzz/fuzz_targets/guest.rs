@@ -25,7 +25,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
 });
 
-/// Answers as it was told, and knows nothing else.
+/// Answers with the prepared texts, then fails.
 struct Told(Mutex<VecDeque<String>>);
 
 impl Told {
@@ -35,7 +35,7 @@ impl Told {
 
     fn next(&self) -> Result<String, Error> {
         let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        next.ok_or_else(|| Error::new(ErrorKind::AgentAway, "ask", "nothing more is told"))
+        next.ok_or_else(|| Error::new(ErrorKind::AgentAway, "ask", "no more answers are prepared"))
     }
 }
 

@@ -102,14 +102,14 @@ fn request(text: &str) -> Option<Request<Body>> {
 }
 
 async fn check(router: &Router, request: Request<Body>) {
-    let said = format!("{} {}", request.method(), request.uri());
+    let described = format!("{} {}", request.method(), request.uri());
     let head = request.method() == Method::HEAD;
     let Ok(response) = router.clone().oneshot(request).await;
     let (status, kind) = (response.status(), response.headers().get(header::CONTENT_TYPE).cloned());
     assert!(
         !status.is_server_error()
             || matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::NOT_IMPLEMENTED),
-        "{said}: {status}"
+        "{described}: {status}"
     );
     // Events are followed for as long as one likes.
     if head || kind.is_some_and(|kind| kind == "text/event-stream") {
@@ -121,8 +121,8 @@ async fn check(router: &Router, request: Request<Body>) {
         let fault = fault.as_object().and_then(|fault| fault.values().next()).expect("a fault");
         // Cyborg's v2 has a text, which is JSON again; Nova's form has the code.
         if !fault.is_string() {
-            assert_eq!(fault["code"], status.as_u16(), "{said}");
-            assert!(fault["message"].as_str().is_some_and(|message| !message.is_empty()), "{said}");
+            assert_eq!(fault["code"], status.as_u16(), "{described}");
+            assert!(fault["message"].as_str().is_some_and(|message| !message.is_empty()), "{described}");
         }
     } else if !body.is_empty() {
         serde_json::from_slice::<Value>(&body).expect("JSON");

@@ -17,6 +17,6 @@ fuzz_target!(|text: &str| {
                 requests.0.iter().map(|part| format!("{}:{}", part.name, part.count)).collect();
             assert_eq!(parts.join(",").parse::<AliasRequests>(), Ok(requests));
         }
-        Err(error) => assert!(error.to_string().chars().count() < 2000, "a long text is not told whole"),
+        Err(error) => assert!(error.to_string().chars().count() < 2000, "a long text is shortened"),
     }
 });

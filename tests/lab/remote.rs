@@ -212,7 +212,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         assert!(longest < Duration::from_secs(2));
         let answer = far.await.unwrap().expect(503);
         println!("{way}, {state:?}: {}", answer.message());
-        let said = lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"].clone();
+        let status = lab.get(&path(&vf)).await.expect(200).body["pciAttachment"]["status"].clone();
         lab.until("the outage is noticed", async || {
             let hosts = lab.get("/readyz").await.body["hypervisors"].clone();
             (&hosts["near"], &hosts["here"]) == (&"ok".into(), &"ok".into()) && hosts["far"] != "ok"
@@ -227,7 +227,7 @@ async fn breaks(lab: &Lab, way: &str, link: &Link) {
         println!("{way}, {state:?}: agreement after {:?}", lab.agreed("q35").await);
         // A detach on record has completed, and a refused attach has changed nothing.
         let rows = lab.attachments(id("q35")).await;
-        assert_eq!(rows.len(), usize::from(said == "attached"), "{said}: {rows:#?}");
+        assert_eq!(rows.len(), usize::from(status == "attached"), "{status}: {rows:#?}");
     }
     for vf in lab.attachments(id("q35")).await {
         lab.detach(&vf).await.expect(200);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::attachments;
 
 /// The default time limit for effects that a simulated host must show without further requests.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The API of a service.
 #[derive(Debug, Clone)]

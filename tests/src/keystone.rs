@@ -60,7 +60,7 @@ impl Keystone {
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
         let mut keystone = Self { url: String::new(), http, child, output };
         keystone.url = keystone.line();
-        assert!(keystone.url.starts_with("http://"), "Keystone gave no URL; it has said why");
+        assert!(keystone.url.starts_with("http://"), "Keystone gave no URL; the reason is above");
         let admin = keystone.admin().await;
         let project = keystone.create(&admin, "project", json!({ "name": "service" })).await;
         let user = keystone.create(&admin, "user", json!({ "name": "hotslot", "password": PASSWORD })).await;

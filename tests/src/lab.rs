@@ -174,7 +174,7 @@ impl Lab {
         .await;
     }
 
-    /// Kills the service as `kill -9` does. systemd would start it again after some seconds, and is told not to.
+    /// Kills the service as `kill -9` does. systemd would start it again after some seconds, so the test forbids that.
     pub fn stop(&self) {
         self.sh(
             "systemctl kill -s KILL hotslot; systemctl stop hotslot; systemctl reset-failed hotslot || true",

@@ -27,12 +27,12 @@ pub fn resident(process: u32) -> f64 {
 /// Returns one of the kernel's files of each thread of a process.
 fn of_threads<T>(process: u32, file: &str, read: impl Fn(&str) -> Option<T>) -> HashMap<OsString, T> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
-    let told = threads.filter_map(|thread| {
+    let samples = threads.filter_map(|thread| {
         // A thread may end in the meantime.
         let thread = thread.expect("a thread");
         Some((thread.file_name(), read(&std::fs::read_to_string(thread.path().join(file)).ok()?)?))
     });
-    told.collect()
+    samples.collect()
 }
 
 /// Returns the processor time of each thread of a process.

@@ -31,7 +31,7 @@ impl Server {
         let output = BufReader::new(child.stdout.take().expect("its output"));
         let mut server = Self { url: String::new(), child, output };
         server.url = server.line();
-        assert!(server.url.starts_with("postgres://"), "tools/postgres gave no URL; it has said why");
+        assert!(server.url.starts_with("postgres://"), "tools/postgres gave no URL; the reason is above");
         server
     }
 

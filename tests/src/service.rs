@@ -1,9 +1,9 @@
 //! A service in a process of its own, with its database, its log and its simulated host.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
@@ -38,7 +38,8 @@ pub struct Hotslot {
     binary: PathBuf,
     child: Child,
     api: Api,
-    log: Arc<Mutex<String>>,
+    /// The length of the part of the log that was taken, in bytes.
+    log_taken: AtomicUsize,
     started_in: Duration,
     ready_in: Duration,
 }
@@ -123,11 +124,10 @@ impl Hotslot {
             dir.path().display()
         );
         std::fs::write(dir.path().join("hotslot.toml"), config).expect("write the configuration");
-        let log = Arc::default();
         let start = Instant::now();
-        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
-        let started_in = start.elapsed();
-        Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in }
+        let (child, url) = serve(Command::new(&binary), dir.path());
+        let (started_in, log_taken) = (start.elapsed(), AtomicUsize::new(0));
+        Self { dir, binary, child, api: Api::at(url), log_taken, started_in, ready_in: started_in }
     }
 
     /// Restarts the service on another, empty database.
@@ -144,11 +144,11 @@ impl Hotslot {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::copy(self.dir.path().join("hotslot.toml"), dir.path().join("hotslot.toml"))
             .expect("copy a file");
-        let (binary, log, start) = (self.binary.clone(), Arc::default(), Instant::now());
-        let (child, url) = serve(Command::new(&binary), dir.path(), &log);
-        let started_in = start.elapsed();
+        let (binary, start) = (self.binary.clone(), Instant::now());
+        let (child, url) = serve(Command::new(&binary), dir.path());
+        let (started_in, log_taken) = (start.elapsed(), AtomicUsize::new(0));
         let mut service =
-            Self { dir, binary, child, api: Api::at(url), log, started_in, ready_in: started_in };
+            Self { dir, binary, child, api: Api::at(url), log_taken, started_in, ready_in: started_in };
         service.ready().await;
         service.ready_in = start.elapsed();
         service
@@ -192,24 +192,27 @@ impl Hotslot {
         self.dir.path().join("host")
     }
 
-    /// Returns the log of the service.
+    /// Returns the log of the service. Everything that the service logged before it answered is in it.
     pub fn log(&self) -> String {
         self.log_from(0)
     }
 
     /// Returns the log from a byte offset on.
     pub fn log_from(&self, start: usize) -> String {
-        self.log.lock().expect("the log")[start..].to_owned()
+        let log = log_in(self.dir.path());
+        log[self.log_taken.load(Ordering::Relaxed) + start..].to_owned()
     }
 
-    /// Returns the log and empties it.
+    /// Returns the log. The next call does not return this part again.
     pub fn take_log(&self) -> String {
-        std::mem::take(&mut self.log.lock().expect("the log"))
+        let log = self.log();
+        self.log_taken.fetch_add(log.len(), Ordering::Relaxed);
+        log
     }
 
     /// The length of the log in bytes.
     pub fn log_length(&self) -> usize {
-        self.log.lock().expect("the log").len()
+        self.log().len()
     }
 
     /// Sends a command to the simulated host, for example an event or a fault.
@@ -276,7 +279,7 @@ impl Hotslot {
 
     /// Starts the service again with the same data, and does not wait until it is ready.
     pub fn start_again_unready(&mut self) {
-        let (child, url) = serve(Command::new(&self.binary), self.dir.path(), &self.log);
+        let (child, url) = serve(Command::new(&self.binary), self.dir.path());
         (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
     }
 
@@ -288,7 +291,7 @@ impl Hotslot {
     }
 
     async fn start_by(&mut self, command: Command) {
-        let (child, url) = serve(command, self.dir.path(), &self.log);
+        let (child, url) = serve(command, self.dir.path());
         (self.child, self.api) = (child, Api::at(url).patient(self.api.patience));
         self.ready().await;
     }
@@ -323,7 +326,14 @@ impl Hotslot {
     }
 }
 
-fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, String) {
+/// The log of the service is a file: a test that has an answer sees each line that the service wrote before it.
+fn log_in(dir: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(dir.join("hotslot.log")).expect("the log")).into_owned()
+}
+
+fn serve(mut command: Command, dir: &Path) -> (Child, String) {
+    let log = File::options().append(true).create(true).open(dir.join("hotslot.log")).expect("the log");
+    let start = log.metadata().expect("the log").len() as usize;
     let mut child = command
         .args(["serve", "--config"])
         .arg(dir.join("hotslot.toml"))
@@ -332,24 +342,19 @@ fn serve(mut command: Command, dir: &Path, log: &Arc<Mutex<String>>) -> (Child, 
             "hotslot=debug,hotslot_api=debug,hotslot_service=debug,hotslot_store=debug,hotslot_driver=debug",
         )
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(log)
         .spawn()
         .expect("start the service");
-    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
-    let mut url = None;
-    while url.is_none() {
-        let Some(line) = lines.next() else { panic!("it ended:\n{}", log.lock().expect("the log")) };
-        let line = line.expect("a line");
-        url = line.split_once("listening on ").map(|(_, url)| url.trim().to_owned());
-        log.lock().expect("the log").push_str(&format!("{line}\n"));
-    }
-    let log = Arc::clone(log);
-    std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            log.lock().expect("the log").push_str(&format!("{line}\n"));
+    loop {
+        let ended = child.try_wait().expect("the state of the service").is_some();
+        let log = log_in(dir);
+        let url = log[start..].lines().find_map(|line| line.split_once("listening on "));
+        if let Some((_, url)) = url.filter(|_| log.ends_with('\n')) {
+            return (child, url.trim().to_owned());
         }
-    });
-    (child, url.expect("a URL"))
+        assert!(!ended, "it ended:\n{log}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 impl Drop for Hotslot {

@@ -8,23 +8,27 @@ use serde_json::Value;
 
 /// The output and the exit code of a command.
 #[derive(Debug)]
-struct Said {
+struct Printed {
     code: i32,
     out: String,
     err: String,
 }
 
-fn hotslot(url: &str, arguments: &str) -> Said {
+fn hotslot(url: &str, arguments: &str) -> Printed {
     let output = Command::new(binary())
         .args(arguments.split_whitespace())
         .env("HOTSLOT_URL", url)
         .output()
         .expect("run hotslot");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Said { code: output.status.code().expect("a code"), out: text(output.stdout), err: text(output.stderr) }
+    Printed {
+        code: output.status.code().expect("a code"),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
 }
 
-impl Said {
+impl Printed {
     #[track_caller]
     fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
@@ -46,8 +50,8 @@ impl Said {
 }
 
 /// Returns the id of the only attachment in the output of `-o json attach`.
-fn id(said: &Said) -> String {
-    said.json()[0]["attachment_id"].as_str().expect("an id").to_owned()
+fn id(output: &Printed) -> String {
+    output.json()[0]["attachment_id"].as_str().expect("an id").to_owned()
 }
 
 #[tokio::test]
@@ -147,9 +151,9 @@ async fn each_failure_has_its_exit_code_and_message() {
         (6, "attach q35 --flavor gzm", "there is no flavor `gzm`"),
         (3, "pci cleaned 9999", "PCI device 9999 not found"),
     ] {
-        let said = hotslot(&url, arguments).expect(code);
-        assert!(said.err.contains(why), "{arguments}: {said:?}");
-        assert_eq!(said.out, "", "{arguments}");
+        let output = hotslot(&url, arguments).expect(code);
+        assert!(output.err.contains(why), "{arguments}: {output:?}");
+        assert_eq!(output.out, "", "{arguments}");
     }
     service.expect_clean().await;
 
@@ -250,10 +254,10 @@ async fn remedies_are_commands_and_options_of_the_command_line() {
         (4, &format!("detach {of_accelerator}"), "`hotslot accelerator detach "),
         (6, "attach q35 vf:9", "detach one"),
     ] {
-        let said = hotslot(arguments).expect(code);
-        assert!(said.err.contains(remedy), "{arguments}: {said:?}");
+        let output = hotslot(arguments).expect(code);
+        assert!(output.err.contains(remedy), "{arguments}: {output:?}");
         for route in ["GET ", "DELETE ", "POST ", "os-pci", "/accelerators"] {
-            assert!(!said.err.contains(route), "{arguments}: {said:?}");
+            assert!(!output.err.contains(route), "{arguments}: {output:?}");
         }
     }
     hotslot(&format!("detach {id} --force")).expect(0);
@@ -363,8 +367,8 @@ async fn topology_prefers_a_host_to_a_guest_of_the_same_name() {
     let host = hotslot(service.url(), "topology node1").expect(0);
     assert_eq!(host.out.lines().next(), Some("node1"));
     assert!(host.err.contains("`hotslot topology --server node1`"), "{host:?}");
-    let told = hotslot(service.url(), "topology --host node1").expect(0);
-    assert_eq!((told.out, told.err.as_str()), (host.out, ""));
+    let output = hotslot(service.url(), "topology --host node1").expect(0);
+    assert_eq!((output.out, output.err.as_str()), (host.out, ""));
     let server = hotslot(service.url(), "topology --server node1").expect(0);
     assert!(server.out.starts_with("node1  ACTIVE  on node1  "), "{server:?}");
     assert!(server.out.contains("  free\n"), "{server:?}");
@@ -383,12 +387,12 @@ fn a_configuration_is_checked_without_a_service() {
         good.out.ends_with(": valid: 1 device_spec entry, 0 alias entries, 0 extra_info entries, 1 host\n")
     );
     let bad = "[detach]\nattempts = 0\n[pci]\nalias = ['{}', '[', '{\"name\": \"a1\"}']";
-    let told = check(bad, "").expect(1);
-    let places: Vec<_> = told.out.lines().map(|line| line.split(": ").next().expect("a place")).collect();
+    let output = check(bad, "").expect(1);
+    let places: Vec<_> = output.out.lines().map(|line| line.split(": ").next().expect("a place")).collect();
     assert_eq!(
         places,
         ["[detach] attempts", "[pci] alias[0]", "[pci] alias[1]", "[pci] alias[2]"],
-        "{told:?}"
+        "{output:?}"
     );
     let json = check(bad, "-o json").expect(1).json();
     assert_eq!(json[0]["place"], "[detach] attempts");
@@ -407,9 +411,12 @@ async fn detach_all_continues_after_failures_and_returns_the_worst_code() {
     let gone = id(&hotslot("-o json attach i440fx e1000e").expect(0));
     service.sim("guest q35 unplug=refuse");
 
-    let said = hotslot(&format!("detach {kept} {gone} 0123-not-there")).expect(4);
-    assert_eq!(said.out, format!("detached {gone} (0000:05:00.0)\n"));
-    assert!(said.err.contains(&kept) && said.err.contains("no PCI attachment 0123-not-there"), "{said:?}");
+    let output = hotslot(&format!("detach {kept} {gone} 0123-not-there")).expect(4);
+    assert_eq!(output.out, format!("detached {gone} (0000:05:00.0)\n"));
+    assert!(
+        output.err.contains(&kept) && output.err.contains("no PCI attachment 0123-not-there"),
+        "{output:?}"
+    );
     let left = hotslot("attachment list").expect(0);
     assert_eq!(left.out.lines().count(), 2, "the titles, and the one that is kept: {left:?}");
 
@@ -484,11 +491,14 @@ async fn explain_reports_an_unreachable_host() {
         ("explain vf", ""),
         ("device list --all", ""),
     ] {
-        let said = hotslot(arguments).expect(5);
-        assert!(said.out.contains(says) && said.out.is_empty() == says.is_empty(), "{arguments}: {said:?}");
+        let output = hotslot(arguments).expect(5);
         assert!(
-            said.err.contains("host node1 is unreachable") && !said.err.contains("no devices"),
-            "{said:?}"
+            output.out.contains(says) && output.out.is_empty() == says.is_empty(),
+            "{arguments}: {output:?}"
+        );
+        assert!(
+            output.err.contains("host node1 is unreachable") && !output.err.contains("no devices"),
+            "{output:?}"
         );
     }
 }

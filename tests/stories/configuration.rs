@@ -17,9 +17,9 @@ fn mistakes_of_a_named_configuration_are_reported() {
     let run = |arguments: &str| {
         let mut command = Command::new(binary());
         command.args(arguments.split(' ')).env_remove("HOTSLOT_URL").env("HOTSLOT_CONFIG", &config);
-        let said = command.output().unwrap();
+        let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (said.status.code(), text(&said.stdout), text(&said.stderr))
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
     let name = config.display().to_string();
     let (code, _, error) = run("host list");
@@ -57,10 +57,10 @@ fn config_check_and_serve_refuse_the_same_urls() {
         let error = refused_to_serve(dir.path(), url);
         assert!(error.contains("[database] url: ") && !error.contains("s3cret"), "{url}: {error}");
         let config = dir.path().join("refused.toml");
-        let said = Command::new(binary()).args(["config", "check"]).arg(&config).output().unwrap();
-        let told = String::from_utf8_lossy(&said.stdout).into_owned();
-        assert_eq!(said.status.code(), Some(1), "{url}: {told}");
-        assert!(told.contains("[database] url: ") && !told.contains("s3cret"), "{url}: {told}");
+        let output = Command::new(binary()).args(["config", "check"]).arg(&config).output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{url}: {stdout}");
+        assert!(stdout.contains("[database] url: ") && !stdout.contains("s3cret"), "{url}: {stdout}");
     }
 }
 
@@ -79,12 +79,12 @@ async fn the_command_line_finds_the_service_by_its_configuration() {
         command.args(arguments).env_remove("HOTSLOT_URL").env("HOTSLOT_CONFIG", &config);
         command.output().unwrap()
     };
-    let said = run(&["host", "list"]);
-    assert!(String::from_utf8_lossy(&said.stdout).contains("node1"), "{said:?}");
+    let output = run(&["host", "list"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("node1"), "{output:?}");
     drop(service);
-    let said = run(&["host", "list"]);
-    let error = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert_eq!(said.status.code(), Some(5), "{error}");
+    let output = run(&["host", "list"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{error}");
     assert!(error.contains("is `hotslot serve` running?"), "{error}");
 }
 
@@ -92,9 +92,9 @@ async fn the_command_line_finds_the_service_by_its_configuration() {
 async fn listening_on_a_tcp_port_gives_a_warning() {
     let service = Hotslot::on("small").await;
     assert!(service.log().contains("listen is a TCP port"), "{}", service.log());
-    let said =
+    let output =
         Command::new(binary()).args(["doctor", "--url", service.url(), "-o", "json"]).output().unwrap();
-    let findings: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
     let finding = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "service").unwrap();
     assert_eq!(finding["level"], "warn");
     assert!(finding["fix"].as_str().unwrap().contains("unix:/run/hotslot/api.sock"), "{finding}");

@@ -56,8 +56,8 @@ async fn inactive_connections_are_closed() {
     body.write_all(post).unwrap();
     assert_eq!(next(&mut header), "");
     assert!((1..4).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
-    let told = next(&mut body);
-    assert!(told.starts_with("HTTP/1.1 408"), "{told}");
+    let response = next(&mut body);
+    assert!(response.starts_with("HTTP/1.1 408"), "{response}");
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!((next(&mut silent), next(&mut idle)), (String::new(), String::new()));
     assert!((3..12).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());

@@ -21,7 +21,7 @@ fn db(database: &Path, what: &str, file: &Path) -> Output {
     command.args(["db", what]).arg(file).arg("--config").arg(config).output().expect("run hotslot")
 }
 
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -64,7 +64,7 @@ async fn a_backup_of_a_busy_service_is_consistent() {
             let file = service.database().with_file_name(format!("backup{number}"));
             let (database, to) = (service.database(), file.clone());
             let output = tokio::task::spawn_blocking(move || db(&database, "backup", &to)).await.unwrap();
-            assert!(output.status.success(), "{}", said(&output));
+            assert!(output.status.success(), "{}", stderr_of(&output));
             expect_whole(&file).await;
         }
         done.store(true, Ordering::Relaxed);
@@ -82,20 +82,20 @@ async fn a_restored_backup_is_reconciled_with_the_host() {
     assert_eq!(db(&service.database(), "backup", &file).status.code(), Some(0));
     let again = db(&service.database(), "backup", &file);
     assert_eq!(again.status.code(), Some(4));
-    assert!(said(&again).contains("name a new file"), "{}", said(&again));
+    assert!(stderr_of(&again).contains("name a new file"), "{}", stderr_of(&again));
 
     // After the backup, the attachment in it is detached, and another device is attached.
     service.delete(&path(&kept)).await.expect(200);
     let refused = db(&service.database(), "restore", &file);
     assert_eq!(refused.status.code(), Some(4));
-    assert!(said(&refused).contains("stop it first"), "{}", said(&refused));
+    assert!(stderr_of(&refused).contains("stop it first"), "{}", stderr_of(&refused));
     service.kill();
     let bad = service.database().with_file_name("bad");
     std::fs::write(&bad, "no database").unwrap();
     let refused = db(&service.database(), "restore", &bad);
-    assert!(said(&refused).contains("is not a backup"), "{}", said(&refused));
+    assert!(stderr_of(&refused).contains("is not a backup"), "{}", stderr_of(&refused));
     let restored = db(&service.database(), "restore", &file);
-    assert!(restored.status.success(), "{}", said(&restored));
+    assert!(restored.status.success(), "{}", stderr_of(&restored));
     assert!(service.database().with_file_name("hotslot.db.before-restore").exists());
 
     service.start_again().await;
@@ -143,7 +143,7 @@ async fn a_restore_leaves_no_stale_database_files() {
         std::fs::write(database.with_file_name(format!("hotslot.db{ending}")), "old").unwrap();
     }
     let restored = db(&database, "restore", &file);
-    assert!(restored.status.success(), "{}", said(&restored));
+    assert!(restored.status.success(), "{}", stderr_of(&restored));
     assert_eq!(beside(&database), ["hotslot.db", "hotslot.db.before-restore", "hotslot.db.lock"]);
     // Data that was only in the write-ahead log of the old database is kept in the file.
     let kept = database.with_file_name("hotslot.db.before-restore");
@@ -215,7 +215,7 @@ async fn on_postgresql_a_kill_between_two_plugs_undoes_the_first() {
 
     let file = service.database().with_file_name("backup");
     let refused = db(&service.database(), "backup", &file);
-    assert!(said(&refused).contains("pg_dump"), "{}", said(&refused));
+    assert!(stderr_of(&refused).contains("pg_dump"), "{}", stderr_of(&refused));
 }
 
 #[tokio::test]
@@ -238,8 +238,9 @@ async fn processes_with_different_hosts_share_one_postgresql() {
     }
     let pid = one.pid();
     one.kill();
-    let told = format!("process {pid} on ");
-    let takes_over = async || [&other, &third].iter().filter(|service| service.log().contains(&told)).count();
+    let message = format!("process {pid} on ");
+    let takes_over =
+        async || [&other, &third].iter().filter(|service| service.log().contains(&message)).count();
     other.until("one of the others takes over", async || takes_over().await > 0).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(takes_over().await, 1, "one of them, once");
@@ -286,11 +287,11 @@ async fn a_failover_of_postgresql_during_attaches_loses_nothing() {
     let oracle = Oracle::of(&service).await;
     let kept = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
     let over = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&over);
+    let is_over = Arc::clone(&over);
     let fail_over = tokio::task::spawn_blocking(move || {
         std::thread::sleep(Duration::from_millis(300));
         database.tell("failover");
-        told.store(true, Ordering::Relaxed);
+        is_over.store(true, Ordering::Relaxed);
         (database, Instant::now())
     });
     let mut answers = BTreeMap::<u16, u32>::new();
@@ -391,8 +392,8 @@ async fn a_read_only_database_prevents_the_start() {
     service.reconfigure("hotslot.db\"", "hotslot.db?mode=ro\"");
     let config = service.host_dir().with_file_name("hotslot.toml");
     let refused = Command::new(binary()).args(["serve", "--config"]).arg(config).output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("may write there"), "{said}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && stderr.contains("may write there"), "{stderr}");
     service.reconfigure("hotslot.db?mode=ro\"", "hotslot.db\"");
     service.start_again().await;
     assert_eq!(service.attachments(Q35).await.len(), 1);

@@ -59,9 +59,9 @@ async fn other_users_can_neither_read_nor_lock_the_database() {
         format!("flock -n -s {file}.lock true"),
         format!("exec 3<{file}-shm"),
     ] {
-        let said = as_nobody(&line);
-        let error = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(!said.status.success() && error.contains("ermission denied"), "{line}: {said:?}");
+        let output = as_nobody(&line);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("ermission denied"), "{line}: {output:?}");
     }
     chmod(database.parent().unwrap(), 0o700);
     service.attach(Q35, "vf:1").await.expect(200);
@@ -89,8 +89,8 @@ async fn new_databases_and_backups_are_private_with_any_umask() {
             file.display(),
             config.display()
         );
-        let said = Command::new("sh").args(["-c", &line]).output().unwrap();
-        assert!(said.status.success(), "{said:?}");
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
     };
     let backup = dir.path().join("backup.db");
     db("backup", &backup);
@@ -136,9 +136,9 @@ async fn a_database_of_another_user_is_refused_and_not_changed() {
             dir.path().display()
         );
         fs::write(&config, text).unwrap();
-        let said = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
-        let error = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(!said.status.success() && error.contains("belongs to the user 65534"), "{error}");
+        let output = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("belongs to the user 65534"), "{error}");
         assert!(error.contains(&format!("chown 0 {}", made.display())), "{error}");
         assert_eq!(fs::read_to_string(&made).unwrap(), "kept");
         fs::remove_file(&made).unwrap();

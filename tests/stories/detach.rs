@@ -186,10 +186,10 @@ async fn a_forced_detach_reports_its_effect_and_never_claims_removal() {
         service.sim(&format!("guest q35 {guest}"));
         let forced = format!("{}?force=true", path(&vf));
         let answer = service.delete(&forced).await.expect(409);
-        for said in
+        for text in
             ["stays detaching", "from the domain's definition", "the guest keeps the device", "powered off"]
         {
-            assert!(answer.message().contains(said), "{guest}: {}", answer.message());
+            assert!(answer.message().contains(text), "{guest}: {}", answer.message());
         }
         assert_eq!(documents_with_it(&service), 1, "live, and not in the definition");
         assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
@@ -239,8 +239,8 @@ async fn a_forced_detach_that_times_out_while_waiting_forces_nothing() {
         service.delete(&forced).await
     });
     assert_eq!((asked.status, forced.status), (409, 409));
-    for said in ["is detaching", "not forced", "detach again with force"] {
-        assert!(forced.message().contains(said), "{}", forced.message());
+    for text in ["is detaching", "not forced", "detach again with force"] {
+        assert!(forced.message().contains(text), "{}", forced.message());
     }
     assert_eq!(shown(&service, &vf).await["forced"], false);
 }
@@ -252,8 +252,8 @@ async fn hot_unplug_refuse_allows_a_detach_when_off_or_by_force() {
     let vf = attach(&service).await;
     for version in ["/v2/t/", "/v2.1/", "/v3/"] {
         let refused = service.delete(&path(&vf).replace("/v2/t/", version)).await.expect(409);
-        for said in ["hot_unplug = refuse in [[detach.class]] network controller", "shut server", "force"] {
-            assert!(refused.message().contains(said), "{}", refused.message());
+        for text in ["hot_unplug = refuse in [[detach.class]] network controller", "shut server", "force"] {
+            assert!(refused.message().contains(text), "{}", refused.message());
         }
     }
     assert_eq!(shown(&service, &vf).await["status"], "attached");
@@ -321,15 +321,17 @@ async fn a_guest_is_not_quiesced_under_an_overdue_call_of_another_process() {
 #[tokio::test]
 async fn a_failed_required_quiesce_prevents_the_unplug_request() {
     let demanded = format!("{QUIESCE}hot_unplug = 'quiesce'");
-    for (guest, said) in [(agent(3), "exit code 3"), (String::new(), "not connected")] {
+    for (guest, expected) in [(agent(3), "exit code 3"), (String::new(), "not connected")] {
         let service = with(&demanded, &guest).await;
         service.sim("agent q35 connected");
         let vf = attach(&service).await;
         let refused = service.delete(&path(&vf)).await.expect(409);
-        for said in
-            [said, "is attached: the guest was not requested to release the device: not quiesced", "force"]
-        {
-            assert!(refused.message().contains(said), "{}", refused.message());
+        for text in [
+            expected,
+            "is attached: the guest was not requested to release the device: not quiesced",
+            "force",
+        ] {
+            assert!(refused.message().contains(text), "{}", refused.message());
         }
         let now = shown(&service, &vf).await;
         assert_eq!(now["status"], "attached");
@@ -499,9 +501,9 @@ async fn a_verified_address_is_replaced_only_after_a_new_start() {
 async fn text_of_a_guest_cannot_forge_log_lines_events_or_errors() {
     const FORGED: &str =
         "no\n2026-01-01T00:00:00Z  INFO hotslot: attachment given to mallory\u{1b}[2J\u{9b}2J\u{202e}";
-    let said = base64::engine::general_purpose::STANDARD.encode(FORGED);
+    let forged = base64::engine::general_purpose::STANDARD.encode(FORGED);
     let agent = format!(
-        r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":1,"err-data":"{said}"}}}}'"#
+        r#"guest-exec = '{{"return":{{"pid":7}}}}', guest-exec-status = '{{"return":{{"exited":true,"exitcode":1,"err-data":"{forged}"}}}}'"#
     );
     let service = with(&format!("{QUIESCE}hot_unplug = 'quiesce'"), &agent).await;
     service.sim("agent q35 connected");

@@ -127,9 +127,9 @@ fn refused(api: &str) -> String {
     fs::write(&config, format!("[api]\n{api}\n[database]\nurl = \"sqlite:///proc/none/hotslot.db\"\n"))
         .unwrap();
     let mut command = Command::new("timeout");
-    let said = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
-    assert_eq!(said.status.code(), Some(1), "{said:?}");
-    String::from_utf8_lossy(&said.stderr).into_owned()
+    let output = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[tokio::test]
@@ -139,26 +139,29 @@ async fn a_port_without_identity_is_refused_at_start() {
         "listen = \"[::1]:0\"\nidentity = \"headers\"",
         "listen = \"127.0.0.1:0\"\ninsecure_tcp = false",
     ] {
-        let said = refused(api);
-        assert!(said.contains("nothing identifies them") && said.contains("insecure_tcp"), "{api}: {said}");
+        let output = refused(api);
+        assert!(
+            output.contains("nothing identifies them") && output.contains("insecure_tcp"),
+            "{api}: {output}"
+        );
     }
     for api in
         ["listen = \"0.0.0.0:0\"\ninsecure_tcp = true", "listen = \"192.0.2.1:80\"\ninsecure_tcp = true"]
     {
         assert!(refused(api).contains("other machines"), "{api}");
     }
-    let said = refused(
+    let output = refused(
         "listen = \"127.0.0.1:0\"\nidentity = \"headers\"\nproxy_secret_file = \"/proc/none/secret\"",
     );
-    assert!(said.contains("proxy_secret_file"), "{said}");
+    assert!(output.contains("proxy_secret_file"), "{output}");
 
     let service = Hotslot::on("small").await;
     assert!(service.log().contains("insecure_tcp"), "{}", service.log());
     let ready = service.get("/readyz").await.expect(200).body;
     assert!(ready["warnings"][0].as_str().unwrap().contains("insecure_tcp"), "{ready}");
     let doctor = Command::new(binary()).args(["doctor", "--url", service.url()]).output().unwrap();
-    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(said.contains("insecure_tcp"), "{said}");
+    let output = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(output.contains("insecure_tcp"), "{output}");
 }
 
 #[tokio::test]
@@ -195,8 +198,8 @@ fn nobody_runs(dir: &Path, socket: &Path, command: &str) -> (Option<i32>, String
     if !program.exists() {
         fs::copy(binary(), &program).unwrap();
     }
-    let said = as_nobody(&format!("{} {command} --url unix:{}", program.display(), socket.display()));
-    (said.status.code(), String::from_utf8_lossy(&said.stderr).into_owned())
+    let output = as_nobody(&format!("{} {command} --url unix:{}", program.display(), socket.display()));
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[tokio::test]
@@ -204,8 +207,8 @@ async fn local_users_have_the_rights_of_their_entry() {
     let open = "socket_mode = \"0666\"\n";
     let (service, socket, dir) = at_socket("022", open).await;
     assert!(service.log().contains("lets every user of this machine connect"), "{}", service.log());
-    let (code, said) = nobody_runs(dir.path(), &socket, "pci list");
-    assert_eq!(code, Some(0), "without entries, who may connect is the administrator: {said}");
+    let (code, stderr) = nobody_runs(dir.path(), &socket, "pci list");
+    assert_eq!(code, Some(0), "without entries, who may connect is the administrator: {stderr}");
     // Nobody becomes another user by headers.
     service
         .send_with(Method::GET, "/v2.1/os-pci", headers("x-project-id=p x-roles=reader"), None)
@@ -215,11 +218,11 @@ async fn local_users_have_the_rights_of_their_entry() {
 
     let other = format!("{open}[[identity.local]]\nuser = \"daemon\"\nrole = \"admin\"\n");
     let (service, socket, dir) = at_socket("022", &other).await;
-    let (code, said) = nobody_runs(dir.path(), &socket, "pci list");
-    assert_eq!(code, Some(8), "{said}");
+    let (code, stderr) = nobody_runs(dir.path(), &socket, "pci list");
+    assert_eq!(code, Some(8), "{stderr}");
     assert!(
-        said.contains("nobody") && said.contains("65534") && said.contains("[[identity.local]]"),
-        "{said}"
+        stderr.contains("nobody") && stderr.contains("65534") && stderr.contains("[[identity.local]]"),
+        "{stderr}"
     );
     // Root is the administrator, and the events say who it was.
     service.attach(Q35, "vf:1").await.expect(200);
@@ -233,12 +236,12 @@ async fn local_users_have_the_rights_of_their_entry() {
     for (command, code) in
         [("pci list", 0), ("host list", 0), ("drift", 0), ("drift --repair", 8), ("server list", 8)]
     {
-        let (found, said) = nobody_runs(dir.path(), &socket, command);
-        assert_eq!(found, Some(code), "{command}: {said}");
+        let (found, stderr) = nobody_runs(dir.path(), &socket, command);
+        assert_eq!(found, Some(code), "{command}: {stderr}");
     }
-    let (code, said) = nobody_runs(dir.path(), &socket, &format!("attach {Q35} vf:1"));
-    assert_eq!(code, Some(8), "{said}");
-    assert!(said.contains("requires"), "{said}");
+    let (code, stderr) = nobody_runs(dir.path(), &socket, &format!("attach {Q35} vf:1"));
+    assert_eq!(code, Some(8), "{stderr}");
+    assert!(stderr.contains("requires"), "{stderr}");
     service.expect_clean().await;
 }
 
@@ -264,9 +267,9 @@ async fn tokens_give_rights_until_they_are_revoked() {
     service.kill();
     service.start_again().await;
     let make = |arguments: &[&str]| {
-        let said = cli(&[&["token", "create", "--config", &config], arguments].concat(), None);
-        assert_eq!(said.status.code(), Some(0), "{said:?}");
-        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+        let output = cli(&[&["token", "create", "--config", &config], arguments].concat(), None);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let admin = make(&["ops", "--role", "admin"]);
     let reader = make(&["watch", "--role", "reader", "--expires", "90d"]);
@@ -305,8 +308,8 @@ async fn tokens_give_rights_until_they_are_revoked() {
         (Some(reader.as_str()), &["drift", "--repair"], 8),
         (Some(admin.as_str()), &["drift", "--repair"], 0),
     ] {
-        let said = cli(&[arguments, &["--url", &url]].concat(), token);
-        assert_eq!(said.status.code(), Some(code), "{arguments:?}: {said:?}");
+        let output = cli(&[arguments, &["--url", &url]].concat(), token);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
     }
     let listed = cli(&["token", "list", "--config", &config], None);
     let listed = String::from_utf8(listed.stdout).unwrap();

@@ -432,8 +432,8 @@ async fn drift_covers_bindings_and_mediated_devices() {
     // Without its driver, the mediated device of a shut-off guest is gone and cannot be created again.
     service.sim("shutdown g1");
     service.sim(&format!("device driver {CARD}"));
-    let told = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");
-    service.until("the drift is reported", told).await;
+    let is_reported = async || drift(&service).await.iter().any(|finding| finding["kind"] == "device-gone");
+    service.until("the drift is reported", is_reported).await;
     let found = drift(&service).await;
     let gone = found.iter().find(|finding| finding["kind"] == "device-gone").unwrap();
     assert!(says(gone, &json!({ "address": CARD, "server_id": g1, "done": null })), "{found:#?}");
@@ -463,17 +463,17 @@ async fn the_drift_command_lists_and_repairs_drift() {
 
     let (code, _, why) = hotslot("drift --host node9");
     assert_eq!(code, 3, "{why}");
-    let (code, said, _) = hotslot("drift --host node1");
+    let (code, stdout, _) = hotslot("drift --host node1");
     assert_eq!(code, 1);
-    let line = said.lines().find(|line| line.contains("not-defined")).unwrap();
+    let line = stdout.lines().find(|line| line.contains("not-defined")).unwrap();
     for word in ["node1", "q35", VF0, vf["attachment_id"].as_str().unwrap(), "definition: does not have it"] {
         assert!(line.contains(word), "{line}");
     }
-    let (code, said, _) = hotslot("drift --repair -o json");
+    let (code, stdout, _) = hotslot("drift --repair -o json");
     assert_eq!(code, 1, "the foreign one is left");
-    let said: Value = serde_json::from_str(&said).unwrap();
+    let findings: Value = serde_json::from_str(&stdout).unwrap();
     let repaired = |kind: &str| {
-        let found = said.as_array().unwrap().iter().find(|finding| finding["kind"] == kind);
+        let found = findings.as_array().unwrap().iter().find(|finding| finding["kind"] == kind);
         found.unwrap()["repaired"].clone()
     };
     assert_eq!((repaired("not-defined"), repaired("foreign")), (json!(true), json!(false)));

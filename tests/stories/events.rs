@@ -45,9 +45,9 @@ async fn events_of_attach_and_detach_are_in_order_and_name_the_request() {
     let id = vf["attachment_id"].as_str().unwrap();
     service.delete(&path(vf)).await.expect(200);
 
-    let told = service.events(&format!("{STATES}&attachment={id}")).await;
+    let events = service.events(&format!("{STATES}&attachment={id}")).await;
     assert_eq!(
-        changes(&told),
+        changes(&events),
         [
             (None, Some("attaching")),
             (Some("attaching"), Some("attached")),
@@ -55,15 +55,15 @@ async fn events_of_attach_and_detach_are_in_order_and_name_the_request() {
             (Some("detaching"), Some("detached")),
         ]
     );
-    for event in &told {
+    for event in &events {
         assert_eq!(event["host"], "node1");
         assert_eq!(event["server_id"], Q35);
         assert_eq!(event["address"], vf["address"]);
     }
-    assert_eq!(told[0]["who"], format!("request {request}"));
-    assert_eq!(told[1]["who"], told[0]["who"]);
-    assert_ne!(told[2]["who"], told[0]["who"]);
-    assert_eq!(told[3]["who"], told[2]["who"]);
+    assert_eq!(events[0]["who"], format!("request {request}"));
+    assert_eq!(events[1]["who"], events[0]["who"]);
+    assert_ne!(events[2]["who"], events[0]["who"]);
+    assert_eq!(events[3]["who"], events[2]["who"]);
 
     let all = service.events("/v2/t/events").await;
     let ids: Vec<_> = all.iter().map(|event| event["id"].as_i64().unwrap()).collect();
@@ -75,7 +75,7 @@ async fn events_of_attach_and_detach_are_in_order_and_name_the_request() {
     assert_eq!(service.events("/v2/t/events?limit=3").await, all, "in pages");
     assert_eq!(service.events(&format!("/v2/t/events?since={}", ids[4])).await, all[5..]);
     assert_eq!(service.events("/v2/t/events?last=3&limit=2").await, all[all.len() - 3..]);
-    assert_eq!(service.events(&format!("{STATES}&last=2&attachment={id}")).await, told[2..]);
+    assert_eq!(service.events(&format!("{STATES}&last=2&attachment={id}")).await, events[2..]);
     assert_eq!(service.events("/v2/t/events?host=elsewhere").await, [Value::Null; 0]);
     let of_device = format!("/v2/t/events?device={}", vf["address"].as_str().unwrap());
     let device = service.device(vf["address"].as_str().unwrap()).await;
@@ -93,9 +93,9 @@ async fn events_without_a_request_name_their_cause() {
     service.delete(&path(&vf)).await.expect(409);
     service.sim("reboot q35");
     service.until("the guest let go", async || service.events(&of_it).await.len() == 4).await;
-    let told = service.events(&of_it).await;
-    assert!(told[2]["who"].as_str().unwrap().starts_with("request req-"), "{told:#?}");
-    assert_eq!((&told[3]["to"], &told[3]["who"]), (&json!("detached"), &json!("event")));
+    let events = service.events(&of_it).await;
+    assert!(events[2]["who"].as_str().unwrap().starts_with("request req-"), "{events:#?}");
+    assert_eq!((&events[3]["to"], &events[3]["who"]), (&json!("detached"), &json!("event")));
 
     let body = json!({ "whitelist": { "vendor_id": "10de" } });
     let rule = service.post("/v2/t/os-pci-config/whitelist", body).await.expect(201).body;
@@ -150,8 +150,8 @@ async fn expect_chains(service: &Hotslot) -> usize {
     }
     let all = service.get("/v2/t/os-pci_attachments").await.expect(200).body;
     for row in all["pciAttachment"].as_array().unwrap() {
-        let told = chains.remove(row["attachment_id"].as_str().unwrap());
-        assert_eq!(told.flatten().as_deref(), row["status"].as_str(), "{row}");
+        let events = chains.remove(row["attachment_id"].as_str().unwrap());
+        assert_eq!(events.flatten().as_deref(), row["status"].as_str(), "{row}");
     }
     let ended =
         |state: &Option<String>| state.as_deref().is_some_and(|it| it == "detached" || it == "failed");
@@ -333,8 +333,8 @@ async fn the_events_command_lists_and_follows_events() {
             .stderr(Stdio::piped());
         command
     };
-    let said = run(service.url(), &format!("events --server q35 --attachment {id}")).output().unwrap();
-    let text = String::from_utf8(said.stdout).unwrap();
+    let output = run(service.url(), &format!("events --server q35 --attachment {id}")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().next().unwrap().starts_with("ID "), "{text}");
     assert!(text.contains("attaching -> attached"), "{text}");
     let none = run(service.url(), "events --host elsewhere").output().unwrap();

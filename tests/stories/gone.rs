@@ -73,7 +73,7 @@ async fn last_event(service: &Hotslot) -> i64 {
 }
 
 /// Whether the follower has received all events of the database.
-async fn told(service: &Hotslot, heard: &tokio::sync::watch::Receiver<i64>) -> bool {
+async fn is_delivered(service: &Hotslot, heard: &tokio::sync::watch::Receiver<i64>) -> bool {
     let last = last_event(service).await;
     *heard.borrow() == last
 }
@@ -112,7 +112,7 @@ async fn a_detach_completes_when_its_client_disconnects() {
             rows.iter().all(|row| row["status"] == "attached")
         };
         stuck += u32::from(!soon(settled).await);
-        missed += u32::from(!soon(async || told(&service, &heard).await).await);
+        missed += u32::from(!soon(async || is_delivered(&service, &heard).await).await);
         // The detach may not have begun. Detach what is left, so that the next round starts clean.
         for row in service.attachments(Q35).await {
             service.delete(&path(&row)).await.expect(200);
@@ -173,7 +173,7 @@ async fn memory_and_disk_agree_when_clients_disconnect() {
         ask_and_go(&service, "POST", &action, r#"{"cleaned": null}"#, after).await;
         let same = async || in_memory(&service).await == on_disk(&service).await;
         differ += u32::from(!soon(same).await);
-        missed += u32::from(!soon(async || told(&service, &heard).await).await);
+        missed += u32::from(!soon(async || is_delivered(&service, &heard).await).await);
         service.post(&action, json!({ "cleaned": null })).await.expect(200);
     }
     assert_eq!((differ, missed), (0, 0), "of {MOMENTS}: memory and disk, and events that nobody hears");
@@ -203,7 +203,7 @@ async fn all_kinds_of_requests_settle_when_their_clients_disconnect() {
         join_all(asked).await;
     }
     oracle.settled(&service, Duration::from_secs(10)).await.unwrap();
-    service.until("all events are delivered", async || told(&service, &heard).await).await;
+    service.until("all events are delivered", async || is_delivered(&service, &heard).await).await;
     assert_eq!(in_memory(&service).await, on_disk(&service).await);
     let rows = service.attachments(Q35).await;
     service.kill();

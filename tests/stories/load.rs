@@ -86,7 +86,7 @@ async fn a_hanging_call_times_out_and_is_settled_when_it_returns() {
     assert!(refused.message().contains("has not returned"), "{}", refused.message());
     assert_eq!(service.device("0000:04:10.0").await["status"], "allocated");
 
-    // libvirt completes the call late. The device is then removed, because the client was told that the attach failed.
+    // libvirt completes the call late. The device is then removed, because the client received the answer that the attach failed.
     service.sim("fault clear");
     service
         .until("no call is overdue", async || node(&service, "node1").await["stuck_calls"] == json!([]))
@@ -144,8 +144,8 @@ async fn a_shutdown_completes_running_requests() {
     service.sim("latency attach 1500");
     let answer = attaching(&service, Q35, "vf:1");
     service.until("the request is running", async || under_way(&service).await == 1).await;
-    let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
-    assert!(told.success());
+    let sent = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
+    assert!(sent.success());
     answer.await.unwrap().expect(200);
     assert!(service.ended(Duration::from_secs(20)).await);
     assert_eq!(service.exit_code(), Some(0));

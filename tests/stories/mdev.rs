@@ -122,12 +122,12 @@ async fn a_mediated_device_is_attached_to_a_running_guest_and_detached() {
     service.delete(&path).await.expect(204);
     service.delete(&path).await.expect(204);
     assert_eq!(status(&service, &path).await, "available");
-    let told = service.get("/events?kind=mdev").await.expect(200).body["events"].clone();
-    let states: Vec<_> = told.as_array().unwrap().iter().map(|event| event["to"].clone()).collect();
+    let events = service.get("/events?kind=mdev").await.expect(200).body["events"].clone();
+    let states: Vec<_> = events.as_array().unwrap().iter().map(|event| event["to"].clone()).collect();
     assert_eq!(states, ["attaching", "attached", "detaching", "detached"]);
     assert!(
-        told.as_array().unwrap().iter().all(|event| event["address"] == GPU && event["server_id"] == G1),
-        "{told}"
+        events.as_array().unwrap().iter().all(|event| event["address"] == GPU && event["server_id"] == G1),
+        "{events}"
     );
     expect_untouched(&service).await;
     attach(&service, &path, G2).await.expect(200);

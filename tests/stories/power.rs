@@ -45,13 +45,13 @@ async fn is_so(service: &Hotslot, step: &Value) -> bool {
     let has: Value =
         all.iter().map(|one| json!([one["address"], one["inner_address"], one["status"]])).collect();
     let reason = step["reason"].as_str().unwrap_or_default();
-    let told = all.iter().all(|one| one["status_reason"].as_str().unwrap_or_default().contains(reason));
+    let has_reason = all.iter().all(|one| one["status_reason"].as_str().unwrap_or_default().contains(reason));
     let drift = service.get("/v2.1/drift").await.expect(200).body["drift"].clone();
     let kinds: Value = drift.as_array().unwrap().iter().map(|finding| finding["kind"].clone()).collect();
     let devices = service.get("/v2/t/os-pci/detail").await.expect(200).body["pci_devices"].clone();
     let held = devices.as_array().unwrap().iter().filter(|device| device["status"] == "allocated").count();
     has == step["has"]
-        && told
+        && has_reason
         && kinds == *step.get("drift").unwrap_or(&json!([]))
         && held == all.len()
         && service.plugged().len() as u64 == step["plugged"].as_u64().unwrap()
@@ -238,11 +238,11 @@ async fn a_device_reassigned_meanwhile_is_not_attached_again() {
     service.until("the other one gets it", attach).await;
     assert_eq!(service.attachments(SWITCH).await[0]["address"], one["address"]);
     service.sim("restore q35");
-    let told = async || {
+    let is_reported = async || {
         let found = service.get("/v2.1/drift").await.expect(200).body["drift"].clone();
         found[0]["kind"] == "conflict" && found[0]["done"] == Value::Null
     };
-    service.until("the drift is reported", told).await;
+    service.until("the drift is reported", is_reported).await;
     assert!(service.attachments(Q35).await.is_empty());
     assert_eq!(service.plugged().len(), 2, "nothing is taken out");
 }

@@ -148,9 +148,12 @@ async fn names_with_invisible_characters_are_refused() {
         ] {
             let answer = service.post(path, body.clone()).await;
             assert_eq!(answer.status, 400, "{path} {body}: {}", answer.body);
-            let said = answer.body.to_string();
-            assert!(said.contains(&format!("U+{:04X}", u32::from(hidden))), "{path} {body}: {said}");
-            assert!(!said.contains(hidden), "{said}");
+            let body_text = answer.body.to_string();
+            assert!(
+                body_text.contains(&format!("U+{:04X}", u32::from(hidden))),
+                "{path} {body}: {body_text}"
+            );
+            assert!(!body_text.contains(hidden), "{body_text}");
         }
     }
 }

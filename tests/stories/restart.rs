@@ -36,8 +36,8 @@ async fn a_stop_right_after_an_attach_logs_no_error() {
         service.sim("latency domain 100");
         let one = service.attach(Q35, "vf:1").await.expect(200).body["pci_devices"][0].clone();
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        let told = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
-        assert!(told.success());
+        let sent = Command::new("kill").args(["-TERM", &service.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
         assert!(service.ended(std::time::Duration::from_secs(20)).await);
         assert!(!service.log().contains("ERROR"), "{}", service.log());
         service.start_again().await;

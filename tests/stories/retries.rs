@@ -166,11 +166,12 @@ async fn a_retry_does_not_attach_again_after_a_detach() {
 async fn events_of_a_request_with_a_key_name_the_request() {
     let service = Hotslot::on("small").await;
     attach(&service, "k1", VF).await.expect(200);
-    let told = service.get("/events?kind=attachment.state").await.expect(200).body["events"].clone();
-    let told = told.as_array().unwrap();
+    let events = service.get("/events?kind=attachment.state").await.expect(200).body["events"].clone();
+    let events = events.as_array().unwrap();
     assert!(
-        told.len() == 2 && told.iter().all(|event| event["who"].as_str().unwrap().starts_with("request ")),
-        "{told:?}"
+        events.len() == 2
+            && events.iter().all(|event| event["who"].as_str().unwrap().starts_with("request ")),
+        "{events:?}"
     );
     // A path may be longer than the longest key that a database index accepts.
     let long = format!("/v2/{}/servers/{Q35}/os-pci_attachments", "t".repeat(6000));

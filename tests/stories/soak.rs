@@ -6,7 +6,7 @@ use std::process::Command;
 fn a_short_soak_finds_no_inconsistency() {
     let soak =
         Command::new(env!("CARGO_BIN_EXE_soak")).args(["--seconds", "8", "--seed", "1"]).output().unwrap();
-    let said = String::from_utf8_lossy(&soak.stdout);
-    println!("{said}");
-    assert!(soak.status.success(), "{said}\n{}", String::from_utf8_lossy(&soak.stderr));
+    let output = String::from_utf8_lossy(&soak.stdout);
+    println!("{output}");
+    assert!(soak.status.success(), "{output}\n{}", String::from_utf8_lossy(&soak.stderr));
 }

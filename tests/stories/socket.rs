@@ -34,18 +34,18 @@ async fn the_socket_has_the_configured_mode_and_group_with_any_umask() {
         assert_eq!(mode(socket.parent().unwrap()), 0o755);
         service.attach(Q35, "vf:1").await.expect(200);
     }
-    // A user outside of the group is told how to join it. The program is copied to a place where every user may run it.
+    // A user outside of the group learns how to join it. The program is copied to a place where every user may run it.
     let (mut service, socket, dir) = at_socket("022", "socket_group = \"1\"\n").await;
     let program = dir.path().join("hotslot");
     fs::copy(binary(), &program).unwrap();
-    let said = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
-    let error = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert_eq!(said.status.code(), Some(5), "{error}");
+    let output = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{error}");
     assert!(error.contains("usermod -aG daemon"), "{error}");
     let run = socket.parent().unwrap();
     chmod(run, 0o700);
-    let said = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
-    let error = String::from_utf8_lossy(&said.stderr).into_owned();
+    let output = as_nobody(&format!("{} host list --url unix:{}", program.display(), socket.display()));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains(&format!("{} does not let this user in", run.display())), "{error}");
     service.kill();
     let log = service.log_length();
@@ -94,20 +94,20 @@ async fn a_stopping_service_does_not_remove_its_successors_socket() {
             socket.display()
         );
         fs::write(&config, text).unwrap();
-        let said = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
-        String::from_utf8_lossy(&said.stderr).into_owned()
+        let output = Command::new(binary()).arg("serve").arg("--config").arg(&config).output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let said = start();
-    assert!(said.contains("another service answers there"), "{said}");
+    let output = start();
+    assert!(output.contains("another service answers there"), "{output}");
     assert!(socket.exists());
     drop(successor);
     fs::remove_file(&socket).unwrap();
     fs::write(&socket, "").unwrap();
-    let said = start();
-    assert!(said.contains("a file that is no socket is there"), "{said}");
+    let output = start();
+    assert!(output.contains("a file that is no socket is there"), "{output}");
     // A start that fails after creating the socket removes it.
     fs::remove_file(&socket).unwrap();
-    let said = start();
-    assert!(said.contains("/proc/none"), "{said}");
-    assert!(!socket.exists(), "{said}");
+    let output = start();
+    assert!(output.contains("/proc/none"), "{output}");
+    assert!(!socket.exists(), "{output}");
 }

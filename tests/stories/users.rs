@@ -34,7 +34,7 @@ pub(crate) fn refused_to_serve(dir: &Path, url: &str) -> String {
     )
     .unwrap();
     let mut command = Command::new("timeout");
-    let said = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
-    assert!(said.status.code() == Some(1), "{url}: {said:?}");
-    String::from_utf8_lossy(&said.stderr).into_owned()
+    let output = command.arg("10").arg(binary()).args(["serve", "--config"]).arg(&config).output().unwrap();
+    assert!(output.status.code() == Some(1), "{url}: {output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }

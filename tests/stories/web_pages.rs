@@ -63,8 +63,8 @@ async fn a_web_page_of_another_origin_cannot_attach() {
         page(&[("origin", "http://evil.example")]),
         Some("[]".into()),
     );
-    let told = cyborg.await.expect(403).fault_string();
-    assert!(told.contains("web page"), "{told}");
+    let fault = cyborg.await.expect(403).fault_string();
+    assert!(fault.contains("web page"), "{fault}");
     service.expect_clean().await;
 
     // Programs and pages of the service's own origin are admitted.
@@ -87,7 +87,7 @@ Promise.all([
   send({ mode: "no-cors", body: new Blob(['BODY']) }),
   send({ mode: "no-cors", body: 'BODY' }),
   send({ mode: "cors", headers: { "content-type": "application/json" }, body: 'BODY' }),
-]).then((told) => { document.title = "over"; document.body.append(told.join("; ")); });
+]).then((answers) => { document.title = "over"; document.body.append(answers.join("; ")); });
 </script>"#;
 
 /// Serves a page on a port of its own, and returns the address.

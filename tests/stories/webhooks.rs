@@ -122,7 +122,7 @@ async fn shown(service: &Hotslot) -> Value {
     service.get("/v2.1/webhooks").await.expect(200).body["webhooks"][0].clone()
 }
 
-async fn told(service: &Hotslot, query: &str) -> Vec<Value> {
+async fn events_of(service: &Hotslot, query: &str) -> Vec<Value> {
     service.get(&format!("/v2.1/events{query}")).await.expect(200).body["events"].as_array().unwrap().clone()
 }
 
@@ -136,7 +136,7 @@ async fn every_event_is_delivered_in_order_and_signed() {
     let receiver = Receiver::new(Mode::Well).await;
     let service = Hotslot::with(&host("small"), &receiver.config("")).await;
     attach_and_detach(&service).await;
-    let all = told(&service, "").await;
+    let all = events_of(&service, "").await;
     service.until("all events are delivered", async || receiver.heard().len() == all.len()).await;
     assert_eq!(receiver.heard(), all);
     service.until("it is on record", async || shown(&service).await["behind"] == 0).await;
@@ -160,7 +160,7 @@ async fn a_failing_receiver_gets_all_matching_events_in_order_later() {
     assert!(!shown["next_attempt_at"].is_null() && shown["behind"].as_i64().unwrap() > 0, "{shown}");
     receiver.is(Mode::Well);
     service.until("all events are delivered", async || receiver.heard().len() == 4).await;
-    assert_eq!(receiver.heard(), told(&service, "?kind=attachment.state").await);
+    assert_eq!(receiver.heard(), events_of(&service, "?kind=attachment.state").await);
 }
 
 #[tokio::test]
@@ -185,14 +185,14 @@ async fn undeliverable_events_become_dead_letters_until_redelivered() {
     // New events are delivered, and dead letters after a redeliver request.
     receiver.is(Mode::Well);
     attach_and_detach(&service).await;
-    service.until("the new ones are told", async || receiver.heard().len() == 4).await;
+    service.until("the new ones are delivered", async || receiver.heard().len() == 4).await;
     assert_eq!(shown(&service).await["dead_letter_count"], 4);
     let answer = service.post("/v2.1/webhooks/w/redeliver", json!({})).await.expect(202);
     assert_eq!(answer.body["webhook"]["name"], "w");
     service
         .until("there are no dead letters", async || shown(&service).await["dead_letter_count"] == 0)
         .await;
-    let all = told(&service, "?kind=attachment.state").await;
+    let all = events_of(&service, "?kind=attachment.state").await;
     let heard = receiver.heard();
     assert_eq!((&heard[..4], &heard[4..]), (&all[4..], &all[..4]));
     let answer = service.post("/v2.1/webhooks/x/redeliver", json!({})).await.expect(404);
@@ -208,7 +208,7 @@ async fn delivery_resumes_after_a_kill() {
     receiver.is(Mode::Well);
     service.start_again().await;
     attach_and_detach(&service).await;
-    let all = told(&service, "").await;
+    let all = events_of(&service, "").await;
     service.until("all events are delivered", async || shown(&service).await["behind"] == 0).await;
     service.kill();
     let mut heard = receiver.heard();

@@ -1,4 +1,4 @@
-//! The end of the service: whoever follows events is told of it, and requests that change something are waited for.
+//! The end of the service: followers of events receive it, and requests that change something are waited for.
 
 use std::sync::Arc;
 

@@ -431,8 +431,8 @@ mod tests {
             ("http://", "not a URL"),
             ("http://user:tok3n@x/", "user or password"),
         ] {
-            let said = url(bad).unwrap_err();
-            assert!(said.contains(why) && !said.contains("tok3n"), "{said}");
+            let message = url(bad).unwrap_err();
+            assert!(message.contains(why) && !message.contains("tok3n"), "{message}");
         }
     }
 }

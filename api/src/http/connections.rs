@@ -138,7 +138,7 @@ struct Now {
 struct Connection {
     now: Mutex<Now>,
     /// Wakes the connection's task to check whether the connection must be closed.
-    look: Notify,
+    check: Notify,
     /// Whether the connection is to be closed to make room for another one.
     unwanted: AtomicBool,
     /// The time limit for receiving the header of a request.
@@ -265,8 +265,13 @@ impl Open {
         }
         let (header, idle) = (self.header, self.idle);
         let now = Mutex::new(Now { doing: Doing::Idle, since: Instant::now(), blocked: None });
-        let connection =
-            Arc::new(Connection { now, look: Notify::new(), unwanted: AtomicBool::new(false), header, idle });
+        let connection = Arc::new(Connection {
+            now,
+            check: Notify::new(),
+            unwanted: AtomicBool::new(false),
+            header,
+            idle,
+        });
         connections.0 += 1;
         let number = connections.0;
         connections.1.insert(number, Arc::clone(&connection));
@@ -284,7 +289,7 @@ impl Open {
         let left = FRESH.saturating_sub(idle.first()?.0.elapsed());
         for (_, one) in idle.iter().take(count).filter(|(since, _)| since.elapsed() >= FRESH) {
             one.unwanted.store(true, Ordering::Relaxed);
-            one.look.notify_one();
+            one.check.notify_one();
         }
         Some(left.max(AGAIN))
     }
@@ -324,7 +329,7 @@ impl Open {
             }
             sleep(LOOK).await;
             for connection in self.connections().1.values().filter(|one| one.is_overdue()) {
-                connection.look.notify_one();
+                connection.check.notify_one();
             }
         }
     }
@@ -396,7 +401,7 @@ impl Place {
                     http.as_mut().graceful_shutdown();
                 }
                 // The check below runs in this task, where no request can begin at the same time.
-                () = connection.look.notified() => {}
+                () = connection.check.notified() => {}
             }
             let unwanted = connection.unwanted.swap(false, Ordering::Relaxed);
             if connection.is_overdue() || ((stopped || unwanted) && connection.idle_since().is_some()) {

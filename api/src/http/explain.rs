@@ -43,7 +43,7 @@ pub(super) async fn device(
     let address: PciAddress = path.address.parse().map_err(|_| unknown())?;
     host.ready().await?;
     // libvirt sends no event when a driver is bound or unbound, so the function is read again.
-    let functions = parts.catalog.look(host, Some(BTreeSet::from([address]))).await?;
+    let functions = parts.catalog.read_now(host, Some(BTreeSet::from([address]))).await?;
     host.read_mdevs().await?;
     let availability = parts.catalog.availability_of(host, functions).await?;
     let function = availability.functions.get(&address).ok_or_else(unknown)?;

@@ -125,11 +125,11 @@ impl Store {
             .await?;
         let number: i64 = last.try_get("last")?;
         for (key, value) in [("name", name.to_owned()), ("uuid", id.to_string())] {
-            let taken = match key {
+            let in_use = match key {
                 "name" => query("SELECT uuid FROM accelerators WHERE name = $1"),
                 _ => query("SELECT uuid FROM accelerators WHERE uuid = $1"),
             };
-            if let Some(row) = taken.bind(&value).fetch_optional(&mut draft.tx).await? {
+            if let Some(row) = in_use.bind(&value).fetch_optional(&mut draft.tx).await? {
                 let other: String = row.try_get("uuid")?;
                 return Err(Error::AlreadyExists(format!(
                     "accelerator {other} already has the {key} `{value}`; choose another {key}"

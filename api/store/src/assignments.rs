@@ -140,7 +140,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn asked_to_go(&self, key: AssignmentKey) -> Result<(), Error> {
+    pub async fn forgo_return(&self, key: AssignmentKey) -> Result<(), Error> {
         let sql = match key.kind {
             AssignmentKind::Attachment => {
                 "UPDATE attachments SET unasked = 0 WHERE id = $1 AND ended_at IS NOT NULL"

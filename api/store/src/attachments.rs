@@ -59,12 +59,12 @@ pub(super) fn attachment(row: &Row) -> Result<Attachment, Error> {
     })
 }
 
-/// Writes a new row. `taken` says whether the function is taken from a host driver, to which it must be bound again
+/// Writes a new row. `to_rebind` says whether the function is taken from a host driver, to which it must be bound again
 /// afterwards. `worker` is the process that attaches it.
 pub(super) async fn insert(
     tx: &mut Transaction,
     row: &Attachment,
-    taken: bool,
+    to_rebind: bool,
     worker: Option<&str>,
 ) -> sqlx::Result<()> {
     let network = row.network.as_ref();
@@ -94,7 +94,7 @@ pub(super) async fn insert(
     .bind(network.and_then(|network| network.physical_network.clone()))
     .bind(network.and_then(|network| network.trusted).map(i64::from))
     .bind(i64::from(row.whole_group))
-    .bind(i64::from(taken))
+    .bind(i64::from(to_rebind))
     .bind(worker)
     .bind(row.holder.map(|holder| holder.to_string()))
     .bind(i64::from(row.plug_requested))
@@ -141,7 +141,9 @@ impl Store {
             // drivers first.
             let row = new.reserved(reservation, index == 0 && !takes_groups, now());
             draft.emit([event::made(&new.device, server, new.id, row.state)]);
-            insert(&mut draft.tx, &row, new.taken, worker.as_deref()).await.map_err(mac_address_is_taken)?;
+            insert(&mut draft.tx, &row, new.to_rebind, worker.as_deref())
+                .await
+                .map_err(mac_address_is_taken)?;
             rows.push(row);
         }
         if let Some(key) = key {
@@ -154,7 +156,7 @@ impl Store {
     /// the first attachment of a request.
     ///
     /// # Errors
-    /// Returns the error of the database. Then libvirt must not be told to plug it.
+    /// Returns the error of the database. Then libvirt must not be called to plug it.
     pub async fn mark_plug_requested(&self, id: AttachmentId) -> Result<(), Error> {
         let (_turn, mut tx) = self.begin().await?;
         query("UPDATE attachments SET asked = 1 WHERE id = $1").bind(id.to_string()).execute(&mut tx).await?;

@@ -21,8 +21,8 @@ use crate::url::{is_postgres, sqlite_file};
 /// Returns the I/O error of the lock file.
 pub fn lock(file: &Path) -> io::Result<Option<File>> {
     let lock = private::file(&beside(file, ".lock"))?;
-    let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
-    Ok((!taken).then_some(lock))
+    let locked = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+    Ok((!locked).then_some(lock))
 }
 
 /// Copies the database of a URL into a new file, even while a service writes to it. After an error the file does not

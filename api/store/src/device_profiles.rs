@@ -58,11 +58,11 @@ impl Store {
     pub async fn create_device_profile(&self, new: &DeviceProfile) -> Result<(), Error> {
         let mut draft = self.draft().await?;
         for (key, value) in [("name", new.name.clone()), ("uuid", new.id.to_string())] {
-            let taken = match key {
+            let in_use = match key {
                 "name" => query("SELECT uuid FROM device_profiles WHERE name = $1"),
                 _ => query("SELECT uuid FROM device_profiles WHERE uuid = $1"),
             };
-            if taken.bind(&value).fetch_optional(&mut draft.tx).await?.is_some() {
+            if in_use.bind(&value).fetch_optional(&mut draft.tx).await?.is_some() {
                 return Err(Error::AlreadyExists(format!(
                     "a device profile with the {key} `{value}` already exists; choose another {key}"
                 )));

@@ -24,8 +24,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::postgres;
 
-/// The time within which the work of a dead process must be settled.
-pub(crate) const SECONDS: Duration = Duration::from_secs(5);
+/// How long the tests wait for something. It takes a few seconds at most, and longer on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Five devices, each alone in its IOMMU group, with one alias for all.
 const CONFIG: &str = r#"
@@ -200,7 +200,7 @@ pub(crate) fn request(server: ServerId, alias: &str, count: usize) -> AttachRequ
 pub(crate) async fn until(what: &str, so: impl AsyncFn() -> bool) -> Duration {
     let start = Instant::now();
     while !so().await {
-        assert!(start.elapsed() < 2 * SECONDS, "timed out waiting until {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     start.elapsed()

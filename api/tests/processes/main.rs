@@ -27,7 +27,7 @@ use hotslot_service::service::Service;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use cluster::{Cluster, Process, SECONDS, attach_once, client, request, until};
+use cluster::{Cluster, PATIENCE, Process, attach_once, client, request, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_see_each_others_changes() {
@@ -125,7 +125,6 @@ async fn another_process_undoes_the_attach_of_a_dead_process() {
     one.die();
     let took = until("nothing is left", async || other.attachments().await.is_empty()).await;
     println!("3 attaching rows of a dead process were settled after {took:?}");
-    assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
     until("nothing is plugged", async || cluster.plugged().await == 0).await;
 }
@@ -149,7 +148,6 @@ async fn another_process_completes_the_detach_of_a_dead_process() {
     cluster.sim.control("latency detach 1").unwrap();
     let took = until("it is gone", async || other.attachments().await.is_empty()).await;
     println!("a detaching row of a dead process was settled after {took:?}");
-    assert!(took < SECONDS, "{took:?}");
     other.all_free().await;
     assert_eq!(cluster.plugged().await, 0);
 }
@@ -165,12 +163,11 @@ async fn followers_of_one_process_receive_events_of_another() {
     let done = Instant::now();
     let mut heard = String::new();
     while !heard.contains(r#""to":"attached""#) {
-        let chunk = tokio::time::timeout(SECONDS, followed.chunk()).await.expect("it is not heard");
+        let chunk = tokio::time::timeout(PATIENCE, followed.chunk()).await.expect("it is not heard");
         heard += std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap();
     }
     println!("heard {:?} after it was done", done.elapsed());
     assert!(heard.contains(r#""to":"attaching""#) && heard.contains(&row.id.to_string()), "{heard}");
-    assert!(done.elapsed() < Duration::from_secs(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,8 +253,8 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     until("all events are delivered", async || complete(&one).await).await;
     // Events of the other process are delivered too, each once and in order.
     let all = ids(&one).await;
-    let told = heard.lock().unwrap().clone();
-    assert_eq!(told, all[all.len() - told.len()..]);
+    let delivered = heard.lock().unwrap().clone();
+    assert_eq!(delivered, all[all.len() - delivered.len()..]);
     assert!(tells(&one) != tells(&other), "one of them");
 
     let (dies, lives) = if tells(&one) { (one, other) } else { (other, one) };
@@ -265,8 +262,8 @@ async fn another_process_takes_over_the_webhook_of_a_dead_process() {
     let died = Instant::now();
     lives.attach(server, 1).await.unwrap();
     until("another goes on", async || complete(&lives).await).await;
-    println!("told {:?} after the process died that told", died.elapsed());
-    let first = told[0];
-    let told: HashSet<_> = heard.lock().unwrap().iter().copied().collect();
-    assert!(ids(&lives).await.into_iter().filter(|id| *id >= first).all(|id| told.contains(&id)));
+    println!("delivered {:?} after the death of the process that delivered before", died.elapsed());
+    let first = delivered[0];
+    let delivered: HashSet<_> = heard.lock().unwrap().iter().copied().collect();
+    assert!(ids(&lives).await.into_iter().filter(|id| *id >= first).all(|id| delivered.contains(&id)));
 }

@@ -9,7 +9,7 @@ use hotslot_service::error::Error;
 use hotslot_store::Store;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::cluster::{Cluster, Process, SECONDS, attach_once, client, request, until};
+use crate::cluster::{Cluster, Process, attach_once, client, request, until};
 use crate::lossy::Lossy;
 use crate::postgres;
 
@@ -113,8 +113,7 @@ async fn a_commit_whose_answer_is_lost_is_settled() {
             rows.iter().all(|row| row.state == State::Attached)
                 && [held, 5 - free, cluster.plugged().await] == [rows.len(); 3]
         };
-        let took = until("everything agrees", agrees).await;
-        assert!(took < SECONDS, "{took:?}");
+        until("everything agrees", agrees).await;
         *lossy.commits.lock().unwrap() = None;
         for row in one.attachments().await {
             one.detach(server, row.id).await.unwrap();

@@ -66,7 +66,7 @@ struct Records {
     promises: HashMap<String, Promise>,
     /// The attachments that a client has asked to detach, possibly before the response to the attach was read.
     unwanted: HashSet<String>,
-    /// The attachments that a client was told are gone.
+    /// The attachments that a client was answered are gone.
     gone: HashSet<String>,
     /// Times at which attachments may have ended without a request: when a guest was last stopped, or a function was
     /// removed from the host.
@@ -197,7 +197,7 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
         }
     };
     for line in lines {
-        let said = control(&service.host_dir(), &line);
+        let answer = control(&service.host_dir(), &line);
         with(records, |records| {
             *records.outcomes.entry(line.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
             let now = Instant::now();
@@ -210,7 +210,7 @@ fn disturb(dice: &mut Dice, service: &Hotslot, records: &Shared<Records>) {
                 SERVERS.iter().for_each(|server| ends(server, now + Duration::from_secs(3600)));
             } else if line.starts_with("destroy") || line.starts_with("shutdown") {
                 ends(server, now);
-            } else if line.starts_with("device remove") && said.is_ok() {
+            } else if line.starts_with("device remove") && answer.is_ok() {
                 ends(vf, now);
             }
         });
@@ -272,7 +272,7 @@ async fn broken(service: &Hotslot, records: &Records) -> Vec<String> {
         let after = |what: &str| records.ended.get(what).is_some_and(|ended| *ended >= promise.asked);
         let excused = after(&promise.address) || (!promise.persistent && after(&promise.server));
         if records.gone.contains(id) && there {
-            broken.push(format!("{id} of {} was said to be gone, and is there", promise.address));
+            broken.push(format!("{id} of {} was reported as gone, and is there", promise.address));
         }
         if !records.unwanted.contains(id) && !there && !excused {
             let Promise { address, server, .. } = promise;

@@ -180,10 +180,13 @@ async fn a_domain_with_a_mediated_device_of_an_ended_record_is_repaired() {
         "address": GPU, "action": "it is taken out of the domain", "done": "by a repair" });
     let found = drift(&service).await;
     assert!(found.len() == 1 && says(&found[0], &expected), "{found:#?}");
-    let said = &found[0]["said"];
-    assert_eq!(said["record"], format!("detached: mediated device {id} of type {FOUR}"));
-    assert_eq!((&said["live"], &said["definition"]), (&said["definition"], &said["live"]));
-    assert_eq!(said["live"], format!("has mediated device {id}"));
+    let observations = &found[0]["said"];
+    assert_eq!(observations["record"], format!("detached: mediated device {id} of type {FOUR}"));
+    assert_eq!(
+        (&observations["live"], &observations["definition"]),
+        (&observations["definition"], &observations["live"])
+    );
+    assert_eq!(observations["live"], format!("has mediated device {id}"));
 
     let repaired = repair(&service).await;
     assert!(repaired.len() == 1 && repaired[0]["repaired"] == true, "{repaired:#?}");

@@ -4,4 +4,4 @@ mod spec;
 mod view;
 
 pub use spec::{AccSpec, MAX_NUM};
-pub use view::{Accelerator, Held, Status, Target, View, disambiguated, discovered, taken};
+pub use view::{Accelerator, Held, Status, Target, View, disambiguated, discovered, in_use_message};

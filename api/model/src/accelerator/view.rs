@@ -154,12 +154,12 @@ impl View {
     }
 }
 
-/// Returns an assignable device as an accelerator. `taken` says whether another accelerator has the name: it may have
+/// Returns an assignable device as an accelerator. `name_in_use` says whether another accelerator has the name: it may have
 /// been created before devices were listed as accelerators, or for the device that was at the address before.
-pub fn discovered(device: &Arc<Device>, name: String, taken: bool) -> View {
+pub fn discovered(device: &Arc<Device>, name: String, name_in_use: bool) -> View {
     let row = Accelerator {
         id: AcceleratorId(device.uuid),
-        name: if taken { disambiguated(&name, device) } else { name },
+        name: if name_in_use { disambiguated(&name, device) } else { name },
         spec: None,
         generation: 0,
         pinned: Some(device.id),
@@ -176,7 +176,7 @@ pub fn disambiguated(name: &str, device: &Device) -> String {
 }
 
 /// Returns a message that names the holder of a device, or of its PF or one of its VFs.
-pub fn taken(row: &Device, rows: &[Arc<Device>]) -> String {
+pub fn in_use_message(row: &Device, rows: &[Arc<Device>]) -> String {
     let (address, status) = (row.facts.address, row.status);
     if let Some(owner) = row.owner {
         return format!("{address} is held by {owner}; detach it there");

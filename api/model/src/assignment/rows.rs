@@ -89,7 +89,7 @@ pub struct NewAttachment {
     /// Whether it is taken from its host driver together with other members of its IOMMU group.
     pub whole_group: bool,
     /// Whether it is bound to a host driver now, to which it must be bound again afterwards.
-    pub taken: bool,
+    pub to_rebind: bool,
     /// The other members of its IOMMU group.
     pub siblings: Vec<PciAddress>,
 }

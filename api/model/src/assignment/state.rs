@@ -2,7 +2,7 @@
 //! `api/model/tests/data/attachment_state.json`.
 //!
 //! ```text
-//!              Present               AskedToDetach             Removed, Absent, DomainStopped, DomainGone
+//!              Present               DetachRequested             Removed, Absent, DomainStopped, DomainGone
 //!  attaching ──────────▶ attached ────────────────▶ detaching ─────▶ detached
 //!    │  │                  │ ▲                        ▲  │
 //!    │  │ GivenUp          │ └───── DetachRefused ─────┼──┘  (unless it is forced; GivenUp forces it)
@@ -68,7 +68,7 @@ pub enum Observation {
     /// The guest was started or rebooted, so its firmware has numbered the buses again.
     Restarted,
     /// A detach was requested.
-    AskedToDetach,
+    DetachRequested,
     /// Its attach, or another attach of the same request, failed. Whatever is there must be taken back.
     GivenUp {
         /// The reason, for people.
@@ -231,12 +231,12 @@ impl State {
             (Self::Attaching, Observation::Verified { .. } | Observation::Restarted) => None,
 
             // The reason for which it must go is recorded already.
-            (Self::Detaching, Observation::AskedToDetach) if forced => None,
-            (Self::Attached | Self::Detaching, Observation::AskedToDetach) => {
+            (Self::Detaching, Observation::DetachRequested) if forced => None,
+            (Self::Attached | Self::Detaching, Observation::DetachRequested) => {
                 Some((Self::Detaching, None, inner))
             }
             // A detach cannot be requested while the attach is running.
-            (Self::Attaching, Observation::AskedToDetach) => None,
+            (Self::Attaching, Observation::DetachRequested) => None,
 
             (Self::Attaching, Observation::GivenUp { reason }) => {
                 Some((Self::Detaching, Some(reason), inner))
@@ -520,7 +520,7 @@ mod tests {
                     let (before, after): (State, State) =
                         (now.state.parse().unwrap(), next.state.parse().unwrap());
                     prop_assert!(!before.is_final());
-                    detach_requested |= matches!(seen, Observation::AskedToDetach | Observation::GivenUp { .. });
+                    detach_requested |= matches!(seen, Observation::DetachRequested | Observation::GivenUp { .. });
                     prop_assert!(after != State::Detaching || detach_requested);
                     prop_assert!(after != State::Attaching || before == State::Attaching);
                     prop_assert!(after != State::Failed || !was_attached);

@@ -315,9 +315,9 @@ mod tests {
         ])
         .unwrap_err();
         assert_eq!(wrong.len(), 4, "{wrong:?}");
-        let said = wrong.join("\n");
+        let message = wrong.join("\n");
         for says in ["hotslot:drift:list: `role:`", "no rule `nothing`", "mine: the rule requires itself"] {
-            assert!(said.contains(says), "{said}");
+            assert!(message.contains(says), "{message}");
         }
     }
 

@@ -116,7 +116,7 @@ fn serve<'a>(
     let mut search = Search { table, units: &table.units, parts: &parts, cases: CASES };
     let mut out = vec![false; table.units.len()];
     let taker = search.solve(&mut out, &mut Vec::new()).map_err(|part| {
-        let (together, torn) = search.hindrance(&out);
+        let (together, torn) = search.obstacle(&out);
         let mut shortage = table.shortage(&wanted[part], &parts[part], alone);
         shortage.together = Some(together);
         if let Some(device) = torn {
@@ -126,8 +126,8 @@ fn serve<'a>(
         Box::new(shortage)
     })?;
     let devices = |(index, part): (usize, &Part)| {
-        let taken = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
-        taken.flat_map(|unit| &table.units[*unit]).copied().collect()
+        let chosen = part.candidates.iter().filter(|unit| taker[**unit] == Some(index));
+        chosen.flat_map(|unit| &table.units[*unit]).copied().collect()
     };
     Ok(parts.iter().enumerate().map(devices).collect())
 }

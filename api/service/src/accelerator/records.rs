@@ -19,7 +19,7 @@ impl Accelerators {
     /// Creates an accelerator, which belongs to `project`. No device has to be free.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] when its name or id is taken, or a discovered accelerator has that name; errors of the
+    /// [`Error::AlreadyExists`] when its name or id is in_use, or a discovered accelerator has that name; errors of the
     /// database.
     pub async fn create_accelerator(
         &self,
@@ -67,8 +67,8 @@ impl Accelerators {
             let on_record: HashSet<_> = views.iter().map(|view| view.row.id.0).collect();
             for device in self.discoverable().iter().filter(|device| !on_record.contains(&device.uuid)) {
                 let name = self.discovered_name(device);
-                let taken = names.contains(&name);
-                views.push(discovered(device, name, taken));
+                let in_use = names.contains(&name);
+                views.push(discovered(device, name, in_use));
             }
         }
         Ok(views)
@@ -85,8 +85,8 @@ impl Accelerators {
         let device = self.discoverable().into_iter().find(|device| device.uuid == id.0);
         let device = device.filter(|_| self.config.accelerators.discovered).ok_or_else(|| not_found(id))?;
         let name = self.discovered_name(&device);
-        let taken = self.store.has_accelerator_called(&name).await?;
-        Ok(discovered(&device, name, taken))
+        let in_use = self.store.has_accelerator_called(&name).await?;
+        Ok(discovered(&device, name, in_use))
     }
 
     /// Replaces the spec of an accelerator. With `generations`, the current spec must be of one of these generations.
@@ -122,7 +122,7 @@ impl Accelerators {
         if view.row.created_at == 0 {
             return match self.store.create_accelerator(&view.row.name, id, None).await {
                 Ok(row) => self.view(row).await,
-                // Another request created it meanwhile, or its name is taken.
+                // Another request created it meanwhile, or its name is in_use.
                 Err(error) => match self.store.accelerator(id).await? {
                     Some(row) => self.view(row).await,
                     None => Err(error.into()),

@@ -331,7 +331,7 @@ fn new_attachment(request: &AttachRequest, chosen: &Chosen, goes_with_others: bo
         managed,
         network: request.network.as_ref().map(NetworkRequest::settled),
         whole_group: request.whole_group || goes_with_others,
-        taken: (managed || request.whole_group) && found.blocks_its_group(),
+        to_rebind: (managed || request.whole_group) && found.blocks_its_group(),
         siblings,
     }
 }

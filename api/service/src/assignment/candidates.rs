@@ -58,7 +58,7 @@ impl Assignments {
         };
         let sockets = host.hypervisor.node_sockets().await;
         let sockets = sockets.map_err(host.error("read the host's NUMA topology"))?;
-        let functions = self.catalog.look(host, None).await?;
+        let functions = self.catalog.read_now(host, None).await?;
         let availability = self.catalog.availability_of(host, functions).await?;
         let devices = self.store.devices_of(host.row.id);
         let unavailable = unavailable(&availability, &devices, request, view.as_ref());

@@ -97,21 +97,28 @@ impl Assignments {
         host: &Host,
         named: &BTreeMap<AttachmentId, Option<Assignment>>,
     ) -> Result<(BTreeSet<AttachmentId>, BTreeSet<DeviceId>), Error> {
-        let (mut replaced, mut parents) = (BTreeSet::new(), BTreeSet::new());
-        for row in named.values().flatten() {
-            if let Assignment::Mdev(row) = row
-                && row.unrequested
-            {
-                // On another host, or after a change by others, it may be of another parent than the one on record.
-                let found =
-                    host.mdevs().iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
-                let parent = found.and_then(|address| self.device_at(host, address));
-                let parent = parent.map_or(row.parent, |parent| parent.id);
-                let is_refused = !self.store.may_have_again(row, parent).await?;
-                replaced.extend(is_refused.then_some(row.id));
-                parents.extend(self.store.mdevs().await?.iter().map(|made| made.parent));
+        let returned: Vec<_> = named
+            .values()
+            .flatten()
+            .filter_map(|row| match row {
+                Assignment::Mdev(row) if row.unrequested => Some(row),
+                Assignment::Attachment(_) | Assignment::Binding(_) | Assignment::Mdev(_) => None,
+            })
+            .collect();
+        if returned.is_empty() {
+            return Ok((BTreeSet::new(), BTreeSet::new()));
+        }
+        let (mdevs, mut replaced) = (host.mdevs(), BTreeSet::new());
+        for row in returned {
+            // On another host, or after a change by others, it may be of another parent than the one on record.
+            let found = mdevs.iter().find(|mdev| mdev.uuid == row.id.0).and_then(|mdev| mdev.parent);
+            let parent = found.and_then(|address| self.device_at(host, address));
+            let parent = parent.map_or(row.parent, |parent| parent.id);
+            if !self.store.may_have_again(row, parent).await? {
+                replaced.insert(row.id);
             }
         }
+        let parents = self.store.mdevs().await?.iter().map(|made| made.parent).collect();
         Ok((replaced, parents))
     }
 

@@ -153,7 +153,7 @@ impl Assignments {
             // Its process ended during the attach.
             State::Attaching => (row.key(), Observation::GivenUp { reason: CUT_OFF.to_owned() }),
             State::Attached | State::Detaching | State::Detached | State::Failed => {
-                (row.key(), Observation::AskedToDetach)
+                (row.key(), Observation::DetachRequested)
             }
         });
         let intents: Vec<_> = intents.collect();

@@ -75,7 +75,7 @@ impl Assignments {
                     if self.is_back(&row).await? {
                         continue;
                     }
-                    self.store.asked_to_go(key).await?;
+                    self.store.forgo_return(key).await?;
                     return self.begin_take_out(&row, request.holder, until).await;
                 }
                 // The detach was requested before, or the device never plugged: nothing is left to do, unless its
@@ -189,7 +189,7 @@ impl Assignments {
     /// Records that a device is to be detached. Returns whether that is new.
     async fn intend(&self, key: AssignmentKey, force: bool) -> Result<bool, Error> {
         let first = self.store.assignment(key).await?.is_some_and(|row| row.state() == State::Attached);
-        self.settle(key, Observation::AskedToDetach).await?;
+        self.settle(key, Observation::DetachRequested).await?;
         if force {
             self.store.force(key).await?;
         }

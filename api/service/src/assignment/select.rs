@@ -134,14 +134,14 @@ impl Assignments {
     ) -> Result<Vec<Chosen>, Error> {
         self.store.refresh().await?;
         let snapshot = self.snapshot(host, view, request).await?;
-        let (look, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
-        match look.refused {
-            None => Ok(look.chosen),
+        let (evaluation, _) = self.evaluate_twice(host, view, request, snapshot, choice).await?;
+        match evaluation.refused {
+            None => Ok(evaluation.chosen),
             Some(Refused::TooFew(error) | Refused::One(_, error) | Refused::Together(error)) => Err(error),
         }
     }
 
-    /// Chooses devices with [`look`](Self::look). When too few are free, it reads foreign domains and the host drivers
+    /// Chooses devices with [`evaluate`](Self::evaluate). When too few are free, it reads foreign domains and the host drivers
     /// of busy IOMMU groups again and, if they changed, chooses once more: libvirt sends no event when another program
     /// edits a definition or when a driver is bound or unbound. It also returns the state that the last choice was
     /// based on.
@@ -153,8 +153,8 @@ impl Assignments {
         snapshot: Snapshot,
         choice: &mut Exclusions,
     ) -> Result<(Evaluation, Snapshot), Error> {
-        let look = self.look(host, view, request, &snapshot, choice).await?;
-        let Some(Refused::TooFew(short)) = &look.refused else { return Ok((look, snapshot)) };
+        let evaluation = self.evaluate(host, view, request, &snapshot, choice).await?;
+        let Some(Refused::TooFew(short)) = &evaluation.refused else { return Ok((evaluation, snapshot)) };
         let busy =
             if let Error::TooFewFree { shortage, .. } = short { shortage.busy() } else { &BTreeSet::new() };
         if !busy.is_empty() {
@@ -167,14 +167,14 @@ impl Assignments {
         }
         let same_drivers = busy.is_empty() || *host.functions() == *snapshot.availability.functions;
         if same_drivers && host.foreign() == snapshot.availability.foreign {
-            return Ok((look, snapshot));
+            return Ok((evaluation, snapshot));
         }
         let snapshot = self.snapshot(host, view, request).await?;
-        Ok((self.look(host, view, request, &snapshot, choice).await?, snapshot))
+        Ok((self.evaluate(host, view, request, &snapshot, choice).await?, snapshot))
     }
 
     /// Chooses devices and checks them, until all chosen devices pass or too few are left.
-    async fn look(
+    async fn evaluate(
         &self,
         host: &Host,
         view: &DomainView,
@@ -182,7 +182,7 @@ impl Assignments {
         snapshot: &Snapshot,
         choice: &mut Exclusions,
     ) -> Result<Evaluation, Error> {
-        let mut look = Evaluation::default();
+        let mut evaluation = Evaluation::default();
         loop {
             let devices = self.store.devices_of(host.row.id);
             // The preflight reads the drivers of the other functions of the IOMMU group, so the last scan does not
@@ -210,14 +210,14 @@ impl Assignments {
                         }
                         _ => short,
                     };
-                    look.refused = Some(Refused::TooFew(error));
-                    return Ok(look);
+                    evaluation.refused = Some(Refused::TooFew(error));
+                    return Ok(evaluation);
                 }
             };
-            look = self.preflight(host, view, request, snapshot, selection).await?;
-            match look.refused.take() {
+            evaluation = self.preflight(host, view, request, snapshot, selection).await?;
+            match evaluation.refused.take() {
                 Some(Refused::One(device, error)) => choice.exclude(device, error),
-                refused => return Ok(Evaluation { refused, ..look }),
+                refused => return Ok(Evaluation { refused, ..evaluation }),
             }
         }
     }
@@ -273,7 +273,7 @@ impl Assignments {
         selection: Selection,
     ) -> Result<Evaluation, Error> {
         let context = || format!("nothing was attached to server {}", request.server);
-        let mut look = Evaluation::default();
+        let mut evaluation = Evaluation::default();
         let mut facts = Vec::new();
         for (alias, device) in selection {
             let address = Some(device.facts.address);
@@ -284,19 +284,21 @@ impl Assignments {
             } else {
                 "a device_spec lists it, and it is needed to complete its IOMMU group".to_owned()
             };
-            look.checks.push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
+            evaluation
+                .checks
+                .push(Check { device: address, ..check("device-spec", CheckResult::Pass, spec) });
             let state = format!("it is {}", device.status);
-            look.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
+            evaluation.checks.push(Check { device: address, ..check("state", CheckResult::Pass, state) });
             match read(host, request, &device).await? {
                 Ok(found) => {
                     facts.push(snapshot.availability.facts(found.clone(), &device));
-                    look.chosen.push(Chosen { alias, device, found });
+                    evaluation.chosen.push(Chosen { alias, device, found });
                 }
                 Err(error) => {
                     let gone = check("present", CheckResult::Fail, error.to_string());
-                    look.checks.push(Check { device: address, ..gone });
-                    look.refused = Some(Refused::One(device.id, error));
-                    return Ok(look);
+                    evaluation.checks.push(Check { device: address, ..gone });
+                    evaluation.refused = Some(Refused::One(device.id, error));
+                    return Ok(evaluation);
                 }
             }
         }
@@ -304,19 +306,20 @@ impl Assignments {
         let policy = Policy { require_reset: self.config.attach.require_reset, whole_groups: true };
         let verdict = hotplug::preflight(host.hypervisor.as_ref(), view, &facts, policy).await;
         let verdict = verdict.map_err(host.error(context()))?;
-        look.refused = verdict.refusal().map(|refusal| {
+        evaluation.refused = verdict.refusal().map(|refusal| {
             // The device table is outdated, because no event reports that a driver was bound or unbound.
             if let (ErrorKind::GroupNotViable, Some(address)) = (refusal.error.kind, refusal.device) {
                 host.queue_device_scan(address);
             }
             let error = host.error(context())(refusal.error.clone());
-            match look.chosen.iter().find(|chosen| Some(chosen.device.facts.address) == refusal.device) {
+            match evaluation.chosen.iter().find(|chosen| Some(chosen.device.facts.address) == refusal.device)
+            {
                 Some(chosen) => Refused::One(chosen.device.id, error),
                 None => Refused::Together(error),
             }
         });
-        look.checks.extend(verdict.checks);
-        Ok(look)
+        evaluation.checks.extend(verdict.checks);
+        Ok(evaluation)
     }
 
     /// Reports which devices an attach would take, with all checks. It claims no device and unbinds no driver.
@@ -339,30 +342,31 @@ impl Assignments {
                 Some(in_use) => check("mac-address", CheckResult::Fail, in_use),
             });
         }
-        let (mut look, snapshot) =
+        let (mut evaluation, snapshot) =
             self.evaluate_twice(&host, &view, request, snapshot, &mut Exclusions::default()).await?;
-        checks.push(match &look.refused {
+        checks.push(match &evaluation.refused {
             Some(Refused::TooFew(short)) => check("choice", CheckResult::Fail, short.to_string()),
             Some(Refused::One(..) | Refused::Together(_)) | None => {
                 let names: Vec<_> =
-                    look.chosen.iter().map(|chosen| chosen.device.facts.address.to_string()).collect();
+                    evaluation.chosen.iter().map(|chosen| chosen.device.facts.address.to_string()).collect();
                 check("choice", CheckResult::Pass, format!("{} would be taken", names.join(", ")))
             }
         });
-        if look.checks.is_empty() {
+        if evaluation.checks.is_empty() {
             // Too few devices are free: check unavailable ones too, so that the checks report the reason for each.
-            look.checks =
-                self.checks_of_unavailable(&host, &view, request, &snapshot, look.refused.as_ref()).await?;
+            evaluation.checks = self
+                .checks_of_unavailable(&host, &view, request, &snapshot, evaluation.refused.as_ref())
+                .await?;
         }
         if !snapshot.availability.knows_guards() {
-            for check in look.checks.iter_mut().filter(|check| check.name == "guard") {
+            for check in evaluation.checks.iter_mut().filter(|check| check.name == "guard") {
                 check.result = CheckResult::Unknown;
                 check.message = "guards cannot be checked, because the host is another machine".into();
             }
         }
-        let enough = !matches!(look.refused, Some(Refused::TooFew(_)));
-        checks.extend(look.checks);
-        let devices = look.chosen.into_iter().filter(|_| enough);
+        let enough = !matches!(evaluation.refused, Some(Refused::TooFew(_)));
+        checks.extend(evaluation.checks);
+        let devices = evaluation.chosen.into_iter().filter(|_| enough);
         Ok(DryRun { devices: devices.map(|chosen| (chosen.alias, chosen.device)).collect(), checks })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::hotplug;
-use hotslot_model::accelerator::taken;
+use hotslot_model::accelerator::in_use_message;
 use hotslot_model::assignment::NewBinding;
 use hotslot_model::device::{DevType, Device, DeviceStatus};
 use hotslot_model::id::{AttachmentId, DeviceId};
@@ -125,5 +125,5 @@ fn not_free(row: &Device, rows: &[Arc<Device>], unavailable: &HashMap<DeviceId, 
     if row.status == DeviceStatus::Available {
         return unavailable.get(&row.id).cloned();
     }
-    Some(taken(row, rows))
+    Some(in_use_message(row, rows))
 }

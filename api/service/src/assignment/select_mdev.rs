@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hotslot_driver::hypervisor::{DomainView, ErrorKind};
 use hotslot_driver::mdev::{MdevType, VFIO_PCI};
 use hotslot_driver::pci::PciAddress;
-use hotslot_model::accelerator::taken;
+use hotslot_model::accelerator::in_use_message;
 use hotslot_model::device::{Device, DeviceStatus};
 use hotslot_model::id::AttachmentId;
 use uuid::Uuid;
@@ -70,7 +70,7 @@ impl Assignments {
             };
             let in_parts = of_it().next().is_some();
             let is_held = row.status != DeviceStatus::Available && !in_parts;
-            let held = is_held.then(|| taken(row, &rows));
+            let held = is_held.then(|| in_use_message(row, &rows));
             let reason =
                 held.or_else(|| unavailable.get(&row.id).cloned()).or_else(|| why_not_of_type(address, of));
             let rank = parts.numa_policy.rank(row.facts.numa_node, &guest_nodes, sockets.as_ref());

@@ -19,8 +19,8 @@ fn no_error_repeats_a_text_that_may_be_a_password() {
         "[[webhook]]\nname = 'w'\nurl = 'http://u:s3cret@x/'\nsecret = 's3cret'",
         "webhook = 's3cret \\\", expected s3cret'",
     ] {
-        let said = error(text);
-        assert!(!said.contains("s3cret"), "{text}: {said}");
+        let message = error(text);
+        assert!(!message.contains("s3cret"), "{text}: {message}");
         let (_, all) = Config::examine_text("file", text);
         let all: Vec<_> = all.iter().map(ToString::to_string).collect();
         assert!(!all.is_empty() && !all.join("\n").contains("s3cret"), "{text}: {all:?}");
@@ -38,9 +38,9 @@ fn no_error_repeats_a_value_that_was_written_without_quotes() {
         ("[database]\nurl =", "98765"),
         ("[detach]\nattempts =", "-98765"),
     ] {
-        let said = error(&format!("{key} {value}"));
-        assert!(said.contains("invalid ") && said.contains("expected"), "{said}");
-        assert!(!said.contains(value), "{said}");
+        let message = error(&format!("{key} {value}"));
+        assert!(message.contains("invalid ") && message.contains("expected"), "{message}");
+        assert!(!message.contains(value), "{message}");
     }
 }
 
@@ -218,8 +218,8 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
         (hook("").replace("0123456789", "0"), "openssl rand"),
         (format!("{}{}", hook(""), hook("")), "another webhook has this name"),
     ] {
-        let said = error(&text);
-        assert!(said.contains(why) && !said.contains("t0ken"), "{said}");
+        let message = error(&text);
+        assert!(message.contains(why) && !message.contains("t0ken"), "{message}");
     }
 }
 
@@ -254,8 +254,8 @@ fn a_port_needs_callers_who_are_identified() {
         ),
         ("[[identity.local]]\nuser = 'a'\nrole = 'admin'\n", "nothing identifies them"),
     ] {
-        let said = error(&format!("{TCP}{more}"));
-        assert!(said.contains(says), "{more}: {said}");
+        let message = error(&format!("{TCP}{more}"));
+        assert!(message.contains(says), "{more}: {message}");
     }
     for more in [
         "insecure_tcp = true\n",
@@ -277,8 +277,8 @@ fn local_users_have_a_name_and_a_known_role() {
         ("user = 'a'\nrole = 'reader'\nproject = ''", "omit it"),
         ("user = -1\nrole = 'reader'", "a name or a number"),
     ] {
-        let said = error(&format!("[[identity.local]]\n{entry}"));
-        assert!(said.contains(says), "{entry}: {said}");
+        let message = error(&format!("[[identity.local]]\n{entry}"));
+        assert!(message.contains(says), "{entry}: {message}");
     }
     let text = "[[identity.local]]\nuser = 1000\nrole = 'reader'\n[[identity.local]]\ngroup = '27'\nrole = 'service'";
     let local = Config::parse(text).unwrap().identity.local;

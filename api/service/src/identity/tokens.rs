@@ -109,7 +109,7 @@ pub enum TokensError {
     Wrong(String),
 }
 
-/// The facts by which one version of a file is told from another.
+/// The facts by which one version of a file differs from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -387,8 +387,8 @@ mod tests {
             format!("{good}\nhash = {hash}"),
         ] {
             fs::write(&path, &bad).unwrap();
-            let said = refused();
-            assert!(!said.contains(&hash[1..]), "{said}");
+            let message = refused();
+            assert!(!message.contains(&hash[1..]), "{message}");
         }
         fs::write(&path, &good).unwrap();
         assert!(Tokens::new(path.clone()).caller(&text).unwrap().is_admin());

@@ -25,7 +25,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::HostAway`] and what the hypervisor answers.
-    pub async fn look(
+    pub async fn read_now(
         &self,
         host: &Host,
         addresses: Option<BTreeSet<PciAddress>>,

@@ -69,7 +69,7 @@ async fn a_device_in_a_domain_is_adopted_once_and_only_if_it_is_free(records: Re
         assert!(!records.store.adopt(&refused).await.unwrap(), "{refused:?}");
         assert_eq!(records.statuses(), before);
     }
-    records.settle(vf.id, Observation::AskedToDetach).await;
+    records.settle(vf.id, Observation::DetachRequested).await;
     records.removed(vf.id).await;
     assert_eq!(records.at("0000:04:10.0").status, DeviceStatus::Available);
     assert!(
@@ -97,7 +97,7 @@ async fn a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id(re
     // An attachment that was detached on request, or whose attach failed, is not adopted.
     let detached = records.claim(&[one]).await.unwrap()[0];
     records.attached(detached).await;
-    records.settle(detached, Observation::AskedToDetach).await;
+    records.settle(detached, Observation::DetachRequested).await;
     records.settle(detached, Observation::Absent).await;
     let failed = records.claim(&[one]).await.unwrap()[0];
     records.settle(failed, Observation::Absent).await;
@@ -129,13 +129,13 @@ async fn a_device_that_comes_back_with_its_domain_is_adopted_under_its_old_id(re
             !records.store.adopt(&as_found(&records, &was, one)).await.unwrap(),
             "the attachment is open"
         );
-        records.settle(id, Observation::AskedToDetach).await;
+        records.settle(id, Observation::DetachRequested).await;
         records.settle(id, Observation::Absent).await;
     }
     let id = records.claim(&[one]).await.unwrap()[0];
     records.attached(id).await;
     records.settle(id, Observation::DomainStopped).await;
-    records.store.asked_to_go(super::attachment(id)).await.unwrap();
+    records.store.forgo_return(super::attachment(id)).await.unwrap();
     let row = records.store.attachment(id).await.unwrap().unwrap();
     assert!(
         !records.store.adopt(&as_found(&records, &row, one)).await.unwrap(),

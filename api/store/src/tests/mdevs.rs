@@ -68,7 +68,7 @@ async fn a_parent_device_is_held_until_its_last_mediated_device_is_gone(records:
     records.settle_mdev(first, present()).await;
     assert_eq!(records.last_event().await, events, "nothing changed");
     for id in [first, second] {
-        let row = records.settle_mdev(id, Observation::AskedToDetach).await;
+        let row = records.settle_mdev(id, Observation::DetachRequested).await;
         assert_eq!(row.state(), State::Detaching);
         records.settle_mdev(id, REMOVED).await;
     }
@@ -158,7 +158,7 @@ async fn a_mediated_device_that_comes_back_with_its_domain_is_attached_again_for
     records.settle_mdev(another, present()).await;
     assert!(!adopt(second).await);
     assert_eq!(records.at(second).status, DeviceStatus::Available);
-    records.settle_mdev(another, Observation::AskedToDetach).await;
+    records.settle_mdev(another, Observation::DetachRequested).await;
     assert!(!records.settle_mdev(another, REMOVED).await.unrequested());
 
     // Nor is one that its holder does not want any more.

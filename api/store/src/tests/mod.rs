@@ -71,7 +71,7 @@ fn new_attachment(device: Arc<Device>) -> NewAttachment {
         managed: true,
         network: None,
         whole_group: false,
-        taken: false,
+        to_rebind: false,
         siblings: Vec::new(),
     }
 }

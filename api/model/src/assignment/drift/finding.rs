@@ -135,7 +135,7 @@ impl std::fmt::Display for Action {
             Self::Settle(..) => "the record follows the documents",
             Self::Destroy(_) => "the mediated device is taken away from the host",
             Self::Adopt(_) => "the attachment is put on record",
-            Self::RetryUnplug(_) => "the guest is asked again to let it go",
+            Self::RetryUnplug(_) => "the guest is requested again to release it",
             Self::TakeOut { .. } => "it is taken out of the domain",
             Self::Plug(_) => "it is plugged into the running guest",
             Self::Define(_) => "it is put into the definition",
@@ -157,7 +157,7 @@ pub fn is_gone(seen: &Observation) -> bool {
         Observation::Present { .. }
         | Observation::Verified { .. }
         | Observation::Restarted
-        | Observation::AskedToDetach
+        | Observation::DetachRequested
         | Observation::GivenUp { .. }
         | Observation::DetachRefused { .. }
         | Observation::StillThere { .. }

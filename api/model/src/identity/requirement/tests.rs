@@ -38,8 +38,8 @@ fn expressions_are_read_as_oslo_policy_reads_them() {
         ("()", "expected"),
         ("not", "ends where"),
     ] {
-        let said = text.parse::<Requirement>().unwrap_err();
-        assert!(said.contains(says), "{text}: {said}");
+        let message = text.parse::<Requirement>().unwrap_err();
+        assert!(message.contains(says), "{text}: {message}");
     }
     let deep = format!("{}role:a{}", "(".repeat(2000), ")".repeat(2000));
     assert!(deep.parse::<Requirement>().unwrap_err().contains("nested"));

@@ -8,7 +8,7 @@ use crate::device::Device;
 
 /// For each unit the index of the part that takes it, if any. `Err` has the index of the first part with too few
 /// units.
-pub(super) type Taken = Result<Vec<Option<usize>>, usize>;
+pub(super) type Solution = Result<Vec<Option<usize>>, usize>;
 
 pub(super) struct Search<'t, 'a> {
     pub(super) table: &'t Table<'t, 'a>,
@@ -21,7 +21,7 @@ pub(super) struct Search<'t, 'a> {
 impl<'a> Search<'_, 'a> {
     /// Finds a choice that has every unit of `must` and none of `out`, in which no two units exclude each other and no
     /// IOMMU group is torn. A group is torn when the choice has some of its busy members and lacks others.
-    pub(super) fn solve(&mut self, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
+    pub(super) fn solve(&mut self, out: &mut [bool], must: &mut Vec<usize>) -> Solution {
         let taker = self.matching(out, must)?;
         let Some((unit, other)) = self.clash(&taker) else {
             return match self.torn(&taker) {
@@ -41,10 +41,10 @@ impl<'a> Search<'_, 'a> {
         let cases = if taker[unit] <= taker[other] { [with, without] } else { [without, with] };
         for left_out in cases {
             left_out.iter().for_each(|unit| out[*unit] = true);
-            let taken = self.solve(out, must);
+            let solution = self.solve(out, must);
             left_out.iter().for_each(|unit| out[*unit] = false);
-            if taken.is_ok() {
-                return taken;
+            if solution.is_ok() {
+                return solution;
             }
         }
         Err(short)
@@ -52,7 +52,13 @@ impl<'a> Search<'_, 'a> {
 
     /// Continues from a choice that has `unit` but not every device that it needs: first with all busy members of its
     /// group, then without the members that need others. `short` is the part that has the unit.
-    fn solve_whole(&mut self, unit: usize, short: usize, out: &mut [bool], must: &mut Vec<usize>) -> Taken {
+    fn solve_whole(
+        &mut self,
+        unit: usize,
+        short: usize,
+        out: &mut [bool],
+        must: &mut Vec<usize>,
+    ) -> Solution {
         if self.cases == 0 {
             return Err(short);
         }
@@ -63,10 +69,10 @@ impl<'a> Search<'_, 'a> {
         let places: Vec<usize> = busy.filter_map(|member| self.table.places.get(member)).copied().collect();
         let known = must.len();
         must.extend(places.into_iter().filter(|place| !must[..known].contains(place)).collect::<Vec<_>>());
-        let taken = self.solve(out, must);
+        let solution = self.solve(out, must);
         must.truncate(known);
-        if taken.is_ok() {
-            return taken;
+        if solution.is_ok() {
+            return solution;
         }
         let needy = |place: &usize| {
             let member = &self.table.candidate_set.devices[*place];
@@ -75,9 +81,9 @@ impl<'a> Search<'_, 'a> {
         };
         let left_out: Vec<usize> = (0..self.table.candidate_set.devices.len()).filter(needy).collect();
         left_out.iter().for_each(|place| out[*place] = true);
-        let taken = self.solve(out, must);
+        let solution = self.solve(out, must);
         left_out.iter().for_each(|place| out[*place] = false);
-        taken.map_err(|_| short)
+        solution.map_err(|_| short)
     }
 
     /// Returns a single device of a choice that lacks a busy member of the device's IOMMU group, if there is one.
@@ -97,15 +103,15 @@ impl<'a> Search<'_, 'a> {
     /// Returns two units of a choice that exclude each other, if there are any. The first one (the group, or the PF)
     /// is the one that excludes more units.
     fn clash(&self, taker: &[Option<usize>]) -> Option<(usize, usize)> {
-        let taken = || self.units.iter().enumerate().filter(|(unit, _)| taker[*unit].is_some());
+        let chosen = || self.units.iter().enumerate().filter(|(unit, _)| taker[*unit].is_some());
         let mut holder = HashMap::new();
-        for (unit, device) in taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m))) {
+        for (unit, device) in chosen().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m))) {
             // Groups come after single devices, and no device is in two groups.
             if let Some(single) = holder.insert(device.facts.address, unit) {
                 return Some((unit, single));
             }
         }
-        let mut pairs = taken().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m)));
+        let mut pairs = chosen().flat_map(|(unit, members)| members.iter().map(move |m| (unit, m)));
         pairs.find_map(|(unit, device)| {
             let pf = holder.get(&device.facts.parent_addr?)?;
             (*pf != unit).then_some((*pf, unit))
@@ -114,7 +120,7 @@ impl<'a> Search<'_, 'a> {
 
     /// Returns the reason why no choice serves all parts. When a torn group is the reason, also returns the device that
     /// lacks a member of its group.
-    pub(super) fn hindrance(&self, out: &[bool]) -> (String, Option<&'a Arc<Device>>) {
+    pub(super) fn obstacle(&self, out: &[bool]) -> (String, Option<&'a Arc<Device>>) {
         let taker = self.matching(out, &[]).ok();
         let Some((unit, other)) = taker.as_ref().and_then(|taker| self.clash(taker)) else {
             let torn = taker.and_then(|taker| self.torn(&taker));
@@ -148,7 +154,7 @@ impl<'a> Search<'_, 'a> {
 
     /// Assigns to each part the number of units that it requests: no unit twice, none of `out`, all of `must`. Ignores
     /// that units may exclude each other.
-    fn matching(&self, out: &[bool], must: &[usize]) -> Taken {
+    fn matching(&self, out: &[bool], must: &[usize]) -> Solution {
         let mut taker = vec![None; self.units.len()];
         for unit in must {
             if out[*unit] || !self.place(*unit, &mut taker, &mut vec![false; self.parts.len()]) {

@@ -209,11 +209,11 @@ fn is_right(parts: &[Wanted<'_>], case: &Case, given: &[Option<usize>]) -> bool 
                     && members().all(|(_, taker)| *taker == Some(*part))
                     && members().any(|(member, _)| requested(&parts[*part], member))
             } else {
-                let taken = |at: &PciAddress| {
+                let is_chosen = |at: &PciAddress| {
                     *at == device.facts.address || holder(*at).is_some_and(|(_, taker)| taker.is_some())
                 };
                 let of_group = |at: &&PciAddress| group.is_some() && case.groups.get(*at) == group;
-                requested(&parts[*part], device) && case.busy.keys().filter(of_group).all(taken)
+                requested(&parts[*part], device) && case.busy.keys().filter(of_group).all(is_chosen)
             }
     });
     each_is_free
