@@ -21,7 +21,7 @@ secret = "a secret that is long enough for a test"
 attempts = 1
 [pci]
 report_in_placement = true
-device_spec = ['{"vendor_id": "8086"}', '{"vendor_id": "1234", "one_time_use": "true"}']
+device_spec = ['{"vendor_id": "8086", "product_id": "10ca"}', '{"vendor_id": "1234", "one_time_use": "true"}']
 alias = ['{"name": "edu", "vendor_id": "1234", "product_id": "11e8"}']
 "#;
 
