@@ -30,6 +30,9 @@ pub(crate) fn run(file: Option<&Path>) -> anyhow::Result<()> {
         Some(file) => Config::load(file)?,
         None => Config::default(),
     };
+    for warning in file.iter().flat_map(|file| config.exposed(file)) {
+        tracing::warn!("{warning}");
+    }
     fit(&mut config.api, descriptors()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, file.is_some()));

@@ -4,6 +4,7 @@
 mod accelerators;
 mod architecture;
 mod attachments;
+mod audit;
 mod cli;
 mod clients;
 mod clock;
@@ -19,6 +20,7 @@ mod door;
 mod drift;
 mod events;
 mod gone;
+mod hostile_text;
 mod inventory;
 mod keystone;
 mod kinds;

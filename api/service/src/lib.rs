@@ -15,6 +15,7 @@
 //! idempotency     requests that are repeated with an Idempotency-Key
 //! events, feed    an event as JSON; events for the clients that follow them
 //! tls             certificates and keys; why a TLS connection failed
+//! audit           refused requests
 //! webhook         posts events to URLs: signatures, repetitions, dead letters
 //! retention       removes old events and ended rows
 //! keystone        Keystone: whether a token is valid, and whose it is
@@ -25,6 +26,7 @@
 
 pub mod accelerator;
 pub mod assignment;
+pub mod audit;
 pub mod config;
 pub mod cyborg;
 pub mod error;

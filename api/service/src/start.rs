@@ -10,6 +10,7 @@ use hotslot_store::Store;
 
 use crate::accelerator::Accelerators;
 use crate::assignment::{Assignments, reconcile};
+use crate::audit::Audit;
 use crate::config::{Config, ConfigError};
 use crate::cyborg::{Cyborg, settle};
 use crate::error::Error;
@@ -18,7 +19,7 @@ use crate::fence::Fenced;
 use crate::host::Host;
 use crate::hosts::Hosts;
 use crate::idempotency::Idempotency;
-use crate::identity::Callers;
+use crate::identity::{Callers, watch};
 use crate::inventory::{Catalog, read_rules};
 use crate::locks::{InFlight, KeyedMutex};
 use crate::records::Records;
@@ -83,6 +84,7 @@ impl Service {
         config: Config,
         open: impl Fn(&config::Hypervisor, &config::Libvirt) -> Result<Arc<dyn Hypervisor>, ConfigError>,
     ) -> Result<Arc<Self>, StartError> {
+        let config = config.with_secrets()?;
         let problems = problems(&config);
         if !problems.is_empty() {
             return Err(StartError::Rules(problems));
@@ -109,6 +111,7 @@ impl Service {
     fn of_parts(opened: Opened) -> Self {
         let Opened { config, policy, callers, templates, store, rules, hosts, webhooks } = opened;
         let feed = Arc::new(Feed::new(config.api.followers.get()));
+        let audit = Arc::new(Audit::new(store.clone()));
         let webhooks = Arc::new(Webhooks::new(webhooks, store.clone()));
         let (config, hosts) = (Arc::new(config), Arc::new(hosts));
         let turns = Arc::new(KeyedMutex::new(store.locks()));
@@ -153,6 +156,7 @@ impl Service {
             idempotency,
             webhooks,
             feed,
+            audit,
             lifecycle: Arc::default(),
         }
     }
@@ -164,6 +168,12 @@ impl Service {
         }
         let followed = Arc::clone(self);
         self.go_on(async move { feed::read(&followed.feed, &followed.store).await });
+        let recorded = Arc::clone(self);
+        self.go_on(async move { recorded.audit.record_in_rounds().await });
+        if let Some(tokens) = self.config.identity.tokens.clone() {
+            let store = self.store.clone();
+            self.go_on(async move { watch::record_changes(&tokens, &store).await });
+        }
         self.go_on(retention::prune_in_rounds(Arc::clone(self)));
         self.go_on(settle::in_rounds(Arc::clone(&self.cyborg)));
         for host in self.hosts.iter() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use hotslot_driver::text::visible;
 use hotslot_model::identity::{Caller, Peer, Refusal, SERVICE, Scope, User, Via};
 use hotslot_service::config::IdentityFrom;
 use hotslot_service::identity::{Shown, Unidentified};
@@ -128,6 +129,9 @@ fn by_headers(headers: &HeaderMap) -> Result<Caller, Fault> {
         (None, None) if domain.is_some() => Scope::Domain,
         (None, None) => Scope::Unscoped,
     };
+    for id in [Some(id), project].into_iter().flatten() {
+        visible(id).map_err(|reason| Fault::new(StatusCode::UNAUTHORIZED, format!("the id {reason}")))?;
+    }
     let name = text(headers, "x-user-name")?.unwrap_or(id).to_owned();
     Ok(Caller {
         user: Some(User { id: id.to_owned(), name }),

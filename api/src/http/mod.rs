@@ -6,6 +6,7 @@
 
 mod accelerators;
 mod attachments;
+mod audit;
 mod body;
 mod certificate;
 mod connection;
@@ -43,6 +44,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 pub use connections::{Listener, serve};
+use hotslot_service::audit::Audit;
 use hotslot_service::error::Error;
 use hotslot_service::lifecycle::Lifecycle;
 use hotslot_service::records::Records;
@@ -160,15 +162,17 @@ fn resources(version: Version) -> Router<App> {
 async fn with_request_id(
     State(lifecycle): State<Arc<Lifecycle>>,
     State(records): State<Arc<Records>>,
+    State(audit): State<Arc<Audit>>,
     request: Request,
     next: Next,
 ) -> Response {
     let id = format!("req-{}", Uuid::new_v4().hyphenated());
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
-    let only_reads = request.method().is_safe();
-    let work = actor::scope(format!("request {id}"), next.run(request).instrument(span.clone()));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let unidentified = Arc::new(audit::unidentified(&id, &request));
+    let work = actor::scope_as(Arc::clone(&unidentified), next.run(request).instrument(span.clone()));
     let work = actor::as_process(records.new_worker(), work);
-    let mut response = if only_reads {
+    let mut response = if method.is_safe() {
         work.await
     } else {
         let under_way = lifecycle.begin_request().await;
@@ -179,7 +183,7 @@ async fn with_request_id(
         let lost = |error| Error::Internal(format!("the request ended without an answer: {error}"));
         done.await.map_err(lost).map_err(Fault::from).unwrap_or_else(Fault::into_response)
     };
-    span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
+    span.in_scope(|| audit::record(&audit, (&method, &path), unidentified, &response));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-openstack-request-id"), id.clone());

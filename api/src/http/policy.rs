@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use hotslot_model::identity::{Caller, Target};
 use hotslot_store::actor;
 
+use super::audit::Identified;
 use super::error::{Fault, no_method, not_found};
 use super::identity::caller;
 use super::permit::Permit;
@@ -206,26 +207,25 @@ pub(super) async fn admit(State(identity): State<IdentityParts>, request: Reques
         Rule(rule) => (rule, Target::Of(None)),
         InHandler(rule) => (rule, Target::Unknown),
     };
-    let admitted = caller.and_then(|caller| {
-        expect_own_project(&caller, named.as_deref())?;
-        identity.policy.require(&caller, rule, target).map_err(Fault::from).inspect_err(|_| {
-            tracing::info!(caller = caller.describe(), rule, "refused {caller}: {rule}");
-        })?;
-        Ok(caller)
-    });
-    let caller = match admitted {
+    let caller = match caller {
         Ok(caller) => caller,
         Err(fault) => return refusal(&identity, fault),
     };
-    let actor = match &caller.user {
-        Some(_) => format!("{} of {caller}", actor::current()),
-        None => actor::current().to_string(),
-    };
+    let actor = Arc::new(actor::current().by(&caller));
     let sees_hosts = caller.sees_host_details();
-    request.extensions_mut().insert(Permit::new(caller.clone(), Arc::clone(&identity.policy), rule));
-    request.extensions_mut().insert(caller);
-    let response = actor::scope(actor, next.run(request)).await;
-    if sees_hosts { response } else { without_hosts(response) }
+    let admitted = expect_own_project(&caller, named.as_deref())
+        .and_then(|()| identity.policy.require(&caller, rule, target).map_err(Fault::from));
+    let mut response = match admitted {
+        Ok(()) => {
+            request.extensions_mut().insert(Permit::new(caller.clone(), Arc::clone(&identity.policy), rule));
+            request.extensions_mut().insert(caller);
+            let response = actor::scope_as(Arc::clone(&actor), next.run(request)).await;
+            if sees_hosts { response } else { without_hosts(response) }
+        }
+        Err(fault) => refusal(&identity, fault),
+    };
+    response.extensions_mut().insert(Identified { actor, rule });
+    response
 }
 
 /// Returns the project that a path names, as in `/v2/{tenant_id}/…`; `-` names none, for clients that do not know theirs.

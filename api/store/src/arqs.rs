@@ -2,7 +2,9 @@
 
 use hotslot_model::assignment::Holder;
 use hotslot_model::cyborg::{Arq, ArqState, ArqTarget};
+use hotslot_model::event::{self, EventKind, What};
 use hotslot_model::id::{ArqId, DeviceProfileId};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::clock::now;
@@ -10,7 +12,7 @@ use crate::columns::{RowReader, bad_column};
 use crate::device_profiles::number;
 use crate::error::Error;
 use crate::pool::Store;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Transaction, query};
 
 const TABLE: &str = "accelerator_requests";
 
@@ -38,6 +40,19 @@ fn arq(row: &Row) -> Result<Arq, Error> {
     })
 }
 
+/// Returns the state that a request has on record; `None` for no such request.
+async fn state(tx: &mut Transaction, id: ArqId) -> Result<Option<String>, Error> {
+    let row = query("SELECT state FROM accelerator_requests WHERE uuid = $1").bind(id.to_string());
+    Ok(row.fetch_optional(tx).await?.map(|row| row.try_get("state")).transpose()?)
+}
+
+/// Returns the event for the state of a request; `None` when it stays as it is, or there is no such request.
+fn of_state(id: ArqId, was: Option<String>, next: ArqState, reason: Option<&str>) -> Option<What> {
+    let was = was.filter(|was| was != next.as_str())?;
+    let (from, to) = (Some(was.into()), Some(next.as_str().into()));
+    Some(What { reason: reason.map(str::to_owned), ..event::of_record(EventKind::ArqState, id.0, from, to) })
+}
+
 impl Store {
     /// Creates accelerator requests, one for each pair of group and resource class in `units`. Returns their ids.
     ///
@@ -49,9 +64,9 @@ impl Store {
         units: &[(usize, &str)],
         project: Option<&str>,
     ) -> Result<Vec<ArqId>, Error> {
-        let (_turn, mut tx) = self.begin().await?;
+        let mut draft = self.draft().await?;
         let no_profile = || Error::NotFound(format!("device profile {profile}"));
-        let profile = number(&mut tx, profile).await?.ok_or_else(no_profile)?;
+        let row = number(&mut draft.tx, profile).await?.ok_or_else(no_profile)?;
         let mut made = Vec::new();
         for (group, class) in units {
             let id = ArqId(Uuid::new_v4());
@@ -61,16 +76,18 @@ impl Store {
                  SELECT COALESCE(MAX(id), 0) + 1, $1, $2, $3, $4, $5, 'Initial', $6 FROM accelerator_requests",
             )
             .bind(id.to_string())
-            .bind(profile)
+            .bind(row)
             .bind(i64::try_from(*group).unwrap_or(i64::MAX))
             .bind(*class)
             .bind(project)
             .bind(now())
-            .execute(&mut tx)
+            .execute(&mut draft.tx)
             .await?;
+            let shown = json!({ "device_profile": profile, "resource_class": class, "project_id": project });
+            draft.emit([event::of_record(EventKind::ArqCreated, id.0, None, Some(shown))]);
             made.push(id);
         }
-        tx.commit().await?;
+        draft.commit().await?;
         Ok(made)
     }
 
@@ -114,6 +131,7 @@ impl Store {
             draft.holds_nothing(Holder::AcceleratorRequest(*id)).await?;
             // From now on the request is for this server, and not for one that comes back with an earlier device.
             draft.no_longer_wanted(Holder::AcceleratorRequest(*id)).await?;
+            let was = state(&mut draft.tx, *id).await?;
             query(
                 "UPDATE accelerator_requests SET state = 'BindStarted', state_reason = NULL, hostname = $2,
                      device_rp_uuid = $3, instance_uuid = $4, project_id = COALESCE($5, project_id), updated_at = $6
@@ -127,6 +145,8 @@ impl Store {
             .bind(now())
             .execute(&mut draft.tx)
             .await?;
+            let what = of_state(*id, was, ArqState::BindStarted, None);
+            draft.emit(what.map(|what| What { server: Some(target.server), ..what }));
         }
         draft.commit().await
     }
@@ -135,18 +155,20 @@ impl Store {
     ///
     /// # Errors
     /// Returns the error of the database.
-    pub async fn put_arq_state(&self, id: ArqId, state: ArqState, reason: Option<&str>) -> Result<(), Error> {
-        let (_turn, mut tx) = self.begin().await?;
+    pub async fn put_arq_state(&self, id: ArqId, next: ArqState, reason: Option<&str>) -> Result<(), Error> {
+        let mut draft = self.draft().await?;
+        let was = state(&mut draft.tx, id).await?;
         query(
             "UPDATE accelerator_requests SET state = $2, state_reason = $3, updated_at = $4 WHERE uuid = $1",
         )
         .bind(id.to_string())
-        .bind(state.as_str())
+        .bind(next.as_str())
         .bind(reason)
         .bind(now())
-        .execute(&mut tx)
+        .execute(&mut draft.tx)
         .await?;
-        Ok(tx.commit().await?)
+        draft.emit(of_state(id, was, next, reason));
+        draft.commit().await
     }
 
     /// Records that an accelerator request is unbound.
@@ -157,6 +179,7 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
         draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
+        let was = state(&mut draft.tx, id).await?;
         query(
             "UPDATE accelerator_requests SET state = 'Unbound', state_reason = NULL, hostname = NULL,
                  device_rp_uuid = NULL, instance_uuid = NULL, updated_at = $2
@@ -166,6 +189,7 @@ impl Store {
         .bind(now())
         .execute(&mut draft.tx)
         .await?;
+        draft.emit(of_state(id, was, ArqState::Unbound, None));
         draft.commit().await
     }
 
@@ -177,10 +201,12 @@ impl Store {
         let mut draft = self.draft().await?;
         draft.holds_nothing(Holder::AcceleratorRequest(id)).await?;
         draft.no_longer_wanted(Holder::AcceleratorRequest(id)).await?;
+        let was = state(&mut draft.tx, id).await?;
         query("DELETE FROM accelerator_requests WHERE uuid = $1")
             .bind(id.to_string())
             .execute(&mut draft.tx)
             .await?;
+        draft.emit(was.map(|was| event::of_record(EventKind::ArqRemoved, id.0, Some(was.into()), None)));
         draft.commit().await
     }
 }

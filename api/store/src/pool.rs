@@ -181,6 +181,16 @@ impl Store {
         Ok(())
     }
 
+    /// Checks that the database accepts a commit.
+    ///
+    /// # Errors
+    /// Returns the error of the database.
+    pub async fn try_to_write(&self) -> Result<(), Error> {
+        let (_turn, mut tx) = self.begin().await?;
+        query("UPDATE event_ids SET last = last").execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Closes the database.
     pub async fn close(&self) {
         if let Err(error) = self.leave().await {

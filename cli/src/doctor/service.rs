@@ -33,6 +33,10 @@ pub(super) async fn check(named: Option<&Path>, address: Option<&Address>) -> Ve
     // An invalid file is what `config check` is for; the database is then the default one.
     let config = config.and_then(Result::ok).unwrap_or_default();
     findings.extend(config.api.tls.as_ref().map(certificate));
+    let exposed = file.iter().flat_map(|file| config.exposed(file));
+    findings.extend(exposed.map(|says| {
+        Finding::bad("secrets", Level::Warn, says, "give the file to the user of the service, with mode 0600")
+    }));
     if let Some(path) = config.database.url.strip_prefix("sqlite://") {
         findings.extend(database(Path::new(path)));
     }
@@ -139,14 +143,7 @@ fn configuration(file: &Path) -> Option<Finding> {
 
 /// Whether a configuration has the secret of a webhook or a database URL with a password. An invalid one may have any.
 fn has_secret(text: &str) -> bool {
-    let Ok(config) = Config::parse(text) else { return true };
-    let password = config.database.url.split_once("://").is_some_and(|(_, rest)| {
-        rest.split(['/', '?'])
-            .next()
-            .and_then(|authority| authority.rsplit_once('@'))
-            .is_some_and(|(user, _)| user.contains(':'))
-    });
-    !config.webhook.is_empty() || password || config.database.url.contains("password=")
+    Config::parse(text).map_or(true, |config| config.has_secret())
 }
 
 /// Checks the certificate and key of the API.

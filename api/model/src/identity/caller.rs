@@ -23,6 +23,16 @@ pub enum Peer {
     Tcp(SocketAddr),
 }
 
+impl fmt::Display for Peer {
+    /// Writes where a request comes from: `unix socket, uid 1000`, or `TCP 192.0.2.1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { uid, .. } => write!(f, "unix socket, uid {uid}"),
+            Self::Tcp(address) => write!(f, "TCP {}", address.ip()),
+        }
+    }
+}
+
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {

@@ -1,5 +1,6 @@
 //! Checks that callers are identified, and makes the rules of who may do what.
 
+use hotslot_driver::text::visible;
 use hotslot_model::identity::{Policy, policy};
 
 use super::policy_file::PolicyFile;
@@ -27,6 +28,9 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         }
         if entry.project.as_ref().is_some_and(|project| project.trim().is_empty()) {
             bad("project", "it is empty; omit it for the whole system".to_owned());
+        }
+        if let Some(Err(reason)) = entry.project.as_deref().map(visible) {
+            bad("project", reason);
         }
     }
     let mut bad = |key: &str, reason: &str| found.push((key.to_owned(), reason.to_owned()));

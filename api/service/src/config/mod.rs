@@ -9,6 +9,7 @@ mod keystone;
 mod policy_file;
 mod read;
 mod secret_file;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -72,6 +73,8 @@ pub struct Config {
 pub struct Database {
     /// `sqlite:///path` or `postgres://user:password@host/database`.
     pub url: String,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
 }
 
 impl Default for Database {
@@ -80,7 +83,7 @@ impl Default for Database {
         let directories = std::env::var("STATE_DIRECTORY").unwrap_or_default();
         let directory = directories.split(':').next().filter(|first| !first.is_empty());
         let directory = directory.unwrap_or("/var/lib/hotslot");
-        Self { url: format!("sqlite://{directory}/hotslot.db") }
+        Self { url: format!("sqlite://{directory}/hotslot.db"), url_file: None }
     }
 }
 
@@ -88,7 +91,8 @@ impl fmt::Debug for Database {
     /// Prints only the scheme, because a database URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = self.url.split(':').next().unwrap_or_default();
-        f.debug_struct("Database").field("url", &format_args!("\"{scheme}:…\"")).finish()
+        let url = format_args!("\"{scheme}:…\"");
+        f.debug_struct("Database").field("url", &url).field("url_file", &self.url_file).finish()
     }
 }
 
@@ -264,11 +268,17 @@ pub struct Webhook {
     /// The name in records and paths: 1 to 64 letters, digits, `-`, `_` or `.`; unique among the webhooks.
     pub name: String,
     /// The URL to which events are posted: `https://host:port/path`, or `http://host:port/path` without encryption.
+    #[serde(default)]
     pub url: Secret,
+    /// A file that has the URL, instead of `url`.
+    pub url_file: Option<SecretFile>,
     /// The PEM file of the authorities of the receiver's certificate. `None` for those that the system trusts.
     pub ca: Option<PathBuf>,
     /// The key with which events are signed, at least 16 bytes.
+    #[serde(default)]
     pub secret: Secret,
+    /// A file that has the key, instead of `secret`.
+    pub secret_file: Option<SecretFile>,
     /// The kinds of events that are posted, or the nouns that the kinds begin with. Empty for all events.
     #[serde(default)]
     pub kinds: Vec<String>,

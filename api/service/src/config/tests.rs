@@ -242,7 +242,8 @@ fn a_webhook_has_a_name_an_url_and_a_secret_that_is_not_printed() {
 
 #[test]
 fn a_password_is_not_printed() {
-    let database = Database { url: "postgres://hotslot:secret@db/hotslot".into() };
+    let url = "postgres://hotslot:secret@db/hotslot".into();
+    let database = Database { url, url_file: None };
     assert!(!format!("{database:?}").contains("secret"));
 }
 

@@ -3,6 +3,7 @@
 mod local;
 pub mod tokens;
 mod unidentified;
+pub(crate) mod watch;
 
 use hotslot_model::identity::{Caller, Peer};
 use sha2::{Digest as _, Sha256};
