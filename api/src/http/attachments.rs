@@ -22,7 +22,7 @@ use hotslot_model::rules;
 use hotslot_model::rules::AliasRequests;
 use hotslot_service::assignment::Assignments;
 use hotslot_service::assignment::{AttachRequest, DetachRequest, DryRun, NetworkRequest};
-use hotslot_service::config::{Config, Flavor};
+use hotslot_service::config::Flavor;
 use hotslot_service::error::Error;
 use hotslot_service::flavor;
 use hotslot_service::hosts::Hosts;
@@ -35,7 +35,7 @@ use super::body::{Pairs, Path, id, read, time};
 use super::error::Fault;
 use super::permit::Permit;
 use super::servers::ServerPath;
-use super::state::DeviceParts;
+use super::state::{AttachParts, DeviceParts};
 
 const EXAMPLE: &str = r#"{"pciAttachment": {"pci_passthrough:alias": "a1:1"}}"#;
 
@@ -248,9 +248,7 @@ impl AttachmentPath {
 }
 
 pub(super) async fn create(
-    State(assignments): State<Arc<Assignments>>,
-    State(hosts): State<Arc<Hosts>>,
-    State(config): State<Arc<Config>>,
+    State(AttachParts { assignments, hosts, config }): State<AttachParts>,
     permit: Permit,
     Path(path): Path<ServerPath>,
     key: Option<Extension<IdempotencyKey>>,

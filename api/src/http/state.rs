@@ -65,6 +65,19 @@ impl FromRef<App> for DeviceParts {
     }
 }
 
+/// The parts that attach devices.
+pub(super) struct AttachParts {
+    pub(super) assignments: Arc<Assignments>,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) config: Arc<Config>,
+}
+
+impl FromRef<App> for AttachParts {
+    fn from_ref(app: &App) -> Self {
+        Self { assignments: Arc::from_ref(app), hosts: Arc::from_ref(app), config: Arc::from_ref(app) }
+    }
+}
+
 /// The parts that answer requests for accelerators.
 pub(super) struct AcceleratorParts {
     pub(super) accelerators: Arc<Accelerators>,

@@ -188,10 +188,11 @@ pub(super) enum Pool {
 impl Pool {
     /// Begins a transaction that excludes all other writers until it ends.
     pub(super) async fn begin_to_write(&self) -> sqlx::Result<Transaction> {
+        // The future of a pool may open a connection, and has 12 KiB.
         Ok(match self {
-            Self::Sqlite(pool) => Transaction::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+            Self::Sqlite(pool) => Transaction::Sqlite(Box::pin(pool.begin_with("BEGIN IMMEDIATE")).await?),
             Self::Postgres(pool) => {
-                let mut tx = soon(pool.begin()).await?;
+                let mut tx = soon(Box::pin(pool.begin())).await?;
                 // Allows one writer as SQLite does; readers do not wait. The lock is a statement of its own, so that
                 // giving up while it waits only rolls back an empty transaction.
                 soon(sqlx::query("LOCK TABLE commits IN EXCLUSIVE MODE").execute(&mut *tx)).await?;

@@ -374,13 +374,13 @@ impl Assignments {
         let servers: Vec<_> = servers.map(|(server, trigger)| (server, trigger, verify(&server))).collect();
         let compared = servers.into_iter().map(|(server, trigger, verify)| {
             let (service, host) = (Arc::clone(self), Arc::clone(host));
-            let work = actor::scope(why, async move {
+            let work = Box::pin(actor::scope(why, async move {
                 service.reconcile(&host, server, trigger).await?;
                 if verify {
                     service.verify_again(&host, server).await?;
                 }
                 Ok(())
-            });
+            }));
             async move { (server, trigger, verify, self.compare_within(work, patience).await) }
         });
         let mut compared = stream::iter(compared).buffer_unordered(AT_ONCE);

@@ -90,7 +90,10 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<(String, String, usize)>, (Option<usize>, String)> {
+    /// The name, the requirement and the line of each rule.
+    type Rules = Vec<(String, String, usize)>;
+
+    fn read(text: &str) -> Result<Rules, (Option<usize>, String)> {
         let rules = PolicyFile::rules(text)?;
         Ok(rules.into_iter().map(|rule| (rule.name, rule.requirement, rule.line)).collect())
     }
