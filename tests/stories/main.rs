@@ -27,6 +27,8 @@ mod mdev;
 mod overdue;
 mod power;
 mod processes;
+mod quota;
+mod rate;
 mod requests;
 mod restart;
 mod retries;

@@ -146,14 +146,10 @@ async fn make(
         identity.needs(Role::Admin)?;
     }
     let made = parts.accelerators.create_accelerator(&body.name, id, identity.project.as_deref()).await;
+    let own = identity.project.as_deref().unwrap_or_default();
     if let Err(Error::AlreadyExists(_)) = made
-        && !parts
-            .accelerators
-            .accelerators()
-            .await?
-            .iter()
-            .any(|view| view.row.name == body.name && identity.sees(view.row.project.as_deref()))
         && !identity.is_admin()
+        && !parts.accelerators.accelerators_of(own).await?.iter().any(|view| view.row.name == body.name)
     {
         // The caller may not know which accelerator has the name.
         let uuid = if id.is_some() { " or the uuid" } else { "" };

@@ -49,7 +49,9 @@ impl From<Error> for Fault {
                 StatusCode::NOT_FOUND
             }
             Error::Gone(_) => StatusCode::GONE,
-            Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs => StatusCode::FORBIDDEN,
+            Error::NeedsService | Error::NeedsAdmin | Error::NotTheirs | Error::OverQuota(_) => {
+                StatusCode::FORBIDDEN
+            }
             Error::Conflict(_) | Error::AlreadyExists(_) | Error::Stale => StatusCode::CONFLICT,
             Error::HostAway { .. } | Error::Full { .. } | Error::TakenOver => StatusCode::SERVICE_UNAVAILABLE,
             Error::Hypervisor { error, .. } => of_kind(error.kind),

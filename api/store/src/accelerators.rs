@@ -1,11 +1,13 @@
 //! The table `accelerators`: named accelerators and their specs.
 
 use hotslot_model::accelerator::{AccSpec, Accelerator};
-use hotslot_model::assignment::Holder;
+use hotslot_model::assignment::{Assignment, AssignmentKind, Holder};
 use hotslot_model::id::{AcceleratorId, DeviceId, RequestId};
+use hotslot_model::quota::Resource;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::assignments::{assignment, in_table};
 use crate::clock::now;
 use crate::columns::{RowReader, bad_column};
 use crate::error::{Error, changed, not_found};
@@ -39,6 +41,36 @@ impl Store {
     /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
     pub async fn accelerators(&self) -> Result<Vec<Accelerator>, Error> {
         query("SELECT * FROM accelerators ORDER BY accelerator_id").all(&self.read, accelerator).await
+    }
+
+    /// Returns the accelerators of a project, in the order in which they were created.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
+    pub async fn accelerators_of(&self, project: &str) -> Result<Vec<Accelerator>, Error> {
+        query("SELECT * FROM accelerators WHERE project_id = $1 ORDER BY accelerator_id")
+            .bind(project)
+            .all(&self.read, accelerator)
+            .await
+    }
+
+    /// Returns what the accelerators of a project hold.
+    ///
+    /// # Errors
+    /// Returns the error of the database, or [`Error::Row`] for a row that cannot be read.
+    pub async fn held_by_accelerators_of(&self, project: &str) -> Result<Vec<Assignment>, Error> {
+        let mut held = Vec::new();
+        for kind in [AssignmentKind::Attachment, AssignmentKind::Binding, AssignmentKind::Mdev] {
+            let rows = query(in_table!(
+                kind,
+                "SELECT * FROM ",
+                " WHERE ended_at IS NULL
+                     AND holder IN (SELECT 'accelerator:' || uuid FROM accelerators WHERE project_id = $1)
+                 ORDER BY created_at, device_id, id"
+            ));
+            held.extend(rows.bind(project).all(&self.read, assignment(kind)).await?);
+        }
+        Ok(held)
     }
 
     /// Returns one accelerator.
@@ -104,7 +136,7 @@ impl Store {
     /// Creates an accelerator. If a device has or had the UUID `id`, the accelerator is fixed to that device.
     ///
     /// # Errors
-    /// Returns [`Error::AlreadyExists`] when its name or id is in use, or the error of the database.
+    /// Returns [`Error::AlreadyExists`] when its name or id is in use, [`Error::OverQuota`], or the error of the database.
     pub async fn create_accelerator(
         &self,
         name: &str,
@@ -113,6 +145,7 @@ impl Store {
     ) -> Result<Accelerator, Error> {
         let new = AccSpec::default();
         let (_turn, mut tx) = self.begin().await?;
+        self.charge(&mut tx, project, &[(Resource::Accelerators, 1)].into()).await?;
         let device = query("SELECT id FROM pci_devices WHERE uuid = $1").bind(id.to_string());
         let pinned =
             device.fetch_optional(&mut tx).await?.map(|row| row.try_get("id").map(DeviceId)).transpose()?;

@@ -20,6 +20,7 @@ use super::request::{AttachRequest, NetworkRequest, scope};
 use super::select::{Chosen, Exclusions};
 use crate::error::Error;
 use crate::host::Host;
+use crate::quota::owner_of;
 use crate::{locks, task};
 
 /// How often a request chooses devices again after another request claimed one first.
@@ -122,7 +123,7 @@ impl Assignments {
     /// devices itself.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when other requests always came first; as [`select`](Self::select).
+    /// [`Error::OverQuota`]; [`Error::Conflict`] when other requests always came first; as [`select`](Self::select).
     async fn reserve(
         self: &Arc<Self>,
         host: &Host,
@@ -149,6 +150,7 @@ impl Assignments {
                 persistent: request.persistent,
                 key: request.key.as_ref(),
                 holder: request.holder,
+                project: owner_of(view),
             };
             if let Some(rows) = self.store.reserve(reservation, &wanted).await? {
                 let step =

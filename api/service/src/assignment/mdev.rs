@@ -30,6 +30,7 @@ use super::engine::{self, Failed, Leftover, ReleaseOutcome, Step as _};
 use super::request;
 use crate::error::Error;
 use crate::host::Host;
+use crate::quota::owner_of;
 use crate::{locks, task};
 
 /// A request for mediated devices.
@@ -152,6 +153,7 @@ impl Assignments {
                 request: RequestId(Uuid::new_v4()),
                 holder: parts.holder,
                 persistent: scope != Scope::Live,
+                project: owner_of(domain),
             };
             let wanted =
                 steps.iter().map(|step| (step.id, Arc::clone(&step.parent), step.mdev_type.as_str()));

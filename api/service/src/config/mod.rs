@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod identity;
 mod keystone;
+mod quota;
 mod read;
 mod secret_file;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use hotslot_model::hot_unplug::HotUnplug;
 use hotslot_model::rules::Pci;
 pub use identity::{Account, Identity, Local, known_role};
 pub use keystone::{Credential, Keystone, is_of_this_machine, keystone_url};
+pub use quota::Quota;
 pub use read::ConfigError;
 pub use secret_file::SecretFile;
 use serde::Deserialize;
@@ -56,6 +58,8 @@ pub struct Config {
     pub webhook: Vec<Webhook>,
     /// Which devices are accelerators, and which callers may change accelerators.
     pub accelerators: Accelerators,
+    /// How much of each resource a project may use.
+    pub quota: Quota,
     /// Named sets of devices.
     pub flavor: Vec<Flavor>,
     /// The hosts. An empty list means the local `qemu:///system`.
