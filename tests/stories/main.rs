@@ -25,6 +25,7 @@ mod kinds;
 mod load;
 mod mdev;
 mod overdue;
+mod pages;
 mod power;
 mod processes;
 mod quota;

@@ -17,6 +17,8 @@ change = "owner"
 [quota]
 accelerators = 3
 accelerator_requests = 4
+accelerator_spec_bytes = 1000
+idempotency_keys = 3
 [pci]
 device_spec = ['{"vendor_id": "8086", "product_id": "10ca"}']
 alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']
@@ -183,7 +185,8 @@ async fn a_project_reads_its_own_quota_and_only_an_administrator_sets_it() {
     };
     let (own, detail) = ("/v2.1/os-quota-sets/p", "/v2.1/os-quota-sets/p/detail");
     let defaults = json!({
-        "accelerator_requests": 4, "accelerators": 3, "pci_attachments": -1, "pci_attachments:vf": -1,
+        "accelerator_requests": 4, "accelerator_spec_bytes": 1000, "accelerators": 3, "idempotency_keys": 3,
+        "pci_attachments": -1, "pci_attachments:vf": -1,
     });
     let mut set = get("/v2.1/p/os-quota-sets/p", MEMBER).await.expect(200).body["quota_set"].clone();
     assert_eq!(set.as_object_mut().unwrap().remove("id"), Some(json!("p")));
@@ -198,7 +201,8 @@ async fn a_project_reads_its_own_quota_and_only_an_administrator_sets_it() {
     put(own, MEMBER, body.clone()).await.expect(403);
     let set = put(own, ADMIN, body).await.expect(200).body["quota_set"].clone();
     let now = json!({
-        "accelerator_requests": 4, "accelerators": 7, "pci_attachments": -1, "pci_attachments:vf": 2,
+        "accelerator_requests": 4, "accelerator_spec_bytes": 1000, "accelerators": 7, "idempotency_keys": 3,
+        "pci_attachments": -1, "pci_attachments:vf": 2,
     });
     assert_eq!(set, now, "like Nova's, without an id");
     assert_eq!(get("/v2.1/os-quota-sets/q", OTHER).await.expect(200).body["quota_set"]["accelerators"], 3);
@@ -221,6 +225,42 @@ async fn a_project_reads_its_own_quota_and_only_an_administrator_sets_it() {
         put(&path, ADMIN, json!({ "quota_set": { "accelerators": 1 } })).await.expect(400);
     }
     assert_eq!(get(own, MEMBER).await.expect(200).body["quota_set"]["accelerators"], 7);
+}
+
+#[tokio::test]
+async fn specs_and_idempotency_keys_are_limited() {
+    let service = with_callers().await;
+    let send = async |method: Method, path: &str, who: &str, body: Value, key: Option<&str>| {
+        let key = key.map(|key| ("idempotency-key".to_owned(), key.to_owned()));
+        service.send_with(method, path, caller(who).into_iter().chain(key), Some(body.to_string())).await
+    };
+    let create = async |name: &str, who: &str, key: &str| {
+        send(Method::POST, "/accelerators", who, json!({ "name": name }), Some(key)).await
+    };
+    let mut paths = Vec::new();
+    for name in ["a", "b", "c"] {
+        let location = create(name, MEMBER, name).await.expect(201).location.unwrap();
+        paths.push(location[location.find("/accelerators/").unwrap()..].to_owned());
+    }
+    let refused = create("d", MEMBER, "d").await.expect(403);
+    let reason = "Quota exceeded for idempotency_keys: requested 1, but project p already uses 3 of 3; send the \
+                  request without Idempotency-Key";
+    assert!(refused.message().starts_with(reason), "{}", refused.message());
+    create("a", MEMBER, "a").await.expect(201);
+    create("d", OTHER, "d").await.expect(201);
+
+    let spec = async |path: &str, letters: usize| {
+        let spec = json!({ "acc_specs": { "acc_capability": { "x": "a".repeat(letters) } } });
+        send(Method::PUT, &format!("{path}/acc_spec"), MEMBER, spec, None).await
+    };
+    let large = spec(&paths[0], 5000).await.expect(413);
+    assert!(large.message().contains("send at most 4096"), "{}", large.message());
+    spec(&paths[0], 600).await.expect(200);
+    let refused = spec(&paths[1], 600).await.expect(403);
+    assert!(refused.message().contains("accelerator_spec_bytes"), "{}", refused.message());
+    spec(&paths[0], 100).await.expect(200);
+    spec(&paths[1], 600).await.expect(200);
+    spec(&paths[1], 500).await.expect(200);
 }
 
 fn cli(service: &Hotslot, arguments: &[&str]) -> Output {

@@ -20,11 +20,31 @@ pub enum Resource {
     Accelerators,
     /// Cyborg's accelerator requests of the project.
     AcceleratorRequests,
+    /// The bytes of the specs of the project's accelerators together.
+    SpecBytes,
+    /// The `Idempotency-Key`s of the project's requests whose answers are kept.
+    IdempotencyKeys,
 }
 
 impl Resource {
     /// All resources but those of aliases.
-    pub const FIXED: [Self; 3] = [Self::Attachments, Self::Accelerators, Self::AcceleratorRequests];
+    pub const FIXED: [Self; 5] = [
+        Self::Attachments,
+        Self::Accelerators,
+        Self::AcceleratorRequests,
+        Self::SpecBytes,
+        Self::IdempotencyKeys,
+    ];
+
+    /// Says what a project can do that has no more of it.
+    fn relief(&self) -> &'static str {
+        match self {
+            Self::Attachments | Self::AttachmentsOf(_) => "detach something",
+            Self::Accelerators | Self::AcceleratorRequests => "delete some",
+            Self::SpecBytes => "shorten some specs",
+            Self::IdempotencyKeys => "send the request without Idempotency-Key, or later",
+        }
+    }
 }
 
 /// The separator between `pci_attachments` and the name of an alias.
@@ -37,6 +57,8 @@ impl fmt::Display for Resource {
             Self::AttachmentsOf(alias) => write!(f, "{OF_ALIAS}{alias}"),
             Self::Accelerators => f.write_str("accelerators"),
             Self::AcceleratorRequests => f.write_str("accelerator_requests"),
+            Self::SpecBytes => f.write_str("accelerator_spec_bytes"),
+            Self::IdempotencyKeys => f.write_str("idempotency_keys"),
         }
     }
 }
@@ -136,9 +158,9 @@ pub fn of_aliases<'a>(aliases: impl IntoIterator<Item = &'a str>) -> BTreeMap<Re
 /// A request that would exceed a quota.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "Quota exceeded for {resource}: requested {requested}, but project {project} already uses {used} of {}; release \
-     some, or have an administrator raise the limit: PUT os-quota-sets/{project}",
-    .limit.get()
+    "Quota exceeded for {resource}: requested {requested}, but project {project} already uses {used} of {}; {}, or \
+     have an administrator raise the limit: PUT os-quota-sets/{project}",
+    .limit.get(), .resource.relief()
 )]
 pub struct Exceeded {
     /// The project.
@@ -197,8 +219,8 @@ mod tests {
         };
         assert_eq!(
             refused.to_string(),
-            "Quota exceeded for pci_attachments:gpu: requested 2, but project p already uses 4 of 5; release some, or \
-             have an administrator raise the limit: PUT os-quota-sets/p"
+            "Quota exceeded for pci_attachments:gpu: requested 2, but project p already uses 4 of 5; detach something, \
+             or have an administrator raise the limit: PUT os-quota-sets/p"
         );
     }
 }

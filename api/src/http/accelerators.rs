@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use hotslot_driver::binding::HostDriver;
 use hotslot_driver::text;
-use hotslot_model::accelerator::{AccSpec, Target, View};
+use hotslot_model::accelerator::{AccSpec, MAX_BYTES, Target, View};
 use hotslot_model::assignment::Assignment;
 use hotslot_model::id::{AcceleratorId, ServerId};
 use hotslot_model::identity::{Caller, Role};
@@ -211,6 +211,11 @@ async fn replace(
     headers: &HeaderMap,
 ) -> Result<Response, Fault> {
     let spec = AccSpec::read(spec).map_err(|reason| bad(reason, SPEC))?;
+    let bytes = spec.stored().len();
+    if bytes > MAX_BYTES {
+        let message = format!("the spec has {bytes} bytes; send at most {MAX_BYTES}");
+        return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
     let view = parts.accelerators.put_acc_spec(id, &spec, expected(headers).as_deref()).await?;
     Ok(one(parts, identity, view, uri, headers).await)
 }

@@ -19,3 +19,7 @@ CREATE INDEX mdevs_by_project ON mdevs (project_id) WHERE ended_at IS NULL AND p
 -- What belongs to a project is counted, and listed in the order of creation.
 CREATE INDEX accelerators_by_project ON accelerators (project_id, accelerator_id);
 CREATE INDEX accelerator_requests_by_project ON accelerator_requests (project_id, id);
+
+-- The project whose request had the key. None: it counts against nobody.
+ALTER TABLE idempotency_keys ADD COLUMN project_id TEXT;
+CREATE INDEX idempotency_keys_by_project ON idempotency_keys (project_id) WHERE project_id IS NOT NULL;

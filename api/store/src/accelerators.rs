@@ -191,7 +191,7 @@ impl Store {
     /// `None`.
     ///
     /// # Errors
-    /// Returns [`Error::Conflict`] when the generation is another one, [`Error::NoAccelerator`] when the accelerator
+    /// Returns [`Error::OverQuota`], [`Error::Conflict`] when the generation is another one, [`Error::NoAccelerator`] when the accelerator
     /// does not exist, or the error of the database.
     pub async fn put_acc_spec(
         &self,
@@ -200,6 +200,15 @@ impl Store {
         expected: Option<i64>,
     ) -> Result<Accelerator, Error> {
         let (_turn, mut tx) = self.begin().await?;
+        let was = query(
+            "SELECT project_id, CAST(COALESCE(OCTET_LENGTH(acc_specs), 0) AS BIGINT) AS bytes FROM accelerators
+             WHERE uuid = $1",
+        );
+        if let Some(was) = was.bind(id.to_string()).fetch_optional(&mut tx).await? {
+            let (project, bytes): (Option<String>, i64) = (was.try_get("project_id")?, was.try_get("bytes")?);
+            let more = spec.stored().len() as i64 - bytes;
+            self.charge(&mut tx, project.as_deref(), &[(Resource::SpecBytes, more)].into()).await?;
+        }
         let row = query(
             "UPDATE accelerators SET acc_specs = $2, device_type = $3, acc_type = $4, acc_capability = $5,
                  vendor_id = $6, product_id = $7, remotable = $8, generation = generation + 1, updated_at = $9

@@ -152,6 +152,7 @@ impl Store {
             rows.push(row);
         }
         if let Some(key) = key {
+            self.charge_key(&mut draft.tx, key).await?;
             remember(&mut draft, key, request).await?;
         }
         Ok(draft.commit_reservation().await?.then_some(rows))

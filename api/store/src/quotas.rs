@@ -42,6 +42,13 @@ fn counted(resource: &Resource) -> Query {
             "SELECT COUNT(*) AS used, CAST(0 AS BIGINT) AS reserved
              FROM accelerator_requests WHERE project_id = $1",
         ),
+        Resource::SpecBytes => query(
+            "SELECT CAST(COALESCE(SUM(OCTET_LENGTH(acc_specs)), 0) AS BIGINT) AS used, CAST(0 AS BIGINT) AS reserved
+             FROM accelerators WHERE project_id = $1",
+        ),
+        Resource::IdempotencyKeys => query(
+            "SELECT COUNT(*) AS used, CAST(0 AS BIGINT) AS reserved FROM idempotency_keys WHERE project_id = $1",
+        ),
     }
 }
 
@@ -49,7 +56,11 @@ async fn usage(on: Executor<'_>, project: &str, resource: &Resource) -> Result<U
     let counted = counted(resource).bind(project);
     let row = match resource {
         Resource::AttachmentsOf(alias) => counted.bind(alias),
-        Resource::Attachments | Resource::Accelerators | Resource::AcceleratorRequests => counted,
+        Resource::Attachments
+        | Resource::Accelerators
+        | Resource::AcceleratorRequests
+        | Resource::SpecBytes
+        | Resource::IdempotencyKeys => counted,
     };
     let row = row.fetch_one(on).await?;
     let (used, reserved): (i64, i64) = (row.try_get("used")?, row.try_get("reserved")?);

@@ -17,18 +17,23 @@ pub struct Quota {
     pub accelerators: Limit,
     /// The accelerator requests of a project.
     pub accelerator_requests: Limit,
+    /// The bytes of the specs of a project's accelerators together.
+    pub accelerator_spec_bytes: Limit,
+    /// The `Idempotency-Key`s of a project's requests whose answers are kept.
+    pub idempotency_keys: Limit,
 }
 
 impl Default for Quota {
     /// Attachments are limited by the devices that there are; records that need no device are limited here.
     fn default() -> Self {
-        const RECORDS: i64 = 1000;
-        let records = Limit::new(RECORDS).unwrap_or(Limit::UNLIMITED);
+        let of = |limit| Limit::new(limit).unwrap_or(Limit::UNLIMITED);
         Self {
             pci_attachments: Limit::UNLIMITED,
             alias: BTreeMap::new(),
-            accelerators: records,
-            accelerator_requests: records,
+            accelerators: of(1000),
+            accelerator_requests: of(1000),
+            accelerator_spec_bytes: of(1024 * 1024),
+            idempotency_keys: of(10_000),
         }
     }
 }
@@ -40,6 +45,8 @@ impl Quota {
             (Resource::Attachments, self.pci_attachments),
             (Resource::Accelerators, self.accelerators),
             (Resource::AcceleratorRequests, self.accelerator_requests),
+            (Resource::SpecBytes, self.accelerator_spec_bytes),
+            (Resource::IdempotencyKeys, self.idempotency_keys),
         ];
         let aliases = self.alias.iter().map(|(name, limit)| (Resource::AttachmentsOf(name.clone()), *limit));
         Limits(fixed.into_iter().chain(aliases).collect())

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hotslot_model::accelerator::AccSpec;
+use hotslot_model::assignment::Holder;
 use hotslot_model::cyborg::ArqTarget;
 use hotslot_model::id::AcceleratorId;
 use hotslot_model::quota::{Exceeded, Limit, Limits, Resource, Usage};
@@ -15,6 +17,8 @@ on_both! {
     a_device_counts_until_it_is_detached_and_again_when_it_comes_back
     records_of_a_project_are_counted
     limits_are_set_and_reset
+    specs_and_kept_keys_are_counted
+    lists_begin_after_a_place_and_have_only_what_the_filter_admits
 }
 
 fn limits(of: &[(Resource, i64)]) -> Limits {
@@ -129,6 +133,91 @@ async fn records_of_a_project_are_counted(records: Records) {
     assert!(rows.iter().all(|(_, row)| row.target.is_none()), "all or none are bound");
     let same = (made[0], target.clone(), Some("p".to_owned()));
     store.begin_bind(&[same, binds[0].clone()]).await.unwrap();
+}
+
+async fn specs_and_kept_keys_are_counted(records: Records) {
+    let limits = limits(&[(Resource::SpecBytes, 300), (Resource::IdempotencyKeys, 2)]);
+    let store = records.store.clone().with_default_limits(limits);
+    let spec = |letters: usize| {
+        let spec = serde_json::json!({ "acc_capability": { "x": "é".repeat(letters) } });
+        AccSpec::read(&spec).unwrap()
+    };
+    let (a, b) = (AcceleratorId(Uuid::new_v4()), AcceleratorId(Uuid::new_v4()));
+    store.create_accelerator("a", a, Some("p")).await.unwrap();
+    store.create_accelerator("b", b, Some("p")).await.unwrap();
+    store.put_acc_spec(a, &spec(90), None).await.unwrap();
+    let bytes = i64::try_from(spec(90).stored().len()).unwrap();
+    assert_eq!(records.used("p", Resource::SpecBytes).await, (bytes, 0), "bytes, not characters");
+    let refused = exceeded(store.put_acc_spec(b, &spec(90), None).await);
+    assert_eq!((refused.resource, refused.requested, refused.used), (Resource::SpecBytes, bytes, bytes));
+    store.put_acc_spec(a, &spec(1), None).await.unwrap();
+    store.put_acc_spec(b, &spec(90), None).await.unwrap();
+
+    let key = |name: &str| IdempotencyKey::new(name.as_bytes(), "/x", b"").unwrap().of("u", Some("p"));
+    let answer = Answer { status: 201, body: String::new(), location: None };
+    for name in ["1", "2", "1", "2"] {
+        store.keep(&key(name), &answer, 0, 100).await.unwrap();
+    }
+    let refused = exceeded(store.keep(&key("3"), &answer, 0, 100).await);
+    assert_eq!((refused.resource, refused.used), (Resource::IdempotencyKeys, 2));
+    store.keep(&key("3").of("u", Some("q")), &answer, 0, 100).await.unwrap();
+    store.prune_keys(now() + 1).await.unwrap();
+    assert_eq!(records.used("p", Resource::IdempotencyKeys).await, (0, 0));
+}
+
+async fn lists_begin_after_a_place_and_have_only_what_the_filter_admits(records: Records) {
+    let (store, one) = (&records.store, profile("one"));
+    store.create_device_profile(&one).await.unwrap();
+    let mut made = Vec::new();
+    for project in ["p", "q", "p", "q", "p"] {
+        made.extend(store.create_arqs(one.id, &[(0, "CUSTOM_QAT")], Some(project)).await.unwrap());
+    }
+    let server = ServerId(Uuid::new_v4());
+    let target = ArqTarget { hostname: "node1".into(), rp: Uuid::new_v4(), server };
+    for id in [made[1], made[2]] {
+        store.begin_bind(&[(id, target.clone(), None)]).await.unwrap();
+    }
+    let (p, all) = (ArqFilter { project: Some("p"), ..ArqFilter::default() }, ArqFilter::default());
+    let of_server = ArqFilter { server: Some(server), ..all };
+    for (filter, after, most, expected) in [
+        (all, None, 9, &[0, 1, 2, 3, 4][..]),
+        (all, Some(1), 2, &[2, 3]),
+        (p, None, 2, &[0, 2]),
+        (p, Some(2), 2, &[4]),
+        (of_server, None, 9, &[1, 2]),
+        (ArqFilter { server: Some(server), ..p }, None, 9, &[2]),
+        (ArqFilter { begun: true, ..all }, None, 9, &[1, 2]),
+        (ArqFilter { begun: true, ..p }, None, 9, &[2]),
+    ] {
+        let after = match after {
+            Some(index) => store.place_of_arq(filter, made[index]).await.unwrap().unwrap(),
+            None => 0,
+        };
+        let rows = store.arqs(filter, after, most).await.unwrap();
+        let rows: Vec<_> = rows.into_iter().map(|(_, row)| row.id).collect();
+        assert_eq!(rows, expected.iter().map(|index| made[*index]).collect::<Vec<_>>(), "{filter:?} {after}");
+    }
+    assert_eq!(store.place_of_arq(p, made[1]).await.unwrap(), None);
+    assert_eq!(store.place_of_arq(of_server, made[0]).await.unwrap(), None);
+
+    records.scan(devices()).await;
+    let holder = Holder::AcceleratorRequest(made[2]);
+    let request = RequestId(Uuid::new_v4());
+    let reservation = Reservation { holder: Some(holder), ..reservation(records.host, server, request) };
+    let device = new_attachment(records.at("0000:05:00.0"));
+    store.reserve(reservation, &[device]).await.unwrap().unwrap();
+    let place = store.place_of_arq(all, made[2]).await.unwrap().unwrap();
+    for (project, after, count) in
+        [(None, 0, 1), (Some("p"), 0, 1), (Some("q"), 0, 0), (None, place, 0), (Some("p"), place - 1, 1)]
+    {
+        let held = store.held_by_arqs(project, after, 100).await.unwrap();
+        assert_eq!(held.len(), count, "{project:?} {after}");
+        assert!(held.iter().all(|row| row.holder() == Some(holder)));
+    }
+    let first = store.attachments_after(None, None, 9).await.unwrap();
+    assert_eq!(first.len(), 1);
+    assert!(store.attachments_after(None, first.first(), 9).await.unwrap().is_empty());
+    assert!(store.attachments_after(Some("p"), None, 9).await.unwrap().is_empty());
 }
 
 async fn limits_are_set_and_reset(records: Records) {
