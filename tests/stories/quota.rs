@@ -28,7 +28,7 @@ alias = ['{"name": "vf", "vendor_id": "8086", "product_id": "10ca"}']
 const GUESTS: u32 = 21;
 
 fn make(_: usize, dir: &Path) {
-    Size { pfs: 1, vfs: 24, guests: GUESTS, ports: 2 }.write(dir).unwrap();
+    Size { pfs: 1, vfs: 24, guests: GUESTS, ports: 4 }.write(dir).unwrap();
     for number in 0..GUESTS - 1 {
         let file = dir.join(format!("domains/g{number}.xml"));
         let domain = std::fs::read_to_string(&file).unwrap();
